@@ -1,0 +1,208 @@
+"""What belongs to a checkpoint: frozen, strictly validated architecture and behaviour records.
+
+An artifact's ``config.json`` holds one ``architecture`` and one ``behavior`` of its family, so that nothing
+which was fixed when a learned optimizer was meta-trained lives in a class default of the optimizer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, Union
+
+from pylo_zoo.errors import ZooError
+
+Record = TypeVar("Record")
+
+Triple = tuple[float, float, float]
+MOMENTUM_DECAYS: Triple = (0.9, 0.99, 0.999)
+RMS_DECAYS: tuple[float] = (0.999,)
+ADAFACTOR_DECAYS: Triple = (0.9, 0.99, 0.999)
+
+
+# --- architectures: what the leaves' shapes say ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HyperNetArchitecture:
+    """VeLO and Celo: an LSTM a tensor that writes the weights of an MLP a parameter (SPEC §4, §5)."""
+
+    lstm_hidden_size: int
+    param_inits: int
+    ff_hidden_size: int
+    ff_hidden_layers: int
+
+
+@dataclass(frozen=True)
+class ControllerArchitecture:
+    """celo-adam: the LSTM alone (SPEC §5)."""
+
+    lstm_hidden_size: int
+
+
+@dataclass(frozen=True)
+class CELO2Architecture:
+    """CELO2, CELO2-base and ELO-CELO2: one MLP a parameter (SPEC §6)."""
+
+    ff_hidden_size: int
+    ff_hidden_layers: int
+
+
+@dataclass(frozen=True)
+class MLPArchitecture:
+    """AdafacMLP, μLO and ELO: one MLP a parameter over 39 features (SPEC §3)."""
+
+    hidden_size: int
+    hidden_layers: int
+
+
+# --- behaviours: what no shape says ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CeloBehavior:
+    """Celo (SPEC §5). The defaults are the released values."""
+
+    step_mult: float = 0.001
+    exp_mult: float = 0.001
+    initial_momentum_decays: Triple = MOMENTUM_DECAYS
+    initial_rms_decays: tuple[float] = RMS_DECAYS
+    initial_adafactor_decays: Triple = ADAFACTOR_DECAYS
+
+
+@dataclass(frozen=True)
+class VeLOBehavior(CeloBehavior):
+    """VeLO (SPEC §4). The defaults are the released VeLO's."""
+
+    ff_mult: float = 100.0
+    use_bugged_next_lstm_state: bool = False
+    use_bugged_loss_features: bool = False
+
+
+@dataclass(frozen=True)
+class CeloAdamBehavior:
+    """celo-adam (SPEC §5)."""
+
+    step_mult: float = 0.001
+    initial_momentum_decays: tuple[float] = (0.9,)
+    initial_rms_decays: tuple[float] = RMS_DECAYS
+
+
+@dataclass(frozen=True)
+class CELO2Behavior:
+    """CELO2 and ELO-CELO2 (SPEC §6)."""
+
+    mlp_activation: Literal["relu", "tanh"] = "relu"
+    exp_mult: float = 0.0
+    param_scale_mult: bool = False
+    orthogonalize: bool = True
+    rmsmult: float = 1.0
+    ns_coeffs: Triple = (3.4445, -4.7750, 2.0315)
+    ns_iters: int = 5
+    ns_eps: float = 1e-8
+    initial_momentum_decays: Triple = MOMENTUM_DECAYS
+    initial_rms_decays: tuple[float] = (0.95,)
+    initial_adafactor_decays: Triple = ADAFACTOR_DECAYS
+
+
+@dataclass(frozen=True)
+class CELO2BaseBehavior(CELO2Behavior):
+    """CELO2-base: the rule for every parameter, no orthogonalization (SPEC §6)."""
+
+    orthogonalize: bool = False
+
+
+@dataclass(frozen=True)
+class ELOBehavior:
+    """ELO (SPEC §3)."""
+
+    exp_mult: float = 0.001
+    initial_momentum_decays: Triple = MOMENTUM_DECAYS
+    initial_rms_decays: tuple[float] = RMS_DECAYS
+    initial_adafactor_decays: Triple = ADAFACTOR_DECAYS
+
+
+@dataclass(frozen=True)
+class AdafacBehavior(ELOBehavior):
+    """AdafacMLP, small_fc_lopt (SPEC §3)."""
+
+    step_mult: float = 0.001
+
+
+@dataclass(frozen=True)
+class MuLOBehavior(AdafacBehavior):
+    """μLO (SPEC §3)."""
+
+    step_mult: float = 0.01
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def parse(record: type[Record], values: Mapping[str, Any], what: str) -> Record:
+    """Build ``record`` from ``values``, strictly.
+
+    Args:
+        record: one of the dataclasses above (or a third party's own).
+        values: field name to value, as JSON or YAML gives them (lists stand for tuples).
+        what: how to call ``values`` in an error, such as ``"behavior"``.
+
+    Raises:
+        ZooError: a field is unknown, missing, of the wrong type or out of range.
+    """
+    hints = typing.get_type_hints(record)
+    fields = {field.name: field for field in dataclasses.fields(record)}  # pyright: ignore[reportArgumentType]
+    for name in values:
+        if name not in fields:
+            raise ZooError(f"{what}: unknown field {name!r}.", _suggest(name, fields))
+    missing = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in values]
+    if missing:
+        raise ZooError(f"{what}: {', '.join(missing)} missing.", f"{record.__name__} needs every one of its fields.")
+    return record(**{name: _coerce(hints[name], value, f"{what}: {name}") for name, value in values.items()})
+
+
+def to_dict(record: Any) -> dict[str, Any]:
+    """The fields of ``record`` as JSON holds them: tuples become lists."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(record).items()
+    }
+
+
+def _suggest(name: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    fields = ", ".join(sorted(known)) or "none"
+    return f"Did you mean {near[0]!r}? Known fields: {fields}." if near else f"Known fields: {fields}."
+
+
+def _coerce(kind: Any, value: Any, what: str) -> Any:
+    """``value`` as type ``kind`` (bool, int, float, str, Literal, tuple, optional), or a ZooError."""
+    origin = typing.get_origin(kind)
+    if origin in (Union, types.UnionType):
+        if value is None:
+            return None
+        kind = next(option for option in typing.get_args(kind) if option is not type(None))
+        return _coerce(kind, value, what)
+    if origin is Literal:
+        if value in typing.get_args(kind):
+            return value
+        raise ZooError(f"{what} is {value!r}.", f"It must be one of {', '.join(map(repr, typing.get_args(kind)))}.")
+    if origin is tuple:
+        items = typing.get_args(kind)
+        if isinstance(value, (list, tuple)) and len(value) == len(items):
+            return tuple(_coerce(item, each, what) for item, each in zip(items, value, strict=True))
+        raise ZooError(f"{what} is {value!r}.", f"It must be a list of length {len(items)}.")
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is int and isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    if kind is str and isinstance(value, str):
+        return value
+    expected = {bool: "true or false", int: "a positive whole number", float: "a finite number", str: "a text"}[kind]
+    raise ZooError(f"{what} is {value!r}.", f"It must be {expected}.")

@@ -1,0 +1,222 @@
+"""The meta-networks: their parameters, forward passes and learned decays.
+
+Each network is built from an architecture and a behaviour (:mod:`pylo_zoo.config`); its ``state_dict`` is what an
+artifact's ``model.safetensors`` holds. Weights stand as torch keeps them, ``[outputs, inputs]``.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pylo_zoo.config import (
+    AdafacBehavior,
+    CELO2Architecture,
+    CELO2Behavior,
+    CeloAdamBehavior,
+    CeloBehavior,
+    ControllerArchitecture,
+    ELOBehavior,
+    HyperNetArchitecture,
+    MLPArchitecture,
+    VeLOBehavior,
+)
+from pylo_zoo.ops.accumulators import Decays
+from pylo_zoo.ops.mlp import Layer, mlp
+
+VELO_CHANNELS = 30
+"""Per-parameter features of VeLO, Celo and CELO2 (SPEC §4)."""
+ADAFAC_CHANNELS = 39
+"""Per-parameter features of AdafacMLP, μLO and ELO, time features included (SPEC §3)."""
+VELO_LSTM_INPUTS = 30
+CELO_LSTM_INPUTS = 18
+
+
+class Control(NamedTuple):
+    """What the LSTM says of N tensors: next ``hidden``, ``cell`` ``[N, H]``, ``controls [N, inits]``, ``lr_mult [N]``."""
+
+    hidden: Tensor
+    cell: Tensor
+    controls: Tensor | None
+    lr_mult: Tensor
+
+
+class Affine(nn.Module):
+    """An affine map, ``weight [*bank, outputs, inputs]`` and ``bias [*bank, outputs]``; filled by ``load_state_dict``."""
+
+    def __init__(self, inputs: int, outputs: int, *bank: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(*bank, outputs, inputs))
+        self.bias = nn.Parameter(torch.empty(*bank, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight, self.bias)
+
+
+class MLP(nn.Module):
+    """``hidden_layers`` hidden layers of ``hidden`` units; with ``bank``, that many stacked sets of weights."""
+
+    def __init__(self, inputs: int, hidden: int, hidden_layers: int, outputs: int, *bank: int) -> None:
+        super().__init__()
+        widths = [inputs, *[hidden] * hidden_layers, outputs]
+        self.layers = nn.ModuleList(Affine(a, b, *bank) for a, b in pairwise(widths))
+
+    def weights(self) -> list[Layer]:
+        return [(layer.weight, layer.bias) for layer in self.layers]  # pyright: ignore[reportReturnType]
+
+
+class Controller(nn.Module):
+    """The LSTM that runs once a tensor and step (SPEC §4).
+
+    Gates stand in the order i, g, f, o in one affine map of ``[input, hidden]``; the forget gate has 1 added.
+    """
+
+    def __init__(self, inputs: int, hidden: int, controls: int | None) -> None:
+        super().__init__()
+        self.initial_hidden = nn.Parameter(torch.empty(1, hidden))
+        self.initial_cell = nn.Parameter(torch.empty(1, hidden))
+        self.pooled = Affine(inputs, hidden)
+        self.direct = Affine(inputs, hidden)
+        self.lstm = Affine(2 * hidden, 4 * hidden)
+        self.controls = Affine(hidden, controls) if controls else None
+        self.step_size = Affine(hidden, 1)
+
+    def forward(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> Control:
+        """One LSTM step over all N tensors: ``inputs [N, inputs]``, ``hidden`` and ``cell`` ``[N, H]``."""
+        x = self.direct(inputs) + torch.relu(self.pooled(inputs)).amax(dim=0)
+        i, g, f, o = self.lstm(torch.cat([x, hidden], dim=-1)).chunk(4, dim=-1)
+        cell = torch.sigmoid(f + 1) * cell + torch.sigmoid(i) * torch.tanh(g)
+        hidden = torch.sigmoid(o) * torch.tanh(cell)
+        controls = self.controls(hidden) if self.controls is not None else None
+        return Control(hidden, cell, controls, self.step_size(hidden)[:, 0])
+
+
+class FixedDecays:
+    """Mixin of the networks whose decays are the behaviour's own (everything but AdafacMLP and μLO)."""
+
+    behavior: CeloBehavior | CeloAdamBehavior | CELO2Behavior | ELOBehavior
+
+    def decays(self) -> Decays:
+        like = next(self.parameters())  # pyright: ignore[reportAttributeAccessIssue]
+        adafactor = getattr(self.behavior, "initial_adafactor_decays", ())
+        momentum, rms, adafactor = (
+            torch.tensor(values, dtype=like.dtype, device=like.device)
+            for values in (self.behavior.initial_momentum_decays, self.behavior.initial_rms_decays, adafactor)
+        )
+        return Decays(momentum, rms.clamp(0, 1), adafactor.clamp(0, 1))
+
+
+class VeLONet(FixedDecays, nn.Module):
+    """VeLO (SPEC §4): :class:`Controller` and a bank of ``param_inits`` MLPs ``30 → 4 → 4 → 3``."""
+
+    lstm_inputs = VELO_LSTM_INPUTS
+
+    def __init__(self, architecture: HyperNetArchitecture, behavior: CeloBehavior) -> None:
+        super().__init__()
+        a = architecture
+        self.architecture, self.behavior = architecture, behavior
+        self.controller = Controller(self.lstm_inputs, a.lstm_hidden_size, a.param_inits)
+        self.mlp = MLP(VELO_CHANNELS, a.ff_hidden_size, a.ff_hidden_layers, 3, a.param_inits)
+
+    def forward(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> Control:
+        """The LSTM's step; ``controls`` and ``lr_mult`` are ready for :meth:`write` and the update."""
+        return self.controller(inputs, hidden, cell)
+
+    def write(self, controls: Tensor) -> list[Layer]:
+        """The MLPs' weights for N tensors: layers of ``[N, outputs, inputs]`` and ``[N, outputs]``.
+
+        Every weight is ``ff_mult · mean over inits(control · bank)``, as one matrix product a leaf.
+        """
+        assert isinstance(self.behavior, VeLOBehavior)
+        return self._mix(controls * self.behavior.ff_mult)
+
+    def _mix(self, controls: Tensor) -> list[Layer]:
+        scaled = controls / self.architecture.param_inits
+
+        def mixed(bank: Tensor) -> Tensor:
+            return (scaled @ bank.flatten(1)).unflatten(1, bank.shape[1:])
+
+        return [(mixed(weight), mixed(bias)) for weight, bias in self.mlp.weights()]
+
+
+class CeloNet(VeLONet):
+    """Celo (SPEC §5): 18 inputs, softmax over the inits, a log-scale step size, no ff_mult."""
+
+    lstm_inputs = CELO_LSTM_INPUTS
+
+    def forward(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> Control:
+        control = self.controller(inputs, hidden, cell)
+        return control._replace(controls=control.controls.softmax(dim=-1), lr_mult=celo_lr_mult(control.lr_mult))
+
+    def write(self, controls: Tensor) -> list[Layer]:
+        return self._mix(controls)
+
+
+class CeloAdamNet(FixedDecays, nn.Module):
+    """celo-adam (SPEC §5): Celo's controller alone."""
+
+    def __init__(self, architecture: ControllerArchitecture, behavior: CeloAdamBehavior) -> None:
+        super().__init__()
+        self.architecture, self.behavior = architecture, behavior
+        self.controller = Controller(CELO_LSTM_INPUTS, architecture.lstm_hidden_size, None)
+
+    def forward(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> Control:
+        control = self.controller(inputs, hidden, cell)
+        return control._replace(lr_mult=celo_lr_mult(control.lr_mult))
+
+
+def celo_lr_mult(output: Tensor) -> Tensor:
+    """Celo's step size from the controller's raw output (SPEC §5)."""
+    return 0.1 * torch.exp(output)
+
+
+class CELO2Net(FixedDecays, nn.Module):
+    """CELO2, CELO2-base, ELO-CELO2 (SPEC §6): one MLP ``30 → 8 → 8 → 3``."""
+
+    def __init__(self, architecture: CELO2Architecture, behavior: CELO2Behavior) -> None:
+        super().__init__()
+        self.architecture, self.behavior = architecture, behavior
+        self.mlp = MLP(VELO_CHANNELS, architecture.ff_hidden_size, architecture.ff_hidden_layers, 3)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``features [30 or 15, n]`` → direction, magnitude and one unused ``[3, n]``."""
+        return mlp(self.mlp.weights(), features, self.behavior.mlp_activation)
+
+
+class ELONet(FixedDecays, nn.Module):
+    """ELO (SPEC §3): one MLP ``39 → 32 → 32 → 2``; the decays are the initial ones."""
+
+    def __init__(self, architecture: MLPArchitecture, behavior: ELOBehavior) -> None:
+        super().__init__()
+        self.architecture, self.behavior = architecture, behavior
+        self.mlp = MLP(ADAFAC_CHANNELS, architecture.hidden_size, architecture.hidden_layers, 2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``features [39, n]`` → direction and magnitude ``[2, n]``."""
+        return mlp(self.mlp.weights(), features)
+
+
+class AdafacNet(ELONet):
+    """AdafacMLP and μLO (SPEC §3): ELO's MLP, with learned offsets of the decays."""
+
+    def __init__(self, architecture: MLPArchitecture, behavior: AdafacBehavior) -> None:
+        super().__init__(architecture, behavior)
+        self.momentum_decays = nn.Parameter(torch.empty(3))
+        self.rms_decays = nn.Parameter(torch.empty(1))
+        self.adafactor_decays = nn.Parameter(torch.empty(3))
+
+    def decays(self) -> Decays:
+        """``1 − exp(10·(ln(1 − d0)/10 + offset))`` with the initial decays ``d0``."""
+        initial = super().decays()
+
+        def learned(decay: Tensor, offset: Tensor) -> Tensor:
+            return 1 - torch.exp(10 * (torch.log(1 - decay) / 10 + offset))
+
+        return Decays(
+            learned(initial.momentum, self.momentum_decays),
+            learned(initial.rms, self.rms_decays).clamp(0, 1),
+            learned(initial.adafactor, self.adafactor_decays).clamp(0, 1),
+        )

@@ -1,0 +1,105 @@
+"""Per-parameter features, their normaliser, and the step that the MLP's outputs stand for (SPEC §2–§6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pylo_zoo.ops.accumulators import Factors
+
+TIME_SCALES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
+"""τ of AdafacMLP's time features, in steps."""
+
+
+class Inputs(NamedTuple):
+    """What features are made of: the old parameter, the gradient, and the advanced accumulators."""
+
+    p: Tensor
+    """``[*shape]``"""
+    g: Tensor
+    """``[*shape]``"""
+    m: Tensor
+    """momentum ``[3, *shape]``"""
+    v: Tensor
+    """second moment ``[1, *shape]``"""
+    factors: Factors
+    rsqrt_eps: float
+    """added to ``v`` under the root"""
+    diag_eps: float
+    """added to ``diag`` under the root in the unfactored ``factored_momentum``"""
+
+
+def _rsqrt_v(x: Inputs) -> Tensor:
+    return torch.rsqrt(x.v + x.rsqrt_eps)
+
+
+def _factored_gradient(x: Inputs) -> Tensor:
+    scaled = x.g * x.factors.row_factor
+    return scaled if x.factors.col_factor is None else scaled * x.factors.col_factor
+
+
+def _factored_momentum(x: Inputs) -> Tensor:
+    if x.factors.col_factor is None:
+        return x.m * torch.rsqrt(x.factors.row + x.diag_eps)
+    return x.m * x.factors.row_factor * x.factors.col_factor
+
+
+FEATURES: dict[str, Callable[[Inputs], Tensor]] = {
+    "gradient": lambda x: x.g[None],
+    "clipped_gradient": lambda x: x.g.clamp(-0.1, 0.1)[None],
+    "parameter": lambda x: x.p[None],
+    "momentum": lambda x: x.m,
+    "second_moment": lambda x: x.v,
+    "normalized_momentum": lambda x: x.m * _rsqrt_v(x),
+    "rsqrt_second_moment": _rsqrt_v,
+    "factored_gradient": _factored_gradient,
+    "normalized_gradient": lambda x: x.g * _rsqrt_v(x),
+    "row": lambda x: x.factors.row,
+    "col": lambda x: x.factors.col,
+    "rsqrt_row": lambda x: torch.rsqrt(x.factors.row + 1e-8),
+    "rsqrt_col": lambda x: torch.rsqrt(x.factors.col + 1e-8),
+    "factored_momentum": _factored_momentum,
+}
+"""Feature groups by name, each ``[channels, *shape]``, an axis of size 1 where the feature is constant along it."""
+
+VELO_FEATURES = tuple(FEATURES)
+"""The 14 groups, 30 channels, of VeLO, Celo and CELO2, in order (SPEC §4)."""
+CELO2_UNFACTORED_FEATURES = VELO_FEATURES[:9]
+"""The 9 groups, 15 channels, that CELO2 has for vectors and scalars (SPEC §6)."""
+ADAFAC_FEATURES = tuple(name for name in FEATURES if name not in ("clipped_gradient", "normalized_gradient"))
+"""The 12 groups, 28 channels, of AdafacMLP, μLO and ELO (SPEC §3)."""
+
+
+def normalize(x: Tensor, axes: Sequence[int], eps: float) -> Tensor:
+    """``x · rsqrt(eps + mean(x²))``, one mean a channel and, over the other axes, an index (SPEC §2)."""
+    return x * torch.rsqrt(eps + x.square().mean(dim=tuple(axes), keepdim=True))
+
+
+def columns(names: Sequence[str], inputs: Inputs, axes: Sequence[int], eps: float) -> Tensor:
+    """Normalised features of every element, ``[channels, n]`` with ``n = p.numel()``.
+
+    Features that are constant along an axis are normalised before they are spread over it: the mean is the same.
+    """
+    shape = inputs.p.shape
+    groups = (normalize(FEATURES[name](inputs), axes, eps) for name in names)
+    return torch.cat([group.expand(-1, *shape).flatten(1) for group in groups])
+
+
+def time_columns(step: Tensor, n: int, like: Tensor) -> Tensor:
+    """AdafacMLP's time features ``tanh(t/τ − 1)``, ``[11, n]``; ``step`` is the 0-based t."""
+    scales = torch.tensor(TIME_SCALES, dtype=like.dtype, device=like.device)
+    return torch.tanh(step.to(scales) / scales - 1)[:, None].expand(-1, n)
+
+
+def step_of(outputs: Tensor, shape: Sequence[int], exp_mult: float) -> Tensor:
+    """``direction · exp(magnitude · exp_mult)`` in the parameter's shape, from MLP outputs ``[≥ 2, n]``."""
+    direction, magnitude = outputs[0], outputs[1]
+    return (direction * torch.exp(magnitude * exp_mult)).view(*shape)
+
+
+def parameter_scale(p: Tensor) -> Tensor:
+    """``sqrt(mean(p²) + 1e-9)`` over all axes, a scalar (SPEC §4, §6)."""
+    return torch.sqrt(p.square().mean() + 1e-9)

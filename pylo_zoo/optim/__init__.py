@@ -1,0 +1,13 @@
+"""``torch.optim`` optimizers that train with learned update rules, one file a family."""
+
+from pylo_zoo.optim.adafac import AdafacLO
+from pylo_zoo.optim.celo import Celo
+from pylo_zoo.optim.celo2 import CELO2
+from pylo_zoo.optim.celo_adam import CeloAdam
+from pylo_zoo.optim.elo import ELO
+from pylo_zoo.optim.elo_celo2 import ELO_CELO2
+from pylo_zoo.optim.groups import param_groups
+from pylo_zoo.optim.mulo import MuLO
+from pylo_zoo.optim.velo import VeLO
+
+__all__ = ["CELO2", "ELO", "ELO_CELO2", "AdafacLO", "Celo", "CeloAdam", "MuLO", "VeLO", "param_groups"]

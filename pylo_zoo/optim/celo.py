@@ -1,0 +1,35 @@
+"""Celo (arXiv 2501.12670; SPEC §5): VeLO's update under an LSTM that sees only the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from pylo_zoo.artifact import Artifact
+from pylo_zoo.optim.base import Item
+from pylo_zoo.optim.velo import VeLO
+
+
+class Celo(VeLO):
+    """Celo. Needs the training loss: ``opt.step(loss)``.
+
+    Arguments, state and errors are those of :class:`~pylo_zoo.optim.velo.VeLO`, with weights of family celo.
+    """
+
+    families = ("celo",)
+
+    def __init__(
+        self,
+        params: Any,
+        num_steps: int,
+        lr: float | Tensor = 1.0,
+        weight_decay: float = 0.0,
+        weights: str | Artifact = "celo",
+        clip_norm: float | None = None,
+    ) -> None:
+        super().__init__(params, num_steps, lr, weight_decay, weights, clip_norm)
+
+    def lstm_inputs(self, items: Sequence[Item], run_features: Tensor) -> Tensor:
+        return run_features.expand(len(items), -1)

@@ -1,0 +1,60 @@
+"""celo-adam (arXiv 2501.12670; SPEC §5): Adam with step sizes that Celo's LSTM chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pylo_zoo.artifact import Artifact
+from pylo_zoo.nets import Control
+from pylo_zoo.ops.adam import adam_direction
+from pylo_zoo.ops.layout import Axes
+from pylo_zoo.optim.base import Group, Item
+from pylo_zoo.optim.controlled import ControlledOptimizer
+
+EPS = 1e-8
+EPS_ROOT = 1e-10
+
+
+class CeloAdam(ControlledOptimizer):
+    """celo-adam. Needs the training loss: ``opt.step(loss)``.
+
+    Arguments and errors are those of :class:`~pylo_zoo.optim.velo.VeLO`, with weights of family celo-adam. State of a
+    parameter: ``momentum`` and ``second_moment`` ``[1, *shape]``, ``step``, ``lstm_hidden`` and ``lstm_cell`` ``[H]``.
+    """
+
+    families = ("celo-adam",)
+
+    def __init__(
+        self,
+        params: Any,
+        num_steps: int,
+        lr: float | Tensor = 1.0,
+        weight_decay: float = 0.0,
+        weights: str | Artifact = "celo-adam",
+        clip_norm: float | None = None,
+    ) -> None:
+        super().__init__(params, num_steps, lr, weight_decay, weights, clip_norm)
+
+    def new_state(self, p: Tensor, group: Group, axes: Axes) -> dict[str, Tensor]:
+        moments = {name: torch.zeros_like(p)[None] for name in ("momentum", "second_moment")}
+        return {**super().new_state(p, group, axes), **moments, "step": torch.tensor(0)}
+
+    def lstm_inputs(self, items: Sequence[Item], run_features: Tensor) -> Tensor:
+        return run_features.expand(len(items), -1)
+
+    def contexts(self, items: Sequence[Item], control: Control) -> Sequence[Tensor]:
+        return [control.lr_mult[k].to(item.p) for k, item in enumerate(items)]
+
+    def update(self, item: Item, step: Tensor, context: Tensor) -> None:
+        p, state, decays = item.p, item.state, item.meta.decays
+        state["step"] += 1
+        betas = decays.momentum, decays.rms
+        direction = adam_direction(
+            state["momentum"], state["second_moment"], item.g, state["step"], betas, EPS, EPS_ROOT
+        )
+        delta = self.behavior.step_mult * context * direction
+        p.sub_(item.group["lr"] * (delta + item.group["weight_decay"] * p))

@@ -1,0 +1,47 @@
+"""ELO-CELO2 (arXiv 2506.10315; SPEC §6): CELO2's rule with another recipe around it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from pylo_zoo.artifact import Artifact
+from pylo_zoo.optim.celo2 import CELO2
+
+
+class ELO_CELO2(CELO2):
+    """ELO-CELO2: :class:`~pylo_zoo.optim.celo2.CELO2` with weights of family elo-celo2.
+
+    Differs in its defaults (weight decay 0.1, global norm clipped to 1, ``adam_lr_mult`` 1) and in clipping AdamW's
+    gradients to ``grad_clip_val`` too. Arguments, state and errors are CELO2's.
+    """
+
+    families = ("elo-celo2",)
+    clip_adam_gradients = True
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        weight_decay: float = 0.1,
+        adam_lr_mult: float = 1.0,
+        adam_betas: tuple[float, float] = (0.9, 0.95),
+        adam_eps: float = 1e-8,
+        adam_weight_decay: float | None = None,
+        clip_norm: float | None = 1.0,
+        grad_clip_val: float = 1000.0,
+        weights: str | Artifact = "elo-celo2",
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            weight_decay,
+            adam_lr_mult,
+            adam_betas,
+            adam_eps,
+            adam_weight_decay,
+            clip_norm,
+            grad_clip_val,
+            weights,
+        )
