@@ -7,7 +7,8 @@ artifact's ``model.safetensors`` holds. Weights stand as torch keeps them, ``[ou
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -220,3 +221,9 @@ class AdafacNet(ELONet):
             learned(initial.rms, self.rms_decays).clamp(0, 1),
             learned(initial.adafactor, self.adafactor_decays).clamp(0, 1),
         )
+
+
+def on_meta(net: Callable[[Any, Any], nn.Module], architecture: Any, behavior: Any) -> nn.Module:
+    """``net(architecture, behavior)`` without storage: its names and shapes, ready for ``load_state_dict(assign=True)``."""
+    with torch.device("meta"):
+        return net(architecture, behavior)

@@ -1,6 +1,10 @@
 """``torch.optim`` optimizers that train with learned update rules, one file a family."""
 
+from importlib import import_module
+
+from pylo_zoo import converters
 from pylo_zoo.optim.adafac import AdafacLO
+from pylo_zoo.optim.base import LearnedOptimizer
 from pylo_zoo.optim.celo import Celo
 from pylo_zoo.optim.celo2 import CELO2
 from pylo_zoo.optim.celo_adam import CeloAdam
@@ -10,4 +14,25 @@ from pylo_zoo.optim.groups import param_groups
 from pylo_zoo.optim.mulo import MuLO
 from pylo_zoo.optim.velo import VeLO
 
-__all__ = ["CELO2", "ELO", "ELO_CELO2", "AdafacLO", "Celo", "CeloAdam", "MuLO", "VeLO", "param_groups"]
+__all__ = [
+    "CELO2",
+    "ELO",
+    "ELO_CELO2",
+    "AdafacLO",
+    "Celo",
+    "CeloAdam",
+    "MuLO",
+    "VeLO",
+    "optimizer_class",
+    "param_groups",
+]
+
+
+def optimizer_class(family: str) -> type[LearnedOptimizer]:
+    """The optimizer that trains with checkpoints of ``family``.
+
+    Raises:
+        ZooError: there is no such family.
+    """
+    module, _, name = converters.get(family).optimizer.partition(":")
+    return getattr(import_module(module), name)

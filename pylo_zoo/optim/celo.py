@@ -27,9 +27,8 @@ class Celo(VeLO):
         lr: float | Tensor = 1.0,
         weight_decay: float = 0.0,
         weights: str | Artifact = "celo",
-        clip_norm: float | None = None,
     ) -> None:
-        super().__init__(params, num_steps, lr, weight_decay, weights, clip_norm)
+        super().__init__(params, num_steps, lr, weight_decay, weights)
 
     def lstm_inputs(self, items: Sequence[Item], run_features: Tensor) -> Tensor:
         return run_features.expand(len(items), -1)

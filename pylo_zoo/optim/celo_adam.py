@@ -13,7 +13,7 @@ from pylo_zoo.nets import Control
 from pylo_zoo.ops.adam import adam_direction
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.optim.base import Group, Item
-from pylo_zoo.optim.controlled import ControlledOptimizer
+from pylo_zoo.optim.controlled import MAX_GRADIENT, ControlledOptimizer
 
 EPS = 1e-8
 EPS_ROOT = 1e-10
@@ -35,9 +35,8 @@ class CeloAdam(ControlledOptimizer):
         lr: float | Tensor = 1.0,
         weight_decay: float = 0.0,
         weights: str | Artifact = "celo-adam",
-        clip_norm: float | None = None,
     ) -> None:
-        super().__init__(params, num_steps, lr, weight_decay, weights, clip_norm)
+        super().__init__(params, num_steps, lr, weight_decay, weights)
 
     def new_state(self, p: Tensor, group: Group, axes: Axes) -> dict[str, Tensor]:
         moments = {name: torch.zeros_like(p)[None] for name in ("momentum", "second_moment")}
@@ -52,9 +51,8 @@ class CeloAdam(ControlledOptimizer):
     def update(self, item: Item, step: Tensor, context: Tensor) -> None:
         p, state, decays = item.p, item.state, item.meta.decays
         state["step"] += 1
+        g = item.g.clamp(-MAX_GRADIENT, MAX_GRADIENT)
         betas = decays.momentum, decays.rms
-        direction = adam_direction(
-            state["momentum"], state["second_moment"], item.g, state["step"], betas, EPS, EPS_ROOT
-        )
+        direction = adam_direction(state["momentum"], state["second_moment"], g, state["step"], betas, EPS, EPS_ROOT)
         delta = self.behavior.step_mult * context * direction
         p.sub_(item.group["lr"] * (delta + item.group["weight_decay"] * p))

@@ -16,6 +16,9 @@ from pylo_zoo.ops import conditioning
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.optim.base import Group, Item, LearnedOptimizer, Loss
 
+MAX_GRADIENT = 1000.0
+"""Gradients are clipped to this, element by element, before the update (SPEC §4)."""
+
 
 class ControlledOptimizer(LearnedOptimizer):
     """Base of the optimizers whose step sizes an LSTM chooses from the loss and the fraction of training done.
@@ -26,7 +29,6 @@ class ControlledOptimizer(LearnedOptimizer):
         lr: multiplies every step; 1 is what the weights were trained with.
         weight_decay: decoupled, ``p ← p − lr·(step + weight_decay·p)``.
         weights: registry name, artifact directory or loaded artifact.
-        clip_norm: largest global norm of the gradient; None does not clip.
 
     State of a parameter beside its accumulators: ``lstm_hidden`` and ``lstm_cell`` ``[H]``; of the run: ``step``,
     ``loss_average [10]`` and ``loss_minimum [10]``.
@@ -42,12 +44,11 @@ class ControlledOptimizer(LearnedOptimizer):
         lr: float | Tensor,
         weight_decay: float,
         weights: str | Artifact,
-        clip_norm: float | None,
     ) -> None:
         if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
             raise ZooError(f"num_steps is {num_steps!r}.", "Give the number of steps that the run will take.")
         defaults = {"lr": lr, "weight_decay": weight_decay, "num_steps": num_steps}
-        super().__init__(params, defaults, weights, clip_norm)
+        super().__init__(params, defaults, weights)
 
     @property
     def num_steps(self) -> int:

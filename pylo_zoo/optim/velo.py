@@ -16,9 +16,8 @@ from pylo_zoo.ops.features import VELO_FEATURES, Inputs, columns, parameter_scal
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.mlp import Layer, mlp
 from pylo_zoo.optim.base import Group, Item
-from pylo_zoo.optim.controlled import ControlledOptimizer
+from pylo_zoo.optim.controlled import MAX_GRADIENT, ControlledOptimizer
 
-MAX_GRADIENT = 1000.0
 RSQRT_EPS = 1e-6
 NORM_EPS = 1e-5
 
@@ -39,7 +38,6 @@ class VeLO(ControlledOptimizer):
         lr: multiplies every step; VeLO needs no tuning, and 1 is what it was trained with.
         weight_decay: decoupled, ``p ← p − lr·(step + weight_decay·p)``.
         weights: registry name, artifact directory or loaded artifact, of family velo.
-        clip_norm: largest global norm of the gradient; None does not clip.
 
     Raises:
         ZooError: bad arguments, weights of another family, or a step without a loss.
@@ -54,9 +52,8 @@ class VeLO(ControlledOptimizer):
         lr: float | Tensor = 1.0,
         weight_decay: float = 0.0,
         weights: str | Artifact = "velo",
-        clip_norm: float | None = None,
     ) -> None:
-        super().__init__(params, num_steps, lr, weight_decay, weights, clip_norm)
+        super().__init__(params, num_steps, lr, weight_decay, weights)
 
     def new_state(self, p: Tensor, group: Group, axes: Axes) -> dict[str, Tensor]:
         return {**super().new_state(p, group, axes), **new_accumulators(p, axes)}

@@ -1,0 +1,37 @@
+# Everything runs in .venv, which each target creates where it is missing or out of date.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-full lint clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(STAMP)  ## convert a checkpoint, prove parity, train with the result
+	$(BIN)/pylo-zoo convert velo-sample --out zoo/velo-sample --force
+	$(BIN)/pylo-zoo verify zoo/velo-sample
+	$(BIN)/python examples/digits.py --weights zoo/velo-sample
+
+test: lint  ## lint, types and the tests
+	$(PYTEST)
+
+test-full: test  ## the same, then the slow tests
+	$(PYTEST) -m slow
+
+lint: $(STAMP)  ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:  ## remove the virtual environment, caches and everything built
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@

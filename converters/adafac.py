@@ -1,0 +1,42 @@
+"""AdafacMLP (small_fc_lopt) and μLO (SPEC §3): ELO's tree and the learned offsets of the decays."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pylo_zoo.config import AdafacBehavior, MLPArchitecture, MuLOBehavior
+from pylo_zoo.converters import elo
+from pylo_zoo.converters.base import IDENTITY, Family, Rename, Table
+from pylo_zoo.nets import AdafacNet
+
+DECAYS: Table = tuple(
+    Rename(((name,),), name, IDENTITY) for name in ("momentum_decays", "rms_decays", "adafactor_decays")
+)
+
+
+def table(architecture: MLPArchitecture) -> Table:
+    return (*elo.table(architecture), *DECAYS)
+
+
+ADAFAC_MLP = Family(
+    name="adafac-mlp",
+    title="AdafacMLP (small_fc_lopt)",
+    paper="2203.11860",
+    optimizer="pylo_zoo.optim:AdafacLO",
+    architecture=MLPArchitecture,
+    behavior=AdafacBehavior,
+    released=MLPArchitecture(hidden_size=32, hidden_layers=2),
+    net=AdafacNet,
+    table=table,
+    infer=elo.infer,
+    defaults={"lr": 1.0, "weight_decay": 0.0, "clip_norm": None},
+)
+
+MULO = replace(
+    ADAFAC_MLP,
+    name="mulo",
+    title="μLO",
+    paper="2406.00153",
+    optimizer="pylo_zoo.optim:MuLO",
+    behavior=MuLOBehavior,
+)

@@ -1,0 +1,58 @@
+"""CELO2, CELO2-base and ELO-CELO2 (SPEC §6): one MLP, the same tree; they differ in behaviour and defaults."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pylo_zoo.config import CELO2Architecture, CELO2BaseBehavior, CELO2Behavior
+from pylo_zoo.converters.base import Family, Leaves, Table, axis, record
+from pylo_zoo.converters.tables import FF_STACK, GROUPS, hidden_layers, mlp
+from pylo_zoo.nets import CELO2Net
+
+DEFAULTS = {
+    "lr": 1e-3,
+    "weight_decay": 0.0,
+    "clip_norm": None,
+    "adam_lr_mult": 20.0,
+    "adam_eps": 1e-8,
+    "adam_weight_decay": None,
+    "grad_clip_val": 1000.0,
+}
+
+
+def table(architecture: CELO2Architecture) -> Table:
+    return mlp(FF_STACK, architecture.ff_hidden_layers, GROUPS)
+
+
+def infer(leaves: Leaves) -> CELO2Architecture:
+    return record(
+        CELO2Architecture,
+        ff_hidden_size=axis(leaves, (*FF_STACK, "b0"), -1),
+        ff_hidden_layers=hidden_layers(leaves, FF_STACK),
+    )
+
+
+CELO2 = Family(
+    name="celo2",
+    title="Celo2",
+    paper="2602.19142",
+    optimizer="pylo_zoo.optim:CELO2",
+    architecture=CELO2Architecture,
+    behavior=CELO2Behavior,
+    released=CELO2Architecture(ff_hidden_size=8, ff_hidden_layers=2),
+    net=CELO2Net,
+    table=table,
+    infer=infer,
+    defaults=DEFAULTS,
+)
+
+CELO2_BASE = replace(CELO2, name="celo2-base", title="Celo2-base", behavior=CELO2BaseBehavior)
+
+ELO_CELO2 = replace(
+    CELO2,
+    name="elo-celo2",
+    title="ELO-Celo2",
+    paper="2506.10315",
+    optimizer="pylo_zoo.optim:ELO_CELO2",
+    defaults={**DEFAULTS, "weight_decay": 0.1, "clip_norm": 1.0, "adam_lr_mult": 1.0},
+)

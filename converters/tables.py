@@ -1,0 +1,55 @@
+"""Rows that several families' tables share: affine maps, the LSTM controller and the per-parameter MLP."""
+
+from __future__ import annotations
+
+from pylo_zoo.converters.base import IDENTITY, TRANSPOSE, UNUSED, Leaves, Path, Rename, Table, Transpose
+
+GROUPS = (1, 1, 1, 3, 1, 3, 1, 3, 1, 3, 3, 3, 3, 3)
+"""Channels of each of the 14 feature groups of VeLO, Celo and CELO2 (SPEC §4); leaf ``w0__k`` has those of group k."""
+
+FF_STACK: Path = ("ff_mod_stack", "~")
+NN: Path = ("nn", "~")
+HIDDEN: Path = ("lstm_init_state", "hidden")
+
+
+def affine(path: Path, tensor: str) -> Table:
+    """``path/w`` [in, out] and ``path/b`` [out]."""
+    return (
+        Rename(((*path, "w"),), f"{tensor}.weight", TRANSPOSE),
+        Rename(((*path, "b"),), f"{tensor}.bias", IDENTITY),
+    )
+
+
+def mlp(path: Path, hidden_layers: int, groups: tuple[int, ...] = ()) -> Table:
+    """``path/w{i}`` and ``path/b{i}`` of every layer; with ``groups``, layer 0 is ``w0__0``, ``w0__1``, …"""
+    rows: list[Rename] = []
+    for i in range(hidden_layers + 1):
+        names = [f"w0__{k}" for k in range(len(groups))] if groups and i == 0 else [f"w{i}"]
+        change = Transpose(groups, name="concatenate groups + transpose") if groups and i == 0 else TRANSPOSE
+        rows.append(Rename(tuple((*path, name) for name in names), f"mlp.layers.{i}.weight", change))
+        rows.append(Rename(((*path, f"b{i}"),), f"mlp.layers.{i}.bias", IDENTITY))
+    return tuple(rows)
+
+
+def hidden_layers(leaves: Leaves, path: Path) -> int:
+    """Hidden layers of the MLP at ``path``: biases there are, less the output's."""
+    return sum(leaf[:-1] == path and leaf[-1].startswith("b") for leaf in leaves) - 1
+
+
+CONTROLLER: Table = (
+    Rename((HIDDEN,), "controller.initial_hidden", IDENTITY),
+    Rename((("lstm_init_state", "cell"),), "controller.initial_cell", IDENTITY),
+    *affine(("rnn_params", "linear_1"), "controller.pooled"),
+    *affine(("rnn_params", "linear_2"), "controller.direct"),
+    *affine(("rnn_params", "rnn/linear"), "controller.lstm"),
+    *affine(("rnn_params", "step_size"), "controller.step_size"),
+    # The original computes with `linear` and then overwrites the result: it is trained by nothing and read by nothing.
+    Rename(
+        (("rnn_params", "linear", "w"),), f"{UNUSED}rnn_params.linear.w", TRANSPOSE, like="controller.pooled.weight"
+    ),
+    Rename((("rnn_params", "linear", "b"),), f"{UNUSED}rnn_params.linear.b", IDENTITY, like="controller.pooled.bias"),
+)
+"""The LSTM of VeLO, Celo and celo-adam (SPEC §4); ``rnn/linear`` is one key with a slash."""
+
+CONTROLS: Table = affine(("rnn_params", "rnn_to_controls"), "controller.controls")
+"""Its further output in VeLO and Celo: the mixture of the MLPs."""

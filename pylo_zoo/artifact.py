@@ -1,0 +1,311 @@
+"""The on-disk form of a converted checkpoint: ``model.safetensors``, ``config.json`` and, where known, ``parity.json``.
+
+Only this module reads and writes it. The same artifact always gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+
+from pylo_zoo import config, converters
+from pylo_zoo.converters.base import UNUSED, structure_problems, tensor_shapes, value_problems
+from pylo_zoo.errors import ZooError
+from pylo_zoo.files import staged_directory, write_file
+from pylo_zoo.nets import on_meta
+
+FORMAT_VERSION = 1
+CONFIG, WEIGHTS, PARITY = "config.json", "model.safetensors", "parity.json"
+STATE_DICT = "model.pt"
+"""The optional second form of the weights."""
+OWN_FILES = frozenset({CONFIG, WEIGHTS, PARITY, STATE_DICT, "parity-vectors.safetensors", "README.md"})
+"""What an artifact's directory may hold and lose when it is replaced."""
+KEYS = ("format_version", "family", "name", "architecture", "behavior", "defaults", "source", "converter")
+MAX_JSON_BYTES = 16 * 1024 * 1024
+CONVERT_AGAIN = "Convert the checkpoint again, or fetch the artifact again."
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """Where the weights came from: names and hashes, never a local path.
+
+    ``layout`` is what rebuilds the source file's bytes from the leaves (:func:`pylo_zoo.formats.write`).
+    """
+
+    uri: str
+    sha256: str
+    bytes: int
+    license: str
+    format: str
+    layout: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Converter:
+    """What made the artifact."""
+
+    version: str
+
+
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """A learned optimizer's weights and everything that belongs to them.
+
+    Attributes:
+        family: one of :data:`pylo_zoo.converters.FAMILIES`.
+        name: the registry entry's name, or the family's.
+        architecture: the family's architecture record.
+        behavior: the family's behaviour record.
+        defaults: arguments of the optimizer.
+        source: the checkpoint that it was converted from.
+        converter: what converted it.
+        tensors: the network's state_dict in float32, and ``unused.*`` leaves that only an export needs.
+        parity: content of ``parity.json``, or None.
+        path: the directory that it was read from, or None.
+    """
+
+    family: str
+    name: str
+    architecture: Any
+    behavior: Any
+    defaults: Mapping[str, float]
+    source: SourceRecord
+    converter: Converter
+    tensors: Mapping[str, Tensor]
+    parity: Mapping[str, Any] | None = None
+    path: Path | None = None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The network's own tensors."""
+        return {name: tensor for name, tensor in self.tensors.items() if not name.startswith(UNUSED)}
+
+    def net(self) -> nn.Module:
+        """A new network with these weights, in evaluation mode and without gradients."""
+        net = on_meta(converters.get(self.family).net, self.architecture, self.behavior)
+        net.load_state_dict({name: tensor.clone() for name, tensor in self.state_dict().items()}, assign=True)
+        return net.eval().requires_grad_(False)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of what the update depends on: family, architecture, behaviour and tensors."""
+        digest = hashlib.sha256()
+        what = [self.family, config.to_dict(self.architecture), config.to_dict(self.behavior)]
+        digest.update(json.dumps(what, sort_keys=True).encode())
+        for name, tensor in sorted(self.tensors.items()):
+            digest.update(f"\n{name} {list(tensor.shape)}\n".encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def config(self) -> dict[str, Any]:
+        """Content of ``config.json``."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "family": self.family,
+            "name": self.name,
+            "architecture": config.to_dict(self.architecture),
+            "behavior": config.to_dict(self.behavior),
+            "defaults": dict(self.defaults),
+            "source": asdict(self.source),
+            "converter": asdict(self.converter),
+        }
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+
+
+def check_output(directory: Path, *, force: bool) -> None:
+    """Whether :func:`write` may put an artifact at ``directory``; worth asking before long work.
+
+    Raises:
+        ZooError: something is there and ``force`` is not set, or it is not an artifact's directory.
+    """
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise ZooError(f"{directory} is a file.", "Give another directory with --out.")
+    present = {path.name for path in directory.iterdir()}
+    if foreign := sorted(present - OWN_FILES):
+        raise ZooError(
+            f"{directory} holds what no artifact does: {', '.join(foreign[:4])}.", "Give another directory with --out."
+        )
+    if present and not force:
+        raise ZooError(f"{directory} already exists.", "Replace it with --force, or give another directory with --out.")
+
+
+def write(
+    artifact: Artifact, directory: str | Path, *, force: bool = False, extra_files: Mapping[str, bytes] | None = None
+) -> Path:
+    """Write ``artifact`` to ``directory``, all of it or nothing.
+
+    Args:
+        artifact: what to write; its ``parity`` becomes ``parity.json``.
+        directory: where; an artifact that is there is replaced in one step if ``force`` is set.
+        force: replace.
+        extra_files: further files of :data:`OWN_FILES`, such as ``model.pt``.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ZooError: something else is in the way, or the file system refuses.
+    """
+    directory = Path(directory)
+    check_output(directory, force=force)
+    tensors = {name: tensor.contiguous() for name, tensor in sorted(artifact.tensors.items())}
+    files = {
+        # One metadata key: with two, the order in the header, hence the sha256, changes from save to save.
+        WEIGHTS: save_safetensors(tensors, metadata={"format": "pt"}),
+        CONFIG: _json(artifact.config()),
+        **({} if artifact.parity is None else {PARITY: _json(artifact.parity)}),
+        **(extra_files or {}),
+    }
+    with staged_directory(directory) as staging:
+        for name, data in files.items():
+            (staging / name).write_bytes(data)
+    return directory
+
+
+def write_parity(directory: str | Path, parity: Mapping[str, Any]) -> None:
+    """Replace ``parity.json`` of the artifact at ``directory``, in one step."""
+    write_file(Path(directory) / PARITY, _json(parity))
+
+
+def state_dict_file(artifact: Artifact) -> bytes:
+    """The network's state_dict as ``torch.save`` writes it; loads with ``weights_only=True``."""
+    buffer = io.BytesIO()
+    torch.save(artifact.state_dict(), buffer)
+    return buffer.getvalue()
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def read(directory: str | Path) -> Artifact:
+    """Read the artifact at ``directory``, strictly.
+
+    Raises:
+        ZooError: a file is missing or damaged, a key unknown or missing, or a tensor is not what the family has.
+    """
+    directory = Path(directory)
+    if not (directory / CONFIG).is_file():
+        raise ZooError(f"{directory} is no artifact: it has no {CONFIG}.", "`pylo-zoo convert` makes one.")
+    values = _read_json(directory / CONFIG)
+    _check_keys(values, KEYS, CONFIG)
+    if values["format_version"] != FORMAT_VERSION:
+        raise ZooError(
+            f"{directory / CONFIG} has format_version {values['format_version']!r}, not {FORMAT_VERSION}.",
+            "Update pylo-zoo, or convert the checkpoint again.",
+        )
+    family = converters.get(_text(values, "family"))
+    architecture = config.parse(family.architecture, _mapping(values, "architecture"), f"{CONFIG}: architecture")
+    return Artifact(
+        family=family.name,
+        name=_text(values, "name"),
+        architecture=architecture,
+        behavior=config.parse(family.behavior, _mapping(values, "behavior"), f"{CONFIG}: behavior"),
+        defaults=_defaults(family, _mapping(values, "defaults")),
+        source=_source(_mapping(values, "source")),
+        converter=config.parse(Converter, _mapping(values, "converter"), f"{CONFIG}: converter"),
+        tensors=_tensors(directory / WEIGHTS, family, architecture),
+        parity=_read_json(directory / PARITY) if (directory / PARITY).is_file() else None,
+        path=directory,
+    )
+
+
+def _tensors(path: Path, family: converters.Family, architecture: Any) -> dict[str, Tensor]:
+    try:
+        tensors = load_safetensors(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise ZooError(f"{path} cannot be read: {error}.", CONVERT_AGAIN) from error
+    if wrong := [name for name, tensor in tensors.items() if tensor.dtype != torch.float32]:
+        raise ZooError(f"{path}: {wrong[0]} is not float32.", CONVERT_AGAIN)
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    expected = tensor_shapes(family, architecture)
+    if problems := [*structure_problems("tensors", arrays, expected), *value_problems("tensors", arrays)]:
+        raise ZooError(f"{path}: {'; '.join(problems)}.", CONVERT_AGAIN)
+    return tensors
+
+
+def _source(values: Mapping[str, Any]) -> SourceRecord:
+    layout = values.get("layout")
+    if not isinstance(layout, dict):
+        raise ZooError(f"{CONFIG}: source: layout is {layout!r}.", CONVERT_AGAIN)
+    plain = {key: value for key, value in values.items() if key != "layout"}
+    record = config.parse(_PlainSource, plain, f"{CONFIG}: source")
+    return SourceRecord(**asdict(record), layout=layout)
+
+
+@dataclass(frozen=True)
+class _PlainSource:
+    """The fields of :class:`SourceRecord` that are plain values."""
+
+    uri: str
+    sha256: str
+    bytes: int
+    license: str
+    format: str
+
+
+def _defaults(family: converters.Family, values: Mapping[str, Any]) -> dict[str, float]:
+    for name, value in values.items():
+        if name not in family.defaults:
+            raise ZooError(f"{CONFIG}: defaults: unknown field {name!r}.", f"Known: {', '.join(family.defaults)}.")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ZooError(f"{CONFIG}: defaults: {name} is {value!r}.", "It must be a finite number.")
+    return dict(values)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ZooError(f"{path} is larger than {MAX_JSON_BYTES:,} bytes.", CONVERT_AGAIN)
+        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, ZooError):
+            raise
+        raise ZooError(f"{path} cannot be read: {error}.", CONVERT_AGAIN) from error
+    if not isinstance(values, dict):
+        raise ZooError(f"{path} is not a JSON object.", CONVERT_AGAIN)
+    return values
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ZooError("A JSON object has the same key twice.", CONVERT_AGAIN)
+    return found
+
+
+def _check_keys(values: Mapping[str, Any], keys: tuple[str, ...], what: str) -> None:
+    unknown, missing = [key for key in values if key not in keys], [key for key in keys if key not in values]
+    if unknown or missing:
+        complaint = f"unknown key {unknown[0]!r}" if unknown else f"key {missing[0]!r} is missing"
+        raise ZooError(f"{what}: {complaint}.", f"Its keys are {', '.join(keys)}.")
+
+
+def _mapping(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    if not isinstance(values[key], dict):
+        raise ZooError(f"{CONFIG}: {key} is {values[key]!r}.", "It must be an object.")
+    return values[key]
+
+
+def _text(values: Mapping[str, Any], key: str) -> str:
+    if not isinstance(values[key], str):
+        raise ZooError(f"{CONFIG}: {key} is {values[key]!r}.", "It must be a text.")
+    return values[key]

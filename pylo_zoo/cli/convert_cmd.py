@@ -1,0 +1,82 @@
+"""``pylo-zoo convert NAME_OR_FAMILY``: a JAX checkpoint into an artifact, proven."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pylo_zoo.cli import output
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pylo_zoo.convert import Made
+
+
+class Format(str, Enum):
+    """What to write the weights as."""
+
+    safetensors = "safetensors"
+    pt = "pt"
+
+
+def convert(
+    name: Annotated[str, typer.Argument(metavar="NAME_OR_FAMILY", help="A registry name; with --source, a family.")],
+    source: Annotated[Path | None, typer.Option(help="A checkpoint file of your own.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory of the artifact.  [default: zoo/NAME]")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="What no file says; repeatable.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Skip the comparison with the original.")] = False,
+    format: Annotated[Format, typer.Option(help="pt also writes model.pt, a torch.save state_dict.")] = (
+        Format.safetensors
+    ),
+    json: output.Json = False,
+    quiet: output.Quiet = False,
+) -> None:
+    """Convert a JAX checkpoint into a torch artifact, and prove that both compute the same."""
+    from pylo_zoo import convert as library
+
+    try:
+        made = library.make(
+            name,
+            source=source,
+            out=out,
+            settings=library.parse_settings(settings or []),
+            force=force,
+            verify=not no_verify,
+            pt=format is Format.pt,
+        )
+    except library.ParityError as error:
+        report = error.report
+        output.emit({"directory": None, "parity": report.to_dict()}, report.render, json=json)
+        raise
+    if made.report.reason is not None:
+        output.note(f"Warning: parity was not checked: {made.report.reason}.", quiet=quiet)
+    output.emit(_data(made), str(made.directory) if quiet else lambda console: _show(made, console), json=json)
+
+
+def _data(made: Made) -> dict[str, Any]:
+    content = made.artifact.config()
+    source = {key: value for key, value in content["source"].items() if key != "layout"}
+    return {
+        "directory": str(made.directory),
+        **{key: content[key] for key in ("name", "family", "architecture", "behavior", "defaults")},
+        "source": source,
+        "matched_entry": made.matched,
+        "parity": dict(made.artifact.parity or {}),
+    }
+
+
+def _show(made: Made, console: Console) -> None:
+    if made.report.checks:
+        made.report.render(console)
+    source = made.artifact.source
+    known = f", the registry's {made.matched}" if made.matched else ""
+    console.print(f"{made.directory}", style="bold cyan")
+    console.print(f"  {made.artifact.family} from {source.uri}{known}", soft_wrap=True)
+    console.print(f"  sha256 {source.sha256}", soft_wrap=True)

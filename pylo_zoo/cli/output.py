@@ -1,0 +1,62 @@
+"""The one place that prints: data on stdout, everything said about it on stderr. rich honours ``NO_COLOR``."""
+
+from __future__ import annotations
+
+import json as json_format
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the essential only.")]
+
+
+def emit(data: Mapping[str, Any], human: RenderableType | Callable[[Console], None], *, json: bool) -> None:
+    """Print the result of a command.
+
+    Args:
+        data: the result, as JSON holds it, in the order it should be read.
+        human: the same for a person: something that rich prints, or a function that prints on the console it gets.
+        json: whether ``data`` is wanted.
+    """
+    if json:
+        print(json_format.dumps(data, indent=2, allow_nan=False))
+    elif callable(human):
+        human(_console())
+    else:
+        _console().print(human)
+
+
+def note(message: str, *, quiet: bool = False) -> None:
+    """Say something about the result, on stderr."""
+    if not quiet:
+        print(message, file=sys.stderr)
+
+
+def fail(message: str, hint: str) -> None:
+    """One ``Error:`` and one ``Hint:`` line on stderr, whatever the texts contain."""
+    for label, text in (("Error", message), ("Hint", hint)):
+        print(f"{label}: {' '.join(text.split())}", file=sys.stderr)
+
+
+def size(count: int | None) -> str:
+    """A file size for people: ``9.28 MB``, or ``?`` where it is unknown."""
+    if count is None:
+        return "?"
+    value, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            break
+        value /= 1000
+    return f"{value:.3g} {unit}"
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=False)

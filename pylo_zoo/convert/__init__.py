@@ -1,0 +1,238 @@
+"""From a JAX checkpoint to an artifact, and back to the very same bytes.
+
+:func:`inspect` looks, :func:`convert` converts in memory, :func:`make` proves and writes too, :func:`export` goes back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pylo_zoo import __version__, artifact, converters, formats
+from pylo_zoo.artifact import Artifact, Converter, SourceRecord
+from pylo_zoo.convert.cache import cached_source, home, keep
+from pylo_zoo.convert.inspection import Inspection, inspect
+from pylo_zoo.convert.sources import matched_entry, own_file, registered_file
+from pylo_zoo.convert.statements import SETTINGS, Statement, from_source, parse_settings, settle
+from pylo_zoo.errors import ZooError
+from pylo_zoo.files import write_file
+
+if TYPE_CHECKING:
+    from pylo_zoo.parity.report import Report
+
+__all__ = [
+    "Inspection",
+    "Made",
+    "ParityError",
+    "cached_source",
+    "convert",
+    "export",
+    "export_file",
+    "home",
+    "inspect",
+    "make",
+    "matched_entry",
+    "parse_settings",
+]
+
+
+def convert(name: str, *, source: str | Path | None = None, settings: Mapping[str, Any] | None = None) -> Artifact:
+    """Convert a checkpoint.
+
+    Args:
+        name: with ``source`` a family, otherwise a registry entry.
+        source: a checkpoint file of one's own. Where the registry knows its sha256 and the family agrees, it is taken
+            for that entry, whose behaviour then stands in for what the file does not say.
+        settings: fields of the architecture or behaviour that no file says.
+
+    Returns:
+        The artifact, in memory. The source file is copied into the cache.
+
+    Raises:
+        ZooError: the file cannot be read or is not of this family, fields are unknown, or statements contradict.
+    """
+    statements = []
+    if source is not None:
+        family, read = own_file(name, source)
+        entry = matched_entry(read.sha256, family.name)
+    else:
+        entry, read = registered_file(name)
+        family = converters.get(entry.family)
+        said = [record for record in (entry.architecture, entry.behavior) if record is not None]
+        statements = [Statement(f"the registry entry {name}", vars(record)) for record in said]
+    architecture, behavior = settle(
+        family,
+        _architecture(family, read),
+        [*from_source(family, read), *statements, Statement(SETTINGS, settings or {})],
+        fallback=entry.behavior if entry else None,
+    )
+    tensors = converters.to_torch(family, read.leaves, architecture)
+    keep(read)
+    defaults = {key: value for key, value in family.defaults.items() if value is not None}
+    return Artifact(
+        family=family.name,
+        name=entry.name if entry else family.name,
+        architecture=architecture,
+        behavior=behavior,
+        defaults={**defaults, **(entry.defaults if entry else {})},
+        source=SourceRecord(
+            uri=entry.weights.uri if entry else f"file:{read.path.name}",
+            sha256=read.sha256,
+            bytes=read.bytes,
+            license=entry.license if entry else "unknown",
+            format=read.format,
+            layout=read.layout,
+        ),
+        converter=Converter(version=__version__),
+        tensors={key: torch.from_numpy(np.array(tensor)) for key, tensor in tensors.items()},
+    )
+
+
+def _architecture(family: converters.Family, read: formats.Source) -> Any:
+    """The architecture of a tree that is this family's, or an error that says which family's it is."""
+    if problems := converters.diagnose(family, read.leaves):
+        fits = converters.candidates(read.leaves)
+        raise ZooError(
+            f"{read.path.name} is no {family.name} checkpoint: {'; '.join(problems)}.",
+            f"Its leaves fit {' or '.join(fits)}." if fits else f"`pylo-zoo inspect {read.path}` shows every leaf.",
+        )
+    return family.infer(read.leaves)
+
+
+# --- writing an artifact -----------------------------------------------------------------------------------------
+
+
+class ParityError(ZooError):
+    """The torch side does not compute what the checkpoint computes; ``report`` says where."""
+
+    def __init__(self, name: str, report: Report) -> None:
+        super().__init__(
+            f"{name}: parity failed, and nothing was written.",
+            "See the table; --no-verify writes the artifact all the same and records that nothing was proven.",
+        )
+        self.report = report
+
+
+@dataclass(frozen=True)
+class Made:
+    """An artifact on disk.
+
+    Attributes:
+        artifact: what was written.
+        directory: where.
+        report: the parity report; its status is "not_run", with the reason, where JAX is missing or was not wanted.
+        matched: the registry entry that the source is, or None.
+    """
+
+    artifact: Artifact
+    directory: Path
+    report: Report
+    matched: str | None
+
+
+def make(
+    name: str,
+    *,
+    source: str | Path | None = None,
+    out: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    force: bool = False,
+    verify: bool = True,
+    pt: bool = False,
+) -> Made:
+    """Convert, prove and write, all of it or nothing.
+
+    Args:
+        name: as for :func:`convert`, like ``source`` and ``settings``.
+        out: the artifact's directory; by default ``zoo/NAME``.
+        force: replace an artifact that is there.
+        verify: compare with the JAX original before writing.
+        pt: also write ``model.pt``.
+
+    Raises:
+        ParityError: the comparison failed.
+        ZooError: as :func:`convert`, or the directory is in the way.
+    """
+    directory = Path(out) if out is not None else Path("zoo") / name
+    artifact.check_output(directory, force=force)
+    made = convert(name, source=source, settings=settings)
+    report = _proof(made, verify)
+    if report.status == "failed":
+        raise ParityError(made.name, report)
+    made = replace(made, parity=report.to_dict())
+    extra = {artifact.STATE_DICT: artifact.state_dict_file(made)} if pt else {}
+    artifact.write(made, directory, force=force, extra_files=extra)
+    entry = matched_entry(made.source.sha256)
+    return Made(made, directory, report, entry.name if entry else None)
+
+
+def _proof(made: Artifact, verify: bool) -> Report:
+    """The parity report; without ``verify`` its first level alone, every leaf bit for bit, which needs no JAX."""
+    from pylo_zoo import parity
+    from pylo_zoo.parity.leaves import check_leaves
+    from pylo_zoo.parity.report import Report
+
+    path = _cached(made)
+    if verify:
+        return parity.verify(made, path)
+    source = {"uri": made.source.uri, "sha256": made.source.sha256, "bytes": made.source.bytes}
+    found = check_leaves(made, formats.read(path).leaves)
+    return Report(made.name, made.family, source, found, reason="--no-verify")
+
+
+def _cached(made: Artifact) -> Path:
+    path = cached_source(made.source.sha256)
+    if path is None:
+        raise ZooError("The copy of the source has left the cache.", f"Leave {home()} alone while a conversion runs.")
+    return path
+
+
+# --- and back ----------------------------------------------------------------------------------------------------
+
+
+def export(made: Artifact) -> bytes:
+    """The checkpoint that ``made`` was converted from, byte for byte.
+
+    Raises:
+        ZooError: the artifact's weights, or its record of the source, have changed since.
+    """
+    if made.source.layout.get("exact") is False:
+        raise ZooError(
+            f"{made.name}: the source was not written by flax, and its exact bytes cannot be rebuilt.",
+            "Use the original file.",
+        )
+    data = formats.write(_leaves(made), made.source.layout)
+    if (sha256 := hashlib.sha256(data).hexdigest()) != made.source.sha256:
+        raise ZooError(
+            f"{made.name}: the export has sha256 {sha256}, the source had {made.source.sha256}.",
+            "The artifact was changed after its conversion; convert the checkpoint again.",
+        )
+    return data
+
+
+def export_file(directory: str | Path, out: str | Path, *, force: bool = False) -> tuple[bytes, str]:
+    """Export the artifact at ``directory`` to the file ``out``, in one step; returns the bytes and their sha256.
+
+    Raises:
+        ZooError: as :func:`export`, or ``out`` exists and ``force`` is not set.
+    """
+    out = Path(out)
+    if out.is_dir():
+        raise ZooError(f"{out} is a directory.", "Give a file, such as --out theta.state.")
+    if out.exists() and not force:
+        raise ZooError(f"{out} already exists.", "Replace it with --force, or give another file with --out.")
+    made = artifact.read(directory)
+    data = export(made)
+    write_file(out, data)
+    return data, made.source.sha256
+
+
+def _leaves(made: Artifact) -> dict[tuple[str, ...], np.ndarray]:
+    tensors = {name: tensor.numpy() for name, tensor in made.tensors.items()}
+    return converters.to_jax(converters.get(made.family), tensors, made.architecture)

@@ -1,0 +1,96 @@
+"""What a file is, and what would stop its conversion; nothing is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pylo_zoo import config, converters, formats
+from pylo_zoo.convert.sources import matched_entry
+from pylo_zoo.convert.statements import from_source, settle
+from pylo_zoo.errors import ZooError
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One array of a checkpoint."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """All that :func:`inspect` finds.
+
+    Attributes:
+        file: the file's name.
+        format: of the file (:class:`pylo_zoo.formats.Source`).
+        bytes: its length.
+        sha256: of the file.
+        exact: whether an export gives back the very same bytes.
+        matched: the registry entry with this sha256, or None.
+        families: that the tree fits; more than one where families share a tree.
+        architecture: inferred from the tree, or None where no family fits.
+        behavior: what the source itself says of it, or None where it says nothing.
+        config: bindings of the gin file, or None.
+        leaves: every array, in the file's order.
+        problems: what would stop a conversion; empty where nothing does.
+    """
+
+    file: str
+    format: str
+    bytes: int
+    sha256: str
+    exact: bool
+    matched: str | None
+    families: tuple[str, ...]
+    architecture: dict[str, Any] | None
+    behavior: dict[str, Any] | None
+    config: dict[str, Any] | None
+    leaves: tuple[Leaf, ...]
+    problems: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON holds it."""
+        leaves = [{"path": leaf.path, "shape": list(leaf.shape), "dtype": leaf.dtype} for leaf in self.leaves]
+        return {**vars(self), "families": list(self.families), "leaves": leaves, "problems": list(self.problems)}
+
+
+def inspect(path: str | Path) -> Inspection:
+    """Look at the checkpoint at ``path``.
+
+    Raises:
+        ZooError: it cannot be read at all.
+    """
+    source = formats.read(path)
+    families = tuple(converters.candidates(source.leaves))
+    family = converters.FAMILIES[families[0]] if families else converters.nearest(source.leaves)
+    nearest = "" if families else f"nearest family {family.name}: "
+    problems = [nearest + problem for problem in converters.diagnose(family, source.leaves)]
+    architecture = behavior = None
+    if families:
+        architecture = family.infer(source.leaves)
+        try:
+            statements = from_source(family, source)
+            architecture, settled = settle(family, architecture, statements)
+            behavior = config.to_dict(settled) if statements else None
+        except ZooError as error:
+            problems.append(error.message)
+    entry = matched_entry(source.sha256)
+    return Inspection(
+        file=source.path.name,
+        format=source.format,
+        bytes=source.bytes,
+        sha256=source.sha256,
+        exact=source.layout["exact"],
+        matched=entry.name if entry else None,
+        families=families,
+        architecture=config.to_dict(architecture) if architecture else None,
+        behavior=behavior,
+        config=source.config,
+        leaves=tuple(Leaf("/".join(path), leaf.shape, leaf.dtype.name) for path, leaf in source.leaves.items()),
+        problems=tuple(problems),
+    )

@@ -1,0 +1,93 @@
+"""Writing files and directories so that readers see the old ones or the new ones, and never half of either."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pylo_zoo.errors import ZooError
+
+
+@contextmanager
+def staged_directory(target: Path) -> Iterator[Path]:
+    """A new directory beside ``target`` that takes its place, in one step, when the block ends without an exception.
+
+    After an exception nothing has changed. A symbolic link is followed: what it points to is replaced.
+
+    Raises:
+        ZooError: the file system refuses.
+    """
+    target = target.resolve()
+    staging = _sibling(target, "new")
+    with _explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging.mkdir()
+        try:
+            yield staging
+            for path in [*staging.rglob("*"), staging]:
+                _sync(path)
+            _replace(target, staging)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        _sync(target.parent)
+
+
+def write_file(target: Path, data: bytes) -> None:
+    """Write or replace the file ``target`` in one step.
+
+    Raises:
+        ZooError: the file system refuses.
+    """
+    target = target.resolve()
+    staging = _sibling(target, "new")
+    with _explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            staging.write_bytes(data)
+            _sync(staging)
+            staging.replace(target)
+        finally:
+            staging.unlink(missing_ok=True)
+        _sync(target.parent)
+
+
+def _replace(target: Path, staging: Path) -> None:
+    """Rename ``staging`` to ``target``; what stood there is put aside first, and back again if that fails."""
+    if not target.is_dir() or not any(target.iterdir()):
+        staging.rename(target)
+        return
+    aside = _sibling(target, "old")
+    target.rename(aside)
+    try:
+        staging.rename(target)
+    except BaseException:
+        aside.rename(target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sibling(target: Path, kind: str) -> Path:
+    return target.with_name(f".{target.name}.{kind}-{secrets.token_hex(4)}")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ZooError(
+            f"{target} cannot be written: {error.strerror or error}.",
+            "Check the permissions and the free space there, or give another place.",
+        ) from error

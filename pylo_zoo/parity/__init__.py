@@ -1,0 +1,165 @@
+"""Parity: does the torch side compute what the JAX original computes?
+
+Three levels, each recomputable: every leaf of the source accounted for bit for bit; the meta-network's forward pass on
+random inputs; whole trajectories of the optimizer over a table of shapes, in both layouts. The JAX side reads the
+original file itself, through flax, and never a weight of the artifact.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from datetime import datetime, timezone
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pylo_zoo import config, formats
+from pylo_zoo.artifact import Artifact, write_parity
+from pylo_zoo.convert import cached_source
+from pylo_zoo.errors import ZooError
+from pylo_zoo.parity import cases, forward, leaves, trajectory
+from pylo_zoo.parity.report import FORWARD_TOLERANCE, TRAJECTORY_TOLERANCE, Check, Report
+from pylo_zoo.weights import load
+
+SEED = 0
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def jax_is_missing() -> bool:
+    """Whether the reference cannot be run here."""
+    return find_spec("jax") is None or find_spec("flax") is None
+
+
+def verify(artifact: Artifact, source: Path) -> Report:
+    """Prove, or disprove, that ``artifact`` is the checkpoint ``source`` in torch.
+
+    Args:
+        artifact: the torch side.
+        source: the original checkpoint file.
+
+    Returns:
+        The report; without JAX the first level alone, as "not_run" with the reason.
+
+    Raises:
+        ZooError: ``source`` cannot be read, or is not the file that the artifact was made of.
+    """
+    original = formats.read(source)
+    if original.sha256 != artifact.source.sha256:
+        raise ZooError(
+            f"{source} is not the file that {artifact.name} was converted from "
+            f"(sha256 {original.sha256[:12]}…, not {artifact.source.sha256[:12]}…).",
+            "Give the original with --source, or convert this one.",
+        )
+    found = leaves.check_leaves(artifact, original.leaves)
+    described = {"uri": artifact.source.uri, "sha256": original.sha256, "bytes": original.bytes}
+    if jax_is_missing():
+        reason = "jax and flax are not installed (pip install 'pylo-zoo[jax]')"
+        return Report(artifact.name, artifact.family, described, found, reason=reason)
+    theta = read_theta(source)
+    checks = [*_forward_checks(artifact, theta), *_trajectory_checks(artifact, theta)]
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return Report(artifact.name, artifact.family, described, found, checks, _environment(), now)
+
+
+def verify_target(target: str | Path, source: Path | None = None) -> Report:
+    """:func:`verify` an artifact's directory, whose ``parity.json`` is replaced, or a registry entry.
+
+    Args:
+        target: directory or registry name.
+        source: the original checkpoint file; by default the copy that the conversion kept.
+
+    Raises:
+        ZooError: as :func:`verify`, or the original is not at hand.
+    """
+    artifact = load(target)
+    path = source or cached_source(artifact.source.sha256)
+    if path is None:
+        raise ZooError(
+            f"The original of {artifact.name} ({artifact.source.uri}, sha256 {artifact.source.sha256}) is not at hand.",
+            "Give it with --source FILE.",
+        )
+    report = verify(artifact, path)
+    if artifact.path is not None and report.status != "not_run":
+        write_parity(artifact.path, report.to_dict())
+    return report
+
+
+def read_theta(source: Path) -> dict[str, Any]:
+    """The theta tree of a flax checkpoint, read by flax itself, apart from :mod:`pylo_zoo.formats`."""
+    from flax import serialization
+
+    tree = serialization.msgpack_restore(source.read_bytes())
+    return tree.get("params", tree.get("0", tree))
+
+
+def x64() -> AbstractContextManager[Any]:
+    """JAX with float64 at hand, as each of its versions spells it."""
+    import jax
+
+    if callable(enable := getattr(jax, "enable_x64", None)):
+        return enable(True)
+    from jax.experimental import enable_x64
+
+    return enable_x64()
+
+
+def _reference(artifact: Artifact, theta: Mapping[str, Any], dtype: str) -> Any:
+    from pylo_zoo.reference import build
+
+    return build(
+        artifact.family,
+        theta,
+        architecture=config.to_dict(artifact.architecture),
+        behavior=config.to_dict(artifact.behavior),
+        hyper=cases.HYPER[artifact.family],
+        dtype=dtype,
+    )
+
+
+def _forward_checks(artifact: Artifact, theta: Mapping[str, Any]) -> Iterator[Check]:
+    inputs = forward.random_inputs(artifact.net(), SEED)
+    for name, dtype in DTYPES.items():
+        ours = forward.torch_forward(artifact.net().to(dtype), inputs)
+        with x64():
+            theirs = {
+                key: np.asarray(value) for key, value in _reference(artifact, theta, name).forward(inputs).items()
+            }
+        if ours.keys() != theirs.keys():
+            raise RuntimeError(f"the two sides name different outputs: {sorted(ours)} and {sorted(theirs)}")
+        errors = {key: (_relative(ours[key], theirs[key]), FORWARD_TOLERANCE[name]) for key in theirs}
+        yield Check("network", name, "random inputs", errors)
+
+
+def _trajectory_checks(artifact: Artifact, theta: Mapping[str, Any]) -> Iterator[Check]:
+    losses = cases.losses(SEED)
+    for name, dtype in DTYPES.items():
+        start = {key: np.asarray(value, name) for key, value in cases.parameters(SEED).items()}
+        for regime in cases.REGIMES:
+            grads = [
+                {key: np.asarray(value, name) for key, value in step.items()} for step in cases.gradients(SEED, regime)
+            ]
+            with x64():
+                reference = _reference(artifact, theta, name)
+                theirs = trajectory.jax_trajectory(reference, artifact.family, start, grads, losses)
+            for layout in ("torch", "jax"):
+                ours = trajectory.torch_trajectory(artifact, layout, dtype, start, grads, losses)
+                errors = trajectory.errors(ours, theirs, TRAJECTORY_TOLERANCE[name])
+                yield Check("trajectory", name, f"{layout}, {regime}", errors)
+
+
+def _relative(ours: np.ndarray, theirs: np.ndarray) -> float:
+    if ours.shape != theirs.shape:
+        raise RuntimeError(f"the two sides give different shapes: {ours.shape} and {theirs.shape}")
+    error = np.abs(ours.astype(np.float64) - theirs) / max(np.abs(theirs).max(), np.finfo(np.float64).tiny)
+    return float(error.max()) if np.isfinite(error).all() else float("inf")
+
+
+def _environment() -> dict[str, str]:
+    packages = {name: version(name) for name in ("torch", "jax", "flax", "numpy")}
+    return {**packages, "python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}

@@ -1,0 +1,86 @@
+"""Level 3: whole trajectories of the optimizer, in torch and in JAX, over the shape table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from pylo_zoo.artifact import Artifact
+from pylo_zoo.optim import optimizer_class
+from pylo_zoo.parity.cases import CASES, HYPER, STEPS, Case
+from pylo_zoo.parity.report import ROUNDING_FLOOR
+
+TORCH_FROM_JAX = {0: (), 1: (0,), 2: (1, 0), 3: (2, 1, 0), 4: (3, 2, 0, 1)}
+"""Which JAX axis each torch axis is: dense (in, out) to (out, in), convolutions (*spatial, in, out) to (out, in,
+*spatial). Stated here apart from ``ops.layout``, whose choice of axes is what these runs put to the test."""
+
+Trajectory = list[dict[str, np.ndarray]]
+"""Parameters by case, in JAX layout, before the first step and after each."""
+
+
+def torch_trajectory(
+    artifact: Artifact, layout: str, dtype: torch.dtype, start: dict[str, np.ndarray], grads: Trajectory, losses: Any
+) -> Trajectory:
+    """Run the torch optimizer, keeping its parameters in ``layout`` ("torch" or "jax") where a case allows it."""
+    kept = {case.name: "jax" if case.layout == "jax" else layout for case in CASES}
+    parameters = {name: torch.nn.Parameter(_to(value, kept[name]).to(dtype)) for name, value in start.items()}
+    optimizer = optimizer_class(artifact.family)(
+        [_group(case, parameters[case.name], kept[case.name]) for case in CASES],
+        weights=artifact,
+        **HYPER[artifact.family],
+    )
+    trajectory = [{name: _from(p, kept[name]) for name, p in parameters.items()}]
+    for step in range(STEPS):
+        for name, p in parameters.items():
+            p.grad = _to(grads[step][name], kept[name]).to(dtype)
+        optimizer.step(loss=torch.tensor(losses[step], dtype=dtype))
+        trajectory.append({name: _from(p, kept[name]) for name, p in parameters.items()})
+    return trajectory
+
+
+def jax_trajectory(
+    reference: Any, family: str, start: dict[str, np.ndarray], grads: Trajectory, losses: Sequence[float]
+) -> Trajectory:
+    """Run the JAX reference."""
+    routed = {case.name: case.rule for case in CASES if case.rule} if "celo2" in family else None
+    parameters, state = start, reference.init(start, routed)
+    trajectory = [{name: np.asarray(value, reference.dtype) for name, value in start.items()}]
+    for step in range(STEPS):
+        parameters, state = reference.update(parameters, grads[step], state, losses[step])
+        trajectory.append({name: np.asarray(value) for name, value in parameters.items()})
+    return trajectory
+
+
+def errors(ours: Trajectory, theirs: Trajectory, tolerance: float) -> dict[str, tuple[float, float]]:
+    """By case, the largest error of any step and what is allowed, relative to the parameter's largest movement.
+
+    Allowed is ``tolerance`` and the rounding of the parameter itself. What is not finite is an infinite error.
+    """
+    eps = np.finfo(theirs[0][CASES[0].name].dtype).eps
+    found = {}
+    for case in CASES:
+        a, b = (np.stack([step[case.name] for step in run]).astype(np.float64) for run in (ours, theirs))
+        movement = max(np.abs(b - b[0]).max(), np.finfo(np.float64).tiny)
+        error = np.abs(a - b)
+        worst = float(error.max() / movement) if np.isfinite(error).all() else float("inf")
+        found[case.name] = worst, tolerance + float(ROUNDING_FLOOR * eps * np.abs(b).max() / movement)
+    return found
+
+
+def _group(case: Case, parameter: torch.nn.Parameter, layout: str) -> dict[str, Any]:
+    group = {"params": [parameter], "layout": layout}
+    return {**group, "rule": case.rule} if case.rule else group
+
+
+def _to(value: np.ndarray, layout: str) -> torch.Tensor:
+    """JAX layout to ``layout``."""
+    return torch.from_numpy(value.transpose(TORCH_FROM_JAX[value.ndim]).copy() if layout == "torch" else value.copy())
+
+
+def _from(parameter: torch.Tensor, layout: str) -> np.ndarray:
+    """``layout`` to JAX layout."""
+    value = parameter.detach().numpy()
+    return value.transpose(np.argsort(TORCH_FROM_JAX[value.ndim])).copy() if layout == "torch" else value.copy()

@@ -1,0 +1,84 @@
+"""AdafacMLP (small_fc_lopt), μLO and ELO: one MLP over 39 features (SPEC §3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from pylo_zoo.config import AdafacBehavior, ELOBehavior, MLPArchitecture
+from pylo_zoo.reference import accumulators
+from pylo_zoo.reference.accumulators import Decays
+from pylo_zoo.reference.features import ADAFAC_GROUPS, all_axes, groups, layers, mlp, stack, time_features
+from pylo_zoo.reference.tensors import at_least_1d, clip_by_global_norm
+
+
+def learned_decays(initial: tuple[float, ...], offset: Array) -> Array:
+    """``1 − exp(10·(ln(1 − d0)/10 + offset))``: a decay that meta-training moved away from ``initial``."""
+    d0 = jnp.asarray(initial, offset.dtype)
+    return 1 - jnp.exp(10 * (jnp.log(1 - d0) / 10 + offset))
+
+
+@dataclass(frozen=True)
+class Adafac:
+    """The three as one rule.
+
+    Attributes:
+        learned: the checkpoint holds decay offsets.
+        cleaned: gradients go through nan_to_num.
+    """
+
+    architecture: MLPArchitecture
+    behavior: AdafacBehavior | ELOBehavior
+    learned: bool
+    cleaned: bool
+
+    needs_loss = False
+
+    def prepare(self, theta: Mapping[str, Any], hyper: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+        """Theta as the update uses it: the MLP's layers and the decays in force."""
+        b = self.behavior
+        decays = [b.initial_momentum_decays, b.initial_rms_decays, b.initial_adafactor_decays]
+        if self.learned:
+            names = ("momentum_decays", "rms_decays", "adafactor_decays")
+            decays = [learned_decays(d0, theta[name]) for d0, name in zip(decays, names, strict=True)]
+        net = layers(theta["nn"]["~"], self.architecture.hidden_layers)
+        return {"mlp": net, "decays": Decays.of(*decays, dtype=dtype)}
+
+    def init(self, weights: Mapping[str, Any], params: Mapping[str, Array], rules: Mapping[str, str] | None) -> dict:
+        """Zero accumulators at step 0."""
+        learned = {name: accumulators.init(at_least_1d(p).shape, str(p.dtype)) for name, p in params.items()}
+        return {"step": jnp.zeros((), jnp.int32), "learned": learned}
+
+    def update(self, weights, hyper, params, grads, state, loss) -> tuple[dict, dict]:
+        """One step of every tensor."""
+        grads = clip_by_global_norm(grads, hyper["clip_norm"])
+        if self.cleaned:
+            grads = {name: jnp.nan_to_num(g) for name, g in grads.items()}
+        step_mult = getattr(self.behavior, "step_mult", 1.0)  # ELO has none
+        width_mult = hyper.get("width_mult", {})  # μLO alone has it
+        new_params, learned = {}, {}
+        for name, old in params.items():
+            p, g = at_least_1d(old), at_least_1d(grads[name])
+            step, learned[name] = self._step(weights, p, g, state["learned"][name], state["step"])
+            step = step * step_mult / width_mult.get(name, 1.0)
+            p = p - hyper["lr"] * (step + hyper["weight_decay"] * p)
+            new_params[name] = p.reshape(old.shape)
+        return new_params, {"step": state["step"] + 1, "learned": learned}
+
+    def _step(self, weights, p: Array, g: Array, acc, t: Array) -> tuple[Array, dict[str, Array]]:
+        acc = accumulators.advance(acc, g, weights["decays"])
+        named = groups(p, g, acc, v_eps=1e-6, diag_eps=1e-6)
+        features = stack(named, ADAFAC_GROUPS, eps=1e-5, axes=all_axes(p))
+        time = jnp.broadcast_to(time_features(t, str(p.dtype)), (*p.shape, 11))
+        out = mlp(weights["mlp"], jnp.concatenate([features, time], axis=-1))
+        direction, magnitude = out[..., 0], out[..., 1]
+        return direction * jnp.exp(magnitude * self.behavior.exp_mult), acc
+
+    def forward(self, weights, inputs) -> dict[str, Array]:
+        """``features [n, 39]`` to ``mlp [n, 2]``; with learned decays, those in force too."""
+        decays = {f"{name}_decays": d for name, d in weights["decays"]._asdict().items()} if self.learned else {}
+        return {"mlp": mlp(weights["mlp"], inputs["features"]), **decays}

@@ -1,0 +1,133 @@
+"""CELO2, CELO2-base and ELO-CELO2: one MLP over 30 features, orthogonalized, beside AdamW (SPEC §6)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pylo_zoo.config import CELO2Architecture, CELO2Behavior
+from pylo_zoo.reference import accumulators
+from pylo_zoo.reference.accumulators import Decays, average
+from pylo_zoo.reference.features import (
+    VECTOR_GROUPS,
+    VELO_GROUPS,
+    Layers,
+    groups,
+    layers,
+    matrix_axes,
+    mlp,
+    normalise,
+    stack,
+)
+from pylo_zoo.reference.tensors import at_least_1d, clip_by_global_norm, mean_square
+
+NORM_EPS = 1e-9
+
+
+def orthogonalize(x: Array, coefficients: tuple[float, float, float], iterations: int, eps: float) -> Array:
+    """Newton–Schulz over the last two axes of ``x [*batch, rows, cols]``, on the smaller side."""
+    a, b, c = coefficients
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / (jnp.sqrt(jnp.sum(x * x, axis=(-2, -1), keepdims=True)) + eps)
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return x.mT if tall else x
+
+
+@dataclass(frozen=True)
+class CELO2:
+    """The three as one rule.
+
+    Attributes:
+        vectors: the rule that 0-d and 1-d parameters take unless told otherwise, "learned" or "adamw".
+        clip_adamw: AdamW sees the clipped gradients as well.
+    """
+
+    architecture: CELO2Architecture
+    behavior: CELO2Behavior
+    vectors: str
+    clip_adamw: bool
+
+    needs_loss = False
+
+    def prepare(self, theta: Mapping[str, Any], hyper: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+        """Theta as the update uses it: an MLP for matrices, its part for vectors, and the decays."""
+        leaves, hidden = theta["ff_mod_stack"]["~"], self.architecture.ff_hidden_layers
+        b = self.behavior
+        decays = (b.initial_momentum_decays, b.initial_rms_decays, b.initial_adafactor_decays)
+        return {
+            "mlp": layers(leaves, hidden, groups=len(VELO_GROUPS)),
+            "mlp_unfactored": layers(leaves, hidden, groups=len(VECTOR_GROUPS)),
+            "decays": Decays.of(*decays, dtype=dtype),
+        }
+
+    def init(self, weights: Mapping[str, Any], params: Mapping[str, Array], rules: Mapping[str, str] | None) -> dict:
+        """Zero accumulators at step 0, under the rule that each tensor takes."""
+        state: dict[str, Any] = {"step": jnp.zeros((), jnp.int32), "learned": {}, "adamw": {}}
+        for name, p in params.items():
+            rule = (rules or {}).get(name, "learned" if p.ndim > 1 else self.vectors)
+            if rule == "learned":
+                state[rule][name] = accumulators.init(at_least_1d(p).shape, str(p.dtype))
+            else:
+                state[rule][name] = {"momentum": jnp.zeros_like(p)[None], "second_moment": jnp.zeros_like(p)[None]}
+        return state
+
+    def update(self, weights, hyper, params, grads, state, loss) -> tuple[dict, dict]:
+        """One step of every tensor."""
+        grads = clip_by_global_norm(grads, hyper["clip_norm"])
+        limit = hyper["grad_clip_val"]
+        clipped = {name: jnp.clip(g, -limit, limit) for name, g in grads.items()}
+        new_params, new_state = {}, {"step": state["step"] + 1, "learned": {}, "adamw": {}}
+        for name, acc in state["learned"].items():
+            p, g = at_least_1d(params[name]), at_least_1d(clipped[name])
+            step, new_state["learned"][name] = self._step(weights, p, g, acc)
+            p = p - hyper["lr"] * (step + hyper["weight_decay"] * p)
+            new_params[name] = p.reshape(params[name].shape)
+        for name, acc in state["adamw"].items():
+            g = clipped[name] if self.clip_adamw else grads[name]
+            new_params[name], new_state["adamw"][name] = _adamw(hyper, params[name], g, acc, new_state["step"])
+        return new_params, new_state
+
+    def _step(self, weights, p: Array, g: Array, acc) -> tuple[Array, dict[str, Array]]:
+        b, axes = self.behavior, matrix_axes(p)
+        acc = accumulators.advance(acc, g, weights["decays"])
+        named = groups(p, g, acc, v_eps=1e-8)
+        if p.ndim > 1:
+            out = self._mlp(weights["mlp"], stack(named, VELO_GROUPS, NORM_EPS, axes))
+        else:
+            out = self._mlp(weights["mlp_unfactored"], stack(named, VECTOR_GROUPS, NORM_EPS, axes))
+        step = out[..., 0] * jnp.exp(out[..., 1] * b.exp_mult)
+        if b.param_scale_mult:
+            step = step * jnp.sqrt(mean_square(p) + 1e-9)
+        if b.orthogonalize and p.ndim > 1:
+            step = orthogonalize(step, b.ns_coeffs, b.ns_iters, b.ns_eps)
+        return b.rmsmult * normalise(step, NORM_EPS, axes), acc
+
+    def _mlp(self, net: Layers, features: Array) -> Array:
+        return mlp(net, features, {"relu": jax.nn.relu, "tanh": jnp.tanh}[self.behavior.mlp_activation])
+
+    def forward(self, weights, inputs) -> dict[str, Array]:
+        """``features [n, 30]`` to ``mlp [n, 3]``, ``features_unfactored [n, 15]`` to ``mlp_unfactored [n, 3]``."""
+        return {
+            "mlp": self._mlp(weights["mlp"], inputs["features"]),
+            "mlp_unfactored": self._mlp(weights["mlp_unfactored"], inputs["features_unfactored"]),
+        }
+
+
+def _adamw(hyper, p: Array, g: Array, acc, count: Array) -> tuple[Array, dict[str, Array]]:
+    """AdamW's step number ``count`` (from 1), decay decoupled; accumulators ``[1, *shape]``."""
+    beta1, beta2 = hyper["adam_betas"]
+    decay = hyper["weight_decay"] if hyper["adam_weight_decay"] is None else hyper["adam_weight_decay"]
+    m = average(acc["momentum"], g, beta1)
+    v = average(acc["second_moment"], g * g, beta2)
+    m_hat, v_hat = m[0] / (1 - beta1**count), v[0] / (1 - beta2**count)
+    step = m_hat / (jnp.sqrt(v_hat) + hyper["adam_eps"])
+    p = p - hyper["lr"] * hyper["adam_lr_mult"] * (step + decay * p)
+    return p, {"momentum": m, "second_moment": v}

@@ -1,0 +1,27 @@
+"""Small tools over whole tensors that more than one family uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+from jax import Array
+
+
+def at_least_1d(x: Array) -> Array:
+    """A 0-d tensor as shape ``(1,)`` (SPEC §1); any other as it is."""
+    return jnp.atleast_1d(x)
+
+
+def clip_by_global_norm(grads: Mapping[str, Array], clip_norm: Array | None) -> dict[str, Array]:
+    """All gradients scaled so that their joint norm is at most ``clip_norm``; None leaves them."""
+    if clip_norm is None:
+        return dict(grads)
+    norm = jnp.sqrt(sum((jnp.sum(g * g) for g in grads.values()), start=jnp.zeros_like(clip_norm)))
+    scale = jnp.minimum(1, clip_norm / norm)
+    return {name: g * scale for name, g in grads.items()}
+
+
+def mean_square(p: Array) -> Array:
+    """``mean(p²)`` over all axes."""
+    return jnp.mean(p * p)

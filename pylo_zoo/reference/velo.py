@@ -1,0 +1,199 @@
+"""VeLO, Celo and celo-adam: an LSTM over tensors steers a small rule a parameter (SPEC §4, §5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pylo_zoo.config import CeloAdamBehavior, CeloBehavior, ControllerArchitecture, HyperNetArchitecture, VeLOBehavior
+from pylo_zoo.reference import accumulators
+from pylo_zoo.reference.accumulators import Decays, average
+from pylo_zoo.reference.features import VELO_GROUPS, Layers, all_axes, groups, layers, mlp, stack
+from pylo_zoo.reference.lstm import (
+    advance_loss,
+    affine,
+    fraction_features,
+    init_loss,
+    loss_decays,
+    loss_features,
+    lstm,
+    tensor_features,
+)
+from pylo_zoo.reference.tensors import at_least_1d, mean_square
+
+GRADIENT_LIMIT = 1000.0
+
+
+@dataclass(frozen=True)
+class Controller:
+    """What the three share: the stage over all tensors, which are stacked in the sorted order of their names.
+
+    A family adds ``init_tensor`` and ``step``, the rule of one tensor, and where it has an MLP, ``write``.
+    """
+
+    architecture: Any
+    behavior: Any
+
+    needs_loss = True
+    bugged_lstm_state = False
+    bugged_loss_features = False
+
+    def prepare(self, theta: Mapping[str, Any], hyper: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+        """Theta as the update uses it: the LSTM, its initial state, and the decays of the loss features."""
+        horizon = 10 if self.bugged_loss_features else hyper["num_steps"]
+        state, decays = theta["lstm_init_state"], loss_decays(horizon, dtype)
+        return {"rnn": theta["rnn_params"], "lstm_init": state, "loss_decays": decays}
+
+    def init(self, weights: Mapping[str, Any], params: Mapping[str, Array], rules: Mapping[str, str] | None) -> dict:
+        """Zero accumulators at step 0, no loss seen, the checkpoint's LSTM state for every tensor."""
+        hidden, cell = (jnp.tile(weights["lstm_init"][leaf], (len(params), 1)) for leaf in ("hidden", "cell"))
+        tensors = {name: self.init_tensor(at_least_1d(p)) for name, p in params.items()}
+        loss = init_loss(str(hidden.dtype))
+        return {"step": jnp.zeros((), jnp.int32), "lstm_hidden": hidden, "lstm_cell": cell, "learned": tensors, **loss}
+
+    def update(self, weights, hyper, params, grads, state, loss) -> tuple[dict, dict]:
+        """One step of every tensor."""
+        t, names = state["step"], sorted(params)
+        seen = advance_loss(state, loss, weights["loss_decays"])
+        progress = [fraction_features(t, hyper["num_steps"]), loss_features(seen, weights["loss_decays"])]
+        old = [(at_least_1d(params[name]), state["learned"][name]) for name in names]
+        z = self.lstm_inputs(jnp.concatenate(progress), old)
+        steered = self.steer(weights, z, state["lstm_hidden"], state["lstm_cell"])
+        written = self.write(weights, steered)
+
+        new_params, tensors = {}, {}
+        for i, (name, (p, acc)) in enumerate(zip(names, old, strict=True)):
+            g = jnp.clip(at_least_1d(grads[name]), -GRADIENT_LIMIT, GRADIENT_LIMIT)
+            net = [(w[i], b[i]) for w, b in written]
+            step, tensors[name] = self.step(weights, net, p, g, acc, t)
+            step = step * self.behavior.step_mult * steered["lr_mult"][i]
+            p = p - hyper["lr"] * (step + hyper["weight_decay"] * p)
+            new_params[name] = p.reshape(params[name].shape)
+
+        hidden, cell = steered["hidden"], steered["cell"]
+        if self.bugged_lstm_state:
+            hidden, cell = state["lstm_hidden"], state["lstm_cell"]
+        return new_params, {"step": t + 1, "lstm_hidden": hidden, "lstm_cell": cell, "learned": tensors, **seen}
+
+    def forward(self, weights, inputs) -> dict[str, Array]:
+        """The LSTM for N tensors and, where one is written, each tensor's MLP on ``features``: ``mlp [N, n, 3]``."""
+        steered = self.steer(weights, inputs["lstm_inputs"], inputs["hidden"], inputs["cell"])
+        written = self.write(weights, steered)
+        return steered | ({"mlp": jax.vmap(mlp, (0, None))(written, inputs["features"])} if written else {})
+
+    def steer(self, weights, z: Array, hidden: Array, cell: Array) -> dict[str, Array]:
+        """The LSTM's next state ``[N, H]``, and lr_mult ``[N]``."""
+        hidden, cell = lstm(weights["rnn"], z, hidden, cell)
+        lr_mult = self.lr_mult(affine(weights["rnn"]["step_size"], hidden)[:, 0])
+        return {"hidden": hidden, "cell": cell, "lr_mult": lr_mult}
+
+    def lstm_inputs(self, progress: Array, tensors: Sequence[tuple[Array, Mapping[str, Array]]]) -> Array:
+        """The same 18 features of the run for every tensor: ``[N, 18]``."""
+        return jnp.tile(progress, (len(tensors), 1))
+
+    def lr_mult(self, x: Array) -> Array:
+        return 0.1 * jnp.exp(x)
+
+    def write(self, weights, steered: Mapping[str, Array]) -> Layers:
+        """The MLP's layers, with a leading axis of tensors; none here."""
+        return []
+
+    def init_tensor(self, p: Array) -> dict[str, Array]:
+        raise NotImplementedError
+
+    def step(self, weights, net: Layers, p: Array, g: Array, acc, t: Array) -> tuple[Array, dict[str, Array]]:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class CeloAdam(Controller):
+    """Adam whose learning rates the LSTM sets. Accumulators: ``[1, *shape]``."""
+
+    architecture: ControllerArchitecture
+    behavior: CeloAdamBehavior
+
+    def init_tensor(self, p: Array) -> dict[str, Array]:
+        return {"momentum": jnp.zeros_like(p)[None], "second_moment": jnp.zeros_like(p)[None]}
+
+    def step(self, weights, net: Layers, p: Array, g: Array, acc, t: Array) -> tuple[Array, dict[str, Array]]:
+        """``m̂ / (1e-8 + sqrt(v̂ + 1e-10))``."""
+        beta1 = jnp.asarray(self.behavior.initial_momentum_decays, p.dtype)
+        beta2 = jnp.asarray(self.behavior.initial_rms_decays, p.dtype)
+        m, v = average(acc["momentum"], g, beta1), average(acc["second_moment"], g * g, beta2)
+        m_hat, v_hat = m[0] / (1 - beta1 ** (t + 1)), v[0] / (1 - beta2 ** (t + 1))
+        return m_hat / (1e-8 + jnp.sqrt(v_hat + 1e-10)), {"momentum": m, "second_moment": v}
+
+
+@dataclass(frozen=True)
+class Celo(Controller):
+    """The LSTM mixes a stack of MLPs into one a tensor."""
+
+    architecture: HyperNetArchitecture
+    behavior: CeloBehavior
+
+    def prepare(self, theta: Mapping[str, Any], hyper: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+        """The controller's, and with it the stack of MLPs and the accumulators' decays."""
+        b, leaves = self.behavior, theta["ff_mod_stack"]["~"]
+        decays = (b.initial_momentum_decays, b.initial_rms_decays, b.initial_adafactor_decays)
+        return super().prepare(theta, hyper, dtype) | {
+            "stack": layers(leaves, self.architecture.ff_hidden_layers, groups=len(VELO_GROUPS)),
+            "decays": Decays.of(*decays, dtype=dtype),
+        }
+
+    def steer(self, weights, z: Array, hidden: Array, cell: Array) -> dict[str, Array]:
+        """The LSTM's next state ``[N, H]``, lr_mult ``[N]`` and controls ``[N, inits]``."""
+        steered = super().steer(weights, z, hidden, cell)
+        return steered | {"controls": self.controls(affine(weights["rnn"]["rnn_to_controls"], steered["hidden"]))}
+
+    def controls(self, x: Array) -> Array:
+        return jax.nn.softmax(x, axis=-1)
+
+    def write(self, weights, steered: Mapping[str, Array]) -> Layers:
+        """``mean over inits(control · stack)``, for every tensor."""
+        controls = steered["controls"]
+        return jax.tree.map(lambda w: jnp.tensordot(controls, w, 1) / controls.shape[1], weights["stack"])
+
+    def init_tensor(self, p: Array) -> dict[str, Array]:
+        return accumulators.init(p.shape, str(p.dtype))
+
+    def step(self, weights, net: Layers, p: Array, g: Array, acc, t: Array) -> tuple[Array, dict[str, Array]]:
+        """``direction · exp(magnitude · exp_mult)``, to the scale of the parameter."""
+        acc = accumulators.advance(acc, g, weights["decays"])
+        out = mlp(net, stack(groups(p, g, acc, v_eps=1e-6), VELO_GROUPS, eps=1e-5, axes=all_axes(p)))
+        direction, magnitude = out[..., 0], out[..., 1]
+        return direction * jnp.exp(magnitude * self.behavior.exp_mult) * jnp.sqrt(mean_square(p) + 1e-9), acc
+
+
+@dataclass(frozen=True)
+class VeLO(Celo):
+    """The LSTM sees each tensor too, and its outputs are linear."""
+
+    behavior: VeLOBehavior
+
+    @property
+    def bugged_lstm_state(self) -> bool:
+        return self.behavior.use_bugged_next_lstm_state
+
+    @property
+    def bugged_loss_features(self) -> bool:
+        return self.behavior.use_bugged_loss_features
+
+    def lstm_inputs(self, progress: Array, tensors: Sequence[tuple[Array, Mapping[str, Array]]]) -> Array:
+        """The features of the run, then those of the tensor: ``[N, 30]``."""
+        own = jnp.stack([tensor_features(p, acc) for p, acc in tensors])
+        return jnp.concatenate([super().lstm_inputs(progress, tensors), own], axis=1)
+
+    def lr_mult(self, x: Array) -> Array:
+        return x
+
+    def controls(self, x: Array) -> Array:
+        return x
+
+    def write(self, weights, steered: Mapping[str, Array]) -> Layers:
+        """As Celo's, times ff_mult."""
+        return jax.tree.map(lambda w: self.behavior.ff_mult * w, super().write(weights, steered))

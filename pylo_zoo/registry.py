@@ -1,0 +1,258 @@
+"""``registry.yaml`` as frozen, validated entries: which checkpoints exist, where, and what no file of theirs says.
+
+>>> entry = get("celo")
+>>> entry.family, entry.license, entry.weights.format
+('celo', 'MIT', 'flax-msgpack')
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import yaml
+
+from pylo_zoo import config, converters
+from pylo_zoo.errors import ZooError
+
+PACKAGE = Path(__file__).parent
+
+Format = Literal["flax-msgpack", "flax-params", "flax-checkpoint", "gin", "pylo-safetensors"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file of a checkpoint: where it is, what it is, and its pin where that is known."""
+
+    uri: str
+    format: Format
+    bytes: int | None = None
+    sha256: str | None = None
+
+    @property
+    def scheme(self) -> str:
+        return self.uri.partition("://")[0]
+
+    @property
+    def filename(self) -> str:
+        return self.uri.rpartition("/")[2]
+
+    @property
+    def origin(self) -> str:
+        """Who publishes it: the Hub's organisation, the bucket, or ``this package``."""
+        return "this package" if self.scheme == "package" else self.uri.split("/")[2]
+
+    @property
+    def path(self) -> Path | None:
+        """The file itself, for a source that the installed package carries."""
+        return PACKAGE / self.uri.partition("://")[2] if self.scheme == "package" else None
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where the optimizer is described."""
+
+    arxiv: str
+    title: str
+
+
+@dataclass(frozen=True)
+class LearnedDecays:
+    """Learned decay offsets (SPEC §3) of a checkpoint whose file leaves them out."""
+
+    momentum: config.Triple
+    rms: tuple[float]
+    adafactor: config.Triple
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A published checkpoint.
+
+    ``sources`` are all the files it consists of, the weights first. ``behavior`` is complete: what the entry does
+    not say has the family's released value. ``architecture`` and ``learned_decays`` are None where unknown.
+    """
+
+    name: str
+    family: str
+    summary: str
+    license: str
+    trained: bool
+    sources: tuple[Source, ...]
+    behavior: Any
+    defaults: Mapping[str, float]
+    architecture: Any = None
+    learned_decays: LearnedDecays | None = None
+    paper: Paper | None = None
+    notes: str | None = None
+
+    @property
+    def weights(self) -> Source:
+        """The file that holds the weights (the first, where they are split)."""
+        return self.sources[0]
+
+    @property
+    def bytes(self) -> int | None:
+        """The size of the weights, or None where nobody has said."""
+        sizes = [source.bytes for source in self.sources if source.format != "gin"]
+        known = [size for size in sizes if size is not None]
+        return sum(known) if len(known) == len(sizes) else None
+
+    @property
+    def convertible(self) -> bool:
+        """Whether `convert` reads the format that the weights are published in."""
+        return self.weights.format != "pylo-safetensors"
+
+
+def get(name: str) -> Entry:
+    """The entry called ``name``."""
+    entries = load_registry()
+    if name in entries:
+        return entries[name]
+    near = difflib.get_close_matches(name, entries, n=1)
+    listing = "`pylo-zoo list` shows every name."
+    raise ZooError(
+        f"No checkpoint called {name!r} in the registry.", f"Did you mean {near[0]!r}? {listing}" if near else listing
+    )
+
+
+def load_registry(path: Path | None = None) -> Mapping[str, Entry]:
+    """Every entry by name, in the file's order; by default of the registry that came with the package."""
+    return _load(path or _default_path())
+
+
+@functools.cache
+def _load(path: Path) -> Mapping[str, Entry]:
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except OSError as error:
+        raise ZooError(f"Cannot read the registry {path}: {error.strerror}.", "Reinstall pylo-zoo.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        what = " ".join(str(error).split())
+        raise ZooError(f"{path.name} is not valid YAML: {what}.", "Correct the file at that place.") from error
+    entries = {name: _entry(name, values) for name, values in _mapping(document, path.name).items()}
+    return MappingProxyType(entries)
+
+
+def _default_path() -> Path:
+    """Inside the package when installed from a wheel, beside it in a checkout (setup.py copies it)."""
+    installed = PACKAGE / "registry.yaml"
+    return installed if installed.is_file() else PACKAGE.parent / "registry.yaml"
+
+
+# --- validation --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """The fields of an entry that are plain values."""
+
+    family: str
+    summary: str
+    license: str
+    trained: bool
+    notes: str | None = None
+
+
+_PLAIN = tuple(field.name for field in fields(_Plain))
+_KNOWN = tuple(field.name for field in fields(Entry) if field.name != "name")
+_NAME = re.compile(r"[a-z0-9]+([-_][a-z0-9]+)*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_ARXIV = re.compile(r"\d{4}\.\d{4,5}")
+_URI = re.compile(r"(hf://[\w.-]+/[\w.-]+(@[\w.-]+)?|gs://[\w.-]+|package:/)(/[\w.-]+)+")
+
+
+def _entry(name: Any, values: Any) -> Entry:
+    what = f"registry.yaml: {name}"
+    _require(isinstance(name, str) and _NAME.fullmatch(name), f"{what} is no name", "Use lower case, digits, - and _.")
+    values = _mapping(values, what)
+    for key in values:
+        _require(key in _KNOWN, f"{what}: unknown field {key!r}", f"Known fields: {', '.join(sorted(_KNOWN))}.")
+    plain = config.parse(_Plain, {key: values[key] for key in values if key in _PLAIN}, what)
+    families = f"Known families: {', '.join(converters.FAMILIES)}."
+    _require(plain.family in converters.FAMILIES, f"{what}: family {plain.family!r} is unknown", families)
+    family = converters.FAMILIES[plain.family]
+    behavior = _mapping(values.get("behavior", {}), f"{what}: behavior")
+    return Entry(
+        name=name,
+        family=plain.family,
+        summary=plain.summary,
+        license=plain.license,
+        trained=plain.trained,
+        notes=plain.notes,
+        sources=_sources(values.get("sources"), f"{what}: sources"),
+        architecture=_optional(family.architecture, values.get("architecture"), f"{what}: architecture"),
+        behavior=config.parse(family.behavior, behavior, f"{what}: behavior"),
+        learned_decays=_learned_decays(plain.family, values.get("learned_decays"), f"{what}: learned_decays"),
+        paper=_paper(values.get("paper"), f"{what}: paper"),
+        defaults=_defaults(family, values.get("defaults", {}), f"{what}: defaults"),
+    )
+
+
+def _sources(values: Any, what: str) -> tuple[Source, ...]:
+    _require(isinstance(values, list) and values, f"{what} is {values!r}", "List at least the file with the weights.")
+    sources = tuple(config.parse(Source, _mapping(each, what), f"{what}[{i}]") for i, each in enumerate(values))
+    for i, source in enumerate(sources):
+        uri_ok = _URI.fullmatch(source.uri) and not {".", ".."} & set(source.uri.split("/"))
+        forms = "It must be hf://ORG/REPO/FILE, gs://BUCKET/PATH or package://PATH."
+        _require(uri_ok, f"{what}[{i}]: uri is {source.uri!r}", forms)
+        sha256_ok = source.sha256 is None or _SHA256.fullmatch(source.sha256)
+        _require(sha256_ok, f"{what}[{i}]: sha256 is {source.sha256!r}", "It must be 64 lower-case hex digits.")
+    _require(sources[0].format != "gin", f"{what}[0] is gin", "The weights come first.")
+    return sources
+
+
+def _paper(values: Any, what: str) -> Paper | None:
+    paper = _optional(Paper, values, what)
+    arxiv_ok = paper is None or _ARXIV.fullmatch(paper.arxiv)
+    _require(arxiv_ok, f"{what}: arxiv is {paper and paper.arxiv!r}", "It must be a text such as '2501.12670'.")
+    return paper
+
+
+def _learned_decays(family: str, values: Any, what: str) -> LearnedDecays | None:
+    allowed = values is None or family in ("adafac-mlp", "mulo")
+    _require(allowed, f"{what}: {family} learns no decays", "Only adafac-mlp and mulo do.")
+    return _optional(LearnedDecays, values, what)
+
+
+def _defaults(family: converters.Family, values: Any, what: str) -> Mapping[str, float]:
+    known = family.defaults
+    for key, value in _mapping(values, what).items():
+        _require(key in known, f"{what}: unknown field {key!r}", f"{family.name} knows {', '.join(known)}.")
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        _require(number, f"{what}: {key} is {value!r}", "It must be a finite number.")
+    return MappingProxyType({key: float(value) for key, value in values.items()})
+
+
+def _optional(record: type[config.Record], values: Any, what: str) -> config.Record | None:
+    return None if values is None else config.parse(record, _mapping(values, what), what)
+
+
+def _mapping(values: Any, what: str) -> Mapping[Any, Any]:
+    _require(isinstance(values, dict), f"{what} is {values!r}", "It must be a mapping of names to values.")
+    return values
+
+
+def _require(condition: object, message: str, hint: str) -> None:
+    if not condition:
+        raise ZooError(f"{message}.", hint)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML's safe subset, where a key that stands twice is an error and not a silent overwrite."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            text = key.value if isinstance(key, yaml.ScalarNode) else str(key)
+            if text in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{text!r} stands twice", key.start_mark)
+            seen.add(text)
+        return super().construct_mapping(node, deep)

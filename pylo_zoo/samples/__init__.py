@@ -1,0 +1,1 @@
+"""Checkpoints that the project itself made, and the scripts that write them."""

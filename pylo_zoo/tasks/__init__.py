@@ -1,0 +1,1 @@
+"""Small real training tasks that need no network."""

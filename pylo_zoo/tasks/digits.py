@@ -1,0 +1,98 @@
+"""Handwritten digits (scikit-learn's, 1,797 images of 8×8): a classifier that trains in seconds on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pylo_zoo.errors import ZooError
+
+TEST_EVERY = 5
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Images ``[n, 64]`` in [0, 1] and labels ``[n]``; every fifth image is held out."""
+
+    images: Tensor
+    labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+
+def load_digits() -> Digits:
+    """The data, from scikit-learn's own files.
+
+    Raises:
+        ZooError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits as load
+    except ImportError as error:
+        raise ZooError(
+            "The digits come with scikit-learn, which is not here.", "pip install 'pylo-zoo[demo]'"
+        ) from error
+    pixels, labels = load(return_X_y=True)
+    images = torch.as_tensor(pixels, dtype=torch.float32) / 16
+    labels = torch.as_tensor(labels, dtype=torch.long)
+    held_out = torch.arange(len(labels)) % TEST_EVERY == 0
+    return Digits(images[~held_out], labels[~held_out], images[held_out], labels[held_out])
+
+
+def classifier(seed: int, hidden: int = 32) -> nn.Module:
+    """A 64-``hidden``-10 ReLU network, weights N(0, 1/fan_in), biases 0."""
+    generator = torch.Generator().manual_seed(seed)
+    model = nn.Sequential(nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, 10))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(
+                torch.randn(p.shape, generator=generator) / p.shape[1] ** 0.5 if p.ndim == 2 else torch.zeros(p.shape)
+            )
+    return model
+
+
+def batches(digits: Digits, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """``steps`` random batches of training images and labels."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        chosen = torch.randint(len(digits.labels), (BATCH,), generator=generator)
+        yield digits.images[chosen], digits.labels[chosen]
+
+
+def train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    digits: Digits,
+    steps: int,
+    seed: int,
+    after_step: Callable[[float], None] = lambda loss: None,
+) -> list[float]:
+    """Train, and return the loss of each step's batch.
+
+    Args:
+        model: maps images ``[n, 64]`` to logits ``[n, 10]``.
+        optimizer: any; those of this package also get the loss.
+        digits: the data.
+        steps: how many.
+        seed: of the order of the data.
+        after_step: called with each step's loss.
+    """
+    losses = []
+    for images, labels in batches(digits, steps, seed):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step(lambda loss=loss: loss.detach())
+        losses.append(loss.item())
+        after_step(losses[-1])
+    return losses
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, digits: Digits) -> float:
+    """Share of held-out images that ``model`` classifies rightly."""
+    return (model(digits.test_images).argmax(dim=1) == digits.test_labels).float().mean().item()

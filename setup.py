@@ -1,0 +1,27 @@
+"""The package layout, which pyproject.toml cannot spell: two top-level places belong to ``pylo_zoo``.
+
+``converters/`` is the package ``pylo_zoo.converters``. ``registry.yaml`` becomes ``pylo_zoo/registry.yaml`` when a
+wheel is built; in a checkout (editable) it is read where it lies.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+
+class BuildWithRegistry(build_py):
+    """``build_py`` that puts ``registry.yaml`` inside the package."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            self.copy_file("registry.yaml", str(Path(self.build_lib, "pylo_zoo", "registry.yaml")))
+
+
+setup(
+    packages=[*find_packages(include=["pylo_zoo", "pylo_zoo.*"]), "pylo_zoo.converters"],
+    package_dir={"pylo_zoo.converters": "converters"},
+    package_data={"pylo_zoo": ["py.typed", "samples/**"]},
+    cmdclass={"build_py": BuildWithRegistry},
+)

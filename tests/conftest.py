@@ -1,0 +1,15 @@
+"""What every test gets: a cache of its own instead of the user's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def zoo_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where this test's conversions keep their sources."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("PYLO_ZOO_HOME", str(home))
+    return home

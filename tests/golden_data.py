@@ -1,0 +1,69 @@
+"""The golden trajectories (tests/golden/README.md) and artifacts made of their checkpoints."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+from torch import Tensor
+
+from pylo_zoo import converters
+from pylo_zoo.artifact import Artifact
+from pylo_zoo.convert import convert
+
+GOLDEN = Path(__file__).parent / "golden"
+SHARED = Path(__file__).parents[2] / "shared"
+CELO = SHARED / "checkpoints" / "celo" / "theta.state"
+CELO_ADAM = SHARED / "checkpoints" / "celo-adam" / "theta.state"
+
+CASES = sorted(path.parent.name for path in GOLDEN.glob("*/case.json"))
+RUNNABLE = [name for name in CASES if (GOLDEN / name / "theta.state").exists() or CELO.exists()]
+"""celo_real needs the published checkpoint, which is not part of this repository."""
+
+CONSTRUCTOR = ("lr", "weight_decay", "adam_lr_mult", "adam_eps", "clip_norm", "num_steps", "adam_betas")
+
+
+def theta_path(name: str) -> Path:
+    own = GOLDEN / name / "theta.state"
+    return own if own.exists() else CELO
+
+
+@functools.cache
+def spec(name: str) -> dict[str, Any]:
+    """``case.json`` of a case."""
+    return json.loads((GOLDEN / name / "case.json").read_text())
+
+
+@functools.cache
+def trajectory(name: str) -> dict[str, np.ndarray]:
+    """``trajectory.safetensors`` of a case, in JAX layout; the scalar as 0-d."""
+    arrays = load_file(GOLDEN / name / "trajectory.safetensors")
+    return {key: value.reshape(()) if key.endswith(".a_scalar") else value for key, value in arrays.items()}
+
+
+@functools.cache
+def artifact(name: str) -> Artifact:
+    """The case's checkpoint, converted, with what ``case.json`` says and no file does."""
+    case = spec(name)
+    family = converters.get(case["family"].replace("_", "-"))
+    stated = {**case, **case["config"]}
+    settings = {field.name: stated[field.name] for field in fields(family.behavior) if field.name in stated}
+    return convert(family.name, source=theta_path(name), settings=settings)
+
+
+def constructor_arguments(name: str) -> dict[str, Any]:
+    """Hyperparameters of the case, as the optimizer's constructor takes them."""
+    return {key: spec(name)[key] for key in CONSTRUCTOR if key in spec(name)}
+
+
+def to_layout(array: np.ndarray, layout: str) -> Tensor:
+    """JAX layout to ``layout``: dense (in, out) to (out, in), convolutions (h, w, in, out) to (out, in, h, w)."""
+    if layout == "torch" and array.ndim in (2, 4):
+        array = array.transpose((1, 0) if array.ndim == 2 else (3, 2, 0, 1))
+    return torch.from_numpy(np.array(array, order="C"))

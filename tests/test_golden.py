@@ -1,0 +1,80 @@
+"""Every optimizer against trajectories that the original JAX code computed, in both layouts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from golden_data import CASES, RUNNABLE, artifact, constructor_arguments, spec, to_layout, trajectory
+
+from pylo_zoo.optim import optimizer_class
+
+TOLERANCE = 1e-4
+"""Of a parameter's largest movement over the run: golden/README.md. ELO's small movements of large values leave 6e-5 of
+rounding; the rest stay under 4e-5."""
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")),
+]
+
+
+def run(
+    name: str, layout: str, device: str, declared: str | None = None
+) -> tuple[dict[str, float], torch.optim.Optimizer]:
+    """Replay a case; by parameter, the largest error of any step relative to its largest movement.
+
+    ``declared`` is the layout that the groups say, where it is not the one that the parameters have.
+    """
+    data, names, steps = trajectory(name), list(spec(name)["shapes"]), spec(name)["steps"]
+    kept = {each: "jax" if each == "i_batch" else layout for each in names}
+    parameters = {
+        each: torch.nn.Parameter(to_layout(data[f"params.0.{each}"], kept[each]).to(device)) for each in names
+    }
+    optimizer = optimizer_class(artifact(name).family)(
+        [{"params": [p], "layout": declared or kept[each]} for each, p in parameters.items()],
+        weights=artifact(name),
+        **constructor_arguments(name),
+    )
+    errors = dict.fromkeys(names, 0.0)
+    for step in range(steps):
+        for each, p in parameters.items():
+            p.grad = to_layout(data[f"grads.{step}.{each}"], kept[each]).to(device)
+        optimizer.step(loss=torch.tensor(data["loss"][step], device=device) if "loss" in data else None)
+        for each, p in parameters.items():
+            wanted = to_layout(data[f"params.{step + 1}.{each}"], kept[each])
+            error = (p.detach().cpu() - wanted).abs().max().item()
+            errors[each] = max(errors[each], error) if np.isfinite(error) else float("inf")
+    start = {each: data[f"params.0.{each}"] for each in names}
+    movement = {
+        each: max(np.abs(data[f"params.{step}.{each}"] - start[each]).max() for step in range(1, steps + 1))
+        for each in names
+    }
+    return {each: errors[each] / movement[each] for each in names}, optimizer
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", ["jax", "torch"])
+@pytest.mark.parametrize("name", CASES)
+def test_agrees_with_the_original(name: str, layout: str, device: str) -> None:
+    if name not in RUNNABLE:
+        pytest.skip("needs the published Celo checkpoint, which is not part of this repository")
+    errors, optimizer = run(name, layout, device)
+    assert max(errors.values()) <= TOLERANCE, errors
+    data = trajectory(name)
+    if "lstm.hidden" in data:
+        for key, wanted in (("lstm_hidden", data["lstm.hidden"]), ("lstm_cell", data["lstm.cell"])):
+            ours = torch.stack([state[key] for state in optimizer.state.values()]).cpu()
+            np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-6 * np.abs(wanted).max())
+
+
+def test_there_are_cases() -> None:
+    assert len(CASES) == 13
+
+
+@pytest.mark.parametrize("name", ["celo2", "elo", "velo_small"])
+def test_a_wrong_layout_is_caught(name: str) -> None:
+    """Torch-layout parameters read as JAX's: right on rectangles, wrong on square matrices and on convolutions."""
+    errors, _ = run(name, "torch", "cpu", declared="jax")
+    assert errors["f_square"] > 100 * TOLERANCE
+    assert errors["h_conv_tie"] > 100 * TOLERANCE

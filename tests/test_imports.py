@@ -1,0 +1,198 @@
+"""Who may import whom. The arrows are a table; a module in no row, or an import that its row lacks, is an error."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import graphlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# What each layer may import: other layers, and third-party packages; itself and the standard library always. A layer is
+# a module or a package right under pylo_zoo, and "pylo_zoo" is its __init__.py.
+ARROWS = {
+    "pylo_zoo": "artifact errors weights",
+    "errors": "",
+    "files": "errors",
+    "config": "errors",
+    "ops": "torch",
+    "kernels": "ops torch triton",
+    "nets": "config errors ops torch",
+    "converters": "config errors nets numpy torch",  # torch: nets' shapes, on the meta device
+    "formats": "errors msgpack numpy safetensors",
+    "artifact": "config converters errors files nets numpy pylo_zoo safetensors torch",
+    "registry": "config converters errors yaml",
+    "hub": "artifact errors huggingface_hub registry",
+    "convert": "artifact config converters errors files formats hub nets numpy parity pylo_zoo registry torch yaml",
+    "weights": "artifact convert errors hub registry",
+    "optim": "artifact config converters errors kernels nets ops torch weights",
+    "tasks": "errors numpy optim sklearn torch",
+    "reference": "config errors flax jax numpy",
+    "parity": "artifact config converters errors flax formats jax nets numpy ops optim pylo_zoo reference rich torch",
+    "samples": "config converters formats numpy",
+    "cli": "artifact config convert converters errors formats hub optim parity pylo_zoo registry rich tasks typer "
+    "weights",
+}
+LAYERS = {layer: set(allowed.split()) for layer, allowed in ARROWS.items()}
+# These wait until a function needs them: the command line answers before torch is loaded, and whoever only trains
+# never installs JAX.
+LAZY = {
+    "pylo_zoo": {"artifact", "weights"},
+    "convert": {"parity"},
+    "parity": {"flax", "jax", "reference"},
+    "cli": LAYERS["cli"] - {"errors", "pylo_zoo", "typer"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+    """One import statement: ``target`` is a layer of pylo_zoo or a third-party package."""
+
+    layer: str
+    target: str
+    lazy: bool
+    where: str
+
+
+def read_imports(root: Path) -> Iterator[Import]:
+    """Every import in the packages under ``root``, but a layer's own modules and the standard library."""
+    files = [(path, path.relative_to(root / "pylo_zoo")) for path in (root / "pylo_zoo").rglob("*.py")]
+    files += [(path, path.relative_to(root)) for path in (root / "converters").rglob("*.py")]
+    for path, inside in files:
+        layer = "pylo_zoo" if inside == Path("__init__.py") else inside.parts[0].removesuffix(".py")
+        package = ["pylo_zoo", *inside.parts[:-1]]
+        for node, lazy in walk(ast.parse(path.read_text(encoding="utf-8")), lazy=False):
+            for name in imported_names(node, package):
+                target = layer_of(name)
+                if target not in sys.stdlib_module_names and target != layer:
+                    yield Import(layer, target, lazy, f"{path.relative_to(root)}:{getattr(node, 'lineno', 0)}")
+
+
+def walk(node: ast.AST, *, lazy: bool) -> Iterator[tuple[ast.AST, bool]]:
+    """Every node, and whether importing the module leaves it unexecuted."""
+    yield node, lazy
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+        lazy = True
+    for child in ast.iter_child_nodes(node):
+        typing_only = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and child in node.body
+        yield from walk(child, lazy=lazy or typing_only)
+
+
+def imported_names(node: ast.AST, package: list[str]) -> list[str]:
+    """The full dotted names that ``node`` imports, a literal ``import_module("x")`` included."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        base = package[: len(package) + 1 - node.level] if node.level else []
+        module = ".".join([*base, *([node.module] if node.module else [])])
+        return [f"{module}.{alias.name}" for alias in node.names] if module == "pylo_zoo" else [module]
+    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")) and node.args:
+        name = node.args[0]
+        return [name.value] if isinstance(name, ast.Constant) and isinstance(name.value, str) else []
+    return []
+
+
+def layer_of(name: str) -> str:
+    """``torch.nn`` -> ``torch``; ``pylo_zoo.optim.velo`` -> ``optim``; a name of ``pylo_zoo``'s own -> ``pylo_zoo``."""
+    first, *rest = name.split(".")
+    own = not rest or rest[0] in ("Artifact", "ZooError", "__version__", "load")
+    return first if first != "pylo_zoo" or own else rest[0]
+
+
+def violations(root: Path) -> list[str]:
+    """What breaks the tables, one line each."""
+    found = []
+    for each in read_imports(root):
+        if each.layer not in LAYERS:
+            found.append(f"{each.where}: layer {each.layer} has no row in ARROWS")
+        elif each.target not in LAYERS[each.layer]:
+            found.append(f"{each.where}: {each.layer} must not import {each.target}")
+        elif not each.lazy and each.target in LAZY.get(each.layer, ()):
+            found.append(f"{each.where}: {each.layer} must import {each.target} inside a function")
+    return found
+
+
+def test_imports_follow_the_arrows() -> None:
+    assert violations(ROOT) == []
+
+
+def test_the_arrows_have_no_cycle() -> None:
+    eager = {layer: allowed - LAZY.get(layer, set()) for layer, allowed in LAYERS.items()}
+    graphlib.TopologicalSorter(eager).prepare()
+
+
+def test_the_table_keeps_the_promises() -> None:
+    def importers(*names: str) -> set[str]:
+        return {layer for layer, allowed in LAYERS.items() if allowed & set(names)}
+
+    assert importers("jax", "flax") == {"reference", "parity"}
+    assert importers("reference") == {"parity"}
+    assert importers("safetensors") == {"artifact", "formats"}
+    assert importers("typer") == {"cli"}
+
+
+@pytest.mark.parametrize(
+    ("path", "line", "complaint"),
+    [
+        ("pylo_zoo/ops/bad.py", "import jax.numpy as jnp", "ops must not import jax"),
+        ("pylo_zoo/ops/bad.py", "from pylo_zoo.nets import x", "ops must not import nets"),
+        ("pylo_zoo/ops/bad.py", "from .. import optim", "ops must not import optim"),
+        ("pylo_zoo/ops/bad.py", "from ..optim import VeLO", "ops must not import optim"),
+        ("pylo_zoo/kernels/bad.py", "from pylo_zoo import optim", "kernels must not import optim"),
+        ("pylo_zoo/optim/bad.py", "def f():\n    import pylo_zoo.reference", "optim must not import reference"),
+        ("pylo_zoo/optim/bad.py", "import importlib\nimportlib.import_module('flax')", "optim must not import flax"),
+        ("pylo_zoo/optim/bad.py", "import safetensors.torch", "optim must not import safetensors"),
+        ("pylo_zoo/reference/bad.py", "import torch", "reference must not import torch"),
+        ("pylo_zoo/cli/bad.py", "import torch", "cli must not import torch"),
+        ("pylo_zoo/cli/bad.py", "from rich.table import Table", "cli must import rich inside a function"),
+        ("pylo_zoo/parity/bad.py", "import jax", "parity must import jax inside a function"),
+        (
+            "pylo_zoo/__init__.py",
+            "from pylo_zoo.weights import load",
+            "pylo_zoo must import weights inside",
+        ),
+        ("pylo_zoo/new.py", "import numpy", "layer new has no row in ARROWS"),
+        ("converters/bad.py", "from flax.serialization import msgpack_restore", "converters must not import flax"),
+        ("converters/bad.py", "from pylo_zoo.optim import VeLO", "converters must not import optim"),
+    ],
+)
+def test_a_planted_import_is_caught(tmp_path: Path, path: str, line: str, complaint: str) -> None:
+    planted = tmp_path / path
+    planted.parent.mkdir(parents=True)
+    planted.write_text(line)
+    assert [each.partition(": ")[2].startswith(complaint) for each in violations(tmp_path)] == [True]
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("pylo_zoo/cli/good.py", "def f():\n    from rich.table import Table"),
+        ("pylo_zoo/cli/good.py", "if TYPE_CHECKING:\n    from pylo_zoo.registry import Entry"),
+        ("pylo_zoo/ops/good.py", "import math\nimport torch\nfrom pylo_zoo.ops.layout import x"),
+    ],
+)
+def test_a_proper_import_is_not(tmp_path: Path, path: str, line: str) -> None:
+    planted = tmp_path / path
+    planted.parent.mkdir(parents=True)
+    planted.write_text(line)
+    assert violations(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import pylo_zoo", {"torch", "numpy", "jax", "flax"}),
+        ("import pylo_zoo.cli", {"torch", "numpy", "jax", "flax", "yaml", "rich.table"}),
+        ("import pylo_zoo; from pylo_zoo.optim import VeLO", {"jax", "flax"}),
+    ],
+)
+def test_what_an_import_leaves_out(statement: str, absent: set[str]) -> None:
+    code = f"{statement}\nimport sys\nprint(*sorted(set(sys.modules) & {absent!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
