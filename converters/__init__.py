@@ -53,8 +53,8 @@ def _misfits(family: Family, leaves: Leaves) -> list[str]:
 def nearest(leaves: Leaves) -> Family:
     """The family that shares most leaf names with ``leaves``, to say what is wrong with a tree that fits none."""
 
-    def differing(family: Family) -> int:
+    def distance(family: Family) -> tuple[int, int]:
         expected = {path for row in family.table(family.released) for path in row.leaves}
-        return len(expected.symmetric_difference(leaves))
+        return len(expected.symmetric_difference(leaves)), len(_misfits(family, leaves))
 
-    return min(FAMILIES.values(), key=differing)
+    return min(FAMILIES.values(), key=distance)

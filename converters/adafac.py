@@ -7,7 +7,6 @@ from dataclasses import replace
 from pylo_zoo.config import AdafacBehavior, MLPArchitecture, MuLOBehavior
 from pylo_zoo.converters import elo
 from pylo_zoo.converters.base import IDENTITY, Family, Rename, Table
-from pylo_zoo.nets import AdafacNet
 
 DECAYS: Table = tuple(
     Rename(((name,),), name, IDENTITY) for name in ("momentum_decays", "rms_decays", "adafactor_decays")
@@ -26,7 +25,7 @@ ADAFAC_MLP = Family(
     architecture=MLPArchitecture,
     behavior=AdafacBehavior,
     released=MLPArchitecture(hidden_size=32, hidden_layers=2),
-    net=AdafacNet,
+    net="pylo_zoo.nets:AdafacNet",
     table=table,
     infer=elo.infer,
     defaults={"lr": 1.0, "weight_decay": 0.0, "clip_norm": None},

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib import import_module
 from itertools import accumulate
 from typing import Any, Protocol
 
@@ -17,7 +18,6 @@ import numpy as np
 
 from pylo_zoo import config
 from pylo_zoo.errors import ZooError
-from pylo_zoo.nets import on_meta
 
 Path = tuple[str, ...]
 Leaves = Mapping[Path, np.ndarray]
@@ -25,6 +25,8 @@ Shape = tuple[int, ...]
 
 SHOWN = 4
 """How many of the leaves that are wrong in one way an error lists."""
+MAX_SIZE = 1 << 16
+"""Largest size in an architecture: a hostile file shall not make even the shapes of a network costly."""
 UNUSED = "unused."
 """Begins the torch names of leaves that the network does not read, kept so that an export is exact."""
 
@@ -151,12 +153,13 @@ class Family:
         architecture: record of what the leaves' shapes say.
         behavior: record of what no shape says.
         released: the architecture of the published checkpoint.
-        net: the network, built from the two.
+        net: ``"module:Class"`` of the network, built from the two.
         table: the renames, given an architecture.
         infer: the architecture, given the leaves; raises ZooError where it cannot be read off.
         defaults: arguments of the optimizer that an artifact may set, with the family's own values; None is off.
         gin: the class that a ``config.gin`` configures for this family.
         containers: behaviour that the kind of container a checkpoint comes in says.
+        assumed: behaviour that it is given by that where nobody else says anything.
     """
 
     name: str
@@ -166,18 +169,31 @@ class Family:
     architecture: type[Any]
     behavior: type[Any]
     released: Any
-    net: Callable[[Any, Any], Any]
+    net: str
     table: Callable[[Any], Table]
     infer: Callable[[Leaves], Any]
     defaults: Mapping[str, float | None] = field(default_factory=dict)
     gin: GinClass | None = None
     containers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    assumed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def build(self, architecture: Any, behavior: Any) -> Any:
+        """The network as a ``torch.nn.Module``, its parameters unset and on the meta device."""
+        import torch
+
+        module, _, name = self.net.partition(":")
+        with torch.device("meta"):
+            return getattr(import_module(module), name)(architecture, behavior)
 
 
 @lru_cache(maxsize=32)
 def net_shapes(family: Family, architecture: Any) -> dict[str, Shape]:
     """Name to shape of the network's state_dict."""
-    net = on_meta(family.net, architecture, family.behavior())
+    if (largest := max(vars(architecture).values())) > MAX_SIZE:
+        raise ZooError(
+            f"A {family.name} with a size of {largest:,} is beyond what is read.", f"Sizes go up to {MAX_SIZE:,}."
+        )
+    net = family.build(architecture, family.behavior())
     return {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
 
 

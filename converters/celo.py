@@ -6,7 +6,6 @@ from pylo_zoo.config import CeloAdamBehavior, CeloBehavior, ControllerArchitectu
 from pylo_zoo.converters import velo
 from pylo_zoo.converters.base import Family, Leaves, axis, record
 from pylo_zoo.converters.tables import CONTROLLER, HIDDEN
-from pylo_zoo.nets import CeloAdamNet, CeloNet
 
 PAPER = "2501.12670"
 DEFAULTS = {"lr": 1.0, "weight_decay": 0.0}
@@ -24,7 +23,7 @@ CELO = Family(
     architecture=HyperNetArchitecture,
     behavior=CeloBehavior,
     released=HyperNetArchitecture(lstm_hidden_size=64, param_inits=1, ff_hidden_size=4, ff_hidden_layers=2),
-    net=CeloNet,
+    net="pylo_zoo.nets:CeloNet",
     table=velo.table,
     infer=velo.infer,
     defaults=DEFAULTS,
@@ -38,7 +37,7 @@ CELO_ADAM = Family(
     architecture=ControllerArchitecture,
     behavior=CeloAdamBehavior,
     released=ControllerArchitecture(lstm_hidden_size=64),
-    net=CeloAdamNet,
+    net="pylo_zoo.nets:CeloAdamNet",
     table=lambda architecture: CONTROLLER,
     infer=infer_controller,
     defaults=DEFAULTS,

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pylo_zoo.config import CELO2Architecture, CELO2BaseBehavior, CELO2Behavior
 from pylo_zoo.converters.base import Family, Leaves, Table, axis, record
 from pylo_zoo.converters.tables import FF_STACK, GROUPS, hidden_layers, mlp
-from pylo_zoo.nets import CELO2Net
 
 DEFAULTS = {
     "lr": 1e-3,
@@ -40,7 +39,7 @@ CELO2 = Family(
     architecture=CELO2Architecture,
     behavior=CELO2Behavior,
     released=CELO2Architecture(ff_hidden_size=8, ff_hidden_layers=2),
-    net=CELO2Net,
+    net="pylo_zoo.nets:CELO2Net",
     table=table,
     infer=infer,
     defaults=DEFAULTS,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pylo_zoo.config import ELOBehavior, MLPArchitecture
 from pylo_zoo.converters.base import Family, Leaves, Table, axis, record
 from pylo_zoo.converters.tables import NN, hidden_layers, mlp
-from pylo_zoo.nets import ELONet
 
 
 def table(architecture: MLPArchitecture) -> Table:
@@ -28,7 +27,7 @@ ELO = Family(
     architecture=MLPArchitecture,
     behavior=ELOBehavior,
     released=MLPArchitecture(hidden_size=32, hidden_layers=2),
-    net=ELONet,
+    net="pylo_zoo.nets:ELONet",
     table=table,
     infer=infer,
     defaults={"lr": 1e-3, "weight_decay": 0.0, "clip_norm": None},

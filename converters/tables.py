@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 from pylo_zoo.converters.base import IDENTITY, TRANSPOSE, UNUSED, Leaves, Path, Rename, Table, Transpose
 
 GROUPS = (1, 1, 1, 3, 1, 3, 1, 3, 1, 3, 3, 3, 3, 3)
 """Channels of each of the 14 feature groups of VeLO, Celo and CELO2 (SPEC §4); leaf ``w0__k`` has those of group k."""
+
+LAYER = re.compile(r"[wb](\d{1,4})(?:__\d+)?")
+"""Leaves of an MLP's layer i: ``wi``, ``bi``, or ``wi__k`` for a group of inputs."""
 
 FF_STACK: Path = ("ff_mod_stack", "~")
 NN: Path = ("nn", "~")
@@ -32,8 +37,9 @@ def mlp(path: Path, hidden_layers: int, groups: tuple[int, ...] = ()) -> Table:
 
 
 def hidden_layers(leaves: Leaves, path: Path) -> int:
-    """Hidden layers of the MLP at ``path``: biases there are, less the output's."""
-    return sum(leaf[:-1] == path and leaf[-1].startswith("b") for leaf in leaves) - 1
+    """Hidden layers of the MLP at ``path``: the highest number in its names, so that an absent leaf is noticed."""
+    names = (LAYER.fullmatch(leaf[-1]) for leaf in leaves if leaf[:-1] == path)
+    return min(max((int(name[1]) for name in names if name), default=0), len(leaves))
 
 
 CONTROLLER: Table = (

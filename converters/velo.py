@@ -11,7 +11,6 @@ from pylo_zoo.config import (
 )
 from pylo_zoo.converters.base import Family, GinClass, Leaves, Table, axis, record
 from pylo_zoo.converters.tables import CONTROLLER, CONTROLS, FF_STACK, GROUPS, HIDDEN, hidden_layers, mlp
-from pylo_zoo.nets import VeLONet
 
 FEATURE_SWITCHES = (
     "with_g",
@@ -92,10 +91,11 @@ VELO = Family(
     architecture=HyperNetArchitecture,
     behavior=VeLOBehavior,
     released=HyperNetArchitecture(lstm_hidden_size=512, param_inits=256, ff_hidden_size=4, ff_hidden_layers=2),
-    net=VeLONet,
+    net="pylo_zoo.nets:VeLONet",
     table=table,
     infer=infer,
     defaults={"lr": 1.0, "weight_decay": 0.0},
     gin=HYPER_V2,
     containers={"flax-checkpoint": {"use_bugged_next_lstm_state": True}},
+    assumed={"flax-checkpoint": {"use_bugged_loss_features": True}},  # Google's loader leaves its class's default
 )

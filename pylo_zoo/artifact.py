@@ -25,7 +25,6 @@ from pylo_zoo import config, converters
 from pylo_zoo.converters.base import UNUSED, structure_problems, tensor_shapes, value_problems
 from pylo_zoo.errors import ZooError
 from pylo_zoo.files import staged_directory, write_file
-from pylo_zoo.nets import on_meta
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, PARITY = "config.json", "model.safetensors", "parity.json"
@@ -94,7 +93,7 @@ class Artifact:
 
     def net(self) -> nn.Module:
         """A new network with these weights, in evaluation mode and without gradients."""
-        net = on_meta(converters.get(self.family).net, self.architecture, self.behavior)
+        net = converters.get(self.family).build(self.architecture, self.behavior)
         net.load_state_dict({name: tensor.clone() for name, tensor in self.state_dict().items()}, assign=True)
         return net.eval().requires_grad_(False)
 
@@ -273,13 +272,11 @@ def _defaults(family: converters.Family, values: Mapping[str, Any]) -> dict[str,
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ZooError(f"{path} is larger than {MAX_JSON_BYTES:,} bytes.", CONVERT_AGAIN)
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ZooError(f"{path} is larger than {MAX_JSON_BYTES:,} bytes.", CONVERT_AGAIN)
         values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
     except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, ZooError):
-            raise
         raise ZooError(f"{path} cannot be read: {error}.", CONVERT_AGAIN) from error
     if not isinstance(values, dict):
         raise ZooError(f"{path} is not a JSON object.", CONVERT_AGAIN)
@@ -288,7 +285,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found := dict(pairs)) < len(pairs):
-        raise ZooError("A JSON object has the same key twice.", CONVERT_AGAIN)
+        raise ValueError("an object has the same key twice")
     return found
 
 

@@ -7,8 +7,7 @@ artifact's ``model.safetensors`` holds. Weights stand as torch keeps them, ``[ou
 from __future__ import annotations
 
 from itertools import pairwise
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +36,7 @@ CELO_LSTM_INPUTS = 18
 
 
 class Control(NamedTuple):
-    """What the LSTM says of N tensors: next ``hidden``, ``cell`` ``[N, H]``, ``controls [N, inits]``, ``lr_mult [N]``."""
+    """What the LSTM says of N tensors: ``hidden``, ``cell`` ``[N, H]``, ``controls [N, inits]``, ``lr_mult [N]``."""
 
     hidden: Tensor
     cell: Tensor
@@ -46,7 +45,7 @@ class Control(NamedTuple):
 
 
 class Affine(nn.Module):
-    """An affine map, ``weight [*bank, outputs, inputs]`` and ``bias [*bank, outputs]``; filled by ``load_state_dict``."""
+    """An affine map: ``weight [*bank, outputs, inputs]``, ``bias [*bank, outputs]``; unset until a state is loaded."""
 
     def __init__(self, inputs: int, outputs: int, *bank: int) -> None:
         super().__init__()
@@ -221,9 +220,3 @@ class AdafacNet(ELONet):
             learned(initial.rms, self.rms_decays).clamp(0, 1),
             learned(initial.adafactor, self.adafactor_decays).clamp(0, 1),
         )
-
-
-def on_meta(net: Callable[[Any, Any], nn.Module], architecture: Any, behavior: Any) -> nn.Module:
-    """``net(architecture, behavior)`` without storage: its names and shapes, ready for ``load_state_dict(assign=True)``."""
-    with torch.device("meta"):
-        return net(architecture, behavior)

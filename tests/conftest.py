@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+
+torch.set_num_threads(1)  # as many processes as cores run tests, and these tensors are too small to share out
 
 
 @pytest.fixture(autouse=True)

@@ -159,7 +159,7 @@ def test_a_file_beyond_the_cap_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("name", ["absent", "."])
 def test_what_is_no_file_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ZooError, match="does not exist|is a directory"):
+    with pytest.raises(ZooError, match=r"does not exist|is a directory"):
         formats.read(tmp_path / name)
 
 

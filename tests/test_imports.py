@@ -24,7 +24,7 @@ ARROWS = {
     "ops": "torch",
     "kernels": "ops torch triton",
     "nets": "config errors ops torch",
-    "converters": "config errors nets numpy torch",  # torch: nets' shapes, on the meta device
+    "converters": "config errors nets numpy torch",  # the last two for the networks' shapes, on the meta device
     "formats": "errors msgpack numpy safetensors",
     "artifact": "config converters errors files nets numpy pylo_zoo safetensors torch",
     "registry": "config converters errors yaml",
@@ -34,7 +34,8 @@ ARROWS = {
     "optim": "artifact config converters errors kernels nets ops torch weights",
     "tasks": "errors numpy optim sklearn torch",
     "reference": "config errors flax jax numpy",
-    "parity": "artifact config converters errors flax formats jax nets numpy ops optim pylo_zoo reference rich torch",
+    "parity": "artifact config convert converters errors flax formats jax nets numpy ops optim pylo_zoo reference rich "
+    "torch weights",
     "samples": "config converters formats numpy",
     "cli": "artifact config convert converters errors formats hub optim parity pylo_zoo registry rich tasks typer "
     "weights",
@@ -43,6 +44,7 @@ LAYERS = {layer: set(allowed.split()) for layer, allowed in ARROWS.items()}
 # These wait until a function needs them: the command line answers before torch is loaded, and whoever only trains
 # never installs JAX.
 LAZY = {
+    "converters": {"nets", "torch"},
     "pylo_zoo": {"artifact", "weights"},
     "convert": {"parity"},
     "parity": {"flax", "jax", "reference"},

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgpack
 import numpy as np
 
 from pylo_zoo import config, converters
+from pylo_zoo.artifact import Artifact
+from pylo_zoo.convert import convert
 from pylo_zoo.converters.base import leaf_shapes
 
 Leaves = dict[tuple[str, ...], np.ndarray]
@@ -31,11 +34,14 @@ SMALL: dict[str, Any] = {
 """An architecture a family, with no two sizes of one leaf equal where that can be."""
 
 
-def theta(family: str, seed: int = 0) -> Leaves:
-    """Random leaves of ``family`` in its small architecture, in sorted order as flax gives them."""
+def theta(family: str, seed: int = 0, scale: float = 1.0) -> Leaves:
+    """Random leaves of ``family`` in its small architecture, N(0, ``scale``²), in sorted order as flax gives them."""
     random = np.random.default_rng(seed)
     shapes = leaf_shapes(converters.FAMILIES[family], SMALL[family])
-    return {path: random.standard_normal(shape, dtype=np.float32) for path, shape in sorted(shapes.items())}
+    return {
+        path: np.float32(scale) * random.standard_normal(shape, dtype=np.float32)
+        for path, shape in sorted(shapes.items())
+    }
 
 
 def nested(leaves: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
@@ -67,10 +73,16 @@ def array_payload(shape: list[Any], dtype: str, data: bytes) -> bytes:
     return msgpack.packb([shape, dtype, data]) or b""
 
 
-def write_theta(directory: Path, family: str, seed: int = 0) -> Path:
+def synthetic_artifact(family: str, scale: float = 0.1) -> Artifact:
+    """An artifact of random weights."""
+    with TemporaryDirectory() as directory:
+        return convert(family, source=write_theta(Path(directory), family, scale=scale))
+
+
+def write_theta(directory: Path, family: str, seed: int = 0, scale: float = 1.0) -> Path:
     """``theta.state`` of a synthetic checkpoint."""
     path = directory / "theta.state"
-    path.write_bytes(encode(nested(theta(family, seed))))
+    path.write_bytes(encode(nested(theta(family, seed, scale))))
     return path
 
 

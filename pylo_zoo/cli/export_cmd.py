@@ -21,4 +21,4 @@ def export(
 
     data, sha256 = convert.export_file(directory, out, force=force)
     values = {"file": str(out), "bytes": len(data), "sha256": sha256, "identical": True}
-    output.emit(values, f"{out}: {len(data):,} bytes, identical to the source (sha256 {sha256})", json=json)
+    output.emit(values, f"{out}: {len(data):,} bytes, the source's own\n  sha256 {sha256}", json=json)

@@ -18,7 +18,7 @@ from pylo_zoo import __version__, artifact, converters, formats
 from pylo_zoo.artifact import Artifact, Converter, SourceRecord
 from pylo_zoo.convert.cache import cached_source, home, keep
 from pylo_zoo.convert.inspection import Inspection, inspect
-from pylo_zoo.convert.sources import matched_entry, own_file, registered_file
+from pylo_zoo.convert.sources import matched_entry, original, own_file, registered_file
 from pylo_zoo.convert.statements import SETTINGS, Statement, from_source, parse_settings, settle
 from pylo_zoo.errors import ZooError
 from pylo_zoo.files import write_file
@@ -38,6 +38,7 @@ __all__ = [
     "inspect",
     "make",
     "matched_entry",
+    "original",
     "parse_settings",
 ]
 
@@ -52,11 +53,18 @@ def convert(name: str, *, source: str | Path | None = None, settings: Mapping[st
         settings: fields of the architecture or behaviour that no file says.
 
     Returns:
-        The artifact, in memory. The source file is copied into the cache.
+        The artifact, in memory. Nothing is written.
 
     Raises:
         ZooError: the file cannot be read or is not of this family, fields are unknown, or statements contradict.
     """
+    return _converted(name, source, settings)[0]
+
+
+def _converted(
+    name: str, source: str | Path | None, settings: Mapping[str, Any] | None
+) -> tuple[Artifact, formats.Source]:
+    """What :func:`convert` returns, and the file that it read."""
     statements = []
     if source is not None:
         family, read = own_file(name, source)
@@ -70,12 +78,11 @@ def convert(name: str, *, source: str | Path | None = None, settings: Mapping[st
         family,
         _architecture(family, read),
         [*from_source(family, read), *statements, Statement(SETTINGS, settings or {})],
-        fallback=entry.behavior if entry else None,
+        fallback=entry.behavior if entry else family.behavior(**family.assumed.get(read.format, {})),
     )
     tensors = converters.to_torch(family, read.leaves, architecture)
-    keep(read)
     defaults = {key: value for key, value in family.defaults.items() if value is not None}
-    return Artifact(
+    made = Artifact(
         family=family.name,
         name=entry.name if entry else family.name,
         architecture=architecture,
@@ -92,6 +99,7 @@ def convert(name: str, *, source: str | Path | None = None, settings: Mapping[st
         converter=Converter(version=__version__),
         tensors={key: torch.from_numpy(np.array(tensor)) for key, tensor in tensors.items()},
     )
+    return made, read
 
 
 def _architecture(family: converters.Family, read: formats.Source) -> Any:
@@ -161,8 +169,8 @@ def make(
     """
     directory = Path(out) if out is not None else Path("zoo") / name
     artifact.check_output(directory, force=force)
-    made = convert(name, source=source, settings=settings)
-    report = _proof(made, verify)
+    made, read = _converted(name, source, settings)
+    report = _proof(made, keep(read), verify)
     if report.status == "failed":
         raise ParityError(made.name, report)
     made = replace(made, parity=report.to_dict())
@@ -172,25 +180,17 @@ def make(
     return Made(made, directory, report, entry.name if entry else None)
 
 
-def _proof(made: Artifact, verify: bool) -> Report:
+def _proof(made: Artifact, path: Path, verify: bool) -> Report:
     """The parity report; without ``verify`` its first level alone, every leaf bit for bit, which needs no JAX."""
     from pylo_zoo import parity
     from pylo_zoo.parity.leaves import check_leaves
     from pylo_zoo.parity.report import Report
 
-    path = _cached(made)
     if verify:
         return parity.verify(made, path)
     source = {"uri": made.source.uri, "sha256": made.source.sha256, "bytes": made.source.bytes}
     found = check_leaves(made, formats.read(path).leaves)
     return Report(made.name, made.family, source, found, reason="--no-verify")
-
-
-def _cached(made: Artifact) -> Path:
-    path = cached_source(made.source.sha256)
-    if path is None:
-        raise ZooError("The copy of the source has left the cache.", f"Leave {home()} alone while a conversion runs.")
-    return path
 
 
 # --- and back ----------------------------------------------------------------------------------------------------

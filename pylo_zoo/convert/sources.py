@@ -18,6 +18,14 @@ def matched_entry(sha256: str, family: str | None = None) -> Entry | None:
     return next((entry for entry in matches if family in (None, entry.family)), None)
 
 
+def original(sha256: str) -> Path | None:
+    """The file with this sha256 that an artifact was converted from: the copy in the cache, or one in the package."""
+    if found := cached_source(sha256):
+        return found
+    entry = matched_entry(sha256)
+    return entry.weights.path if entry else None
+
+
 def own_file(name: str, path: str | Path) -> tuple[Family, formats.Source]:
     """The user's file at ``path``, as a checkpoint of the family ``name``."""
     if name not in converters.FAMILIES and name in registry.load_registry():

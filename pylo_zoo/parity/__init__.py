@@ -21,7 +21,7 @@ import torch
 
 from pylo_zoo import config, formats
 from pylo_zoo.artifact import Artifact, write_parity
-from pylo_zoo.convert import cached_source
+from pylo_zoo.convert import original
 from pylo_zoo.errors import ZooError
 from pylo_zoo.parity import cases, forward, leaves, trajectory
 from pylo_zoo.parity.report import FORWARD_TOLERANCE, TRAJECTORY_TOLERANCE, Check, Report
@@ -78,7 +78,7 @@ def verify_target(target: str | Path, source: Path | None = None) -> Report:
         ZooError: as :func:`verify`, or the original is not at hand.
     """
     artifact = load(target)
-    path = source or cached_source(artifact.source.sha256)
+    path = source or original(artifact.source.sha256)
     if path is None:
         raise ZooError(
             f"The original of {artifact.name} ({artifact.source.uri}, sha256 {artifact.source.sha256}) is not at hand.",
@@ -147,10 +147,12 @@ def _trajectory_checks(artifact: Artifact, theta: Mapping[str, Any]) -> Iterator
             with x64():
                 reference = _reference(artifact, theta, name)
                 theirs = trajectory.jax_trajectory(reference, artifact.family, start, grads, losses)
+            steps = trajectory.finite_steps(theirs)
             for layout in ("torch", "jax"):
                 ours = trajectory.torch_trajectory(artifact, layout, dtype, start, grads, losses)
                 errors = trajectory.errors(ours, theirs, TRAJECTORY_TOLERANCE[name])
-                yield Check("trajectory", name, f"{layout}, {regime}", errors)
+                variant = f"{layout}, {regime}" if steps == cases.STEPS else f"{layout}, {regime}, {steps} steps"
+                yield Check("trajectory", name, variant, errors)
 
 
 def _relative(ours: np.ndarray, theirs: np.ndarray) -> float:

@@ -17,6 +17,8 @@ TORCH_FROM_JAX = {0: (), 1: (0,), 2: (1, 0), 3: (2, 1, 0), 4: (3, 2, 0, 1)}
 """Which JAX axis each torch axis is: dense (in, out) to (out, in), convolutions (*spatial, in, out) to (out, in,
 *spatial). Stated here apart from ``ops.layout``, whose choice of axes is what these runs put to the test."""
 
+LEAST_STEPS = 3
+
 Trajectory = list[dict[str, np.ndarray]]
 """Parameters by case, in JAX layout, before the first step and after each."""
 
@@ -54,19 +56,30 @@ def jax_trajectory(
     return trajectory
 
 
+def finite_steps(trajectory: Trajectory) -> int:
+    """Steps before the first one at which any parameter is not finite: a checkpoint may well diverge."""
+    finite = [all(np.isfinite(value).all() for value in step.values()) for step in trajectory]
+    return finite.index(False) - 1 if False in finite else len(finite) - 1
+
+
 def errors(ours: Trajectory, theirs: Trajectory, tolerance: float) -> dict[str, tuple[float, float]]:
     """By case, the largest error of any step and what is allowed, relative to the parameter's largest movement.
 
-    Allowed is ``tolerance`` and the rounding of the parameter itself. What is not finite is an infinite error.
+    Allowed is ``tolerance`` and the rounding of the parameter itself. Compared are the steps over which the original
+    is finite. Where those are under :data:`LEAST_STEPS`, the original does not move or ours is not finite, there is
+    nothing to show parity with, and the error is infinite.
     """
+    steps = finite_steps(theirs)
     eps = np.finfo(theirs[0][CASES[0].name].dtype).eps
     found = {}
     for case in CASES:
-        a, b = (np.stack([step[case.name] for step in run]).astype(np.float64) for run in (ours, theirs))
-        movement = max(np.abs(b - b[0]).max(), np.finfo(np.float64).tiny)
-        error = np.abs(a - b)
-        worst = float(error.max() / movement) if np.isfinite(error).all() else float("inf")
-        found[case.name] = worst, tolerance + float(ROUNDING_FLOOR * eps * np.abs(b).max() / movement)
+        a, b = (np.stack([step[case.name] for step in run[: steps + 1]]).astype(np.float64) for run in (ours, theirs))
+        movement = np.abs(b - b[0]).max()
+        if steps < LEAST_STEPS or movement == 0 or not np.isfinite(a).all():
+            found[case.name] = float("inf"), tolerance
+            continue
+        rounding = float(ROUNDING_FLOOR * eps * np.abs(b).max() / movement)
+        found[case.name] = float(np.abs(a - b).max() / movement), tolerance + rounding
     return found
 
 

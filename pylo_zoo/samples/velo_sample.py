@@ -1,4 +1,4 @@
-"""Writes the checkpoint ``velo-sample``: VeLO's weights set by hand so that its rule is a known one. Nothing is trained.
+"""Writes the checkpoint ``velo-sample``: VeLO's weights set by hand, for a known rule. Nothing is trained.
 
     python -m pylo_zoo.samples.velo_sample [DIR]
 
@@ -89,7 +89,7 @@ def _step_size(weights: dict[str, np.ndarray]) -> None:
 
 
 def _mlp(weights: dict[str, np.ndarray]) -> None:
-    """Hidden units: the positive and negative parts of either momentum. Half of the bank outputs one, half the other."""
+    """Hidden units: positive and negative parts of either momentum. Half of the bank outputs one, half the other."""
     half = ARCHITECTURE.param_inits // 2
     weights["controller.controls.bias"][:] = 1
     weights["controller.controls.weight"][:half, TURN] = -LEAN / SLOPE

@@ -1,0 +1,300 @@
+"""``pylo-zoo convert``: what it prints, what it refuses, and what it leaves behind."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from commands import Capture, digests, refused, run
+from trees import encode, nested, theta, write_checkpoint, write_params, write_theta
+
+from pylo_zoo import artifact, optim, parity
+from pylo_zoo.convert import convert
+from pylo_zoo.converters import FAMILIES
+from pylo_zoo.parity.report import Check, Leaves, Report
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+# --- convert -------------------------------------------------------------------------------------------------------
+
+
+def test_convert_and_export_round_trip(capsys: Capture, tmp_path: Path) -> None:
+    path = write_theta(tmp_path, "celo")
+    assert run("convert", "celo", "--source", path, "--no-verify") == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("zoo/celo\n")
+    assert err == "Warning: parity was not checked: --no-verify.\n"
+    assert sorted(digests(Path("zoo/celo"))) == ["config.json", "model.safetensors", "parity.json"]
+    found = artifact.read("zoo/celo").parity
+    assert found is not None
+    assert (found["status"], found["reason"]) == ("not_run", "--no-verify")
+    assert found["leaves"]["passed"]
+    assert found["leaves"]["compared"] == 33
+    assert run("export", "zoo/celo", "--out", "again.state") == 0
+    assert Path("again.state").read_bytes() == path.read_bytes()
+
+
+def test_convert_says_it_as_json(capsys: Capture, tmp_path: Path) -> None:
+    path = write_theta(tmp_path, "adafac-mlp")
+    words = ["--out", "x", "--no-verify", "--json", "-q", "--set", "step_mult=1e-2"]
+    assert run("convert", "mulo", "--source", path, *words) == 0
+    out, err = capsys.readouterr()
+    said = json.loads(out)
+    assert err == ""
+    assert (said["directory"], said["family"], said["name"], said["matched_entry"]) == ("x", "mulo", "mulo", None)
+    assert said["behavior"]["step_mult"] == 0.01
+    assert said["source"] == {
+        "uri": "file:theta.state",
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "bytes": path.stat().st_size,
+        "license": "unknown",
+        "format": "flax-msgpack",
+    }
+
+
+def test_quiet_prints_the_directory(capsys: Capture, tmp_path: Path) -> None:
+    assert run("convert", "elo", "--source", write_theta(tmp_path, "elo"), "--no-verify", "-q") == 0
+    assert capsys.readouterr() == ("zoo/elo\n", "")
+
+
+def test_format_pt(tmp_path: Path) -> None:
+    words = ["--source", write_theta(tmp_path, "celo2"), "--no-verify", "--format", "pt"]
+    assert run("convert", "celo2", *words) == 0
+    loaded = torch.load("zoo/celo2/model.pt", weights_only=True)
+    assert {name: tensor.tolist() for name, tensor in loaded.items()} == {
+        name: tensor.tolist() for name, tensor in artifact.read("zoo/celo2").state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_defaults_and_behaviour_are_the_released_ones(family: str, tmp_path: Path) -> None:
+    made = convert(family, source=write_theta(tmp_path, family))
+    assert made.behavior == FAMILIES[family].behavior()
+    assert made.defaults == {key: value for key, value in FAMILIES[family].defaults.items() if value is not None}
+    assert made.defaults["weight_decay"] == (0.1 if family == "elo-celo2" else 0.0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_optimizer_that_a_family_names_is_there(family: str) -> None:
+    found = optim.optimizer_class(family)
+    assert FAMILIES[family].optimizer == f"pylo_zoo.optim:{found.__name__}"
+    assert family in found.families
+
+
+# --- parity ------------------------------------------------------------------------------------------------------
+
+
+def planted(monkeypatch: pytest.MonkeyPatch, error: float) -> None:
+    """Let parity find this error."""
+
+    def verify(made: artifact.Artifact, source: Path) -> Report:
+        assert hashlib.sha256(source.read_bytes()).hexdigest() == made.source.sha256
+        check = Check(level="meta-network", dtype="float32", variant="random inputs", errors={"mlp": (error, 1e-5)})
+        return Report(made.name, made.family, {}, Leaves(compared=3), [check])
+
+    monkeypatch.setattr(parity, "verify", verify)
+
+
+def test_parity_runs_by_default_and_is_kept(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted(monkeypatch, error=1e-7)
+    assert run("convert", "elo", "--source", write_theta(tmp_path, "elo")) == 0
+    out, err = capsys.readouterr()
+    assert "meta-network" in out
+    assert err == ""
+    found = artifact.read("zoo/elo").parity
+    assert found is not None
+    assert found["status"] == "passed"
+
+
+def test_without_jax_the_artifact_is_written_with_a_warning(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity, "jax_is_missing", lambda: True)
+    assert run("convert", "elo", "--source", write_theta(tmp_path, "elo")) == 0
+    assert capsys.readouterr().err.startswith("Warning: parity was not checked: jax and flax are not installed")
+    found = artifact.read("zoo/elo").parity
+    assert found is not None
+    assert (found["status"], found["leaves"]["passed"]) == ("not_run", True)
+
+
+@pytest.mark.parametrize("existing", [True, False])
+def test_a_failing_parity_writes_nothing(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, existing: bool
+) -> None:
+    path = write_theta(tmp_path, "elo")
+    if existing:
+        assert run("convert", "elo", "--source", path, "--no-verify", "-q") == 0
+        capsys.readouterr()
+    before = digests(Path("zoo/elo")) if existing else None
+    planted(monkeypatch, error=0.5)
+    assert run("convert", "elo", "--source", path, "--force", "--json") == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["parity"]["status"] == "failed"
+    assert [line.partition(":")[0] for line in err.splitlines()] == ["Error", "Hint"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == (["theta.state", "zoo"] if existing else ["theta.state"])
+    assert not existing or digests(Path("zoo/elo")) == before
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------
+
+
+def wrong_family(tmp_path: Path) -> tuple[list[object], str]:
+    return ["velo", "--source", write_theta(tmp_path, "celo2")], r"no velo checkpoint.*\n.*fit celo2 or celo2-base"
+
+
+def nearly_a_family(tmp_path: Path) -> tuple[list[object], str]:
+    leaves = theta("elo")
+    del leaves["nn", "~", "b1"]
+    (tmp_path / "theta.state").write_bytes(encode(nested(leaves)))
+    return ["elo", "--source", "theta.state"], "no elo checkpoint"
+
+
+def not_finite(tmp_path: Path) -> tuple[list[object], str]:
+    leaves = theta("elo")
+    leaves["nn", "~", "b1"][0] = math.nan
+    (tmp_path / "theta.state").write_bytes(encode(nested(leaves)))
+    return ["elo", "--source", "theta.state"], r"NaN or infinite values \(1\): nn/~/b1"
+
+
+def damaged(tmp_path: Path) -> tuple[list[object], str]:
+    (tmp_path / "theta.state").write_bytes(encode(nested(theta("elo")))[:-5])
+    return ["elo", "--source", "theta.state"], "not a complete flax msgpack file"
+
+
+def absent(tmp_path: Path) -> tuple[list[object], str]:
+    return ["elo", "--source", "nothing.state"], r"nothing\.state does not exist"
+
+
+def output_that_exists(tmp_path: Path) -> tuple[list[object], str]:
+    path = write_theta(tmp_path, "elo")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("keep")
+    return ["elo", "--source", path, "--out", "notes", "--force"], "mine.txt"
+
+
+def unknown_setting(tmp_path: Path) -> tuple[list[object], str]:
+    return ["elo", "--source", write_theta(tmp_path, "elo"), "--set", "exp_mlt=1"], "Did you mean 'exp_mult'"
+
+
+def setting_of_another_family(tmp_path: Path) -> tuple[list[object], str]:
+    return ["elo", "--source", write_theta(tmp_path, "elo"), "--set", "ff_mult=1"], "unknown field 'ff_mult'"
+
+
+def setting_of_the_wrong_type(tmp_path: Path) -> tuple[list[object], str]:
+    return ["elo", "--source", write_theta(tmp_path, "elo"), "--set", "exp_mult=yes"], "exp_mult is True"
+
+
+def setting_without_a_value(tmp_path: Path) -> tuple[list[object], str]:
+    return ["elo", "--source", write_theta(tmp_path, "elo"), "--set", "exp_mult"], "is not field=value"
+
+
+def setting_against_the_tree(tmp_path: Path) -> tuple[list[object], str]:
+    path = write_theta(tmp_path, "velo")
+    return ["velo", "--source", path, "--set", "param_inits=4"], "says param_inits = 4, but the tree of leaves says 3"
+
+
+def setting_against_the_gin_file(tmp_path: Path) -> tuple[list[object], str]:
+    words = ["--set", "use_bugged_loss_features=true"]
+    return ["velo", "--source", write_params(tmp_path), *words], "= true, but config.gin says false"
+
+
+def setting_against_the_container(tmp_path: Path) -> tuple[list[object], str]:
+    words = ["--set", "use_bugged_next_lstm_state=false"]
+    return ["velo", "--source", write_checkpoint(tmp_path), *words], "but the flax-checkpoint container says true"
+
+
+def gin_file_against_the_tree(tmp_path: Path) -> tuple[list[object], str]:
+    path = write_params(tmp_path, gin="HyperV2.param_inits = 3\n")
+    return ["velo", "--source", path], "config.gin says lstm_hidden_size = 128, but the tree of leaves says 5"
+
+
+def gin_file_with_an_ablation(tmp_path: Path) -> tuple[list[object], str]:
+    path = write_params(tmp_path, gin="HyperV2.with_g = False\n")
+    return ["velo", "--source", path], r"HyperV2\.with_g = False is another update rule"
+
+
+def gin_file_of_another_family(tmp_path: Path) -> tuple[list[object], str]:
+    path = write_params(tmp_path)
+    path.write_bytes(encode({"params": nested(theta("celo")), "gen_id": "", "step": 0}))
+    return ["celo", "--source", path], "so this is a velo checkpoint, not celo"
+
+
+def unknown_name(tmp_path: Path) -> tuple[list[object], str]:
+    return ["vello"], "No checkpoint called 'vello'.*\n.*Did you mean 'velo'"
+
+
+def unknown_family(tmp_path: Path) -> tuple[list[object], str]:
+    return ["adam", "--source", write_theta(tmp_path, "elo")], "no family 'adam'"
+
+
+def entry_with_a_source(tmp_path: Path) -> tuple[list[object], str]:
+    return ["velo-s", "--source", "f"], "the word is a family.*\n.*convert velo --source f"
+
+
+def entry_elsewhere(tmp_path: Path) -> tuple[list[object], str]:
+    return [
+        "celo"
+    ], "hf://amoudgl/celo/theta.state.*\n.*149,216 bytes, sha256 35683c.*convert celo --source theta.state"
+
+
+def entry_in_an_unknown_format(tmp_path: Path) -> tuple[list[object], str]:
+    return ["celo2-pylo"], "does not fetch.*\n.*cannot be read yet.*convert celo2 --source FILE"
+
+
+FAILURES = [
+    wrong_family,
+    nearly_a_family,
+    not_finite,
+    damaged,
+    absent,
+    output_that_exists,
+    unknown_setting,
+    setting_of_another_family,
+    setting_of_the_wrong_type,
+    setting_without_a_value,
+    setting_against_the_tree,
+    setting_against_the_gin_file,
+    setting_against_the_container,
+    gin_file_against_the_tree,
+    gin_file_with_an_ablation,
+    gin_file_of_another_family,
+    unknown_name,
+    unknown_family,
+    entry_with_a_source,
+    entry_elsewhere,
+    entry_in_an_unknown_format,
+]
+
+
+@pytest.mark.parametrize("case", FAILURES, ids=lambda case: case.__name__)
+def test_a_refusal_is_two_lines_and_leaves_nothing(
+    case: Callable[[Path], tuple[list[object], str]], capsys: Capture, tmp_path: Path, zoo_home: Path
+) -> None:
+    words, complaint = case(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    said = refused(capsys, "convert", *words, "--no-verify")
+    assert re.search(complaint, said), said
+    assert sorted(tmp_path.rglob("*")) == before
+    assert list(zoo_home.iterdir()) == []
+
+
+def test_a_refused_replacement_leaves_the_old_artifact(capsys: Capture, tmp_path: Path) -> None:
+    path = write_theta(tmp_path, "elo")
+    assert run("convert", "elo", "--source", path, "--no-verify", "-q") == 0
+    before = digests(Path("zoo/elo"))
+    capsys.readouterr()
+    assert "already exists" in refused(capsys, "convert", "elo", "--source", path, "--no-verify")
+    path.write_bytes(path.read_bytes()[:-1])
+    refused(capsys, "convert", "elo", "--source", path, "--no-verify", "--force")
+    assert digests(Path("zoo/elo")) == before
+    assert [entry.name for entry in Path("zoo").iterdir()] == ["elo"]

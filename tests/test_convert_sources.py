@@ -1,0 +1,169 @@
+"""Where a conversion gets its file and its fields: own files, the registry, the cache, and who may say what."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Capture, run
+from trees import SMALL, write_checkpoint, write_params, write_theta
+
+from pylo_zoo import artifact, registry
+from pylo_zoo import convert as library
+from pylo_zoo.config import VeLOBehavior
+from pylo_zoo.convert import cached_source, convert, make, parse_settings
+from pylo_zoo.converters import FAMILIES
+from pylo_zoo.errors import ZooError
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def made(name: str, source: Path) -> artifact.Artifact:
+    """Convert ``source`` into the directory ``out`` beside it, unproven."""
+    return make(name, source=source, out="out", force=True, verify=False).artifact
+
+
+# --- who says what ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("write", "settings", "expected"),
+    [
+        (lambda directory: write_theta(directory, "velo"), {}, VeLOBehavior()),
+        (lambda directory: write_theta(directory, "velo"), {"ff_mult": 1}, VeLOBehavior(ff_mult=1.0)),
+        (write_params, {"use_bugged_loss_features": False, "param_inits": 3}, VeLOBehavior()),
+        (write_params, {"ff_mult": 1.0}, VeLOBehavior(ff_mult=1.0)),
+        (write_checkpoint, {}, VeLOBehavior(use_bugged_next_lstm_state=True, use_bugged_loss_features=True)),
+        (
+            write_checkpoint,
+            {"use_bugged_next_lstm_state": True, "use_bugged_loss_features": False},
+            VeLOBehavior(use_bugged_next_lstm_state=True),
+        ),
+    ],
+)
+def test_what_nobody_contradicts_holds(
+    write: Callable[[Path], Path], settings: dict[str, Any], expected: VeLOBehavior, tmp_path: Path
+) -> None:
+    assert convert("velo", source=write(tmp_path), settings=settings).behavior == expected
+
+
+def test_a_silent_gin_file_means_googles_defaults(tmp_path: Path) -> None:
+    path = write_params(tmp_path, gin="HyperV2.lstm_hidden_size = 5\nHyperV2.param_inits = 3\n")
+    assert convert("velo", source=path).behavior == VeLOBehavior(use_bugged_loss_features=True)
+
+
+def test_settings_are_yaml() -> None:
+    pairs = ["a=1e-3", "b=true", "c=[0.9, 1e-2]", "d=relu", "a=0.001", "e="]
+    assert parse_settings(pairs) == {"a": 0.001, "b": True, "c": [0.9, 0.01], "d": "relu", "e": None}
+    for pairs in (["a=1", "a=2"], ["a=[1"], ["=1"], ["a=!!python/object:os.system x"]):
+        with pytest.raises(ZooError):
+            parse_settings(pairs)
+
+
+# --- the registry ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> registry.Entry:
+    """The entry "celo2-base", as if a synthetic checkpoint in ``tmp_path`` had been published as that."""
+    path = write_theta(tmp_path, "celo2-base")
+    entry = registry.get("celo2-base")
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    source = dataclasses.replace(entry.weights, bytes=path.stat().st_size, sha256=sha256)
+    behavior = dataclasses.replace(entry.behavior, exp_mult=0.25)
+    size = SMALL["celo2-base"]
+    entry = dataclasses.replace(
+        entry, sources=(source,), behavior=behavior, architecture=size, license="MIT", defaults={"lr": 0.5}
+    )
+    entries = {**registry.load_registry(), "celo2-base": entry}
+    monkeypatch.setattr(registry, "load_registry", lambda path=None: entries)
+    return entry
+
+
+def test_a_file_that_the_registry_knows_is_recognised(pinned: registry.Entry) -> None:
+    made = convert("celo2-base", source="theta.state")
+    assert (made.name, made.source.uri, made.source.license) == ("celo2-base", pinned.weights.uri, "MIT")
+    assert made.behavior == pinned.behavior
+    assert made.defaults["lr"] == 0.5
+    assert convert("celo2-base", source="theta.state", settings={"exp_mult": 0.5}).behavior.exp_mult == 0.5
+    assert library.inspect("theta.state").matched == "celo2-base"
+
+
+def test_but_not_as_another_family(pinned: registry.Entry) -> None:
+    made = convert("celo2", source="theta.state")
+    assert (made.name, made.source.uri, made.source.license) == ("celo2", "file:theta.state", "unknown")
+    assert made.behavior == FAMILIES["celo2"].behavior()
+
+
+def test_a_registry_name_finds_the_cached_file_again(pinned: registry.Entry, tmp_path: Path) -> None:
+    first = made("celo2-base", tmp_path / "theta.state")
+    (tmp_path / "theta.state").unlink()
+    assert convert("celo2-base").fingerprint == first.fingerprint
+    with pytest.raises(ZooError, match=r"exp_mult = 0\.5, but the registry entry celo2-base says 0\.25"):
+        convert("celo2-base", settings={"exp_mult": 0.5})
+
+
+def test_the_sample_in_the_package_converts(capsys: Capture) -> None:
+    assert run("convert", "velo-sample", "--no-verify", "-q") == 0
+    made = artifact.read("zoo/velo-sample")
+    assert (made.family, made.behavior) == ("velo", registry.get("velo-sample").behavior)
+    assert made.source.uri.startswith("package://")
+
+
+def test_a_pinned_file_that_is_another_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = registry.get("velo-sample")
+    source = dataclasses.replace(entry.weights, sha256="0" * 64)
+    entries = {"velo-sample": dataclasses.replace(entry, sources=(source,))}
+    monkeypatch.setattr(registry, "load_registry", lambda path=None: entries)
+    with pytest.raises(ZooError, match=f"sha256 [0-9a-f]{{64}}, not {'0' * 64}"):
+        convert("velo-sample")
+
+
+# --- the cache ---------------------------------------------------------------------------------------------------
+
+
+def test_the_source_is_kept_by_its_hash(tmp_path: Path, zoo_home: Path) -> None:
+    path = write_params(tmp_path)
+    sha256 = convert("velo", source=path).source.sha256
+    assert cached_source(sha256) is None  # in memory, nothing is written
+    made("velo", path)
+    kept = cached_source(sha256)
+    assert kept is not None
+    assert kept == zoo_home / "sources" / sha256 / "params"
+    assert kept.read_bytes() == path.read_bytes()
+    assert kept.with_name("config.gin").read_bytes() == (tmp_path / "config.gin").read_bytes()
+    made("velo", kept)
+    (tmp_path / "config.gin").unlink()
+    made("velo", path)
+    assert [entry.name for entry in kept.parent.iterdir()] == ["params"]
+
+
+def test_a_spoilt_copy_is_not_used_and_is_replaced(tmp_path: Path) -> None:
+    path = write_theta(tmp_path, "elo")
+    sha256 = made("elo", path).source.sha256
+    kept = cached_source(sha256)
+    assert kept is not None
+    kept.write_bytes(b"spoilt")
+    assert cached_source(sha256) is None
+    made("elo", path)
+    assert cached_source(sha256) == kept
+
+
+@pytest.mark.parametrize("sha256", ["", "0" * 64, "../../../etc/passwd", "F" * 64])
+def test_what_is_not_kept_is_not_found(sha256: str) -> None:
+    assert cached_source(sha256) is None
+
+
+def test_a_cache_that_cannot_be_written_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_theta(tmp_path, "elo")
+    monkeypatch.setenv("PYLO_ZOO_HOME", str(path / "below-a-file"))
+    with pytest.raises(ZooError, match="cannot be written"):
+        made("elo", path)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,145 @@
+"""``pylo-zoo export`` and ``inspect``: what they print, what they refuse, and what they leave behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import Capture, refused, run
+from trees import encode, nested, theta, write_params, write_theta
+
+from pylo_zoo import artifact
+from pylo_zoo import convert as library
+from pylo_zoo.convert import convert
+from pylo_zoo.errors import ZooError
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+# --- export ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def exported(capsys: Capture, tmp_path: Path) -> Path:
+    """An artifact's directory."""
+    assert run("convert", "elo", "--source", write_theta(tmp_path, "elo"), "--no-verify", "-q") == 0
+    capsys.readouterr()
+    return Path("zoo/elo")
+
+
+def test_export_says_what_it_wrote(exported: Path, capsys: Capture) -> None:
+    assert run("export", exported, "--out", "new/x.state", "--json") == 0
+    data = Path("theta.state").read_bytes()
+    said = {"file": "new/x.state", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "identical": True}
+    assert json.loads(capsys.readouterr().out) == said
+
+
+def test_export_replaces_with_force_alone(exported: Path, capsys: Capture) -> None:
+    Path("x").write_text("mine")
+    assert "already exists" in refused(capsys, "export", exported, "--out", "x")
+    assert Path("x").read_text() == "mine"
+    assert run("export", exported, "--out", "x", "--force") == 0
+    capsys.readouterr()
+    assert Path("x").read_bytes() == Path("theta.state").read_bytes()
+    assert "is a directory" in refused(capsys, "export", exported, "--out", "zoo", "--force")
+
+
+def test_export_refuses_an_artifact_whose_weights_were_changed(exported: Path, capsys: Capture) -> None:
+    made = artifact.read(exported)
+    tensors = {name: tensor.clone() for name, tensor in made.tensors.items()}
+    tensors["mlp.layers.0.bias"][0] *= 1.001
+    artifact.write(dataclasses.replace(made, tensors=tensors), exported, force=True)
+    assert "changed after its conversion" in refused(capsys, "export", exported, "--out", "x")
+    assert not Path("x").exists()
+
+
+def test_export_refuses_a_source_that_flax_did_not_write(tmp_path: Path) -> None:
+    data = bytearray(encode(nested(theta("elo"))))
+    assert data[1:4] == b"\xa2nn"
+    data[1:2] = b"\xd9\x02"  # the same text with a longer header
+    (tmp_path / "theta.state").write_bytes(bytes(data))
+    made = convert("elo", source="theta.state")
+    with pytest.raises(ZooError, match="exact bytes cannot be rebuilt"):
+        library.export(made)
+
+
+def test_export_refuses_what_is_no_artifact(capsys: Capture) -> None:
+    assert "is no artifact" in refused(capsys, "export", ".", "--out", "x")
+
+
+# --- inspect -----------------------------------------------------------------------------------------------------
+
+
+def test_inspect_shows_everything_in_80_columns(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    path = write_params(tmp_path)
+    assert run("inspect", path.name) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert all(len(line.rstrip()) <= 80 for line in out.splitlines())
+    for word in ("flax-params", hashlib.sha256(path.read_bytes()).hexdigest(), "lstm_hidden_size  5", "33 leaves"):
+        assert word in out
+    assert "rnn_params/rnn/linear/w" in out
+    assert "10 × 20" in out
+    assert "use_bugged_loss_features" in out
+    assert "Nothing stops a conversion" in out
+    assert "pylo-zoo convert velo --source params" in out
+    assert not Path("zoo").exists()
+
+
+def test_inspect_says_it_as_json(capsys: Capture, tmp_path: Path) -> None:
+    assert run("inspect", write_theta(tmp_path, "adafac-mlp"), "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["families"] == ["adafac-mlp", "mulo"]
+    assert said["architecture"] == {"hidden_size": 4, "hidden_layers": 1}
+    assert said["leaves"][0] == {"path": "adafactor_decays", "shape": [3], "dtype": "float32"}
+    assert (said["problems"], said["exact"], said["matched"], said["config"]) == ([], True, None, None)
+
+
+def broken_tree(leaves: dict[tuple[str, ...], np.ndarray]) -> None:
+    del leaves["rnn_params", "linear", "w"]
+
+
+def not_a_number(leaves: dict[tuple[str, ...], np.ndarray]) -> None:
+    leaves["rnn_params", "linear", "w"][0, 0] = math.nan
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (broken_tree, "nearest family velo: leaves missing (1): rnn_params/linear/w [30, 5]"),
+        (not_a_number, "leaves with NaN or infinite values (1): rnn_params/linear/w"),
+    ],
+)
+def test_inspect_names_what_would_stop_a_conversion(
+    spoil: Callable[[Any], None], complaint: str, capsys: Capture, tmp_path: Path
+) -> None:
+    leaves = theta("velo")
+    spoil(leaves)
+    (tmp_path / "theta.state").write_bytes(encode(nested(leaves)))
+    assert run("inspect", "theta.state", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["problems"] == [complaint]
+    with pytest.raises(ZooError):
+        convert("velo", source="theta.state")
+
+
+def test_inspect_finds_a_gin_file_that_contradicts_the_tree(capsys: Capture, tmp_path: Path) -> None:
+    assert run("inspect", write_params(tmp_path, gin="HyperV2.with_p = False"), "--json") == 0
+    assert "another update rule" in json.loads(capsys.readouterr().out)["problems"][0]
+
+
+def test_inspect_refuses_what_it_cannot_read(capsys: Capture, tmp_path: Path) -> None:
+    (tmp_path / "x.pickle").write_bytes(b"\x80\x04\x95")
+    assert "x.pickle is a pickle" in refused(capsys, "inspect", "x.pickle")
