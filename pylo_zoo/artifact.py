@@ -21,7 +21,8 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from pylo_zoo import config, converters
+from pylo_zoo import converters
+from pylo_zoo.config import parse, to_dict
 from pylo_zoo.converters.base import UNUSED, structure_problems, tensor_shapes, value_problems
 from pylo_zoo.errors import ZooError
 from pylo_zoo.files import staged_directory, write_file
@@ -101,7 +102,7 @@ class Artifact:
     def fingerprint(self) -> str:
         """sha256 of what the update depends on: family, architecture, behaviour and tensors."""
         digest = hashlib.sha256()
-        what = [self.family, config.to_dict(self.architecture), config.to_dict(self.behavior)]
+        what = [self.family, to_dict(self.architecture), to_dict(self.behavior)]
         digest.update(json.dumps(what, sort_keys=True).encode())
         for name, tensor in sorted(self.tensors.items()):
             digest.update(f"\n{name} {list(tensor.shape)}\n".encode())
@@ -114,8 +115,8 @@ class Artifact:
             "format_version": FORMAT_VERSION,
             "family": self.family,
             "name": self.name,
-            "architecture": config.to_dict(self.architecture),
-            "behavior": config.to_dict(self.behavior),
+            "architecture": to_dict(self.architecture),
+            "behavior": to_dict(self.behavior),
             "defaults": dict(self.defaults),
             "source": asdict(self.source),
             "converter": asdict(self.converter),
@@ -213,15 +214,15 @@ def read(directory: str | Path) -> Artifact:
             "Update pylo-zoo, or convert the checkpoint again.",
         )
     family = converters.get(_text(values, "family"))
-    architecture = config.parse(family.architecture, _mapping(values, "architecture"), f"{CONFIG}: architecture")
+    architecture = parse(family.architecture, _mapping(values, "architecture"), f"{CONFIG}: architecture")
     return Artifact(
         family=family.name,
         name=_text(values, "name"),
         architecture=architecture,
-        behavior=config.parse(family.behavior, _mapping(values, "behavior"), f"{CONFIG}: behavior"),
+        behavior=parse(family.behavior, _mapping(values, "behavior"), f"{CONFIG}: behavior"),
         defaults=_defaults(family, _mapping(values, "defaults")),
         source=_source(_mapping(values, "source")),
-        converter=config.parse(Converter, _mapping(values, "converter"), f"{CONFIG}: converter"),
+        converter=parse(Converter, _mapping(values, "converter"), f"{CONFIG}: converter"),
         tensors=_tensors(directory / WEIGHTS, family, architecture),
         parity=_read_json(directory / PARITY) if (directory / PARITY).is_file() else None,
         path=directory,
@@ -247,7 +248,7 @@ def _source(values: Mapping[str, Any]) -> SourceRecord:
     if not isinstance(layout, dict):
         raise ZooError(f"{CONFIG}: source: layout is {layout!r}.", CONVERT_AGAIN)
     plain = {key: value for key, value in values.items() if key != "layout"}
-    record = config.parse(_PlainSource, plain, f"{CONFIG}: source")
+    record = parse(_PlainSource, plain, f"{CONFIG}: source")
     return SourceRecord(**asdict(record), layout=layout)
 
 

@@ -7,7 +7,7 @@ artifact's ``model.safetensors`` holds. Weights stand as torch keeps them, ``[ou
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +97,7 @@ class Controller(nn.Module):
 class FixedDecays:
     """Mixin of the networks whose decays are the behaviour's own (everything but AdafacMLP and μLO)."""
 
-    behavior: CeloBehavior | CeloAdamBehavior | CELO2Behavior | ELOBehavior
+    behavior: Any  # a record with initial decays
 
     def decays(self) -> Decays:
         like = next(self.parameters())  # pyright: ignore[reportAttributeAccessIssue]

@@ -142,7 +142,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return loss
 
     def _take_loss(self, closure: Callable[[], Loss] | Loss | None, loss: Loss | None) -> Loss | None:
-        given = [each for each in (closure, loss, self._loss) if each is not None]
+        given: list[Any] = [each for each in (closure, loss, self._loss) if each is not None]
         _require(
             len(given) <= 1,
             "step() has more than one loss to choose from.",
@@ -265,7 +265,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             ZooError: the state comes from other weights, or an entry is missing, unknown or of another shape. The
                 optimizer is as it was.
         """
-        loaded: list[dict[str, Any]] = []
+        loaded: list[dict[int, dict[str, Tensor]]] = []
 
         def take(_: torch.optim.Optimizer, incoming: dict[str, Any]) -> dict[str, Any]:
             loaded.append(self._checked_state(incoming))
@@ -286,9 +286,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
             for hook in hooks:
                 hook.remove()
 
-    def _checked_state(self, incoming: Mapping[str, Any]) -> dict[Any, dict[str, Tensor]]:
+    def _checked_state(self, incoming: Mapping[str, Any]) -> dict[int, dict[str, Tensor]]:
         """The incoming state by position of the parameter, on the parameters' devices; raises where it cannot be."""
-        groups, mine = incoming["param_groups"], self.param_groups
+        groups: list[Group] = incoming["param_groups"]
+        mine: list[Group] = self.param_groups
         sizes = [len(group["params"]) for group in groups], [len(group["params"]) for group in mine]
         _require(
             sizes[0] == sizes[1],

@@ -119,8 +119,8 @@ class CELO2(LearnedOptimizer):
         limit = group["grad_clip_val"]
         g = item.g.clamp(-limit, limit) if self.clip_adam_gradients else item.g
         state["step"] += 1
-        betas = tuple(torch.tensor([beta], dtype=p.dtype, device=p.device) for beta in group["adam_betas"])
+        beta1, beta2 = (torch.tensor([beta], dtype=p.dtype, device=p.device) for beta in group["adam_betas"])
         moments = state["momentum"], state["second_moment"]
-        direction = adam_direction(*moments, g, state["step"], betas, group["adam_eps"])
+        direction = adam_direction(*moments, g, state["step"], (beta1, beta2), group["adam_eps"])
         decay = group["weight_decay"] if group["adam_weight_decay"] is None else group["adam_weight_decay"]
         p.sub_(group["lr"] * group["adam_lr_mult"] * (direction + decay * p))

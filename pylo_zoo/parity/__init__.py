@@ -94,19 +94,17 @@ def read_theta(source: Path) -> dict[str, Any]:
     """The theta tree of a flax checkpoint, read by flax itself, apart from :mod:`pylo_zoo.formats`."""
     from flax import serialization
 
-    tree = serialization.msgpack_restore(source.read_bytes())
+    tree: Any = serialization.msgpack_restore(source.read_bytes())
     return tree.get("params", tree.get("0", tree))
 
 
 def x64() -> AbstractContextManager[Any]:
     """JAX with float64 at hand, as each of its versions spells it."""
     import jax
+    from jax import experimental
 
-    if callable(enable := getattr(jax, "enable_x64", None)):
-        return enable(True)
-    from jax.experimental import enable_x64
-
-    return enable_x64()
+    enable: Any = getattr(jax, "enable_x64", None) or getattr(experimental, "enable_x64", None)
+    return enable(True)
 
 
 def _reference(artifact: Artifact, theta: Mapping[str, Any], dtype: str) -> Any:

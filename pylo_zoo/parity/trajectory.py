@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +43,7 @@ def torch_trajectory(
 
 
 def jax_trajectory(
-    reference: Any, family: str, start: dict[str, np.ndarray], grads: Trajectory, losses: Sequence[float]
+    reference: Any, family: str, start: dict[str, np.ndarray], grads: Trajectory, losses: Any
 ) -> Trajectory:
     """Run the JAX reference."""
     routed = {case.name: case.rule for case in CASES if case.rule} if "celo2" in family else None

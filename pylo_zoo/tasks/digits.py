@@ -86,8 +86,8 @@ def train(
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(images), labels)
         loss.backward()
-        optimizer.step(lambda loss=loss: loss.detach())
         losses.append(loss.item())
+        optimizer.step(lambda: losses[-1])
         after_step(losses[-1])
     return losses
 
