@@ -2,7 +2,7 @@
 
 Every ``bash`` block runs, line by line in one shell, in a copy of the tree; of a ``console`` block the lines after
 ``$``. Lines that fetch or install (`git clone`, `cd`, `pip install`) are skipped, and a `make` target has only to
-exist, since CI runs those. ``python`` blocks must compile. Other info strings (``text``, ``sh``) are left alone.
+exist, since CI runs those. ``python`` blocks run too. Other info strings (``text``, ``sh``) are left alone.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def test_make_targets_exist() -> None:
 
 
 @pytest.mark.parametrize("code", blocks(readme(), "python") if README.is_file() else [])
-def test_python_compiles(code: str) -> None:
-    compile(code, "README.md", "exec")
+def test_python_runs(code: str) -> None:
+    exec(compile(code, "README.md", "exec"), {})
 
 
 def test_blocks_are_read() -> None:

@@ -10,7 +10,7 @@ from pylo_zoo.optim.celo2 import CELO2
 from pylo_zoo.optim.celo_adam import CeloAdam
 from pylo_zoo.optim.elo import ELO
 from pylo_zoo.optim.elo_celo2 import ELO_CELO2
-from pylo_zoo.optim.groups import param_groups
+from pylo_zoo.optim.groups import Route, param_groups, routes
 from pylo_zoo.optim.mulo import MuLO
 from pylo_zoo.optim.velo import VeLO
 
@@ -21,10 +21,13 @@ __all__ = [
     "AdafacLO",
     "Celo",
     "CeloAdam",
+    "LearnedOptimizer",
     "MuLO",
+    "Route",
     "VeLO",
     "optimizer_class",
     "param_groups",
+    "routes",
 ]
 
 
