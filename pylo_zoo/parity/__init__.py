@@ -103,7 +103,7 @@ def x64() -> AbstractContextManager[Any]:
     import jax
     from jax import experimental
 
-    enable: Any = getattr(jax, "enable_x64", None) or getattr(experimental, "enable_x64", None)
+    enable: Any = (jax if hasattr(jax, "enable_x64") else experimental).enable_x64  # pyright: ignore[reportAttributeAccessIssue]
     return enable(True)
 
 
