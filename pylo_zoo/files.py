@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,9 +58,14 @@ def write_file(target: Path, data: bytes) -> None:
 
 
 def _replace(target: Path, staging: Path) -> None:
-    """Rename ``staging`` to ``target``; what stood there is put aside first, and back again if that fails."""
+    """Rename ``staging`` to ``target``; the two change places where the system can do that in one step.
+
+    Elsewhere what stood there is put aside first, and back again if the second step fails.
+    """
     if not target.is_dir() or not any(target.iterdir()):
         staging.rename(target)
+        return
+    if _exchange(target, staging):
         return
     aside = _sibling(target, "old")
     target.rename(aside)
@@ -70,11 +77,22 @@ def _replace(target: Path, staging: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two paths in one step, by Linux's renameat2; False where the system or the file system has no such thing."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    if renameat2 is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
 def _sibling(target: Path, kind: str) -> Path:
     return target.with_name(f".{target.name}.{kind}-{secrets.token_hex(4)}")
 
 
 def _sync(path: Path) -> None:
+    if sys.platform == "win32" and path.is_dir():
+        return  # a directory cannot be opened there
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -30,9 +30,9 @@ def test_routes_know_layout_rule_and_reason() -> None:
         "experts": ("jax", "learned"),
         "embed.weight": ("jax", "adamw"),
         "conv.weight": ("torch", "learned"),
-        "conv.bias": ("torch", "adamw"),
-        "norm.weight": ("torch", "adamw"),
-        "norm.bias": ("torch", "adamw"),
+        "conv.bias": ("torch", None),
+        "norm.weight": ("torch", None),
+        "norm.bias": ("torch", None),
         "gate.weight": ("torch", "learned"),
     }
     assert all(route.reason for route in routes(Model()))

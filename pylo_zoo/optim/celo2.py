@@ -41,10 +41,10 @@ class CELO2(LearnedOptimizer):
         adam_lr_mult: AdamW's learning rate is ``lr · adam_lr_mult``.
         adam_betas: AdamW's decays.
         adam_eps: AdamW's epsilon, outside the root.
-        adam_weight_decay: AdamW's weight decay; None follows ``weight_decay``.
         clip_norm: largest global norm of the gradient; None does not clip.
-        grad_clip_val: largest absolute value of a gradient's element on the learned path.
         weights: registry name, artifact directory or loaded artifact, of family celo2 or celo2-base.
+        adam_weight_decay: AdamW's weight decay; None follows ``weight_decay``.
+        grad_clip_val: largest absolute value of a gradient's element on the learned path.
 
     State of a parameter: the accumulators of SPEC §1; under AdamW ``momentum``, ``second_moment`` ``[1, *shape]`` and
     ``step``.
@@ -64,10 +64,10 @@ class CELO2(LearnedOptimizer):
         adam_lr_mult: float = 20.0,
         adam_betas: tuple[float, float] = (0.9, 0.95),
         adam_eps: float = 1e-8,
-        adam_weight_decay: float | None = None,
         clip_norm: float | None = None,
-        grad_clip_val: float = 1000.0,
         weights: str | Artifact = "celo2",
+        adam_weight_decay: float | None = None,
+        grad_clip_val: float = 1000.0,
     ) -> None:
         defaults = {
             "lr": lr,

@@ -28,10 +28,10 @@ class ELO_CELO2(CELO2):
         adam_lr_mult: float = 1.0,
         adam_betas: tuple[float, float] = (0.9, 0.95),
         adam_eps: float = 1e-8,
-        adam_weight_decay: float | None = None,
         clip_norm: float | None = 1.0,
-        grad_clip_val: float = 1000.0,
         weights: str | Artifact = "elo-celo2",
+        adam_weight_decay: float | None = None,
+        grad_clip_val: float = 1000.0,
     ) -> None:
         super().__init__(
             params,
@@ -40,8 +40,8 @@ class ELO_CELO2(CELO2):
             adam_lr_mult,
             adam_betas,
             adam_eps,
-            adam_weight_decay,
             clip_norm,
-            grad_clip_val,
             weights,
+            adam_weight_decay,
+            grad_clip_val,
         )

@@ -14,12 +14,16 @@ from pylo_zoo.errors import ZooError
 
 @dataclass(frozen=True)
 class Route:
-    """Where one parameter goes: its group's ``layout`` and ``rule``, and the reason."""
+    """Where one parameter goes: its group's ``layout`` and ``rule``, and the reason.
+
+    ``rule`` is "learned", "adamw", or None where the checkpoint decides by the number of axes: CELO2 gives vectors and
+    scalars to AdamW, CELO2-base to its rule.
+    """
 
     name: str
     shape: tuple[int, ...]
     layout: str
-    rule: str
+    rule: str | None
     reason: str
 
 
@@ -41,7 +45,7 @@ def param_groups(
         ZooError: a pattern matches no parameter.
     """
     parameters = dict(model.named_parameters())
-    groups: dict[tuple[str, str], dict[str, Any]] = {}
+    groups: dict[tuple[str, str | None], dict[str, Any]] = {}
     for route in routes(model, adamw=adamw, learned=learned):
         group = groups.setdefault(
             (route.layout, route.rule), {"params": [], "layout": route.layout, "rule": route.rule, **options}
@@ -79,11 +83,11 @@ def _by_module(model: nn.Module) -> Iterator[Route]:
             yield Route(name, tuple(parameter.shape), layout, rule, reason)
 
 
-def _route(module: nn.Module, shape: tuple[int, ...]) -> tuple[str, str, str]:
+def _route(module: nn.Module, shape: tuple[int, ...]) -> tuple[str, str | None, str]:
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return "jax", "adamw", "embedding table (vocabulary, dim)"
     if len(shape) < 2:
-        return "torch", "adamw", "fewer than two axes"
+        return "torch", None, "fewer than two axes: as the checkpoint has it"
     if isinstance(module, nn.modules.conv._ConvNd):
         return "torch", "learned", "convolution (out, in, *spatial)"
     if len(shape) == 2:
