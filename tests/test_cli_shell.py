@@ -161,10 +161,15 @@ def test_a_traceback_only_when_debugging(
     assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
-def test_ctrl_c_is_130(failing: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_is_130(
+    failing: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     failing(KeyboardInterrupt())
+    monkeypatch.setattr(os, "_exit", sys.exit)
     assert status_of("list") == 130
-    assert "Traceback" not in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "Interrupted" in err
+    assert "Traceback" not in err
 
 
 def test_a_closed_pipe_is_quiet() -> None:

@@ -17,7 +17,7 @@ from trees import encode, nested, theta, write_checkpoint, write_params, write_t
 from pylo_zoo import artifact, optim, parity
 from pylo_zoo.convert import convert
 from pylo_zoo.converters import FAMILIES
-from pylo_zoo.parity.report import Check, Leaves, Report
+from pylo_zoo.parity.report import Check, Leaves, Report, Statements
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +100,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, error: float) -> None:
     def verify(made: artifact.Artifact, source: Path) -> Report:
         assert hashlib.sha256(source.read_bytes()).hexdigest() == made.source.sha256
         check = Check(level="meta-network", dtype="float32", variant="random inputs", errors={"mlp": (error, 1e-5)})
-        return Report(made.name, made.family, {}, Leaves(compared=3), [check])
+        return Report(made.name, made.family, {}, made.fingerprint, Leaves(compared=3), Statements(), [check])
 
     monkeypatch.setattr(parity, "verify", verify)
 

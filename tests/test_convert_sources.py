@@ -92,7 +92,8 @@ def test_a_file_that_the_registry_knows_is_recognised(pinned: registry.Entry) ->
     assert (made.name, made.source.uri, made.source.license) == ("celo2-base", pinned.weights.uri, "MIT")
     assert made.behavior == pinned.behavior
     assert made.defaults["lr"] == 0.5
-    assert convert("celo2-base", source="theta.state", settings={"exp_mult": 0.5}).behavior.exp_mult == 0.5
+    with pytest.raises(ZooError, match=r"exp_mult = 0\.5, but the registry's celo2-base.* says 0\.25"):
+        convert("celo2-base", source="theta.state", settings={"exp_mult": 0.5})
     assert library.inspect("theta.state").matched == "celo2-base"
 
 

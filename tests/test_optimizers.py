@@ -127,6 +127,17 @@ def test_a_loss_is_used_once_and_never_chosen_silently() -> None:
     optimizer.set_loss(loss_at(1))
     with pytest.raises(ZooError, match="more than one loss"):
         optimizer.step(loss=loss_at(1))
+    optimizer.step(loss=loss_at(1))  # the error has cleared the pending loss
+
+
+@pytest.mark.parametrize("loss", ["x", [1.0], None])
+def test_a_loss_of_another_type_is_an_error_before_any_state_is_made(loss: Any) -> None:
+    params = parameters()
+    optimizer = make(TABLE["VeLO"], params)
+    give_gradients(params, 0)
+    with pytest.raises(ZooError, match="loss"):
+        optimizer.step(loss)
+    assert not optimizer.state
 
 
 # --- state -------------------------------------------------------------------------------------------------------
@@ -279,6 +290,7 @@ def test_a_tensor_lr_and_a_scheduler_act_as_a_float(entry: Entry) -> None:
     [
         ([{"params": [torch.zeros(2, 2)], "layout": "rows"}], {}, "layout is 'rows'"),
         ([{"params": [torch.zeros(2, 2)], "rule": "sgd"}], {}, "rule is 'sgd'"),
+        ([{"params": [torch.zeros(2, 2)], "layuot": "jax"}], {}, "layuot"),
         ([torch.zeros(2, 2)], {"lr": -1.0}, "lr is -1.0"),
         ([torch.zeros(2, 2)], {"weight_decay": -1.0}, "weight_decay is -1.0"),
         ([torch.zeros(2, 2)], {"clip_norm": 0.0}, "clip_norm is 0.0"),
@@ -300,6 +312,11 @@ def test_a_rejected_group_is_not_kept() -> None:
 def test_weights_of_another_family_are_refused() -> None:
     with pytest.raises(ZooError, match=r"VeLO cannot run .* celo2 checkpoint"):
         VeLO(parameters(), num_steps=5, weights=artifact("celo2"))
+
+
+def test_num_steps_belongs_to_the_run() -> None:
+    with pytest.raises(ZooError, match="num_steps=7, the run 5"):
+        VeLO([{"params": parameters(), "num_steps": 7}], num_steps=5, weights=artifact("velo_small"))
 
 
 @pytest.mark.parametrize("num_steps", [0, -3, 2.5, True])
@@ -325,6 +342,7 @@ def test_steps_past_the_horizon_go_on_and_warn_once() -> None:
     with pytest.warns(UserWarning, match="num_steps=3") as caught:
         train(optimizer, params, range(3, 6))
     assert len(caught) == 1
+    assert caught[0].filename == __file__  # the user's line, not the library's
     assert all(torch.isfinite(p).all() for p in params)
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from golden_data import CELO, CELO_ADAM, artifact, theta_path
 from trees import SMALL, write_theta
 
-from pylo_zoo import converters, parity
+from pylo_zoo import converters, load, parity
 from pylo_zoo.artifact import Artifact, read, write
 from pylo_zoo.convert import convert
 from pylo_zoo.errors import ZooError
+from pylo_zoo.ops import accumulators, conditioning, layout
+from pylo_zoo.optim import base, velo
 from pylo_zoo.parity import cases, trajectory
+from pylo_zoo.samples import velo_sample
 
 pytest.importorskip("jax")
 
@@ -85,6 +90,70 @@ def test_one_weight_off_by_a_thousandth_fails_at_every_level(case: str, tensor: 
     failed = {(check.level, check.dtype) for check in report.checks if not check.passed}
     assert {("network", "float64"), ("trajectory", "float64")} <= failed
     assert json.loads(json.dumps(report.to_dict()))["status"] == "failed"
+
+
+FAULTS = {
+    "order of spatial axes": (layout, "jax_axes", "*axes[2:]", "*reversed(axes[2:])"),
+    "tie of equal axes": (layout, "axes_of", "by_size[-2], by_size[-1]", "by_size[-1], by_size[-2]"),
+    "guard of a squared gradient": (accumulators, "advance_factored", "square() + 1e-30", "square()"),
+    "epsilon of the row factor": (accumulators, "factors", "+ 1e-9).clamp", "+ 1e-8).clamp"),
+    "fraction past the end": (conditioning, "fraction_features", "step.to(like)", "(step.to(like) + (step >= 7))"),
+    "guard of the loss features": (conditioning, "loss_features", "min=1e-8", "min=1e-6"),
+    "cap of the loss": (conditioning, "advance_loss", "2 * cap", "3 * cap"),
+}
+"""Module, function, and a piece of its source to be replaced by a fault."""
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_caught(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, name, right, wrong = FAULTS[fault]
+    source = write_theta(tmp_path, "celo", scale=0.3)
+    made = convert("celo", source=source)
+    code = inspect.getsource(getattr(module, name))
+    assert code.count(right) == 1
+    namespace = dict(vars(module))
+    exec(compile("from __future__ import annotations\n" + code.replace(right, wrong), "fault", "exec"), namespace)
+    for user in (module, accumulators, conditioning, velo, base):
+        if hasattr(user, name):
+            monkeypatch.setattr(user, name, namespace[name])
+    layout.axes_of.cache_clear()
+    try:
+        report = parity.verify(made, source)
+    finally:
+        layout.axes_of.cache_clear()
+    assert not report.passed
+    assert report.leaves.passed
+    assert any(not check.passed for check in report.checks if check.dtype == "float64")
+
+
+@pytest.mark.parametrize("behavior", [{"step_mult": 0.01}, {"initial_momentum_decays": (0.99, 0.9, 0.999)}])
+def test_a_behaviour_that_the_registry_contradicts_fails(
+    behavior: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both sides take the artifact's behaviour, so only what is said elsewhere can show that it is wrong."""
+    monkeypatch.setattr(parity, "jax_is_missing", lambda: True)
+    source = Path(velo_sample.__file__).parent / "velo-sample" / "params"
+    made = convert("velo-sample")
+    assert parity.verify(made, source).status == "not_run"
+    report = parity.verify(replace(made, behavior=replace(made.behavior, **behavior)), source)
+    assert report.status == "failed"
+    assert "velo-sample" in report.statements.contradictions[0]
+    with pytest.raises(ZooError, match="registry"):
+        convert("velo", source=source, settings=behavior)
+
+
+def test_training_refuses_what_changed_since_it_was_proven(tmp_path: Path) -> None:
+    source = write_theta(tmp_path, "elo")
+    made = convert("elo", source=source)
+    proven = {"status": "passed", "fingerprint": made.fingerprint}
+    directory = write(replace(made, parity=proven), tmp_path / "elo")
+    assert load(directory).fingerprint == made.fingerprint
+    write(replace(corrupted(made, "mlp.layers.0.weight", 1.5), parity=proven), directory, force=True)
+    with pytest.raises(ZooError, match="changed since"):
+        load(directory)
+    write(replace(made, parity={"status": "failed"}), directory, force=True)
+    with pytest.raises(ZooError, match="failed its parity"):
+        load(directory)
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:

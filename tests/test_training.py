@@ -68,7 +68,7 @@ def test_the_demo_script_runs() -> None:
     command = [sys.executable, "examples/digits.py", "--steps", "30"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "velo-sample, as it comes" in done.stdout
+    assert "velo-sample (hand-set)" in done.stdout
     assert "AdamW, lr 0.01" in done.stdout
 
 

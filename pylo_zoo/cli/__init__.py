@@ -27,6 +27,8 @@ COMMANDS: Mapping[str, Callable[..., Any]] = {
     "verify": verify_cmd.verify,
 }
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="pylo-zoo",
     no_args_is_help=True,
@@ -62,6 +64,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     0 is success, 1 failure, 2 wrong usage, 130 Ctrl-C. ``PYLO_ZOO_DEBUG=1`` adds the traceback of a failure.
     """
     status = _run(argv)
+    if status == INTERRUPTED:
+        print("Interrupted; nothing was left half-written.", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(status)  # XLA's compiler threads, cut off in the middle, crash an orderly exit
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -77,7 +83,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except SystemExit as end:  # how Typer reports success, wrong usage and `raise typer.Exit`
         return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except ZooError as error:
         return _failed(error.message, error.hint)
     except Exception as error:

@@ -41,12 +41,12 @@ def _table(entries: Iterable[Entry]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("name", style="cyan", overflow="fold")
+    table.add_column("name", style="cyan", no_wrap=True, min_width=26)
     table.add_column("family", no_wrap=True)
     table.add_column("size", no_wrap=True, justify="right")
     table.add_column("licence", no_wrap=True)
     table.add_column("trained", no_wrap=True)
-    table.add_column("from", overflow="fold")
+    table.add_column("from", no_wrap=True)
     for entry in entries:
         trained = "yes" if entry.trained else "no"
         origin = entry.weights.origin

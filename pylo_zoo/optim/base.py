@@ -7,10 +7,13 @@ all tensors before the update (:meth:`LearnedOptimizer.prepare`), and the update
 
 from __future__ import annotations
 
+import difflib
+import sys
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -27,6 +30,8 @@ Loss = Tensor | float
 Group = dict[str, Any]
 
 RULES = ("learned", "adamw")
+GROUP_OPTIONS = ("params", "param_names", "layout", "rule", "width_mult", "initial_lr", "max_lr", "min_lr")
+"""Options that groups may have beside an optimizer's own; what else users and schedulers put there is left alone."""
 
 
 @dataclass(frozen=True)
@@ -143,12 +148,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _take_loss(self, closure: Callable[[], Loss] | Loss | None, loss: Loss | None) -> Loss | None:
         given: list[Any] = [each for each in (closure, loss, self._loss) if each is not None]
+        self._loss = None
         _require(
             len(given) <= 1,
             "step() has more than one loss to choose from.",
             "Give a closure, a loss, loss= or an earlier set_loss(loss): one of them.",
         )
-        self._loss = None
         if callable(closure):
             with torch.enable_grad():
                 given = [closure()]
@@ -159,9 +164,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 "Call step(loss), step(closure), or set_loss(loss) before each bare step().",
             )
             _require(
-                not isinstance(given[0], Tensor) or given[0].numel() == 1,
-                "The loss is not a scalar.",
-                "Pass the mean loss of the batch.",
+                given[0].numel() == 1 if isinstance(given[0], Tensor) else isinstance(given[0], Real),
+                f"The loss is not a scalar: {type(given[0]).__name__}.",
+                "Pass the mean loss of the batch, a tensor of one element or a number.",
             )
         return given[0] if given else None
 
@@ -209,7 +214,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _warn_once(self, topic: str, message: str) -> None:
         if topic not in self._warned:
             self._warned.add(topic)
-            warnings.warn(message, stacklevel=4)
+            warnings.warn(message, stacklevel=_users_frame())
 
     # --- groups --------------------------------------------------------------------------------------------------
 
@@ -225,6 +230,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
             raise
 
     def _check_group(self, group: Group, layout_declared: bool) -> None:
+        for option in group:
+            near = difflib.get_close_matches(option, (*self.defaults, *GROUP_OPTIONS), n=1, cutoff=0.8)
+            _require(
+                option in self.defaults or option in GROUP_OPTIONS or not near,
+                f"A parameter group has the unknown option {option!r}.",
+                f"Did you mean {near[0] if near else None!r}?",
+            )
         _require(group["layout"] in LAYOUTS, f"layout is {group['layout']!r}.", 'Use "torch" or "jax".')
         for option in ("lr", "weight_decay"):
             _require(bool(group[option] >= 0), f"{option} is {group[option]}.", f"{option} must be 0 or more.")
@@ -344,6 +356,14 @@ def _takes_part(p: Tensor) -> bool:
         "Learned optimizers read every element: build the embedding with sparse=False.",
     )
     return True
+
+
+def _users_frame() -> int:
+    """The ``stacklevel`` of the nearest caller outside this package and torch."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("pylo_zoo", "torch"):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:

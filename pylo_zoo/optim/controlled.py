@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -45,10 +46,21 @@ class ControlledOptimizer(LearnedOptimizer):
         weight_decay: float,
         weights: str | Artifact,
     ) -> None:
-        if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-            raise ZooError(f"num_steps is {num_steps!r}.", "Give the number of steps that the run will take.")
-        defaults = {"lr": lr, "weight_decay": weight_decay, "num_steps": num_steps}
+        if isinstance(num_steps, bool) or not isinstance(num_steps, Integral) or num_steps < 1:
+            raise ZooError(
+                f"num_steps is {num_steps!r}.", "Give the steps that the run will take, a whole number such as 10_000."
+            )
+        defaults = {"lr": lr, "weight_decay": weight_decay, "num_steps": int(num_steps)}
         super().__init__(params, defaults, weights)
+
+    def add_param_group(self, param_group: Group) -> None:
+        planned = self.param_groups[0]["num_steps"] if self.param_groups else self.defaults["num_steps"]
+        if param_group.setdefault("num_steps", planned) != planned:
+            raise ZooError(
+                f"A parameter group has num_steps={param_group['num_steps']}, the run {planned}.",
+                "num_steps belongs to the run: give it to the constructor alone.",
+            )
+        super().add_param_group(param_group)
 
     @property
     def num_steps(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -21,10 +22,10 @@ import torch
 
 from pylo_zoo import config, formats
 from pylo_zoo.artifact import Artifact, write_parity
-from pylo_zoo.convert import original
+from pylo_zoo.convert import convert, original
 from pylo_zoo.errors import ZooError
 from pylo_zoo.parity import cases, forward, leaves, trajectory
-from pylo_zoo.parity.report import FORWARD_TOLERANCE, TRAJECTORY_TOLERANCE, Check, Report
+from pylo_zoo.parity.report import FORWARD_TOLERANCE, TRAJECTORY_TOLERANCE, Check, Report, Statements
 from pylo_zoo.weights import load
 
 SEED = 0
@@ -49,22 +50,46 @@ def verify(artifact: Artifact, source: Path) -> Report:
     Raises:
         ZooError: ``source`` cannot be read, or is not the file that the artifact was made of.
     """
-    original = formats.read(source)
-    if original.sha256 != artifact.source.sha256:
+    read = formats.read(source)
+    if read.sha256 != artifact.source.sha256:
         raise ZooError(
             f"{source} is not the file that {artifact.name} was converted from "
-            f"(sha256 {original.sha256[:12]}…, not {artifact.source.sha256[:12]}…).",
+            f"(sha256 {read.sha256[:12]}…, not {artifact.source.sha256[:12]}…).",
             "Give the original with --source, or convert this one.",
         )
-    found = leaves.check_leaves(artifact, original.leaves)
-    described = {"uri": artifact.source.uri, "sha256": original.sha256, "bytes": original.bytes}
+    report = without_jax(artifact, read, reason="jax and flax are not installed")
     if jax_is_missing():
-        reason = "jax and flax are not installed (pip install 'pylo-zoo[jax]')"
-        return Report(artifact.name, artifact.family, described, found, reason=reason)
+        return report
     theta = read_theta(source)
-    checks = [*_forward_checks(artifact, theta), *_trajectory_checks(artifact, theta)]
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Report(artifact.name, artifact.family, described, found, checks, _environment(), now)
+    return replace(
+        report,
+        checks=[*_forward_checks(artifact, theta), *_trajectory_checks(artifact, theta)],
+        environment=_environment(),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        reason=None,
+    )
+
+
+def without_jax(artifact: Artifact, read: formats.Source, reason: str) -> Report:
+    """What can be checked without the reference: every leaf, and what is said of the behaviour; else "not_run"."""
+    return Report(
+        name=artifact.name,
+        family=artifact.family,
+        source={"uri": artifact.source.uri, "sha256": read.sha256, "bytes": read.bytes},
+        fingerprint=artifact.fingerprint,
+        leaves=leaves.check_leaves(artifact, read.leaves),
+        statements=Statements(_contradictions(artifact, read.path)),
+        reason=reason,
+    )
+
+
+def _contradictions(artifact: Artifact, source: Path) -> list[str]:
+    """What the source, converted with the artifact's own behaviour for ``--set``, has against that."""
+    try:
+        convert(artifact.family, source=source, settings=config.to_dict(artifact.behavior))
+    except ZooError as error:
+        return [error.message]
+    return []
 
 
 def verify_target(target: str | Path, source: Path | None = None) -> Report:
@@ -77,7 +102,7 @@ def verify_target(target: str | Path, source: Path | None = None) -> Report:
     Raises:
         ZooError: as :func:`verify`, or the original is not at hand.
     """
-    artifact = load(target)
+    artifact = load(target, proven=False)
     path = source or original(artifact.source.sha256)
     if path is None:
         raise ZooError(

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 STEPS = 10
-NUM_STEPS = 20
-"""Planned length of the runs: the ten steps reach half of it."""
+NUM_STEPS = 8
+"""Planned length of the runs, which go past it."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,9 @@ CASES = (
     Case("conv2d, in = out", (3, 3, 5, 5)),
     Case("conv2d, in = width", (3, 3, 3, 8)),
     Case("conv2d, 1 by 1", (1, 1, 6, 4)),
+    Case("conv2d, depthwise", (3, 3, 1, 8)),
+    Case("conv2d, wide kernel", (5, 5, 2, 3)),
+    Case("conv3d", (2, 3, 3, 1, 4)),
     Case("conv1d", (3, 4, 6)),
     Case("conv1d, all equal", (4, 4, 4)),
     Case("stacked experts", (2, 5, 4), layout="jax"),
@@ -49,7 +52,8 @@ CASES = (
 )
 
 REGIMES = ("ordinary", "mixed")
-"""``ordinary``: one scale a tensor. ``mixed``: from 1e-6 to spikes of 1e3, with rows of zeros."""
+"""``ordinary``: one scale a tensor. ``mixed``: from 1e-6 to spikes of 1e3, with elements that are always zero, as
+behind a dead unit, and now and then a whole tensor of zeros."""
 
 HYPER: dict[str, dict[str, Any]] = {
     "velo": {"num_steps": NUM_STEPS, "lr": 1.0, "weight_decay": 0.01},
@@ -90,15 +94,16 @@ def gradients(seed: int, regime: str) -> list[dict[str, Array]]:
 
 
 def _mixed(rng: np.random.Generator, gradient: Array) -> Array:
-    gradient = gradient * 10.0 ** rng.choice([-6, -3, 0, 0, 3], p=[0.2, 0.2, 0.25, 0.25, 0.1])
-    if gradient.ndim > 1 and rng.uniform() < 0.5:
+    gradient = np.asarray(gradient * 10.0 ** rng.choice([-6, -3, 0, 0, 3], p=[0.2, 0.2, 0.25, 0.25, 0.1]))
+    if gradient.size > 1:
         gradient[..., 0] = 0
-    return gradient
+    return gradient * (rng.uniform() > 0.1)
 
 
 def losses(seed: int) -> Array:
-    """A falling, noisy loss, ``[STEPS]``, with one spike."""
+    """A falling, noisy loss, ``[STEPS]``, with one spike, that all but vanishes in the end."""
     rng = np.random.default_rng(seed)
     loss = 2.3 * 0.9 ** np.arange(STEPS) + 0.1 * rng.uniform(size=STEPS)
     loss[STEPS // 2] *= 5
+    loss[-3:] *= 1e-6, 1e-9, 0
     return loss

@@ -24,6 +24,12 @@ float32: what the golden trajectories of the original code allow. float64: a wro
 1e-8 of an update; rounding, amplified by Newton–Schulz and ReLU kinks over ten steps, stays some orders below.
 """
 
+LEGEND = (
+    "torch, jax: how the parameters are laid out. ordinary, mixed: the gradients; mixed\n"
+    "has zeros and spikes. Errors are relative to the largest output or, in ten-step\n"
+    "trajectories, to how far the parameter moved; worst at names the output or shape."
+)
+
 ROUNDING_FLOOR = 4
 """Roundings of the parameter itself that are allowed besides: a small step of a large value is kept no better."""
 
@@ -40,6 +46,17 @@ class Leaves:
     @property
     def passed(self) -> bool:
         return self.compared > 0 and not (self.missing or self.extra or self.differing)
+
+
+@dataclass(frozen=True)
+class Statements:
+    """Architecture and behaviour against what the source's own files, or the registry of this file, say of them."""
+
+    contradictions: Sequence[str] = ()
+
+    @property
+    def passed(self) -> bool:
+        return not self.contradictions
 
 
 @dataclass(frozen=True)
@@ -78,12 +95,17 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """The judgement on one artifact. ``status`` is "passed", "failed" or "not_run", then with a ``reason``."""
+    """The judgement on one artifact. ``status`` is "passed", "failed" or "not_run", then with a ``reason``.
+
+    ``fingerprint`` is that of the artifact (:attr:`pylo_zoo.artifact.Artifact.fingerprint`) that was judged.
+    """
 
     name: str
     family: str
     source: Mapping[str, Any]
+    fingerprint: str
     leaves: Leaves
+    statements: Statements
     checks: Sequence[Check] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
@@ -91,7 +113,7 @@ class Report:
 
     @property
     def status(self) -> str:
-        if not self.leaves.passed or not all(each.passed for each in self.checks):
+        if not all(each.passed for each in (self.leaves, self.statements, *self.checks)):
             return "failed"
         return "passed" if self.checks else "not_run"
 
@@ -107,7 +129,9 @@ class Report:
             "name": self.name,
             "family": self.family,
             "source": dict(self.source),
+            "fingerprint": self.fingerprint,
             "leaves": {**asdict(self.leaves), "passed": self.leaves.passed},
+            "statements": {**asdict(self.statements), "passed": self.statements.passed},
             "checks": [each.to_dict() for each in self.checks],
             "environment": dict(self.environment),
             "created": self.created,
@@ -133,12 +157,25 @@ class Report:
         table.add_row(
             "leaves", "", "bit for bit", where, f"{len(broken)} off", "none off", _verdict(self.leaves.passed)
         )
+        table.add_row(
+            "behaviour",
+            "",
+            "as its files say",
+            "",
+            f"{len(self.statements.contradictions)} off",
+            "none off",
+            _verdict(self.statements.passed),
+        )
         for each in self.checks:
             numbers = (f"{value:.1e}" for value in each.errors[each.worst])
             table.add_row(each.level, each.dtype, each.variant, each.worst, *numbers, _verdict(each.passed))
         console.print(table)
+        if self.checks:
+            console.print(LEGEND)
+        for contradiction in self.statements.contradictions:
+            console.print(Text(contradiction, style="red"))
         if self.reason:
-            console.print(Text(f"parity: {self.status} ({self.reason})"))
+            console.print(Text(f"parity: not checked, {self.reason}"))
         else:
             console.print(Text(f"parity: {self.status}", style="green" if self.passed else "red"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from pylo_zoo.optim import optimizer_class
 from pylo_zoo.parity.cases import CASES, HYPER, STEPS, Case
 from pylo_zoo.parity.report import ROUNDING_FLOOR
 
-TORCH_FROM_JAX = {0: (), 1: (0,), 2: (1, 0), 3: (2, 1, 0), 4: (3, 2, 0, 1)}
+TORCH_FROM_JAX = {0: (), 1: (0,), 2: (1, 0), 3: (2, 1, 0), 4: (3, 2, 0, 1), 5: (4, 3, 0, 1, 2)}
 """Which JAX axis each torch axis is: dense (in, out) to (out, in), convolutions (*spatial, in, out) to (out, in,
 *spatial). Stated here apart from ``ops.layout``, whose choice of axes is what these runs put to the test."""
 
@@ -37,7 +38,9 @@ def torch_trajectory(
     for step in range(STEPS):
         for name, p in parameters.items():
             p.grad = _to(grads[step][name], kept[name]).to(dtype)
-        optimizer.step(loss=torch.tensor(losses[step], dtype=dtype))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "this run goes past its num_steps")
+            optimizer.step(loss=torch.tensor(losses[step], dtype=dtype))
         trajectory.append({name: _from(p, kept[name]) for name, p in parameters.items()})
     return trajectory
 

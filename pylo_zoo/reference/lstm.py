@@ -51,8 +51,9 @@ def loss_features(state: Mapping[str, Array], decays: Array) -> Array:
 
 
 def fraction_features(t: Array, num_steps: Array) -> Array:
-    """Where in the run step ``t`` lies: ``[9]``."""
-    return jnp.tanh(10 * (t.astype(num_steps.dtype) / num_steps - jnp.asarray(FRACTIONS, num_steps.dtype)))
+    """Where in the run step ``t`` lies: ``[9]``; past its end, where the last step lay (DESIGN)."""
+    t = jnp.minimum(t.astype(num_steps.dtype), num_steps - 1)
+    return jnp.tanh(10 * (t / num_steps - jnp.asarray(FRACTIONS, num_steps.dtype)))
 
 
 def tensor_features(p: Array, acc: Mapping[str, Array]) -> Array:
