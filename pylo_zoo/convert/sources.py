@@ -9,7 +9,7 @@ from pylo_zoo import converters, formats, registry
 from pylo_zoo.convert.cache import cached_source, read_beside
 from pylo_zoo.converters import Family
 from pylo_zoo.errors import ZooError
-from pylo_zoo.fetch import Access, NotFound, Unavailable, fetch, is_uri, parse, three_ways
+from pylo_zoo.fetch import Access, Forbidden, NotFound, Unavailable, fetch, is_uri, parse, three_ways
 from pylo_zoo.registry import Entry, Source
 
 
@@ -54,8 +54,10 @@ def _own_address(uri: str, access: Access | None) -> formats.Source:
     folder, _, _ = uri.partition("?")[0].rpartition("/")
     try:
         beside = fetch(f"{folder}/{formats.CONFIG_NAME}", limit=formats.MAX_CONFIG_BYTES, access=access)
-    except NotFound:
+    except (NotFound, Forbidden):
         beside = None
+        if access is not None:
+            access.say(f"There is no {formats.CONFIG_NAME} beside it: what that would say is taken as --set has it.")
     return read_beside(source.path, source.sha256, beside)
 
 
@@ -105,7 +107,7 @@ def _fetched(entry: Entry, access: Access | None) -> formats.Source:
             )
             for source in entry.sources
         )
-    except (Unavailable, NotFound) as error:
+    except (Unavailable, NotFound, Forbidden) as error:
         raise ZooError(error.message, how_to_give(entry)) from error
     configs = [path for path, source in zip(others, entry.sources[1:], strict=True) if source.format == "gin"]
     return read_beside(weights, weights.parent.name, configs[0] if configs else None)

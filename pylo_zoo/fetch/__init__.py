@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pylo_zoo.fetch import http, hub, lockfile, progress, store
-from pylo_zoo.fetch.errors import FetchError, NotFound, Unavailable
+from pylo_zoo.fetch.errors import FetchError, Forbidden, NotFound, Unavailable
 from pylo_zoo.fetch.lockfile import Pin
 from pylo_zoo.fetch.part import Part
 from pylo_zoo.fetch.retry import Policy, retrying
@@ -21,6 +21,7 @@ __all__ = [
     "MAX_BYTES",
     "Access",
     "FetchError",
+    "Forbidden",
     "Location",
     "NotFound",
     "Policy",
@@ -149,17 +150,28 @@ def _from_hub(part: Part, where: Location, sha256: str | None, offline: bool, ac
     """Take the client's file; where it is not what it should be, ask once more past the client's cache."""
     bars = progress.wanted(access.progress)
 
-    def take(again: bool) -> None:
+    def take(again: bool, offline: bool) -> Path:
         path = retrying(
             lambda: hub.download(where, access.policy, offline=offline, again=again, bars=bars),
             where.uri,
             access.policy,
         )
         part.fill(path)
+        return path
 
-    take(again=access.update_lock and not offline)
+    try:
+        path = take(access.update_lock and not offline, offline)
+    except Unavailable as error:
+        if offline:
+            raise
+        try:
+            path = take(again=False, offline=True)
+        except FetchError:
+            raise error from None
+        access.say(f"{error.message} Using the copy that huggingface_hub keeps.")
     if sha256 not in (None, part.sha256) and not offline:
-        take(again=True)
+        hub.forget(path)
+        take(again=True, offline=False)
 
 
 def _check(part: Part, where: Location, sha256: str | None, bytes: int | None, recorded: Pin | None) -> None:

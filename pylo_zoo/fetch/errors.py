@@ -13,6 +13,10 @@ class NotFound(FetchError):
     """The server answers, and has no such file, revision or repository."""
 
 
+class Forbidden(FetchError):
+    """The server answers, and does not let this user read the file."""
+
+
 class Unavailable(FetchError):
     """The server does not answer, or only with errors, or may not be asked (offline)."""
 

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from pylo_zoo import __version__
-from pylo_zoo.fetch.errors import FetchError, NotFound, Transient
+from pylo_zoo.fetch.errors import FetchError, Forbidden, NotFound, Transient
 from pylo_zoo.fetch.part import Part
 from pylo_zoo.fetch.retry import Policy
 from pylo_zoo.fetch.store import CHUNK
@@ -160,7 +160,7 @@ def _answer(url: str, headers: dict[str, str], policy: Policy) -> http.client.HT
                 f"{shown(url)}: the server's certificate is not valid: {error.reason.verify_message}.",
                 "Check the date, and a proxy's certificates (SSL_CERT_FILE).",
             ) from None
-        raise _unreachable(error.reason) from None
+        raise unreachable(error.reason) from None
     except (OSError, http.client.HTTPException) as error:
         raise _broken(error) from None
 
@@ -185,13 +185,14 @@ def _refused(url: str, error: urllib.error.HTTPError) -> Exception:
     if error.code in (404, 410):
         return NotFound(f"{shown(url)} does not exist ({error.code}).", "Check the address.")
     if error.code in (401, 403):
-        return FetchError(
+        return Forbidden(
             f"{shown(url)} may not be read ({error.code}).", "Download it by hand with the rights you have."
         )
     return FetchError(f"{shown(url)} answered {error.code}.", "Download it by hand.")
 
 
-def _unreachable(reason: object) -> Transient:
+def unreachable(reason: object) -> Transient:
+    """The fault that no connection could be made, for ``reason``."""
     if isinstance(reason, socket.gaierror):
         return Transient("has a host that cannot be found (no network?)", unreachable=True)
     if isinstance(reason, TimeoutError):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import socket
+import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.fetch.errors import FetchError, NotFound, Transient, Unavailable
-from pylo_zoo.fetch.http import TRANSIENT, retry_after
+from pylo_zoo.fetch.errors import FetchError, Forbidden, NotFound, Transient, Unavailable
+from pylo_zoo.fetch.http import TRANSIENT, retry_after, unreachable
 from pylo_zoo.fetch.retry import Policy
 from pylo_zoo.fetch.uris import Location
 
@@ -34,6 +37,8 @@ def download(where: Location, policy: Policy, *, offline: bool, again: bool, bar
     """
     import huggingface_hub
 
+    if not offline:
+        _knock(where, policy)
     try:
         with _reticent(bars):
             return Path(
@@ -51,13 +56,37 @@ def download(where: Location, policy: Policy, *, offline: bool, again: bool, bar
         raise _meaning(where, error, offline=offline) from None
 
 
+def forget(pointer: Path) -> None:
+    """Make the client look again where ``pointer``, which it returned, leads to wrong bytes.
+
+    A forced download renews the bytes, but a pointer that exists is kept, whatever it points to.
+    """
+    with suppress(OSError):
+        pointer.unlink()
+
+
+def _knock(where: Location, policy: Policy) -> None:
+    """Find out whether anybody is there; the client alone takes half a minute to say that nobody is.
+
+    A proxy has its own idea of who is there, so that nothing is asked where one is configured.
+    """
+    if urllib.request.getproxies():
+        return
+    parts = urlsplit(where.url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), policy.timeout).close()
+    except OSError as error:
+        raise unreachable(error) from None
+
+
 def _meaning(where: Location, error: Exception, *, offline: bool) -> Exception:
     from huggingface_hub import errors
 
     chain = list(_chain(error))
     status = next((code for each in chain if (code := _status(each)) is not None), None)
     if any(isinstance(each, errors.GatedRepoError) for each in chain):
-        return FetchError(
+        return Forbidden(
             f"{where.uri} is gated, and no token with access to it was given.",
             f"Accept its terms on the page of {where.repo}, then set HF_TOKEN or run `hf auth login`.",
         )
@@ -93,7 +122,7 @@ def _refused(where: Location, status: int, chain: list[BaseException]) -> Except
         return Transient(f"answered {status}", after=after)
     if status in (401, 403):
         hint = "Check HF_TOKEN, or log in with `hf auth login`; a stale token is refused even where none is needed."
-        return FetchError(f"{where.uri} may not be read ({status}).", hint)
+        return Forbidden(f"{where.uri} may not be read ({status}).", hint)
     if status == 404:
         return NotFound(f"{where.uri} does not exist (404).", "Check the address.")
     return FetchError(f"{where.uri} answered {status}.", "Download it by hand.")

@@ -129,16 +129,17 @@ class Part:
             FetchError: it cannot be read or is too large.
             ZooError: the file system refuses.
         """
-        self.restart()
         try:
             file = source.open("rb")
         except OSError as error:
             raise FetchError(
                 f"{source} cannot be read: {error.strerror}.", "Check the path and permissions."
             ) from error
-        with file, self.writing() as write:
-            while chunk := file.read(CHUNK):
-                write(chunk)
+        with file:
+            self.restart()
+            with self.writing() as write:
+                while chunk := file.read(CHUNK):
+                    write(chunk)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
