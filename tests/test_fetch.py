@@ -27,8 +27,21 @@ from fault_server import Fault, Files
 
 from pylo_zoo import fetch as library
 from pylo_zoo.errors import ZooError
-from pylo_zoo.fetch import Access, FetchError, NotFound, Policy, Unavailable, fetch, lockfile, progress, store
+from pylo_zoo.fetch import (
+    Access,
+    FetchError,
+    Forbidden,
+    NotFound,
+    Policy,
+    Unavailable,
+    fetch,
+    lockfile,
+    progress,
+    store,
+)
 from pylo_zoo.fetch import part as part_module
+from pylo_zoo.fetch.errors import Transient
+from pylo_zoo.fetch.retry import retrying
 
 DATA = random.Random(0).randbytes(200_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -201,7 +214,7 @@ def test_a_server_that_stays_broken(server: Files, access: Access) -> None:
     [
         (fault_server.status(404), NotFound, "does not exist"),
         (fault_server.status(410), NotFound, "does not exist"),
-        (fault_server.status(403), FetchError, "may not be read"),
+        (fault_server.status(403), Forbidden, "may not be read"),
         (fault_server.status(418), FetchError, "answered 418"),
         (fault_server.body(DATA + b"x"), FetchError, "has 200,001 bytes, not 200,000"),
         (fault_server.body(OTHER), FetchError, f"sha256 {hashlib.sha256(OTHER).hexdigest()}, not {SHA256}"),
@@ -257,6 +270,13 @@ def test_a_body_whose_end_cannot_be_told(server: Files, access: Access) -> None:
     assert pinned(server, access).read_bytes() == DATA
 
 
+def test_an_empty_file_is_none(server: Files, access: Access, zoo_home: Path) -> None:
+    server.files["/empty"] = b""
+    with pytest.raises(FetchError, match="is empty"):
+        fetch(f"{server.url}/empty", access=access)
+    assert leftovers(zoo_home) == []
+
+
 def test_a_chunked_body_that_breaks_off(server: Files, access: Access) -> None:
     server.plant("/zeros", fault_server.chunked(5000, ended=False), fault_server.chunked(10_000))
     assert fetch(f"{server.url}/zeros", access=access).read_bytes() == bytes(10_000)
@@ -270,6 +290,17 @@ def test_nobody_is_there(access: Access, sleeps: list[float], monkeypatch: pytes
         with pytest.raises(Unavailable, match=r"cannot be reached \(Connection refused\), 3 times"):
             fetch(url, access=access)
     assert len(sleeps) == 2
+
+
+def test_a_long_wait_for_nobody_is_not_repeated(access: Access) -> None:
+    patience = dataclasses.replace(access.policy, patience=0.0)
+
+    def nobody() -> None:
+        time.sleep(0.01)
+        raise Transient("is not there", unreachable=True)
+
+    with pytest.raises(Unavailable, match="the file is not there, once"):
+        retrying(nobody, "the file", patience)
 
 
 def test_no_network(access: Access, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,6 +181,9 @@ def _check(part: Part, where: Location, sha256: str | None, bytes: int | None, r
         FetchError: so it is.
     """
     found, length = part.sha256, part.count
+    if length == 0:
+        part.discard()
+        raise FetchError(f"{where.uri} is empty.", http.WRONG_FILE)
     if recorded is not None and (found, length) != (recorded.sha256, recorded.bytes):
         part.discard()
         raise FetchError(

@@ -27,7 +27,7 @@ class Transient(Exception):
     Args:
         what: the fault, as half a sentence: ``answered 503``.
         after: the seconds that the server asks to wait, or None.
-        unreachable: nothing answered at all, so that fewer attempts are worth while.
+        unreachable: nothing answered at all, or after long tries only, so that fewer attempts are worth while.
     """
 
     def __init__(self, what: str, *, after: float | None = None, unreachable: bool = False) -> None:

@@ -117,9 +117,12 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, err
 
 
 def _refused(where: Location, status: int, chain: list[BaseException]) -> Exception:
+    from huggingface_hub import errors
+
     if status in TRANSIENT:
         after = next((value for each in chain if (value := _retry_after(each)) is not None), None)
-        return Transient(f"answered {status}", after=after)
+        gave_up = isinstance(chain[0], errors.LocalEntryNotFoundError)  # recent clients have tried for long by then
+        return Transient(f"answered {status}", after=after, unreachable=gave_up)
     if status in (401, 403):
         hint = "Check HF_TOKEN, or log in with `hf auth login`; a stale token is refused even where none is needed."
         return Forbidden(f"{where.uri} may not be read ({status}).", hint)

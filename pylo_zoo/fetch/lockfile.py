@@ -93,7 +93,7 @@ def _pin(path: Path, uri: str, values: Any) -> Pin:
     if not isinstance(values, dict):
         raise _damaged(path, f"{uri} is no mapping")
     pin = config.parse(Pin, values, f"{path}: {uri}")
-    if not _SHA256.fullmatch(pin.sha256) or pin.bytes < 0 or not _DATE.fullmatch(pin.date):
+    if not _SHA256.fullmatch(pin.sha256) or not _DATE.fullmatch(pin.date):
         raise _damaged(path, f"{uri} has no proper sha256, bytes and date")
     return pin
 

@@ -20,6 +20,7 @@ class Policy:
     Attributes:
         attempts: how often a file is asked for in all.
         unreachable: the same where nothing answers at all.
+        patience: seconds after which such attempts end in any case; huggingface_hub tries for long on its own.
         backoff: seconds before the second attempt; doubled each time, of which a random half is left out.
         longest: seconds that are waited at most, whatever a server asks for.
         timeout: seconds without an answer, or without a kilobyte of one, after which an attempt is given up.
@@ -28,6 +29,7 @@ class Policy:
 
     attempts: int = 5
     unreachable: int = 3
+    patience: float = 20.0
     backoff: float = 0.5
     longest: float = 60.0
     timeout: float = 30.0
@@ -45,7 +47,7 @@ def retrying(action: Callable[[], Result], what: str, policy: Policy) -> Result:
     Raises:
         Unavailable: patience has ended, or the server asks for more than there is.
     """
-    number = 1
+    number, start = 1, time.monotonic()
     while True:
         try:
             return action()
@@ -55,8 +57,10 @@ def retrying(action: Callable[[], Result], what: str, policy: Policy) -> Result:
             raise Unavailable(
                 f"{what} {fault.what} and asks to wait {fault.after:,.0f} seconds.", "Try again after that time."
             )
-        if number >= (policy.unreachable if fault.unreachable else policy.attempts):
-            raise Unavailable(f"{what} {fault.what}, {number} times.", "Try again later.")
+        late = fault.unreachable and time.monotonic() - start > policy.patience
+        if late or number >= (policy.unreachable if fault.unreachable else policy.attempts):
+            tries = "once" if number == 1 else f"{number} times"
+            raise Unavailable(f"{what} {fault.what}, {tries}.", "Try again later.")
         pause = min(policy.backoff * 2 ** (number - 1), policy.longest) * random.uniform(0.5, 1.0)
         policy.sleep(max(pause, fault.after or 0.0))
         number += 1
