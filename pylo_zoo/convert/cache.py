@@ -56,12 +56,13 @@ def read_beside(weights: Path, sha256: str, config: Path | None) -> Source:
     """
     beside = store.directory(sha256) / CONFIG_NAME
     wanted = None if config is None else config.read_bytes()
+    if (source := read(weights)).config_bytes == wanted:
+        return source  # without a lock, which a read-only cache does not have
     with store.locked(sha256):
-        if beside.is_symlink() or _config(beside.parent) != wanted:
-            with explained(beside):
-                beside.unlink(missing_ok=True)
-            if wanted is not None:
-                write_file(beside, wanted)
+        with explained(beside):
+            beside.unlink(missing_ok=True)
+        if wanted is not None:
+            write_file(beside, wanted)
         return read(weights)
 
 
