@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import fault_server
+import fetching
 import pytest
 import torch
+from fault_server import Files
+
+from pylo_zoo.fetch import Access, Policy
 
 # No test reaches for the network. huggingface_hub reads these when it is first imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -22,3 +28,24 @@ def zoo_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     monkeypatch.setenv("PYLO_ZOO_HOME", str(home))
     monkeypatch.delenv("PYLO_ZOO_LOCK", raising=False)
     return home
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Files]:
+    """A server on this machine with one file, and a process that may ask it."""
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    with fault_server.serving() as server:
+        server.files[fetching.PATH] = fetching.DATA
+        yield server
+
+
+@pytest.fixture
+def sleeps() -> list[float]:
+    """The pauses that a download took, none of them in truth."""
+    return []
+
+
+@pytest.fixture
+def access(sleeps: list[float]) -> Access:
+    """Patience without waiting."""
+    return Access(policy=Policy(timeout=5, sleep=sleeps.append))

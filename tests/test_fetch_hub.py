@@ -17,7 +17,7 @@ from pathlib import Path
 import fault_server
 import pytest
 from fault_server import Fault, Files
-from test_fetch import DATA, OTHER, SHA256, leftovers
+from fetching import DATA, OTHER, SHA256, leftovers
 from trees import write_params, write_theta
 
 from pylo_zoo import artifact
