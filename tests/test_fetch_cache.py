@@ -39,6 +39,19 @@ def test_a_damaged_copy_is_fetched_again(server: Files, access: Access) -> None:
     assert pinned(server, access).read_bytes() == DATA
 
 
+def test_a_folder_that_cannot_be_read_is_fetched_again(
+    server: Files, access: Access, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = pinned(server, access)
+
+    def locked_up(self: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", locked_up)
+    assert pinned(server, access) == path
+    assert len(server.log) == 2
+
+
 @pytest.mark.parametrize("link", ["file", "folder", "dangling"])
 def test_a_link_out_of_the_cache_is_not_followed(
     link: str, server: Files, access: Access, tmp_path: Path, zoo_home: Path

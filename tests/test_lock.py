@@ -91,6 +91,13 @@ def test_what_was_refused_is_not_recorded(server: Files, access: Access, zoo_hom
     assert not (zoo_home / "zoo.lock").exists()
 
 
+def test_a_recorded_file_of_another_length_than_the_callers(server: Files, access: Access) -> None:
+    uri = f"{server.url}/params"
+    fetch(uri, access=access)
+    with pytest.raises(FetchError, match="5 bytes, not 4"):
+        fetch(uri, bytes=4, access=access)
+
+
 def test_a_lock_file_that_cannot_be_written(server: Files, access: Access, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ZooError, match="cannot be"):

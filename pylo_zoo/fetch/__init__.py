@@ -88,11 +88,11 @@ def fetch(
     """
     access = access or Access()
     where = parse(uri)
-    if found := _cached(where, sha256, access):
+    if found := _cached(where, sha256, bytes, access):
         return found
     key = f"{where.kind} {where.url}"
     with store.locked(key, access.say):
-        if found := _cached(where, sha256, access):  # another process was first
+        if found := _cached(where, sha256, bytes, access):  # another process was first
             return found
         recorded = _recorded(where, sha256, access)
         part = Part(store.partial(key), limit if bytes is None else min(limit, bytes))
@@ -111,10 +111,12 @@ def fetch(
     return path
 
 
-def _cached(where: Location, sha256: str | None, access: Access) -> Path | None:
+def _cached(where: Location, sha256: str | None, bytes: int | None, access: Access) -> Path | None:
+    """The copy in the cache, where a hash is known; one of another length than the caller's is none."""
     recorded = _recorded(where, sha256, access)
     known = sha256 or (recorded.sha256 if recorded else None)
-    return store.find(known) if known else None
+    found = store.find(known) if known else None
+    return found if found and bytes in (None, found.stat().st_size) else None
 
 
 def _recorded(where: Location, sha256: str | None, access: Access) -> Pin | None:

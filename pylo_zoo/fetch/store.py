@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -38,11 +38,14 @@ def directory(sha256: str) -> Path:
 def find(sha256: str) -> Path | None:
     """The file with this hash, or None where there is none whose bytes still have it. Links are not followed."""
     folder = directory(sha256)
-    if not _SHA256.fullmatch(sha256) or folder.is_symlink() or not folder.is_dir():
+    if not _SHA256.fullmatch(sha256):
         return None
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and not path.is_symlink() and digest(path) == sha256:
-            return path
+    with suppress(OSError):  # what cannot be read is not there
+        if folder.is_symlink() or not folder.is_dir():
+            return None
+        for path in sorted(folder.iterdir()):
+            if path.is_file() and not path.is_symlink() and digest(path) == sha256:
+                return path
     return None
 
 
