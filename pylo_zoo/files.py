@@ -25,17 +25,17 @@ def staged_directory(target: Path) -> Iterator[Path]:
     """
     target = target.resolve()
     staging = _sibling(target, "new")
-    with _explained(target):
+    with explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         staging.mkdir()
         try:
             yield staging
             for path in [*staging.rglob("*"), staging]:
-                _sync(path)
+                sync(path)
             _replace(target, staging)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        _sync(target.parent)
+        sync(target.parent)
 
 
 def write_file(target: Path, data: bytes) -> None:
@@ -46,15 +46,15 @@ def write_file(target: Path, data: bytes) -> None:
     """
     target = target.resolve()
     staging = _sibling(target, "new")
-    with _explained(target):
+    with explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             staging.write_bytes(data)
-            _sync(staging)
+            sync(staging)
             staging.replace(target)
         finally:
             staging.unlink(missing_ok=True)
-        _sync(target.parent)
+        sync(target.parent)
 
 
 def _replace(target: Path, staging: Path) -> None:
@@ -90,7 +90,8 @@ def _sibling(target: Path, kind: str) -> Path:
     return target.with_name(f".{target.name}.{kind}-{secrets.token_hex(4)}")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have the file or directory at ``path`` written to the disk itself."""
     if sys.platform == "win32" and path.is_dir():
         return  # a directory cannot be opened there
     descriptor = os.open(path, os.O_RDONLY)
@@ -101,7 +102,8 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _explained(target: Path) -> Iterator[None]:
+def explained(target: Path) -> Iterator[None]:
+    """Turn what the file system refuses in the block into a :class:`ZooError` about ``target``."""
     try:
         yield
     except OSError as error:

@@ -42,7 +42,8 @@ class Source:
 
     @property
     def filename(self) -> str:
-        return self.uri.rpartition("/")[2]
+        """Its name, without the revision that a Hub address may end with."""
+        return self.uri.rpartition("/")[2].partition("@")[0]
 
     @property
     def origin(self) -> str:
@@ -166,7 +167,11 @@ _KNOWN = tuple(field.name for field in fields(Entry) if field.name != "name")
 _NAME = re.compile(r"[a-z0-9]+([-_][a-z0-9]+)*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ARXIV = re.compile(r"\d{4}\.\d{4,5}")
-_URI = re.compile(r"(hf://[\w.-]+/[\w.-]+(@[\w.-]+)?|gs://[\w.-]+|package:/)(/[\w.-]+)+")
+_URI = re.compile(
+    r"hf://[\w.-]+/[\w.-]+(@[\w.-]+(/[\w.-]+)+|(/[\w.-]+)+(@[\w.-]+)?)"
+    r"|(gs://[\w.-]+|https://[\w.-]+(:\d+)?|package:/)(/[\w.-]+)+",
+    re.ASCII,
+)
 
 
 def _entry(name: Any, values: Any) -> Entry:
@@ -201,7 +206,7 @@ def _sources(values: Any, what: str) -> tuple[Source, ...]:
     sources = tuple(config.parse(Source, _mapping(each, what), f"{what}[{i}]") for i, each in enumerate(values))
     for i, source in enumerate(sources):
         uri_ok = _URI.fullmatch(source.uri) and not {".", ".."} & set(source.uri.split("/"))
-        forms = "It must be hf://ORG/REPO/FILE, gs://BUCKET/PATH or package://PATH."
+        forms = "It must be hf://ORG/REPO/FILE[@REV], gs://BUCKET/PATH, https://HOST/PATH or package://PATH."
         _require(uri_ok, f"{what}[{i}]: uri is {source.uri!r}", forms)
         sha256_ok = source.sha256 is None or _SHA256.fullmatch(source.sha256)
         _require(sha256_ok, f"{what}[{i}]: sha256 is {source.sha256!r}", "It must be 64 lower-case hex digits.")

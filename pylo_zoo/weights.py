@@ -8,17 +8,20 @@ from pylo_zoo import artifact, registry
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.convert import convert
 from pylo_zoo.errors import ZooError
+from pylo_zoo.fetch import Access
 
 
-def load(weights: str | Path | Artifact, *, proven: bool = True) -> Artifact:
+def load(weights: str | Path | Artifact, *, proven: bool = True, access: Access | None = None) -> Artifact:
     """Find an artifact.
 
     Args:
-        weights: an artifact, returned as it is; an artifact's directory; or a registry name.
+        weights: an artifact, returned as it is; an artifact's directory; or a registry name, whose files are fetched
+            where the cache does not hold them, with a progress bar where stderr is a terminal.
         proven: refuse a directory whose parity report failed, or speaks of other weights than are there now.
+        access: how to fetch.
 
     Raises:
-        ZooError: there is no such thing, it is damaged, or its checkpoint first has to be fetched and converted.
+        ZooError: there is no such thing, it is damaged, or its files cannot be had.
     """
     if isinstance(weights, Artifact):
         return weights
@@ -26,12 +29,13 @@ def load(weights: str | Path | Artifact, *, proven: bool = True) -> Artifact:
         return _read(Path(weights), proven)
     if weights.startswith("hf://"):
         raise ZooError(
-            f"{weights} is on the Hub, which this version cannot load from yet.",
-            "Download the checkpoint, run `pylo-zoo convert FAMILY --source FILE --out DIR`, and use weights=DIR.",
+            f"{weights} is on the Hub, from where this version loads no artifacts yet.",
+            "For a JAX checkpoint there, run `pylo-zoo convert FAMILY --source hf://ORG/REPO/FILE --out DIR`, and use "
+            "weights=DIR.",
         )
     if "/" in weights:
         raise ZooError(f"{weights} is no directory.", "Give an artifact's directory, or a name of `pylo-zoo list`.")
-    return convert(registry.get(weights).name)
+    return convert(registry.get(weights).name, access=access)
 
 
 def _read(directory: Path, proven: bool) -> Artifact:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import fault_server
+import fetching
 import pytest
 import torch
+from fault_server import Files
 
+from pylo_zoo.fetch import Access, Policy
+
+# No test reaches for the network. huggingface_hub reads these when it is first imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = str(Path(tempfile.gettempdir(), "pylo-zoo-tests-have-no-hf-home"))
 torch.set_num_threads(1)  # as many processes as cores run tests, and these tensors are too small to share out
 
 
@@ -15,4 +26,26 @@ def zoo_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     """Where this test's conversions keep their sources."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("PYLO_ZOO_HOME", str(home))
+    monkeypatch.delenv("PYLO_ZOO_LOCK", raising=False)
     return home
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Files]:
+    """A server on this machine with one file, and a process that may ask it."""
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    with fault_server.serving() as server:
+        server.files[fetching.PATH] = fetching.DATA
+        yield server
+
+
+@pytest.fixture
+def sleeps() -> list[float]:
+    """The pauses that a download took, none of them in truth."""
+    return []
+
+
+@pytest.fixture
+def access(sleeps: list[float]) -> Access:
+    """Patience without waiting."""
+    return Access(policy=Policy(timeout=5, sleep=sleeps.append))

@@ -120,7 +120,7 @@ def test_a_symbolic_link_stays_one(tmp_path: Path, celo: Artifact) -> None:
     assert (tmp_path / "real" / "model.pt").exists()
 
 
-@pytest.mark.parametrize("step", ["_sync", "rename"])
+@pytest.mark.parametrize("step", ["sync", "rename"])
 def test_a_failure_leaves_the_old_artifact_and_nothing_else(
     tmp_path: Path, celo: Artifact, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -139,7 +139,7 @@ def test_a_failure_leaves_the_old_artifact_and_nothing_else(
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "_exchange", lambda one, other: False)
-        patch.setattr(*((files, "_sync", full) if step == "_sync" else (Path, "rename", rename)))
+        patch.setattr(*((files, "sync", full) if step == "sync" else (Path, "rename", rename)))
         with pytest.raises(ZooError, match="No space left"):
             artifact.write(celo, out, force=True)
         with pytest.raises(ZooError, match="No space left"):

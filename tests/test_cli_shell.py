@@ -99,10 +99,10 @@ def test_info(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert f"  {line}\n" in text
 
 
-def test_info_says_which_settings_a_file_needs() -> None:
+def test_info_says_how_to_convert() -> None:
     usage = json.loads(run("info", "velo-s", "--json"))["usage"]
     assert usage == [
-        "pylo-zoo convert velo --source theta.state --set ff_mult=1.0 --out zoo/velo-s",
+        "pylo-zoo convert velo-s --out zoo/velo-s",
         "from pylo_zoo.optim import VeLO",
         'opt = VeLO(model.parameters(), num_steps=10_000, weights="zoo/velo-s")',
     ]

@@ -241,14 +241,15 @@ def entry_with_a_source(tmp_path: Path) -> tuple[list[object], str]:
     return ["velo-s", "--source", "f"], "the word is a family.*\n.*convert velo --source f"
 
 
-def entry_elsewhere(tmp_path: Path) -> tuple[list[object], str]:
-    return [
-        "celo"
-    ], "hf://amoudgl/celo/theta.state.*\n.*149,216 bytes, sha256 35683c.*convert celo --source theta.state"
+def entry_out_of_reach(tmp_path: Path) -> tuple[list[object], str]:
+    by_hand = (
+        r"resolve/main/theta.state \(149,216 bytes, sha256 35683c.*`pylo-zoo convert celo --source theta.state --out"
+    )
+    return ["celo"], f"hf://amoudgl/celo/theta.state is not in the cache.*\n.*{by_hand}.*PYLO_ZOO_HOME.*HF_ENDPOINT"
 
 
 def entry_in_an_unknown_format(tmp_path: Path) -> tuple[list[object], str]:
-    return ["celo2-pylo"], "does not fetch.*\n.*cannot be read yet.*convert celo2 --source FILE"
+    return ["celo2-pylo"], "pylo-safetensors at hf://DiamondXL.*cannot be read yet.*\n.*convert celo2 --source FILE"
 
 
 FAILURES = [
@@ -271,7 +272,7 @@ FAILURES = [
     unknown_name,
     unknown_family,
     entry_with_a_source,
-    entry_elsewhere,
+    entry_out_of_reach,
     entry_in_an_unknown_format,
 ]
 
@@ -285,7 +286,7 @@ def test_a_refusal_is_two_lines_and_leaves_nothing(
     said = refused(capsys, "convert", *words, "--no-verify")
     assert re.search(complaint, said), said
     assert sorted(tmp_path.rglob("*")) == before
-    assert list(zoo_home.iterdir()) == []
+    assert [path for path in zoo_home.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
 
 
 def test_a_refused_replacement_leaves_the_old_artifact(capsys: Capture, tmp_path: Path) -> None:

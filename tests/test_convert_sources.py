@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -109,6 +110,18 @@ def test_a_registry_name_finds_the_cached_file_again(pinned: registry.Entry, tmp
     assert convert("celo2-base").fingerprint == first.fingerprint
     with pytest.raises(ZooError, match=r"exp_mult = 0\.5, but the registry entry celo2-base says 0\.25"):
         convert("celo2-base", settings={"exp_mult": 0.5})
+
+
+def test_a_complete_cache_may_be_read_only(
+    pinned: registry.Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = made("celo2-base", tmp_path / "theta.state")
+
+    def read_only(*arguments: object, **keywords: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("pylo_zoo.fetch.store.FileLock.acquire", read_only)
+    assert convert("celo2-base").fingerprint == first.fingerprint
 
 
 def test_the_sample_in_the_package_converts(capsys: Capture) -> None:

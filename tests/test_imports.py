@@ -28,17 +28,19 @@ ARROWS = {
     "formats": "errors msgpack numpy safetensors",
     "artifact": "config converters errors files nets numpy pylo_zoo safetensors torch",
     "registry": "config converters errors yaml",
+    "fetch": "config errors files filelock huggingface_hub pylo_zoo rich",
     "hub": "artifact errors huggingface_hub registry",
-    "convert": "artifact config converters errors files formats hub nets numpy parity pylo_zoo registry torch yaml",
-    "weights": "artifact convert errors hub registry",
+    "convert": "artifact config converters errors fetch files formats hub nets numpy parity pylo_zoo registry torch "
+    "yaml",
+    "weights": "artifact convert errors fetch hub registry",
     "optim": "artifact config converters errors kernels nets ops torch weights",
     "tasks": "errors numpy optim sklearn torch",
     "reference": "config errors flax jax numpy",
-    "parity": "artifact config convert converters errors flax formats jax nets numpy ops optim pylo_zoo reference rich "
-    "torch weights",
+    "parity": "artifact config convert converters errors fetch flax formats jax nets numpy ops optim pylo_zoo "
+    "reference rich torch weights",
     "samples": "config converters formats numpy",
-    "cli": "artifact config convert converters errors formats hub optim parity pylo_zoo registry rich tasks typer "
-    "weights",
+    "cli": "artifact config convert converters errors fetch formats hub optim parity pylo_zoo registry rich tasks "
+    "typer weights",
 }
 LAYERS = {layer: set(allowed.split()) for layer, allowed in ARROWS.items()}
 # These wait until a function needs them: the command line answers before torch is loaded, and whoever only trains
@@ -47,6 +49,7 @@ LAZY = {
     "converters": {"nets", "torch"},
     "pylo_zoo": {"artifact", "weights"},
     "convert": {"parity"},
+    "fetch": {"huggingface_hub", "rich"},
     "parity": {"flax", "jax", "reference"},
     "cli": LAYERS["cli"] - {"errors", "pylo_zoo", "typer"},
 }

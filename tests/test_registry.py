@@ -12,6 +12,7 @@ import yaml
 
 from pylo_zoo import converters, registry
 from pylo_zoo.errors import ZooError
+from pylo_zoo.fetch import parse
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "checkpoints"
 ENTRIES = registry.load_registry()
@@ -77,6 +78,23 @@ def test_pins_are_the_real_files(name: str) -> None:
     content = path.read_bytes()
     weights = registry.get(name).weights
     assert (len(content), hashlib.sha256(content).hexdigest()) == (weights.bytes, weights.sha256)
+
+
+@pytest.mark.parametrize(
+    ("uri", "filename", "origin"),
+    [
+        ("hf://org/repo/sub/theta.state", "theta.state", "org"),
+        ("hf://org/repo/theta.state@v1", "theta.state", "org"),
+        ("hf://org/repo@v1/theta.state", "theta.state", "org"),
+        ("gs://bucket/dir/params", "params", "bucket"),
+        ("https://example.org/dir/theta.state", "theta.state", "example.org"),
+    ],
+)
+def test_where_a_source_may_be(uri: str, filename: str, origin: str, tmp_path: Path) -> None:
+    sources = [{"uri": uri, "format": "flax-msgpack"}]
+    weights = registry.load_registry(write(tmp_path, {"mine": GOOD | {"sources": sources}}))["mine"].weights
+    assert (weights.filename, weights.origin) == (filename, origin)
+    assert parse(uri).name == filename, "what the registry accepts can be fetched"
 
 
 def test_entries_are_frozen() -> None:
@@ -150,6 +168,10 @@ def test_a_wrong_entry_is_refused(tmp_path: Path, change: dict[str, Any], compla
                 "file:///theta.state",
                 "hf://org/theta.state",
                 "hf://org/repo/../theta.state",
+                "hf://org/repo@v1/theta.state@v2",
+                "https://example.org",
+                "https://user@example.org/theta.state",
+                "https://example.org/theta.state?token=x",
                 "package://../secret",
                 "gs://bucket",
             )

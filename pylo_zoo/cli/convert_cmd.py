@@ -25,7 +25,10 @@ class Format(str, Enum):
 
 def convert(
     name: Annotated[str, typer.Argument(metavar="NAME_OR_FAMILY", help="A registry name; with --source, a family.")],
-    source: Annotated[Path | None, typer.Option(help="A checkpoint file of your own.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(metavar="FILE_OR_URI", help="A checkpoint of your own: path, https://, gs:// or hf://."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Directory of the artifact.  [default: zoo/NAME]")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="What no file says; repeatable.")
@@ -35,6 +38,9 @@ def convert(
     format: Annotated[Format, typer.Option(help="pt also writes model.pt, a torch.save state_dict.")] = (
         Format.safetensors
     ),
+    offline: output.Offline = False,
+    lock: output.Lock = None,
+    update_lock: output.UpdateLock = False,
     json: output.Json = False,
     quiet: output.Quiet = False,
 ) -> None:
@@ -50,6 +56,7 @@ def convert(
             force=force,
             verify=not no_verify,
             pt=format is Format.pt,
+            access=output.access(offline=offline, lock=lock, update_lock=update_lock, quiet=quiet),
         )
     except library.ParityError as error:
         report = error.report

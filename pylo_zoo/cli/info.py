@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import textwrap
 from typing import TYPE_CHECKING, Annotated, Any
@@ -62,24 +61,10 @@ def _usage(entry: Entry) -> list[str]:
     params = "param_groups(model)" if routed else "model.parameters()"
     steps = "num_steps=10_000, " if "num_steps" in arguments else ""
     return [
-        _convert_line(entry),
+        f"pylo-zoo convert {entry.name} --out zoo/{entry.name}",
         f"from pylo_zoo.optim import {imports}",
         f'opt = {optimizer.__name__}({params}, {steps}weights="zoo/{entry.name}")',
     ]
-
-
-def _convert_line(entry: Entry) -> str:
-    """The command that makes the artifact ``zoo/NAME``; a published file is downloaded by hand first."""
-    out = f"--out zoo/{entry.name}"
-    if entry.weights.path is not None:
-        return f"pylo-zoo convert {entry.name} {out}"
-    special = [
-        (field.name, getattr(entry.behavior, field.name))
-        for field in dataclasses.fields(entry.behavior)
-        if getattr(entry.behavior, field.name) != field.default and entry.weights.format != "flax-params"
-    ]
-    settings = "".join(f" --set {key}={str(value).lower()}" for key, value in special)
-    return f"pylo-zoo convert {entry.family} --source {entry.weights.filename}{settings} {out}"
 
 
 def _show(entry: Entry, console: Console) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_format
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,8 +13,32 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+    from pylo_zoo.fetch import Access
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the essential only.")]
+
+Offline = Annotated[bool, typer.Option("--offline", help="Use cached files alone, as HF_HUB_OFFLINE=1 does.")]
+Lock = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Where hashes are recorded.  [default: ./zoo.lock if it exists, or the cache's]"),
+]
+UpdateLock = Annotated[
+    bool, typer.Option("--update-lock", help="Fetch files without a known hash anew, and record what they are now.")
+]
+
+
+def access(*, offline: bool, lock: Path | None, update_lock: bool, quiet: bool) -> Access:
+    """How a command fetches files, from its options: notes and progress on stderr, none of them with -q."""
+    from pylo_zoo.fetch import Access
+
+    return Access(
+        progress=not quiet,
+        offline=offline,
+        lock=lock,
+        update_lock=update_lock,
+        say=lambda message: note(message, quiet=quiet),
+    )
 
 
 def emit(data: Mapping[str, Any], human: RenderableType | Callable[[Console], None], *, json: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,8 +13,10 @@ from pylo_zoo.errors import ZooError
 def verify(
     target: Annotated[str, typer.Argument(metavar="DIR_OR_NAME", help="An artifact's directory, or a registry name.")],
     source: Annotated[
-        Path | None, typer.Option(help="The original checkpoint.  [default: the copy that convert kept]")
+        str | None,
+        typer.Option(metavar="FILE_OR_URI", help="The original checkpoint.  [default: the copy that convert kept]"),
     ] = None,
+    offline: output.Offline = False,
     json: output.Json = False,
     quiet: output.Quiet = False,
 ) -> None:
@@ -25,7 +26,8 @@ def verify(
     """
     from pylo_zoo import parity
 
-    report = parity.verify_target(target, source)
+    access = output.access(offline=offline, lock=None, update_lock=False, quiet=quiet)
+    report = parity.verify_target(target, source, access=access)
     output.emit(report.to_dict(), report.status if quiet else report.render, json=json)
     if report.status == "not_run":
         raise ZooError(f"Parity of {report.name} was not checked: {report.reason}.", "pip install 'pylo-zoo[jax]'.")

@@ -21,6 +21,7 @@ from pylo_zoo.convert.inspection import Inspection, inspect
 from pylo_zoo.convert.sources import matched_entry, original, own_file, registered_file
 from pylo_zoo.convert.statements import SETTINGS, Statement, from_source, parse_settings, settle
 from pylo_zoo.errors import ZooError
+from pylo_zoo.fetch import Access, is_uri, parse
 from pylo_zoo.files import write_file
 
 if TYPE_CHECKING:
@@ -43,35 +44,42 @@ __all__ = [
 ]
 
 
-def convert(name: str, *, source: str | Path | None = None, settings: Mapping[str, Any] | None = None) -> Artifact:
+def convert(
+    name: str,
+    *,
+    source: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    access: Access | None = None,
+) -> Artifact:
     """Convert a checkpoint.
 
     Args:
         name: with ``source`` a family, otherwise a registry entry.
-        source: a checkpoint file of one's own. Where the registry knows its sha256 and the family agrees, it is taken
-            for that entry, and has its behaviour.
+        source: a checkpoint file of one's own, or its address. Where the registry knows its sha256 and the family
+            agrees, it is taken for that entry, and has its behaviour.
         settings: fields of the architecture or behaviour that no file says.
+        access: how to fetch a file that is not here.
 
     Returns:
-        The artifact, in memory. Nothing is written.
+        The artifact, in memory. Nothing is written but what had to be fetched, into the cache.
 
     Raises:
-        ZooError: the file cannot be read or is not of this family, fields are unknown, or statements contradict.
+        ZooError: the file cannot be had or read or is not of this family, fields are unknown, or statements contradict.
     """
-    return _converted(name, source, settings)[0]
+    return _converted(name, source, settings, access)[0]
 
 
 def _converted(
-    name: str, source: str | Path | None, settings: Mapping[str, Any] | None
+    name: str, source: str | Path | None, settings: Mapping[str, Any] | None, access: Access | None
 ) -> tuple[Artifact, formats.Source]:
     """What :func:`convert` returns, and the file that it read."""
     if source is not None:
-        family, read = own_file(name, source)
+        family, read = own_file(name, source, access)
         entry = matched_entry(read.sha256, family.name)
         said = [entry.behavior] if entry else []
         origin = f"the registry's {entry.name}, whose file this is," if entry else ""
     else:
-        entry, read = registered_file(name)
+        entry, read = registered_file(name, access)
         family = converters.get(entry.family)
         said = [record for record in (entry.architecture, entry.behavior) if record is not None]
         origin = f"the registry entry {name}"
@@ -94,7 +102,7 @@ def _converted(
         behavior=behavior,
         defaults={**defaults, **(entry.defaults if entry else {})},
         source=SourceRecord(
-            uri=entry.weights.uri if entry else f"file:{read.path.name}",
+            uri=entry.weights.uri if entry else _own_uri(source, read),
             sha256=read.sha256,
             bytes=read.bytes,
             license=entry.license if entry else "unknown",
@@ -105,6 +113,13 @@ def _converted(
         tensors={key: torch.from_numpy(np.array(tensor)) for key, tensor in tensors.items()},
     )
     return made, read
+
+
+def _own_uri(source: str | Path | None, read: formats.Source) -> str:
+    """What an artifact says of a file of one's own: its address, or its name and never its path."""
+    if isinstance(source, str) and is_uri(source):
+        return parse(source).uri
+    return f"file:{read.path.name}"
 
 
 def _architecture(family: converters.Family, read: formats.Source) -> Any:
@@ -158,11 +173,12 @@ def make(
     force: bool = False,
     verify: bool = True,
     pt: bool = False,
+    access: Access | None = None,
 ) -> Made:
     """Convert, prove and write, all of it or nothing.
 
     Args:
-        name: as for :func:`convert`, like ``source`` and ``settings``.
+        name: as for :func:`convert`, like ``source``, ``settings`` and ``access``.
         out: the artifact's directory; by default ``zoo/NAME``.
         force: replace an artifact that is there.
         verify: compare with the JAX original before writing.
@@ -174,7 +190,7 @@ def make(
     """
     directory = Path(out) if out is not None else Path("zoo") / name
     artifact.check_output(directory, force=force)
-    made, read = _converted(name, source, settings)
+    made, read = _converted(name, source, settings, access)
     report = _proof(made, keep(read), verify)
     if report.status == "failed":
         raise ParityError(made.name, report)

@@ -1,38 +1,29 @@
 """Copies of source checkpoints by sha256: ``$PYLO_ZOO_HOME/sources/SHA256/``, or below ``~/.cache/pylo-zoo``.
 
-An artifact records its source's hash and never a path; this is where ``verify`` finds the source again.
+An artifact records its source's hash and never a path; this is where ``verify`` finds the source again. What is fetched
+lies in the same place (:mod:`pylo_zoo.fetch.store`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import re
 from pathlib import Path
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.files import staged_directory
-from pylo_zoo.formats import CONFIG_NAME, MAX_BYTES, Source, read_bounded
+from pylo_zoo.fetch import store
+from pylo_zoo.fetch.store import home
+from pylo_zoo.files import explained, staged_directory, write_file
+from pylo_zoo.formats import CONFIG_NAME, MAX_BYTES, Source, read, read_bounded
+
+__all__ = ["NAMES", "cached_source", "home", "keep", "read_beside"]
 
 NAMES = {"flax-msgpack": "theta.state", "flax-params": "params", "flax-checkpoint": "theta.checkpoint"}
 """What a copy is called, whatever the user's file was."""
-SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-def home() -> Path:
-    """The directory of everything that the package keeps between runs."""
-    return Path(os.environ.get("PYLO_ZOO_HOME") or Path.home() / ".cache" / "pylo-zoo")
 
 
 def cached_source(sha256: str) -> Path | None:
     """The copy of the source with this hash, or None where there is none whose bytes still have it."""
-    if not SHA256.fullmatch(sha256):
-        return None
-    for name in NAMES.values():
-        path = home() / "sources" / sha256 / name
-        if path.is_file() and hashlib.sha256(read_bounded(path, MAX_BYTES)).hexdigest() == sha256:
-            return path
-    return None
+    return store.find(sha256)
 
 
 def keep(source: Source) -> Path:
@@ -47,14 +38,34 @@ def keep(source: Source) -> Path:
     data = read_bounded(source.path, MAX_BYTES)
     if hashlib.sha256(data).hexdigest() != source.sha256:
         raise ZooError(f"{source.path} changed while it was being read.", "Wait until it is complete, and try again.")
-    directory = home() / "sources" / source.sha256
-    with staged_directory(directory) as staging:
-        (staging / NAMES[source.format]).write_bytes(data)
-        if source.config_bytes is not None:
-            (staging / CONFIG_NAME).write_bytes(source.config_bytes)
+    directory = store.directory(source.sha256)
+    with store.locked(source.sha256), explained(directory):
+        store.real_folder(directory)
+        with staged_directory(directory) as staging:
+            (staging / NAMES[source.format]).write_bytes(data)
+            if source.config_bytes is not None:
+                (staging / CONFIG_NAME).write_bytes(source.config_bytes)
     return directory / NAMES[source.format]
+
+
+def read_beside(weights: Path, sha256: str, config: Path | None) -> Source:
+    """Read a cached checkpoint with ``config`` as the gin file beside it, and with none where that is None.
+
+    Raises:
+        ZooError: the cache cannot be written, or the file cannot be read.
+    """
+    beside = store.directory(sha256) / CONFIG_NAME
+    wanted = None if config is None else config.read_bytes()
+    if (source := read(weights)).config_bytes == wanted:
+        return source  # without a lock, which a read-only cache does not have
+    with store.locked(sha256):
+        with explained(beside):
+            beside.unlink(missing_ok=True)
+        if wanted is not None:
+            write_file(beside, wanted)
+        return read(weights)
 
 
 def _config(directory: Path) -> bytes | None:
     path = directory / CONFIG_NAME
-    return path.read_bytes() if path.is_file() else None
+    return path.read_bytes() if path.is_file() and not path.is_symlink() else None

@@ -1,14 +1,16 @@
-"""Finding the file that a conversion reads: the user's own, one in the package, or one in the cache."""
+"""Finding the file that a conversion reads: the user's own, one in the package, or one that is fetched."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from pylo_zoo import converters, formats, registry
-from pylo_zoo.convert.cache import cached_source
+from pylo_zoo.convert.cache import cached_source, read_beside
 from pylo_zoo.converters import Family
 from pylo_zoo.errors import ZooError
-from pylo_zoo.registry import Entry
+from pylo_zoo.fetch import Access, Forbidden, NotFound, Unavailable, fetch, is_uri, parse, three_ways
+from pylo_zoo.registry import Entry, Source
 
 
 def matched_entry(sha256: str, family: str | None = None) -> Entry | None:
@@ -26,22 +28,44 @@ def original(sha256: str) -> Path | None:
     return entry.weights.path if entry else None
 
 
-def own_file(name: str, path: str | Path) -> tuple[Family, formats.Source]:
-    """The user's file at ``path``, as a checkpoint of the family ``name``."""
+def own_file(name: str, path: str | Path, access: Access | None = None) -> tuple[Family, formats.Source]:
+    """The user's file at ``path``, or at the address that it is, as a checkpoint of the family ``name``.
+
+    Raises:
+        ZooError: ``name`` is no family, or there is no such file, or it cannot be read.
+    """
     if name not in converters.FAMILIES and name in registry.load_registry():
         family = registry.get(name).family
         raise ZooError(
             f"With --source, the word is a family, and {name} is a registry entry.",
             f"Write `pylo-zoo convert {family} --source {path}`; a file that the registry knows is recognised.",
         )
-    return converters.get(name), formats.read(path)
+    family = converters.get(name)
+    if isinstance(path, str) and is_uri(path):
+        return family, _own_address(path, access)
+    return family, formats.read(path)
 
 
-def registered_file(name: str) -> tuple[Entry, formats.Source]:
-    """The file of the registry entry ``name``, which has to have the entry's size and sha256.
+def _own_address(uri: str, access: Access | None) -> formats.Source:
+    """The file at ``uri``, with the gin file that Google keeps beside its ``params``, where there is one."""
+    source = formats.read(fetch(uri, limit=formats.MAX_BYTES, access=access))
+    if source.format != "flax-params":
+        return source
+    folder, _, _ = uri.partition("?")[0].rpartition("/")
+    try:
+        beside = fetch(f"{folder}/{formats.CONFIG_NAME}", limit=formats.MAX_CONFIG_BYTES, access=access)
+    except (NotFound, Forbidden):
+        beside = None
+        if access is not None:
+            access.say(f"There is no {formats.CONFIG_NAME} beside it: what that would say is taken as --set has it.")
+    return read_beside(source.path, source.sha256, beside)
+
+
+def registered_file(name: str, access: Access | None = None) -> tuple[Entry, formats.Source]:
+    """The file of the registry entry ``name``, which has to have the entry's size and sha256; fetched where need be.
 
     Raises:
-        ZooError: there is no such entry, its file would have to be fetched, or it is another file.
+        ZooError: there is no such entry, its format cannot be read, its file cannot be had, or it is another file.
     """
     entries = registry.load_registry()
     if name in converters.FAMILIES and name not in entries:
@@ -51,31 +75,65 @@ def registered_file(name: str) -> tuple[Entry, formats.Source]:
         )
     entry = registry.get(name)
     pin = entry.weights
-    path = pin.path or (cached_source(pin.sha256) if pin.sha256 else None)
-    if path is None:
-        raise ZooError(f"{name} is published at {pin.uri}, and this version does not fetch files.", _how_to_give(entry))
-    source = formats.read(path)
+    if pin.format not in formats.CONTAINERS:
+        raise ZooError(
+            f"{name} is published as {pin.format} at {pin.uri}, which cannot be read yet.",
+            f"With a JAX checkpoint of its own, `pylo-zoo convert {entry.family} --source FILE` works.",
+        )
+    if pin.path is None:
+        return entry, _fetched(entry, access)
+    source = formats.read(pin.path)
     wrong = [
         f"{what} {found}, not {expected}"
         for what, found, expected in (("size", source.bytes, pin.bytes), ("sha256", source.sha256, pin.sha256))
         if expected is not None and found != expected
     ]
     if wrong:
-        raise ZooError(f"{path} is not the file that the registry pins: {', '.join(wrong)}.", "Reinstall pylo-zoo.")
+        raise ZooError(f"{pin.path} is not the file that the registry pins: {', '.join(wrong)}.", "Reinstall pylo-zoo.")
     return entry, source
 
 
-def _how_to_give(entry: Entry) -> str:
-    pin = entry.weights
-    if pin.format not in formats.CONTAINERS:
-        return (
-            "That format cannot be read yet; with a JAX checkpoint of its own, "
-            f"`pylo-zoo convert {entry.family} --source FILE` works."
+def _fetched(entry: Entry, access: Access | None) -> formats.Source:
+    """All files of ``entry``, verified and side by side in the cache."""
+    limits = {"gin": formats.MAX_CONFIG_BYTES}
+    try:
+        weights, *others = (
+            fetch(
+                source.uri,
+                sha256=source.sha256,
+                bytes=source.bytes,
+                limit=limits.get(source.format, formats.MAX_BYTES),
+                access=access,
+            )
+            for source in entry.sources
         )
-    size = f"{pin.bytes:,} bytes" if pin.bytes else None
-    known = ", ".join(what for what in (size, pin.sha256 and f"sha256 {pin.sha256}") if what)
-    files = " and ".join(source.filename for source in entry.sources)
-    return (
-        f"Download {files}{f' ({known})' if known else ''}, then "
-        f"`pylo-zoo convert {entry.family} --source {pin.filename}`."
-    )
+    except (Unavailable, NotFound, Forbidden) as error:
+        raise ZooError(error.message, how_to_give(entry)) from error
+    configs = [path for path, source in zip(others, entry.sources[1:], strict=True) if source.format == "gin"]
+    return read_beside(weights, weights.parent.name, configs[0] if configs else None)
+
+
+def how_to_give(entry: Entry) -> str:
+    """The three ways to an entry's files without their servers, in one sentence."""
+    files = "; ".join(map(_described, entry.sources))
+    beside = ", into one directory" if len(entry.sources) > 1 else ""
+    return three_ways(entry.weights.uri, files + beside, f"`{by_hand(entry)}`")
+
+
+def _described(source: Source) -> str:
+    size = f"{source.bytes:,} bytes" if source.bytes else None
+    known = ", ".join(what for what in (size, source.sha256 and f"sha256 {source.sha256}") if what)
+    return f"{parse(source.uri).url}{f' ({known})' if known else ''}"
+
+
+def by_hand(entry: Entry) -> str:
+    """The command that converts an entry's file from where the user put it."""
+    special = [
+        (field.name, getattr(entry.behavior, field.name))
+        for field in dataclasses.fields(entry.behavior)
+        if getattr(entry.behavior, field.name) != field.default
+        and entry.weights.format != "flax-params"
+        and entry.weights.sha256 is None
+    ]
+    settings = "".join(f" --set {key}={str(value).lower()}" for key, value in special)
+    return f"pylo-zoo convert {entry.family} --source {entry.weights.filename}{settings} --out zoo/{entry.name}"

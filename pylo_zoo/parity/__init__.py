@@ -24,6 +24,7 @@ from pylo_zoo import config, formats
 from pylo_zoo.artifact import Artifact, write_parity
 from pylo_zoo.convert import convert, original
 from pylo_zoo.errors import ZooError
+from pylo_zoo.fetch import Access, fetch, is_uri
 from pylo_zoo.parity import cases, forward, leaves, trajectory
 from pylo_zoo.parity.report import FORWARD_TOLERANCE, TRAJECTORY_TOLERANCE, Check, Report, Statements
 from pylo_zoo.weights import load
@@ -92,18 +93,22 @@ def _contradictions(artifact: Artifact, source: Path) -> list[str]:
     return []
 
 
-def verify_target(target: str | Path, source: Path | None = None) -> Report:
+def verify_target(target: str | Path, source: str | Path | None = None, *, access: Access | None = None) -> Report:
     """:func:`verify` an artifact's directory, whose ``parity.json`` is replaced, or a registry entry.
 
     Args:
         target: directory or registry name.
-        source: the original checkpoint file; by default the copy that the conversion kept.
+        source: the original checkpoint file, or its address; by default the copy that the conversion kept.
+        access: how to fetch.
 
     Raises:
         ZooError: as :func:`verify`, or the original is not at hand.
     """
-    artifact = load(target, proven=False)
-    path = source or original(artifact.source.sha256)
+    artifact = load(target, proven=False, access=access)
+    if isinstance(source, str) and is_uri(source):
+        path = fetch(source, sha256=artifact.source.sha256, bytes=artifact.source.bytes, access=access)
+    else:
+        path = Path(source) if source is not None else original(artifact.source.sha256)
     if path is None:
         raise ZooError(
             f"The original of {artifact.name} ({artifact.source.uri}, sha256 {artifact.source.sha256}) is not at hand.",

@@ -1,0 +1,203 @@
+"""Every file from elsewhere comes through :func:`fetch`: https, a bucket, the Hub or the disk; verified and cached.
+
+>>> parse("hf://amoudgl/celo/theta.state").url
+'https://huggingface.co/amoudgl/celo/resolve/main/theta.state'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pylo_zoo.fetch import http, hub, lockfile, progress, store
+from pylo_zoo.fetch.errors import FetchError, Forbidden, NotFound, Unavailable
+from pylo_zoo.fetch.lockfile import Pin
+from pylo_zoo.fetch.part import Part
+from pylo_zoo.fetch.retry import Policy, retrying
+from pylo_zoo.fetch.uris import Location, is_uri, parse, three_ways
+
+__all__ = [
+    "MAX_BYTES",
+    "Access",
+    "FetchError",
+    "Forbidden",
+    "Location",
+    "NotFound",
+    "Policy",
+    "Unavailable",
+    "fetch",
+    "is_uri",
+    "parse",
+    "three_ways",
+]
+
+MAX_BYTES = 256 * 1024 * 1024
+"""Largest file that is fetched unless the caller says otherwise; the largest published checkpoint has 9 MB."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """How files are fetched; one such record goes from the command line down to :func:`fetch`.
+
+    Attributes:
+        progress: show a bar, where stderr is a terminal and ``HF_HUB_DISABLE_PROGRESS_BARS`` does not forbid it.
+        offline: use caches alone. ``HF_HUB_OFFLINE=1`` means the same.
+        lock: the lock file; by default as :func:`pylo_zoo.fetch.lockfile.location` finds it.
+        update_lock: fetch files without a known hash anew, and record what they are now.
+        say: hears what somebody at the command line should know.
+        policy: patience with servers.
+    """
+
+    progress: bool = True
+    offline: bool = False
+    lock: Path | None = None
+    update_lock: bool = False
+    say: Callable[[str], None] = field(default=lambda message: None)
+    policy: Policy = field(default_factory=Policy)
+
+
+def fetch(
+    uri: str,
+    *,
+    sha256: str | None = None,
+    bytes: int | None = None,
+    limit: int = MAX_BYTES,
+    access: Access | None = None,
+) -> Path:
+    """The file that ``uri`` names, verified, in the cache.
+
+    A file with a known hash that the cache holds is not asked for again. One without gets its hash from the lock file,
+    or, the first time, is recorded there.
+
+    Args:
+        uri: ``https://…``, ``gs://BUCKET/PATH``, ``hf://ORG/REPO/FILE[@REV]`` or a path.
+        sha256: what the file has to hash to.
+        bytes: the length that it has to have.
+        limit: the length that it must not exceed.
+        access: how to fetch.
+
+    Returns:
+        A regular file below ``$PYLO_ZOO_HOME/sources/SHA256``.
+
+    Raises:
+        NotFound: the server has no such file.
+        Unavailable: it cannot be reached, or must not be.
+        FetchError: it is refused: too large, changed, or not what the hash says.
+        ZooError: the cache or the lock file cannot be used.
+    """
+    access = access or Access()
+    where = parse(uri)
+    if found := _cached(where, sha256, bytes, access):
+        return found
+    key = f"{where.kind} {where.url}"
+    with store.locked(key, access.say):
+        if found := _cached(where, sha256, bytes, access):  # another process was first
+            return found
+        recorded = _recorded(where, sha256, access)
+        part = Part(store.partial(key), limit if bytes is None else min(limit, bytes))
+        try:
+            _complete(part, where, sha256 or (recorded.sha256 if recorded else None), bytes, access)
+        except Unavailable as error:
+            raise Unavailable(error.message, three_ways(where.uri, where.url, "give it with --source FILE")) from None
+        _check(part, where, sha256, bytes, recorded)
+        digest, length = part.sha256, part.count
+        path = store.place(part.path, digest, where.name)
+        part.discard()
+        if sha256 is None and where.recorded and recorded is None:
+            lock = lockfile.location(access.lock)
+            lockfile.record(lock, where.uri, digest, length)
+            access.say(f"No hash of {where.uri} was known: recorded sha256 {digest[:12]}… in {lock}.")
+    return path
+
+
+def _cached(where: Location, sha256: str | None, bytes: int | None, access: Access) -> Path | None:
+    """The copy in the cache, where a hash is known; one of another length than the caller's is none."""
+    recorded = _recorded(where, sha256, access)
+    known = sha256 or (recorded.sha256 if recorded else None)
+    found = store.find(known) if known else None
+    return found if found and bytes in (None, found.stat().st_size) else None
+
+
+def _recorded(where: Location, sha256: str | None, access: Access) -> Pin | None:
+    """What the lock file says, where nobody else does and it is not to be replaced."""
+    if sha256 is not None or access.update_lock or not where.recorded:
+        return None
+    return lockfile.read(lockfile.location(access.lock)).get(where.uri)
+
+
+def _complete(part: Part, where: Location, sha256: str | None, expected: int | None, access: Access) -> None:
+    """Have all bytes of the file in ``part``; twice where the first time was not all of one piece."""
+    offline = access.offline or progress.switched_on("HF_HUB_OFFLINE")
+    if where.kind == "local":
+        part.fill(Path(where.url))
+    elif where.kind == "hub":
+        _from_hub(part, where, sha256, offline, access)
+    elif offline:
+        raise Unavailable(f"{where.uri} is not in the cache, and offline mode is on.", "Go online.")
+    else:
+        resumed = part.resumed
+        _from_web(part, where, expected, access)
+        if resumed and sha256 not in (None, part.sha256):
+            part.discard()
+            _from_web(part, where, expected, access)
+
+
+def _from_web(part: Part, where: Location, expected: int | None, access: Access) -> None:
+    with progress.bar(where.name, progress.wanted(access.progress)) as seen:
+        retrying(lambda: http.download(where.url, part, expected, access.policy, seen), where.uri, access.policy)
+
+
+def _from_hub(part: Part, where: Location, sha256: str | None, offline: bool, access: Access) -> None:
+    """Take the client's file; where it is not what it should be, ask once more past the client's cache."""
+    bars = progress.wanted(access.progress)
+
+    def take(again: bool, offline: bool) -> Path:
+        path = retrying(
+            lambda: hub.download(where, access.policy, offline=offline, again=again, bars=bars),
+            where.uri,
+            access.policy,
+        )
+        part.fill(path)
+        return path
+
+    try:
+        path = take(access.update_lock and not offline, offline)
+    except Unavailable as error:
+        if offline:
+            raise
+        try:
+            path = take(again=False, offline=True)
+        except FetchError:
+            raise error from None
+        access.say(f"{error.message} Using the copy that huggingface_hub keeps.")
+    if sha256 not in (None, part.sha256) and not offline:
+        hub.forget(path)
+        take(again=True, offline=False)
+
+
+def _check(part: Part, where: Location, sha256: str | None, bytes: int | None, recorded: Pin | None) -> None:
+    """Refuse, and remove, a file that is not the one that was wanted.
+
+    Raises:
+        FetchError: so it is.
+    """
+    found, length = part.sha256, part.count
+    if length == 0:
+        part.discard()
+        raise FetchError(f"{where.uri} is empty.", http.WRONG_FILE)
+    if recorded is not None and (found, length) != (recorded.sha256, recorded.bytes):
+        part.discard()
+        raise FetchError(
+            f"{where.uri} has changed since {recorded.date}: it has sha256 {found}, and the lock file has "
+            f"{recorded.sha256}.",
+            "If you expect that, accept it with --update-lock; if not, ask its publisher.",
+        )
+    wrong = [
+        f"{what} {is_}, not {wanted}"
+        for what, is_, wanted in (("size", length, bytes), ("sha256", found, sha256))
+        if wanted is not None and is_ != wanted
+    ]
+    if wrong:
+        part.discard()
+        raise FetchError(f"{where.uri} is not the file that it should be: {', '.join(wrong)}.", http.WRONG_FILE)

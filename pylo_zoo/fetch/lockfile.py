@@ -1,0 +1,116 @@
+"""``zoo.lock``: what the files without a known hash were when they were first used, so that a change is noticed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from pylo_zoo import config
+from pylo_zoo.errors import ZooError
+from pylo_zoo.fetch import store
+from pylo_zoo.files import write_file
+
+NAME = "zoo.lock"
+VERSION = 1
+MAX_BYTES = 4 * 1024 * 1024
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_DATE = re.compile(r"\d{4}-\d\d-\d\d")
+
+
+@dataclass(frozen=True)
+class Pin:
+    """What a file was: its hash, its length, and the day (UTC) on which that was recorded."""
+
+    sha256: str
+    bytes: int
+    date: str
+
+
+def location(given: Path | None = None) -> Path:
+    """The lock file in force: ``given``, ``$PYLO_ZOO_LOCK``, ``./zoo.lock`` where it exists, or the cache's own."""
+    named = given or os.environ.get("PYLO_ZOO_LOCK")
+    if named:
+        return Path(named)
+    here = Path(NAME)
+    return here if here.is_file() else store.home() / NAME
+
+
+def read(path: Path) -> dict[str, Pin]:
+    """Every pin by URI; none where there is no file.
+
+    Raises:
+        ZooError: the file cannot be read, or is not exactly what :func:`record` writes.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ZooError(f"{path} cannot be read: {error.strerror}.", "Check its permissions, or give --lock.") from error
+    if len(data) > MAX_BYTES:
+        raise _damaged(path, f"larger than {MAX_BYTES:,} bytes")
+    try:
+        document = json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"not JSON: {error}") from error
+    if not isinstance(document, dict) or document.keys() != {"version", "files"}:
+        raise _damaged(path, "not a mapping of version and files")
+    if document["version"] != VERSION or isinstance(document["version"], bool):
+        raise ZooError(
+            f"{path} has version {document['version']!r}, and this pylo-zoo knows {VERSION}.", "Update pylo-zoo."
+        )
+    if not isinstance(document["files"], dict):
+        raise _damaged(path, "files is no mapping")
+    return {uri: _pin(path, uri, values) for uri, values in document["files"].items()}
+
+
+def record(path: Path, uri: str, sha256: str, length: int) -> None:
+    """Add or replace one pin, in one step, whatever other processes add at the same time.
+
+    Raises:
+        ZooError: the file is damaged or cannot be written.
+    """
+    today = datetime.now(timezone.utc).date().isoformat()
+    with store.locked(f"lock file {path.resolve()}"):
+        pins = {**read(path), uri: Pin(sha256, length, today)}
+        write_file(path, render(pins))
+
+
+def render(pins: Mapping[str, Pin]) -> bytes:
+    """The content of a lock file, the same for the same pins."""
+    document = {"version": VERSION, "files": {uri: asdict(pins[uri]) for uri in sorted(pins)}}
+    return (json.dumps(document, indent=2) + "\n").encode()
+
+
+def _pin(path: Path, uri: str, values: Any) -> Pin:
+    if not isinstance(values, dict):
+        raise _damaged(path, f"{uri} is no mapping")
+    pin = config.parse(Pin, values, f"{path}: {uri}")
+    if not _SHA256.fullmatch(pin.sha256) or not _DATE.fullmatch(pin.date):
+        raise _damaged(path, f"{uri} has no proper sha256, bytes and date")
+    return pin
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice")
+    return found
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _damaged(path: Path, what: str) -> ZooError:
+    return ZooError(
+        f"{path} is not a lock file: {' '.join(what.split())}.",
+        "Restore it from version control, or remove it: files are then recorded anew as they are today.",
+    )

@@ -1,0 +1,255 @@
+"""A server on this machine that answers well, or in one of the ways in which servers fail.
+
+:class:`Files` serves plain files as a bucket does; with ``hub`` set it answers what huggingface_hub asks a Hub for a
+download, and with ``lfs``, as the Hub does for large files, by a redirect to another host. Faults are planted by path,
+those of a Hub's HEAD requests under "HEAD " and the path, and each is used once unless it is planted more often.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import socket
+import struct
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+Fault = Callable[["Handler", bytes], None]
+
+
+class Files(ThreadingHTTPServer):
+    """The server: ``files`` by path, ``faults`` by path, and in ``log`` every request as (method, path, headers)."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+        self.faults: dict[str, list[Fault]] = defaultdict(list)
+        self.log: list[tuple[str, str, dict[str, str]]] = []
+        self.hub = False
+        self.commit = "0123456789abcdef0123456789abcdef01234567"
+        self.lfs = False
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def plant(self, path: str, *faults: Fault, times: int = 1) -> None:
+        self.faults[path] += [*faults] * times
+
+    def gets(self, path: str) -> list[dict[str, str]]:
+        """The headers of every GET of ``path``."""
+        return [headers for method, asked, headers in self.log if method == "GET" and asked == path]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away is part of the game."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection."""
+
+    protocol_version = "HTTP/1.1"
+    server: Files  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Be silent."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = urlsplit(self.path).path
+        self.server.log.append((self.command, path, dict(self.headers)))
+        if self.server.hub and not path.startswith("/cdn/"):
+            self._as_hub(path)
+            return
+        data = self.server.files.get(path)
+        if self.command == "GET" and self.server.faults[path]:
+            self.server.faults[path].pop(0)(self, data or b"")
+        elif data is None:
+            self.answer(404, b"no such file")
+        else:
+            self.file(data)
+
+    def file(self, data: bytes) -> None:
+        """The file as a good server sends it: whole, or the range that was asked for if it is still the same one."""
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        same = self.headers.get("If-Range", etag(data)) == etag(data)
+        if asked and same and int(asked[1]) >= len(data):
+            self.answer(416, b"")
+        elif asked and same:
+            start = int(asked[1])
+            content_range = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            self.answer(206, data[start:], {"ETag": etag(data), "Content-Range": content_range})
+        else:
+            self.answer(200, data, {"ETag": etag(data)})
+
+    def answer(
+        self, status: int, body: bytes, headers: dict[str, str] | None = None, length: int | None = None
+    ) -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        if length != -1:
+            self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _as_hub(self, path: str) -> None:
+        """HEAD and GET of ``/ORG/REPO/resolve/REVISION/FILE``, as the Hub answers them."""
+        data = self.server.files.get(path)
+        planted = self.server.faults[path if self.command == "GET" else f"HEAD {path}"]
+        if planted:
+            planted.pop(0)(self, data or b"")
+        elif data is None:
+            self.answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": self.server.commit})
+        elif self.server.lfs:
+            place = f"http://localhost:{self.server.server_address[1]}/cdn{path}?X-Signature=sekret"
+            self.server.files[f"/cdn{path}"] = data
+            linked = {"X-Linked-Etag": etag(data), "X-Linked-Size": str(len(data)), "Location": place}
+            self.answer(302, b"", {"X-Repo-Commit": self.server.commit, **linked})
+        else:
+            self.answer(200, data, {"ETag": etag(data), "X-Repo-Commit": self.server.commit})
+
+
+def etag(data: bytes) -> str:
+    return f'"{hashlib.sha256(data).hexdigest()}"'
+
+
+@contextmanager
+def serving() -> Iterator[Files]:
+    """A server for the block."""
+    server = Files()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+# --- faults ------------------------------------------------------------------------------------------------------
+
+
+def status(code: int, **headers: str) -> Fault:
+    """An error status; ``Retry_After`` stands for ``Retry-After``."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return lambda handler, data: handler.answer(code, b"no", named)
+
+
+def redirect(target: str, code: int = 302) -> Fault:
+    return lambda handler, data: handler.answer(code, b"", {"Location": target})
+
+
+def truncated(count: int) -> Fault:
+    """``count`` bytes of those announced, then the end of the connection."""
+
+    def fault(handler: Handler, data: bytes) -> None:
+        handler.answer(200, data[:count], {"ETag": etag(data)}, length=len(data))
+        handler.close_connection = True
+
+    return fault
+
+
+def reset(count: int) -> Fault:
+    """``count`` bytes of those announced, then RST."""
+
+    def fault(handler: Handler, data: bytes) -> None:
+        handler.answer(200, data[:count], {"ETag": etag(data)}, length=len(data))
+        time.sleep(0.1)  # let the client read them: RST discards what it has not read
+        handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        handler.connection.close()
+        handler.close_connection = True
+
+    return fault
+
+
+def body(other: bytes, **headers: str) -> Fault:
+    """200 with another body."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return lambda handler, data: handler.answer(200, other, {"ETag": etag(other), **named})
+
+
+def range_ignored(handler: Handler, data: bytes) -> None:
+    """The whole file, whatever was asked for."""
+    handler.answer(200, data, {"ETag": etag(data)})
+
+
+def if_range_ignored(handler: Handler, data: bytes) -> None:
+    """The rest of another version of the file."""
+    start = int(handler.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+    content_range = f"bytes {start}-{len(data) - 1}/{len(data)}"
+    handler.answer(206, data[start:], {"ETag": etag(data), "Content-Range": content_range})
+
+
+def silent(seconds: float, count: int = 0) -> Fault:
+    """``count`` bytes, then nothing for ``seconds``."""
+
+    def fault(handler: Handler, data: bytes) -> None:
+        handler.answer(200, data[:count], {"ETag": etag(data)}, length=len(data))
+        handler.wfile.flush()
+        time.sleep(seconds)
+        handler.close_connection = True
+
+    return fault
+
+
+def dripping(seconds: float) -> Fault:
+    """A byte now and then."""
+
+    def fault(handler: Handler, data: bytes) -> None:
+        handler.answer(200, b"", {"ETag": etag(data)}, length=len(data))
+        end = time.monotonic() + seconds
+        for i in range(len(data)):
+            if time.monotonic() > end:
+                break
+            handler.wfile.write(data[i : i + 1])
+            time.sleep(0.05)
+        handler.close_connection = True
+
+    return fault
+
+
+def chunked(total: int, *, ended: bool = True) -> Fault:
+    """``total`` bytes of zeros without a length, in chunks; the last chunk is missing unless ``ended``."""
+
+    def fault(handler: Handler, data: bytes) -> None:
+        handler.answer(200, b"", {"Transfer-Encoding": "chunked"}, length=-1)
+        for start in range(0, total, 4096):
+            piece = bytes(min(4096, total - start))
+            handler.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+        if ended:
+            handler.wfile.write(b"0\r\n\r\n")
+        handler.close_connection = True
+
+    return fault
+
+
+def no_length(handler: Handler, data: bytes) -> None:
+    """A body that ends with the connection, as HTTP/1.0 has it."""
+    handler.answer(200, data, length=-1)
+    handler.close_connection = True
+
+
+def slowly(seconds: float, pieces: int = 20) -> Fault:
+    """The whole file, taking its time, without regard to a range."""
+
+    def fault(handler: Handler, data: bytes) -> None:
+        handler.answer(200, b"", {"ETag": etag(data)}, length=len(data))
+        step = -(-len(data) // pieces)
+        for start in range(0, len(data), step):
+            handler.wfile.write(data[start : start + step])
+            handler.wfile.flush()
+            time.sleep(seconds / pieces)
+
+    return fault

@@ -1,0 +1,332 @@
+"""Files of the Hub, through huggingface_hub itself, in processes of their own: the client reads its endpoint on import.
+
+What the double answers is a model of the real Hub, which is out of reach here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import fault_server
+import pytest
+from fault_server import Fault, Files
+from fetching import DATA, OTHER, SHA256, leftovers
+from trees import write_params, write_theta
+
+from pylo_zoo import artifact
+from pylo_zoo.fetch import lockfile
+
+PATH = "/org/repo/resolve/main/theta.state"
+URI = "hf://org/repo/theta.state"
+TOKEN = "hf_sekretsekretsekret"
+
+CHILD = """
+import sys
+from dataclasses import replace
+from pylo_zoo.errors import ZooError
+from pylo_zoo.fetch import Access, Policy, fetch
+waits = []
+try:
+    access = Access(policy=Policy(timeout=5, sleep=waits.append), update_lock="update" in sys.argv)
+    if "say" in sys.argv:
+        access = replace(access, say=lambda text: print(text, file=sys.stderr))
+    print(fetch(sys.argv[1], sha256=sys.argv[2] or None, access=access))
+except ZooError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+CLI = """
+import sys
+from pathlib import Path
+from pylo_zoo import registry
+registry._default_path = lambda: Path(sys.argv[1])
+from pylo_zoo.cli import main
+main(sys.argv[2:])
+"""
+
+
+class Hub:
+    """A double of the Hub, and what a process sees of it."""
+
+    def __init__(self, server: Files, home: Path, cwd: Path) -> None:
+        self.server = server
+        self.home = home
+        self.cwd = cwd
+        self.env = {
+            **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
+            "HF_ENDPOINT": server.url,
+            "HF_HOME": str(cwd / "hf-home"),
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_DISABLE_XET": "1",
+            "PYLO_ZOO_GCS_ENDPOINT": server.url,
+        }
+
+    def python(self, code: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", code, *arguments],
+            env={**self.env, **env},
+            cwd=self.cwd,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert "sekret" not in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    def fetch(self, uri: str = URI, sha256: str = SHA256, *words: str, **env: str) -> Path:
+        done = self.python(CHILD, uri, sha256, *words, **env)
+        assert (done.returncode, done.stderr) == (0, "")
+        return Path(done.stdout.strip())
+
+    def refused(self, uri: str = URI, sha256: str = SHA256, *words: str, **env: str) -> str:
+        done = self.python(CHILD, uri, sha256, *words, **env)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        return done.stderr
+
+
+@pytest.fixture
+def hub(tmp_path: Path, zoo_home: Path) -> Iterator[Hub]:
+    with fault_server.serving() as server:
+        server.hub = True
+        server.files[PATH] = DATA
+        yield Hub(server, zoo_home, tmp_path)
+
+
+@pytest.mark.parametrize("lfs", [False, True])
+def test_a_file_arrives_once(lfs: bool, hub: Hub) -> None:
+    hub.server.lfs = lfs
+    path = hub.fetch()
+    assert path == hub.home / "sources" / SHA256 / "theta.state"
+    assert path.read_bytes() == DATA
+    count = len(hub.server.log)
+    assert hub.fetch() == path
+    assert len(hub.server.log) == count
+    resolved = [headers for _, asked, headers in hub.server.log if asked == PATH]
+    assert {headers.get("Authorization", headers.get("authorization")) for headers in resolved} == {f"Bearer {TOKEN}"}
+    elsewhere = [headers for _, asked, headers in hub.server.log if asked.startswith("/cdn/")]
+    assert bool(elsewhere) == lfs
+    assert not any("authorization" in map(str.lower, headers) for headers in elsewhere)
+    assert leftovers(hub.home) == []
+
+
+def test_a_revision_in_either_spelling(hub: Hub) -> None:
+    hub.server.files["/org/repo/resolve/v1/sub/x.state"] = OTHER
+    sha256 = hashlib.sha256(OTHER).hexdigest()
+    assert hub.fetch("hf://org/repo/sub/x.state@v1", sha256).read_bytes() == OTHER
+    assert hub.fetch("hf://org/repo@v1/sub/x.state", sha256).name == "x.state"
+
+
+@pytest.mark.parametrize("honest", [True, False], ids=["another ETag", "the right ETag"])
+def test_wrong_bytes_of_the_right_length_are_refused(honest: bool, hub: Hub) -> None:
+    if honest:
+        hub.server.files[PATH] = OTHER
+    else:
+        hub.server.plant(PATH, fault_server.body(OTHER), times=2)
+    said = hub.refused()
+    assert f"sha256 {hashlib.sha256(OTHER).hexdigest()}, not {SHA256}" in said
+    assert leftovers(hub.home) == []
+    hub.server.files[PATH] = DATA
+    assert hub.fetch().read_bytes() == DATA, "although the client's cache holds the wrong ones"
+
+
+def test_a_damaged_copy_in_the_clients_cache_is_fetched_again(hub: Hub) -> None:
+    path = hub.fetch()
+    path.unlink()
+    blobs = list((hub.cwd / "hf-home").rglob("blobs/*"))
+    assert len(blobs) == 1
+    blobs[0].write_bytes(OTHER)
+    assert hub.fetch().read_bytes() == DATA
+
+
+def test_offline_means_the_caches_alone(hub: Hub) -> None:
+    said = hub.refused(HF_HUB_OFFLINE="1")
+    assert said.startswith("Unavailable: ")
+    assert "offline mode is on" in said
+    for way in (f"{hub.server.url}{PATH}", "--source", "PYLO_ZOO_HOME", "HF_ENDPOINT"):
+        assert way in said
+    assert hub.server.log == []
+    hub.fetch().unlink()
+    count = len(hub.server.log)
+    assert hub.fetch(HF_HUB_OFFLINE="1").read_bytes() == DATA, "from the client's own cache"
+    assert len(hub.server.log) == count
+
+
+def test_nobody_is_there(hub: Hub) -> None:
+    nobody = "http://127.0.0.1:9"
+    assert "cannot be reached (Connection refused), 3 times" in hub.refused(HF_ENDPOINT=nobody)
+    hub.fetch().unlink()
+    done = hub.python(CHILD, URI, SHA256, "say", HF_ENDPOINT=nobody)
+    assert (done.returncode, Path(done.stdout.strip()).read_bytes()) == (0, DATA)
+    assert "Using the copy that huggingface_hub keeps" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (fault_server.status(404, X_Error_Code="RepoNotFound"), "NotFound: .*there is no repository org/repo"),
+        (fault_server.status(401, X_Error_Code="RepoNotFound"), "NotFound: .*there is no repository org/repo"),
+        (fault_server.status(404, X_Error_Code="RevisionNotFound"), "NotFound: .*no revision main"),
+        (fault_server.status(404, X_Error_Code="EntryNotFound"), "NotFound: .*no file theta.state"),
+        (fault_server.status(403, X_Error_Code="GatedRepo"), "Forbidden: .*is gated"),
+        (fault_server.status(401), "Forbidden: .*may not be read .401"),
+        (fault_server.status(403), "Forbidden: .*may not be read .403"),
+    ],
+)
+def test_what_is_refused(fault: Fault, message: str, hub: Hub) -> None:
+    hub.server.plant(f"HEAD {PATH}", fault, times=9)
+    hub.server.plant(PATH, fault, times=9)
+    said = hub.refused()
+    assert re.match(message, said), said
+
+
+@pytest.mark.parametrize("method", ["", "HEAD "])
+@pytest.mark.parametrize(
+    "fault",
+    [fault_server.status(503), fault_server.status(429, Retry_After="0"), fault_server.reset(50_000)],
+    ids=["503", "429", "reset"],
+)
+def test_another_attempt_helps(fault: Fault, method: str, hub: Hub) -> None:
+    hub.server.plant(method + PATH, fault)
+    assert hub.fetch().read_bytes() == DATA
+
+
+def test_a_change_is_refused_until_it_is_accepted(hub: Hub) -> None:
+    lock = hub.home / "zoo.lock"
+    recorded = hub.fetch(sha256="")
+    assert lockfile.read(lock)[URI].sha256 == SHA256
+    hub.server.files[PATH] = OTHER
+    hub.server.commit = "f" * 40
+    assert hub.fetch(sha256="") == recorded, "the cache has what was recorded, and nobody is asked"
+    recorded.unlink()
+    said = hub.refused(sha256="")
+    assert "has changed since 20" in said
+    assert "--update-lock" in said
+    assert hub.fetch(URI, "", "update").read_bytes() == OTHER
+    assert hub.fetch(sha256="").read_bytes() == OTHER
+
+
+# --- the command line --------------------------------------------------------------------------------------------
+
+ENTRIES = """
+celo:
+  family: celo
+  summary: A double.
+  license: MIT
+  trained: false
+  sources: [{uri: "hf://amoudgl/celo/theta.state", format: flax-msgpack, sha256: %s}]
+velo:
+  family: velo
+  summary: A double.
+  license: MIT
+  trained: false
+  sources:
+    - {uri: "gs://gresearch/velo/params", format: flax-params}
+    - {uri: "gs://gresearch/velo/config.gin", format: gin}
+  behavior: {ff_mult: 100.0}
+"""
+
+
+@pytest.fixture
+def registry(hub: Hub, tmp_path: Path) -> Path:
+    """A registry whose files are published on the double."""
+    celo = write_theta(tmp_path, "celo")
+    params = write_params(tmp_path)
+    hub.server.files |= {
+        "/amoudgl/celo/resolve/main/theta.state": celo.read_bytes(),
+        "/gresearch/velo/params": params.read_bytes(),
+        "/gresearch/velo/config.gin": (tmp_path / "config.gin").read_bytes(),
+    }
+    path = tmp_path / "registry.yaml"
+    path.write_text(ENTRIES % hashlib.sha256(celo.read_bytes()).hexdigest())
+    for file in (celo, params, tmp_path / "config.gin"):
+        file.unlink()
+    return path
+
+
+def test_convert_celo_end_to_end(hub: Hub, registry: Path) -> None:
+    done = hub.python(CLI, str(registry), "convert", "celo", "--no-verify", "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "Warning: parity was not checked: --no-verify.\n"
+    values = json.loads(done.stdout)
+    assert (values["name"], values["source"]["uri"]) == ("celo", "hf://amoudgl/celo/theta.state")
+    assert artifact.read(hub.cwd / "zoo" / "celo").family == "celo"
+    assert not (hub.home / "zoo.lock").exists()
+    done = hub.python(CLI, str(registry), "convert", "celo", "--no-verify", "--offline", "-q", "--out", "again")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "again\n", "")
+
+
+def test_loading_by_name_is_silent(hub: Hub, registry: Path) -> None:
+    code = CLI.replace("from pylo_zoo.cli import main", "import pylo_zoo").replace(
+        "main(sys.argv[2:])", "print(pylo_zoo.load(sys.argv[2]).family)"
+    )
+    done = hub.python(code, str(registry), "celo")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "celo\n", "")
+
+
+def test_convert_velo_fetches_the_gin_file_too_and_records_both(hub: Hub, registry: Path) -> None:
+    hub.server.hub = False
+    done = hub.python(CLI, str(registry), "convert", "velo", "--no-verify")
+    assert done.returncode == 0, done.stderr
+    notes = [line for line in done.stderr.splitlines() if "recorded" in line]
+    assert len(notes) == 2
+    pins = lockfile.read(hub.home / "zoo.lock")
+    assert set(pins) == {"gs://gresearch/velo/params", "gs://gresearch/velo/config.gin"}
+    folder = hub.home / "sources" / pins["gs://gresearch/velo/params"].sha256
+    assert sorted(path.name for path in folder.iterdir()) == ["config.gin", "params"]
+    made = artifact.read(hub.cwd / "zoo" / "velo")
+    assert made.source.uri == "gs://gresearch/velo/params"
+    assert made.behavior.use_bugged_loss_features is False, "as its gin file says"
+    # a change of either file is refused, once the cache has lost it
+    hub.server.files["/gresearch/velo/config.gin"] += b"\n"
+    again = ("convert", "velo", "--no-verify", "--force", "-q")
+    assert hub.python(CLI, str(registry), *again).returncode == 0, "the cache still has what was recorded"
+    for path in (hub.home / "sources").rglob("config.gin"):
+        path.unlink()
+    done = hub.python(CLI, str(registry), *again)
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("Error: gs://gresearch/velo/config.gin has changed since 20")
+    assert "--update-lock" in hint
+    assert hub.python(CLI, str(registry), *again, "--update-lock").returncode == 0
+    assert lockfile.read(hub.home / "zoo.lock") != pins
+    assert hub.python(CLI, str(registry), *again, "--offline").returncode == 0
+
+
+def test_an_address_as_source(hub: Hub, registry: Path) -> None:
+    hub.server.hub = False
+    for source in ("gs://gresearch/velo/params", f"{hub.server.url}/gresearch/velo/params?X=sekret"):
+        done = hub.python(CLI, str(registry), "convert", "velo", "--source", source, "--no-verify", "--force", "-q")
+        assert done.returncode == 0, done.stderr
+        made = artifact.read(hub.cwd / "zoo" / "velo")
+        assert made.source.uri == source.partition("?")[0]
+        assert made.behavior.use_bugged_loss_features is False, "its gin file was fetched as well"
+    del hub.server.files["/gresearch/velo/config.gin"]
+    words = ("--source", f"{hub.server.url}/gresearch/velo/params", "--no-verify", "--out", "bare", "--update-lock")
+    done = hub.python(CLI, str(registry), "convert", "velo", *words)
+    assert done.returncode == 0, done.stderr
+    assert "There is no config.gin beside it" in done.stderr
+    assert [path.name for path in (hub.home / "sources" / made.source.sha256).iterdir()] == ["params"]
+
+
+def test_out_of_reach_is_two_lines(hub: Hub, registry: Path) -> None:
+    done = hub.python(CLI, str(registry), "convert", "velo", PYLO_ZOO_GCS_ENDPOINT="http://127.0.0.1:9")
+    error, hint = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (1, "")
+    assert error.startswith("Error: gs://gresearch/velo/params cannot be reached")
+    for way in (
+        "http://127.0.0.1:9/gresearch/velo/params; http://127.0.0.1:9/gresearch/velo/config.gin, into one directory",
+        "`pylo-zoo convert velo --source params --out zoo/velo`",
+        "PYLO_ZOO_HOME",
+        "PYLO_ZOO_GCS_ENDPOINT",
+    ):
+        assert way in hint
+    assert not (hub.cwd / "zoo").exists()
