@@ -247,8 +247,8 @@ def entry_elsewhere(tmp_path: Path) -> tuple[list[object], str]:
     ], "hf://amoudgl/celo/theta.state.*\n.*149,216 bytes, sha256 35683c.*convert celo --source theta.state"
 
 
-def entry_in_an_unknown_format(tmp_path: Path) -> tuple[list[object], str]:
-    return ["celo2-pylo"], "does not fetch.*\n.*cannot be read yet.*convert celo2 --source FILE"
+def entry_of_two_files(tmp_path: Path) -> tuple[list[object], str]:
+    return ["velo-pylo"], "does not fetch.*\n.*folders of one directory.*convert velo --source DIRECTORY"
 
 
 FAILURES = [
@@ -272,7 +272,7 @@ FAILURES = [
     unknown_family,
     entry_with_a_source,
     entry_elsewhere,
-    entry_in_an_unknown_format,
+    entry_of_two_files,
 ]
 
 

@@ -25,7 +25,7 @@ ARROWS = {
     "kernels": "ops torch triton",
     "nets": "config errors ops torch",
     "converters": "config errors nets numpy torch",  # the last two for the networks' shapes, on the meta device
-    "formats": "errors msgpack numpy safetensors",
+    "formats": "errors msgpack numpy orbax safetensors",
     "artifact": "config converters errors files nets numpy pylo_zoo safetensors torch",
     "registry": "config converters errors yaml",
     "hub": "artifact errors huggingface_hub registry",
@@ -48,6 +48,7 @@ LAZY = {
     "pylo_zoo": {"artifact", "weights"},
     "convert": {"parity"},
     "parity": {"flax", "jax", "reference"},
+    "formats": {"orbax"},
     "cli": LAYERS["cli"] - {"errors", "pylo_zoo", "typer"},
 }
 

@@ -50,9 +50,7 @@ def _data(entry: Entry) -> dict[str, Any]:
 
 
 def _usage(entry: Entry) -> list[str]:
-    """The three lines that train with ``entry``; none where its file cannot be converted."""
-    if not entry.convertible:
-        return []
+    """The three lines that train with ``entry``."""
     from pylo_zoo.optim import optimizer_class
 
     optimizer = optimizer_class(entry.family)
@@ -79,7 +77,9 @@ def _convert_line(entry: Entry) -> str:
         if getattr(entry.behavior, field.name) != field.default and entry.weights.format != "flax-params"
     ]
     settings = "".join(f" --set {key}={str(value).lower()}" for key, value in special)
-    return f"pylo-zoo convert {entry.family} --source {entry.weights.filename}{settings} {out}"
+    several = sum(source.format != "gin" for source in entry.sources) > 1
+    source = "DIRECTORY" if several else entry.weights.filename
+    return f"pylo-zoo convert {entry.family} --source {source}{settings} {out}"
 
 
 def _show(entry: Entry, console: Console) -> None:
@@ -109,7 +109,7 @@ def _show(entry: Entry, console: Console) -> None:
         if data[title]:
             section(title.replace("_", " ").capitalize(), data[title])
     console.print("\nUse", style="bold")
-    for line in data["usage"] or ["This release converts JAX checkpoints; PyLO's torch files it cannot read."]:
+    for line in data["usage"]:
         console.print(f"  {line}", soft_wrap=True)  # stays one line, to be copied
 
 

@@ -28,7 +28,9 @@ def verify(
     report = parity.verify_target(target, source)
     output.emit(report.to_dict(), report.status if quiet else report.render, json=json)
     if report.status == "not_run":
-        raise ZooError(f"Parity of {report.name} was not checked: {report.reason}.", "Install what is missing.")
+        raise ZooError(
+            f"Parity of {report.name} was not checked: {report.reason}.", "Put that right, and verify again."
+        )
     if not report.passed:
         raise ZooError(
             f"{report.name} does not compute what its original computes.",

@@ -5,17 +5,25 @@ An artifact records its source's hash and never a path; this is where ``verify``
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from pathlib import Path
 
 from pylo_zoo.errors import ZooError
 from pylo_zoo.files import staged_directory
-from pylo_zoo.formats import CONFIG_NAME, MAX_BYTES, Source, read_bounded
+from pylo_zoo.formats import CONFIG_NAME, Source, fingerprint, load
 
-NAMES = {"flax-msgpack": "theta.state", "flax-params": "params", "flax-checkpoint": "theta.checkpoint"}
-"""What a copy is called, whatever the user's file was."""
+NAMES = {
+    "flax-msgpack": "theta.state",
+    "flax-params": "params",
+    "flax-checkpoint": "theta.checkpoint",
+    "pickle": "theta.pickle",
+    "npz": "theta.npz",
+    "orbax": "orbax",
+    "pylo-safetensors": "pylo.safetensors",
+    "pylo-torch": "pylo.pt",
+}
+"""What a copy is called, whatever the user's file or directory was."""
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -30,7 +38,7 @@ def cached_source(sha256: str) -> Path | None:
         return None
     for name in NAMES.values():
         path = home() / "sources" / sha256 / name
-        if path.is_file() and hashlib.sha256(read_bounded(path, MAX_BYTES)).hexdigest() == sha256:
+        if path.exists() and _fingerprint(path) == sha256:
             return path
     return None
 
@@ -44,15 +52,25 @@ def keep(source: Source) -> Path:
     present = cached_source(source.sha256)
     if present is not None and _config(present.parent) == source.config_bytes:
         return present
-    data = read_bounded(source.path, MAX_BYTES)
-    if hashlib.sha256(data).hexdigest() != source.sha256:
+    parts = load(source.path)
+    if fingerprint(parts) != source.sha256:
         raise ZooError(f"{source.path} changed while it was being read.", "Wait until it is complete, and try again.")
     directory = home() / "sources" / source.sha256
     with staged_directory(directory) as staging:
-        (staging / NAMES[source.format]).write_bytes(data)
+        for name, data in parts.items():
+            path = staging / NAMES[source.format] / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
         if source.config_bytes is not None:
             (staging / CONFIG_NAME).write_bytes(source.config_bytes)
     return directory / NAMES[source.format]
+
+
+def _fingerprint(path: Path) -> str | None:
+    try:
+        return fingerprint(load(path))
+    except ZooError:  # a copy that was spoilt is no copy
+        return None
 
 
 def _config(directory: Path) -> bytes | None:

@@ -34,7 +34,9 @@ def own_file(name: str, path: str | Path) -> tuple[Family, formats.Source]:
             f"With --source, the word is a family, and {name} is a registry entry.",
             f"Write `pylo-zoo convert {family} --source {path}`; a file that the registry knows is recognised.",
         )
-    return converters.get(name), formats.read(path)
+    converters.get(name)
+    source = formats.read(path)
+    return converters.get(name, source.naming), source
 
 
 def registered_file(name: str) -> tuple[Entry, formats.Source]:
@@ -67,15 +69,11 @@ def registered_file(name: str) -> tuple[Entry, formats.Source]:
 
 def _how_to_give(entry: Entry) -> str:
     pin = entry.weights
-    if pin.format not in formats.CONTAINERS:
-        return (
-            "That format cannot be read yet; with a JAX checkpoint of its own, "
-            f"`pylo-zoo convert {entry.family} --source FILE` works."
-        )
     size = f"{pin.bytes:,} bytes" if pin.bytes else None
     known = ", ".join(what for what in (size, pin.sha256 and f"sha256 {pin.sha256}") if what)
     files = " and ".join(source.filename for source in entry.sources)
+    several = sum(source.format != "gin" for source in entry.sources) > 1
     return (
-        f"Download {files}{f' ({known})' if known else ''}, then "
-        f"`pylo-zoo convert {entry.family} --source {pin.filename}`."
+        f"Download {files}{f' ({known})' if known else ''}{' into folders of one directory' if several else ''}, then "
+        f"`pylo-zoo convert {entry.family} --source {'DIRECTORY' if several else pin.filename}`."
     )
