@@ -7,6 +7,7 @@ A file's sha256 is its own. A directory's is that of a listing as ``sha256sum`` 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def read_bounded(path: Path, limit: int) -> bytes:
         raise ZooError(f"{path} {kind}.", "Give the checkpoint's file itself, such as theta.state or params.")
     try:
         with path.open("rb") as file:
-            data = file.read(limit + 1)
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(min(size, limit) + 1)  # read(n) allocates n bytes, whatever the file has
     except OSError as error:
         raise ZooError(f"{path} cannot be read: {error.strerror}.", "Check the file's permissions.") from error
     if len(data) > limit:

@@ -20,7 +20,7 @@ SLASHED = ("rnn", "linear")
 MAGIC = b"\x93NUMPY"
 HEADER = re.compile(
     r"\{'descr': '(?P<order>[<>|])(?P<code>[fiub][1248])', 'fortran_order': (?P<fortran>True|False), "
-    r"'shape': \((?P<shape>(?:\d{1,12},? ?){0,8})\), \} *\n",
+    r"'shape': \((?P<shape>(?:\d{1,12}, ){0,7}(?:\d{1,12},?)?)\), \} *\n",
 )
 """What numpy writes, to the letter. Python's literals are not evaluated."""
 KINDS = {"f": "float", "i": "int", "u": "uint"}

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from pylo_zoo.errors import ZooError
 from pylo_zoo.formats.arrays import MAX_TEXT, refuse
 
-MAX_OPCODES = 200_000
+MAX_OPCODES = 50_000
 """VeLO's tree takes about two thousand."""
 MAX_INTEGER_BYTES = 8
 

@@ -17,7 +17,7 @@ from pylo_zoo.formats.pickle_machine import HINT, Call, Global, Machine
 CONTAINER = "pickle"
 PROTOCOLS = tuple(bytes((0x80, protocol)) for protocol in (2, 3, 4, 5))
 """How pickles begin."""
-MAX_NODES = 100_000
+MAX_NODES = 20_000
 """Values that a walk over the tree may meet; shared ones count each time, so that sharing cannot multiply."""
 
 CORES = ("numpy.core", "numpy._core")
