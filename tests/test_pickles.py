@@ -240,6 +240,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "an unknown opcode": (program(b"\xff"), "opcode b'"),
     "text numbers": (program(b"I1\n"), "opcode INT"),
     "BUILD on a class": (program(FROZEN + b"}" + text("x") + b"K\x01sb"), "sets the state"),
+    "BUILD twice": (program(F4 + b")b"), "sets the state"),
     "BUILD on a dict": (program(b"}}" + text("x") + b"K\x01sb"), "sets the state"),
     "BUILD on a frozen dict": (
         program(FROZEN + b"}" + text("a") + b"K\x01s\x85R}" + text("x") + b"K\x01sb"),

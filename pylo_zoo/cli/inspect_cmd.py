@@ -64,6 +64,8 @@ def _show(found: Inspection, file: Path, console: Console) -> None:
         for family in found.families:
             flags = "".join(f" {flag}" for flag in found.needs)
             console.print(f"  pylo-zoo convert {family} --source {file}{flags}", soft_wrap=True)
+        for note in found.notes:
+            console.print(f"  {note}")
 
 
 def _rows(console: Console, values: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class Inspection:
         config: bindings of the gin file, or None.
         leaves: every array, in the file's order.
         problems: what would stop a conversion; empty where nothing does.
+        notes: what a family's file leaves out, so that `convert` has to be told where the registry does not know it.
         needs: flags of `convert` that permit what the problems are about; empty where nothing helps, or need be.
     """
 
@@ -55,11 +57,12 @@ class Inspection:
     leaves: tuple[Leaf, ...]
     problems: tuple[str, ...]
     needs: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON holds it."""
         leaves = [{"path": leaf.path, "shape": list(leaf.shape), "dtype": leaf.dtype} for leaf in self.leaves]
-        lists = {key: list(getattr(self, key)) for key in ("families", "problems", "needs")}
+        lists = {key: list(getattr(self, key)) for key in ("families", "problems", "needs", "notes")}
         return {**vars(self), **lists, "leaves": leaves}
 
 
@@ -103,4 +106,12 @@ def inspect(path: str | Path) -> Inspection:
         leaves=tuple(Leaf("/".join(path), leaf.shape, source.dtypes[path]) for path, leaf in source.leaves.items()),
         problems=tuple(problems),
         needs=tuple(needs),
+        notes=tuple(_left_out(families, source)),
     )
+
+
+def _left_out(families: tuple[str, ...], source: formats.Source) -> Iterator[str]:
+    for name in families:
+        optional = converters.get(name, source.naming).optional
+        if absent := sorted("/".join(path) for path in optional - source.leaves.keys()):
+            yield f"{name}: the file lacks {', '.join(absent)}; --set gives them, unless the registry knows the file"
