@@ -351,9 +351,6 @@ def test_decays_that_the_file_holds_are_not_said_again(tmp_path: Path) -> None:
         convert("mulo", source=tmp_path / "x", settings=decays())
 
 
-# --- the rest of the way -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("family", NAMINGS["pylo"])
 def test_parity_gets_the_jax_tree_of_the_file(family: str, tmp_path: Path) -> None:
     path = pylo_files.write(tmp_path, family, theta(family))
