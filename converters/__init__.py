@@ -1,4 +1,4 @@
-"""JAX theta trees to torch state_dicts and back: one file a checkpoint family, each a rename table.
+"""JAX theta trees, and PyLO's tensors, to torch state_dicts and back: a file a family, each of rename tables.
 
 >>> from pylo_zoo.converters import FAMILIES, to_torch
 >>> family = FAMILIES["velo"]
@@ -11,14 +11,35 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from pylo_zoo.converters.adafac import ADAFAC_MLP, MULO
-from pylo_zoo.converters.base import Family, Leaves, leaf_shapes, structure_problems, to_jax, to_torch, value_problems
+from pylo_zoo.converters.base import (
+    Family,
+    Leaves,
+    Path,
+    leaf_shapes,
+    structure_problems,
+    to_jax,
+    to_torch,
+    value_problems,
+)
 from pylo_zoo.converters.celo import CELO, CELO_ADAM
 from pylo_zoo.converters.celo2 import CELO2, CELO2_BASE, ELO_CELO2
 from pylo_zoo.converters.elo import ELO
+from pylo_zoo.converters.prepared import Prepared, prepare, used
 from pylo_zoo.converters.velo import VELO
 from pylo_zoo.errors import ZooError
 
-__all__ = ["FAMILIES", "Family", "candidates", "diagnose", "get", "nearest", "to_jax", "to_torch"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Prepared",
+    "candidates",
+    "diagnose",
+    "get",
+    "nearest",
+    "prepare",
+    "to_jax",
+    "to_torch",
+]
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {family.name: family for family in (VELO, CELO, CELO_ADAM, CELO2, CELO2_BASE, ELO, ELO_CELO2, ADAFAC_MLP, MULO)}
@@ -26,35 +47,62 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 """Every family by the name that users type."""
 
 
-def get(name: str) -> Family:
-    """The family called ``name``."""
+NAMINGS: Mapping[str, Mapping[str, Family]] = MappingProxyType(
+    {
+        "jax": FAMILIES,
+        "pylo": {name: renamed for name, family in FAMILIES.items() if (renamed := family.in_pylo()) is not None},
+    }
+)
+"""The families in each naming of their leaves."""
+
+
+def get(name: str, naming: str = "jax") -> Family:
+    """The family called ``name``, its leaves named as ``naming`` says.
+
+    Raises:
+        ZooError: there is no such family, or it has no such names.
+    """
     if name not in FAMILIES:
         raise ZooError(f"There is no family {name!r}.", f"Known families: {', '.join(FAMILIES)}.")
-    return FAMILIES[name]
+    if name not in NAMINGS[naming]:
+        raise ZooError(
+            f"This is a torch file in PyLO's naming, which has no names for {name}.",
+            f"PyLO publishes {', '.join(NAMINGS[naming])}; for {name}, give the JAX checkpoint.",
+        )
+    return NAMINGS[naming][name]
 
 
-def candidates(leaves: Leaves) -> list[str]:
+def candidates(leaves: Leaves, naming: str = "jax") -> list[str]:
     """Names of the families whose names and shapes ``leaves`` have; more than one where families share a tree."""
-    return [name for name, family in FAMILIES.items() if not _misfits(family, leaves)]
+    return [name for name, family in NAMINGS[naming].items() if not _misfits(family, leaves)]
 
 
-def diagnose(family: Family, leaves: Leaves) -> list[str]:
-    """What keeps ``leaves`` from being this family's theta; empty where nothing does."""
-    return [*_misfits(family, leaves), *value_problems("leaves", leaves)]
+def diagnose(
+    family: Family, leaves: Leaves, dtypes: Mapping[Path, str] | None = None, *, finite: bool = True
+) -> list[str]:
+    """What keeps ``leaves`` from being this family's theta; empty where nothing does.
+
+    ``dtypes`` names those that the file has, where they are not the arrays' own; ``finite`` is false where NaN and
+    infinities are no problem.
+    """
+    return [*_misfits(family, leaves), *value_problems("leaves", used(family, leaves), dtypes, finite=finite)]
 
 
 def _misfits(family: Family, leaves: Leaves) -> list[str]:
+    leaves = used(family, leaves)
     try:
-        return structure_problems("leaves", leaves, leaf_shapes(family, family.infer(leaves)))
+        shapes = leaf_shapes(family, family.infer(leaves))
     except ZooError as error:
         return [error.message]
+    left_out = family.optional - leaves.keys()
+    return structure_problems("leaves", leaves, {path: shape for path, shape in shapes.items() if path not in left_out})
 
 
-def nearest(leaves: Leaves) -> Family:
+def nearest(leaves: Leaves, naming: str = "jax") -> Family:
     """The family that shares most leaf names with ``leaves``, to say what is wrong with a tree that fits none."""
 
     def distance(family: Family) -> tuple[int, int]:
         expected = {path for row in family.table(family.released) for path in row.leaves}
         return len(expected.symmetric_difference(leaves)), len(_misfits(family, leaves))
 
-    return min(FAMILIES.values(), key=distance)
+    return min(NAMINGS[naming].values(), key=distance)

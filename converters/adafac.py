@@ -6,11 +6,14 @@ from dataclasses import replace
 
 from pylo_zoo.config import AdafacBehavior, MLPArchitecture, MuLOBehavior
 from pylo_zoo.converters import elo
-from pylo_zoo.converters.base import IDENTITY, Family, Rename, Table
+from pylo_zoo.converters.base import IDENTITY, Family, Naming, Rename, Table
 
 DECAYS: Table = tuple(
     Rename(((name,),), name, IDENTITY) for name in ("momentum_decays", "rms_decays", "adafactor_decays")
 )
+
+
+OFFSETS = frozenset(path for row in DECAYS for path in row.leaves)
 
 
 def table(architecture: MLPArchitecture) -> Table:
@@ -31,6 +34,12 @@ ADAFAC_MLP = Family(
     defaults={"lr": 1.0, "weight_decay": 0.0, "clip_norm": None},
 )
 
+
+def pylo_table(architecture: MLPArchitecture) -> Table:
+    """PyLO's files hold the network alone; the offsets stand in its code (SPEC §3)."""
+    return (*elo.pylo_table(architecture), *DECAYS)
+
+
 MULO = replace(
     ADAFAC_MLP,
     name="mulo",
@@ -38,4 +47,5 @@ MULO = replace(
     paper="2406.00153",
     optimizer="pylo_zoo.optim:MuLO",
     behavior=MuLOBehavior,
+    pylo=Naming(pylo_table, elo.pylo_infer, optional=OFFSETS),
 )

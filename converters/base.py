@@ -7,8 +7,9 @@ from the network itself.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib import import_module
 from itertools import accumulate
@@ -142,6 +143,25 @@ class GinClass:
 
 
 @dataclass(frozen=True, eq=False)
+class Naming:
+    """Other names of a family's tensors, with a table and an inference of their own.
+
+    Attributes:
+        table: the renames, given an architecture.
+        infer: the architecture, given the leaves.
+        ignored: names of leaves that are there and that no update reads.
+        optional: leaves that the files leave out, so that somebody else has to say them.
+        hint: what to do where leaves are missing.
+    """
+
+    table: Callable[[Any], Table]
+    infer: Callable[[Leaves], Any]
+    ignored: re.Pattern[str] | None = None
+    optional: frozenset[Path] = frozenset()
+    hint: str = ""
+
+
+@dataclass(frozen=True, eq=False)
 class Family:
     """A family of checkpoints.
 
@@ -160,6 +180,9 @@ class Family:
         gin: the class that a ``config.gin`` configures for this family.
         containers: behaviour that the kind of container a checkpoint comes in says.
         assumed: behaviour that it is given by that where nobody else says anything.
+        pylo: PyLO's names, for the families that PyLO publishes.
+        naming: whose names ``table`` and ``infer`` have: ``"jax"``, or ``"pylo"`` in what :meth:`in_pylo` gives.
+        ignored: as in :class:`Naming`, like ``optional`` and ``hint``.
     """
 
     name: str
@@ -176,6 +199,15 @@ class Family:
     gin: GinClass | None = None
     containers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     assumed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    pylo: Naming | None = None
+    naming: str = "jax"
+    ignored: re.Pattern[str] | None = None
+    optional: frozenset[Path] = frozenset()
+    hint: str = ""
+
+    def in_pylo(self) -> Family | None:
+        """The same family with PyLO's names for its leaves."""
+        return None if self.pylo is None else replace(self, naming="pylo", pylo=None, **vars(self.pylo))
 
     def build(self, architecture: Any, behavior: Any) -> Any:
         """The network as a ``torch.nn.Module``, its parameters unset and on the meta device."""
@@ -219,13 +251,14 @@ def leaf_shapes(family: Family, architecture: Any) -> dict[Path, Shape]:
 # --- conversion --------------------------------------------------------------------------------------------------
 
 
-def to_torch(family: Family, leaves: Leaves, architecture: Any) -> dict[str, np.ndarray]:
+def to_torch(family: Family, leaves: Leaves, architecture: Any, *, finite: bool = True) -> dict[str, np.ndarray]:
     """Convert a theta tree.
 
     Args:
         family: the family.
         leaves: path to array, as read from a checkpoint.
         architecture: as inferred from the leaves, or stated.
+        finite: refuse NaN and infinities.
 
     Returns:
         state_dict name to float32 array, known-unused leaves under ``unused.*``.
@@ -234,18 +267,20 @@ def to_torch(family: Family, leaves: Leaves, architecture: Any) -> dict[str, np.
         ZooError: listing every kind of leaf that is missing, left over, of another shape or dtype, or not finite.
     """
     expected = leaf_shapes(family, architecture)
-    _refuse(family, [*structure_problems("leaves", leaves, expected), *value_problems("leaves", leaves)], "checkpoint")
+    problems = [*structure_problems("leaves", leaves, expected), *value_problems("leaves", leaves, finite=finite)]
+    _refuse(family, problems, "checkpoint")
     return {
         row.tensor: row.change.to_torch([leaves[path] for path in row.leaves]) for row in family.table(architecture)
     }
 
 
-def to_jax(family: Family, tensors: Mapping[str, np.ndarray], architecture: Any) -> dict[Path, np.ndarray]:
+def to_jax(
+    family: Family, tensors: Mapping[str, np.ndarray], architecture: Any, *, finite: bool = True
+) -> dict[Path, np.ndarray]:
     """The inverse of :func:`to_torch`, with the same checks of the tensors."""
     expected = tensor_shapes(family, architecture)
-    _refuse(
-        family, [*structure_problems("tensors", tensors, expected), *value_problems("tensors", tensors)], "artifact"
-    )
+    problems = [*structure_problems("tensors", tensors, expected), *value_problems("tensors", tensors, finite=finite)]
+    _refuse(family, problems, "artifact")
     leaves: dict[Path, np.ndarray] = {}
     for row in family.table(architecture):
         leaves |= zip(row.leaves, row.change.to_jax(tensors[row.tensor]), strict=True)
@@ -273,14 +308,26 @@ def structure_problems(what: str, found: Mapping[Any, np.ndarray], expected: Map
     )
 
 
-def value_problems(what: str, found: Mapping[Any, np.ndarray]) -> list[str]:
-    """Which arrays of ``found`` are not float32, or not finite."""
-    wrong = {_name(key): array.dtype for key, array in found.items() if array.dtype != np.float32}
+def value_problems(
+    what: str, found: Mapping[Any, np.ndarray], dtypes: Mapping[Any, str] | None = None, *, finite: bool = True
+) -> list[str]:
+    """Which arrays of ``found`` are not float32, or not finite.
+
+    Args:
+        what: how to call them, such as ``"leaves"``.
+        found: leaf path, or tensor name, to array.
+        dtypes: names of the dtypes that their file has, where these may be others.
+        finite: whether NaN and infinities are a problem.
+    """
+    named = {key: array.dtype.name for key, array in found.items()} | dict(dtypes or {})
+    wrong = {_name(key): dtype for key, dtype in named.items() if dtype != "float32"}
     return _listed(
         {
             f"{what} that are not float32": [f"{name} {dtype}" for name, dtype in wrong.items()],
             f"{what} with NaN or infinite values": [
-                _name(key) for key, array in found.items() if _name(key) not in wrong and not np.isfinite(array).all()
+                _name(key)
+                for key, array in found.items()
+                if finite and _name(key) not in wrong and not np.isfinite(array).all()
             ],
         }
     )

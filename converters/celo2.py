@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pylo_zoo.config import CELO2Architecture, CELO2BaseBehavior, CELO2Behavior
-from pylo_zoo.converters.base import Family, Leaves, Table, axis, record
-from pylo_zoo.converters.tables import FF_STACK, GROUPS, hidden_layers, mlp
+from pylo_zoo.converters.base import IDENTITY, TRANSPOSE, Family, Leaves, Naming, Rename, Table, Transpose, axis, record
+from pylo_zoo.converters.tables import FF_STACK, GROUPS, hidden_layers, mlp, numbered
 
 DEFAULTS = {
     "lr": 1e-3,
@@ -31,6 +31,27 @@ def infer(leaves: Leaves) -> CELO2Architecture:
     )
 
 
+def pylo_table(architecture: CELO2Architecture) -> Table:
+    """PyLO keeps JAX's ``(in, out)``, and one parameter a feature group."""
+    groups = tuple((f"w0.{k}",) for k in range(len(GROUPS)))
+    rows = [
+        Rename(groups, "mlp.layers.0.weight", Transpose(GROUPS, name="concatenate groups + transpose")),
+        Rename((("b0",),), "mlp.layers.0.bias", IDENTITY),
+    ]
+    for j in range(architecture.ff_hidden_layers):
+        rows.append(Rename(((f"dense_w.{j}",),), f"mlp.layers.{j + 1}.weight", TRANSPOSE))
+        rows.append(Rename(((f"dense_b.{j}",),), f"mlp.layers.{j + 1}.bias", IDENTITY))
+    return tuple(rows)
+
+
+def pylo_infer(leaves: Leaves) -> CELO2Architecture:
+    return record(
+        CELO2Architecture,
+        ff_hidden_size=axis(leaves, ("b0",), -1),
+        ff_hidden_layers=numbered(leaves, r"dense_[wb]\.(\d{1,4})"),
+    )
+
+
 CELO2 = Family(
     name="celo2",
     title="Celo2",
@@ -43,6 +64,7 @@ CELO2 = Family(
     table=table,
     infer=infer,
     defaults=DEFAULTS,
+    pylo=Naming(pylo_table, pylo_infer),
 )
 
 CELO2_BASE = replace(CELO2, name="celo2-base", title="Celo2-base", behavior=CELO2BaseBehavior)

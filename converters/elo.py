@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pylo_zoo.config import ELOBehavior, MLPArchitecture
-from pylo_zoo.converters.base import Family, Leaves, Table, axis, record
-from pylo_zoo.converters.tables import NN, hidden_layers, mlp
+from pylo_zoo.converters.base import Family, Leaves, Naming, Table, axis, record
+from pylo_zoo.converters.tables import NN, hidden_layers, mlp, numbered, unchanged
 
 
 def table(architecture: MLPArchitecture) -> Table:
@@ -16,6 +16,27 @@ def infer(leaves: Leaves) -> MLPArchitecture:
         MLPArchitecture,
         hidden_size=axis(leaves, (*NN, "b0"), -1),
         hidden_layers=hidden_layers(leaves, NN),
+    )
+
+
+def pylo_table(architecture: MLPArchitecture) -> Table:
+    """PyLO's ``hidden_layers`` counts the layers between ``input`` and ``output``: one less than ours."""
+    last = architecture.hidden_layers
+    layers = {0: "input", last: "output"} | {i: f"linear_{i - 1}" for i in range(1, last)}
+    return unchanged(
+        {
+            f"network.{name}.{kind}": f"mlp.layers.{i}.{kind}"
+            for i, name in layers.items()
+            for kind in ("weight", "bias")
+        }
+    )
+
+
+def pylo_infer(leaves: Leaves) -> MLPArchitecture:
+    return record(
+        MLPArchitecture,
+        hidden_size=axis(leaves, ("network.input.bias",), 0),
+        hidden_layers=1 + numbered(leaves, r"network\.linear_(\d{1,4})\.(?:weight|bias)"),
     )
 
 
@@ -31,4 +52,5 @@ ELO = Family(
     table=table,
     infer=infer,
     defaults={"lr": 1e-3, "weight_decay": 0.0, "clip_norm": None},
+    pylo=Naming(pylo_table, pylo_infer),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from pylo_zoo.converters.base import IDENTITY, TRANSPOSE, UNUSED, Leaves, Path, Rename, Table, Transpose
 
@@ -34,6 +35,18 @@ def mlp(path: Path, hidden_layers: int, groups: tuple[int, ...] = ()) -> Table:
         rows.append(Rename(tuple((*path, name) for name in names), f"mlp.layers.{i}.weight", change))
         rows.append(Rename(((*path, f"b{i}"),), f"mlp.layers.{i}.bias", IDENTITY))
     return tuple(rows)
+
+
+def unchanged(names: Mapping[str, str], like: Mapping[str, str] | None = None) -> Table:
+    """Leaves of one key that are torch's tensors as they are; ``like`` as in :class:`Rename`, by tensor."""
+    likes = like or {}
+    return tuple(Rename(((name,),), tensor, IDENTITY, likes.get(tensor)) for name, tensor in names.items())
+
+
+def numbered(leaves: Leaves, pattern: str) -> int:
+    """How many leaves fit ``pattern``, which has the number as its group; by the highest number."""
+    found = (re.fullmatch(pattern, path[-1]) for path in leaves)
+    return min(max((int(match[1]) + 1 for match in found if match), default=0), len(leaves))
 
 
 def hidden_layers(leaves: Leaves, path: Path) -> int:

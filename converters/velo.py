@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pylo_zoo.config import (
     ADAFACTOR_DECAYS,
     MOMENTUM_DECAYS,
@@ -9,8 +11,18 @@ from pylo_zoo.config import (
     HyperNetArchitecture,
     VeLOBehavior,
 )
-from pylo_zoo.converters.base import Family, GinClass, Leaves, Table, axis, record
-from pylo_zoo.converters.tables import CONTROLLER, CONTROLS, FF_STACK, GROUPS, HIDDEN, hidden_layers, mlp
+from pylo_zoo.converters.base import UNUSED, Family, GinClass, Leaves, Naming, Table, axis, record
+from pylo_zoo.converters.tables import (
+    CONTROLLER,
+    CONTROLS,
+    FF_STACK,
+    GROUPS,
+    HIDDEN,
+    hidden_layers,
+    mlp,
+    numbered,
+    unchanged,
+)
 
 FEATURE_SWITCHES = (
     "with_g",
@@ -83,6 +95,41 @@ def infer(leaves: Leaves) -> HyperNetArchitecture:
     )
 
 
+PYLO_CONTROLLER = {
+    "mix_layer1": f"{UNUSED}rnn_params.linear",
+    "mix_layer2": "controller.pooled",
+    "final_mix_layer": "controller.direct",
+    "lstm.linear": "controller.lstm",
+    "rnn_to_controls": "controller.controls",
+    "step_size": "controller.step_size",
+}
+"""PyLO's names of the affine maps; its weights stand as torch keeps them, so that nothing is transposed."""
+
+
+def pylo_table(architecture: HyperNetArchitecture) -> Table:
+    """PyLO's two files together: VeLO_RNN, then VeLO_MLP."""
+    names = {"lstm_init_state.0": "controller.initial_hidden", "lstm_init_state.1": "controller.initial_cell"}
+    for theirs, ours in PYLO_CONTROLLER.items():
+        weight, bias = (".w", ".b") if ours.startswith(UNUSED) else (".weight", ".bias")
+        names |= {f"{theirs}.weight": ours + weight, f"{theirs}.bias": ours + bias}
+    last = architecture.ff_hidden_layers
+    layers = {0: ("input_weights_", "input_bias_"), last: ("output_weights_", "output_bias_")}
+    layers |= {i: (f"hidden_weights_.{i - 1}", f"hidden_bias_.{i - 1}") for i in range(1, last)}
+    for i, (weight, bias) in layers.items():
+        names |= {weight: f"mlp.layers.{i}.weight", bias: f"mlp.layers.{i}.bias"}
+    return unchanged(names, like={row.tensor: row.like for row in CONTROLLER if row.like})
+
+
+def pylo_infer(leaves: Leaves) -> HyperNetArchitecture:
+    return record(
+        HyperNetArchitecture,
+        lstm_hidden_size=axis(leaves, ("lstm_init_state.0",), -1),
+        param_inits=axis(leaves, ("rnn_to_controls.bias",), 0),
+        ff_hidden_size=axis(leaves, ("input_bias_",), -1),
+        ff_hidden_layers=1 + numbered(leaves, r"hidden_(?:weights|bias)_\.(\d{1,4})"),
+    )
+
+
 VELO = Family(
     name="velo",
     title="VeLO",
@@ -98,4 +145,10 @@ VELO = Family(
     gin=HYPER_V2,
     containers={"flax-checkpoint": {"use_bugged_next_lstm_state": True}},
     assumed={"flax-checkpoint": {"use_bugged_loss_features": True}},  # Google's loader leaves its class's default
+    pylo=Naming(
+        pylo_table,
+        pylo_infer,
+        ignored=re.compile(r"(?:input|output)_(?:weights|bias)|hidden_(?:weights|bias)\.\d{1,4}"),  # scratch
+        hint="PyLO publishes VeLO as two files, VeLO_RNN and VeLO_MLP: give a directory that holds both.",
+    ),
 )

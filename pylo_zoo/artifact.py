@@ -215,21 +215,22 @@ def read(directory: str | Path) -> Artifact:
         )
     family = converters.get(_text(values, "family"))
     architecture = parse(family.architecture, _mapping(values, "architecture"), f"{CONFIG}: architecture")
+    source = _source(_mapping(values, "source"))
     return Artifact(
         family=family.name,
         name=_text(values, "name"),
         architecture=architecture,
         behavior=parse(family.behavior, _mapping(values, "behavior"), f"{CONFIG}: behavior"),
         defaults=_defaults(family, _mapping(values, "defaults")),
-        source=_source(_mapping(values, "source")),
+        source=source,
         converter=parse(Converter, _mapping(values, "converter"), f"{CONFIG}: converter"),
-        tensors=_tensors(directory / WEIGHTS, family, architecture),
+        tensors=_tensors(directory / WEIGHTS, family, architecture, finite="nonfinite" not in source.layout),
         parity=_read_json(directory / PARITY) if (directory / PARITY).is_file() else None,
         path=directory,
     )
 
 
-def _tensors(path: Path, family: converters.Family, architecture: Any) -> dict[str, Tensor]:
+def _tensors(path: Path, family: converters.Family, architecture: Any, *, finite: bool) -> dict[str, Tensor]:
     try:
         tensors = load_safetensors(path.read_bytes())
     except (OSError, SafetensorError) as error:
@@ -238,7 +239,8 @@ def _tensors(path: Path, family: converters.Family, architecture: Any) -> dict[s
         raise ZooError(f"{path}: {wrong[0]} is not float32.", CONVERT_AGAIN)
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     expected = tensor_shapes(family, architecture)
-    if problems := [*structure_problems("tensors", arrays, expected), *value_problems("tensors", arrays)]:
+    values = value_problems("tensors", arrays, finite=finite)
+    if problems := [*structure_problems("tensors", arrays, expected), *values]:
         raise ZooError(f"{path}: {'; '.join(problems)}.", CONVERT_AGAIN)
     return tensors
 

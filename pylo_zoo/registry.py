@@ -24,7 +24,9 @@ from pylo_zoo.errors import ZooError
 
 PACKAGE = Path(__file__).parent
 
-Format = Literal["flax-msgpack", "flax-params", "flax-checkpoint", "gin", "pylo-safetensors"]
+Format = Literal[
+    "flax-msgpack", "flax-params", "flax-checkpoint", "gin", "pickle", "npz", "pylo-safetensors", "pylo-torch"
+]
 
 
 @dataclass(frozen=True)
@@ -105,11 +107,6 @@ class Entry:
         sizes = [source.bytes for source in self.sources if source.format != "gin"]
         known = [size for size in sizes if size is not None]
         return sum(known) if len(known) == len(sizes) else None
-
-    @property
-    def convertible(self) -> bool:
-        """Whether `convert` reads the format that the weights are published in."""
-        return self.weights.format != "pylo-safetensors"
 
 
 def get(name: str) -> Entry:

@@ -91,7 +91,7 @@ def test_info(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = registry.get(name)
     assert data["name"] == name
     assert data["defaults"] == entry.defaults
-    assert len(data["usage"]) == (3 if entry.convertible else 0)
+    assert len(data["usage"]) == 3
     text = run("info", name)
     for source in data["sources"]:
         assert source["uri"] in text, "never broken over two lines, so that it can be copied"

@@ -248,8 +248,8 @@ def entry_out_of_reach(tmp_path: Path) -> tuple[list[object], str]:
     return ["celo"], f"hf://amoudgl/celo/theta.state is not in the cache.*\n.*{by_hand}.*PYLO_ZOO_HOME.*HF_ENDPOINT"
 
 
-def entry_in_an_unknown_format(tmp_path: Path) -> tuple[list[object], str]:
-    return ["celo2-pylo"], "pylo-safetensors at hf://DiamondXL.*cannot be read yet.*\n.*convert celo2 --source FILE"
+def entry_of_two_files(tmp_path: Path) -> tuple[list[object], str]:
+    return ["velo-pylo"], "not in the cache.*\n.*convert velo --source DIRECTORY"
 
 
 FAILURES = [
@@ -273,7 +273,7 @@ FAILURES = [
     unknown_family,
     entry_with_a_source,
     entry_out_of_reach,
-    entry_in_an_unknown_format,
+    entry_of_two_files,
 ]
 
 

@@ -25,7 +25,7 @@ ARROWS = {
     "kernels": "ops torch triton",
     "nets": "config errors ops torch",
     "converters": "config errors nets numpy torch",  # the last two for the networks' shapes, on the meta device
-    "formats": "errors msgpack numpy safetensors",
+    "formats": "errors msgpack numpy orbax safetensors",
     "artifact": "config converters errors files nets numpy pylo_zoo safetensors torch",
     "registry": "config converters errors yaml",
     "fetch": "config errors files filelock huggingface_hub pylo_zoo rich",
@@ -51,6 +51,7 @@ LAZY = {
     "convert": {"parity"},
     "fetch": {"huggingface_hub", "rich"},
     "parity": {"flax", "jax", "reference"},
+    "formats": {"orbax"},
     "cli": LAYERS["cli"] - {"errors", "pylo_zoo", "typer"},
 }
 

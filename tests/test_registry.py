@@ -157,7 +157,7 @@ def test_a_wrong_entry_is_refused(tmp_path: Path, change: dict[str, Any], compla
         ({"sha256": "abc"}, r"mine: sources\[0\]: sha256 is 'abc'"),
         ({"sha256": "A" * 64}, r"mine: sources\[0\]: sha256 is 'A+'"),
         ({"bytes": -1}, r"mine: sources\[0\]: bytes is -1"),
-        ({"format": "pickle"}, r"mine: sources\[0\]: format is 'pickle'"),
+        ({"format": "gguf"}, r"mine: sources\[0\]: format is 'gguf'"),
         ({"format": "gin"}, r"mine: sources\[0\] is gin"),
         ({"size": 3}, r"mine: sources\[0\]: unknown field 'size'"),
         *(

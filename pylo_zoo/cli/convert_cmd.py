@@ -1,4 +1,4 @@
-"""``pylo-zoo convert NAME_OR_FAMILY``: a JAX checkpoint into an artifact, proven."""
+"""``pylo-zoo convert NAME_OR_FAMILY``: a published checkpoint into an artifact, proven."""
 
 from __future__ import annotations
 
@@ -23,16 +23,30 @@ class Format(str, Enum):
     pt = "pt"
 
 
+class Dtype(str, Enum):
+    """What to cast other floats to."""
+
+    float32 = "float32"
+
+
 def convert(
     name: Annotated[str, typer.Argument(metavar="NAME_OR_FAMILY", help="A registry name; with --source, a family.")],
     source: Annotated[
         str | None,
-        typer.Option(metavar="FILE_OR_URI", help="A checkpoint of your own: path, https://, gs:// or hf://."),
+        typer.Option(
+            metavar="FILE_OR_URI",
+            help="A checkpoint of your own: path, https://, gs:// or hf://. A directory for orbax, or for PyLO's two "
+            "files of VeLO.",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Directory of the artifact.  [default: zoo/NAME]")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="What no file says; repeatable.")
     ] = None,
+    cast: Annotated[Dtype | None, typer.Option(help="Round float64, or widen bf16, fp16 and fp8, to this.")] = None,
+    allow_nonfinite: Annotated[
+        bool, typer.Option("--allow-nonfinite", help="Take NaN and infinite weights as they are.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Skip the comparison with the original.")] = False,
     format: Annotated[Format, typer.Option(help="pt also writes model.pt, a torch.save state_dict.")] = (
@@ -44,7 +58,11 @@ def convert(
     json: output.Json = False,
     quiet: output.Quiet = False,
 ) -> None:
-    """Convert a JAX checkpoint into a torch artifact, and prove that both compute the same."""
+    """Convert a checkpoint, JAX's or PyLO's, into a torch artifact, and prove that both compute the same.
+
+    Read are flax msgpack (theta.state, Google's params and *.checkpoint), pickles, npz, orbax directories, and PyLO's
+    safetensors and .pt.
+    """
     from pylo_zoo import convert as library
 
     try:
@@ -57,6 +75,7 @@ def convert(
             verify=not no_verify,
             pt=format is Format.pt,
             access=output.access(offline=offline, lock=lock, update_lock=update_lock, quiet=quiet),
+            allowed=library.Permissions(cast.value if cast else None, allow_nonfinite),
         )
     except library.ParityError as error:
         report = error.report

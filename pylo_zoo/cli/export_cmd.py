@@ -1,7 +1,8 @@
-"""``pylo-zoo export DIR``: an artifact back into the JAX checkpoint that it was converted from."""
+"""``pylo-zoo export DIR``: an artifact back into a JAX checkpoint, the one that it was converted from where flax's."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Annotated
 
@@ -14,13 +15,18 @@ def export(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="An artifact's directory.")],
     out: Annotated[Path, typer.Option(help="The file to write, such as theta.state.")],
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    theta: Annotated[
+        bool, typer.Option("--theta", help="Write a JAX theta.state, whatever format the source had.")
+    ] = False,
     json: output.Json = False,
     quiet: output.Quiet = False,
 ) -> None:
-    """Write the original checkpoint again, byte for byte."""
+    """Write the original checkpoint again, byte for byte; with --theta, its weights as a theta.state for JAX."""
     from pylo_zoo import convert
 
-    data, sha256 = convert.export_file(directory, out, force=force)
-    values = {"file": str(out), "bytes": len(data), "sha256": sha256, "identical": True}
-    human = str(out) if quiet else f"{out}: {len(data):,} bytes, the source's own\n  sha256 {sha256}"
+    data, identical = convert.export_file(directory, out, force=force, theta=theta)
+    sha256 = hashlib.sha256(data).hexdigest()
+    values = {"file": str(out), "bytes": len(data), "sha256": sha256, "identical": identical}
+    whose = "the source's own" if identical else "the source's weights"
+    human = str(out) if quiet else f"{out}: {len(data):,} bytes, {whose}\n  sha256 {sha256}"
     output.emit(values, human, json=json)

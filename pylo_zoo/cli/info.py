@@ -49,9 +49,7 @@ def _data(entry: Entry) -> dict[str, Any]:
 
 
 def _usage(entry: Entry) -> list[str]:
-    """The three lines that train with ``entry``; none where its file cannot be converted."""
-    if not entry.convertible:
-        return []
+    """The three lines that train with ``entry``."""
     from pylo_zoo.optim import optimizer_class
 
     optimizer = optimizer_class(entry.family)
@@ -94,7 +92,7 @@ def _show(entry: Entry, console: Console) -> None:
         if data[title]:
             section(title.replace("_", " ").capitalize(), data[title])
     console.print("\nUse", style="bold")
-    for line in data["usage"] or ["This release converts JAX checkpoints; PyLO's torch files it cannot read."]:
+    for line in data["usage"]:
         console.print(f"  {line}", soft_wrap=True)  # stays one line, to be copied
 
 

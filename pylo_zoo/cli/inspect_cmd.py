@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A checkpoint: theta.state, params or *.checkpoint.")],
+    file: Annotated[Path, typer.Argument(help="A checkpoint's file, or its directory.")],
     json: output.Json = False,
 ) -> None:
     """Show a checkpoint's format, family, architecture and leaves, and what would stop a conversion."""
@@ -40,7 +40,7 @@ def _show(found: Inspection, file: Path, console: Console) -> None:
             "sha256": found.sha256,
             "registry": found.matched or "no entry has this sha256",
             "family": " or ".join(found.families) or "none that is known",
-            "export": "byte for byte" if found.exact else "not byte for byte: flax did not write this file",
+            "export": "byte for byte" if found.exact else "as a theta.state (--theta); not byte for byte",
         },
     )
     for title, values in (("Architecture", found.architecture), ("Behaviour, as its files say", found.behavior)):
@@ -56,10 +56,16 @@ def _show(found: Inspection, file: Path, console: Console) -> None:
         console.print("\nWhat stops a conversion", style="bold red")
         for problem in found.problems:
             console.print(f"  {problem}")
-    else:
+    if found.needs:
+        console.print("\nIt converts, if that is meant, with", style="bold")
+    elif not found.problems:
         console.print("\nNothing stops a conversion", style="bold green")
+    if found.needs or not found.problems:
         for family in found.families:
-            console.print(f"  pylo-zoo convert {family} --source {file}", soft_wrap=True)
+            flags = "".join(f" {flag}" for flag in found.needs)
+            console.print(f"  pylo-zoo convert {family} --source {file}{flags}", soft_wrap=True)
+        for note in found.notes:
+            console.print(f"  {note}")
 
 
 def _rows(console: Console, values: Mapping[str, Any]) -> None:

@@ -30,7 +30,8 @@ def verify(
     report = parity.verify_target(target, source, access=access)
     output.emit(report.to_dict(), report.status if quiet else report.render, json=json)
     if report.status == "not_run":
-        raise ZooError(f"Parity of {report.name} was not checked: {report.reason}.", "pip install 'pylo-zoo[jax]'.")
+        hint = "pip install 'pylo-zoo[jax]'." if parity.jax_is_missing() else "Put that right, and verify again."
+        raise ZooError(f"Parity of {report.name} was not checked: {report.reason}.", hint)
     if not report.passed:
         raise ZooError(
             f"{report.name} does not compute what its original computes.",

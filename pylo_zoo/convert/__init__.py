@@ -1,4 +1,4 @@
-"""From a JAX checkpoint to an artifact, and back to the very same bytes.
+"""From a checkpoint to an artifact, and back to the very same bytes.
 
 :func:`inspect` looks, :func:`convert` converts in memory, :func:`make` proves and writes too, :func:`export` goes back.
 """
@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pylo_zoo import __version__, artifact, converters, formats
+from pylo_zoo import __version__, artifact, config, converters, formats
 from pylo_zoo.artifact import Artifact, Converter, SourceRecord
 from pylo_zoo.convert.cache import cached_source, home, keep
 from pylo_zoo.convert.inspection import Inspection, inspect
+from pylo_zoo.convert.leaves import Permissions, take
 from pylo_zoo.convert.sources import matched_entry, original, own_file, registered_file
 from pylo_zoo.convert.statements import SETTINGS, Statement, from_source, parse_settings, settle
 from pylo_zoo.errors import ZooError
@@ -31,6 +32,7 @@ __all__ = [
     "Inspection",
     "Made",
     "ParityError",
+    "Permissions",
     "cached_source",
     "convert",
     "export",
@@ -50,15 +52,17 @@ def convert(
     source: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     access: Access | None = None,
+    allowed: Permissions | None = None,
 ) -> Artifact:
     """Convert a checkpoint.
 
     Args:
         name: with ``source`` a family, otherwise a registry entry.
-        source: a checkpoint file of one's own, or its address. Where the registry knows its sha256 and the family
-            agrees, it is taken for that entry, and has its behaviour.
-        settings: fields of the architecture or behaviour that no file says.
+        source: a checkpoint file, or directory, of one's own, or its address. Where the registry knows its sha256
+            and the family agrees, it is taken for that entry, and has its behaviour.
+        settings: fields of the architecture or behaviour that no file says, or learned decays that a file leaves out.
         access: how to fetch a file that is not here.
+        allowed: what may be done to leaves that are not float32, or not finite; by default nothing.
 
     Returns:
         The artifact, in memory. Nothing is written but what had to be fetched, into the cache.
@@ -66,11 +70,15 @@ def convert(
     Raises:
         ZooError: the file cannot be had or read or is not of this family, fields are unknown, or statements contradict.
     """
-    return _converted(name, source, settings, access)[0]
+    return _converted(name, source, settings, access, allowed)[0]
 
 
 def _converted(
-    name: str, source: str | Path | None, settings: Mapping[str, Any] | None, access: Access | None
+    name: str,
+    source: str | Path | None,
+    settings: Mapping[str, Any] | None,
+    access: Access | None,
+    allowed: Permissions | None,
 ) -> tuple[Artifact, formats.Source]:
     """What :func:`convert` returns, and the file that it read."""
     if source is not None:
@@ -80,20 +88,22 @@ def _converted(
         origin = f"the registry's {entry.name}, whose file this is," if entry else ""
     else:
         entry, read = registered_file(name, access)
-        family = converters.get(entry.family)
+        family = converters.get(entry.family, read.naming)
         said = [record for record in (entry.architecture, entry.behavior) if record is not None]
         origin = f"the registry entry {name}"
+    allowed = allowed or Permissions()
+    leaves, fields, layout = take(family, read, entry, settings or {}, allowed)
     architecture, behavior = settle(
         family,
-        _architecture(family, read),
+        family.infer(leaves),
         [
             *from_source(family, read),
             *(Statement(origin, vars(record)) for record in said),
-            Statement(SETTINGS, settings or {}),
+            Statement(SETTINGS, fields),
         ],
         fallback=family.behavior(**family.assumed.get(read.format, {})),
     )
-    tensors = converters.to_torch(family, read.leaves, architecture)
+    tensors = converters.to_torch(family, leaves, architecture, finite=not allowed.nonfinite)
     defaults = {key: value for key, value in family.defaults.items() if value is not None}
     made = Artifact(
         family=family.name,
@@ -107,7 +117,7 @@ def _converted(
             bytes=read.bytes,
             license=entry.license if entry else "unknown",
             format=read.format,
-            layout=read.layout,
+            layout=layout,
         ),
         converter=Converter(version=__version__),
         tensors={key: torch.from_numpy(np.array(tensor)) for key, tensor in tensors.items()},
@@ -115,22 +125,24 @@ def _converted(
     return made, read
 
 
+def contradictions(made: Artifact, read: formats.Source) -> list[str]:
+    """What the files of the source, and the registry of that file, say against the behaviour of ``made``."""
+    family = converters.get(made.family, read.naming)
+    entry = matched_entry(read.sha256, family.name)
+    said = [Statement(f"the registry's {entry.name}, whose file this is,", vars(entry.behavior))] if entry else []
+    own = Statement("the artifact", config.to_dict(made.behavior))
+    try:
+        settle(family, made.architecture, [*from_source(family, read), *said, own])
+    except ZooError as error:
+        return [error.message]
+    return []
+
+
 def _own_uri(source: str | Path | None, read: formats.Source) -> str:
     """What an artifact says of a file of one's own: its address, or its name and never its path."""
     if isinstance(source, str) and is_uri(source):
         return parse(source).uri
     return f"file:{read.path.name}"
-
-
-def _architecture(family: converters.Family, read: formats.Source) -> Any:
-    """The architecture of a tree that is this family's, or an error that says which family's it is."""
-    if problems := converters.diagnose(family, read.leaves):
-        fits = converters.candidates(read.leaves)
-        raise ZooError(
-            f"{read.path.name} is no {family.name} checkpoint: {'; '.join(problems)}.",
-            f"Its leaves fit {' or '.join(fits)}." if fits else f"`pylo-zoo inspect {read.path}` shows every leaf.",
-        )
-    return family.infer(read.leaves)
 
 
 # --- writing an artifact -----------------------------------------------------------------------------------------
@@ -174,6 +186,7 @@ def make(
     verify: bool = True,
     pt: bool = False,
     access: Access | None = None,
+    allowed: Permissions | None = None,
 ) -> Made:
     """Convert, prove and write, all of it or nothing.
 
@@ -183,6 +196,7 @@ def make(
         force: replace an artifact that is there.
         verify: compare with the JAX original before writing.
         pt: also write ``model.pt``.
+        allowed: as for :func:`convert`.
 
     Raises:
         ParityError: the comparison failed.
@@ -190,7 +204,7 @@ def make(
     """
     directory = Path(out) if out is not None else Path("zoo") / name
     artifact.check_output(directory, force=force)
-    made, read = _converted(name, source, settings, access)
+    made, read = _converted(name, source, settings, access, allowed)
     report = _proof(made, keep(read), verify)
     if report.status == "failed":
         raise ParityError(made.name, report)
@@ -205,22 +219,34 @@ def _proof(made: Artifact, path: Path, verify: bool) -> Report:
     """The parity report; without ``verify``, as much of it as needs no JAX."""
     from pylo_zoo import parity
 
-    return parity.verify(made, path) if verify else parity.without_jax(made, formats.read(path), "--no-verify")
+    if verify:
+        return parity.verify(made, path)
+    return parity.without_jax(made, formats.read(path), "--no-verify")
 
 
 # --- and back ----------------------------------------------------------------------------------------------------
 
 
-def export(made: Artifact) -> bytes:
+def export(made: Artifact, *, theta: bool = False) -> bytes:
     """The checkpoint that ``made`` was converted from, byte for byte.
 
+    Args:
+        made: the artifact.
+        theta: instead, the weights as a JAX theta tree in flax msgpack, whatever the source was.
+
     Raises:
-        ZooError: the artifact's weights, or its record of the source, have changed since.
+        ZooError: the artifact's weights, or its record of the source, have changed since; or the source was not
+            flax's, or was cast, so that its bytes cannot be rebuilt.
     """
-    if made.source.layout.get("exact") is False:
+    if theta:
+        leaves = _leaves(made)
+        return formats.write(leaves, {"container": "flax-msgpack", "leaves": [list(path) for path in sorted(leaves)]})
+    if made.source.layout.get("exact") is False or "cast" in made.source.layout:
+        cast = made.source.layout.get("cast")
+        why = f"cast from {', '.join(cast['from'])}" if cast else "not written by flax"
         raise ZooError(
-            f"{made.name}: the source was not written by flax, and its exact bytes cannot be rebuilt.",
-            "Use the original file.",
+            f"{made.name}: the source was {why}, and its exact bytes cannot be rebuilt.",
+            "Use the original file, or --theta for a theta.state with the artifact's weights.",
         )
     data = formats.write(_leaves(made), made.source.layout)
     if (sha256 := hashlib.sha256(data).hexdigest()) != made.source.sha256:
@@ -231,8 +257,13 @@ def export(made: Artifact) -> bytes:
     return data
 
 
-def export_file(directory: str | Path, out: str | Path, *, force: bool = False) -> tuple[bytes, str]:
-    """Export the artifact at ``directory`` to the file ``out``, in one step; returns the bytes and their sha256.
+def export_file(
+    directory: str | Path, out: str | Path, *, force: bool = False, theta: bool = False
+) -> tuple[bytes, bool]:
+    """Export the artifact at ``directory`` to the file ``out``, in one step.
+
+    Returns:
+        The bytes, and whether they are the source's own.
 
     Raises:
         ZooError: as :func:`export`, or ``out`` exists and ``force`` is not set.
@@ -243,11 +274,12 @@ def export_file(directory: str | Path, out: str | Path, *, force: bool = False) 
     if out.exists() and not force:
         raise ZooError(f"{out} already exists.", "Replace it with --force, or give another file with --out.")
     made = artifact.read(directory)
-    data = export(made)
+    data = export(made, theta=theta)
     write_file(out, data)
-    return data, made.source.sha256
+    return data, hashlib.sha256(data).hexdigest() == made.source.sha256
 
 
 def _leaves(made: Artifact) -> dict[tuple[str, ...], np.ndarray]:
     tensors = {name: tensor.numpy() for name, tensor in made.tensors.items()}
-    return converters.to_jax(converters.get(made.family), tensors, made.architecture)
+    finite = "nonfinite" not in made.source.layout
+    return converters.to_jax(converters.get(made.family), tensors, made.architecture, finite=finite)

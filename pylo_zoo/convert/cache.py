@@ -6,24 +6,41 @@ lies in the same place (:mod:`pylo_zoo.fetch.store`).
 
 from __future__ import annotations
 
-import hashlib
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import store
 from pylo_zoo.fetch.store import home
 from pylo_zoo.files import explained, staged_directory, write_file
-from pylo_zoo.formats import CONFIG_NAME, MAX_BYTES, Source, read, read_bounded
+from pylo_zoo.formats import CONFIG_NAME, Source, fingerprint, load, read
 
-__all__ = ["NAMES", "cached_source", "home", "keep", "read_beside"]
+__all__ = ["NAMES", "cached_source", "home", "keep", "read_beside", "side_by_side"]
 
-NAMES = {"flax-msgpack": "theta.state", "flax-params": "params", "flax-checkpoint": "theta.checkpoint"}
-"""What a copy is called, whatever the user's file was."""
+NAMES = {
+    "flax-msgpack": "theta.state",
+    "flax-params": "params",
+    "flax-checkpoint": "theta.checkpoint",
+    "pickle": "theta.pickle",
+    "npz": "theta.npz",
+    "orbax": "orbax",
+    "pylo-safetensors": "pylo.safetensors",
+    "pylo-torch": "pylo.pt",
+}
+"""What a copy is called, whatever the user's file or directory was."""
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def cached_source(sha256: str) -> Path | None:
     """The copy of the source with this hash, or None where there is none whose bytes still have it."""
-    return store.find(sha256)
+    if found := store.find(sha256):
+        return found
+    folder = store.directory(sha256)
+    if not SHA256.fullmatch(sha256) or folder.is_symlink():
+        return None
+    directories = (folder / name for name in NAMES.values())
+    return next((path for path in directories if path.is_dir() and _fingerprint(path) == sha256), None)
 
 
 def keep(source: Source) -> Path:
@@ -35,14 +52,17 @@ def keep(source: Source) -> Path:
     present = cached_source(source.sha256)
     if present is not None and _config(present.parent) == source.config_bytes:
         return present
-    data = read_bounded(source.path, MAX_BYTES)
-    if hashlib.sha256(data).hexdigest() != source.sha256:
+    parts = load(source.path)
+    if fingerprint(parts) != source.sha256:
         raise ZooError(f"{source.path} changed while it was being read.", "Wait until it is complete, and try again.")
     directory = store.directory(source.sha256)
     with store.locked(source.sha256), explained(directory):
         store.real_folder(directory)
         with staged_directory(directory) as staging:
-            (staging / NAMES[source.format]).write_bytes(data)
+            for name, data in parts.items():
+                path = staging / NAMES[source.format] / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
             if source.config_bytes is not None:
                 (staging / CONFIG_NAME).write_bytes(source.config_bytes)
     return directory / NAMES[source.format]
@@ -64,6 +84,27 @@ def read_beside(weights: Path, sha256: str, config: Path | None) -> Source:
         if wanted is not None:
             write_file(beside, wanted)
         return read(weights)
+
+
+def side_by_side(files: Sequence[Path]) -> Source:
+    """Read a checkpoint that several cached files make up together, from a directory of the cache that holds them.
+
+    Raises:
+        ZooError: the cache cannot be written, or the files cannot be read.
+    """
+    directory = store.directory("-".join(path.parent.name for path in files)[:96])
+    with store.locked(directory.name), explained(directory), staged_directory(directory) as staging:
+        for index, path in enumerate(files):
+            (staging / str(index)).mkdir()
+            (staging / str(index) / path.name).write_bytes(path.read_bytes())
+    return read(directory)
+
+
+def _fingerprint(path: Path) -> str | None:
+    try:
+        return fingerprint(load(path))
+    except ZooError:  # a copy that was spoilt is no copy
+        return None
 
 
 def _config(directory: Path) -> bytes | None:

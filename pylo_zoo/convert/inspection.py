@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pylo_zoo import config, converters, formats
+from pylo_zoo.convert.leaves import needed
 from pylo_zoo.convert.sources import matched_entry
 from pylo_zoo.convert.statements import from_source, settle
 from pylo_zoo.errors import ZooError
@@ -38,6 +40,8 @@ class Inspection:
         config: bindings of the gin file, or None.
         leaves: every array, in the file's order.
         problems: what would stop a conversion; empty where nothing does.
+        notes: what a family's file leaves out, so that `convert` has to be told where the registry does not know it.
+        needs: flags of `convert` that permit what the problems are about; empty where nothing helps, or need be.
     """
 
     file: str
@@ -52,11 +56,14 @@ class Inspection:
     config: dict[str, Any] | None
     leaves: tuple[Leaf, ...]
     problems: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON holds it."""
         leaves = [{"path": leaf.path, "shape": list(leaf.shape), "dtype": leaf.dtype} for leaf in self.leaves]
-        return {**vars(self), "families": list(self.families), "leaves": leaves, "problems": list(self.problems)}
+        lists = {key: list(getattr(self, key)) for key in ("families", "problems", "needs", "notes")}
+        return {**vars(self), **lists, "leaves": leaves}
 
 
 def inspect(path: str | Path) -> Inspection:
@@ -66,20 +73,25 @@ def inspect(path: str | Path) -> Inspection:
         ZooError: it cannot be read at all.
     """
     source = formats.read(path)
-    families = tuple(converters.candidates(source.leaves))
-    family = converters.FAMILIES[families[0]] if families else converters.nearest(source.leaves)
+    entry = matched_entry(source.sha256)
+    fits = converters.candidates(source.leaves, source.naming)
+    families = tuple(sorted(fits, key=lambda name: entry is None or name != entry.family))
+    naming = source.naming
+    family = converters.get(families[0], naming) if families else converters.nearest(source.leaves, naming)
+    prepared = converters.prepare(family, source.leaves, source.dtypes, cast=False)
     nearest = "" if families else f"nearest family {family.name}: "
-    problems = [nearest + problem for problem in converters.diagnose(family, source.leaves)]
+    problems = [nearest + problem for problem in converters.diagnose(family, prepared.leaves, prepared.dtypes)]
+    needs = needed(family, source) if families and problems else []
     architecture = behavior = None
     if families:
-        architecture = family.infer(source.leaves)
+        architecture = family.infer(prepared.leaves)
         try:
             statements = from_source(family, source)
             architecture, settled = settle(family, architecture, statements)
             behavior = config.to_dict(settled) if statements else None
         except ZooError as error:
             problems.append(error.message)
-    entry = matched_entry(source.sha256)
+            needs = []
     return Inspection(
         file=source.path.name,
         format=source.format,
@@ -91,6 +103,15 @@ def inspect(path: str | Path) -> Inspection:
         architecture=config.to_dict(architecture) if architecture else None,
         behavior=behavior,
         config=source.config,
-        leaves=tuple(Leaf("/".join(path), leaf.shape, leaf.dtype.name) for path, leaf in source.leaves.items()),
+        leaves=tuple(Leaf("/".join(path), leaf.shape, source.dtypes[path]) for path, leaf in source.leaves.items()),
         problems=tuple(problems),
+        needs=tuple(needs),
+        notes=tuple(_left_out(families, source)),
     )
+
+
+def _left_out(families: tuple[str, ...], source: formats.Source) -> Iterator[str]:
+    for name in families:
+        optional = converters.get(name, source.naming).optional
+        if absent := sorted("/".join(path) for path in optional - source.leaves.keys()):
+            yield f"{name}: the file lacks {', '.join(absent)}; --set gives them, unless the registry knows the file"

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from pylo_zoo import converters, formats, registry
-from pylo_zoo.convert.cache import cached_source, read_beside
+from pylo_zoo.convert.cache import cached_source, read_beside, side_by_side
 from pylo_zoo.converters import Family
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access, Forbidden, NotFound, Unavailable, fetch, is_uri, parse, three_ways
@@ -41,9 +41,8 @@ def own_file(name: str, path: str | Path, access: Access | None = None) -> tuple
             f"Write `pylo-zoo convert {family} --source {path}`; a file that the registry knows is recognised.",
         )
     family = converters.get(name)
-    if isinstance(path, str) and is_uri(path):
-        return family, _own_address(path, access)
-    return family, formats.read(path)
+    source = _own_address(path, access) if isinstance(path, str) and is_uri(path) else formats.read(path)
+    return converters.get(family.name, source.naming), source
 
 
 def _own_address(uri: str, access: Access | None) -> formats.Source:
@@ -65,7 +64,7 @@ def registered_file(name: str, access: Access | None = None) -> tuple[Entry, for
     """The file of the registry entry ``name``, which has to have the entry's size and sha256; fetched where need be.
 
     Raises:
-        ZooError: there is no such entry, its format cannot be read, its file cannot be had, or it is another file.
+        ZooError: there is no such entry, its file cannot be had, or it is another file.
     """
     entries = registry.load_registry()
     if name in converters.FAMILIES and name not in entries:
@@ -75,11 +74,6 @@ def registered_file(name: str, access: Access | None = None) -> tuple[Entry, for
         )
     entry = registry.get(name)
     pin = entry.weights
-    if pin.format not in formats.CONTAINERS:
-        raise ZooError(
-            f"{name} is published as {pin.format} at {pin.uri}, which cannot be read yet.",
-            f"With a JAX checkpoint of its own, `pylo-zoo convert {entry.family} --source FILE` works.",
-        )
     if pin.path is None:
         return entry, _fetched(entry, access)
     source = formats.read(pin.path)
@@ -97,7 +91,7 @@ def _fetched(entry: Entry, access: Access | None) -> formats.Source:
     """All files of ``entry``, verified and side by side in the cache."""
     limits = {"gin": formats.MAX_CONFIG_BYTES}
     try:
-        weights, *others = (
+        fetched = [
             fetch(
                 source.uri,
                 sha256=source.sha256,
@@ -106,11 +100,14 @@ def _fetched(entry: Entry, access: Access | None) -> formats.Source:
                 access=access,
             )
             for source in entry.sources
-        )
+        ]
     except (Unavailable, NotFound, Forbidden) as error:
         raise ZooError(error.message, how_to_give(entry)) from error
-    configs = [path for path, source in zip(others, entry.sources[1:], strict=True) if source.format == "gin"]
-    return read_beside(weights, weights.parent.name, configs[0] if configs else None)
+    weights = [path for path, source in zip(fetched, entry.sources, strict=True) if source.format != "gin"]
+    configs = [path for path, source in zip(fetched, entry.sources, strict=True) if source.format == "gin"]
+    if len(weights) > 1:
+        return side_by_side(weights)
+    return read_beside(weights[0], weights[0].parent.name, configs[0] if configs else None)
 
 
 def how_to_give(entry: Entry) -> str:
@@ -127,7 +124,7 @@ def _described(source: Source) -> str:
 
 
 def by_hand(entry: Entry) -> str:
-    """The command that converts an entry's file from where the user put it."""
+    """The command that converts an entry's file, or directory of files, from where the user put it."""
     special = [
         (field.name, getattr(entry.behavior, field.name))
         for field in dataclasses.fields(entry.behavior)
@@ -136,4 +133,6 @@ def by_hand(entry: Entry) -> str:
         and entry.weights.sha256 is None
     ]
     settings = "".join(f" --set {key}={str(value).lower()}" for key, value in special)
-    return f"pylo-zoo convert {entry.family} --source {entry.weights.filename}{settings} --out zoo/{entry.name}"
+    several = sum(source.format != "gin" for source in entry.sources) > 1
+    source = "DIRECTORY" if several else entry.weights.filename
+    return f"pylo-zoo convert {entry.family} --source {source}{settings} --out zoo/{entry.name}"

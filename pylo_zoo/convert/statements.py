@@ -61,7 +61,7 @@ def from_source(family: Family, source: Source) -> list[Statement]:
     statements = []
     if source.config is not None:
         for other in FAMILIES.values():
-            if other.gin and other is not family and gin.bindings(source.config, other.gin.name):
+            if other.gin and other.name != family.name and gin.bindings(source.config, other.gin.name):
                 raise ZooError(
                     f"config.gin configures {other.gin.name}, so this is a {other.name} checkpoint, not {family.name}.",
                     f"Convert it as {other.name}, or move a config.gin of another checkpoint away.",

@@ -1,6 +1,6 @@
-"""Reading JAX checkpoints, and writing them back byte for byte.
+"""Reading checkpoints, and writing flax's back byte for byte.
 
-One module a file format; :func:`detect` is the only place that tells formats apart. A checkpoint is untrusted input:
+One module a file format; :func:`detect` is the only place that tells files apart. A checkpoint is untrusted input:
 every reader bounds what it allocates and raises :class:`~pylo_zoo.errors.ZooError` for whatever it does not know.
 """
 
@@ -16,37 +16,53 @@ from typing import Any
 import numpy as np
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.formats import flax_msgpack, gin
+from pylo_zoo.formats import flax_msgpack, gin, npz, orbax, pickles, pylo
+from pylo_zoo.formats.arrays import Array, Decoded, collect
+from pylo_zoo.formats.folders import MAX_BYTES, contents, digest, files, read_bounded
 
-MAX_BYTES = 256 * 1024 * 1024
-"""Largest checkpoint that is read; the largest published one has 9 MB."""
 MAX_CONFIG_BYTES = 1024 * 1024
 CONFIG_NAME = "config.gin"
 """What Google calls the operative gin configuration that it keeps beside ``params``."""
 
-CONTAINERS: Mapping[str, ModuleType] = dict.fromkeys(flax_msgpack.CONTAINERS, flax_msgpack)
-"""Module that encodes each kind of container."""
+WRITABLE: Mapping[str, ModuleType] = dict.fromkeys(flax_msgpack.CONTAINERS, flax_msgpack)
+"""Module that encodes each kind of container that can be written again."""
 
+READERS = (pylo, npz, pickles, flax_msgpack)
+"""Modules that decode a file, in the order they are asked: a safetensors file may begin like each of the others."""
+
+HEAD = 512
+"""Bytes from the beginning of a file that tell what it is."""
+
+OLD_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+"""How the files of torch before 1.6 begin: as a pickle does."""
 FOREIGN = (
-    (b"PK\x03\x04", "a zip archive, such as a torch or npz file"),
+    (b"PK\x03\x04", "a zip archive that is neither torch's nor numpy's"),
     (b"\x1f\x8b", "a gzip archive"),
     (b"\x93NUMPY", "a single numpy array"),
-    *((bytes((0x80, protocol)), "a pickle") for protocol in (2, 3, 4, 5)),
+    (b"\x89HDF", "an HDF5 file"),
 )
-"""How files begin that are often taken for a flax checkpoint."""
+"""How files begin that are often taken for a checkpoint."""
+
+KNOWN = (
+    "Formats that can be read: flax msgpack (theta.state), Google's params and *.checkpoint, pickles, npz, orbax "
+    "directories, and PyLO's safetensors and .pt."
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A JAX checkpoint as read from a file.
+    """A checkpoint as read from a file or a directory.
 
     Attributes:
-        path: the file.
-        format: ``"flax-msgpack"`` (a theta tree), ``"flax-params"`` (Google's ``params``, gen_id and step around it) or
-            ``"flax-checkpoint"`` (Google's 3-tuples).
-        bytes: length of the file.
-        sha256: of the file.
+        path: the file or directory.
+        format: ``"flax-msgpack"`` (a theta tree), ``"flax-params"`` (Google's ``params``, gen_id and step around it),
+            ``"flax-checkpoint"`` (Google's 3-tuples), ``"pickle"``, ``"npz"``, ``"orbax"``, ``"pylo-safetensors"`` or
+            ``"pylo-torch"``.
+        naming: whose names the leaves have: ``"jax"`` or ``"pylo"``.
+        bytes: length of the file, or of all files.
+        sha256: of the file; of a directory, as :func:`pylo_zoo.formats.folders.digest` says.
         leaves: path to array, in the file's order; theta only.
+        dtypes: path to the name of the dtype that the file has; bf16 and fp8 leaves are widened to float32.
         layout: what :func:`write` needs besides the leaves to rebuild the file, as JSON; ``exact`` says whether that
             gives the very same bytes.
         config: bindings of the gin file beside the checkpoint, or None where there is none.
@@ -55,9 +71,11 @@ class Source:
 
     path: Path
     format: str
+    naming: str
     bytes: int
     sha256: str
     leaves: dict[tuple[str, ...], np.ndarray]
+    dtypes: dict[tuple[str, ...], str]
     layout: dict[str, Any]
     config: dict[str, Any] | None
     config_bytes: bytes | None
@@ -70,35 +88,87 @@ def read(path: str | Path) -> Source:
         ZooError: there is no such file, it is too large, of an unknown format, damaged or hostile.
     """
     path = Path(path)
-    data = read_bounded(path, MAX_BYTES)
-    decoded = detect(data, path).decode(data, path.name)
-    decoded.layout["exact"] = write(decoded.leaves, decoded.layout) == data
+    parts = load(path)
+    decoded = _decode_directory(path, parts) if path.is_dir() else detect(parts[""], path).decode(parts[""], path.name)
+    writable = decoded.container in WRITABLE
+    decoded.layout["exact"] = writable and write(decoded.leaves, decoded.layout) == parts[""]
     config_bytes = None
     if decoded.container == "flax-params" and (config_path := path.parent / CONFIG_NAME).is_file():
         config_bytes = read_bounded(config_path, MAX_CONFIG_BYTES)
     return Source(
         path=path,
         format=decoded.container,
-        bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
+        naming=decoded.naming,
+        bytes=sum(map(len, parts.values())),
+        sha256=fingerprint(parts),
         leaves=decoded.leaves,
+        dtypes=decoded.dtypes,
         layout=decoded.layout,
         config=None if config_bytes is None else gin.parse(config_bytes),
         config_bytes=config_bytes,
     )
 
 
+def load(path: Path) -> dict[str, bytes]:
+    """All bytes of the checkpoint at ``path``: relative path to content in a directory, ``""`` to content for a file.
+
+    Of a directory that is no orbax checkpoint, only the files that hold tensors count.
+
+    Raises:
+        ZooError: there is nothing to read, or too much.
+    """
+    if not path.is_dir():
+        return {"": read_bounded(path, MAX_BYTES)}
+    chosen = files(path)
+    if not orbax.recognises(path):
+        chosen = [file for file in chosen if pylo.recognises(_head(file), file.stat().st_size)]
+    if not chosen:
+        raise ZooError(
+            f"{path} is a directory with no orbax checkpoint and no torch files in it.",
+            "Give the checkpoint's file itself, such as theta.state or params.",
+        )
+    return contents(path, chosen)
+
+
+def fingerprint(parts: Mapping[str, bytes]) -> str:
+    """The sha256 of what :func:`load` gives."""
+    return hashlib.sha256(parts[""]).hexdigest() if "" in parts else digest(parts)
+
+
 def detect(data: bytes, path: Path) -> ModuleType:
     """The module that decodes ``data``, judged by how it begins."""
-    if flax_msgpack.recognises(data):
-        return flax_msgpack
+    if data.startswith(OLD_TORCH):
+        raise ZooError(
+            f"{path.name} is a torch file of before version 1.6.",
+            "Load it with the torch that you trust it to, and save it again.",
+        )
+    for module in READERS:
+        if module.recognises(data):
+            return module
     known = next((what for signature, what in FOREIGN if data.startswith(signature)), None)
-    if known is None and data[8:9] == b"{":
-        known = "a safetensors file"
-    raise ZooError(
-        f"{path.name} is {known or 'no checkpoint of a known format'}.",
-        "Formats that can be read: flax msgpack (theta.state), Google's params, and Google's *.checkpoint.",
-    )
+    raise ZooError(f"{path.name} is {known or 'no checkpoint of a known format'}.", KNOWN)
+
+
+def _decode_directory(path: Path, parts: Mapping[str, bytes]) -> Decoded:
+    """An orbax checkpoint, or torch files that belong together, as PyLO's two of VeLO."""
+    if orbax.recognises(path):
+        return orbax.decode(path, path.name)
+    decoded = [pylo.decode(data, f"{path.name}/{name}") for name, data in parts.items()]
+    items = [(leaf, Array(array, part.dtypes[leaf])) for part in decoded for leaf, array in part.leaves.items()]
+    try:
+        return collect(decoded[0].container, items, {"files": list(parts)}, naming=pylo.NAMING)
+    except ZooError as error:
+        raise ZooError(
+            f"{path.name}: {error.message}", "Keep only the files of one checkpoint in the directory."
+        ) from error
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(HEAD)
+    except OSError as error:
+        raise ZooError(f"{path} cannot be read: {error.strerror}.", "Check the file's permissions.") from error
 
 
 def write(leaves: Mapping[tuple[str, ...], np.ndarray], layout: Mapping[str, Any]) -> bytes:
@@ -108,23 +178,8 @@ def write(leaves: Mapping[tuple[str, ...], np.ndarray], layout: Mapping[str, Any
         ZooError: the layout is malformed, or lists other leaves.
     """
     container = layout.get("container")
-    if not isinstance(container, str) or container not in CONTAINERS:
+    if not isinstance(container, str) or container not in WRITABLE:
         raise ZooError(
-            f"The source layout names the container {container!r}.", f"Known containers: {', '.join(CONTAINERS)}."
+            f"The source layout names the container {container!r}.", f"Known containers: {', '.join(WRITABLE)}."
         )
-    return CONTAINERS[container].encode(leaves, layout)
-
-
-def read_bounded(path: Path, limit: int) -> bytes:
-    """The bytes of the file at ``path``, at most ``limit`` of them."""
-    if not path.is_file():
-        kind = "is a directory" if path.is_dir() else "does not exist"
-        raise ZooError(f"{path} {kind}.", "Give the checkpoint's file itself, such as theta.state or params.")
-    try:
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
-    except OSError as error:
-        raise ZooError(f"{path} cannot be read: {error.strerror}.", "Check the file's permissions.") from error
-    if len(data) > limit:
-        raise ZooError(f"{path} is larger than {limit:,} bytes.", "No learned optimizer is: is it the right file?")
-    return data
+    return WRITABLE[container].encode(leaves, layout)

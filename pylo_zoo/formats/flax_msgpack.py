@@ -6,8 +6,7 @@ flax's own reader sorts the keys, which loses the file's bytes, and accepts nega
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -15,8 +14,7 @@ import msgpack
 import numpy as np
 
 from pylo_zoo.errors import ZooError
-
-Path = tuple[str, ...]
+from pylo_zoo.formats.arrays import MAX_AXES, MAX_TEXT, Array, Decoded, Path, collect, flatten, rebuild
 
 CONTAINERS: Mapping[str, tuple[str, frozenset[str]] | None] = {
     "flax-msgpack": None,
@@ -27,22 +25,7 @@ CONTAINERS: Mapping[str, tuple[str, frozenset[str]] | None] = {
 
 ARRAY, SCALAR = 1, 3
 """flax's extension codes for an array and for a numpy scalar."""
-DTYPES = frozenset(
-    {"float16", "float32", "float64", "bool"} | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
-)
-MAX_NESTING = 16
 MAX_KEYS = 10_000
-MAX_TEXT = 1_024
-MAX_AXES = 8
-
-
-@dataclass(frozen=True, eq=False)
-class Decoded:
-    """``container`` kind, theta's ``leaves`` in file order, and the ``layout`` that :func:`encode` needs."""
-
-    container: str
-    leaves: dict[Path, np.ndarray]
-    layout: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +33,7 @@ class Extension:
     """An array with the extension code that it stood under."""
 
     code: int
-    array: np.ndarray
+    array: Array
 
 
 def recognises(data: bytes) -> bool:
@@ -143,20 +126,9 @@ def _extension(code: int, payload: bytes) -> Extension:
     fields = msgpack.unpackb(payload, raw=False, max_array_len=MAX_AXES, max_map_len=0, max_ext_len=0)
     match fields:
         case [list(shape), str(dtype), bytes(data)]:
-            return Extension(code, _array(shape, dtype, data))
+            return Extension(code, rebuild(shape, dtype, data))
         case _:
             _refuse("an array is not stored as shape, dtype and bytes.")
-
-
-def _array(shape: list[Any], dtype: str, data: bytes) -> np.ndarray:
-    if any(type(size) is not int or size < 1 for size in shape):
-        _refuse(f"an array has the shape {shape}.")
-    if dtype not in DTYPES:
-        _refuse(f"an array has the dtype {dtype!r}.")
-    expected = math.prod(shape) * np.dtype(dtype).itemsize
-    if expected != len(data):
-        _refuse(f"an array of shape {shape} and dtype {dtype} has {len(data)} bytes instead of {expected}.")
-    return np.frombuffer(data, np.dtype(dtype).newbyteorder("<")).reshape(shape)
 
 
 def _kind(tree: Mapping[str, Any]) -> str:
@@ -167,43 +139,31 @@ def _kind(tree: Mapping[str, Any]) -> str:
 
 
 def _split(kind: str, tree: Mapping[str, Any]) -> Decoded:
-    layout: dict[str, Any] = {"container": kind}
+    layout: dict[str, Any] = {}
     described = CONTAINERS[kind]
     theta: Any = tree
     if described is not None:
         theta = tree[described[0]]
         layout["keys"] = list(tree)
         layout["header"] = {key: _field(key, value) for key, value in tree.items() if key != described[0]}
-    leaves = dict(_walk(theta, ()))
-    joined: set[str] = set()
-    for path in leaves:
-        if (name := "/".join(path)) in joined:
-            _refuse(f"two leaves are called {name}.")
-        joined.add(name)
-    layout["leaves"] = [list(path) for path in leaves]
-    return Decoded(kind, leaves, layout)
+    decoded = collect(kind, flatten(_arrays(theta)), layout)
+    decoded.layout["leaves"] = [list(path) for path in decoded.leaves]
+    return decoded
 
 
-def _walk(node: Any, path: Path) -> Iterator[tuple[Path, np.ndarray]]:
-    """Leaves below ``node``, in file order."""
-    where = "/".join(path) or "the top"
-    if isinstance(node, Extension) and node.code == ARRAY:
-        yield path, node.array
-    elif not isinstance(node, dict):
-        _refuse(f"{where} holds {type(node).__name__}, not an array.")
-    elif not node or len(path) == MAX_NESTING:
-        _refuse(f"{where} holds {'maps nested too deeply' if node else 'an empty map'}.")
-    else:
-        for key, child in node.items():
-            yield from _walk(child, (*path, key))
+def _arrays(node: Any) -> Any:
+    """``node`` with its arrays out of their extensions; a numpy scalar stays in its own, and is no array."""
+    if isinstance(node, dict):
+        return {key: _arrays(child) for key, child in node.items()}
+    return node.array if isinstance(node, Extension) and node.code == ARRAY else node
 
 
 def _field(key: str, value: Any) -> Any:
     """A container's own field as JSON: a text, a whole number, or a 0-d integer array with its extension code."""
     if (isinstance(value, str) and value.isprintable()) or type(value) is int:
         return value
-    if isinstance(value, Extension) and value.array.shape == () and value.array.dtype.kind in "iu":
-        return {"ext": value.code, "dtype": value.array.dtype.name, "value": int(value.array)}
+    if isinstance(value, Extension) and value.array.values.shape == () and value.array.values.dtype.kind in "iu":
+        return {"ext": value.code, "dtype": value.array.dtype, "value": int(value.array.values)}
     _refuse(f"{key} is neither a text nor a whole number.")
 
 

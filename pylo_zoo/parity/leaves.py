@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from pylo_zoo import converters
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.converters import FAMILIES, to_jax
+from pylo_zoo.formats import Source
 from pylo_zoo.parity.report import Leaves
 
 Path = tuple[str, ...]
@@ -22,19 +23,46 @@ def flatten(tree: Mapping[str, Any], prefix: Path = ()) -> dict[Path, Any]:
     return leaves
 
 
-def check_leaves(artifact: Artifact, source: Mapping[Path, Any]) -> Leaves:
-    """Compare the artifact, mapped back to JAX's tree, with the leaves of the source.
+def nest(leaves: Mapping[Path, Any]) -> dict[str, Any]:
+    """The inverse of :func:`flatten`."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = leaf
+    return tree
+
+
+def source_leaves(artifact: Artifact, source: Source) -> dict[Path, np.ndarray]:
+    """The leaves of ``source`` in its own naming, with what the artifact's record says was done to them.
+
+    That is: known scratch left out, floats cast, and learned decays that no file holds taken from the record.
+    """
+    layout = artifact.source.layout
+    family = converters.get(artifact.family, source.naming)
+    leaves = converters.prepare(family, source.leaves, source.dtypes, cast="cast" in layout).leaves
+    supplied = {
+        tuple(name.split("/")): np.array(values, np.float32) for name, values in layout.get("supplied", {}).items()
+    }
+    return leaves | supplied
+
+
+def check_leaves(artifact: Artifact, source: Source) -> Leaves:
+    """Compare the artifact, mapped back to the names and layouts of its source, with the leaves of the source.
 
     Args:
         artifact: the torch side.
-        source: leaf by path, as read from the original file.
+        source: the original, as read.
     """
     tensors = {name: tensor.numpy() for name, tensor in artifact.tensors.items()}
-    ours = to_jax(FAMILIES[artifact.family], tensors, artifact.architecture)
-    missing = sorted("/".join(path) for path in source.keys() - ours.keys())
-    extra = sorted("/".join(path) for path in ours.keys() - source.keys())
-    differing = sorted("/".join(path) for path in source.keys() & ours.keys() if not _same(source[path], ours[path]))
-    return Leaves(compared=len(source), missing=missing, extra=extra, differing=differing)
+    family = converters.get(artifact.family, source.naming)
+    ours = converters.to_jax(family, tensors, artifact.architecture, finite=False)
+    theirs = source_leaves(artifact, source)
+    missing = sorted("/".join(path) for path in theirs.keys() - ours.keys())
+    extra = sorted("/".join(path) for path in ours.keys() - theirs.keys())
+    differing = sorted("/".join(path) for path in theirs.keys() & ours.keys() if not _same(theirs[path], ours[path]))
+    return Leaves(compared=len(theirs), missing=missing, extra=extra, differing=differing)
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -1,0 +1,76 @@
+"""``.npz`` archives whose members are named by joined paths: ``nn/~/w0``.
+
+The only key of any family that holds a slash itself is the LSTM's ``rnn/linear``; it is put together again. Everywhere
+else a slash separates keys.
+"""
+
+from __future__ import annotations
+
+import re
+
+from pylo_zoo.errors import ZooError
+from pylo_zoo.formats import archives
+from pylo_zoo.formats.arrays import Array, Decoded, Path, collect, rebuild, refuse
+
+CONTAINER = "npz"
+SUFFIX = ".npy"
+SLASHED = ("rnn", "linear")
+"""Parts of the one key that has a slash in it (SPEC §8)."""
+
+MAGIC = b"\x93NUMPY"
+HEADER = re.compile(
+    r"\{'descr': '(?P<order>[<>|])(?P<code>[fiub][1248])', 'fortran_order': (?P<fortran>True|False), "
+    r"'shape': \((?P<shape>(?:\d{1,12}, ){0,7}(?:\d{1,12},?)?)\), \} *\n",
+)
+"""What numpy writes, to the letter. Python's literals are not evaluated."""
+KINDS = {"f": "float", "i": "int", "u": "uint"}
+HINT = "Save plain float32 arrays with numpy.savez(file, **{'nn/~/w0': array, …})."
+
+
+def recognises(data: bytes) -> bool:
+    """Whether ``data`` begins as an archive whose first member is an array."""
+    size = int.from_bytes(data[26:28], "little")
+    return data.startswith(archives.SIGNATURE) and data[30 : 30 + size].endswith(SUFFIX.encode())
+
+
+def decode(data: bytes, name: str) -> Decoded:
+    """Decode a whole file; ``name`` is what an error calls it.
+
+    Raises:
+        ZooError: the archive is damaged, unpacks to too much, or holds anything but arrays of numbers.
+    """
+    members = archives.unpack(data, name)
+    try:
+        return collect(CONTAINER, ((_path(member), _array(member, content)) for member, content in members.items()))
+    except ZooError as error:
+        raise ZooError(f"{name}: {error.message}", error.hint) from error
+
+
+def _path(member: str) -> Path:
+    if not member.endswith(SUFFIX):
+        refuse(f"its member {member} is no array.", HINT)
+    parts = member.removesuffix(SUFFIX).split("/")
+    if "" in parts:
+        refuse(f"the name {member} has an empty part.", HINT)
+    for i in range(len(parts) - 2):
+        if tuple(parts[i : i + 2]) == SLASHED:
+            return (*parts[:i], "/".join(SLASHED), *parts[i + 2 :])
+    return tuple(parts)
+
+
+def _array(member: str, content: bytes) -> Array:
+    version = content[6:8]
+    if not content.startswith(MAGIC) or version not in (b"\x01\x00", b"\x02\x00"):
+        refuse(f"its member {member} is no array as numpy writes it.", HINT)
+    start = 10 if version[0] == 1 else 12
+    end = start + int.from_bytes(content[8:start], "little")
+    header = content[start:end].decode("latin1")
+    match = HEADER.fullmatch(header)
+    if match is None:
+        what = re.search(r"'descr': ([^,]{1,40})", header)
+        refuse(f"its member {member} has the dtype {what[1] if what else '?'}, or a header that numpy does not.", HINT)
+    code = match["code"]
+    dtype = "bool" if code == "b1" else f"{KINDS.get(code[0], '?')}{8 * int(code[1])}"
+    shape = tuple(int(size) for size in re.findall(r"\d+", match["shape"]))
+    fortran, big_endian = match["fortran"] == "True", match["order"] == ">"
+    return rebuild(shape, dtype, content[end:], fortran=fortran, big_endian=big_endian)

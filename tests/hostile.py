@@ -1,0 +1,56 @@
+"""Reading hostile bytes under a bound of memory."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from pylo_zoo import formats
+from pylo_zoo.errors import ZooError
+
+ALLOWED = 4 * 1024 * 1024
+"""What a refusal may allocate besides some copies of the file: modules that are imported late, tables, the error."""
+COPIES = 8
+
+
+def read(directory: Path, data: bytes, name: str = "checkpoint") -> formats.Source:
+    path = directory / name
+    path.write_bytes(data)
+    return formats.read(path)
+
+
+def refusal(directory: Path, data: bytes) -> ZooError:
+    """The error that reading ``data`` raises, within the bound of memory."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(ZooError) as error:
+            read(directory, data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < ALLOWED + COPIES * len(data), f"{peak:,} bytes for a file of {len(data):,}"
+    assert error.value.hint
+    return error.value
+
+
+def read_or_refuse(directory: Path, data: bytes) -> None:
+    """Read mutated ``data``: leaves or a ZooError, and nothing else, within the bound."""
+    tracemalloc.start()
+    try:
+        read(directory, data)
+    except ZooError:
+        pass
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < ALLOWED + COPIES * len(data), f"{peak:,} bytes for a file of {len(data):,}"
+
+
+def mutated(data: bytes, changes: list[tuple[int, int]], cut: int) -> bytes:
+    """``data`` with some bytes changed, half of them near its beginning, and the end cut off."""
+    copy = bytearray(data)
+    for at, byte in changes:
+        copy[at % min(400, len(copy)) if byte % 2 else at % len(copy)] = byte
+    return bytes(copy[: len(copy) - cut])

@@ -1,0 +1,191 @@
+"""Weights that are not float32, or not finite: refused, or taken with a flag and recorded."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pylo_files
+import pytest
+from commands import Capture, refused, run
+from trees import Leaves, encode, nested, theta
+
+from pylo_zoo import artifact
+from pylo_zoo import convert as library
+from pylo_zoo.convert import Permissions, convert, make
+from pylo_zoo.errors import ZooError
+
+CAST, NONFINITE = Permissions(cast="float32"), Permissions(nonfinite=True)
+
+
+def flax(leaves: Leaves) -> bytes:
+    return encode(nested(leaves))
+
+
+def pickled(leaves: Leaves) -> bytes:
+    return pickle.dumps(nested(leaves))
+
+
+def npz(leaves: Leaves) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **{"/".join(path): leaf for path, leaf in leaves.items()})
+    return buffer.getvalue()
+
+
+WRITERS: list[Callable[[Leaves], bytes]] = [flax, pickled, npz]
+
+
+def in_dtype(name: str, scale: float = 1.0) -> Leaves:
+    if name.startswith(("bfloat", "float8")):
+        dtype = np.dtype(getattr(pytest.importorskip("ml_dtypes"), name))
+    else:
+        dtype = np.dtype(name)
+    return {path: (scale * leaf).astype(dtype) for path, leaf in theta("elo").items()}
+
+
+def write(tmp_path: Path, data: bytes) -> Path:
+    path = tmp_path / "checkpoint"
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16", "float8_e4m3fn"])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_other_floats_are_cast_where_that_is_said(
+    dtype: str, writer: Callable[[Leaves], bytes], tmp_path: Path
+) -> None:
+    leaves = in_dtype(dtype)
+    if writer is npz and dtype.startswith(("bfloat", "float8")):
+        pytest.skip("numpy saves no such dtype")
+    path = write(tmp_path, writer(leaves))
+    with pytest.raises(ZooError, match=rf"not float32 \(6\): .* {dtype}.*--cast float32"):
+        convert("elo", source=path)
+    made = convert("elo", source=path, allowed=CAST)
+    assert made.source.layout["cast"] == {"to": "float32", "from": [dtype]}
+    expected = leaves["nn", "~", "w1"].astype(np.float32).T
+    np.testing.assert_array_equal(made.tensors["mlp.layers.1.weight"].numpy(), expected)
+    with pytest.raises(ZooError, match=f"was cast from {dtype}" if writer is flax else "cannot be rebuilt"):
+        library.export(made)
+    assert library.export(made, theta=True)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_cast_artifact_is_proven_against_the_cast_original(writer: Callable[[Leaves], bytes], tmp_path: Path) -> None:
+    pytest.importorskip("jax")
+    path = write(tmp_path, writer(in_dtype("float64", scale=0.1)))
+    made = make("elo", source=path, out=tmp_path / "out", allowed=CAST)
+    assert made.report.passed
+    assert artifact.read(tmp_path / "out").source.layout["cast"]["from"] == ["float64"]
+
+
+def test_flax_itself_writes_bf16_and_parity_reads_it(tmp_path: Path) -> None:
+    serialization = pytest.importorskip("flax.serialization")
+    path = write(tmp_path, serialization.to_bytes(nested(in_dtype("bfloat16", scale=0.1))))
+    assert make("elo", source=path, out=tmp_path / "out", allowed=CAST).report.passed
+
+
+def test_pylos_file_is_proven(tmp_path: Path) -> None:
+    """Here since the compiled reference of this file's family serves it too."""
+    pytest.importorskip("jax")
+    path = pylo_files.write(tmp_path, "elo", theta("elo", scale=0.1))
+    assert make("elo", source=path, out=tmp_path / "out").report.passed
+
+
+def test_a_permission_that_is_not_needed_changes_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path, flax(theta("elo")))
+    made = convert("elo", source=path, allowed=Permissions(cast="float32", nonfinite=True))
+    assert made.source.layout == convert("elo", source=path).source.layout
+
+
+def test_whole_numbers_are_never_cast(tmp_path: Path) -> None:
+    path = write(tmp_path, flax({key: leaf.astype(np.int32) for key, leaf in theta("elo").items()}))
+    with pytest.raises(ZooError, match="int32"):
+        convert("elo", source=path, allowed=CAST)
+
+
+def test_what_becomes_infinite_is_not_finite(tmp_path: Path) -> None:
+    leaves = in_dtype("float64")
+    leaves["nn", "~", "b0"][0] = 1e300
+    path = write(tmp_path, flax(leaves))
+    with pytest.raises(ZooError, match=r"infinite values \(1\): nn/~/b0.*--allow-nonfinite"):
+        convert("elo", source=path, allowed=CAST)
+
+
+def test_only_float32_is_cast_to() -> None:
+    with pytest.raises(ZooError, match="cannot be cast to float16"):
+        Permissions(cast="float16")
+
+
+def not_finite(value: float = math.nan) -> Leaves:
+    leaves = theta("elo")
+    leaves["nn", "~", "b1"][2] = value
+    return leaves
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_nan_and_infinities(value: float, writer: Callable[[Leaves], bytes], tmp_path: Path) -> None:
+    path = write(tmp_path, writer(not_finite(value)))
+    with pytest.raises(ZooError, match=r"infinite values \(1\): nn/~/b1.*--allow-nonfinite"):
+        convert("elo", source=path)
+    made = make("elo", source=path, out=tmp_path / "out", allowed=NONFINITE)
+    assert made.artifact.source.layout["nonfinite"] == ["nn/~/b1"]
+    assert made.report.leaves.passed
+    assert made.report.status == "not_run"
+    read = artifact.read(tmp_path / "out")
+    assert read.fingerprint == made.artifact.fingerprint
+    if writer is flax:
+        assert library.export(read) == path.read_bytes()
+
+
+def test_an_artifact_with_nan_that_nobody_allowed_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, flax(not_finite()))
+    make("elo", source=path, out=tmp_path / "out", allowed=NONFINITE)
+    config = tmp_path / "out" / "config.json"
+    values: dict[str, Any] = json.loads(config.read_text())
+    del values["source"]["layout"]["nonfinite"]
+    config.write_text(json.dumps(values))
+    with pytest.raises(ZooError, match="NaN or infinite"):
+        artifact.read(tmp_path / "out")
+
+
+# --- the command line --------------------------------------------------------------------------------------------
+
+
+def test_the_flags(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    leaves = in_dtype("float64")
+    leaves["nn", "~", "b1"][2] = math.nan
+    write(tmp_path, pickled(leaves))
+    words = ["convert", "elo", "--source", "checkpoint", "-q"]
+    assert "--cast float32 --allow-nonfinite" in refused(capsys, *words)
+    assert "convert with --allow-nonfinite." in refused(capsys, *words, "--cast", "float32")
+    assert run(*words, "--cast", "float32", "--allow-nonfinite") == 0
+    assert artifact.read("zoo/elo").source.layout["nonfinite"] == ["nn/~/b1"]
+    assert run(*words, "--cast", "int8") == 2
+    capsys.readouterr()
+    assert "NaN or infinite values" in refused_with_output(capsys, "verify", "zoo/elo")
+
+
+def refused_with_output(capsys: Capture, *argv: object) -> str:
+    assert run(*argv) == 1
+    return capsys.readouterr().err
+
+
+def test_inspect_says_which_flags_it_takes(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, npz(in_dtype("float64")))
+    assert run("inspect", "checkpoint") == 0
+    out = capsys.readouterr().out
+    assert "pylo-zoo convert elo --source checkpoint --cast float32" in out
+    assert "float64" in out
+    assert run("inspect", "checkpoint", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["format"], said["needs"], said["families"]) == ("npz", ["--cast float32"], ["elo"])
+    assert said["problems"]
