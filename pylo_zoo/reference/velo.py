@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ GRADIENT_LIMIT = 1000.0
 
 
 @dataclass(frozen=True)
-class Controller:
+class Controller(ABC):
     """What the three share: the stage over all tensors, which are stacked in the sorted order of their names.
 
     A family adds ``init_tensor`` and ``step``, the rule of one tensor, and where it has an MLP, ``write``.
@@ -103,11 +104,13 @@ class Controller:
         """The MLP's layers, with a leading axis of tensors; none here."""
         return []
 
+    @abstractmethod
     def init_tensor(self, p: Array) -> dict[str, Array]:
-        raise NotImplementedError
+        """Accumulators of one tensor at step 0."""
 
+    @abstractmethod
     def step(self, weights, net: Layers, p: Array, g: Array, acc, t: Array) -> tuple[Array, dict[str, Array]]:
-        raise NotImplementedError
+        """The step of one tensor, less lr and decay, and its advanced accumulators."""
 
 
 @dataclass(frozen=True)
