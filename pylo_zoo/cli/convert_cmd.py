@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pylo_zoo.cli import output
+from pylo_zoo.cli import complete, output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,8 +29,24 @@ class Dtype(str, Enum):
     float32 = "float32"
 
 
+EXAMPLES = """
+pylo-zoo convert celo
+pylo-zoo convert velo-sample --out zoo/sample --force
+pylo-zoo convert celo2 --source theta.state --out zoo/mine
+pylo-zoo convert velo --source params --set ff_mult=1.0
+pylo-zoo convert celo --source hf://ORG/REPO/theta.state@main
+"""
+
+
 def convert(
-    name: Annotated[str, typer.Argument(metavar="NAME_OR_FAMILY", help="A registry name; with --source, a family.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME_OR_FAMILY",
+            help="A registry name; with --source, a family.",
+            autocompletion=complete.names_or_families,
+        ),
+    ],
     source: Annotated[
         str | None,
         typer.Option(
@@ -58,10 +74,10 @@ def convert(
     json: output.Json = False,
     quiet: output.Quiet = False,
 ) -> None:
-    """Convert a checkpoint, JAX's or PyLO's, into a torch artifact, and prove that both compute the same.
+    """Convert a checkpoint, JAX's or PyLO's, into a torch artifact.
 
-    Read are flax msgpack (theta.state, Google's params and *.checkpoint), pickles, npz, orbax directories, and PyLO's
-    safetensors and .pt.
+    The result is proven to compute what the original computes. Read are flax msgpack (theta.state, Google's params and
+    *.checkpoint), pickles, npz, orbax directories, and PyLO's safetensors and .pt.
     """
     from pylo_zoo import convert as library
 

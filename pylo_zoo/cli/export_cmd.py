@@ -10,6 +10,11 @@ import typer
 
 from pylo_zoo.cli import output
 
+EXAMPLES = """
+pylo-zoo export zoo/celo --out theta.state
+pylo-zoo export zoo/mine --out theta.state --theta --force
+"""
+
 
 def export(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="An artifact's directory.")],
@@ -21,7 +26,10 @@ def export(
     json: output.Json = False,
     quiet: output.Quiet = False,
 ) -> None:
-    """Write the original checkpoint again, byte for byte; with --theta, its weights as a theta.state for JAX."""
+    """Write the original checkpoint again, byte for byte.
+
+    With --theta, the artifact's weights as a theta.state for JAX.
+    """
     from pylo_zoo import convert
 
     data, identical = convert.export_file(directory, out, force=force, theta=theta)
