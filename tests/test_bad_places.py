@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Capture, digests, refused, run
+from commands import Capture, digests, passing, refused, run
 from trees import write_theta
 
-from pylo_zoo import artifact, parity
+from pylo_zoo import artifact
 from pylo_zoo.convert import cached_source
 from pylo_zoo.files import left_behind
-from pylo_zoo.parity.report import Check, Leaves, Report, Statements
 
 PROGRAM = (sys.executable, "-c", "from pylo_zoo.cli import main; main()")
 as_root = pytest.mark.skipif(
@@ -190,11 +189,7 @@ def test_export_on_a_full_disk(made: Path, capsys: Capture, what: str) -> None:
 
 @pytest.mark.parametrize("what", ["write_bytes", "fsync"])
 def test_verify_on_a_full_disk(made: Path, capsys: Capture, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def verify(found: artifact.Artifact, source: Path) -> Report:
-        check = Check(level="network", dtype="float32", variant="random inputs", errors={"mlp": (1e-7, 1e-5)})
-        return Report(found.name, found.family, {}, found.fingerprint, Leaves(compared=3), Statements(), [check])
-
-    monkeypatch.setattr(parity, "verify", verify)
+    passing(monkeypatch)
 
     def unharmed() -> None:
         assert json.loads((made / artifact.PARITY).read_text())["status"] in ("not_run", "passed")

@@ -99,7 +99,9 @@ def convert(
         raise
     if made.report.reason is not None:
         output.note(f"Warning: parity was not checked: {made.report.reason}.", quiet=quiet)
-    output.emit(_data(made), str(made.directory) if quiet else lambda console: _show(made, console), json=json)
+    output.emit(
+        _data(made), output.printable(str(made.directory)) if quiet else lambda console: _show(made, console), json=json
+    )
 
 
 def _data(made: Made) -> dict[str, Any]:
@@ -119,6 +121,6 @@ def _show(made: Made, console: Console) -> None:
         made.report.render(console)
     source = made.artifact.source
     known = f", the registry's {made.matched}" if made.matched else ""
-    console.print(f"{made.directory}", style="bold cyan")
-    console.print(f"  {made.artifact.family} from {source.uri}{known}", soft_wrap=True)
+    console.print(output.printable(str(made.directory)), style="bold cyan", soft_wrap=True)
+    console.print(f"  {made.artifact.family} from {output.printable(source.uri)}{known}", soft_wrap=True)
     console.print(f"  sha256 {source.sha256}", soft_wrap=True)

@@ -36,5 +36,6 @@ def export(
     sha256 = hashlib.sha256(data).hexdigest()
     values = {"file": str(out), "bytes": len(data), "sha256": sha256, "identical": identical}
     whose = "the source's own" if identical else "the source's weights"
-    human = str(out) if quiet else f"{out}: {len(data):,} bytes, {whose}\n  sha256 {sha256}"
+    path = output.printable(str(out))
+    human = path if quiet else f"{path}: {len(data):,} bytes, {whose}\n  sha256 {sha256}"
     output.emit(values, human, json=json)

@@ -93,7 +93,7 @@ def _show(entry: Entry, console: Console) -> None:
         for key, value in rows.items():
             indent = " " * (width + 4)
             text = textwrap.fill(
-                _text(value), console.width - len(indent), break_long_words=False, break_on_hyphens=False
+                _text(value), max(console.width - len(indent), 20), break_long_words=False, break_on_hyphens=False
             )
             console.print(f"  {key:<{width}}  " + textwrap.indent(text, indent).lstrip(), soft_wrap=True)
 
