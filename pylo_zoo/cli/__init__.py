@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     try:
         sys.stdout.flush()
     except OSError as error:
-        # The reader (`| head`) has gone, which is none of his concern, or the disk of `> file` is full.
+        # The reader (`| head`) has gone, which is no fault, or the disk of `> file` is full.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter's exit flushes once more
         status = 1 if isinstance(error, BrokenPipeError) else _unwritten(error)
     sys.exit(status)
