@@ -25,7 +25,7 @@ from pylo_zoo import converters
 from pylo_zoo.config import parse, to_dict
 from pylo_zoo.converters.base import UNUSED, structure_problems, tensor_shapes, value_problems
 from pylo_zoo.errors import ZooError
-from pylo_zoo.files import staged_directory, write_file
+from pylo_zoo.files import left_behind, staged_directory, write_file
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, PARITY = "config.json", "model.safetensors", "parity.json"
@@ -136,7 +136,7 @@ def check_output(directory: Path, *, force: bool) -> None:
         return
     if not directory.is_dir():
         raise ZooError(f"{directory} is a file.", "Give another directory with --out.")
-    present = {path.name for path in directory.iterdir()}
+    present = {path.name for path in directory.iterdir() if not left_behind(path.name)}
     if foreign := sorted(present - OWN_FILES):
         raise ZooError(
             f"{directory} holds what no artifact does: {', '.join(foreign[:4])}.", "Give another directory with --out."

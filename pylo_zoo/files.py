@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -13,19 +14,23 @@ from pathlib import Path
 
 from pylo_zoo.errors import ZooError
 
+ANOTHER_PLACE = "Check the permissions and the free space there, or give another place."
+_LEFT_BEHIND = re.compile(r"\..+\.(new|old)-[0-9a-f]{8}")
+
 
 @contextmanager
-def staged_directory(target: Path) -> Iterator[Path]:
+def staged_directory(target: Path, hint: str = ANOTHER_PLACE) -> Iterator[Path]:
     """A new directory beside ``target`` that takes its place, in one step, when the block ends without an exception.
 
-    After an exception nothing has changed. A symbolic link is followed: what it points to is replaced.
+    After an exception nothing has changed. A symbolic link is followed: what it points to is replaced. What a process
+    leaves behind that is killed meanwhile is :func:`left_behind`, and in nobody's way.
 
     Raises:
         ZooError: the file system refuses.
     """
-    target = target.resolve()
+    target = _resolved(target, hint)
     staging = _sibling(target, "new")
-    with explained(target):
+    with explained(target, hint):
         target.parent.mkdir(parents=True, exist_ok=True)
         staging.mkdir()
         try:
@@ -38,15 +43,15 @@ def staged_directory(target: Path) -> Iterator[Path]:
         sync(target.parent)
 
 
-def write_file(target: Path, data: bytes) -> None:
+def write_file(target: Path, data: bytes, hint: str = ANOTHER_PLACE) -> None:
     """Write or replace the file ``target`` in one step.
 
     Raises:
         ZooError: the file system refuses.
     """
-    target = target.resolve()
+    target = _resolved(target, hint)
     staging = _sibling(target, "new")
-    with explained(target):
+    with explained(target, hint):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             staging.write_bytes(data)
@@ -62,9 +67,12 @@ def _replace(target: Path, staging: Path) -> None:
 
     Elsewhere what stood there is put aside first, and back again if the second step fails.
     """
-    if not target.is_dir() or not any(target.iterdir()):
+    try:
         staging.rename(target)
         return
+    except OSError:
+        if not target.is_dir():
+            raise
     if _exchange(target, staging):
         return
     aside = _sibling(target, "old")
@@ -90,6 +98,19 @@ def _sibling(target: Path, kind: str) -> Path:
     return target.with_name(f".{target.name}.{kind}-{secrets.token_hex(4)}")
 
 
+def left_behind(name: str) -> bool:
+    """Whether a file of this name is what a process that was killed had begun to write."""
+    return _LEFT_BEHIND.fullmatch(name) is not None
+
+
+def _resolved(target: Path, hint: str) -> Path:
+    try:
+        with explained(target, hint):
+            return target.resolve()
+    except RuntimeError as error:  # what Python says before 3.13
+        raise ZooError(f"{target} is a loop of symbolic links.", hint) from error
+
+
 def sync(path: Path) -> None:
     """Have the file or directory at ``path`` written to the disk itself."""
     if sys.platform == "win32" and path.is_dir():
@@ -102,12 +123,9 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def explained(target: Path) -> Iterator[None]:
+def explained(target: Path, hint: str = ANOTHER_PLACE) -> Iterator[None]:
     """Turn what the file system refuses in the block into a :class:`ZooError` about ``target``."""
     try:
         yield
     except OSError as error:
-        raise ZooError(
-            f"{target} cannot be written: {error.strerror or error}.",
-            "Check the permissions and the free space there, or give another place.",
-        ) from error
+        raise ZooError(f"{target} cannot be written: {error.strerror or error}.", hint) from error

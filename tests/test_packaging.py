@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import venv
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,37 @@ print(json.dumps({
     "samples": [source.path.is_file() for source in registry.get("velo-sample").sources],
 }))
 """
+
+TRAINED = """
+import importlib.util, json, sys
+import torch
+from pylo_zoo.optim import VeLO
+
+torch.manual_seed(0)
+model = torch.nn.Linear(3, 2)
+before = model.weight.detach().clone()
+optimizer = VeLO(model.parameters(), num_steps=3, weights=sys.argv[1])
+for _ in range(3):
+    optimizer.zero_grad()
+    loss = model(torch.ones(4, 3)).square().mean()
+    loss.backward()
+    optimizer.step(loss)
+there = [name for name in ("jax", "flax", "orbax", "pytest") if importlib.util.find_spec(name) or name in sys.modules]
+moved = bool(model.weight.isfinite().all()) and not torch.equal(before, model.weight)
+print(json.dumps({"there": there, "moved": moved}))
+"""
+
+CLUTTER = (
+    "zoo/velo-sample/model.safetensors",
+    ".venv/lib/site.py",
+    "golden/velo.npz",
+    ".hypothesis/examples/x",
+    "pylo_zoo/__pycache__/x.cpython-311.pyc",
+    "pylo_zoo/samples/__pycache__/velo_sample.cpython-311.pyc",
+    "pylo_zoo/samples/velo-sample/.ipynb_checkpoints/params",
+    "converters/__pycache__/velo.cpython-311.pyc",
+)
+"""Files that a checkout collects, and that nobody should be sent."""
 
 
 def check_output(*command: str, cwd: Path, env: dict[str, str] | None = None) -> str:
@@ -48,6 +81,67 @@ def test_the_sdist_has_what_a_build_and_a_test_need(built: Path) -> None:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"registry.yaml", "setup.py", "LICENSE", "README.md", "constraints.txt", "Makefile"} <= names
     assert {"converters/__init__.py", "tests/test_packaging.py"} <= names
+    assert {str(path.relative_to(ROOT)) for path in documents()} <= names
+
+
+def documents() -> Iterator[Path]:
+    """What the tree has of docs, tests and examples."""
+    for folder in ("docs", "examples", "tests"):
+        yield from (path for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix in (".md", ".py"))
+
+
+def members(wheel: Path) -> dict[str, bytes]:
+    """All that a wheel holds, RECORD included."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_the_tree_and_the_sdist_build_the_same_wheel_whatever_lies_about(built: Path, tmp_path: Path) -> None:
+    shutil.copytree(ROOT, tmp_path / "tree", ignore=ELSEWHERE, symlinks=True)
+    for name in CLUTTER:
+        path = tmp_path / "tree" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"clutter")
+    command = (sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", "dist", "tree")
+    check_output(*command, cwd=tmp_path)
+    (from_tree,) = (tmp_path / "dist").glob("*.whl")
+    (from_sdist,) = (built / "dist").glob("*.whl")
+    expected = members(from_sdist)
+    assert any(name.endswith(".dist-info/RECORD") for name in expected)
+    assert list(members(from_tree)) == list(expected)
+    assert members(from_tree) == expected
+
+
+@pytest.mark.slow
+def test_an_empty_environment_needs_the_wheel_alone(built: Path, tmp_path: Path) -> None:
+    import json
+
+    (wheel,) = (built / "dist").glob("*.whl")
+    venv.create(tmp_path / "venv", with_pip=True)
+    bin = tmp_path / "venv" / ("Scripts" if sys.platform == "win32" else "bin")
+    python, command = str(bin / "python"), str(bin / "pylo-zoo")
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    env["PYLO_ZOO_HOME"] = str(tmp_path / "home")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+
+    def said(*words: str) -> str:
+        return check_output(*words, cwd=empty, env=env)
+
+    said(python, "-m", "pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt"), str(wheel))
+    assert said(command, "--help").startswith("Usage: pylo-zoo")
+    assert said(command, "--version").startswith("pylo-zoo ")
+    assert "velo-sample" in said(command, "list")
+    convert = [command, "convert", "velo-sample"]
+    done = subprocess.run(convert, cwd=empty, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("Warning: parity was not checked: jax and flax are not installed")
+    assert sorted(path.name for path in (empty / "zoo" / "velo-sample").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "parity.json",
+    ]
+    assert json.loads(said(python, "-c", TRAINED, "zoo/velo-sample")) == {"there": [], "moved": True}
 
 
 def test_the_wheel_has_every_module_and_every_data_file(built: Path) -> None:

@@ -1,13 +1,14 @@
 """The command line: one file a command, which parses, calls the library once and prints through `output`.
 
-A new command is a module with one function and one line in `COMMANDS`. Heavy modules (torch, numpy, jax) are imported
-inside the function, so that ``pylo-zoo --help`` answers at once.
+A new command is a module with one function, its examples, and one line in `COMMANDS`. Heavy modules (torch, numpy, jax)
+are imported inside the function, so that ``pylo-zoo --help`` answers at once.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NoReturn
@@ -18,21 +19,34 @@ from pylo_zoo import __version__
 from pylo_zoo.cli import convert_cmd, export_cmd, info, inspect_cmd, list_cmd, output, verify_cmd
 from pylo_zoo.errors import ZooError
 
-COMMANDS: Mapping[str, Callable[..., Any]] = {
-    "list": list_cmd.list_checkpoints,
-    "info": info.info,
-    "inspect": inspect_cmd.inspect,
-    "convert": convert_cmd.convert,
-    "export": export_cmd.export,
-    "verify": verify_cmd.verify,
+COMMANDS: Mapping[str, tuple[Callable[..., Any], str]] = {
+    "list": (list_cmd.list_checkpoints, list_cmd.EXAMPLES),
+    "info": (info.info, info.EXAMPLES),
+    "inspect": (inspect_cmd.inspect, inspect_cmd.EXAMPLES),
+    "convert": (convert_cmd.convert, convert_cmd.EXAMPLES),
+    "export": (export_cmd.export, export_cmd.EXAMPLES),
+    "verify": (verify_cmd.verify, verify_cmd.EXAMPLES),
 }
+"""Each command's function, and what to type, a line each."""
+
+EXAMPLES = """
+pylo-zoo list
+pylo-zoo convert celo
+pylo-zoo verify zoo/celo
+pylo-zoo convert velo --source theta.state --out zoo/mine
+"""
 
 INTERRUPTED = 130
+
+
+def _examples(lines: str) -> str:
+    """The end of a help text; ``\\b`` keeps Typer from filling the lines."""
+    return "\b\nExamples:\n" + textwrap.indent(lines.strip(), "  ")
+
 
 app = typer.Typer(
     name="pylo-zoo",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,  # usage errors, too, are a plain `Error:` line
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -45,7 +59,7 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(epilog=_examples(EXAMPLES))
 def _root(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
@@ -54,8 +68,8 @@ def _root(
     """Learned optimizers for PyTorch: JAX checkpoints in, proven torch weights out."""
 
 
-for _name, _command in COMMANDS.items():
-    app.command(_name)(_command)
+for _name, (_command, _lines) in COMMANDS.items():
+    app.command(_name, epilog=_examples(_lines))(_command)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -63,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
     0 is success, 1 failure, 2 wrong usage, 130 Ctrl-C. ``PYLO_ZOO_DEBUG=1`` adds the traceback of a failure.
     """
+    for name in ("stdout", "stderr"):
+        _open_stream(name)
     status = _run(argv)
     if status == INTERRUPTED:
         print("Interrupted; nothing was left half-written.", file=sys.stderr)
@@ -70,11 +86,21 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         os._exit(status)  # XLA's compiler threads, cut off in the middle, crash an orderly exit
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader (`| head`) has gone: nobody is left to print to, at the interpreter's exit neither.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
+    except OSError as error:
+        # The reader (`| head`) has gone, which is no fault, or the disk of `> file` is full.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter's exit flushes once more
+        status = 1 if isinstance(error, BrokenPipeError) else _unwritten(error)
     sys.exit(status)
+
+
+def _open_stream(name: str) -> None:
+    """Give the process a standard stream that its caller closed; what is said there, nobody wanted to hear."""
+    if getattr(sys, name) is None:
+        setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  (for the process's lifetime)
+
+
+def _unwritten(error: OSError) -> int:
+    return _failed(f"The output cannot be written: {error.strerror}.", "Check the place that stdout leads to.")
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -86,6 +112,13 @@ def _run(argv: Sequence[str] | None) -> int:
         return INTERRUPTED
     except ZooError as error:
         return _failed(error.message, error.hint)
+    except BrokenPipeError:
+        return 1
+    except OSError as error:
+        place = "The output" if error.filename is None else str(error.filename)
+        return _failed(
+            f"{place} cannot be read or written: {error.strerror or error}.", "Check the path, and its permissions."
+        )
     except Exception as error:
         what = f"Unexpected {type(error).__name__}: {error}"
         return _failed(what, "This is a bug in pylo-zoo. Set PYLO_ZOO_DEBUG=1 to see the traceback.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pylo_zoo.cli import output
+from pylo_zoo.cli import complete, output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,8 +29,24 @@ class Dtype(str, Enum):
     float32 = "float32"
 
 
+EXAMPLES = """
+pylo-zoo convert celo
+pylo-zoo convert velo-sample --out zoo/sample --force
+pylo-zoo convert celo2 --source theta.state --out zoo/mine
+pylo-zoo convert velo --source params --set ff_mult=1.0
+pylo-zoo convert celo --source hf://ORG/REPO/theta.state@main
+"""
+
+
 def convert(
-    name: Annotated[str, typer.Argument(metavar="NAME_OR_FAMILY", help="A registry name; with --source, a family.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME_OR_FAMILY",
+            help="A registry name; with --source, a family.",
+            autocompletion=complete.names_or_families,
+        ),
+    ],
     source: Annotated[
         str | None,
         typer.Option(
@@ -58,10 +74,10 @@ def convert(
     json: output.Json = False,
     quiet: output.Quiet = False,
 ) -> None:
-    """Convert a checkpoint, JAX's or PyLO's, into a torch artifact, and prove that both compute the same.
+    """Convert a checkpoint, JAX's or PyLO's, into a torch artifact.
 
-    Read are flax msgpack (theta.state, Google's params and *.checkpoint), pickles, npz, orbax directories, and PyLO's
-    safetensors and .pt.
+    The result is proven to compute what the original computes. Read are flax msgpack (theta.state, Google's params and
+    *.checkpoint), pickles, npz, orbax directories, and PyLO's safetensors and .pt.
     """
     from pylo_zoo import convert as library
 
@@ -83,7 +99,9 @@ def convert(
         raise
     if made.report.reason is not None:
         output.note(f"Warning: parity was not checked: {made.report.reason}.", quiet=quiet)
-    output.emit(_data(made), str(made.directory) if quiet else lambda console: _show(made, console), json=json)
+    output.emit(
+        _data(made), output.printable(str(made.directory)) if quiet else lambda console: _show(made, console), json=json
+    )
 
 
 def _data(made: Made) -> dict[str, Any]:
@@ -103,6 +121,6 @@ def _show(made: Made, console: Console) -> None:
         made.report.render(console)
     source = made.artifact.source
     known = f", the registry's {made.matched}" if made.matched else ""
-    console.print(f"{made.directory}", style="bold cyan")
-    console.print(f"  {made.artifact.family} from {source.uri}{known}", soft_wrap=True)
+    console.print(output.printable(str(made.directory)), style="bold cyan", soft_wrap=True)
+    console.print(f"  {made.artifact.family} from {output.printable(source.uri)}{known}", soft_wrap=True)
     console.print(f"  sha256 {source.sha256}", soft_wrap=True)

@@ -10,6 +10,11 @@ import typer
 
 from pylo_zoo.cli import output
 
+EXAMPLES = """
+pylo-zoo export zoo/celo --out theta.state
+pylo-zoo export zoo/mine --out theta.state --theta --force
+"""
+
 
 def export(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="An artifact's directory.")],
@@ -21,12 +26,16 @@ def export(
     json: output.Json = False,
     quiet: output.Quiet = False,
 ) -> None:
-    """Write the original checkpoint again, byte for byte; with --theta, its weights as a theta.state for JAX."""
+    """Write the original checkpoint again, byte for byte.
+
+    With --theta, the artifact's weights as a theta.state for JAX.
+    """
     from pylo_zoo import convert
 
     data, identical = convert.export_file(directory, out, force=force, theta=theta)
     sha256 = hashlib.sha256(data).hexdigest()
     values = {"file": str(out), "bytes": len(data), "sha256": sha256, "identical": identical}
     whose = "the source's own" if identical else "the source's weights"
-    human = str(out) if quiet else f"{out}: {len(data):,} bytes, {whose}\n  sha256 {sha256}"
+    path = output.printable(str(out))
+    human = path if quiet else f"{path}: {len(data):,} bytes, {whose}\n  sha256 {sha256}"
     output.emit(values, human, json=json)

@@ -8,20 +8,32 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pylo_zoo.cli import output
+from pylo_zoo.cli import complete, output
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from rich.console import Console
 
-    from pylo_zoo.registry import Entry
+    from pylo_zoo.registry import Entry, Source
+
+EXAMPLES = """
+pylo-zoo info celo
+pylo-zoo info velo-sample --json
+"""
 
 
 def info(
-    name: Annotated[str, typer.Argument(help="A name that `pylo-zoo list` shows.")], json: output.Json = False
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="A name that `pylo-zoo list` shows.", autocompletion=complete.names),
+    ],
+    json: output.Json = False,
 ) -> None:
-    """Show everything about a checkpoint: sources, behaviour, defaults, paper, and how to use it."""
+    """Show all that is known about a checkpoint.
+
+    Its files and their addresses, sha256, licence, behaviour, defaults and paper, and how to train with it.
+    """
     from pylo_zoo.registry import get
 
     entry = get(name)
@@ -39,13 +51,22 @@ def _data(entry: Entry) -> dict[str, Any]:
         "license": entry.license,
         "trained": entry.trained,
         "bytes": entry.bytes,
-        "sources": [config.to_dict(source) for source in entry.sources],
+        "sources": [_source(source) for source in entry.sources],
         "behavior": config.to_dict(entry.behavior),
         "defaults": dict(entry.defaults),
         **{key: value and config.to_dict(value) for key, value in optional.items()},
         "notes": entry.notes,
         "usage": _usage(entry),
     }
+
+
+def _source(source: Source) -> dict[str, Any]:
+    """The record of a file, and where a browser finds it."""
+    from pylo_zoo import config
+    from pylo_zoo.fetch import parse
+
+    described = config.to_dict(source)
+    return {"uri": source.uri, "url": None if source.path else parse(source.uri).url, **described}
 
 
 def _usage(entry: Entry) -> list[str]:
@@ -72,7 +93,7 @@ def _show(entry: Entry, console: Console) -> None:
         for key, value in rows.items():
             indent = " " * (width + 4)
             text = textwrap.fill(
-                _text(value), console.width - len(indent), break_long_words=False, break_on_hyphens=False
+                _text(value), max(console.width - len(indent), 20), break_long_words=False, break_on_hyphens=False
             )
             console.print(f"  {key:<{width}}  " + textwrap.indent(text, indent).lstrip(), soft_wrap=True)
 
@@ -87,7 +108,10 @@ def _show(entry: Entry, console: Console) -> None:
         about["notes"] = entry.notes
     section("About", about)
     for source in data["sources"]:
-        section("Source", {key: value for key, value in source.items() if value is not None})
+        rows = {key: value for key, value in source.items() if value is not None}
+        if rows.get("url") == rows["uri"]:
+            del rows["url"]
+        section("Source", rows)
     for title in ("architecture", "behavior", "learned_decays", "defaults"):
         if data[title]:
             section(title.replace("_", " ").capitalize(), data[title])

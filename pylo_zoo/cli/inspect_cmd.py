@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,12 +17,20 @@ if TYPE_CHECKING:
 
     from pylo_zoo.convert import Inspection
 
+EXAMPLES = """
+pylo-zoo inspect theta.state
+pylo-zoo inspect theta.state --json
+"""
+
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A checkpoint's file, or its directory.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint's file, or its directory.")],
     json: output.Json = False,
 ) -> None:
-    """Show a checkpoint's format, family, architecture and leaves, and what would stop a conversion."""
+    """Show what a file is, and what would stop its conversion.
+
+    Format, family, architecture and every leaf. Nothing is written.
+    """
     from pylo_zoo import convert
 
     found = convert.inspect(file)
@@ -29,9 +38,7 @@ def inspect(
 
 
 def _show(found: Inspection, file: Path, console: Console) -> None:
-    from rich.table import Table
-
-    console.print(found.file, style="bold cyan")
+    console.print(output.printable(found.file), style="bold cyan", soft_wrap=True)
     _rows(
         console,
         {
@@ -48,14 +55,18 @@ def _show(found: Inspection, file: Path, console: Console) -> None:
             console.print(f"\n{title}", style="bold")
             _rows(console, values)
     console.print(f"\n{len(found.leaves)} leaves", style="bold")
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for leaf in found.leaves:
-        table.add_row(f"  {leaf.path}", " × ".join(map(str, leaf.shape)) or "scalar", leaf.dtype)
-    console.print(table)
+    leaves = [
+        (output.printable(leaf.path), " × ".join(map(str, leaf.shape)) or "scalar", leaf.dtype) for leaf in found.leaves
+    ]
+    widest = [max((len(leaf[column]) for leaf in leaves), default=0) for column in range(3)]
+    # A long name pushes its own line out rather than all of them, and nothing is cut off.
+    width = max(min(widest[0], console.width - widest[1] - widest[2] - 6), 1)
+    for path, shape, dtype in leaves:
+        console.print(f"  {path:<{width}}  {shape:<{widest[1]}}  {dtype}", soft_wrap=True)
     if found.problems:
         console.print("\nWhat stops a conversion", style="bold red")
         for problem in found.problems:
-            console.print(f"  {problem}")
+            console.print(f"  {output.printable(problem)}")
     if found.needs:
         console.print("\nIt converts, if that is meant, with", style="bold")
     elif not found.problems:
@@ -63,16 +74,14 @@ def _show(found: Inspection, file: Path, console: Console) -> None:
     if found.needs or not found.problems:
         for family in found.families:
             flags = "".join(f" {flag}" for flag in found.needs)
-            console.print(f"  pylo-zoo convert {family} --source {file}{flags}", soft_wrap=True)
+            path = output.printable(shlex.quote(str(file)))
+            console.print(f"  pylo-zoo convert {family} --source {path}{flags}", soft_wrap=True)
         for note in found.notes:
-            console.print(f"  {note}")
+            console.print(f"  {output.printable(note)}")
 
 
 def _rows(console: Console, values: Mapping[str, Any]) -> None:
-    from rich.padding import Padding
-    from rich.table import Table
-
-    table = Table.grid(padding=(0, 2, 0, 0))
+    width = max(map(len, values))
     for key, value in values.items():
-        table.add_row(key, str(value).lower() if isinstance(value, bool) else str(value))
-    console.print(Padding(table, (0, 0, 0, 2)))
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        console.print(f"  {key:<{width}}  {output.printable(text)}", soft_wrap=True)

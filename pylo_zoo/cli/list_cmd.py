@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pylo_zoo.cli import output
@@ -9,9 +10,15 @@ from pylo_zoo.cli import output
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from rich.table import Table
+    from rich.console import Console
 
     from pylo_zoo.registry import Entry
+
+EXAMPLES = """
+pylo-zoo list
+pylo-zoo list --json
+pylo-zoo list -q
+"""
 
 
 def list_checkpoints(json: output.Json = False, quiet: output.Quiet = False) -> None:
@@ -37,18 +44,24 @@ def list_checkpoints(json: output.Json = False, quiet: output.Quiet = False) -> 
     output.emit(data, human, json=json)
 
 
-def _table(entries: Iterable[Entry]) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("name", style="cyan", no_wrap=True, min_width=26)
-    table.add_column("family", no_wrap=True)
-    table.add_column("size", no_wrap=True, justify="right")
-    table.add_column("licence", no_wrap=True)
-    table.add_column("trained", no_wrap=True)
-    table.add_column("from", no_wrap=True)
+def _table(entries: Iterable[Entry]) -> Callable[[Console], None]:
+    rows = [("name", "family", "size", "licence", "trained", "from")]
     for entry in entries:
         trained = "yes" if entry.trained else "no"
-        origin = entry.weights.origin
-        table.add_row(entry.name, entry.family, output.size(entry.bytes), entry.license, trained, origin)
-    return table
+        rows.append((entry.name, entry.family, output.size(entry.bytes), entry.license, trained, entry.weights.origin))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    def show(console: Console) -> None:
+        from rich.table import Table
+
+        # A narrow terminal gets fewer columns; `info` has the others.
+        fitting = [i for i in range(len(widths)) if sum(widths[: i + 1]) + 2 * i <= console.width or i == 0]
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for i in fitting:
+            justify = "right" if rows[0][i] == "size" else "left"
+            table.add_column(rows[0][i], style="cyan" if i == 0 else None, no_wrap=True, justify=justify)
+        for row in rows[1:]:
+            table.add_row(*(row[i] for i in fitting))
+        console.print(table)
+
+    return show

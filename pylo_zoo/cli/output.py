@@ -60,13 +60,22 @@ def emit(data: Mapping[str, Any], human: RenderableType | Callable[[Console], No
 def note(message: str, *, quiet: bool = False) -> None:
     """Say something about the result, on stderr."""
     if not quiet:
-        print(message, file=sys.stderr)
+        print(printable(message), file=sys.stderr)
 
 
 def fail(message: str, hint: str) -> None:
     """One ``Error:`` and one ``Hint:`` line on stderr, whatever the texts contain."""
     for label, text in (("Error", message), ("Hint", hint)):
-        print(f"{label}: {' '.join(text.split())}", file=sys.stderr)
+        print(f"{label}: {printable(' '.join(text.split()))}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """``text`` in one line, with whatever a terminal would act upon escaped, as in ``\\x1b[31m``.
+
+    File names and leaf names are others' words.
+    """
+    escaped = (sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+    return "".join(escaped)
 
 
 def size(count: int | None) -> str:

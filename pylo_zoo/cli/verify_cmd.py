@@ -6,12 +6,25 @@ from typing import Annotated
 
 import typer
 
-from pylo_zoo.cli import output
+from pylo_zoo.cli import complete, output
 from pylo_zoo.errors import ZooError
+
+EXAMPLES = """
+pylo-zoo verify zoo/celo
+pylo-zoo verify zoo/mine --source theta.state --json
+pylo-zoo verify velo-sample
+"""
 
 
 def verify(
-    target: Annotated[str, typer.Argument(metavar="DIR_OR_NAME", help="An artifact's directory, or a registry name.")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR_OR_NAME",
+            help="An artifact's directory, or a registry name.",
+            autocompletion=complete.names,
+        ),
+    ],
     source: Annotated[
         str | None,
         typer.Option(metavar="FILE_OR_URI", help="The original checkpoint.  [default: the copy that convert kept]"),
@@ -20,9 +33,9 @@ def verify(
     json: output.Json = False,
     quiet: output.Quiet = False,
 ) -> None:
-    """Compare an artifact with its JAX original; exit with status 1 unless parity passes.
+    """Compare an artifact with its JAX original.
 
-    The report is also written to the artifact's parity.json.
+    Exits with status 1 unless parity passes. The report is also written to the artifact's parity.json.
     """
     from pylo_zoo import parity
 

@@ -142,7 +142,7 @@ def _own_uri(source: str | Path | None, read: formats.Source) -> str:
     """What an artifact says of a file of one's own: its address, or its name and never its path."""
     if isinstance(source, str) and is_uri(source):
         return parse(source).uri
-    return f"file:{read.path.name}"
+    return "file:" + read.path.name.encode(errors="backslashreplace").decode()  # a name need not be valid UTF-8
 
 
 # --- writing an artifact -----------------------------------------------------------------------------------------

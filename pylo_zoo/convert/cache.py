@@ -56,9 +56,9 @@ def keep(source: Source) -> Path:
     if fingerprint(parts) != source.sha256:
         raise ZooError(f"{source.path} changed while it was being read.", "Wait until it is complete, and try again.")
     directory = store.directory(source.sha256)
-    with store.locked(source.sha256), explained(directory):
+    with store.locked(source.sha256), explained(directory, store.ANOTHER_CACHE):
         store.real_folder(directory)
-        with staged_directory(directory) as staging:
+        with staged_directory(directory, store.ANOTHER_CACHE) as staging:
             for name, data in parts.items():
                 path = staging / NAMES[source.format] / name
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,10 +79,10 @@ def read_beside(weights: Path, sha256: str, config: Path | None) -> Source:
     if (source := read(weights)).config_bytes == wanted:
         return source  # without a lock, which a read-only cache does not have
     with store.locked(sha256):
-        with explained(beside):
+        with explained(beside, store.ANOTHER_CACHE):
             beside.unlink(missing_ok=True)
         if wanted is not None:
-            write_file(beside, wanted)
+            write_file(beside, wanted, store.ANOTHER_CACHE)
         return read(weights)
 
 
@@ -93,7 +93,7 @@ def side_by_side(files: Sequence[Path]) -> Source:
         ZooError: the cache cannot be written, or the files cannot be read.
     """
     directory = store.directory("-".join(path.parent.name for path in files)[:96])
-    with store.locked(directory.name), explained(directory), staged_directory(directory) as staging:
+    with store.locked(directory.name), staged_directory(directory, store.ANOTHER_CACHE) as staging:
         for index, path in enumerate(files):
             (staging / str(index)).mkdir()
             (staging / str(index) / path.name).write_bytes(path.read_bytes())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch.errors import FetchError
-from pylo_zoo.fetch.store import CHUNK
+from pylo_zoo.fetch.store import ANOTHER_CACHE, CHUNK
 from pylo_zoo.files import explained
 
 
@@ -74,7 +74,7 @@ class Part:
             ZooError: the file system refuses.
         """
         self.discard()
-        with explained(self.path):
+        with explained(self.path, ANOTHER_CACHE):
             self.path.touch()
             if validator and total is not None:
                 self._record.write_text(json.dumps({"validator": validator, "total": total}))
@@ -86,7 +86,7 @@ class Part:
         Raises:
             ZooError: the file system refuses.
         """
-        with explained(self.path):
+        with explained(self.path, ANOTHER_CACHE):
             self._record.unlink(missing_ok=True)
             self.path.unlink(missing_ok=True)
         self.count, self.validator, self.total, self.resumed = 0, "", None, False
@@ -100,7 +100,7 @@ class Part:
             FetchError: there are more bytes than the limit allows; nothing is kept.
             ZooError: the file system refuses; a full disk gets its space back.
         """
-        with explained(self.path):
+        with explained(self.path, ANOTHER_CACHE):
             file = self.path.open("ab", buffering=0)
 
         def write(data: bytes) -> None:
@@ -110,7 +110,7 @@ class Part:
                     f"The file is larger than {self.limit:,} bytes, and was not kept.", "Is it the right address?"
                 )
             try:
-                with explained(self.path):
+                with explained(self.path, ANOTHER_CACHE):
                     _write_all(file.fileno(), data)
             except ZooError as error:
                 if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from pylo_zoo.errors import ZooError
 from pylo_zoo.files import explained, sync
 
+ANOTHER_CACHE = "Check the permissions and the free space there, or name another cache in PYLO_ZOO_HOME."
 LOCK_SECONDS = 600
 """How long a process waits for another one that fetches the same file."""
 CHUNK = 1 << 18
@@ -59,7 +60,7 @@ def place(file: Path, sha256: str, name: str) -> Path:
     """
     folder = directory(sha256)
     target = folder / name
-    with locked(sha256), explained(target):
+    with locked(sha256), explained(target, ANOTHER_CACHE):
         real_folder(folder)
         if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target)
@@ -83,7 +84,7 @@ def partial(key: str) -> Path:
         ZooError: the cache cannot be written.
     """
     folder = home() / "sources" / ".partial"
-    with explained(folder):
+    with explained(folder, ANOTHER_CACHE):
         folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{_word(key)}.part"
 
@@ -99,7 +100,7 @@ def locked(key: str, say: Callable[[str], None] | None = None) -> Iterator[None]
     """
     path = home() / "sources" / ".locks" / f"{_word(key)}.lock"
     lock = FileLock(path)
-    with explained(path):
+    with explained(path, ANOTHER_CACHE):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)

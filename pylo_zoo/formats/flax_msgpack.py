@@ -61,6 +61,11 @@ def decode(data: bytes, name: str) -> Decoded:
         )
     except ZooError as error:
         raise ZooError(f"{name}: {error.message}", error.hint) from error
+    except msgpack.ExtraData as error:
+        raise ZooError(
+            f"{name} is longer than the flax msgpack file that it begins with, by {len(error.extra):,} bytes.",
+            "Download or copy it again, and compare its sha256 with the publisher's.",
+        ) from error
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise ZooError(
             f"{name} is not a complete flax msgpack file ({type(error).__name__}).",
