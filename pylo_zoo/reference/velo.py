@@ -40,6 +40,7 @@ class Controller:
     behavior: Any
 
     needs_loss = True
+    routes = False
     bugged_lstm_state = False
     bugged_loss_features = False
 
