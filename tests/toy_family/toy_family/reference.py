@@ -47,6 +47,4 @@ class ToyRule:
         return {"mlp": hidden @ weights["out"]["w"] + weights["out"]["b"]}
 
 
-TOY = Specification(
-    ToyRule, ToyArchitecture, ToyBehavior, hyper={"lr": 1.0, "weight_decay": 0.0, "clip_norm": None}
-)
+TOY = Specification(ToyRule, ToyArchitecture, ToyBehavior, hyper={"lr": 1.0, "weight_decay": 0.0, "clip_norm": None})
