@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -62,7 +64,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[converters.Family]
         yield family
 
 
-@pytest.mark.parametrize(("test", "choice"), generic_tests())
+@pytest.mark.parametrize(("test", "choice"), list(generic_tests()))
 def test_generic(
     test: Callable[..., None], choice: dict[str, Any], toy: converters.Family, request: pytest.FixtureRequest
 ) -> None:
@@ -153,7 +155,7 @@ ENTRY = """{name}:
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_package_is_one_warning_and_breaks_nobody(case: str, tmp_path: Path) -> None:
+def test_a_broken_package_is_one_warning_and_breaks_nobody(case: str, tmp_path: Path, capsys: Capture) -> None:
     group, value, complaint = BROKEN[case]
     package = tmp_path / "broken"
     package.mkdir()
@@ -167,12 +169,28 @@ def test_a_broken_package_is_one_warning_and_breaks_nobody(case: str, tmp_path: 
     with installed(tmp_path, "broken-package", f"[pylo_zoo.{group}]\nbroken = {value}\n"):
         assert converters.get("elo").name == "elo"  # ours are there before anybody else's code runs
         with pytest.warns(UserWarning, match=re.escape(complaint)) as caught:
-            assert registry.get("celo").family == "celo" and "toy-released" in registry.load_registry()
-            assert {"elo", "toy"} <= set(converters.FAMILIES)
-            assert "something" not in registry.load_registry()
+            assert run("list", "--quiet") == 0
+        listed = capsys.readouterr().out.split()
+        assert {"celo", "toy-released"} <= set(listed)
+        assert "something" not in listed
+        assert {"elo", "toy"} <= set(converters.FAMILIES)
         assert len(caught) == 1
         assert "of the package broken-package is left out" in str(caught[0].message)
-    importlib.invalidate_caches()
+
+
+def test_the_command_line_says_so_in_one_line(tmp_path: Path) -> None:
+    with installed(tmp_path, "broken-package", "[pylo_zoo.families]\nbroken = nowhere:FAMILY\n"):
+        code = "from pylo_zoo.cli import main; main(['list', '--quiet'])"
+        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 0
+    assert "celo" in done.stdout.split()
+    assert done.stderr == (
+        "Warning: The pylo_zoo.families entry point 'broken' (nowhere:FAMILY) of the package broken-package is left "
+        "out: ModuleNotFoundError: No module named 'nowhere'\n"
+    )
 
 
 def test_an_import_string_that_names_nothing(toy: converters.Family) -> None:
@@ -194,4 +212,4 @@ def test_the_toys_registry_pins_the_file_beside_it() -> None:
     source = registry.get("toy-released").weights
     assert source.path == CODE / "theta.state"
     assert source.origin == "toy_family"
-    assert source.sha256 == hashlib.sha256(source.path.read_bytes()).hexdigest()
+    assert source.sha256 == hashlib.sha256((CODE / "theta.state").read_bytes()).hexdigest()

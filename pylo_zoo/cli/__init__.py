@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NoReturn
 
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
     0 is success, 1 failure, 2 wrong usage, 130 Ctrl-C. ``PYLO_ZOO_DEBUG=1`` adds the traceback of a failure.
     """
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
     status = _run(argv)
     if status == INTERRUPTED:
         print("Interrupted; nothing was left half-written.", file=sys.stderr)
