@@ -169,11 +169,11 @@ def test_a_broken_package_is_one_warning_and_breaks_nobody(case: str, tmp_path: 
     with installed(tmp_path, "broken-package", f"[pylo_zoo.{group}]\nbroken = {value}\n"):
         assert converters.get("elo").name == "elo"  # ours are there before anybody else's code runs
         with pytest.warns(UserWarning, match=re.escape(complaint)) as caught:
-            assert run("list", "--quiet") == 0
+            families = set(converters.FAMILIES) if run("list", "--quiet") == 0 else set()
         listed = capsys.readouterr().out.split()
         assert {"celo", "toy-released"} <= set(listed)
         assert "something" not in listed
-        assert {"elo", "toy"} <= set(converters.FAMILIES)
+        assert {"elo", "toy"} <= families
         assert len(caught) == 1
         assert "of the package broken-package is left out" in str(caught[0].message)
 
