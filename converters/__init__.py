@@ -7,9 +7,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import EntryPoint
 from types import MappingProxyType
 
+from pylo_zoo import plugins
 from pylo_zoo.converters.adafac import ADAFAC_MLP, MULO
 from pylo_zoo.converters.base import (
     Family,
@@ -41,18 +45,57 @@ __all__ = [
     "to_torch",
 ]
 
-FAMILIES: Mapping[str, Family] = MappingProxyType(
-    {family.name: family for family in (VELO, CELO, CELO_ADAM, CELO2, CELO2_BASE, ELO, ELO_CELO2, ADAFAC_MLP, MULO)}
-)
+OWN = {family.name: family for family in (VELO, CELO, CELO_ADAM, CELO2, CELO2_BASE, ELO, ELO_CELO2, ADAFAC_MLP, MULO)}
+"""The families of this package."""
+
+
+class Families(Mapping[str, Family]):
+    """Families by name in one naming of their leaves: ours, then those of other packages.
+
+    The others are loaded when the families are listed, or one is asked for that is not ours.
+    """
+
+    def __init__(self, named: Callable[[Family], Family | None]) -> None:
+        self._named = functools.cache(named)
+
+    def __getitem__(self, name: str) -> Family:
+        family = self._named(OWN[name] if name in OWN else third_party()[name])
+        if family is None:
+            raise KeyError(name)
+        return family
+
+    def __iter__(self) -> Iterator[str]:
+        families = {**OWN, **third_party()}
+        return (name for name, family in families.items() if self._named(family) is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+@functools.cache
+def third_party() -> Mapping[str, Family]:
+    """The families that other installed packages declare; loaded once. A broken one is a warning, and left out."""
+    return MappingProxyType(plugins.collect(plugins.FAMILIES, _declared, OWN))
+
+
+def _declared(point: EntryPoint) -> dict[str, Family]:
+    found = point.load()
+    families = (found,) if isinstance(found, Family) else tuple(found)
+    for family in families:
+        if not isinstance(family, Family):
+            raise ZooError(f"{family!r} is no Family.", "Name a pylo_zoo.converters.Family, or a sequence of them.")
+        if not NAME.fullmatch(family.name):
+            raise ZooError(f"{family.name!r} is no name for a family.", "Use lower case, digits, - and _.")
+    return {family.name: family for family in families}
+
+
+NAME = re.compile(r"[a-z0-9]+([-_][a-z0-9]+)*")
+"""What users can type as the name of a family."""
+
+FAMILIES: Mapping[str, Family] = Families(lambda family: family)
 """Every family by the name that users type."""
 
-
-NAMINGS: Mapping[str, Mapping[str, Family]] = MappingProxyType(
-    {
-        "jax": FAMILIES,
-        "pylo": {name: renamed for name, family in FAMILIES.items() if (renamed := family.in_pylo()) is not None},
-    }
-)
+NAMINGS: Mapping[str, Mapping[str, Family]] = MappingProxyType({"jax": FAMILIES, "pylo": Families(Family.in_pylo)})
 """The families in each naming of their leaves."""
 
 

@@ -32,6 +32,8 @@ ADAFAC_MLP = Family(
     table=table,
     infer=elo.infer,
     defaults={"lr": 1.0, "weight_decay": 0.0, "clip_norm": None},
+    reference="pylo_zoo.reference:ADAFAC_MLP",
+    parity_hyper={"lr": 1.0},
 )
 
 
@@ -47,5 +49,6 @@ MULO = replace(
     paper="2406.00153",
     optimizer="pylo_zoo.optim:MuLO",
     behavior=MuLOBehavior,
+    reference="pylo_zoo.reference:MULO",
     pylo=Naming(pylo_table, elo.pylo_infer, optional=OFFSETS),
 )

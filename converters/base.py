@@ -173,10 +173,14 @@ class Family:
         architecture: record of what the leaves' shapes say.
         behavior: record of what no shape says.
         released: the architecture of the published checkpoint.
-        net: ``"module:Class"`` of the network, built from the two.
+        net: ``"module:Class"`` of the network, built from the two. Parity runs its ``probe`` (:mod:`pylo_zoo.nets`).
         table: the renames, given an architecture.
         infer: the architecture, given the leaves; raises ZooError where it cannot be read off.
         defaults: arguments of the optimizer that an artifact may set, with the family's own values; None is off.
+        reference: ``"module:NAME"`` of the :class:`pylo_zoo.reference.Specification` in JAX that parity runs; without
+            one, parity compares the leaves alone and says "not_run".
+        parity_hyper: arguments of the optimizer in parity's runs: those of a plausible run of 10 steps, with weight
+            decay and clipping where the family has them.
         gin: the class that a ``config.gin`` configures for this family.
         containers: behaviour that the kind of container a checkpoint comes in says.
         assumed: behaviour that it is given by that where nobody else says anything.
@@ -196,6 +200,8 @@ class Family:
     table: Callable[[Any], Table]
     infer: Callable[[Leaves], Any]
     defaults: Mapping[str, float | None] = field(default_factory=dict)
+    reference: str | None = None
+    parity_hyper: Mapping[str, Any] = field(default_factory=dict)
     gin: GinClass | None = None
     containers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     assumed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -213,9 +219,22 @@ class Family:
         """The network as a ``torch.nn.Module``, its parameters unset and on the meta device."""
         import torch
 
-        module, _, name = self.net.partition(":")
+        net = self.load(self.net)
         with torch.device("meta"):
-            return getattr(import_module(module), name)(architecture, behavior)
+            return net(architecture, behavior)
+
+    def load(self, name: str) -> Any:
+        """What the import string ``name``, one of the family's own, stands for.
+
+        Raises:
+            ZooError: there is no such thing.
+        """
+        module, _, attribute = name.partition(":")
+        try:
+            return getattr(import_module(module), attribute)
+        except (ImportError, AttributeError, ValueError) as error:
+            what = f"The family {self.name} names {name!r}, which cannot be imported: {error}."
+            raise ZooError(what, "It must be 'module:NAME', in a package that is installed.") from error
 
 
 @lru_cache(maxsize=32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pylo_zoo.config import CeloAdamBehavior, CeloBehavior, ControllerArchitecture, HyperNetArchitecture
 from pylo_zoo.converters import velo
 from pylo_zoo.converters.base import Family, Leaves, axis, record
-from pylo_zoo.converters.tables import CONTROLLER, HIDDEN
+from pylo_zoo.converters.tables import CONTROLLED_HYPER, CONTROLLER, HIDDEN
 
 PAPER = "2501.12670"
 DEFAULTS = {"lr": 1.0, "weight_decay": 0.0}
@@ -27,6 +27,8 @@ CELO = Family(
     table=velo.table,
     infer=velo.infer,
     defaults=DEFAULTS,
+    reference="pylo_zoo.reference:CELO",
+    parity_hyper=CONTROLLED_HYPER,
 )
 
 CELO_ADAM = Family(
@@ -41,4 +43,6 @@ CELO_ADAM = Family(
     table=lambda architecture: CONTROLLER,
     infer=infer_controller,
     defaults=DEFAULTS,
+    reference="pylo_zoo.reference:CELO_ADAM",
+    parity_hyper=CONTROLLED_HYPER,
 )

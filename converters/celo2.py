@@ -64,10 +64,14 @@ CELO2 = Family(
     table=table,
     infer=infer,
     defaults=DEFAULTS,
+    reference="pylo_zoo.reference:CELO2",
+    parity_hyper={"lr": 1e-2, "weight_decay": 0.1},
     pylo=Naming(pylo_table, pylo_infer),
 )
 
-CELO2_BASE = replace(CELO2, name="celo2-base", title="Celo2-base", behavior=CELO2BaseBehavior)
+CELO2_BASE = replace(
+    CELO2, name="celo2-base", title="Celo2-base", behavior=CELO2BaseBehavior, reference="pylo_zoo.reference:CELO2_BASE"
+)
 
 ELO_CELO2 = replace(
     CELO2,
@@ -76,4 +80,6 @@ ELO_CELO2 = replace(
     paper="2506.10315",
     optimizer="pylo_zoo.optim:ELO_CELO2",
     defaults={**DEFAULTS, "weight_decay": 0.1, "clip_norm": 1.0, "adam_lr_mult": 1.0},
+    reference="pylo_zoo.reference:ELO_CELO2",
+    parity_hyper={"lr": 1e-2},
 )

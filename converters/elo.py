@@ -52,5 +52,7 @@ ELO = Family(
     table=table,
     infer=infer,
     defaults={"lr": 1e-3, "weight_decay": 0.0, "clip_norm": None},
+    reference="pylo_zoo.reference:ELO",
+    parity_hyper={"lr": 1e-3, "weight_decay": 0.1, "clip_norm": 1.0},
     pylo=Naming(pylo_table, pylo_infer),
 )

@@ -13,6 +13,7 @@ from pylo_zoo.config import (
 )
 from pylo_zoo.converters.base import UNUSED, Family, GinClass, Leaves, Naming, Table, axis, record
 from pylo_zoo.converters.tables import (
+    CONTROLLED_HYPER,
     CONTROLLER,
     CONTROLS,
     FF_STACK,
@@ -142,6 +143,8 @@ VELO = Family(
     table=table,
     infer=infer,
     defaults={"lr": 1.0, "weight_decay": 0.0},
+    reference="pylo_zoo.reference:VELO",
+    parity_hyper=CONTROLLED_HYPER,
     gin=HYPER_V2,
     containers={"flax-checkpoint": {"use_bugged_next_lstm_state": True}},
     assumed={"flax-checkpoint": {"use_bugged_loss_features": True}},  # Google's loader leaves its class's default

@@ -2,10 +2,14 @@
 
 Each network is built from an architecture and a behaviour (:mod:`pylo_zoo.config`); its ``state_dict`` is what an
 artifact's ``model.safetensors`` holds. Weights stand as torch keeps them, ``[outputs, inputs]``.
+
+For parity, a network names the inputs that it is tried on, ``probe_shapes()``, and computes its outputs from them,
+``probe(inputs)``; there, in contrast to the rest, one row is a parameter, as JAX has it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -31,8 +35,14 @@ VELO_CHANNELS = 30
 """Per-parameter features of VeLO, Celo and CELO2 (SPEC §4)."""
 ADAFAC_CHANNELS = 39
 """Per-parameter features of AdafacMLP, μLO and ELO, time features included (SPEC §3)."""
+UNFACTORED_CHANNELS = 15
+"""Those of CELO2 for a parameter without row and column."""
 VELO_LSTM_INPUTS = 30
 CELO_LSTM_INPUTS = 18
+
+PROBE_TENSORS = 5
+PROBE_ELEMENTS = 64
+"""How many tensors and parameters parity tries a network on."""
 
 
 class Control(NamedTuple):
@@ -94,6 +104,12 @@ class Controller(nn.Module):
         return Control(hidden, cell, controls, self.step_size(hidden)[:, 0])
 
 
+def controller_shapes(inputs: int, hidden: int) -> dict[str, tuple[int, int]]:
+    """The shapes that a :class:`Controller` is tried on."""
+    states = {"hidden": (PROBE_TENSORS, hidden), "cell": (PROBE_TENSORS, hidden)}
+    return {"lstm_inputs": (PROBE_TENSORS, inputs), **states}
+
+
 class FixedDecays:
     """Mixin of the networks whose decays are the behaviour's own (everything but AdafacMLP and μLO)."""
 
@@ -133,6 +149,16 @@ class VeLONet(FixedDecays, nn.Module):
         assert isinstance(self.behavior, VeLOBehavior)
         return self._mix(controls * self.behavior.ff_mult)
 
+    def probe_shapes(self) -> dict[str, tuple[int, int]]:
+        shapes = controller_shapes(self.lstm_inputs, self.architecture.lstm_hidden_size)
+        return {**shapes, "features": (PROBE_ELEMENTS, VELO_CHANNELS)}
+
+    def probe(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        control = self(inputs["lstm_inputs"], inputs["hidden"], inputs["cell"])
+        layers, x = self.write(control.controls), inputs["features"].T.contiguous()
+        written = [mlp([(w[k], b[k]) for w, b in layers], x).T for k in range(PROBE_TENSORS)]
+        return {**control._asdict(), "mlp": torch.stack(written)}
+
     def _mix(self, controls: Tensor) -> list[Layer]:
         scaled = controls / self.architecture.param_inits
 
@@ -167,6 +193,13 @@ class CeloAdamNet(FixedDecays, nn.Module):
         control = self.controller(inputs, hidden, cell)
         return control._replace(lr_mult=celo_lr_mult(control.lr_mult))
 
+    def probe_shapes(self) -> dict[str, tuple[int, int]]:
+        return controller_shapes(CELO_LSTM_INPUTS, self.architecture.lstm_hidden_size)
+
+    def probe(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        control = self(inputs["lstm_inputs"], inputs["hidden"], inputs["cell"])
+        return {"hidden": control.hidden, "cell": control.cell, "lr_mult": control.lr_mult}
+
 
 def celo_lr_mult(output: Tensor) -> Tensor:
     """Celo's step size from the controller's raw output (SPEC §5)."""
@@ -185,6 +218,13 @@ class CELO2Net(FixedDecays, nn.Module):
         """``features [30 or 15, n]`` → direction, magnitude and one unused ``[3, n]``."""
         return mlp(self.mlp.weights(), features, self.behavior.mlp_activation)
 
+    def probe_shapes(self) -> dict[str, tuple[int, int]]:
+        widths = {"features": VELO_CHANNELS, "features_unfactored": UNFACTORED_CHANNELS}
+        return {name: (PROBE_ELEMENTS, width) for name, width in widths.items()}
+
+    def probe(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"mlp": self(inputs["features"].T).T, "mlp_unfactored": self(inputs["features_unfactored"].T).T}
+
 
 class ELONet(FixedDecays, nn.Module):
     """ELO (SPEC §3): one MLP ``39 → 32 → 32 → 2``; the decays are the initial ones."""
@@ -197,6 +237,12 @@ class ELONet(FixedDecays, nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """``features [39, n]`` → direction and magnitude ``[2, n]``."""
         return mlp(self.mlp.weights(), features)
+
+    def probe_shapes(self) -> dict[str, tuple[int, int]]:
+        return {"features": (PROBE_ELEMENTS, ADAFAC_CHANNELS)}
+
+    def probe(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"mlp": self(inputs["features"].T).T}
 
 
 class AdafacNet(ELONet):
@@ -220,3 +266,8 @@ class AdafacNet(ELONet):
             learned(initial.rms, self.rms_decays).clamp(0, 1),
             learned(initial.adafactor, self.adafactor_decays).clamp(0, 1),
         )
+
+    def probe(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The decays in force, too: they are learned."""
+        decays = {f"{name}_decays": value for name, value in self.decays()._asdict().items()}
+        return {**super().probe(inputs), **decays}

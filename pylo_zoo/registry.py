@@ -13,13 +13,15 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from importlib import resources
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
 import yaml
 
-from pylo_zoo import config, converters
+from pylo_zoo import config, converters, plugins
 from pylo_zoo.errors import ZooError
 
 PACKAGE = Path(__file__).parent
@@ -37,6 +39,8 @@ class Source:
     format: Format
     bytes: int | None = None
     sha256: str | None = None
+    package: str = "pylo_zoo"
+    """What ``package://`` speaks of: the installed package that the registry came with; no field of the file."""
 
     @property
     def scheme(self) -> str:
@@ -50,12 +54,17 @@ class Source:
     @property
     def origin(self) -> str:
         """Who publishes it: the Hub's organisation, the bucket, or ``this package``."""
-        return "this package" if self.scheme == "package" else self.uri.split("/")[2]
+        if self.scheme != "package":
+            return self.uri.split("/")[2]
+        return "this package" if self.package == "pylo_zoo" else self.package
 
     @property
     def path(self) -> Path | None:
         """The file itself, for a source that the installed package carries."""
-        return PACKAGE / self.uri.partition("://")[2] if self.scheme == "package" else None
+        if self.scheme != "package":
+            return None
+        root = PACKAGE if self.package == "pylo_zoo" else Path(str(resources.files(self.package)))
+        return root / self.uri.partition("://")[2]
 
 
 @dataclass(frozen=True)
@@ -122,20 +131,35 @@ def get(name: str) -> Entry:
 
 
 def load_registry(path: Path | None = None) -> Mapping[str, Entry]:
-    """Every entry by name, in the file's order; by default of the registry that came with the package."""
-    return _load(path or _default_path())
+    """Every entry by name, in the file's order; by default of the registry that came with
+    the package and then of those that other packages declare (docs/adding-a-family.md)."""
+    return _load(path) if path else _all_entries()
 
 
 @functools.cache
-def _load(path: Path) -> Mapping[str, Entry]:
+def _all_entries() -> Mapping[str, Entry]:
+    own = _load(_default_path())
+    return MappingProxyType({**own, **plugins.collect(plugins.REGISTRIES, _declared, own)})
+
+
+def _declared(point: EntryPoint) -> Mapping[str, Entry]:
+    """The entries of another package's registry, ``package:file.yaml``."""
+    return _load(Path(str(resources.files(point.module) / point.attr)), point.module)
+
+
+@functools.cache
+def _load(path: Path, package: str = "pylo_zoo") -> Mapping[str, Entry]:
     try:
         document = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except OSError as error:
-        raise ZooError(f"Cannot read the registry {path}: {error.strerror}.", "Reinstall pylo-zoo.") from error
+        raise ZooError(
+            f"Cannot read the registry {path}: {error.strerror}.",
+            f"Reinstall {package}.".replace("pylo_zoo", "pylo-zoo"),
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         what = " ".join(str(error).split())
         raise ZooError(f"{path.name} is not valid YAML: {what}.", "Correct the file at that place.") from error
-    entries = {name: _entry(name, values) for name, values in _mapping(document, path.name).items()}
+    entries = {name: _entry(name, values, package) for name, values in _mapping(document, path.name).items()}
     return MappingProxyType(entries)
 
 
@@ -171,7 +195,7 @@ _URI = re.compile(
 )
 
 
-def _entry(name: Any, values: Any) -> Entry:
+def _entry(name: Any, values: Any, package: str) -> Entry:
     what = f"registry.yaml: {name}"
     _require(isinstance(name, str) and _NAME.fullmatch(name), f"{what} is no name", "Use lower case, digits, - and _.")
     values = _mapping(values, what)
@@ -189,7 +213,7 @@ def _entry(name: Any, values: Any) -> Entry:
         license=plain.license,
         trained=plain.trained,
         notes=plain.notes,
-        sources=_sources(values.get("sources"), f"{what}: sources"),
+        sources=_sources(values.get("sources"), f"{what}: sources", package),
         architecture=_optional(family.architecture, values.get("architecture"), f"{what}: architecture"),
         behavior=config.parse(family.behavior, behavior, f"{what}: behavior"),
         learned_decays=_learned_decays(plain.family, values.get("learned_decays"), f"{what}: learned_decays"),
@@ -198,9 +222,11 @@ def _entry(name: Any, values: Any) -> Entry:
     )
 
 
-def _sources(values: Any, what: str) -> tuple[Source, ...]:
+def _sources(values: Any, what: str, package: str) -> tuple[Source, ...]:
     _require(isinstance(values, list) and values, f"{what} is {values!r}", "List at least the file with the weights.")
-    sources = tuple(config.parse(Source, _mapping(each, what), f"{what}[{i}]") for i, each in enumerate(values))
+    for i, each in enumerate(values):
+        _require("package" not in _mapping(each, what), f"{what}[{i}]: unknown field 'package'", "Leave it out.")
+    sources = tuple(config.parse(Source, {**each, "package": package}, f"{what}[{i}]") for i, each in enumerate(values))
     for i, source in enumerate(sources):
         uri_ok = _URI.fullmatch(source.uri) and not {".", ".."} & set(source.uri.split("/"))
         forms = "It must be hf://ORG/REPO/FILE[@REV], gs://BUCKET/PATH, https://HOST/PATH or package://PATH."

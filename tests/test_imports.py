@@ -20,14 +20,15 @@ ARROWS = {
     "pylo_zoo": "artifact errors weights",
     "errors": "",
     "files": "errors",
+    "plugins": "errors",
     "config": "errors",
     "ops": "torch",
     "kernels": "ops torch triton",
     "nets": "config errors ops torch",
-    "converters": "config errors nets numpy torch",  # the last two for the networks' shapes, on the meta device
+    "converters": "config errors nets numpy plugins torch",  # nets, torch: shapes on the meta device
     "formats": "errors msgpack numpy orbax safetensors",
     "artifact": "config converters errors files nets numpy pylo_zoo safetensors torch",
-    "registry": "config converters errors yaml",
+    "registry": "config converters errors plugins yaml",
     "fetch": "config errors files filelock huggingface_hub pylo_zoo rich",
     "hub": "artifact errors huggingface_hub registry",
     "convert": "artifact config converters errors fetch files formats hub nets numpy parity pylo_zoo registry torch "

@@ -20,7 +20,7 @@ jax = pytest.importorskip("jax")
 flax_serialization = pytest.importorskip("flax.serialization")
 
 from pylo_zoo import reference as package  # noqa: E402  (needs jax)
-from pylo_zoo.reference import FAMILIES, HYPERPARAMETERS, Reference, accumulators, build  # noqa: E402
+from pylo_zoo.reference import FAMILIES, Reference, accumulators, build  # noqa: E402
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 GOLDEN = SHARED / "golden"
@@ -66,7 +66,7 @@ def golden(case: str) -> Golden:
     return Golden(
         family=family,
         records=records(family, given),
-        hyper={name: spec[name] for name in HYPERPARAMETERS[family] if name in spec},
+        hyper={name: spec[name] for name in FAMILIES[family].hyper if name in spec},
         theta=restore("celo" if spec.get("checkpoint") == "real" else GOLDEN / case),
         params=[at(f"params.{t}") for t in range(spec["steps"] + 1)],
         grads=[at(f"grads.{t}") for t in range(spec["steps"])],
@@ -77,7 +77,7 @@ def golden(case: str) -> Golden:
 
 def records(family: str, given: dict[str, Any]) -> dict[str, Any]:
     """The architecture and behavior of ``family``: fields from ``given``, else their defaults."""
-    _, *kinds, _ = FAMILIES[family]
+    kinds = FAMILIES[family].architecture, FAMILIES[family].behavior
     architecture, behavior = (
         kind(**{field.name: given[field.name] for field in dataclasses.fields(kind) if field.name in given})
         for kind in kinds

@@ -10,6 +10,7 @@ import os
 import sys
 import textwrap
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NoReturn
 
@@ -79,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """
     for name in ("stdout", "stderr"):
         _open_stream(name)
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
     status = _run(argv)
     if status == INTERRUPTED:
         print("Interrupted; nothing was left half-written.", file=sys.stderr)

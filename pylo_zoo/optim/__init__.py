@@ -1,7 +1,5 @@
 """``torch.optim`` optimizers that train with learned update rules, one file a family."""
 
-from importlib import import_module
-
 from pylo_zoo import converters
 from pylo_zoo.optim.adafac import AdafacLO
 from pylo_zoo.optim.base import LearnedOptimizer
@@ -37,5 +35,5 @@ def optimizer_class(family: str) -> type[LearnedOptimizer]:
     Raises:
         ZooError: there is no such family.
     """
-    module, _, name = converters.get(family).optimizer.partition(":")
-    return getattr(import_module(module), name)
+    found = converters.get(family)
+    return found.load(found.optimizer)

@@ -46,7 +46,8 @@ def verify(artifact: Artifact, source: Path) -> Report:
         source: the original checkpoint file.
 
     Returns:
-        The report; without JAX the first level alone, as "not_run" with the reason.
+        The report; without JAX the first level alone, as "not_run" with the reason; likewise for
+        a family without a reference.
 
     Raises:
         ZooError: ``source`` cannot be read, or is not the file that the artifact was made of.
@@ -59,6 +60,8 @@ def verify(artifact: Artifact, source: Path) -> Report:
             "Give the original with --source, or convert this one.",
         )
     report = without_jax(artifact, read, reason="jax and flax are not installed")
+    if converters.get(artifact.family).reference is None:
+        return replace(report, reason=f"there is no JAX reference of the family {artifact.family}")
     if jax_is_missing():
         return report
     if nonfinite := artifact.source.layout.get("nonfinite"):
@@ -149,12 +152,14 @@ def x64() -> AbstractContextManager[Any]:
 def _reference(artifact: Artifact, theta: Mapping[str, Any], dtype: str) -> Any:
     from pylo_zoo.reference import build
 
+    family = converters.get(artifact.family)
+    assert family.reference is not None
     return build(
-        artifact.family,
+        family.load(family.reference),
         theta,
         architecture=config.to_dict(artifact.architecture),
         behavior=config.to_dict(artifact.behavior),
-        hyper=cases.HYPER[artifact.family],
+        hyper=family.parity_hyper,
         dtype=dtype,
     )
 
@@ -183,7 +188,7 @@ def _trajectory_checks(artifact: Artifact, theta: Mapping[str, Any]) -> Iterator
             ]
             with x64():
                 reference = _reference(artifact, theta, name)
-                theirs = trajectory.jax_trajectory(reference, artifact.family, start, grads, losses)
+                theirs = trajectory.jax_trajectory(reference, start, grads, losses)
             steps = trajectory.finite_steps(theirs)
             for layout in ("torch", "jax"):
                 ours = trajectory.torch_trajectory(artifact, layout, dtype, start, grads, losses)

@@ -1,9 +1,8 @@
-"""What parity is tried on: a table of shapes, gradient regimes and hyperparameters, all seeded."""
+"""What parity is tried on: a table of shapes, and gradient regimes, all seeded."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +10,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 STEPS = 10
-NUM_STEPS = 8
-"""Planned length of the runs, which go past it."""
+"""Length of the runs; it goes past the ``num_steps`` of the families that have one."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +52,6 @@ CASES = (
 REGIMES = ("ordinary", "mixed")
 """``ordinary``: one scale a tensor. ``mixed``: from 1e-6 to spikes of 1e3, with elements that are always zero, as
 behind a dead unit, and now and then a whole tensor of zeros."""
-
-HYPER: dict[str, dict[str, Any]] = {
-    "velo": {"num_steps": NUM_STEPS, "lr": 1.0, "weight_decay": 0.01},
-    "celo": {"num_steps": NUM_STEPS, "lr": 1.0, "weight_decay": 0.01},
-    "celo-adam": {"num_steps": NUM_STEPS, "lr": 1.0, "weight_decay": 0.01},
-    "celo2": {"lr": 1e-2, "weight_decay": 0.1},
-    "celo2-base": {"lr": 1e-2, "weight_decay": 0.1},
-    "elo-celo2": {"lr": 1e-2},
-    "elo": {"lr": 1e-3, "weight_decay": 0.1, "clip_norm": 1.0},
-    "adafac-mlp": {"lr": 1.0},
-    "mulo": {"lr": 1.0},
-}
-"""Hyperparameters by family: those of a plausible run, with weight decay and clipping where the family has them."""
 
 
 def parameters(seed: int) -> dict[str, Array]:

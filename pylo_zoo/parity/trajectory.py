@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from pylo_zoo import converters
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.optim import optimizer_class
-from pylo_zoo.parity.cases import CASES, HYPER, STEPS, Case
+from pylo_zoo.parity.cases import CASES, STEPS, Case
 from pylo_zoo.parity.report import ROUNDING_FLOOR
 
 TORCH_FROM_JAX = {0: (), 1: (0,), 2: (1, 0), 3: (2, 1, 0), 4: (3, 2, 0, 1), 5: (4, 3, 0, 1, 2)}
@@ -32,7 +33,7 @@ def torch_trajectory(
     optimizer = optimizer_class(artifact.family)(
         [_group(case, parameters[case.name], kept[case.name]) for case in CASES],
         weights=artifact,
-        **HYPER[artifact.family],
+        **converters.get(artifact.family).parity_hyper,
     )
     trajectory = [{name: _from(p, kept[name]) for name, p in parameters.items()}]
     for step in range(STEPS):
@@ -45,11 +46,9 @@ def torch_trajectory(
     return trajectory
 
 
-def jax_trajectory(
-    reference: Any, family: str, start: dict[str, np.ndarray], grads: Trajectory, losses: Any
-) -> Trajectory:
+def jax_trajectory(reference: Any, start: dict[str, np.ndarray], grads: Trajectory, losses: Any) -> Trajectory:
     """Run the JAX reference."""
-    routed = {case.name: case.rule for case in CASES if case.rule} if "celo2" in family else None
+    routed = {case.name: case.rule for case in CASES if case.rule} if reference.routes else None
     parameters, state = start, reference.init(start, routed)
     trajectory = [{name: np.asarray(value, reference.dtype) for name, value in start.items()}]
     for step in range(STEPS):

@@ -12,6 +12,7 @@ records of ``pylo_zoo.config``. Everything is in JAX's layout, ``(*spatial, in, 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,48 +22,73 @@ from jax import Array
 
 from pylo_zoo import config
 from pylo_zoo.errors import ZooError
-from pylo_zoo.reference.adafac import Adafac
-from pylo_zoo.reference.celo2 import CELO2
-from pylo_zoo.reference.velo import Celo, CeloAdam, VeLO
+from pylo_zoo.reference import adafac, celo2, velo
 
-__all__ = ["Reference", "build"]
+__all__ = ["FAMILIES", "REQUIRED", "Reference", "Specification", "build"]
 
-CELO2_RECORDS = (config.CELO2Architecture, config.CELO2Behavior)
-CELO2_BASE_RECORDS = (config.CELO2Architecture, config.CELO2BaseBehavior)
+REQUIRED = object()
+"""Stands for a hyperparameter without a default."""
 
-#: Family to its rule, the records of its checkpoint, and the flags by which it differs from its kin.
-FAMILIES: dict[str, tuple[Any, Any, Any, dict[str, Any]]] = {
-    "velo": (VeLO, config.HyperNetArchitecture, config.VeLOBehavior, {}),
-    "celo": (Celo, config.HyperNetArchitecture, config.CeloBehavior, {}),
-    "celo-adam": (CeloAdam, config.ControllerArchitecture, config.CeloAdamBehavior, {}),
-    "celo2": (CELO2, *CELO2_RECORDS, {"vectors": "adamw", "clip_adamw": False}),
-    "celo2-base": (CELO2, *CELO2_BASE_RECORDS, {"vectors": "learned", "clip_adamw": False}),
-    "elo-celo2": (CELO2, *CELO2_RECORDS, {"vectors": "adamw", "clip_adamw": True}),
-    "adafac-mlp": (Adafac, config.MLPArchitecture, config.AdafacBehavior, {"learned": True, "cleaned": False}),
-    "mulo": (Adafac, config.MLPArchitecture, config.MuLOBehavior, {"learned": True, "cleaned": True}),
-    "elo": (Adafac, config.MLPArchitecture, config.ELOBehavior, {"learned": False, "cleaned": True}),
-}
+
+@dataclass(frozen=True, eq=False)
+class Specification:
+    """One family in JAX.
+
+    Attributes:
+        rule: class of the rule, called with an architecture, a behaviour and ``flags``. It is hashable and has
+            ``needs_loss``, ``routes`` (whether ``init`` heeds its rules), ``prepare(theta, hyper, dtype)``,
+            ``init(weights, params, rules)``, ``update(weights, hyper, params, grads, state, loss)`` and
+            ``forward(weights, inputs)``.
+        architecture: record of what the leaves' shapes say.
+        behavior: record of what no shape says.
+        hyper: hyperparameters with their defaults, those of the torch constructor.
+        flags: further arguments, by which the rule differs from its kin.
+    """
+
+    rule: Any
+    architecture: Any
+    behavior: Any
+    hyper: Mapping[str, Any]
+    flags: Mapping[str, Any] = field(default_factory=dict)
+
 
 RULES = ("learned", "adamw")
 
-REQUIRED = object()
 CONTROLLED = {"num_steps": REQUIRED, "lr": 1.0, "weight_decay": 0.0}
 PLAIN = {"lr": 1.0, "weight_decay": 0.0, "clip_norm": None}
 ADAMW = {"adam_lr_mult": 20.0, "adam_betas": (0.9, 0.95), "adam_eps": 1e-8, "adam_weight_decay": None}
 WITH_ADAMW = PLAIN | ADAMW | {"lr": 1e-3, "grad_clip_val": 1000.0}
+WITH_ADAMW_ELO = WITH_ADAMW | {"weight_decay": 0.1, "clip_norm": 1.0, "adam_lr_mult": 1.0}
 
-#: Family to its hyperparameters and their defaults: those of the torch constructors.
-HYPERPARAMETERS: dict[str, dict[str, Any]] = {
-    "velo": CONTROLLED,
-    "celo": CONTROLLED,
-    "celo-adam": CONTROLLED,
-    "celo2": WITH_ADAMW,
-    "celo2-base": WITH_ADAMW,
-    "elo-celo2": WITH_ADAMW | {"weight_decay": 0.1, "clip_norm": 1.0, "adam_lr_mult": 1.0},
-    "adafac-mlp": PLAIN,
-    "mulo": PLAIN | {"width_mult": {}},
-    "elo": PLAIN | {"lr": 1e-3},
+VECTORS = {"vectors": "adamw", "clip_adamw": False}
+BASE = {"vectors": "learned", "clip_adamw": False}
+CLIPPED = {"vectors": "adamw", "clip_adamw": True}
+_MLP, _CELO2 = config.MLPArchitecture, config.CELO2Architecture
+
+VELO = Specification(velo.VeLO, config.HyperNetArchitecture, config.VeLOBehavior, CONTROLLED)
+CELO = Specification(velo.Celo, config.HyperNetArchitecture, config.CeloBehavior, CONTROLLED)
+CELO_ADAM = Specification(velo.CeloAdam, config.ControllerArchitecture, config.CeloAdamBehavior, CONTROLLED)
+CELO2 = Specification(celo2.CELO2, _CELO2, config.CELO2Behavior, WITH_ADAMW, VECTORS)
+CELO2_BASE = Specification(celo2.CELO2, _CELO2, config.CELO2BaseBehavior, WITH_ADAMW, BASE)
+ELO_CELO2 = Specification(celo2.CELO2, _CELO2, config.CELO2Behavior, WITH_ADAMW_ELO, CLIPPED)
+ADAFAC_MLP = Specification(adafac.Adafac, _MLP, config.AdafacBehavior, PLAIN, {"learned": True, "cleaned": False})
+MULO = Specification(
+    adafac.Adafac, _MLP, config.MuLOBehavior, PLAIN | {"width_mult": {}}, {"learned": True, "cleaned": True}
+)
+ELO = Specification(adafac.Adafac, _MLP, config.ELOBehavior, PLAIN | {"lr": 1e-3}, {"learned": False, "cleaned": True})
+
+FAMILIES: dict[str, Specification] = {
+    "velo": VELO,
+    "celo": CELO,
+    "celo-adam": CELO_ADAM,
+    "celo2": CELO2,
+    "celo2-base": CELO2_BASE,
+    "elo-celo2": ELO_CELO2,
+    "adafac-mlp": ADAFAC_MLP,
+    "mulo": MULO,
+    "elo": ELO,
 }
+"""The families of this package by name."""
 
 COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
 """Compiling is what a parity run waits for: a dozen steps of small tensors need no optimized code."""
@@ -89,6 +115,7 @@ class Reference:
 
     def __init__(self, rule: Any, theta: Mapping[str, Any], hyper: Mapping[str, Any], dtype: str) -> None:
         self.dtype = dtype
+        self.routes: bool = rule.routes
         self._rule = rule
         self._weights = rule.prepare(self._cast(theta), hyper, dtype)
         self._hyper = self._cast(hyper)
@@ -100,7 +127,7 @@ class Reference:
             params: name to tensor, in JAX's layout.
             rules: name to "learned" or "adamw", in the CELO2 kinds; by number of axes where a name is missing.
         """
-        if rules and not isinstance(self._rule, CELO2):
+        if rules and not self.routes:
             raise ZooError("This family does not route its parameters.", "Leave rules out.")
         wrong = sorted(name for name, rule in (rules or {}).items() if name not in params or rule not in RULES)
         if wrong:
@@ -128,7 +155,7 @@ class Reference:
 
 
 def build(
-    family: str,
+    family: str | Specification,
     theta: Mapping[str, Any],
     *,
     architecture: Mapping[str, Any],
@@ -139,33 +166,32 @@ def build(
     """The reference of ``family``.
 
     Args:
-        family: velo, celo, celo-adam, celo2, celo2-base, elo, elo-celo2, adafac-mlp or mulo.
+        family: a specification, or the name of one of :data:`FAMILIES`.
         theta: the meta-parameters, nested as ``flax.serialization.msgpack_restore`` returns them.
-        architecture, behavior: the fields of the family's records in ``pylo_zoo.config``.
+        architecture, behavior: the fields of the specification's records.
         hyper: hyperparameters; a missing one takes the torch constructor's default.
         dtype: "float32", or "float64" under ``jax.enable_x64(True)``, of everything.
 
     Raises:
         ZooError: an unknown family, field, hyperparameter or dtype, or a missing num_steps.
     """
-    if family not in FAMILIES:
+    if isinstance(family, str) and family not in FAMILIES:
         raise ZooError(f"Unknown family {family!r}.", f"Known families: {', '.join(FAMILIES)}.")
     if dtype not in ("float32", "float64") or jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ZooError(f"dtype {dtype!r} is not at hand.", "Use float32, or float64 under jax.enable_x64(True).")
-    rule, architecture_record, behavior_record, flags = FAMILIES[family]
-    rule = rule(
-        config.parse(architecture_record, architecture, "architecture"),
-        config.parse(behavior_record, behavior, "behavior"),
-        **flags,
+    specification = FAMILIES[family] if isinstance(family, str) else family
+    rule = specification.rule(
+        config.parse(specification.architecture, architecture, "architecture"),
+        config.parse(specification.behavior, behavior, "behavior"),
+        **specification.flags,
     )
-    return Reference(rule, theta, _complete(family, hyper), dtype)
+    return Reference(rule, theta, _complete(specification.hyper, hyper), dtype)
 
 
-def _complete(family: str, hyper: Mapping[str, Any]) -> dict[str, Any]:
-    known = HYPERPARAMETERS[family]
+def _complete(known: Mapping[str, Any], hyper: Mapping[str, Any]) -> dict[str, Any]:
     if unknown := sorted(set(hyper) - set(known)):
-        raise ZooError(f"hyper: unknown {', '.join(unknown)}.", f"{family} knows {', '.join(known)}.")
+        raise ZooError(f"hyper: unknown {', '.join(unknown)}.", f"This family knows {', '.join(known)}.")
     complete = {**known, **hyper}
     if missing := [name for name, value in complete.items() if value is REQUIRED]:
-        raise ZooError(f"hyper: {', '.join(missing)} missing.", f"{family} needs it.")
+        raise ZooError(f"hyper: {', '.join(missing)} missing.", "This family needs it.")
     return complete

@@ -37,6 +37,7 @@ class Adafac:
     cleaned: bool
 
     needs_loss = False
+    routes = False
 
     def prepare(self, theta: Mapping[str, Any], hyper: Mapping[str, Any], dtype: str) -> dict[str, Any]:
         """Theta as the update uses it: the MLP's layers and the decays in force."""

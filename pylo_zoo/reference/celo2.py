@@ -56,6 +56,7 @@ class CELO2:
     clip_adamw: bool
 
     needs_loss = False
+    routes = True
 
     def prepare(self, theta: Mapping[str, Any], hyper: Mapping[str, Any], dtype: str) -> dict[str, Any]:
         """Theta as the update uses it: an MLP for matrices, its part for vectors, and the decays."""

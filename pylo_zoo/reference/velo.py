@@ -41,6 +41,7 @@ class Controller(ABC):
     behavior: Any
 
     needs_loss = True
+    routes = False
     bugged_lstm_state = False
     bugged_loss_features = False
 

@@ -1,0 +1,1 @@
+"""The toy family: an MLP of two inputs that mixes the gradient and its momentum."""
