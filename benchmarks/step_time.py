@@ -13,6 +13,7 @@ import json
 import platform
 import statistics
 import time
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -45,7 +46,7 @@ def measure(weights: str, steps: int) -> dict[str, float | str]:
     """Medians over ``steps`` pairs of steps, after two that are not counted."""
     artifact = pylo_zoo.load(weights)
     cls = optimizer_class(artifact.family)
-    horizon = {"num_steps": 1000} if cls.needs_loss else {}
+    horizon: dict[str, Any] = {"num_steps": 1000} if cls.needs_loss else {}
     ours = cls(parameters(), weights=artifact, **horizon)
     adamw = torch.optim.AdamW(parameters(), fused=True)
     pairs = [(timed(ours), timed(adamw)) for _ in range(steps + 2)][2:]

@@ -66,6 +66,8 @@ def _source(source: Source) -> dict[str, Any]:
     from pylo_zoo.fetch import parse
 
     described = config.to_dict(source)
+    if source.scheme != "package":
+        del described["package"]
     return {"uri": source.uri, "url": None if source.path else parse(source.uri).url, **described}
 
 
