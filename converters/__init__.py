@@ -109,7 +109,7 @@ def get(name: str, naming: str = "jax") -> Family:
         raise ZooError(f"There is no family {name!r}.", f"Known families: {', '.join(FAMILIES)}.")
     if name not in NAMINGS[naming]:
         raise ZooError(
-            f"This is a torch file in PyLO's naming, which has no names for {name}.",
+            f"This is a torch file; those are read in PyLO's naming, which has no names for {name}.",
             f"PyLO publishes {', '.join(NAMINGS[naming])}; for {name}, give the JAX checkpoint.",
         )
     return NAMINGS[naming][name]

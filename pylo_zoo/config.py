@@ -11,7 +11,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union
 
@@ -159,7 +159,7 @@ def parse(record: type[Record], values: Mapping[str, Any], what: str) -> Record:
     fields = {field.name: field for field in dataclasses.fields(record)}  # pyright: ignore[reportArgumentType]
     for name in values:
         if name not in fields:
-            raise ZooError(f"{what}: unknown field {name!r}.", _suggest(name, fields))
+            raise ZooError(f"{what}: unknown field {name!r}.", suggest(name, fields))
     missing = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in values]
     if missing:
         raise ZooError(f"{what}: {', '.join(missing)} missing.", f"{record.__name__} needs every one of its fields.")
@@ -173,7 +173,8 @@ def to_dict(record: Any) -> dict[str, Any]:
     }
 
 
-def _suggest(name: str, known: Mapping[str, Any]) -> str:
+def suggest(name: str, known: Collection[str]) -> str:
+    """A hint for an unknown field: the known one that is nearest, and all of them."""
     near = difflib.get_close_matches(name, known, n=1)
     fields = ", ".join(sorted(known)) or "none"
     return f"Did you mean {near[0]!r}? Known fields: {fields}." if near else f"Known fields: {fields}."

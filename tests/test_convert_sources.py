@@ -181,3 +181,17 @@ def test_a_cache_that_cannot_be_written_is_one_error(tmp_path: Path, monkeypatch
     with pytest.raises(ZooError, match="cannot be written"):
         made("elo", path)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_artifact_is_no_source(tmp_path: Path) -> None:
+    made("elo", write_theta(tmp_path, "elo"))
+    with pytest.raises(ZooError, match="is an artifact already"):
+        convert("elo", source="out")
+
+
+def test_a_typing_error_in_any_field_or_family_is_seen(tmp_path: Path) -> None:
+    path = write_theta(tmp_path, "celo")
+    with pytest.raises(ZooError, match="Did you mean 'lstm_hidden_size'"):
+        convert("celo", source=path, settings={"lstm_hiden_size": 5})
+    with pytest.raises(ZooError, match="Did you mean 'celo-adam'"):
+        convert("Celo_Adam", source=path)

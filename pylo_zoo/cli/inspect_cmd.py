@@ -39,6 +39,7 @@ def inspect(
 
 def _show(found: Inspection, file: Path, console: Console) -> None:
     console.print(output.printable(found.file), style="bold cyan", soft_wrap=True)
+    exported = "byte for byte" if found.exact else "as a theta.state (--theta); not byte for byte"
     _rows(
         console,
         {
@@ -47,7 +48,7 @@ def _show(found: Inspection, file: Path, console: Console) -> None:
             "sha256": found.sha256,
             "registry": found.matched or "no entry has this sha256",
             "family": " or ".join(found.families) or "none that is known",
-            "export": "byte for byte" if found.exact else "as a theta.state (--theta); not byte for byte",
+            **({"export": exported} if found.families else {}),
         },
     )
     for title, values in (("Architecture", found.architecture), ("Behaviour, as its files say", found.behavior)):

@@ -43,7 +43,9 @@ def verify(
     report = parity.verify_target(target, source, access=access)
     output.emit(report.to_dict(), report.status if quiet else report.render, json=json)
     if report.status == "not_run":
-        hint = "pip install 'pylo-zoo[jax]'." if parity.jax_is_missing() else "Put that right, and verify again."
+        hint = (
+            "pip install 'pylo-zoo[jax]'." if parity.jax_is_missing() else "No proof of this artifact is possible here."
+        )
         raise ZooError(f"Parity of {report.name} was not checked: {report.reason}.", hint)
     if not report.passed:
         raise ZooError(

@@ -41,7 +41,8 @@ def own_file(name: str, path: str | Path, access: Access | None = None) -> tuple
             f"With --source, the word is a family, and {name} is a registry entry.",
             f"Write `pylo-zoo convert {family} --source {path}`; a file that the registry knows is recognised.",
         )
-    if near := difflib.get_close_matches(name, [] if name in converters.FAMILIES else converters.FAMILIES, n=1):
+    families = [] if name in converters.FAMILIES else converters.FAMILIES
+    if near := difflib.get_close_matches(name.lower().replace("_", "-"), families, n=1):
         raise ZooError(f"There is no family {name!r}.", f"Did you mean {near[0]!r}?")
     family = converters.get(name)
     source = _own_address(path, access) if isinstance(path, str) and is_uri(path) else formats.read(path)

@@ -91,8 +91,8 @@ def settle(
     fields = {field.name for kind in (family.architecture, family.behavior) for field in dataclasses.fields(kind)}
     for statement in statements:
         for name in statement.values:
-            if name not in fields:  # the record says so best, with a suggestion
-                config.parse(family.behavior, {name: statement.values[name]}, statement.origin)
+            if name not in fields:
+                raise ZooError(f"{statement.origin}: unknown field {name!r}.", config.suggest(name, fields))
     tree = Statement("the tree of leaves", config.to_dict(inferred))
     return (
         _agree(inferred, [tree, *statements]),
