@@ -88,12 +88,12 @@ def read(path: str | Path) -> Source:
         ZooError: there is no such file, it is too large, of an unknown format, damaged or hostile.
     """
     path = Path(path)
-    if (path / "model.safetensors").is_file() and (path / "config.json").is_file():
+    parts = load(path)
+    if {"model.safetensors", "config.json"} <= parts.keys():
         raise ZooError(
             f"{path} is an artifact already, not a checkpoint to convert.",
             "Train with weights=DIR, check it with `pylo-zoo verify DIR`, or go back with `pylo-zoo export DIR`.",
         )
-    parts = load(path)
     decoded = _decode_directory(path, parts) if path.is_dir() else detect(parts[""], path).decode(parts[""], path.name)
     writable = decoded.container in WRITABLE
     decoded.layout["exact"] = writable and write(decoded.leaves, decoded.layout) == parts[""]
