@@ -89,11 +89,6 @@ def read(path: str | Path) -> Source:
     """
     path = Path(path)
     parts = load(path)
-    if {"model.safetensors", "config.json"} <= parts.keys():
-        raise ZooError(
-            f"{path} is an artifact already, not a checkpoint to convert.",
-            "Train with weights=DIR, check it with `pylo-zoo verify DIR`, or go back with `pylo-zoo export DIR`.",
-        )
     decoded = _decode_directory(path, parts) if path.is_dir() else detect(parts[""], path).decode(parts[""], path.name)
     writable = decoded.container in WRITABLE
     decoded.layout["exact"] = writable and write(decoded.leaves, decoded.layout) == parts[""]
@@ -125,6 +120,12 @@ def load(path: Path) -> dict[str, bytes]:
     if not path.is_dir():
         return {"": read_bounded(path, MAX_BYTES)}
     chosen = files(path)
+    config = path / "config.json"
+    if config in chosen and b'"format_version"' in read_bounded(config, MAX_BYTES):  # PyLO's repositories have one too
+        raise ZooError(
+            f"{path} is an artifact already, not a checkpoint to convert.",
+            "Train with weights=DIR, check it with `pylo-zoo verify DIR`, or go back with `pylo-zoo export DIR`.",
+        )
     if not orbax.recognises(path):
         chosen = [file for file in chosen if pylo.recognises(_head(file), file.stat().st_size)]
     if not chosen:
