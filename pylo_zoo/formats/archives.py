@@ -42,7 +42,7 @@ def unpack(data: bytes, name: str) -> dict[str, bytes]:
             return {member.filename: _content(archive, member) for member in members}
     except ZooError as error:
         raise ZooError(f"{name}: {error.message}", error.hint) from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, OSError, IndexError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OSError, IndexError) as error:
         raise ZooError(
             f"{name} is not a complete zip archive ({type(error).__name__}).",
             "Download or copy it again, and compare its sha256 with the publisher's.",
