@@ -15,8 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as save_arrays
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
@@ -29,9 +31,11 @@ from pylo_zoo.files import left_behind, staged_directory, write_file
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, PARITY = "config.json", "model.safetensors", "parity.json"
+VECTORS = "parity-vectors.safetensors"
+"""What the original computed, for a replay without it (:mod:`pylo_zoo.parity.vectors`)."""
 STATE_DICT = "model.pt"
 """The optional second form of the weights."""
-OWN_FILES = frozenset({CONFIG, WEIGHTS, PARITY, STATE_DICT, "parity-vectors.safetensors", "README.md"})
+OWN_FILES = frozenset({CONFIG, WEIGHTS, PARITY, VECTORS, STATE_DICT, "README.md"})
 """What an artifact's directory may hold and lose when it is replaced."""
 KEYS = ("format_version", "family", "name", "architecture", "behavior", "defaults", "source", "converter")
 MAX_JSON_BYTES = 16 * 1024 * 1024
@@ -178,9 +182,31 @@ def write(
     return directory
 
 
-def write_parity(directory: str | Path, parity: Mapping[str, Any]) -> None:
-    """Replace ``parity.json`` of the artifact at ``directory``, in one step."""
+def write_parity(directory: str | Path, parity: Mapping[str, Any], vectors: bytes | None = None) -> None:
+    """Replace ``parity.json`` of the artifact at ``directory``, in one step; ``vectors`` go before it."""
+    if vectors is not None:
+        write_file(Path(directory) / VECTORS, vectors)
     write_file(Path(directory) / PARITY, _json(parity))
+
+
+def pack_arrays(arrays: Mapping[str, np.ndarray], about: str) -> bytes:
+    """A safetensors file of ``arrays`` with one text about them; the same in, the same bytes out."""
+    return save_arrays({name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}, {"about": about})
+
+
+def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], str]:
+    """The inverse of :func:`pack_arrays`.
+
+    Raises:
+        ZooError: the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get("about", "")  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ZooError(
+            f"{path} cannot be read: {error}.", "Fetch the artifact again, or verify it with JAX."
+        ) from error
 
 
 def state_dict_file(artifact: Artifact) -> bytes:

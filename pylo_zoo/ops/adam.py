@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.ops.accumulators import advance
+from pylo_zoo.ops.trace import note
 
 
 def adam_direction(
@@ -24,4 +25,6 @@ def adam_direction(
     advance(m, g, beta1)
     advance(v, g.square(), beta2)
     m_hat, v_hat = m[0] / (1 - beta1**count), v[0] / (1 - beta2**count)
-    return m_hat / (eps + torch.sqrt(v_hat + eps_root))
+    direction = m_hat / (eps + torch.sqrt(v_hat + eps_root))
+    note("direction", direction)
+    return direction

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.ops.accumulators import Factors
+from pylo_zoo.ops.trace import note
 
 TIME_SCALES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
 """τ of AdafacMLP's time features, in steps."""
@@ -84,20 +85,31 @@ def columns(names: Sequence[str], inputs: Inputs, axes: Sequence[int], eps: floa
     Features that are constant along an axis are normalised before they are spread over it: the mean is the same.
     """
     shape = inputs.p.shape
-    groups = (normalize(FEATURES[name](inputs), axes, eps) for name in names)
-    return torch.cat([group.expand(-1, *shape).flatten(1) for group in groups])
+
+    def group(name: str) -> Tensor:
+        feature = FEATURES[name](inputs)
+        normalized = normalize(feature, axes, eps)
+        note(f"features/{name}", feature)
+        note(f"normalized/{name}", normalized)
+        return normalized.expand(-1, *shape).flatten(1)
+
+    return torch.cat([group(name) for name in names])
 
 
 def time_columns(step: Tensor, n: int, like: Tensor) -> Tensor:
     """AdafacMLP's time features ``tanh(t/τ − 1)``, ``[11, n]``; ``step`` is the 0-based t."""
     scales = torch.tensor(TIME_SCALES, dtype=like.dtype, device=like.device)
-    return torch.tanh(step.to(scales) / scales - 1)[:, None].expand(-1, n)
+    features = torch.tanh(step.to(scales) / scales - 1)
+    note("time_features", features)
+    return features[:, None].expand(-1, n)
 
 
 def step_of(outputs: Tensor, shape: Sequence[int], exp_mult: float) -> Tensor:
     """``direction · exp(magnitude · exp_mult)`` in the parameter's shape, from MLP outputs ``[≥ 2, n]``."""
-    direction, magnitude = outputs[0], outputs[1]
-    return (direction * torch.exp(magnitude * exp_mult)).view(*shape)
+    direction, magnitude = outputs[0].view(*shape), outputs[1].view(*shape)
+    note("direction", direction)
+    note("magnitude", magnitude)
+    return direction * torch.exp(magnitude * exp_mult)
 
 
 def parameter_scale(p: Tensor) -> Tensor:

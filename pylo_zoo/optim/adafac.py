@@ -11,6 +11,7 @@ from pylo_zoo.artifact import Artifact
 from pylo_zoo.ops.accumulators import advance_all, factors, new_accumulators
 from pylo_zoo.ops.features import ADAFAC_FEATURES, Inputs, columns, step_of, time_columns
 from pylo_zoo.ops.layout import Axes
+from pylo_zoo.ops.trace import note
 from pylo_zoo.optim.base import Group, Item, LearnedOptimizer
 
 RSQRT_EPS = 1e-6
@@ -70,4 +71,5 @@ def adafac_update(item: Item, g: Tensor, step: Tensor, exp_mult: float, step_mul
     inputs = Inputs(p, g, state["momentum"], state["second_moment"], factors(state, axes), RSQRT_EPS, DIAG_EPS)
     x = torch.cat([columns(ADAFAC_FEATURES, inputs, axes.all, NORM_EPS), time_columns(step, p.numel(), p)])
     delta = step_mult * step_of(item.meta.net(x), p.shape, exp_mult)
+    note("step", delta)
     p.sub_(group["lr"] * (delta + group["weight_decay"] * p))

@@ -21,6 +21,7 @@ from pylo_zoo.ops.features import (
 )
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.orthogonalize import newton_schulz
+from pylo_zoo.ops.trace import note
 from pylo_zoo.optim.base import Group, Item, LearnedOptimizer
 
 RSQRT_EPS = 1e-8
@@ -111,7 +112,9 @@ class CELO2(LearnedOptimizer):
             matrices = delta.movedim(axes.matrix, (-2, -1))
             coefficients = [behavior.ns_coeffs] * behavior.ns_iters
             delta = newton_schulz(matrices, coefficients, behavior.ns_eps).movedim((-2, -1), axes.matrix)
+            note("orthogonalized", delta)
         delta = normalize(delta, axes.matrix, NORM_EPS) * behavior.rmsmult
+        note("step", delta)
         p.sub_(group["lr"] * (delta + group["weight_decay"] * p))
 
     def _adamw(self, item: Item) -> None:

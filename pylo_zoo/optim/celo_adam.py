@@ -12,6 +12,7 @@ from pylo_zoo.artifact import Artifact
 from pylo_zoo.nets import Control
 from pylo_zoo.ops.adam import adam_direction
 from pylo_zoo.ops.layout import Axes
+from pylo_zoo.ops.trace import note
 from pylo_zoo.optim.base import Group, Item
 from pylo_zoo.optim.controlled import MAX_GRADIENT, ControlledOptimizer
 
@@ -55,4 +56,5 @@ class CeloAdam(ControlledOptimizer):
         betas = decays.momentum, decays.rms
         direction = adam_direction(state["momentum"], state["second_moment"], g, state["step"], betas, EPS, EPS_ROOT)
         delta = self.behavior.step_mult * context * direction
+        note("step", delta)
         p.sub_(item.group["lr"] * (delta + item.group["weight_decay"] * p))

@@ -15,6 +15,7 @@ from pylo_zoo.errors import ZooError
 from pylo_zoo.nets import Control
 from pylo_zoo.ops import conditioning
 from pylo_zoo.ops.layout import Axes
+from pylo_zoo.ops.trace import note
 from pylo_zoo.optim.base import Group, Item, LearnedOptimizer, Loss
 
 MAX_GRADIENT = 1000.0
@@ -96,10 +97,15 @@ class ControlledOptimizer(LearnedOptimizer):
         conditioning.advance_loss(average, minimum, t, torch.as_tensor(loss).detach().to(average).squeeze(), decays)
         fraction = conditioning.fraction_features(t.clamp(max=self.num_steps - 1), self.num_steps, average)
         losses = conditioning.loss_features(average, minimum, t + 1, decays)
+        note("fraction_features", fraction)
+        note("loss_features", losses)
 
         meta = self._meta(average.device, average.dtype)
         hidden, cell = (torch.stack([item.state[name].to(average) for item in items]) for name in _LSTM_STATE)
-        control = meta.net(self.lstm_inputs(items, torch.cat([fraction, losses])), hidden, cell)
+        inputs = self.lstm_inputs(items, torch.cat([fraction, losses]))
+        control = meta.net(inputs, hidden, cell)
+        note("lstm_inputs", inputs)
+        note("lr_mult", control.lr_mult)
         if not getattr(self.behavior, "use_bugged_next_lstm_state", False):
             for item, next_hidden, next_cell in zip(items, control.hidden, control.cell, strict=True):
                 item.state["lstm_hidden"].copy_(next_hidden)

@@ -15,6 +15,7 @@ from pylo_zoo.ops.accumulators import advance_all, factors, new_accumulators
 from pylo_zoo.ops.features import VELO_FEATURES, Inputs, columns, parameter_scale, step_of
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.mlp import Layer, mlp
+from pylo_zoo.ops.trace import note
 from pylo_zoo.optim.base import Group, Item
 from pylo_zoo.optim.controlled import MAX_GRADIENT, ControlledOptimizer
 
@@ -68,6 +69,9 @@ class VeLO(ControlledOptimizer):
     def contexts(self, items: Sequence[Item], control: Control) -> Sequence[Written]:
         net: Any = self._meta(control.hidden.device, control.hidden.dtype).net
         stacked = net.write(control.controls)
+        note("controls", control.controls)  # pyright: ignore[reportArgumentType]
+        for k, (weight, _) in enumerate(stacked):
+            note(f"written/{k}", weight)
 
         def written(k: int, p: Tensor) -> Written:
             return Written([(w[k].to(p), b[k].to(p)) for w, b in stacked], control.lr_mult[k].to(p))
@@ -83,4 +87,5 @@ class VeLO(ControlledOptimizer):
         x = columns(VELO_FEATURES, inputs, axes.all, NORM_EPS)
         delta = step_of(mlp(context.layers, x), p.shape, self.behavior.exp_mult)
         delta *= parameter_scale(p) * self.behavior.step_mult * context.lr_mult
+        note("step", delta)
         p.sub_(item.group["lr"] * (delta + item.group["weight_decay"] * p))

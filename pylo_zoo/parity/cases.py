@@ -1,16 +1,16 @@
-"""What parity is tried on: a table of shapes, and gradient regimes, all seeded."""
+"""What parity is tried on: a table of shapes, and regimes of gradients and losses, all seeded."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-
-STEPS = 10
-"""Length of the runs; it goes past the ``num_steps`` of the families that have one."""
+Arrays = dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -18,13 +18,19 @@ class Case:
     """One parameter of the shape table, ``shape`` in JAX layout.
 
     ``layout`` is "both" where torch keeps such a parameter transposed, so that it is tried in either layout, and
-    "jax" where torch keeps it as JAX does.
+    "jax" where torch keeps it as JAX does. ``width_mult`` is its width multiplier where the optimizer heeds one.
     """
 
     name: str
     shape: tuple[int, ...]
     layout: str = "both"
     rule: str | None = None
+    width_mult: float = 1.0
+
+    @property
+    def ndim(self) -> int:
+        """Axes of the parameter as the update sees it: a scalar has one."""
+        return max(1, len(self.shape))
 
 
 CASES = (
@@ -34,61 +40,115 @@ CASES = (
     Case("wide dense", (3, 11)),
     Case("tall dense", (11, 3)),
     Case("square dense", (6, 6)),
+    Case("very wide", (2, 96)),
+    Case("very tall", (96, 2)),
     Case("single row", (1, 6)),
+    Case("single column", (6, 1)),
     Case("single element", (1, 1)),
+    Case("conv1d", (3, 4, 6)),
+    Case("conv1d, all equal", (4, 4, 4)),
     Case("conv2d", (3, 3, 4, 8)),
     Case("conv2d, in = out", (3, 3, 5, 5)),
-    Case("conv2d, in = width", (3, 3, 3, 8)),
+    Case("conv2d, in = kernel", (3, 3, 3, 8)),
+    Case("conv2d, all equal", (3, 3, 3, 3)),
     Case("conv2d, 1 by 1", (1, 1, 6, 4)),
     Case("conv2d, depthwise", (3, 3, 1, 8)),
     Case("conv2d, wide kernel", (5, 5, 2, 3)),
     Case("conv3d", (2, 3, 3, 1, 4)),
-    Case("conv1d", (3, 4, 6)),
-    Case("conv1d, all equal", (4, 4, 4)),
+    Case("conv3d, in = out", (2, 2, 1, 4, 4)),
     Case("stacked experts", (2, 5, 4), layout="jax"),
+    Case("square experts", (3, 4, 4), layout="jax"),
     Case("embedding", (9, 5), layout="jax", rule="adamw"),
 )
 
-REGIMES = ("ordinary", "mixed")
-"""``ordinary``: one scale a tensor. ``mixed``: from 1e-6 to spikes of 1e3, with elements that are always zero, as
-behind a dead unit, and now and then a whole tensor of zeros."""
+REDUCED = tuple(
+    case
+    for case in CASES
+    if case.name
+    in ("scalar", "vector", "tall dense", "square dense", "conv2d, in = out", "square experts", "embedding")
+)
+"""For what does not depend on the shape, such as an argument of the optimizer."""
 
 
-def parameters(seed: int) -> dict[str, Array]:
-    """Starting values by case, in JAX layout: normal, scaled by ``1/sqrt(fan_in)``."""
+@dataclass(frozen=True)
+class Regime:
+    """How gradients and losses behave over a run of ``steps`` steps that begins at step ``start`` of its training."""
+
+    name: str
+    meaning: str
+    steps: int
+    start: int = 0
+
+
+REGIMES: Mapping[str, Regime] = MappingProxyType(
+    {
+        regime.name: regime
+        for regime in (
+            Regime("ordinary", "a direction and noise, at a scale of each tensor's own; past the end of the run", 10),
+            Regime("spikes", "scales from 1e-6 to 1e3 by step, elements that are always zero, tensors of zeros", 4),
+            Regime("tiny", "ordinary, times 1e-12; losses times 1e-9", 3),
+            Regime("huge", "ordinary, times 1e6; losses too", 3),
+            Regime("zeros", "every gradient zero, the loss constant", 3),
+            Regime("single", "one non-zero element a tensor", 3),
+            Regime("growing", "ordinary, eight times larger each step, from step 20,000 on", 4, start=20_000),
+            Regime("NaN", "one in five elements is NaN; for rules that define what happens then", 3),
+        )
+    }
+)
+
+
+def parameters(seed: int) -> Arrays:
+    """Starting values by case, in JAX layout: normal, scaled by ``1/sqrt(fan_in)``; float32 numbers in float64."""
     rng = np.random.default_rng(seed)
     return {
-        case.name: np.asarray(rng.standard_normal(case.shape) / np.sqrt(case.shape[-2] if len(case.shape) > 1 else 1))
+        case.name: rounded(rng.standard_normal(case.shape) / np.sqrt(case.shape[-2] if len(case.shape) > 1 else 1))
         for case in CASES
     }
 
 
-def gradients(seed: int, regime: str) -> list[dict[str, Array]]:
-    """Gradients of :data:`STEPS` steps by case: a fixed direction and noise, at a scale of the tensor's own."""
-    rng = np.random.default_rng(seed)
+def rounded(value: Array | float) -> Array:
+    """``value`` rounded to float32, in float64: where both dtypes can start."""
+    return np.asarray(value, np.float32).astype(np.float64)
+
+
+def gradients(seed: int, regime: str, steps: int) -> list[Arrays]:
+    """Gradients by step and case, float32 numbers in float64."""
+    rng = np.random.default_rng([seed, 1])
     scales = {case.name: 10.0 ** rng.uniform(-3, 0) for case in CASES}
     direction = {case.name: rng.standard_normal(case.shape) for case in CASES}
-    steps = []
-    for _ in range(STEPS):
-        step = {}
-        for case in CASES:
-            gradient = scales[case.name] * (direction[case.name] + rng.standard_normal(case.shape))
-            step[case.name] = np.asarray(_mixed(rng, gradient) if regime == "mixed" else gradient)
-        steps.append(step)
-    return steps
+    found = []
+    for step in range(steps):
+        gradient = {
+            case.name: scales[case.name] * (direction[case.name] + rng.standard_normal(case.shape)) for case in CASES
+        }
+        found.append({name: rounded(_shaped(rng, regime, step, np.asarray(g))) for name, g in gradient.items()})
+    return found
 
 
-def _mixed(rng: np.random.Generator, gradient: Array) -> Array:
-    gradient = np.asarray(gradient * 10.0 ** rng.choice([-6, -3, 0, 0, 3], p=[0.2, 0.2, 0.25, 0.25, 0.1]))
-    if gradient.size > 1:
-        gradient[..., 0] = 0
-    return gradient * (rng.uniform() > 0.1)
+def _shaped(rng: np.random.Generator, regime: str, step: int, g: Array) -> Array:
+    if regime == "spikes":
+        g = g * 10.0 ** rng.choice([-6, -3, 0, 0, 3], p=[0.2, 0.2, 0.25, 0.25, 0.1])
+        if g.size > 1:
+            g[..., 0] = 0
+        return g * (rng.uniform() > 0.1)
+    if regime == "single":
+        keep = np.zeros(g.size)
+        keep[g.size // 2] = 1
+        return g * keep.reshape(g.shape)
+    if regime == "NaN":
+        return np.where(rng.uniform(size=g.shape) < 0.2, np.nan, g)
+    return g * {"tiny": 1e-12, "huge": 1e6, "zeros": 0.0, "growing": 8.0**step}.get(regime, 1.0)
 
 
-def losses(seed: int) -> Array:
-    """A falling, noisy loss, ``[STEPS]``, with one spike, that all but vanishes in the end."""
-    rng = np.random.default_rng(seed)
-    loss = 2.3 * 0.9 ** np.arange(STEPS) + 0.1 * rng.uniform(size=STEPS)
-    loss[STEPS // 2] *= 5
-    loss[-3:] *= 1e-6, 1e-9, 0
-    return loss
+def losses(seed: int, regime: str, steps: int) -> Array:
+    """A falling, noisy loss ``[steps]`` with one spike, that all but vanishes in the end; float32 numbers in float64."""
+    if regime == "zeros":
+        return np.full(steps, 0.5)
+    rng = np.random.default_rng([seed, 2])
+    loss = 2.3 * 0.9 ** (10 * np.arange(steps) / max(steps, 10)) + 0.1 * rng.uniform(size=steps)
+    loss[steps // 2] *= 5
+    if steps >= 10:
+        loss[-3:] *= 1e-6, 1e-9, 0
+    return rounded(
+        loss * {"tiny": 1e-9, "huge": 1e6}.get(regime, 1.0) * (8.0 if regime == "growing" else 1.0) ** np.arange(steps)
+    )

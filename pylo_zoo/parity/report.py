@@ -1,42 +1,21 @@
-"""What a parity run found: the judgement, its JSON and its table."""
+"""What a parity run found: the records, the judgement, and their JSON (docs/parity.schema.json)."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-SCHEMA_VERSION = 1
-
-FORWARD_TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
-"""Largest error of a network's output, relative to its largest value: some hundred roundings deep."""
-
-TRAJECTORY_TOLERANCE = {"float32": 1e-4, "float64": 1e-11}
-"""Largest error of a parameter, relative to its largest movement over the ten steps, beyond ``ROUNDING_FLOOR``.
-
-float32: what the golden trajectories of the original code allow. float64: a wrong axis, epsilon or order costs at least
-1e-8 of an update; rounding, amplified by Newton–Schulz and ReLU kinks over ten steps, stays some orders below.
-"""
-
-LEGEND = (
-    "torch, jax: how the parameters are laid out. ordinary, mixed: the gradients; mixed\n"
-    "has zeros and spikes. Errors are relative to the largest output or, in ten-step\n"
-    "trajectories, to how far the parameter moved; worst at names the output or shape."
-)
-
-ROUNDING_FLOOR = 4
-"""Roundings of the parameter itself that are allowed besides: a small step of a large value is kept no better."""
+SCHEMA_VERSION = 2
+DIGITS = 4
+"""Significant digits of an error in JSON."""
 
 
 @dataclass(frozen=True)
 class Leaves:
-    """Level 1: the source's leaves against the artifact's, bit for bit; paths joined by ``/``."""
+    """The source's leaves against the artifact's, bit for bit; paths joined by ``/``."""
 
     compared: int
     missing: Sequence[str] = ()
@@ -60,44 +39,177 @@ class Statements:
 
 
 @dataclass(frozen=True)
+class Error:
+    """How far apart the two sides are, and how far they may be.
+
+    Attributes:
+        error: in units of the update (of a parameter), or of the largest value (of any other quantity).
+        allowed: in the same unit; None where the original's own float32 gives no number, so that nothing is compared.
+        ulps: of a parameter, the error in units in the last place of its largest value.
+    """
+
+    error: float
+    allowed: float | None
+    ulps: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        return self.allowed is None or self.error <= self.allowed
+
+    @property
+    def excess(self) -> float:
+        """The error for what is allowed."""
+        if self.allowed is None:
+            return 0.0
+        return self.error / self.allowed if self.allowed else math.inf * self.error if self.error else 0.0
+
+
+@dataclass(frozen=True)
 class Check:
     """One comparison of numbers.
 
     Attributes:
-        level: what was compared.
+        level: "network", "step" (single steps from synchronised states) or "trajectory" (whole runs).
         dtype: on both sides.
-        variant: layout and gradients, or inputs.
-        errors: by output or parameter, how far the two sides are apart and how far they may be, in the same unit.
+        layout: of the torch side's parameters; "" for a network.
+        name: regime, option, flags or length.
+        steps: how many were compared.
+        errors: by output or parameter, the largest of any step.
+        kind: of a step check, "regime", "options" or "flags".
+        broken: intermediate quantities beyond their bounds, as "quantity of parameter".
+        by_step: the largest error of any parameter after each step.
     """
 
     level: str
     dtype: str
-    variant: str
-    errors: Mapping[str, tuple[float, float]]
+    layout: str
+    name: str
+    steps: int
+    errors: Mapping[str, Error]
+    kind: str = ""
+    broken: Sequence[str] = ()
+    by_step: Sequence[float] = ()
 
     @property
     def worst(self) -> str:
         """Where the error is largest for what is allowed there."""
-        return max(self.errors, key=lambda name: self.errors[name][0] / self.errors[name][1])
+        return max(self.errors, key=lambda name: self.errors[name].excess)
 
     @property
     def passed(self) -> bool:
-        return bool(self.errors) and all(error <= allowed for error, allowed in self.errors.values())
+        return self.steps > 0 and bool(self.errors) and not self.broken and all(e.passed for e in self.errors.values())
 
     def to_dict(self) -> dict[str, Any]:
-        errors = {
-            name: {"error": error if math.isfinite(error) else None, "allowed": allowed}  # JSON has no infinity
-            for name, (error, allowed) in self.errors.items()
-        }
-        what = {"level": self.level, "dtype": self.dtype, "variant": self.variant}
-        return {**what, "passed": self.passed, "worst": self.worst, "errors": errors}
+        found = {**asdict(self), "passed": self.passed, "worst": self.worst, "broken": list(self.broken)}
+        return found | {"errors": {name: asdict(error) for name, error in self.errors.items()}}
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """An intermediate quantity over all step checks of one dtype: where it came nearest to its bound."""
+
+    name: str
+    dtype: str
+    error: float
+    allowed: float | None
+    run: str
+    layout: str
+    case: str
+    step: int
+
+
+@dataclass(frozen=True)
+class Link:
+    """One quantity of the chain of an update, at one step of one parameter."""
+
+    quantity: str
+    meaning: str
+    error: float
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.allowed
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The first quantity that differs or, where none does, the one that came nearest to its bound.
+
+    Attributes:
+        run, dtype, layout, step: where; ``step`` is 0-based.
+        case, shape: the parameter, ``""`` for what belongs to the run, and the shape of the quantity in JAX layout.
+        quantity, meaning: the quantity.
+        index: of the element that is off most, in JAX layout, behind the channel.
+        ours, theirs: its two values.
+        misfit: what is wrong with the shape, where the two sides do not even agree on that.
+        off_in, right_in: the parameters for which this quantity is off at this step, and those for which it is not.
+        chain: every quantity of the parameter at this step, first things first.
+    """
+
+    run: str
+    dtype: str
+    layout: str
+    step: int
+    case: str
+    shape: Sequence[int]
+    quantity: str
+    meaning: str
+    index: Sequence[int]
+    ours: float
+    theirs: float
+    misfit: str | None
+    off_in: Sequence[str]
+    right_in: Sequence[str]
+    chain: Sequence[Link]
+
+
+@dataclass(frozen=True)
+class Control:
+    """A seeded fault, and whether this run would have caught it.
+
+    Attributes:
+        name, fault: what was planted.
+        status: "caught", "missed" or "not applicable".
+        by: the first quantity that showed it, or "leaves"; the reason, where it does not apply.
+        case: the parameter in which it showed, and by how much, ``error`` against ``allowed``.
+    """
+
+    name: str
+    fault: str
+    status: str
+    by: str
+    case: str = ""
+    error: float | None = None
+    allowed: float | None = None
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What was tried, by dimension, and what was not."""
+
+    covered: Mapping[str, Sequence[str]]
+    not_covered: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the run was made; the same settings give the same report on the same platform."""
+
+    seed: int
+    max_error: float
+    factor: float
+    floor: float
+    hyper: Mapping[str, Any] = field(default_factory=dict)
+    behavior: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Report:
     """The judgement on one artifact. ``status`` is "passed", "failed" or "not_run", then with a ``reason``.
 
-    ``fingerprint`` is that of the artifact (:attr:`pylo_zoo.artifact.Artifact.fingerprint`) that was judged.
+    ``fingerprint`` is that of the artifact (:attr:`pylo_zoo.artifact.Artifact.fingerprint`) that was judged;
+    ``vectors`` is the content of the ``parity-vectors.safetensors`` that belongs to this report, whose sha256 the JSON has.
     """
 
     name: str
@@ -106,20 +218,40 @@ class Report:
     fingerprint: str
     leaves: Leaves
     statements: Statements
+    settings: Settings | None = None
     checks: Sequence[Check] = ()
+    quantities: Sequence[Quantity] = ()
+    controls: Sequence[Control] = ()
+    explanation: Explanation | None = None
+    coverage: Coverage | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    vectors: bytes | None = field(default=None, repr=False)
     created: str = ""
     reason: str | None = None
 
     @property
     def status(self) -> str:
-        if not all(each.passed for each in (self.leaves, self.statements, *self.checks)):
+        if not all(each.passed for each in (self.leaves, self.statements, *self.checks)) or self.missed:
             return "failed"
         return "passed" if self.checks else "not_run"
 
     @property
     def passed(self) -> bool:
         return self.status == "passed"
+
+    @property
+    def missed(self) -> list[Control]:
+        """The planted faults that slipped through."""
+        return [control for control in self.controls if control.status == "missed"]
+
+    def of_level(self, level: str) -> list[Check]:
+        """The checks of one level."""
+        return [check for check in self.checks if check.level == level]
+
+    def worst_step(self, dtype: str) -> tuple[str, Error] | None:
+        """Parameter and error of the largest single-step error of a parameter in ``dtype``; None without any."""
+        found = [item for check in self.of_level("step") if check.dtype == dtype for item in check.errors.items()]
+        return max(found, key=lambda item: item[1].error) if found else None
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``parity.json``."""
@@ -132,53 +264,28 @@ class Report:
             "fingerprint": self.fingerprint,
             "leaves": {**asdict(self.leaves), "passed": self.leaves.passed},
             "statements": {**asdict(self.statements), "passed": self.statements.passed},
+            "settings": asdict(self.settings) if self.settings else None,
             "checks": [each.to_dict() for each in self.checks],
+            "quantities": [asdict(each) for each in self.quantities],
+            "controls": [asdict(each) for each in self.controls],
+            "explanation": asdict(self.explanation) if self.explanation else None,
+            "coverage": asdict(self.coverage) if self.coverage else None,
             "environment": dict(self.environment),
+            "vectors_sha256": hashlib.sha256(self.vectors).hexdigest() if self.vectors else None,
             "created": self.created,
         }
-        return {**found, "reason": self.reason} if self.reason else found
-
-    def render(self, console: Console) -> None:
-        """Print the table: a line a check, the verdict below."""
-        table = Table(
-            title=f"Parity of {self.name} ({self.family}) with its JAX original",
-            title_justify="left",
-            box=SIMPLE_HEAD,
-            pad_edge=False,
-            padding=(0, 1, 0, 0),
-        )
-        for column in ("check", "dtype", "variant", "worst at"):
-            table.add_column(column)
-        for column in ("error", "allowed"):
-            table.add_column(column, justify="right")
-        table.add_column("")
-        broken = [*self.leaves.missing, *self.leaves.extra, *self.leaves.differing]
-        where = f"{broken[0]}" if broken else f"{self.leaves.compared} leaves"
-        table.add_row(
-            "leaves", "", "bit for bit", where, f"{len(broken)} off", "none off", _verdict(self.leaves.passed)
-        )
-        table.add_row(
-            "behaviour",
-            "",
-            "as its files say",
-            "",
-            f"{len(self.statements.contradictions)} off",
-            "none off",
-            _verdict(self.statements.passed),
-        )
-        for each in self.checks:
-            numbers = (f"{value:.1e}" for value in each.errors[each.worst])
-            table.add_row(each.level, each.dtype, each.variant, each.worst, *numbers, _verdict(each.passed))
-        console.print(table)
-        if self.checks:
-            console.print(LEGEND)
-        for contradiction in self.statements.contradictions:
-            console.print(Text(contradiction, style="red"))
-        if self.reason:
-            console.print(Text(f"parity: not checked, {self.reason}"))
-        else:
-            console.print(Text(f"parity: {self.status}", style="green" if self.passed else "red"))
+        return _json(found | ({"reason": self.reason} if self.reason else {}))
 
 
-def _verdict(passed: bool) -> Text:
-    return Text("ok", style="green") if passed else Text("FAILED", style="bold red")
+def _json(value: Any) -> Any:
+    """``value`` as JSON has it: lists for tuples, None for what is no finite number, errors to four digits."""
+    if isinstance(value, Mapping):
+        return {key: each if key in EXACT else _json(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json(each) for each in value]
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+    return value
+
+
+EXACT = ("settings", "source")

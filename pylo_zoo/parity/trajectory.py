@@ -1,100 +1,132 @@
-"""Level 3: whole trajectories of the optimizer, in torch and in JAX, over the shape table."""
+"""Whole runs, each side on its own: how far rounding carries the two apart."""
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from pylo_zoo import converters
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.optim import optimizer_class
-from pylo_zoo.parity.cases import CASES, STEPS, Case
-from pylo_zoo.parity.report import ROUNDING_FLOOR
-
-TORCH_FROM_JAX = {0: (), 1: (0,), 2: (1, 0), 3: (2, 1, 0), 4: (3, 2, 0, 1), 5: (4, 3, 0, 1, 2)}
-"""Which JAX axis each torch axis is: dense (in, out) to (out, in), convolutions (*spatial, in, out) to (out, in,
-*spatial). Stated here apart from ``ops.layout``, whose choice of axes is what these runs put to the test."""
+from pylo_zoo.parity import bounds, cases
+from pylo_zoo.parity.cases import CASES, REDUCED, Case
+from pylo_zoo.parity.report import Check, Error
+from pylo_zoo.parity.sides import JaxSide, TorchSide
+from pylo_zoo.parity.steps import DTYPES, LAYOUTS
 
 LEAST_STEPS = 3
+LONG = 200
+Trajectory = Sequence[Mapping[str, np.ndarray]]
 
-Trajectory = list[dict[str, np.ndarray]]
-"""Parameters by case, in JAX layout, before the first step and after each."""
+
+@dataclass(frozen=True)
+class Course:
+    """A whole run: name, regime of the gradients, length, parameters and layouts."""
+
+    name: str
+    regime: str
+    steps: int
+    cases: Sequence[Case]
+    layouts: Sequence[str]
 
 
-def torch_trajectory(
-    artifact: Artifact, layout: str, dtype: torch.dtype, start: dict[str, np.ndarray], grads: Trajectory, losses: Any
-) -> Trajectory:
-    """Run the torch optimizer, keeping its parameters in ``layout`` ("torch" or "jax") where a case allows it."""
-    kept = {case.name: "jax" if case.layout == "jax" else layout for case in CASES}
-    parameters = {name: torch.nn.Parameter(_to(value, kept[name]).to(dtype)) for name, value in start.items()}
-    optimizer = optimizer_class(artifact.family)(
-        [_group(case, parameters[case.name], kept[case.name]) for case in CASES],
-        weights=artifact,
-        **converters.get(artifact.family).parity_hyper,
+COURSES = (
+    Course("ordinary", "ordinary", 10, CASES, LAYOUTS),
+    Course("spikes", "spikes", 10, CASES, LAYOUTS),
+    Course("long", "ordinary", LONG, REDUCED, ("torch",)),
+)
+
+
+@dataclass(frozen=True)
+class Original:
+    """The reference's float64 run of a course, what it was given, and how far its own float32 run was off.
+
+    Attributes:
+        course: what was run.
+        hyper: arguments of the optimizer.
+        start: parameters before the first step, by case, in JAX layout.
+        grads, losses: by step.
+        truth: parameters before the first step and after each, while both dtypes are finite.
+        noise: by case, the largest distance of the float32 run, as a number.
+    """
+
+    course: Course
+    hyper: Mapping[str, Any]
+    start: Mapping[str, np.ndarray]
+    grads: Sequence[Mapping[str, np.ndarray]]
+    losses: Sequence[float]
+    truth: Trajectory
+    noise: Mapping[str, float]
+
+    @property
+    def steps(self) -> int:
+        """How many are compared."""
+        return len(self.truth) - 1
+
+
+def hyper_of(artifact: Artifact, course: Course) -> dict[str, Any]:
+    """The optimizer's arguments: parity's, with the long run's own length where the family has to know it."""
+    hyper = dict(converters.get(artifact.family).parity_hyper)
+    return {**hyper, "num_steps": LONG} if "num_steps" in hyper and course.steps == LONG else hyper
+
+
+def original(artifact: Artifact, theta: Mapping[str, Any], course: Course, seed: int) -> Original:
+    """Run the reference along ``course``."""
+    start = {case.name: value for case in course.cases for value in [cases.parameters(seed)[case.name]]}
+    grads = cases.gradients(seed, course.regime, course.steps)
+    losses = cases.losses(seed, course.regime, course.steps)
+    hyper = hyper_of(artifact, course)
+    double, single = (
+        JaxSide(artifact, theta, course.cases, start, hyper, dtype).run(grads, losses) for dtype in DTYPES
     )
-    trajectory = [{name: _from(p, kept[name]) for name, p in parameters.items()}]
-    for step in range(STEPS):
-        for name, p in parameters.items():
-            p.grad = _to(grads[step][name], kept[name]).to(dtype)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "this run goes past its num_steps")
-            optimizer.step(loss=torch.tensor(losses[step], dtype=dtype))
-        trajectory.append({name: _from(p, kept[name]) for name, p in parameters.items()})
-    return trajectory
+    steps = min(finite_steps(double), finite_steps(single))
+    truth = double[: steps + 1]
+    noise = {
+        case.name: max(float(np.abs(b[case.name] - a[case.name]).max()) for a, b in zip(truth, single, strict=False))
+        for case in course.cases
+    }
+    return Original(course, hyper, start, grads, losses.tolist(), truth, noise)
 
 
-def jax_trajectory(reference: Any, start: dict[str, np.ndarray], grads: Trajectory, losses: Any) -> Trajectory:
-    """Run the JAX reference."""
-    routed = {case.name: case.rule for case in CASES if case.rule} if reference.routes else None
-    parameters, state = start, reference.init(start, routed)
-    trajectory = [{name: np.asarray(value, reference.dtype) for name, value in start.items()}]
-    for step in range(STEPS):
-        parameters, state = reference.update(parameters, grads[step], state, losses[step])
-        trajectory.append({name: np.asarray(value) for name, value in parameters.items()})
-    return trajectory
+def checks(artifact: Artifact, run: Original) -> Iterator[Check]:
+    """The torch side's runs against the original's."""
+    for dtype in DTYPES:
+        for layout in run.course.layouts:
+            side = TorchSide(artifact, run.course.cases, run.start, run.hyper, dtype, layout)
+            yield judge(run, side.run(run.grads, run.losses), dtype, layout)
+
+
+def judge(run: Original, ours: Trajectory, dtype: str, layout: str) -> Check:
+    """By case, the largest error of any step, relative to the parameter's largest movement.
+
+    Compared are the steps over which the original is finite. Where those are under :data:`LEAST_STEPS`,
+    the original does not move or ours is not finite, there is nothing to show parity with, and the error is infinite.
+    """
+    steps = run.steps
+    found: dict[str, Error] = {}
+    by_step = np.zeros(steps)
+    for case in run.course.cases:
+        a, truth = (
+            np.stack([np.asarray(step[case.name], np.float64) for step in each[: steps + 1]])
+            for each in (ours, run.truth)
+        )
+        movement = float(np.abs(truth - truth[0]).max())
+        if steps < min(LEAST_STEPS, run.course.steps) or movement == 0 or not np.isfinite(a).all():
+            found[case.name] = Error(float("inf"), 0.0)
+            continue
+        axes = tuple(range(1, truth.ndim))
+        distance = np.abs(a - truth).max(axis=axes)
+        by_step = np.maximum(by_step, distance[1:] / movement)
+        largest = float(np.abs(truth).max())
+        allowed = float(bounds.allowed(np.asarray(run.noise[case.name] / movement), dtype, 1.0 + largest / movement))
+        error = float(distance.max())
+        found[case.name] = Error(error / movement, allowed, bounds.ulps(error, largest, dtype))
+    return Check("trajectory", dtype, layout, run.course.name, steps, found, by_step=by_step.tolist())
 
 
 def finite_steps(trajectory: Trajectory) -> int:
     """Steps before the first one at which any parameter is not finite: a checkpoint may well diverge."""
     finite = [all(np.isfinite(value).all() for value in step.values()) for step in trajectory]
     return finite.index(False) - 1 if False in finite else len(finite) - 1
-
-
-def errors(ours: Trajectory, theirs: Trajectory, tolerance: float) -> dict[str, tuple[float, float]]:
-    """By case, the largest error of any step and what is allowed, relative to the parameter's largest movement.
-
-    Allowed is ``tolerance`` and the rounding of the parameter itself. Compared are the steps over which the original
-    is finite. Where those are under :data:`LEAST_STEPS`, the original does not move or ours is not finite, there is
-    nothing to show parity with, and the error is infinite.
-    """
-    steps = finite_steps(theirs)
-    eps = np.finfo(theirs[0][CASES[0].name].dtype).eps
-    found = {}
-    for case in CASES:
-        a, b = (np.stack([step[case.name] for step in run[: steps + 1]]).astype(np.float64) for run in (ours, theirs))
-        movement = np.abs(b - b[0]).max()
-        if steps < LEAST_STEPS or movement == 0 or not np.isfinite(a).all():
-            found[case.name] = float("inf"), tolerance
-            continue
-        rounding = float(ROUNDING_FLOOR * eps * np.abs(b).max() / movement)
-        found[case.name] = float(np.abs(a - b).max() / movement), tolerance + rounding
-    return found
-
-
-def _group(case: Case, parameter: torch.nn.Parameter, layout: str) -> dict[str, Any]:
-    group = {"params": [parameter], "layout": layout}
-    return {**group, "rule": case.rule} if case.rule else group
-
-
-def _to(value: np.ndarray, layout: str) -> torch.Tensor:
-    """JAX layout to ``layout``."""
-    return torch.from_numpy(value.transpose(TORCH_FROM_JAX[value.ndim]).copy() if layout == "torch" else value.copy())
-
-
-def _from(parameter: torch.Tensor, layout: str) -> np.ndarray:
-    """``layout`` to JAX layout."""
-    value = parameter.detach().numpy()
-    return value.transpose(np.argsort(TORCH_FROM_JAX[value.ndim])).copy() if layout == "torch" else value.copy()

@@ -11,9 +11,9 @@ records of ``pylo_zoo.config``. Everything is in JAX's layout, ``(*spatial, in, 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from jax import Array
 from pylo_zoo import config
 from pylo_zoo.errors import ZooError
 from pylo_zoo.reference import adafac, celo2, velo
+from pylo_zoo.reference.trace import Notes, collecting
 
 __all__ = ["FAMILIES", "REQUIRED", "Reference", "Specification", "build"]
 
@@ -43,6 +44,7 @@ class Specification:
         behavior: record of what no shape says.
         hyper: hyperparameters with their defaults, those of the torch constructor.
         flags: further arguments, by which the rule differs from its kin.
+        defines_nan: whether the rule says what becomes of NaN gradients.
     """
 
     rule: Any
@@ -50,6 +52,7 @@ class Specification:
     behavior: Any
     hyper: Mapping[str, Any]
     flags: Mapping[str, Any] = field(default_factory=dict)
+    defines_nan: bool = False
 
 
 RULES = ("learned", "adamw")
@@ -73,9 +76,11 @@ CELO2_BASE = Specification(celo2.CELO2, _CELO2, config.CELO2BaseBehavior, WITH_A
 ELO_CELO2 = Specification(celo2.CELO2, _CELO2, config.CELO2Behavior, WITH_ADAMW_ELO, CLIPPED)
 ADAFAC_MLP = Specification(adafac.Adafac, _MLP, config.AdafacBehavior, PLAIN, {"learned": True, "cleaned": False})
 MULO = Specification(
-    adafac.Adafac, _MLP, config.MuLOBehavior, PLAIN | {"width_mult": {}}, {"learned": True, "cleaned": True}
+    adafac.Adafac, _MLP, config.MuLOBehavior, PLAIN | {"width_mult": {}}, {"learned": True, "cleaned": True}, True
 )
-ELO = Specification(adafac.Adafac, _MLP, config.ELOBehavior, PLAIN | {"lr": 1e-3}, {"learned": False, "cleaned": True})
+ELO = Specification(
+    adafac.Adafac, _MLP, config.ELOBehavior, PLAIN | {"lr": 1e-3}, {"learned": False, "cleaned": True}, True
+)
 
 FAMILIES: dict[str, Specification] = {
     "velo": VELO,
@@ -90,16 +95,29 @@ FAMILIES: dict[str, Specification] = {
 }
 """The families of this package by name."""
 
-COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
-"""Compiling is what a parity run waits for: a dozen steps of small tensors need no optimized code."""
+UNOPTIMIZED = {"xla_backend_optimization_level": 0}
+QUICKEST = {**UNOPTIMIZED, "xla_cpu_use_fusion_emitters": False}
+"""Compiling is what a parity run waits for, and its small tensors need no optimized code. The second choice, where
+this XLA has it, compiles five times faster."""
 
 
-@partial(jax.jit, static_argnums=0, compiler_options=COMPILER_OPTIONS)
-def _update(rule: Any, *args: Any) -> tuple[dict[str, Array], dict[str, Any]]:
-    return rule.update(*args)
+@functools.cache
+def _compiled(function: Any) -> Any:
+    """``function(rule, *args)``, compiled; ``rule`` is static."""
+    try:
+        jax.jit(lambda x: x, compiler_options=QUICKEST)(0.0)
+        options = QUICKEST
+    except Exception:  # "no such compile option" has been several exceptions
+        options = UNOPTIMIZED
+    return jax.jit(function, static_argnums=0, compiler_options=options)
 
 
-@partial(jax.jit, static_argnums=0, compiler_options=COMPILER_OPTIONS)
+def _update(rule: Any, *args: Any) -> tuple[dict[str, Array], dict[str, Any], Notes]:
+    with collecting() as notes:
+        params, state = rule.update(*args)
+    return params, state, notes
+
+
 def _forward(rule: Any, *args: Any) -> dict[str, Array]:
     return rule.forward(*args)
 
@@ -138,17 +156,24 @@ class Reference:
         self, params: Mapping[str, Any], grads: Mapping[str, Any], state: dict[str, Any], loss: Any = None
     ) -> tuple[dict[str, Array], dict[str, Any]]:
         """One step: the next params and state. VeLO, Celo and celo-adam need the loss, the others ignore it."""
+        params, state, _ = self.traced_update(params, grads, state, loss)
+        return params, state
+
+    def traced_update(
+        self, params: Mapping[str, Any], grads: Mapping[str, Any], state: dict[str, Any], loss: Any = None
+    ) -> tuple[dict[str, Array], dict[str, Any], Notes]:
+        """:meth:`update`, and what was noted on the way (:mod:`pylo_zoo.reference.trace`)."""
         if loss is None and self._rule.needs_loss:
             raise ZooError("This family needs the loss of the step.", "Pass update(params, grads, state, loss).")
         loss = self._cast(loss) if self._rule.needs_loss else None
         args = (self._weights, self._hyper, self._cast(params), self._cast(grads), state, loss)
         with jax.default_matmul_precision("highest"):
-            return _update(self._rule, *args)
+            return _compiled(_update)(self._rule, *args)
 
     def forward(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """The meta-network alone; the rule's ``forward`` says which inputs it takes."""
         with jax.default_matmul_precision("highest"):
-            return _forward(self._rule, self._weights, self._cast(inputs))
+            return _compiled(_forward)(self._rule, self._weights, self._cast(inputs))
 
     def _cast(self, tree: Any) -> Any:
         return jax.tree.map(lambda x: jnp.asarray(x, self.dtype), tree)

@@ -14,6 +14,8 @@ import numpy as np
 from jax import Array
 from jax.lax import rsqrt
 
+from pylo_zoo.reference.trace import note
+
 
 class Decays(NamedTuple):
     """The decays in force: momentum ``[3]``, rms ``[1]``, adafactor ``[3]``."""
@@ -89,4 +91,7 @@ def factors(acc: Mapping[str, Array], shape: Sequence[int]) -> Factors | None:
     d0, d1 = (axis + 1 for axis in axes)  # past the axis of the decays
     row, col = jnp.expand_dims(acc["row"], d0), jnp.expand_dims(acc["col"], d1)
     relative = row / (jnp.mean(row, axis=d1, keepdims=True) + 1e-9)
-    return Factors(row, col, rsqrt(jnp.maximum(relative, 1e-9)), rsqrt(jnp.maximum(col, 1e-9)))
+    row_factor, col_factor = rsqrt(jnp.maximum(relative, 1e-9)), rsqrt(jnp.maximum(col, 1e-9))
+    note("row_factor", row_factor)
+    note("col_factor", col_factor)
+    return Factors(row, col, row_factor, col_factor)

@@ -14,6 +14,7 @@ from pylo_zoo.reference import accumulators
 from pylo_zoo.reference.accumulators import Decays
 from pylo_zoo.reference.features import ADAFAC_GROUPS, all_axes, groups, layers, mlp, stack, time_features
 from pylo_zoo.reference.tensors import at_least_1d, clip_by_global_norm
+from pylo_zoo.reference.trace import note, of_tensor
 
 
 def learned_decays(initial: tuple[float, ...], offset: Array) -> Array:
@@ -64,8 +65,10 @@ class Adafac:
         new_params, learned = {}, {}
         for name, old in params.items():
             p, g = at_least_1d(old), at_least_1d(grads[name])
-            step, learned[name] = self._step(weights, p, g, state["learned"][name], state["step"])
-            step = step * step_mult / width_mult.get(name, 1.0)
+            with of_tensor(name):
+                step, learned[name] = self._step(weights, p, g, state["learned"][name], state["step"])
+                step = step * step_mult / width_mult.get(name, 1.0)
+                note("step", step)
             p = p - hyper["lr"] * (step + hyper["weight_decay"] * p)
             new_params[name] = p.reshape(old.shape)
         return new_params, {"step": state["step"] + 1, "learned": learned}
@@ -74,9 +77,13 @@ class Adafac:
         acc = accumulators.advance(acc, g, weights["decays"])
         named = groups(p, g, acc, v_eps=1e-6, diag_eps=1e-6)
         features = stack(named, ADAFAC_GROUPS, eps=1e-5, axes=all_axes(p))
-        time = jnp.broadcast_to(time_features(t, str(p.dtype)), (*p.shape, 11))
-        out = mlp(weights["mlp"], jnp.concatenate([features, time], axis=-1))
+        time = time_features(t, str(p.dtype))
+        inputs = jnp.concatenate([features, jnp.broadcast_to(time, (*p.shape, 11))], axis=-1)
+        out = mlp(weights["mlp"], inputs)
         direction, magnitude = out[..., 0], out[..., 1]
+        note("time_features", time)
+        note("direction", direction)
+        note("magnitude", magnitude)
         return direction * jnp.exp(magnitude * self.behavior.exp_mult), acc
 
     def forward(self, weights, inputs) -> dict[str, Array]:

@@ -25,6 +25,7 @@ from pylo_zoo.reference.features import (
     stack,
 )
 from pylo_zoo.reference.tensors import at_least_1d, clip_by_global_norm, mean_square
+from pylo_zoo.reference.trace import note, of_tensor
 
 NORM_EPS = 1e-9
 
@@ -88,12 +89,14 @@ class CELO2:
         new_params, new_state = {}, {"step": state["step"] + 1, "learned": {}, "adamw": {}}
         for name, acc in state["learned"].items():
             p, g = at_least_1d(params[name]), at_least_1d(clipped[name])
-            step, new_state["learned"][name] = self._step(weights, p, g, acc)
+            with of_tensor(name):
+                step, new_state["learned"][name] = self._step(weights, p, g, acc)
             p = p - hyper["lr"] * (step + hyper["weight_decay"] * p)
             new_params[name] = p.reshape(params[name].shape)
         for name, acc in state["adamw"].items():
             g = clipped[name] if self.clip_adamw else grads[name]
-            new_params[name], new_state["adamw"][name] = _adamw(hyper, params[name], g, acc, new_state["step"])
+            with of_tensor(name):
+                new_params[name], new_state["adamw"][name] = _adamw(hyper, params[name], g, acc, new_state["step"])
         return new_params, new_state
 
     def _step(self, weights, p: Array, g: Array, acc) -> tuple[Array, dict[str, Array]]:
@@ -104,12 +107,18 @@ class CELO2:
             out = self._mlp(weights["mlp"], stack(named, VELO_GROUPS, NORM_EPS, axes))
         else:
             out = self._mlp(weights["mlp_unfactored"], stack(named, VECTOR_GROUPS, NORM_EPS, axes))
-        step = out[..., 0] * jnp.exp(out[..., 1] * b.exp_mult)
+        direction, magnitude = out[..., 0], out[..., 1]
+        note("direction", direction)
+        note("magnitude", magnitude)
+        step = direction * jnp.exp(magnitude * b.exp_mult)
         if b.param_scale_mult:
             step = step * jnp.sqrt(mean_square(p) + 1e-9)
         if b.orthogonalize and p.ndim > 1:
             step = orthogonalize(step, b.ns_coeffs, b.ns_iters, b.ns_eps)
-        return b.rmsmult * normalise(step, NORM_EPS, axes), acc
+            note("orthogonalized", step)
+        step = b.rmsmult * normalise(step, NORM_EPS, axes)
+        note("step", step)
+        return step, acc
 
     def _mlp(self, net: Layers, features: Array) -> Array:
         return mlp(net, features, {"relu": jax.nn.relu, "tanh": jnp.tanh}[self.behavior.mlp_activation])
@@ -129,6 +138,7 @@ def _adamw(hyper, p: Array, g: Array, acc, count: Array) -> tuple[Array, dict[st
     m = average(acc["momentum"], g, beta1)
     v = average(acc["second_moment"], g * g, beta2)
     m_hat, v_hat = m[0] / (1 - beta1**count), v[0] / (1 - beta2**count)
-    step = m_hat / (jnp.sqrt(v_hat) + hyper["adam_eps"])
-    p = p - hyper["lr"] * hyper["adam_lr_mult"] * (step + decay * p)
+    direction = m_hat / (jnp.sqrt(v_hat) + hyper["adam_eps"])
+    note("direction", direction)
+    p = p - hyper["lr"] * hyper["adam_lr_mult"] * (direction + decay * p)
     return p, {"momentum": m, "second_moment": v}

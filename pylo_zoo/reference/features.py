@@ -15,18 +15,19 @@ from jax import Array
 from jax.lax import rsqrt
 
 from pylo_zoo.reference.accumulators import factors
+from pylo_zoo.reference.trace import note
 
 Layers = list[tuple[Array, Array]]
 
 #: SPEC §3: 28 channels; the time features follow.
 ADAFAC_GROUPS = (
-    "gradient", "parameter", "momentum", "second_moment", "momentum_over_rms", "inverse_rms", "factored_gradient",
-    "row", "col", "inverse_row", "inverse_col", "factored_momentum",
+    "gradient", "parameter", "momentum", "second_moment", "normalized_momentum", "rsqrt_second_moment", "factored_gradient",
+    "row", "col", "rsqrt_row", "rsqrt_col", "factored_momentum",
 )  # fmt: skip
 #: SPEC §4: 14 groups, 30 channels.
 VELO_GROUPS = (
-    "gradient", "clipped_gradient", "parameter", "momentum", "second_moment", "momentum_over_rms", "inverse_rms",
-    "factored_gradient", "gradient_over_rms", "row", "col", "inverse_row", "inverse_col", "factored_momentum",
+    "gradient", "clipped_gradient", "parameter", "momentum", "second_moment", "normalized_momentum", "rsqrt_second_moment",
+    "factored_gradient", "normalized_gradient", "row", "col", "rsqrt_row", "rsqrt_col", "factored_momentum",
 )  # fmt: skip
 #: SPEC §6: what CELO2 shows of a vector, 15 channels.
 VECTOR_GROUPS = VELO_GROUPS[:9]
@@ -62,16 +63,16 @@ def groups(p: Array, g: Array, acc: Mapping[str, Array], *, v_eps: float, diag_e
         ``[k, *shape]`` a group.
     """
     m, v = acc["momentum"], acc["second_moment"]
-    inverse_rms = rsqrt(v + v_eps)
+    rsqrt_v = rsqrt(v + v_eps)
     plain = {
         "gradient": g[None],
         "clipped_gradient": jnp.clip(g, -0.1, 0.1)[None],
         "parameter": p[None],
         "momentum": m,
         "second_moment": v,
-        "momentum_over_rms": m * inverse_rms,
-        "inverse_rms": inverse_rms,
-        "gradient_over_rms": g * inverse_rms,
+        "normalized_momentum": m * rsqrt_v,
+        "rsqrt_second_moment": rsqrt_v,
+        "normalized_gradient": g * rsqrt_v,
     }
     return plain | _factored_groups(g, acc, diag_eps)
 
@@ -90,15 +91,19 @@ def _factored_groups(g: Array, acc: Mapping[str, Array], diag_eps: float) -> dic
         "factored_gradient": factored_gradient,
         "row": row,
         "col": col,
-        "inverse_row": rsqrt(row + 1e-8),
-        "inverse_col": rsqrt(col + 1e-8),
+        "rsqrt_row": rsqrt(row + 1e-8),
+        "rsqrt_col": rsqrt(col + 1e-8),
         "factored_momentum": factored_momentum,
     }
 
 
 def stack(named: Mapping[str, Array], order: Sequence[str], eps: float, axes: Sequence[int]) -> Array:
     """The normalised groups of ``order`` side by side, channels last: ``[*shape, channels]``."""
-    return jnp.moveaxis(jnp.concatenate([normalise(named[name], eps, axes) for name in order]), 0, -1)
+    normalised = {name: normalise(named[name], eps, axes) for name in order}
+    for name in order:
+        note(f"features/{name}", named[name])
+        note(f"normalized/{name}", normalised[name])
+    return jnp.moveaxis(jnp.concatenate(list(normalised.values())), 0, -1)
 
 
 def time_features(t: Array, dtype: str) -> Array:

@@ -1,0 +1,59 @@
+"""What a run tried and what it did not, as the report says it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from pylo_zoo.artifact import Artifact
+from pylo_zoo.parity.cases import CASES
+from pylo_zoo.parity.plan import NOT_COVERED
+from pylo_zoo.parity.report import Check, Coverage
+from pylo_zoo.parity.steps import Found
+
+
+def coverage(artifact: Artifact, checks: Sequence[Check], found: Sequence[Found]) -> Coverage:
+    """The dimensions of the table and what each was tried on."""
+    tried = {name for check in checks if check.level != "network" for name in check.errors}
+    ranks = {len(case.shape) for case in CASES if case.name in tried}
+    steps = [check for check in checks if check.level == "step"]
+    covered = {
+        "dtype": _unique(check.dtype for check in checks),
+        "layout": _unique(check.layout for check in checks if check.layout),
+        "rank": [f"{rank}-d" for rank in sorted(ranks)],
+        "shape": [f"{case.name} {_shape(case.shape)}" for case in CASES if case.name in tried],
+        "regime": _unique(check.name for check in steps if check.kind == "regime"),
+        "options": _unique(check.name for check in steps if check.kind == "options"),
+        "flags": _unique(check.name for check in steps if check.kind == "flags"),
+        "length": [
+            f"{n} steps" for n in sorted({1, *(check.steps for check in checks if check.level == "trajectory")})
+        ],
+        "quantity": _unique(what for each in found for _, what in each.walked.ledger.keys),
+    }
+    return Coverage(covered, [*_left_out(checks, found), *NOT_COVERED])
+
+
+def _left_out(checks: Sequence[Check], found: Sequence[Found]) -> Iterable[str]:
+    for check in checks:
+        for name in [name for name, error in check.errors.items() if error.allowed is None]:
+            yield f"{name} in {check.dtype}, {check.name}: the original's own {check.dtype} gives no number"
+    for each in found:
+        run = each.walked.run
+        if len(each.errors) < run.steps and each.dtype == "float64" and each.layout == run.layouts[0]:
+            yield f"{run.name}: steps after the first {len(each.errors)}, where the original is no longer finite"
+    loose = _unique(
+        f"{each.walked.run.name}: {what}"
+        for each in found
+        if each.dtype == "float32"
+        for (_, what), allowed in zip(each.walked.ledger.keys, each.allowed, strict=True)
+        if 0.1 < allowed
+    )
+    if loose:
+        yield f"in float32, where the original's own rounding is over a tenth of the bound: {', '.join(loose)}"
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape)) or "()"
+
+
+def _unique(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))

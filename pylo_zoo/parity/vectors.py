@@ -1,0 +1,169 @@
+"""The proof without JAX: what the original computed, kept beside the artifact, and a replay against it.
+
+``parity-vectors.safetensors`` holds the inputs and float64 outputs of the network and two whole runs of ten steps, in
+JAX's layout, with the distance of the original's own float32 run. It says which fingerprint it belongs to, and
+``parity.json`` says its sha256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pylo_zoo import artifact as artifacts
+from pylo_zoo.artifact import VECTORS, Artifact, pack_arrays, read_arrays
+from pylo_zoo.errors import ZooError
+from pylo_zoo.parity import bounds, controls, forward, trajectory
+from pylo_zoo.parity.cases import Case
+from pylo_zoo.parity.forward import Network
+from pylo_zoo.parity.report import Control, Leaves, Report, Settings, Statements
+from pylo_zoo.parity.steps import LAYOUTS
+from pylo_zoo.parity.trajectory import Course, Original
+
+COURSES = 2
+"""The first so many courses are kept; the long one is left to JAX."""
+FORMAT_VERSION = 1
+AGAIN = "Fetch the artifact again, or make the proof anew where JAX is: pylo-zoo verify DIR."
+
+
+def pack(artifact: Artifact, network: Network, originals: Sequence[Original]) -> bytes:
+    """The content of ``parity-vectors.safetensors``."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, value in network.inputs.items():
+        arrays[f"network.inputs.{name}"] = value
+    for name, value in network.outputs.items():
+        arrays[f"network.outputs.{name}"] = value
+    for run in originals:
+        prefix = run.course.name
+        arrays[f"{prefix}.losses"] = np.asarray(run.losses, np.float64)
+        for case in run.course.cases:
+            arrays[f"{prefix}.grads.{case.name}"] = np.stack([step[case.name] for step in run.grads]).astype(np.float32)
+            arrays[f"{prefix}.params.{case.name}"] = np.stack([step[case.name] for step in run.truth])
+    about = {
+        "format_version": FORMAT_VERSION,
+        "fingerprint": artifact.fingerprint,
+        "network_noise": dict(network.noise),
+        "runs": [
+            {
+                "name": run.course.name,
+                "regime": run.course.regime,
+                "steps": run.course.steps,
+                "hyper": dict(run.hyper),
+                "noise": dict(run.noise),
+                "cases": [asdict(case) for case in run.course.cases],
+            }
+            for run in originals
+        ],
+    }
+    return pack_arrays(arrays, json.dumps(about, sort_keys=True))
+
+
+def unpack(path: Path) -> tuple[str, Network, list[Original]]:
+    """The fingerprint, the network's vectors and the runs.
+
+    Raises:
+        ZooError: the file is missing, damaged or of another version.
+    """
+    if not path.is_file():
+        raise ZooError(
+            f"{path} is not there, so there is nothing to replay.", "pylo-zoo verify DIR writes it, with JAX."
+        )
+    arrays, text = read_arrays(path)
+    try:
+        about = json.loads(text)
+        if about["format_version"] != FORMAT_VERSION:
+            raise ZooError(f"{path} has format_version {about['format_version']!r}.", "Update pylo-zoo.")
+        return about["fingerprint"], _network(about, arrays), [_original(run, arrays) for run in about["runs"]]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ZooError(f"{path} is damaged: {type(error).__name__}: {error}.", AGAIN) from error
+
+
+def _network(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Network:
+    def part(prefix: str) -> dict[str, np.ndarray]:
+        return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+
+    noise = {name: float(value) for name, value in about["network_noise"].items()}
+    return Network(part("network.inputs."), part("network.outputs."), noise)
+
+
+def _original(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Original:
+    cases = tuple(Case(**{**case, "shape": tuple(case["shape"])}) for case in about["cases"])
+    course = Course(about["name"], about["regime"], int(about["steps"]), cases, LAYOUTS)
+    params = {case.name: arrays[f"{course.name}.params.{case.name}"] for case in cases}
+    grads = {case.name: arrays[f"{course.name}.grads.{case.name}"] for case in cases}
+    length = {len(value) for value in params.values()}.pop()
+    truth = [{name: value[step] for name, value in params.items()} for step in range(length)]
+    return Original(
+        course=course,
+        hyper={key: tuple(value) if isinstance(value, list) else value for key, value in about["hyper"].items()},
+        start=truth[0],
+        grads=[{name: value[step] for name, value in grads.items()} for step in range(course.steps)],
+        losses=arrays[f"{course.name}.losses"].tolist(),
+        truth=truth,
+        noise={name: float(value) for name, value in about["noise"].items()},
+    )
+
+
+def replay(artifact: Artifact) -> Report:
+    """Check the artifact at ``artifact.path`` against its own vectors, with torch alone.
+
+    Returns:
+        A report with the checks of the network and of the whole runs, and the planted faults; it replaces no
+        ``parity.json``.
+
+    Raises:
+        ZooError: there are no vectors, they are damaged, or not those that ``parity.json`` speaks of.
+    """
+    if artifact.path is None or artifact.parity is None:
+        raise ZooError(f"{artifact.name} has no proof to replay.", "pylo-zoo verify DIR makes one, with JAX.")
+    path = artifact.path / VECTORS
+    fingerprint, network, originals = unpack(path)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    if artifact.parity.get("vectors_sha256") != sha256:
+        raise ZooError(f"{path} is not the file that {artifacts.PARITY} speaks of (sha256 {sha256[:12]}…).", AGAIN)
+    checks = [*forward.checks(artifact, network)]
+    for run in originals:
+        checks += trajectory.checks(artifact, run)
+    said = (
+        [] if fingerprint == artifact.fingerprint else ["the weights or the behaviour changed since the proof was made"]
+    )
+    return Report(
+        name=artifact.name,
+        family=artifact.family,
+        source={key: getattr(artifact.source, key) for key in ("uri", "sha256", "bytes")},
+        fingerprint=artifact.fingerprint,
+        leaves=Leaves(**_leaves(artifact.parity)),
+        statements=Statements(said),
+        settings=Settings(0, bounds.MAX_ERROR, bounds.FACTOR, bounds.FLOOR),
+        checks=checks,
+        controls=list(_controls(artifact, originals)),
+    )
+
+
+def _leaves(parity: Mapping[str, Any]) -> dict[str, Any]:
+    found = {key: value for key, value in parity.get("leaves", {}).items() if key != "passed"}
+    return found or {"compared": 0}
+
+
+def _controls(artifact: Artifact, originals: Sequence[Original]) -> list[Control]:
+    by_regime = {run.course.regime: run for run in originals}
+
+    def compared(faulty: Artifact, fault: controls.Fault) -> controls.Shown | None:
+        run = replace(by_regime["ordinary"], course=replace(by_regime["ordinary"].course, layouts=("torch",)))
+        check = next(each for each in trajectory.checks(faulty, run) if each.dtype == "float64")
+        error = check.errors[check.worst]
+        if not check.passed:
+            return controls.Shown("parameter", check.worst, error.error, error.allowed)
+        return controls.Shown("fingerprint") if faulty.fingerprint != artifact.fingerprint else None
+
+    return [
+        controls.plant(fault, artifact, lambda faulty, fault=fault: compared(faulty, fault))
+        for fault in controls.FAULTS
+        if fault.regime in by_regime
+    ]
