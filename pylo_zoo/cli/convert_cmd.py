@@ -94,8 +94,12 @@ def convert(
             allowed=library.Permissions(cast.value if cast else None, allow_nonfinite),
         )
     except library.ParityError as error:
+        from pylo_zoo.parity import tables
+
         report = error.report
-        output.emit({"directory": None, "parity": report.to_dict()}, report.render, json=json)
+        output.emit(
+            {"directory": None, "parity": report.to_dict()}, lambda console: tables.render(report, console), json=json
+        )
         raise
     if made.report.reason is not None:
         output.note(f"Warning: parity was not checked: {made.report.reason}.", quiet=quiet)
@@ -117,8 +121,10 @@ def _data(made: Made) -> dict[str, Any]:
 
 
 def _show(made: Made, console: Console) -> None:
+    from pylo_zoo.parity import tables
+
     if made.report.checks:
-        made.report.render(console)
+        tables.render(made.report, console)
     source = made.artifact.source
     known = f", the registry's {made.matched}" if made.matched else ""
     console.print(output.printable(str(made.directory)), style="bold cyan", soft_wrap=True)

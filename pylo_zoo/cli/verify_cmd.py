@@ -2,53 +2,156 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pylo_zoo.cli import complete, output
 from pylo_zoo.errors import ZooError
 
+if TYPE_CHECKING:
+    from pylo_zoo.parity import Report
+    from pylo_zoo.parity.targets import Everything
+
 EXAMPLES = """
 pylo-zoo verify zoo/celo
-pylo-zoo verify zoo/mine --source theta.state --json
-pylo-zoo verify velo-sample
+pylo-zoo verify zoo/mine --source theta.state --html parity.html
+pylo-zoo verify zoo/mine --replay
+pylo-zoo verify random:celo2 --explain
+pylo-zoo verify --all --offline --junit parity.xml
 """
 
 
 def verify(
     target: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="DIR_OR_NAME",
-            help="An artifact's directory, or a registry name.",
+            help="An artifact's directory, a registry name, or random:FAMILY for random weights.",
             autocompletion=complete.names,
         ),
-    ],
+    ] = None,
     source: Annotated[
         str | None,
         typer.Option(metavar="FILE_OR_URI", help="The original checkpoint.  [default: the copy that convert kept]"),
     ] = None,
+    all: Annotated[bool, typer.Option("--all", help="Every registry entry at hand, and every family.")] = False,
+    require_all: Annotated[
+        bool, typer.Option("--require-all", help="With --all: entries whose files cannot be had fail, too.")
+    ] = False,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Without JAX: compare with the vectors that the proof left.")
+    ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show the chain of quantities where it comes nearest to its bounds.")
+    ] = False,
+    max_error: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="X", help="Largest float64 error of a step, in updates.  [default: 1e-10]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with every figure.")] = None,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a table for a model card.")] = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.")] = None,
     offline: output.Offline = False,
     json: output.Json = False,
     quiet: output.Quiet = False,
 ) -> None:
-    """Compare an artifact with its JAX original.
+    """Compare an artifact with its JAX original, and see that planted faults are caught.
 
-    Exits with status 1 unless parity passes. The report is also written to the artifact's parity.json.
+    Exits with status 0 if parity passes, 1 if it fails or could not be checked, 2 on wrong usage. The report and the
+    vectors for --replay are also written into the artifact's directory.
     """
-    from pylo_zoo import parity
+    if all == (target is not None):
+        raise typer.BadParameter("Give one DIR_OR_NAME, or --all.")
+    if all and (source is not None or replay or explain):
+        raise typer.BadParameter("--all goes without --source, --replay and --explain.")
+    if require_all and not all:
+        raise typer.BadParameter("--require-all goes with --all.")
+    if replay and (source is not None or max_error is not None or seed):
+        raise typer.BadParameter("--replay goes without --source, --max-error and --seed.")
+    from pylo_zoo.parity import targets
 
     access = output.access(offline=offline, lock=None, update_lock=False, quiet=quiet)
-    report = parity.verify_target(target, source, access=access)
-    output.emit(report.to_dict(), report.status if quiet else report.render, json=json)
-    if report.status == "not_run":
-        hint = (
-            "pip install 'pylo-zoo[jax]'." if parity.jax_is_missing() else "No proof of this artifact is possible here."
-        )
-        raise ZooError(f"Parity of {report.name} was not checked: {report.reason}.", hint)
-    if not report.passed:
+    with output.progress(quiet=quiet) as progress:
+        default = targets.How(seed=seed, progress=progress)
+        how = default if max_error is None else targets.How(seed, max_error, progress)
+        if all:
+            found = targets.verify_all(access, how)
+        elif replay:
+            found = targets.Everything([targets.replay_target(target or "")])
+        else:
+            found = targets.Everything([targets.verify_target(target or "", source, access=access, how=how)])
+    _write(found, html, markdown, junit)
+    if all:
+        _show_all(found, json, quiet)
+    else:
+        _show(found.reports[0], explain, json, quiet)
+    _judge(found, require_all)
+
+
+def _write(found: Everything, html: Path | None, markdown: Path | None, junit: Path | None) -> None:
+    from pylo_zoo.files import write_file
+
+    if html:
+        from pylo_zoo.parity import html as page
+
+        write_file(html, page.render(found.reports).encode())
+    if markdown:
+        from pylo_zoo.parity import markdown as card
+
+        write_file(markdown, card.render_many(found.reports).encode())
+    if junit:
+        from pylo_zoo.parity import junit as xml
+
+        write_file(junit, xml.render(found.reports, found.missing).encode())
+
+
+def _show(report: Report, explain: bool, json: bool, quiet: bool) -> None:
+    from pylo_zoo.parity import tables
+
+    human = report.status if quiet else lambda console: tables.render(report, console, explained=explain)
+    output.emit(report.to_dict(), human, json=json)
+
+
+def _show_all(found: Everything, json: bool, quiet: bool) -> None:
+    from pylo_zoo.parity import tables
+
+    status = "passed" if found.passed else "failed"
+    data = {
+        "status": status,
+        "reports": [report.to_dict() for report in found.reports],
+        "missing": found.missing,
+    }
+    human = status if quiet else lambda console: tables.summary(found.reports, found.missing, console)
+    output.emit(data, human, json=json)
+
+
+def _judge(found: Everything, require_all: bool) -> None:
+    """Raise what ends the command with status 1, unless everything passed."""
+    from pylo_zoo.parity import jax_is_missing
+
+    for report in found.reports:
+        if report.status == "not_run":
+            install = "pip install 'pylo-zoo[jax]'; `--replay` needs no JAX, where an artifact has its vectors."
+            hint = install if jax_is_missing() else "No proof of this artifact is possible here."
+            raise ZooError(f"Parity of {report.name} was not checked: {report.reason}.", hint)
+    failed: Sequence[str] = [report.name for report in found.reports if not report.passed]
+    if failed:
+        missed = [control.name for report in found.reports for control in report.missed]
+        if missed:
+            raise ZooError(
+                f"{', '.join(failed)}: a planted fault was not caught ({', '.join(missed)}).",
+                "So this run proves nothing; report it, with the checkpoint.",
+            )
         raise ZooError(
-            f"{report.name} does not compute what its original computes.",
-            "Each FAILED line names the worst parameter; convert the original again, or report a bug.",
+            f"{', '.join(failed)} does not compute what its original computes.",
+            "The first difference says where to look; --explain and --html show more.",
+        )
+    if require_all and found.missing:
+        raise ZooError(
+            f"{len(found.missing)} entries could not be had: {', '.join(found.missing)}.",
+            "Fetch them where there is network (`pylo-zoo convert NAME`), or leave --require-all out.",
         )

@@ -210,6 +210,8 @@ def make(
         raise ParityError(made.name, report)
     made = replace(made, parity=report.to_dict())
     extra = {artifact.STATE_DICT: artifact.state_dict_file(made)} if pt else {}
+    if report.vectors is not None:
+        extra[artifact.VECTORS] = report.vectors
     artifact.write(made, directory, force=force, extra_files=extra)
     entry = matched_entry(made.source.sha256)
     return Made(made, directory, report, entry.name if entry else None)

@@ -107,8 +107,9 @@ def parameters(seed: int) -> Arrays:
 
 
 def rounded(value: Array | float) -> Array:
-    """``value`` rounded to float32, in float64: where both dtypes can start."""
-    return np.asarray(value, np.float32).astype(np.float64)
+    """``value`` rounded to float32, in float64: where both dtypes can start. What float32 cannot hold is infinite."""
+    with np.errstate(over="ignore"):
+        return np.asarray(value, np.float32).astype(np.float64)
 
 
 def gradients(seed: int, regime: str, steps: int) -> list[Arrays]:
@@ -140,15 +141,14 @@ def _shaped(rng: np.random.Generator, regime: str, step: int, g: Array) -> Array
     return g * {"tiny": 1e-12, "huge": 1e6, "zeros": 0.0, "growing": 8.0**step}.get(regime, 1.0)
 
 
-def losses(seed: int, regime: str, steps: int) -> Array:
-    """A falling, noisy loss ``[steps]`` with one spike, that all but vanishes in the end; float32 numbers in float64."""
+def losses(seed: int, regime: str, steps: int) -> list[float]:
+    """A falling, noisy loss of each step, with one spike, that all but vanishes in the end; float32 numbers."""
     if regime == "zeros":
-        return np.full(steps, 0.5)
+        return [0.5] * steps
     rng = np.random.default_rng([seed, 2])
     loss = 2.3 * 0.9 ** (10 * np.arange(steps) / max(steps, 10)) + 0.1 * rng.uniform(size=steps)
     loss[steps // 2] *= 5
     if steps >= 10:
         loss[-3:] *= 1e-6, 1e-9, 0
-    return rounded(
-        loss * {"tiny": 1e-9, "huge": 1e6}.get(regime, 1.0) * (8.0 if regime == "growing" else 1.0) ** np.arange(steps)
-    )
+    growth = (8.0 if regime == "growing" else 1.0) ** np.arange(steps)
+    return rounded(loss * growth * {"tiny": 1e-9, "huge": 1e6}.get(regime, 1.0)).tolist()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -47,7 +47,7 @@ class Fault:
 
     name: str
     what: str
-    code: Substitutions = ()
+    code: Substitutions = field(default_factory=list)
     data: Callable[[Artifact], Artifact | None] | None = None
     needs: str = ""
     regime: str = "ordinary"

@@ -17,9 +17,9 @@ from pylo_zoo import converters
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
 from pylo_zoo.parity import bounds
+from pylo_zoo.parity.jax_mode import x64
 from pylo_zoo.parity.report import Check, Error
 from pylo_zoo.parity.sides import build_reference
-from pylo_zoo.parity.jax_mode import x64
 from pylo_zoo.parity.steps import DTYPES
 
 Arrays = dict[str, np.ndarray]

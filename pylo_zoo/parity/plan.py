@@ -78,9 +78,9 @@ def flags(behavior: Any) -> dict[str, dict[str, Any]]:
 
 
 def _other(value: Any) -> Any:
-    """Another number of the same kind; decays, too, stay in [0, 1]."""
+    """Another number of the same kind; decays stay in [0, 1], and steps get smaller rather than larger."""
     if isinstance(value, tuple):
         return tuple(0.9 * each for each in value)
     if isinstance(value, int):
         return value + 1
-    return 1.5 * value if value else 0.5
+    return 0.5 * value if value else 0.5

@@ -54,10 +54,11 @@ QUANTITIES: Mapping[str, str] = MappingProxyType(
         "magnitude": "second output of the MLP (SPEC §3)",
         "orthogonalized": "the step after Newton–Schulz (SPEC §6)",
         "step": "the step, before learning rate and weight decay (SPEC §3–§6)",
+        "count": "steps taken so far",
         PARAMETER: "the parameter after the step",
     }
 )
-"""Name and meaning, first things first. Those of other packages' families come before the last."""
+"""Name and meaning, first things first. Those of other packages' families come just before the last."""
 
 
 _ORDER = {name: place for place, name in enumerate(QUANTITIES)}
@@ -65,7 +66,7 @@ _ORDER = {name: place for place, name in enumerate(QUANTITIES)}
 
 def order(quantity: str) -> int:
     """Where ``quantity`` stands in the chain."""
-    return _ORDER.get(quantity, len(_ORDER) - 2)
+    return _ORDER.get(quantity, _ORDER["count"])
 
 
 def meaning(quantity: str) -> str:

@@ -163,6 +163,11 @@ class Explanation:
     right_in: Sequence[str]
     chain: Sequence[Link]
 
+    @property
+    def failed(self) -> bool:
+        """Whether the quantity is beyond its bound."""
+        return any(link.quantity == self.quantity and not link.passed for link in self.chain)
+
 
 @dataclass(frozen=True)
 class Control:
@@ -209,7 +214,7 @@ class Report:
     """The judgement on one artifact. ``status`` is "passed", "failed" or "not_run", then with a ``reason``.
 
     ``fingerprint`` is that of the artifact (:attr:`pylo_zoo.artifact.Artifact.fingerprint`) that was judged;
-    ``vectors`` is the content of the ``parity-vectors.safetensors`` that belongs to this report, whose sha256 the JSON has.
+    ``vectors`` is the content of the ``parity-vectors.safetensors`` that belongs to it; the JSON has its sha256.
     """
 
     name: str

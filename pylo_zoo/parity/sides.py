@@ -116,7 +116,7 @@ class TorchSide:
             self._take(grads, loss)
         return Outcome(self.snapshot(), self._notes)
 
-    def run(self, grads: Sequence[Arrays], losses: Sequence[float]) -> list[Arrays]:
+    def run(self, grads: Sequence[Arrays], losses: Sequence[float]) -> Sequence[Arrays]:
         """A whole run from the start, on its own: the parameters before the first step and after each."""
         found = [{name: self._array(name, p) for name, p in self._parameters.items()}]
         for gradient, loss in zip(grads, losses, strict=True):
@@ -280,7 +280,7 @@ class JaxSide:
                     _spread(notes, quantity, np.asarray(value), sorted(self._cases))
             return Outcome(self._export(params, state), notes)
 
-    def run(self, grads: Sequence[Arrays], losses: Sequence[float]) -> list[Arrays]:
+    def run(self, grads: Sequence[Arrays], losses: Sequence[float]) -> Sequence[Arrays]:
         """A whole run from the start: the parameters before the first step and after each."""
         found: list[Arrays] = [self._params]
         params, state = self._params, self._state
@@ -335,7 +335,7 @@ LSTM_STATE = ("lstm_hidden", "lstm_cell")
 
 
 def _led(case: Case, key: str, value: np.ndarray) -> np.ndarray:
-    """An accumulator of the reference with the averaged axis of row and col back, at size 1, and a scalar's one axis."""
+    """An accumulator of the reference with the averaged axis of row and col back at size 1, and a scalar's one axis."""
     from pylo_zoo.reference.accumulators import factored_axes
 
     if key in ("row", "col") and (axes := factored_axes(case.shape)):

@@ -146,7 +146,7 @@ def quantities(outcome: Outcome) -> dict[Key, np.ndarray]:
     """Everything that a step gave: notes, state and parameters."""
     after = outcome.after
     state = {(name, key): value for name, own in after.state.items() for key, value in own.items()}
-    run = {("", key): value for key, value in after.run.items()}
+    run = {("", "count" if key == "step" else key): value for key, value in after.run.items()}
     return {**outcome.notes, **state, **run, **{(name, PARAMETER): value for name, value in after.params.items()}}
 
 

@@ -87,7 +87,7 @@ def original(artifact: Artifact, theta: Mapping[str, Any], course: Course, seed:
         case.name: max(float(np.abs(b[case.name] - a[case.name]).max()) for a, b in zip(truth, single, strict=False))
         for case in course.cases
     }
-    return Original(course, hyper, start, grads, losses.tolist(), truth, noise)
+    return Original(course, hyper, start, grads, losses, truth, noise)
 
 
 def checks(artifact: Artifact, run: Original) -> Iterator[Check]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from pylo_zoo.errors import ZooError
 from pylo_zoo.parity import bounds, controls, explain, forward, leaves, plan, steps, trajectory, vectors
 from pylo_zoo.parity.coverage import coverage
 from pylo_zoo.parity.jax_mode import jax_is_missing
-from pylo_zoo.parity.quantities import PARAMETER
+from pylo_zoo.parity.quantities import PARAMETER, order
 from pylo_zoo.parity.report import Check, Error, Quantity, Report, Settings, Statements
 from pylo_zoo.parity.theta import read_theta
 
@@ -28,8 +27,8 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many parts are done, and how many there are."""
 
 
-def _silent(what: str, done: int, total: int) -> None:
-    pass
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody looks at."""
 
 
 def verify(
@@ -38,7 +37,7 @@ def verify(
     *,
     seed: int = SEED,
     max_error: float = bounds.MAX_ERROR,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Report:
     """Prove, or disprove, that ``artifact`` is the checkpoint ``source`` in torch.
 
@@ -199,8 +198,6 @@ class Tally:
 
     def list(self) -> list[Quantity]:
         """In the order of the chain, float64 first."""
-        from pylo_zoo.parity.quantities import order
-
         found = [quantity for _, quantity in self._worst.values()]
         return sorted(found, key=lambda each: (each.dtype == "float32", order(each.name), each.name))
 

@@ -21,13 +21,14 @@ Layers = list[tuple[Array, Array]]
 
 #: SPEC §3: 28 channels; the time features follow.
 ADAFAC_GROUPS = (
-    "gradient", "parameter", "momentum", "second_moment", "normalized_momentum", "rsqrt_second_moment", "factored_gradient",
-    "row", "col", "rsqrt_row", "rsqrt_col", "factored_momentum",
+    "gradient", "parameter", "momentum", "second_moment", "normalized_momentum", "rsqrt_second_moment",
+    "factored_gradient", "row", "col", "rsqrt_row", "rsqrt_col", "factored_momentum",
 )  # fmt: skip
 #: SPEC §4: 14 groups, 30 channels.
 VELO_GROUPS = (
-    "gradient", "clipped_gradient", "parameter", "momentum", "second_moment", "normalized_momentum", "rsqrt_second_moment",
-    "factored_gradient", "normalized_gradient", "row", "col", "rsqrt_row", "rsqrt_col", "factored_momentum",
+    "gradient", "clipped_gradient", "parameter", "momentum", "second_moment", "normalized_momentum",
+    "rsqrt_second_moment", "factored_gradient", "normalized_gradient", "row", "col", "rsqrt_row", "rsqrt_col",
+    "factored_momentum",
 )  # fmt: skip
 #: SPEC §6: what CELO2 shows of a vector, 15 channels.
 VECTOR_GROUPS = VELO_GROUPS[:9]

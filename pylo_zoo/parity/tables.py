@@ -1,0 +1,171 @@
+"""Reports as tables on a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pylo_zoo.parity.report import Check, Control, Error, Explanation, Report
+
+LEGEND = (
+    "Largest errors over every shape, step and layout, in units of the update (whole runs:\n"
+    "of the movement; network: of the largest output); ulps: of float32. Tightest at names\n"
+    "what came nearest to its bound. --html FILE shows everything, --explain one chain."
+)
+MOST_LINKS = 12
+"""How many quantities after the first that is off a chain shows."""
+
+
+def render(report: Report, console: Console, *, explained: bool = False) -> None:
+    """Print one report: a line a run, the planted faults, what to look at where it failed, the verdict."""
+    table = _table(f"Parity of {report.name} ({report.family}) with its JAX original")
+    for column in ("check", "run"):
+        table.add_column(column)
+    for column in ("float64", "float32", "ulps"):
+        table.add_column(column, justify="right")
+    table.add_column("tightest at")
+    table.add_column("")
+    _add_texts(table, report)
+    for (level, kind, name), checks in _grouped(report.checks).items():
+        table.add_row(
+            _what(level, kind), _run(name, checks), *_numbers(checks), _verdict(all(c.passed for c in checks))
+        )
+    _add_controls(table, report.controls)
+    console.print(table)
+    if report.checks:
+        console.print(LEGEND, soft_wrap=True)
+    for contradiction in report.statements.contradictions:
+        console.print(Text(contradiction, style="red"), soft_wrap=True)
+    if report.explanation and (explained or report.status == "failed"):
+        explain(report.explanation, console, whole=explained)
+    console.print(verdict(report), soft_wrap=True)
+
+
+def verdict(report: Report) -> Text:
+    """The outcome in one line."""
+    if report.reason:
+        return Text(f"parity: not checked, {report.reason}")
+    return Text(f"parity: {report.status}", style="green" if report.passed else "bold red")
+
+
+def summary(reports: Sequence[Report], missing: Mapping[str, str], console: Console) -> None:
+    """Print a line an entry."""
+    table = _table("Parity")
+    for column in ("name", "family"):
+        table.add_column(column)
+    for column in ("float64", "float32", "faults caught"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for report in reports:
+        numbers = [_worst(report.worst_step(dtype)) for dtype in ("float64", "float32")]
+        table.add_row(report.name, report.family, *numbers, caught(report.controls), verdict(report))
+    for name, reason in missing.items():
+        table.add_row(name, "", "", "", "", Text(f"missing: {reason}", style="yellow"))
+    console.print(table)
+
+
+def caught(controls: Sequence[Control]) -> str:
+    """How many of the planted faults that apply were caught."""
+    statuses = [control.status for control in controls]
+    return f"{statuses.count('caught')} of {len(statuses) - statuses.count('not applicable')}" if statuses else ""
+
+
+def explain(explanation: Explanation, console: Console, *, whole: bool = False) -> None:
+    """Print where a difference begins, and the chain of quantities of that parameter at that step."""
+    e = explanation
+    first = next((place for place, link in enumerate(e.chain) if link.quantity == e.quantity), 0)
+    failed = e.failed
+    what = "First difference" if failed else "Nearest to its bound (nothing is off)"
+    where = f"of {e.case!r} {list(e.shape)}" if e.case else "of the run"
+    console.print(Text(f"\n{what}: {e.quantity} {where}", style="bold red" if failed else "bold"), soft_wrap=True)
+    console.print(f"  {e.meaning}", soft_wrap=True)
+    console.print(f"  in the run {e.run!r}, step {e.step}, {e.dtype}, {e.layout} layout", soft_wrap=True)
+    if e.misfit:
+        console.print(f"  its shape is {e.misfit} (in the parameter's own layout)", soft_wrap=True)
+    else:
+        at = f" at index {list(e.index)}" if e.index else ""
+        console.print(f"  torch {e.ours:.17g}, original {e.theirs:.17g}{at}", soft_wrap=True)
+    if failed and e.off_in:
+        console.print(f"  off in: {'; '.join(e.off_in)}", soft_wrap=True)
+        console.print(f"  right in: {'; '.join(e.right_in) or 'none'}", soft_wrap=True)
+    table = _table(f"Every quantity of {e.case or 'the run'} at that step, in the order of computation")
+    table.add_column("quantity", no_wrap=True)
+    table.add_column("error", justify="right")
+    table.add_column("allowed", justify="right")
+    table.add_column("")
+    links = list(e.chain) if whole else [*e.chain[max(0, first - 2) : first + MOST_LINKS], *e.chain[-1:]]
+    for link in dict.fromkeys(links):
+        table.add_row(link.quantity, _number(link.error), _number(link.allowed), _verdict(link.passed))
+    console.print(table)
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+
+
+def _add_texts(table: Table, report: Report) -> None:
+    broken = [*report.leaves.missing, *report.leaves.extra, *report.leaves.differing]
+    where = broken[0] if broken else f"{report.leaves.compared} leaves"
+    table.add_row("leaves", "bit for bit", f"{len(broken)} off", "", "", where, _verdict(report.leaves.passed))
+    off = f"{len(report.statements.contradictions)} off"
+    table.add_row("behaviour", "as its files say", off, "", "", "", _verdict(report.statements.passed))
+
+
+def _add_controls(table: Table, controls: Sequence[Control]) -> None:
+    if not controls:
+        return
+    missed = [control.name for control in controls if control.status == "missed"]
+    where = f"missed: {', '.join(missed)}" if missed else ""
+    table.add_row("planted faults", f"{caught(controls)} caught", "", "", "", where, _verdict(not missed))
+
+
+def _grouped(checks: Sequence[Check]) -> dict[tuple[str, str, str], list[Check]]:
+    found: dict[tuple[str, str, str], list[Check]] = {}
+    for check in checks:
+        found.setdefault((check.level, check.kind, check.name), []).append(check)
+    return found
+
+
+def _what(level: str, kind: str) -> str:
+    if level == "step":
+        return {"regime": "single steps", "options": "… with options", "flags": "… with flags"}[kind]
+    return {"network": "network", "trajectory": "whole runs"}[level]
+
+
+def _run(name: str, checks: Sequence[Check]) -> str:
+    short = name.partition(":")[0]
+    return f"{short}, {checks[0].steps} steps" if checks[0].level == "trajectory" else short
+
+
+def _numbers(checks: Sequence[Check]) -> tuple[str, str, str, str]:
+    """The largest errors in either dtype, the float32 one in ulps, and what came nearest to its bound."""
+    worst = {
+        dtype: [error for check in checks if check.dtype == dtype for error in check.errors.values()]
+        for dtype in ("float64", "float32")
+    }
+    largest = {
+        dtype: max((e.error for e in errors if e.allowed is not None), default=None) for dtype, errors in worst.items()
+    }
+    ulps = max((e.ulps for e in worst["float32"] if e.ulps is not None and e.allowed is not None), default=None)
+    check = max(checks, key=lambda check: (bool(check.broken), check.errors[check.worst].excess))
+    where = check.broken[0] if check.broken else check.worst
+    return _number(largest["float64"]), _number(largest["float32"]), _number(ulps, ".2g"), where
+
+
+def _worst(found: tuple[str, Error] | None) -> str:
+    return _number(found[1].error) if found else ""
+
+
+def _number(value: float | None, form: str = ".1e") -> str:
+    if value is None:
+        return ""
+    return f"{value:{form}}" if math.isfinite(value) else "∞"
+
+
+def _verdict(passed: bool) -> Text:
+    return Text("ok", style="green") if passed else Text("FAILED", style="bold red")

@@ -1,0 +1,135 @@
+"""What can be verified: an artifact's directory, a registry entry, random weights of a family, or everything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from pylo_zoo import converters, registry
+from pylo_zoo.artifact import Artifact, write_parity
+from pylo_zoo.convert import convert, original
+from pylo_zoo.converters.base import leaf_shapes
+from pylo_zoo.errors import ZooError
+from pylo_zoo.fetch import Access, fetch, is_uri
+from pylo_zoo.fetch.errors import Forbidden, NotFound, Unavailable
+from pylo_zoo.parity import bounds
+from pylo_zoo.parity.jax_mode import jax_is_missing
+from pylo_zoo.parity.leaves import nest
+from pylo_zoo.parity.report import Report
+from pylo_zoo.parity.vectors import replay
+from pylo_zoo.parity.verify import SEED, Progress, silent, verify
+from pylo_zoo.weights import load
+
+RANDOM = "random:"
+"""``random:FAMILY`` is a checkpoint of random weights, to prove the code of a family without any published file."""
+SCALE = 0.1
+"""Standard deviation of random weights."""
+
+
+@dataclass(frozen=True)
+class How:
+    """How to verify: the arguments of :func:`pylo_zoo.parity.verify`."""
+
+    seed: int = SEED
+    max_error: float = bounds.MAX_ERROR
+    progress: Progress = silent
+
+
+def verify_target(
+    target: str | Path, source: str | Path | None = None, *, access: Access | None = None, how: How | None = None
+) -> Report:
+    """:func:`~pylo_zoo.parity.verify` an artifact's directory, whose proof is replaced, a registry entry, or random
+    weights.
+
+    Args:
+        target: directory, registry name, or ``random:FAMILY``.
+        source: the original checkpoint file, or its address; by default the copy that the conversion kept.
+        access: how to fetch.
+        how: seed, bound and progress.
+
+    Raises:
+        ZooError: as :func:`~pylo_zoo.parity.verify`, or the original is not at hand.
+    """
+    how = how or How()
+    if isinstance(target, str) and target.startswith(RANDOM):
+        return _verify_random(target.removeprefix(RANDOM), how)
+    artifact = load(target, proven=False, access=access)
+    if isinstance(source, str) and is_uri(source):
+        path = fetch(source, sha256=artifact.source.sha256, bytes=artifact.source.bytes, access=access)
+    else:
+        path = Path(source) if source is not None else original(artifact.source.sha256)
+    if path is None:
+        raise ZooError(
+            f"The original of {artifact.name} ({artifact.source.uri}, sha256 {artifact.source.sha256}) is not at hand.",
+            "Give it with --source FILE.",
+        )
+    report = _run(artifact, path, how)
+    if artifact.path is not None and report.status != "not_run":
+        write_parity(artifact.path, report.to_dict(), report.vectors)
+    return report
+
+
+def replay_target(directory: str | Path) -> Report:
+    """:func:`~pylo_zoo.parity.replay` the artifact at ``directory``."""
+    return replay(load(Path(directory), proven=False))
+
+
+def _run(artifact: Artifact, path: Path, how: How) -> Report:
+    return verify(artifact, path, seed=how.seed, max_error=how.max_error, progress=how.progress)
+
+
+def _verify_random(name: str, how: How) -> Report:
+    family = converters.get(name)
+    if jax_is_missing():
+        raise ZooError(
+            "Random weights are compared with JAX alone, which is not installed.", "pip install 'pylo-zoo[jax]'."
+        )
+    from flax import serialization
+
+    random = np.random.default_rng(how.seed)
+    leaves = {
+        path: np.float32(SCALE) * random.standard_normal(shape, dtype=np.float32)
+        for path, shape in sorted(leaf_shapes(family, family.released).items())
+    }
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / "theta.state"
+        path.write_bytes(serialization.msgpack_serialize(nest(leaves)))
+        report = _run(replace(convert(name, source=path), name=RANDOM + name), path, how)
+    return replace(report, source={**report.source, "uri": f"{RANDOM}{name} (seed {how.seed})"})
+
+
+@dataclass
+class Everything:
+    """What came of verifying all there is: reports, and the entries whose files could not be had, with the reason."""
+
+    reports: list[Report] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.reports) and all(report.passed for report in self.reports)
+
+
+def verify_all(access: Access | None = None, how: How | None = None) -> Everything:
+    """Verify random weights of every family that has a reference, and every registry entry whose files can be had."""
+    how = how or How()
+    found = Everything()
+    for name in targets():
+        try:
+            found.reports.append(verify_target(name, access=access, how=_named(how, name)))
+        except (NotFound, Forbidden, Unavailable) as error:
+            found.missing[name] = error.message
+    return found
+
+
+def targets() -> list[str]:
+    """What :func:`verify_all` verifies, in order."""
+    families = [f"{RANDOM}{name}" for name, family in converters.FAMILIES.items() if family.reference is not None]
+    return [*families, *registry.load_registry()]
+
+
+def _named(how: How, name: str) -> How:
+    return replace(how, progress=lambda what, done, total: how.progress(f"{name}: {what}", done, total))
