@@ -315,10 +315,15 @@ def _check_inputs(
 
 
 def _drive_lopt(make: Any, arguments: dict, theta: Any, hyper: Any, params: Any, grads: Any, losses: Any) -> Iterator:
-    """``learned_optimization``'s interface: the state holds the params; a key is split, and never used."""
-    import jax
+    """``learned_optimization``'s interface: the state holds the params; a key is split, and never used.
 
-    optimizer = make(**arguments).opt_fn(theta)
+    Theta takes the structure of a fresh one, as where a checkpoint is loaded: the LSTM's state is a class of haiku's.
+    """
+    import jax
+    from flax import serialization
+
+    learned = make(**arguments)
+    optimizer = learned.opt_fn(serialization.from_state_dict(learned.init(jax.random.PRNGKey(0)), theta))
     state = optimizer.init(params, num_steps=hyper.get("num_steps", len(grads)))
     for gradient, loss in zip(grads, losses, strict=True):
         state = optimizer.update(state, gradient, loss, key=jax.random.PRNGKey(0))
@@ -348,7 +353,7 @@ def _drive_celo2(
     adam = {"eps": hyper["adam_eps"], "weight_decay": hyper["adam_weight_decay"]}
     if adam["weight_decay"] is None:
         adam["weight_decay"] = decay
-    rules = {
+    rules: Any = {
         "learned": optax.chain(
             make(theta, **arguments), optax.add_decayed_weights(decay), optax.scale_by_learning_rate(lr)
         ),
