@@ -346,7 +346,6 @@ def _drive_celo2(
 
     ``vectors`` is the rule of 0-d and 1-d parameters, "learned" or "adamw"; nothing reads the losses.
     """
-    import jax
     import optax
 
     lr, decay = hyper["lr"], hyper["weight_decay"]
@@ -362,9 +361,9 @@ def _drive_celo2(
     labels = {name: "learned" if p.ndim > 1 else vectors for name, p in params.items()}
     clip = optax.identity() if hyper["clip_norm"] is None else optax.clip_by_global_norm(hyper["clip_norm"])
     optimizer = optax.chain(clip, optax.multi_transform(rules, labels))
-    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    state = optimizer.init(params)
     for gradient in grads:
-        updates, state = update(gradient, state, params)
+        updates, state = optimizer.update(gradient, state, params)
         params = optax.apply_updates(params, updates)
         yield params
 
