@@ -64,6 +64,8 @@ def importable(site: Path, modules: Mapping[str, str], versions: Mapping[str, st
     for path, text in modules.items():
         (site / path).parent.mkdir(parents=True, exist_ok=True)
         (site / path).write_text(text)
+        for folder in list(Path(path).parents)[:-1]:  # without, a package that is installed comes first
+            (site / folder / "__init__.py").touch()
     for name, version in (versions or {}).items():
         info = site / f"{name}-{version}.dist-info"
         info.mkdir(parents=True)
