@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -180,9 +179,9 @@ def run_original(
         try:
             moved = list(original.drive(make, arguments, weights, complete, start, steps, seen))
         except Exception as error:
-            raise _failed(original, "fails to run", error) from error
+            raise _failed(original, "fails to run", error, "Check that theta is of this architecture.") from error
     trajectory = [{name: np.asarray(p) for name, p in step.items()} for step in moved]
-    return Run(f"{original.module}.{original.name}", _version(original), _sha256(make), trajectory)
+    return Run(f"{original.module}.{original.name}", _version(original), _sha256(original), trajectory)
 
 
 def check_reference(
@@ -235,14 +234,14 @@ def _load(original: Original) -> Callable[..., Any]:
         with _quiet_float32():
             return getattr(importlib.import_module(original.module), original.name)
     except Exception as error:
-        raise _failed(original, "cannot be imported", error) from error
+        raise _failed(original, "cannot be imported", error, "No package index has a whole one.") from error
 
 
-def _failed(original: Original, what: str, error: Exception) -> ZooError:
+def _failed(original: Original, what: str, error: Exception, hint: str) -> ZooError:
     said = f"{type(error).__name__}: {error}".splitlines()[0]
     return ZooError(
         f"The original, {original.module}.{original.name} (version {_version(original)}), {what}: {said}.",
-        f"Install {original.package} from {HOMES[original.package]}, in a version that runs on this JAX.",
+        f"Install {original.package} from {HOMES[original.package]}, in a version that runs on this JAX. {hint}",
     )
 
 
@@ -253,9 +252,8 @@ def _version(original: Original) -> str:
         return "unknown"
 
 
-def _sha256(made: Any) -> str:
-    module: ModuleType = importlib.import_module(made.__module__)
-    path = getattr(module, "__file__", None)
+def _sha256(original: Original) -> str:
+    path = importlib.import_module(original.module).__file__
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
 
 
@@ -375,7 +373,8 @@ HOMES = {
     "celo": "https://github.com/amoudgl/celo",
     "celo2_optax": "https://github.com/amoudgl/celo2",
 }
-"""Where the packages are published: no package index has them whole."""
+"""Where the packages are published. ``learned_optimization`` is on PyPI too, as of 2022: without VeLO, with an older
+AdafacMLP (no epsilon in its last feature of unfactored tensors), and for a JAX older than the reference's."""
 
 _PLAIN = {"lr": 1.0, "weight_decay": 0.0}
 _LIMIT = {"grad_clip_val": 1000.0}
