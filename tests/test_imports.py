@@ -37,7 +37,7 @@ ARROWS = {
     "optim": "artifact config converters errors kernels nets ops torch weights",
     "tasks": "errors numpy optim sklearn torch",
     "reference": "config errors flax jax numpy",
-    "parity": "artifact config convert converters errors fetch flax formats jax nets numpy ops optim pylo_zoo "
+    "parity": "artifact config convert converters errors fetch flax formats jax nets numpy ops optax optim pylo_zoo "
     "reference rich torch weights",
     "samples": "config converters formats numpy",
     "cli": "artifact config convert converters errors fetch formats hub optim parity pylo_zoo registry rich tasks "
@@ -51,7 +51,7 @@ LAZY = {
     "pylo_zoo": {"artifact", "weights"},
     "convert": {"parity"},
     "fetch": {"huggingface_hub", "rich"},
-    "parity": {"flax", "jax", "reference"},
+    "parity": {"flax", "jax", "optax", "reference"},
     "formats": {"orbax"},
     "cli": LAYERS["cli"] - {"errors", "pylo_zoo", "typer"},
 }
