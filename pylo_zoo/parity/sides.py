@@ -6,7 +6,8 @@ Both sides take and give numpy arrays in JAX's layout, so that a step of one can
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
@@ -357,6 +358,17 @@ def build_reference(artifact: Artifact, theta: Mapping[str, Any], hyper: Mapping
         hyper=hyper,
         dtype=dtype,
     )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread: these tensors are too small to share, and rounding must not depend on the machine's cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def with_behavior(artifact: Artifact, changes: Mapping[str, Any]) -> Artifact:

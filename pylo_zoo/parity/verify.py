@@ -20,6 +20,7 @@ from pylo_zoo.parity.coverage import coverage
 from pylo_zoo.parity.jax_mode import jax_is_missing
 from pylo_zoo.parity.quantities import PARAMETER, order
 from pylo_zoo.parity.report import Check, Error, Quantity, Report, Settings, Statements
+from pylo_zoo.parity.sides import one_thread
 from pylo_zoo.parity.theta import read_theta
 
 SEED = 0
@@ -70,7 +71,8 @@ def verify(
     if nonfinite := artifact.source.layout.get("nonfinite"):
         reason = f"the checkpoint holds NaN or infinite values ({', '.join(nonfinite[:4])}), which no bound compares"
         return replace(report, reason=reason)
-    return _proof(report, artifact, read, seed, max_error, progress)
+    with one_thread():
+        return _proof(report, artifact, read, seed, max_error, progress)
 
 
 def without_jax(artifact: Artifact, read: formats.Source, reason: str) -> Report:

@@ -108,13 +108,18 @@ XLA has it, compiles five times faster."""
 
 @functools.cache
 def _compiled(function: Any) -> Any:
-    """``function(rule, *args)``, compiled; ``rule`` is static."""
+    """``function(static, *args)``, compiled; ``static`` is the rule, or begins with it, and is hashable."""
     try:
         jax.jit(lambda x: x, compiler_options=QUICKEST)(0.0)
         options = QUICKEST
     except Exception:  # "no such compile option" has been several exceptions
         options = UNOPTIMIZED
     return jax.jit(function, static_argnums=0, compiler_options=options)
+
+
+def _init(static: tuple[Any, Any], weights: Any, params: Any) -> dict[str, Any]:
+    rule, rules = static
+    return rule.init(weights, params, None if rules is None else dict(rules))
 
 
 def _update(rule: Any, *args: Any) -> tuple[dict[str, Array], dict[str, Any], Notes]:
@@ -155,7 +160,8 @@ class Reference:
         wrong = sorted(name for name, rule in (rules or {}).items() if name not in params or rule not in RULES)
         if wrong:
             raise ZooError(f"rules: {', '.join(wrong)}.", f"Each must name a parameter and one of {', '.join(RULES)}.")
-        return self._rule.init(self._weights, self._cast(params), rules)
+        static = self._rule, None if rules is None else tuple(sorted(rules.items()))
+        return _compiled(_init)(static, self._weights, self._cast(params))
 
     def update(
         self, params: Mapping[str, Any], grads: Mapping[str, Any], state: dict[str, Any], loss: Any = None
