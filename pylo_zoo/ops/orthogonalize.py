@@ -139,9 +139,22 @@ def _frobenius(matrices: Tensor) -> Tensor:
 
 def _iterate(x: Tensor, coefficients: Sequence[Triple]) -> Tensor:
     """``X ← a·X + (b·A + c·A²)·X`` with ``A = X·Xᵀ``, on the smaller side; X has a spectral norm of 1 at most."""
-    tall = x.shape[-2] > x.shape[-1]
+    shape = x.shape
+    tall = shape[-2] > shape[-1]
     x = x.mT if tall else x
+    x = x.flatten(0, -3) if x.ndim > 3 else x
     for a, b, c in coefficients:
         gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return x.mT if tall else x
+        x = _add_product(a, x, 1.0, _add_product(b, gram, c, gram, gram), x)
+    return (x.mT if tall else x).reshape(shape)
+
+
+def _add_product(beta: float, x: Tensor, alpha: float, y: Tensor, z: Tensor) -> Tensor:
+    """``β·x + α·y·z`` of matrices or stacks of them.
+
+    In 16 bits torch's fused operation computes it: that rounds once, which halves the error of the whole iteration.
+    """
+    if x.element_size() > 2:
+        return beta * x + alpha * (y @ z)
+    fused = torch.addmm if x.ndim == 2 else torch.baddbmm
+    return fused(x, y, z, beta=beta, alpha=alpha)
