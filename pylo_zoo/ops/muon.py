@@ -214,14 +214,13 @@ def muon(
         ns_steps, ns_coefficients, eps, safety_factor, adjust_lr_fn, conv_mode, normalize_spatial, ns_dtype, layout
     )
     _check_tensors(params, grads, momentum_bufs)
-    rate = lr.reshape(()) if isinstance(lr, Tensor) else lr
     for p, g, buffer in zip(params, grads, momentum_bufs, strict=True):
         if p.numel() == 0:
             continue
         g = g.to(buffer.dtype)
         buffer.lerp_(g, 1 - momentum)
         update = recipe.update(g.lerp(buffer, momentum) if nesterov else buffer)
-        decay_and_step(p, update, rate, weight_decay)
+        decay_and_step(p, update, as_scalar(lr, update.dtype), weight_decay)
 
 
 def decay_and_step(p: Tensor, update: Tensor, lr: float | Tensor, weight_decay: float) -> None:
@@ -230,13 +229,21 @@ def decay_and_step(p: Tensor, update: Tensor, lr: float | Tensor, weight_decay: 
     Args:
         p: ``[*shape]``.
         update: ``[*shape]``, in the dtype that the step is computed in.
-        lr: a number or a scalar tensor.
+        lr: a number, or a tensor without axes in the update's dtype (:func:`as_scalar`).
         weight_decay: decoupled: it does not pass through the update.
     """
     wide = p.to(update.dtype)
     wide.mul_(1 - lr * weight_decay).sub_(lr * update)
     if wide is not p:
         p.copy_(wide)
+
+
+def as_scalar(lr: float | Tensor, dtype: torch.dtype) -> float | Tensor:
+    """A learning rate to reckon with: a number as it is, a tensor of one element without axes and in ``dtype``.
+
+    Nothing is read back from a device, and a compiled step sees a tensor where the caller keeps one.
+    """
+    return lr.to(dtype).reshape(()) if isinstance(lr, Tensor) else lr
 
 
 def _torch_order(ndim: int, layout: Layout) -> tuple[int, ...]:

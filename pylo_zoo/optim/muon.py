@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.ops.adam import adam_direction
-from pylo_zoo.ops.muon import Recipe, decay_and_step, muon, muon_route
+from pylo_zoo.ops.muon import Recipe, as_scalar, decay_and_step, muon, muon_route
 from pylo_zoo.ops.orthogonalize import Coefficients
 from pylo_zoo.optim.contract import Group, Loss, ZooOptimizer, require, state_dtype
 from pylo_zoo.optim.groups import Route
@@ -211,8 +211,8 @@ def _fallback(p: Tensor, g: Tensor, state: dict[str, Tensor], group: Group) -> N
     direction = adam_direction(
         m[None], v[None], g.to(m.dtype), state["step"], (beta1, beta2), group["eps"], nesterov=group["nesterov"]
     )
-    lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
-    decay_and_step(p, direction.view(p.shape), lr * group["fallback_lr_scale"], group["weight_decay"])
+    lr = as_scalar(group["lr"], m.dtype) * group["fallback_lr_scale"]
+    decay_and_step(p, direction.view(p.shape), lr, group["weight_decay"])
 
 
 def _scale_of(adamw_lr: float, lr: float | Tensor, fallback_lr_scale: float) -> float:
