@@ -134,14 +134,14 @@ def test_polar_express_ends_at_the_polar_factor(preset: str, shape: tuple[int, .
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (48, 16), (16, 48), (5, 12, 20), (2, 3, 20, 12)])
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 0.04), (torch.float16, 5e-3), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 0.024), (torch.float16, 3e-3), (torch.float32, 1e-5)])
 def test_narrow_dtypes_compute_the_same(shape: tuple[int, ...], dtype: torch.dtype, limit: float) -> None:
     matrices, triples = normal(*shape, dtype=torch.float32), resolve_coefficients("original", 5)
     exact = orthogonalize(matrices.double(), triples, dtype=DOUBLE)
     found = orthogonalize(matrices, triples, dtype=dtype)
     assert found.dtype == torch.float32
     assert found.shape == matrices.shape
-    # 2⁻⁸, 2⁻¹¹ and 2⁻²⁴ a rounding, times about five: what rounding a product once leaves of 5 iterations
+    # measured: 0.015 to 0.018 and 1.7e-3 to 2.1e-3; rounding twice a product makes that 0.029 to 0.036 and 4e-3
     assert (found - exact).norm() < limit * exact.norm()
     assert (found - exact).norm() > 0
 
@@ -361,6 +361,23 @@ def test_a_tensor_lr_is_a_number() -> None:
     expected = stepped(p, g, zeros.clone(), lr=0.125)
     for lr in (torch.tensor(0.125), torch.tensor([0.125])):
         assert torch.equal(stepped(p, g, zeros.clone(), lr=lr), expected)
+
+
+def test_a_tensor_lr_never_recompiles_and_nothing_breaks_the_graph() -> None:
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(muon, backend=backend, fullgraph=True)
+    p, g, buffer = normal(6, 4), normal(6, 4, seed=1), torch.zeros(6, 4, dtype=DOUBLE)
+    eager, eager_buffer = p.clone(), buffer.clone()
+    for lr in (0.1, 0.05, 0.02):
+        compiled([p], [g], [buffer], **{**HYPER, "lr": torch.tensor(lr)})
+        muon([eager], [g], [eager_buffer], **{**HYPER, "lr": torch.tensor(lr)})
+    assert len(graphs) == 1
+    assert torch.equal(p, eager)
 
 
 @pytest.mark.parametrize(
