@@ -31,6 +31,6 @@ def adam_direction(
     beta1, beta2 = betas
     advance(m, g, beta1)
     advance(v, g.square(), beta2)
-    numerator = beta1 * m[0] + (1 - beta1) * g if nesterov else m[0]
-    m_hat, v_hat = numerator / (1 - beta1**count), v[0] / (1 - beta2**count)
+    m = beta1 * m + (1 - beta1) * g if nesterov else m
+    m_hat, v_hat = m[0] / (1 - beta1**count), v[0] / (1 - beta2**count)
     return m_hat / (eps + torch.sqrt(v_hat + eps_root))
