@@ -22,7 +22,7 @@ ARROWS = {
     "files": "errors",
     "plugins": "errors",
     "config": "errors",
-    "ops": "torch",
+    "ops": "errors torch",
     "kernels": "ops torch triton",
     "nets": "config errors ops torch",
     "converters": "config errors nets numpy plugins torch",  # nets, torch: shapes on the meta device

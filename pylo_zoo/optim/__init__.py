@@ -1,4 +1,4 @@
-"""``torch.optim`` optimizers that train with learned update rules, one file a family."""
+"""``torch.optim`` optimizers that train with learned update rules, one file a family, and Muon."""
 
 from pylo_zoo import converters
 from pylo_zoo.optim.adafac import AdafacLO
@@ -10,6 +10,7 @@ from pylo_zoo.optim.elo import ELO
 from pylo_zoo.optim.elo_celo2 import ELO_CELO2
 from pylo_zoo.optim.groups import Route, param_groups, routes
 from pylo_zoo.optim.mulo import MuLO
+from pylo_zoo.optim.muon import Muon, muon, muon_route
 from pylo_zoo.optim.velo import VeLO
 
 __all__ = [
@@ -21,8 +22,11 @@ __all__ = [
     "CeloAdam",
     "LearnedOptimizer",
     "MuLO",
+    "Muon",
     "Route",
     "VeLO",
+    "muon",
+    "muon_route",
     "optimizer_class",
     "param_groups",
     "routes",

@@ -1,0 +1,272 @@
+"""Muon's update of tensors (kellerjordan.github.io/posts/muon; SPEC §7): momentum, orthogonalization, scale.
+
+Rows are outputs, as torch stores a weight: ``(out, in, *spatial)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from pylo_zoo.errors import ZooError
+from pylo_zoo.ops.layout import LAYOUTS, Layout
+from pylo_zoo.ops.orthogonalize import Coefficients, orthogonalize, resolve_coefficients
+
+LR_SCALES = ("original", "match_rms_adamw", "rms_to_rms")
+CONV_MODES = ("flatten", "batched")
+NS_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+MIN_SIZE = 4
+"""Smallest side of a matrix that Muon takes."""
+MAX_ASPECT_RATIO = 128.0
+"""Largest ratio of its sides."""
+
+
+def lr_scale(rows: int, columns: int, adjust_lr_fn: str | None) -> float:
+    """What the learning rate of one matrix ``[rows, columns]``, rows being outputs, is multiplied by.
+
+    Args:
+        rows, columns: sizes of the matrix that is orthogonalized, at least 1.
+        adjust_lr_fn: ``"original"``, ``sqrt(max(1, rows/columns))`` (kellerjordan.github.io/posts/muon);
+            ``"match_rms_adamw"``, ``0.2·sqrt(max(rows, columns))``, the step size that AdamW has (arXiv 2502.16982);
+            ``"rms_to_rms"``, ``sqrt(rows/columns)``, a unit step in the norm from RMS to RMS (arXiv 2502.07529);
+            None, 1.
+
+    Raises:
+        ZooError: there is no such scale.
+    """
+    if adjust_lr_fn is None:
+        return 1.0
+    if adjust_lr_fn == "original":
+        return math.sqrt(max(1.0, rows / columns))
+    if adjust_lr_fn == "match_rms_adamw":
+        return 0.2 * math.sqrt(max(rows, columns))
+    if adjust_lr_fn == "rms_to_rms":
+        return math.sqrt(rows / columns)
+    raise ZooError(f"adjust_lr_fn is {adjust_lr_fn!r}.", f"Use {', '.join(LR_SCALES)}, or None.")
+
+
+def to_matrices(tensor: Tensor, conv_mode: str) -> Tensor:
+    """The matrices that are orthogonalized.
+
+    Args:
+        tensor: ``[out, in, *spatial]``.
+        conv_mode: what becomes of spatial axes: ``"flatten"`` or ``"batched"``.
+
+    Returns:
+        A matrix as it is; else ``[out, in·spatial]`` under ``"flatten"`` and ``[spatial, out, in]`` under
+        ``"batched"``, one matrix a position. A view where the strides allow one.
+
+    Raises:
+        ZooError: fewer than two axes, or no such mode.
+    """
+    if conv_mode not in CONV_MODES:
+        raise ZooError(f"conv_mode is {conv_mode!r}.", f"Use {' or '.join(CONV_MODES)}.")
+    if tensor.ndim < 2:
+        raise ZooError(
+            f"A tensor of shape {tuple(tensor.shape)} is no matrix.",
+            "Muon takes two axes or more: (out, in, *spatial).",
+        )
+    if tensor.ndim == 2:
+        return tensor
+    return tensor.flatten(1) if conv_mode == "flatten" else tensor.flatten(2).permute(2, 0, 1)
+
+
+def from_matrices(matrices: Tensor, shape: Sequence[int]) -> Tensor:
+    """The inverse of :func:`to_matrices`: matrices ``[out, in·spatial]`` or ``[spatial, out, in]`` as ``shape``."""
+    batched = matrices.ndim > 2
+    return (matrices.permute(1, 2, 0) if batched else matrices).reshape(tuple(shape))
+
+
+def muon_route(
+    shape: Sequence[int], *, use_fallback: bool = False, use_muon: bool = True, layout: Layout = "torch"
+) -> tuple[bool, str]:
+    """Whether Muon takes a parameter, and why (SPEC §7).
+
+    Args:
+        shape: of the parameter.
+        use_fallback: its group wants AdamW.
+        use_muon: False says the same, as other implementations spell it; True leaves it to the shape.
+        layout: ``"jax"`` where the parameter is kept as ``(*spatial, in, out)``.
+
+    Returns:
+        ``(True, "ok")``, or False and the first reason of: ``use_fallback_flag``; ``use_muon_flag``;
+        ``insufficient_dims``, fewer than two axes longer than 1; ``leading_unit_dims``, out or in is 1, as in depthwise
+        convolutions; ``min_dim_too_small:N``, the smaller side N of ``(out, in·spatial)`` is under 4;
+        ``extreme_aspect_ratio:R``, the ratio R of those sides, to one decimal, is over 128.
+    """
+    if use_fallback:
+        return False, "use_fallback_flag"
+    if not use_muon:
+        return False, "use_muon_flag"
+    if sum(size > 1 for size in shape) < 2:
+        return False, "insufficient_dims"
+    rows, columns, *spatial = (shape[axis] for axis in _torch_order(len(shape), layout))
+    if rows == 1 or columns == 1:
+        return False, "leading_unit_dims"
+    smaller, larger = sorted((rows, columns * math.prod(spatial)))
+    if smaller < MIN_SIZE:
+        return False, f"min_dim_too_small:{smaller}"
+    if larger / smaller > MAX_ASPECT_RATIO:
+        return False, f"extreme_aspect_ratio:{larger / smaller:.1f}"
+    return True, "ok"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an averaged gradient becomes an update; the fields are :func:`muon`'s arguments of the same names.
+
+    Raises:
+        ZooError: one of them cannot be.
+    """
+
+    ns_steps: int
+    ns_coefficients: Coefficients
+    eps: float
+    safety_factor: float
+    adjust_lr_fn: str | None
+    conv_mode: str
+    normalize_spatial: bool
+    ns_dtype: torch.dtype
+    layout: Layout
+
+    def __post_init__(self) -> None:
+        resolve_coefficients(self.ns_coefficients, self.ns_steps)
+        lr_scale(1, 1, self.adjust_lr_fn)
+        for name, allowed in (("conv_mode", CONV_MODES), ("ns_dtype", NS_DTYPES), ("layout", LAYOUTS)):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ZooError(f"{name} is {value!r}.", f"Use one of: {', '.join(map(str, allowed))}.")
+        for name in ("eps", "safety_factor"):
+            value = getattr(self, name)
+            if not (isinstance(value, Real) and 0 < float(value) < math.inf):
+                raise ZooError(f"{name} is {value!r}.", f"{name} must be a positive number.")
+        if not isinstance(self.normalize_spatial, bool):
+            raise ZooError(f"normalize_spatial is {self.normalize_spatial!r}.", "Use True or False.")
+
+    def update(self, average: Tensor) -> Tensor:
+        """The update for one averaged gradient ``[*shape]``, in its shape and dtype, before the learning rate."""
+        order = _torch_order(average.ndim, self.layout)
+        oriented = average.permute(order)
+        matrices = to_matrices(oriented, self.conv_mode)
+        scale = lr_scale(matrices.shape[-2], matrices.shape[-1], self.adjust_lr_fn)
+        if self.normalize_spatial and matrices.ndim > 2:
+            scale *= matrices.shape[0] ** -0.5
+        triples = resolve_coefficients(self.ns_coefficients, self.ns_steps)
+        orthogonal = orthogonalize(
+            matrices, triples, eps=self.eps, safety_factor=self.safety_factor, dtype=self.ns_dtype
+        )
+        back = sorted(range(average.ndim), key=order.__getitem__)
+        return scale * from_matrices(orthogonal, oriented.shape).permute(back)
+
+
+@torch.no_grad()
+def muon(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_bufs: Sequence[Tensor],
+    *,
+    lr: float | Tensor,
+    weight_decay: float,
+    momentum: float,
+    nesterov: bool,
+    ns_steps: int,
+    ns_coefficients: Coefficients,
+    eps: float,
+    safety_factor: float,
+    adjust_lr_fn: str | None,
+    conv_mode: str,
+    normalize_spatial: bool,
+    ns_dtype: torch.dtype = torch.bfloat16,
+    layout: Layout = "torch",
+) -> None:
+    """One step of Muon (SPEC §7) on every parameter, in place: what :class:`~pylo_zoo.optim.Muon` runs.
+
+    ``b ← lerp(b, g, 1 − momentum)``; ``p ← p·(1 − lr·weight_decay) − lr·scale·NS(u)``, where ``u`` is ``b``, or
+    ``lerp(g, b, momentum)`` with ``nesterov``.
+
+    Args:
+        params: ``[out, in, *spatial]``, two axes or more, real floating point.
+        grads: in the parameters' shapes, of any floating dtype; never written.
+        momentum_bufs: in the parameters' shapes, zeros before the first step. An update is computed in its buffer's
+            dtype: give 16-bit parameters float32 buffers.
+        lr: step size, a number or a tensor of one element.
+        weight_decay: decoupled.
+        momentum: decay of the buffer.
+        nesterov: look one step ahead.
+        ns_steps, ns_coefficients: :func:`~pylo_zoo.ops.orthogonalize.resolve_coefficients`.
+        eps, safety_factor: :func:`~pylo_zoo.ops.orthogonalize.orthogonalize`.
+        adjust_lr_fn: :func:`lr_scale`.
+        conv_mode: :func:`to_matrices`.
+        normalize_spatial: under ``conv_mode="batched"``, divide the update by the root of the number of positions.
+        ns_dtype: dtype of the Newton–Schulz iterations.
+        layout: ``"jax"`` where the parameters are kept as ``(*spatial, in, out)``.
+
+    Raises:
+        ZooError: an argument of :class:`Recipe` cannot be, the lists do not fit each other, or a parameter is no
+            matrix. Nothing has been touched then.
+    """
+    recipe = Recipe(
+        ns_steps, ns_coefficients, eps, safety_factor, adjust_lr_fn, conv_mode, normalize_spatial, ns_dtype, layout
+    )
+    _check_tensors(params, grads, momentum_bufs)
+    for p, g, buffer in zip(params, grads, momentum_bufs, strict=True):
+        if p.numel() == 0:
+            continue
+        g = g.to(buffer.dtype)
+        buffer.lerp_(g, 1 - momentum)
+        update = recipe.update(g.lerp(buffer, momentum) if nesterov else buffer)
+        decay_and_step(p, update, as_scalar(lr, update.dtype), weight_decay)
+
+
+def decay_and_step(p: Tensor, update: Tensor, lr: float | Tensor, weight_decay: float) -> None:
+    """``p ← p·(1 − lr·weight_decay) − lr·update``, in place, rounded to ``p``'s dtype once.
+
+    Args:
+        p: ``[*shape]``.
+        update: ``[*shape]``, in the dtype that the step is computed in.
+        lr: a number, or a tensor without axes in the update's dtype (:func:`as_scalar`).
+        weight_decay: decoupled: it does not pass through the update.
+    """
+    wide = p.to(update.dtype)
+    wide.mul_(1 - lr * weight_decay).sub_(lr * update)
+    if wide is not p:
+        p.copy_(wide)
+
+
+def as_scalar(lr: float | Tensor, dtype: torch.dtype) -> float | Tensor:
+    """A learning rate to reckon with: a number as it is, a tensor of one element without axes and in ``dtype``.
+
+    Nothing is read back from a device, and a compiled step sees a tensor where the caller keeps one.
+    """
+    return lr.to(dtype).reshape(()) if isinstance(lr, Tensor) else lr
+
+
+def _torch_order(ndim: int, layout: Layout) -> tuple[int, ...]:
+    """The parameter's own axes in torch's order ``(out, in, *spatial)``."""
+    axes = tuple(range(ndim))
+    return axes if layout == "torch" or ndim < 2 else (ndim - 1, ndim - 2, *axes[:-2])
+
+
+def _check_tensors(params: Sequence[Tensor], grads: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:
+    """Raise for what :func:`muon` cannot do, before it does anything."""
+    if not len(params) == len(grads) == len(buffers):
+        raise ZooError(
+            f"There are {len(params)} parameters, {len(grads)} gradients and {len(buffers)} momentum buffers.",
+            "Give one of each a parameter.",
+        )
+    for p, g, buffer in zip(params, grads, buffers, strict=True):
+        if not p.shape == g.shape == buffer.shape:
+            shapes = [tuple(each.shape) for each in (p, g, buffer)]
+            raise ZooError(f"A parameter, its gradient and its buffer have shapes {shapes}.", "They must be the same.")
+        for each in (p, g, buffer):
+            if not each.is_floating_point() or each.layout != torch.strided:
+                raise ZooError(
+                    f"A tensor of shape {tuple(each.shape)} is {each.dtype}, {each.layout}.",
+                    "Muon takes dense real floating-point tensors.",
+                )
+        to_matrices(p, "flatten")

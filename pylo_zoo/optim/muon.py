@@ -1,0 +1,240 @@
+"""Muon (kellerjordan.github.io/posts/muon; SPEC §7): orthogonalized momentum for matrices, AdamW for the rest."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pylo_zoo.ops.adam import adam_direction
+from pylo_zoo.ops.muon import Recipe, as_scalar, decay_and_step, muon, muon_route
+from pylo_zoo.ops.orthogonalize import Coefficients
+from pylo_zoo.optim.contract import Group, Loss, ZooOptimizer, require, state_dtype
+from pylo_zoo.optim.groups import Route
+
+_log = logging.getLogger(__name__)
+
+RECIPE = tuple(field.name for field in fields(Recipe))
+"""The options that say how an update is made."""
+FLAGS = ("nesterov", "use_fallback", "use_muon")
+
+
+class Muon(ZooOptimizer):
+    """Muon for matrices and convolutions, AdamW (NAdamW with ``nesterov``) for everything else. It needs no weights.
+
+    Which parameter takes what is decided by its group and its shape: ``use_fallback=True``, ``use_muon=False`` or
+    ``rule="adamw"`` in a group give it to AdamW, and so do shapes that Newton–Schulz does not suit
+    (:func:`~pylo_zoo.ops.muon.muon_route`). Embeddings and output heads are matrices that belong to AdamW too:
+    :func:`~pylo_zoo.optim.param_groups` sets the embeddings' rule. Every argument but ``adamw_lr`` and ``verbose`` is a
+    default that a group may replace.
+
+    Args:
+        params: parameters, named parameters or parameter groups. A group's ``layout`` is ``"torch"``, the default,
+            ``(out, in, *spatial)``, or ``"jax"``, ``(*spatial, in, out)``. Stacked weights ``(stack, in, out)`` are
+            ``"jax"``, with ``conv_mode="batched"`` and ``normalize_spatial=False`` for each matrix its own update.
+        lr: step size, a number or a tensor of one element.
+        weight_decay: decoupled: ``p ← p·(1 − lr·weight_decay)`` before the step, in the fallback with its own lr.
+        momentum: decay of the momentum buffer, at least 0 and under 1.
+        nesterov: look one step ahead, in the fallback as well.
+        ns_steps: Newton–Schulz iterations; they cut a preset's list of triples or repeat its last.
+        ns_coefficients: ``"original"``, ``"quintic"``, ``"polar_express"``, ``"polar_express_safer"``, one triple
+            ``(a, b, c)``, or a sequence of triples (:func:`~pylo_zoo.ops.orthogonalize.resolve_coefficients`).
+        eps: smallest norm that a matrix is divided by; also AdamW's epsilon, outside the root.
+        safety_factor: multiplies that norm; 1.01 is usual with the Polar Express presets.
+        adjust_lr_fn: ``"original"``, ``"match_rms_adamw"``, ``"rms_to_rms"`` or None
+            (:func:`~pylo_zoo.ops.muon.lr_scale`).
+        conv_mode: ``"flatten"``, one matrix ``(out, in·spatial)``, or ``"batched"``, one ``(out, in)`` a position.
+        normalize_spatial: under ``"batched"``, divide the update by the root of the number of positions.
+        ns_dtype: dtype of the iterations: bfloat16, float16, float32 or float64.
+        betas: AdamW's decays.
+        fallback_lr_scale: the fallback's learning rate is its group's ``lr`` times this, so that schedulers reach it.
+        adamw_lr: the older way to say ``fallback_lr_scale = adamw_lr / lr``, with this constructor's ``lr``.
+        verbose: log where each parameter goes, and why, a line each at level INFO of ``pylo_zoo.optim.muon``.
+
+    State of a parameter, in float32 for 16- and 32-bit parameters and float64 for float64 ones: ``momentum_buffer
+    [*shape]``; in the fallback ``exp_avg`` and ``exp_avg_sq`` ``[*shape]`` and ``step``.
+
+    Raises:
+        ZooError: an argument, parameter or group cannot be.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.02,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        nesterov: bool = False,
+        ns_steps: int = 5,
+        ns_coefficients: Coefficients = "quintic",
+        eps: float = 1e-7,
+        safety_factor: float = 1.0,
+        adjust_lr_fn: str | None = "match_rms_adamw",
+        conv_mode: str = "flatten",
+        normalize_spatial: bool = True,
+        ns_dtype: torch.dtype = torch.bfloat16,
+        betas: tuple[float, float] = (0.9, 0.95),
+        fallback_lr_scale: float = 1.0,
+        adamw_lr: float | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.verbose = verbose
+        if adamw_lr is not None:
+            fallback_lr_scale = _scale_of(adamw_lr, lr, fallback_lr_scale)
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "ns_steps": ns_steps,
+            "ns_coefficients": ns_coefficients,
+            "eps": eps,
+            "safety_factor": safety_factor,
+            "adjust_lr_fn": adjust_lr_fn,
+            "conv_mode": conv_mode,
+            "normalize_spatial": normalize_spatial,
+            "ns_dtype": ns_dtype,
+            "betas": betas,
+            "fallback_lr_scale": fallback_lr_scale,
+            "use_fallback": False,
+            "use_muon": True,
+            "rule": None,
+            "layout": "torch",
+        }
+        super().__init__(params, defaults)
+
+    # --- routing -------------------------------------------------------------------------------------------------
+
+    def routes(self) -> list[Route]:
+        """Where every parameter goes, by group: ``rule`` is "muon", "adamw" or "nadamw"; ``reason`` as in SPEC §7."""
+        return [route for number in range(len(self.param_groups)) for route in self._routes(number)]
+
+    def _routes(self, number: int) -> list[Route]:
+        group = self.param_groups[number]
+        names = group.get("param_names") or [f"group {number}, parameter {k}" for k in range(len(group["params"]))]
+        fallback = "nadamw" if group["nesterov"] else "adamw"
+        found = []
+        for name, p in zip(names, group["params"], strict=True):
+            takes_muon, reason = _route(p, group)
+            found.append(Route(name, tuple(p.shape), group["layout"], "muon" if takes_muon else fallback, reason))
+        return found
+
+    # --- stepping ------------------------------------------------------------------------------------------------
+
+    def expected_state(self, p: Tensor, group: Group) -> dict[str, Tensor]:
+        takes_muon, _ = _route(p, group)
+        names = ("momentum_buffer",) if takes_muon else ("exp_avg", "exp_avg_sq")
+        state = {name: torch.zeros(p.shape, dtype=state_dtype(p), device=p.device) for name in names}
+        return state if takes_muon else {**state, "step": torch.tensor(0)}
+
+    def _step(self, parameters: Sequence[tuple[Tensor, Group]], loss: Loss | None) -> None:
+        states = [self._state_of(p, group) for p, group in parameters]
+        for (p, group), state in zip(parameters, states, strict=True):
+            assert p.grad is not None
+            if "momentum_buffer" not in state:
+                _fallback(p, p.grad, state, group)
+                continue
+            options = {name: group[name] for name in ("lr", "weight_decay", "momentum", "nesterov", *RECIPE)}
+            muon([p], [p.grad], [state["momentum_buffer"]], **options)
+
+    def _state_of(self, p: Tensor, group: Group) -> dict[str, Tensor]:
+        state = self.state[p]
+        if not state:
+            state.update(self.expected_state(p, group))
+        takes_muon, reason = _route(p, group)
+        require(
+            takes_muon == ("momentum_buffer" in state),
+            f"A parameter of shape {tuple(p.shape)} has changed sides ({reason}); its state has {', '.join(state)}.",
+            "Route parameters before their first step, or delete optimizer.state[p] to start it anew.",
+        )
+        return state
+
+    # --- groups --------------------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: Group) -> None:
+        super().add_param_group(param_group)
+        if self.verbose:
+            for route in self._routes(len(self.param_groups) - 1):
+                _log.info("%s %s: %s (%s)", route.name, route.shape, route.rule, route.reason)
+
+    def _check_group(self, group: Group, given: frozenset[str]) -> None:
+        require(
+            "adamw_lr" not in given,
+            "A parameter group has the option 'adamw_lr'.",
+            "Set the group's fallback_lr_scale: its fallback's learning rate is lr times that.",
+        )
+        _check_number("lr", group["lr"])
+        _check_number("weight_decay", group["weight_decay"])
+        _check_number("fallback_lr_scale", group["fallback_lr_scale"])
+        _check_number("momentum", group["momentum"], below=1.0)
+        betas = group["betas"]
+        pair = isinstance(betas, Sequence) and not isinstance(betas, str) and len(betas) == 2
+        require(pair, f"betas is {betas!r}.", "Use two numbers, such as (0.9, 0.95).")
+        for beta in betas:
+            _check_number("betas", beta, below=1.0)
+        for flag in FLAGS:
+            require(isinstance(group[flag], bool), f"{flag} is {group[flag]!r}.", "Use True or False.")
+        Recipe(**{name: group[name] for name in RECIPE})
+        super()._check_group(group, given)
+
+    # --- saving and loading --------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "verbose": self.verbose}  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _check_saved_groups(self, groups: list[Group]) -> None:
+        for group in groups:
+            self._check_group({**self.defaults, **group, "params": []}, frozenset())
+
+    def _after_loading(self) -> None:
+        for group in self.param_groups:  # a state from before an option existed
+            for option, value in self.defaults.items():
+                group.setdefault(option, value)
+
+
+def _route(p: Tensor, group: Group) -> tuple[bool, str]:
+    use_fallback = group["use_fallback"] or group["rule"] == "adamw"
+    return muon_route(p.shape, use_fallback=use_fallback, use_muon=group["use_muon"], layout=group["layout"])
+
+
+def _fallback(p: Tensor, g: Tensor, state: dict[str, Tensor], group: Group) -> None:
+    """AdamW (arXiv 1711.05101), or NAdamW: ``p ← p·(1 − lr·wd) − lr·m̂/(sqrt(v̂) + eps)``."""
+    m, v = state["exp_avg"], state["exp_avg_sq"]
+    state["step"] += 1
+    beta1, beta2 = (torch.tensor([beta], dtype=m.dtype, device=p.device) for beta in group["betas"])
+    direction = adam_direction(
+        m[None], v[None], g.to(m.dtype), state["step"], (beta1, beta2), group["eps"], nesterov=group["nesterov"]
+    )
+    lr = as_scalar(group["lr"], m.dtype) * group["fallback_lr_scale"]
+    decay_and_step(p, direction.view(p.shape), lr, group["weight_decay"])
+
+
+def _scale_of(adamw_lr: float, lr: float | Tensor, fallback_lr_scale: float) -> float:
+    require(fallback_lr_scale == 1.0, "Both adamw_lr and fallback_lr_scale are given.", "Give fallback_lr_scale alone.")
+    _check_number("adamw_lr", adamw_lr)
+    _check_number("lr", lr)
+    require(float(lr) > 0, "adamw_lr is a ratio to lr, and lr is 0.", "Give fallback_lr_scale instead.")
+    return float(adamw_lr) / float(lr)
+
+
+def _check_number(name: str, value: Any, below: float = math.inf) -> None:
+    if isinstance(value, Tensor):
+        single = value.numel() == 1 and value.is_floating_point() and name == "lr"
+        require(single, f"{name} is a tensor {value.dtype} {tuple(value.shape)}.", "Use a number; lr may be a scalar.")
+    else:
+        require(
+            isinstance(value, Real) and not isinstance(value, bool),
+            f"{name} is {value!r}.",
+            f"{name} must be a number.",
+        )
+    limit = "0 or more" if below == math.inf else f"at least 0 and under {below:g}"
+    require(0 <= float(value) < below, f"{name} is {value}.", f"{name} must be {limit}, and finite.")
+
+
+__all__ = ["Muon", "muon", "muon_route"]

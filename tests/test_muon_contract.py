@@ -1,0 +1,294 @@
+"""Muon owes its user what every optimizer here does: gradients, losses, arguments, groups and state."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from muon_runs import SHAPES, give_gradients, owned, parameters, same, train
+from torch import Tensor, nn
+
+from pylo_zoo.errors import ZooError
+from pylo_zoo.optim import Muon, muon_route
+
+# --- parameters and gradients ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("conv_mode", ["flatten", "batched"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_gradients_are_never_written(nesterov: bool, conv_mode: str, dtype: torch.dtype) -> None:
+    params = [*parameters(dtype), nn.Parameter(torch.ones(5, 5, dtype=dtype)), nn.Parameter(torch.empty(0, 4))]
+    before = copy.deepcopy(params)
+    optimizer = Muon(params, nesterov=nesterov, conv_mode=conv_mode, weight_decay=0.1, ns_dtype=dtype)
+    give_gradients(params, 0)
+    params[-2].grad = None
+    gradients = [None if p.grad is None else p.grad.clone() for p in params]
+    optimizer.step()
+    assert len(optimizer.state) == len(SHAPES)  # nothing for the absent gradient and the empty parameter
+    for k, (p, gradient) in enumerate(zip(params, gradients, strict=True)):
+        assert p.dtype == (dtype if p.numel() else torch.float32)
+        assert torch.isfinite(p).all()
+        assert torch.equal(p, before[k]) == (k >= len(SHAPES))
+        assert (p.grad is None) == (gradient is None)
+        assert gradient is None or torch.equal(p.grad, gradient)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("conv_mode", ["flatten", "batched"])
+def test_memory_format_does_not_matter(conv_mode: str) -> None:
+    ends = []
+    for strides in ("contiguous", "channels last", "transposed"):
+        params = parameters(torch.float64, [(5, 4, 3, 3), (6, 9), (2, 8, 3, 1)])
+        if strides == "channels last":
+            params[0::2] = [nn.Parameter(p.detach().to(memory_format=torch.channels_last)) for p in params[0::2]]
+        if strides == "transposed":
+            params = [nn.Parameter(p.detach().mT.contiguous().mT) for p in params]
+        assert params[0].is_contiguous() == (strides == "contiguous")
+        train(Muon(params, conv_mode=conv_mode, ns_dtype=torch.float64, nesterov=True), params, range(3))
+        ends.append([p.detach().contiguous() for p in params])
+    for other in ends[1:]:
+        for one, another in zip(ends[0], other, strict=True):
+            torch.testing.assert_close(one, another, rtol=0, atol=1e-12)
+
+
+def test_zero_gradients_move_nothing_but_the_decay() -> None:
+    params = parameters()
+    before = copy.deepcopy(params)
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    Muon(params, lr=0.5, weight_decay=0.5).step()
+    for p, start in zip(params, before, strict=True):
+        assert torch.equal(p, start * 0.75)
+
+
+def test_what_cannot_be_optimized_is_an_error_before_anything_moves() -> None:
+    matrix, embedding = nn.Parameter(torch.ones(5, 5)), nn.Embedding(5, 4, sparse=True)
+    embedding(torch.tensor([1, 2])).sum().backward()
+    matrix.grad = torch.ones(5, 5)
+    optimizer = Muon([matrix, embedding.weight])
+    with pytest.raises(ZooError, match="sparse"):
+        optimizer.step()
+    assert torch.equal(matrix, torch.ones(5, 5))
+    with pytest.raises(ZooError, match=r"complex64.*view_as_real"):
+        Muon([nn.Parameter(torch.ones(5, 5, dtype=torch.complex64))])
+    with pytest.raises(ZooError, match="int64"):
+        Muon([torch.ones(5, 5, dtype=torch.int64)])
+
+
+def test_losses_and_closures() -> None:
+    params = parameters()
+    optimizer = Muon(params)
+    assert optimizer.step() is None
+    loss = torch.tensor(2.0)
+    assert optimizer.step(lambda: loss) is loss
+    assert optimizer.step(loss) is loss
+    assert optimizer.step(loss=loss) is loss
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = sum((p**2).sum() for p in params)
+        assert isinstance(value, Tensor)
+        value.backward()  # needs the gradients that step() has switched off around itself
+        return value
+
+    assert optimizer.step(closure) > optimizer.step(closure)
+
+
+# --- arguments and groups ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"lr": -0.1}, "lr is -0.1"),
+        ({"lr": math.nan}, "lr is nan"),
+        ({"lr": math.inf}, "lr is inf"),
+        ({"lr": "0.1"}, "lr is '0.1'"),
+        ({"lr": torch.tensor(-1.0)}, "lr is -1"),
+        ({"lr": torch.ones(2)}, "lr is a tensor"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
+        ({"weight_decay": torch.tensor(0.1)}, "weight_decay is a tensor"),
+        ({"momentum": 1.0}, "momentum is 1.0.*under 1"),
+        ({"momentum": -0.1}, "momentum is -0.1"),
+        ({"nesterov": 1}, "nesterov is 1"),
+        ({"ns_steps": 0}, "ns_steps is 0"),
+        ({"ns_coefficients": "quartic"}, "preset 'quartic'"),
+        ({"ns_coefficients": (1.0, 2.0)}, "three finite numbers"),
+        ({"eps": 0.0}, "eps is 0.0"),
+        ({"eps": None}, "eps is None"),
+        ({"safety_factor": 0.0}, "safety_factor is 0.0"),
+        ({"adjust_lr_fn": "none"}, "adjust_lr_fn is 'none'"),
+        ({"conv_mode": "none"}, "conv_mode is 'none'"),
+        ({"normalize_spatial": None}, "normalize_spatial is None"),
+        ({"ns_dtype": "bfloat16"}, "ns_dtype is 'bfloat16'"),
+        ({"ns_dtype": torch.int32}, "ns_dtype is torch.int32"),
+        ({"betas": 0.9}, "betas is 0.9"),
+        ({"betas": (0.9,)}, "betas is"),
+        ({"betas": (0.9, 1.0)}, "betas is 1.0"),
+        ({"fallback_lr_scale": -1.0}, "fallback_lr_scale is -1.0"),
+        ({"adamw_lr": -1.0}, "adamw_lr is -1.0"),
+        ({"adamw_lr": 0.1, "fallback_lr_scale": 2.0}, "Both adamw_lr and fallback_lr_scale"),
+        ({"adamw_lr": 0.1, "lr": 0.0}, "lr is 0"),
+    ],
+)
+def test_arguments_are_checked(arguments: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ZooError, match=complaint):
+        Muon(parameters(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"lr": -1.0}, "lr is -1.0"),
+        ({"momentum": 2.0}, "momentum is 2.0"),
+        ({"ns_coefficients": "quartic"}, "preset"),
+        ({"use_fallback": "yes"}, "use_fallback is 'yes'"),
+        ({"use_muon": None}, "use_muon is None"),
+        ({"rule": "sgd"}, "rule is 'sgd'"),
+        ({"layout": "rows"}, "layout is 'rows'"),
+        ({"adamw_lr": 0.1}, "fallback_lr_scale"),
+        ({"conv_mod": "batched"}, "Did you mean 'conv_mode'"),
+    ],
+)
+def test_a_group_that_cannot_be_is_not_kept(options: dict[str, Any], complaint: str) -> None:
+    optimizer = Muon(parameters())
+    with pytest.raises(ZooError, match=complaint):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(5, 5))], **options})
+    assert len(optimizer.param_groups) == 1
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"lr": 0.1},
+    {"weight_decay": 0.3},
+    {"momentum": 0.5},
+    {"nesterov": True},
+    {"ns_steps": 3},
+    {"ns_coefficients": "polar_express"},
+    {"ns_coefficients": [(2.0, -1.5, 0.5)]},
+    {"eps": 10.0},
+    {"safety_factor": 1.5},
+    {"adjust_lr_fn": "original"},
+    {"adjust_lr_fn": None},
+    {"conv_mode": "batched"},
+    {"conv_mode": "batched", "normalize_spatial": False},
+    {"ns_dtype": torch.float32},
+    {"betas": (0.5, 0.6)},
+    {"fallback_lr_scale": 0.5},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_groups_have_their_own_options_and_every_option_does_something(options: dict[str, Any]) -> None:
+    alone, plain, grouped, untouched = (parameters() for _ in range(4))
+    optimizer = Muon([{"params": grouped, **options}])
+    optimizer.add_param_group({"params": untouched})
+    for step in range(2):
+        give_gradients(grouped, step)
+        give_gradients(untouched, step)
+        optimizer.step()
+    train(Muon(alone, **options), alone, range(2))
+    train(Muon(plain), plain, range(2))
+    assert same(grouped, alone)
+    assert same(untouched, plain)
+    assert not same(grouped, untouched)
+
+
+# --- state -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_a_saved_run_goes_on_bit_for_bit(dtype: torch.dtype, nesterov: bool) -> None:
+    params = parameters(dtype)
+    optimizer = Muon(params, nesterov=nesterov, lr=torch.tensor(0.01), ns_coefficients=[(2.0, -1.5, 0.5)])
+    train(optimizer, params, range(3))
+    file = io.BytesIO()
+    torch.save({"optimizer": optimizer.state_dict(), "params": params}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+
+    resumed = [nn.Parameter(p.detach().clone()) for p in saved["params"]]
+    second = Muon(resumed)  # its options come with the state, as in torch
+    second.load_state_dict(saved["optimizer"])
+    pickled, copied = pickle.loads(pickle.dumps(optimizer)), copy.deepcopy(optimizer)
+    train(optimizer, params, range(3, 8))
+    train(second, resumed, range(3, 8))
+    assert same(params, resumed)
+    for other in (pickled, copied):
+        theirs = owned(other)
+        train(other, theirs, range(3, 8))
+        assert same(params, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_state_is_named_shaped_and_typed_and_loading_keeps_it(dtype: torch.dtype) -> None:
+    params = parameters(dtype)
+    optimizer = Muon(params)
+    train(optimizer, params, range(2))
+    second = Muon(params)
+    second.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for p in params:
+        muons = muon_route(p.shape)[0]
+        assert set(second.state[p]) == ({"momentum_buffer"} if muons else {"exp_avg", "exp_avg_sq", "step"})
+        for name, value in second.state[p].items():
+            assert value.shape == (() if name == "step" else p.shape)
+            assert value.dtype == (torch.int64 if name == "step" else wide)
+            assert torch.equal(value, optimizer.state[p][name])
+            assert value is not optimizer.state[p][name]
+    assert second.state[params[-1]]["step"] == 2
+
+
+def test_a_parameter_added_later_starts_its_own_state() -> None:
+    first, late = parameters(shapes=[(7,)]), parameters(shapes=[(7,)])
+    optimizer = Muon(first)
+    train(optimizer, first, range(3))
+    optimizer.add_param_group({"params": late})
+    train(optimizer, [*first, *late], range(3, 4))
+    assert [int(optimizer.state[p]["step"]) for p in (*first, *late)] == [4, 1]
+
+
+def test_a_state_that_does_not_fit_changes_nothing() -> None:
+    params = parameters()
+    optimizer = Muon(params)
+    train(optimizer, params, range(2))
+    good = copy.deepcopy(optimizer.state_dict())
+
+    def broken(change: Any) -> dict[str, Any]:
+        state = copy.deepcopy(good)
+        change(state)
+        return state
+
+    for wrong, complaint in (
+        (broken(lambda s: s["state"][0].clear()), "does not fit"),
+        (broken(lambda s: s["state"][0].update(extra=torch.zeros(1))), "does not fit"),
+        (broken(lambda s: s["state"][0].update(momentum_buffer=torch.zeros(2, 2))), "does not fit"),
+        (broken(lambda s: s["state"][4].pop("step")), "does not fit"),
+        (broken(lambda s: s["param_groups"][0].update(use_fallback=True)), "does not fit"),
+        (broken(lambda s: s["param_groups"][0].update(ns_coefficients="quartic")), "preset"),
+        (broken(lambda s: s["param_groups"][0].update(lr=-1.0)), "lr is -1.0"),
+        (broken(lambda s: s["param_groups"][0]["params"].pop()), "groups hold"),
+        (broken(lambda s: s["state"].update({99: {}})), "no parameter"),
+    ):
+        with pytest.raises(ZooError, match=complaint):
+            optimizer.load_state_dict(wrong)
+    after = optimizer.state_dict()
+    assert after["param_groups"] == good["param_groups"]
+    for key, entry in good["state"].items():
+        assert all(torch.equal(value, after["state"][key][name]) for name, value in entry.items())
+
+
+def test_a_state_from_before_an_option_existed_takes_the_default() -> None:
+    params = parameters()
+    optimizer = Muon(params)
+    train(optimizer, params, range(1))
+    old = copy.deepcopy(optimizer.state_dict())
+    del old["param_groups"][0]["safety_factor"]
+    optimizer.load_state_dict(old)
+    assert optimizer.param_groups[0]["safety_factor"] == 1.0
+    train(optimizer, params, range(1, 2))
