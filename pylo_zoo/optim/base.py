@@ -63,8 +63,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     Args:
         params: parameters or parameter groups. Besides ``lr``, ``weight_decay`` and the family's own options, a group
-            may set ``layout``: ``"torch"``, the default, or ``"jax"`` for weights kept as ``(…, in, out)``, such as
-            stacked experts ``(experts, in, out)`` and embedding tables (SPEC §1).
+            may set ``layout``: ``"torch"``, the default, ``"jax"`` for weights kept as ``(…, in, out)``, such as
+            stacked experts ``(experts, in, out)`` and embedding tables (SPEC §1), or ``"torch-stacked"`` for stacks
+            kept as ``(experts, out, in)``.
         defaults: values of a group's options where it does not set them.
         weights: a registry name, the directory of an artifact, or an :class:`~pylo_zoo.artifact.Artifact`.
         clip_norm: largest global norm of the gradient; None does not clip.
@@ -237,7 +238,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 f"A parameter group has the unknown option {option!r}.",
                 f"Did you mean {near[0] if near else None!r}?",
             )
-        _require(group["layout"] in LAYOUTS, f"layout is {group['layout']!r}.", 'Use "torch" or "jax".')
+        _require(group["layout"] in LAYOUTS, f"layout is {group['layout']!r}.", f"Use one of {', '.join(LAYOUTS)}.")
         for option in ("lr", "weight_decay"):
             _require(bool(group[option] >= 0), f"{option} is {group[option]}.", f"{option} must be 0 or more.")
         if "rule" in group:
