@@ -8,8 +8,9 @@ from pylo_zoo.optim.celo2 import CELO2
 from pylo_zoo.optim.celo_adam import CeloAdam
 from pylo_zoo.optim.elo import ELO
 from pylo_zoo.optim.elo_celo2 import ELO_CELO2
-from pylo_zoo.optim.groups import Route, param_groups, routes
+from pylo_zoo.optim.groups import param_groups, routes
 from pylo_zoo.optim.mulo import MuLO
+from pylo_zoo.optim.route_table import Route, Routes
 from pylo_zoo.optim.velo import VeLO
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "LearnedOptimizer",
     "MuLO",
     "Route",
+    "Routes",
     "VeLO",
     "optimizer_class",
     "param_groups",
