@@ -156,6 +156,12 @@ def test_param_groups_keep_the_width_that_parameters_lose() -> None:
     named = param_groups(model, options={"0": {"width_mult": 2.0}})
     assert {group["width_mult"] for group in named} == {2.0, 4.0, 1.0}
 
+    del model[1].bias.infshape  # pyright: ignore
+    with pytest.raises(ZooError, match="1 of 4 parameters have no infshape"):
+        mulo(param_groups(model))
+    assert len(param_groups(model, options={"1.bias": {"width_mult": 1.0}})) == 2
+    model[1].bias.infshape = InfShape((4.0,))  # pyright: ignore
+
     saved = mulo(param_groups(model)).state_dict()
     plain = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     resumed = mulo(param_groups(plain, options={"*.weight": {"width_mult": 1.0}}))

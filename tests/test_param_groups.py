@@ -148,6 +148,12 @@ def test_a_tied_head_that_stands_first_is_still_the_embedding() -> None:
     assert (route.name, route.layout) == (next(model.named_parameters())[0], "jax")
 
 
+def test_a_head_tied_to_a_custom_table_is_the_table() -> None:
+    model = nn.ModuleDict({"lm_head": nn.Linear(4, 12, bias=False), "words": VocabParallelEmbedding()})
+    model["words"].weight = model["lm_head"].weight
+    assert [(route.kind, route.layout) for route in routes(model)] == [("table", "jax")]
+
+
 @pytest.mark.parametrize(
     ("model", "heads"),
     [
@@ -209,7 +215,8 @@ def test_layouts_and_options_go_by_pattern() -> None:
         decay_vectors=False,
     )
     assert found["experts"].layout == "torch-stacked"
-    assert "exp*" in found["experts"].reason
+    both = by_name(Model(), layouts={"exp*": "torch-stacked"}, adamw="experts")["experts"].reason
+    assert both == "named by adamw='experts': stack, layout by layouts['exp*']"
     assert dict(found["conv.weight"].options) == {"lr": 2.0, "weight_decay": 0.5}
     assert dict(found["conv.bias"].options) == {"lr": 3.0, "weight_decay": 0.5}
     assert dict(found["norm.weight"].options) == {"lr": 1.0, "weight_decay": 0.0}
@@ -226,6 +233,8 @@ def test_layouts_and_options_go_by_pattern() -> None:
         ({"layouts": {"xyz": "jax"}}, "'xyz'. Names are"),
         ({"options": {"hed.*": {}}}, "Did you mean 'head'"),
         ({"layouts": {"experts": "rows"}}, "layout is 'rows'. Use one of torch, jax, torch-stacked"),
+        ({"options": {"gate": {"rule": "adamw"}}}, r"\['rule'\] are no options"),
+        ({"layout": "jax"}, r"\['layout'\] are no options"),
         ({"head": "sgd"}, "head is 'sgd'"),
         ({"adamw": "gate", "learned": "gate"}, r"\['gate'\] stand in"),
     ],

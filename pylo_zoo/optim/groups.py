@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -60,8 +61,9 @@ def param_groups(
         defaults: options of every group, such as ``weight_decay=0.1``; your groups' own win.
 
     Returns:
-        Groups for any optimizer of this package, with ``param_names``, and with ``width_mult`` where the parameters
-        carry ``infshape`` of the ``mup`` package. Optimizers without an AdamW path ignore ``rule``.
+        Groups for any optimizer of this package, with ``width_mult`` where the parameters carry ``infshape`` of the
+        ``mup`` package, and with ``param_names``: torch 2.6 and newer then want names in groups added later, too.
+        Optimizers without an AdamW path ignore ``rule``.
 
     Raises:
         ZooError: a pattern matches no parameter, a value is unknown, or a group holds what is not the model's.
@@ -112,26 +114,43 @@ def routes(
     both = set(rules["adamw"]) & set(rules["learned"])
     _require(not both, f"{sorted(both)} stand in adamw= and in learned=.", "Keep each in one of them.")
 
+    for said in (defaults, *options.values()):
+        wrong = [key for key in ("params", "param_names", "layout", "rule") if key in said]
+        _require(not wrong, f"{wrong} are no options.", "Say layouts={pattern: layout}, adamw= and learned= instead.")
+
     heads = output_heads(model)
     chosen = _chosen(groups, members)
+    taken = [member for member in members if member.parameter.requires_grad and id(member.parameter) in chosen]
     found = []
-    for member in members:
-        if member.parameter.requires_grad and id(member.parameter) in chosen:
-            index, own = chosen[id(member.parameter)]
-            trait = _overruled(_trait(member, heads, head), member, rules, layouts, own)
-            said = {**defaults, **own}
-            said |= _width(member) if "width_mult" not in said else {}
-            if not decay_vectors and trait.kind in VECTORS:
-                said |= {key: 0.0 for key in ("weight_decay", *said) if key.endswith("weight_decay")}
-            for pattern in _matching(options, member.names):
-                said |= options[pattern]
-            said = {key: value for key, value in said.items() if key not in ("params", "param_names", "layout", "rule")}
-            name, *tied = member.names
-            shape = tuple(member.parameter.shape)
-            found.append(
-                Route(name, shape, trait.layout, trait.rule, trait.reason, trait.kind, tuple(tied), said, index)
-            )
-    return Routes(found, [member.names[0] for member in members if not member.parameter.requires_grad])
+    for member in taken:
+        index, own = chosen[id(member.parameter)]
+        trait = _overruled(_trait(member, heads, head), member, rules, layouts, own)
+        said = {**defaults, **{key: value for key, value in own.items() if key not in ("layout", "rule")}}
+        if not decay_vectors and trait.kind in VECTORS:
+            said |= {key: 0.0 for key in ("weight_decay", *said) if key.endswith("weight_decay")}
+        for pattern in _matching(options, member.names):
+            said |= options[pattern]
+        name, *tied = member.names
+        shape = tuple(member.parameter.shape)
+        found.append(Route(name, shape, trait.layout, trait.rule, trait.reason, trait.kind, tuple(tied), said, index))
+    frozen = [member.names[0] for member in members if not member.parameter.requires_grad]
+    return Routes(_with_widths(found, taken), frozen)
+
+
+def _with_widths(found: list[Route], taken: Sequence[Member]) -> list[Route]:
+    """The routes with ``width_mult`` from ``infshape``, unless some have neither: MuLO will say what is wrong then."""
+    widths = [
+        (route.options if "width_mult" in route.options else {"width_mult": infshape_width(member.parameter)})[
+            "width_mult"
+        ]
+        for route, member in zip(found, taken, strict=True)
+    ]
+    if None in widths:
+        return found
+    return [
+        replace(route, options={**route.options, "width_mult": width})
+        for route, width in zip(found, widths, strict=True)
+    ]
 
 
 class Member(NamedTuple):
@@ -164,10 +183,10 @@ def _members(model: nn.Module) -> list[Member]:
 
 
 def _trait(member: Member, heads: set[int], head: str) -> Trait:
-    """What the parameter is; of the places of a shared one, an embedding decides, else the first."""
+    """What the parameter is; of the places of a shared one, an embedding decides, else a table, else the first."""
     shape = tuple(member.parameter.shape)
     traits = [recognize(owner, shape, id(owner.module) in heads) for owner in member.owners]
-    trait = next((trait for trait in traits if trait.kind == "embedding"), traits[0])
+    trait = min(traits, key=lambda trait: {"embedding": 0, "table": 1}.get(trait.kind, 2))
     return trait._replace(rule=head) if trait.kind == "head" else trait
 
 
@@ -175,23 +194,19 @@ def _overruled(
     trait: Trait, member: Member, rules: Mapping[str, list[str]], layouts: Mapping[str, str], own: Group
 ) -> Trait:
     """The trait with what the user says about it: by pattern, else in a group."""
-    matches = [(pattern, rule) for rule in RULES for pattern in _matching(rules[rule], member.names)]
-    if matches:
-        pattern, rule = max(matches, key=lambda match: _weight(match[0]))
-        trait = trait._replace(rule=rule, reason=f"named by {rule}={pattern!r}: {trait.reason}")
-    elif "rule" in own:
-        trait = trait._replace(rule=own["rule"], reason=f"rule as its group says: {trait.reason}")
+    layout, reason = trait.layout, trait.reason
     named = _matching(layouts, member.names)
     if named or "layout" in own:
         layout = layouts[named[-1]] if named else own["layout"]
-        by = f"layouts[{named[-1]!r}]" if named else "its group"
-        return trait._replace(layout=layout, reason=f"{trait.kind}, layout by {by}")
-    return trait
-
-
-def _width(member: Member) -> dict[str, float]:
-    width = infshape_width(member.parameter)
-    return {} if width is None else {"width_mult": width}
+        reason = f"{trait.kind}, layout by " + (f"layouts[{named[-1]!r}]" if named else "its group")
+    matches = [(pattern, rule) for rule in RULES for pattern in _matching(rules[rule], member.names)]
+    rule = trait.rule
+    if matches:
+        pattern, rule = max(matches, key=lambda match: _weight(match[0]))
+        reason = f"named by {rule}={pattern!r}: {reason}"
+    elif "rule" in own:
+        rule, reason = own["rule"], f"rule by its group: {reason}"
+    return Trait(trait.kind, layout, rule, reason)
 
 
 # --- patterns --------------------------------------------------------------------------------------------------------
@@ -250,6 +265,7 @@ def _chosen(groups: Iterable[Any] | None, members: Sequence[Member]) -> dict[int
             f"Group {index} holds an iterator with nothing left.",
             "An iterator such as model.parameters() serves once: make it a list.",
         )
+        own = {key: value for key, value in group.items() if key not in ("params", "param_names")}
         for each in params:
             p = each[1] if isinstance(each, tuple) else each
             _require(
@@ -258,7 +274,7 @@ def _chosen(groups: Iterable[Any] | None, members: Sequence[Member]) -> dict[int
                 "Pass the model that the parameters belong to.",
             )
             _require(id(p) not in chosen, f"A parameter of {_described(p)} stands in two groups.", "Keep it in one.")
-            chosen[id(p)] = index, dict(group)
+            chosen[id(p)] = index, own
     return chosen
 
 

@@ -15,7 +15,6 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.parametrize import ParametrizationList
 
-from pylo_zoo.ops.layout import Layout
 
 Shape = tuple[int, ...]
 
@@ -29,7 +28,7 @@ class Trait(NamedTuple):
 
     kind: str
     """embedding, head, norm, bias, vector, table, matrix, convolution or stack."""
-    layout: Layout
+    layout: str
     rule: str | None
     """"learned", "adamw", or None where the checkpoint decides by the number of axes."""
     reason: str
