@@ -15,7 +15,6 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.parametrize import ParametrizationList
 
-
 Shape = tuple[int, ...]
 
 MATRIX = "matrix (out, in)"
