@@ -84,6 +84,17 @@ class ViT(nn.Module):
         return self.head
 
 
+class Experts(nn.Module):
+    """transformers' stacked experts, kept as (experts, in, out) or, if ``transposed``, as (experts, out, in)."""
+
+    def __init__(self, transposed: bool, dim: int, hidden: int) -> None:
+        super().__init__()
+        up, down = torch.randn(2, dim, 2 * hidden), torch.randn(2, hidden, dim)
+        self.gate_up_proj = nn.Parameter(up.mT.clone() if transposed else up)
+        self.down_proj = nn.Parameter(down.mT.clone() if transposed else down)
+        self.gate_up_proj_bias = nn.Parameter(torch.zeros(2, 2 * hidden))
+
+
 class Transposed(nn.Module):
     """Stands in for a model whose stacked experts are kept as (experts, out, in)."""
 

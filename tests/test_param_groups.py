@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from golden_data import artifact
-from models import GPT, Conv1D, LlamaRMSNorm, MyConv, Raw, Transposed, ViT, VocabParallelEmbedding
+from models import GPT, Conv1D, Experts, LlamaRMSNorm, MyConv, Raw, Transposed, ViT, VocabParallelEmbedding
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -87,6 +87,8 @@ TABLE: dict[str, tuple[Callable[[], nn.Module], str, str, tuple[str, str | None]
     ),
     "experts": (lambda: Raw("experts", 1, 5, 4), "experts", "stack", JAX, "(experts, in, out)"),
     "stack": (lambda: Raw("w1", 3, 5, 4), "w1", "stack", JAX, "(stack, in, out)"),
+    "stacked biases": (lambda: Experts(False, 4, 4), "gate_up_proj_bias", "bias", ADAMW, "stacked"),
+    "Mamba": (lambda: Raw("A_log", 6, 4), "A_log", "vector", ADAMW, "state space"),
     "raw matrix": (lambda: Raw("w1", 5, 4), "w1", "matrix", TORCH, "read as"),
     "raw convolution": (lambda: Raw("w1", 5, 4, 3, 3), "w1", "convolution", TORCH, "read as"),
     "tall": (lambda: Raw("weights", 5000, 2), "weights", "matrix", TORCH, "adamw="),
@@ -355,6 +357,21 @@ def test_a_stack_in_torch_layout_moves_as_its_transpose_in_jax_layout(cls: type,
     assert float((wrong - expected).norm() / expected.norm()) > 0.05
 
 
+@pytest.mark.parametrize("hidden", [2, 3, 4])  # at 2 the up projections are square, at 4 the down projection is
+@pytest.mark.parametrize("transposed", [True, False])
+def test_shapes_of_up_and_down_projections_tell_how_a_stack_is_kept(transposed: bool, hidden: int) -> None:
+    found = by_name(Experts(transposed, dim=4, hidden=hidden))
+    expected = "torch-stacked" if transposed else "jax"
+    assert [found[name].layout for name in ("gate_up_proj", "down_proj")] == [expected] * 2
+    assert all("as the module's shapes fit" in found[name].reason for name in ("gate_up_proj", "down_proj"))
+
+
+def test_a_stack_without_such_a_pair_is_read_as_jax_keeps_it() -> None:
+    alone = by_name(Raw("experts", 2, 4, 4))["experts"]
+    assert alone.layout == "jax"
+    assert 'else say "torch-stacked"' in alone.reason
+
+
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
@@ -366,6 +383,8 @@ def test_the_table_says_everything_and_joins_numbered_layers() -> None:
     assert line.split()[2:] == ["32×8", "torch", "learned", "0.1", "matrix", "(out,", "in)"]
     assert lines[2].endswith("tied with lm_head.weight")
     assert len({line.index(cell) for line, cell in zip(lines[2:5], ("adamw", "adamw", "auto"), strict=True)}) == 1
+    named = nn.ModuleDict({f"encoder_layer_{i}": nn.ModuleDict({"ln_1": nn.LayerNorm(2)}) for i in range(3)})
+    assert "*.ln_1.weight (3) " in str(routes(named))
     whole = routes(GPT(tied=True)).table(collapse=False)
     assert "h.2.mlp.0.weight" in whole
     assert "(3)" not in whole

@@ -143,10 +143,14 @@ def _of_name(owner: Owner, shape: Shape, label: str) -> Trait:
     own = owner.tensor.lower()
     if own.isdecimal():  # an element of a ParameterList
         own = name.rsplit(".", 2)[-2]
+    if own.endswith("bias"):
+        return Trait("bias", "jax", "adamw", "biases, stacked or kept to broadcast")
     if long_axes(shape) < 2:
         return Trait("vector", "jax", "adamw", "one axis longer than 1: a vector, kept to broadcast")
+    if own == "a_log":
+        return Trait("vector", "jax", "adamw", "decays of a state space: element by element, no matrix")
     if len(shape) > 2 and re.search(r"expert|(^|[._])moe([._]|$)", name):
-        return Trait("stack", "jax", "learned", 'stacked experts, read as (experts, in, out); else say "torch-stacked"')
+        return _stack(owner, shape, "stacked experts, read as (experts, {})")
     if EMBEDDING.search(own) or ("embed" in label.lower() and len(shape) == 2):
         return Trait("table", "jax", "adamw", "table of embeddings, by its name")
     if len(shape) > 2 and shape[0] == 1:
@@ -159,8 +163,27 @@ def _of_name(owner: Owner, shape: Shape, label: str) -> Trait:
         hint = "; tall: if it is a table, name it in adamw=" if tall else ""
         return Trait("matrix", "torch", "learned", f"read as a matrix (out, in){hint}")
     if len(shape) == 3:
-        return Trait("stack", "jax", "learned", 'stacked matrices, read as (stack, in, out); else say "torch-stacked"')
+        return _stack(owner, shape, "stacked matrices, read as (stack, {})")
     return Trait("convolution", "torch", "learned", "read as a convolution (out, in, *spatial)")
+
+
+UP, DOWN = re.compile(r"up|gate|w1|w3|wi|fc1"), re.compile(r"down|w2|wo|fc2")
+
+
+def _stack(owner: Owner, shape: Shape, reason: str) -> Trait:
+    """A stack of matrices, as JAX keeps it unless the shapes of the module's up and down projections say otherwise."""
+    pairs = [
+        (tuple(up.shape), tuple(down.shape))
+        for up_name, up in owner.module.named_parameters(recurse=False)
+        for down_name, down in owner.module.named_parameters(recurse=False)
+        if UP.search(up_name) and DOWN.search(down_name) and len(up.shape) == len(down.shape) == len(shape)
+    ]
+    jax = any(up[-2] == down[-1] and up[-1] in (down[-2], 2 * down[-2]) for up, down in pairs)
+    torch = any(up[-1] == down[-2] and up[-2] in (down[-1], 2 * down[-1]) for up, down in pairs)
+    if torch and not jax:
+        return Trait("stack", "torch-stacked", "learned", reason.format("out, in") + ", as the module's shapes fit")
+    told = ", as the module's shapes fit" if jax and not torch else '; else say "torch-stacked"'
+    return Trait("stack", "jax", "learned", reason.format("in, out") + told)
 
 
 def _is_norm(module: nn.Module) -> bool:

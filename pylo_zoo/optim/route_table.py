@@ -99,8 +99,8 @@ class Routes(tuple[Route, ...]):
         return lines
 
 
-NUMBERS = re.compile(r"(?<![^.])\d+(?![^.])")
-"""The numbers among a name's parts."""
+NUMBERS = re.compile(r"((?<![^.])|(?<=layer_)|(?<=block_))\d+(?![^.])")
+"""The numbers of a name's layers: ``h.0``, ``encoder_layer_0``."""
 
 
 def _common(names: list[str]) -> str:
