@@ -1,4 +1,15 @@
-"""Parameter groups for a model: which layout and which rule each parameter has, and why."""
+"""Parameter groups for a model: which layout and which rule each parameter has, and why.
+
+A pattern is a parameter's name, a name with wildcards (``*``, ``?``), or a module's name, which means all that is in
+it. It may use any name of a shared parameter, and a frozen one's. Where several match, the one with most characters
+that are no wildcards wins.
+
+The output head goes to AdamW by default; tied to an embedding, it goes there anyway. CELO2's published recipe (arXiv
+2602.19142, README of github.com/amoudgl/celo2) gives AdamW what has "embed" in its name, and in the language-model code
+that it builds on (github.com/martin-marek/batch-size) the untied head is called ``token_embed_out``. Muon's author
+recommends the same. What CELO2 was meta-trained on, perceptrons with every matrix under the learned rule, is
+``head="learned"``.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +46,8 @@ def param_groups(
 ) -> list[Group]:
     """Sort a model's parameters into groups with ``layout`` and ``rule`` (SPEC §1, §6).
 
-    ``print(routes(model, …))``, with the same arguments, shows what it decides and why.
-
-    A pattern is a parameter's name, a name with wildcards (``*``, ``?``), or a module's name, which means all that is
-    in it. It may use any name of a shared parameter. Where several match, the one with most characters that are no
-    wildcards wins.
+    ``print(routes(model, …))``, with the same arguments, shows what it decides and why. The module's docstring says
+    what a pattern is.
 
     Args:
         model: parameters that need no gradient are left out; a shared parameter counts once, and as an embedding if
@@ -48,12 +56,9 @@ def param_groups(
             Each is split as its parameters need and keeps its options; a ``layout`` or ``rule`` that it sets stands.
             Parameters in none of them are left out. None takes all parameters.
         adamw: patterns of parameters to give to AdamW in any case.
-        learned: patterns of parameters to give to the learned rule in any case; ``"*"`` gives it all, as CELO2-base
-            wants.
+        learned: the same for the learned rule; ``"*"`` gives it all, as CELO2-base wants.
         layouts: layouts by pattern, such as ``{"experts": "torch-stacked"}``.
-        head: rule of the output head, unless it is tied to an embedding. "adamw", the default, is what CELO2's own
-            language models do (its recipe labels parameters by name, and their untied head is called
-            ``token_embed_out``) and what Muon's author recommends; "learned" treats it as any other matrix.
+        head: rule of the output head: "adamw", or "learned" to treat it as any other matrix.
         options: further options by pattern, such as ``{"head": {"lr": 1e-4}}``; they win over ``defaults``, over your
             groups' and over ``decay_vectors``.
         decay_vectors: False sets ``weight_decay`` to 0 for biases, norms and other vectors. It cannot reach an
