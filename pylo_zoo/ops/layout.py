@@ -1,8 +1,9 @@
 """Which axes the mathematics means, for parameters in torch and in JAX layout (SPEC §1, "Axis order matters").
 
 JAX keeps dense weights as ``(in, out)`` and convolutions as ``(*spatial, in, out)``; torch as ``(out, in)`` and
-``(out, in, *spatial)``. Axes and their ties are chosen in JAX's order and mapped back, as negative indices, so that
-they hold for a parameter and for its accumulator planes ``[channels, *shape]`` alike.
+``(out, in, *spatial)``, and in some models stacks of matrices, such as experts, as ``(*stack, out, in)``, where JAX
+would have ``(*stack, in, out)``. Axes and their ties are chosen in JAX's order and mapped back, as negative indices, so
+that they hold for a parameter and for its accumulator planes ``[channels, *shape]`` alike.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-Layout = Literal["torch", "jax"]
-LAYOUTS: tuple[Layout, ...] = ("torch", "jax")
+Layout = Literal["torch", "jax", "torch-stacked"]
+LAYOUTS: tuple[Layout, ...] = ("torch", "jax", "torch-stacked")
 
 
 class Axes(NamedTuple):
@@ -39,6 +40,11 @@ def axes_of(shape: tuple[int, ...], layout: Layout) -> Axes:
 
 
 def jax_axes(ndim: int, layout: Layout) -> Sequence[int]:
-    """The parameter's own axes (negative), in JAX layout's order: torch's ``(2, …, n−1, 1, 0)``."""
+    """The parameter's own axes (negative), in JAX layout's order: torch's ``(2, …, n−1, 1, 0)``, and for stacks
+    ``(0, …, n−3, n−1, n−2)``."""
     axes = list(range(-ndim, 0))
-    return axes if layout == "jax" or ndim < 2 else [*axes[2:], axes[1], axes[0]]
+    if layout == "jax" or ndim < 2:
+        return axes
+    if layout == "torch-stacked":
+        return [*axes[:-2], axes[-1], axes[-2]]
+    return [*axes[2:], axes[1], axes[0]]

@@ -91,7 +91,8 @@ def muon_route(
         shape: of the parameter.
         use_fallback: its group wants AdamW.
         use_muon: False says the same, as other implementations spell it; True leaves it to the shape.
-        layout: ``"jax"`` where the parameter is kept as ``(*spatial, in, out)``.
+        layout: ``"jax"`` where the parameter is kept as ``(*spatial, in, out)``, ``"torch-stacked"`` as
+            ``(*stack, out, in)``.
 
     Returns:
         ``(True, "ok")``, or False and the first reason of: ``use_fallback_flag``; ``use_muon_flag``;
@@ -204,7 +205,8 @@ def muon(
         conv_mode: :func:`to_matrices`.
         normalize_spatial: under ``conv_mode="batched"``, divide the update by the root of the number of positions.
         ns_dtype: dtype of the Newton–Schulz iterations.
-        layout: ``"jax"`` where the parameters are kept as ``(*spatial, in, out)``.
+        layout: ``"jax"`` where the parameters are kept as ``(*spatial, in, out)``, ``"torch-stacked"`` as
+            ``(*stack, out, in)``.
 
     Raises:
         ZooError: an argument of :class:`Recipe` cannot be, the lists do not fit each other, or a parameter is no
@@ -249,7 +251,10 @@ def as_scalar(lr: float | Tensor, dtype: torch.dtype) -> float | Tensor:
 def _torch_order(ndim: int, layout: Layout) -> tuple[int, ...]:
     """The parameter's own axes in torch's order ``(out, in, *spatial)``."""
     axes = tuple(range(ndim))
-    return axes if layout == "torch" or ndim < 2 else (ndim - 1, ndim - 2, *axes[:-2])
+    if layout == "torch" or ndim < 2:
+        return axes
+    out, inputs = (ndim - 1, ndim - 2) if layout == "jax" else (ndim - 2, ndim - 1)
+    return (out, inputs, *axes[:-2])
 
 
 def _check_tensors(params: Sequence[Tensor], grads: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:

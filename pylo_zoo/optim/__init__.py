@@ -8,9 +8,10 @@ from pylo_zoo.optim.celo2 import CELO2
 from pylo_zoo.optim.celo_adam import CeloAdam
 from pylo_zoo.optim.elo import ELO
 from pylo_zoo.optim.elo_celo2 import ELO_CELO2
-from pylo_zoo.optim.groups import Route, param_groups, routes
+from pylo_zoo.optim.groups import param_groups, routes
 from pylo_zoo.optim.mulo import MuLO
 from pylo_zoo.optim.muon import Muon, muon, muon_route
+from pylo_zoo.optim.route_table import Route, Routes
 from pylo_zoo.optim.velo import VeLO
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "MuLO",
     "Muon",
     "Route",
+    "Routes",
     "VeLO",
     "muon",
     "muon_route",

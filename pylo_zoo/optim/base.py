@@ -55,8 +55,9 @@ class LearnedOptimizer(ZooOptimizer):
 
     Args:
         params: parameters or parameter groups. Besides ``lr``, ``weight_decay`` and the family's own options, a group
-            may set ``layout``: ``"torch"``, the default, or ``"jax"`` for weights kept as ``(…, in, out)``, such as
-            stacked experts ``(experts, in, out)`` and embedding tables (SPEC §1).
+            may set ``layout``: ``"torch"``, the default, ``"jax"`` for weights kept as ``(…, in, out)``, such as
+            stacked experts ``(experts, in, out)`` and embedding tables (SPEC §1), or ``"torch-stacked"`` for stacks
+            kept as ``(experts, out, in)``.
         defaults: values of a group's options where it does not set them.
         weights: a registry name, the directory of an artifact, or an :class:`~pylo_zoo.artifact.Artifact`.
         clip_norm: largest global norm of the gradient; None does not clip.

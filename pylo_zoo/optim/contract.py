@@ -117,7 +117,7 @@ class ZooOptimizer(torch.optim.Optimizer):
                 f"A parameter group has the unknown option {option!r}.",
                 f"Did you mean {near[0] if near else None!r}?",
             )
-        require(group["layout"] in LAYOUTS, f"layout is {group['layout']!r}.", 'Use "torch" or "jax".')
+        require(group["layout"] in LAYOUTS, f"layout is {group['layout']!r}.", f"Use one of {', '.join(LAYOUTS)}.")
         for option in ("lr", "weight_decay"):
             require(bool(group[option] >= 0), f"{option} is {group[option]}.", f"{option} must be 0 or more.")
         if "rule" in group:

@@ -2,28 +2,104 @@
 
 from __future__ import annotations
 
+import math
+import sys
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from pylo_zoo.errors import ZooError
 from pylo_zoo.optim.adafac import AdafacLO, adafac_update
-from pylo_zoo.optim.base import Item
+from pylo_zoo.optim.base import Group, Item, Loss
 
 
 class MuLO(AdafacLO):
     """μLO: :class:`~pylo_zoo.optim.adafac.AdafacLO` with each matrix-like parameter's step divided by its width.
 
-    The width multiplier is the group's ``width_mult`` where it has one, else ``p.infshape.width_mult()`` of the
-    ``mup`` package where the parameter is infinite in two dimensions, else 1. Non-finite gradients are replaced: NaN
-    by 0, infinities by the largest finite number. Arguments, state and errors are AdafacLO's.
+    The width multiplier, how many times wider than the base model a parameter's inputs are, is
+
+    1. its group's ``width_mult``, which holds for all of the group's parameters; else
+    2. that of ``parameter.infshape``, which ``mup.set_base_shapes(model, …)`` leaves there: ``width_mult()`` where
+       two dimensions are infinite (hidden weights), 1 where fewer are (inputs, outputs, biases, norms); else
+    3. 1: a model at its base width, or in standard parametrization.
+
+    ``infshape`` is an attribute of the parameter alone: ``copy.deepcopy`` loses it, and so do wrappers that make
+    parameters of their own, such as FSDP's. :func:`~pylo_zoo.optim.param_groups` writes it into the groups as
+    ``width_mult``, where it stays; build the groups before wrapping. Where ``mup`` is in use and no parameter has a
+    width, the first step warns; where some have and some have not, that is an error.
+
+    The multiplier divides the learned step, not the weight decay, which needs no scaling with width. Non-finite
+    gradients are replaced: NaN by 0, infinities by the largest finite number. Arguments, state and further errors are
+    AdafacLO's. The rest of the parametrization (initialization, the multiplier of the readout) is the model's.
+
+    Raises:
+        ZooError: a ``width_mult`` that is no positive finite number, or ``infshape`` on some of the parameters only.
     """
 
+    def prepare(self, items: Sequence[Item], step: Tensor, loss: Loss | None) -> Sequence[Any]:
+        if "mup" in sys.modules and not any(_has_width(item.parameter, item.group) for item in items):
+            self._warn_once(
+                "width",
+                "mup is in use, but no parameter has a width: every step is as long as at the base width. Call "
+                "mup.set_base_shapes on this very model (deepcopy and FSDP lose what it sets) and build the groups "
+                "with param_groups(model), or set width_mult in each group, 1.0 for the base width.",
+            )
+        return super().prepare(items, step, loss)
+
     def update(self, item: Item, step: Tensor, context: None) -> None:
-        step_mult = self.behavior.step_mult / _width_mult(item)
+        step_mult = self.behavior.step_mult / _width_mult(item.parameter, item.group)
         adafac_update(item, torch.nan_to_num(item.g), step, self.behavior.exp_mult, step_mult)
 
+    def _check_group(self, group: Group, layout_declared: bool) -> None:
+        super()._check_group(group, layout_declared)
+        for p in group["params"]:
+            _width_mult(p, group)
+        open_to_mup = [p for each in self.param_groups if "width_mult" not in each for p in each["params"]]
+        bare = [p for p in open_to_mup if not hasattr(p, "infshape")]
+        if 0 < len(bare) < len(open_to_mup):
+            raise ZooError(
+                f"{len(bare)} of {len(open_to_mup)} parameters have no infshape and no width_mult, the first of shape "
+                f"{tuple(bare[0].shape)}; the others have.",
+                "Call mup.set_base_shapes once the model is complete, or set width_mult in the others' groups.",
+            )
 
-def _width_mult(item: Item) -> float:
-    if "width_mult" in item.group:
-        return item.group["width_mult"]
-    infshape = getattr(item.parameter, "infshape", None)
-    return infshape.width_mult() if infshape is not None and infshape.ninf() == 2 else 1.0
+
+def infshape_width(parameter: Tensor) -> float | None:
+    """The width multiplier by the ``mup`` package's ``infshape``; None where the parameter carries none.
+
+    Raises:
+        ZooError: more than two dimensions are infinite, or the multiplier is no positive finite number.
+    """
+    infshape = getattr(parameter, "infshape", None)
+    if infshape is None:
+        return None
+    if infshape.ninf() > 2:
+        raise ZooError(
+            f"A parameter of shape {tuple(parameter.shape)} is infinite in {infshape.ninf()} dimensions.",
+            "The parametrization knows two at most: put it in a group with a width_mult of its own.",
+        )
+    return _checked(infshape.width_mult(), "infshape.width_mult()") if infshape.ninf() == 2 else 1.0
+
+
+def _width_mult(parameter: Tensor, group: Group) -> float:
+    if "width_mult" in group:
+        return _checked(group["width_mult"], "width_mult")
+    width = infshape_width(parameter)
+    return 1.0 if width is None else width
+
+
+def _has_width(parameter: Tensor, group: Group) -> bool:
+    return "width_mult" in group or hasattr(parameter, "infshape")
+
+
+def _checked(width: Any, what: str) -> float:
+    value = float(width) if isinstance(width, Real) and not isinstance(width, bool) else math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise ZooError(f"{what} is {width!r}.", "Give width over base width, a positive finite number.")
+    return value
+
+
+__all__ = ["MuLO", "infshape_width"]
