@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from pylo_zoo.errors import ZooError
 from pylo_zoo.ops.layout import LAYOUTS
-from pylo_zoo.optim.base import RULES, Group
+from pylo_zoo.optim.contract import RULES, Group
 from pylo_zoo.optim.mulo import infshape_width
 from pylo_zoo.optim.recognize import VECTORS, Owner, Trait, output_heads, owners, recognize
 from pylo_zoo.optim.route_table import Route, Routes

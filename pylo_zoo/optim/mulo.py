@@ -53,8 +53,8 @@ class MuLO(AdafacLO):
         step_mult = self.behavior.step_mult / _width_mult(item.parameter, item.group)
         adafac_update(item, torch.nan_to_num(item.g), step, self.behavior.exp_mult, step_mult)
 
-    def _check_group(self, group: Group, layout_declared: bool) -> None:
-        super()._check_group(group, layout_declared)
+    def _check_group(self, group: Group, given: frozenset[str]) -> None:
+        super()._check_group(group, given)
         for p in group["params"]:
             _width_mult(p, group)
         open_to_mup = [p for each in self.param_groups if "width_mult" not in each for p in each["params"]]
