@@ -98,7 +98,7 @@ def _decays(artifact: Artifact) -> Artifact | None:
     if "momentum_decays" in artifact.tensors:
         return _with(artifact, "momentum_decays", artifact.tensors["momentum_decays"].roll(1))
     behavior = artifact.behavior
-    momentum = getattr(behavior, "initial_momentum_decays", ())
+    momentum: tuple[float, ...] = getattr(behavior, "initial_momentum_decays", ())
     if len(set(momentum)) > 1:
         changes = {"initial_momentum_decays": (*momentum[1:], momentum[0])}
     elif momentum and momentum != getattr(behavior, "initial_rms_decays", momentum):

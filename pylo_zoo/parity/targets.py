@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from pylo_zoo import converters, registry
+from pylo_zoo import converters, parity, registry
 from pylo_zoo.artifact import Artifact, write_parity
 from pylo_zoo.convert import convert, original
 from pylo_zoo.converters.base import leaf_shapes
@@ -18,9 +18,9 @@ from pylo_zoo.fetch.errors import Forbidden, NotFound, Unavailable
 from pylo_zoo.parity import bounds
 from pylo_zoo.parity.jax_mode import jax_is_missing
 from pylo_zoo.parity.leaves import nest
+from pylo_zoo.parity.proof import SEED, Progress
 from pylo_zoo.parity.report import Report
 from pylo_zoo.parity.vectors import replay
-from pylo_zoo.parity.verify import SEED, Progress, silent, verify
 from pylo_zoo.weights import load
 
 RANDOM = "random:"
@@ -35,7 +35,7 @@ class How:
 
     seed: int = SEED
     max_error: float = bounds.MAX_ERROR
-    progress: Progress = silent
+    progress: Progress | None = None
 
 
 def verify_target(
@@ -78,7 +78,7 @@ def replay_target(directory: str | Path) -> Report:
 
 
 def _run(artifact: Artifact, path: Path, how: How) -> Report:
-    return verify(artifact, path, seed=how.seed, max_error=how.max_error, progress=how.progress)
+    return parity.verify(artifact, path, seed=how.seed, max_error=how.max_error, progress=how.progress)
 
 
 def _verify_random(name: str, how: How) -> Report:
@@ -132,4 +132,5 @@ def targets() -> list[str]:
 
 
 def _named(how: How, name: str) -> How:
-    return replace(how, progress=lambda what, done, total: how.progress(f"{name}: {what}", done, total))
+    tell = how.progress
+    return how if tell is None else replace(how, progress=lambda what, *parts: tell(f"{name}: {what}", *parts))

@@ -38,7 +38,7 @@ def verify(
     *,
     seed: int = SEED,
     max_error: float = bounds.MAX_ERROR,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> Report:
     """Prove, or disprove, that ``artifact`` is the checkpoint ``source`` in torch.
 
@@ -72,7 +72,7 @@ def verify(
         reason = f"the checkpoint holds NaN or infinite values ({', '.join(nonfinite[:4])}), which no bound compares"
         return replace(report, reason=reason)
     with one_thread():
-        return _proof(report, artifact, read, seed, max_error, progress)
+        return _proof(report, artifact, read, seed, max_error, progress or silent)
 
 
 def without_jax(artifact: Artifact, read: formats.Source, reason: str) -> Report:
@@ -91,7 +91,7 @@ def without_jax(artifact: Artifact, read: formats.Source, reason: str) -> Report
 def _proof(
     report: Report, artifact: Artifact, read: formats.Source, seed: int, max_error: float, progress: Progress
 ) -> Report:
-    theta, runs = read_theta(artifact, read), list(plan.plan(artifact, seed))
+    theta, runs = read_theta(artifact, read), list(plan.plan(artifact))
     parts = iter(range(len(runs) + len(trajectory.COURSES) + 2))
     total = len(runs) + len(trajectory.COURSES) + 2
 
