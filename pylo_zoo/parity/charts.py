@@ -15,7 +15,8 @@ from pylo_zoo.parity.phrases import DTYPES, brief, number
 from pylo_zoo.parity.report import Check, Error, Explanation, Report
 
 TONES = ((0.001, "a"), (0.01, "b"), (0.03, "c"), (0.1, "d"), (0.3, "e"), (1.0, "f"))
-"""Shades of a cell, by the share of the bound that is used up to there; "x" is beyond, "z" no error, "n" no bound."""
+"""Shades of a cell, by the share of the bound that is used up to there; "x" is beyond, "z" no error, "n" no bound, "l" a
+bound so loose that keeping to it says little."""
 LOWEST = 1e-19
 HIGHEST = 1e6
 
@@ -27,7 +28,14 @@ def tone(error: Error) -> str:
     if not error.passed:
         return "x"
     share = phrases.excess(error)
+    if phrases.loose(error):
+        return "l"
     return "z" if error.error == 0 else next((name for limit, name in TONES if share <= limit), "x")
+
+
+def clipped(text: str, most: int) -> str:
+    """``text``, cut where it has more than ``most`` characters."""
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def magnitude(error: float) -> str:
@@ -53,7 +61,7 @@ class Cell:
 class Column:
     """One column: text at its head, in full, what kind of setting it is, how many quantities are off in it.
 
-    ``starts`` is whether a group of columns begins here.
+    ``starts`` is whether another kind of setting begins here.
     """
 
     text: str
@@ -74,9 +82,9 @@ class Line:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Groups of columns, with their heads and widths in columns, and the rows."""
+    """What the map is of, a dtype if anything, the columns and the rows."""
 
-    groups: Sequence[tuple[str, int]]
+    title: str
     columns: Sequence[Column]
     lines: Sequence[Line]
 
@@ -92,35 +100,34 @@ def cell(errors: Iterable[Error]) -> Cell | None:
     return Cell(tone(found), mark + magnitude(found.error), f"{number(found.error)} of {number(found.allowed)}")
 
 
-def heat_map(report: Report) -> HeatMap:
-    """Parameters by dtype and setting: single steps, the worse of the two layouts."""
-    steps = report.of_level("step")
+def heat_maps(report: Report) -> list[HeatMap]:
+    """Parameters by setting, single steps, the worse of the two layouts: a map for each dtype that was compared."""
+    found = [_heat_map(report, dtype) for dtype in DTYPES]
+    return [each for each in found if each.lines]
+
+
+def _heat_map(report: Report, dtype: str) -> HeatMap:
+    steps = [check for check in report.of_level("step") if check.dtype == dtype]
     names = list(dict.fromkeys(name for check in steps for name in check.errors))
-    shapes = phrases.shapes(report)
-    groups: list[tuple[str, int]] = []
+    settings: dict[tuple[str, str], list[Check]] = {}
+    for check in steps:
+        settings.setdefault((check.kind, check.name), []).append(check)
     columns: list[Column] = []
-    settings: list[list[Check]] = []
-    for dtype in DTYPES:
-        found: dict[tuple[str, str], list[Check]] = {}
-        for check in steps:
-            if check.dtype == dtype:
-                found.setdefault((check.kind, check.name), []).append(check)
-        kinds = [kind for kind, _ in found]
-        for place, ((kind, name), checks) in enumerate(found.items()):
-            off = len({what for check in checks for what in check.broken})
-            columns.append(Column(brief(name), name, kind, off, place == 0 or kinds[place - 1] != kind))
-            settings.append(checks)
-        if found:
-            groups.append((dtype, len(found)))
-    lines = [
+    for (kind, name), checks in settings.items():
+        off = len({what for check in checks for what in check.broken})
+        columns.append(Column(brief(name), name, kind, off, bool(columns) and columns[-1].kind != kind))
+    return HeatMap(dtype, columns, _lines(names, phrases.shapes(report), [*settings.values()]))
+
+
+def _lines(names: Sequence[str], shapes: Mapping[str, str], columns: Sequence[Sequence[Check]]) -> list[Line]:
+    return [
         Line(
             name,
             shapes.get(name, ""),
-            [cell(check.errors[name] for check in checks if name in check.errors) for checks in settings],
+            [cell(check.errors[name] for check in checks if name in check.errors) for checks in columns],
         )
         for name in names
     ]
-    return HeatMap(groups, columns, lines)
 
 
 def overview(reports: Sequence[Report]) -> HeatMap:
@@ -128,15 +135,7 @@ def overview(reports: Sequence[Report]) -> HeatMap:
     steps = [[check for check in report.of_level("step") if check.dtype == "float64"] for report in reports]
     names = list(dict.fromkeys(name for checks in steps for check in checks for name in check.errors))
     shapes: dict[str, str] = {name: shape for report in reports for name, shape in phrases.shapes(report).items()}
-    lines = [
-        Line(
-            name,
-            shapes.get(name, ""),
-            [cell(check.errors[name] for check in checks if name in check.errors) for checks in steps],
-        )
-        for name in names
-    ]
-    return HeatMap([], [Column(report.name, report.family, "") for report in reports], lines)
+    return HeatMap("", [Column(report.name, report.family, "") for report in reports], _lines(names, shapes, steps))
 
 
 # --- scales ------------------------------------------------------------------------------------------------------
@@ -162,7 +161,7 @@ class LogScale:
     high: int
     start: float
     end: float
-    aside: float = 14.0
+    aside: float = 18.0
 
     def __call__(self, value: float) -> float:
         direction = math.copysign(1.0, self.end - self.start)
@@ -294,12 +293,13 @@ def _steps(longest: int) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Mark:
-    """Errors of one dtype, as paths: from each error to its bound, bounds, errors within, errors beyond."""
+    """Errors of one dtype, as paths: from each to its bound, bounds, errors within, no error at all, errors beyond."""
 
     dtype: str
     links: str
     bounds: str
     within: str
+    zeros: str
     beyond: str
 
 
@@ -333,19 +333,23 @@ class _Paths:
     links: list[str] = field(default_factory=list)
     bounds: list[str] = field(default_factory=list)
     within: list[str] = field(default_factory=list)
+    zeros: list[str] = field(default_factory=list)
     beyond: list[str] = field(default_factory=list)
 
     def add(self, y: float, error: float, allowed: float | None, scale: LogScale) -> None:
         at = scale(error)
         passed = allowed is None or error <= allowed
-        (self.within if passed else self.beyond).append(f"M{at:g} {y:g}h0")
+        kind = self.beyond if not passed else self.within if error else self.zeros
+        kind.append(f"M{at:g} {y:g}h0")
         if allowed is not None:
             limit = scale(allowed)
-            self.links.append(f"M{at:g} {y:g}H{limit:g}")
             self.bounds.append(f"M{limit:g} {y - 4:g}v8")
+            if error:
+                self.links.append(f"M{at:g} {y:g}H{limit:g}")
 
     def mark(self, dtype: str) -> Mark:
-        return Mark(dtype, *("".join(each) for each in (self.links, self.bounds, self.within, self.beyond)))
+        found = self.links, self.bounds, self.within, self.zeros, self.beyond
+        return Mark(dtype, *("".join(each) for each in found))
 
 
 Point = tuple[str, float, "float | None"]
@@ -353,17 +357,18 @@ Point = tuple[str, float, "float | None"]
 
 
 def _chain(entries: Sequence[tuple[str, str, Sequence[Point]]], notes: float, width: float = 1000.0) -> Chain:
-    left, right, pitch, top = 196.0, width - notes, 15.0, 34.0
+    left, right, pitch, top = 218.0, width - notes, 15.0, 34.0
     values = [value for _, _, points in entries for _, *pair in points for value in pair if value is not None]
-    scale = log_scale(values, left + 26.0, right - 22.0)
+    scale = log_scale(values, left + 28.0, right - 24.0)
     paths: dict[str, _Paths] = {}
     steps: list[Step] = []
     for place, (name, note, points) in enumerate(entries):
         y = top + pitch * place
         off = any(not (allowed is None or error <= allowed) for _, error, allowed in points)
-        steps.append(Step(y, name, note, off, off and not any(step.off for step in steps)))
+        steps.append(Step(y, clipped(name, 34), clipped(note, round(notes / 5.9)), off, off and not any(step.off for step in steps)))
         for dtype, error, allowed in points:
-            paths.setdefault(dtype, _Paths()).add(y, error, allowed, scale)
+            nudge = 0.0 if error or len(points) == 1 else -3.0 if dtype == DTYPES[0] else 3.0
+            paths.setdefault(dtype, _Paths()).add(y + nudge, error, allowed, scale)
     height = top + pitch * len(entries) + 26.0
     marks = [each.mark(dtype) for dtype, each in paths.items()]
     return Chain(width, height, left, right, scale(0.0), scale.ticks(2), steps, marks)

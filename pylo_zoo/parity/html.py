@@ -18,13 +18,17 @@ MOST = 16
 """So many failed comparisons are listed; the heat map has the others."""
 
 
+TITLED = 3
+"""Of more reports, the cells of the heat maps have no text to point at, which would double the page."""
+
+
 @dataclass(frozen=True)
 class Page:
     """One report as the template reads it: the records themselves, and what is worked out of them."""
 
     report: Report
     rows: Sequence[phrases.Row]
-    heat: charts.HeatMap
+    heats: Sequence[charts.HeatMap]
     runs: charts.Runs | None
     chain: charts.Chain | None
     not_covered: Sequence[str]
@@ -85,7 +89,7 @@ class Page:
     @property
     def long(self) -> list[tuple[str, str]]:
         """Short and remaining name of the settings that list what they set."""
-        names = dict.fromkeys(column.full for column in self.heat.columns if column.full != column.text)
+        names = dict.fromkeys(column.full for heat in self.heats for column in heat.columns if column.full != column.text)
         return [(phrases.brief(name), name[len(phrases.brief(name)) :]) for name in names]
 
     @property
@@ -124,8 +128,8 @@ class Page:
 def page(report: Report) -> Page:
     """``report``, laid out."""
     not_covered = list(dict.fromkeys(report.coverage.not_covered)) if report.coverage else []
-    rows, heat = phrases.rows(report), charts.heat_map(report)
-    return Page(report, rows, heat, charts.runs(report), charts.chain(report), not_covered)
+    rows, heats = phrases.rows(report), charts.heat_maps(report)
+    return Page(report, rows, heats, charts.runs(report), charts.chain(report), not_covered)
 
 
 def _made(report: Report) -> Iterator[tuple[str, str]]:
@@ -185,7 +189,7 @@ def _environment() -> Environment:
     )
     words = {"number": phrases.number, "ulps": phrases.ulps, "count": phrases.count, "brief": phrases.brief}
     more = {"located": phrases.located, "measured": phrases.measured, "levels": phrases.LEVELS}
-    made.globals.update({**words, **more, "percent": percent, "most": MOST})
+    made.globals.update({**words, **more, "percent": percent, "most": MOST, "loose": phrases.LOOSE})
     return made
 
 
@@ -201,5 +205,6 @@ def render(reports: Sequence[Report]) -> str:
         pages=[page(report) for report in reports],
         overview=charts.overview(reports),
         summary=summary(reports),
+        titled=len(reports) <= TITLED,
     )
     return content + "\n"

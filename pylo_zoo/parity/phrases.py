@@ -15,6 +15,8 @@ LEVELS = {"network": "network", "step": "single step", "trajectory": "whole run"
 DTYPES = ("float64", "float32")
 UNITS = {"network": "of the largest output", "step": "of the update", "trajectory": "of the movement over the run"}
 """What the errors of each level are relative to."""
+LOOSE = 0.1
+"""A bound above this, in the unit of its level, is so loose that keeping to it says little."""
 
 
 def plain(text: str) -> str:
@@ -85,6 +87,11 @@ def excess(error: Error) -> float:
     return math.inf if math.isnan(error.error) else error.excess
 
 
+def loose(error: Error) -> bool:
+    """Whether the original's own rounding is so large there that the bound says little."""
+    return error.allowed is not None and error.allowed > LOOSE
+
+
 @dataclass(frozen=True)
 class Row:
     """All comparisons of one level and dtype.
@@ -92,9 +99,11 @@ class Row:
     Attributes:
         level, dtype: of the comparisons.
         checks, failed: how many there are, and how many went beyond a bound.
-        error: the largest that is held against a bound, in the unit of its level (:data:`UNITS`).
+        error: the largest that is held against a bound that is not :func:`loose` (or is beyond it), in the unit of its
+            level (:data:`UNITS`); where all are, the largest.
         where: its parameter or output; ``check`` has it.
         used: the largest share of a bound that any error takes up.
+        numbers, vague: how many errors there are, and how many of them have a loose bound or none.
     """
 
     level: str
@@ -105,6 +114,8 @@ class Row:
     where: str
     check: Check
     used: float
+    numbers: int
+    vague: int
 
 
 def rows(report: Report) -> list[Row]:
@@ -115,10 +126,13 @@ def rows(report: Report) -> list[Row]:
             checks = [check for check in report.of_level(level) if check.dtype == dtype]
             errors = [(check, name, error) for check in checks for name, error in compared(check).items()]
             if errors:
-                check, name, error = max(errors, key=lambda item: size(item[2]))
+                telling = [item for item in errors if not loose(item[2]) or not item[2].passed]
+                check, name, error = max(telling or errors, key=lambda item: size(item[2]))
                 used = max(excess(each) for _, _, each in errors)
                 failed = sum(not each.passed for each in checks)
-                found.append(Row(level, dtype, len(checks), failed, error, name, check, used))
+                numbers = sum(len(each.errors) for each in checks)
+                vague = numbers - sum(not loose(each) for _, _, each in errors)
+                found.append(Row(level, dtype, len(checks), failed, error, name, check, used, numbers, vague))
     return found
 
 
