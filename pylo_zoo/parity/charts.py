@@ -42,7 +42,7 @@ def magnitude(error: float) -> str:
     """log10 of ``error`` to one decimal."""
     if not math.isfinite(error):
         return number(error)
-    return f"{math.log10(error):.1f}".replace("-", "−") if error > 0 else "0"
+    return f"{math.log10(error):.1f}".replace("-0.0", "0.0").replace("-", "−") if error > 0 else "0"
 
 
 # --- heat maps ---------------------------------------------------------------------------------------------------
@@ -90,14 +90,16 @@ class HeatMap:
 
 
 def cell(errors: Iterable[Error]) -> Cell | None:
-    """The worst of ``errors``, in shade and number."""
-    found = max(errors, key=lambda each: (phrases.excess(each), phrases.size(each)), default=None)
-    if found is None:
-        return None
-    if found.allowed is None:
-        return Cell("n", "·", "not compared")
-    mark = "" if found.passed else "✕ "
-    return Cell(tone(found), mark + magnitude(found.error), f"{number(found.error)} of {number(found.allowed)}")
+    """``errors`` in one: the largest that is held against a bound as a number, the nearest to its bound as a shade."""
+    every = list(errors)
+    found = [each for each in every if each.allowed is not None]
+    if not found:
+        return Cell("n", "·", "not compared") if every else None
+    largest, nearest = max(found, key=phrases.size), max(found, key=phrases.excess)
+    title = f"{number(largest.error)} of {number(largest.allowed)}"
+    if phrases.excess(nearest) > phrases.excess(largest):
+        title += f"; nearest to its bound: {number(nearest.error)} of {number(nearest.allowed)}"
+    return Cell(tone(nearest), ("" if nearest.passed else "✕ ") + magnitude(largest.error), title)
 
 
 def heat_maps(report: Report) -> list[HeatMap]:
@@ -390,8 +392,14 @@ def chain(report: Report) -> Chain | None:
 
 def explained(explanation: Explanation) -> Chain | None:
     """The chain of one parameter at one step; None without any."""
+    names = [link.quantity for link in explanation.chain]
     entries = [
-        (link.quantity, link.meaning, [(explanation.dtype, link.error, link.allowed)]) for link in explanation.chain
+        (
+            f"{link.quantity} (run)" if link.quantity in names[place + 1 :] else link.quantity,  # a name of both
+            link.meaning,
+            [(explanation.dtype, link.error, link.allowed)],
+        )
+        for place, link in enumerate(explanation.chain)
     ]
     return _chain(entries, 400.0) if entries else None
 

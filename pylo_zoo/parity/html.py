@@ -14,7 +14,7 @@ from pylo_zoo.parity.report import Check, Link, Report
 
 TEMPLATE = "report.html.j2"
 MARKS = {"passed": "✓", "failed": "✕", "not_run": "○"}
-MOST = 16
+MOST = 8
 """So many failed comparisons are listed; the heat map has the others."""
 
 
@@ -153,7 +153,7 @@ def _listed(values: Any) -> str:
 def percent(share: float) -> str:
     """A share of a bound, in words."""
     if not math.isfinite(share) or share > 1:
-        return f"✕ {phrases.number(share)} ×"
+        return f"✕ {phrases.number(share)}-fold"
     return "0 %" if share == 0 else f"{phrases.number(100 * share)} %"
 
 
@@ -205,6 +205,7 @@ def render(reports: Sequence[Report]) -> str:
         pages=[page(report) for report in reports],
         overview=charts.overview(reports),
         summary=summary(reports),
+        status=next((status for status in ("failed", "not_run") if any(r.status == status for r in reports)), "passed"),
         titled=len(reports) <= TITLED,
     )
     return content + "\n"

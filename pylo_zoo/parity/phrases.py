@@ -33,10 +33,12 @@ def number(value: float | None, digits: int = 2) -> str:
         return NONE
     if not math.isfinite(value):
         return "NaN" if math.isnan(value) else "∞" if value > 0 else "−∞"
-    if value and (abs(value) < 1e-2 or abs(value) >= 10 ** max(digits, 4)):
-        mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+    if not value:
+        return "0"
+    mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+    if not -2 <= int(exponent) < max(digits, 4):
         return f"{mantissa}e{int(exponent)}"
-    return f"{value:.{digits}g}"
+    return f"{float(f'{value:.{digits - 1}e}'):,.{max(0, digits - 1 - int(exponent))}f}"
 
 
 def ulps(value: float | None) -> str:
