@@ -37,7 +37,7 @@ ARROWS = {
     "optim": "artifact config converters errors kernels nets ops torch weights",
     "tasks": "errors numpy optim sklearn torch",
     "reference": "config errors flax jax numpy",
-    "parity": "artifact config convert converters errors fetch flax formats jax nets numpy ops optim pylo_zoo "
+    "parity": "artifact config convert converters errors fetch flax formats jax jinja2 nets numpy ops optim pylo_zoo "
     "reference rich torch weights",
     "samples": "config converters formats numpy",
     "cli": "artifact config convert converters errors fetch formats hub optim parity pylo_zoo registry rich tasks "

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pylo_zoo.parity import phrases
-from pylo_zoo.parity.phrases import DTYPES, brief, number
+from pylo_zoo.parity.phrases import DTYPES, brief, clipped, number
 from pylo_zoo.parity.report import Check, Error, Explanation, Report
 
 TONES = ((0.001, "a"), (0.01, "b"), (0.03, "c"), (0.1, "d"), (0.3, "e"), (1.0, "f"))
@@ -31,11 +31,6 @@ def tone(error: Error) -> str:
     if phrases.loose(error):
         return "l"
     return "z" if error.error == 0 else next((name for limit, name in TONES if share <= limit), "x")
-
-
-def clipped(text: str, most: int) -> str:
-    """``text``, cut where it has more than ``most`` characters."""
-    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def magnitude(error: float) -> str:
@@ -99,7 +94,7 @@ def cell(errors: Iterable[Error]) -> Cell | None:
     title = f"{number(largest.error)} of {number(largest.allowed)}"
     if phrases.excess(nearest) > phrases.excess(largest):
         title += f"; nearest to its bound: {number(nearest.error)} of {number(nearest.allowed)}"
-    return Cell(tone(nearest), ("" if nearest.passed else "✕ ") + magnitude(largest.error), title)
+    return Cell(tone(nearest), ("" if nearest.passed else "✕\u2009") + magnitude(largest.error), title)
 
 
 def heat_maps(report: Report) -> list[HeatMap]:
@@ -367,7 +362,15 @@ def _chain(entries: Sequence[tuple[str, str, Sequence[Point]]], notes: float, wi
     for place, (name, note, points) in enumerate(entries):
         y = top + pitch * place
         off = any(not (allowed is None or error <= allowed) for _, error, allowed in points)
-        steps.append(Step(y, clipped(name, 34), clipped(note, round(notes / 5.9)), off, off and not any(step.off for step in steps)))
+        steps.append(
+            Step(
+                y,
+                clipped(name, 34),
+                clipped(note, round(notes / 5.9)),
+                off,
+                off and not any(step.off for step in steps),
+            )
+        )
         for dtype, error, allowed in points:
             nudge = 0.0 if error or len(points) == 1 else -3.0 if dtype == DTYPES[0] else 3.0
             paths.setdefault(dtype, _Paths()).add(y + nudge, error, allowed, scale)

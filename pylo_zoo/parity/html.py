@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,7 +88,9 @@ class Page:
     @property
     def long(self) -> list[tuple[str, str]]:
         """Short and remaining name of the settings that list what they set."""
-        names = dict.fromkeys(column.full for heat in self.heats for column in heat.columns if column.full != column.text)
+        names = dict.fromkeys(
+            column.full for heat in self.heats for column in heat.columns if column.full != column.text
+        )
         return [(phrases.brief(name), name[len(phrases.brief(name)) :]) for name in names]
 
     @property
@@ -150,30 +151,6 @@ def _listed(values: Any) -> str:
     return " · ".join(f"{key} = {value}" for key, value in values.items())
 
 
-def percent(share: float) -> str:
-    """A share of a bound, in words."""
-    if not math.isfinite(share) or share > 1:
-        return f"✕ {phrases.number(share)}-fold"
-    return "0 %" if share == 0 else f"{phrases.number(100 * share)} %"
-
-
-def summary(reports: Sequence[Report]) -> str:
-    """The judgement on several reports, in a sentence or a few."""
-    by = {status: [each for each in reports if each.status == status] for status in MARKS}
-    found = [f"{len(by['passed'])} of {len(reports)} torch ports compute what their JAX originals compute"]
-    steps = [row for each in by["passed"] if (row := phrases.worst(each))]
-    if steps:
-        row = max(steps, key=lambda row: row.error.error)
-        found[0] += f": no float64 step of theirs is off by more than {phrases.number(row.error.error)} of the update"
-    if planted := sum(phrases.applicable(each) for each in reports):
-        found.append(f"{sum(map(phrases.caught, reports))} of {planted} planted faults were caught")
-    if by["failed"]:
-        found.append(f"failed: {', '.join(each.name for each in by['failed'])}")
-    if by["not_run"]:
-        found.append(f"not tested: {', '.join(each.name for each in by['not_run'])}")
-    return ". ".join(each[:1].upper() + each[1:] for each in found) + "."
-
-
 def _clean(value: Any) -> Any:
     return phrases.plain(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
@@ -189,7 +166,7 @@ def _environment() -> Environment:
     )
     words = {"number": phrases.number, "ulps": phrases.ulps, "count": phrases.count, "brief": phrases.brief}
     more = {"located": phrases.located, "measured": phrases.measured, "levels": phrases.LEVELS}
-    made.globals.update({**words, **more, "percent": percent, "most": MOST, "loose": phrases.LOOSE})
+    made.globals.update({**words, **more, "percent": phrases.percent, "most": MOST})
     return made
 
 
@@ -200,12 +177,18 @@ def render(reports: Sequence[Report]) -> str:
         reports: one, or several in the order in which they are to stand.
     """
     title = f"Parity of {reports[0].name}" if len(reports) == 1 else f"Parity of {len(reports)} learned optimizers"
-    content = _environment().get_template(TEMPLATE).render(
-        title=title,
-        pages=[page(report) for report in reports],
-        overview=charts.overview(reports),
-        summary=summary(reports),
-        status=next((status for status in ("failed", "not_run") if any(r.status == status for r in reports)), "passed"),
-        titled=len(reports) <= TITLED,
+    content = (
+        _environment()
+        .get_template(TEMPLATE)
+        .render(
+            title=title,
+            pages=[page(report) for report in reports],
+            overview=charts.overview(reports),
+            summary=phrases.summary(reports),
+            status=next(
+                (status for status in ("failed", "not_run") if any(r.status == status for r in reports)), "passed"
+            ),
+            titled=len(reports) <= TITLED,
+        )
     )
     return content + "\n"

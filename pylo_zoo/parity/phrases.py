@@ -27,6 +27,11 @@ def plain(text: str) -> str:
     )
 
 
+def clipped(text: str, most: int) -> str:
+    """``text``, cut where it has more than ``most`` characters."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def number(value: float | None, digits: int = 2) -> str:
     """``value`` to ``digits`` significant digits; a dash where there is none."""
     if value is None:
@@ -210,7 +215,7 @@ def failures(report: Report) -> Iterator[str]:
     if said := report.statements.contradictions:
         yield f"{count(len(said), 'statement')} of the source contradicted: {'; '.join(said)}."
     if wrong := [check for check in report.checks if not check.passed]:
-        yield f"{len(wrong)} of {count(len(report.checks), 'comparison')} beyond their bounds."
+        yield f"{len(wrong)} of {count(len(report.checks), 'comparison')} are beyond their bounds."
         if report.explanation and (link := link_of(report.explanation)) and not link.passed:
             yield f"The first quantity that differs: {located(report.explanation)}, {measured(report.explanation)}."
         else:
@@ -260,3 +265,27 @@ def joined(parts: Iterator[str] | Sequence[str]) -> str:
     """Clauses as one sentence."""
     *before, last = parts
     return f"{'; '.join(before)}; and {last}" if before else last
+
+
+def percent(share: float) -> str:
+    """A share of a bound, in words."""
+    if not math.isfinite(share) or share > 1:
+        return f"✕ {number(share)}-fold"
+    return "0 %" if share == 0 else f"{number(100 * share)} %"
+
+
+def summary(reports: Sequence[Report]) -> str:
+    """The judgement on several reports, in a sentence or a few."""
+    by = {status: [each for each in reports if each.status == status] for status in WORDS}
+    found = [f"{len(by['passed'])} of {len(reports)} torch ports compute what their JAX originals compute"]
+    steps = [row for each in by["passed"] if (row := worst(each))]
+    if steps:
+        row = max(steps, key=lambda row: row.error.error)
+        found[0] += f": no float64 step of theirs is off by more than {number(row.error.error)} of the update"
+    if planted := sum(applicable(each) for each in reports):
+        found.append(f"{sum(map(caught, reports))} of {planted} planted faults were caught")
+    if by["failed"]:
+        found.append(f"failed: {', '.join(each.name for each in by['failed'])}")
+    if by["not_run"]:
+        found.append(f"not tested: {', '.join(each.name for each in by['not_run'])}")
+    return ". ".join(each[:1].upper() + each[1:] for each in found) + "."
