@@ -12,130 +12,10 @@ from dataclasses import dataclass, field
 
 from pylo_zoo.parity import phrases
 from pylo_zoo.parity.phrases import DTYPES, brief, clipped, number
-from pylo_zoo.parity.report import Check, Error, Explanation, Report
+from pylo_zoo.parity.report import Check, Explanation, Report
 
-TONES = ((0.001, "a"), (0.01, "b"), (0.03, "c"), (0.1, "d"), (0.3, "e"), (1.0, "f"))
-"""Shades of a cell, by the share of the bound that is used up to there; "x" is beyond, "z" no error, "n" no bound, "l" a
-bound so loose that keeping to it says little."""
 LOWEST = 1e-19
 HIGHEST = 1e6
-
-
-def tone(error: Error) -> str:
-    """The shade for ``error``."""
-    if error.allowed is None:
-        return "n"
-    if not error.passed:
-        return "x"
-    share = phrases.excess(error)
-    if phrases.loose(error):
-        return "l"
-    return "z" if error.error == 0 else next((name for limit, name in TONES if share <= limit), "x")
-
-
-def magnitude(error: float) -> str:
-    """log10 of ``error`` to one decimal."""
-    if not math.isfinite(error):
-        return number(error)
-    return f"{math.log10(error):.1f}".replace("-0.0", "0.0").replace("-", "−") if error > 0 else "0"
-
-
-# --- heat maps ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell: shade, text, and a text for whoever points at it."""
-
-    tone: str
-    text: str
-    title: str = ""
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column: text at its head, in full, what kind of setting it is, how many quantities are off in it.
-
-    ``starts`` is whether another kind of setting begins here.
-    """
-
-    text: str
-    full: str
-    kind: str
-    off: int = 0
-    starts: bool = False
-
-
-@dataclass(frozen=True)
-class Line:
-    """One row: name and shape of the parameter, and a cell a column, None where nothing was tried."""
-
-    name: str
-    shape: str
-    cells: Sequence[Cell | None]
-
-
-@dataclass(frozen=True)
-class HeatMap:
-    """What the map is of, a dtype if anything, the columns and the rows."""
-
-    title: str
-    columns: Sequence[Column]
-    lines: Sequence[Line]
-
-
-def cell(errors: Iterable[Error]) -> Cell | None:
-    """``errors`` in one: the largest that is held against a bound as a number, the nearest to its bound as a shade."""
-    every = list(errors)
-    found = [each for each in every if each.allowed is not None]
-    if not found:
-        return Cell("n", "·", "not compared") if every else None
-    largest, nearest = max(found, key=phrases.size), max(found, key=phrases.excess)
-    title = f"{number(largest.error)} of {number(largest.allowed)}"
-    if phrases.excess(nearest) > phrases.excess(largest):
-        title += f"; nearest to its bound: {number(nearest.error)} of {number(nearest.allowed)}"
-    return Cell(tone(nearest), ("" if nearest.passed else "✕\u2009") + magnitude(largest.error), title)
-
-
-def heat_maps(report: Report) -> list[HeatMap]:
-    """Parameters by setting, single steps, the worse of the two layouts: a map for each dtype that was compared."""
-    found = [_heat_map(report, dtype) for dtype in DTYPES]
-    return [each for each in found if each.lines]
-
-
-def _heat_map(report: Report, dtype: str) -> HeatMap:
-    steps = [check for check in report.of_level("step") if check.dtype == dtype]
-    names = list(dict.fromkeys(name for check in steps for name in check.errors))
-    settings: dict[tuple[str, str], list[Check]] = {}
-    for check in steps:
-        settings.setdefault((check.kind, check.name), []).append(check)
-    columns: list[Column] = []
-    for (kind, name), checks in settings.items():
-        off = len({what for check in checks for what in check.broken})
-        columns.append(Column(brief(name), name, kind, off, bool(columns) and columns[-1].kind != kind))
-    return HeatMap(dtype, columns, _lines(names, phrases.shapes(report), [*settings.values()]))
-
-
-def _lines(names: Sequence[str], shapes: Mapping[str, str], columns: Sequence[Sequence[Check]]) -> list[Line]:
-    return [
-        Line(
-            name,
-            shapes.get(name, ""),
-            [cell(check.errors[name] for check in checks if name in check.errors) for checks in columns],
-        )
-        for name in names
-    ]
-
-
-def overview(reports: Sequence[Report]) -> HeatMap:
-    """Parameters by report: single float64 steps, the worst of all settings and layouts."""
-    steps = [[check for check in report.of_level("step") if check.dtype == "float64"] for report in reports]
-    names = list(dict.fromkeys(name for checks in steps for check in checks for name in check.errors))
-    shapes: dict[str, str] = {name: shape for report in reports for name, shape in phrases.shapes(report).items()}
-    return HeatMap("", [Column(report.name, report.family, "") for report in reports], _lines(names, shapes, steps))
-
-
-# --- scales ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -276,7 +156,7 @@ def _panel(name: str, checks: Sequence[Check], scale: LogScale, left: float, rig
             bands.append(Band(dtype, scale(max(limits)), scale(min(limits))))
     ticks = [Tick(x(step), str(step)) for step in _steps(longest)]
     said = ", ".join(f"{c.dtype} {c.layout} layout up to {number(max(c.by_step))}" for c in checks)
-    return Panel(name, longest, left, right, ticks, bands, series, said)
+    return Panel(clipped(name, round((right - left) / 8)), longest, left, right, ticks, bands, series, said)
 
 
 def _steps(longest: int) -> Iterator[int]:
@@ -400,7 +280,7 @@ def explained(explanation: Explanation) -> Chain | None:
         (
             f"{link.quantity} (run)" if link.quantity in names[place + 1 :] else link.quantity,  # a name of both
             link.meaning,
-            [(explanation.dtype, link.error, link.allowed)],
+            [(explanation.dtype, link.error, link.allowed if math.isfinite(link.allowed) else None)],
         )
         for place, link in enumerate(explanation.chain)
     ]

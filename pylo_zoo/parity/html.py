@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pylo_zoo.parity import charts, phrases
+from pylo_zoo.parity import charts, heat, phrases
 from pylo_zoo.parity.report import Check, Link, Report
 
 TEMPLATE = "report.html.j2"
@@ -27,7 +27,7 @@ class Page:
 
     report: Report
     rows: Sequence[phrases.Row]
-    heats: Sequence[charts.HeatMap]
+    heats: Sequence[heat.HeatMap]
     runs: charts.Runs | None
     chain: charts.Chain | None
     not_covered: Sequence[str]
@@ -88,9 +88,8 @@ class Page:
     @property
     def long(self) -> list[tuple[str, str]]:
         """Short and remaining name of the settings that list what they set."""
-        names = dict.fromkeys(
-            column.full for heat in self.heats for column in heat.columns if column.full != column.text
-        )
+        columns = [column for each in self.heats for column in each.columns]
+        names = dict.fromkeys(column.full for column in columns if column.full != column.text)
         return [(phrases.brief(name), name[len(phrases.brief(name)) :]) for name in names]
 
     @property
@@ -129,7 +128,7 @@ class Page:
 def page(report: Report) -> Page:
     """``report``, laid out."""
     not_covered = list(dict.fromkeys(report.coverage.not_covered)) if report.coverage else []
-    rows, heats = phrases.rows(report), charts.heat_maps(report)
+    rows, heats = phrases.rows(report), heat.heat_maps(report)
     return Page(report, rows, heats, charts.runs(report), charts.chain(report), not_covered)
 
 
@@ -183,7 +182,7 @@ def render(reports: Sequence[Report]) -> str:
         .render(
             title=title,
             pages=[page(report) for report in reports],
-            overview=charts.overview(reports),
+            overview=heat.overview(reports),
             summary=phrases.summary(reports),
             status=next(
                 (status for status in ("failed", "not_run") if any(r.status == status for r in reports)), "passed"

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 
 from pylo_zoo.parity import phrases
-from pylo_zoo.parity.phrases import LEVELS, UNITS, number
+from pylo_zoo.parity.phrases import UNITS, number
 from pylo_zoo.parity.report import Check, Control, Report
 
 _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

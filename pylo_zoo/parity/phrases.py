@@ -237,8 +237,8 @@ def evidence(report: Report) -> Iterator[str]:
         names = {name for check in report.of_level("step") for name in check.errors}
         settings = {(check.kind, check.name) for check in report.of_level("step")}
         yield (
-            f"over {count(len(names), 'shape')} and {count(len(settings), 'setting')}, the worst float64 error of a single "
-            f"step is {number(step.error.error)} of the update ({ulps(step.error.ulps)} ULPs)"
+            f"over {count(len(names), 'shape')} and {count(len(settings), 'setting')}, the worst float64 error of a "
+            f"single step is {number(step.error.error)} of the update ({ulps(step.error.ulps)} ULPs)"
         )
     if run is not None:
         steps = max(check.steps for check in report.of_level("trajectory"))
