@@ -11,8 +11,8 @@ from pylo_zoo.parity.phrases import DTYPES, brief, number
 from pylo_zoo.parity.report import Check, Error, Report
 
 TONES = ((0.001, "a"), (0.01, "b"), (0.03, "c"), (0.1, "d"), (0.3, "e"), (1.0, "f"))
-"""Shades of a cell, by the share of the bound that is used up to there; "x" is beyond, "z" no error, "n" no bound, "l" one
-so loose that keeping to it says little."""
+"""Shades of a cell, by the share of the bound that is used up to there; "x" is beyond, "z" no error, "n" no bound, "l"
+one so loose that keeping to it says little."""
 
 
 def tone(error: Error) -> str:

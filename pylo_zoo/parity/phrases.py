@@ -55,11 +55,12 @@ def ulps(value: float | None) -> str:
 
 def apart(ours: float, theirs: float) -> tuple[str, str]:
     """Two values, to as many digits as show that they differ."""
-    for digits in (6, 9, 13, 17):
-        found = number(ours, digits), number(theirs, digits)
-        if found[0] != found[1]:
-            return found
-    return found  # pyright: ignore[reportPossiblyUnboundVariable]
+
+    def told(digits: int) -> tuple[str, str]:
+        a, b = (f"{each:.{digits}g}" if math.isfinite(each) else number(each) for each in (ours, theirs))
+        return a, b
+
+    return next((found for digits in (6, 9, 13) if len(set(found := told(digits))) == 2), told(17))
 
 
 def count(n: int, what: str) -> str:
@@ -190,7 +191,7 @@ def measured(explanation: Explanation) -> str:
         return f"does not even fit: {explanation.misfit}"
     link = link_of(explanation)
     if link is None:
-        return f"{number(explanation.ours, 6)} instead of {number(explanation.theirs, 6)}"
+        return "{} instead of {}".format(*apart(explanation.ours, explanation.theirs))
     unit = "the update" if explanation.quantity == "parameter" else "its largest value"
     return f"off by {number(link.error)} of {unit}, where {number(link.allowed)} is allowed"
 
@@ -247,8 +248,8 @@ def evidence(report: Report) -> Iterator[str]:
             f"{number(run.error.error)} of their movement"
         )
     if applicable(report):
-        yield f"{caught(report)} of {count(applicable(report), 'planted fault')} were caught"
-    yield f"{equal_leaves(report)} of {count(report.leaves.compared, 'leaf')} are equal bit for bit"
+        yield f"{caught(report)} of {applicable(report)} planted faults were caught"
+    yield f"{equal_leaves(report)} of {report.leaves.compared} leaves are equal bit for bit"
 
 
 def verdict(report: Report) -> str:
@@ -257,7 +258,7 @@ def verdict(report: Report) -> str:
         return f"The torch port of {report.name} computes what its JAX original computes: {joined(evidence(report))}."
     if report.status == "failed":
         return f"The torch port of {report.name} is not its JAX original. " + " ".join(failures(report))
-    leaves = f"{equal_leaves(report)} of {count(report.leaves.compared, 'leaf')} are equal bit for bit"
+    leaves = f"{equal_leaves(report)} of {report.leaves.compared} leaves are equal bit for bit"
     return f"Whether the torch port of {report.name} computes the same was not tested: {report.reason}. Yet {leaves}."
 
 
