@@ -38,7 +38,7 @@ class LogScale:
     high: int
     start: float
     end: float
-    aside: float = 18.0
+    aside: float = 24.0
 
     def __call__(self, value: float) -> float:
         direction = math.copysign(1.0, self.end - self.start)
@@ -86,9 +86,10 @@ class Band:
 
 @dataclass(frozen=True)
 class Panel:
-    """One whole run: title, left and right end, ticks of its steps, bands and lines."""
+    """One whole run: title, whether it failed, left and right end, ticks of its steps, bands and lines."""
 
     title: str
+    failed: bool
     steps: int
     left: float
     right: float
@@ -100,7 +101,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Runs:
-    """Whole runs beside each other, on one scale of errors. ``labels`` name the dtypes at the right end."""
+    """Whole runs beside each other, on one scale of errors. ``labels`` at the right end have dtype, text and place."""
 
     width: float
     height: float
@@ -108,7 +109,8 @@ class Runs:
     bottom: float
     ticks: Sequence[Tick]
     panels: Sequence[Panel]
-    labels: Sequence[tuple[str, float]]
+    zero: float
+    labels: Sequence[tuple[str, str, float]]
 
 
 def runs(report: Report, width: float = 1000.0, height: float = 330.0) -> Runs | None:
@@ -122,7 +124,7 @@ def runs(report: Report, width: float = 1000.0, height: float = 330.0) -> Runs |
     every = [check for checks in courses.values() for check in checks]
     limits = [e.allowed for check in every for e in check.errors.values() if e.allowed]
     top, bottom, left, right, gap = 30.0, height - 46.0, 44.0, width - 66.0, 22.0
-    scale = log_scale([*(value for check in every for value in check.by_step), *limits], bottom - 16.0, top)
+    scale = log_scale([*(value for check in every for value in check.by_step), *limits], bottom - 24.0, top)
     weights = {name: max(2.0, math.log2(1 + max(c.steps for c in checks))) for name, checks in courses.items()}
     room = (right - left - gap * (len(courses) - 1)) / sum(weights.values())
     panels, start = [], left
@@ -131,8 +133,17 @@ def runs(report: Report, width: float = 1000.0, height: float = 330.0) -> Runs |
         panels.append(_panel(name, checks, scale, start, end))
         start = end + gap
     last = [*courses.values()][-1]
-    labels = [(check.dtype, scale(check.by_step[-1])) for check in last if check.layout == last[0].layout]
-    return Runs(width, height, top, bottom, scale.ticks(2), panels, labels)
+    labels = [(check.dtype, check.dtype, scale(check.by_step[-1])) for check in last if check.layout == last[0].layout]
+    labels += [(band.dtype, "bounds", (band.top + band.bottom) / 2) for band in panels[-1].bands]
+    return Runs(width, height, top, bottom, scale.ticks(2), panels, scale(0.0), _spread(labels))
+
+
+def _spread(labels: Sequence[tuple[str, str, float]], pitch: float = 14.0) -> list[tuple[str, str, float]]:
+    """``labels`` from the top down, no two nearer than ``pitch``."""
+    found: list[tuple[str, str, float]] = []
+    for dtype, text, y in sorted(labels, key=lambda label: label[2]):
+        found.append((dtype, text, max(y, found[-1][2] + pitch) if found else y))
+    return found
 
 
 def _panel(name: str, checks: Sequence[Check], scale: LogScale, left: float, right: float) -> Panel:
@@ -156,7 +167,8 @@ def _panel(name: str, checks: Sequence[Check], scale: LogScale, left: float, rig
             bands.append(Band(dtype, scale(max(limits)), scale(min(limits))))
     ticks = [Tick(x(step), str(step)) for step in _steps(longest)]
     said = ", ".join(f"{c.dtype} {c.layout} layout up to {number(max(c.by_step))}" for c in checks)
-    return Panel(clipped(name, round((right - left) / 8)), longest, left, right, ticks, bands, series, said)
+    failed, title = not all(check.passed for check in checks), clipped(name, round((right - left) / 8))
+    return Panel(title, failed, longest, left, right, ticks, bands, series, said)
 
 
 def _steps(longest: int) -> Iterator[int]:
@@ -213,11 +225,11 @@ class _Paths:
     zeros: list[str] = field(default_factory=list)
     beyond: list[str] = field(default_factory=list)
 
-    def add(self, y: float, error: float, allowed: float | None, scale: LogScale) -> None:
+    def add(self, y: float, error: float, allowed: float | None, scale: LogScale, nudge: float) -> None:
         at = scale(error)
         passed = allowed is None or error <= allowed
         kind = self.beyond if not passed else self.within if error else self.zeros
-        kind.append(f"M{at:g} {y:g}h0")
+        kind.append(f"M{at:g} {y + nudge:g}h0")
         if allowed is not None:
             limit = scale(allowed)
             self.bounds.append(f"M{limit:g} {y - 4:g}v8")
@@ -236,7 +248,7 @@ Point = tuple[str, float, "float | None"]
 def _chain(entries: Sequence[tuple[str, str, Sequence[Point]]], notes: float, width: float = 1000.0) -> Chain:
     left, right, pitch, top = 218.0, width - notes, 15.0, 34.0
     values = [value for _, _, points in entries for _, *pair in points for value in pair if value is not None]
-    scale = log_scale(values, left + 28.0, right - 24.0)
+    scale = log_scale(values, left + 30.0, right - 30.0)
     paths: dict[str, _Paths] = {}
     steps: list[Step] = []
     for place, (name, note, points) in enumerate(entries):
@@ -252,8 +264,9 @@ def _chain(entries: Sequence[tuple[str, str, Sequence[Point]]], notes: float, wi
             )
         )
         for dtype, error, allowed in points:
-            nudge = 0.0 if error or len(points) == 1 else -3.0 if dtype == DTYPES[0] else 3.0
-            paths.setdefault(dtype, _Paths()).add(y + nudge, error, allowed, scale)
+            same = len(points) == 2 and points[0][1] == points[1][1]  # else one dot would hide the other
+            nudge = 0.0 if not same else -2.5 if dtype == DTYPES[0] else 2.5
+            paths.setdefault(dtype, _Paths()).add(y, error, allowed, scale, nudge)
     height = top + pitch * len(entries) + 26.0
     marks = [each.mark(dtype) for dtype, each in paths.items()]
     return Chain(width, height, left, right, scale(0.0), scale.ticks(2), steps, marks)
