@@ -12,7 +12,7 @@ import pytest
 from parity_reports import HOSTILE, SHAPES, explanation, failing, hostile, not_run, passing
 
 from pylo_zoo.parity import charts, heat, html, phrases
-from pylo_zoo.parity.report import Check, Error, Report
+from pylo_zoo.parity.report import Check, Error, Link, Report
 
 
 class Page(HTMLParser):
@@ -127,7 +127,10 @@ def test_a_failing_report_says_where_it_begins() -> None:
         "1 planted fault missed",
     ):
         assert said in page.text, said
-    assert "Where it begins" not in Page(html.render([passing()])).text
+    assert "Here the port is off by itself" in page.text  # so that a fault that was caught proves little
+    right = Page(html.render([passing()])).text
+    assert "Where it begins" not in right
+    assert "Here the port is off by itself" not in right
 
 
 def test_several_reports_are_summed_up() -> None:
@@ -209,6 +212,19 @@ def test_a_whole_run_is_drawn_step_by_step() -> None:
 )
 def test_a_shade_says_how_near_the_bound_is(error: Error, tone: str) -> None:
     assert heat.tone(error) == tone
+
+
+def test_the_parameters_own_quantity_is_explained_and_not_the_runs_of_the_same_name() -> None:
+    counter = Link("row", "a counter of the run", 0.0, 1e-14)
+    found = explanation(0.25)
+    both = replace(found, chain=[counter, *found.chain])
+    link, drawn = phrases.link_of(both), charts.explained(both)
+    assert link is not None
+    assert link.error == 0.25
+    assert drawn is not None
+    assert [step.name for step in drawn.steps] == ["row (run)", "momentum", "row", "step"]
+    own = phrases.link_of(replace(both, case=""))
+    assert own == counter
 
 
 # --- words -------------------------------------------------------------------------------------------------------
