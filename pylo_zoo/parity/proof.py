@@ -15,7 +15,7 @@ from pylo_zoo import config, converters, formats
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.convert import contradictions
 from pylo_zoo.errors import ZooError
-from pylo_zoo.parity import bounds, controls, explain, forward, leaves, plan, steps, trajectory, vectors
+from pylo_zoo.parity import bounds, controls, explain, forward, leaves, live, plan, steps, trajectory, vectors
 from pylo_zoo.parity.coverage import coverage
 from pylo_zoo.parity.jax_mode import jax_is_missing
 from pylo_zoo.parity.quantities import PARAMETER, order
@@ -116,8 +116,10 @@ def _proof(
         progress(f"whole runs: {course.name}", next(parts), total)
         originals.append(trajectory.original(artifact, theta, course, seed))
         checks += trajectory.checks(artifact, originals[-1])
+    beside = live.live(artifact, theta, seed)
+    checks += [beside] if isinstance(beside, Check) else []
     progress("planted faults", next(parts), total)
-    planted = list(controls.run(artifact, read, walks))
+    planted = list(controls.run(artifact, read, walks, right=all(check.passed for check in checks)))
     progress("done", total, total)
     hyper = dict(converters.get(artifact.family).parity_hyper)
     return replace(
@@ -127,7 +129,7 @@ def _proof(
         quantities=quantities.list(),
         controls=planted,
         explanation=explain.first_difference(found) or explain.worst(found),
-        coverage=coverage(artifact, checks, found),
+        coverage=coverage(checks, found, [beside] if isinstance(beside, str) else []),
         environment=environment(),
         vectors=vectors.pack(artifact, network, originals[: vectors.COURSES]),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),

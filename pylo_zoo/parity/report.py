@@ -69,7 +69,8 @@ class Check:
     """One comparison of numbers.
 
     Attributes:
-        level: "network", "step" (single steps from synchronised states) or "trajectory" (whole runs).
+        level: "network", "step" (single steps from synchronised states), "trajectory" (whole runs) or "original" (the
+            reference against the group's own package).
         dtype: on both sides.
         layout: of the torch side's parameters; "" for a network.
         name: regime, option, flags or length.
@@ -256,7 +257,8 @@ class Report:
     def worst_step(self, dtype: str) -> tuple[str, Error] | None:
         """Parameter and error of the largest single-step error of a parameter in ``dtype``; None without any."""
         found = [item for check in self.of_level("step") if check.dtype == dtype for item in check.errors.items()]
-        return max(found, key=lambda item: item[1].error) if found else None
+        compared = [item for item in found if item[1].allowed is not None]
+        return max(compared, key=lambda item: item[1].error) if compared else None
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``parity.json``."""

@@ -86,7 +86,7 @@ def explain(explanation: Explanation, console: Console, *, whole: bool = False) 
     console.print(f"  {e.meaning}", soft_wrap=True)
     console.print(f"  in the run {e.run!r}, step {e.step}, {e.dtype}, {e.layout} layout", soft_wrap=True)
     if e.misfit:
-        console.print(f"  its shape is {e.misfit} (in the parameter's own layout)", soft_wrap=True)
+        console.print(f"  its state is {e.misfit} (shapes in the parameter's own layout)", soft_wrap=True)
     else:
         at = f" at index {list(e.index)}" if e.index else ""
         console.print(f"  torch {e.ours:.17g}, original {e.theirs:.17g}{at}", soft_wrap=True)

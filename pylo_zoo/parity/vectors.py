@@ -132,7 +132,7 @@ def replay(artifact: Artifact) -> Report:
         checks = [*forward.checks(artifact, network)]
         for run in originals:
             checks += trajectory.checks(artifact, run)
-        planted = list(_controls(artifact, originals))
+        planted = _controls(artifact, originals) if all(check.passed for check in checks) else []
     said = (
         [] if fingerprint == artifact.fingerprint else ["the weights or the behaviour changed since the proof was made"]
     )
