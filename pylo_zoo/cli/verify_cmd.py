@@ -102,7 +102,8 @@ def _write(found: Everything, html: Path | None, markdown: Path | None, junit: P
     if markdown:
         from pylo_zoo.parity import markdown as card
 
-        write_file(markdown, card.render_many(found.reports).encode())
+        text = card.render(found.reports[0]) if len(found.reports) == 1 else card.render_many(found.reports)
+        write_file(markdown, text.encode())
     if junit:
         from pylo_zoo.parity import junit as xml
 
