@@ -40,36 +40,87 @@ FAULTS = {
     "guard of a squared gradient": Fault(
         accumulators, "advance_factored", "square() + 1e-30", "square()", "row", regime="zeros"
     ),
-    "epsilon of the row factor": Fault(accumulators, "factors", "keepdim=True) + 1e-9", "keepdim=True) + 1e-8", "row_factor"),
-    "clamp of the column factor": Fault(accumulators, "factors", "col.clamp(min=1e-9)", "col.clamp(min=1e-8)", "col_factor", regime="tiny"),
-    "second moment before first": Fault(accumulators, "advance_all", "gradient.square(), decays.rms", "gradient, decays.rms", "second_moment"),
+    "epsilon of the row factor": Fault(
+        accumulators, "factors", "keepdim=True) + 1e-9", "keepdim=True) + 1e-8", "row_factor"
+    ),
+    "clamp of the column factor": Fault(
+        accumulators, "factors", "col.clamp(min=1e-9)", "col.clamp(min=1e-8)", "col_factor", regime="tiny"
+    ),
+    "second moment before first": Fault(
+        accumulators, "advance_all", "gradient.square(), decays.rms", "gradient, decays.rms", "second_moment"
+    ),
     "largest for mean": Fault(accumulators, "advance_factored", "mean(dim=d1", "amax(dim=d1", "col"),
-    "fraction past the end": Fault(conditioning, "fraction_features", "step.to(like)", "(step.to(like) + (step >= 7))", "fraction_features"),
+    "fraction past the end": Fault(
+        conditioning, "fraction_features", "step.to(like)", "(step.to(like) + (step >= 7))", "fraction_features"
+    ),
     "cap of the loss": Fault(conditioning, "advance_loss", "2 * cap", "3 * cap", "loss_average"),
-    "guard of the loss features": Fault(conditioning, "loss_features", "min=1e-8", "min=1e-7", "loss_features", regime="tiny"),
+    "guard of the loss features": Fault(
+        conditioning, "loss_features", "min=1e-8", "min=1e-7", "loss_features", regime="tiny"
+    ),
     "loss features from the first": Fault(conditioning, "loss_features", "step <= 2", "step <= 1", "loss_features"),
-    "mean of m for var_rms": Fault(conditioning, "tensor_features", "(v - mean_m)", "(v - v.mean(dim=axes, keepdim=True) - 0 * mean_m)", "lstm_inputs"),
+    "mean of m for var_rms": Fault(
+        conditioning,
+        "tensor_features",
+        "(v - mean_m)",
+        "(v - v.mean(dim=axes, keepdim=True) - 0 * mean_m)",
+        "lstm_inputs",
+    ),
     "rank with axes of 1": Fault(conditioning, "tensor_features", "size > 1", "size > 0", "lstm_inputs"),
     "epsilon of a logarithm": Fault(conditioning, "_log", "1e-8 + (10", "1e-7 + (10", "lstm_inputs"),
-    "horizon of the loss decays": Fault(conditioning, "loss_decays", "linspace(1, math.log10(num_steps)", "linspace(1, math.log10(num_steps + 1)", "loss_average"),
+    "horizon of the loss decays": Fault(
+        conditioning,
+        "loss_decays",
+        "linspace(1, math.log10(num_steps)",
+        "linspace(1, math.log10(num_steps + 1)",
+        "loss_average",
+    ),
     "epsilon of the normaliser": Fault(features, "normalize", "eps + x", "2 * eps + x", "normalized/gradient"),
-    "normaliser by deviation": Fault(features, "normalize", "x.square().mean(", "x.var(unbiased=False, ", "normalized/gradient"),
+    "normaliser by deviation": Fault(
+        features, "normalize", "x.square().mean(", "x.var(unbiased=False, ", "normalized/gradient"
+    ),
     "epsilon of the scale": Fault(features, "parameter_scale", "mean() + 1e-9", "mean() + 1e-8", "step"),
-    "magnitude without its factor": Fault(features, "step_of", "magnitude * exp_mult", "magnitude * 2 * exp_mult", "step"),
+    "magnitude without its factor": Fault(
+        features, "step_of", "magnitude * exp_mult", "magnitude * 2 * exp_mult", "step"
+    ),
     "activation": Fault(mlp, "mlp", "torch.relu_(x) if", "torch.tanh_(x) if", "direction"),
     "written weights without bias": Fault(velo, "VeLO.contexts", "b[k].to(p)", "0 * b[k].to(p)", "direction"),
-    "gradients without clipping": Fault(velo, "VeLO.update", "item.g.clamp(-MAX_GRADIENT, MAX_GRADIENT)", "item.g", "momentum", regime="huge"),
-    "decay of the new parameter": Fault(velo, "VeLO.update", '["weight_decay"] * p)', '["weight_decay"] * (p - delta))', "parameter"),
-    "time from one": Fault(features, "time_columns", "step.to(scales)", "(step + 1).to(scales)", "time_features", "elo"),
-    "epsilon of the unfactored momentum": Fault(features, "_factored_momentum", "x.diag_eps", "0.0", "features/factored_momentum", "elo", "tiny"),
-    "step_mult twice": Fault(adafac, "adafac_update", "step_mult * step_of", "step_mult * step_mult * step_of", "step", "mulo"),
+    "gradients without clipping": Fault(
+        velo, "VeLO.update", "item.g.clamp(-MAX_GRADIENT, MAX_GRADIENT)", "item.g", "momentum", regime="huge"
+    ),
+    "decay of the new parameter": Fault(
+        velo, "VeLO.update", '["weight_decay"] * p)', '["weight_decay"] * (p - delta))', "parameter"
+    ),
+    "time from one": Fault(
+        features, "time_columns", "step.to(scales)", "(step + 1).to(scales)", "time_features", "elo"
+    ),
+    "epsilon of the unfactored momentum": Fault(
+        features, "_factored_momentum", "x.diag_eps", "0.0", "features/factored_momentum", "elo", "tiny"
+    ),
+    "step_mult twice": Fault(
+        adafac, "adafac_update", "step_mult * step_of", "step_mult * step_mult * step_of", "step", "mulo"
+    ),
     "Adam's count": Fault(adam, "adam_direction", "beta2**count", "beta2**(count + 1)", "direction", "celo2"),
-    "Adam's epsilon in the root": Fault(adam, "adam_direction", "v_hat + eps_root", "v_hat + eps_root + eps", "direction", "celo2"),
-    "Newton–Schulz's norm": Fault(orthogonalize, "newton_schulz", "keepdim=True) + eps", "keepdim=True).clamp(min=1) + eps", "orthogonalized", "celo2"),
-    "embeddings under the learned rule": Fault(celo2, "CELO2._rule", 'return group["rule"]', 'return "learned"', "momentum", "celo2"),
-    "norm of the gradient by tensor": Fault(base, "LearnedOptimizer._item", "g.to(dtype) * scale", "g.to(dtype) * scale * scale", "momentum", "elo"),
-    "LSTM state not carried": Fault(controlled, "ControlledOptimizer.prepare", 'item.state["lstm_cell"].copy_(next_cell)', "pass", "lstm_cell"),
-}  # fmt: skip
+    "Adam's epsilon in the root": Fault(
+        adam, "adam_direction", "v_hat + eps_root", "v_hat + eps_root + eps", "direction", "celo2"
+    ),
+    "Newton–Schulz's norm": Fault(
+        orthogonalize,
+        "newton_schulz",
+        "keepdim=True) + eps",
+        "keepdim=True).clamp(min=1) + eps",
+        "orthogonalized",
+        "celo2",
+    ),
+    "embeddings under the learned rule": Fault(
+        celo2, "CELO2._rule", 'return group["rule"]', 'return "learned"', "momentum", "celo2"
+    ),
+    "norm of the gradient by tensor": Fault(
+        base, "LearnedOptimizer._item", "g.to(dtype) * scale", "g.to(dtype) * scale * scale", "momentum", "elo"
+    ),
+    "LSTM state not carried": Fault(
+        controlled, "ControlledOptimizer.prepare", 'item.state["lstm_cell"].copy_(next_cell)', "pass", "lstm_cell"
+    ),
+}
 """By name."""
 
 
@@ -148,4 +199,4 @@ def test_a_wrong_weight_is_shown_where_it_begins(family: str, tensor: str, first
     assert found is not None
     assert (found.quantity, found.step) == (first, 0)
     assert found.ours != found.theirs
-    assert [link.quantity for link in found.chain if not link.passed][0] == first
+    assert next(link.quantity for link in found.chain if not link.passed) == first

@@ -95,9 +95,9 @@ def _gates(artifact: Artifact) -> Artifact | None:
 
 
 def _decays(artifact: Artifact) -> Artifact | None:
-    if (learned := artifact.tensors.get("momentum_decays")) is not None:
-        if (made := _with(artifact, "momentum_decays", learned.roll(1))) is not None:
-            return made
+    learned = artifact.tensors.get("momentum_decays")
+    if learned is not None and (made := _with(artifact, "momentum_decays", learned.roll(1))) is not None:
+        return made
     behavior = artifact.behavior
     momentum: tuple[float, ...] = getattr(behavior, "initial_momentum_decays", ())
     if len(set(momentum)) > 1:

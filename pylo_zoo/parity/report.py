@@ -237,7 +237,8 @@ class Report:
 
     @property
     def status(self) -> str:
-        if not all(each.passed for each in (self.leaves, self.statements, *self.checks)) or self.missed:
+        right = all(each.passed for each in (self.leaves, self.statements, *self.checks))
+        if not right or self.missed or self.untried:
             return "failed"
         return "passed" if self.checks else "not_run"
 
@@ -249,6 +250,11 @@ class Report:
     def missed(self) -> list[Control]:
         """The planted faults that slipped through."""
         return [control for control in self.controls if control.status == "missed"]
+
+    @property
+    def untried(self) -> bool:
+        """Whether there are planted faults, and none could be tried: a run that could not have failed."""
+        return bool(self.controls) and all(control.status == "not applicable" for control in self.controls)
 
     def of_level(self, level: str) -> list[Check]:
         """The checks of one level."""

@@ -121,7 +121,7 @@ def _add_controls(table: Table, controls: Sequence[Control]) -> None:
     if not controls:
         return
     if all(control.status == "not applicable" for control in controls):
-        table.add_row("planted faults", "not tried: it is wrong as it is")
+        table.add_row("planted faults", "not tried", "", "", "", controls[0].by, _verdict(False))
         return
     missed = [control.name for control in controls if control.status == "missed"]
     where = f"missed: {', '.join(missed)}" if missed else ""

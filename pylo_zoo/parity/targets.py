@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from pylo_zoo.converters.base import leaf_shapes
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access, fetch, is_uri
 from pylo_zoo.fetch.errors import Forbidden, NotFound, Unavailable
+from pylo_zoo.files import write_file
 from pylo_zoo.parity import bounds
 from pylo_zoo.parity.jax_mode import jax_is_missing
 from pylo_zoo.parity.leaves import nest
@@ -134,3 +136,44 @@ def targets() -> list[str]:
 def _named(how: How, name: str) -> How:
     tell = how.progress
     return how if tell is None else replace(how, progress=lambda what, *parts: tell(f"{name}: {what}", *parts))
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+
+
+class Pages(NamedTuple):
+    """Where to write reports for people and for machines; None leaves one out."""
+
+    html: Path | None = None
+    markdown: Path | None = None
+    junit: Path | None = None
+
+
+def check_pages(pages: Pages) -> None:
+    """Whether :func:`write_pages` can write them; worth asking before long work.
+
+    Raises:
+        ZooError: the directory of one is not there, or one is a directory.
+    """
+    for path in pages:
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            what = "is a directory" if path.is_dir() else f"cannot be written: {path.parent} is no directory"
+            raise ZooError(f"{path} {what}.", "Give a file in a directory that is there.")
+
+
+def write_pages(found: Everything, pages: Pages) -> None:
+    """Write what was found, each file in one step."""
+    if pages.html:
+        from pylo_zoo.parity import html
+
+        write_file(pages.html, html.render(found.reports).encode())
+    if pages.markdown:
+        from pylo_zoo.parity import markdown
+
+        one = len(found.reports) == 1
+        text = markdown.render(found.reports[0]) if one else markdown.render_many(found.reports)
+        write_file(pages.markdown, text.encode())
+    if pages.junit:
+        from pylo_zoo.parity import junit
+
+        write_file(pages.junit, junit.render(found.reports, found.missing).encode())
