@@ -17,6 +17,8 @@ from commands import Capture, digests, refused, report_of, run, without_jax
 from proofs import corrupted, random_weights
 
 from pylo_zoo import artifact, converters, parity
+from pylo_zoo.errors import ZooError
+from pylo_zoo.fetch import Access
 from pylo_zoo.fetch.errors import Unavailable
 from pylo_zoo.parity import bounds, cases, controls, targets
 from pylo_zoo.parity.report import Control
@@ -190,6 +192,23 @@ def test_missing_files_are_listed_and_fail_only_where_required(
     assert int(ElementTree.parse(tmp_path / "all.xml").getroot().get("skipped", 0)) >= 1
     assert run("verify", "--all", "--require-all", "-q") == 1
     assert "1 entries could not be had: velo" in capsys.readouterr().err
+
+
+def test_one_broken_entry_loses_nothing(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    everything(monkeypatch, velo=ZooError("velo is not what it should be.", "Look."))
+    assert run("verify", "--all", "--json") == 1
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert (found["status"], list(found["broken"])) == ("failed", ["velo"])
+    assert len(found["reports"]) == len(targets.targets()) - 1
+    assert "velo could not be checked: velo is not what it should be." in err
+
+
+def test_what_is_not_in_the_cache_is_missing_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "targets", lambda: ["velo", "celo2"])
+    found = targets.verify_all(Access(offline=True))
+    assert list(found.missing) == ["velo", "celo2"]
+    assert not (found.passed or found.broken or found.reports)
 
 
 def test_one_failure_fails_all(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,14 +111,18 @@ def _show_all(found: Everything, json: bool, quiet: bool) -> None:
         "status": status,
         "reports": [report.to_dict() for report in found.reports],
         "missing": found.missing,
+        "broken": found.broken,
     }
-    human = status if quiet else lambda console: tables.summary(found.reports, found.missing, console)
+    human = status if quiet else lambda console: tables.summary(found.reports, found.missing, found.broken, console)
     output.emit(data, human, json=json)
 
 
 def _judge(found: Everything, require_all: bool) -> None:
     """Raise what ends the command with status 1, unless everything passed."""
     from pylo_zoo.parity import jax_is_missing
+
+    for name, reason in found.broken.items():
+        raise ZooError(f"{name} could not be checked: {reason}", "The other entries are in the report.")
 
     for report in found.reports:
         if report.status == "not_run":

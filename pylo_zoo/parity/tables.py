@@ -53,7 +53,7 @@ def verdict(report: Report) -> Text:
     return Text(f"parity: {report.status}", style="green" if report.passed else "bold red")
 
 
-def summary(reports: Sequence[Report], missing: Mapping[str, str], console: Console) -> None:
+def summary(reports: Sequence[Report], missing: Mapping[str, str], broken: Mapping[str, str], console: Console) -> None:
     """Print a line an entry."""
     table = _table("Parity")
     for column in ("name", "family"):
@@ -66,6 +66,8 @@ def summary(reports: Sequence[Report], missing: Mapping[str, str], console: Cons
         table.add_row(report.name, report.family, *numbers, caught(report.controls), verdict(report))
     for name, reason in missing.items():
         table.add_row(name, "", "", "", "", Text(f"missing: {reason}", style="yellow"))
+    for name, reason in broken.items():
+        table.add_row(name, "", "", "", "", Text(f"not checked: {reason}", style="bold red"))
     console.print(table)
 
 

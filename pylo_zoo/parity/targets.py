@@ -105,14 +105,21 @@ def _verify_random(name: str, how: How) -> Report:
 
 @dataclass
 class Everything:
-    """What came of verifying all there is: reports, and the entries whose files could not be had, with the reason."""
+    """What came of verifying all there is.
+
+    Attributes:
+        reports: of what could be tried.
+        missing: the entries whose files could not be had, with the reason.
+        broken: those that could not be read or run for another reason, with that.
+    """
 
     reports: list[Report] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
-        return bool(self.reports) and all(report.passed for report in self.reports)
+        return bool(self.reports) and not self.broken and all(report.passed for report in self.reports)
 
 
 def verify_all(access: Access | None = None, how: How | None = None) -> Everything:
@@ -124,6 +131,8 @@ def verify_all(access: Access | None = None, how: How | None = None) -> Everythi
             found.reports.append(verify_target(name, access=access, how=_named(how, name)))
         except (NotFound, Forbidden, Unavailable) as error:
             found.missing[name] = error.message
+        except ZooError as error:
+            found.broken[name] = error.message
     return found
 
 
@@ -176,4 +185,4 @@ def write_pages(found: Everything, pages: Pages) -> None:
     if pages.junit:
         from pylo_zoo.parity import junit
 
-        write_file(pages.junit, junit.render(found.reports, found.missing).encode())
+        write_file(pages.junit, junit.render(found.reports, found.missing, found.broken).encode())
