@@ -208,7 +208,7 @@ def test_what_is_not_in_the_cache_is_missing_offline(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(targets, "targets", lambda: ["velo", "celo2"])
     found = targets.verify_all(Access(offline=True))
     assert list(found.missing) == ["velo", "celo2"]
-    assert not (found.passed or found.broken or found.reports)
+    assert (found.passed, found.broken, found.reports) == (False, {}, [])
 
 
 def test_one_failure_fails_all(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,6 +125,8 @@ class Everything:
 def verify_all(access: Access | None = None, how: How | None = None) -> Everything:
     """Verify random weights of every family that has a reference, and every registry entry whose files can be had."""
     how = how or How()
+    if jax_is_missing():
+        raise ZooError("Parity runs the original in JAX, which is not installed.", "pip install 'pylo-zoo[jax]'.")
     found = Everything()
     for name in targets():
         try:
