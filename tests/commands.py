@@ -9,7 +9,8 @@ import pytest
 
 from pylo_zoo import cli, parity
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.parity.report import Check, Leaves, Report, Statements
+from pylo_zoo.parity import proof, targets
+from pylo_zoo.parity.report import Check, Error, Leaves, Report, Statements
 
 Capture = pytest.CaptureFixture[str]
 
@@ -36,11 +37,19 @@ def refused(capsys: Capture, *argv: object) -> str:
 def passing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let parity pass without running anything."""
 
-    def verify(made: Artifact, source: Path) -> Report:
-        check = Check(level="network", dtype="float32", variant="random inputs", errors={"mlp": (1e-7, 1e-5)})
-        return Report(made.name, made.family, {}, made.fingerprint, Leaves(compared=3), Statements(), [check])
+    monkeypatch.setattr(parity, "verify", lambda made, source, **how: report_of(made, error=1e-7))
 
-    monkeypatch.setattr(parity, "verify", verify)
+
+def report_of(made: Artifact, error: float) -> Report:
+    """A report with one check, which passes up to an error of 1e-5."""
+    check = Check("network", "float32", "", "random inputs", 1, {"mlp": Error(error, 1e-5)})
+    return Report(made.name, made.family, {}, made.fingerprint, Leaves(compared=3), Statements(), checks=[check])
+
+
+def without_jax(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let JAX be missing."""
+    for module in (parity, proof, targets):
+        monkeypatch.setattr(module, "jax_is_missing", lambda: True)
 
 
 def digests(directory: Path) -> dict[str, str]:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import Capture, digests, refused, run
+from commands import Capture, digests, refused, report_of, run, without_jax
 from trees import encode, nested, theta, write_checkpoint, write_params, write_theta
 
 from pylo_zoo import artifact, optim, parity
 from pylo_zoo.convert import convert
 from pylo_zoo.converters import FAMILIES
-from pylo_zoo.parity.report import Check, Leaves, Report, Statements
+from pylo_zoo.parity.report import Report
 
 
 @pytest.fixture(autouse=True)
@@ -97,10 +97,9 @@ def test_the_optimizer_that_a_family_names_is_there(family: str) -> None:
 def planted(monkeypatch: pytest.MonkeyPatch, error: float) -> None:
     """Let parity find this error."""
 
-    def verify(made: artifact.Artifact, source: Path) -> Report:
+    def verify(made: artifact.Artifact, source: Path, **how: object) -> Report:
         assert hashlib.sha256(source.read_bytes()).hexdigest() == made.source.sha256
-        check = Check(level="meta-network", dtype="float32", variant="random inputs", errors={"mlp": (error, 1e-5)})
-        return Report(made.name, made.family, {}, made.fingerprint, Leaves(compared=3), Statements(), [check])
+        return report_of(made, error)
 
     monkeypatch.setattr(parity, "verify", verify)
 
@@ -109,7 +108,7 @@ def test_parity_runs_by_default_and_is_kept(capsys: Capture, tmp_path: Path, mon
     planted(monkeypatch, error=1e-7)
     assert run("convert", "elo", "--source", write_theta(tmp_path, "elo")) == 0
     out, err = capsys.readouterr()
-    assert "meta-network" in out
+    assert "network" in out
     assert err == ""
     found = artifact.read("zoo/elo").parity
     assert found is not None
@@ -119,7 +118,7 @@ def test_parity_runs_by_default_and_is_kept(capsys: Capture, tmp_path: Path, mon
 def test_without_jax_the_artifact_is_written_with_a_warning(
     capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parity, "jax_is_missing", lambda: True)
+    without_jax(monkeypatch)
     assert run("convert", "elo", "--source", write_theta(tmp_path, "elo")) == 0
     assert capsys.readouterr().err.startswith("Warning: parity was not checked: jax and flax are not installed")
     found = artifact.read("zoo/elo").parity

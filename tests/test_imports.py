@@ -37,8 +37,8 @@ ARROWS = {
     "optim": "artifact config converters errors kernels nets ops torch weights",
     "tasks": "errors numpy optim sklearn torch",
     "reference": "config errors flax jax numpy",
-    "parity": "artifact config convert converters errors fetch flax formats jax nets numpy ops optax optim pylo_zoo "
-    "reference rich torch weights",
+    "parity": "artifact config convert converters errors fetch flax files formats jax jinja2 nets numpy ops optax "
+    "optim pylo_zoo reference registry rich torch weights",
     "samples": "config converters formats numpy",
     "cli": "artifact config convert converters errors fetch formats hub optim parity pylo_zoo registry rich tasks "
     "typer weights",

@@ -17,8 +17,8 @@ from pylo_zoo import formats
 from pylo_zoo.convert import convert, make
 from pylo_zoo.errors import ZooError
 from pylo_zoo.formats import orbax as reader
-from pylo_zoo.parity import read_theta
 from pylo_zoo.parity.leaves import flatten
+from pylo_zoo.parity.theta import read_theta
 
 ocp = pytest.importorskip("orbax.checkpoint")
 pytestmark = pytest.mark.filterwarnings("ignore")  # orbax's and tensorstore's own

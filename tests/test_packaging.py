@@ -152,7 +152,9 @@ def test_the_wheel_has_every_module_and_every_data_file(built: Path) -> None:
     modules = {str(path.relative_to(tree)) for path in (tree / "pylo_zoo").rglob("*.py")}
     converters = {f"pylo_zoo/{path.relative_to(tree)}" for path in (tree / "converters").rglob("*.py")}
     samples = {f"pylo_zoo/samples/velo-sample/{name}" for name in ("params", "config.gin")}
-    assert modules | converters | samples | {"pylo_zoo/registry.yaml", "pylo_zoo/py.typed"} <= names
+    templates = {str(path.relative_to(tree)) for path in (tree / "pylo_zoo").rglob("*.j2")}
+    assert "pylo_zoo/parity/report.html.j2" in templates
+    assert modules | converters | samples | templates | {"pylo_zoo/registry.yaml", "pylo_zoo/py.typed"} <= names
     assert {name.partition("/")[0] for name in names} == {"pylo_zoo"}, "nothing else lands in site-packages"
 
 

@@ -29,8 +29,8 @@ from pylo_zoo.convert import convert, make
 from pylo_zoo.converters import FAMILIES, NAMINGS
 from pylo_zoo.converters.base import leaf_shapes
 from pylo_zoo.errors import ZooError
-from pylo_zoo.parity import read_theta
 from pylo_zoo.parity.leaves import check_leaves, flatten
+from pylo_zoo.parity.theta import read_theta
 
 OFFSETS = ("momentum_decays", "rms_decays", "adafactor_decays")
 

@@ -82,17 +82,19 @@ def convert(
     from pylo_zoo import convert as library
 
     try:
-        made = library.make(
-            name,
-            source=source,
-            out=out,
-            settings=library.parse_settings(settings or []),
-            force=force,
-            verify=not no_verify,
-            pt=format is Format.pt,
-            access=output.access(offline=offline, lock=lock, update_lock=update_lock, quiet=quiet),
-            allowed=library.Permissions(cast.value if cast else None, allow_nonfinite),
-        )
+        with output.progress(quiet=quiet) as progress:
+            made = library.make(
+                name,
+                source=source,
+                out=out,
+                settings=library.parse_settings(settings or []),
+                force=force,
+                verify=not no_verify,
+                pt=format is Format.pt,
+                access=output.access(offline=offline, lock=lock, update_lock=update_lock, quiet=quiet),
+                allowed=library.Permissions(cast.value if cast else None, allow_nonfinite),
+                progress=progress,
+            )
     except library.ParityError as error:
         from pylo_zoo.parity import tables
 
@@ -116,7 +118,7 @@ def _data(made: Made) -> dict[str, Any]:
         **{key: content[key] for key in ("name", "family", "architecture", "behavior", "defaults")},
         "source": source,
         "matched_entry": made.matched,
-        "parity": dict(made.artifact.parity or {}),
+        "parity": {key: value for key, value in (made.artifact.parity or {}).items() if key in ("status", "reason")},
     }
 
 

@@ -60,7 +60,10 @@ def emit(data: Mapping[str, Any], human: RenderableType | Callable[[Console], No
 
 @contextmanager
 def progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A function to tell what is being done, and how many parts of how many are; a bar, where somebody is looking."""
+    """A function to tell what is being done, and how many parts of how many are; a bar, where somebody is looking.
+
+    The bar is there from the first part to the last, so that others may have the terminal before and after.
+    """
     if quiet or not sys.stderr.isatty():
         yield lambda what, done, total: None
         return
@@ -69,9 +72,21 @@ def progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
     columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
     text = TextColumn("{task.description}", markup=False)
-    with Progress(*columns, text, console=Console(stderr=True, highlight=False), transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-        yield lambda what, done, total: bar.update(task, description=printable(what), completed=done, total=total)
+    bar = Progress(*columns, text, console=Console(stderr=True, highlight=False), transient=True)
+
+    def show(what: str, done: int, total: int) -> None:
+        if done == 0:
+            bar.add_task("")
+            bar.start()
+        bar.update(bar.task_ids[-1], description=printable(what), completed=done, total=total)
+        if done == total:
+            bar.stop()
+            bar.remove_task(bar.task_ids[-1])
+
+    try:
+        yield show
+    finally:
+        bar.stop()
 
 
 def note(message: str, *, quiet: bool = False) -> None:

@@ -59,7 +59,9 @@ def verify(
     json: output.Json = False,
     quiet: output.Quiet = False,
 ) -> None:
-    """Compare an artifact with its JAX original, and see that planted faults are caught.
+    """Compare an artifact with its JAX original.
+
+    Every intermediate quantity of single steps is compared, and whole runs; planted faults have to be caught.
 
     Exits with status 0 if parity passes, 1 if it fails or could not be checked, 2 on wrong usage. The report and the
     vectors for --replay are also written into the artifact's directory.
@@ -74,6 +76,8 @@ def verify(
         raise typer.BadParameter("--replay goes without --source, --max-error and --seed.")
     from pylo_zoo.parity import targets
 
+    pages = targets.Pages(html, markdown, junit)
+    targets.check_pages(pages)
     access = output.access(offline=offline, lock=None, update_lock=False, quiet=quiet)
     with output.progress(quiet=quiet) as progress:
         default = targets.How(seed=seed, progress=progress)
@@ -84,29 +88,12 @@ def verify(
             found = targets.Everything([targets.replay_target(target or "")])
         else:
             found = targets.Everything([targets.verify_target(target or "", source, access=access, how=how)])
-    _write(found, html, markdown, junit)
+    targets.write_pages(found, pages)
     if all:
         _show_all(found, json, quiet)
     else:
         _show(found.reports[0], explain, json, quiet)
     _judge(found, require_all)
-
-
-def _write(found: Everything, html: Path | None, markdown: Path | None, junit: Path | None) -> None:
-    from pylo_zoo.files import write_file
-
-    if html:
-        from pylo_zoo.parity import html as page
-
-        write_file(html, page.render(found.reports).encode())
-    if markdown:
-        from pylo_zoo.parity import markdown as card
-
-        write_file(markdown, card.render_many(found.reports).encode())
-    if junit:
-        from pylo_zoo.parity import junit as xml
-
-        write_file(junit, xml.render(found.reports, found.missing).encode())
 
 
 def _show(report: Report, explain: bool, json: bool, quiet: bool) -> None:
@@ -124,14 +111,18 @@ def _show_all(found: Everything, json: bool, quiet: bool) -> None:
         "status": status,
         "reports": [report.to_dict() for report in found.reports],
         "missing": found.missing,
+        "broken": found.broken,
     }
-    human = status if quiet else lambda console: tables.summary(found.reports, found.missing, console)
+    human = status if quiet else lambda console: tables.summary(found.reports, found.missing, found.broken, console)
     output.emit(data, human, json=json)
 
 
 def _judge(found: Everything, require_all: bool) -> None:
     """Raise what ends the command with status 1, unless everything passed."""
     from pylo_zoo.parity import jax_is_missing
+
+    for name, reason in found.broken.items():
+        raise ZooError(f"{name} could not be checked: {reason}", "The other entries are in the report.")
 
     for report in found.reports:
         if report.status == "not_run":
@@ -141,6 +132,8 @@ def _judge(found: Everything, require_all: bool) -> None:
     failed: Sequence[str] = [report.name for report in found.reports if not report.passed]
     if failed:
         missed = [control.name for report in found.reports for control in report.missed]
+        if any(report.untried for report in found.reports):
+            raise ZooError("No planted fault could be tried.", "So this run proves nothing; report it.")
         if missed:
             raise ZooError(
                 f"{', '.join(failed)}: a planted fault was not caught ({', '.join(missed)}).",

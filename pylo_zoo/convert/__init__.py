@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,6 +187,7 @@ def make(
     pt: bool = False,
     access: Access | None = None,
     allowed: Permissions | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Made:
     """Convert, prove and write, all of it or nothing.
 
@@ -197,6 +198,7 @@ def make(
         verify: compare with the JAX original before writing.
         pt: also write ``model.pt``.
         allowed: as for :func:`convert`.
+        progress: told what the comparison is doing, how many parts are done, and how many there are.
 
     Raises:
         ParityError: the comparison failed.
@@ -205,7 +207,7 @@ def make(
     directory = Path(out) if out is not None else Path("zoo") / name
     artifact.check_output(directory, force=force)
     made, read = _converted(name, source, settings, access, allowed)
-    report = _proof(made, keep(read), verify)
+    report = _proof(made, keep(read), verify, progress)
     if report.status == "failed":
         raise ParityError(made.name, report)
     made = replace(made, parity=report.to_dict())
@@ -217,12 +219,12 @@ def make(
     return Made(made, directory, report, entry.name if entry else None)
 
 
-def _proof(made: Artifact, path: Path, verify: bool) -> Report:
+def _proof(made: Artifact, path: Path, verify: bool, progress: Callable[[str, int, int], None] | None = None) -> Report:
     """The parity report; without ``verify``, as much of it as needs no JAX."""
     from pylo_zoo import parity
 
     if verify:
-        return parity.verify(made, path)
+        return parity.verify(made, path, progress=progress)
     return parity.without_jax(made, formats.read(path), "--no-verify")
 
 

@@ -9,8 +9,8 @@ original file itself, where it is flax's through flax, and never a weight of the
 from __future__ import annotations
 
 from pylo_zoo.parity.jax_mode import jax_is_missing
+from pylo_zoo.parity.proof import verify, without_jax
 from pylo_zoo.parity.report import Report
 from pylo_zoo.parity.vectors import replay
-from pylo_zoo.parity.verify import verify, without_jax
 
 __all__ = ["Report", "jax_is_missing", "replay", "verify", "without_jax"]

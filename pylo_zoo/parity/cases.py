@@ -86,7 +86,7 @@ REGIMES: Mapping[str, Regime] = MappingProxyType(
         for regime in (
             Regime("ordinary", "a direction and noise, at a scale of each tensor's own; past the end of the run", 10),
             Regime("spikes", "scales from 1e-6 to 1e3 by step, elements that are always zero, tensors of zeros", 4),
-            Regime("tiny", "ordinary, times 1e-12; losses times 1e-9", 3),
+            Regime("tiny", "ordinary, times 1e-12; losses times 1e-9", 5),
             Regime("huge", "ordinary, times 1e6; losses too", 3),
             Regime("zeros", "every gradient zero, the loss constant", 3),
             Regime("single", "one non-zero element a tensor", 3),

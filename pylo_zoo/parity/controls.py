@@ -95,12 +95,13 @@ def _gates(artifact: Artifact) -> Artifact | None:
 
 
 def _decays(artifact: Artifact) -> Artifact | None:
-    if "momentum_decays" in artifact.tensors:
-        return _with(artifact, "momentum_decays", artifact.tensors["momentum_decays"].roll(1))
+    learned = artifact.tensors.get("momentum_decays")
+    if learned is not None and (made := _with(artifact, "momentum_decays", learned.roll(1))) is not None:
+        return made
     behavior = artifact.behavior
-    momentum = getattr(behavior, "initial_momentum_decays", ())
+    momentum: tuple[float, ...] = getattr(behavior, "initial_momentum_decays", ())
     if len(set(momentum)) > 1:
-        changes = {"initial_momentum_decays": (*momentum[1:], momentum[0])}
+        changes = {"initial_momentum_decays": momentum[1:] + momentum[:1]}
     elif momentum and momentum != getattr(behavior, "initial_rms_decays", momentum):
         changes = {"initial_momentum_decays": behavior.initial_rms_decays, "initial_rms_decays": momentum}
     else:
@@ -212,15 +213,19 @@ Comparison = Callable[[Artifact], "Shown | None"]
 """Compares an artifact that may have a fault with the original; None where nothing shows."""
 
 
-def run(artifact: Artifact, source: Source, walks: Mapping[str, Walk]) -> Iterator[Control]:
+def run(artifact: Artifact, source: Source, walks: Mapping[str, Walk], *, right: bool) -> Iterator[Control]:
     """Plant each fault, and see whether single steps in float64 show it, or else the leaves.
 
     Args:
         artifact: the torch side, without fault.
         source: the original file.
         walks: the reference's side, by regime.
+        right: whether the artifact agrees with the original; planting another fault in a wrong one shows nothing.
     """
     for fault in FAULTS:
+        if not right:
+            yield Control(fault.name, fault.what, "not applicable", "the torch side is wrong without it")
+            continue
         walked = walks[fault.regime].first(STEPS)
         if fault.needs and not any(quantity == fault.needs for _, quantity in walked.ledger.keys):
             yield Control(fault.name, fault.what, "not applicable", f"this family has no {fault.needs}")

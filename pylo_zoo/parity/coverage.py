@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from pylo_zoo.artifact import Artifact
 from pylo_zoo.parity.cases import CASES
 from pylo_zoo.parity.plan import NOT_COVERED
 from pylo_zoo.parity.quantities import order
 from pylo_zoo.parity.report import Check, Coverage
 from pylo_zoo.parity.steps import Found
+from pylo_zoo.parity.trajectory import COURSES
 
+PLANNED = {course.name: course.steps for course in COURSES}
 LOOSE = 0.1
 """A bound above this says little."""
 
 
-def coverage(artifact: Artifact, checks: Sequence[Check], found: Sequence[Found]) -> Coverage:
-    """The dimensions of the table and what each was tried on."""
+def coverage(checks: Sequence[Check], found: Sequence[Found], besides: Sequence[str]) -> Coverage:
+    """The dimensions of the table and what each was tried on; ``besides`` is more that was not covered."""
     tried = {name for check in checks if check.level != "network" for name in check.errors}
     ranks = {len(case.shape) for case in CASES if case.name in tried}
     steps = [check for check in checks if check.level == "step"]
@@ -33,17 +34,22 @@ def coverage(artifact: Artifact, checks: Sequence[Check], found: Sequence[Found]
         ],
         "quantity": _unique(what for each in found for _, what in each.walked.ledger.keys),
     }
-    return Coverage(covered, [*_unique(_left_out(checks, found)), *NOT_COVERED])
+    return Coverage(covered, [*_unique(_left_out(checks, found)), *besides, *NOT_COVERED])
 
 
 def _left_out(checks: Sequence[Check], found: Sequence[Found]) -> Iterable[str]:
     for check in checks:
-        for name in [name for name, error in check.errors.items() if error.allowed is None]:
-            yield f"{name} in {check.dtype}, {check.name}: the original's own {check.dtype} gives no number"
+        none = [name for name, error in check.errors.items() if error.allowed is None]
+        if none:
+            run = check.name.partition(":")[0]
+            yield f"{run} in {check.dtype}: {'; '.join(none)}, where the original itself gives no number"
     for each in found:
         run = each.walked.run
         if len(each.errors) < run.steps and each.dtype == "float64" and each.layout == run.layouts[0]:
             yield f"{run.name}: steps after the first {len(each.errors)}, where the original is no longer finite"
+    for check in checks:
+        if check.level == "trajectory" and check.steps < PLANNED.get(check.name, 0):
+            yield f"whole run {check.name}: steps after the first {check.steps}, where the original is no longer finite"
     loose: dict[str, set[str]] = {}
     for each in found:
         if each.dtype == "float32":

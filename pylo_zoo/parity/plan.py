@@ -37,7 +37,7 @@ NOT_COVERED = (
 """What no run of this table shows, whatever the family."""
 
 
-def plan(artifact: Artifact, seed: int) -> Iterator[Run]:
+def plan(artifact: Artifact) -> Iterator[Run]:
     """The runs of synchronised steps for ``artifact``."""
     family = converters.get(artifact.family)
     assert family.reference is not None

@@ -69,7 +69,8 @@ class Check:
     """One comparison of numbers.
 
     Attributes:
-        level: "network", "step" (single steps from synchronised states) or "trajectory" (whole runs).
+        level: "network", "step" (single steps from synchronised states), "trajectory" (whole runs) or "original" (the
+            reference against the group's own package).
         dtype: on both sides.
         layout: of the torch side's parameters; "" for a network.
         name: regime, option, flags or length.
@@ -236,7 +237,8 @@ class Report:
 
     @property
     def status(self) -> str:
-        if not all(each.passed for each in (self.leaves, self.statements, *self.checks)) or self.missed:
+        right = all(each.passed for each in (self.leaves, self.statements, *self.checks))
+        if not right or self.missed or self.untried:
             return "failed"
         return "passed" if self.checks else "not_run"
 
@@ -249,6 +251,11 @@ class Report:
         """The planted faults that slipped through."""
         return [control for control in self.controls if control.status == "missed"]
 
+    @property
+    def untried(self) -> bool:
+        """Whether there are planted faults, and none could be tried: a run that could not have failed."""
+        return bool(self.controls) and all(control.status == "not applicable" for control in self.controls)
+
     def of_level(self, level: str) -> list[Check]:
         """The checks of one level."""
         return [check for check in self.checks if check.level == level]
@@ -256,7 +263,8 @@ class Report:
     def worst_step(self, dtype: str) -> tuple[str, Error] | None:
         """Parameter and error of the largest single-step error of a parameter in ``dtype``; None without any."""
         found = [item for check in self.of_level("step") if check.dtype == dtype for item in check.errors.items()]
-        return max(found, key=lambda item: item[1].error) if found else None
+        compared = [item for item in found if item[1].allowed is not None]
+        return max(compared, key=lambda item: item[1].error) if compared else None
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``parity.json``."""

@@ -160,17 +160,20 @@ class TorchSide:
                 self._restore_state(name, self._optimizer.state[p], before)
 
     def _restore_state(self, name: str, state: dict[str, torch.Tensor], before: Snapshot) -> None:
-        wanted = before.state[name]
-        if mine := (set(state) - {"step"}) ^ set(wanted):
-            raise Misfit(
-                f"Only one side keeps {', '.join(sorted(mine))} of a parameter.", "Name state alike on both sides."
-            )
+        wanted, kept = before.state[name], {key for key in state if key != "step"}
+        if wanted and not kept & wanted.keys():
+            both = f"{', '.join(sorted(kept)) or 'nothing'} here, {', '.join(sorted(wanted))} in the reference"
+            raise Misfit(f"The two sides name a parameter's state apart: {both}.", "Name state alike on both sides.")
+        for key in kept - wanted.keys():
+            self.misfits[name, key] = "kept here and not by the original"
         for key, value in wanted.items():
             tensor = self._tensor(name, value)
-            if tensor.shape == state[key].shape:
-                state[key].copy_(tensor)
-            else:
+            if key not in state:
+                self.misfits[name, key] = "kept by the original and not here"
+            elif tensor.shape != state[key].shape:
                 self.misfits[name, key] = f"{tuple(state[key].shape)} where the original has {tuple(tensor.shape)}"
+            else:
+                state[key].copy_(tensor)
         if "step" in state:
             state["step"].copy_(torch.as_tensor(np.array(before.run["step"])))
 
@@ -362,7 +365,7 @@ def build_reference(artifact: Artifact, theta: Mapping[str, Any], hyper: Mapping
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """torch on one thread: these tensors are too small to share, and rounding must not depend on the machine's cores."""
+    """torch on one thread: these tensors are too small to share, and rounding shall not depend on the cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -217,8 +217,8 @@ class Found:
     @property
     def excess(self) -> np.ndarray:
         """By step and key, the error for what is allowed; 0 where nothing is compared."""
-        with np.errstate(invalid="ignore"):
-            return np.where(np.isinf(self.allowed), 0.0, self.errors / self.allowed)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(np.isinf(self.allowed) | (self.errors == 0), 0.0, self.errors / self.allowed)
 
     @property
     def off(self) -> np.ndarray:
@@ -239,13 +239,14 @@ def compare(artifact: Artifact, walked: Walk, dtype: str, layout: str, max_error
         ours.append(flat)
         errors.append(ledger.worst(ledger.errors(flat, walked.truth[step], walked.units[step])))
     table = np.array(errors)
-    for key in side.misfits:
+    misfits = {key if key in ledger.index else (key[0], PARAMETER): why for key, why in side.misfits.items()}
+    for key in misfits:
         table[:, ledger.index[key]] = np.inf
     allowed = bounds.allowed(walked.noise, dtype)
     if dtype == "float64":
         updates = [ledger.index[name, PARAMETER] for name in (case.name for case in run.cases)]
         allowed[updates] = np.minimum(allowed[updates], max_error)
-    return Found(walked, dtype, layout, ours, table, allowed, side.misfits)
+    return Found(walked, dtype, layout, ours, table, allowed, misfits)
 
 
 def all_layouts(run: Run) -> Iterator[tuple[str, str]]:

@@ -53,7 +53,7 @@ def verdict(report: Report) -> Text:
     return Text(f"parity: {report.status}", style="green" if report.passed else "bold red")
 
 
-def summary(reports: Sequence[Report], missing: Mapping[str, str], console: Console) -> None:
+def summary(reports: Sequence[Report], missing: Mapping[str, str], broken: Mapping[str, str], console: Console) -> None:
     """Print a line an entry."""
     table = _table("Parity")
     for column in ("name", "family"):
@@ -66,13 +66,16 @@ def summary(reports: Sequence[Report], missing: Mapping[str, str], console: Cons
         table.add_row(report.name, report.family, *numbers, caught(report.controls), verdict(report))
     for name, reason in missing.items():
         table.add_row(name, "", "", "", "", Text(f"missing: {reason}", style="yellow"))
+    for name, reason in broken.items():
+        table.add_row(name, "", "", "", "", Text(f"not checked: {reason}", style="bold red"))
     console.print(table)
 
 
 def caught(controls: Sequence[Control]) -> str:
     """How many of the planted faults that apply were caught."""
     statuses = [control.status for control in controls]
-    return f"{statuses.count('caught')} of {len(statuses) - statuses.count('not applicable')}" if statuses else ""
+    tried = len(statuses) - statuses.count("not applicable")
+    return f"{statuses.count('caught')} of {tried}" if tried else "–"
 
 
 def explain(explanation: Explanation, console: Console, *, whole: bool = False) -> None:
@@ -84,16 +87,16 @@ def explain(explanation: Explanation, console: Console, *, whole: bool = False) 
     where = f"of {e.case!r} {list(e.shape)}" if e.case else "of the run"
     console.print(Text(f"\n{what}: {e.quantity} {where}", style="bold red" if failed else "bold"), soft_wrap=True)
     console.print(f"  {e.meaning}", soft_wrap=True)
-    console.print(f"  in the run {e.run!r}, step {e.step}, {e.dtype}, {e.layout} layout", soft_wrap=True)
+    console.print(f"  in the run {e.run!r}, step {e.step + 1}, {e.dtype}, {e.layout} layout", soft_wrap=True)
     if e.misfit:
-        console.print(f"  its shape is {e.misfit} (in the parameter's own layout)", soft_wrap=True)
+        console.print(f"  its state is {e.misfit} (shapes in the parameter's own layout)", soft_wrap=True)
     else:
         at = f" at index {list(e.index)}" if e.index else ""
         console.print(f"  torch {e.ours:.17g}, original {e.theirs:.17g}{at}", soft_wrap=True)
     if failed and e.off_in:
         console.print(f"  off in: {'; '.join(e.off_in)}", soft_wrap=True)
         console.print(f"  right in: {'; '.join(e.right_in) or 'none'}", soft_wrap=True)
-    table = _table(f"Every quantity of {e.case or 'the run'} at that step, in the order of computation")
+    table = _table("The chain at that step, first things first")
     table.add_column("quantity", no_wrap=True)
     table.add_column("error", justify="right")
     table.add_column("allowed", justify="right")
@@ -118,6 +121,9 @@ def _add_texts(table: Table, report: Report) -> None:
 
 def _add_controls(table: Table, controls: Sequence[Control]) -> None:
     if not controls:
+        return
+    if all(control.status == "not applicable" for control in controls):
+        table.add_row("planted faults", "not tried", "", "", "", controls[0].by, _verdict(False))
         return
     missed = [control.name for control in controls if control.status == "missed"]
     where = f"missed: {', '.join(missed)}" if missed else ""

@@ -5,22 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 
-from pylo_zoo import converters, registry
+from pylo_zoo import converters, parity, registry
 from pylo_zoo.artifact import Artifact, write_parity
 from pylo_zoo.convert import convert, original
 from pylo_zoo.converters.base import leaf_shapes
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access, fetch, is_uri
 from pylo_zoo.fetch.errors import Forbidden, NotFound, Unavailable
+from pylo_zoo.files import write_file
 from pylo_zoo.parity import bounds
 from pylo_zoo.parity.jax_mode import jax_is_missing
 from pylo_zoo.parity.leaves import nest
+from pylo_zoo.parity.proof import SEED, Progress
 from pylo_zoo.parity.report import Report
 from pylo_zoo.parity.vectors import replay
-from pylo_zoo.parity.verify import SEED, Progress, silent, verify
 from pylo_zoo.weights import load
 
 RANDOM = "random:"
@@ -35,7 +37,7 @@ class How:
 
     seed: int = SEED
     max_error: float = bounds.MAX_ERROR
-    progress: Progress = silent
+    progress: Progress | None = None
 
 
 def verify_target(
@@ -78,7 +80,7 @@ def replay_target(directory: str | Path) -> Report:
 
 
 def _run(artifact: Artifact, path: Path, how: How) -> Report:
-    return verify(artifact, path, seed=how.seed, max_error=how.max_error, progress=how.progress)
+    return parity.verify(artifact, path, seed=how.seed, max_error=how.max_error, progress=how.progress)
 
 
 def _verify_random(name: str, how: How) -> Report:
@@ -103,25 +105,36 @@ def _verify_random(name: str, how: How) -> Report:
 
 @dataclass
 class Everything:
-    """What came of verifying all there is: reports, and the entries whose files could not be had, with the reason."""
+    """What came of verifying all there is.
+
+    Attributes:
+        reports: of what could be tried.
+        missing: the entries whose files could not be had, with the reason.
+        broken: those that could not be read or run for another reason, with that.
+    """
 
     reports: list[Report] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
-        return bool(self.reports) and all(report.passed for report in self.reports)
+        return bool(self.reports) and not self.broken and all(report.passed for report in self.reports)
 
 
 def verify_all(access: Access | None = None, how: How | None = None) -> Everything:
     """Verify random weights of every family that has a reference, and every registry entry whose files can be had."""
     how = how or How()
+    if jax_is_missing():
+        raise ZooError("Parity runs the original in JAX, which is not installed.", "pip install 'pylo-zoo[jax]'.")
     found = Everything()
     for name in targets():
         try:
             found.reports.append(verify_target(name, access=access, how=_named(how, name)))
         except (NotFound, Forbidden, Unavailable) as error:
             found.missing[name] = error.message
+        except ZooError as error:
+            found.broken[name] = error.message
     return found
 
 
@@ -132,4 +145,46 @@ def targets() -> list[str]:
 
 
 def _named(how: How, name: str) -> How:
-    return replace(how, progress=lambda what, done, total: how.progress(f"{name}: {what}", done, total))
+    tell = how.progress
+    return how if tell is None else replace(how, progress=lambda what, *parts: tell(f"{name}: {what}", *parts))
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+
+
+class Pages(NamedTuple):
+    """Where to write reports for people and for machines; None leaves one out."""
+
+    html: Path | None = None
+    markdown: Path | None = None
+    junit: Path | None = None
+
+
+def check_pages(pages: Pages) -> None:
+    """Whether :func:`write_pages` can write them; worth asking before long work.
+
+    Raises:
+        ZooError: the directory of one is not there, or one is a directory.
+    """
+    for path in pages:
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            what = "is a directory" if path.is_dir() else f"cannot be written: {path.parent} is no directory"
+            raise ZooError(f"{path} {what}.", "Give a file in a directory that is there.")
+
+
+def write_pages(found: Everything, pages: Pages) -> None:
+    """Write what was found, each file in one step."""
+    if pages.html:
+        from pylo_zoo.parity import html
+
+        write_file(pages.html, html.render(found.reports).encode())
+    if pages.markdown:
+        from pylo_zoo.parity import markdown
+
+        one = len(found.reports) == 1
+        text = markdown.render(found.reports[0]) if one else markdown.render_many(found.reports)
+        write_file(pages.markdown, text.encode())
+    if pages.junit:
+        from pylo_zoo.parity import junit
+
+        write_file(pages.junit, junit.render(found.reports, found.missing, found.broken).encode())

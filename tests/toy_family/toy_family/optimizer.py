@@ -12,6 +12,7 @@ from pylo_zoo.artifact import Artifact
 from pylo_zoo.nets import PROBE_ELEMENTS, Affine, FixedDecays
 from pylo_zoo.ops.accumulators import advance
 from pylo_zoo.ops.layout import Axes
+from pylo_zoo.ops.trace import note
 from pylo_zoo.optim.base import Group, Item, LearnedOptimizer
 
 from .converter import ToyArchitecture, ToyBehavior
@@ -66,4 +67,6 @@ class Toy(LearnedOptimizer):
         advance(state["second_moment"], g.square(), decays.rms)
         rms = state["second_moment"][0].sqrt() + EPS
         delta = item.meta.net(torch.stack([g / rms, state["momentum"][0] / rms], dim=-1))[..., 0]
-        p.sub_(item.group["lr"] * (self.behavior.step_mult * delta + item.group["weight_decay"] * p))
+        delta = self.behavior.step_mult * delta
+        note("step", delta)
+        p.sub_(item.group["lr"] * (delta + item.group["weight_decay"] * p))

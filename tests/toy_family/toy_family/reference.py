@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from pylo_zoo.reference import Specification
 from pylo_zoo.reference.tensors import clip_by_global_norm
+from pylo_zoo.reference.trace import note, of_tensor
 
 from .converter import ToyArchitecture, ToyBehavior
 
@@ -27,20 +28,24 @@ class ToyRule:
         return theta
 
     def init(self, weights: Any, params: Any, rules: Any) -> dict[str, Any]:
-        return {kind: {name: jnp.zeros_like(p) for name, p in params.items()} for kind in ("m", "v")}
+        zeros = {name: jnp.zeros_like(p)[None] for name, p in params.items()}
+        accumulators = {name: {"momentum": zero, "second_moment": zero} for name, zero in zeros.items()}
+        return {"step": jnp.zeros((), jnp.int32), "learned": accumulators}
 
     def update(self, weights: Any, hyper: Any, params: Any, grads: Any, state: Any, loss: Any) -> tuple[Any, Any]:
         (beta1,), (beta2,) = self.behavior.initial_momentum_decays, self.behavior.initial_rms_decays
-        grads = clip_by_global_norm(grads, hyper["clip_norm"])
-        m = {name: beta1 * state["m"][name] + (1 - beta1) * g for name, g in grads.items()}
-        v = {name: beta2 * state["v"][name] + (1 - beta2) * g**2 for name, g in grads.items()}
-
-        def moved(name: str, p: Any) -> Any:
-            features = jnp.stack([grads[name], m[name]], axis=-1) / (jnp.sqrt(v[name]) + 1e-8)[..., None]
-            step = self.behavior.step_mult * self.forward(weights, {"features": features})["mlp"][..., 0]
-            return p - hyper["lr"] * (step + hyper["weight_decay"] * p)
-
-        return {name: moved(name, p) for name, p in params.items()}, {"m": m, "v": v}
+        moved, learned = {}, {}
+        for name, g in clip_by_global_norm(grads, hyper["clip_norm"]).items():
+            old, p = state["learned"][name], params[name]
+            m = beta1 * old["momentum"] + (1 - beta1) * g
+            v = beta2 * old["second_moment"] + (1 - beta2) * g**2
+            features = jnp.stack([g, m[0]], axis=-1) / (jnp.sqrt(v[0]) + 1e-8)[..., None]
+            with of_tensor(name):
+                step = self.behavior.step_mult * self.forward(weights, {"features": features})["mlp"][..., 0]
+                note("step", step)
+            moved[name] = p - hyper["lr"] * (step + hyper["weight_decay"] * p)
+            learned[name] = {"momentum": m, "second_moment": v}
+        return moved, {"step": state["step"] + 1, "learned": learned}
 
     def forward(self, weights: Any, inputs: Any) -> dict[str, Any]:
         hidden = jnp.tanh(inputs["features"] @ weights["hidden"]["w"] + weights["hidden"]["b"])

@@ -15,7 +15,7 @@ from pylo_zoo import config, converters, formats
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.convert import contradictions
 from pylo_zoo.errors import ZooError
-from pylo_zoo.parity import bounds, controls, explain, forward, leaves, plan, steps, trajectory, vectors
+from pylo_zoo.parity import bounds, controls, explain, forward, leaves, live, plan, steps, trajectory, vectors
 from pylo_zoo.parity.coverage import coverage
 from pylo_zoo.parity.jax_mode import jax_is_missing
 from pylo_zoo.parity.quantities import PARAMETER, order
@@ -38,7 +38,7 @@ def verify(
     *,
     seed: int = SEED,
     max_error: float = bounds.MAX_ERROR,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> Report:
     """Prove, or disprove, that ``artifact`` is the checkpoint ``source`` in torch.
 
@@ -72,7 +72,7 @@ def verify(
         reason = f"the checkpoint holds NaN or infinite values ({', '.join(nonfinite[:4])}), which no bound compares"
         return replace(report, reason=reason)
     with one_thread():
-        return _proof(report, artifact, read, seed, max_error, progress)
+        return _proof(report, artifact, read, seed, max_error, progress or silent)
 
 
 def without_jax(artifact: Artifact, read: formats.Source, reason: str) -> Report:
@@ -91,7 +91,7 @@ def without_jax(artifact: Artifact, read: formats.Source, reason: str) -> Report
 def _proof(
     report: Report, artifact: Artifact, read: formats.Source, seed: int, max_error: float, progress: Progress
 ) -> Report:
-    theta, runs = read_theta(artifact, read), list(plan.plan(artifact, seed))
+    theta, runs = read_theta(artifact, read), list(plan.plan(artifact))
     parts = iter(range(len(runs) + len(trajectory.COURSES) + 2))
     total = len(runs) + len(trajectory.COURSES) + 2
 
@@ -116,8 +116,10 @@ def _proof(
         progress(f"whole runs: {course.name}", next(parts), total)
         originals.append(trajectory.original(artifact, theta, course, seed))
         checks += trajectory.checks(artifact, originals[-1])
+    beside = live.live(artifact, theta, seed)
+    checks += [beside] if isinstance(beside, Check) else []
     progress("planted faults", next(parts), total)
-    planted = list(controls.run(artifact, read, walks))
+    planted = list(controls.run(artifact, read, walks, right=all(check.passed for check in checks)))
     progress("done", total, total)
     hyper = dict(converters.get(artifact.family).parity_hyper)
     return replace(
@@ -127,7 +129,7 @@ def _proof(
         quantities=quantities.list(),
         controls=planted,
         explanation=explain.first_difference(found) or explain.worst(found),
-        coverage=coverage(artifact, checks, found),
+        coverage=coverage(checks, found, [beside] if isinstance(beside, str) else []),
         environment=environment(),
         vectors=vectors.pack(artifact, network, originals[: vectors.COURSES]),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -1,0 +1,202 @@
+"""Faults planted in the source of the torch side: single steps show them, and name the quantity where they begin."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pytest
+from proofs import corrupted, random_weights, walk
+
+from pylo_zoo.ops import accumulators, adam, conditioning, features, layout, mlp, orthogonalize
+from pylo_zoo.optim import adafac, base, celo2, controlled, velo
+from pylo_zoo.parity import cases, controls
+from pylo_zoo.parity.explain import first_difference
+from pylo_zoo.parity.report import Explanation
+from pylo_zoo.parity.steps import compare
+
+pytest.importorskip("jax")
+
+
+class Fault(NamedTuple):
+    """A piece of the source of a function, what takes its place, and the quantity that shows it first."""
+
+    module: ModuleType
+    function: str
+    right: str
+    wrong: str
+    shows: str
+    family: str = "velo"
+    regime: str = "ordinary"
+
+
+FAULTS = {
+    "order of spatial axes": Fault(layout, "jax_axes", "*axes[2:]", "*reversed(axes[2:])", "row", regime="spikes"),
+    "tie of equal axes": Fault(layout, "axes_of", "by_size[-2], by_size[-1]", "by_size[-1], by_size[-2]", "row"),
+    "guard of a squared gradient": Fault(
+        accumulators, "advance_factored", "square() + 1e-30", "square()", "row", regime="zeros"
+    ),
+    "epsilon of the row factor": Fault(
+        accumulators, "factors", "keepdim=True) + 1e-9", "keepdim=True) + 1e-8", "row_factor"
+    ),
+    "clamp of the column factor": Fault(
+        accumulators, "factors", "col.clamp(min=1e-9)", "col.clamp(min=1e-8)", "col_factor", regime="tiny"
+    ),
+    "second moment before first": Fault(
+        accumulators, "advance_all", "gradient.square(), decays.rms", "gradient, decays.rms", "second_moment"
+    ),
+    "largest for mean": Fault(accumulators, "advance_factored", "mean(dim=d1", "amax(dim=d1", "col"),
+    "fraction past the end": Fault(
+        conditioning, "fraction_features", "step.to(like)", "(step.to(like) + (step >= 7))", "fraction_features"
+    ),
+    "cap of the loss": Fault(conditioning, "advance_loss", "2 * cap", "3 * cap", "loss_average"),
+    "guard of the loss features": Fault(
+        conditioning, "loss_features", "min=1e-8", "min=1e-7", "loss_features", regime="tiny"
+    ),
+    "loss features from the first": Fault(conditioning, "loss_features", "step <= 2", "step <= 1", "loss_features"),
+    "mean of m for var_rms": Fault(
+        conditioning,
+        "tensor_features",
+        "(v - mean_m)",
+        "(v - v.mean(dim=axes, keepdim=True) - 0 * mean_m)",
+        "lstm_inputs",
+    ),
+    "rank with axes of 1": Fault(conditioning, "tensor_features", "size > 1", "size > 0", "lstm_inputs"),
+    "epsilon of a logarithm": Fault(conditioning, "_log", "1e-8 + (10", "1e-7 + (10", "lstm_inputs"),
+    "horizon of the loss decays": Fault(
+        conditioning,
+        "loss_decays",
+        "linspace(1, math.log10(num_steps)",
+        "linspace(1, math.log10(num_steps + 1)",
+        "loss_average",
+    ),
+    "epsilon of the normaliser": Fault(features, "normalize", "eps + x", "2 * eps + x", "normalized/gradient"),
+    "normaliser by deviation": Fault(
+        features, "normalize", "x.square().mean(", "x.var(unbiased=False, ", "normalized/gradient"
+    ),
+    "epsilon of the scale": Fault(features, "parameter_scale", "mean() + 1e-9", "mean() + 1e-8", "step"),
+    "magnitude without its factor": Fault(
+        features, "step_of", "magnitude * exp_mult", "magnitude * 2 * exp_mult", "step"
+    ),
+    "activation": Fault(mlp, "mlp", "torch.relu_(x) if", "torch.tanh_(x) if", "direction"),
+    "written weights without bias": Fault(velo, "VeLO.contexts", "b[k].to(p)", "0 * b[k].to(p)", "direction"),
+    "gradients without clipping": Fault(
+        velo, "VeLO.update", "item.g.clamp(-MAX_GRADIENT, MAX_GRADIENT)", "item.g", "momentum", regime="huge"
+    ),
+    "decay of the new parameter": Fault(
+        velo, "VeLO.update", '["weight_decay"] * p)', '["weight_decay"] * (p - delta))', "parameter"
+    ),
+    "time from one": Fault(
+        features, "time_columns", "step.to(scales)", "(step + 1).to(scales)", "time_features", "elo"
+    ),
+    "epsilon of the unfactored momentum": Fault(
+        features, "_factored_momentum", "x.diag_eps", "0.0", "features/factored_momentum", "elo", "tiny"
+    ),
+    "step_mult twice": Fault(
+        adafac, "adafac_update", "step_mult * step_of", "step_mult * step_mult * step_of", "step", "mulo"
+    ),
+    "Adam's count": Fault(adam, "adam_direction", "beta2**count", "beta2**(count + 1)", "direction", "celo2"),
+    "Adam's epsilon in the root": Fault(
+        adam, "adam_direction", "v_hat + eps_root", "v_hat + eps_root + eps", "direction", "celo2"
+    ),
+    "Newton–Schulz's norm": Fault(
+        orthogonalize,
+        "newton_schulz",
+        "keepdim=True) + eps",
+        "keepdim=True).clamp(min=1) + eps",
+        "orthogonalized",
+        "celo2",
+    ),
+    "embeddings under the learned rule": Fault(
+        celo2, "CELO2._rule", 'return group["rule"]', 'return "learned"', "momentum", "celo2"
+    ),
+    "norm of the gradient by tensor": Fault(
+        base, "LearnedOptimizer._item", "g.to(dtype) * scale", "g.to(dtype) * scale * scale", "momentum", "elo"
+    ),
+    "LSTM state not carried": Fault(
+        controlled, "ControlledOptimizer.prepare", 'item.state["lstm_cell"].copy_(next_cell)', "pass", "lstm_cell"
+    ),
+}
+"""By name."""
+
+
+@contextmanager
+def planted(fault: Fault) -> Iterator[None]:
+    """The torch side with the fault in it."""
+    owner: Any = fault.module
+    *path, name = fault.function.split(".")
+    for each in path:
+        owner = getattr(owner, each)
+    original = getattr(owner, name)
+    code = inspect.cleandoc("\n" + inspect.getsource(original)) if path else inspect.getsource(original)
+    assert code.count(fault.right) == 1, f"the source has {fault.right!r} {code.count(fault.right)} times"
+    namespace = dict(vars(fault.module))
+    exec(
+        compile("from __future__ import annotations\n" + code.replace(fault.right, fault.wrong), "fault", "exec"),
+        namespace,
+    )
+    users = [vars(m) for n, m in list(sys.modules.items()) if n.startswith("pylo_zoo.")]
+    users += [each for user in users for each in user.values() if type(each) is dict]  # tables of functions
+    with pytest.MonkeyPatch.context() as patch:
+        layout.axes_of.cache_clear()
+        if path:
+            patch.setattr(owner, name, namespace[name])
+        for user in users:
+            for key in [key for key, value in user.items() if value is original]:
+                patch.setitem(user, key, namespace[name])
+        yield
+    layout.axes_of.cache_clear()
+
+
+def difference(family: str, regime: str) -> Explanation | None:
+    walked = walk(family, regime)
+    return first_difference([compare(random_weights(family)[0], walked, "float64", "torch")])
+
+
+@pytest.mark.parametrize("family", ["velo", "celo2", "elo", "mulo"])
+def test_there_is_no_difference_without_a_fault(family: str) -> None:
+    assert difference(family, "ordinary") is None
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_shown_where_it_begins(name: str) -> None:
+    fault = FAULTS[name]
+    with planted(fault):
+        found = difference(fault.family, fault.regime)
+    assert found is not None
+    assert found.quantity == fault.shows
+
+
+def test_a_wrong_tie_is_seen_in_tied_shapes_alone() -> None:
+    tied = next(fault for fault in controls.FAULTS if fault.name == "tied axes")
+    with controls.substituted(tied.code, "pylo_zoo.optim"):
+        found = difference("velo", "ordinary")
+    assert found is not None
+    shapes = {case.name: case.shape for case in cases.CASES}
+    off = {name for name in found.off_in if sorted(shapes[name])[-1] == sorted(shapes[name])[-2]}
+    assert set(found.off_in) == off
+    assert {"square dense", "conv2d, in = out", "conv1d, all equal"} <= off
+    assert {"wide dense", "conv2d", "embedding"} <= set(found.right_in)
+
+
+@pytest.mark.parametrize(
+    ("family", "tensor", "first"),
+    [
+        ("velo", "controller.lstm.weight", "lstm_cell"),
+        ("velo", "mlp.layers.0.weight", "written/0"),
+        ("celo2", "mlp.layers.2.weight", "direction"),
+        ("elo", "mlp.layers.1.bias", "direction"),
+        ("mulo", "momentum_decays", "momentum"),
+    ],
+)
+def test_a_wrong_weight_is_shown_where_it_begins(family: str, tensor: str, first: str) -> None:
+    wrong = corrupted(random_weights(family)[0], tensor, 1.001)
+    found = first_difference([compare(wrong, walk(family, "ordinary"), "float64", "torch")])
+    assert found is not None
+    assert (found.quantity, found.step) == (first, 0)
+    assert found.ours != found.theirs
+    assert next(link.quantity for link in found.chain if not link.passed) == first
