@@ -30,7 +30,7 @@ from pylo_zoo.compat.naive import (
     VeLO_naive,
     published_mulo,
 )
-from pylo_zoo.compat.weights import Key, choose, learned_offsets
+from pylo_zoo.compat.weights import OFFSETS, Key, of_meta_training
 
 
 class VeLO_CUDA(VeLO_naive):
@@ -203,8 +203,7 @@ def of_cuda_arguments(given: dict[str, Any], owner: type[Any]) -> Artifact:
     if given["load_from_file"] is None:
         made = published_mulo(given["hf_key"])
     else:
-        offsets = learned_offsets(given["load_from_file"])
-        made = choose("mulo", None, given["load_from_file"], settings=offsets)
+        made = of_meta_training(given["load_from_file"])
         default = defaults_of(owner.__init__)
-        given = {**given, **{name: default[name] for name in offsets}}
+        given = {**given, **{name: default[name] for name in OFFSETS}}
     return translate(made, arguments.ADAFAC_CUDA, given, owner.__init__)

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pylo_zoo import formats, registry
 from pylo_zoo.artifact import CONFIG, Artifact
@@ -21,6 +21,8 @@ from pylo_zoo.weights import load
 
 MODEL = "model.safetensors"
 """What a repository of PyLO's calls its weights."""
+OFFSETS = ("momentum_decays", "rms_decays", "adafactor_decays")
+"""What AdafacMLP's learned offsets are called (SPEC §3)."""
 
 Key = str | Path | Artifact | None
 Settings = Mapping[str, Any] | None
@@ -85,21 +87,24 @@ def choose_velo(hf_key_rnn: Key, hf_key_mlp: Key) -> Artifact:
         return convert("velo", source=both)
 
 
-def learned_offsets(path: str | Path) -> dict[str, list[float]]:
-    """The decays' offsets beside the network in a file of PyLO's meta-training, ``{"state_dict": …, "decays": …}``.
+def of_meta_training(path: str | Path) -> Artifact:
+    """The network and learned offsets in a file of PyLO's meta-training, ``{"state_dict": …, "decays": …}``.
+
+    Such a file goes through ``torch.load(…, weights_only=True)``.
 
     Raises:
-        ZooError: the file cannot be read, or holds none.
+        ZooError: the file cannot be read, or is no such file.
     """
     try:
-        decays = torch.load(path, map_location="cpu", weights_only=True)["decays"]
-        names = ("momentum_decays", "rms_decays", "adafactor_decays")
-        return {name: torch.as_tensor(decays[name]).float().flatten().tolist() for name in names}
-    except (OSError, EOFError, pickle.UnpicklingError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        state_dict = {str(name): torch.as_tensor(value) for name, value in loaded["state_dict"].items()}
+        offsets = {name: torch.as_tensor(loaded["decays"][name]).flatten().tolist() for name in OFFSETS}
+    except (OSError, EOFError, pickle.UnpicklingError, RuntimeError, AttributeError, LookupError, TypeError) as error:
         raise ZooError(
-            f"{path} holds no decays beside its network ({type(error).__name__}: {str(error).splitlines()[0:1]}).",
+            f"{path} holds no network with its decays ({type(error).__name__}).",
             'load_from_file takes what torch.save wrote of {"state_dict": …, "decays": …}; give others as hf_key.',
         ) from error
+    return _of_tensors("mulo", state_dict, offsets)
 
 
 def _of_key(family: str, key: Key, settings: Settings) -> Artifact:
@@ -136,10 +141,14 @@ def _of_network(family: str, network: Any, settings: Settings) -> Artifact:
     said = dict(settings or {})
     if (activation := getattr(network, "activation", "relu")) != "relu":
         said["mlp_activation"] = activation
+    return _of_tensors(family, network.state_dict(), said)
+
+
+def _of_tensors(family: str, tensors: Mapping[str, Tensor], settings: Settings) -> Artifact:
     with TemporaryDirectory() as directory:
         path = Path(directory) / "network.pt"
-        torch.save({name: value.detach().cpu() for name, value in network.state_dict().items()}, path)
-        return convert(family, source=path, settings=said)
+        torch.save({name: value.detach().cpu() for name, value in tensors.items()}, path)
+        return convert(family, source=path, settings=settings)
 
 
 def _entry(keys: Sequence[Any]) -> str | None:
