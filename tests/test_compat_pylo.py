@@ -147,17 +147,20 @@ def test_elsewhere_decay_is_taken_off_the_old_parameter(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["AdafacLO_naive", "MuLO_naive"])
 def test_max_grad_norm_clips_each_parameter_alone(name: str) -> None:
-    one, other = parameters(), parameters()
-    limited, plain_one = build(name, one, max_grad_norm=0.5), build(name, other)
+    one, other, unclipped = parameters(), parameters(), parameters()
+    limited, clipped_before, free = build(name, one, max_grad_norm=3.0), build(name, other), build(name, unclipped)
     for step in range(3):
-        give_gradients(one, step)
-        give_gradients(other, step)
-        for p in other:
-            torch.nn.utils.clip_grad_norm_(p, 0.5)
-        limited.step()
-        plain_one.step()
-    for a, b in zip(one, other, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        for each in (one, other, unclipped):
+            give_gradients(each, step, scale=1.0 + step)
+        given = [p.grad.clone() for p in one if p.grad is not None]
+        norms = [torch.nn.utils.clip_grad_norm_(p, 3.0) for p in other]
+        assert min(norms) < 3 < max(norms)
+        for optimizer in (limited, clipped_before, free):
+            optimizer.step()
+        assert all(torch.equal(p.grad, g) for p, g in zip(one, given, strict=True) if p.grad is not None)
+    for a, b, c in zip(one, other, unclipped, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+        assert a.numel() < 30 or not torch.allclose(a, c, rtol=1e-5)
     unlimited = parameters()
     train(build(name, [{"params": unlimited, "max_grad_norm": None, "width_mult": 4.0}], max_grad_norm=0.5), unlimited)
     reference = parameters()
@@ -197,12 +200,18 @@ def test_embeddings_and_vectors(name: str) -> None:
 
 
 def test_celo2s_adamw_decays_by_the_constructors_value_and_clips() -> None:
-    p, q = parameters(shapes=[(7,)]), parameters(shapes=[(7,)])
-    optimizer = build("CELO2_naive", [{"params": p, "weight_decay": 0.0}], weight_decay=0.5, lr=0.1, grad_clip_val=0.01)
-    give_gradients(p, 0)
-    optimizer.step()
-    sign = torch.sign(p[0].grad) * 0.01 / (0.01 + 1e-8)  # pyright: ignore[reportArgumentType, reportOperatorIssue]
-    torch.testing.assert_close(p[0], q[0] - 0.1 * (sign + 0.5 * q[0]), rtol=1e-5, atol=1e-6)
+    (p,) = params = parameters(shapes=[(7,)])
+    expected, m, v = p.detach().clone(), torch.zeros(7), torch.zeros(7)
+    optimizer = build(
+        "CELO2_naive", [{"params": params, "weight_decay": 0.0}], weight_decay=0.5, lr=0.1, grad_clip_val=1
+    )
+    for t, g in enumerate((torch.linspace(-9, 9, 7), torch.full((7,), 0.5)), start=1):
+        p.grad = g.clone()
+        optimizer.step()
+        m, v = 0.9 * m + 0.1 * g.clamp(-1, 1), 0.95 * v + 0.05 * g.clamp(-1, 1).square()
+        direction = m / (1 - 0.9**t) / ((v / (1 - 0.95**t)).sqrt() + 1e-8)
+        expected -= 0.1 * (direction + 0.5 * expected)
+        torch.testing.assert_close(p.detach(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_elo_celo2s_adamw_shares_the_rules_decays() -> None:

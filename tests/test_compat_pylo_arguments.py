@@ -100,6 +100,8 @@ REFUSED = [
     ("AdafacLO_naive", {"input_size": 38}, "part of the update rule"),
     ("AdafacLO_naive", {"clip_grad": True}, "max_grad_norm clips"),
     ("AdafacLO_naive", {"mup_lrs": {}}, "MuLO_naive"),
+    ("AdafacLO_naive", {"max_grad_norm": 0.0}, "max_grad_norm is 0"),
+    ("MuLO_CUDA", {"max_grad_norm": -1.0}, "max_grad_norm is -1"),
     ("AdafacLO_CUDA", {"foreach": True}, "no multi-tensor version"),
     ("AdafacLO_CUDA", {"momentum_dtype": torch.bfloat16}, "float32"),
     ("AdafacLO_CUDA", {"eps": 1e-8}, "1e-30"),

@@ -21,7 +21,7 @@ from pylo_zoo.compat.naive import (
     Rate,
     published_mulo,
 )
-from pylo_zoo.compat.translated import Translated, clipped, decaying_after
+from pylo_zoo.compat.translated import Translated, checked_norm, clipped, decaying_after
 from pylo_zoo.compat.weights import Key
 from pylo_zoo.errors import ZooError
 from pylo_zoo.optim import AdafacLO, MuLO
@@ -76,7 +76,7 @@ class MuLO_naive(Translated, MuLO):
         given = dict(locals())
         check_impl(impl)
         made = translate(published_mulo(hf_key), arguments.ADAFAC, given, MuLO_naive.__init__)
-        self.max_grad_norm = max_grad_norm
+        self.max_grad_norm = checked_norm(max_grad_norm)
         super().__init__(params, lr, weight_decay, weights=made)
 
     def update(self, item: Item, step: Tensor, context: Any) -> None:

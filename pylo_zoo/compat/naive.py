@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.compat import arguments
 from pylo_zoo.compat.arguments import translate
-from pylo_zoo.compat.translated import Translated, clipped, decaying_after
+from pylo_zoo.compat.translated import Translated, checked_norm, clipped, decaying_after
 from pylo_zoo.compat.weights import Key, choose, choose_velo
 from pylo_zoo.errors import ZooError
 from pylo_zoo.optim import CELO2, ELO, ELO_CELO2, AdafacLO, VeLO
@@ -285,7 +285,7 @@ class AdafacLO_naive(Translated, AdafacLO):
     ) -> None:
         given = dict(locals())
         made = translate(published_mulo(hf_key), arguments.ADAFAC, given, AdafacLO_naive.__init__)
-        self.max_grad_norm = max_grad_norm
+        self.max_grad_norm = checked_norm(max_grad_norm)
         super().__init__(params, lr, weight_decay, weights=made)
 
     def update(self, item: Item, step: Tensor, context: Any) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pylo_zoo.errors import ZooError
 from pylo_zoo.optim.base import Group, Item, LearnedOptimizer, state_dtype
+from pylo_zoo.optim.contract import require
 
 PER_GROUP = frozenset(
     [
@@ -57,6 +58,7 @@ class Translated(LearnedOptimizer):
                 f"A parameter group sets {', '.join(wrong)}.",
                 f"Give it to {type(self).__name__}() itself: here it belongs to the whole optimizer.",
             )
+        checked_norm(group.get("max_grad_norm"))
         if group.pop("is_embedding", False):
             group.setdefault("layout", "jax")
         super().add_param_group(group)
@@ -87,6 +89,16 @@ def decaying_after(update: Update, item: Item, step: Tensor, context: Any) -> No
     update(replace(item, group={**item.group, "weight_decay": 0.0}), step, context)
     if decay:
         item.p.sub_(lr * decay * item.p)
+
+
+def checked_norm(max_grad_norm: float | None) -> float | None:
+    """``max_grad_norm``, a positive number or None."""
+    require(
+        max_grad_norm is None or max_grad_norm > 0,
+        f"max_grad_norm is {max_grad_norm}.",
+        "Use a positive number, or None, which does not clip.",
+    )
+    return max_grad_norm
 
 
 def clipped(item: Item, max_norm: float | None) -> Item:
