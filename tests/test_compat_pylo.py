@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import re
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -290,3 +292,14 @@ def test_the_network_is_there_to_look_at() -> None:
     assert {name: tuple(p.shape) for name, p in optimizer.network.named_parameters()} == {
         name: tuple(tensor.shape) for name, tensor in MADE["elo"].state_dict().items()
     }
+
+
+def test_the_guide_names_every_argument_and_class() -> None:
+    guide = (Path(__file__).parent.parent / "docs" / "migrating-from-pylo.md").read_text(encoding="utf-8")
+    tables = dict(re.findall(r"^\*\*(.+)\*\*\n((?:.*\n)*?)(?=^\*\*|^## )", guide, re.MULTILINE))
+    assert {name for heading in tables for name in heading.split(", ")} == set(SIGNATURES)
+    for heading, table in tables.items():
+        named = set(re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in table.splitlines() if "|" in line)))
+        known = {argument for name in heading.split(", ") for argument in SIGNATURES[name]}
+        assert named == known, heading
+    assert all(f"`{name}`" in guide for name in pylo.__all__)
