@@ -167,7 +167,7 @@ def translate(made: Artifact, table: Table, given: Mapping[str, Any], constructo
         initial = getattr(behavior, rule.initial)
         offsets = _offsets(value, len(initial), f"{where}: {name}")
         if name in tensors:
-            tensors[name] = torch.tensor(offsets)
+            tensors[name] = torch.tensor(offsets, dtype=torch.float32)
         else:
             moved = tuple(_moved(decay, offset) for decay, offset in zip(initial, offsets, strict=True))
             behavior = replace(behavior, **{rule.initial: moved})
