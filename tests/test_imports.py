@@ -35,6 +35,7 @@ ARROWS = {
     "yaml",
     "weights": "artifact convert errors fetch hub registry",
     "optim": "artifact config converters errors kernels nets ops torch weights",
+    "compat": "artifact config convert errors fetch formats optim registry torch weights",
     "tasks": "errors numpy optim sklearn torch",
     "reference": "config errors flax jax numpy",
     "parity": "artifact config convert converters errors fetch flax files formats jax jinja2 nets numpy ops optax "

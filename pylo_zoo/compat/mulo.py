@@ -1,0 +1,135 @@
+"""PyLO's ``MuLO_naive``: AdafacLO's rule in groups by width, each group's lr divided by its width multiplier."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable
+from numbers import Real
+from typing import Any
+
+from torch import Tensor
+
+from pylo_zoo.compat import arguments
+from pylo_zoo.compat.arguments import translate
+from pylo_zoo.compat.naive import (
+    MULO_ADAFACTOR,
+    MULO_MOMENTUM,
+    MULO_RMS,
+    AdafacLO_naive,
+    Floats,
+    Rate,
+    published_mulo,
+)
+from pylo_zoo.compat.translated import Translated, checked_norm, clipped, decaying_after
+from pylo_zoo.compat.weights import Key
+from pylo_zoo.errors import ZooError
+from pylo_zoo.optim import AdafacLO, MuLO
+from pylo_zoo.optim.base import Group, Item
+from pylo_zoo.optim.mulo import infshape_width
+
+
+class MuLO_naive(Translated, MuLO):
+    """:class:`pylo_zoo.optim.MuLO` with PyLO's arguments, those of :class:`AdafacLO_naive` by keyword.
+
+    As in PyLO, parameters are grouped by their width multiplier, and a group's ``lr`` is divided by it: schedulers see
+    the divided ``lr``, and weight decay, applied to the updated parameter, is divided with it. ``mup.set_base_shapes``
+    has to be called first, or groups have to carry ``width_mult``.
+
+    Args:
+        params: parameters or parameter groups.
+        impl: whose update rule; ``"naive"``, :class:`AdafacLO_naive` and its CUDA twin are one rule here.
+        others: as :class:`AdafacLO_naive`.
+
+    Raises:
+        ZooError: as AdafacLO_naive, or a parameter has no width.
+    """
+
+    own_state = ("max_grad_norm",)
+
+    def __init__(
+        self,
+        params: Any,
+        impl: Any = AdafacLO_naive,
+        *,
+        momentum_decays: Floats = MULO_MOMENTUM,
+        rms_decays: Floats = MULO_RMS,
+        adafactor_decays: Floats = MULO_ADAFACTOR,
+        lr: Rate = 1.0,
+        exp_mult: float = 0.001,
+        step_mult: float = 0.01,
+        input_size: int = 39,
+        hidden_size: int = 32,
+        hidden_layers: int = 1,
+        initial_momentum_decays: Floats = (0.9, 0.99, 0.999),
+        initial_rms_decays: Floats = (0.999,),
+        initial_adafactor_decays: Floats = (0.9, 0.99, 0.999),
+        max_grad_norm: float | None = None,
+        concat_weights: bool = True,
+        make_separate_weights: bool = False,
+        split_weights: bool = False,
+        clip_grad: bool = False,
+        weight_decay: float = 0.0,
+        mup_lrs: Any = None,
+        hf_key: Key = "btherien/mulo",
+    ) -> None:
+        given = dict(locals())
+        check_impl(impl)
+        made = translate(published_mulo(hf_key), arguments.ADAFAC, given, MuLO_naive.__init__)
+        self.max_grad_norm = checked_norm(max_grad_norm)
+        super().__init__(params, lr, weight_decay, weights=made)
+
+    def update(self, item: Item, step: Tensor, context: Any) -> None:
+        limited = clipped(item, item.group.get("max_grad_norm", self.max_grad_norm))
+        decaying_after(super().update, limited, step, context)
+
+    def add_param_group(self, param_group: Group) -> None:
+        before = len(self.param_groups)
+        try:
+            for group in by_width(param_group, self.defaults["lr"]):
+                super().add_param_group(group)
+        except (TypeError, ValueError):
+            del self.param_groups[before:]
+            raise
+
+
+def by_width(param_group: Group, lr: Rate) -> Iterable[Group]:
+    """The group split by width multiplier, ``lr`` divided by it (arXiv 2203.03466); ``width_mult`` is 1 after that."""
+    params = param_group["params"]
+    split: dict[float, list[Any]] = {}
+    for each in [params] if isinstance(params, Tensor) else params:
+        p = each[1] if isinstance(each, tuple) else each
+        split.setdefault(_width(p, param_group), []).append(each)
+    lr = param_group.get("lr", lr)
+    for width, members in split.items():
+        yield {**param_group, "params": members, "lr": lr / width, "width_mult": 1.0}
+
+
+def _width(p: Tensor, group: Group) -> float:
+    if "width_mult" in group:
+        given = group["width_mult"]
+        width = float(given) if isinstance(given, Real) and not isinstance(given, bool) else math.nan
+        if not (math.isfinite(width) and width > 0):
+            raise ZooError(f"width_mult is {given!r}.", "Give width over base width, a positive finite number.")
+        return width
+    width = infshape_width(p)
+    if width is None:
+        raise ZooError(
+            f"A parameter of shape {tuple(p.shape)} has no infshape.",
+            "Call mup.set_base_shapes on the model first, or set width_mult in its group.",
+        )
+    return width
+
+
+def check_impl(impl: Any) -> None:
+    """Warn or raise where ``impl`` asks for another update rule, or for a backend."""
+    if impl in ("cuda", "triton"):
+        warnings.warn(
+            f"impl={impl!r} is ignored: pylo-zoo chooses the backend, and every backend computes the same rule.",
+            stacklevel=3,
+        )
+    elif impl != "naive" and not (isinstance(impl, type) and issubclass(impl, AdafacLO)):
+        raise ZooError(
+            f"impl is {impl!r}: MuLO is AdafacLO's update rule with steps divided by width.",
+            'Leave it out, or give "naive" or AdafacLO_naive.',
+        )

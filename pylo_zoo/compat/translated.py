@@ -1,0 +1,108 @@
+"""What all classes with PyLO's names do beyond ours: read its parameter groups, refuse its states, decay as it does."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pylo_zoo.errors import ZooError
+from pylo_zoo.optim.base import Group, Item, LearnedOptimizer, state_dtype
+from pylo_zoo.optim.contract import require
+
+PER_GROUP = frozenset(
+    [
+        "params",
+        "lr",
+        "weight_decay",
+        "num_steps",
+        "adam_lr_mult",
+        "adam_weight_decay",
+        "adam_betas",
+        "adam_eps",
+        "grad_clip_val",
+        "max_grad_norm",
+        "use_adamw_for_1d",
+    ]
+)
+"""Arguments of PyLO's constructors that a parameter group may carry here."""
+THEIR_STATE = frozenset(
+    ["mom", "rms", "fac_vec_row", "fac_vec_col", "fac_vec_v", "exp_avg_sq_r", "exp_avg_sq_c", "fac_r", "fac_c"]
+)
+
+
+class Translated(LearnedOptimizer):
+    """Base of the optimizers with PyLO's names.
+
+    A parameter group may carry PyLO's ``is_embedding``: the table is then kept as ``(…, in, out)`` (SPEC §1).
+    """
+
+    own_state: ClassVar[tuple[str, ...]] = ()
+    """Attributes that pickling and copying keep beyond ours."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The meta-network in use for the first parameter's device and dtype."""
+        p = self.param_groups[0]["params"][0]
+        return self._meta(p.device, state_dtype(p)).net
+
+    def add_param_group(self, param_group: Group) -> None:
+        group = dict(param_group)
+        own = set(inspect.signature(type(self).__init__).parameters) - PER_GROUP
+        if wrong := sorted(own & group.keys()):
+            raise ZooError(
+                f"A parameter group sets {', '.join(wrong)}.",
+                f"Give it to {type(self).__name__}() itself: here it belongs to the whole optimizer.",
+            )
+        checked_norm(group.get("max_grad_norm"))
+        if group.pop("is_embedding", False):
+            group.setdefault("layout", "jax")
+        super().add_param_group(group)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As the other optimizers here; a state that PyLO wrote is refused, since it keeps other accumulators."""
+        entries = state_dict.get("state", {}).values()
+        if "loss_buffer" in state_dict or any(THEIR_STATE & set(entry) for entry in entries):
+            raise ZooError(
+                "This state was written by PyLO, which factors and lays out its accumulators in another way.",
+                "Load the model's weights, and let the optimizer start anew.",
+            )
+        super().load_state_dict(state_dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in self.own_state}}
+
+
+Update = Callable[[Item, Tensor, Any], None]
+
+
+def decaying_after(update: Update, item: Item, step: Tensor, context: Any) -> None:
+    """``update`` with the weight decay taken off the updated parameter: ``p ← (p − lr·step) − lr·weight_decay·(…)``.
+
+    That is PyLO's order for VeLO, AdafacLO and MuLO; the originals, and :mod:`pylo_zoo.optim`, decay the old value.
+    """
+    lr, decay = item.group["lr"], item.group["weight_decay"]
+    update(replace(item, group={**item.group, "weight_decay": 0.0}), step, context)
+    if decay:
+        item.p.sub_(lr * decay * item.p)
+
+
+def checked_norm(max_grad_norm: float | None) -> float | None:
+    """``max_grad_norm``, a positive number or None."""
+    require(
+        max_grad_norm is None or max_grad_norm > 0,
+        f"max_grad_norm is {max_grad_norm}.",
+        "Use a positive number, or None, which does not clip.",
+    )
+    return max_grad_norm
+
+
+def clipped(item: Item, max_norm: float | None) -> Item:
+    """``item`` with its own gradient's norm at most ``max_norm``, as ``torch.nn.utils.clip_grad_norm_`` of it alone."""
+    if max_norm is None:
+        return item
+    return replace(item, g=item.g * (max_norm / (torch.linalg.vector_norm(item.g) + 1e-6)).clamp(max=1.0))

@@ -1,0 +1,179 @@
+"""Where PyLO's optimizers find their network, as an artifact: a Hub key, a local file, or a module."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pylo_zoo import formats, registry
+from pylo_zoo.artifact import CONFIG, Artifact
+from pylo_zoo.convert import convert
+from pylo_zoo.errors import ZooError
+from pylo_zoo.fetch import fetch, is_uri
+from pylo_zoo.weights import load
+
+MODEL = "model.safetensors"
+"""What a repository of PyLO's calls its weights."""
+OFFSETS = ("momentum_decays", "rms_decays", "adafactor_decays")
+"""What AdafacMLP's learned offsets are called (SPEC §3)."""
+
+Key = str | Path | Artifact | None
+Settings = Mapping[str, Any] | None
+
+
+def choose(
+    family: str,
+    hf_key: Key,
+    checkpoint_path: str | Path | None = None,
+    network: Any = None,
+    settings: Settings = None,
+) -> Artifact:
+    """The artifact that PyLO's three arguments mean: ``network`` wins over ``checkpoint_path``, that over ``hf_key``.
+
+    Args:
+        family: as what a file is converted.
+        hf_key: a Hub repository; here also a registry name, an artifact or its directory, a checkpoint's file or
+            directory, or its address.
+        checkpoint_path: a file, such as PyLO's ``.pt``.
+        network: one of PyLO's modules, whose weights are copied; or an artifact.
+        settings: what PyLO's files do not say (:func:`pylo_zoo.convert.convert`).
+
+    Raises:
+        ZooError: nothing is given, or it cannot be had or is no network of the family.
+    """
+    if network is not None:
+        return _of_network(family, network, settings)
+    if checkpoint_path is not None:
+        return _of_file(family, Path(checkpoint_path), settings)
+    if hf_key is None:
+        raise ZooError(
+            "There are no weights: hf_key, checkpoint_path and network are None. PyLO would start a random network, "
+            "which has learned nothing.",
+            "Give one of the three; hf_key also takes a name of `pylo-zoo list`.",
+        )
+    return _of_key(family, hf_key, settings)
+
+
+def choose_velo(hf_key_rnn: Key, hf_key_mlp: Key) -> Artifact:
+    """The artifact of VeLO's two halves.
+
+    Args:
+        hf_key_rnn: repository, file or directory of the LSTM; or, the same in both, whatever :func:`choose` takes as
+            ``hf_key`` and has both halves in it.
+        hf_key_mlp: the same of the MLPs.
+
+    Raises:
+        ZooError: they cannot be had, or are no VeLO.
+    """
+    if hf_key_rnn is None or hf_key_mlp is None:
+        raise ZooError("There are no weights: hf_key_rnn or hf_key_mlp is None.", "Give both, or leave both out.")
+    if hf_key_rnn == hf_key_mlp:
+        return _of_key("velo", hf_key_rnn, None)
+    if entry := _entry([hf_key_rnn, hf_key_mlp]):
+        return load(entry)
+    files = [_half(hf_key_rnn), _half(hf_key_mlp)]
+    with TemporaryDirectory() as directory:
+        both = Path(directory) / "VeLO"
+        for half, file in zip(("VeLO_RNN", "VeLO_MLP"), files, strict=True):
+            (both / half).mkdir(parents=True)
+            shutil.copyfile(file, both / half / file.name)
+        return convert("velo", source=both)
+
+
+def of_meta_training(path: str | Path) -> Artifact:
+    """The network and learned offsets in a file of PyLO's meta-training, ``{"state_dict": …, "decays": …}``.
+
+    Such a file goes through ``torch.load(…, weights_only=True)``.
+
+    Raises:
+        ZooError: the file cannot be read, or is no such file.
+    """
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        state_dict = {str(name): torch.as_tensor(value) for name, value in loaded["state_dict"].items()}
+        offsets = {name: torch.as_tensor(loaded["decays"][name]).flatten().tolist() for name in OFFSETS}
+    except (OSError, EOFError, pickle.UnpicklingError, RuntimeError, AttributeError, LookupError, TypeError) as error:
+        raise ZooError(
+            f"{path} holds no network with its decays ({type(error).__name__}).",
+            'load_from_file takes what torch.save wrote of {"state_dict": …, "decays": …}; give others as hf_key.',
+        ) from error
+    return _of_tensors("mulo", state_dict, offsets)
+
+
+def _of_key(family: str, key: Key, settings: Settings) -> Artifact:
+    if isinstance(key, Artifact):
+        return key
+    text = str(key)
+    if Path(text).exists():
+        return _of_file(family, Path(text), settings)
+    if is_uri(text):
+        return convert(family, source=text, settings=settings)
+    if "/" not in text:
+        return load(text)
+    if entry := _entry([text]):
+        return load(entry)
+    return convert(family, source=f"hf://{text}/{MODEL}", settings=settings)
+
+
+def _of_file(family: str, path: Path, settings: Settings) -> Artifact:
+    config = path / CONFIG
+    if config.is_file() and b'"format_version"' in config.read_bytes():  # PyLO's repositories have a config.json, too
+        return load(path)
+    theirs = settings is not None and formats.read(path).naming == "pylo"
+    return convert(family, source=path, settings=settings if theirs else None)
+
+
+def _of_network(family: str, network: Any, settings: Settings) -> Artifact:
+    if isinstance(network, Artifact):
+        return network
+    if not isinstance(network, nn.Module):
+        raise ZooError(
+            f"network is {type(network).__name__}.",
+            "Give a torch.nn.Module of PyLO's, or an artifact of pylo_zoo.load.",
+        )
+    said = dict(settings or {})
+    if (activation := getattr(network, "activation", "relu")) != "relu":
+        said["mlp_activation"] = activation
+    return _of_tensors(family, network.state_dict(), said)
+
+
+def _of_tensors(family: str, tensors: Mapping[str, Tensor], settings: Settings) -> Artifact:
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / "network.pt"
+        torch.save({name: value.detach().cpu() for name, value in tensors.items()}, path)
+        return convert(family, source=path, settings=settings)
+
+
+def _entry(keys: Sequence[Any]) -> str | None:
+    """The registry's name for the checkpoint whose files lie in these repositories of the Hub, one in each."""
+    for entry in registry.load_registry().values():
+        uris = [source.uri for source in entry.sources]
+        if len(uris) == len(keys) and all(uri.startswith(f"hf://{key}/") for uri, key in zip(uris, keys, strict=True)):
+            return entry.name
+    return None
+
+
+def _half(key: Key) -> Path:
+    """The file of one half of VeLO."""
+    if isinstance(key, Artifact) or ("/" not in str(key) and not Path(str(key)).exists()):
+        name = key.name if isinstance(key, Artifact) else key
+        raise ZooError(
+            f"{name!r} is a whole VeLO, and hf_key_rnn and hf_key_mlp name its halves.", "Give it as both of them."
+        )
+    path = Path(str(key))
+    if path.is_dir():
+        return path / MODEL if (path / MODEL).is_file() else _missing(path)
+    if path.is_file():
+        return path
+    return fetch(str(key) if is_uri(str(key)) else f"hf://{key}/{MODEL}", limit=formats.MAX_BYTES)
+
+
+def _missing(directory: Path) -> Path:
+    raise ZooError(f"{directory} holds no {MODEL}.", "Give the file of that half itself.")
