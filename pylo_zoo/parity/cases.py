@@ -17,15 +17,14 @@ Arrays = dict[str, Array]
 class Case:
     """One parameter of the shape table, ``shape`` in JAX layout.
 
-    ``layout`` is "both" where torch keeps such a parameter transposed, so that it is tried in either layout, and
-    "jax" where torch keeps it as JAX does. ``width_mult`` is its width multiplier where the optimizer heeds one.
+    ``torch`` is the layout that such a parameter has in torch: "torch" for weights, "torch-stacked" for stacks of
+    matrices, and "jax" where torch keeps it as JAX does.
     """
 
     name: str
     shape: tuple[int, ...]
-    layout: str = "both"
+    torch: str = "torch"
     rule: str | None = None
-    width_mult: float = 1.0
 
     @property
     def ndim(self) -> int:
@@ -56,9 +55,9 @@ CASES = (
     Case("conv2d, wide kernel", (5, 5, 2, 3)),
     Case("conv3d", (2, 3, 3, 1, 4)),
     Case("conv3d, in = out", (2, 2, 1, 4, 4)),
-    Case("stacked experts", (2, 5, 4), layout="jax"),
-    Case("square experts", (3, 4, 4), layout="jax"),
-    Case("embedding", (9, 5), layout="jax", rule="adamw"),
+    Case("stacked experts", (2, 5, 4), torch="torch-stacked"),
+    Case("square experts", (3, 4, 4), torch="torch-stacked"),
+    Case("embedding", (9, 5), torch="jax", rule="adamw"),
 )
 
 REDUCED = tuple(

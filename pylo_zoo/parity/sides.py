@@ -90,7 +90,7 @@ class TorchSide:
     ) -> None:
         self._dtype = getattr(torch, dtype)
         self._cases = {case.name: case for case in cases}
-        self._kept = {case.name: "jax" if case.layout == "jax" else layout for case in cases}
+        self._kept = {case.name: case.torch if layout == "torch" else "jax" for case in cases}
         self._parameters = {name: torch.nn.Parameter(self._tensor(name, start[name])) for name in self._cases}
         self._subject, self._rows, self._primed = "", [], False
         self._notes: Notes = {}
@@ -222,7 +222,9 @@ class TorchSide:
         if self._kept[name] == "jax" or own < 2 or ndim not in (own, own + 1):
             return None
         lead = ndim - own
-        return [*range(lead), *(lead + axis for axis in TORCH_FROM_JAX[own])]
+        stacked = (*range(own - 2), own - 1, own - 2)
+        order = TORCH_FROM_JAX[own] if self._kept[name] == "torch" else stacked
+        return [*range(lead), *(lead + axis for axis in order)]
 
 
 def _spread(notes: Notes, quantity: str, value: np.ndarray, names: Sequence[str]) -> None:
