@@ -103,9 +103,11 @@ def test_info_says_how_to_convert() -> None:
     usage = json.loads(run("info", "velo-s", "--json"))["usage"]
     assert usage == [
         "pylo-zoo convert velo-s --out zoo/velo-s",
-        "from pylo_zoo.optim import VeLO",
-        'opt = VeLO(model.parameters(), num_steps=10_000, weights="zoo/velo-s")',
+        "from pylo_zoo.optim import VeLO, param_groups",
+        'opt = VeLO(param_groups(model), num_steps=10_000, weights="zoo/velo-s")',
     ]
+    base = json.loads(run("info", "celo2-base", "--json"))["usage"]
+    assert base[-1] == 'opt = CELO2(param_groups(model, learned="*"), weights="zoo/celo2-base")'
     assert json.loads(run("info", "velo-sample", "--json"))["usage"][0] == (
         "pylo-zoo convert velo-sample --out zoo/velo-sample"
     )

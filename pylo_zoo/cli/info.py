@@ -77,14 +77,13 @@ def _usage(entry: Entry) -> list[str]:
 
     optimizer = optimizer_class(entry.family)
     arguments = inspect.signature(optimizer).parameters
-    routed = "adam_lr_mult" in arguments  # some parameters go to AdamW: param_groups knows which
-    imports = f"{optimizer.__name__}, param_groups" if routed else optimizer.__name__
-    params = "param_groups(model)" if routed else "model.parameters()"
+    # Layouts belong to the modules, and so does what goes to AdamW; CELO2-base has its own rule for everything.
+    everything = ', learned="*"' if entry.family == "celo2-base" else ""
     steps = "num_steps=10_000, " if "num_steps" in arguments else ""
     return [
         f"pylo-zoo convert {entry.name} --out zoo/{entry.name}",
-        f"from pylo_zoo.optim import {imports}",
-        f'opt = {optimizer.__name__}({params}, {steps}weights="zoo/{entry.name}")',
+        f"from pylo_zoo.optim import {optimizer.__name__}, param_groups",
+        f'opt = {optimizer.__name__}(param_groups(model{everything}), {steps}weights="zoo/{entry.name}")',
     ]
 
 
