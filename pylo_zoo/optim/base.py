@@ -23,7 +23,7 @@ from pylo_zoo.ops.accumulators import Decays
 from pylo_zoo.ops.gradients import global_norm_scale
 from pylo_zoo.ops.layout import Axes, axes_of
 from pylo_zoo.optim.checks import fitted, require
-from pylo_zoo.optim.contract import Due, Group, Loss, ZooOptimizer, master_copy, state_dtype, wide_value
+from pylo_zoo.optim.contract import Due, Group, Loss, ZooOptimizer, eager, master_copy, state_dtype, wide_value
 from pylo_zoo.weights import load
 
 
@@ -92,6 +92,7 @@ class LearnedOptimizer(ZooOptimizer):
         require(clip_norm is None or clip_norm > 0, f"clip_norm is {clip_norm}.", "Use a positive number, or None.")
         self.clip_norm = clip_norm
         self._metas: dict[tuple[torch.device, torch.dtype], Meta] = {}
+        self._axes: dict[tuple[torch.Size, str], Axes] = {}
         self._warned: set[str] = set()
         defaults = {**defaults, "layout": "torch", "weights": self.artifact.fingerprint[:16]}
         super().__init__(params, defaults, nonfinite, master_weights)
@@ -137,11 +138,12 @@ class LearnedOptimizer(ZooOptimizer):
                 item.parameter.copy_(item.p.view_as(item.parameter))
         step += 1
 
-    @torch.compiler.disable
+    @eager
     def _prime(self, due: Sequence[Due]) -> None:
         super()._prime(due)
-        for p in (each.parameter for each in due):
+        for p, _, group in due:
             self._meta(p.device, state_dtype(p))
+            self._axes_of(p, group)
         first = self.param_groups[0]
         if "step" not in first:
             dtypes = {state_dtype(each.parameter) for each in due}
@@ -158,8 +160,13 @@ class LearnedOptimizer(ZooOptimizer):
         g = g.to(dtype) if scale is None else g.to(dtype) * scale.to(g.device)
         if p.ndim == 0:
             p, g = p.view(1), g.view(1)
-        axes = axes_of(tuple(p.shape), group["layout"])
-        return Item(parameter, p, g, state, group, axes, self._meta(p.device, dtype))
+        return Item(parameter, p, g, state, group, self._axes_of(parameter, group), self._meta(p.device, dtype))
+
+    def _axes_of(self, p: Tensor, group: Group) -> Axes:
+        key = p.shape, group["layout"]
+        if key not in self._axes:
+            self._axes[key] = axes_of(tuple(p.shape) or (1,), group["layout"])
+        return self._axes[key]
 
     def _meta(self, device: torch.device, dtype: torch.dtype) -> Meta:
         if (device, dtype) not in self._metas:
@@ -193,7 +200,7 @@ class LearnedOptimizer(ZooOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._metas = {}
+        self._metas, self._axes = {}, {}
 
     def expected_state(self, p: Tensor, group: Group) -> dict[str, Tensor]:
         shell = torch.empty(p.shape or (1,), device=p.device, dtype=state_dtype(p))

@@ -7,7 +7,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from pylo_zoo.optim.checks import all_finite, check_flag, check_number, fitted, 
 
 Loss = Tensor | float
 Group = dict[str, Any]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 FORMAT_VERSION = 1
 """Of the state: names, shapes and meanings of its entries. It stands in every parameter group."""
@@ -25,6 +26,11 @@ NONFINITE = ("propagate", "skip", "raise")
 RULES = ("learned", "adamw")
 GROUP_OPTIONS = ("params", "param_names", "layout", "rule", "width_mult", "initial_lr", "max_lr", "min_lr")
 """Options that groups may have beside an optimizer's own; what else users and schedulers put there is left alone."""
+
+
+def eager(function: Function) -> Function:
+    """Keep a method out of compiled graphs: what it makes, they find made."""
+    return torch.compiler.disable(function)  # pyright: ignore[reportReturnType]
 
 
 class Due(NamedTuple):
@@ -148,9 +154,9 @@ class ZooOptimizer(torch.optim.Optimizer):
         self.skipped_steps += 1
         return False
 
-    @torch.compiler.disable
+    @eager
     def _prime(self, due: Sequence[Due]) -> None:
-        """Make the state of parameters that have none; out of compiled graphs, which then see it as it stays."""
+        """Make the state of parameters that have none."""
         for p, _, group in due:
             if not self.state[p]:
                 self.state[p].update(self.expected_state(p, group))
@@ -204,7 +210,7 @@ class ZooOptimizer(torch.optim.Optimizer):
             count = sum(p.numel() for p in group["params"])
             lines.append(f"Parameter Group {number}: {count:,} parameters in {len(group['params'])} tensors")
             shown = {key: value for key, value in group.items() if key in self.defaults or key in GROUP_OPTIONS}
-            hidden = ("params", "param_names", "format_version", "differentiable")
+            hidden = ("params", "param_names", "format_version")
             lines += [f"    {key}: {value}" for key, value in sorted(shown.items()) if key not in hidden]
         return "\n".join([*lines, ")"])
 
@@ -216,6 +222,7 @@ class ZooOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self.defaults.pop("differentiable", None)  # torch's, for its own step functions; no option here
         self._loss = None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
