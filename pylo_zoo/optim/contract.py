@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from numbers import Real
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -39,6 +40,16 @@ class Due(NamedTuple):
     parameter: Tensor
     gradient: Tensor
     group: Group
+
+
+@contextmanager
+def without_autocast(due: Sequence[Due]) -> Iterator[None]:
+    """The matrix products of an update are of the update's dtype, whatever the model's are in."""
+    with ExitStack() as stack:
+        for kind in {each.parameter.device.type for each in due} - {"meta"}:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 class ZooOptimizer(torch.optim.Optimizer):
@@ -112,7 +123,8 @@ class ZooOptimizer(torch.optim.Optimizer):
                 if p.grad is not None and takes_part(p)
             ]
             if due and (self.nonfinite == "propagate" or self._is_finite(due, loss)):
-                self._step(due, loss)
+                with without_autocast(due):
+                    self._step(due, loss)
         return loss
 
     def _take_loss(self, closure: Callable[[], Loss] | Loss | None, loss: Loss | None) -> Loss | None:
