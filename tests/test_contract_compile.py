@@ -84,6 +84,7 @@ def test_a_recompilation_would_be_seen() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in inductor's own imports
 @pytest.mark.parametrize("name", ["VeLO", "CELO2", "Muon"])
 def test_inductor_compiles_it(name: str) -> None:
     entry = TABLE[name]

@@ -76,7 +76,7 @@ class ControlledOptimizer(LearnedOptimizer):
 
     def add_param_group(self, param_group: Group) -> None:
         run = self.param_groups[0] if self.param_groups else self.defaults
-        for option in OF_THE_RUN:
+        for option in OF_THE_RUN if isinstance(param_group, dict) else ():
             if param_group.setdefault(option, run[option]) != run[option]:
                 raise ZooError(
                     f"A parameter group has {option}={param_group[option]}, the run {run[option]}.",
