@@ -105,7 +105,7 @@ PROPERTIES = {
     "grad_scaler": Property(TRAINING, "`GradScaler`: a skipped step leaves all state alone, and no stale loss"),
     "accumulation": Property(TRAINING, "gradients accumulated outside: micro-batches make the batch"),
     "long_runs": Property(TRAINING, "`accumulate=`, Google's past 150,000 steps; in the state", NOT_LONG),
-    "clipping": Property(TRAINING, "`clip_norm` is `clip_grad_norm_`", {n: NO_CLIP for n in (*CONTROLLED, "Muon")}),
+    "clipping": Property(TRAINING, "`clip_norm` is `clip_grad_norm_`", dict.fromkeys((*CONTROLLED, "Muon"), NO_CLIP)),
     "nonfinite": Property(TRAINING, '`nonfinite=`: "propagate", "skip", "raise", for loss and gradients'),
     "decoupled": Property(TRAINING, "decoupled decay is `p·(1 − lr·wd)`, apart from the step"),
     "l2": Property(
@@ -121,16 +121,16 @@ PROPERTIES = {
     "torch_direction": Property(
         TORCH,
         "the loss goes down, contiguous or not",
-        {
-            name: "its weights here are random, so that the direction means nothing; trained ones: tests/test_training.py"
-            for name in LEARNED
-        },
+        dict.fromkeys(
+            LEARNED,
+            "its weights here are random, so that the direction means nothing; trained ones: tests/test_training.py",
+        ),
     ),
     "torch_hooks": Property(TORCH, "step pre and post hooks, global ones, in order"),
     "torch_state_hooks": Property(TORCH, "`state_dict` and `load_state_dict` hooks, in order, replacing included"),
     "torch_noop": Property(TORCH, "without gradients a step is none"),
     "torch_zero": Property(
-        TORCH, "with zero gradients and no decay a step moves nothing", {n: "its network has biases" for n in LEARNED}
+        TORCH, "with zero gradients and no decay a step moves nothing", dict.fromkeys(LEARNED, "its network has biases")
     ),
     "torch_state": Property(TORCH, "`state_dict` is deterministic; loads with `weights_only`, with named parameters"),
     "torch_copies": Property(TORCH, "`deepcopy` has all public attributes; state is there after a step"),
