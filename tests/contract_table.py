@@ -121,10 +121,7 @@ PROPERTIES = {
     "torch_direction": Property(
         TORCH,
         "the loss goes down, contiguous or not",
-        dict.fromkeys(
-            LEARNED,
-            "its weights here are random, so that the direction means nothing; trained ones: tests/test_training.py",
-        ),
+        dict.fromkeys(LEARNED[1:], "its weights here are random: their steps have no direction"),
     ),
     "torch_hooks": Property(TORCH, "step pre and post hooks, global ones, in order"),
     "torch_state_hooks": Property(TORCH, "`state_dict` and `load_state_dict` hooks, in order, replacing included"),

@@ -6,7 +6,8 @@ minutes. One slow test runs inductor itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,18 +15,7 @@ import torch
 from contract_table import TABLE, Entry, holds, make, same
 from torch import Tensor, nn
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The .grad attribute of a Tensor that is not a leaf"
-)  # dynamo looks at it
-
 LRS: dict[str, Callable[[], Any]] = {"tensor": lambda: torch.tensor(0.1), "float": lambda: 0.1}
-
-
-@pytest.fixture(autouse=True)
-def forget() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 def run(
@@ -46,10 +36,13 @@ def run(
         optimizer.step(loss=loss.detach())
         return loss.detach()
 
+    torch.compiler.reset()
     step = training_step if backend is None else torch.compile(training_step, backend=backend)
     losses = []
     for call in range(calls):
-        with torch.compiler.set_stance("default" if backend is None or call < warm else "fail_on_recompile"):
+        stance = torch.compiler.set_stance("default" if backend is None or call < warm else "fail_on_recompile")
+        with stance, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")  # dynamo reads it
             losses.append(float(step(x)))
         scheduler.step()
     return losses, list(model.parameters())

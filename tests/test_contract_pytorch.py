@@ -1,7 +1,7 @@
 """The contract: what PyTorch's test-suite asks of its own optimizers, asked of these.
 
 ``torch.testing._internal.common_optimizers`` has the cases of errors, and they run as they are. The checks of
-``test/test_optim.py`` are not part of a PyTorch wheel; they are written here anew, under the names that they have there.
+``test/test_optim.py`` are not part of a PyTorch wheel; they are written here anew, under the names they have there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ import pytest
 import torch
 from contract_table import Entry, give_gradients, holds, loss_at, make, owned, parameters, same, same_state, train
 from torch import Tensor, nn
-from torch.optim import lr_scheduler, optimizer
+from torch.optim import lr_scheduler
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from pylo_zoo import load
+from pylo_zoo.optim import VeLO
 
 
 @holds("torch_errors")
@@ -49,7 +53,7 @@ def test_forloop_goes_right_direction(entry: Entry, contiguous: bool, scheduler:
     bias = torch.randn(10) if contiguous else torch.randn(10, 2)[..., 0]
     params, x = [nn.Parameter(weight), nn.Parameter(bias)], torch.randn(5)
     assert all(p.is_contiguous() == contiguous for p in params)
-    optimizer = make(entry, params)
+    optimizer = make(entry._replace(weights=load("velo-sample")) if entry.cls is VeLO else entry, params)
     built = {
         "StepLR": lambda: lr_scheduler.StepLR(optimizer, 10, 0.9),
         "ReduceLROnPlateau": lambda: lr_scheduler.ReduceLROnPlateau(optimizer),
@@ -108,8 +112,8 @@ def test_step_all_hooks(entry: Entry) -> None:
         hooked.register_step_pre_hook(noting("pre")),
         hooked.register_step_pre_hook(lambda opt, args, kwargs: ((opt, loss_at(0)), {})),  # may replace the arguments
         hooked.register_step_post_hook(noting("post")),
-        optimizer.register_optimizer_step_pre_hook(noting("global pre")),
-        optimizer.register_optimizer_step_post_hook(noting("global post")),
+        register_optimizer_step_pre_hook(noting("global pre")),
+        register_optimizer_step_post_hook(noting("global post")),
     ]
     try:
         give_gradients(params, 0)

@@ -55,7 +55,7 @@ VARIANTS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[nn.Parameter], Any]]:
-    """By optimizer and variant: the parameters of a run that was never broken off, and of one that a process resumed."""
+    """By optimizer and variant: the parameters of an unbroken run, and of one that a fresh process resumed."""
     unbroken, runs = {}, {}
     file = tmp_path_factory.mktemp("resume") / "runs.pt"
     for name, entry in TABLE.items():

@@ -1,4 +1,4 @@
-"""The contract: what training loops do around a step: AMP, accumulation, clipping, decay, values that are not finite."""
+"""The contract: what training loops do around a step: AMP, accumulation, clipping, decay, non-finite values."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def test_clip_norm_is_clipping_beforehand(entry: Entry) -> None:
             for each in (inside, outside):
                 give_gradients(each, step)
                 for p in each:
-                    p.grad = scale * p.grad  # pyright: ignore[reportOptionalOperand]
+                    p.grad.mul_(scale)  # pyright: ignore[reportOptionalMemberAccess]
             norm = torch.nn.utils.clip_grad_norm_(outside, 0.5)
             assert bool(norm > 0.5) == (scale == 10.0)
             first.step()
