@@ -2,8 +2,8 @@
 
     python benchmarks/precision.py [NAME_OR_DIRECTORY ...]
 
-Trains one classifier a dtype, each from the same start, with each checkpoint, Muon and torch's AdamW, and prints the mean
-loss of the last 20 steps, over three seeds.
+Trains one classifier a dtype, each from the same start, with each checkpoint, Muon and torch's AdamW, and prints the
+mean loss of the last 20 steps, over three seeds.
 """
 
 from __future__ import annotations
@@ -61,11 +61,13 @@ def builders(names: list[str]) -> dict[str, Callable[[Any, bool], torch.optim.Op
     }
 
 
-def final_loss(build: Callable[[Any, bool], torch.optim.Optimizer | None], run: str) -> float | None:
+def final_loss(
+    build: Callable[[Any, bool], torch.optim.Optimizer | None], run: str, seeds: int = SEEDS
+) -> float | None:
     """Mean loss of the last 20 steps, over the seeds."""
     dtype, master = RUNS[run]
     found = []
-    for seed in range(SEEDS):
+    for seed in range(seeds):
         model = Narrow(seed, dtype)
         optimizer = build(model.parameters(), master)
         if optimizer is None:

@@ -144,6 +144,17 @@ def test_a_parameter_that_somebody_else_writes_is_taken_over(entry: Entry) -> No
     assert torch.equal(master[1:], kept)
 
 
+@holds("master")
+def test_a_master_copy_comes_and_goes_with_the_option(entry: Entry) -> None:
+    params = parameters(torch.bfloat16)
+    optimizer = make(entry, params)
+    for step, wanted in enumerate((False, True, True, False)):
+        optimizer.param_groups[0]["master_weights"] = wanted
+        train(optimizer, params, range(step, step + 1))
+        assert all(("master" in optimizer.state[p]) == wanted for p in params)
+        make(entry, params).load_state_dict(optimizer.state_dict())
+
+
 @holds("float64")
 def test_float64_parameters_are_updated_in_float64(entry: Entry) -> None:
     double, single = parameters(torch.float64), parameters()

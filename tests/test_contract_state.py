@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import pickle
 import subprocess
 import sys
@@ -69,7 +70,8 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[nn
             unbroken[key] = params
     torch.save(runs, file)
     command = [sys.executable, "-c", FRESH, str(Path(__file__).parent), str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    env = {**os.environ, "PYLO_ZOO_HOME": str(file.parent / "home")}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     found = torch.load(file, weights_only=True)
     return {key: (unbroken[key], found[key]["params"]) for key in unbroken}

@@ -63,7 +63,7 @@ class ZooOptimizer(torch.optim.Optimizer):
             accumulator, loss buffer or counter; ``skipped_steps`` counts them. ``"raise"`` touches nothing and raises.
             The last two read one number back from each device, and break a compiled graph there.
         master_weights: keep a float32 copy of 16-bit parameters in the state, and step on that. Without it, steps
-            smaller than half the last bit of a parameter (2⁻⁹ of it in bfloat16) are lost. A group's option.
+            smaller than half the last bit of a parameter (2⁻⁹ to 2⁻⁸ of it in bfloat16) are lost. A group's option.
 
     Raises:
         ZooError: a parameter or group cannot be optimized.
@@ -170,8 +170,11 @@ class ZooOptimizer(torch.optim.Optimizer):
     def _prime(self, due: Sequence[Due]) -> None:
         """Make the state of parameters that have none."""
         for p, _, group in due:
-            if not self.state[p]:
-                self.state[p].update(self.expected_state(p, group))
+            state = self.state[p]
+            if not state:
+                state.update(self.expected_state(p, group))
+            elif wants_master(p, group) != ("master" in state):  # the option has changed in mid-run
+                state.pop("master") if "master" in state else state.update(master_copy(p, group))
 
     # --- groups --------------------------------------------------------------------------------------------------
 
@@ -318,10 +321,14 @@ def state_dtype(p: Tensor) -> torch.dtype:
     return torch.float64 if p.dtype == torch.float64 else torch.float32
 
 
+def wants_master(p: Tensor, group: Group) -> bool:
+    """Whether ``p`` is narrower than its state and its group wants a master copy."""
+    return group["master_weights"] and p.dtype != state_dtype(p)
+
+
 def master_copy(p: Tensor, group: Group) -> dict[str, Tensor]:
     """The state that ``master_weights`` adds to a 16-bit parameter: ``master [*shape]``, float32."""
-    wanted = group["master_weights"] and p.dtype != state_dtype(p)
-    return {"master": p.detach().to(state_dtype(p))} if wanted else {}
+    return {"master": p.detach().to(state_dtype(p))} if wants_master(p, group) else {}
 
 
 def wide_value(p: Tensor, state: Mapping[str, Tensor]) -> Tensor:
