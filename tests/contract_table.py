@@ -92,6 +92,7 @@ PROPERTIES = {
     "run_misfit": Property(
         STATE, "the same for the state of the run", {"Muon": "keeps no state of the run, but that of its parameters"}
     ),
+    "checkpoint": Property(STATE, "`torch.distributed.checkpoint.state_dict`: got and set, bit for bit (one process)"),
     "format_version": Property(STATE, "`format_version`; an unknown one is an error; older states load"),
     "shapes": Property(PARAMETERS, "0-d, empty and size-1 parameters"),
     "strides": Property(PARAMETERS, "non-contiguous and channels_last parameters and gradients"),

@@ -64,10 +64,14 @@ def test_a_compiled_step_is_the_step_and_lr_recompiles_nothing(entry: Entry, lr:
     assert not same(compiled[1], run(entry, LRS[lr](), None, calls=1)[1])
 
 
-def test_a_step_that_may_be_skipped_compiles_too() -> None:
+@pytest.mark.parametrize(
+    ("options", "warm"),
+    [({"nonfinite": "skip"}, 1), ({"decay": "l2", "weight_decay": 0.1}, 1), ({"accumulate": 2}, 2)],
+)
+def test_options_that_branch_compile_too(options: dict[str, Any], warm: int) -> None:
     entry = TABLE["VeLO"]
-    eager = run(entry, torch.tensor(0.1), None, nonfinite="skip")
-    assert close(run(entry, torch.tensor(0.1), "eager", nonfinite="skip"), eager)
+    eager = run(entry, torch.tensor(0.1), None, **options)
+    assert close(run(entry, torch.tensor(0.1), "eager", warm=warm, **options), eager)
 
 
 def test_a_recompilation_would_be_seen() -> None:

@@ -231,6 +231,28 @@ def test_a_run_state_that_does_not_fit_changes_nothing(entry: Entry) -> None:
         assert same_state(optimizer.state_dict(), good)
 
 
+@holds("checkpoint")
+def test_distributed_checkpoints_functions_get_and_set_the_state(entry: Entry) -> None:
+    """They step a fresh optimizer once, with lr 0 and gradients of zeros: what needs a loss has to be left one."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3))
+    other = copy.deepcopy(model)
+    optimizer, second = make(entry, model.parameters()), make(entry, other.parameters())
+    train(optimizer, list(model.parameters()), range(3))
+    saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer))
+    assert set(saved["state"]) == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    other.load_state_dict(model.state_dict())
+    if entry.cls.needs_loss:
+        second.set_loss(0.0)
+    set_optimizer_state_dict(other, second, saved)
+    assert same(model.parameters(), other.parameters())
+    assert same_state(second.state_dict(), optimizer.state_dict())
+    train(optimizer, list(model.parameters()), range(3, 6))
+    train(second, list(other.parameters()), range(3, 6))
+    assert same(model.parameters(), other.parameters())
+
+
 @holds("format_version")
 def test_format_version_stands_in_every_group_and_an_unknown_one_is_an_error(entry: Entry) -> None:
     params = parameters()
