@@ -23,7 +23,7 @@ from pylo_zoo.ops.accumulators import Decays
 from pylo_zoo.ops.gradients import global_norm_scale
 from pylo_zoo.ops.layout import Axes, axes_of
 from pylo_zoo.optim.checks import fitted, require
-from pylo_zoo.optim.contract import Due, Group, Loss, ZooOptimizer, eager, master_copy, state_dtype, wide_value
+from pylo_zoo.optim.contract import Due, Group, Loss, ZooOptimizer, master_copy, state_dtype, wide_value
 from pylo_zoo.weights import load
 
 
@@ -138,7 +138,6 @@ class LearnedOptimizer(ZooOptimizer):
                 item.parameter.copy_(item.p.view_as(item.parameter))
         step += 1
 
-    @eager
     def _prime(self, due: Sequence[Due]) -> None:
         super()._prime(due)
         for p, _, group in due:

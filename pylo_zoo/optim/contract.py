@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from numbers import Real
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,6 @@ from pylo_zoo.optim.checks import all_finite, check_flag, check_number, fitted, 
 
 Loss = Tensor | float
 Group = dict[str, Any]
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 FORMAT_VERSION = 1
 """Of the state: names, shapes and meanings of its entries. It stands in every parameter group."""
@@ -27,11 +26,6 @@ NONFINITE = ("propagate", "skip", "raise")
 RULES = ("learned", "adamw")
 GROUP_OPTIONS = ("params", "param_names", "layout", "rule", "width_mult", "initial_lr", "max_lr", "min_lr")
 """Options that groups may have beside an optimizer's own; what else users and schedulers put there is left alone."""
-
-
-def eager(function: Function) -> Function:
-    """Keep a method out of compiled graphs: what it makes, they find made."""
-    return torch.compiler.disable(function)  # pyright: ignore[reportReturnType]
 
 
 class Due(NamedTuple):
@@ -75,6 +69,7 @@ class ZooOptimizer(torch.optim.Optimizer):
         self, params: Any, defaults: dict[str, Any], nonfinite: str = "propagate", master_weights: bool = False
     ) -> None:
         require(nonfinite in NONFINITE, f"nonfinite is {nonfinite!r}.", f"Use one of {', '.join(NONFINITE)}.")
+        _keep_apart(type(self))
         self.nonfinite = nonfinite
         self.skipped_steps = 0
         self._loss: Loss | None = None
@@ -166,9 +161,8 @@ class ZooOptimizer(torch.optim.Optimizer):
         self.skipped_steps += 1
         return False
 
-    @eager
     def _prime(self, due: Sequence[Due]) -> None:
-        """Make the state of parameters that have none."""
+        """Make the state of parameters that have none, apart from compiled graphs (:func:`_keep_apart`)."""
         for p, _, group in due:
             state = self.state[p]
             if not state:
@@ -236,6 +230,7 @@ class ZooOptimizer(torch.optim.Optimizer):
         return {**super().__getstate__(), **own}  # pyright: ignore[reportAttributeAccessIssue]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        _keep_apart(type(self))
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # torch's, for its own step functions; no option here
         self._loss = None
@@ -314,6 +309,20 @@ class ZooOptimizer(torch.optim.Optimizer):
                 what = f"The state of parameter {index}, of shape {tuple(p.shape)},"
                 checked[index] = fitted(incoming["state"][key], expected, p.device, what)
         return checked
+
+
+_APART: set[type[ZooOptimizer]] = set()
+
+
+def _keep_apart(cls: type[ZooOptimizer]) -> None:
+    """Keep the making of state out of compiled graphs, which then find it made and need no second one.
+
+    Done when a class is first built, as torch does with hooks of ``step``: dynamo takes most of a second to import,
+    which ``import pylo_zoo`` need not spend, and torch's own ``add_param_group`` does.
+    """
+    if cls not in _APART:
+        _APART.add(cls)
+        cls._prime = torch.compiler.disable(cls._prime)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def state_dtype(p: Tensor) -> torch.dtype:

@@ -160,7 +160,7 @@ class ControlledOptimizer(LearnedOptimizer):
         run, due = self.param_groups[0], []
         for group in self.param_groups:
             for p in group["params"]:
-                if p in self.state and int(self.state[p]["banked"]) > 0:
+                if p in self.state and int(self.state[p].get("banked", 0)) > 0:
                     due.append(Due(p, self.state[p]["gradient_sum"] / run["accumulate"], group))
                     self.state[p].update(gradient_sum=torch.zeros_like(due[-1].gradient), banked=new_counter())
         loss = run["loss_sum"] / run["accumulate"]
