@@ -6,6 +6,8 @@ minutes. One slow test runs inductor itself.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -78,6 +80,11 @@ def test_a_recompilation_would_be_seen() -> None:
     """The check above has teeth: a float ``lr`` does recompile at its first change."""
     with pytest.raises(RuntimeError, match="fail_on_recompile"):
         run(TABLE["ELO"], 0.1, "eager")
+
+
+def test_importing_the_optimizers_does_not_import_the_compiler() -> None:
+    script = "import sys, pylo_zoo.optim; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=120).returncode == 0
 
 
 @pytest.mark.slow

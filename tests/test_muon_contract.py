@@ -166,6 +166,21 @@ def test_groups_have_their_own_options_and_every_option_does_something(options: 
 # --- state -------------------------------------------------------------------------------------------------------
 
 
+def test_schedulers_that_cycle_momentum_cycle_the_fallbacks_betas_and_their_groups_load() -> None:
+    params = parameters()
+    optimizer = Muon(params)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=8)
+    betas = []
+    for step in range(4):
+        betas.append(optimizer.param_groups[0]["betas"][0])
+        train(optimizer, params, range(step, step + 1))
+        scheduler.step()
+    assert betas[0] > betas[1] > betas[2]
+    again = Muon(parameters())
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # with max_momentum and base_momentum in the groups
+    assert again.param_groups[0]["max_momentum"] == 0.95
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_state_is_named_shaped_and_typed_and_loading_keeps_it(dtype: torch.dtype) -> None:
     params = parameters(dtype)
