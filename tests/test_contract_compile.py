@@ -16,6 +16,7 @@ import pytest
 import torch
 from contract_table import TABLE, Entry, holds, make, same
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 LRS: dict[str, Callable[[], Any]] = {"tensor": lambda: torch.tensor(0.1), "float": lambda: 0.1}
 
@@ -39,6 +40,7 @@ def run(
         return loss.detach()
 
     torch.compiler.reset()
+    counters.clear()
     step = training_step if backend is None else torch.compile(training_step, backend=backend)
     losses = []
     for call in range(calls):
@@ -63,6 +65,8 @@ def test_a_compiled_step_is_the_step_and_lr_recompiles_nothing(entry: Entry, lr:
     backend, warm = ("aot_eager", 1) if lr == "tensor" else ("eager", 2)
     compiled = run(entry, LRS[lr](), backend, warm=warm)
     assert close(compiled, eager)
+    assert counters["graph_break"]  # at backward() and zero_grad(), as with every optimizer
+    assert not [reason for reason in counters["graph_break"] if "data-dependent" in reason.lower()]
     assert not same(compiled[1], run(entry, LRS[lr](), None, calls=1)[1])
 
 

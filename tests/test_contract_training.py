@@ -234,7 +234,7 @@ def test_l2_decay_goes_into_gradients_and_loss(entry: Entry) -> None:
     params, by_hand = parameters(), parameters()
     groups = [{"params": params[:4]}, {"params": params[4:], "weight_decay": 0.2, "decay": "l2"}]
     optimizer, other = make(entry, groups, weight_decay=0.0), make(entry, by_hand)
-    for step in range(3):
+    for step in range(6):
         give_gradients(params, step)
         give_gradients(by_hand, step)
         loss = loss_at(step)
@@ -245,5 +245,6 @@ def test_l2_decay_goes_into_gradients_and_loss(entry: Entry) -> None:
         optimizer.step(loss=loss_at(step))
         other.step(loss=loss)
     assert same(params, by_hand)
+    assert torch.equal(optimizer.param_groups[0]["loss_average"], other.param_groups[0]["loss_average"])
     with pytest.raises(ZooError, match="decay is 'L2'"):
         make(entry, parameters(), decay="L2")

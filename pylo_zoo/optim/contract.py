@@ -271,7 +271,6 @@ class ZooOptimizer(torch.optim.Optimizer):
 
     def _after_loading(self) -> None:
         """Called when state and groups have been replaced, before the caller's own hooks."""
-        self._loss = None
         for group in self.param_groups:  # a state from before an option existed
             for option, value in self.defaults.items():
                 group.setdefault(option, value)
