@@ -17,14 +17,20 @@ from typing import Any
 import plugin_packages
 import pytest
 import test_artifact
+import test_contract_compile
+import test_contract_parameters
+import test_contract_pytorch
+import test_contract_state
+import test_contract_steps
+import test_contract_training
 import test_convert_cli
 import test_converters
 import test_npz
-import test_optimizers
 import test_parity
 import torch
 import trees
 from commands import Capture, run
+from contract_table import PROPERTIES, Entry
 from plugin_packages import TOY, installed
 
 from pylo_zoo import converters, load, parity, registry
@@ -34,7 +40,15 @@ from pylo_zoo.optim import optimizer_class
 
 CODE = TOY / "toy_family"
 DOCS = Path(__file__).parent.parent / "docs" / "adding-a-family.md"
-MODULES = (test_converters, test_artifact, test_npz, test_convert_cli, test_parity, test_optimizers)
+CONTRACT = (
+    test_contract_steps,
+    test_contract_state,
+    test_contract_parameters,
+    test_contract_training,
+    test_contract_compile,
+    test_contract_pytorch,
+)
+MODULES = (test_converters, test_artifact, test_npz, test_convert_cli, test_parity, *CONTRACT)
 OURS_ALONE = "test_the_optimizer_that_a_family_names_is_there"  # in pylo_zoo.optim
 
 
@@ -43,8 +57,10 @@ def generic_tests() -> Iterator[Any]:
     for module in MODULES:
         for name, function in vars(module).items():
             arguments = inspect.signature(function).parameters if name.startswith("test_") else {}
-            if name == OURS_ALONE or not {"family", "entry"} & arguments.keys():
+            if name == OURS_ALONE or not {"family", "entry"} & arguments.keys() or "resumed" in arguments:
                 continue
+            if "entry" in arguments and not (hasattr(function, "row") and not PROPERTIES[function.row].left_out):
+                continue  # a helper, or a property that not every family has
             marks = [mark for mark in getattr(function, "pytestmark", []) if mark.name == "parametrize"]
             others = [mark for mark in marks if mark.args[0] not in ("family", "entry")]
             if any("family" in mark.args[0] for mark in others):
@@ -71,7 +87,7 @@ def test_generic(
     arguments = dict(choice)
     for name, parameter in inspect.signature(test).parameters.items():
         if name == "entry":
-            arguments[name] = test_optimizers.Entry(optimizer_class("toy"), trees.synthetic_artifact("toy"), {})
+            arguments[name] = Entry(optimizer_class("toy"), trees.synthetic_artifact("toy"), {})
         elif name == "family":
             arguments[name] = "toy" if parameter.annotation == "str" else toy
         elif name not in arguments:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,16 @@ def test_the_sample_is_the_rule_that_its_script_describes() -> None:
     normalized /= normalized.square().mean().sqrt()
     torch.testing.assert_close(step / step.square().mean().sqrt(), normalized, rtol=1e-3, atol=1e-3)
     assert step.square().mean().sqrt().item() == pytest.approx(velo_sample.PEAK, rel=0.02)
+
+
+def test_bfloat16_costs_loss_and_a_master_copy_gives_it_back() -> None:
+    """As in docs/optimizers.md: 0.227 without, 0.114 with it and in float32, over three seeds."""
+    script = runpy.run_path(str(ROOT / "benchmarks" / "precision.py"))
+    (build, *_) = script["builders"](["velo-sample"]).values()
+    runs = ("float32", "bfloat16", "bfloat16, master")
+    exact, rounded, mastered = (script["final_loss"](build, run, seeds=1) for run in runs)
+    assert rounded > 1.3 * exact
+    assert mastered == pytest.approx(exact, rel=0.1)
 
 
 def test_the_demo_script_runs() -> None:

@@ -29,6 +29,7 @@ class AdafacLO(LearnedOptimizer):
         clip_norm: largest global norm of the gradient; None does not clip.
         weights: registry name, artifact directory or loaded artifact, of family adafac-mlp or mulo; ``step_mult``
             and the learned decays come from it.
+        nonfinite, master_weights: :class:`~pylo_zoo.optim.base.LearnedOptimizer`.
 
     State of a parameter: the accumulators of SPEC §1.
 
@@ -45,8 +46,11 @@ class AdafacLO(LearnedOptimizer):
         weight_decay: float = 0.0,
         clip_norm: float | None = None,
         weights: str | Artifact = "mulo",
+        nonfinite: str = "propagate",
+        master_weights: bool = False,
     ) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay}, weights, clip_norm)
+        defaults = {"lr": lr, "weight_decay": weight_decay}
+        super().__init__(params, defaults, weights, clip_norm, nonfinite, master_weights)
 
     def new_state(self, p: Tensor, group: Group, axes: Axes) -> dict[str, Tensor]:
         return new_accumulators(p, axes)

@@ -12,7 +12,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,8 @@ from pylo_zoo.errors import ZooError
 from pylo_zoo.ops.accumulators import Decays
 from pylo_zoo.ops.gradients import global_norm_scale
 from pylo_zoo.ops.layout import Axes, axes_of
-from pylo_zoo.optim.contract import Group, Loss, ZooOptimizer, require, state_dtype
+from pylo_zoo.optim.checks import fitted, require
+from pylo_zoo.optim.contract import Due, Group, Loss, ZooOptimizer, master_copy, state_dtype, wide_value
 from pylo_zoo.weights import load
 
 
@@ -34,14 +35,14 @@ class Meta:
     decays: Decays
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     """One parameter that takes part in a step, in the dtype that its update is computed in."""
 
     parameter: Tensor
     """The parameter itself."""
     p: Tensor
-    """Its value, ``[*shape]``, a scalar as ``[1]``; a view of the parameter wherever the dtype allows."""
+    """Its value, ``[*shape]``, a scalar as ``[1]``; a view of the parameter wherever the dtype allows, else a copy,
+    which is rounded to the parameter after the update."""
     g: Tensor
     """Its gradient, in ``p``'s shape and dtype, clipped by the global norm; read only, it may be ``parameter.grad``."""
     state: dict[str, Tensor]
@@ -61,6 +62,8 @@ class LearnedOptimizer(ZooOptimizer):
         defaults: values of a group's options where it does not set them.
         weights: a registry name, the directory of an artifact, or an :class:`~pylo_zoo.artifact.Artifact`.
         clip_norm: largest global norm of the gradient; None does not clip.
+        nonfinite: ``"propagate"``, ``"skip"`` or ``"raise"`` (:class:`~pylo_zoo.optim.contract.ZooOptimizer`).
+        master_weights: keep float32 copies of 16-bit parameters, ``master [*shape]`` (the same).
 
     Accumulators and arithmetic are float32 for 16- and 32-bit parameters and float64 for float64 ones.
 
@@ -70,11 +73,15 @@ class LearnedOptimizer(ZooOptimizer):
 
     families: ClassVar[tuple[str, ...]]
     """Families of checkpoints whose rule this class computes."""
-    run_keys: ClassVar[tuple[str, ...]] = ("step",)
-    """State of the whole run; kept, shared, in every parameter group, where checkpointing libraries carry it."""
 
     def __init__(
-        self, params: Any, defaults: Mapping[str, Any], weights: str | Artifact, clip_norm: float | None = None
+        self,
+        params: Any,
+        defaults: Mapping[str, Any],
+        weights: str | Artifact,
+        clip_norm: float | None = None,
+        nonfinite: str = "propagate",
+        master_weights: bool = False,
     ) -> None:
         self.artifact = load(weights)
         if self.artifact.family not in self.families:
@@ -85,13 +92,20 @@ class LearnedOptimizer(ZooOptimizer):
         require(clip_norm is None or clip_norm > 0, f"clip_norm is {clip_norm}.", "Use a positive number, or None.")
         self.clip_norm = clip_norm
         self._metas: dict[tuple[torch.device, torch.dtype], Meta] = {}
+        self._axes: dict[tuple[torch.Size, str], Axes] = {}
         self._warned: set[str] = set()
-        super().__init__(params, {**defaults, "layout": "torch", "weights": self.artifact.fingerprint[:16]})
+        defaults = {**defaults, "layout": "torch", "weights": self.artifact.fingerprint[:16]}
+        super().__init__(params, defaults, nonfinite, master_weights)
 
     @property
     def behavior(self) -> Any:
         """The checkpoint's behaviour record (:mod:`pylo_zoo.config`)."""
         return self.artifact.behavior
+
+    @property
+    def run_keys(self) -> tuple[str, ...]:
+        """Names of the run's state; kept, shared, in every parameter group, where checkpointing libraries carry it."""
+        return tuple(self.new_run_state(torch.device("meta"), torch.float32))
 
     # --- what a family adds --------------------------------------------------------------------------------------
 
@@ -109,44 +123,49 @@ class LearnedOptimizer(ZooOptimizer):
 
     def new_run_state(self, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         """State of the whole run before its first step."""
-        return {"step": torch.tensor(0)}
+        return {"step": new_counter()}
 
     # --- stepping ------------------------------------------------------------------------------------------------
 
-    def _step(self, parameters: Sequence[tuple[Tensor, Group]], loss: Loss | None) -> None:
-        scale = None
-        if self.clip_norm is not None:
-            scale = global_norm_scale([p.grad for p, _ in parameters if p.grad is not None], self.clip_norm)
-        items = [self._item(p, group, scale) for p, group in parameters]
-        run = self._run_state(items)
-        for item, context in zip(items, self.prepare(items, run["step"], loss), strict=True):
-            self.update(item, run["step"], context)
+    def _step(self, due: Sequence[Due], loss: Loss | None) -> None:
+        self._prime(due)
+        scale = None if self.clip_norm is None else global_norm_scale([each.gradient for each in due], self.clip_norm)
+        items = [self._item(each, scale) for each in due]
+        step = self.param_groups[0]["step"]
+        for item, context in zip(items, self.prepare(items, step, loss), strict=True):
+            self.update(item, step, context)
             if item.p.dtype != item.parameter.dtype:
                 item.parameter.copy_(item.p.view_as(item.parameter))
-        run["step"] += 1
+        step += 1
 
-    def _item(self, parameter: Tensor, group: Group, scale: Tensor | None) -> Item:
-        dtype = state_dtype(parameter)
-        p, g = parameter.detach().to(dtype), parameter.grad
-        assert g is not None
+    def _prime(self, due: Sequence[Due]) -> None:
+        super()._prime(due)
+        for p, _, group in due:
+            self._meta(p.device, state_dtype(p))
+            self._axes_of(p, group)
+        first = self.param_groups[0]
+        if "step" not in first:
+            dtypes = {state_dtype(each.parameter) for each in due}
+            dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+            first.update(self.new_run_state(due[0].parameter.device, dtype))
+        for group in self.param_groups[1:]:
+            if group.get("step") is not first["step"]:
+                group.update({key: first[key] for key in self.run_keys})
+
+    def _item(self, due: Due, scale: Tensor | None) -> Item:
+        parameter, g, group = due
+        state, dtype = self.state[parameter], state_dtype(parameter)
+        p = wide_value(parameter, state)
         g = g.to(dtype) if scale is None else g.to(dtype) * scale.to(g.device)
         if p.ndim == 0:
             p, g = p.view(1), g.view(1)
-        axes = axes_of(tuple(p.shape), group["layout"])
-        state = self.state[parameter]
-        if not state:
-            state.update(self.new_state(p, group, axes))
-        return Item(parameter, p, g, state, group, axes, self._meta(p.device, dtype))
+        return Item(parameter, p, g, state, group, self._axes_of(parameter, group), self._meta(p.device, dtype))
 
-    def _run_state(self, items: Sequence[Item]) -> Group:
-        """The run's state: the first group holds it, and every other group the same tensors."""
-        first = self.param_groups[0]
-        if "step" not in first:
-            dtype = torch.float64 if any(item.p.dtype == torch.float64 for item in items) else torch.float32
-            first.update(self.new_run_state(items[0].p.device, dtype))
-        for group in self.param_groups[1:]:
-            group.update({key: first[key] for key in self.run_keys})
-        return first
+    def _axes_of(self, p: Tensor, group: Group) -> Axes:
+        key = p.shape, group["layout"]
+        if key not in self._axes:
+            self._axes[key] = axes_of(tuple(p.shape) or (1,), group["layout"])
+        return self._axes[key]
 
     def _meta(self, device: torch.device, dtype: torch.dtype) -> Meta:
         if (device, dtype) not in self._metas:
@@ -180,24 +199,44 @@ class LearnedOptimizer(ZooOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._metas = {}
+        self._metas, self._axes = {}, {}
 
     def expected_state(self, p: Tensor, group: Group) -> dict[str, Tensor]:
-        p = torch.empty(p.shape or (1,), device=p.device, dtype=state_dtype(p))
-        return self.new_state(p, group, axes_of(tuple(p.shape), group["layout"]))
+        shell = torch.empty(p.shape or (1,), device=p.device, dtype=state_dtype(p))
+        state = self.new_state(shell, group, axes_of(tuple(shell.shape), group["layout"]))
+        return {**state, **master_copy(p, group)}
 
-    def _check_saved_groups(self, groups: list[Group]) -> None:
-        saved, mine = groups[0].get("weights"), self.param_groups[0]["weights"]
+    def _check_saved_groups(self, incoming: Mapping[str, Any]) -> None:
+        first: Group = incoming["param_groups"][0]
+        saved, mine = first.get("weights"), self.param_groups[0]["weights"]
         require(
             saved == mine,
             f"The state was written with other weights ({saved}) than this optimizer's ({mine}).",
             "Build the optimizer with the checkpoint that the run began with.",
         )
+        super()._check_saved_groups(incoming)
+        if incoming["state"] or any(key in first for key in self.run_keys):
+            self._fitted_run_state(first)
 
     def _after_loading(self) -> None:
+        super()._after_loading()
         first = self.param_groups[0]
-        for group in self.param_groups[1:]:
-            group.update({key: first[key] for key in self.run_keys if key in first})
+        run = self._fitted_run_state(first) if "step" in first else {}
+        for group in self.param_groups:
+            group.update(run)
+
+    def _fitted_run_state(self, first: Group) -> dict[str, Tensor]:
+        """The run's state that a group brings, on the device and in the dtype that it has here."""
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        double = any(p.dtype == torch.float64 for p in parameters)
+        expected = self.new_run_state(torch.device("meta"), torch.float64 if double else torch.float32)
+        found = {key: first[key] for key in self.run_keys if key in first}
+        return fitted(found, expected, parameters[0].device, "The state of the run")
+
+
+def new_counter() -> Tensor:
+    """A count of steps, 0, kept on the CPU: reading it there stops no accelerator."""
+    return torch.tensor(0, device="cpu")
 
 
 def _users_frame() -> int:
@@ -208,4 +247,4 @@ def _users_frame() -> int:
     return level
 
 
-__all__ = ["Group", "Item", "LearnedOptimizer", "Loss", "Meta", "state_dtype"]
+__all__ = ["Group", "Item", "LearnedOptimizer", "Loss", "Meta", "new_counter", "state_dtype"]

@@ -27,8 +27,12 @@ class Celo(VeLO):
         lr: float | Tensor = 1.0,
         weight_decay: float = 0.0,
         weights: str | Artifact = "celo",
+        decay: str = "decoupled",
+        accumulate: int | str = 1,
+        nonfinite: str = "propagate",
+        master_weights: bool = False,
     ) -> None:
-        super().__init__(params, num_steps, lr, weight_decay, weights)
+        super().__init__(params, num_steps, lr, weight_decay, weights, decay, accumulate, nonfinite, master_weights)
 
     def lstm_inputs(self, items: Sequence[Item], run_features: Tensor) -> Tensor:
         return run_features.expand(len(items), -1)

@@ -22,7 +22,8 @@ from pylo_zoo.ops.features import (
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.orthogonalize import newton_schulz
 from pylo_zoo.ops.trace import note
-from pylo_zoo.optim.base import Group, Item, LearnedOptimizer
+from pylo_zoo.optim.base import Group, Item, LearnedOptimizer, new_counter
+from pylo_zoo.optim.checks import check_betas, check_number
 
 RSQRT_EPS = 1e-8
 NORM_EPS = 1e-9
@@ -46,6 +47,7 @@ class CELO2(LearnedOptimizer):
         weights: registry name, artifact directory or loaded artifact, of family celo2 or celo2-base.
         adam_weight_decay: AdamW's weight decay; None follows ``weight_decay``.
         grad_clip_val: largest absolute value of a gradient's element on the learned path.
+        nonfinite, master_weights: :class:`~pylo_zoo.optim.base.LearnedOptimizer`.
 
     State of a parameter: the accumulators of SPEC §1; under AdamW ``momentum``, ``second_moment`` ``[1, *shape]`` and
     ``step``.
@@ -69,6 +71,8 @@ class CELO2(LearnedOptimizer):
         weights: str | Artifact = "celo2",
         adam_weight_decay: float | None = None,
         grad_clip_val: float = 1000.0,
+        nonfinite: str = "propagate",
+        master_weights: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -80,13 +84,21 @@ class CELO2(LearnedOptimizer):
             "grad_clip_val": grad_clip_val,
             "rule": None,
         }
-        super().__init__(params, defaults, weights, clip_norm)
+        super().__init__(params, defaults, weights, clip_norm, nonfinite, master_weights)
+
+    def _check_group(self, group: Group, given: frozenset[str]) -> None:
+        super()._check_group(group, given)
+        for option in ("adam_lr_mult", "adam_eps", "grad_clip_val"):
+            check_number(option, group[option])
+        if group["adam_weight_decay"] is not None:
+            check_number("adam_weight_decay", group["adam_weight_decay"])
+        check_betas("adam_betas", group["adam_betas"])
 
     def new_state(self, p: Tensor, group: Group, axes: Axes) -> dict[str, Tensor]:
         if self._rule(group, axes) == "learned":
             return new_accumulators(p, axes)
         moments = {name: torch.zeros_like(p)[None] for name in ("momentum", "second_moment")}
-        return {**moments, "step": torch.tensor(0)}
+        return {**moments, "step": new_counter()}
 
     def update(self, item: Item, step: Tensor, context: None) -> None:
         rule = self._adamw if self._rule(item.group, item.axes) == "adamw" else self._learned

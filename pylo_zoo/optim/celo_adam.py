@@ -13,8 +13,8 @@ from pylo_zoo.nets import Control
 from pylo_zoo.ops.adam import adam_direction
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.trace import note
-from pylo_zoo.optim.base import Group, Item
-from pylo_zoo.optim.controlled import MAX_GRADIENT, ControlledOptimizer
+from pylo_zoo.optim.base import Group, Item, new_counter
+from pylo_zoo.optim.controlled import MAX_GRADIENT, ControlledOptimizer, decoupled
 
 EPS = 1e-8
 EPS_ROOT = 1e-10
@@ -36,12 +36,16 @@ class CeloAdam(ControlledOptimizer):
         lr: float | Tensor = 1.0,
         weight_decay: float = 0.0,
         weights: str | Artifact = "celo-adam",
+        decay: str = "decoupled",
+        accumulate: int | str = 1,
+        nonfinite: str = "propagate",
+        master_weights: bool = False,
     ) -> None:
-        super().__init__(params, num_steps, lr, weight_decay, weights)
+        super().__init__(params, num_steps, lr, weight_decay, weights, decay, accumulate, nonfinite, master_weights)
 
     def new_state(self, p: Tensor, group: Group, axes: Axes) -> dict[str, Tensor]:
         moments = {name: torch.zeros_like(p)[None] for name in ("momentum", "second_moment")}
-        return {**super().new_state(p, group, axes), **moments, "step": torch.tensor(0)}
+        return {**super().new_state(p, group, axes), **moments, "step": new_counter()}
 
     def lstm_inputs(self, items: Sequence[Item], run_features: Tensor) -> Tensor:
         return run_features.expand(len(items), -1)
@@ -57,4 +61,4 @@ class CeloAdam(ControlledOptimizer):
         direction = adam_direction(state["momentum"], state["second_moment"], g, state["step"], betas, EPS, EPS_ROOT)
         delta = self.behavior.step_mult * context * direction
         note("step", delta)
-        p.sub_(item.group["lr"] * (delta + item.group["weight_decay"] * p))
+        p.sub_(item.group["lr"] * (delta + decoupled(item.group) * p))

@@ -3,29 +3,61 @@
 from __future__ import annotations
 
 import difflib
+import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pylo_zoo.errors import ZooError
 from pylo_zoo.ops.layout import LAYOUTS
+from pylo_zoo.optim.checks import all_finite, check_flag, check_number, fitted, require, takes_part
 
 Loss = Tensor | float
 Group = dict[str, Any]
 
+FORMAT_VERSION = 1
+"""Of the state: names, shapes and meanings of its entries. It stands in every parameter group."""
+NONFINITE = ("propagate", "skip", "raise")
 RULES = ("learned", "adamw")
 GROUP_OPTIONS = ("params", "param_names", "layout", "rule", "width_mult", "initial_lr", "max_lr", "min_lr")
 """Options that groups may have beside an optimizer's own; what else users and schedulers put there is left alone."""
 
 
+class Due(NamedTuple):
+    """One parameter that a step moves: its gradient ``[*shape]``, of any floating dtype, is never written."""
+
+    parameter: Tensor
+    gradient: Tensor
+    group: Group
+
+
+@contextmanager
+def without_autocast(due: Sequence[Due]) -> Iterator[None]:
+    """The matrix products of an update are of the update's dtype, whatever the model's are in."""
+    with ExitStack() as stack:
+        for kind in {each.parameter.device.type for each in due} - {"meta"}:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
 class ZooOptimizer(torch.optim.Optimizer):
     """Base of the optimizers here: a subclass adds its step, and the state that a parameter has before its first one.
 
-    Arguments are those of :class:`torch.optim.Optimizer`.
+    Args:
+        params: as of :class:`torch.optim.Optimizer`.
+        defaults: values of a group's options where it does not set them.
+        nonfinite: what a step does where the loss or a gradient is NaN or infinite. ``"propagate"``, as torch's
+            optimizers and the originals do, leaves it to the rule. ``"skip"`` touches nothing: no parameter,
+            accumulator, loss buffer or counter; ``skipped_steps`` counts them. ``"raise"`` touches nothing and raises.
+            The last two read one number back from each device, and break a compiled graph there.
+        master_weights: keep a float32 copy of 16-bit parameters in the state, and step on that. Without it, steps
+            smaller than half the last bit of a parameter (2⁻⁹ to 2⁻⁸ of it in bfloat16) are lost. A group's option.
 
     Raises:
         ZooError: a parameter or group cannot be optimized.
@@ -33,22 +65,34 @@ class ZooOptimizer(torch.optim.Optimizer):
 
     needs_loss: ClassVar[bool] = False
 
-    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+    def __init__(
+        self, params: Any, defaults: dict[str, Any], nonfinite: str = "propagate", master_weights: bool = False
+    ) -> None:
+        require(nonfinite in NONFINITE, f"nonfinite is {nonfinite!r}.", f"Use one of {', '.join(NONFINITE)}.")
+        _keep_apart(type(self))
+        self.nonfinite = nonfinite
+        self.skipped_steps = 0
         self._loss: Loss | None = None
-        super().__init__(params, defaults)
+        common = {"master_weights": master_weights, "format_version": FORMAT_VERSION}
+        super().__init__(params, {**defaults, **common})
 
     @abstractmethod
     def expected_state(self, p: Tensor, group: Group) -> dict[str, Tensor]:
-        """The names, shapes and dtypes of one parameter's state, on any device, the meta device included."""
+        """One parameter's state before its first step, on ``p``'s device, the meta device included."""
 
     @abstractmethod
-    def _step(self, parameters: Sequence[tuple[Tensor, Group]], loss: Loss | None) -> None:
-        """Advance the parameters that take part in this step, each with its group; at least one, without gradients."""
+    def _step(self, due: Sequence[Due], loss: Loss | None) -> None:
+        """Advance the parameters that take part in this step; at least one, under ``torch.no_grad``."""
 
     # --- stepping ------------------------------------------------------------------------------------------------
 
     def set_loss(self, loss: Loss) -> None:
-        """Leave the loss for the next bare ``step()``, for loops that cannot pass it. It is used once."""
+        """Leave the loss for the next bare ``step()``, for loops that cannot pass it.
+
+        It is used once, and a bare step without a new one is an error. A later ``set_loss``, a loss given to ``step``
+        and a loaded state take its place: ``GradScaler`` skips steps by never calling ``step``, and the loss that such
+        a step leaves behind must neither reach the next one nor stop it. Give the loss itself, not the scaled one.
+        """
         self._loss = loss
 
     def step(self, closure: Callable[[], Loss] | Loss | None = None, *, loss: Loss | None = None) -> Any:
@@ -62,38 +106,69 @@ class ZooOptimizer(torch.optim.Optimizer):
             The loss, as it came.
 
         Raises:
-            ZooError: a loss is needed and there is none, or there are two. Nothing has been touched then.
+            ZooError: a loss is needed and there is none, there are two, a gradient is sparse, or something is not
+                finite and ``nonfinite="raise"``. Nothing has been touched then.
         """
         loss = self._take_loss(closure, loss)
         with torch.no_grad():
-            parameters = [(p, group) for group in self.param_groups for p in group["params"] if takes_part(p)]
-            if parameters:
-                self._step(parameters, loss)
+            due = [
+                Due(p, p.grad, group)
+                for group in self.param_groups
+                for p in group["params"]
+                if p.grad is not None and takes_part(p)
+            ]
+            if due and (self.nonfinite == "propagate" or self._is_finite(due, loss)):
+                with without_autocast(due):
+                    self._step(due, loss)
         return loss
 
     def _take_loss(self, closure: Callable[[], Loss] | Loss | None, loss: Loss | None) -> Loss | None:
-        given: list[Any] = [each for each in (closure, loss, self._loss) if each is not None]
-        self._loss = None
+        left, self._loss = self._loss, None
         require(
-            len(given) <= 1,
+            closure is None or loss is None,
             "step() has more than one loss to choose from.",
-            "Give a closure, a loss, loss= or an earlier set_loss(loss): one of them.",
+            "Give a closure, or the loss, or loss=: one of them.",
         )
-        if callable(closure):
+        given: Any = left if closure is None and loss is None else closure if loss is None else loss
+        if callable(given):
             with torch.enable_grad():
-                given = [closure()]
+                given = given()
         if self.needs_loss:
             require(
-                bool(given) and given[0] is not None,
+                given is not None,
                 f"{type(self).__name__} reads the training loss, and this step has none.",
                 "Call step(loss), step(closure), or set_loss(loss) before each bare step().",
             )
             require(
-                given[0].numel() == 1 if isinstance(given[0], Tensor) else isinstance(given[0], Real),
-                f"The loss is not a scalar: {type(given[0]).__name__}.",
+                given.numel() == 1 if isinstance(given, Tensor) else isinstance(given, Real),
+                f"The loss is not a scalar: {type(given).__name__}.",
                 "Pass the mean loss of the batch, a tensor of one element or a number.",
             )
-        return given[0] if given else None
+        return given
+
+    def _is_finite(self, due: Sequence[Due], loss: Loss | None) -> bool:
+        """Whether the loss and all gradients are; where not, count or raise, as ``nonfinite`` says."""
+        sound = math.isfinite(loss) if isinstance(loss, Real) else not isinstance(loss, Tensor) or all_finite([loss])
+        if sound and all_finite([each.gradient for each in due]):
+            return True
+        if self.nonfinite == "raise":
+            bad = [tuple(each.gradient.shape) for each in due if not all_finite([each.gradient])]
+            what = f"{len(bad)} of {len(due)} gradients are, the first of shape {bad[0]}" if bad else f"it is {loss}"
+            raise ZooError(
+                f"{'A gradient' if bad else 'The loss'} is not finite: {what}.",
+                'Look for what overflows, or let nonfinite="skip" leave such steps out. Nothing has been touched.',
+            )
+        self.skipped_steps += 1
+        return False
+
+    def _prime(self, due: Sequence[Due]) -> None:
+        """Make the state of parameters that have none, apart from compiled graphs (:func:`_keep_apart`)."""
+        for p, _, group in due:
+            state = self.state[p]
+            if not state:
+                state.update(self.expected_state(p, group))
+            elif wants_master(p, group) != ("master" in state):  # the option has changed in mid-run
+                state.pop("master") if "master" in state else state.update(master_copy(p, group))
 
     # --- groups --------------------------------------------------------------------------------------------------
 
@@ -110,7 +185,7 @@ class ZooOptimizer(torch.optim.Optimizer):
 
     def _check_group(self, group: Group, given: frozenset[str]) -> None:
         """Raise for what cannot be; ``given`` are the options that the caller wrote, the others are defaults."""
-        for option in group:
+        for option in given:
             near = difflib.get_close_matches(option, (*self.defaults, *GROUP_OPTIONS), n=1, cutoff=0.8)
             require(
                 option in self.defaults or option in GROUP_OPTIONS or not near,
@@ -118,8 +193,9 @@ class ZooOptimizer(torch.optim.Optimizer):
                 f"Did you mean {near[0] if near else None!r}?",
             )
         require(group["layout"] in LAYOUTS, f"layout is {group['layout']!r}.", f"Use one of {', '.join(LAYOUTS)}.")
-        for option in ("lr", "weight_decay"):
-            require(bool(group[option] >= 0), f"{option} is {group[option]}.", f"{option} must be 0 or more.")
+        check_number("lr", group["lr"])
+        check_number("weight_decay", group["weight_decay"])
+        check_flag("master_weights", group["master_weights"])
         if "rule" in group:
             require(group["rule"] in (None, *RULES), f"rule is {group['rule']!r}.", 'Use "learned" or "adamw".')
         for p in group["params"]:
@@ -129,11 +205,34 @@ class ZooOptimizer(torch.optim.Optimizer):
                 f"{type(self).__name__} takes real floating-point parameters; torch.view_as_real helps with complex "
                 "ones.",
             )
+            require(
+                p.layout == torch.strided
+                and not any(s == 0 and n > 1 for s, n in zip(p.stride(), p.shape, strict=True)),
+                f"A parameter of shape {tuple(p.shape)} is sparse or expanded.",
+                "A step writes every element apart: pass p.to_dense(), or p.contiguous() of an expanded tensor.",
+            )
+
+    def __repr__(self) -> str:
+        """The options of each group; not the state of the run, nor what no user chose."""
+        lines = [f"{type(self).__name__} ("]
+        for number, group in enumerate(self.param_groups):
+            count = sum(p.numel() for p in group["params"])
+            lines.append(f"Parameter Group {number}: {count:,} parameters in {len(group['params'])} tensors")
+            shown = {key: value for key, value in group.items() if key in self.defaults or key in GROUP_OPTIONS}
+            hidden = ("params", "param_names", "format_version")
+            lines += [f"    {key}: {value}" for key, value in sorted(shown.items()) if key not in hidden]
+        return "\n".join([*lines, ")"])
 
     # --- saving and loading --------------------------------------------------------------------------------------
 
+    def __getstate__(self) -> dict[str, Any]:
+        own = {"nonfinite": self.nonfinite, "skipped_steps": self.skipped_steps}
+        return {**super().__getstate__(), **own}  # pyright: ignore[reportAttributeAccessIssue]
+
     def __setstate__(self, state: dict[str, Any]) -> None:
+        _keep_apart(type(self))
         super().__setstate__(state)
+        self.defaults.pop("differentiable", None)  # torch's, for its own step functions; no option here
         self._loss = None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -165,14 +264,21 @@ class ZooOptimizer(torch.optim.Optimizer):
             for hook in hooks:
                 hook.remove()
 
-    def _check_saved_groups(self, groups: list[Group]) -> None:
-        """Raise where incoming groups, as many and as large as this optimizer's, are of another run."""
+    def _check_saved_groups(self, incoming: Mapping[str, Any]) -> None:
+        """Raise where incoming groups, as many and as large as this optimizer's, cannot be or are of another run."""
+        for group in incoming["param_groups"]:
+            self._check_group({**self.defaults, **group, "params": []}, frozenset())
 
     def _after_loading(self) -> None:
         """Called when state and groups have been replaced, before the caller's own hooks."""
+        for group in self.param_groups:  # a state from before an option existed
+            for option, value in self.defaults.items():
+                group.setdefault(option, value)
 
     def _checked_state(self, incoming: Mapping[str, Any]) -> dict[int, dict[str, Tensor]]:
         """The incoming state by position of the parameter, on the parameters' devices; raises where it cannot be."""
+        missing = [key for key in ("state", "param_groups") if key not in incoming]
+        require(not missing, f"This is no optimizer's state: it has no {missing}.", "Load what state_dict() returned.")
         groups: list[Group] = incoming["param_groups"]
         mine: list[Group] = self.param_groups
         sizes = [len(group["params"]) for group in groups], [len(group["params"]) for group in mine]
@@ -181,7 +287,13 @@ class ZooOptimizer(torch.optim.Optimizer):
             f"The state's parameter groups hold {sizes[0]} parameters; this optimizer's hold {sizes[1]}.",
             "Build the optimizer over the same groups before loading.",
         )
-        self._check_saved_groups(groups)
+        versions = {group.get("format_version", FORMAT_VERSION) for group in groups}  # there was none before it was 1
+        require(
+            versions == {FORMAT_VERSION},
+            f"The state has format_version {', '.join(map(str, versions))}; this pylo-zoo reads {FORMAT_VERSION}.",
+            "Load it with the release of pylo-zoo that wrote it, or a later one.",
+        )
+        self._check_saved_groups(incoming)
         keys = [key for group in groups for key in group["params"]]
         parameters = [p for group in mine for p in group["params"]]
         unknown = set(incoming["state"]) - set(keys)
@@ -190,35 +302,26 @@ class ZooOptimizer(torch.optim.Optimizer):
         checked = {}
         for index, (key, p, group) in enumerate(zip(keys, parameters, saved_groups, strict=True)):
             if key in incoming["state"]:
-                checked[index] = self._checked_entry(p, {**self.defaults, **group}, incoming["state"][key], index)
+                expected = self.expected_state(
+                    torch.empty(p.shape, device="meta", dtype=p.dtype), {**self.defaults, **group}
+                )
+                what = f"The state of parameter {index}, of shape {tuple(p.shape)},"
+                checked[index] = fitted(incoming["state"][key], expected, p.device, what)
         return checked
 
-    def _checked_entry(self, p: Tensor, group: Group, entry: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
-        expected = self.expected_state(torch.empty(p.shape, device="meta", dtype=p.dtype), group)
-        found = {name: tuple(value.shape) for name, value in entry.items()}
-        wanted = {name: tuple(value.shape) for name, value in expected.items()}
-        require(
-            found == wanted,
-            f"The state of parameter {index}, of shape {tuple(p.shape)}, does not fit: "
-            f"it has {_difference(found, wanted)} and should have {_difference(wanted, found)}.",
-            "Load a state of the same optimizer class over the same model.",
-        )
-        return {
-            name: value.detach().to(device="cpu" if name == "step" else p.device, dtype=expected[name].dtype, copy=True)
-            for name, value in entry.items()
-        }
+
+_APART: set[type[ZooOptimizer]] = set()
 
 
-def takes_part(p: Tensor) -> bool:
-    """Whether a step moves ``p``: it has a gradient and elements. Raises :class:`ZooError` for a sparse gradient."""
-    if p.grad is None or p.numel() == 0:
-        return False
-    require(
-        not p.grad.is_sparse,
-        f"The gradient of a parameter of shape {tuple(p.shape)} is sparse.",
-        "The optimizers here read every element: build the embedding with sparse=False.",
-    )
-    return True
+def _keep_apart(cls: type[ZooOptimizer]) -> None:
+    """Keep the making of state out of compiled graphs, which then find it made and need no second one.
+
+    Done when a class is first built, as torch does with hooks of ``step``: dynamo takes most of a second to import,
+    which ``import pylo_zoo`` need not spend, and torch's own ``add_param_group`` does.
+    """
+    if cls not in _APART:
+        _APART.add(cls)
+        cls._prime = torch.compiler.disable(cls._prime)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def state_dtype(p: Tensor) -> torch.dtype:
@@ -226,11 +329,23 @@ def state_dtype(p: Tensor) -> torch.dtype:
     return torch.float64 if p.dtype == torch.float64 else torch.float32
 
 
-def require(condition: bool, message: str, hint: str) -> None:
-    """Raise :class:`ZooError` unless ``condition`` holds."""
-    if not condition:
-        raise ZooError(message, hint)
+def wants_master(p: Tensor, group: Group) -> bool:
+    """Whether ``p`` is narrower than its state and its group wants a master copy."""
+    return group["master_weights"] and p.dtype != state_dtype(p)
 
 
-def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {shape}" for name, shape in one.items() if other.get(name) != shape) or "nothing else"
+def master_copy(p: Tensor, group: Group) -> dict[str, Tensor]:
+    """The state that ``master_weights`` adds to a 16-bit parameter: ``master [*shape]``, float32."""
+    return {"master": p.detach().to(state_dtype(p))} if wants_master(p, group) else {}
+
+
+def wide_value(p: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+    """The value ``[*shape]`` that an update is computed on and written to, in :func:`state_dtype`.
+
+    The parameter itself where its dtype allows it; else its master copy, or a copy for this step. Where a parameter is
+    no longer its master rounded, somebody has written to it since, and its own value is taken.
+    """
+    if "master" not in state:
+        return p.detach().to(state_dtype(p))
+    master = state["master"]
+    return master.copy_(torch.where(master.to(p.dtype) == p, master, p.to(master.dtype)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -16,8 +16,15 @@ from pylo_zoo.nets import Control
 from pylo_zoo.ops import conditioning
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.trace import note
-from pylo_zoo.optim.base import Group, Item, LearnedOptimizer, Loss
+from pylo_zoo.optim.base import Group, Item, LearnedOptimizer, Loss, new_counter, state_dtype
+from pylo_zoo.optim.checks import require
+from pylo_zoo.optim.contract import Due
 
+DECAYS = ("decoupled", "l2")
+OF_THE_RUN = ("num_steps", "accumulate")
+"""Options that all groups have alike."""
+LONGEST_RUN = 150_000
+"""Steps up to which ``accumulate="auto"`` accumulates nothing (SPEC §4)."""
 MAX_GRADIENT = 1000.0
 """Gradients are clipped to this, element by element, before the update (SPEC §4)."""
 
@@ -31,12 +38,18 @@ class ControlledOptimizer(LearnedOptimizer):
         lr: multiplies every step; 1 is what the weights were trained with.
         weight_decay: decoupled, ``p ← p − lr·(step + weight_decay·p)``.
         weights: registry name, artifact directory or loaded artifact.
+        decay: the form of the weight decay. ``"decoupled"``, as above, or ``"l2"``, as in Google's wrapper:
+            ``g ← g + weight_decay·p`` before the rule, and ``loss ← loss + weight_decay·Σp²``. A group's option.
+        accumulate: calls of ``step`` that make one step of the rule, on the means of their gradients and losses; the
+            others move nothing. ``"auto"`` is Google's choice, ``ceil(num_steps / 150_000)``: VeLO was trained on runs
+            of up to 200,000 steps. The rule then sees a run of ``num_steps // accumulate`` steps.
+        nonfinite, master_weights: :class:`~pylo_zoo.optim.base.LearnedOptimizer`.
 
     State of a parameter beside its accumulators: ``lstm_hidden`` and ``lstm_cell`` ``[H]``; of the run: ``step``,
-    ``loss_average [10]`` and ``loss_minimum [10]``.
+    ``loss_average [10]`` and ``loss_minimum [10]``. While it accumulates, ``gradient_sum [*shape]`` and ``banked``
+    beside the former, ``loss_sum`` and ``banked`` beside the latter.
     """
 
-    run_keys = ("step", "loss_average", "loss_minimum")
     needs_loss: ClassVar[bool] = True
 
     def __init__(
@@ -46,27 +59,55 @@ class ControlledOptimizer(LearnedOptimizer):
         lr: float | Tensor,
         weight_decay: float,
         weights: str | Artifact,
+        decay: str,
+        accumulate: int | str,
+        nonfinite: str,
+        master_weights: bool,
     ) -> None:
-        if isinstance(num_steps, bool) or not isinstance(num_steps, Integral) or num_steps < 1:
-            raise ZooError(
-                f"num_steps is {num_steps!r}.", "Give the steps that the run will take, a whole number such as 10_000."
-            )
-        defaults = {"lr": lr, "weight_decay": weight_decay, "num_steps": int(num_steps)}
-        super().__init__(params, defaults, weights)
+        _check_whole("num_steps", num_steps)
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "decay": decay,
+            "num_steps": int(num_steps),
+            "accumulate": -(-num_steps // LONGEST_RUN) if accumulate == "auto" else accumulate,
+        }
+        super().__init__(params, defaults, weights, None, nonfinite, master_weights)
 
     def add_param_group(self, param_group: Group) -> None:
-        planned = self.param_groups[0]["num_steps"] if self.param_groups else self.defaults["num_steps"]
-        if param_group.setdefault("num_steps", planned) != planned:
-            raise ZooError(
-                f"A parameter group has num_steps={param_group['num_steps']}, the run {planned}.",
-                "num_steps belongs to the run: give it to the constructor alone.",
-            )
+        run = self.param_groups[0] if self.param_groups else self.defaults
+        for option in OF_THE_RUN if isinstance(param_group, dict) else ():
+            if param_group.setdefault(option, run[option]) != run[option]:
+                raise ZooError(
+                    f"A parameter group has {option}={param_group[option]}, the run {run[option]}.",
+                    f"{option} belongs to the run: give it to the constructor alone.",
+                )
         super().add_param_group(param_group)
+
+    def _check_group(self, group: Group, given: frozenset[str]) -> None:
+        super()._check_group(group, given)
+        for option in OF_THE_RUN:
+            _check_whole(option, group[option])
+        require(group["decay"] in DECAYS, f"decay is {group['decay']!r}.", f"Use one of {', '.join(DECAYS)}.")
+
+    def _check_saved_groups(self, incoming: Mapping[str, Any]) -> None:
+        super()._check_saved_groups(incoming)
+        saved, mine = incoming["param_groups"][0].get("accumulate", 1), self.param_groups[0]["accumulate"]
+        require(
+            saved == mine,
+            f"The state was written with accumulate={saved}; this optimizer has {mine}.",
+            f"Build the optimizer with accumulate={saved}.",
+        )
 
     @property
     def num_steps(self) -> int:
-        """Steps that the run was planned to take."""
+        """Calls of ``step`` that the run was planned to take."""
         return self.param_groups[0]["num_steps"]
+
+    @property
+    def horizon(self) -> int:
+        """Steps that the rule was planned to take: :attr:`num_steps`, fewer where it accumulates."""
+        return max(1, self.num_steps // self.param_groups[0]["accumulate"])
 
     @abstractmethod
     def lstm_inputs(self, items: Sequence[Item], run_features: Tensor) -> Tensor:
@@ -76,6 +117,13 @@ class ControlledOptimizer(LearnedOptimizer):
     def contexts(self, items: Sequence[Item], control: Control) -> Sequence[Any]:
         """What :meth:`update` needs of the LSTM's outputs, one entry a parameter."""
 
+    def expected_state(self, p: Tensor, group: Group) -> dict[str, Tensor]:
+        state = super().expected_state(p, group)
+        if group["accumulate"] > 1:
+            total = torch.zeros(p.shape, device=p.device, dtype=state_dtype(p))
+            state |= {"gradient_sum": total, "banked": new_counter()}
+        return state
+
     def new_state(self, p: Tensor, group: Group, axes: Axes) -> dict[str, Tensor]:
         controller: Any = self._meta(torch.device("cpu"), p.dtype).net.controller
         hidden, cell = controller.initial_hidden[0], controller.initial_cell[0]
@@ -84,18 +132,60 @@ class ControlledOptimizer(LearnedOptimizer):
     def new_run_state(self, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         average = torch.zeros(conditioning.LOSS_DECAYS, device=device, dtype=dtype)
         minimum = torch.full_like(average, conditioning.LOSS_MINIMUM_START)
-        return {**super().new_run_state(device, dtype), "loss_average": average, "loss_minimum": minimum}
+        state = {**super().new_run_state(device, dtype), "loss_average": average, "loss_minimum": minimum}
+        if self.param_groups[0]["accumulate"] > 1:
+            state |= {"loss_sum": torch.zeros((), device=device, dtype=dtype), "banked": new_counter()}
+        return state
+
+    def _step(self, due: Sequence[Due], loss: Loss | None) -> None:
+        if self.param_groups[0]["accumulate"] > 1:
+            self._bank(due, loss)
+            if int(self.param_groups[0]["banked"]) < self.param_groups[0]["accumulate"]:
+                return
+            due, loss = self._withdraw()
+        super()._step(due, loss)
+
+    def _bank(self, due: Sequence[Due], loss: Loss | None) -> None:
+        """Add gradients and loss to what waits for the step that they make together."""
+        self._prime(due)
+        for p, g, _ in due:
+            self.state[p]["gradient_sum"] += g
+            self.state[p]["banked"] += 1
+        run = self.param_groups[0]
+        run["loss_sum"] += scalar_like(loss, run["loss_sum"])
+        run["banked"] += 1
+
+    def _withdraw(self) -> tuple[list[Due], Tensor]:
+        """Means of the gradients and losses that waited, and the bank empty. An absent gradient counts as zeros."""
+        run, due = self.param_groups[0], []
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p in self.state and int(self.state[p].get("banked", 0)) > 0:
+                    due.append(Due(p, self.state[p]["gradient_sum"] / run["accumulate"], group))
+                    self.state[p].update(gradient_sum=torch.zeros_like(due[-1].gradient), banked=new_counter())
+        loss = run["loss_sum"] / run["accumulate"]
+        run["loss_sum"].zero_()
+        run["banked"].zero_()
+        return due, loss
+
+    def _item(self, due: Due, scale: Tensor | None) -> Item:
+        item = super()._item(due, scale)
+        return item._replace(g=item.g + item.group["weight_decay"] * item.p) if _is_l2(item.group) else item
 
     def prepare(self, items: Sequence[Item], step: Tensor, loss: Loss | None) -> Sequence[Any]:
-        run = self.param_groups[0]
+        run, horizon = self.param_groups[0], self.horizon
         average, minimum = run["loss_average"], run["loss_minimum"]
-        if not step < self.num_steps:
+        if not torch.compiler.is_compiling() and not step < horizon:  # in a graph, nothing reads the count back
             self._warn_once("horizon", f"this run goes past its num_steps={self.num_steps}; the fraction stays.")
         t = step.to(average.device)
         bugged = getattr(self.behavior, "use_bugged_loss_features", False)
-        decays = conditioning.loss_decays(10 if bugged else self.num_steps, average)
-        conditioning.advance_loss(average, minimum, t, torch.as_tensor(loss).detach().to(average).squeeze(), decays)
-        fraction = conditioning.fraction_features(t.clamp(max=self.num_steps - 1), self.num_steps, average)
+        decays = conditioning.loss_decays(10 if bugged else horizon, average)
+        seen = scalar_like(loss, average)
+        for item in items:
+            if _is_l2(item.group):
+                seen = seen + (item.group["weight_decay"] * item.p.square().sum()).to(average)
+        conditioning.advance_loss(average, minimum, t, seen, decays)
+        fraction = conditioning.fraction_features(t.clamp(max=horizon - 1), horizon, average)
         losses = conditioning.loss_features(average, minimum, t + 1, decays)
         note("fraction_features", fraction)
         note("loss_features", losses)
@@ -111,6 +201,25 @@ class ControlledOptimizer(LearnedOptimizer):
                 item.state["lstm_hidden"].copy_(next_hidden)
                 item.state["lstm_cell"].copy_(next_cell)
         return self.contexts(items, control)
+
+
+def decoupled(group: Group) -> float:
+    """The weight decay that stands in the update itself: none where it has gone into the gradient."""
+    return 0.0 if _is_l2(group) else group["weight_decay"]
+
+
+def scalar_like(loss: Any, like: Tensor) -> Tensor:
+    """The loss as a scalar without history, on the device and in the dtype of ``like``."""
+    return torch.as_tensor(loss).detach().to(like).reshape(())
+
+
+def _is_l2(group: Group) -> bool:
+    return group["decay"] == "l2" and group["weight_decay"] != 0
+
+
+def _check_whole(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ZooError(f"{name} is {value!r}.", f"Give {name} as a whole number, 1 or more, such as 10_000.")
 
 
 _LSTM_STATE = ("lstm_hidden", "lstm_cell")

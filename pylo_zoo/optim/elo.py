@@ -23,6 +23,7 @@ class ELO(LearnedOptimizer):
         weight_decay: decoupled, ``p ← p − lr·(step + weight_decay·p)``.
         clip_norm: largest global norm of the gradient; None does not clip.
         weights: registry name, artifact directory or loaded artifact, of family elo.
+        nonfinite, master_weights: :class:`~pylo_zoo.optim.base.LearnedOptimizer`.
 
     State of a parameter: the accumulators of SPEC §1.
 
@@ -39,8 +40,11 @@ class ELO(LearnedOptimizer):
         weight_decay: float = 0.0,
         clip_norm: float | None = None,
         weights: str | Artifact = "elo",
+        nonfinite: str = "propagate",
+        master_weights: bool = False,
     ) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay}, weights, clip_norm)
+        defaults = {"lr": lr, "weight_decay": weight_decay}
+        super().__init__(params, defaults, weights, clip_norm, nonfinite, master_weights)
 
     def new_state(self, p: Tensor, group: Group, axes: Axes) -> dict[str, Tensor]:
         return new_accumulators(p, axes)

@@ -32,6 +32,8 @@ class ELO_CELO2(CELO2):
         weights: str | Artifact = "elo-celo2",
         adam_weight_decay: float | None = None,
         grad_clip_val: float = 1000.0,
+        nonfinite: str = "propagate",
+        master_weights: bool = False,
     ) -> None:
         super().__init__(
             params,
@@ -44,4 +46,6 @@ class ELO_CELO2(CELO2):
             weights,
             adam_weight_decay,
             grad_clip_val,
+            nonfinite,
+            master_weights,
         )

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import fields
-from numbers import Real
 from typing import Any
 
 import torch
@@ -15,7 +13,8 @@ from torch import Tensor
 from pylo_zoo.ops.adam import adam_direction
 from pylo_zoo.ops.muon import Recipe, as_scalar, decay_and_step, muon, muon_route
 from pylo_zoo.ops.orthogonalize import Coefficients
-from pylo_zoo.optim.contract import Group, Loss, ZooOptimizer, require, state_dtype
+from pylo_zoo.optim.checks import check_betas, check_flag, check_number, require
+from pylo_zoo.optim.contract import Due, Group, Loss, ZooOptimizer, master_copy, state_dtype, wide_value
 from pylo_zoo.optim.groups import Route
 
 _log = logging.getLogger(__name__)
@@ -56,6 +55,8 @@ class Muon(ZooOptimizer):
         fallback_lr_scale: the fallback's learning rate is its group's ``lr`` times this, so that schedulers reach it.
         adamw_lr: the older way to say ``fallback_lr_scale = adamw_lr / lr``, with this constructor's ``lr``.
         verbose: log where each parameter goes, and why, a line each at level INFO of ``pylo_zoo.optim.muon``.
+        nonfinite: ``"propagate"``, ``"skip"`` or ``"raise"`` (:class:`~pylo_zoo.optim.contract.ZooOptimizer`).
+        master_weights: keep float32 copies of 16-bit parameters, ``master [*shape]`` (the same).
 
     State of a parameter, in float32 for 16- and 32-bit parameters and float64 for float64 ones: ``momentum_buffer
     [*shape]``; in the fallback ``exp_avg`` and ``exp_avg_sq`` ``[*shape]`` and ``step``.
@@ -83,6 +84,8 @@ class Muon(ZooOptimizer):
         fallback_lr_scale: float = 1.0,
         adamw_lr: float | None = None,
         verbose: bool = False,
+        nonfinite: str = "propagate",
+        master_weights: bool = False,
     ) -> None:
         self.verbose = verbose
         if adamw_lr is not None:
@@ -107,7 +110,7 @@ class Muon(ZooOptimizer):
             "rule": None,
             "layout": "torch",
         }
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, nonfinite, master_weights)
 
     # --- routing -------------------------------------------------------------------------------------------------
 
@@ -131,29 +134,32 @@ class Muon(ZooOptimizer):
         takes_muon, _ = _route(p, group)
         names = ("momentum_buffer",) if takes_muon else ("exp_avg", "exp_avg_sq")
         state = {name: torch.zeros(p.shape, dtype=state_dtype(p), device=p.device) for name in names}
-        return state if takes_muon else {**state, "step": torch.tensor(0)}
+        counter = {} if takes_muon else {"step": torch.tensor(0, device="cpu")}
+        return {**state, **counter, **master_copy(p, group)}
 
-    def _step(self, parameters: Sequence[tuple[Tensor, Group]], loss: Loss | None) -> None:
-        states = [self._state_of(p, group) for p, group in parameters]
-        for (p, group), state in zip(parameters, states, strict=True):
-            assert p.grad is not None
-            if "momentum_buffer" not in state:
-                _fallback(p, p.grad, state, group)
-                continue
-            options = {name: group[name] for name in ("lr", "weight_decay", "momentum", "nesterov", *RECIPE)}
-            muon([p], [p.grad], [state["momentum_buffer"]], **options)
+    def _step(self, due: Sequence[Due], loss: Loss | None) -> None:
+        self._prime(due)
+        for p, _, group in due:
+            self._check_side(p, group)
+        for p, g, group in due:
+            state = self.state[p]
+            value = wide_value(p, state) if "master" in state else p
+            if "momentum_buffer" in state:
+                options = {name: group[name] for name in ("lr", "weight_decay", "momentum", "nesterov", *RECIPE)}
+                muon([value], [g], [state["momentum_buffer"]], **options)
+            else:
+                _fallback(value, g, state, group)
+            if value is not p:
+                p.copy_(value)
 
-    def _state_of(self, p: Tensor, group: Group) -> dict[str, Tensor]:
-        state = self.state[p]
-        if not state:
-            state.update(self.expected_state(p, group))
+    def _check_side(self, p: Tensor, group: Group) -> None:
         takes_muon, reason = _route(p, group)
         require(
-            takes_muon == ("momentum_buffer" in state),
-            f"A parameter of shape {tuple(p.shape)} has changed sides ({reason}); its state has {', '.join(state)}.",
+            takes_muon == ("momentum_buffer" in self.state[p]),
+            f"A parameter of shape {tuple(p.shape)} has changed sides ({reason}); its state has "
+            f"{', '.join(self.state[p])}.",
             "Route parameters before their first step, or delete optimizer.state[p] to start it anew.",
         )
-        return state
 
     # --- groups --------------------------------------------------------------------------------------------------
 
@@ -169,17 +175,11 @@ class Muon(ZooOptimizer):
             "A parameter group has the option 'adamw_lr'.",
             "Set the group's fallback_lr_scale: its fallback's learning rate is lr times that.",
         )
-        _check_number("lr", group["lr"])
-        _check_number("weight_decay", group["weight_decay"])
-        _check_number("fallback_lr_scale", group["fallback_lr_scale"])
-        _check_number("momentum", group["momentum"], below=1.0)
-        betas = group["betas"]
-        pair = isinstance(betas, Sequence) and not isinstance(betas, str) and len(betas) == 2
-        require(pair, f"betas is {betas!r}.", "Use two numbers, such as (0.9, 0.95).")
-        for beta in betas:
-            _check_number("betas", beta, below=1.0)
+        check_number("fallback_lr_scale", group["fallback_lr_scale"])
+        check_number("momentum", group["momentum"], below=1.0)
+        check_betas("betas", group["betas"])
         for flag in FLAGS:
-            require(isinstance(group[flag], bool), f"{flag} is {group[flag]!r}.", "Use True or False.")
+            check_flag(flag, group[flag])
         Recipe(**{name: group[name] for name in RECIPE})
         super()._check_group(group, given)
 
@@ -187,15 +187,6 @@ class Muon(ZooOptimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "verbose": self.verbose}  # pyright: ignore[reportAttributeAccessIssue]
-
-    def _check_saved_groups(self, groups: list[Group]) -> None:
-        for group in groups:
-            self._check_group({**self.defaults, **group, "params": []}, frozenset())
-
-    def _after_loading(self) -> None:
-        for group in self.param_groups:  # a state from before an option existed
-            for option, value in self.defaults.items():
-                group.setdefault(option, value)
 
 
 def _route(p: Tensor, group: Group) -> tuple[bool, str]:
@@ -217,24 +208,10 @@ def _fallback(p: Tensor, g: Tensor, state: dict[str, Tensor], group: Group) -> N
 
 def _scale_of(adamw_lr: float, lr: float | Tensor, fallback_lr_scale: float) -> float:
     require(fallback_lr_scale == 1.0, "Both adamw_lr and fallback_lr_scale are given.", "Give fallback_lr_scale alone.")
-    _check_number("adamw_lr", adamw_lr)
-    _check_number("lr", lr)
+    check_number("adamw_lr", adamw_lr)
+    check_number("lr", lr)
     require(float(lr) > 0, "adamw_lr is a ratio to lr, and lr is 0.", "Give fallback_lr_scale instead.")
     return float(adamw_lr) / float(lr)
-
-
-def _check_number(name: str, value: Any, below: float = math.inf) -> None:
-    if isinstance(value, Tensor):
-        single = value.numel() == 1 and value.is_floating_point() and name == "lr"
-        require(single, f"{name} is a tensor {value.dtype} {tuple(value.shape)}.", "Use a number; lr may be a scalar.")
-    else:
-        require(
-            isinstance(value, Real) and not isinstance(value, bool),
-            f"{name} is {value!r}.",
-            f"{name} must be a number.",
-        )
-    limit = "0 or more" if below == math.inf else f"at least 0 and under {below:g}"
-    require(0 <= float(value) < below, f"{name} is {value}.", f"{name} must be {limit}, and finite.")
 
 
 __all__ = ["Muon", "muon", "muon_route"]

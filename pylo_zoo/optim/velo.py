@@ -17,7 +17,7 @@ from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.mlp import Layer, mlp
 from pylo_zoo.ops.trace import note
 from pylo_zoo.optim.base import Group, Item
-from pylo_zoo.optim.controlled import MAX_GRADIENT, ControlledOptimizer
+from pylo_zoo.optim.controlled import MAX_GRADIENT, ControlledOptimizer, decoupled
 
 RSQRT_EPS = 1e-6
 NORM_EPS = 1e-5
@@ -39,6 +39,9 @@ class VeLO(ControlledOptimizer):
         lr: multiplies every step; VeLO needs no tuning, and 1 is what it was trained with.
         weight_decay: decoupled, ``p ← p − lr·(step + weight_decay·p)``.
         weights: registry name, artifact directory or loaded artifact, of family velo.
+        decay, accumulate: :class:`~pylo_zoo.optim.controlled.ControlledOptimizer`.
+        nonfinite, master_weights: :class:`~pylo_zoo.optim.base.LearnedOptimizer`. A loss that is not finite stays in
+            the loss buffer for good: use ``nonfinite="skip"`` where one may come.
 
     Raises:
         ZooError: bad arguments, weights of another family, or a step without a loss.
@@ -53,8 +56,12 @@ class VeLO(ControlledOptimizer):
         lr: float | Tensor = 1.0,
         weight_decay: float = 0.0,
         weights: str | Artifact = "velo",
+        decay: str = "decoupled",
+        accumulate: int | str = 1,
+        nonfinite: str = "propagate",
+        master_weights: bool = False,
     ) -> None:
-        super().__init__(params, num_steps, lr, weight_decay, weights)
+        super().__init__(params, num_steps, lr, weight_decay, weights, decay, accumulate, nonfinite, master_weights)
 
     def new_state(self, p: Tensor, group: Group, axes: Axes) -> dict[str, Tensor]:
         return {**super().new_state(p, group, axes), **new_accumulators(p, axes)}
@@ -88,4 +95,4 @@ class VeLO(ControlledOptimizer):
         delta = step_of(mlp(context.layers, x), p.shape, self.behavior.exp_mult)
         delta *= parameter_scale(p) * self.behavior.step_mult * context.lr_mult
         note("step", delta)
-        p.sub_(item.group["lr"] * (delta + item.group["weight_decay"] * p))
+        p.sub_(item.group["lr"] * (delta + decoupled(item.group) * p))

@@ -55,8 +55,11 @@ class Toy(LearnedOptimizer):
         weight_decay: float = 0.0,
         clip_norm: float | None = None,
         weights: str | Artifact = "toy-released",
+        nonfinite: str = "propagate",
+        master_weights: bool = False,
     ) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay}, weights, clip_norm)
+        defaults = {"lr": lr, "weight_decay": weight_decay}
+        super().__init__(params, defaults, weights, clip_norm, nonfinite, master_weights)
 
     def new_state(self, p: Tensor, group: Group, axes: Axes) -> dict[str, Tensor]:
         return {name: torch.zeros_like(p)[None] for name in ("momentum", "second_moment")}

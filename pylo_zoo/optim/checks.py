@@ -1,0 +1,94 @@
+"""What the optimizers ask of numbers, gradients and saved tensors, and how they say no."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pylo_zoo.errors import ZooError
+
+
+def fitted(
+    entry: Mapping[str, Any], expected: Mapping[str, Tensor], device: torch.device, what: str
+) -> dict[str, Tensor]:
+    """Copies of saved tensors in the dtypes of ``expected``; counters, which those have on the CPU, stay there.
+
+    Raises:
+        ZooError: a name or shape differs.
+    """
+    found = {name: tuple(torch.as_tensor(value).shape) for name, value in entry.items()}
+    wanted = {name: tuple(value.shape) for name, value in expected.items()}
+    require(
+        found == wanted,
+        f"{what} does not fit: it has {_difference(found, wanted)} and should have {_difference(wanted, found)}.",
+        "Load a state of the same optimizer class over the same model.",
+    )
+    return {
+        name: torch.as_tensor(value)
+        .detach()
+        .to(device="cpu" if expected[name].device.type == "cpu" else device, dtype=expected[name].dtype, copy=True)
+        for name, value in entry.items()
+    }
+
+
+def takes_part(p: Tensor) -> bool:
+    """Whether a step moves ``p``, which has a gradient: it has elements. :class:`ZooError` for a sparse gradient."""
+    assert p.grad is not None
+    require(
+        p.grad.layout == torch.strided,
+        f"The gradient of a parameter of shape {tuple(p.shape)} is sparse.",
+        "The optimizers here read every element: build the embedding with sparse=False.",
+    )
+    return p.numel() > 0
+
+
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether no element is NaN or infinite; one number is read back from each device."""
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors:
+        by_device.setdefault(tensor.device, []).append(torch.isfinite(tensor).all())
+    return all(bool(torch.stack(each).all()) for each in by_device.values())
+
+
+def check_number(name: str, value: Any, below: float = math.inf) -> None:
+    """Raise :class:`ZooError` unless ``value`` is a finite number in [0, ``below``); ``lr`` may be a tensor of one."""
+    if isinstance(value, Tensor):
+        single = value.numel() == 1 and value.is_floating_point() and name == "lr"
+        rule = "Tensor lr must be 1-element" if name == "lr" else f"{name} must be a number"
+        about = f"{rule}: {name} is a tensor {value.dtype} {tuple(value.shape)}."
+        require(single, about, "Use a number; lr may be a scalar.")
+    else:
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        require(number, f"{name} is {value!r}.", f"{name} must be a number.")
+    if isinstance(value, Tensor) and value.is_meta:
+        return
+    limit = "0 or more" if below == math.inf else f"at least 0 and under {below:g}"
+    require(0 <= float(value) < below, f"{name} is {value}.", f"{name} must be {limit}, and finite.")
+
+
+def check_betas(name: str, betas: Any) -> None:
+    """Raise :class:`ZooError` unless ``betas`` are two numbers in [0, 1)."""
+    pair = isinstance(betas, Sequence) and not isinstance(betas, str) and len(betas) == 2
+    require(pair, f"{name} is {betas!r}.", "Use two numbers, such as (0.9, 0.95).")
+    for beta in betas:
+        check_number(name, beta, below=1.0)
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise :class:`ZooError` unless ``value`` is True or False."""
+    require(isinstance(value, bool), f"{name} is {value!r}.", "Use True or False.")
+
+
+def require(condition: bool, message: str, hint: str) -> None:
+    """Raise :class:`ZooError` unless ``condition`` holds."""
+    if not condition:
+        raise ZooError(message, hint)
+
+
+def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {shape}" for name, shape in one.items() if other.get(name) != shape) or "nothing else"

@@ -1,0 +1,99 @@
+"""The contract: ``torch.compile`` of a training step with the optimizer in it.
+
+Backend ``aot_eager`` traces and functionalizes as inductor does, and then runs torch's own kernels: seconds instead of
+minutes. One slow test runs inductor itself.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from contract_table import TABLE, Entry, holds, make, same
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+LRS: dict[str, Callable[[], Any]] = {"tensor": lambda: torch.tensor(0.1), "float": lambda: 0.1}
+
+
+def run(
+    entry: Entry, lr: Any, backend: str | None, calls: int = 5, warm: int = 1, **more: Any
+) -> tuple[list[float], list[nn.Parameter]]:
+    """Losses and parameters of a short run under a schedule; after ``warm`` calls a recompilation is an error."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 6, bias=False)), torch.randn(16, 5)
+    if entry.weights is None:
+        more["ns_dtype"] = torch.float32
+    optimizer = make(entry, model.parameters(), lr=lr, **more)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+
+    def training_step(x: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        optimizer.step(loss=loss.detach())
+        return loss.detach()
+
+    torch.compiler.reset()
+    counters.clear()
+    step = training_step if backend is None else torch.compile(training_step, backend=backend)
+    losses = []
+    for call in range(calls):
+        stance = torch.compiler.set_stance("default" if backend is None or call < warm else "fail_on_recompile")
+        with stance, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")  # dynamo reads it
+            losses.append(float(step(x)))
+        scheduler.step()
+    return losses, list(model.parameters())
+
+
+def close(one: Any, other: Any) -> bool:
+    pairs = zip((torch.tensor(one[0]), *one[1]), (torch.tensor(other[0]), *other[1]), strict=True)
+    return all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in pairs)
+
+
+@holds("compile")
+@pytest.mark.parametrize("lr", LRS)
+def test_a_compiled_step_is_the_step_and_lr_recompiles_nothing(entry: Entry, lr: str) -> None:
+    """A tensor ``lr`` compiles once. A float does when it first changes, as everywhere in torch, and then no more."""
+    eager = run(entry, LRS[lr](), None)
+    backend, warm = ("aot_eager", 1) if lr == "tensor" else ("eager", 2)
+    compiled = run(entry, LRS[lr](), backend, warm=warm)
+    assert close(compiled, eager)
+    assert counters["graph_break"]  # at backward() and zero_grad(), as with every optimizer
+    assert not [reason for reason in counters["graph_break"] if "data-dependent" in reason.lower()]
+    assert not same(compiled[1], run(entry, LRS[lr](), None, calls=1)[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "warm"),
+    [({"nonfinite": "skip"}, 1), ({"decay": "l2", "weight_decay": 0.1}, 1), ({"accumulate": 2}, 2)],
+)
+def test_options_that_branch_compile_too(options: dict[str, Any], warm: int) -> None:
+    entry = TABLE["VeLO"]
+    eager = run(entry, torch.tensor(0.1), None, **options)
+    assert close(run(entry, torch.tensor(0.1), "eager", warm=warm, **options), eager)
+
+
+def test_a_recompilation_would_be_seen() -> None:
+    """The check above has teeth: a float ``lr`` does recompile at its first change."""
+    with pytest.raises(RuntimeError, match="fail_on_recompile"):
+        run(TABLE["ELO"], 0.1, "eager")
+
+
+def test_importing_the_optimizers_does_not_import_the_compiler() -> None:
+    script = "import sys, pylo_zoo.optim; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=120).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in inductor's own imports
+@pytest.mark.parametrize("name", ["VeLO", "CELO2", "Muon"])
+def test_inductor_compiles_it(name: str) -> None:
+    entry = TABLE[name]
+    assert close(run(entry, torch.tensor(0.1), "inductor"), run(entry, torch.tensor(0.1), None))

@@ -1,0 +1,250 @@
+"""The contract: what training loops do around a step: AMP, accumulation, clipping, decay, non-finite values."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from contract_table import Entry, give_gradients, holds, loss_at, make, parameters, same, same_state, train
+from torch import Tensor, nn
+
+from pylo_zoo.errors import ZooError
+from pylo_zoo.optim import ELO, MuLO
+
+BAD = (math.nan, math.inf, -math.inf)
+
+# --- mixed precision ---------------------------------------------------------------------------------------------
+
+
+@holds("autocast")
+def test_a_step_within_autocast_is_a_step_outside_it(entry: Entry) -> None:
+    runs = []
+    for enabled in (False, True):
+        params = parameters()
+        optimizer = make(entry, params)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if enabled else torch.float32)
+            train(optimizer, params, range(3))
+        runs.append(params)
+    assert same(*runs)
+
+
+WAYS: dict[str, Callable[[Any, Any, Tensor], Any]] = {
+    "step(loss)": lambda scaler, optimizer, loss: scaler.step(optimizer, loss),
+    "step(loss=)": lambda scaler, optimizer, loss: scaler.step(optimizer, loss=loss),
+    "set_loss": lambda scaler, optimizer, loss: [optimizer.set_loss(loss), scaler.step(optimizer)][1],
+}
+
+
+@holds("grad_scaler")
+@pytest.mark.parametrize("way", WAYS)
+def test_a_step_that_grad_scaler_skips_leaves_all_state_alone(entry: Entry, way: str) -> None:
+    ends = []
+    for overflows in ([], [1, 3]):
+        torch.manual_seed(0)
+        model, x = nn.Linear(6, 4), torch.randn(8, 6)
+        optimizer, scaler = make(entry, model.parameters()), torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        taken = 0
+        for call in range(4 + len(overflows)):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = model(x).square().mean()
+            scaler.scale(loss).backward()
+            before = copy.deepcopy(optimizer.state_dict()), [p.detach().clone() for p in model.parameters()]
+            if call in overflows:
+                model.weight.grad[0, 0] = math.inf  # pyright: ignore[reportOptionalSubscript]
+            WAYS[way](scaler, optimizer, loss.detach() if call not in overflows else torch.tensor(math.nan))
+            scaler.update()
+            unchanged = same_state(optimizer.state_dict(), before[0]) and same(model.parameters(), before[1])
+            assert unchanged == (call in overflows)
+            taken += call not in overflows
+        assert taken == 4
+        ends.append(list(model.parameters()))
+    assert same(*ends)
+
+
+# --- values that are not finite ----------------------------------------------------------------------------------
+
+
+@holds("nonfinite")
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_skip_and_raise_touch_nothing(entry: Entry, where: str) -> None:
+    params, alone = parameters(), parameters()
+    skipping, other = make(entry, params, nonfinite="skip"), make(entry, alone)
+    train(skipping, params, range(2))
+    train(other, alone, range(2))
+    for count, bad in enumerate(BAD, start=1):
+        give_gradients(params, 2)
+        loss = loss_at(2)
+        if where == "loss":
+            loss = torch.tensor(bad)
+        else:
+            params[3].grad[1, 2] = bad  # pyright: ignore[reportOptionalSubscript]
+        for optimizer, choice in ((skipping, "raise"), (skipping, "skip")):
+            optimizer.nonfinite = choice
+            before = copy.deepcopy(optimizer.state_dict())
+            if choice == "raise":
+                with pytest.raises(ZooError, match=rf"The {where} is not|A {where} is not.*1 of 7.*\(6, 6\)"):
+                    optimizer.step(loss=loss)
+            else:
+                assert optimizer.step(lambda loss=loss: loss) is loss
+            assert same_state(optimizer.state_dict(), before)
+            assert same(params, alone)
+        assert skipping.skipped_steps == count
+    train(skipping, params, range(2, 5))
+    train(other, alone, range(2, 5))
+    assert same(params, alone)
+
+
+@holds("nonfinite")
+def test_by_default_the_rule_gets_it_as_the_original_does(entry: Entry) -> None:
+    params = parameters(shapes=[(6, 6)])
+    optimizer = make(entry, params)
+    give_gradients(params, 0)
+    params[0].grad[0, 0] = math.nan  # pyright: ignore[reportOptionalSubscript]
+    optimizer.step(loss=loss_at(0))
+    replaced = entry.cls in (ELO, MuLO)  # their rules replace NaN by 0 (SPEC §3)
+    assert bool(torch.isfinite(params[0]).all()) == replaced
+    if entry.cls.needs_loss:
+        params = parameters(shapes=[(6, 6)])
+        optimizer = make(entry, params)
+        give_gradients(params, 0)
+        optimizer.step(loss=math.nan)
+        assert bool(optimizer.param_groups[0]["loss_average"].isnan().all())
+
+
+# --- accumulation ------------------------------------------------------------------------------------------------
+
+
+@holds("accumulation")
+def test_micro_batches_make_the_batch(entry: Entry) -> None:
+    ends = []
+    for parts in (1, 4):
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(8, 6, generator=generator, dtype=torch.float64)
+        weight = nn.Parameter(torch.randn(6, 6, generator=generator, dtype=torch.float64))
+        optimizer = make(entry, [weight], **({"ns_dtype": torch.float64} if entry.weights is None else {}))
+        for _ in range(3):
+            optimizer.zero_grad()
+            total = 0.0
+            for part in x.chunk(parts):
+                loss = (part @ weight).square().mean() / parts
+                loss.backward()
+                total += loss.item()
+            optimizer.step(loss=total)
+        ends.append(weight.detach())
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-9)
+
+
+def micro_step(optimizer: Any, params: list[nn.Parameter], call: int) -> None:
+    give_gradients(params, call)
+    if call % 3 == 1:
+        params[1].grad = None
+    if call >= 3:
+        params[2].grad = None
+    optimizer.step(loss=loss_at(call))
+
+
+@holds("long_runs")
+def test_accumulate_steps_on_means_and_goes_on_from_a_saved_state(entry: Entry) -> None:
+    params, by_hand = parameters(), parameters()
+    optimizer = make(entry, params, num_steps=32, accumulate=3, nonfinite="skip")
+    other = make(entry, by_hand, num_steps=10)
+    for k in range(3):
+        sums = [torch.zeros(p.shape) for p in params]
+        start = [p.detach().clone() for p in params]
+        for call in range(3 * k, 3 * k + 3):
+            assert same(params, start)
+            micro_step(optimizer, params, call)
+            for total, p in zip(sums, params, strict=True):
+                total += 0 if p.grad is None else p.grad
+            if call == 4:
+                optimizer.step(loss=math.inf)  # not banked
+                saved = copy.deepcopy(optimizer.state_dict())
+                params = [nn.Parameter(p.detach().clone()) for p in params]
+                optimizer = make(entry, params, num_steps=32, accumulate=3)
+                optimizer.load_state_dict(saved)
+        for p, total in zip(by_hand, sums, strict=True):
+            p.grad = total / 3 if total.any() else None
+        loss = (loss_at(3 * k) + loss_at(3 * k + 1) + loss_at(3 * k + 2)) / 3
+        other.step(loss=loss)
+        assert same(params, by_hand)
+    for key in ("step", "loss_average", "loss_minimum"):
+        assert torch.equal(optimizer.param_groups[0][key], other.param_groups[0][key])
+
+
+@holds("long_runs")
+def test_accumulate_auto_is_googles_and_belongs_to_the_run(entry: Entry) -> None:
+    for num_steps, accumulate, horizon in ((150_000, 1, 150_000), (150_001, 2, 75_000), (300_001, 3, 100_000)):
+        optimizer = make(entry, parameters(), num_steps=num_steps, accumulate="auto")
+        assert (optimizer.param_groups[0]["accumulate"], optimizer.horizon) == (accumulate, horizon)
+        assert optimizer.num_steps == num_steps
+    for wrong in (0, 1.5, "always", True):
+        with pytest.raises(ZooError, match="accumulate is"):
+            make(entry, parameters(), accumulate=wrong)
+    with pytest.raises(ZooError, match="accumulate=2, the run 1"):
+        make(entry, [{"params": parameters(), "accumulate": 2}])
+    banked = make(entry, parameters(), accumulate=2)
+    with pytest.raises(ZooError, match=r"accumulate=2.*has 1"):
+        make(entry, parameters()).load_state_dict(banked.state_dict())
+
+
+# --- clipping and decay ------------------------------------------------------------------------------------------
+
+
+@holds("clipping")
+def test_clip_norm_is_clipping_beforehand(entry: Entry) -> None:
+    for scale in (10.0, 1e-3):  # clipped, and not
+        inside, outside = parameters(torch.float64), parameters(torch.float64)
+        first, second = make(entry, inside, clip_norm=0.5), make(entry, outside, clip_norm=None)
+        for step in range(3):
+            for each in (inside, outside):
+                give_gradients(each, step)
+                for p in each:
+                    p.grad.mul_(scale)  # pyright: ignore[reportOptionalMemberAccess]
+            norm = torch.nn.utils.clip_grad_norm_(outside, 0.5)
+            assert bool(norm > 0.5) == (scale == 10.0)
+            first.step()
+            second.step()
+        for a, b, start in zip(inside, outside, parameters(torch.float64), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-4 * (b - start).abs().max().item())
+    with pytest.raises(ZooError, match="clip_norm is 0"):
+        make(entry, parameters(), clip_norm=0)
+
+
+@holds("decoupled")
+def test_decoupled_decay_is_apart_from_the_step(entry: Entry) -> None:
+    shapes = [(6, 6), (7,)]
+    decayed, plain = parameters(shapes=shapes), parameters(shapes=shapes)
+    optimizer, other = (make(entry, p, weight_decay=wd, lr=0.1) for p, wd in ((decayed, 0.5), (plain, 0.0)))
+    for each, params in ((optimizer, decayed), (other, plain)):
+        give_gradients(params, 0)
+        each.step(loss=loss_at(0))
+    for q, r, start in zip(decayed, plain, parameters(shapes=shapes), strict=True):
+        lr = 0.1 * (optimizer.param_groups[0].get("adam_lr_mult", 1.0) if "step" in optimizer.state[q] else 1.0)
+        torch.testing.assert_close(r - q, lr * 0.5 * start, rtol=1e-3, atol=1e-5)
+
+
+@holds("l2")
+def test_l2_decay_goes_into_gradients_and_loss(entry: Entry) -> None:
+    params, by_hand = parameters(), parameters()
+    groups = [{"params": params[:4]}, {"params": params[4:], "weight_decay": 0.2, "decay": "l2"}]
+    optimizer, other = make(entry, groups, weight_decay=0.0), make(entry, by_hand)
+    for step in range(6):
+        give_gradients(params, step)
+        give_gradients(by_hand, step)
+        loss = loss_at(step)
+        with torch.no_grad():
+            for p in by_hand[4:]:
+                loss = loss + 0.2 * p.square().sum()
+                p.grad = p.grad + 0.2 * p  # pyright: ignore[reportOptionalOperand]
+        optimizer.step(loss=loss_at(step))
+        other.step(loss=loss)
+    assert same(params, by_hand)
+    assert torch.equal(optimizer.param_groups[0]["loss_average"], other.param_groups[0]["loss_average"])
+    with pytest.raises(ZooError, match="decay is 'L2'"):
+        make(entry, parameters(), decay="L2")
