@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -86,7 +85,7 @@ def decaying_after(update: Update, item: Item, step: Tensor, context: Any) -> No
     That is PyLO's order for VeLO, AdafacLO and MuLO; the originals, and :mod:`pylo_zoo.optim`, decay the old value.
     """
     lr, decay = item.group["lr"], item.group["weight_decay"]
-    update(replace(item, group={**item.group, "weight_decay": 0.0}), step, context)
+    update(item._replace(group={**item.group, "weight_decay": 0.0}), step, context)
     if decay:
         item.p.sub_(lr * decay * item.p)
 
@@ -105,4 +104,4 @@ def clipped(item: Item, max_norm: float | None) -> Item:
     """``item`` with its own gradient's norm at most ``max_norm``, as ``torch.nn.utils.clip_grad_norm_`` of it alone."""
     if max_norm is None:
         return item
-    return replace(item, g=item.g * (max_norm / (torch.linalg.vector_norm(item.g) + 1e-6)).clamp(max=1.0))
+    return item._replace(g=item.g * (max_norm / (torch.linalg.vector_norm(item.g) + 1e-6)).clamp(max=1.0))
