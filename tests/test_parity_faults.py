@@ -106,8 +106,8 @@ FAULTS = {
     "Newton–Schulz's norm": Fault(
         orthogonalize,
         "newton_schulz",
-        "keepdim=True) + eps",
-        "keepdim=True).clamp(min=1) + eps",
+        "_frobenius(matrices) + eps",
+        "_frobenius(matrices).clamp(min=1) + eps",
         "orthogonalized",
         "celo2",
     ),
