@@ -88,7 +88,7 @@ FAULTS = {
         velo, "VeLO.update", "item.g.clamp(-MAX_GRADIENT, MAX_GRADIENT)", "item.g", "momentum", regime="huge"
     ),
     "decay of the new parameter": Fault(
-        velo, "VeLO.update", '["weight_decay"] * p)', '["weight_decay"] * (p - delta))', "parameter"
+        velo, "VeLO.update", "decoupled(item.group) * p)", "decoupled(item.group) * (p - delta))", "parameter"
     ),
     "time from one": Fault(
         features, "time_columns", "step.to(scales)", "(step + 1).to(scales)", "time_features", "elo"

@@ -32,7 +32,8 @@ NOT_COVERED = (
     "16-bit parameters (the update is computed in float32 for them), and devices other than the CPU",
     "parameters of more than five axes, and empty ones",
     "runs of more than 200 steps",
-    "several parameter groups with options of their own (the project's tests cover them)",
+    "several parameter groups with options of their own, L2 decay, accumulated gradients, skipped steps and master "
+    "copies (the project's tests cover them)",
 )
 """What no run of this table shows, whatever the family."""
 
