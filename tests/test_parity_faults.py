@@ -35,6 +35,51 @@ class Fault(NamedTuple):
 
 
 FAULTS = {
+    "guard of a zero parameter": Fault(
+        conditioning, "tensor_features", ".mean().clamp(min=1e-9)", ".mean()", "lstm_inputs", regime="zero parameters"
+    ),
+    "rank of five axes": Fault(
+        conditioning,
+        "tensor_features",
+        "if rank < MAX_RANK:\n        one_hot",
+        "if True:\n        one_hot",
+        "parameter",
+    ),
+    "cap of a negative loss": Fault(
+        conditioning, "advance_loss", "cap.abs()", "cap", "loss_average", regime="negative losses"
+    ),
+    "initial LSTM state": Fault(
+        controlled,
+        "ControlledOptimizer.new_state",
+        "controller.initial_hidden[0], controller.initial_cell[0]",
+        "controller.initial_cell[0], controller.initial_hidden[0]",
+        "lstm_cell",
+    ),
+    "decay of zero": Fault(
+        celo2,
+        "CELO2._adamw",
+        'if group["adam_weight_decay"] is None else',
+        'if not group["adam_weight_decay"] else',
+        "parameter",
+        "celo2",
+        "no AdamW decay",
+    ),
+    "vectors with all features": Fault(
+        celo2,
+        "CELO2._learned",
+        "CELO2_UNFACTORED_FEATURES if axes.factored is None else VELO_FEATURES",
+        "VELO_FEATURES",
+        "direction",
+        "celo2",
+        "learned rule for all",
+    ),
+    "gradient clipped in place": Fault(
+        velo, "VeLO.update", "item.g.clamp(", "item.g.clamp_(", "parameter", regime="huge"
+    ),
+    "row for column": Fault(
+        accumulators, "factors", "return Factors(row, col,", "return Factors(col, row,", "features/row"
+    ),
+    "an exception": Fault(velo, "VeLO.update", "g = item.g.clamp(", "g = item.g[0, 0, 0, 0].clamp(", "parameter"),
     "order of spatial axes": Fault(layout, "jax_axes", "*axes[2:]", "*reversed(axes[2:])", "row", regime="spikes"),
     "tie of equal axes": Fault(layout, "axes_of", "by_size[-2], by_size[-1]", "by_size[-1], by_size[-2]", "row"),
     "guard of a squared gradient": Fault(
@@ -78,14 +123,14 @@ FAULTS = {
     "normaliser by deviation": Fault(
         features, "normalize", "x.square().mean(", "x.var(unbiased=False, ", "normalized/gradient"
     ),
-    "epsilon of the scale": Fault(features, "parameter_scale", "mean() + 1e-9", "mean() + 1e-8", "step"),
+    "epsilon of the scale": Fault(features, "parameter_scale", "mean() + 1e-9", "mean() + 1e-8", "parameter_scale"),
     "magnitude without its factor": Fault(
         features, "step_of", "magnitude * exp_mult", "magnitude * 2 * exp_mult", "step"
     ),
     "activation": Fault(mlp, "mlp", "torch.relu_(x) if", "torch.tanh_(x) if", "direction"),
     "written weights without bias": Fault(velo, "VeLO.contexts", "b[k].to(p)", "0 * b[k].to(p)", "direction"),
     "gradients without clipping": Fault(
-        velo, "VeLO.update", "item.g.clamp(-MAX_GRADIENT, MAX_GRADIENT)", "item.g", "momentum", regime="huge"
+        velo, "VeLO.update", "item.g.clamp(-MAX_GRADIENT, MAX_GRADIENT)", "item.g", "features/gradient", regime="huge"
     ),
     "decay of the new parameter": Fault(
         velo, "VeLO.update", "decoupled(item.group) * p)", "decoupled(item.group) * (p - delta))", "parameter"
@@ -99,7 +144,7 @@ FAULTS = {
     "step_mult twice": Fault(
         adafac, "adafac_update", "step_mult * step_of", "step_mult * step_mult * step_of", "step", "mulo"
     ),
-    "Adam's count": Fault(adam, "adam_direction", "beta2**count", "beta2**(count + 1)", "direction", "celo2"),
+    "Adam's count": Fault(adam, "adam_direction", "beta2**count", "beta2**(count + 1)", "v_hat", "celo2"),
     "Adam's epsilon in the root": Fault(
         adam, "adam_direction", "v_hat + eps_root", "v_hat + eps_root + eps", "direction", "celo2"
     ),
@@ -115,7 +160,7 @@ FAULTS = {
         celo2, "CELO2._rule", 'return group["rule"]', 'return "learned"', "momentum", "celo2"
     ),
     "norm of the gradient by tensor": Fault(
-        base, "LearnedOptimizer._item", "g.to(dtype) * scale", "g.to(dtype) * scale * scale", "momentum", "elo"
+        base, "LearnedOptimizer._item", "g.to(dtype) * scale", "g.to(dtype) * scale * scale", "features/gradient", "elo"
     ),
     "LSTM state not carried": Fault(
         controlled, "ControlledOptimizer.prepare", 'item.state["lstm_cell"].copy_(next_cell)', "pass", "lstm_cell"
@@ -169,6 +214,23 @@ def test_a_planted_fault_is_shown_where_it_begins(name: str) -> None:
         found = difference(fault.family, fault.regime)
     assert found is not None
     assert found.quantity == fault.shows
+
+
+def test_where_the_loss_minimum_starts_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's first step begins with the optimizer's own new state, not with a synchronised one."""
+    monkeypatch.setattr(conditioning, "LOSS_MINIMUM_START", 100.0)
+    found = difference("velo", "huge")
+    assert found is not None
+    assert (found.quantity, found.step) == ("loss_minimum", 0)
+
+
+def test_an_exception_has_a_place() -> None:
+    with planted(FAULTS["an exception"]):
+        found = difference("velo", "ordinary")
+    assert found is not None
+    assert found.misfit is not None
+    assert found.misfit.startswith("the optimizer raised IndexError")
+    assert (found.case, found.step) == ("scalar", 0)
 
 
 def test_a_wrong_tie_is_seen_in_tied_shapes_alone() -> None:

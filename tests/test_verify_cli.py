@@ -266,6 +266,6 @@ def test_the_page_says_what_the_code_does() -> None:
     assert f"{len(cases.CASES)} shapes" in page
     assert "on seven of the shapes" in " ".join(page.lower().split())
     assert len(cases.REDUCED) == 7
-    assert "eight regimes" in page
-    assert len(cases.REGIMES) == 8
+    assert "eleven regimes" in page
+    assert len(cases.REGIMES) == 11
     assert len(controls.FAULTS) == 12

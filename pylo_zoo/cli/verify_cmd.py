@@ -88,11 +88,11 @@ def verify(
             found = targets.Everything([targets.replay_target(target or "")])
         else:
             found = targets.Everything([targets.verify_target(target or "", source, access=access, how=how)])
-    targets.write_pages(found, pages)
     if all:
         _show_all(found, json, quiet)
     else:
         _show(found.reports[0], explain, json, quiet)
+    targets.write_pages(found, pages)
     _judge(found, require_all)
 
 

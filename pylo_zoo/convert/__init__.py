@@ -127,15 +127,38 @@ def _converted(
 
 def contradictions(made: Artifact, read: formats.Source) -> list[str]:
     """What the files of the source, and the registry of that file, say against the behaviour of ``made``."""
-    family = converters.get(made.family, read.naming)
-    entry = matched_entry(read.sha256, family.name)
-    said = [Statement(f"the registry's {entry.name}, whose file this is,", vars(entry.behavior))] if entry else []
     own = Statement("the artifact", config.to_dict(made.behavior))
     try:
-        settle(family, made.architecture, [*from_source(family, read), *said, own])
+        family = converters.get(made.family, read.naming)
+        settle(family, made.architecture, [*_elsewhere(made, read), own])
     except ZooError as error:
         return [error.message]
     return []
+
+
+def unsaid(made: Artifact, read: formats.Source) -> list[str]:
+    """The behaviour of ``made`` that neither the files of the source nor the registry say, field by field.
+
+    Nobody can check it: it is the family's released value, or what ``--set`` or somebody's editor made of it.
+    """
+    try:
+        said = {name for statement in _elsewhere(made, read) for name in statement.values}
+    except ZooError:
+        said = set()
+    released = config.to_dict(converters.get(made.family).behavior())
+    return [
+        f"{name} = {value}" + ("" if value == released[name] else f", where the released value is {released[name]}")
+        for name, value in config.to_dict(made.behavior).items()
+        if name not in said
+    ]
+
+
+def _elsewhere(made: Artifact, read: formats.Source) -> list[Statement]:
+    """What is said of the behaviour of ``made`` by others than itself."""
+    family = converters.get(made.family, read.naming)
+    entry = matched_entry(read.sha256, family.name)
+    said = [Statement(f"the registry's {entry.name}, whose file this is,", vars(entry.behavior))] if entry else []
+    return [*from_source(family, read), *said]
 
 
 def _own_uri(source: str | Path | None, read: formats.Source) -> str:

@@ -114,4 +114,6 @@ def step_of(outputs: Tensor, shape: Sequence[int], exp_mult: float) -> Tensor:
 
 def parameter_scale(p: Tensor) -> Tensor:
     """``sqrt(mean(p²) + 1e-9)`` over all axes, a scalar (SPEC §4, §6)."""
-    return torch.sqrt(p.square().mean() + 1e-9)
+    scale = torch.sqrt(p.square().mean() + 1e-9)
+    note("parameter_scale", scale)
+    return scale

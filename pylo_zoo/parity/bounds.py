@@ -20,11 +20,12 @@ def allowed(noise: np.ndarray, dtype: str, scale: np.ndarray | float = 1.0) -> n
 
     Args:
         noise: error of the original in float32 against itself in float64; the same in float64 is taken to be smaller by
-            the ratio of the two machine epsilons.
+            the ratio of the two machine epsilons. Where it is infinite, float64 is held to ``MAX_ERROR``.
         dtype: of the sides compared.
         scale: largest value of the quantity, in the units of the error.
     """
-    return FACTOR * noise * (EPS[dtype] / EPS["float32"]) + FLOOR * EPS[dtype] * scale
+    found = FACTOR * noise * (EPS[dtype] / EPS["float32"]) + FLOOR * EPS[dtype] * scale
+    return np.where(np.isinf(found), MAX_ERROR, found) if dtype == "float64" else found
 
 
 def ulps(error: float, value: float, dtype: str) -> float:

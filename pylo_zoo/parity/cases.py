@@ -55,6 +55,7 @@ CASES = (
     Case("conv2d, wide kernel", (5, 5, 2, 3)),
     Case("conv3d", (2, 3, 3, 1, 4)),
     Case("conv3d, in = out", (2, 2, 1, 4, 4)),
+    Case("conv3d, no axis of 1", (2, 2, 2, 2, 3)),
     Case("stacked experts", (2, 5, 4), torch="torch-stacked"),
     Case("square experts", (3, 4, 4), torch="torch-stacked"),
     Case("embedding", (9, 5), torch="jax", rule="adamw"),
@@ -71,12 +72,16 @@ REDUCED = tuple(
 
 @dataclass(frozen=True)
 class Regime:
-    """How gradients and losses behave over a run of ``steps`` steps that begins at step ``start`` of its training."""
+    """How gradients and losses behave over a run of ``steps`` steps that begins at step ``start`` of its training.
+
+    ``scale`` multiplies the parameters that it begins with.
+    """
 
     name: str
     meaning: str
     steps: int
     start: int = 0
+    scale: float = 1.0
 
 
 REGIMES: Mapping[str, Regime] = MappingProxyType(
@@ -90,17 +95,22 @@ REGIMES: Mapping[str, Regime] = MappingProxyType(
             Regime("zeros", "every gradient zero, the loss constant", 3),
             Regime("single", "one non-zero element a tensor", 3),
             Regime("growing", "ordinary, eight times larger each step, from step 20,000 on", 4, start=20_000),
+            Regime("zero parameters", "every parameter begins at zero, as biases do; gradients ordinary", 4, scale=0.0),
+            Regime("large parameters", "parameters a thousand times larger; gradients ordinary", 3, scale=1e3),
+            Regime("negative losses", "losses that cross zero and stay below it; gradients ordinary", 5),
             Regime("NaN", "one in five elements is NaN; for rules that define what happens then", 3),
         )
     }
 )
 
 
-def parameters(seed: int) -> Arrays:
-    """Starting values by case, in JAX layout: normal, scaled by ``1/sqrt(fan_in)``; float32 numbers in float64."""
+def parameters(seed: int, scale: float = 1.0) -> Arrays:
+    """Starting values by case, in JAX layout: normal, ``scale/sqrt(fan_in)``; float32 numbers in float64."""
     rng = np.random.default_rng(seed)
     return {
-        case.name: rounded(rng.standard_normal(case.shape) / np.sqrt(case.shape[-2] if len(case.shape) > 1 else 1))
+        case.name: rounded(
+            scale * rng.standard_normal(case.shape) / np.sqrt(case.shape[-2] if len(case.shape) > 1 else 1)
+        )
         for case in CASES
     }
 
@@ -149,5 +159,7 @@ def losses(seed: int, regime: str, steps: int) -> list[float]:
     loss[steps // 2] *= 5
     if steps >= 10:
         loss[-3:] *= 1e-6, 1e-9, 0
+    if regime == "negative losses":
+        loss = loss - 2.0 - np.arange(steps)
     growth = (8.0 if regime == "growing" else 1.0) ** np.arange(steps)
     return rounded(loss * growth * {"tiny": 1e-9, "huge": 1e6}.get(regime, 1.0)).tolist()

@@ -198,7 +198,7 @@ def located(explanation: Explanation) -> str:
 def measured(explanation: Explanation) -> str:
     """How far off it is."""
     if explanation.misfit:
-        return f"does not even fit: {explanation.misfit}"
+        return f"is off before any number: {explanation.misfit}"
     link = link_of(explanation)
     if link is None:
         return "{} instead of {}".format(*apart(explanation.ours, explanation.theirs))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pylo_zoo import converters
@@ -19,6 +20,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "clip_norm 0.01": {"clip_norm": 0.01},
     "no clip_norm": {"clip_norm": None},
     "grad_clip_val 0.001": {"grad_clip_val": 0.001},
+    "no AdamW decay": {"weight_decay": 0.3, "adam_weight_decay": 0.0},
     "AdamW's own": {"adam_lr_mult": 3.0, "adam_betas": (0.8, 0.99), "adam_eps": 1e-4, "adam_weight_decay": 0.05},
     "width multipliers": {"width_mult": WIDTHS},
 }
@@ -28,9 +30,10 @@ SCHEDULE = (0.0, 0.5, 2.0)
 
 NOT_COVERED = (
     "infinite gradients: their square overflows, and the original's result is not a number",
-    "NaN gradients of rules that say nothing of them",
+    "NaN gradients of rules that say nothing of them, and losses that are not finite",
     "16-bit parameters (the update is computed in float32 for them), and devices other than the CPU",
-    "parameters of more than five axes, and empty ones",
+    "parameters of more than five axes, of more than 450 elements, and empty ones",
+    "parameters without a gradient, widths from mup's infshape, and what param_groups decides",
     "runs of more than 200 steps",
     "several parameter groups with options of their own, L2 decay, accumulated gradients, skipped steps and master "
     "copies (the project's tests cover them)",
@@ -54,6 +57,9 @@ def plan(artifact: Artifact) -> Iterator[Run]:
         changed = {**reference.hyper, **hyper, **options}
         if set(options) <= set(reference.hyper) and changed != {**reference.hyper, **hyper}:
             yield Run("options", name, "ordinary", REDUCED, hyper | dict(options), layouts=("torch",))
+    if reference.rule.routes:
+        learned = tuple(replace(case, rule="learned") for case in REDUCED)
+        yield Run("options", "learned rule for all", "ordinary", learned, hyper, layouts=("torch",))
     lrs = [hyper["lr"] * factor for factor in SCHEDULE]
     yield Run("options", "learning rate schedule", "ordinary", REDUCED, hyper, lrs=lrs, layouts=("torch",))
     for name, changes in flags(artifact.behavior).items():

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 
 from pylo_zoo import config, converters, formats
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.convert import contradictions
+from pylo_zoo.convert import contradictions, unsaid
 from pylo_zoo.errors import ZooError
 from pylo_zoo.parity import bounds, controls, explain, forward, leaves, live, plan, steps, trajectory, vectors
 from pylo_zoo.parity.coverage import coverage
@@ -83,7 +84,9 @@ def without_jax(artifact: Artifact, read: formats.Source, reason: str) -> Report
         source={"uri": artifact.source.uri, "sha256": read.sha256, "bytes": read.bytes},
         fingerprint=artifact.fingerprint,
         leaves=leaves.check_leaves(artifact, read),
-        statements=Statements(contradictions(artifact, read)),
+        statements=Statements(contradictions(artifact, read), unsaid(artifact, read)),
+        environment=environment(),
+        created=now(),
         reason=reason,
     )
 
@@ -122,6 +125,10 @@ def _proof(
     planted = list(controls.run(artifact, read, walks, right=all(check.passed for check in checks)))
     progress("done", total, total)
     hyper = dict(converters.get(artifact.family).parity_hyper)
+    besides = [
+        f"behaviour that neither the source's files nor the registry say: {each}" for each in report.statements.unsaid
+    ]
+    besides += [beside] if isinstance(beside, str) else []
     return replace(
         report,
         settings=Settings(seed, max_error, bounds.FACTOR, bounds.FLOOR, hyper, config.to_dict(artifact.behavior)),
@@ -129,10 +136,9 @@ def _proof(
         quantities=quantities.list(),
         controls=planted,
         explanation=explain.first_difference(found) or explain.worst(found),
-        coverage=coverage(checks, found, [beside] if isinstance(beside, str) else []),
-        environment=environment(),
+        coverage=coverage(checks, found, besides),
         vectors=vectors.pack(artifact, network, originals[: vectors.COURSES]),
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=now(),
         reason=None,
     )
 
@@ -206,9 +212,15 @@ class Tally:
         return sorted(found, key=lambda each: (each.dtype == "float32", order(each.name), each.name))
 
 
+def now() -> str:
+    """The time, for ``created``."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
 def environment() -> dict[str, str]:
     """Versions and platform."""
     packages = {}
     for name in ("pylo-zoo", "torch", "jax", "flax", "numpy"):
-        packages[name] = version(name)
+        with suppress(PackageNotFoundError):
+            packages[name] = version(name)
     return {**packages, "python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}

@@ -40,6 +40,7 @@ QUANTITIES: Mapping[str, str] = MappingProxyType(
         "lr_mult": "step size that the LSTM chose (SPEC §4)",
         "controls": "how the LSTM mixes the bank of MLPs (SPEC §4)",
         **{f"written/{k}": f"weights that the LSTM wrote, layer {k} (SPEC §4)" for k in range(9)},
+        "features/gradient": "the gradient, as the rule conditions it (SPEC §3, §4)",
         "momentum": "running means of the gradient, after the step (SPEC §1)",
         "second_moment": "running mean of the squared gradient, after the step (SPEC §1)",
         "row": "factored second moment, averaged over the largest axis (SPEC §1)",
@@ -47,11 +48,18 @@ QUANTITIES: Mapping[str, str] = MappingProxyType(
         "diag": "second moment of an unfactored parameter (SPEC §1)",
         "row_factor": "rsqrt(row / (mean row + 1e-9)) (SPEC §1)",
         "col_factor": "rsqrt(column) (SPEC §1)",
-        **{f"features/{name}": f"feature: {meaning} (SPEC §3, §4)" for name, meaning in _FEATURES.items()},
+        **{
+            f"features/{name}": f"feature: {meaning} (SPEC §3, §4)"
+            for name, meaning in _FEATURES.items()
+            if name != "gradient"
+        },
         **{f"normalized/{name}": f"the feature {name}, normalised (SPEC §2)" for name in _FEATURES},
         "time_features": "tanh(t/τ − 1) (SPEC §3)",
+        "m_hat": "first moment of Adam's rule, bias-corrected (SPEC §5, §6)",
+        "v_hat": "second moment of Adam's rule, bias-corrected (SPEC §5, §6)",
         "direction": "first output of the MLP; in Adam's rule, its direction (SPEC §3, §5, §6)",
         "magnitude": "second output of the MLP (SPEC §3)",
+        "parameter_scale": "root mean square of the parameter (SPEC §4, §6)",
         "orthogonalized": "the step after Newton–Schulz (SPEC §6)",
         "step": "the step, before learning rate and weight decay (SPEC §3–§6)",
         "count": "steps taken so far",

@@ -29,9 +29,13 @@ class Leaves:
 
 @dataclass(frozen=True)
 class Statements:
-    """Architecture and behaviour against what the source's own files, or the registry of this file, say of them."""
+    """Architecture and behaviour against what the source's own files, or the registry of this file, say of them.
+
+    ``unsaid`` are the fields, with their values, that neither says anything of: nothing can show that they are wrong.
+    """
 
     contradictions: Sequence[str] = ()
+    unsaid: Sequence[str] = ()
 
     @property
     def passed(self) -> bool:
@@ -143,7 +147,7 @@ class Explanation:
         quantity, meaning: the quantity.
         index: of the element that is off most, in JAX layout, behind the channel.
         ours, theirs: its two values.
-        misfit: what is wrong with the shape, where the two sides do not even agree on that.
+        misfit: what is wrong besides numbers: state of another shape, or an exception.
         off_in, right_in: the parameters for which this quantity is off at this step, and those for which it is not.
         chain: every quantity of the parameter at this step, first things first.
     """
@@ -253,8 +257,9 @@ class Report:
 
     @property
     def untried(self) -> bool:
-        """Whether there are planted faults, and none could be tried: a run that could not have failed."""
-        return bool(self.controls) and all(control.status == "not applicable" for control in self.controls)
+        """Whether everything is right, and of the planted faults none could be tried: a run that cannot fail."""
+        none = bool(self.controls) and all(control.status == "not applicable" for control in self.controls)
+        return none and all(each.passed for each in (self.leaves, self.statements, *self.checks))
 
     def of_level(self, level: str) -> list[Check]:
         """The checks of one level."""

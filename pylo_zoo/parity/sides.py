@@ -21,7 +21,7 @@ from pylo_zoo.ops.trace import listening
 from pylo_zoo.optim import optimizer_class
 from pylo_zoo.parity.cases import Case
 from pylo_zoo.parity.jax_mode import x64
-from pylo_zoo.parity.quantities import PER_TENSOR
+from pylo_zoo.parity.quantities import PARAMETER, PER_TENSOR
 
 TORCH_FROM_JAX = {0: (), 1: (0,), 2: (1, 0), 3: (2, 1, 0), 4: (3, 2, 0, 1), 5: (4, 3, 0, 1, 2)}
 """Which JAX axis each torch axis is: dense (in, out) to (out, in), convolutions (*spatial, in, out) to (out, in,
@@ -106,16 +106,23 @@ class TorchSide:
 
     def step(self, before: Snapshot, grads: Arrays, loss: float, lr: float | None = None) -> Outcome:
         """One step from ``before``."""
-        if not self._primed:  # the optimizer makes its state in its first step, and what it holds is written over
+        fresh = not self._primed and before.run.get("step") == 0
+        if not self._primed and not fresh:  # the optimizer makes its state in its first step; it is written over
             self._take({name: np.zeros(case.shape) for name, case in self._cases.items()}, 1.0)
-            self._primed = True
-        self._restore(before)
+        self._primed = True
+        if not fresh:  # a run's first step begins with the optimizer's own new state, which is put to the test so
+            self._restore(before)
         for group in self._optimizer.param_groups:
             group["lr"] = self._lr if lr is None else lr
         self._notes = {}
         with listening(self._hear):
             self._take(grads, loss)
         return Outcome(self.snapshot(), self._notes)
+
+    @property
+    def subject(self) -> str:
+        """The parameter that is being updated, or ``""``."""
+        return self._subject
 
     def run(self, grads: Sequence[Arrays], losses: Sequence[float]) -> Sequence[Arrays]:
         """A whole run from the start, on its own: the parameters before the first step and after each."""
@@ -145,6 +152,11 @@ class TorchSide:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "this run goes past its num_steps")
             self._optimizer.step(loss=torch.tensor(loss, dtype=self._dtype))
+        for name, p in self._parameters.items():
+            if p.grad is None or not np.array_equal(
+                self._array(name, p.grad), grads[name].astype(p.grad.numpy().dtype), True
+            ):
+                self.misfits[name, PARAMETER] = "the optimizer changed p.grad"
 
     def _restore(self, before: Snapshot) -> None:
         group = self._optimizer.param_groups[0]
@@ -164,14 +176,18 @@ class TorchSide:
         if wanted and not kept & wanted.keys():
             both = f"{', '.join(sorted(kept)) or 'nothing'} here, {', '.join(sorted(wanted))} in the reference"
             raise Misfit(f"The two sides name a parameter's state apart: {both}.", "Name state alike on both sides.")
-        for key in kept - wanted.keys():
-            self.misfits[name, key] = "kept here and not by the original"
-        for key, value in wanted.items():
-            tensor = self._tensor(name, value)
-            if key not in state:
-                self.misfits[name, key] = "kept by the original and not here"
-            elif tensor.shape != state[key].shape:
-                self.misfits[name, key] = f"{tuple(state[key].shape)} where the original has {tuple(tensor.shape)}"
+        if kept != wanted.keys():
+            here, there = (
+                ", ".join(sorted(each)) or "nothing" for each in (kept - wanted.keys(), wanted.keys() - kept)
+            )
+            for key in kept ^ wanted.keys():
+                self.misfits[name, key] = f"the state has {here} where the original has {there}"
+        for key in wanted.keys() & kept:
+            tensor = self._tensor(name, wanted[key])
+            if tensor.shape != state[key].shape:
+                self.misfits[name, key] = (
+                    f"{key} is {tuple(state[key].shape)} where the original has {tuple(tensor.shape)} (own layout)"
+                )
             else:
                 state[key].copy_(tensor)
         if "step" in state:
@@ -189,7 +205,7 @@ class TorchSide:
         def updating(item: Any, *args: Any) -> None:
             self._subject = self._names[item.parameter]
             update(item, *args)
-            self._subject = ""
+            self._subject = ""  # stays where the update raises
 
         def preparing(items: Sequence[Any], *args: Any) -> Any:
             self._rows = [self._names[item.parameter] for item in items]

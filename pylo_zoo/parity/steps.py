@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pylo_zoo.artifact import Artifact
+from pylo_zoo.errors import ZooError
 from pylo_zoo.parity import bounds, cases
 from pylo_zoo.parity.cases import Case
 from pylo_zoo.parity.quantities import PARAMETER, order
@@ -153,7 +154,7 @@ def quantities(outcome: Outcome) -> dict[Key, np.ndarray]:
 def walk(artifact: Artifact, theta: Mapping[str, Any], run: Run, seed: int) -> Walk:
     """Walk the reference along ``run``, while it is finite."""
     changed = with_behavior(artifact, run.behavior)
-    start = cases.parameters(seed)
+    start = cases.parameters(seed, cases.REGIMES[run.regime].scale)
     grads, losses = cases.gradients(seed, run.regime, run.steps), cases.losses(seed, run.regime, run.steps)
     double, single = (JaxSide(changed, theta, run.cases, start, run.hyper, dtype) for dtype in DTYPES)
     now = rounded(double.fresh())
@@ -232,16 +233,27 @@ def compare(artifact: Artifact, walked: Walk, dtype: str, layout: str, max_error
     side = TorchSide(
         with_behavior(artifact, run.behavior), run.cases, walked.before[0].params, run.hyper, dtype, layout
     )
-    ours, errors = [], []
+    ours, errors, misfits = [], [], {}
     for step, before in enumerate(walked.before):
-        outcome = side.step(before, walked.grads[step], walked.losses[step], run.lrs[step] if run.lrs else None)
+        try:
+            outcome = side.step(before, walked.grads[step], walked.losses[step], run.lrs[step] if run.lrs else None)
+        except ZooError:
+            raise
+        except Exception as error:  # whatever a broken port raises is a difference, and has a place
+            place = side.subject or run.cases[0].name, PARAMETER
+            misfits[place] = f"the optimizer raised {type(error).__name__}: {error}"
+            ours.append(walked.truth[step])
+            errors.append(np.zeros(len(ledger.keys)))
+            errors[-1][ledger.index[place]] = np.inf
+            break
         flat = ledger.flat(outcome)
         ours.append(flat)
         errors.append(ledger.worst(ledger.errors(flat, walked.truth[step], walked.units[step])))
     table = np.array(errors)
-    misfits = {key if key in ledger.index else (key[0], PARAMETER): why for key, why in side.misfits.items()}
-    for key in misfits:
-        table[:, ledger.index[key]] = np.inf
+    for key, why in side.misfits.items():
+        place = key if key in ledger.index else (key[0], PARAMETER)
+        table[:, ledger.index[place]] = np.inf
+        misfits[place] = why
     allowed = bounds.allowed(walked.noise, dtype)
     if dtype == "float64":
         updates = [ledger.index[name, PARAMETER] for name in (case.name for case in run.cases)]

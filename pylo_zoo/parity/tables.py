@@ -17,6 +17,9 @@ LEGEND = (
     "of the movement; network: of the largest output); ulps: of float32. Tightest at names\n"
     "what came nearest to its bound. --html FILE shows everything, --explain one chain."
 )
+STEPS_AGREE = (
+    "Every quantity of every single step agrees, and what FAILED above does not: look at what single steps do not use."
+)
 MOST_LINKS = 12
 """How many quantities after the first that is off a chain shows."""
 
@@ -41,8 +44,13 @@ def render(report: Report, console: Console, *, explained: bool = False) -> None
         console.print(LEGEND, soft_wrap=True)
     for contradiction in report.statements.contradictions:
         console.print(Text(contradiction, style="red"), soft_wrap=True)
-    if report.explanation and (explained or report.status == "failed"):
+    for each in report.statements.unsaid:
+        if "where the released value" in each:
+            console.print(Text(f"Neither its files nor the registry say it: {each}.", style="yellow"), soft_wrap=True)
+    if report.explanation and (explained or report.explanation.failed):
         explain(report.explanation, console, whole=explained)
+    elif report.status == "failed" and report.of_level("step") and not report.missed:
+        console.print(Text(STEPS_AGREE, style="red"), soft_wrap=True)
     console.print(verdict(report), soft_wrap=True)
 
 
@@ -89,7 +97,7 @@ def explain(explanation: Explanation, console: Console, *, whole: bool = False) 
     console.print(f"  {e.meaning}", soft_wrap=True)
     console.print(f"  in the run {e.run!r}, step {e.step + 1}, {e.dtype}, {e.layout} layout", soft_wrap=True)
     if e.misfit:
-        console.print(f"  its state is {e.misfit} (shapes in the parameter's own layout)", soft_wrap=True)
+        console.print(f"  {e.misfit}", soft_wrap=True)
     else:
         at = f" at index {list(e.index)}" if e.index else ""
         console.print(f"  torch {e.ours:.17g}, original {e.theirs:.17g}{at}", soft_wrap=True)
@@ -115,15 +123,16 @@ def _add_texts(table: Table, report: Report) -> None:
     broken = [*report.leaves.missing, *report.leaves.extra, *report.leaves.differing]
     where = broken[0] if broken else f"{report.leaves.compared} leaves"
     table.add_row("leaves", "bit for bit", f"{len(broken)} off", "", "", where, _verdict(report.leaves.passed))
-    off = f"{len(report.statements.contradictions)} off"
-    table.add_row("behaviour", "as its files say", off, "", "", "", _verdict(report.statements.passed))
+    off, unsaid = f"{len(report.statements.contradictions)} off", len(report.statements.unsaid)
+    nobody = f"{unsaid} fields nobody says" if unsaid else ""
+    table.add_row("behaviour", "as its files say", off, "", "", nobody, _verdict(report.statements.passed))
 
 
 def _add_controls(table: Table, controls: Sequence[Control]) -> None:
     if not controls:
         return
     if all(control.status == "not applicable" for control in controls):
-        table.add_row("planted faults", "not tried", "", "", "", controls[0].by, _verdict(False))
+        table.add_row("planted faults", "not tried", "", "", "", controls[0].by)
         return
     missed = [control.name for control in controls if control.status == "missed"]
     where = f"missed: {', '.join(missed)}" if missed else ""

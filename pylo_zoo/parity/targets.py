@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -70,7 +71,11 @@ def verify_target(
         )
     report = _run(artifact, path, how)
     if artifact.path is not None and report.status != "not_run":
-        write_parity(artifact.path, report.to_dict(), report.vectors)
+        try:
+            write_parity(artifact.path, report.to_dict(), report.vectors)
+        except (ZooError, OSError) as error:
+            why = error.message if isinstance(error, ZooError) else str(error)
+            warnings.warn(f"the proof could not be put into {artifact.path}: {why}", stacklevel=2)
     return report
 
 
@@ -135,6 +140,8 @@ def verify_all(access: Access | None = None, how: How | None = None) -> Everythi
             found.missing[name] = error.message
         except ZooError as error:
             found.broken[name] = error.message
+        except Exception as error:  # one family's fault must not lose the others' reports
+            found.broken[name] = f"{type(error).__name__}: {error}"
     return found
 
 

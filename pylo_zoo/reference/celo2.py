@@ -24,7 +24,7 @@ from pylo_zoo.reference.features import (
     normalise,
     stack,
 )
-from pylo_zoo.reference.tensors import at_least_1d, clip_by_global_norm, mean_square
+from pylo_zoo.reference.tensors import at_least_1d, clip_by_global_norm, parameter_scale
 from pylo_zoo.reference.trace import note, of_tensor
 
 NORM_EPS = 1e-9
@@ -112,7 +112,7 @@ class CELO2:
         note("magnitude", magnitude)
         step = direction * jnp.exp(magnitude * b.exp_mult)
         if b.param_scale_mult:
-            step = step * jnp.sqrt(mean_square(p) + 1e-9)
+            step = step * parameter_scale(p)
         if b.orthogonalize and p.ndim > 1:
             step = orthogonalize(step, b.ns_coeffs, b.ns_iters, b.ns_eps)
             note("orthogonalized", step)
@@ -138,6 +138,8 @@ def _adamw(hyper, p: Array, g: Array, acc, count: Array) -> tuple[Array, dict[st
     m = average(acc["momentum"], g, beta1)
     v = average(acc["second_moment"], g * g, beta2)
     m_hat, v_hat = m[0] / (1 - beta1**count), v[0] / (1 - beta2**count)
+    note("m_hat", m_hat)
+    note("v_hat", v_hat)
     direction = m_hat / (jnp.sqrt(v_hat) + hyper["adam_eps"])
     note("direction", direction)
     p = p - hyper["lr"] * hyper["adam_lr_mult"] * (direction + decay * p)

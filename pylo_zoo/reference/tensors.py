@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from jax import Array
 
+from pylo_zoo.reference.trace import note
+
 
 def at_least_1d(x: Array) -> Array:
     """A 0-d tensor as shape ``(1,)`` (SPEC §1); any other as it is."""
@@ -25,3 +27,10 @@ def clip_by_global_norm(grads: Mapping[str, Array], clip_norm: Array | None) -> 
 def mean_square(p: Array) -> Array:
     """``mean(p²)`` over all axes."""
     return jnp.mean(p * p)
+
+
+def parameter_scale(p: Array) -> Array:
+    """``sqrt(mean(p²) + 1e-9)`` over all axes."""
+    scale = jnp.sqrt(mean_square(p) + 1e-9)
+    note("parameter_scale", scale)
+    return scale

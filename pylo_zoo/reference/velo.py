@@ -25,7 +25,7 @@ from pylo_zoo.reference.lstm import (
     lstm,
     tensor_features,
 )
-from pylo_zoo.reference.tensors import at_least_1d, mean_square
+from pylo_zoo.reference.tensors import at_least_1d, parameter_scale
 from pylo_zoo.reference.trace import note, of_tensor
 
 GRADIENT_LIMIT = 1000.0
@@ -141,6 +141,8 @@ class CeloAdam(Controller):
         beta2 = jnp.asarray(self.behavior.initial_rms_decays, p.dtype)
         m, v = average(acc["momentum"], g, beta1), average(acc["second_moment"], g * g, beta2)
         m_hat, v_hat = m[0] / (1 - beta1 ** (t + 1)), v[0] / (1 - beta2 ** (t + 1))
+        note("m_hat", m_hat)
+        note("v_hat", v_hat)
         direction = m_hat / (1e-8 + jnp.sqrt(v_hat + 1e-10))
         note("direction", direction)
         return direction, {"momentum": m, "second_moment": v}
@@ -185,7 +187,7 @@ class Celo(Controller):
         direction, magnitude = out[..., 0], out[..., 1]
         note("direction", direction)
         note("magnitude", magnitude)
-        return direction * jnp.exp(magnitude * self.behavior.exp_mult) * jnp.sqrt(mean_square(p) + 1e-9), acc
+        return direction * jnp.exp(magnitude * self.behavior.exp_mult) * parameter_scale(p), acc
 
 
 @dataclass(frozen=True)
