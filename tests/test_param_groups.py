@@ -187,7 +187,7 @@ def test_a_model_is_asked_for_its_head_before_names_decide() -> None:
 
     class Refuses(nn.Sequential):
         def get_output_embeddings(self) -> nn.Module:
-            raise NotImplementedError
+            raise RuntimeError("this model has none")
 
     layers = nn.Linear(4, 8), nn.Linear(8, 2)
     assert [route.name for route in routes(Asked(*layers)) if route.kind == "head"] == ["1.weight"]

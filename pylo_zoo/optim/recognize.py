@@ -229,7 +229,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 def _asked(model: nn.Module, method: str) -> nn.Module | None:
     try:
         answer = getattr(model, method)()
-    except (AttributeError, NotImplementedError, TypeError):
+    except (AttributeError, RuntimeError, TypeError):  # a model may say that it has none
         return None
     return answer if isinstance(answer, nn.Module) else None
 
