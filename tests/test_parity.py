@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from pylo_zoo.artifact import read, write
 from pylo_zoo.convert import convert
 from pylo_zoo.errors import ZooError
 from pylo_zoo.parity import cases, controls, plan
-from pylo_zoo.parity.targets import verify_target
+from pylo_zoo.parity.targets import How, verify_target
 from pylo_zoo.samples import velo_sample
 
 pytest.importorskip("jax")
@@ -186,6 +187,25 @@ def test_verify_target_replaces_the_artifacts_proof(proven: Path) -> None:
     assert recorded["status"] == "passed"
     assert recorded["source"]["sha256"] == read(proven).source.sha256
     assert (proven / "parity-vectors.safetensors").stat().st_size < 1 << 20
+
+
+def test_a_read_only_artifact_is_verified_with_a_warning(proven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.read_bytes() for path in proven.iterdir()}
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.warns(UserWarning, match="is read-only, so the proof was not put into it"):
+        assert verify_target(proven, random_weights("celo-adam")[1], how=How(seed=5)).passed
+    assert {path.name: path.read_bytes() for path in proven.iterdir()} == before
+
+
+def test_behaviour_that_nobody_says_is_named() -> None:
+    made, source = random_weights("celo-adam")
+    edited = replace(made, behavior=replace(made.behavior, step_mult=0.002))
+    report = parity.verify(edited, source)
+    assert report.passed  # nothing could show it wrong
+    assert "step_mult = 0.002, where the released value is 0.001" in report.statements.unsaid
+    assert report.coverage is not None
+    assert any("step_mult = 0.002" in each for each in report.coverage.not_covered)
+    assert proof("celo-adam").statements.unsaid[0] == "step_mult = 0.001"
 
 
 def test_a_replay_needs_no_jax_and_catches_what_it_should(proven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
