@@ -208,6 +208,18 @@ def test_a_state_that_does_not_fit_changes_nothing(entry: Entry) -> None:
     train(optimizer, params, range(2, 3))
 
 
+def test_the_same_names_in_another_order_are_an_error() -> None:
+    """States are matched by position, and the names, where there are any, show that it is another one."""
+    entry = TABLE["VeLO"]
+    named = [(f"layer.{k}", nn.Parameter(torch.ones(3, 3))) for k in range(2)]
+    optimizer = make(entry, named)
+    if "param_names" not in optimizer.param_groups[0]:
+        pytest.skip("this torch keeps no names")
+    train(optimizer, [p for _, p in named], range(1))
+    with pytest.raises(ZooError, match="the same in another order"):
+        make(entry, named[::-1]).load_state_dict(optimizer.state_dict())
+
+
 @holds("run_misfit")
 def test_a_run_state_that_does_not_fit_changes_nothing(entry: Entry) -> None:
     params = parameters()

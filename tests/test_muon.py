@@ -230,3 +230,38 @@ def test_a_parameter_that_changes_sides_is_an_error_before_anything_moves() -> N
     optimizer.state.clear()
     optimizer.step()
     assert not same(params, before)
+
+
+def test_each_matrix_of_a_stack_is_orthogonalized_alone() -> None:
+    """A busy expert must not shrink the updates of the others, however the stack came to its layout."""
+
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.Parameter(torch.randn(4, 8, 12))
+            self.down = nn.Parameter(torch.randn(4, 12, 8))
+
+    model = Experts()
+    groups = param_groups(model)
+    stacked = [{"params": [model.up, model.down], "layout": "torch-stacked"}]
+    for each in (groups, stacked):
+        optimizer = Muon(each, lr=0.02, ns_dtype=torch.float32)
+        norms = []
+        for factor in (1.0, 100.0):
+            before = model.up.detach().clone()
+            for p in (model.up, model.down):
+                p.grad = torch.linspace(-1, 1, p.numel()).sin().view_as(p).mul(7).cos()
+                p.grad[0] *= factor
+            optimizer.state.clear()
+            optimizer.step()
+            norms.append((model.up - before).detach().flatten(1).norm(dim=1))
+        torch.testing.assert_close(norms[0], norms[1], rtol=1e-3, atol=0)
+
+
+def test_routes_print_as_a_table_with_their_groups() -> None:
+    optimizer = Muon(
+        [{"params": [torch.nn.Parameter(torch.randn(8, 8))]}, {"params": [torch.nn.Parameter(torch.randn(8))]}]
+    )
+    assert [route.group for route in optimizer.routes()] == [0, 1]
+    assert "insufficient_dims" in str(optimizer.routes())
+    assert str(optimizer.routes()).count("\n") >= 2

@@ -192,6 +192,11 @@ class ZooOptimizer(torch.optim.Optimizer):
                 f"A parameter group has the unknown option {option!r}.",
                 f"Did you mean {near[0] if near else None!r}?",
             )
+        require(
+            "nonfinite" not in given,
+            "A parameter group sets nonfinite.",
+            "It belongs to the whole optimizer: give it to the constructor.",
+        )
         require(group["layout"] in LAYOUTS, f"layout is {group['layout']!r}.", f"Use one of {', '.join(LAYOUTS)}.")
         check_number("lr", group["lr"])
         check_number("weight_decay", group["weight_decay"])
@@ -293,6 +298,13 @@ class ZooOptimizer(torch.optim.Optimizer):
             f"The state has format_version {', '.join(map(str, versions))}; this pylo-zoo reads {FORMAT_VERSION}.",
             "Load it with the release of pylo-zoo that wrote it, or a later one.",
         )
+        for theirs, ours in zip(groups, mine, strict=True):
+            names = [list(group.get("param_names") or ()) for group in (theirs, ours)]
+            require(
+                names[0] == names[1] or sorted(names[0]) != sorted(names[1]),
+                f"The state's parameters are the same in another order: {names[0][:3]}…, here {names[1][:3]}….",
+                "States are matched by position: build the optimizer over the parameters in the order they had.",
+            )
         self._check_saved_groups(incoming)
         keys = [key for group in groups for key in group["params"]]
         parameters = [p for group in mine for p in group["params"]]

@@ -90,6 +90,8 @@ def param_groups(
         group = next((group for first, group in made if _same_group(first, route)), None)
         if group is None:
             group = {"params": [], "param_names": [], "layout": route.layout, "rule": route.rule, **route.options}
+            if route.kind == "stack":  # for Muon: each matrix alone
+                group = {"conv_mode": "batched", "normalize_spatial": False, **group}
             made.append((route, group))
         group["params"].append(parameters[route.name])
         group["param_names"].append(route.name)
@@ -288,12 +290,10 @@ def _described(p: Any) -> str:
 
 
 def _same_group(one: Route, other: Route) -> bool:
-    if (one.group, one.layout, one.rule, one.options.keys()) != (
-        other.group,
-        other.layout,
-        other.rule,
-        other.options.keys(),
-    ):
+    def what(route: Route) -> tuple[Any, ...]:
+        return route.group, route.layout, route.rule, route.kind == "stack", route.options.keys()
+
+    if what(one) != what(other):
         return False
     return all(_same(value, other.options[key]) for key, value in one.options.items())
 

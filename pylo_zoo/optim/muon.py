@@ -15,13 +15,15 @@ from pylo_zoo.ops.muon import Recipe, as_scalar, decay_and_step, muon, muon_rout
 from pylo_zoo.ops.orthogonalize import Coefficients
 from pylo_zoo.optim.checks import check_betas, check_flag, check_number, require
 from pylo_zoo.optim.contract import Due, Group, Loss, ZooOptimizer, master_copy, state_dtype, wide_value
-from pylo_zoo.optim.groups import Route
+from pylo_zoo.optim.route_table import Route, Routes
 
 _log = logging.getLogger(__name__)
 
 RECIPE = tuple(field.name for field in fields(Recipe))
 """The options that say how an update is made."""
 FLAGS = ("nesterov", "use_fallback", "use_muon")
+STACK = {"conv_mode": "batched", "normalize_spatial": False}
+"""How a stack of matrices is orthogonalized: each alone."""
 
 
 class Muon(ZooOptimizer):
@@ -114,9 +116,12 @@ class Muon(ZooOptimizer):
 
     # --- routing -------------------------------------------------------------------------------------------------
 
-    def routes(self) -> list[Route]:
-        """Where every parameter goes, by group: ``rule`` is "muon", "adamw" or "nadamw"; ``reason`` as in SPEC §7."""
-        return [route for number in range(len(self.param_groups)) for route in self._routes(number)]
+    def routes(self) -> Routes:
+        """Where every parameter goes, by group: ``rule`` is "muon", "adamw" or "nadamw"; ``reason`` as in SPEC §7.
+
+        ``print`` shows a table.
+        """
+        return Routes(route for number in range(len(self.param_groups)) for route in self._routes(number))
 
     def _routes(self, number: int) -> list[Route]:
         group = self.param_groups[number]
@@ -125,7 +130,8 @@ class Muon(ZooOptimizer):
         found = []
         for name, p in zip(names, group["params"], strict=True):
             takes_muon, reason = _route(p, group)
-            found.append(Route(name, tuple(p.shape), group["layout"], "muon" if takes_muon else fallback, reason))
+            rule = "muon" if takes_muon else fallback
+            found.append(Route(name, tuple(p.shape), group["layout"], rule, reason, group=number))
         return found
 
     # --- stepping ------------------------------------------------------------------------------------------------
@@ -146,6 +152,8 @@ class Muon(ZooOptimizer):
             value = wide_value(p, state) if "master" in state else p
             if "momentum_buffer" in state:
                 options = {name: group[name] for name in ("lr", "weight_decay", "momentum", "nesterov", *RECIPE)}
+                if group["layout"] == "torch-stacked":  # matrices of their own, not positions of a kernel
+                    options |= STACK
                 muon([value], [g], [state["momentum_buffer"]], **options)
             else:
                 _fallback(value, g, state, group)
