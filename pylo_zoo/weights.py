@@ -25,6 +25,10 @@ def load(weights: str | Path | Artifact, *, proven: bool = True, access: Access 
     """
     if isinstance(weights, Artifact):
         return weights
+    if not isinstance(weights, (str, Path)) or not str(weights).strip():
+        raise ZooError(
+            f"weights is {weights!r}.", "Give a name of `pylo-zoo list`, an artifact's directory, or a loaded artifact."
+        )
     if isinstance(weights, Path) or Path(weights).is_dir():
         return _read(Path(weights), proven)
     if weights.startswith("hf://"):

@@ -68,9 +68,11 @@ def test_a_missing_double_or_odd_loss_is_an_error_before_anything_moves(entry: E
     wrong: list[tuple[Callable[[], Any], str]] = [
         (lambda: optimizer.step(), r"step\(loss\)"),
         (lambda: optimizer.step(lambda: None), "has none"),
-        (lambda: optimizer.step(loss=torch.ones(3)), "not a scalar"),
-        (lambda: optimizer.step("x"), "not a scalar: str"),
-        (lambda: optimizer.step([1.0]), "not a scalar: list"),
+        (lambda: optimizer.step(loss=torch.ones(3)), "not a real scalar"),
+        (lambda: optimizer.step(loss=torch.tensor(1j)), "not a real scalar"),
+        (lambda: optimizer.step(loss=True), "not a real scalar: bool"),
+        (lambda: optimizer.step("x"), "not a real scalar: str"),
+        (lambda: optimizer.step([1.0]), "not a real scalar: list"),
         (lambda: optimizer.step(loss_at(0), loss=loss_at(0)), "more than one loss"),
     ]
     for call, complaint in wrong:

@@ -21,6 +21,17 @@ def test_weights_of_another_family_are_refused() -> None:
         VeLO(parameters(), num_steps=5, weights=artifact("celo2"))
 
 
+@pytest.mark.parametrize("weights", [None, 3, ["velo-sample"], "", " "])
+def test_weights_that_are_none_are_refused(weights: Any) -> None:
+    with pytest.raises(ZooError, match=r"^weights is "):
+        VeLO(parameters(), num_steps=5, weights=weights)
+
+
+def test_more_calls_a_step_than_there_are_calls() -> None:
+    with pytest.raises(ZooError, match="accumulate is 50, more than num_steps=20"):
+        VeLO(parameters(), num_steps=20, weights="velo-sample", accumulate=50)
+
+
 def test_an_undeclared_3d_parameter_warns_once_and_a_declared_one_does_not() -> None:
     stacks = [nn.Parameter(torch.ones(2, 3, 4)), nn.Parameter(torch.ones(2, 3, 4))]
     with pytest.warns(UserWarning, match="1-d convolution") as caught:

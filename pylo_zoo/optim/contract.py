@@ -140,8 +140,8 @@ class ZooOptimizer(torch.optim.Optimizer):
                 "Call step(loss), step(closure), or set_loss(loss) before each bare step().",
             )
             require(
-                given.numel() == 1 if isinstance(given, Tensor) else isinstance(given, Real),
-                f"The loss is not a scalar: {type(given).__name__}.",
+                _is_real_scalar(given),
+                f"The loss is not a real scalar: {type(given).__name__}.",
                 "Pass the mean loss of the batch, a tensor of one element or a number.",
             )
         return given
@@ -361,3 +361,10 @@ def wide_value(p: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         return p.detach().to(state_dtype(p))
     master = state["master"]
     return master.copy_(torch.where(master.to(p.dtype) == p, master, p.to(master.dtype)))
+
+
+def _is_real_scalar(value: Any) -> bool:
+    """Whether ``value`` is a real number, or a tensor of one."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex()
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -72,6 +72,11 @@ class ControlledOptimizer(LearnedOptimizer):
             "num_steps": int(num_steps),
             "accumulate": -(-num_steps // LONGEST_RUN) if accumulate == "auto" else accumulate,
         }
+        if isinstance(defaults["accumulate"], int) and defaults["accumulate"] > num_steps:
+            raise ZooError(
+                f"accumulate is {accumulate}, more than num_steps={num_steps}.",
+                "num_steps counts calls of step, of which accumulate make one step of the rule.",
+            )
         super().__init__(params, defaults, weights, None, nonfinite, master_weights)
 
     def add_param_group(self, param_group: Group) -> None:
