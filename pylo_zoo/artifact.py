@@ -35,7 +35,9 @@ VECTORS = "parity-vectors.safetensors"
 """What the original computed, for a replay without it (:mod:`pylo_zoo.parity.vectors`)."""
 STATE_DICT = "model.pt"
 """The optional second form of the weights."""
-OWN_FILES = frozenset({CONFIG, WEIGHTS, PARITY, VECTORS, STATE_DICT, "README.md"})
+CARD, PAGE, PLOT = "README.md", "parity.html", "parity.png"
+"""What a published artifact has besides: its model card, and its proof on a page and as a picture."""
+OWN_FILES = frozenset({CONFIG, WEIGHTS, PARITY, VECTORS, STATE_DICT, CARD, PAGE, PLOT})
 """What an artifact's directory may hold and lose when it is replaced."""
 KEYS = ("format_version", "family", "name", "architecture", "behavior", "defaults", "source", "converter")
 MAX_JSON_BYTES = 16 * 1024 * 1024

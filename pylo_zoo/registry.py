@@ -27,7 +27,15 @@ from pylo_zoo.errors import ZooError
 PACKAGE = Path(__file__).parent
 
 Format = Literal[
-    "flax-msgpack", "flax-params", "flax-checkpoint", "gin", "pickle", "npz", "pylo-safetensors", "pylo-torch"
+    "flax-msgpack",
+    "flax-params",
+    "flax-checkpoint",
+    "gin",
+    "pickle",
+    "npz",
+    "pylo-safetensors",
+    "pylo-torch",
+    "artifact",
 ]
 
 
@@ -68,6 +76,14 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Published:
+    """An artifact on the Hub: ``uri`` is ``hf://ORG/NAME@COMMIT``, ``sha256`` that of each file by name."""
+
+    uri: str
+    sha256: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Paper:
     """Where the optimizer is described."""
 
@@ -88,8 +104,9 @@ class LearnedDecays:
 class Entry:
     """A published checkpoint.
 
-    ``sources`` are all the files it consists of, the weights first. ``behavior`` is complete: what the entry does
-    not say has the family's released value. ``architecture`` and ``learned_decays`` are None where unknown.
+    ``sources`` are all the files it consists of, the weights first; where only an ``artifact`` was ever published, the
+    weights of that. ``behavior`` is complete: what the entry does not say has the family's released value.
+    ``architecture`` and ``learned_decays`` are None where unknown, ``artifact`` where none was published.
     """
 
     name: str
@@ -104,6 +121,7 @@ class Entry:
     learned_decays: LearnedDecays | None = None
     paper: Paper | None = None
     notes: str | None = None
+    artifact: Published | None = None
 
     @property
     def weights(self) -> Source:
@@ -188,6 +206,7 @@ _KNOWN = tuple(field.name for field in fields(Entry) if field.name != "name")
 _NAME = re.compile(r"[a-z0-9]+([-_][a-z0-9]+)*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ARXIV = re.compile(r"\d{4}\.\d{4,5}")
+_ARTIFACT = re.compile(r"hf://[\w.-]+/[\w.-]+@[0-9a-f]{40}", re.ASCII)
 _URI = re.compile(
     r"hf://[\w.-]+/[\w.-]+(@[\w.-]+(/[\w.-]+)+|(/[\w.-]+)+(@[\w.-]+)?)"
     r"|(gs://[\w.-]+|https://[\w.-]+(:\d+)?|package:/)(/[\w.-]+)+",
@@ -206,6 +225,7 @@ def _entry(name: Any, values: Any, package: str) -> Entry:
     _require(plain.family in converters.FAMILIES, f"{what}: family {plain.family!r} is unknown", families)
     family = converters.FAMILIES[plain.family]
     behavior = _mapping(values.get("behavior", {}), f"{what}: behavior")
+    artifact = _published(values.get("artifact"), f"{what}: artifact")
     return Entry(
         name=name,
         family=plain.family,
@@ -213,7 +233,8 @@ def _entry(name: Any, values: Any, package: str) -> Entry:
         license=plain.license,
         trained=plain.trained,
         notes=plain.notes,
-        sources=_sources(values.get("sources"), f"{what}: sources", package),
+        sources=_sources(values.get("sources"), f"{what}: sources", package, artifact),
+        artifact=artifact,
         architecture=_optional(family.architecture, values.get("architecture"), f"{what}: architecture"),
         behavior=config.parse(family.behavior, behavior, f"{what}: behavior"),
         learned_decays=_learned_decays(plain.family, values.get("learned_decays"), f"{what}: learned_decays"),
@@ -222,8 +243,28 @@ def _entry(name: Any, values: Any, package: str) -> Entry:
     )
 
 
-def _sources(values: Any, what: str, package: str) -> tuple[Source, ...]:
+def _published(values: Any, what: str) -> Published | None:
+    if values is None:
+        return None
+    _require(_mapping(values, what).keys() == {"uri", "sha256"}, what, "It has a uri and sha256, and nothing else.")
+    uri, hashes = values["uri"], _mapping(values["sha256"], f"{what}: sha256")
+    uri_ok = isinstance(uri, str) and _ARTIFACT.fullmatch(uri)
+    _require(uri_ok, f"{what}: uri is {uri!r}", "It must be hf://ORG/NAME@COMMIT, the commit in 40 hex digits.")
+    for name, sha256 in hashes.items():
+        sha256_ok = isinstance(sha256, str) and _SHA256.fullmatch(sha256)
+        _require(sha256_ok, f"{what}: sha256 of {name} is {sha256!r}", "It must be 64 lower-case hex digits.")
+    needed = {"config.json", "model.safetensors"}
+    _require(needed <= hashes.keys(), f"{what}: sha256 has {sorted(hashes)}", f"It needs {sorted(needed)}.")
+    return Published(uri, MappingProxyType(dict(hashes)))
+
+
+def _sources(values: Any, what: str, package: str, artifact: Published | None = None) -> tuple[Source, ...]:
+    if values is None and artifact is not None:
+        repo, _, commit = artifact.uri.partition("@")
+        weights = "model.safetensors"
+        return (Source(f"{repo}/{weights}@{commit}", "artifact", sha256=artifact.sha256[weights]),)
     _require(isinstance(values, list) and values, f"{what} is {values!r}", "List at least the file with the weights.")
+    assert isinstance(values, list)
     for i, each in enumerate(values):
         _require("package" not in _mapping(each, what), f"{what}[{i}]: unknown field 'package'", "Leave it out.")
     sources = tuple(config.parse(Source, {**each, "package": package}, f"{what}[{i}]") for i, each in enumerate(values))

@@ -1,23 +1,37 @@
-"""What ``weights=`` means, the same everywhere."""
+"""What ``weights=`` means, the same everywhere: an artifact, its directory, a registry name, or a repository."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pylo_zoo import artifact, registry
+from pylo_zoo import artifact, converters, formats, hub, registry
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.convert import convert
+from pylo_zoo.convert import convert, matched_entry
 from pylo_zoo.errors import ZooError
-from pylo_zoo.fetch import Access
+from pylo_zoo.fetch import Access, store
+from pylo_zoo.files import explained, staged_directory
+from pylo_zoo.hub import NotAnArtifact, Repository, checkpoint
+from pylo_zoo.hub.checkpoint import Checkpoint
+from pylo_zoo.registry import Entry, Published
+
+WHAT = "Give a name of `pylo-zoo list`, an artifact's directory, hf://ORG/NAME@REVISION, or a loaded artifact."
+RUNS_CODE = ("pickle", "pylo-torch")
+"""Formats that are not read from a repository unasked, though our reader of them runs nothing."""
 
 
 def load(weights: str | Path | Artifact, *, proven: bool = True, access: Access | None = None) -> Artifact:
     """Find an artifact.
 
     Args:
-        weights: an artifact, returned as it is; an artifact's directory; or a registry name, whose files are fetched
-            where the cache does not hold them, with a progress bar where stderr is a terminal.
-        proven: refuse a directory whose parity report failed, or speaks of other weights than are there now.
+        weights: an artifact, returned as it is; an artifact's directory; a registry name; or ``hf://ORG/NAME`` with
+            ``@`` and a commit, branch or tag, or without. What the cache does not hold is fetched, with a progress bar
+            where stderr is a terminal. A repository that holds a checkpoint of JAX or of PyLO is converted at once.
+        proven: refuse an artifact whose parity report failed, or speaks of other weights than are there now.
         access: how to fetch.
 
     Raises:
@@ -25,31 +39,189 @@ def load(weights: str | Path | Artifact, *, proven: bool = True, access: Access 
     """
     if isinstance(weights, Artifact):
         return weights
+    return _find(weights, proven, access or Access(), look=False)[0]
+
+
+@dataclass(frozen=True)
+class Here:
+    """An artifact on this machine's disk.
+
+    Attributes:
+        artifact: what it is.
+        directory: where.
+        commit: of the repository that it was pulled from, or None where it was converted here.
+        newer: what the branch or tag leads to by now, where it is another commit.
+        files: sha256 by name.
+        fetched: whether anything was downloaded for it; None where that is not known.
+    """
+
+    artifact: Artifact
+    directory: Path
+    commit: str | None
+    newer: str | None
+    files: Mapping[str, str]
+    fetched: bool | None
+
+
+def pull(
+    name: str,
+    *,
+    revision: str | None = None,
+    out: str | Path | None = None,
+    force: bool = False,
+    access: Access | None = None,
+) -> Here:
+    """Have the artifact that ``name`` is on the disk, complete and verified.
+
+    Args:
+        name: a registry name, or a repository as ``ORG/NAME`` or ``hf://ORG/NAME``, with a revision or without.
+        revision: of the repository: a commit, branch or tag.
+        out: a directory to copy it to; by default it stays in the cache, and is used from there.
+        force: replace an artifact at ``out``.
+        access: how to fetch.
+
+    Raises:
+        ZooError: as :func:`load`, or ``out`` is in the way.
+    """
+    access = access or Access()
+    if out is not None:
+        artifact.check_output(Path(out), force=force)
+    if revision is not None or ("/" in name and not Path(name).is_dir()):
+        if name in registry.load_registry():
+            raise ZooError(f"{name} is a registry entry, which says its revision itself.", "Leave --revision out.")
+        name = Repository.parse(name, revision).uri
+    made, pulled = _find(name, True, access, look=True)
+    source = pulled.directory if pulled else made.path or _keep(made)
+    names = sorted(path.name for path in source.iterdir() if path.name in artifact.OWN_FILES)
+    directory = source if out is None else _copy(source, names, Path(out))
+    hashes = {each: store.digest(directory / each) for each in names}
+    if pulled is None:
+        return Here(made, directory, None, None, hashes, None)
+    if any(hashes.get(each) != sha256 for each, sha256 in pulled.files.items()):
+        raise ZooError(f"{directory} changed while it was being read.", "Try again.")
+    return Here(made, directory, pulled.commit, pulled.newer, hashes, pulled.fetched)
+
+
+def _find(weights: str | Path, proven: bool, access: Access, *, look: bool) -> tuple[Artifact, hub.Pulled | None]:
+    """The artifact, and the directory and commit of one that lies on the Hub."""
     if not isinstance(weights, (str, Path)) or not str(weights).strip():
-        raise ZooError(
-            f"weights is {weights!r}.", "Give a name of `pylo-zoo list`, an artifact's directory, or a loaded artifact."
-        )
+        raise ZooError(f"weights is {weights!r}.", WHAT)
     if isinstance(weights, Path) or Path(weights).is_dir():
-        return _read(Path(weights), proven)
+        return _read(Path(weights), proven), None
     if weights.startswith("hf://"):
-        raise ZooError(
-            f"{weights} is on the Hub, from where this version loads no artifacts yet.",
-            "For a JAX checkpoint there, run `pylo-zoo convert FAMILY --source hf://ORG/REPO/FILE --out DIR`, and use "
-            "weights=DIR.",
-        )
+        return _from_hub(weights, proven, access, look=look)
     if "/" in weights:
-        raise ZooError(f"{weights} is no directory.", "Give an artifact's directory, or a name of `pylo-zoo list`.")
-    return convert(registry.get(weights).name, access=access)
+        raise ZooError(f"{weights} is no directory.", f"{WHAT} The Hub's {weights} would be hf://{weights}.")
+    entry = registry.get(weights)
+    if entry.artifact is not None:
+        return _pulled(Repository.parse(entry.artifact.uri), proven, access, look=look, pinned=entry.artifact)
+    return convert(entry.name, access=access), None
 
 
-def _read(directory: Path, proven: bool) -> Artifact:
+def _read(directory: Path, proven: bool, called: str | None = None) -> Artifact:
     made = artifact.read(directory)
+    called = called or str(directory)
     report = made.parity or {}
     if proven and report.get("status") == "failed":
-        raise ZooError(f"{directory} failed its parity check.", "Convert the checkpoint again.")
+        raise ZooError(f"{called} failed its parity check.", "Convert the checkpoint again.")
     if proven and report.get("status") == "passed" and report.get("fingerprint") != made.fingerprint:
         raise ZooError(
-            f"{directory} has changed since its parity was checked.",
-            f"`pylo-zoo verify {directory}` checks it as it is now; converting again restores it.",
+            f"{called} has changed since its parity was checked.",
+            f"`pylo-zoo verify {called}` checks it as it is now; converting again restores it.",
         )
     return made
+
+
+# --- the Hub -----------------------------------------------------------------------------------------------------
+
+
+def _from_hub(uri: str, proven: bool, access: Access, *, look: bool) -> tuple[Artifact, hub.Pulled | None]:
+    if not hub.is_repository(uri):
+        raise ZooError(
+            f"{uri} is no repository.",
+            "A file of one converts with `pylo-zoo convert FAMILY --source hf://ORG/REPO/FILE --out DIR`; an artifact "
+            "is hf://ORG/NAME@REVISION.",
+        )
+    repo = Repository.parse(uri)
+    if entry := _of_registry(repo):
+        access.say(f"{uri} is the registry's {entry.name}, and is converted here.")
+        return convert(entry.name, access=access), None
+    if found := checkpoint.recorded(repo, access):
+        return _converted(found, access), None
+    try:
+        return _pulled(repo, proven, access, look=look)
+    except NotAnArtifact as error:
+        return _converted(checkpoint.find(error.snapshot, access), access), None
+
+
+def _of_registry(repo: Repository) -> Entry | None:
+    """The one entry whose checkpoint lies in ``repo``, for which nobody named a revision of it."""
+    if repo.revision is not None:
+        return None
+    entries = registry.load_registry().values()
+    found = [entry for entry in entries if any(_lies_in(repo, source.uri) for source in entry.sources)]
+    if len(found) > 1:
+        names = ", ".join(entry.name for entry in found)
+        raise ZooError(f"{repo.uri} holds several checkpoints: {names}.", "Give one of these names.")
+    return found[0] if found and found[0].artifact is None else None
+
+
+def _lies_in(repo: Repository, uri: str) -> bool:
+    return uri.startswith(f"hf://{repo.id}/") or uri.startswith(f"hf://{repo.id}@")
+
+
+def _pulled(
+    repo: Repository, proven: bool, access: Access, *, look: bool, pinned: Published | None = None
+) -> tuple[Artifact, hub.Pulled]:
+    found = hub.pull(repo, expected=pinned.sha256 if pinned else None, look=look, access=access)
+    return _read(found.directory, proven, repo.uri), found
+
+
+def _converted(found: Checkpoint, access: Access) -> Artifact:
+    """The artifact of a checkpoint that the Hub holds, of the family that it fits."""
+    read = formats.read(found.path)
+    if read.format in RUNS_CODE:
+        raise ZooError(
+            f"{found.uri} is a {read.format} file, and those are not opened from a repository unasked.",
+            f"If you trust it: `pylo-zoo convert FAMILY --source {found.uri}`; nothing in it is run even then.",
+        )
+    entry = matched_entry(read.sha256)
+    fits = [entry.family] if entry else converters.candidates(read.leaves, read.naming)
+    if len(fits) != 1:
+        why = f"fits {', '.join(fits)} alike" if fits else "fits no family"
+        raise ZooError(
+            f"{found.uri} {why}.",
+            f"Say which: `pylo-zoo convert FAMILY --source {found.uri}`; `pylo-zoo inspect {found.path}` shows it.",
+        )
+    made = convert(fits[0], source=found.path, access=access)
+    if entry is None:
+        made = replace(made, source=replace(made.source, uri=found.uri))
+        access.say(
+            f"{found.uri} was converted as {made.family} with that family's released behaviour, "
+            f"{dict(made.config()['behavior'])}; its parity was not checked."
+        )
+    return made
+
+
+# --- on the disk -------------------------------------------------------------------------------------------------
+
+
+def _keep(made: Artifact) -> Path:
+    """A directory in the cache with ``made``, which was converted in memory; one that is there keeps its proof."""
+    digest = hashlib.sha256(json.dumps(made.config(), sort_keys=True).encode() + made.fingerprint.encode()).hexdigest()
+    directory = store.home() / "converted" / f"{made.name}-{digest[:16]}"
+    with store.locked(f"converted {digest}"):
+        try:
+            there = artifact.read(directory)
+            if there.fingerprint == made.fingerprint and there.config() == made.config():
+                return directory
+        except ZooError:
+            pass  # it is damaged, or not there
+        return artifact.write(made, directory, force=True)
+
+
+def _copy(source: Path, names: list[str], target: Path) -> Path:
+    with staged_directory(target) as staging, explained(target):
+        for name in names:
+            shutil.copyfile(source / name, staging / name)
+    return target

@@ -30,19 +30,19 @@ ARROWS = {
     "artifact": "config converters errors files nets numpy pylo_zoo safetensors torch",
     "registry": "config converters errors plugins yaml",
     "fetch": "config errors files filelock huggingface_hub pylo_zoo rich",
-    "hub": "artifact errors huggingface_hub registry",
-    "convert": "artifact config converters errors fetch files formats hub nets numpy parity pylo_zoo registry torch "
-    "yaml",
-    "weights": "artifact convert errors fetch hub registry",
+    "hub": "artifact errors fetch files huggingface_hub",
+    "convert": "artifact config converters errors fetch files formats nets numpy parity pylo_zoo registry torch yaml",
+    "weights": "artifact convert converters errors fetch files formats hub registry",
     "optim": "artifact config converters errors kernels nets ops torch weights",
     "compat": "artifact config convert errors fetch formats optim registry torch weights",
     "tasks": "errors numpy optim sklearn torch",
     "reference": "config errors flax jax numpy",
-    "parity": "artifact config convert converters errors fetch flax files formats jax jinja2 nets numpy ops optax "
+    "parity": "artifact config convert converters errors fetch flax files formats hub jax jinja2 nets numpy ops optax "
     "optim pylo_zoo reference registry rich torch weights",
     "samples": "config converters formats numpy",
-    "cli": "artifact config convert converters errors fetch formats hub optim parity pylo_zoo registry rich tasks "
-    "typer weights",
+    "publish": "artifact config errors fetch files hub huggingface_hub jinja2 matplotlib parity pylo_zoo registry yaml",
+    "cli": "artifact config convert converters errors fetch formats hub optim parity publish pylo_zoo registry rich "
+    "tasks typer weights",
 }
 LAYERS = {layer: set(allowed.split()) for layer, allowed in ARROWS.items()}
 # These wait until a function needs them: the command line answers before torch is loaded, and whoever only trains
@@ -52,6 +52,8 @@ LAZY = {
     "pylo_zoo": {"artifact", "weights"},
     "convert": {"parity"},
     "fetch": {"huggingface_hub", "rich"},
+    "hub": {"huggingface_hub"},
+    "publish": {"huggingface_hub", "matplotlib"},
     "parity": {"flax", "jax", "optax", "reference"},
     "formats": {"orbax"},
     "cli": LAYERS["cli"] - {"errors", "pylo_zoo", "typer"},

@@ -17,7 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from pylo_zoo import __version__
-from pylo_zoo.cli import convert_cmd, export_cmd, info, inspect_cmd, list_cmd, output, verify_cmd
+from pylo_zoo.cli import convert_cmd, export_cmd, info, inspect_cmd, list_cmd, output, publish_cmd, pull_cmd, verify_cmd
 from pylo_zoo.errors import ZooError
 
 COMMANDS: Mapping[str, tuple[Callable[..., Any], str]] = {
@@ -27,6 +27,8 @@ COMMANDS: Mapping[str, tuple[Callable[..., Any], str]] = {
     "convert": (convert_cmd.convert, convert_cmd.EXAMPLES),
     "export": (export_cmd.export, export_cmd.EXAMPLES),
     "verify": (verify_cmd.verify, verify_cmd.EXAMPLES),
+    "pull": (pull_cmd.pull, pull_cmd.EXAMPLES),
+    "publish": (publish_cmd.publish, publish_cmd.EXAMPLES),
 }
 """Each command's function, and what to type, a line each."""
 

@@ -28,8 +28,20 @@ UpdateLock = Annotated[
     bool, typer.Option("--update-lock", help="Fetch files without a known hash anew, and record what they are now.")
 ]
 
+Token = Annotated[
+    str | None,
+    typer.Option(metavar="TOKEN", help="For the Hub.  [default: $HF_TOKEN, or what `hf auth login` stored]"),
+]
 
-def access(*, offline: bool, lock: Path | None, update_lock: bool, quiet: bool) -> Access:
+
+def access(
+    *,
+    offline: bool = False,
+    lock: Path | None = None,
+    update_lock: bool = False,
+    quiet: bool = False,
+    token: str | None = None,
+) -> Access:
     """How a command fetches files, from its options: notes and progress on stderr, none of them with -q."""
     from pylo_zoo.fetch import Access
 
@@ -39,6 +51,7 @@ def access(*, offline: bool, lock: Path | None, update_lock: bool, quiet: bool) 
         lock=lock,
         update_lock=update_lock,
         say=lambda message: note(message, quiet=quiet),
+        token=token,
     )
 
 
@@ -108,6 +121,11 @@ def printable(text: str) -> str:
     """
     escaped = (sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
     return "".join(escaped)
+
+
+def printable_lines(text: str) -> str:
+    """As :func:`printable`, line by line."""
+    return "\n".join(map(printable, text.splitlines()))
 
 
 def size(count: int | None) -> str:

@@ -29,7 +29,7 @@ def verify(
         str | None,
         typer.Argument(
             metavar="DIR_OR_NAME",
-            help="An artifact's directory, a registry name, or random:FAMILY for random weights.",
+            help="An artifact's directory, a registry name, hf://ORG/NAME, or random:FAMILY for random weights.",
             autocompletion=complete.names,
         ),
     ] = None,
@@ -85,7 +85,7 @@ def verify(
         if all:
             found = targets.verify_all(access, how)
         elif replay:
-            found = targets.Everything([targets.replay_target(target or "")])
+            found = targets.Everything([targets.replay_target(target or "", access=access)])
         else:
             found = targets.Everything([targets.verify_target(target or "", source, access=access, how=how)])
     if all:

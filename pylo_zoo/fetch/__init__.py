@@ -7,11 +7,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pylo_zoo.fetch import http, hub, lockfile, progress, store
-from pylo_zoo.fetch.errors import FetchError, Forbidden, NotFound, Unavailable
+from pylo_zoo.fetch.errors import Conflict, FetchError, Forbidden, NotFound, Unavailable
 from pylo_zoo.fetch.lockfile import Pin
 from pylo_zoo.fetch.part import Part
 from pylo_zoo.fetch.retry import Policy, retrying
@@ -20,6 +20,7 @@ from pylo_zoo.fetch.uris import Location, is_uri, parse, three_ways
 __all__ = [
     "MAX_BYTES",
     "Access",
+    "Conflict",
     "FetchError",
     "Forbidden",
     "Location",
@@ -47,6 +48,7 @@ class Access:
         update_lock: fetch files without a known hash anew, and record what they are now.
         say: hears what somebody at the command line should know.
         policy: patience with servers.
+        token: of the Hub; by default ``$HF_TOKEN``, or what ``hf auth login`` stored.
     """
 
     progress: bool = True
@@ -55,6 +57,12 @@ class Access:
     update_lock: bool = False
     say: Callable[[str], None] = field(default=lambda message: None)
     policy: Policy = field(default_factory=Policy)
+    token: str | None = field(default=None, repr=False)
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether nobody may be asked."""
+        return self.offline or progress.switched_on("HF_HUB_OFFLINE")
 
 
 def fetch(
@@ -63,6 +71,7 @@ def fetch(
     sha256: str | None = None,
     bytes: int | None = None,
     limit: int = MAX_BYTES,
+    record: bool = True,
     access: Access | None = None,
 ) -> Path:
     """The file that ``uri`` names, verified, in the cache.
@@ -75,6 +84,7 @@ def fetch(
         sha256: what the file has to hash to.
         bytes: the length that it has to have.
         limit: the length that it must not exceed.
+        record: whether a lock file may say what it is; not where the caller knows of a better authority.
         access: how to fetch.
 
     Returns:
@@ -87,7 +97,7 @@ def fetch(
         ZooError: the cache or the lock file cannot be used.
     """
     access = access or Access()
-    where = parse(uri)
+    where = parse(uri) if record else replace(parse(uri), recorded=False)
     if found := _cached(where, sha256, bytes, access):
         return found
     key = f"{where.kind} {where.url}"
@@ -128,7 +138,7 @@ def _recorded(where: Location, sha256: str | None, access: Access) -> Pin | None
 
 def _complete(part: Part, where: Location, sha256: str | None, expected: int | None, access: Access) -> None:
     """Have all bytes of the file in ``part``; twice where the first time was not all of one piece."""
-    offline = access.offline or progress.switched_on("HF_HUB_OFFLINE")
+    offline = access.is_offline
     if where.kind == "local":
         part.fill(Path(where.url))
     elif where.kind == "hub":
@@ -153,11 +163,7 @@ def _from_hub(part: Part, where: Location, sha256: str | None, offline: bool, ac
     bars = progress.wanted(access.progress)
 
     def take(again: bool, offline: bool) -> Path:
-        path = retrying(
-            lambda: hub.download(where, access.policy, offline=offline, again=again, bars=bars),
-            where.uri,
-            access.policy,
-        )
+        path = hub.download(where, access.policy, offline=offline, again=again, bars=bars, token=access.token)
         part.fill(path)
         return path
 

@@ -17,8 +17,19 @@ class Forbidden(FetchError):
     """The server answers, and does not let this user read the file."""
 
 
+class Conflict(FetchError):
+    """The server answers that somebody else has been there first."""
+
+
 class Unavailable(FetchError):
-    """The server does not answer, or only with errors, or may not be asked (offline)."""
+    """The server does not answer, or only with errors, or may not be asked (offline).
+
+    ``after`` is the seconds that it asked to wait the last time, or None.
+    """
+
+    def __init__(self, message: str, hint: str, after: float | None = None) -> None:
+        super().__init__(message, hint)
+        self.after = after
 
 
 class Transient(Exception):

@@ -1,12 +1,12 @@
-"""``zoo.lock``: what the files without a known hash were when they were first used, so that a change is noticed."""
+"""``zoo.lock``: what files and repositories were when they were first used, so that a change is noticed."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ NAME = "zoo.lock"
 VERSION = 1
 MAX_BYTES = 4 * 1024 * 1024
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")
 
 
@@ -32,6 +33,23 @@ class Pin:
     date: str
 
 
+@dataclass(frozen=True)
+class RepositoryPin:
+    """What a repository was: its commit, the sha256 of each file that was taken, and the day of that."""
+
+    commit: str
+    files: Mapping[str, str]
+    date: str
+
+
+@dataclass(frozen=True)
+class Lock:
+    """The content of a lock file, by URI."""
+
+    files: Mapping[str, Pin] = field(default_factory=dict)
+    repositories: Mapping[str, RepositoryPin] = field(default_factory=dict)
+
+
 def location(given: Path | None = None) -> Path:
     """The lock file in force: ``given``, ``$PYLO_ZOO_LOCK``, ``./zoo.lock`` where it exists, or the cache's own."""
     named = given or os.environ.get("PYLO_ZOO_LOCK")
@@ -42,7 +60,12 @@ def location(given: Path | None = None) -> Path:
 
 
 def read(path: Path) -> dict[str, Pin]:
-    """Every pin by URI; none where there is no file.
+    """Every pin of a file by URI; none where there is no lock file. Raises as :func:`read_all`."""
+    return dict(read_all(path).files)
+
+
+def read_all(path: Path) -> Lock:
+    """Every pin; none where there is no lock file.
 
     Raises:
         ZooError: the file cannot be read, or is not exactly what :func:`record` writes.
@@ -51,7 +74,7 @@ def read(path: Path) -> dict[str, Pin]:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        return {}
+        return Lock()
     except OSError as error:
         raise ZooError(f"{path} cannot be read: {error.strerror}.", "Check its permissions, or give --lock.") from error
     if len(data) > MAX_BYTES:
@@ -60,33 +83,51 @@ def read(path: Path) -> dict[str, Pin]:
         document = json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"not JSON: {error}") from error
-    if not isinstance(document, dict) or document.keys() != {"version", "files"}:
-        raise _damaged(path, "not a mapping of version and files")
+    if not isinstance(document, dict) or document.keys() - {"repositories"} != {"version", "files"}:
+        raise _damaged(path, "not a mapping of version, files and repositories")
     if document["version"] != VERSION or isinstance(document["version"], bool):
         raise ZooError(
             f"{path} has version {document['version']!r}, and this pylo-zoo knows {VERSION}.", "Update pylo-zoo."
         )
-    if not isinstance(document["files"], dict):
-        raise _damaged(path, "files is no mapping")
-    return {uri: _pin(path, uri, values) for uri, values in document["files"].items()}
+    sections = document["files"], document.get("repositories", {})
+    if not all(isinstance(section, dict) for section in sections):
+        raise _damaged(path, "files or repositories is no mapping")
+    return Lock(
+        {uri: _pin(path, uri, values) for uri, values in sections[0].items()},
+        {uri: _repository_pin(path, uri, values) for uri, values in sections[1].items()},
+    )
 
 
 def record(path: Path, uri: str, sha256: str, length: int) -> None:
-    """Add or replace one pin, in one step, whatever other processes add at the same time.
+    """Add or replace the pin of a file, in one step, whatever other processes add at the same time.
 
     Raises:
-        ZooError: the file is damaged or cannot be written.
+        ZooError: the lock file is damaged or cannot be written.
     """
-    today = datetime.now(timezone.utc).date().isoformat()
+    _change(path, lambda lock: replace(lock, files={**lock.files, uri: Pin(sha256, length, today())}))
+
+
+def record_repository(path: Path, uri: str, pin: RepositoryPin) -> None:
+    """Add or replace the pin of a repository, as :func:`record` does."""
+    _change(path, lambda lock: replace(lock, repositories={**lock.repositories, uri: pin}))
+
+
+def _change(path: Path, change: Callable[[Lock], Lock]) -> None:
     with store.locked(f"lock file {path.resolve()}"):
-        pins = {**read(path), uri: Pin(sha256, length, today)}
-        write_file(path, render(pins))
+        write_file(path, render(change(read_all(path))))
 
 
-def render(pins: Mapping[str, Pin]) -> bytes:
+def render(lock: Lock) -> bytes:
     """The content of a lock file, the same for the same pins."""
-    document = {"version": VERSION, "files": {uri: asdict(pins[uri]) for uri in sorted(pins)}}
+    files = {uri: asdict(lock.files[uri]) for uri in sorted(lock.files)}
+    repositories = {uri: asdict(lock.repositories[uri]) for uri in sorted(lock.repositories)}
+    document = {"version": VERSION, "files": files, **({"repositories": repositories} if repositories else {})}
     return (json.dumps(document, indent=2) + "\n").encode()
+
+
+def today() -> str:
+    """The day, in UTC."""
+    return datetime.now(timezone.utc).date().isoformat()
 
 
 def _pin(path: Path, uri: str, values: Any) -> Pin:
@@ -96,6 +137,19 @@ def _pin(path: Path, uri: str, values: Any) -> Pin:
     if not _SHA256.fullmatch(pin.sha256) or not _DATE.fullmatch(pin.date):
         raise _damaged(path, f"{uri} has no proper sha256, bytes and date")
     return pin
+
+
+def _repository_pin(path: Path, uri: str, values: Any) -> RepositoryPin:
+    match values:
+        case {"commit": str(commit), "files": dict(files), "date": str(date), **others} if (
+            not others
+            and _COMMIT.fullmatch(commit)
+            and _DATE.fullmatch(date)
+            and files
+            and all(isinstance(sha256, str) and _SHA256.fullmatch(sha256) for sha256 in files.values())
+        ):
+            return RepositoryPin(commit, dict(sorted(files.items())), date)
+    raise _damaged(path, f"{uri} has no proper commit, files and date")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access, fetch, is_uri
 from pylo_zoo.fetch.errors import Forbidden, NotFound, Unavailable
 from pylo_zoo.files import write_file
+from pylo_zoo.hub import is_pulled
 from pylo_zoo.parity import bounds
 from pylo_zoo.parity.jax_mode import jax_is_missing
 from pylo_zoo.parity.leaves import nest
@@ -29,6 +30,8 @@ from pylo_zoo.weights import load
 
 RANDOM = "random:"
 """``random:FAMILY`` is a checkpoint of random weights, to prove the code of a family without any published file."""
+PUBLIC = ("hf://", "gs://")
+"""Where an original is looked for that is not at hand."""
 SCALE = 0.1
 """Standard deviation of random weights."""
 
@@ -45,12 +48,13 @@ class How:
 def verify_target(
     target: str | Path, source: str | Path | None = None, *, access: Access | None = None, how: How | None = None
 ) -> Report:
-    """:func:`~pylo_zoo.parity.verify` an artifact's directory, whose proof is replaced, a registry entry, or random
-    weights.
+    """:func:`~pylo_zoo.parity.verify` an artifact's directory, whose proof is replaced, a registry entry, what is on the
+    Hub, or random weights.
 
     Args:
-        target: directory, registry name, or ``random:FAMILY``.
-        source: the original checkpoint file, or its address; by default the copy that the conversion kept.
+        target: directory, registry name, ``hf://ORG/NAME``, or ``random:FAMILY``.
+        source: the original checkpoint file, or its address; by default the copy that the conversion kept, or what is
+            at the address on the Hub or in a bucket that the artifact names, if that has the hash that it names.
         access: how to fetch.
         how: seed, bound and progress.
 
@@ -61,17 +65,8 @@ def verify_target(
     if isinstance(target, str) and target.startswith(RANDOM):
         return _verify_random(target.removeprefix(RANDOM), how)
     artifact = load(target, proven=False, access=access)
-    if isinstance(source, str) and is_uri(source):
-        path = fetch(source, sha256=artifact.source.sha256, bytes=artifact.source.bytes, access=access)
-    else:
-        path = Path(source) if source is not None else original(artifact.source.sha256)
-    if path is None:
-        raise ZooError(
-            f"The original of {artifact.name} ({artifact.source.uri}, sha256 {artifact.source.sha256}) is not at hand.",
-            "Give it with --source FILE.",
-        )
-    report = _run(artifact, path, how)
-    if artifact.path is not None and report.status != "not_run":
+    report = _run(artifact, _original(artifact, source, access), how)
+    if artifact.path is not None and report.status != "not_run" and not is_pulled(artifact.path):
         if os.access(artifact.path, os.W_OK):
             write_parity(artifact.path, report.to_dict(), report.vectors)
         else:
@@ -79,9 +74,27 @@ def verify_target(
     return report
 
 
-def replay_target(directory: str | Path) -> Report:
-    """:func:`~pylo_zoo.parity.replay` the artifact at ``directory``."""
-    return replay(load(Path(directory), proven=False))
+def _original(artifact: Artifact, source: str | Path | None, access: Access | None) -> Path:
+    """The file that ``artifact`` was converted from."""
+    pin, uri = artifact.source, artifact.source.uri
+    if source is None:
+        if found := original(pin.sha256):
+            return found
+        if not uri.startswith(PUBLIC):
+            raise ZooError(
+                f"The original of {artifact.name} ({uri}, sha256 {pin.sha256}) is not at hand.",
+                "Give it with --source FILE.",
+            )
+        source = uri  # a stranger's artifact may name an address anywhere: only these are asked unasked
+    if isinstance(source, str) and is_uri(source):
+        return fetch(source, sha256=pin.sha256, bytes=pin.bytes, access=access)
+    return Path(source)
+
+
+def replay_target(target: str | Path, *, access: Access | None = None) -> Report:
+    """:func:`~pylo_zoo.parity.replay` the artifact that ``target``, a directory or ``hf://ORG/NAME``, is."""
+    on_the_hub = isinstance(target, str) and target.startswith("hf://")
+    return replay(load(target if on_the_hub else Path(target), proven=False, access=access))
 
 
 def _run(artifact: Artifact, path: Path, how: How) -> Report:

@@ -1,0 +1,72 @@
+"""A repository that holds a checkpoint, not an artifact, such as JAX's ``theta.state``: which file of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pylo_zoo.errors import ZooError
+from pylo_zoo.fetch import Access, fetch, lockfile, store
+from pylo_zoo.fetch.lockfile import RepositoryPin
+from pylo_zoo.hub.api import Snapshot
+from pylo_zoo.hub.names import Repository
+from pylo_zoo.hub.pull import MAX_BYTES, NEEDED
+
+NAMES = ("theta.state", "params", "model.safetensors")
+"""What checkpoints are called on the Hub."""
+SUFFIXES = (".state", ".checkpoint", ".safetensors")
+"""Formats that hold arrays and nothing that runs; pickles of the Hub are never opened unasked."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's file in the cache, verified; ``uri`` names it for good."""
+
+    uri: str
+    path: Path
+
+
+def recorded(repo: Repository, access: Access) -> Checkpoint | None:
+    """The file that the lock file holds for ``repo``, where it holds a checkpoint's.
+
+    Raises:
+        FetchError: it cannot be had, or is another one.
+    """
+    pins = {} if access.update_lock else lockfile.read_all(lockfile.location(access.lock)).repositories
+    pin = pins.get(repo.uri)
+    if pin is None or set(NEEDED) <= pin.files.keys():
+        return None
+    ((name, sha256),) = pin.files.items()
+    return _take(repo.at(pin.commit), name, sha256, access)
+
+
+def find(snapshot: Snapshot, access: Access) -> Checkpoint:
+    """The checkpoint in ``snapshot``, fetched and recorded.
+
+    Raises:
+        ZooError: there is none, or more than one that it could be.
+        FetchError: it cannot be had.
+    """
+    repo, there = snapshot.repo, sorted(snapshot.files)
+    fitting = [name for name in NAMES if name in there] or [name for name in there if name.endswith(SUFFIXES)]
+    if not fitting or (len(fitting) > 1 and fitting[0] not in NAMES):
+        listing = ", ".join(there[:8]) or "nothing"
+        raise ZooError(
+            f"{repo.uri} holds no artifact, and no checkpoint that could be told by its name: {listing}.",
+            f"Name the file: `pylo-zoo convert FAMILY --source hf://{repo.id}/FILE`.",
+        )
+    name = fitting[0]
+    found = _take(repo.at(snapshot.commit), name, snapshot.files[name].sha256, access)
+    pin = RepositoryPin(snapshot.commit, {name: store.digest(found.path)}, lockfile.today())
+    lock = lockfile.location(access.lock)
+    lockfile.record_repository(lock, repo.uri, pin)
+    access.say(f"{repo.uri} is {snapshot.commit[:12]}: recorded in {lock}.")
+    return found
+
+
+def _take(repo: Repository, name: str, sha256: str | None, access: Access) -> Checkpoint:
+    uri = f"hf://{repo.id}/{name}@{repo.revision}"
+    limit = max(MAX_BYTES.values())
+    return Checkpoint(
+        uri, fetch(uri, sha256=sha256, limit=limit, record=False, access=replace(access, update_lock=False))
+    )

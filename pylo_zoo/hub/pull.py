@@ -1,0 +1,257 @@
+"""A published artifact, whole and verified, in ``$PYLO_ZOO_HOME/hub/ORG--NAME/COMMIT/``; or nothing.
+
+Which commit a branch or tag was, and what its files hash to, goes into the lock file the first time; from then on
+that is what one gets, whatever happens on the Hub, until ``update_lock`` accepts what is there now. Every load hashes
+every file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pylo_zoo import artifact
+from pylo_zoo.errors import ZooError
+from pylo_zoo.fetch import Access, FetchError, Unavailable, fetch, lockfile, store
+from pylo_zoo.fetch.lockfile import RepositoryPin
+from pylo_zoo.files import explained, left_behind, staged_directory
+from pylo_zoo.hub.api import Hub, RemoteFile, Snapshot
+from pylo_zoo.hub.names import Repository
+
+NEEDED = (artifact.CONFIG, artifact.WEIGHTS)
+TAKEN = (*NEEDED, artifact.PARITY, artifact.VECTORS, artifact.CARD)
+"""The files that are taken, in this order; whatever else a repository holds, pickles first of all, is left there."""
+MAX_BYTES = {artifact.WEIGHTS: 256 * 1024 * 1024, artifact.VECTORS: 256 * 1024 * 1024}
+MAX_TEXT_BYTES = artifact.MAX_JSON_BYTES
+UPDATE = "--update-lock (Access(update_lock=True)) accepts it; if you did not expect that, ask its publisher."
+
+
+class NotAnArtifact(ZooError):
+    """The repository holds no artifact of this package; ``snapshot`` says what it holds."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        super().__init__(
+            f"{snapshot.repo.uri} holds no artifact: it has no {' and '.join(NEEDED)} of one.",
+            "A checkpoint there converts with `pylo-zoo convert FAMILY --source hf://ORG/REPO/FILE`.",
+        )
+        self.snapshot = snapshot
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """An artifact that was pulled.
+
+    Attributes:
+        directory: where its files are; nobody should write there.
+        repo: as it was asked for.
+        commit: what that is.
+        files: sha256 by name, each verified just now.
+        fetched: whether anything was downloaded for it.
+        newer: the commit that the branch or tag leads to by now, where it is another one; None where nobody asked.
+    """
+
+    directory: Path
+    repo: Repository
+    commit: str
+    files: Mapping[str, str]
+    fetched: bool = False
+    newer: str | None = None
+
+
+def pull(
+    repo: Repository | str,
+    *,
+    expected: Mapping[str, str] | None = None,
+    look: bool = True,
+    access: Access | None = None,
+) -> Pulled:
+    """The artifact of ``repo``, verified.
+
+    Args:
+        repo: which; without a revision, its main branch.
+        expected: sha256 by name, where a registry pins them.
+        look: ask where a branch or tag leads by now, even where the lock file and the cache have all that is needed.
+        access: how to fetch.
+
+    Raises:
+        NotAnArtifact: the repository holds something else.
+        FetchError: it cannot be had, or is not what the lock file, or ``expected``, says.
+        ZooError: its artifact is damaged; or the cache or the lock file cannot be used.
+    """
+    access = access or Access()
+    repo = Repository.parse(repo) if isinstance(repo, str) else repo
+    lock = lockfile.location(access.lock)
+    pin = None if access.update_lock else lockfile.read_all(lock).repositories.get(repo.uri)
+    commit = repo.commit or (pin.commit if pin else None)
+    known = {**(pin.files if pin else {}), **(expected or {})}
+    _agree(repo, pin, expected)
+    now = _now(repo, commit, access, ask=look and repo.commit is None)
+    newer = now if commit is not None and now != commit else None
+    if newer and pin:
+        access.say(f"{repo.uri} has moved on to {newer[:12]} since {pin.date}: keeping {pin.commit[:12]}. {UPDATE}")
+    commit = commit or now
+    if commit is None:
+        raise Unavailable(
+            f"{repo.uri} was never pulled under {lock}, and offline mode is on.", "Pull it once where there is network."
+        )
+    found = cached(repo, commit, known)
+    fetched = found is None
+    if found is None:
+        with store.locked(f"hub {repo.id} {commit}", access.say):
+            found = cached(repo, commit, known) or _fetch(repo.at(commit), known, access)
+    if pin is None:
+        lockfile.record_repository(lock, repo.uri, RepositoryPin(commit, found, lockfile.today()))
+        access.say(f"{repo.uri} is {commit[:12]}: recorded in {lock}.")
+    return Pulled(place(repo, commit), repo, commit, found, fetched, newer)
+
+
+def _agree(repo: Repository, pin: RepositoryPin | None, expected: Mapping[str, str] | None) -> None:
+    for name, sha256 in (expected or {}).items():
+        if pin and pin.files.get(name, sha256) != sha256:
+            raise FetchError(
+                f"{repo.uri}: the lock file has another sha256 of {name} than the registry.",
+                "Find out which of the two is right before you change either.",
+            )
+
+
+def _now(repo: Repository, known: str | None, access: Access, *, ask: bool) -> str | None:
+    """The commit that ``repo`` leads to at this moment, or None where it was not asked or cannot be known."""
+    if access.is_offline:
+        if known is not None and ask:
+            access.say(f"Offline: using {repo.uri} as it was pulled, {known[:12]}.")
+        return None
+    if known is not None and not ask:
+        return None
+    try:
+        return Hub(access).look(repo).commit
+    except Unavailable as error:
+        if known is None:
+            raise
+        access.say(f"{error.message} Using {known[:12]}, as it was pulled.")
+        return None
+
+
+# --- the cache ---------------------------------------------------------------------------------------------------
+
+
+def home() -> Path:
+    """Where pulled artifacts are."""
+    return store.home() / "hub"
+
+
+def place(repo: Repository, commit: str) -> Path:
+    """Where the artifact of ``repo`` at ``commit`` is."""
+    return home() / repo.id.replace("/", "--") / commit
+
+
+def is_pulled(path: Path) -> bool:
+    """Whether ``path`` is in the cache of pulled artifacts, whose files are what somebody else published."""
+    return path.resolve().is_relative_to(home().resolve())
+
+
+def cached(repo: Repository, commit: str, known: Mapping[str, str]) -> dict[str, str] | None:
+    """The sha256 of each file of the artifact in the cache; None where it is not there, or not what it should be.
+
+    Each file has to be what the listing beside the artifact says, and what ``known`` says of it.
+    """
+    folder = place(repo, commit)
+    listing = _listing(folder)
+    if not listing or any(listing.get(name) != sha256 for name, sha256 in known.items()):
+        return None
+    there = all(store.digest(folder / name) == sha256 for name, sha256 in listing.items())
+    return listing if there and set(NEEDED) <= listing.keys() else None
+
+
+def _listing(folder: Path) -> dict[str, str]:
+    """What :func:`_fetch` wrote down of the files in ``folder``, in the form of sha256sum."""
+    try:
+        lines = (folder / LISTING).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return {}
+    pairs = [line.split("  ", 1) for line in lines]
+    return {pair[1]: pair[0] for pair in pairs if len(pair) == 2 and pair[1] in TAKEN}
+
+
+LISTING = "SHA256SUMS"
+
+
+def _fetch(repo: Repository, known: Mapping[str, str], access: Access) -> dict[str, str]:
+    """Bring the artifact of ``repo``, which is at a commit, into the cache, all of it or nothing."""
+    if access.is_offline:
+        raise Unavailable(f"{repo.uri} is not in the cache, or damaged there, and offline mode is on.", "Go online.")
+    snapshot = Hub(access).look(repo)
+    if not set(NEEDED) <= snapshot.files.keys():
+        raise NotAnArtifact(snapshot)
+    assert repo.commit is not None
+    files = {name: snapshot.files[name] for name in TAKEN if name in snapshot.files}
+    if missing := sorted(set(known) & set(TAKEN) - files.keys()):
+        raise FetchError(f"{repo.uri} has no {missing[0]}, and had one when it was recorded.", UPDATE)
+    paths = {}
+    for name, file in files.items():
+        paths[name] = _file(repo, name, file, known.get(name), access)
+        if name == artifact.CONFIG and not _is_artifact(paths[name]):
+            raise NotAnArtifact(snapshot)
+    hashes = {name: store.digest(path) for name, path in paths.items()}
+    target = place(repo, repo.commit)
+    _sweep(target)
+    with staged_directory(target, store.ANOTHER_CACHE) as staging:
+        with explained(target, store.ANOTHER_CACHE):
+            for name, path in paths.items():
+                shutil.copyfile(path, staging / name)
+            listing = "".join(f"{sha256}  {name}\n" for name, sha256 in hashes.items())
+            (staging / LISTING).write_text(listing, encoding="utf-8")
+        if any(store.digest(staging / name) != sha256 for name, sha256 in hashes.items()):
+            raise FetchError(f"{repo.uri} changed while it was copied.", "Try again.")
+        artifact.read(staging)
+    return hashes
+
+
+def _file(repo: Repository, name: str, file: RemoteFile, sha256: str | None, access: Access) -> Path:
+    """One file, verified against the Hub's own description of it, and against ``sha256`` where that is known."""
+    limit = MAX_BYTES.get(name, MAX_TEXT_BYTES)
+    if file.size > limit:
+        raise FetchError(f"{repo.uri}: {name} has {file.size:,} bytes, more than {limit:,}.", "It is no artifact.")
+    if sha256 and file.sha256 and sha256 != file.sha256:
+        raise FetchError(
+            f"{repo.uri}: {name} has sha256 {file.sha256} there, and was recorded with {sha256}.",
+            "A commit cannot change: the file was tampered with, here or there. Do not use it.",
+        )
+    uri = f"{repo.uri.partition('@')[0]}/{name}@{repo.revision}"
+    path = fetch(
+        uri,
+        sha256=sha256 or file.sha256,
+        bytes=file.size,
+        limit=limit,
+        record=False,
+        access=replace(access, update_lock=False),
+    )
+    if file.sha256 is None and file.blob is not None and _blob(path) != file.blob:
+        path.unlink(missing_ok=True)
+        raise FetchError(
+            f"{uri} is not the file that the Hub describes: its bytes are others.",
+            "Try again; if it stays so, do not use this endpoint.",
+        )
+    return path
+
+
+def _blob(path: Path) -> str:
+    """The hash by which git knows a file with these bytes."""
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def _is_artifact(config: Path) -> bool:
+    """Whether a ``config.json`` is one of ours; PyLO's repositories have one, too."""
+    return b'"format_version"' in config.read_bytes()
+
+
+def _sweep(target: Path) -> None:
+    """Remove what a process that was killed had begun to write for ``target``; the caller holds its lock."""
+    if target.parent.is_dir():
+        for name in os.listdir(target.parent):
+            if left_behind(name) and name.startswith(f".{target.name}."):
+                shutil.rmtree(target.parent / name, ignore_errors=True)

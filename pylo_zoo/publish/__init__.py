@@ -1,0 +1,11 @@
+"""Publishing an artifact on the Hub: what goes (:mod:`~pylo_zoo.publish.plan`), its card, and sending it.
+
+``pylo-zoo publish DIR --repo-id ORG/NAME`` calls :func:`publish`.
+"""
+
+from __future__ import annotations
+
+from pylo_zoo.publish.plan import Plan, prepare
+from pylo_zoo.publish.push import Options, Published, publish
+
+__all__ = ["Options", "Plan", "Published", "prepare", "publish"]

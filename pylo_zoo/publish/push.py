@@ -1,0 +1,372 @@
+"""Publishing: one commit, on top of what was looked at, and read back; or nothing, with a message that says why.
+
+Whatever happens on the way, running it again finishes the job: a repository that was made but stayed empty is filled, a
+commit whose answer was lost is found, a tag that is missing is set, and what is there already is not sent twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from pylo_zoo import artifact
+from pylo_zoo.errors import ZooError
+from pylo_zoo.fetch import Access, Conflict, FetchError, NotFound, Unavailable
+from pylo_zoo.hub.api import Hub, Refs, Snapshot
+from pylo_zoo.hub.names import COMMIT, MAIN, Repository
+from pylo_zoo.publish import registry_file
+from pylo_zoo.publish.plan import DERIVED, PUBLISHED, Plan, prepare, without_time
+
+MARK = "pylo-zoo content: sha256:"
+"""In a commit's description, before the hash of what it publishes: by this it is known when its answer was lost."""
+Step = Literal["added", "changed", "same", "deleted"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to publish.
+
+    Attributes:
+        private: make a new repository private.
+        create_pr: propose the commit as a pull request.
+        branch: to commit to, made where it is missing; by default the main one.
+        tag: to set on the commit.
+        message: the commit's title.
+        exist_ok: whether a repository that holds something else already may get a new version.
+        registry: the ``registry.yaml`` to pin the result in, or None.
+    """
+
+    private: bool = False
+    create_pr: bool = False
+    branch: str | None = None
+    tag: str | None = None
+    message: str | None = None
+    exist_ok: bool = False
+    registry: Path | None = None
+
+
+@dataclass(frozen=True)
+class Published:
+    """What came of it.
+
+    Attributes:
+        plan: what was to be published.
+        changes: each file, and what becomes or became of it.
+        url: the page of what is published.
+        commit: that holds it; None of a dry run.
+        created: whether the repository was made for it.
+        pull_request: its address, where one was asked for.
+        exists: whether the repository was there before; None where nobody could be asked.
+        private: whether the repository is private; None where that is not known.
+    """
+
+    plan: Plan
+    changes: Mapping[str, Step]
+    url: str
+    commit: str | None = None
+    created: bool = False
+    pull_request: str | None = None
+    exists: bool | None = None
+    private: bool | None = None
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether everything was there already."""
+        return set(self.changes.values()) <= {"same"}
+
+
+def publish(
+    directory: str | Path,
+    repo_id: str,
+    *,
+    license: str | None = None,
+    allow_unverified: bool = False,
+    options: Options | None = None,
+    dry_run: bool = False,
+    access: Access | None = None,
+) -> Published:
+    """Publish the artifact at ``directory`` as ``repo_id``, in one commit, and read it back.
+
+    Args:
+        directory: of an artifact, whose parity passed.
+        repo_id: ``ORG/NAME``.
+        license: of the weights, where nobody has said.
+        allow_unverified: without a passing parity report, which the card then says.
+        options: branch, tag, message and so on.
+        dry_run: send nothing; say what would go.
+        access: how to reach the Hub; ``access.token`` is the token.
+
+    Raises:
+        ZooError: the artifact is not fit to be published (:func:`pylo_zoo.publish.plan.prepare`), the repository holds
+            something else, or the registry cannot be updated.
+        Conflict: somebody else published meanwhile; nothing of theirs is lost, and nothing of ours was written.
+        Forbidden, Unavailable, FetchError: what the Hub says; or what it gives back is not what was sent.
+    """
+    access, options = access or Access(), options or Options()
+    repo = Repository.parse(repo_id)
+    if repo.revision is not None:
+        raise ZooError(f"{repo_id} names a revision.", "Give ORG/NAME, and a branch with --revision.")
+    _check_options(options)
+    plan = prepare(directory, repo, license=license, allow_unverified=allow_unverified, token=_token(access))
+    if options.registry is not None:
+        registry_file.check(options.registry, plan.artifact, plan.entry, repo)
+    return _Push(plan, options, access).dry() if dry_run else _Push(plan, options, access).run()
+
+
+def _check_options(options: Options) -> None:
+    if options.branch is not None and COMMIT.fullmatch(options.branch):
+        raise ZooError("A commit cannot be published to.", "Give a branch with --revision.")
+    if options.create_pr and (options.branch not in (None, MAIN) or options.tag is not None):
+        raise ZooError(
+            "A pull request goes to the main branch, and has no tag.", "Leave --revision and --tag out, or --create-pr."
+        )
+    if options.create_pr and options.registry is not None:
+        raise ZooError("What is only proposed is not pinned.", "Leave --update-registry out until it is merged.")
+    if options.tag is not None:
+        Repository.parse("a/b", options.tag)
+
+
+def _token(access: Access) -> str | None:
+    from huggingface_hub import get_token
+
+    return access.token or get_token()
+
+
+class _Push:
+    """One publication under way."""
+
+    def __init__(self, plan: Plan, options: Options, access: Access) -> None:
+        self.plan, self.options, self.access = plan, options, access
+        self.hub = Hub(access)
+        self.target = replace(plan.repo, revision=options.branch)
+        self.created = False
+
+    # --- looking ---------------------------------------------------------------------------------------------
+
+    def dry(self) -> Published:
+        """What would happen, as far as it can be known without sending anything."""
+        try:
+            there = self._look()
+        except Unavailable as error:
+            self.access.say(f"{error.message} So it is not known what is there already.")
+            return Published(self.plan, dict.fromkeys(self.plan.files, "added"), self.hub.url(self.target))
+        if there is not None:
+            self._may_replace(there)
+            self._check_tag(self.hub.refs(self.plan.repo), there)
+        return Published(
+            self.plan,
+            self._changes(there),
+            self.hub.url(self.target),
+            exists=there is not None,
+            private=self.options.private if there is None else there.private,
+        )
+
+    def _look(self) -> Snapshot | None:
+        """What the branch holds; None where there is no repository, and an empty one where there is no such branch."""
+        try:
+            there = self.hub.look(self.plan.repo)
+        except NotFound:
+            return None
+        if self.options.branch in (None, MAIN):
+            return there
+        branch = self.hub.refs(self.plan.repo).branches.get(self.options.branch or MAIN)
+        return there if branch is None else self.hub.look(self.target)
+
+    def _changes(self, there: Snapshot | None) -> dict[str, Step]:
+        files = there.files if there else {}
+        changes: dict[str, Step] = {}
+        for name in PUBLISHED:
+            if name in self.plan.files:
+                same = self.plan.same(name, files.get(name))
+                changes[name] = "same" if same else "changed" if name in files else "added"
+            elif name in files:
+                changes[name] = "deleted"
+        if there and self._only_the_time(changes, there):
+            return dict.fromkeys(changes, "same")
+        return changes
+
+    def _only_the_time(self, changes: Mapping[str, Step], there: Snapshot) -> bool:
+        """Whether nothing differs but when parity was checked, and pictures of that."""
+        odd = {name for name, what in changes.items() if what != "same"}
+        if odd - {artifact.PARITY, *DERIVED} or any(changes[name] != "changed" for name in odd):
+            return False
+        if artifact.PARITY not in odd:
+            return True
+        theirs = self.hub.read(there.repo.at(there.commit), artifact.PARITY)
+        return without_time(theirs) == without_time(self.plan.files[artifact.PARITY])
+
+    def _may_replace(self, there: Snapshot) -> None:
+        holds = [name for name in there.files if name not in (".gitattributes", artifact.CARD)]
+        changes = self._changes(there)
+        if not holds or self.options.exist_ok or self.options.create_pr or set(changes.values()) <= {"same"}:
+            return
+        raise ZooError(
+            f"{there.repo.uri} exists and holds something else ({', '.join(sorted(holds)[:4])}).",
+            "--exist-ok publishes a new version there, --create-pr proposes one.",
+        )
+
+    def _check_tag(self, refs: Refs, there: Snapshot) -> None:
+        """Refuse a tag that stands on something else already, before anything is sent."""
+        tag = self.options.tag
+        commit = refs.tags.get(tag) if tag else None
+        if commit is None:
+            return
+        tagged = self.hub.look(self.plan.repo.at(commit))
+        if not set(self._changes(tagged).values()) <= {"same"} or commit != there.commit:
+            raise ZooError(
+                f"{self.plan.repo.uri} has a tag {tag} already, on {commit[:12]}.", "Tags are not moved: give another."
+            )
+
+    # --- sending ---------------------------------------------------------------------------------------------
+
+    def run(self) -> Published:
+        """Publish."""
+        self.hub.whoami(self.plan.repo)
+        there = self._ready()
+        self._may_replace(there)
+        self._check_tag(self.hub.refs(self.plan.repo), there)
+        changes = self._changes(there)
+        commit, request = there.commit, None
+        if not set(changes.values()) <= {"same"}:
+            commit, request = self._commit(there, changes)
+        hashes = self._read_back(commit, {name for name, what in changes.items() if what != "same"})
+        if self.options.tag:
+            self._tag(self.options.tag, commit)
+        if self.options.registry is not None:
+            plan = self.plan
+            registry_file.pin(
+                self.options.registry, plan.artifact, plan.entry, plan.repo.at(commit), hashes, plan.license
+            )
+        return Published(
+            self.plan,
+            changes,
+            request or self.hub.url(self.plan.repo.at(commit)),
+            commit,
+            self.created,
+            request,
+            not self.created,
+            there.private,
+        )
+
+    def _ready(self) -> Snapshot:
+        """The branch to commit to, made where it is missing."""
+        there = self._look()
+        if there is None:
+            try:
+                self.hub.create(self.plan.repo, private=self.options.private)
+                self.created = True
+            except Conflict:
+                self.access.say(f"{self.plan.repo.uri} was made by somebody else meanwhile.")
+            there = self.hub.look(self.plan.repo)
+        if self.options.branch not in (None, MAIN):
+            self.hub.branch(self.plan.repo, self.options.branch or MAIN)
+            there = self.hub.look(self.target)
+        if self.options.private and not there.private:
+            self.access.say(f"{self.plan.repo.uri} is public, and stays so: --private is for new repositories.")
+        return there
+
+    def _commit(self, there: Snapshot, changes: Mapping[str, Step]) -> tuple[str, str | None]:
+        """Commit on top of ``there``; the commit, and the pull request's address.
+
+        A call whose answer is lost may have been heard: what there is now says whether it was.
+        """
+        add = {name: self.plan.files[name] for name, what in changes.items() if what in ("added", "changed")}
+        delete = [name for name, what in changes.items() if what == "deleted"]
+        title = self.options.message or f"Publish {self.plan.artifact.name} with pylo-zoo"
+        policy, attempt = self.access.policy, 1
+        while True:
+            if attempt > 1 or self.options.create_pr:  # a proposal may be open from a run that was killed
+                done = self._find(there)
+                if done is not None:
+                    return done
+            try:
+                return self.hub.commit(
+                    self.target,
+                    add,
+                    delete,
+                    title=title,
+                    message=f"{MARK}{self.plan.digest}",
+                    parent=there.commit,
+                    create_pr=self.options.create_pr,
+                )
+            except Conflict as error:
+                done = self._find(there)
+                if done is not None:
+                    return done
+                raise self._beaten(there, error) from None
+            except Unavailable as error:
+                attempt += 1
+                wait = error.after or 0.0
+                if attempt > policy.attempts or wait > policy.longest:
+                    done = self._find(there)
+                    if done is not None:
+                        return done
+                    raise
+                policy.sleep(max(wait, min(policy.backoff * 2 ** (attempt - 2), policy.longest)))
+
+    def _find(self, there: Snapshot) -> tuple[str, str | None] | None:
+        """The commit of just this content on top of ``there``, where there is one already."""
+        mark = f"{MARK}{self.plan.digest}"
+        heads = {self.options.branch or MAIN: None}
+        if self.options.create_pr:
+            heads = {
+                name: f"{self.hub.url(self.plan.repo)}/discussions/{name.rpartition('/')[2]}" for name in self._pulls()
+            }
+        for head, request in heads.items():
+            for commit in self.hub.history(replace(self.plan.repo, revision=head)):
+                if commit.id == there.commit:
+                    break
+                if mark in commit.message or mark in commit.title:
+                    return commit.id, request
+        return None
+
+    def _pulls(self) -> list[str]:
+        return sorted(self.hub.refs(self.plan.repo).pulls)
+
+    def _beaten(self, there: Snapshot, error: Conflict) -> Conflict:
+        """Who was first."""
+        try:
+            last = self.hub.history(self.target)[0]
+        except (FetchError, IndexError):
+            return error
+        if last.id == there.commit:
+            return error
+        return Conflict(
+            f"{self.target.uri} was published to by somebody else meanwhile ({last.id[:12]}, {last.title!r}); nothing "
+            "was written over it.",
+            "Look at what is there now; running this again publishes on top of it.",
+        )
+
+    def _read_back(self, commit: str, sent: set[str]) -> dict[str, str]:
+        """Download what was published and compare it byte by byte; sha256 by name, pictures as they are there."""
+        repo = self.plan.repo.at(commit)
+        there = self.hub.look(repo)
+        hashes = {}
+        for name, sha256 in self.plan.hashes.items():
+            if name not in there.files:
+                raise self._lost(repo, name, "is not there")
+            found = hashlib.sha256(self.hub.read(repo, name)).hexdigest()
+            if found != sha256 and (name in sent or name not in (artifact.PARITY, *DERIVED)):
+                raise self._lost(repo, name, f"has sha256 {found} there, not {sha256}")
+            hashes[name] = found
+        return hashes
+
+    def _lost(self, repo: Repository, name: str, what: str) -> FetchError:
+        return FetchError(
+            f"{repo.uri} was published, but {name} {what}.",
+            "Run this again; if it stays so, nobody should use it: report it to the Hub.",
+        )
+
+    def _tag(self, tag: str, commit: str) -> None:
+        try:
+            self.hub.tag(self.plan.repo, tag, commit, f"{self.plan.artifact.name}, by pylo-zoo")
+        except Conflict:
+            there = self.hub.refs(self.plan.repo).tags.get(tag)
+            if there != commit:
+                raise ZooError(
+                    f"Published as {commit}, but its tag {tag} stands on {str(there)[:12]}.",
+                    "Tags are not moved: run this again with another --tag.",
+                ) from None
