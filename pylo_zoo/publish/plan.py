@@ -128,7 +128,8 @@ def prepare(
         verified=verified,
         files={name: len(data) for name, data in files.items()},
     )
-    files[artifact.CARD] = card.render(made, report, about).encode()
+    timeless = replace(report, created="") if report is not None else None  # or each proof would make another card
+    files[artifact.CARD] = card.render(made, timeless, about).encode()
     ordered = {name: files[name] for name in PUBLISHED if name in files}
     if found := list(secrets.find(ordered, token)):
         raise ZooError(f"{directory}: {'; '.join(found)}.", "Remove it there, and revoke it if anybody has seen it.")

@@ -113,7 +113,12 @@ def publish(
     plan = prepare(directory, repo, license=license, allow_unverified=allow_unverified, token=_token(access))
     if options.registry is not None:
         registry_file.check(options.registry, plan.artifact, plan.entry, repo)
-    return _Push(plan, options, access).dry() if dry_run else _Push(plan, options, access).run()
+    return _Push(plan, options, access).dry() if dry_run else send(plan, options, access)
+
+
+def send(plan: Plan, options: Options, access: Access) -> Published:
+    """Send what was prepared. Raises as :func:`publish`."""
+    return _Push(plan, options, access).run()
 
 
 def _check_options(options: Options) -> None:
