@@ -40,9 +40,11 @@ ARROWS = {
     "reference": "config errors flax jax numpy",
     "parity": "artifact config convert converters errors fetch flax files formats jax jinja2 nets numpy ops optax "
     "optim pylo_zoo reference registry rich torch weights",
+    "usage": "optim",
+    "publish": "artifact config converters errors jinja2 matplotlib optim parity registry usage yaml",
     "samples": "config converters formats numpy",
-    "cli": "artifact config convert converters errors fetch formats hub optim parity pylo_zoo registry rich tasks "
-    "typer weights",
+    "cli": "artifact config convert converters errors fetch formats hub optim parity publish pylo_zoo registry "
+    "rich tasks typer usage weights",
 }
 LAYERS = {layer: set(allowed.split()) for layer, allowed in ARROWS.items()}
 # These wait until a function needs them: the command line answers before torch is loaded, and whoever only trains
@@ -54,6 +56,8 @@ LAZY = {
     "fetch": {"huggingface_hub", "rich"},
     "parity": {"flax", "jax", "optax", "reference"},
     "formats": {"orbax"},
+    "usage": {"optim"},
+    "publish": {"artifact", "matplotlib", "optim", "registry"},
     "cli": LAYERS["cli"] - {"errors", "pylo_zoo", "typer"},
 }
 

@@ -151,7 +151,13 @@ JUNK = st.recursive(
 ORIGINALS = [through_json(make()) for make in REPORTS.values()]
 
 
-@settings(max_examples=400, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=400,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 @given(
     st.sampled_from(ORIGINALS), st.integers(0, 2**32), st.lists(st.tuples(JUNK, st.booleans()), min_size=1, max_size=3)
 )
