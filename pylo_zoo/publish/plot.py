@@ -103,7 +103,12 @@ def _figure(report: Report) -> Figure:
         _rows(next(axes), levels, title, "error, in the unit named at each row")
     if chain:
         title = "Every intermediate quantity of a step, where it came nearest to its bound"
-        _rows(next(axes), chain, title, "error, relative to the largest value of the quantity")
+        _rows(
+            next(axes),
+            chain,
+            title,
+            "error, relative to the largest value of the quantity (of the parameter: to its update)",
+        )
     if longest:
         _course(next(axes), longest)
     _legend(figure, every[0])
