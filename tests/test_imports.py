@@ -39,10 +39,12 @@ ARROWS = {
     "reference": "config errors flax jax numpy",
     "parity": "artifact config convert converters errors fetch flax files formats hub jax jinja2 nets numpy ops optax "
     "optim pylo_zoo reference registry rich torch weights",
+    "usage": "optim",
     "samples": "config converters formats numpy",
-    "publish": "artifact config errors fetch files hub huggingface_hub jinja2 matplotlib parity pylo_zoo registry yaml",
+    "publish": "artifact config converters errors fetch files hub huggingface_hub jinja2 matplotlib optim parity pylo_zoo "
+    "registry usage yaml",
     "cli": "artifact config convert converters errors fetch formats hub optim parity publish pylo_zoo registry rich "
-    "tasks typer weights",
+    "tasks typer usage weights",
 }
 LAYERS = {layer: set(allowed.split()) for layer, allowed in ARROWS.items()}
 # These wait until a function needs them: the command line answers before torch is loaded, and whoever only trains
@@ -53,9 +55,10 @@ LAZY = {
     "convert": {"parity"},
     "fetch": {"huggingface_hub", "rich"},
     "hub": {"huggingface_hub"},
-    "publish": {"huggingface_hub", "matplotlib"},
+    "publish": {"huggingface_hub", "matplotlib", "optim"},
     "parity": {"flax", "jax", "optax", "reference"},
     "formats": {"orbax"},
+    "usage": {"optim"},
     "cli": LAYERS["cli"] - {"errors", "pylo_zoo", "typer"},
 }
 

@@ -204,3 +204,9 @@ def test_a_wrong_file_is_refused(tmp_path: Path, text: str, complaint: str) -> N
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ZooError, match="Cannot read the registry"):
         registry.load_registry(tmp_path / "none.yaml")
+
+
+def test_the_page_of_the_zoo_is_current() -> None:
+    import zoo_docs
+
+    assert zoo_docs.PAGE.read_text(encoding="utf-8") == zoo_docs.rendered(), "Run: python tests/zoo_docs.py"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import textwrap
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,17 +72,11 @@ def _source(source: Source) -> dict[str, Any]:
 
 def _usage(entry: Entry) -> list[str]:
     """The three lines that train with ``entry``."""
-    from pylo_zoo.optim import optimizer_class
+    from pylo_zoo.usage import training
 
-    optimizer = optimizer_class(entry.family)
-    arguments = inspect.signature(optimizer).parameters
-    # Layouts belong to the modules, and so does what goes to AdamW; CELO2-base has its own rule for everything.
-    everything = ', learned="*"' if entry.family == "celo2-base" else ""
-    steps = "num_steps=10_000, " if "num_steps" in arguments else ""
     return [
         f"pylo-zoo convert {entry.name} --out zoo/{entry.name}",
-        f"from pylo_zoo.optim import {optimizer.__name__}, param_groups",
-        f'opt = {optimizer.__name__}(param_groups(model{everything}), {steps}weights="zoo/{entry.name}")',
+        *training(entry.family, f"zoo/{entry.name}"),
     ]
 
 

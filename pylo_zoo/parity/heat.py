@@ -21,7 +21,7 @@ def tone(error: Error) -> str:
         return "n"
     if not error.passed:
         return "x"
-    share = phrases.excess(error)
+    share = error.excess
     if phrases.loose(error):
         return "l"
     return "z" if error.error == 0 else next((name for limit, name in TONES if share <= limit), "x")
@@ -81,9 +81,9 @@ def cell(errors: Iterable[Error]) -> Cell | None:
     found = [each for each in every if each.allowed is not None]
     if not found:
         return Cell("n", "·", "not compared") if every else None
-    largest, nearest = max(found, key=phrases.size), max(found, key=phrases.excess)
+    largest, nearest = max(found, key=phrases.size), max(found, key=lambda each: each.excess)
     title = f"{number(largest.error)} of {number(largest.allowed)}"
-    if phrases.excess(nearest) > phrases.excess(largest):
+    if nearest.excess > largest.excess:
         title += f"; nearest to its bound: {number(nearest.error)} of {number(nearest.allowed)}"
     return Cell(tone(nearest), ("" if nearest.passed else "✕\u2009") + magnitude(largest.error), title)
 

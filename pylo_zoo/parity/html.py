@@ -142,7 +142,7 @@ def _made(report: Report) -> Iterator[tuple[str, str]]:
     yield "source", " · ".join(f"{key} {value}" for key, value in report.source.items() if key != "sha256")
     yield "source sha256", str(report.source.get("sha256", ""))
     yield "fingerprint", report.fingerprint
-    yield "vectors sha256", report.to_dict()["vectors_sha256"] or ""
+    yield "vectors sha256", report.vectors_sha256 or ""
     yield "not compared because", report.reason or ""
 
 

@@ -100,11 +100,6 @@ def size(error: Error) -> float:
     return math.inf if math.isnan(error.error) else error.error
 
 
-def excess(error: Error) -> float:
-    """The error for what is allowed, not a number being beyond everything."""
-    return math.inf if math.isnan(error.error) else error.excess
-
-
 def loose(error: Error) -> bool:
     """Whether the original's own rounding is so large there that the bound says little."""
     return error.allowed is not None and error.allowed > LOOSE
@@ -146,7 +141,7 @@ def rows(report: Report) -> list[Row]:
             if errors:
                 telling = [item for item in errors if not loose(item[2]) or not item[2].passed]
                 check, name, error = max(telling or errors, key=lambda item: size(item[2]))
-                used = max(excess(each) for _, _, each in errors)
+                used = max(each.excess for _, _, each in errors)
                 failed = sum(not each.passed for each in checks)
                 numbers = sum(len(each.errors) for each in checks)
                 vague = numbers - sum(not loose(each) for _, _, each in errors)
@@ -230,7 +225,7 @@ def failures(report: Report) -> Iterator[str]:
         if report.explanation and (link := link_of(report.explanation)) and not link.passed:
             yield f"The first quantity that differs: {located(report.explanation)}, {measured(report.explanation)}."
         else:
-            check = max(wrong, key=lambda each: max(map(excess, each.errors.values()), default=0.0))
+            check = max(wrong, key=lambda each: max((error.excess for error in each.errors.values()), default=0.0))
             if check.errors:
                 error = check.errors[check.worst]
                 yield (

@@ -62,9 +62,11 @@ class Error:
 
     @property
     def excess(self) -> float:
-        """The error for what is allowed."""
+        """The error for what is allowed, not a number being beyond everything."""
         if self.allowed is None:
             return 0.0
+        if math.isnan(self.error):
+            return math.inf
         return self.error / self.allowed if self.allowed else math.inf * self.error if self.error else 0.0
 
 
@@ -83,6 +85,7 @@ class Check:
         kind: of a step check, "regime", "options" or "flags".
         broken: intermediate quantities beyond their bounds, as "quantity of parameter".
         by_step: the largest error of any parameter after each step.
+        recorded_worst: :attr:`worst` as a file has it, whose four digits may no longer tell it.
     """
 
     level: str
@@ -94,10 +97,13 @@ class Check:
     kind: str = ""
     broken: Sequence[str] = ()
     by_step: Sequence[float] = ()
+    recorded_worst: str | None = field(default=None, repr=False)
 
     @property
     def worst(self) -> str:
         """Where the error is largest for what is allowed there."""
+        if self.recorded_worst is not None:
+            return self.recorded_worst
         return max(self.errors, key=lambda name: self.errors[name].excess)
 
     @property
@@ -106,6 +112,7 @@ class Check:
 
     def to_dict(self) -> dict[str, Any]:
         found = {**asdict(self), "passed": self.passed, "worst": self.worst, "broken": list(self.broken)}
+        del found["recorded_worst"]
         return found | {"errors": {name: asdict(error) for name, error in self.errors.items()}}
 
 
@@ -219,7 +226,8 @@ class Report:
     """The judgement on one artifact. ``status`` is "passed", "failed" or "not_run", then with a ``reason``.
 
     ``fingerprint`` is that of the artifact (:attr:`pylo_zoo.artifact.Artifact.fingerprint`) that was judged;
-    ``vectors`` is the content of the ``parity-vectors.safetensors`` that belongs to it; the JSON has its sha256.
+    ``vectors`` is the content of the ``parity-vectors.safetensors`` that belongs to it; the JSON has its sha256,
+    which a report that was read from there keeps as ``recorded_sha256``.
     """
 
     name: str
@@ -238,6 +246,23 @@ class Report:
     vectors: bytes | None = field(default=None, repr=False)
     created: str = ""
     reason: str | None = None
+    recorded_sha256: str | None = field(default=None, repr=False)
+
+    @staticmethod
+    def from_dict(values: Any) -> Report:
+        """The report whose :meth:`to_dict` gave ``values``, which may be anybody's.
+
+        Raises:
+            ZooError: they are no report, or contradict themselves (:func:`pylo_zoo.parity.reading.read`).
+        """
+        from pylo_zoo.parity.reading import read
+
+        return read(values)
+
+    @property
+    def vectors_sha256(self) -> str | None:
+        """sha256 of the vectors that belong to it; None without any."""
+        return hashlib.sha256(self.vectors).hexdigest() if self.vectors else self.recorded_sha256
 
     @property
     def status(self) -> str:
@@ -289,7 +314,7 @@ class Report:
             "explanation": asdict(self.explanation) if self.explanation else None,
             "coverage": asdict(self.coverage) if self.coverage else None,
             "environment": dict(self.environment),
-            "vectors_sha256": hashlib.sha256(self.vectors).hexdigest() if self.vectors else None,
+            "vectors_sha256": self.vectors_sha256,
             "created": self.created,
         }
         return _json(found | ({"reason": self.reason} if self.reason else {}))

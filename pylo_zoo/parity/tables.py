@@ -149,7 +149,7 @@ def _grouped(checks: Sequence[Check]) -> dict[tuple[str, str, str], list[Check]]
 def _what(level: str, kind: str) -> str:
     if level == "step":
         return {"regime": "single steps", "options": "… with options", "flags": "… with flags"}[kind]
-    return {"network": "network", "trajectory": "whole runs"}[level]
+    return {"network": "network", "trajectory": "whole runs", "original": "reference, original"}[level]
 
 
 def _run(name: str, checks: Sequence[Check]) -> str:

@@ -1,0 +1,183 @@
+"""parity.json read back: the same report, and one clear error for whatever is none."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from parity_reports import failing, hostile, not_run, passing
+from rich.console import Console
+
+from pylo_zoo.errors import ZooError
+from pylo_zoo.parity import html, markdown, tables
+from pylo_zoo.parity.report import Check, Error, Report
+
+
+def stranger() -> Report:
+    """A report whose every word is hostile, but which is one."""
+    return replace(hostile(), created="")
+
+
+def original() -> Report:
+    """A report in which the group's own package took part."""
+    report = passing()
+    return replace(
+        report, checks=[*report.checks, Check("original", "float32", "", "celo 1", 5, {"a": Error(0.0, 1e-4)})]
+    )
+
+
+REPORTS: dict[str, Callable[[], Report]] = {
+    "passed": passing,
+    "failed": failing,
+    "not run": not_run,
+    "hostile": stranger,
+    "with an original": original,
+}
+
+
+def through_json(report: Report) -> Any:
+    return json.loads(json.dumps(report.to_dict(), allow_nan=False))
+
+
+def use(report: Report) -> None:
+    """Everything that shows a report."""
+    html.render([report])
+    markdown.render(report)
+    markdown.render_many([report])
+    console = Console(file=open("/dev/null", "w", encoding="utf-8", errors="replace"), width=80)  # noqa: SIM115
+    tables.render(report, console, explained=True)
+    console.file.close()
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_report_comes_back(name: str) -> None:
+    report = REPORTS[name]()
+    values = through_json(report)
+    read = Report.from_dict(values)
+    assert json.dumps(read.to_dict()) == json.dumps(values)
+    assert (read.status, read.vectors) == (report.status, None)
+    assert read.vectors_sha256 == report.vectors_sha256
+    use(read)
+
+
+def test_what_four_digits_hide_is_kept() -> None:
+    """An error just beyond its bound, and which of two that look alike is larger."""
+    errors = {"a": Error(1.00001e-12, 1e-12), "b": Error(1.00002e-12, 1e-12), "c": Error(math.nan, 1e-12)}
+    for names in (("a",), ("a", "b"), ("a", "b", "c")):
+        check = Check("step", "float64", "jax", "ordinary", 1, {name: errors[name] for name in names}, "regime")
+        report = replace(passing(), checks=[check], controls=[])
+        values = through_json(report)
+        assert values["status"] == "failed"
+        assert values["checks"][0]["worst"] == names[-1]
+        assert Report.from_dict(values).to_dict() == values
+
+
+LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "another version": lambda report: report.update(schema_version=1),
+    "no version": lambda report: report.pop("schema_version"),
+    "passed where it failed": lambda report: report.update(status="passed"),
+    "not run where it was": lambda report: report.update(status="not_run", reason="no jax"),
+    "a check that failed and says not": lambda report: next(
+        each for each in report["checks"] if not each["passed"]
+    ).update(passed=True),
+    "a field too many": lambda report: report.update(comment="all good"),
+    "a field too few": lambda report: report.pop("fingerprint"),
+    "leaves that say they passed": lambda report: report["leaves"].update(passed=True),
+    "more leaves off than there are": lambda report: report["leaves"].update(compared=1),
+    "another worst": lambda report: report["checks"][1].update(worst="vector"),
+    "a worst that is none": lambda report: report["checks"][1].update(worst="nobody"),
+    "true for a number": lambda report: report["checks"][0].update(steps=True),
+    "an infinite error": lambda report: report["quantities"][0].update(error=math.inf),
+    "a number with a thousand digits": lambda report: report["quantities"][0].update(error=10**1000),
+    "a number of steps that no run has": lambda report: report["checks"][0].update(steps=10**12),
+    "a million checks": lambda report: report.update(checks=[report["checks"][0]] * 10**6),
+    "more settings than a page has room for": lambda report: report.update(
+        checks=[report["checks"][0] | {"name": str(each)} for each in range(1000)]
+    ),
+    "a text as long as a book": lambda report: report.update(name="x" * 10**6),
+    "settings without a bottom": lambda report: report["settings"].update(hyper=nested(500)),
+}
+
+
+def nested(depth: int) -> Any:
+    found: Any = {}
+    for _ in range(depth):
+        found = {"a": [found]}
+    return found
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_what_contradicts_itself_is_refused(name: str) -> None:
+    values = through_json(failing())
+    LIES[name](values)
+    with pytest.raises(ZooError, match=r"parity\.json") as caught:
+        Report.from_dict(values)
+    assert len(caught.value.message) < 300
+
+
+@pytest.mark.parametrize("values", [None, [], "passed", 3, {}, {"schema_version": 2}, {"schema_version": {}}])
+def test_what_is_no_report_at_all_is_refused(values: Any) -> None:
+    with pytest.raises(ZooError, match=r"parity\.json"):
+        Report.from_dict(values)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of every value inside ``value``."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path for path in [path] if path] + [each for key, item in inside for each in places(item, (*path, key))]
+
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(["passed", "failed", "step", "original", "caught", 10**400, 1e-320, 0, -1]),
+)
+JUNK = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=4), inner)),
+    max_leaves=5,
+)
+ORIGINALS = [through_json(make()) for make in REPORTS.values()]
+
+
+@settings(
+    max_examples=400,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(
+    st.sampled_from(ORIGINALS), st.integers(0, 2**32), st.lists(st.tuples(JUNK, st.booleans()), min_size=1, max_size=3)
+)
+def test_a_mutated_report_is_read_or_refused(whole: Any, seed: int, changes: list[tuple[Any, bool]]) -> None:
+    """Nothing but a report that all can show, and that says again what was read, or a ZooError."""
+    values, chance = copy.deepcopy(whole), random.Random(seed)
+    for junk, removed in changes:
+        *path, last = chance.choice(places(values))
+        owner = values
+        for key in path:
+            owner = owner[key]
+        if removed:
+            del owner[last]
+        else:
+            owner[last] = junk
+    try:
+        report = Report.from_dict(values)
+    except ZooError:
+        return
+    again = through_json(report)
+    assert Report.from_dict(again).to_dict() == again
+    assert report.status == values["status"]
+    use(report)
