@@ -59,7 +59,7 @@ class User:
 class Blob:
     """A file: in git itself, or in the large file storage, in which case git keeps a pointer to it."""
 
-    data: bytes
+    data: bytes = field(repr=False)
     lfs: bool = False
 
     @cached_property
@@ -107,7 +107,7 @@ class Commit:
     message: str
     author: str
     date: datetime
-    tree: Mapping[str, Blob]
+    tree: Mapping[str, Blob] = field(repr=False)
 
 
 @dataclass
