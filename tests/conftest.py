@@ -9,9 +9,12 @@ from pathlib import Path
 
 import fault_server
 import fetching
+import hub_client
+import hub_double
 import pytest
 import torch
 from fault_server import Files
+from hub_double import HubDouble
 
 from pylo_zoo.fetch import Access, Policy
 
@@ -49,3 +52,16 @@ def sleeps() -> list[float]:
 def access(sleeps: list[float]) -> Access:
     """Patience without waiting."""
     return Access(policy=Policy(timeout=5, sleep=sleeps.append))
+
+
+@pytest.fixture
+def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubDouble]:
+    """A double of the Hub, and huggingface_hub in this process pointed at it, with a token that may write."""
+    from huggingface_hub.utils import close_session
+
+    with hub_double.serving() as hub:
+        hub_client.connect(hub, monkeypatch, tmp_path_factory.mktemp("hf-home"))
+        try:
+            yield hub
+        finally:
+            close_session()

@@ -1,8 +1,7 @@
 """A server on this machine that answers well, or in one of the ways in which servers fail.
 
-:class:`Files` serves plain files as a bucket does; with ``hub`` set it answers what huggingface_hub asks a Hub for a
-download, and with ``lfs``, as the Hub does for large files, by a redirect to another host. Faults are planted by path,
-those of a Hub's HEAD requests under "HEAD " and the path, and each is used once unless it is planted more often.
+:class:`Files` serves plain files as a bucket does. Faults are planted by path, and each is used once unless it is
+planted more often. The Hub has a double of its own, in hub_double.py.
 """
 
 from __future__ import annotations
@@ -33,9 +32,6 @@ class Files(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.faults: dict[str, list[Fault]] = defaultdict(list)
         self.log: list[tuple[str, str, dict[str, str]]] = []
-        self.hub = False
-        self.commit = "0123456789abcdef0123456789abcdef01234567"
-        self.lfs = False
 
     @property
     def url(self) -> str:
@@ -67,9 +63,6 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
         self.server.log.append((self.command, path, dict(self.headers)))
-        if self.server.hub and not path.startswith("/cdn/"):
-            self._as_hub(path)
-            return
         data = self.server.files.get(path)
         if self.command == "GET" and self.server.faults[path]:
             self.server.faults[path].pop(0)(self, data or b"")
@@ -102,22 +95,6 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
-
-    def _as_hub(self, path: str) -> None:
-        """HEAD and GET of ``/ORG/REPO/resolve/REVISION/FILE``, as the Hub answers them."""
-        data = self.server.files.get(path)
-        planted = self.server.faults[path if self.command == "GET" else f"HEAD {path}"]
-        if planted:
-            planted.pop(0)(self, data or b"")
-        elif data is None:
-            self.answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": self.server.commit})
-        elif self.server.lfs:
-            place = f"http://localhost:{self.server.server_address[1]}/cdn{path}?X-Signature=sekret"
-            self.server.files[f"/cdn{path}"] = data
-            linked = {"X-Linked-Etag": etag(data), "X-Linked-Size": str(len(data)), "Location": place}
-            self.answer(302, b"", {"X-Repo-Commit": self.server.commit, **linked})
-        else:
-            self.answer(200, data, {"ETag": etag(data), "X-Repo-Commit": self.server.commit})
 
 
 def etag(data: bytes) -> str:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fault_server
+import hub_double
 import numpy as np
 import pylo_files
 import pytest
 import torch
-from fault_server import Files
 from golden_data import artifact as golden
+from hub_double import HubDouble
 from pylo_compat import MULO_OFFSETS, parameters
 from safetensors.numpy import save
 from torch import nn
@@ -233,10 +232,10 @@ def test_a_velo_script_runs_by_changing_one_import(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture
-def hub() -> Iterator[Files]:
-    with fault_server.serving() as server:
-        server.hub = True
-        yield server
+def hub() -> Iterator[HubDouble]:
+    """For processes of their own: this one stays offline."""
+    with hub_double.serving() as hub:
+        yield hub
 
 
 def released(family: str) -> dict[tuple[str, ...], np.ndarray]:
@@ -246,27 +245,25 @@ def released(family: str) -> dict[tuple[str, ...], np.ndarray]:
     return {path: 0.1 * random.standard_normal(shape, dtype=np.float32) for path, shape in shapes.items()}
 
 
-def python(code: str, server: Files, cwd: Path) -> subprocess.CompletedProcess[str]:
-    env = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    env |= {"HF_ENDPOINT": server.url, "HF_HOME": str(cwd / "hf-home"), "HF_HUB_DISABLE_XET": "1"}
+def python(code: str, hub: HubDouble, cwd: Path) -> subprocess.CompletedProcess[str]:
+    env = hub.environment(cwd / "hf-home")
     command = [sys.executable, "-W", "error", "-c", code]
     return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, check=False, timeout=120)
 
 
-def test_a_celo2_script_fetches_its_default_weights(hub: Files, tmp_path: Path) -> None:
-    path = "/DiamondXL/celo2/resolve/main/model.safetensors"
-    hub.files[path] = save(pylo_files.celo2(released("celo2")))
+def test_a_celo2_script_fetches_its_default_weights(hub: HubDouble, tmp_path: Path) -> None:
+    hub.create("DiamondXL/celo2", {"model.safetensors": save(pylo_files.celo2(released("celo2")))})
     done = python(changed(CELO2_SCRIPT), hub, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("['None', 'adamw'] ")
-    assert path in {asked for _, asked, _ in hub.log}
+    assert hub.requests("HEAD", "^/DiamondXL/celo2/resolve/main/model.safetensors$")
 
 
-def test_a_repository_of_ones_own(hub: Files, tmp_path: Path) -> None:
+def test_a_repository_of_ones_own(hub: HubDouble, tmp_path: Path) -> None:
     velo = theta("velo")
     for repository, found in (("me/rnn", pylo_files.velo_rnn(velo)), ("me/mlp", pylo_files.velo_mlp(velo))):
-        hub.files[f"/{repository}/resolve/main/model.safetensors"] = save(found)
-    hub.files["/me/elo/resolve/main/model.safetensors"] = save(pylo_files.network(theta("elo")))
+        hub.create(repository, {"model.safetensors": save(found)})
+    hub.create("me/elo", {"model.safetensors": save(pylo_files.network(theta("elo")))})
     code = """
 import torch
 from pylo_zoo.compat.pylo import ELO, VeLO

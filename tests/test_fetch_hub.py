@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -15,17 +14,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fault_server
+import hub_double
+import hub_faults
 import pytest
-from fault_server import Fault, Files
+from fault_server import Files
 from fetching import DATA, OTHER, SHA256, leftovers
+from hub_double import TOKEN, Fault, HubDouble
 from trees import write_params, write_theta
 
 from pylo_zoo import artifact
 from pylo_zoo.fetch import lockfile
 
-PATH = "/org/repo/resolve/main/theta.state"
+FILE = "theta.state"
+PATH = f"/org/repo/resolve/main/{FILE}"
+LARGE = "^/[0-9a-f]{64}$"  # where the storage of large files keeps it
 URI = "hf://org/repo/theta.state"
-TOKEN = "hf_sekretsekretsekret"
 
 CHILD = """
 import sys
@@ -53,20 +56,15 @@ main(sys.argv[2:])
 
 
 class Hub:
-    """A double of the Hub, and what a process sees of it."""
+    """A double of the Hub, a server of plain files beside it, and what a process sees of them."""
 
-    def __init__(self, server: Files, home: Path, cwd: Path) -> None:
+    def __init__(self, double: HubDouble, server: Files, home: Path, cwd: Path) -> None:
+        self.double = double
+        self.repo = double.repos["org/repo"]
         self.server = server
         self.home = home
         self.cwd = cwd
-        self.env = {
-            **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
-            "HF_ENDPOINT": server.url,
-            "HF_HOME": str(cwd / "hf-home"),
-            "HF_TOKEN": TOKEN,
-            "HF_HUB_DISABLE_XET": "1",
-            "PYLO_ZOO_GCS_ENDPOINT": server.url,
-        }
+        self.env = double.environment(cwd / "hf-home", PYLO_ZOO_GCS_ENDPOINT=server.url)
 
     def python(self, code: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
@@ -96,31 +94,32 @@ class Hub:
 
 @pytest.fixture
 def hub(tmp_path: Path, zoo_home: Path) -> Iterator[Hub]:
-    with fault_server.serving() as server:
-        server.hub = True
-        server.files[PATH] = DATA
-        yield Hub(server, zoo_home, tmp_path)
+    with hub_double.serving() as double, fault_server.serving() as server:
+        double.create("org/repo", {FILE: DATA})
+        yield Hub(double, server, zoo_home, tmp_path)
 
 
 @pytest.mark.parametrize("lfs", [False, True])
 def test_a_file_arrives_once(lfs: bool, hub: Hub) -> None:
-    hub.server.lfs = lfs
+    hub.repo.lfs = lfs
+    hub.repo.commit({FILE: DATA})
     path = hub.fetch()
     assert path == hub.home / "sources" / SHA256 / "theta.state"
     assert path.read_bytes() == DATA
-    count = len(hub.server.log)
+    count = len(hub.double.log)
     assert hub.fetch() == path
-    assert len(hub.server.log) == count
-    resolved = [headers for _, asked, headers in hub.server.log if asked == PATH]
-    assert {headers.get("Authorization", headers.get("authorization")) for headers in resolved} == {f"Bearer {TOKEN}"}
-    elsewhere = [headers for _, asked, headers in hub.server.log if asked.startswith("/cdn/")]
+    assert len(hub.double.log) == count
+    resolved = hub.double.requests(".*", f"^{PATH}$")
+    assert {request.headers.get("authorization") for request in resolved} == {f"Bearer {TOKEN}"}
+    elsewhere = [request for request in hub.double.log if request.origin == "cdn"]
     assert bool(elsewhere) == lfs
-    assert not any("authorization" in map(str.lower, headers) for headers in elsewhere)
+    assert not any("authorization" in request.headers for request in elsewhere)
     assert leftovers(hub.home) == []
 
 
 def test_a_revision_in_either_spelling(hub: Hub) -> None:
-    hub.server.files["/org/repo/resolve/v1/sub/x.state"] = OTHER
+    hub.repo.branches["v1"] = hub.repo.head
+    hub.repo.commit({"sub/x.state": OTHER}, branch="v1")
     sha256 = hashlib.sha256(OTHER).hexdigest()
     assert hub.fetch("hf://org/repo/sub/x.state@v1", sha256).read_bytes() == OTHER
     assert hub.fetch("hf://org/repo@v1/sub/x.state", sha256).name == "x.state"
@@ -129,13 +128,14 @@ def test_a_revision_in_either_spelling(hub: Hub) -> None:
 @pytest.mark.parametrize("honest", [True, False], ids=["another ETag", "the right ETag"])
 def test_wrong_bytes_of_the_right_length_are_refused(honest: bool, hub: Hub) -> None:
     if honest:
-        hub.server.files[PATH] = OTHER
+        hub.repo.commit({FILE: OTHER})
     else:
-        hub.server.plant(PATH, fault_server.body(OTHER), times=2)
+        hub.double.plant("GET", LARGE, hub_faults.body(OTHER), times=2)
     said = hub.refused()
     assert f"sha256 {hashlib.sha256(OTHER).hexdigest()}, not {SHA256}" in said
     assert leftovers(hub.home) == []
-    hub.server.files[PATH] = DATA
+    if honest:
+        hub.repo.commit({FILE: DATA})
     assert hub.fetch().read_bytes() == DATA, "although the client's cache holds the wrong ones"
 
 
@@ -152,13 +152,13 @@ def test_offline_means_the_caches_alone(hub: Hub) -> None:
     said = hub.refused(HF_HUB_OFFLINE="1")
     assert said.startswith("Unavailable: ")
     assert "offline mode is on" in said
-    for way in (f"{hub.server.url}{PATH}", "--source", "PYLO_ZOO_HOME", "HF_ENDPOINT"):
+    for way in (f"{hub.double.url}{PATH}", "--source", "PYLO_ZOO_HOME", "HF_ENDPOINT"):
         assert way in said
-    assert hub.server.log == []
+    assert hub.double.log == []
     hub.fetch().unlink()
-    count = len(hub.server.log)
+    count = len(hub.double.log)
     assert hub.fetch(HF_HUB_OFFLINE="1").read_bytes() == DATA, "from the client's own cache"
-    assert len(hub.server.log) == count
+    assert len(hub.double.log) == count
 
 
 def test_nobody_is_there(hub: Hub) -> None:
@@ -173,30 +173,35 @@ def test_nobody_is_there(hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (fault_server.status(404, X_Error_Code="RepoNotFound"), "NotFound: .*there is no repository org/repo"),
-        (fault_server.status(401, X_Error_Code="RepoNotFound"), "NotFound: .*there is no repository org/repo"),
-        (fault_server.status(404, X_Error_Code="RevisionNotFound"), "NotFound: .*no revision main"),
-        (fault_server.status(404, X_Error_Code="EntryNotFound"), "NotFound: .*no file theta.state"),
-        (fault_server.status(403, X_Error_Code="GatedRepo"), "Forbidden: .*is gated"),
-        (fault_server.status(401), "Forbidden: .*may not be read .401"),
-        (fault_server.status(403), "Forbidden: .*may not be read .403"),
+        (hub_faults.status(404, X_Error_Code="RepoNotFound"), "NotFound: .*there is no repository org/repo"),
+        (hub_faults.status(401, X_Error_Code="RepoNotFound"), "NotFound: .*there is no repository org/repo"),
+        (hub_faults.status(404, X_Error_Code="RevisionNotFound"), "NotFound: .*no revision main"),
+        (hub_faults.status(404, X_Error_Code="EntryNotFound"), "NotFound: .*no file theta.state"),
+        (hub_faults.status(403, X_Error_Code="GatedRepo"), "Forbidden: .*is gated"),
+        (hub_faults.status(401), "Forbidden: .*may not be read .401"),
+        (hub_faults.status(403), "Forbidden: .*may not be read .403"),
     ],
 )
 def test_what_is_refused(fault: Fault, message: str, hub: Hub) -> None:
-    hub.server.plant(f"HEAD {PATH}", fault, times=9)
-    hub.server.plant(PATH, fault, times=9)
+    hub.double.plant("HEAD|GET", f"^{PATH}$", fault, times=9)
     said = hub.refused()
     assert re.match(message, said), said
 
 
-@pytest.mark.parametrize("method", ["", "HEAD "])
+@pytest.mark.parametrize(
+    ("method", "path", "lfs"),
+    [("HEAD", PATH, True), ("GET", LARGE, True), ("GET", PATH, False)],
+    ids=["HEAD", "storage", "GET"],
+)
 @pytest.mark.parametrize(
     "fault",
-    [fault_server.status(503), fault_server.status(429, Retry_After="0"), fault_server.reset(50_000)],
+    [hub_faults.status(503), hub_faults.status(429, Retry_After="0"), hub_faults.cut(50_000)],
     ids=["503", "429", "reset"],
 )
-def test_another_attempt_helps(fault: Fault, method: str, hub: Hub) -> None:
-    hub.server.plant(method + PATH, fault)
+def test_another_attempt_helps(fault: Fault, method: str, path: str, lfs: bool, hub: Hub) -> None:
+    hub.repo.lfs = lfs
+    hub.repo.commit({FILE: DATA})
+    hub.double.plant(method, path, fault)
     assert hub.fetch().read_bytes() == DATA
 
 
@@ -204,8 +209,7 @@ def test_a_change_is_refused_until_it_is_accepted(hub: Hub) -> None:
     lock = hub.home / "zoo.lock"
     recorded = hub.fetch(sha256="")
     assert lockfile.read(lock)[URI].sha256 == SHA256
-    hub.server.files[PATH] = OTHER
-    hub.server.commit = "f" * 40
+    hub.repo.commit({FILE: OTHER})
     assert hub.fetch(sha256="") == recorded, "the cache has what was recorded, and nobody is asked"
     recorded.unlink()
     said = hub.refused(sha256="")
@@ -238,11 +242,11 @@ velo:
 
 @pytest.fixture
 def registry(hub: Hub, tmp_path: Path) -> Path:
-    """A registry whose files are published on the double."""
+    """A registry whose files are published on the doubles."""
     celo = write_theta(tmp_path, "celo")
     params = write_params(tmp_path)
+    hub.double.create("amoudgl/celo", {FILE: celo.read_bytes()})
     hub.server.files |= {
-        "/amoudgl/celo/resolve/main/theta.state": celo.read_bytes(),
         "/gresearch/velo/params": params.read_bytes(),
         "/gresearch/velo/config.gin": (tmp_path / "config.gin").read_bytes(),
     }
@@ -274,7 +278,6 @@ def test_loading_by_name_is_silent(hub: Hub, registry: Path) -> None:
 
 
 def test_convert_velo_fetches_the_gin_file_too_and_records_both(hub: Hub, registry: Path) -> None:
-    hub.server.hub = False
     done = hub.python(CLI, str(registry), "convert", "velo", "--no-verify")
     assert done.returncode == 0, done.stderr
     notes = [line for line in done.stderr.splitlines() if "recorded" in line]
@@ -302,7 +305,6 @@ def test_convert_velo_fetches_the_gin_file_too_and_records_both(hub: Hub, regist
 
 
 def test_an_address_as_source(hub: Hub, registry: Path) -> None:
-    hub.server.hub = False
     for source in ("gs://gresearch/velo/params", f"{hub.server.url}/gresearch/velo/params?X=sekret"):
         done = hub.python(CLI, str(registry), "convert", "velo", "--source", source, "--no-verify", "--force", "-q")
         assert done.returncode == 0, done.stderr

@@ -1,0 +1,112 @@
+"""What the answers of the double of the Hub have in common: who asks for what, and how it is said."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from hub_git import Refusal, Repo, User
+
+if TYPE_CHECKING:
+    from hub_double import HubDouble, Request
+
+
+@dataclass
+class Answer:
+    """A status, a body and headers."""
+
+    status: int
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def told(data: Any, status: int = 200, **headers: str) -> Answer:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Answer(status, json.dumps(data).encode(), {"Content-Type": "application/json", **named})
+
+
+def ranged(request: Request, data: bytes, headers: dict[str, str]) -> Answer:
+    """A file, or the part of it that was asked for."""
+    headers = {"Accept-Ranges": "bytes", **headers}
+    asked = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("range", ""))
+    if not asked:
+        return Answer(200, data, headers)
+    start, end = int(asked[1]), min(int(asked[2] or len(data)), len(data) - 1)
+    if start > end:
+        return Answer(416, b"", {"Content-Range": f"bytes */{len(data)}"})
+    return Answer(206, data[start : end + 1], {**headers, "Content-Range": f"bytes {start}-{end}/{len(data)}"})
+
+
+def signed(hub: HubDouble, method: str, oid: str) -> str:
+    return f"{hub.cdn_url}/{oid}?X-Amz-Signature={signature(method, oid)}"
+
+
+def signature(method: str, oid: str) -> str:
+    return "sekret" + hashlib.sha256(f"{method} {oid}".encode()).hexdigest()
+
+
+MODEL = r"/api/models/(?P<repo>[^/]+/[^/]+)"
+GIT = r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects"
+Route = Callable[["Call"], Answer]
+Routes = list[tuple[str, re.Pattern[str], Route]]
+
+
+def router(routes: Routes) -> Callable[[str, str], Callable[[Route], Route]]:
+    """A decorator that enters a function into ``routes``, with the methods and the paths that it answers."""
+
+    def route(methods: str, pattern: str) -> Callable[[Route], Route]:
+        def add(function: Route) -> Route:
+            routes.append((methods, re.compile(pattern), function))
+            return function
+
+        return add
+
+    return route
+
+
+@dataclass
+class Call:
+    """One request to the Hub, and who sent it."""
+
+    hub: HubDouble
+    request: Request
+    words: dict[str, str]  # those of the path
+    user: User | None
+
+    @property
+    def json(self) -> dict[str, Any]:
+        return json.loads(self.request.body)
+
+    @property
+    def signed_in(self) -> User:
+        if self.user is None:
+            raise Refusal(401, "Invalid username or password.")
+        return self.user
+
+    @property
+    def repo(self) -> Repo:
+        """The repository, if it is there for this user."""
+        repo = self.hub.repos.get(self.words["repo"])
+        if repo is None or (repo.private and not (self.user and self.user.belongs(repo.namespace))):
+            raise Refusal(404 if self.user else 401, "Repository not found", "RepoNotFound")
+        return repo
+
+    @property
+    def writable(self) -> Repo:
+        repo = self.repo
+        if not self.signed_in.writes(repo.namespace):
+            raise Refusal(403, f"You are not allowed to write to {repo.id} with this token.")
+        return repo
+
+    @property
+    def open_to_pulls(self) -> Repo:
+        """The repository, if this user may write to it or the request is for a pull request."""
+        if self.request.query.get("create_pr") != "1" and not self.words.get("rev", "").startswith("refs/pr/"):
+            return self.writable
+        if self.signed_in.only_reads:
+            raise Refusal(403, "This token only reads.")
+        return self.repo

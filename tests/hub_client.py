@@ -1,0 +1,59 @@
+"""huggingface_hub in this process, pointed at the double.
+
+The client reads its settings when it is first imported, and tests/conftest.py has it read that it is offline. So they
+are set where it keeps them; which these are depends on its version, and tests/test_hub_double.py shows that they work.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_double import TOKEN, HubDouble
+
+
+class Clock:
+    """The module ``time``, but its pauses take no time and are noted."""
+
+    def __init__(self, sleeps: list[float]) -> None:
+        self.sleeps = sleeps
+
+    def sleep(self, seconds: float) -> None:
+        self.sleeps.append(seconds)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+
+def connect(hub: HubDouble, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """Let huggingface_hub take ``hub`` for the Hub until the test ends; its pauses are noted in ``hub.sleeps``."""
+    from huggingface_hub import constants, file_download, hf_api
+    from huggingface_hub.utils import _http
+
+    settings = {
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_DISABLE_TELEMETRY": True,
+        "HF_HOME": str(home),
+        "HF_HUB_CACHE": str(home / "hub"),
+        "HF_ASSETS_CACHE": str(home / "assets"),
+        "HF_XET_CACHE": str(home / "xet"),
+        "HF_TOKEN_PATH": str(home / "token"),
+        "HF_STORED_TOKENS_PATH": str(home / "stored_tokens"),
+    }
+    for name, value in settings.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr(hf_api.api, "endpoint", hub.url)  # the one behind huggingface_hub.create_repo and the like
+    clock = Clock(hub.sleeps)
+    for module in (_http, file_download, hf_api):
+        monkeypatch.setattr(module, "time", clock)
+    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_CACHE", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    _http.close_session()  # or else a connection of an earlier test might be used

@@ -1,0 +1,240 @@
+"""The ways in which the double of the Hub fails, for ``hub.plant`` and for chaos.
+
+A fault is given an exchange. Some change its answer, and these can be combined by :func:`both`; others end it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from hub_calls import Answer
+from hub_double import Exchange, Fault, Request
+
+GRACE = 0.05  # seconds for a client to read what it was sent: RST discards the rest
+
+
+def both(*faults: Fault) -> Fault:
+    """One after the other, until one of them ends the exchange."""
+
+    def fault(exchange: Exchange) -> None:
+        for each in faults:
+            if not exchange.ended:
+                each(exchange)
+
+    return fault
+
+
+# --- other answers -----------------------------------------------------------------------------------------------
+
+
+def status(code: int, message: str = "no", **headers: str) -> Fault:
+    """An error instead of doing it; ``Retry_After`` stands for ``Retry-After``."""
+    return answer(code, json.dumps({"error": message}).encode(), **headers)
+
+
+def answer(code: int, body: bytes = b"", **headers: str) -> Fault:
+    """This answer, whatever was asked, and nothing is done."""
+
+    def fault(exchange: Exchange) -> None:
+        exchange.answer = Answer(code, body, _named(headers))
+
+    return fault
+
+
+def redirect(target: str, code: int = 302) -> Fault:
+    """To another place, and nothing is done."""
+    return answer(code, Location=target)
+
+
+def applied(exchange: Exchange) -> None:
+    """Do what was asked; for ``both(applied, status(500))``, an error although it was done."""
+    _ = exchange.answer
+
+
+def headers(**changed: str) -> Fault:
+    """The true answer with other headers, ``X_Repo_Commit`` for ``X-Repo-Commit``; an empty one is left out."""
+
+    def fault(exchange: Exchange) -> None:
+        kept = {name.lower(): value for name, value in exchange.answer.headers.items()}
+        kept |= {name.lower(): value for name, value in _named(changed).items()}
+        exchange.answer.headers = {name: value for name, value in kept.items() if value}
+
+    return fault
+
+
+def body(other: bytes) -> Fault:
+    """The true answer with another body."""
+
+    def fault(exchange: Exchange) -> None:
+        exchange.answer.body = other
+
+    return fault
+
+
+empty = body(b"")
+not_json = body(b"<html><body>It works!</body></html>")
+
+
+def wrong_bytes(exchange: Exchange) -> None:
+    """The right length and another content: its last byte differs."""
+    data = exchange.answer.body
+    exchange.answer.body = data[:-1] + bytes([data[-1] ^ 1]) if data else data
+
+
+def changed_json(change: Callable[[dict], object]) -> Fault:
+    """The true answer after ``change`` has had a look at it."""
+
+    def fault(exchange: Exchange) -> None:
+        said = json.loads(exchange.answer.body)
+        change(said)
+        exchange.answer.body = json.dumps(said).encode()
+
+    return fault
+
+
+def range_ignored(exchange: Exchange) -> None:
+    """The whole file, whatever part of it was asked for."""
+    exchange.read()
+    headers = {name: value for name, value in exchange.request.headers.items() if name != "range"}
+    exchange.request = dataclasses.replace(exchange.request, headers=headers)  # the log keeps what was asked
+
+
+def _named(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+# --- connections that end ----------------------------------------------------------------------------------------
+
+
+def reset(exchange: Exchange) -> None:
+    """RST before anything is done."""
+    exchange.cut()
+
+
+def reset_midway(count: int) -> Fault:
+    """RST when ``count`` bytes of the request's body have arrived, and nothing is done."""
+
+    def fault(exchange: Exchange) -> None:
+        exchange.read(count)
+        exchange.cut()
+
+    return fault
+
+
+def lost(exchange: Exchange) -> None:
+    """Do what was asked, then RST instead of the answer."""
+    applied(exchange)
+    exchange.cut()
+
+
+def cut(count: int) -> Fault:
+    """Do what was asked, then RST within the answer's body, after ``count`` bytes."""
+
+    def fault(exchange: Exchange) -> None:
+        exchange.send(count)
+        time.sleep(GRACE)
+        exchange.cut()
+
+    return fault
+
+
+def truncated(count: int) -> Fault:
+    """``count`` bytes of the answer's body, then the end of the connection as if these were all."""
+    return lambda exchange: exchange.send(count)
+
+
+def silent(seconds: float) -> Fault:
+    """Not a word for ``seconds``, nothing done, then the end of the connection."""
+
+    def fault(exchange: Exchange) -> None:
+        exchange.read()
+        exchange.hub.closing.wait(seconds)
+        exchange.cut(hard=False)
+
+    return fault
+
+
+def stalled(seconds: float, count: int = 0) -> Fault:
+    """``count`` bytes of the answer's body, then nothing for ``seconds``, then the end of the connection."""
+
+    def fault(exchange: Exchange) -> None:
+        exchange.send(count)
+        exchange.hub.closing.wait(seconds)
+
+    return fault
+
+
+def delayed(seconds: float) -> Fault:
+    """The true answer, later."""
+
+    def fault(exchange: Exchange) -> None:
+        exchange.hub.closing.wait(seconds)
+
+    return fault
+
+
+# --- by chance ---------------------------------------------------------------------------------------------------
+
+TRANSIENT: dict[str, Fault] = {
+    "500": status(500),
+    "503": status(503),
+    "429": status(429, Retry_After="0"),
+    "reset": reset,
+    "lost": lost,
+    "cut": cut(1),
+}
+
+
+@dataclass
+class Chaos:
+    """Faults at random: what strikes a request depends on the seed, on what it asks and on how often that was asked.
+
+    So it does not depend on which of two threads comes first, and the same steps meet the same faults in every run.
+
+    Args:
+        seed: another one, other faults.
+        rate: the share of requests that are struck.
+        most: never more of the same request one after the other, so that whoever tries once more often gets through.
+        total: never more in all; no limit if None.
+        kinds: what may strike, by name.
+        spared: a regular expression of paths that are let through.
+    """
+
+    seed: int
+    rate: float = 0.3
+    most: int = 2
+    total: int | None = None
+    kinds: Mapping[str, Fault] = field(default_factory=lambda: dict(TRANSIENT))
+    spared: str = r"(?!)"
+    struck: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, and the name of the fault
+
+    def __post_init__(self) -> None:
+        self._asked: Counter[str] = Counter()
+        self._running: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def strike(self, request: Request) -> Fault | None:
+        """What is to happen to this request, None for nothing."""
+        what = str(request)
+        with self._lock:
+            self._asked[what] += 1
+            chance = random.Random(f"{self.seed} {what} {self._asked[what]}")
+            spent = self._running[what] >= self.most or (self.total is not None and len(self.struck) >= self.total)
+            if chance.random() >= self.rate or spent or request.like(".*", self.spared):
+                self._running[what] = 0
+                return None
+            self._running[what] += 1
+            name = chance.choice(sorted(self.kinds))
+            self.struck.append((request.method, request.path, name))
+            return self.kinds[name]
+
+
+# For ``repo.extra_siblings``: names that lead out of any directory, or nowhere.
+HOSTILE_NAMES = ("../evil", "/etc/evil", "a/../../evil", "..\\evil", "evil\n", "")

@@ -1,0 +1,176 @@
+"""What the double of the Hub does for those who publish: repositories, uploads, commits, tags and branches."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from typing import Any
+
+from hub_calls import GIT, MODEL, Answer, Call, Routes, router, signed, told
+from hub_git import Blob, Refusal, front_matter, is_large
+
+ROUTES: Routes = []
+route = router(ROUTES)
+
+
+@route("GET", "/api/whoami-v2")
+def _whoami(call: Call) -> Answer:
+    user = call.signed_in
+    token: dict[str, Any] = {"displayName": "a token", "role": user.role}
+    if user.role == "fineGrained":
+        entities = [{"entity": {"name": name}, "permissions": ["repo.write"]} for name in user.scopes]
+        token["fineGrained"] = {"canReadGatedRepos": True, "global": [], "scoped": entities}
+    orgs = [{"type": "org", "name": name, "fullname": name, "roleInOrg": "write"} for name in user.orgs]
+    auth = {"type": "access_token", "accessToken": token}
+    return told({"type": "user", "name": user.name, "fullname": user.name, "orgs": orgs, "auth": auth})
+
+
+def _named(call: Call) -> str:
+    asked = call.json
+    namespace = asked.get("organization") or call.signed_in.name
+    if asked.get("type", "model") != "model":
+        raise Refusal(400, "The double knows models alone.")
+    if not re.fullmatch(r"[\w.-]{1,96}", asked["name"]):
+        raise Refusal(400, "Invalid name")
+    if not call.signed_in.writes(namespace):
+        raise Refusal(403, f'You don\'t have the rights to create a model under the namespace "{namespace}"')
+    return f"{namespace}/{asked['name']}"
+
+
+@route("POST", "/api/repos/create")
+def _create(call: Call) -> Answer:
+    name = _named(call)
+    url = f"{call.hub.url}/{name}"
+    if name in call.hub.repos:
+        raise Refusal(409, "You already created this model repo", url=url)
+    call.hub.create(name, private=call.json.get("visibility") == "private")
+    return told({"url": url, "name": name})
+
+
+@route("DELETE", "/api/repos/delete")
+def _delete(call: Call) -> Answer:
+    name = _named(call)
+    if call.hub.repos.pop(name, None) is None:
+        raise Refusal(404, "Repository not found", "RepoNotFound")
+    return Answer(200, b"OK")
+
+
+@route("PUT", rf"{MODEL}/settings")
+def _settings(call: Call) -> Answer:
+    repo, asked = call.writable, call.json
+    repo.private = asked.get("private", repo.private)
+    if "visibility" in asked:
+        repo.private = asked["visibility"] == "private"
+    repo.gated = bool(asked.get("gated", repo.gated))
+    return told({"private": repo.private, "gated": repo.gated})
+
+
+@route("POST", "/api/validate-yaml")
+def _validate(call: Call) -> Answer:
+    data = front_matter(call.json["content"])
+    warnings = [] if data else [{"message": "empty or missing yaml metadata in repo card"}]
+    return told({"errors": [], "warnings": warnings})
+
+
+@route("POST", rf"{MODEL}/preupload/(?P<rev>[^/]+)")
+def _preupload(call: Call) -> Answer:
+    repo = call.open_to_pulls
+    tree = repo.tree(call.words["rev"])
+
+    def info(file: dict[str, Any]) -> dict[str, Any]:
+        large = is_large(file["path"], file["size"], base64.b64decode(file["sample"]))
+        there = tree.get(file["path"])
+        oid = {} if there is None else {"oid": there.sha256 if there.lfs else there.oid}
+        mode = "lfs" if (large if repo.lfs is None else repo.lfs) else "regular"
+        return {"path": file["path"], "uploadMode": mode, "shouldIgnore": False, **oid}
+
+    return told({"files": [info(file) for file in call.json["files"]]})
+
+
+@route("POST", rf"{GIT}/batch")
+def _batch(call: Call) -> Answer:
+    if call.repo and call.signed_in.only_reads:
+        raise Refusal(403, "This token only reads.")
+
+    def actions(oid: str) -> dict[str, Any]:
+        if oid in call.hub.store:
+            return {}
+        verify = f"{call.hub.url}/{call.words['repo']}.git/info/lfs/objects/verify"
+        return {"actions": {"upload": {"href": signed(call.hub, "PUT", oid)}, "verify": {"href": verify}}}
+
+    asked = call.json["objects"]
+    return told({"transfer": "basic", "objects": [{**each, **actions(each["oid"])} for each in asked]})
+
+
+@route("POST", rf"{GIT}/verify")
+def _verify(call: Call) -> Answer:
+    there = call.repo and call.signed_in and call.hub.store.get(call.json["oid"])
+    if there is None or len(there) != call.json["size"]:
+        raise Refusal(404, "The object is not in the storage.")
+    return told({})
+
+
+@route("POST", rf"{MODEL}/commit/(?P<rev>[^/]+)")
+def _commit(call: Call) -> Answer:
+    repo, as_pull = call.open_to_pulls, call.request.query.get("create_pr") == "1"
+    lines = [json.loads(line) for line in call.request.body.splitlines()]
+    header = next(line["value"] for line in lines if line["key"] == "header")
+    blobs = {line["value"]["path"]: _written(call, line) for line in lines if line["key"] in ("file", "lfsFile")}
+    if "README.md" in blobs:
+        front_matter(blobs["README.md"].data.decode())
+    folders = [line["value"]["path"].rstrip("/") + "/" for line in lines if line["key"] == "deletedFolder"]
+    gone = [line["value"]["path"] for line in lines if line["key"] == "deletedFile"] + folders
+    made = repo.record(
+        blobs,
+        gone,
+        call.words["rev"],
+        header["summary"],
+        header.get("description", ""),
+        call.signed_in.name,
+        parent=header.get("parentCommit"),
+        as_pull=as_pull,
+    )
+    said = {"success": True, "commitOid": made, "commitUrl": f"{call.hub.url}/{repo.id}/commit/{made}"}
+    if as_pull:
+        said["pullRequestUrl"] = f"{call.hub.url}/{repo.id}/discussions/{max(repo.pulls)}"
+    return told(said)
+
+
+def _written(call: Call, line: dict[str, Any]) -> Blob:
+    value = line["value"]
+    parts = value["path"].split("/")
+    if not all(parts) or {".", "..", ".git"} & set(parts):
+        raise Refusal(400, f"Invalid path: {value['path']}")
+    if line["key"] == "lfsFile":
+        data = call.hub.store.get(value["oid"])
+        if data is None or len(data) != value.get("size", len(data)):
+            raise Refusal(400, f"The object of {value['path']} is not in the storage.")
+        return Blob(data, lfs=True)
+    data = base64.b64decode(value["content"])
+    if is_large(value["path"], len(data), data) and call.repo.lfs is None:
+        raise Refusal(400, f"Your push was rejected: {value['path']} belongs into the large file storage.")
+    return Blob(data)
+
+
+@route("POST", rf"{MODEL}/(?P<kind>tag|branch)/(?P<rev>[^/]+)")
+def _add_ref(call: Call) -> Answer:
+    repo, rev, asked = call.writable, call.words["rev"], json.loads(call.request.body or b"{}")
+    tag = call.words["kind"] == "tag"
+    refs, name = (repo.tags, asked["tag"]) if tag else (repo.branches, rev)
+    target = repo.resolve(rev if tag else asked.get("startingPoint", "main"))
+    if name in refs:
+        raise Refusal(409, f"Reference already exists: {name}")
+    refs[name] = target
+    return told({})
+
+
+@route("DELETE", rf"{MODEL}/(?P<kind>tag|branch)/(?P<rev>[^/]+)")
+def _drop_ref(call: Call) -> Answer:
+    repo, rev = call.writable, call.words["rev"]
+    refs = repo.tags if call.words["kind"] == "tag" else repo.branches
+    if rev == "main":
+        raise Refusal(403, "main cannot be deleted")
+    if refs.pop(rev, None) is None:
+        raise Refusal(404, f"Invalid rev id: {rev}", "RevisionNotFound")
+    return told({})
