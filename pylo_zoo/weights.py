@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pylo_zoo import artifact, converters, formats, hub, registry
+from pylo_zoo import artifact, formats, hub, registry
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.convert import convert, matched_entry
+from pylo_zoo.converters import candidates
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access, store
 from pylo_zoo.files import explained, staged_directory
@@ -186,7 +187,7 @@ def _converted(found: Checkpoint, access: Access) -> Artifact:
             f"If you trust it: `pylo-zoo convert FAMILY --source {found.uri}`; nothing in it is run even then.",
         )
     entry = matched_entry(read.sha256)
-    fits = [entry.family] if entry else converters.candidates(read.leaves, read.naming)
+    fits = [entry.family] if entry else candidates(read.leaves, read.naming)
     if len(fits) != 1:
         why = f"fits {', '.join(fits)} alike" if fits else "fits no family"
         raise ZooError(

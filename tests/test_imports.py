@@ -41,8 +41,8 @@ ARROWS = {
     "optim pylo_zoo reference registry rich torch weights",
     "usage": "optim",
     "samples": "config converters formats numpy",
-    "publish": "artifact config converters errors fetch files hub huggingface_hub jinja2 matplotlib optim parity pylo_zoo "
-    "registry usage yaml",
+    "publish": "artifact config converters errors fetch files hub huggingface_hub jinja2 matplotlib optim parity "
+    "pylo_zoo registry usage yaml",
     "cli": "artifact config convert converters errors fetch formats hub optim parity publish pylo_zoo registry rich "
     "tasks typer usage weights",
 }

@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -183,7 +184,10 @@ def _reticent(bars: bool) -> Iterator[None]:
     if hide:
         utils.disable_progress_bars()
     try:
-        yield
+        with warnings.catch_warnings():
+            # The client hands large files to its HTTP library in a way that this calls deprecated.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
     finally:
         utils.logging.set_verbosity(verbosity)
         if hide:

@@ -48,7 +48,7 @@ class How:
 def verify_target(
     target: str | Path, source: str | Path | None = None, *, access: Access | None = None, how: How | None = None
 ) -> Report:
-    """:func:`~pylo_zoo.parity.verify` an artifact's directory, whose proof is replaced, a registry entry, what is on the
+    """:func:`~pylo_zoo.parity.verify` an artifact's directory, whose proof is replaced, a registry entry, one on the
     Hub, or random weights.
 
     Args:
