@@ -43,7 +43,8 @@ def passing(monkeypatch: pytest.MonkeyPatch) -> None:
 def report_of(made: Artifact, error: float) -> Report:
     """A report with one check, which passes up to an error of 1e-5."""
     check = Check("network", "float32", "", "random inputs", 1, {"mlp": Error(error, 1e-5)})
-    return Report(made.name, made.family, {}, made.fingerprint, Leaves(compared=3), Statements(), checks=[check])
+    source = {"uri": made.source.uri, "sha256": made.source.sha256, "bytes": made.source.bytes}
+    return Report(made.name, made.family, source, made.fingerprint, Leaves(compared=3), Statements(), checks=[check])
 
 
 def without_jax(monkeypatch: pytest.MonkeyPatch) -> None:

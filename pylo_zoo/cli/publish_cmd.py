@@ -51,9 +51,9 @@ def publish(
     json: output.Json = False,
     quiet: output.Quiet = False,
 ) -> None:
-    """Publish an artifact in one commit, with its proof and a model card, and read it back.
+    """Publish an artifact on the Hub, with its proof and a card.
 
-    Nothing goes without a passing parity report of just these weights, with a secret or a strange file in the
+    It goes in one commit, and is read back. Nothing goes without a passing parity report of just these weights, with a secret or a strange file in the
     directory, or under a licence that nobody has stated. Running it again finishes what was interrupted.
     """
     if registry != REGISTRY and not update_registry:

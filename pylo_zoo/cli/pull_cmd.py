@@ -45,7 +45,7 @@ def pull(
     json: output.Json = False,
     quiet: output.Quiet = False,
 ) -> None:
-    """Fetch a published artifact: every file verified by sha256, all of it or nothing.
+    """Fetch a published artifact, verified, all of it or nothing.
 
     What a branch or tag is goes into the lock file the first time, and stays so until --update-lock. A repository that
     holds a checkpoint of JAX or PyLO is converted here. Pickles are never taken.
