@@ -53,8 +53,9 @@ def publish(
 ) -> None:
     """Publish an artifact on the Hub, with its proof and a card.
 
-    It goes in one commit, and is read back. Nothing goes without a passing parity report of just these weights, with a secret or a strange file in the
-    directory, or under a licence that nobody has stated. Running it again finishes what was interrupted.
+    It goes in one commit, and is read back. Nothing goes without a passing parity report of just these weights, with a
+    secret or a strange file in the directory, or under a licence that nobody has stated. Running it again finishes
+    what was interrupted.
     """
     if registry != REGISTRY and not update_registry:
         raise typer.BadParameter("--registry goes with --update-registry.")
