@@ -1,1 +1,112 @@
-"""Small real training tasks that need no network."""
+"""Small real training tasks, for ``train``, ``compare`` and for seeing what an optimizer does.
+
+All of them run on two CPU cores without a network, and grow by options:
+
+>>> make("quadratic", {"size": 4}).options["size"]
+4
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pylo_zoo.errors import ZooError
+from pylo_zoo.tasks import elsewhere, images, numbers, text
+from pylo_zoo.tasks.base import Batch, Metrics, Task
+
+__all__ = ["TASKS", "Batch", "Metrics", "Task", "make", "options"]
+
+TASKS: Mapping[str, Callable[..., Task]] = {
+    "digits-mlp": images.mlp,
+    "digits-cnn": images.cnn,
+    "digits-vit": images.vit,
+    "chars": text.language_model,
+    "diabetes": numbers.regression,
+    "quadratic": numbers.quadratic,
+    "torchvision": elsewhere.torchvision,
+    "hub-text": elsewhere.hub_text,
+}
+"""What makes each task; its keyword arguments are the task's options."""
+
+
+def make(name: str, options: Mapping[str, Any] | None = None) -> Task:
+    """The task called ``name``.
+
+    Args:
+        name: of :data:`TASKS`, or ``module:function`` for one's own, whose function returns a :class:`Task`; the current
+            directory counts as a place of modules.
+        options: keyword arguments, such as the width.
+
+    Raises:
+        ZooError: there is no such task or option, or its data is missing.
+    """
+    factory = _own(name) if ":" in name else _known(name)
+    options = dict(options or {})
+    known = inspect.signature(factory).parameters
+    anything = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in known.values())
+    if unknown := [key for key in options if key not in known and not anything]:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        listing = f"It has {', '.join(known)}." if known else "It has none."
+        raise ZooError(
+            f"The task {name} has no option {unknown[0]!r}.",
+            f"Did you mean {near[0]!r}? {listing}" if near else listing,
+        )
+    _check_types(name, factory, options)
+    task = factory(**options)
+    if not isinstance(task, Task):
+        raise ZooError(f"{name} returns {type(task).__name__}.", "It has to return a pylo_zoo.tasks.Task.")
+    return task
+
+
+def options(name: str) -> dict[str, Any]:
+    """The options of a task of :data:`TASKS` and their defaults."""
+    parameters = inspect.signature(_known(name)).parameters
+    return {key: each.default for key, each in parameters.items() if each.default is not inspect.Parameter.empty}
+
+
+def _check_types(name: str, factory: Callable[..., Task], options: Mapping[str, Any]) -> None:
+    """Numbers where the default is a number, and positive where it is a count."""
+    for key, value in options.items():
+        parameter = inspect.signature(factory).parameters.get(key)
+        default = parameter.default if parameter else None
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if isinstance(default, int) and not isinstance(default, bool):
+            wrong = not number or int(value) != value or value < 1
+            what = "a whole number above 0"
+        elif isinstance(default, float):
+            wrong, what = not number, "a number"
+        else:
+            continue
+        if wrong:
+            raise ZooError(f"The task {name}: {key} is {value!r}.", f"It has to be {what}.")
+
+
+def _known(name: str) -> Callable[..., Task]:
+    if name in TASKS:
+        return TASKS[name]
+    near = difflib.get_close_matches(name.lower().replace("_", "-"), TASKS, n=1)
+    listing = f"Tasks: {', '.join(TASKS)}; or module:function for one of your own."
+    raise ZooError(f"There is no task {name!r}.", f"Did you mean {near[0]!r}? {listing}" if near else listing)
+
+
+def _own(name: str) -> Callable[..., Task]:
+    module, _, function = name.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except ImportError as error:
+        raise ZooError(
+            f"The task {name}: {error}.", "Run from the directory that the module lies in, or install it."
+        ) from error
+    except AttributeError as error:
+        raise ZooError(f"The task {name}: {module} has no {function!r}.", "Check the function's name.") from error
+    if not callable(found):
+        raise ZooError(f"The task {name}: {function} is no function.", "It has to return a pylo_zoo.tasks.Task.")
+    return found

@@ -1,0 +1,125 @@
+"""Two tasks of plain numbers: a regression on a table, and a quadratic whose answer is known."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pylo_zoo.errors import ZooError
+from pylo_zoo.tasks.base import Batch, Metrics, Task, chosen, drawn, generator
+
+TEST_EVERY = 5
+
+
+def regression(*, width: int = 64, depth: int = 2, batch_size: int = 32) -> Task:
+    """How far diabetes has gone after a year, from ten measurements (scikit-learn's 442 patients).
+
+    Args:
+        width: of the hidden layers.
+        depth: how many hidden layers.
+        batch_size: patients a step.
+    """
+    try:
+        from sklearn.datasets import load_diabetes
+    except ImportError as error:
+        raise ZooError(
+            "The table comes with scikit-learn, which is not here.", "pip install 'pylo-zoo[tasks]'"
+        ) from error
+    table, progression = load_diabetes(return_X_y=True)
+    features = torch.as_tensor(table, dtype=torch.float32) * math.sqrt(len(table))  # it comes with columns of norm 1
+    target = torch.as_tensor(progression, dtype=torch.float32)
+    held_out = torch.arange(len(target)) % TEST_EVERY == 0
+    mean, scale = target[~held_out].mean(), target[~held_out].std()
+    target = (target - mean) / scale
+    x, y, test_x, test_y = features[~held_out], target[~held_out], features[held_out], target[held_out]
+
+    def make() -> nn.Module:
+        sizes = [x.shape[1], *[width] * depth]
+        hidden = [part for a, b in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(a, b), nn.ReLU())]
+        return nn.Sequential(*hidden, nn.Linear(sizes[-1], 1), nn.Flatten(0))
+
+    def batch(seed: int, step: int) -> Batch:
+        picked = chosen(len(y), batch_size, seed, step)
+        return x[picked], y[picked]
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        return nn.functional.mse_loss(model(batch[0]), batch[1])
+
+    @torch.no_grad()
+    def evaluate(model: nn.Module) -> Metrics:
+        device = next(model.parameters()).device
+        error = nn.functional.mse_loss(model(test_x.to(device)), test_y.to(device)).item()
+        return {"test_loss": error, "r2": 1 - error / test_y.var(unbiased=False).item()}
+
+    return Task(
+        "diabetes",
+        f"a table of 442 rows, {depth} hidden layers of {width}",
+        lambda seed: drawn(make(), seed),
+        batch,
+        loss,
+        evaluate,
+        steps=500,
+        options={"width": width, "depth": depth, "batch_size": batch_size},
+        data="scikit-learn's diabetes: Efron, Hastie, Johnstone and Tibshirani, Least Angle Regression (2004)",
+    )
+
+
+class Matrix(nn.Module):
+    """One matrix, which is all there is to learn."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(size, size))
+
+
+def quadratic(*, size: int = 32, condition: float = 1e4, noise: float = 0.0, batch_size: int = 1) -> Task:
+    """``0.5 tr((W - A)ᵀ H (W - A)) / n²`` with eigenvalues of H from 1/condition to 1: its least value is 0, at A.
+
+    Args:
+        size: n, of the matrices.
+        condition: largest eigenvalue of H for the smallest.
+        noise: standard deviation of what is added to A at each step, in units of A's entries; the loss is then no longer 0 at A.
+        batch_size: of the noise, which is averaged over it.
+    """
+    if condition < 1 or size < 1 or noise < 0:
+        raise ZooError(
+            f"A quadratic of size {size}, condition {condition:g} and noise {noise:g} is none.",
+            "The condition is at least 1, and the noise not negative.",
+        )
+    source = generator(0, 3)
+    eigenvalues = torch.logspace(-math.log10(condition), 0, size)
+    basis = torch.linalg.qr(torch.randn(size, size, generator=source, dtype=torch.float64))[0]
+    root = (basis * eigenvalues.double().sqrt()).T.float()  # H = rootᵀ root
+    answer = torch.randn(size, size, generator=source)
+
+    def batch(seed: int, step: int) -> Batch:
+        shift = torch.randn(size, size, generator=generator(seed, 4, step)) * noise / math.sqrt(batch_size)
+        return answer + shift, root
+
+    def value(weight: Tensor, target: Tensor, root: Tensor) -> Tensor:
+        return 0.5 * (root @ (weight - target)).square().sum() / size**2
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        (weight,) = model.parameters()
+        return value(weight, *batch)
+
+    @torch.no_grad()
+    def evaluate(model: nn.Module) -> Metrics:
+        weight = next(model.parameters()).cpu()
+        distance = (weight - answer).norm() / answer.norm()
+        return {"excess_loss": value(weight, answer, root).item(), "distance": distance.item()}
+
+    return Task(
+        "quadratic",
+        f"a quadratic of {size}×{size} unknowns, condition {condition:g}",
+        lambda seed: Matrix(size),
+        batch,
+        loss,
+        evaluate,
+        steps=500,
+        floor=0.0 if noise == 0 else None,
+        options={"size": size, "condition": condition, "noise": noise, "batch_size": batch_size},
+        data="made from a seed",
+    )
