@@ -35,7 +35,8 @@ ARROWS = {
     "weights": "artifact convert converters errors fetch files formats hub registry",
     "optim": "artifact config converters errors kernels nets ops torch weights",
     "compat": "artifact config convert errors fetch formats optim registry torch weights",
-    "tasks": "errors numpy optim sklearn torch",
+    "tasks": "errors sklearn torch",
+    "train": "artifact config converters errors fetch files optim registry tasks torch weights",
     "reference": "config errors flax jax numpy",
     "parity": "artifact config convert converters errors fetch flax files formats hub jax jinja2 nets numpy ops optax "
     "optim pylo_zoo reference registry rich torch weights",
@@ -44,7 +45,7 @@ ARROWS = {
     "publish": "artifact config converters errors fetch files hub huggingface_hub jinja2 matplotlib optim parity "
     "pylo_zoo registry usage yaml",
     "cli": "artifact config convert converters errors fetch formats hub optim parity publish pylo_zoo registry rich "
-    "tasks typer usage weights",
+    "tasks train typer usage weights",
 }
 LAYERS = {layer: set(allowed.split()) for layer, allowed in ARROWS.items()}
 # These wait until a function needs them: the command line answers before torch is loaded, and whoever only trains

@@ -17,7 +17,18 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from pylo_zoo import __version__
-from pylo_zoo.cli import convert_cmd, export_cmd, info, inspect_cmd, list_cmd, output, publish_cmd, pull_cmd, verify_cmd
+from pylo_zoo.cli import (
+    convert_cmd,
+    export_cmd,
+    info,
+    inspect_cmd,
+    list_cmd,
+    output,
+    publish_cmd,
+    pull_cmd,
+    train_cmd,
+    verify_cmd,
+)
 from pylo_zoo.errors import ZooError
 
 COMMANDS: Mapping[str, tuple[Callable[..., Any], str]] = {
@@ -29,6 +40,7 @@ COMMANDS: Mapping[str, tuple[Callable[..., Any], str]] = {
     "verify": (verify_cmd.verify, verify_cmd.EXAMPLES),
     "pull": (pull_cmd.pull, pull_cmd.EXAMPLES),
     "publish": (publish_cmd.publish, publish_cmd.EXAMPLES),
+    "train": (train_cmd.train, train_cmd.EXAMPLES),
 }
 """Each command's function, and what to type, a line each."""
 

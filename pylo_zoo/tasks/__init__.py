@@ -14,7 +14,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pylo_zoo.errors import ZooError
 from pylo_zoo.tasks import elsewhere, images, numbers, text
@@ -39,8 +39,8 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Task:
     """The task called ``name``.
 
     Args:
-        name: of :data:`TASKS`, or ``module:function`` for one's own, whose function returns a :class:`Task`; the current
-            directory counts as a place of modules.
+        name: of :data:`TASKS`, or ``module:function`` for one's own, whose function returns a :class:`Task`; the
+            current directory is looked in, too.
         options: keyword arguments, such as the width.
 
     Raises:
@@ -109,4 +109,4 @@ def _own(name: str) -> Callable[..., Task]:
         raise ZooError(f"The task {name}: {module} has no {function!r}.", "Check the function's name.") from error
     if not callable(found):
         raise ZooError(f"The task {name}: {function} is no function.", "It has to return a pylo_zoo.tasks.Task.")
-    return found
+    return cast(Callable[..., Task], found)

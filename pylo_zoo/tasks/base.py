@@ -1,7 +1,7 @@
 """What a training task is, and what the tasks of this package are made of.
 
-Everything random comes from a seed and a counter: :meth:`Task.batch` gives the batch of any step without those before it,
-so that a run goes on after an interruption as if there had been none, and two optimizers see the same data.
+Everything random comes from a seed and a counter: ``batch`` gives the batch of any step without those before it, so
+that a run goes on after an interruption as if there had been none, and two optimizers see the same data.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def generator(*words: int) -> torch.Generator:
 
 
 def chosen(count: int, batch_size: int, seed: int, step: int) -> Tensor:
-    """Indices ``[batch_size]`` of the examples of one step: each of ``count`` once an epoch, in another order each time."""
+    """Indices ``[batch_size]`` of a step's examples: each of ``count`` once an epoch, in another order each time."""
     first = step * batch_size
     picked = torch.arange(first, first + batch_size)
     indices = torch.empty(batch_size, dtype=torch.long)

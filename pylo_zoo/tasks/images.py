@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +99,7 @@ def mlp(*, width: int = 64, depth: int = 2, batch_size: int = 64) -> Task:
 
     def make() -> nn.Module:
         sizes = [SIDE * SIDE, *[width] * depth]
-        hidden = [part for a, b in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(a, b), nn.ReLU())]
+        hidden = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
         return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(sizes[-1], CLASSES))
 
     options = {"width": width, "depth": depth, "batch_size": batch_size}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ def regression(*, width: int = 64, depth: int = 2, batch_size: int = 32) -> Task
 
     def make() -> nn.Module:
         sizes = [x.shape[1], *[width] * depth]
-        hidden = [part for a, b in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(a, b), nn.ReLU())]
+        hidden = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
         return nn.Sequential(*hidden, nn.Linear(sizes[-1], 1), nn.Flatten(0))
 
     def batch(seed: int, step: int) -> Batch:
@@ -80,7 +81,8 @@ def quadratic(*, size: int = 32, condition: float = 1e4, noise: float = 0.0, bat
     Args:
         size: n, of the matrices.
         condition: largest eigenvalue of H for the smallest.
-        noise: standard deviation of what is added to A at each step, in units of A's entries; the loss is then no longer 0 at A.
+        noise: standard deviation of what is added to A at each step, in units of A's entries; the loss at A is then
+            no longer 0.
         batch_size: of the noise, which is averaged over it.
     """
     if condition < 1 or size < 1 or noise < 0:

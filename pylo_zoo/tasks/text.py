@@ -13,7 +13,7 @@ from pylo_zoo.tasks.base import Batch, Metrics, Task, drawn, generator
 HELD_OUT = 0.1
 EVALUATED = 32
 """Sequences of the held-out text that are looked at."""
-DATA = "the topics of Python's help() (pydoc_data.topics), Python Software Foundation License; the text of the running Python"
+DATA = "the topics of Python's help(), as the running Python has them (pydoc_data.topics; PSF License)"
 
 
 def text() -> str:

@@ -1,8 +1,8 @@
 """One training run: its steps, what it writes down, and how it goes on after it was cut off.
 
-A run's directory holds ``run.json`` (what the run is), ``metrics.jsonl`` (a line a step), ``checkpoint.pt`` (the last one)
-and, at the end, ``result.json``. Every file but the metrics is moved in whole; of the metrics, what is later than the
-checkpoint is cut off when a run goes on, and comes again.
+A run's directory holds ``run.json`` (what the run is), ``metrics.jsonl`` (a line a step), ``checkpoint.pt`` (the last
+one) and, at the end, ``result.json``. Every file but the metrics is moved in whole; of the metrics, what is later than
+the checkpoint is cut off when a run goes on, and comes again.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 import signal
+import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,13 +25,16 @@ import torch
 from torch import nn
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.files import write_file
+from pylo_zoo.files import explained, write_file
 from pylo_zoo.tasks import Task
 from pylo_zoo.train.recipes import Recipe
 from pylo_zoo.train.schedules import check, factor
 
 RUN, METRICS, CHECKPOINT, RESULT = "run.json", "metrics.jsonl", "checkpoint.pt", "result.json"
 VERSION = 1
+CHECKPOINTS = 16
+"""Sizes of the model for which there has to be room: two checkpoints with the largest state of any optimizer here."""
+LEAST_FREE = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -104,11 +109,14 @@ class Run:
         recipe: what trains it.
         plan: how.
         out: the run's directory, or None.
+        asked: what the user said, so that the run can be made again from its directory alone.
     """
 
-    def __init__(self, task: Task, recipe: Recipe, plan: Plan, out: Path | None = None) -> None:
+    def __init__(
+        self, task: Task, recipe: Recipe, plan: Plan, out: Path | None = None, asked: Mapping[str, Any] | None = None
+    ) -> None:
         check(recipe.schedule)
-        self.task, self.recipe, self.plan, self.out = task, recipe, plan, out
+        self.task, self.recipe, self.plan, self.out, self.asked = task, recipe, plan, out, asked
         self.device = torch.device(plan.device)
         self.model = task.model(plan.seed).to(self.device)
         self.optimizer = recipe.make(self.model, plan.steps)
@@ -193,6 +201,7 @@ class Run:
             "recipe": recipe,
             "weights": artifact.fingerprint if artifact else None,
             "plan": asdict(self.plan),
+            "asked": dict(self.asked) if self.asked is not None else None,
         }
 
     def save(self) -> None:
@@ -225,6 +234,15 @@ class Run:
             raise ZooError(
                 f"{self.out} is in use already.",
                 "Go on with that run (--resume), or give another directory with --out.",
+            )
+        with explained(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.out).free
+        needed = CHECKPOINTS * sum(p.numel() * p.element_size() for p in self.model.parameters())
+        if free < needed + LEAST_FREE:
+            raise ZooError(
+                f"{self.out} has {free:,} bytes left, and the run may need {needed + LEAST_FREE:,}.",
+                "Make room, or give another directory with --out.",
             )
         write_file(self.out / RUN, (json.dumps(self.describe(), indent=2) + "\n").encode())
         write_file(self.out / METRICS, b"")
@@ -296,14 +314,26 @@ class Run:
         """Write the result."""
         if self.out is None:
             return
-        found = {
-            "steps": self.step,
-            "loss": self.result.losses[-1] if self.result.losses else None,
-            "evaluation": self.result.final,
-            "diverged": self.result.diverged,
-            "state_bytes": self.result.state_bytes,
-        }
-        write_file(self.out / RESULT, (json.dumps(found, indent=2) + "\n").encode())
+        write_file(self.out / RESULT, (json.dumps(summary(self, self.result), indent=2) + "\n").encode())
+
+
+def summary(run: Run, result: Result) -> dict[str, Any]:
+    """The figures of a run: losses are means over its last twentieth, times medians in milliseconds."""
+    last = result.losses[-max(1, len(result.losses) // 20) :]
+    return {
+        "steps": run.step,
+        "loss": statistics.fmean(last) if last else None,
+        "evaluation": result.final,
+        "diverged": result.diverged,
+        "model_ms": _milliseconds(result.model_seconds),
+        "optimizer_ms": _milliseconds(result.optimizer_seconds),
+        "state_bytes": result.state_bytes,
+        "resumed_at": result.resumed_at,
+    }
+
+
+def _milliseconds(seconds: list[float]) -> float | None:
+    return 1000 * statistics.median(seconds) if seconds else None
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:

@@ -99,8 +99,8 @@ class Recipe:
         everything: dict[str, Any] = {"learned": "*"} if self.artifact.family == "celo2-base" else {}
         horizon: dict[str, Any] = {"num_steps": steps} if cls.needs_loss else {}
         own = {k: v for k, v in self.artifact.defaults.items() if k not in ("lr", "weight_decay")}
-        groups = param_groups(model, **everything)
-        return cls(groups, lr=self.lr, weight_decay=self.weight_decay, weights=self.artifact, **horizon, **own)
+        shared: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay, "weights": self.artifact}
+        return cls(param_groups(model, **everything), **shared, **horizon, **own)
 
     def tuned(self, lr: float) -> Recipe:
         """The same with another learning rate."""

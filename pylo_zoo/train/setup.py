@@ -1,0 +1,145 @@
+"""What a user asks of a run, by names and figures: checked, made into a run, and read back from a run's directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pylo_zoo import config, tasks
+from pylo_zoo.errors import ZooError
+from pylo_zoo.fetch import Access
+from pylo_zoo.train import recipes, schedules
+from pylo_zoo.train.loop import RUN, Plan, Run
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run as it is asked for; None leaves a field to the task or the optimizer.
+
+    Attributes:
+        task: a name of :data:`pylo_zoo.tasks.TASKS`, or ``module:function``.
+        optimizer: as for :func:`pylo_zoo.train.recipes.find`, like ``weights``, ``lr``, ``schedule``, ``warmup`` (a
+            share of the run) and ``weight_decay``.
+        options: of the task.
+        steps, seed, device, compile, evaluate_every, save_every: of :class:`~pylo_zoo.train.loop.Plan`; the device
+            ``"auto"`` is a GPU where there is one.
+    """
+
+    task: str
+    optimizer: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    lr: float | None = None
+    schedule: str | None = None
+    warmup: float | None = None
+    weight_decay: float | None = None
+    steps: int | None = None
+    seed: int = 0
+    device: str = AUTO
+    compile: bool = False
+    evaluate_every: int = 0
+    save_every: int = 100
+
+    def check(self) -> None:
+        """Refuse figures that no run can have.
+
+        Raises:
+            ZooError: so they are.
+        """
+        if self.schedule is not None:
+            schedules.check(self.schedule)
+        limits = {"lr": self.lr, "weight_decay": self.weight_decay, "warmup": self.warmup, "steps": self.steps}
+        for name, value in limits.items():
+            if value is not None and (value < 0 or (name == "steps" and value < 1) or (name == "warmup" and value > 1)):
+                what = {"steps": "at least 1", "warmup": "a share of the run, from 0 to 1"}.get(name, "not negative")
+                raise ZooError(f"{name} is {value:g}.", f"It has to be {what}.")
+        _device(self.device)
+
+    def build(self, out: Path | None, access: Access | None = None) -> Run:
+        """The run; the optimizer's weights are fetched where they are not here.
+
+        Raises:
+            ZooError: a name is unknown, a figure impossible, or data or weights cannot be had.
+        """
+        self.check()
+        task = tasks.make(self.task, self.options)
+        recipe = recipes.find(
+            self.optimizer,
+            weights=self.weights,
+            lr=self.lr,
+            access=access,
+            schedule=self.schedule,
+            warmup=self.warmup,
+            weight_decay=self.weight_decay,
+        )
+        plan = Plan(
+            self.steps or task.steps,
+            self.seed,
+            str(_device(self.device)),
+            self.compile,
+            self.evaluate_every,
+            self.save_every,
+        )
+        return Run(task, recipe, plan, out, dataclasses.asdict(self))
+
+    @property
+    def name(self) -> str:
+        """For a directory: task, optimizer and seed."""
+        words = (self.task, Path(self.optimizer).name or self.optimizer, f"seed{self.seed}")
+        return "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", word).strip("-.") for word in words)
+
+
+def of_directory(out: Path) -> Setup:
+    """What the run in ``out`` was asked for as.
+
+    Raises:
+        ZooError: there is no run of a command.
+    """
+    try:
+        asked = json.loads((out / RUN).read_text(encoding="utf-8"))["asked"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ZooError(f"{out} holds no run: {error}.", "Give the directory of a run of `pylo-zoo train`.") from error
+    if not isinstance(asked, dict) or not isinstance(asked.get("options"), dict):
+        raise ZooError(f"The run in {out} was not begun by `pylo-zoo train`.", "Go on with what began it.")
+    options = asked.pop("options")
+    plain = config.parse(_PlainSetup, asked, f"{out / RUN}: asked")
+    return Setup(**dataclasses.asdict(plain), options=options)
+
+
+@dataclass(frozen=True)
+class _PlainSetup:
+    """The fields of :class:`Setup` that are plain values."""
+
+    task: str
+    optimizer: str
+    weights: str | None = None
+    lr: float | None = None
+    schedule: str | None = None
+    warmup: float | None = None
+    weight_decay: float | None = None
+    steps: int | None = None
+    seed: int = 0
+    device: str = AUTO
+    compile: bool = False
+    evaluate_every: int = 0
+    save_every: int = 100
+
+
+def _device(name: str) -> torch.device:
+    if name == AUTO:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ZooError(f"There is no device {name!r} here: {str(error).splitlines()[0]}", "Use cpu.") from error
+    return device
