@@ -97,10 +97,14 @@ class Recipe:
             return BASELINES[self.name].make(model, self.lr, self.weight_decay)
         cls = optimizer_class(self.artifact.family)
         everything: dict[str, Any] = {"learned": "*"} if self.artifact.family == "celo2-base" else {}
-        horizon: dict[str, Any] = {"num_steps": steps} if cls.needs_loss else {}
-        own = {k: v for k, v in self.artifact.defaults.items() if k not in ("lr", "weight_decay")}
-        shared: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay, "weights": self.artifact}
-        return cls(param_groups(model, **everything), **shared, **horizon, **own)
+        arguments: dict[str, Any] = {
+            **self.artifact.defaults,
+            "lr": self.lr,
+            "weight_decay": self.weight_decay,
+            "weights": self.artifact,
+            **({"num_steps": steps} if cls.needs_loss else {}),
+        }
+        return cls(param_groups(model, **everything), **arguments)
 
     def tuned(self, lr: float) -> Recipe:
         """The same with another learning rate."""
