@@ -48,7 +48,10 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Task:
     """
     factory = _own(name) if ":" in name else _known(name)
     options = dict(options or {})
-    known = inspect.signature(factory).parameters
+    try:
+        known = inspect.signature(factory).parameters
+    except ValueError:
+        raise ZooError(f"{name} is no function of Python's.", "It has to return a pylo_zoo.tasks.Task.") from None
     anything = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in known.values())
     if unknown := [key for key in options if key not in known and not anything]:
         near = difflib.get_close_matches(unknown[0], known, n=1)

@@ -75,14 +75,16 @@ def chosen(count: int, batch_size: int, seed: int, step: int) -> Tensor:
 
 
 def drawn(model: nn.Module, seed: int) -> nn.Module:
-    """``model`` with its weights drawn anew from the seed: matrices N(0, 1/fan_in), vectors as they are.
+    """``model`` with weights drawn anew from the seed: matrices N(0, 1/fan_in), biases 0, other vectors as they are.
 
     torch's own initialisers draw from the process's generator, so that what else it was used for would show.
     """
     source = generator(seed, 1)
     with torch.no_grad():
-        for p in model.parameters():
-            if p.ndim >= 2:
+        for name, p in model.named_parameters():
+            if name.endswith("bias"):
+                p.zero_()
+            elif p.ndim >= 2:
                 fan_in = math.prod(p.shape[1:])
                 p.copy_(torch.randn(p.shape, generator=source) / math.sqrt(fan_in))
     return model

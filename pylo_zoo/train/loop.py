@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import pickle
 import shutil
 import signal
 import statistics
@@ -275,9 +276,9 @@ class Run:
                     torch.cuda.set_rng_state(kept["cuda_random"].cpu(), self.device)
                 self.step = int(kept["step"])
                 self.result.evaluations = dict(kept["evaluations"])
-            except (OSError, RuntimeError, KeyError, ValueError) as error:
+            except (OSError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
                 raise ZooError(
-                    f"{path} cannot be read: {error}.", "Begin the run anew in another directory."
+                    f"{path} cannot be read: {str(error).splitlines()[0]}", "Begin the run anew in another directory."
                 ) from error
         self._cut()
         self.result.resumed_at = self.step

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pylo_zoo import config, tasks
+from pylo_zoo import tasks
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access
 from pylo_zoo.train import recipes, schedules
@@ -110,28 +110,10 @@ def of_directory(out: Path) -> Setup:
         raise ZooError(f"{out} holds no run: {error}.", "Give the directory of a run of `pylo-zoo train`.") from error
     if not isinstance(asked, dict) or not isinstance(asked.get("options"), dict):
         raise ZooError(f"The run in {out} was not begun by `pylo-zoo train`.", "Go on with what began it.")
-    options = asked.pop("options")
-    plain = config.parse(_PlainSetup, asked, f"{out / RUN}: asked")
-    return Setup(**dataclasses.asdict(plain), options=options)
-
-
-@dataclass(frozen=True)
-class _PlainSetup:
-    """The fields of :class:`Setup` that are plain values."""
-
-    task: str
-    optimizer: str
-    weights: str | None = None
-    lr: float | None = None
-    schedule: str | None = None
-    warmup: float | None = None
-    weight_decay: float | None = None
-    steps: int | None = None
-    seed: int = 0
-    device: str = AUTO
-    compile: bool = False
-    evaluate_every: int = 0
-    save_every: int = 100
+    try:
+        return Setup(**asked)
+    except TypeError as error:
+        raise ZooError(f"{out / RUN} is damaged: {error}.", "Begin the run anew.") from error
 
 
 def _device(name: str) -> torch.device:

@@ -1,0 +1,233 @@
+"""A training run: what it writes down, and that it goes on after a kill as if nothing had been."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from pylo_zoo import tasks
+from pylo_zoo.errors import ZooError
+from pylo_zoo.train import loop, recipes, schedules
+from pylo_zoo.train.loop import Plan, Run, Step, train
+from pylo_zoo.train.setup import Setup, of_directory
+
+STEPS = 9
+
+
+def run_of(out: Path | None, optimizer: str = "velo-sample", **plan: Any) -> Run:
+    task = tasks.make("quadratic", {"size": 4, "noise": 0.1})
+    return Run(
+        task, recipes.find(optimizer), Plan(**{"steps": STEPS, "save_every": 4, "evaluate_every": 3, **plan}), out
+    )
+
+
+def without_times(out: Path) -> list[dict[str, Any]]:
+    """The lines of metrics, but for what no two runs share."""
+    lines = [json.loads(line) for line in (out / loop.METRICS).read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.endswith("seconds")} for line in lines]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return torch.load(out / loop.CHECKPOINT, weights_only=True)["model"]
+
+
+@pytest.mark.parametrize("optimizer", ["velo-sample", "muon", "adamw", "sgd"])
+def test_a_run_that_is_killed_at_any_step_goes_on_bit_by_bit(optimizer: str, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    losses = train(run_of(whole, optimizer)).losses
+    assert len(losses) == STEPS
+    for killed_at in range(STEPS + 1):
+        out = tmp_path / f"killed at {killed_at}"
+        run = run_of(out, optimizer)
+        run.begin()
+        for _ in itertools.islice(run.steps(), killed_at):
+            pass
+        again = run_of(out, optimizer)
+        result = train(again, resume=True)
+        assert result.losses == losses
+        assert result.resumed_at == (STEPS if killed_at == STEPS else killed_at // 4 * 4)
+        assert without_times(out) == without_times(whole)
+        assert torch.equal(weights(out)["weight"], weights(whole)["weight"])
+        assert (
+            json.loads((out / loop.RESULT).read_text())["loss"] == json.loads((whole / loop.RESULT).read_text())["loss"]
+        )
+
+
+def test_what_is_written_down(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "run"
+    result = train(run_of(out))
+    lines = without_times(out)
+    assert [line["step"] for line in lines] == list(range(STEPS))
+    assert [line["loss"] for line in lines] == result.losses
+    assert [line["step"] + 1 for line in lines if "evaluation" in line] == [3, 6, 9] == sorted(result.evaluations)
+    described = json.loads((out / loop.RUN).read_text())
+    assert described["options"] == {"size": 4, "condition": 1e4, "noise": 0.1, "batch_size": 1}
+    assert described["weights"] == recipes.find("velo-sample").artifact.fingerprint  # pyright: ignore
+    found = json.loads((out / loop.RESULT).read_text())
+    assert (found["steps"], found["diverged"], found["evaluation"]) == (STEPS, None, result.final)
+    assert found["state_bytes"] > 4 * 16 * 4, "momentum of three decays, and the second moment"
+    assert {path.name for path in out.iterdir()} == {loop.RUN, loop.METRICS, loop.CHECKPOINT, loop.RESULT}
+
+
+def test_optimizers_see_the_same_data_and_weights() -> None:
+    first = [train(run_of(None, name, steps=1)).losses[0] for name in ("velo-sample", "adamw", "muon")]
+    assert len(set(first)) == 1
+    assert train(run_of(None, "adamw", steps=1, seed=1)).losses[0] != first[0]
+
+
+class Breaking(torch.nn.Module):
+    """A loss that is no number after a while."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(2, 2))
+        self.left = after
+
+    def forward(self) -> torch.Tensor:
+        self.left -= 1
+        return self.weight.sum() * (float("nan") if self.left < 0 else 1.0)
+
+
+def test_a_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    task = tasks.Task(
+        "breaking",
+        "a loss that breaks",
+        lambda seed: Breaking(6),
+        lambda seed, step: (),
+        lambda model, batch: model(),
+        lambda model: {"nothing": 0.0},
+    )
+    run = Run(task, recipes.find("adamw"), Plan(STEPS, save_every=4), tmp_path / "run")
+    result = train(run)
+    assert result.diverged is not None
+    assert "The loss is nan at step 6" in result.diverged
+    assert "last checkpoint stands" in result.diverged
+    assert torch.load(tmp_path / "run" / loop.CHECKPOINT, weights_only=True)["step"] == 4
+    assert weights(tmp_path / "run")["weight"].isfinite().all()
+    assert json.loads((tmp_path / "run" / loop.RESULT).read_text())["diverged"] == result.diverged
+
+
+def test_an_interrupt_finishes_the_step_and_saves(tmp_path: Path) -> None:
+    import signal
+
+    out = tmp_path / "run"
+    run = run_of(out, save_every=0)
+
+    def press(step: Step) -> None:
+        if step.step == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(run, listen=press)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert torch.load(out / loop.CHECKPOINT, weights_only=True)["step"] == 5
+    assert train(run_of(out, save_every=0), resume=True).losses == train(run_of(None)).losses
+
+
+def test_a_directory_in_use_and_another_run_are_refused(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(run_of(out))
+    with pytest.raises(ZooError, match="in use already"):
+        train(run_of(out))
+    with pytest.raises(ZooError, match="another one: plan differ"):
+        train(run_of(out, seed=1), resume=True)
+    with pytest.raises(ZooError, match="another one: recipe, weights differ"):
+        train(run_of(out, "adamw"), resume=True)
+    with pytest.raises(ZooError, match="holds no run"):
+        train(run_of(tmp_path / "nothing"), resume=True)
+    (out / loop.CHECKPOINT).write_bytes(b"no checkpoint")
+    with pytest.raises(ZooError, match="cannot be read"):
+        train(run_of(out), resume=True)
+
+
+def test_a_full_disk_is_said_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(ZooError, match="1,000 bytes left"):
+        train(run_of(tmp_path / "run"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ZooError, match="cannot be written"):
+        train(run_of(tmp_path / "file" / "run"))
+
+
+# --- schedules and recipes ---------------------------------------------------------------------------------------
+
+
+def test_schedules() -> None:
+    for name in schedules.SCHEDULES:
+        found = [schedules.factor(name, step, 100, 10) for step in range(100)]
+        assert found[:10] == [(step + 1) / 11 for step in range(10)]
+        assert found[10] == 1.0
+        assert all(0 <= b <= a for a, b in itertools.pairwise(found[10:]))
+        assert (found[-1] == 1.0) == (name == "constant")
+    assert schedules.factor("cosine", 55, 100, 10) == pytest.approx(0.5)
+    assert schedules.factor("wsd", 80, 100) == pytest.approx(1.0)
+    assert schedules.factor("wsd", 90, 100) == pytest.approx(0.5)
+    with pytest.raises(ZooError, match="Did you mean 'cosine'"):
+        schedules.check("cosin")
+
+
+def test_the_learning_rate_follows_the_schedule_of_every_group() -> None:
+    run = Run(tasks.make("digits-mlp"), recipes.find("muon", schedule="linear", warmup=0.0), Plan(4))
+    seen = [[group["lr"] for group in run.optimizer.param_groups] for _ in run.steps()]
+    assert [each[0] / run.base[0] for each in seen] == pytest.approx([1.0, 0.75, 0.5, 0.25])
+    assert all(each[1] / run.base[1] == pytest.approx(each[0] / run.base[0]) for each in seen)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("adamm", {}, "Did you mean 'adamw'"),
+        ("elo-celo3", {}, "Did you mean 'elo-celo2'"),
+        ("adamw", {"weights": "velo-sample"}, "has no weights"),
+        ("celo", {"weights": "velo-sample"}, "is of the family velo, not celo"),
+    ],
+)
+def test_recipes_that_are_none(name: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ZooError) as error:
+        recipes.find(name, **arguments)
+    assert message in str(error.value)
+
+
+def test_a_family_with_weights() -> None:
+    recipe = recipes.find("velo", weights="velo-sample", lr=0.5, schedule=None)
+    assert (recipe.label, recipe.lr, recipe.schedule, recipe.needs_loss) == ("velo", 0.5, "constant", True)
+    assert recipes.needs_download("velo-sample") is None
+    assert recipes.needs_download("adamw") is None
+    assert "hf://amoudgl/celo/theta.state" in (recipes.needs_download("celo") or "")
+
+
+# --- what is asked for -------------------------------------------------------------------------------------------
+
+
+def test_a_setup_comes_back_from_its_directory(tmp_path: Path) -> None:
+    setup = Setup("quadratic", "velo-sample", {"size": 3}, steps=5, seed=2, lr=0.5, device="cpu")
+    train(setup.build(tmp_path / "run"))
+    assert of_directory(tmp_path / "run") == setup
+    train(run_of(tmp_path / "other"))
+    with pytest.raises(ZooError, match="not begun by"):
+        of_directory(tmp_path / "other")
+    with pytest.raises(ZooError, match="holds no run"):
+        of_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"steps": 0}, "steps is 0. It has to be at least 1"),
+        ({"lr": -1.0}, "lr is -1"),
+        ({"warmup": 2.0}, "a share of the run"),
+        ({"schedule": "no"}, "no schedule 'no'"),
+        ({"device": "gpu"}, "no device 'gpu'"),
+    ],
+)
+def test_figures_that_no_run_has(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ZooError) as error:
+        Setup("quadratic", "adamw", **changed).build(None)
+    assert message in str(error.value)
