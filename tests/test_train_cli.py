@@ -1,0 +1,120 @@
+"""``pylo-zoo train``: what it prints and leaves, and what a kill or Ctrl-C does to the real process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import Capture, refused, run
+
+from pylo_zoo.train import loop
+
+COMMAND = [sys.executable, "-c", "import sys; from pylo_zoo.cli import main; main(sys.argv[1:])"]
+SMALL = ["quadratic", "--set", "size=4", "--optimizer", "velo-sample", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs go below the current directory."""
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_run_and_what_it_leaves(capsys: Capture) -> None:
+    assert run("train", *SMALL, "--steps", 6) == 0
+    text = capsys.readouterr().out
+    assert "velo-sample, seed 0" in text
+    assert "excess_loss" in text
+    out = Path("runs/quadratic-velo-sample-seed0")
+    assert {path.name for path in out.iterdir()} == {loop.RUN, loop.METRICS, loop.CHECKPOINT, loop.RESULT}
+    assert "in use already" in refused(capsys, "train", *SMALL, "--steps", 6)
+    assert run("train", "--resume", out, "--json") == 0, "a run that is over has nothing left to do"
+    assert json.loads(capsys.readouterr().out)["runs"][0]["resumed_at"] == 6
+
+
+def test_several_seeds_and_json(capsys: Capture) -> None:
+    assert run("train", *SMALL, "--steps", 4, "--seeds", 2, "--seed", 5, "--out", "mine", "--json") == 0
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    assert [(each["seed"], each["directory"]) for each in runs] == [(5, "mine/seed5"), (6, "mine/seed6")]
+    assert all(each["steps"] == 4 and each["loss"] > 0 and each["optimizer_ms"] > 0 for each in runs)
+    assert run("train", *SMALL, "--steps", 4, "-q", "--out", "other") == 0
+    assert capsys.readouterr() == ("other\n", "")
+
+
+def test_what_is_wrong_is_said(capsys: Capture) -> None:
+    assert "Did you mean 'quadratic'" in refused(capsys, "train", "quadratik")
+    assert "Did you mean 'velo-sample'" in refused(capsys, "train", "quadratic", "--optimizer", "velo-sampel")
+    assert "no option 'sise'" in refused(capsys, "train", "quadratic", "--set", "sise=3")
+    assert "no schedule 'cosin'" in refused(capsys, "train", "quadratic", "--schedule", "cosin")
+    assert not Path("runs").exists()
+    for words in ([], ["quadratic", "--task", "a:b"], ["quadratic", "--resume", "x"]):
+        assert run("train", *words) == 2
+    capsys.readouterr()
+
+
+def test_what_has_to_be_fetched_is_said_first(capsys: Capture) -> None:
+    assert run("train", "quadratic", "--optimizer", "celo2", "--offline") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "celo2 is not part of this package: hf://amoudgl/celo2/theta.state"
+    assert lines[1].startswith("Error: ")
+
+
+def test_a_divergence_is_told_and_fails(capsys: Capture) -> None:
+    assert run("train", "digits-mlp", "--optimizer", "sgd", "--lr", "1e9", "--steps", 20) == 1
+    out, err = capsys.readouterr()
+    assert "diverged" in out
+    assert "Error: The loss is nan" in err or "Error: The loss is inf" in err
+    assert "lr was 1e+09" in err
+
+
+# --- the process -------------------------------------------------------------------------------------------------
+
+
+def started(*words: str) -> subprocess.Popen[str]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*COMMAND, "train", *words], stdout=-1, stderr=-1, text=True, env=env)
+
+
+def wait_for(steps: int, out: Path) -> None:
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        path = out / loop.METRICS
+        if path.is_file() and path.read_bytes().count(b"\n") >= steps:
+            return
+        time.sleep(0.005)
+    raise AssertionError("the run never got there")
+
+
+def losses(out: Path) -> list[Any]:
+    return [json.loads(line)["loss"] for line in (out / loop.METRICS).read_text().splitlines()]
+
+
+def test_a_kill_and_an_interrupt_of_the_process(capsys: Capture) -> None:
+    words = [*SMALL, "--steps", "400", "--save-every", "30"]
+    assert run("train", *words, "--out", "whole", "-q") == 0
+    killed, stopped = Path("killed"), Path("stopped")
+    for out, number in ((killed, signal.SIGKILL), (stopped, signal.SIGINT)):
+        process = started(*words, "--out", str(out))
+        wait_for(70, out)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == (-signal.SIGKILL if out is killed else 130), err
+        done = torch.load(out / loop.CHECKPOINT, weights_only=True)["step"]
+        assert 60 <= done < 400
+        if out is stopped:
+            assert f"Stopped after {done} steps. Go on with: pylo-zoo train --resume stopped" in err
+            assert "Traceback" not in err
+        assert run("train", "--resume", out, "-q") == 0
+        assert losses(out) == losses(Path("whole"))
+        ends = [
+            torch.load(place / loop.CHECKPOINT, weights_only=True)["model"]["weight"] for place in (out, Path("whole"))
+        ]
+        assert torch.equal(*ends)
+    capsys.readouterr()
