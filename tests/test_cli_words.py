@@ -297,6 +297,7 @@ def test_json_is_whole_or_absent(capsys: Capture, tmp_path: Path, monkeypatch: p
             ["zoo/elo", "--repo-id", "a/b", "--license", "MIT", "--allow-unverified", "--dry-run", "-q"],
             ["x"],
         ),
+        "train": (["quadratic", "--steps", "3", "--set", "size=4"], ["nothing"]),
     }
     assert commands.keys() == cli.COMMANDS.keys()
     for name, (right, wrong) in commands.items():
