@@ -298,6 +298,10 @@ def test_json_is_whole_or_absent(capsys: Capture, tmp_path: Path, monkeypatch: p
             ["x"],
         ),
         "train": (["quadratic", "--steps", "3", "--set", "size=4"], ["nothing"]),
+        "compare": (
+            ["quadratic", "--steps", "2", "--set", "size=4", "--optimizers", "adamw", "--seeds", "1", "-q"],
+            ["nothing"],
+        ),
     }
     assert commands.keys() == cli.COMMANDS.keys()
     for name, (right, wrong) in commands.items():

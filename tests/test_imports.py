@@ -37,6 +37,7 @@ ARROWS = {
     "compat": "artifact config convert errors fetch formats optim registry torch weights",
     "tasks": "errors sklearn torch",
     "train": "artifact config converters errors fetch files optim registry tasks torch weights",
+    "compare": "errors fetch files jinja2 matplotlib parity pylo_zoo registry tasks torch train",
     "reference": "config errors flax jax numpy",
     "parity": "artifact config convert converters errors fetch flax files formats hub jax jinja2 nets numpy ops optax "
     "optim pylo_zoo reference registry rich torch weights",
@@ -44,7 +45,7 @@ ARROWS = {
     "samples": "config converters formats numpy",
     "publish": "artifact config converters errors fetch files hub huggingface_hub jinja2 matplotlib optim parity "
     "pylo_zoo registry usage yaml",
-    "cli": "artifact config convert converters errors fetch formats hub optim parity publish pylo_zoo registry rich "
+    "cli": "artifact compare config convert converters errors fetch formats hub optim parity publish pylo_zoo registry rich "
     "tasks train typer usage weights",
 }
 LAYERS = {layer: set(allowed.split()) for layer, allowed in ARROWS.items()}
@@ -60,6 +61,7 @@ LAZY = {
     "parity": {"flax", "jax", "optax", "reference"},
     "formats": {"orbax"},
     "usage": {"optim"},
+    "compare": {"matplotlib"},
     "cli": LAYERS["cli"] - {"errors", "pylo_zoo", "typer"},
 }
 

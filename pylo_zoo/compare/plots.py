@@ -1,0 +1,194 @@
+"""The figures of a comparison, as PNG: loss by steps and by seconds, held-out data, and where the time goes."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pylo_zoo.compare.figures import Band, band, smoothed
+from pylo_zoo.compare.running import Outcome
+from pylo_zoo.errors import ZooError
+from pylo_zoo.parity.phrases import clipped
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH, HEIGHT, DPI = 6.0, 4.2, 200
+"""Inches and dots: 1,200 pixels wide, with letters that a phone still shows large enough."""
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's, which stay apart for colour-blind readers; with more optimizers they come again, dashed."""
+STYLES = ("-", "--", ":")
+MARKERS = "osD^vPX"
+POINTS = 600
+"""Of a curve: more than the figure has room for."""
+GREY = "#555555"
+
+
+def check() -> None:
+    """Refuse where there is nothing to draw with.
+
+    Raises:
+        ZooError: matplotlib is missing.
+    """
+    try:
+        import matplotlib  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    except ImportError as error:
+        raise ZooError("matplotlib, which draws the figures, is missing.", "pip install 'pylo-zoo[train]'") from error
+
+
+def draw(found: Mapping[str, Any], outcomes: Sequence[Outcome]) -> dict[str, bytes]:
+    """Every figure, by file name; the same runs give the same bytes with the same matplotlib.
+
+    Raises:
+        ZooError: matplotlib is missing.
+    """
+    check()
+    window = found["last"]
+    about = f"median of {len(found['seeds'])} seeds, shaded: min–max; " if len(found["seeds"]) > 1 else ""
+    smooth = f"{about}averaged over {window} steps"
+
+    def by_steps(axes: Axes) -> None:
+        _curves(axes, outcomes, lambda each: band([_thinned(_steps(each, i, window)) for i in _sound(each)]))
+        _finish(axes, "Training loss by steps", smooth, "step")
+
+    def by_seconds(axes: Axes) -> None:
+        _curves(axes, outcomes, lambda each: band([_thinned(_seconds(each, i, window)) for i in _sound(each)]))
+        _finish(axes, "Training loss by time", smooth, "seconds of training, evaluations left out")
+
+    def held_out(axes: Axes) -> None:
+        metric = found["task"]["metric"]
+        better = "higher" if found["task"]["higher_is_better"] else "lower"
+        _curves(axes, outcomes, lambda each: band([_held_out(each, i, metric) for i in _sound(each)]), dots=True)
+        _finish(axes, f"Held out: {metric.replace('_', ' ')}", f"{about}{better} is better", "step")
+
+    pictures: dict[str, Callable[[Axes], None]] = {"loss-steps.png": by_steps, "loss-seconds.png": by_seconds}
+    if found["task"]["metric"]:
+        pictures["held-out.png"] = held_out
+    pictures["optimizer-time.png"] = lambda axes: _times(axes, found["optimizers"])
+    return {name: _png(content, outcomes if name != "optimizer-time.png" else ()) for name, content in pictures.items()}
+
+
+def _png(content: Callable[[Axes], None], named: Sequence[Outcome]) -> bytes:
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    with matplotlib.rc_context():  # whatever the user's own settings are
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({"font.family": "DejaVu Sans", "font.size": 10.5, "axes.titlesize": 12})
+        figure = Figure(figsize=(WIDTH, HEIGHT))
+        figure.set_layout_engine(ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06))
+        content(figure.subplots())
+        if named:
+            _legend(figure, named)
+        FigureCanvasAgg(figure)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+# --- curves ------------------------------------------------------------------------------------------------------
+
+
+def _sound(outcome: Outcome) -> list[int]:
+    """Runs that have something to draw; those that broke off early would cut the band short."""
+    whole = [i for i, course in enumerate(outcome.courses) if course.losses and not course.stopped]
+    return whole or [i for i, course in enumerate(outcome.courses) if course.losses]
+
+
+def _steps(outcome: Outcome, i: int, window: int) -> tuple[list[float], list[float]]:
+    losses = smoothed(outcome.courses[i].losses, window)
+    return [float(step + 1) for step in range(len(losses))], losses
+
+
+def _seconds(outcome: Outcome, i: int, window: int) -> tuple[list[float], list[float]]:
+    passed, times = 0.0, []
+    for each in outcome.courses[i].seconds:
+        passed += each
+        times.append(passed)
+    return times, smoothed(outcome.courses[i].losses, window)
+
+
+def _held_out(outcome: Outcome, i: int, metric: str) -> tuple[list[float], list[float]]:
+    known = {step: each[metric] for step, each in sorted(outcome.courses[i].evaluations.items()) if metric in each}
+    return [float(step) for step in known], list(known.values())
+
+
+def _thinned(curve: tuple[Sequence[float], Sequence[float]]) -> tuple[list[float], list[float]]:
+    """A curve of at most some 600 points, the last one among them."""
+    x, y = curve
+    every = max(1, math.ceil(len(x) / POINTS))
+    kept = sorted({*range(0, len(x), every), len(x) - 1} if x else ())
+    return [x[i] for i in kept], [y[i] for i in kept]
+
+
+def _curves(axes: Axes, outcomes: Sequence[Outcome], curve: Callable[[Outcome], Band], *, dots: bool = False) -> None:
+    values: list[float] = []
+    for place, outcome in enumerate(outcomes):
+        found = curve(outcome)
+        look = _look(place)
+        marker = {"marker": MARKERS[place % len(MARKERS)], "markersize": 3.5} if dots else {}
+        axes.plot(found.x, found.middle, linewidth=1.8, zorder=3, **look, **marker)
+        if found.low != found.high:
+            axes.fill_between(found.x, found.low, found.high, color=look["color"], alpha=0.15, linewidth=0, zorder=2)
+        values += [value for value in (*found.low, *found.high) if math.isfinite(value)]
+    positive = [value for value in values if value > 0]
+    if positive and len(positive) == len(values) and max(positive) > 10 * min(positive):
+        axes.set_yscale("log")
+    axes.set_xlim(left=0)
+    axes.grid(color="#dddddd", linewidth=0.6, zorder=1)
+
+
+def _look(place: int) -> dict[str, Any]:
+    return {"color": COLOURS[place % len(COLOURS)], "linestyle": STYLES[place // len(COLOURS) % len(STYLES)]}
+
+
+def _times(axes: Axes, optimizers: Sequence[Mapping[str, Any]]) -> None:
+    """A bar an optimizer: the model's part of a step, then the optimizer's."""
+    known = [each for each in optimizers if each["share"] is not None]
+    longest = max((each["model_ms"] + each["optimizer_ms"] for each in known), default=1.0)
+    for place, each in enumerate(known):
+        total = each["model_ms"] + each["optimizer_ms"]
+        axes.barh(place, each["model_ms"], color="#c9c9c9", height=0.6)
+        axes.barh(place, each["optimizer_ms"], left=each["model_ms"], color=COLOURS[0], height=0.6)
+        text = f"{each['optimizer_ms']:.3g} of {total:.3g} ms: {each['share']:.0%}"
+        inside = total > 0.55 * longest
+        x = total - 0.02 * longest if inside else total + 0.02 * longest
+        white = inside and each["optimizer_ms"] > 0.5 * longest
+        axes.text(x, place, text, va="center", ha="right" if inside else "left", color="white" if white else "black")
+    axes.set_yticks(range(len(known)), [_safe(each["label"]) for each in known], **{"parse_math": False})
+    axes.set_ylim(len(known) - 0.4, -0.6)
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    _finish(axes, "Where a step's time goes", "grey: the model; blue: the optimizer; medians", "milliseconds a step")
+
+
+def _finish(axes: Axes, title: str, about: str, unit: str) -> None:
+    axes.set_title(f"{title}\n", loc="left", fontweight="bold").set_parse_math(False)
+    axes.text(0, 1.025, about, transform=axes.transAxes, color=GREY, fontsize=9.5).set_parse_math(False)
+    axes.set_xlabel(unit, color=GREY)
+    axes.tick_params(length=0, which="both")
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+
+
+def _legend(figure: Figure, outcomes: Sequence[Outcome]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], linewidth=2.5, label=_safe(outcome.recipe.label), **_look(place))
+        for place, outcome in enumerate(outcomes)
+    ]
+    columns = min(len(handles), 4)
+    made = figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, handlelength=1.6)
+    for text in made.get_texts():
+        text.set_parse_math(False)
+
+
+def _safe(text: str) -> str:
+    """``text`` in letters that the font has, and not longer than fits."""
+    return clipped("".join(each if 32 <= ord(each) < 0x17F else "?" for each in text), 24)
