@@ -45,8 +45,8 @@ ARROWS = {
     "samples": "config converters formats numpy",
     "publish": "artifact config converters errors fetch files hub huggingface_hub jinja2 matplotlib optim parity "
     "pylo_zoo registry usage yaml",
-    "cli": "artifact compare config convert converters errors fetch formats hub optim parity publish pylo_zoo registry rich "
-    "tasks train typer usage weights",
+    "cli": "artifact compare config convert converters errors fetch formats hub optim parity publish pylo_zoo registry "
+    "rich tasks train typer usage weights",
 }
 LAYERS = {layer: set(allowed.split()) for layer, allowed in ARROWS.items()}
 # These wait until a function needs them: the command line answers before torch is loaded, and whoever only trains

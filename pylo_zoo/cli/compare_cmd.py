@@ -180,13 +180,13 @@ def _show(found: Mapping[str, Any], place: Path, console: Console) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     shown = (0, 1, 2, 3, 4, 6, 10)
     head = words.head(found)
-    for column in shown:
-        table.add_column(head[column], justify="right" if column else "left", overflow="fold")
+    for i in shown:
+        table.add_column(head[i], justify="right" if i else "left", overflow="fold")
     for each in found["optimizers"]:
         row = words.row(each, found)
         if each["diverged"]:
             row[2] = f"diverged ({each['diverged']} of {len(each['runs'])})"
-        table.add_row(*(output.printable(row[column]).replace(" (", "\n(").replace(", ", ",\n") for column in shown))
+        table.add_row(*(output.printable_lines("\n".join(filter(None, words.parts(row[i])))) for i in shown))
     console.print(table)
     console.print()
     console.print(f"Losses: mean of the last {found['last']} steps (min–max over seeds).", soft_wrap=True)

@@ -77,6 +77,7 @@ def main(words: str) -> None:
     device = torch.device(asked["device"])
     model = task.model(0).to(device)
     optimizer = recipe.make(model, steps=100)
+    grown = 0
     for step in range(3):
         optimizer.zero_grad()
         loss = task.loss(model, tuple(each.to(device) for each in task.batch(0, step)))
@@ -85,8 +86,8 @@ def main(words: str) -> None:
         del loss
         before = _settle(device)
         optimizer.step(lambda value=value: value) if recipe.needs_loss else optimizer.step()
-        peak = _peak(device)
-    print(max(0, peak - before))  # pyright: ignore[reportPossiblyUnboundVariable]
+        grown = _peak(device) - before
+    print(max(0, grown))
 
 
 def _settle(device: torch.device) -> int:

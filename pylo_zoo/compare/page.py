@@ -25,7 +25,7 @@ def render(found: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         finalize=_clean,
     )
     head = words.head(found)
-    rows = [words.row(each, found) for each in found["optimizers"]]
+    rows = [[words.parts(cell) for cell in words.row(each, found)] for each in found["optimizers"]]
     images = {
         words.CAPTIONS[name]: f"data:image/png;base64,{base64.b64encode(data).decode()}"
         for name, data in pictures.items()

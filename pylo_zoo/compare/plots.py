@@ -56,7 +56,7 @@ def draw(found: Mapping[str, Any], outcomes: Sequence[Outcome]) -> dict[str, byt
 
     def by_seconds(axes: Axes) -> None:
         _curves(axes, outcomes, lambda each: band([_thinned(_seconds(each, i, window)) for i in _sound(each)]))
-        _finish(axes, "Training loss by time", smooth, "seconds of training, evaluations left out")
+        _finish(axes, "Training loss by time", smooth, "seconds, without tuning and evaluations")
 
     def held_out(axes: Axes) -> None:
         metric = found["task"]["metric"]
@@ -155,7 +155,7 @@ def _times(axes: Axes, optimizers: Sequence[Mapping[str, Any]]) -> None:
         total = each["model_ms"] + each["optimizer_ms"]
         axes.barh(place, each["model_ms"], color="#c9c9c9", height=0.6)
         axes.barh(place, each["optimizer_ms"], left=each["model_ms"], color=COLOURS[0], height=0.6)
-        text = f"{each['optimizer_ms']:.3g} of {total:.3g} ms: {each['share']:.0%}"
+        text = f"{each['optimizer_ms']:.3g} of {total:.3g} ms: {100 * each['share']:.0f} %"
         inside = total > 0.55 * longest
         x = total - 0.02 * longest if inside else total + 0.02 * longest
         white = inside and each["optimizer_ms"] > 0.5 * longest

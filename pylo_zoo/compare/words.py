@@ -97,6 +97,15 @@ def row(each: Entry, found: Entry) -> list[str]:
     ]
 
 
+def parts(cell: str) -> tuple[str, str]:
+    """A cell of :func:`row` as what counts, and what stands in small letters below it."""
+    for start, end in ((" (", ")"), (", ", "")):
+        main, mark, rest = cell.partition(start)
+        if mark:
+            return main, rest.removesuffix(end)
+    return cell, ""
+
+
 def head(found: Entry) -> list[str]:
     """:data:`HEAD`, with the names of this comparison."""
     titles = [title.format(reference=found["reference"]) for title in HEAD]
@@ -226,8 +235,8 @@ def notes(found: Entry) -> list[str]:
     fitted = [each for each in sound if each["loss"]["mean"] < FITTED * each["runs"][0]["initial_loss"]]
     if len(fitted) > 1 and found["task"]["floor"] is None:
         said.append(
-            f"{_listed([each['label'] for each in fitted])} end below {FITTED:.0%} of the initial loss: they have "
-            "learned the training data by heart. Differences between them say little; look at what is held out."
+            f"{_listed([each['label'] for each in fitted])} end below {100 * FITTED:g} % of the initial loss: they "
+            "have learned the training data by heart. Differences between them say little; look at what is held out."
         )
     if len(found["seeds"]) > 1 and sound and all(each["loss"]["min"] == each["loss"]["max"] for each in sound):
         said.append("The seeds make no difference on this task, so that there is no spread to judge a difference by.")
@@ -284,8 +293,8 @@ def _method(found: Entry) -> list[str]:
         f"(5 %), {of} over {count(len(found['seeds']), 'seed')}; results.json has the standard deviation, too. "
         "Milliseconds are medians; a step is the model's work and the optimizer's, without evaluations.",
         f"Steps to {reference}: after how many an optimizer's loss, averaged over {last}, is at {reference}'s final "
-        "loss of the same seed; the median over seeds, and “never” where not even half of them get there. The next column "
-        "turns that round. A schedule that falls to 0 lets most of the loss fall at the end of a run.",
+        "loss of the same seed; the median over seeds, and “never” where not even half of them get there. The next "
+        "column turns that round. A schedule that falls to 0 lets most of the loss fall at the end of a run.",
     ]
 
 
@@ -319,7 +328,7 @@ def made(found: Entry) -> list[tuple[str, str]]:
     versions = " · ".join(f"{name} {machine[name]}" for name in ("pylo-zoo", "torch", "python"))
     load = "" if machine["load"] is None else f", load {machine['load']} before and {machine['load_after']} after"
     schedules = ", ".join(
-        f"{each['label']} {each['schedule']}" + (f" after {each['warmup']:.0%} warmup" if each["warmup"] else "")
+        f"{each['label']} {each['schedule']}" + (f" after {100 * each['warmup']:g} % warmup" if each["warmup"] else "")
         for each in found["optimizers"]
     )
     return [

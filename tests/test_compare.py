@@ -1,0 +1,334 @@
+"""Comparisons from end to end, small: what is trained, what is written, and what happens when it is cut off."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import Capture, refused, run
+
+from pylo_zoo.cli import compare_cmd, complete
+from pylo_zoo.compare import memory, plots, report, running
+from pylo_zoo.compare.figures import Course
+from pylo_zoo.compare.plan import TUNING_SEED, Wanted, planned
+from pylo_zoo.compare.running import Nobody, run_all
+from pylo_zoo.errors import ZooError
+from pylo_zoo.train.loop import Run, Step
+
+SMALL = {"size": 4, "noise": 0.1}
+WANTED = Wanted("quadratic", ["adamw", "velo-sample"], SMALL, seeds=2, steps=40)
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the processes that measure memory."""
+    monkeypatch.setattr(report, "measured", lambda *words: memory.Peak(None, "not measured"))
+
+
+def compared(out: Path, wanted: Wanted = WANTED, watch: running.Watch | None = None) -> report.Results:
+    comparison = planned(wanted)
+    running.prepare(comparison, out)
+    outcomes = run_all(comparison, out, watch)
+    found = report.results(comparison, outcomes, command="pylo-zoo compare", memory=False)
+    report.write(found, outcomes, out)
+    return found
+
+
+def timeless(found: Any) -> Any:
+    """``found`` without what takes another time each time."""
+    if isinstance(found, dict):
+        return {key: timeless(value) for key, value in found.items() if key not in (*report.TIMES, "notes")}
+    return [timeless(each) for each in found] if isinstance(found, list) else found
+
+
+# --- what is trained ---------------------------------------------------------------------------------------------
+
+
+def test_every_optimizer_gets_the_same_weights_and_batches() -> None:
+    comparison = planned(Wanted("digits-mlp", ["adamw", "sgd", "velo-sample"], {"width": 8}, steps=3))
+    seen: list[list[torch.Tensor]] = []
+    for entrant in comparison.entrants:
+        trained = Run(comparison.task, entrant.recipe, running.Plan(3, seed=1))
+        torch.rand(7)  # whatever else draws numbers
+        weights = [p.detach().clone() for p in trained.model.parameters()]
+        seen.append([*weights, *(each for step in range(3) for each in comparison.task.batch(1, step))])
+    for other in seen[1:]:
+        assert all(map(torch.equal, seen[0], other))
+
+
+def test_initial_losses_are_equal_and_only_baselines_are_tuned(tmp_path: Path) -> None:
+    found = compared(tmp_path / "out")
+    adamw, sample = found["optimizers"]
+    assert [each["initial_loss"] for each in adamw["runs"]] == [each["initial_loss"] for each in sample["runs"]]
+    assert sample["tuning"] is None
+    assert sample["hand_set"]
+    tuning = adamw["tuning"]
+    assert tuning["runs"] == 5 + tuning["extended"]
+    assert tuning["steps"] == 40 * tuning["runs"]
+    assert tuning["loss"] == min(each["loss"] for each in tuning["trials"] if each["loss"] is not None)
+    assert adamw["lr"] == tuning["lr"]
+    assert adamw["cost"]["runs"] == 2 + tuning["runs"]
+    assert adamw["cost"]["steps"] == 80 + tuning["steps"]
+    assert TUNING_SEED not in found["seeds"]
+    assert "hand" in " ".join(found["notes"])
+
+
+def test_runs_take_turns(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    class Noting(Nobody):
+        def done(self, title: str, course: Course) -> None:
+            order.append(title)
+
+    compared(tmp_path / "out", Wanted("quadratic", ["sgd", "adamw"], SMALL, seeds=2, steps=3, tune=[]), Noting())
+    assert [title.replace(", lr 0.03", "").replace(", lr 0.003", "") for title in order] == [
+        "sgd, seed 0",
+        "adamw, seed 0",
+        "sgd, seed 1",
+        "adamw, seed 1",
+    ]
+
+
+def test_a_diverging_optimizer_is_a_result(tmp_path: Path) -> None:
+    wanted = Wanted("quadratic", ["adamw", "sgd"], SMALL, seeds=2, steps=40, tune=[], lrs={"sgd": 1e4})
+    found = compared(tmp_path / "out", wanted)
+    assert found["optimizers"][1]["diverged"] == 2
+    assert found["optimizers"][1]["loss"] is None
+    assert "Diverged: sgd in 2 of 2." in found["verdict"]
+    assert "✕ 2 of 2" in (tmp_path / "out/report.md").read_text()
+
+
+# --- interruptions -----------------------------------------------------------------------------------------------
+
+
+def test_what_was_interrupted_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    wanted = Wanted("quadratic", ["adamw", "muon"], SMALL, seeds=2, steps=120, tune=["adamw"], tune_steps=20)
+    whole = compared(tmp_path / "whole", wanted)
+
+    class Interrupting(Nobody):
+        steps = 0
+
+        @contextmanager
+        def run(self, title: str, label: str, run: Run) -> Iterator[Callable[[Step], None]]:
+            def listen(step: Step) -> None:
+                self.steps += 1
+                if self.steps == 200:  # in the middle of a run, after a checkpoint of it
+                    raise KeyboardInterrupt
+
+            yield listen
+
+    with pytest.raises(KeyboardInterrupt):
+        compared(tmp_path / "cut", wanted, Interrupting())
+    cut = compared(tmp_path / "cut", wanted)
+    assert timeless(cut) == timeless(whole)
+    assert not list((tmp_path / "cut").rglob("checkpoint.pt")), "a run that is finished needs none"
+
+    class Refusing(Nobody):
+        def run(self, title: str, label: str, run: Run) -> Any:
+            raise AssertionError(f"{title} was run again")
+
+    assert timeless(compared(tmp_path / "cut", wanted, Refusing())) == timeless(whole)
+
+
+def test_seeds_may_be_added_and_steps_not_changed(tmp_path: Path) -> None:
+    wanted = Wanted("quadratic", ["adamw"], SMALL, seeds=1, steps=5, tune=[])
+    compared(tmp_path / "out", wanted)
+    assert (
+        len(compared(tmp_path / "out", Wanted("quadratic", ["adamw"], SMALL, 2, 5, []))["optimizers"][0]["runs"]) == 2
+    )
+    with pytest.raises(ZooError, match=r"another comparison: steps, tune_steps differ"):
+        compared(tmp_path / "out", Wanted("quadratic", ["adamw"], SMALL, 1, 6, []))
+
+
+def test_a_damaged_run_is_named(tmp_path: Path) -> None:
+    wanted = Wanted("quadratic", ["adamw"], SMALL, seeds=1, steps=5, tune=[])
+    compared(tmp_path / "out", wanted)
+    next((tmp_path / "out").rglob("metrics.jsonl")).write_text("{")
+    with pytest.raises(ZooError, match="adamw-lr0.003-seed0 is damaged"):
+        compared(tmp_path / "out", wanted)
+
+
+# --- what is written ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("compare") / "out"
+    compared(out)
+    return out
+
+
+def test_numbers_in_markdown_are_those_of_the_results(written: Path) -> None:
+    found = json.loads((written / report.RESULTS).read_text())
+    lines = [line for line in (written / report.MARKDOWN).read_text().splitlines() if line.startswith("| ")]
+    for each, line in zip(found["optimizers"], lines[2:], strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[0].startswith(each["label"])
+        shown = [float(value) for value in re.findall(r"\d[\d.]*(?:e-?\d+)?", cells[2])]
+        loss = each["loss"]
+        assert shown == pytest.approx([loss["mean"], loss["min"], loss["max"]], rel=5e-3)
+        assert float(cells[1].split(",")[0]) == pytest.approx(each["lr"], rel=5e-3)
+        assert float(cells[7].split()[0]) == pytest.approx(each["state_bytes_per_parameter"], rel=5e-3)
+        losses = [one["loss"] for one in each["runs"]]
+        assert loss["mean"] == pytest.approx(sum(losses) / len(losses))
+
+
+def test_the_page_needs_nothing_else(written: Path) -> None:
+    page = (written / report.PAGE).read_text()
+    assert not re.search(r"https?://|<script|<link|@import|url\(", page)
+    assert page.count("data:image/png;base64,") == 4
+    assert str(written) not in page
+
+
+def test_figures_are_pictures(written: Path) -> None:
+    from matplotlib import image
+
+    names = {"loss-steps.png", "loss-seconds.png", "held-out.png", "optimizer-time.png"}
+    assert {path.name for path in written.glob("*.png")} == names
+    for name in names:
+        pixels = image.imread(written / name)
+        assert pixels.shape[1] == 1200
+        assert pixels[..., :3].std() > 0.02, "there is something on it"
+
+
+def test_the_same_runs_draw_the_same_bytes(written: Path) -> None:
+    comparison = planned(WANTED)
+    outcomes = run_all(comparison, written)
+    found = report.results(comparison, outcomes, command="", memory=False)
+    for name, data in plots.draw(found, outcomes).items():
+        assert data == (written / name).read_bytes(), name
+
+
+def test_names_that_templates_and_fonts_could_trip_over(written: Path, tmp_path: Path) -> None:
+    from pylo_zoo.compare import markdown, page
+
+    found = json.loads((written / report.RESULTS).read_text())
+    found["optimizers"][0]["label"] = "<b>x</b>|$y^2_"
+    assert "<b>x</b>|" not in page.render(found, {})
+    assert "<b>" not in markdown.render(found)
+
+
+# --- the command -------------------------------------------------------------------------------------------------
+
+TINY = ("quadratic", "--set", "size=4", "--seeds", "1", "--steps", "5", "--tune", "none")
+
+
+def test_the_command_shows_and_writes(no_memory: None, capsys: Capture, tmp_path: Path) -> None:
+    words = ("compare", *TINY, "--optimizers", "adamw,velo-sample", "--schedule", "linear", "--lr", "adamw=0.01")
+    assert run(*words) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("In the one seed")
+    assert "velo-sample" in out
+    assert err.splitlines()[0].startswith("1/2  adamw, lr 0.01, seed 0: loss ")
+    found = json.loads(Path("runs/compare-quadratic/results.json").read_text())
+    assert [each["schedule"] for each in found["optimizers"]] == ["linear", "constant"]
+    assert run(*found["command"].split()[1:], "-q") == 0, "the line makes the same comparison"
+    out, err = capsys.readouterr()
+    assert out.startswith("In the one seed")
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--optimizers", "adamm"), "Did you mean 'adamw'?"),
+        (("--optimizers", "adamw,velo-smple"), "Did you mean 'velo-sample'?"),
+        (("--optimizers", "adamw,adamw"), "adamw is named twice"),
+        (("--optimizers", ","), "No optimizer is named"),
+        (("--optimizers", "adamw", "--tune", "adamv"), "Did you mean 'adamw'?"),
+        (("--optimizers", "adamw", "--lr", "muon=1"), "--lr names 'muon'"),
+        (("--optimizers", "adamw", "--lr", "adamw"), "no NAME=X"),
+        (("--optimizers", "adamw", "--lr", "adamw=nan"), "above 0"),
+        (("--optimizers", "adamw", "--lr", "adamw=1", "--tune", "adamw"), "Leave one of the two out"),
+        (("--optimizers", "adamw", "--schedule", "cosin"), "Did you mean 'cosine'?"),
+        (("--optimizers", "adamw", "--device", "cudda"), "no device"),
+    ],
+)
+def test_wrong_words(words: tuple[str, ...], said: str, capsys: Capture) -> None:
+    assert said in refused(capsys, "compare", *TINY, *words)
+    assert not Path("runs").exists(), "nothing was begun"
+
+
+def test_a_download_is_announced_before_anything_starts(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYLO_ZOO_CACHE", "empty")
+    monkeypatch.setenv("HF_HOME", "empty")
+    assert run("compare", *TINY, "--optimizers", "adamw,celo", "--offline") == 1
+    err = capsys.readouterr().err
+    assert err.startswith("celo is not part of this package: hf://")
+    assert not Path("runs").exists()
+
+
+def test_places_that_cannot_be_written(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("file").write_text("")
+    Path("full").mkdir()
+    (Path("full") / "other").write_text("")
+    assert "cannot be written" in refused(capsys, "compare", *TINY, "--optimizers", "adamw", "--out", "file/x", "-q")
+    assert "is in use already" in refused(capsys, "compare", *TINY, "--optimizers", "adamw", "--out", "full", "-q")
+    usage = shutil.disk_usage(".")._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
+    said = refused(capsys, "compare", *TINY, "--optimizers", "adamw", "--out", "new", "-q")
+    assert "1,000 bytes left" in said
+    assert not list(Path("new").rglob("run.json"))
+
+
+def test_ctrl_c_says_how_to_go_on(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*words: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    ends: list[int] = []
+
+    def end(status: int) -> None:
+        ends.append(status)
+        raise SystemExit(status)
+
+    monkeypatch.setattr(running, "train", interrupted)
+    monkeypatch.setattr(os, "_exit", end)
+    assert run("compare", *TINY, "--optimizers", "adamw") == 130
+    err = capsys.readouterr().err
+    assert "Go on with: pylo-zoo compare quadratic --optimizers adamw --seeds 1 --steps 5 --tune none" in err
+    assert ends == [130]
+
+
+def test_without_matplotlib_nothing_is_trained(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise ZooError("matplotlib, which draws the figures, is missing.", "pip install 'pylo-zoo[train]'")
+
+    monkeypatch.setattr(plots, "check", missing)
+    assert "pylo-zoo[train]" in refused(capsys, "compare", *TINY, "--optimizers", "adamw")
+
+
+# --- memory ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(memory.method("cpu") == "none", reason="the kernel has no high-water mark to set back")
+def test_the_peak_of_a_step_is_measured() -> None:
+    found = memory.measured("quadratic", {"size": 512}, "velo-sample", "cpu")
+    assert found.bytes is not None
+    assert 4 * 512**2 < found.bytes < 4000 * 512**2
+    assert "VmHWM" in found.method
+
+
+def test_what_cannot_be_measured_is_none() -> None:
+    assert memory.measured("quadratic", {}, "adamw", "mps") == memory.Peak(None, memory.METHODS["none"])
+    assert memory.measured("quadratic", {}, "nothing", "cpu").bytes is None
+    assert memory.method("cuda:0") == "cuda"
+
+
+def test_completion_knows_every_task() -> None:
+    from pylo_zoo.tasks import TASKS
+
+    assert set(complete.TASKS) == set(TASKS)
+    assert compare_cmd.EXAMPLES

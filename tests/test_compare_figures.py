@@ -1,0 +1,195 @@
+"""Figures of merit and what is said of them, on losses that were made up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from pylo_zoo.compare import figures, words
+from pylo_zoo.compare.figures import Arrival, Course
+from pylo_zoo.compare.running import Trial, _beyond, best
+
+
+def course(losses: Sequence[float], seed: int = 0, **more: Any) -> Course:
+    return Course(seed, losses, [0.001] * len(losses), [0.003] * len(losses), **more)
+
+
+# --- figures -----------------------------------------------------------------------------------------------------
+
+
+def test_the_final_loss_is_the_mean_of_the_last_steps() -> None:
+    assert figures.final_loss(course([9, 8, 2, 4]), 2) == 3
+    assert figures.final_loss(course([9, 8]), 10) == 8.5
+
+
+@pytest.mark.parametrize(
+    ("run", "why"),
+    [
+        (course([2, 1, 0.5]), None),
+        (course([2, 1, math.nan]), "finite"),
+        (course([2, 1, math.inf]), "finite"),
+        (course([1, 3, 3]), "above where it began"),
+        (course([], stopped="The loss is nan"), "finite"),
+        (course([]), "no step"),
+        (course([2, 1], evaluations={2: {"test_loss": math.nan}}), "finite"),
+        (course([1, 1, 1]), None),
+    ],
+)
+def test_divergence(run: Course, why: str | None) -> None:
+    found = figures.diverged(run, 1)
+    assert (found is None) == (why is None)
+    assert why is None or why in (found or "")
+    assert (figures.final_loss(run, 1) is None) == (why is not None)
+
+
+def test_spread() -> None:
+    found = figures.spread([1.0, 2.0, 3.0])
+    assert found == figures.Spread(2.0, 1.0, 3.0, 1.0, 3)
+    assert figures.spread([5.0]) == figures.Spread(5.0, 5.0, 5.0, None, 1)
+    assert figures.spread([]) is None
+    assert figures.spread([1.0, math.nan]) is None
+
+
+def test_smoothed_looks_back_only() -> None:
+    assert figures.smoothed([4, 2, 0, 0], 2) == [4, 3, 1, 0]
+
+
+def test_steps_to_a_loss() -> None:
+    run = course([4, 2, 0, 0])
+    assert figures.steps_to(run, 3, 2) == 2
+    assert figures.steps_to(run, 0, 2) == 4
+    assert figures.steps_to(run, -1, 2) is None
+    assert figures.steps_to(course([0, 9, 9]), 1, 2) is None, "one lucky batch is no arrival"
+    assert figures.steps_to(run, figures.final_loss(run, 2) or 0, 2) == 4, "a run reaches its own final loss"
+
+
+def test_arrival_is_a_median_and_never_where_not_even_half_arrive() -> None:
+    quick, slow, never = course([1, 0, 0], 0), course([1, 1, 0], 1), course([1, 1, 1], 2)
+    goals: dict[int, float | None] = {0: 0.0, 1: 0.0, 2: 0.0}
+    assert figures.arrival([quick, slow, never], goals, 1) == Arrival(3, 2, 3)
+    assert figures.arrival([quick, never], goals, 1) == Arrival(None, 1, 2)
+    assert figures.arrival([never], goals, 1) == Arrival(None, 0, 1)
+    assert figures.arrival([quick], {0: None}, 1) is None, "the other one diverged"
+
+
+def test_a_band_is_the_median_from_least_to_greatest() -> None:
+    found = figures.band([([1, 2], [1, 5]), ([1, 2], [3, 6]), ([1, 2, 3], [2, 9, 9])])
+    assert (found.x, found.middle, found.low, found.high) == ([1, 2], [2, 6], [1, 5], [3, 9])
+    assert figures.band([]).x == []
+
+
+# --- tuning ------------------------------------------------------------------------------------------------------
+
+
+def test_the_best_learning_rate_and_what_lies_beyond() -> None:
+    def grid(*losses: float | None) -> dict[float, Trial]:
+        rates = (0.01, 0.03, 0.1)
+        return {lr: Trial(lr, loss, 1.0) for lr, loss in zip(rates, losses, strict=True)}
+
+    assert best(list(grid(3, 1, 2).values())).lr == 0.03
+    assert _beyond(grid(3, 1, 2)) is None
+    assert _beyond(grid(3, 2, 1)) == 0.333
+    assert _beyond(grid(1, 2, None)) == 0.00333
+    assert best(list(grid(None, None, None).values())).lr == 0.01, "where all diverge, less is tried"
+
+
+# --- words -------------------------------------------------------------------------------------------------------
+
+
+def entry(label: str, losses: Sequence[float | None], metric: Sequence[float] = (), **more: Any) -> dict[str, Any]:
+    sound = [loss for loss in losses if loss is not None]
+    values = list(metric) or [0.5] * len(losses)
+    spread = figures.spread(sound) if len(sound) == len(losses) else None
+    quality = figures.spread(values)
+    return {
+        "label": label,
+        "hand_set": False,
+        "learned": label not in ("adamw", "muon"),
+        "lr": 0.01,
+        "lr_given": False,
+        "tuning": {"lr": 0.01} if label in ("adamw", "muon") else None,
+        "diverged": len(losses) - len(sound),
+        "runs": [{"initial_loss": 2.0} for _ in losses],
+        "loss": vars(spread) if spread else None,
+        "metric": vars(quality) if quality else None,
+        "seeds_ahead_of_reference": 2,
+        **more,
+    }
+
+
+def said(*entries: dict[str, Any], metric: str | None = None) -> str:
+    seeds = list(range(len(entries[0]["runs"])))
+    task = {"metric": metric, "higher_is_better": True, "floor": None}
+    return words.verdict({"optimizers": entries, "seeds": seeds, "reference": "adamw", "task": task})
+
+
+def test_adamw_winning_is_said_first() -> None:
+    text = said(entry("celo", [0.5, 0.6, 0.7]), entry("adamw", [0.1, 0.2, 0.3]))
+    assert text.startswith("tuned adamw ends at the lowest training loss, 0.200 (0.100–0.300)")
+    assert "3.0 times lower than untuned celo" in text
+    assert "do not overlap" in text
+
+
+def test_a_learned_optimizer_that_wins() -> None:
+    text = said(entry("celo", [0.10, 0.11]), entry("adamw", [0.12, 0.13]))
+    assert text.startswith("untuned celo ends at the lowest training loss")
+    assert "16 % below tuned adamw" in text
+
+
+def test_overlapping_ranges_are_no_victory() -> None:
+    text = said(entry("celo", [0.1, 0.2, 0.3]), entry("adamw", [0.25, 0.3, 0.35]), entry("muon", [1.0, 1.0, 1.1]))
+    assert text.startswith("No clear winner: untuned celo has the lowest mean")
+    assert "overlaps that of tuned adamw; it is ahead of adamw in 2 of 3 seeds" in text
+    assert "muon" not in text
+
+
+def test_one_seed_is_called_that() -> None:
+    text = said(entry("celo", [0.1]), entry("adamw", [0.2]))
+    assert text.startswith("In the one seed that was run, untuned celo")
+    assert "may be chance" in text
+
+
+def test_equal_losses() -> None:
+    assert "end at the same training loss, 0.200" in said(entry("celo", [0.2, 0.2]), entry("adamw", [0.2, 0.2]))
+
+
+def test_who_diverged_wins_nothing() -> None:
+    text = said(entry("celo", [0.01, None]), entry("adamw", [0.2, 0.3]))
+    assert (
+        text
+        == "tuned adamw alone finished without diverging: training loss 0.250 (0.200–0.300). Diverged: celo in 1 of 2."
+    )
+    assert said(entry("celo", [None])).startswith("Every optimizer diverged")
+
+
+def test_held_out_data_may_disagree() -> None:
+    two = entry("celo", [0.1, 0.1], [0.8, 0.9]), entry("adamw", [0.2, 0.2], [0.95, 0.97])
+    assert "In held-out accuracy, tuned adamw has the best mean, 0.960" in said(*two, metric="accuracy")
+    assert "the ranges do not overlap" in said(*two, metric="accuracy")
+
+
+def test_samples_are_called_hand_set() -> None:
+    assert "untuned hand-set velo-sample" in said(entry("velo-sample", [0.1], hand_set=True), entry("adamw", [0.2]))
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (None, "–"),
+        ({"steps": 1200, "reached": 3, "of": 3}, "1,200"),
+        ({"steps": 12.5, "reached": 2, "of": 3}, "12 (2 of 3 seeds)"),
+        ({"steps": None, "reached": 1, "of": 3}, "never (1 of 3 seeds)"),
+        ({"steps": None, "reached": 0, "of": 3}, "never"),
+    ],
+)
+def test_arrivals_in_words(found: dict[str, Any] | None, text: str) -> None:
+    assert words.arrival(found) == text
+
+
+def test_cells_have_a_small_part() -> None:
+    assert words.parts("0.1 (0.05–0.2)") == ("0.1", "0.05–0.2")
+    assert words.parts("9 runs, 77 s") == ("9 runs", "77 s")
+    assert words.parts("never") == ("never", "")
