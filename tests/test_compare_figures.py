@@ -36,6 +36,7 @@ def test_the_final_loss_is_the_mean_of_the_last_steps() -> None:
         (course([]), "no step"),
         (course([2, 1], evaluations={2: {"test_loss": math.nan}}), "finite"),
         (course([1, 1, 1]), None),
+        (course([1, 1, 1.05]), None),
     ],
 )
 def test_divergence(run: Course, why: str | None) -> None:
@@ -139,6 +140,12 @@ def test_a_learned_optimizer_that_wins() -> None:
     assert "16 % below tuned adamw" in text
 
 
+def test_adamw_is_placed_where_it_is_neither_first_nor_second() -> None:
+    text = said(entry("celo", [0.1, 0.11]), entry("muon", [0.12, 0.13]), entry("adamw", [0.5, 0.5]))
+    assert "tuned adamw is number 3 of 3, 0.500." in text
+    assert words.sentence("tuned a wins. tuned b: untuned c") == "Tuned a wins. Tuned b: untuned c"
+
+
 def test_overlapping_ranges_are_no_victory() -> None:
     text = said(entry("celo", [0.1, 0.2, 0.3]), entry("adamw", [0.25, 0.3, 0.35]), entry("muon", [1.0, 1.0, 1.1]))
     assert text.startswith("No clear winner: untuned celo has the lowest mean")
@@ -180,8 +187,8 @@ def test_samples_are_called_hand_set() -> None:
     [
         (None, "–"),
         ({"steps": 1200, "reached": 3, "of": 3}, "1,200"),
-        ({"steps": 12.5, "reached": 2, "of": 3}, "12 (2 of 3 seeds)"),
-        ({"steps": None, "reached": 1, "of": 3}, "never (1 of 3 seeds)"),
+        ({"steps": 12.5, "reached": 2, "of": 3}, "12 (in 2 of 3 seeds)"),
+        ({"steps": None, "reached": 1, "of": 3}, "never (but in 1 of 3 seeds)"),
         ({"steps": None, "reached": 0, "of": 3}, "never"),
     ],
 )

@@ -177,11 +177,11 @@ def _show(found: Mapping[str, Any], place: Path, console: Console) -> None:
 
     console.print(_verdict(found), style="bold")
     console.print()
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     shown = (0, 1, 2, 3, 4, 6, 10)
     head = words.head(found)
     for i in shown:
-        table.add_column(head[i], justify="right" if i else "left", overflow="fold")
+        table.add_column(head[i], justify="right" if i else "left", overflow="fold", no_wrap=i == 0)
     for each in found["optimizers"]:
         row = words.row(each, found)
         if each["diverged"]:

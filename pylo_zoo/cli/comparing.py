@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pylo_zoo.cli import output
@@ -24,6 +23,8 @@ def watching(*, quiet: bool) -> Iterator[Watch]:
 
 
 class _Watch:
+    """What :class:`~pylo_zoo.compare.running.Watch` asks for, on stderr."""
+
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
         self.left: dict[str, int] = {}
@@ -40,7 +41,7 @@ class _Watch:
     def run(self, title: str, label: str, run: Run) -> Iterator[Callable[[Step], None]]:
         start = time.monotonic()
         self.trained = True
-        with _line(run, self.quiet) as listen:
+        with watched(run, quiet=self.quiet, title=f"{self.finished + 1}/{self.runs}  {title}") as listen:
             yield listen
         steps, seconds = self.pace.get(label, (0, 0.0))
         self.pace[label] = (steps + run.plan.steps, seconds + time.monotonic() - start)
@@ -54,17 +55,15 @@ class _Watch:
             last = course.losses[-max(1, len(course.losses) // 20) :]
             what = f"loss {sum(last) / len(last):.4g}"
         again = "" if self.trained else ", as it was found"
-        left = f", about {self._seconds():.0f} s left" if self.pace and self.finished < self.runs else ""
+        left = f", about {self._seconds():.0f} s left" if self._known() else ""
         self.trained = False
         output.note(f"{self.finished}/{self.runs}  {title}: {what}{again}{left}", quiet=self.quiet)
 
+    def _known(self) -> bool:
+        """Whether each optimizer that still has steps to make has made some."""
+        return self.finished < self.runs and all(label in self.pace for label, steps in self.left.items() if steps > 0)
+
     def _seconds(self) -> float:
-        """Time that is left, by what each optimizer's steps took, or all of them together."""
-        steps, seconds = (sum(each) for each in zip(*self.pace.values(), strict=True))
-        mean = seconds / max(steps, 1)
+        """Time that is left, by what each optimizer's steps took."""
         paces = {label: seconds / max(steps, 1) for label, (steps, seconds) in self.pace.items()}
-        return sum(max(0, steps) * paces.get(label, mean) for label, steps in self.left.items())
-
-
-def _line(run: Run, quiet: bool) -> AbstractContextManager[Callable[[Step], None]]:
-    return watched(run, quiet=quiet or not sys.stderr.isatty())
+        return sum(max(0, steps) * paces.get(label, 0.0) for label, steps in self.left.items())

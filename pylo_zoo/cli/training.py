@@ -19,8 +19,8 @@ SMOOTH = 0.98
 
 
 @contextmanager
-def watched(run: Run, *, quiet: bool) -> Iterator[Callable[[Step], None]]:
-    """A function that hears of each step and shows where the run is, if somebody is looking."""
+def watched(run: Run, *, quiet: bool, title: str | None = None) -> Iterator[Callable[[Step], None]]:
+    """A function that hears of each step and shows where the run is, under ``title``, if somebody is looking."""
     if quiet or not sys.stderr.isatty():
         yield lambda step: None
         return
@@ -35,7 +35,7 @@ def watched(run: Run, *, quiet: bool) -> Iterator[Callable[[Step], None]]:
         TimeRemainingColumn(),
     )
     progress = Progress(*columns, console=Console(stderr=True, highlight=False), transient=True)
-    title = output.printable(f"{run.task.name}, {run.recipe.label}, seed {run.plan.seed}")
+    title = output.printable(title or f"{run.task.name}, {run.recipe.label}, seed {run.plan.seed}")
     figures = _Figures()
     with progress:
         row = progress.add_task(title, total=run.plan.steps, figures="")

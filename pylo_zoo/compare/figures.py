@@ -7,6 +7,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+RISEN = 0.1
+"""A run diverged that ends higher than its initial loss by more than this share of it. The initial loss is a single
+batch's, hence the margin: an optimizer that has hardly moved did not diverge."""
+
 
 @dataclass(frozen=True)
 class Course:
@@ -71,7 +75,7 @@ def diverged(course: Course, last: int) -> str | None:
         return "it made no step"
     if not all(math.isfinite(value) for value in (*course.losses, *course.final.values())):
         return "its loss was no longer a finite number"
-    if statistics.fmean(course.losses[-last:]) > course.losses[0]:
+    if statistics.fmean(course.losses[-last:]) > course.losses[0] + RISEN * abs(course.losses[0]):
         return "its loss ended above where it began"
     return None
 

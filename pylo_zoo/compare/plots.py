@@ -156,10 +156,8 @@ def _times(axes: Axes, optimizers: Sequence[Mapping[str, Any]]) -> None:
         axes.barh(place, each["model_ms"], color="#c9c9c9", height=0.6)
         axes.barh(place, each["optimizer_ms"], left=each["model_ms"], color=COLOURS[0], height=0.6)
         text = f"{each['optimizer_ms']:.3g} of {total:.3g} ms: {100 * each['share']:.0f} %"
-        inside = total > 0.55 * longest
-        x = total - 0.02 * longest if inside else total + 0.02 * longest
-        white = inside and each["optimizer_ms"] > 0.5 * longest
-        axes.text(x, place, text, va="center", ha="right" if inside else "left", color="white" if white else "black")
+        axes.text(total + 0.02 * longest, place, text, va="center")
+    axes.set_xlim(0, 1.55 * longest)  # room for the text of the longest
     axes.set_yticks(range(len(known)), [_safe(each["label"]) for each in known], **{"parse_math": False})
     axes.set_ylim(len(known) - 0.4, -0.6)
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,7 +55,8 @@ def arrival(found: Entry | None) -> str:
     """Steps to a target; ``never`` where not even half the seeds reached it."""
     if found is None:
         return NONE
-    share = f" ({found['reached']} of {found['of']} seeds)" if 0 < found["reached"] < found["of"] else ""
+    but = "but in " if found["steps"] is None else "in "
+    share = f" ({but}{found['reached']} of {found['of']} seeds)" if 0 < found["reached"] < found["of"] else ""
     steps = "never" if found["steps"] is None else f"{found['steps']:,.0f}"  # a median of two may be a half
     return f"{steps}{share}"
 
@@ -126,6 +128,9 @@ def verdict(found: Entry) -> str:
     if not sound:
         return "Every optimizer diverged in one seed at least: nothing is to be compared."
     said = [_first(sound, found)]
+    place = next((i for i, each in enumerate(sound) if each["label"] == found["reference"]), 0)
+    if _named(sound[place]) not in said[0]:
+        said.append(f"{_named(sound[place])} is number {place + 1} of {len(sound)}, {ranged(sound[place]['loss'])}.")
     if (best := _held_out(sound, found)) is not None:
         said.append(best)
     if broken:
@@ -291,7 +296,8 @@ def _method(found: Entry) -> list[str]:
     return [
         f"Every optimizer got the same initial weights and batches in each seed. A loss is the mean of the last {last} "
         f"(5 %), {of} over {count(len(found['seeds']), 'seed')}; results.json has the standard deviation, too. "
-        "Milliseconds are medians; a step is the model's work and the optimizer's, without evaluations.",
+        "Milliseconds are medians; a step is the model's work and the optimizer's, without evaluations. Diverged is "
+        "who met a loss that is no finite number, or ended more than 10 % above the initial one.",
         f"Steps to {reference}: after how many an optimizer's loss, averaged over {last}, is at {reference}'s final "
         "loss of the same seed; the median over seeds, and “never” where not even half of them get there. The next "
         "column turns that round. A schedule that falls to 0 lets most of the loss fall at the end of a run.",
@@ -309,8 +315,10 @@ CAPTIONS = {
 
 
 def sentence(text: str) -> str:
-    """``text`` with a capital at its beginning."""
-    return text[:1].upper() + text[1:]
+    """``text`` with a capital at the beginning of each sentence."""
+    return re.sub(
+        r"(^|\. )(tuned|untuned)\b", lambda match: match[1] + match[2].capitalize(), text[:1].upper() + text[1:]
+    )
 
 
 def setting(found: Entry) -> str:
