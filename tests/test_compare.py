@@ -109,6 +109,7 @@ def test_a_diverging_optimizer_is_a_result(tmp_path: Path) -> None:
     assert found["optimizers"][1]["loss"] is None
     assert "Diverged: sgd in 2 of 2." in found["verdict"]
     assert "✕ 2 of 2" in (tmp_path / "out/report.md").read_text()
+    assert "sgd" in found["verdict"].partition("Diverged")[2]
 
 
 # --- interruptions -----------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pylo_zoo.compare.figures import Band, band, smoothed
+from pylo_zoo.compare.figures import Band, Course, band, diverged, smoothed
+from pylo_zoo.compare.plan import LAST
 from pylo_zoo.compare.running import Outcome
 from pylo_zoo.errors import ZooError
 from pylo_zoo.parity.phrases import clipped
@@ -95,9 +96,13 @@ def _png(content: Callable[[Axes], None], named: Sequence[Outcome]) -> bytes:
 
 
 def _sound(outcome: Outcome) -> list[int]:
-    """Runs that have something to draw; those that broke off early would cut the band short."""
-    whole = [i for i, course in enumerate(outcome.courses) if course.losses and not course.stopped]
+    """Runs to draw: those that did not diverge, which would cut the band short or blow it up; if all did, those."""
+    whole = [i for i, course in enumerate(outcome.courses) if not _broken(course)]
     return whole or [i for i, course in enumerate(outcome.courses) if course.losses]
+
+
+def _broken(course: Course) -> bool:
+    return diverged(course, max(1, round(LAST * len(course.losses)))) is not None
 
 
 def _steps(outcome: Outcome, i: int, window: int) -> tuple[list[float], list[float]]:
@@ -135,12 +140,29 @@ def _curves(axes: Axes, outcomes: Sequence[Outcome], curve: Callable[[Outcome], 
         axes.plot(found.x, found.middle, linewidth=1.8, zorder=3, **look, **marker)
         if found.low != found.high:
             axes.fill_between(found.x, found.low, found.high, color=look["color"], alpha=0.15, linewidth=0, zorder=2)
-        values += [value for value in (*found.low, *found.high) if math.isfinite(value)]
-    positive = [value for value in values if value > 0]
-    if positive and len(positive) == len(values) and max(positive) > 10 * min(positive):
-        axes.set_yscale("log")
+        if not _lost(outcome):
+            values += [value for value in (*found.low, *found.high) if math.isfinite(value)]
+    _limit(axes, values)
     axes.set_xlim(left=0)
     axes.grid(color="#dddddd", linewidth=0.6, zorder=1)
+
+
+def _lost(outcome: Outcome) -> bool:
+    """Whether every run diverged."""
+    return all(map(_broken, outcome.courses))
+
+
+def _limit(axes: Axes, values: Sequence[float]) -> None:
+    """Have ``values`` fill the height; what diverged leaves it."""
+    if not values:
+        return
+    low, high = min(values), max(values)
+    if low > 0 and high > 10 * low:
+        axes.set_yscale("log")
+        axes.set_ylim(low / 1.25, high * 1.25)
+    else:
+        room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+        axes.set_ylim(low - room, high + room)
 
 
 def _look(place: int) -> dict[str, Any]:
@@ -177,11 +199,12 @@ def _finish(axes: Axes, title: str, about: str, unit: str) -> None:
 def _legend(figure: Figure, outcomes: Sequence[Outcome]) -> None:
     from matplotlib.lines import Line2D
 
+    lost = {True: " (diverged)", False: ""}
     handles = [
-        Line2D([], [], linewidth=2.5, label=_safe(outcome.recipe.label), **_look(place))
+        Line2D([], [], linewidth=2.5, label=_safe(outcome.recipe.label) + lost[_lost(outcome)], **_look(place))
         for place, outcome in enumerate(outcomes)
     ]
-    columns = min(len(handles), 4)
+    columns = min(len(handles), 4 if len(handles) != 5 else 3)
     made = figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, handlelength=1.6)
     for text in made.get_texts():
         text.set_parse_math(False)

@@ -35,7 +35,9 @@ def figure(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``42 s``, ``3.5 min``, ``2.1 h``."""
+    """``< 0.1 s``, ``42 s``, ``3.5 min``, ``2.1 h``."""
+    if seconds < 0.1:
+        return "< 0.1 s"
     for limit, size, unit in ((120, 1, "s"), (7200, 60, "min"), (float("inf"), 3600, "h")):
         if seconds < limit:
             return f"{number(seconds / size, 2)} {unit}"
