@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -98,7 +99,7 @@ def compare(
         device,
     )
     if tune == "all":  # but those whose learning rate is given
-        wanted = plan.replace(wanted, tune=[name for name in names if name not in wanted.lrs])
+        wanted = dataclasses.replace(wanted, tune=[name for name in names if name not in wanted.lrs])
     plots.check()
     for name, address in plan.downloads(wanted).items():
         output.note(f"{name} is not part of this package: {address}", quiet=quiet)
@@ -113,7 +114,7 @@ def compare(
         with watching(quiet=quiet) as watch:
             outcomes = running.run_all(comparison, place, watch)
     except KeyboardInterrupt:
-        output.note(f"Finished runs are kept in {place}. Go on with: {command}")
+        output.note(f"All that was done is kept in {place}. Go on with: {command}")
         raise
     output.note("Measuring the memory of a step …", quiet=quiet)
     found = report.results(comparison, outcomes, command=command, state=state)
