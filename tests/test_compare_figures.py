@@ -159,6 +159,11 @@ def test_one_seed_is_called_that() -> None:
     assert "may be chance" in text
 
 
+def test_seeds_without_a_spread_are_called_that() -> None:
+    text = said(entry("celo", [0.1, 0.1]), entry("adamw", [0.3, 0.3]))
+    assert text.endswith("the seeds make no difference.")
+
+
 def test_equal_losses() -> None:
     assert "end at the same training loss, 0.200" in said(entry("celo", [0.2, 0.2]), entry("adamw", [0.2, 0.2]))
 

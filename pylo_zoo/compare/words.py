@@ -160,9 +160,11 @@ def _first(sound: Sequence[Entry], found: Entry) -> str:
     close = [each for each in others if _overlap(winner, each)]
     if not close:
         margin = _margin(winner, second)
+        fixed = all(each["loss"]["min"] == each["loss"]["max"] for each in (winner, second))
+        apart = "the seeds make no difference" if fixed else f"their ranges over {seeds} seeds do not overlap"
         return (
             f"{_named(winner)} ends at the lowest training loss, {ranged(winner['loss'])}, {margin}"
-            f"{_named(second)}, {ranged(second['loss'])}; their ranges over {seeds} seeds do not overlap."
+            f"{_named(second)}, {ranged(second['loss'])}; {apart}."
         )
     names = _listed([_named(each) for each in close])
     return (
@@ -287,7 +289,7 @@ def _searched(each: Entry) -> str:
     edge = "; it lies at the edge of what was tried, and a better one may lie beyond" if tuning["at_edge"] else ""
     return (
         f"{each['label']} was tuned: {count(tuning['runs'], 'learning rate')} from {min(rates):.3g} to {max(rates):.3g}"
-        f"{grown}, {tuning['steps']:,} steps in all, {duration(tuning['seconds'])}; the best is "
+        f"{grown}, {tuning['steps'] // tuning['runs']:,} steps each, {duration(tuning['seconds'])} in all; the best is "
         f"{tuning['lr']:.3g}{edge}." + (f" {lost} of them diverged." if lost else "")
     )
 
