@@ -103,7 +103,7 @@ def rate(step: int, steps: int) -> float:
 
 
 def read_text(path: Path | None) -> str:
-    """The file's, or what Python itself has to say on its own language: some 700,000 characters."""
+    """The file's, or what Python itself has to say on its own language: some half a million characters."""
     if path is not None:
         return path.read_text(encoding="utf-8")
     from pydoc_data.topics import topics
