@@ -37,6 +37,7 @@ ARROWS = {
     "compat": "artifact config convert errors fetch formats optim registry torch weights",
     "tasks": "errors sklearn torch",
     "train": "artifact config converters errors fetch files optim registry tasks torch weights",
+    "bench": "artifact config converters errors files ops optim pylo_zoo registry torch weights",
     "reference": "config errors flax jax numpy",
     "parity": "artifact config convert converters errors fetch flax files formats hub jax jinja2 nets numpy ops optax "
     "optim pylo_zoo reference registry rich torch weights",
@@ -44,8 +45,8 @@ ARROWS = {
     "samples": "config converters formats numpy",
     "publish": "artifact config converters errors fetch files hub huggingface_hub jinja2 matplotlib optim parity "
     "pylo_zoo registry usage yaml",
-    "cli": "artifact config convert converters errors fetch formats hub optim parity publish pylo_zoo registry rich "
-    "tasks train typer usage weights",
+    "cli": "artifact bench config convert converters errors fetch formats hub optim parity publish pylo_zoo registry "
+    "rich tasks train typer usage weights",
 }
 LAYERS = {layer: set(allowed.split()) for layer, allowed in ARROWS.items()}
 # These wait until a function needs them: the command line answers before torch is loaded, and whoever only trains
