@@ -1,4 +1,4 @@
-"""How docstrings become Markdown: roles become links, examples blocks, and arguments that share a text have one each."""
+"""How docstrings become Markdown: roles become links, examples blocks, and shared texts of arguments one for each."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def command_line() -> str:
-    """Every command's help, as the terminal shows it, 100 columns wide."""
+    """Every command's help, as the terminal shows it, 88 columns wide."""
     parts = [
         "# Command line",
         "What `--help` prints, written at each build of this site. Every command takes `--json`; results go to stdout, "
@@ -110,7 +110,7 @@ def helps() -> dict[str, str]:
     from pylo_zoo.cli import app
 
     before = {name: os.environ.get(name) for name in ("COLUMNS", "TERMINAL_WIDTH")}
-    os.environ |= dict.fromkeys(before, "100")
+    os.environ |= dict.fromkeys(before, "88")
     try:
         group: Any = typer.main.get_command(app)
         with group.make_context("pylo-zoo", ["list"], resilient_parsing=True) as context:

@@ -92,7 +92,7 @@ def facts(name: str) -> str:
         rows.append(("an artifact may set", ", ".join(f"`{key}={value}`" for key, value in stated.items())))
         rows.append(("released behaviour", _behavior(family)))
     table = "\n".join(f"| {key} | {value} |" for key, value in rows)
-    return f"```text\n{signature(name)}\n```\n\n| | |\n| --- | --- |\n{table}\n"
+    return f"```text\n{signature(name)}\n```\n\n| | `{name}` |\n| --- | --- |\n{table}\n"
 
 
 def _needs(cls: Any) -> str:
@@ -129,7 +129,7 @@ def _memory(name: str, artifact: Artifact | None) -> str:
 
 def overview() -> str:
     """One line a class."""
-    lines = ["| optimizer | paper | loss, `num_steps` | bytes of state a parameter | in one line |"]
+    lines = ["| optimizer | in one line | loss, `num_steps` | bytes of state a parameter | paper |"]
     lines.append("| --- | --- | :-: | ---: | --- |")
     for name in CLASSES:
         cls: Any = getattr(optim, name)
@@ -140,7 +140,7 @@ def overview() -> str:
         loss = "yes" if getattr(cls, "needs_loss", False) else "–"
         memory = _memory(name, artifact).split()[0]
         anchor = name.lower()
-        lines.append(f"| [`{name}`](#{anchor}) | {paper} | {loss} | {memory} | {ONE_LINE[name]} |")
+        lines.append(f"| [`{name}`](#{anchor}) | {ONE_LINE[name]} | {loss} | {memory} | {paper} |")
     return "\n".join(lines) + "\n"
 
 

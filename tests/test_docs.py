@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import os
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -222,7 +224,7 @@ def texts() -> set[str]:
     for path in (ROOT / "pylo_zoo").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             own = [_text(argument) for argument in node.args] if isinstance(node, ast.Call) else []
-            found |= {*own, *(f"{one} {other}" for one, other in zip(own, own[1:], strict=False))}
+            found |= {*own, *(f"{one} {other}" for one, other in pairwise(own))}
             if isinstance(node, ast.expr):
                 found.add(_text(node))
     return {text for text in found if text}
@@ -272,7 +274,8 @@ def public(module: Any) -> dict[str, Any]:
         if name.startswith("_") or not (inspect.isclass(value) or inspect.isfunction(value)):
             continue
         found[f"{module.__name__}.{name}"] = value
-        for member in vars(value) if inspect.isclass(value) else ():
+        fields = {field.name for field in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else set()
+        for member in set(vars(value)) - fields if inspect.isclass(value) else ():
             defined = inspect.getattr_static(value, member)
             if not member.startswith("_") and isinstance(defined, (property, classmethod, staticmethod)):
                 found[f"{module.__name__}.{name}.{member}"] = getattr(value, member)
