@@ -154,10 +154,15 @@ def source(module: str) -> Path:
 
 
 def exported(module: str) -> list[str]:
-    """What ``__all__`` names, apart from the version, in its order; nothing where there is none."""
+    """What ``__all__`` names, apart from the version, in its order; nothing where there is none.
+
+    A function with the name of a submodule beside it (``optim.muon``) is left out: the two are one name to the tool that
+    reads the code. It stands where it is defined.
+    """
     for node in ast.parse(source(module).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and any(isinstance(to, ast.Name) and to.id == "__all__" for to in node.targets):
-            return [name for name in ast.literal_eval(node.value) if not name.startswith("_")]
+            names = ast.literal_eval(node.value)
+            return [n for n in names if not n.startswith("_") and not source(module).with_name(f"{n}.py").is_file()]
     return []
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from pylo_zoo import converters, optim
+import pylo_zoo.optim as optim
+from pylo_zoo import converters
 from pylo_zoo.artifact import Artifact, Converter, SourceRecord
 from pylo_zoo.config import to_dict
 from pylo_zoo.optim.base import LearnedOptimizer
