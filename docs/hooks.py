@@ -156,8 +156,8 @@ def source(module: str) -> Path:
 def exported(module: str) -> list[str]:
     """What ``__all__`` names, apart from the version, in its order; nothing where there is none.
 
-    A function with the name of a submodule beside it (``optim.muon``) is left out: the two are one name to the tool that
-    reads the code. It stands where it is defined.
+    A function with the name of a submodule beside it (``optim.muon``) is left out: the two are one name to the tool
+    that reads the code. It stands where it is defined.
     """
     for node in ast.parse(source(module).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and any(isinstance(to, ast.Name) and to.id == "__all__" for to in node.targets):
