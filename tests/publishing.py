@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
+import pytest
 from hub_double import TOKEN, HubDouble, Repo, Request
 from hub_git import Commit
 from proofs import proof, random_weights
 
 from pylo_zoo import artifact
 from pylo_zoo.errors import ZooError
+from pylo_zoo.fetch import Access, Policy
 from pylo_zoo.hub.names import Repository
-from pylo_zoo.publish import Plan, prepare
-from pylo_zoo.publish.push import MARK
+from pylo_zoo.publish import Options, Plan, Published, prepare
+from pylo_zoo.publish.push import MARK, _Push, send
 
 FAMILY = "celo-adam"
 """The one that is proven fastest."""
@@ -83,3 +86,36 @@ def words(error: ZooError) -> str:
     assert "sekret" not in said.lower()
     assert "X-Amz" not in said
     return said
+
+
+class Publisher:
+    """Somebody who publishes; what was said to him, and what he would have waited."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.sleeps: list[float] = []
+        self.policy = Policy(timeout=5, sleep=self.sleeps.append)
+
+    @property
+    def access(self) -> Access:
+        return Access(policy=self.policy, say=self.said.append)
+
+    def send(self, what: Plan | None = None, **options: Any) -> Published:
+        return send(what or light(), Options(**options), self.access)
+
+    def dry(self, what: Plan | None = None, **options: Any) -> Published:
+        return _Push(what or light(), Options(**options), self.access).dry()
+
+    def refused(self, kind: type[ZooError], what: Plan | None = None, **options: Any) -> str:
+        with pytest.raises(ZooError) as caught:
+            self.send(what, **options)
+        assert caught.type is kind
+        return words(caught.value)
+
+
+def watched(hub: HubDouble) -> Iterator[Publisher]:
+    """Somebody who publishes, and whose token goes nowhere but into headers."""
+    publisher = Publisher()
+    yield publisher
+    assert "sekret" not in " ".join(publisher.said)
+    assert not any(TOKEN.encode() in request.body for request in hub.log), "no token in a file or a message"

@@ -21,7 +21,7 @@ from pylo_zoo.hub.names import Repository
 from pylo_zoo.publish.plan import Plan, is_of
 from pylo_zoo.registry import Entry
 
-PINNED = (artifact.CONFIG, artifact.WEIGHTS, artifact.PARITY, artifact.VECTORS)
+PINNED: tuple[str, ...] = (artifact.CONFIG, artifact.WEIGHTS, artifact.PARITY, artifact.VECTORS)
 """The files whose hashes are pinned: what an artifact is. Its card may be written anew."""
 KEY = "artifact"
 
@@ -134,23 +134,19 @@ def _replaced(text: str, name: str, pin: Mapping[str, Any]) -> str:
     if old.flow_style:
         raise ZooError(f"The registry's {name} is not written as a block.", "Write it one field a line.")
     source = text.splitlines(keepends=True)
-    ends = {key.value: max(key.start_mark.line + 1, _end(source, value)) for key, value in old.value}
+    ends = {key.value: _end(key, value) for key, value in old.value}
     start = next((key.start_mark.line for key, _ in old.value if key.value == KEY), max(ends.values()))
     lines = _lines(pin, " " * old.value[0][0].start_mark.column)
     return _inserted(source[:start], lines, source[ends.get(KEY, start) :])
 
 
-def _end(source: list[str], node: yaml.Node) -> int:
-    """The line after the last one of ``node``; a block's mark stands behind the blank lines and comments after it."""
-    line = node.end_mark.line + (1 if node.end_mark.column else 0)
-    last = node
-    while isinstance(last, yaml.CollectionNode) and last.value:
-        last = last.value[-1][1] if isinstance(last, yaml.MappingNode) else last.value[-1]
-    if isinstance(last, yaml.ScalarNode) and last.style in ("|", ">"):
-        return line  # what looks like a comment there is text
-    while line > node.start_mark.line + 1 and (not source[line - 1].strip() or source[line - 1].lstrip()[0] == "#"):
-        line -= 1
-    return line
+def _end(key: yaml.Node, value: yaml.Node) -> int:
+    """The line after the last one of a field; a block's own mark stands farther on, at whatever comes next."""
+    if isinstance(value, yaml.CollectionNode) and value.value and not value.flow_style:
+        last = value.value[-1]
+        return _end(*last) if isinstance(last, tuple) else _end(last, last)
+    mark = value.end_mark  # of an alias, that of what it stands for, farther up
+    return max(key.start_mark.line + 1, mark.line + (1 if mark.column else 0))
 
 
 def _lines(values: Mapping[str, Any], indent: str = "") -> list[str]:
