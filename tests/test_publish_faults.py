@@ -43,7 +43,6 @@ CALLS = {
     "tag": ("POST", "/tag/"),
 }
 FAULTS = {
-    "503": hub_faults.status(503),
     "429": hub_faults.status(429, Retry_After="7"),
     "reset": hub_faults.reset,
     "lost": hub_faults.lost,
