@@ -84,9 +84,9 @@ def test_private(hub: HubDouble, somebody: Publisher) -> None:
     assert hub.repos[REPO].private
     assert somebody.said == []
     hub.create("org/open")
-    there = somebody.send(replace(light(), repo=replace(light().repo, id="org/open")), private=True)
-    assert there.private is False
-    assert "is public, and stays so" in somebody.said[0]
+    open_plan = replace(light(), repo=replace(light().repo, id="org/open"))
+    assert "org/open is public" in somebody.refused(ZooError, open_plan, private=True)
+    assert len(hub.repos["org/open"].commits) == 1
 
 
 def test_a_pull_request_and_again(hub: HubDouble, somebody: Publisher) -> None:
@@ -303,10 +303,17 @@ def test_a_token_of_ones_own(hub: HubDouble) -> None:
 
 def test_a_repository_that_somebody_makes_meanwhile(hub: HubDouble, somebody: Publisher) -> None:
     hub.on("POST", "/repos/create", lambda request: hub.create(REPO), times=1)
-    assert not somebody.send(private=True).created
+    assert not somebody.send().created
     assert "was there when it was to be made" in somebody.said[0]
-    assert "is public, and stays so" in somebody.said[1]
     assert holds(hub.repos[REPO], light())
+
+
+def test_a_public_repository_that_somebody_makes_meanwhile_gets_nothing_private(
+    hub: HubDouble, somebody: Publisher
+) -> None:
+    hub.on("POST", "/repos/create", lambda request: hub.create(REPO), times=1)
+    assert "is public" in somebody.refused(ZooError, private=True)
+    assert len(hub.repos[REPO].commits) == 1
 
 
 def test_a_repository_that_somebody_fills_meanwhile(hub: HubDouble, somebody: Publisher) -> None:

@@ -11,10 +11,11 @@ import errno
 import os
 import re
 import socket
+import sys
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -84,6 +85,8 @@ def ask(
         ZooError: the client's cache cannot be written.
     """
 
+    handled = sys.exc_info()[1]  # what the caller is handling, which Python would make part of whatever happens here
+
     def attempt() -> Result:
         if not offline:
             _knock(policy)
@@ -93,7 +96,7 @@ def ask(
                 return action()
         except Exception as error:  # the client lets through whatever its HTTP library and its Xet library raise
             # Not "from error": its text may hold a signed address.
-            raise _meaning(subject, error, offline=offline) from None
+            raise _meaning(subject, list(_chain(error, handled)), offline=offline) from None
 
     return retrying(attempt, subject.uri, policy)
 
@@ -197,10 +200,11 @@ def _reticent(bars: bool) -> Iterator[None]:
 # --- what an exception means -------------------------------------------------------------------------------------
 
 
-def _meaning(subject: Subject, error: Exception, *, offline: bool) -> Exception:
+def _meaning(subject: Subject, chain: Sequence[BaseException], *, offline: bool) -> Exception:
+    """What the first of ``chain`` means; the others are its causes."""
     from huggingface_hub import errors
 
-    chain = list(_chain(error))
+    error = chain[0]
     told = next((each for each in chain if isinstance(each, (Transient, ZooError))), None)
     if isinstance(told, (Transient, ZooError)):
         return told
@@ -223,6 +227,10 @@ def _meaning(subject: Subject, error: Exception, *, offline: bool) -> Exception:
         return Forbidden(f"{subject.uri}: no token was given.", "Set HF_TOKEN, give --token, or run `hf auth login`.")
     if isinstance(error, errors.HFValidationError):
         return FetchError(f"{subject.uri} is no name on the Hub.", "Check the name.")
+    if status in (401, 403) and any(_method(each) == "PUT" for each in chain):
+        return Transient(
+            f"was refused by the storage of large files ({status})"
+        )  # its addresses are signed for a while
     if status is not None:
         return _refused(subject, status)
     full = next((each for each in chain if getattr(each, "errno", None) in _DISK), None)
@@ -254,10 +262,16 @@ def _refused(subject: Subject, status: int) -> Exception:
     return FetchError(f"{subject.uri} answered {status}.", "Check the name, or try again later.")
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
+def _chain(error: BaseException | None, end: BaseException | None) -> Iterator[BaseException]:
+    while error is not None and error is not end:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def _method(error: BaseException) -> str | None:
+    with suppress(AttributeError, RuntimeError):  # an answer need not know its request
+        return error.response.request.method  # pyright: ignore[reportAttributeAccessIssue]
+    return None
 
 
 def _status(error: BaseException) -> int | None:

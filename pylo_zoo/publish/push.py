@@ -212,6 +212,11 @@ class _Push:
         changes = self._changes(there)
         if there is None:
             return changes
+        if self.options.private and not there.private:
+            raise ZooError(
+                f"{self.plan.repo.uri} is public, and --private makes new repositories alone private.",
+                "Make it private on its page, or leave --private out.",
+            )
         is_same = set(changes.values()) <= {"same"}
         holds = sorted(name for name in there.files if name not in (".gitattributes", artifact.CARD))
         if holds and not (is_same or self.options.exist_ok or self.options.create_pr):
@@ -268,8 +273,6 @@ class _Push:
         if there.repo != self.target:
             self.hub.branch(self.plan.repo, self.target.revision or MAIN)
             there = self.hub.look(self.target)
-        if self.options.private and not there.private:
-            self.access.say(f"{self.plan.repo.uri} is public, and stays so: --private is for new repositories.")
         return there
 
     def _commit(self, there: Snapshot, changes: Mapping[str, Step]) -> tuple[str, str | None]:
