@@ -219,11 +219,14 @@ class _Push:
         commit = refs.tags.get(tag) if tag else None
         if commit is None:
             return
-        tagged = self.hub.look(self.plan.repo.at(commit))
-        if not set(self._changes(tagged).values()) <= {"same"} or commit != there.commit:
+        if not self._is_at(commit):
             raise ZooError(
                 f"{self.plan.repo.uri} has a tag {tag} already, on {commit[:12]}.", "Tags are not moved: give another."
             )
+
+    def _is_at(self, commit: str) -> bool:
+        """Whether ``commit`` holds just this content; others may have committed more since a run that was cut off."""
+        return set(self._changes(self.hub.look(self.plan.repo.at(commit))).values()) <= {"same"}
 
     # --- sending ---------------------------------------------------------------------------------------------
 
@@ -370,7 +373,7 @@ class _Push:
             self.hub.tag(self.plan.repo, tag, commit, f"{self.plan.artifact.name}, by pylo-zoo")
         except Conflict:
             there = self.hub.refs(self.plan.repo).tags.get(tag)
-            if there != commit:
+            if there != commit and not (there and self._is_at(there)):
                 raise ZooError(
                     f"Published as {commit}, but its tag {tag} stands on {str(there)[:12]}.",
                     "Tags are not moved: run this again with another --tag.",
