@@ -19,11 +19,11 @@ from hub_client import connect
 from hub_double import HubDouble
 from hub_faults import Chaos
 from hub_invariants import NAME, TAG
-from hub_misfortunes import ALL, PASSING, Disk, nobody_else
+from hub_misfortunes import ALL, GONE, PASSING, Disk, nobody_else
 
 from pylo_zoo import weights
 from pylo_zoo.errors import ZooError
-from pylo_zoo.fetch import Access, Policy, store
+from pylo_zoo.fetch import Access, FetchError, Policy, store
 from pylo_zoo.publish import push
 from pylo_zoo.publish.plan import Plan
 from pylo_zoo.publish.push import Options
@@ -212,6 +212,13 @@ def test_wrong_bytes_that_the_client_keeps_are_fetched_again(battle: Battle) -> 
     battle.hub.plant("HEAD", "/resolve/.*/README.md", hub_faults.headers(ETag='"0"'))
     assert weights.pull(f"hf://{NAME}", access=battle.access).fetched
     invariants.check_complete(store.home(), repo)
+
+
+def test_an_upload_is_not_sent_on_unencrypted(battle: Battle) -> None:
+    """The client makes a GET of the PUT, which bears no sign of ours any more."""
+    battle.hub.plant("PUT", ".", hub_faults.redirect(GONE))
+    with pytest.raises(FetchError, match="not encrypted"):
+        push.send(battle.plan, Options(), battle.access)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from pylo_zoo import __version__
 from pylo_zoo.errors import ZooError
@@ -131,8 +131,7 @@ class _Guard:
         if not _ours(request):
             return
         request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), self.timeout)
-        if request.url.scheme != "https" and not is_loopback(request.url.host):
-            raise FetchError(f"{shown(str(request.url))} is not encrypted, and was not asked.", "Check HF_ENDPOINT.")
+        _check_encrypted(str(request.url))
 
     def response(self, response: Any) -> None:
         """Refuse what would name a file outside the cache, and leave waiting to :func:`retrying`.
@@ -145,6 +144,9 @@ class _Guard:
             return
         if response.status_code in TRANSIENT:
             raise Transient(f"answered {response.status_code}", after=retry_after(response.headers.get("Retry-After")))
+        if location := response.headers.get("Location"):
+            # Where a PUT is sent on by a GET, that is not known for ours.
+            _check_encrypted(urljoin(str(response.request.url), location))
         for name, allowed in NAMED.items():
             value = response.headers.get(name)
             if value is not None and not allowed.fullmatch(value):
@@ -155,6 +157,12 @@ class _Guard:
 
 
 _GUARD = _Guard()
+
+
+def _check_encrypted(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
+        raise FetchError(f"{shown(url)} is not encrypted, and was not asked.", "Check HF_ENDPOINT.")
 
 
 def _ours(request: Any) -> bool:
