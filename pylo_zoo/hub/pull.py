@@ -8,7 +8,6 @@ every file.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access, FetchError, Unavailable, fetch, lockfile, parse, store
 from pylo_zoo.fetch import hub as client
 from pylo_zoo.fetch.lockfile import RepositoryPin
-from pylo_zoo.files import explained, left_behind, staged_directory
+from pylo_zoo.files import explained, staged_directory, sweep
 from pylo_zoo.hub.api import Hub, RemoteFile, Snapshot
 from pylo_zoo.hub.names import Repository
 
@@ -198,7 +197,7 @@ def _fetch(repo: Repository, known: Mapping[str, str], access: Access) -> dict[s
             raise NotAnArtifact(snapshot)
     hashes = {name: store.digest(path) for name, path in paths.items()}
     target = place(repo, repo.commit)
-    _sweep(target)
+    sweep(target)
     with staged_directory(target, store.ANOTHER_CACHE) as staging:
         with explained(target, store.ANOTHER_CACHE):
             for name, path in paths.items():
@@ -253,11 +252,3 @@ def _blob(path: Path) -> str:
 def _is_artifact(config: Path) -> bool:
     """Whether a ``config.json`` is one of ours; PyLO's repositories have one, too."""
     return b'"format_version"' in config.read_bytes()
-
-
-def _sweep(target: Path) -> None:
-    """Remove what a process that was killed had begun to write for ``target``; the caller holds its lock."""
-    if target.parent.is_dir():
-        for name in os.listdir(target.parent):
-            if left_behind(name) and name.startswith(f".{target.name}."):
-                shutil.rmtree(target.parent / name, ignore_errors=True)
