@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
 from hub_double import TOKEN, HubDouble, Repo
 from trees import synthetic_artifact
 
@@ -26,8 +27,10 @@ SECRETS = (TOKEN, "sekret")  # the latter is in every signed address of the doub
 
 def small_plan(directory: Path) -> Plan:
     """A publication of a few kilobytes: one large file, which goes to the storage, and two small ones."""
-    artifact.write(synthetic_artifact("elo"), directory)
-    return prepare(directory, Repository(NAME), license="MIT", allow_unverified=True)
+    with pytest.MonkeyPatch.context() as patch:  # the fixtures that call this come before each test's own cache
+        patch.setenv("PYLO_ZOO_HOME", str(directory.parent / "home"))
+        artifact.write(synthetic_artifact("elo"), directory)
+        return prepare(directory, Repository(NAME), license="MIT", allow_unverified=True)
 
 
 def hashes(files: Mapping[str, bytes]) -> dict[str, str]:
