@@ -293,7 +293,10 @@ def test_json_is_whole_or_absent(capsys: Capture, tmp_path: Path, monkeypatch: p
         "export": (["zoo/elo", "--out", "x"], ["nothing", "--out", "y"]),
         "verify": (["zoo/elo", "-q"], ["nothing"]),
         "pull": (["zoo/elo"], ["nothing"]),
-        "publish": (["zoo/elo", "--repo-id", "a/b", "--license", "MIT", "--allow-unverified", "--dry-run", "-q"], ["x"]),
+        "publish": (
+            ["zoo/elo", "--repo-id", "a/b", "--license", "MIT", "--allow-unverified", "--dry-run", "-q"],
+            ["x"],
+        ),
     }
     assert commands.keys() == cli.COMMANDS.keys()
     for name, (right, wrong) in commands.items():

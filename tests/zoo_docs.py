@@ -21,8 +21,8 @@ registry.
 A licence that is *unknown* was stated by nobody, so nobody may assume one. A size without a figure is not known before
 the first download. *Published* is the converted artifact on the Hub, with its proof.
 
-| name | optimizer | family | bytes | licence | trained | paper | source | published | notes |
-| --- | --- | --- | ---: | --- | --- | --- | --- | --- | --- |
+| name | optimizer | bytes | licence | paper (arXiv) | source | published |
+| --- | --- | ---: | --- | --- | --- | --- |
 """
 
 
@@ -44,28 +44,24 @@ def source(entry: Entry) -> str:
 
 def published(entry: Entry) -> str:
     """The artifact on the Hub, a dash without."""
-    pin = getattr(entry, "artifact", None)
-    if pin is None:
+    if entry.artifact is None:
         return "–"
-    repo, _, commit = str(getattr(pin, "uri", pin)).removeprefix("hf://").partition("@")
-    return linked(repo, f"https://huggingface.co/{repo}/tree/{commit or 'main'}")
+    repo, _, commit = entry.artifact.uri.removeprefix("hf://").partition("@")
+    return linked(repo, f"https://huggingface.co/{repo}/tree/{commit}")
 
 
 def row(entry: Entry) -> str:
     """One line of the table."""
     optimizer = converters.get(entry.family).optimizer.partition(":")[2]
-    paper = linked(entry.paper.title, f"https://arxiv.org/abs/{entry.paper.arxiv}") if entry.paper else "–"
+    paper = linked(entry.paper.arxiv, f"https://arxiv.org/abs/{entry.paper.arxiv}") if entry.paper else "–"
     cells = (
         f"`{entry.name}`",
-        f"`{optimizer}`",
-        entry.family,
+        f"`{optimizer}`" if optimizer.lower() == entry.family.replace("-", "") else f"`{optimizer}` ({entry.family})",
         "–" if entry.bytes is None else f"{entry.bytes:,}",
         "*unknown*" if entry.license == "unknown" else escaped(entry.license),
-        "yes" if entry.trained else "no: hand-set",
         paper,
         source(entry),
         published(entry),
-        " ".join(map(escaped, filter(None, (entry.summary, entry.notes)))),
     )
     return f"| {' | '.join(cells)} |"
 
@@ -73,7 +69,9 @@ def row(entry: Entry) -> str:
 def rendered() -> str:
     """The page. Entries that other installed packages declare are no part of it."""
     entries = load_registry(ROOT / "registry.yaml")
-    return HEAD + "\n".join(map(row, entries.values())) + "\n"
+    said = {entry.name: filter(None, (entry.summary, entry.notes)) for entry in entries.values()}
+    notes = [f"- `{name}`: {' '.join(map(escaped, texts))}" for name, texts in said.items()]
+    return HEAD + "\n".join([*map(row, entries.values()), "", *notes]) + "\n"
 
 
 if __name__ == "__main__":

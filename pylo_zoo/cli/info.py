@@ -1,23 +1,25 @@
-"""``pylo-zoo info NAME``: all that is known about one checkpoint, and how to train with it."""
+"""``pylo-zoo info NAME``: all that is known about one checkpoint or artifact, and how to train with it."""
 
 from __future__ import annotations
 
-import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pylo_zoo.cli import complete, output
+from pylo_zoo.cli import artifact_info, complete, output
+from pylo_zoo.cli.sections import section, use
+from pylo_zoo.errors import ZooError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from rich.console import Console
 
     from pylo_zoo.registry import Entry, Source
 
 EXAMPLES = """
 pylo-zoo info celo
+pylo-zoo info zoo/celo
+pylo-zoo info hf://ORG/NAME@v1 --card
 pylo-zoo info velo-sample --json
 """
 
@@ -25,18 +27,38 @@ pylo-zoo info velo-sample --json
 def info(
     name: Annotated[
         str,
-        typer.Argument(metavar="NAME", help="A name that `pylo-zoo list` shows.", autocompletion=complete.names),
+        typer.Argument(
+            metavar="NAME",
+            help="A name that `pylo-zoo list` shows, an artifact's directory, or hf://ORG/NAME.",
+            autocompletion=complete.names,
+        ),
     ],
+    card: Annotated[
+        bool, typer.Option("--card", help="Print the model card of an artifact, and nothing else.")
+    ] = False,
+    token: output.Token = None,
+    offline: output.Offline = False,
     json: output.Json = False,
 ) -> None:
-    """Show all that is known about a checkpoint.
+    """Show all that is known about a checkpoint or an artifact.
 
-    Its files and their addresses, sha256, licence, behaviour, defaults and paper, and how to train with it.
+    Files and their addresses, sha256, licence, behaviour, defaults and paper; of an artifact its proof and its card;
+    and how to train with it. What is on the Hub is pulled for that.
     """
+    from pylo_zoo import weights
     from pylo_zoo.registry import get
 
-    entry = get(name)
-    output.emit(_data(entry), lambda console: _show(entry, console), json=json)
+    if not card and "/" not in name and not Path(name).is_dir():
+        entry = get(name)
+        output.emit(_data(entry), lambda console: _show(entry, console), json=json)
+        return
+    found = artifact_info.data(weights.pull(name, access=output.access(offline=offline, token=token)), name)
+    if card and found["card"] is None:
+        raise ZooError(
+            f"{name} has no model card.", "`pylo-zoo publish DIR --repo-id ORG/NAME --dry-run` shows its own."
+        )
+    human = output.printable_lines(found["card"]) if card else lambda console: artifact_info.show(found, console)
+    output.emit(found, human, json=json)
 
 
 def _data(entry: Entry) -> dict[str, Any]:
@@ -55,6 +77,7 @@ def _data(entry: Entry) -> dict[str, Any]:
         "defaults": dict(entry.defaults),
         **{key: value and config.to_dict(value) for key, value in optional.items()},
         "notes": entry.notes,
+        "artifact": entry.artifact and {"uri": entry.artifact.uri, "sha256": dict(entry.artifact.sha256)},
         "usage": _usage(entry),
     }
 
@@ -81,16 +104,6 @@ def _usage(entry: Entry) -> list[str]:
 
 
 def _show(entry: Entry, console: Console) -> None:
-    def section(title: str, rows: Mapping[str, Any]) -> None:
-        console.print(f"\n{title}", style="bold")
-        width = max(map(len, rows))
-        for key, value in rows.items():
-            indent = " " * (width + 4)
-            text = textwrap.fill(
-                _text(value), max(console.width - len(indent), 20), break_long_words=False, break_on_hyphens=False
-            )
-            console.print(f"  {key:<{width}}  " + textwrap.indent(text, indent).lstrip(), soft_wrap=True)
-
     data = _data(entry)
     console.print(entry.name, style="bold cyan")
     console.print(entry.summary)
@@ -100,21 +113,19 @@ def _show(entry: Entry, console: Console) -> None:
         about["paper"] = f"{entry.paper.title} (arXiv {entry.paper.arxiv})"
     if entry.notes:
         about["notes"] = entry.notes
-    section("About", about)
+    section(console, "About", about)
     for source in data["sources"]:
         rows = {key: value for key, value in source.items() if value is not None}
         if rows.get("url") == rows["uri"]:
             del rows["url"]
-        section("Source", rows)
+        section(console, "Source", rows)
+    if entry.artifact:
+        section(console, "Published", {"uri": entry.artifact.uri, **entry.artifact.sha256})
+    else:
+        where = (
+            f"not published; `pylo-zoo convert {entry.name}` proves it, and `pylo-zoo info zoo/{entry.name}` shows that"
+        )
+        section(console, "Parity", {"status": where})
     for title in ("architecture", "behavior", "learned_decays", "defaults"):
-        if data[title]:
-            section(title.replace("_", " ").capitalize(), data[title])
-    console.print("\nUse", style="bold")
-    for line in data["usage"]:
-        console.print(f"  {line}", soft_wrap=True)  # stays one line, to be copied
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        section(console, title.replace("_", " ").capitalize(), data[title] or {})
+    use(console, data["usage"])

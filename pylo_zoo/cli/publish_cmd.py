@@ -53,8 +53,9 @@ def publish(
 ) -> None:
     """Publish an artifact on the Hub, with its proof and a card.
 
-    It goes in one commit, and is read back. Nothing goes without a passing parity report of just these weights, with a secret or a strange file in the
-    directory, or under a licence that nobody has stated. Running it again finishes what was interrupted.
+    It goes in one commit, and is read back. Nothing goes without a passing parity report of just these weights, with a
+    secret or a strange file in the directory, or under a licence that nobody has stated. Running it again finishes
+    what was interrupted.
     """
     if registry != REGISTRY and not update_registry:
         raise typer.BadParameter("--registry goes with --update-registry.")
@@ -95,6 +96,7 @@ def _data(found: Published, dry_run: bool) -> dict[str, Any]:
         "url": found.url,
         "commit": found.commit,
         "unchanged": found.unchanged,
+        "exists": found.exists,
         "created": found.created,
         "private": found.private,
         "pull_request": found.pull_request,

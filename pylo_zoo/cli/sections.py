@@ -1,0 +1,38 @@
+"""What ``info`` prints: titles, and names with their values under them."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pylo_zoo.cli import output
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def section(console: Console, title: str, rows: Mapping[str, Any]) -> None:
+    """``rows`` under ``title``, nothing where there are none; long values are filled beside their names."""
+    if not rows:
+        return
+    console.print(f"\n{title}", style="bold")
+    width = max(map(len, rows))
+    for key, value in rows.items():
+        indent = " " * (width + 4)
+        room = max(console.width - len(indent), 20)
+        filled = textwrap.fill(_text(value), room, break_long_words=False, break_on_hyphens=False)
+        console.print(f"  {key:<{width}}  " + textwrap.indent(filled, indent).lstrip(), soft_wrap=True)
+
+
+def use(console: Console, lines: Sequence[str]) -> None:
+    """Lines to be copied, none of them wrapped."""
+    console.print("\nUse", style="bold")
+    for line in lines:
+        console.print(f"  {line}", soft_wrap=True)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return output.printable(", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value))
