@@ -10,7 +10,7 @@ from pylo_zoo.fetch import Access, fetch, lockfile, store
 from pylo_zoo.fetch.lockfile import RepositoryPin
 from pylo_zoo.hub.api import Snapshot
 from pylo_zoo.hub.names import Repository
-from pylo_zoo.hub.pull import MAX_BYTES, NEEDED
+from pylo_zoo.hub.pull import MAX_BYTES
 
 NAMES = ("theta.state", "params", "model.safetensors")
 """What checkpoints are called on the Hub."""
@@ -34,7 +34,7 @@ def recorded(repo: Repository, access: Access) -> Checkpoint | None:
     """
     pins = {} if access.update_lock else lockfile.read_all(lockfile.location(access.lock)).repositories
     pin = pins.get(repo.uri)
-    if pin is None or set(NEEDED) <= pin.files.keys():
+    if pin is None or len(pin.files) != 1:  # an artifact has two files at least
         return None
     ((name, sha256),) = pin.files.items()
     return _take(repo.at(pin.commit), name, sha256, access)

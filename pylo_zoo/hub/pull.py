@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pylo_zoo import artifact
 from pylo_zoo.errors import ZooError
-from pylo_zoo.fetch import Access, FetchError, Unavailable, fetch, lockfile, store
+from pylo_zoo.fetch import Access, FetchError, Forbidden, NotFound, Unavailable, fetch, lockfile, store
 from pylo_zoo.fetch.lockfile import RepositoryPin
 from pylo_zoo.files import explained, left_behind, staged_directory
 from pylo_zoo.hub.api import Hub, RemoteFile, Snapshot
@@ -25,6 +25,8 @@ from pylo_zoo.hub.names import Repository
 NEEDED = (artifact.CONFIG, artifact.WEIGHTS)
 TAKEN = (*NEEDED, artifact.PARITY, artifact.VECTORS, artifact.CARD)
 """The files that are taken, in this order; whatever else a repository holds, pickles first of all, is left there."""
+LISTING = "SHA256SUMS"
+"""Beside them in the cache: what they were when they were taken."""
 MAX_BYTES = {artifact.WEIGHTS: 256 * 1024 * 1024, artifact.VECTORS: 256 * 1024 * 1024}
 MAX_TEXT_BYTES = artifact.MAX_JSON_BYTES
 UPDATE = "--update-lock (Access(update_lock=True)) accepts it; if you did not expect that, ask its publisher."
@@ -128,7 +130,7 @@ def _now(repo: Repository, known: str | None, access: Access, *, ask: bool) -> s
         return None
     try:
         return Hub(access).look(repo).commit
-    except Unavailable as error:
+    except (Unavailable, NotFound, Forbidden) as error:
         if known is None:
             raise
         access.say(f"{error.message} Using {known[:12]}, as it was pulled.")
@@ -156,14 +158,18 @@ def is_pulled(path: Path) -> bool:
 def cached(repo: Repository, commit: str, known: Mapping[str, str]) -> dict[str, str] | None:
     """The sha256 of each file of the artifact in the cache; None where it is not there, or not what it should be.
 
-    Each file has to be what the listing beside the artifact says, and what ``known`` says of it.
+    Each file has to be what the listing beside the artifact says, and what ``known`` says of it. Links are not
+    followed, and a file that belongs to artifacts and is not listed is one too many.
     """
     folder = place(repo, commit)
     listing = _listing(folder)
-    if not listing or any(listing.get(name) != sha256 for name, sha256 in known.items()):
+    if not set(NEEDED) <= listing.keys() or any(listing.get(name) != known[name] for name in known):
         return None
-    there = all(store.digest(folder / name) == sha256 for name, sha256 in listing.items())
-    return listing if there and set(NEEDED) <= listing.keys() else None
+    if any(path.is_symlink() for path in (folder.parent, folder, *(folder / name for name in (LISTING, *listing)))):
+        return None
+    present = artifact.OWN_FILES.intersection(os.listdir(folder))
+    whole = all(store.digest(folder / name) == sha256 for name, sha256 in listing.items())
+    return listing if whole and present == listing.keys() else None
 
 
 def _listing(folder: Path) -> dict[str, str]:
@@ -176,9 +182,6 @@ def _listing(folder: Path) -> dict[str, str]:
     return {pair[1]: pair[0] for pair in pairs if len(pair) == 2 and pair[1] in TAKEN}
 
 
-LISTING = "SHA256SUMS"
-
-
 def _fetch(repo: Repository, known: Mapping[str, str], access: Access) -> dict[str, str]:
     """Bring the artifact of ``repo``, which is at a commit, into the cache, all of it or nothing."""
     if access.is_offline:
@@ -188,7 +191,7 @@ def _fetch(repo: Repository, known: Mapping[str, str], access: Access) -> dict[s
         raise NotAnArtifact(snapshot)
     assert repo.commit is not None
     files = {name: snapshot.files[name] for name in TAKEN if name in snapshot.files}
-    if missing := sorted(set(known) & set(TAKEN) - files.keys()):
+    if missing := sorted(known.keys() - files.keys()):
         raise FetchError(f"{repo.uri} has no {missing[0]}, and had one when it was recorded.", UPDATE)
     paths = {}
     for name, file in files.items():
@@ -197,7 +200,7 @@ def _fetch(repo: Repository, known: Mapping[str, str], access: Access) -> dict[s
             raise NotAnArtifact(snapshot)
     hashes = {name: store.digest(path) for name, path in paths.items()}
     target = place(repo, repo.commit)
-    _sweep(target)
+    _clear(target)
     with staged_directory(target, store.ANOTHER_CACHE) as staging:
         with explained(target, store.ANOTHER_CACHE):
             for name, path in paths.items():
@@ -221,13 +224,14 @@ def _file(repo: Repository, name: str, file: RemoteFile, sha256: str | None, acc
             "A commit cannot change: the file was tampered with, here or there. Do not use it.",
         )
     uri = f"{repo.uri.partition('@')[0]}/{name}@{repo.revision}"
+    known = sha256 or file.sha256
     path = fetch(
         uri,
-        sha256=sha256 or file.sha256,
+        sha256=known,
         bytes=file.size,
         limit=limit,
         record=False,
-        access=replace(access, update_lock=False),
+        access=replace(access, update_lock=known is None),  # without a hash the client's copy could not be checked
     )
     if file.sha256 is None and file.blob is not None and _blob(path) != file.blob:
         path.unlink(missing_ok=True)
@@ -249,9 +253,15 @@ def _is_artifact(config: Path) -> bool:
     return b'"format_version"' in config.read_bytes()
 
 
-def _sweep(target: Path) -> None:
-    """Remove what a process that was killed had begun to write for ``target``; the caller holds its lock."""
-    if target.parent.is_dir():
+def _clear(target: Path) -> None:
+    """Make way for the directory ``target``, whose lock the caller holds.
+
+    Removed are links and files in its place, and what a process that was killed had begun to write for it.
+    """
+    with explained(target, store.ANOTHER_CACHE):
+        store.real_folder(target.parent)
+        if target.is_symlink() or target.is_file():
+            target.unlink()
         for name in os.listdir(target.parent):
             if left_behind(name) and name.startswith(f".{target.name}."):
                 shutil.rmtree(target.parent / name, ignore_errors=True)
