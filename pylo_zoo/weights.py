@@ -145,12 +145,12 @@ def _from_hub(uri: str, proven: bool, access: Access, *, look: bool) -> tuple[Ar
     if entry := _of_registry(repo):
         access.say(f"{uri} is the registry's {entry.name}, and is converted here.")
         return convert(entry.name, access=access), None
-    if found := checkpoint.recorded(repo, access):
+    if found := checkpoint.recorded(repo, access, look=look):
         return _converted(found, access), None
     try:
         return _pulled(repo, proven, access, look=look)
     except NotAnArtifact as error:
-        return _converted(checkpoint.find(error.snapshot, access), access), None
+        return _converted(checkpoint.find(repo, error.snapshot, access), access), None
 
 
 def _of_registry(repo: Repository) -> Entry | None:

@@ -88,18 +88,10 @@ def pull(
     repo = Repository.parse(repo) if isinstance(repo, str) else repo
     lock = lockfile.location(access.lock)
     pin = None if access.update_lock else lockfile.read_all(lock).repositories.get(repo.uri)
-    commit = repo.commit or (pin.commit if pin else None)
     known = {**(pin.files if pin else {}), **(expected or {})}
     _agree(repo, pin, expected)
-    now = _now(repo, commit, access, ask=look and repo.commit is None)
-    newer = now if commit is not None and now != commit else None
-    if newer and pin:
-        access.say(f"{repo.uri} has moved on to {newer[:12]} since {pin.date}: keeping {pin.commit[:12]}. {UPDATE}")
-    commit = commit or now
-    if commit is None:
-        raise Unavailable(
-            f"{repo.uri} was never pulled under {lock}, and offline mode is on.", "Pull it once where there is network."
-        )
+    newer = moved_on(repo, pin, access) if pin and look else None
+    commit = repo.commit or (pin.commit if pin else _first(repo, lock, access))
     found = cached(repo, commit, known)
     fetched = found is None
     if found is None:
@@ -120,21 +112,31 @@ def _agree(repo: Repository, pin: RepositoryPin | None, expected: Mapping[str, s
             )
 
 
-def _now(repo: Repository, known: str | None, access: Access, *, ask: bool) -> str | None:
-    """The commit that ``repo`` leads to at this moment, or None where it was not asked or cannot be known."""
+def _first(repo: Repository, lock: Path, access: Access) -> str:
+    """The commit that ``repo`` leads to, where ``lock`` does not say."""
     if access.is_offline:
-        if known is not None and ask:
-            access.say(f"Offline: using {repo.uri} as it was pulled, {known[:12]}.")
+        raise Unavailable(
+            f"{repo.uri} was never pulled under {lock}, and offline mode is on.", "Pull it once where there is network."
+        )
+    return Hub(access).look(repo).commit
+
+
+def moved_on(repo: Repository, pin: RepositoryPin, access: Access) -> str | None:
+    """The commit that ``repo`` leads to by now, said, where ``pin`` has another; None where nobody can tell."""
+    if repo.commit is not None:
         return None
-    if known is not None and not ask:
+    if access.is_offline:
+        access.say(f"Offline: using {repo.uri} as it was pulled, {pin.commit[:12]}.")
         return None
     try:
-        return Hub(access).look(repo).commit
+        now = Hub(access).look(repo).commit
     except (Unavailable, NotFound, Forbidden) as error:
-        if known is None:
-            raise
-        access.say(f"{error.message} Using {known[:12]}, as it was pulled.")
+        access.say(f"{error.message} Using {pin.commit[:12]}, as it was pulled.")
         return None
+    if now == pin.commit:
+        return None
+    access.say(f"{repo.uri} has moved on to {now[:12]} since {pin.date}: keeping {pin.commit[:12]}. {UPDATE}")
+    return now
 
 
 # --- the cache ---------------------------------------------------------------------------------------------------
