@@ -28,7 +28,7 @@ from pylo_zoo.publish import push
 from pylo_zoo.publish.plan import Plan
 from pylo_zoo.publish.push import Options
 
-PUBLICATIONS, PULLS = range(60), range(90)
+PUBLICATIONS, PULLS = range(60), range(72)
 """Seeds."""
 MORE = 5
 """So many times as many are slow."""
