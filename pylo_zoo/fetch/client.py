@@ -12,18 +12,19 @@ import os
 import re
 import socket
 import sys
+import time
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from pylo_zoo import __version__
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch.errors import Conflict, FetchError, Forbidden, NotFound, Transient, Unavailable
-from pylo_zoo.fetch.http import TRANSIENT, retry_after, unreachable
+from pylo_zoo.fetch.http import SLOWEST, TRANSIENT, retry_after, unreachable
 from pylo_zoo.fetch.retry import Policy, retrying
 from pylo_zoo.fetch.uris import HF_ENDPOINT, check_url, is_loopback, shown
 
@@ -34,6 +35,10 @@ LIBRARY, VERSION = "pylo-zoo", __version__
 
 ETAG = re.compile(r'(W/)?"?(?!\.{1,2}"?$)[\w.:+=-]{1,200}"?', re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
+MAX_ANSWER_BYTES = 256 * 1024 * 1024
+"""Of a file; the client would write an answer that never ends until the disk is full."""
+MAX_TOLD_BYTES = 32 * 1024 * 1024
+"""Of what the Hub tells of a repository, which the client reads into memory."""
 NAMED = {"ETag": ETAG, "X-Linked-Etag": ETAG, "X-Repo-Commit": COMMIT}
 """The headers that the client makes paths of, and what they may be."""
 
@@ -134,11 +139,10 @@ class _Guard:
         if not _ours(request):
             return
         request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), self.timeout)
-        if request.url.scheme != "https" and not is_loopback(request.url.host):
-            raise FetchError(f"{shown(str(request.url))} is not encrypted, and was not asked.", "Check HF_ENDPOINT.")
+        _check_encrypted(str(request.url))
 
     def response(self, response: Any) -> None:
-        """Refuse what would name a file outside the cache, and leave waiting to :func:`retrying`.
+        """Refuse what would name a file outside the cache, bound the rest, and leave waiting to :func:`retrying`.
 
         Raises:
             Transient: the server is busy or out of order.
@@ -148,6 +152,9 @@ class _Guard:
             return
         if response.status_code in TRANSIENT:
             raise Transient(f"answered {response.status_code}", after=retry_after(response.headers.get("Retry-After")))
+        if location := response.headers.get("Location"):
+            # Where a PUT is sent on by a GET, that is not known for ours.
+            _check_encrypted(urljoin(str(response.request.url), location))
         for name, allowed in NAMED.items():
             value = response.headers.get(name)
             if value is not None and not allowed.fullmatch(value):
@@ -155,9 +162,48 @@ class _Guard:
                     f"{shown(str(response.request.url))} was answered with the {name} {value[:80]!r}, as no Hub does.",
                     "Do not use this endpoint (HF_ENDPOINT).",
                 )
+        told = response.request.url.path.startswith("/api/")
+        limit = MAX_TOLD_BYTES if told else MAX_ANSWER_BYTES
+        response.stream = _bounded(response, limit, self.timeout)
+
+
+def _bounded(response: Any, limit: int, timeout: float) -> Any:
+    """The body of ``response``, as long as it is not too long and arrives at a bearable pace."""
+    library = sys.modules[type(response).__module__.partition(".")[0]]  # httpx, or what has its name by now
+    body = response.stream
+
+    class Bounded(library.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            count, arrived, start = 0, 0, time.monotonic()
+            for chunk in body:
+                count, arrived = count + len(chunk), arrived + len(chunk)
+                if count > limit:
+                    raise FetchError(
+                        f"{shown(str(response.request.url))} is larger than {limit:,} bytes, and was not kept.",
+                        "Is it the right address?",
+                    )
+                if (now := time.monotonic()) - start > timeout:
+                    if arrived < SLOWEST:
+                        raise Transient(f"sent {arrived} bytes in {now - start:.0f} seconds")
+                    start, arrived = now, 0
+                yield chunk
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(body, name)
+
+        def close(self) -> None:
+            body.close()
+
+    return Bounded()
 
 
 _GUARD = _Guard()
+
+
+def _check_encrypted(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
+        raise FetchError(f"{shown(url)} is not encrypted, and was not asked.", "Check HF_ENDPOINT.")
 
 
 def _ours(request: Any) -> bool:

@@ -226,11 +226,15 @@ class _Push:
             )
         tag = self.options.tag
         tagged = self.hub.refs(self.plan.repo).tags.get(tag) if tag else None
-        if tagged is not None and not (is_same and tagged == there.commit):
+        if tagged is not None and not self._is_at(tagged):
             raise ZooError(
                 f"{self.plan.repo.uri} has a tag {tag} already, on {tagged[:12]}.", "Tags are not moved: give another."
             )
         return changes
+
+    def _is_at(self, commit: str) -> bool:
+        """Whether ``commit`` holds just this content; others may have committed more since a run that was cut off."""
+        return set(self._changes(self.hub.look(self.plan.repo.at(commit))).values()) <= {"same"}
 
     # --- sending ---------------------------------------------------------------------------------------------
 
@@ -384,7 +388,7 @@ class _Push:
             self.hub.tag(self.plan.repo, tag, commit, f"{self.plan.artifact.name}, by pylo-zoo")
             return
         there = self.hub.refs(self.plan.repo).tags.get(tag)
-        if there != commit:
+        if there != commit and not (there and self._is_at(there)):
             raise ZooError(
                 f"Published as {commit}, but its tag {tag} stands on {str(there)[:12]}.",
                 "Tags are not moved: run this again with another --tag.",
