@@ -29,6 +29,7 @@ LISTING = "SHA256SUMS"
 """Beside them in the cache: what they were when they were taken."""
 MAX_BYTES = {artifact.WEIGHTS: 256 * 1024 * 1024, artifact.VECTORS: 256 * 1024 * 1024}
 MAX_TEXT_BYTES = artifact.MAX_JSON_BYTES
+CHANGED = "A commit cannot change: the file was tampered with, here or there. Do not use it."
 UPDATE = "--update-lock (Access(update_lock=True)) accepts it; if you did not expect that, ask its publisher."
 
 
@@ -221,10 +222,7 @@ def _file(repo: Repository, name: str, file: RemoteFile, sha256: str | None, acc
     if file.size > limit:
         raise FetchError(f"{repo.uri}: {name} has {file.size:,} bytes, more than {limit:,}.", "It is no artifact.")
     if sha256 and file.sha256 and sha256 != file.sha256:
-        raise FetchError(
-            f"{repo.uri}: {name} has sha256 {file.sha256} there, and was recorded with {sha256}.",
-            "A commit cannot change: the file was tampered with, here or there. Do not use it.",
-        )
+        raise FetchError(f"{repo.uri}: {name} has sha256 {file.sha256} there, and was recorded with {sha256}.", CHANGED)
     uri = f"{repo.uri.partition('@')[0]}/{name}@{repo.revision}"
     known = sha256 or file.sha256
     path = fetch(
@@ -236,6 +234,8 @@ def _file(repo: Repository, name: str, file: RemoteFile, sha256: str | None, acc
         access=replace(access, update_lock=known is None),  # without a hash the client's copy could not be checked
     )
     if file.sha256 is None and file.blob is not None and _blob(path) != file.blob:
+        if sha256:
+            raise FetchError(f"{uri} is another file there than the one that was recorded with {sha256}.", CHANGED)
         path.unlink(missing_ok=True)
         raise FetchError(
             f"{uri} is not the file that the Hub describes: its bytes are others.",
