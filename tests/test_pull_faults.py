@@ -105,14 +105,25 @@ def refused(access: Access, *kinds: type[ZooError], name: str = ID) -> ZooError:
         hub_faults.reset,
         hub_faults.cut(20),
         hub_faults.truncated(20),
-        hub_faults.empty,
     ],
-    ids=["429", "503", "500", "reset", "cut", "truncated", "empty"],
+    ids=["429", "503", "500", "reset", "cut", "truncated"],
 )
 def test_another_attempt_helps(
     fault: Fault, request_: str, repo: Repo, hub: HubDouble, access: Access, zoo_home: Path
 ) -> None:
     hub.plant(*REQUESTS[request_], fault)
+    weights.pull(ID, access=access)
+    assert is_whole(zoo_home, repo)
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_an_empty_answer_is_asked_for_again_or_refused(
+    name: str, repo: Repo, hub: HubDouble, access: Access, zoo_home: Path
+) -> None:
+    hub.plant(*REQUESTS[name], hub_faults.empty)
+    if name in ("config HEAD", "proof HEAD", "card HEAD"):  # by its length, the file is empty
+        assert "is empty" in refused(access, FetchError).message
+        assert not (zoo_home / "zoo.lock").exists()
     weights.pull(ID, access=access)
     assert is_whole(zoo_home, repo)
 

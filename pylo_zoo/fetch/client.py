@@ -274,9 +274,8 @@ def _meaning(subject: Subject, chain: Sequence[BaseException], *, offline: bool)
     if isinstance(error, errors.HFValidationError):
         return FetchError(f"{subject.uri} is no name on the Hub.", "Check the name.")
     if status in (401, 403) and any(_method(each) == "PUT" for each in chain):
-        return Transient(
-            f"was refused by the storage of large files ({status})"
-        )  # its addresses are signed for a while
+        # Its addresses are signed for a while only.
+        return Transient(f"was refused by the storage of large files ({status})")
     if status is not None:
         return _refused(subject, status)
     full = next((each for each in chain if getattr(each, "errno", None) in _DISK), None)

@@ -30,6 +30,7 @@ LISTING = "SHA256SUMS"
 """Beside them in the cache: what they were when they were taken."""
 MAX_BYTES = {artifact.WEIGHTS: 256 * 1024 * 1024, artifact.VECTORS: 256 * 1024 * 1024}
 MAX_TEXT_BYTES = artifact.MAX_JSON_BYTES
+CHANGED = "A commit cannot change: the file was tampered with, here or there. Do not use it."
 UPDATE = "--update-lock (Access(update_lock=True)) accepts it; if you did not expect that, ask its publisher."
 
 
@@ -222,10 +223,7 @@ def _file(repo: Repository, name: str, file: RemoteFile, sha256: str | None, acc
     if file.size > limit:
         raise FetchError(f"{repo.uri}: {name} has {file.size:,} bytes, more than {limit:,}.", "It is no artifact.")
     if sha256 and file.sha256 and sha256 != file.sha256:
-        raise FetchError(
-            f"{repo.uri}: {name} has sha256 {file.sha256} there, and was recorded with {sha256}.",
-            "A commit cannot change: the file was tampered with, here or there. Do not use it.",
-        )
+        raise FetchError(f"{repo.uri}: {name} has sha256 {file.sha256} there, and was recorded with {sha256}.", CHANGED)
     uri = f"{repo.uri.partition('@')[0]}/{name}@{repo.revision}"
     known = sha256 or file.sha256
     for _ in range(2):
@@ -239,6 +237,8 @@ def _file(repo: Repository, name: str, file: RemoteFile, sha256: str | None, acc
         )
         if file.sha256 is not None or file.blob is None or _blob(path) == file.blob:
             return path
+        if sha256:
+            raise FetchError(f"{uri} is another file there than the one that was recorded with {sha256}.", CHANGED)
         # What the client calls the file by may be wrong, too; a copy that it has under that name would be in the way.
         path.unlink(missing_ok=True)
         if client_copy := client.kept(parse(uri)):

@@ -120,7 +120,7 @@ def publish(
 
 
 def send(plan: Plan, options: Options, access: Access) -> Published:
-    """Send what was prepared. Raises as :func:`publish`."""
+    """Send what was prepared; raises as :func:`publish`."""
     return _Push(plan, options, access).run()
 
 
