@@ -1,84 +1,51 @@
-"""Time of one optimizer step against fused AdamW's on the same parameters, interleaved in one run.
+"""The figures of docs/performance.md: every optimizer on every shape set, against fused AdamW in the same run.
 
-    python benchmarks/step_time.py [NAME_OR_DIRECTORY ...]
+    python benchmarks/step_time.py [--seconds 1800] [--shapes gpt,many] [--optimizers celo2,muon]
+    python benchmarks/step_time.py --from benchmarks/eager.json
 
-Prints a table of medians, and of the ratios pair by pair; --json prints them for a machine. Machines are noisy: quote
-the ratio, and the machine with it.
+Measures as ``pylo-zoo bench`` does, writes every time to benchmarks/eager.json, and puts the tables into the page.
+``--from`` makes the page again from such a file.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
-import time
-from typing import Any
+import sys
+from pathlib import Path
 
-import torch
-from rich.console import Console
-from rich.table import Table
+from pylo_zoo.bench import Plan, bench, read, write
+from pylo_zoo.bench.run import names_of
+from pylo_zoo.bench.tables import markdown
 
-import pylo_zoo
-from pylo_zoo.optim import optimizer_class
-
-WIDTH, LAYERS, VOCABULARY = 320, 6, 5000
+HERE = Path(__file__).parent
+FIGURES = HERE / "eager.json"
+PAGE = HERE.parent / "docs" / "performance.md"
+BEGIN, END = "<!-- the figures: written by benchmarks/step_time.py -->", "<!-- end of the figures -->"
 
 
-def parameters() -> list[torch.nn.Parameter]:
-    """Those of a small GPT: 10.6 million in 75 tensors, with gradients."""
-    block = [(3 * WIDTH, WIDTH), (WIDTH, WIDTH), (4 * WIDTH, WIDTH), (WIDTH, 4 * WIDTH), *[(WIDTH,)] * 8]
-    shapes = [(VOCABULARY, WIDTH), (256, WIDTH), *block * LAYERS, (WIDTH,)]
-    generator = torch.Generator().manual_seed(0)
-    found = [torch.nn.Parameter(0.02 * torch.randn(shape, generator=generator)) for shape in shapes]
-    for p in found:
-        p.grad = 0.01 * torch.randn(p.shape, generator=generator)
-    return found
-
-
-def timed(optimizer: torch.optim.Optimizer) -> float:
-    start = time.perf_counter()
-    optimizer.step(lambda: 1.0)
-    return time.perf_counter() - start
-
-
-def measure(weights: str, steps: int) -> dict[str, float | str]:
-    """Medians over ``steps`` pairs of steps, after two that are not counted."""
-    artifact = pylo_zoo.load(weights)
-    cls = optimizer_class(artifact.family)
-    horizon: dict[str, Any] = {"num_steps": 1000} if cls.needs_loss else {}
-    ours = cls(parameters(), weights=artifact, **horizon)
-    adamw = torch.optim.AdamW(parameters(), fused=True)
-    pairs = [(timed(ours), timed(adamw)) for _ in range(steps + 2)][2:]
-    return {
-        "weights": weights,
-        "optimizer": cls.__name__,
-        "ms": 1000 * statistics.median(a for a, _ in pairs),
-        "adamw_ms": 1000 * statistics.median(b for _, b in pairs),
-        "ratio": statistics.median(a / b for a, b in pairs),
-        "least_ratio": min(a / b for a, b in pairs),
-    }
+def with_figures(page: str, tables: str) -> str:
+    """``page`` with ``tables`` between its two marks."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{tables}\n{END}{after}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", nargs="*", default=["velo-sample"])
-    parser.add_argument("--steps", type=int, default=7)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--optimizers", default="all")
+    parser.add_argument("--shapes", default="all")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--seconds", type=float, default=1800)
+    parser.add_argument("--from", dest="saved", type=Path, help="make the page from this file, measuring nothing")
     arguments = parser.parse_args()
-    rows = [measure(weights, arguments.steps) for weights in arguments.weights]
-    count = sum(p.numel() for p in parameters())
-    about = f"{count:,} parameters, {torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}"
-    if arguments.json:
-        print(json.dumps({"about": about, "rows": rows}, indent=2))
-        return
-    table = Table(title=about, title_justify="left")
-    for column in ("optimizer", "weights", "ms", "AdamW ms", "ratio", "least"):
-        table.add_column(column)
-    for row in rows:
-        numbers = (f"{row[key]:.1f}" for key in ("ms", "adamw_ms", "ratio", "least_ratio"))
-        table.add_row(str(row["optimizer"]), str(row["weights"]), *numbers)
-    Console().print(table)
+    if arguments.saved:
+        report = read(arguments.saved)
+    else:
+        plan = Plan(names_of(arguments.optimizers), names_of(arguments.shapes), arguments.steps, arguments.seconds)
+        report = bench(plan, lambda what, done, total: print(f"{done}/{total} {what}", file=sys.stderr))
+        write(report, FIGURES)
+    PAGE.write_text(with_figures(PAGE.read_text(encoding="utf-8"), markdown(report)), encoding="utf-8")
+    print(markdown(report))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pylo_zoo.errors import ZooError
@@ -101,6 +101,15 @@ def _sibling(target: Path, kind: str) -> Path:
 def left_behind(name: str) -> bool:
     """Whether a file of this name is what a process that was killed had begun to write."""
     return _LEFT_BEHIND.fullmatch(name) is not None
+
+
+def sweep(target: Path) -> None:
+    """Remove what a process that was killed had begun to write for ``target``, for a caller that holds its lock."""
+    folder = target.parent
+    for name in os.listdir(folder) if folder.is_dir() else ():
+        if left_behind(name) and name.startswith(f".{target.name}."):
+            with suppress(OSError):  # it is in nobody's way
+                shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
 
 
 def _resolved(target: Path, hint: str) -> Path:

@@ -52,6 +52,7 @@ class Source:
 
     @property
     def scheme(self) -> str:
+        """What its address begins with: ``hf``, ``gs``, ``https`` or ``package``."""
         return self.uri.partition("://")[0]
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -93,13 +94,10 @@ def pull(
         name = Repository.parse(name, revision).uri
     made, pulled = _find(name, True, access, look=True)
     source = pulled.directory if pulled else made.path or _keep(made)
-    names = sorted(path.name for path in source.iterdir() if path.name in artifact.OWN_FILES)
-    directory = source if out is None else _copy(source, names, Path(out))
-    hashes = {each: store.digest(directory / each) for each in names}
+    hashes = pulled.files if pulled else _hashes(source)
+    directory = source if out is None else _copy(source, hashes, Path(out))
     if pulled is None:
         return Here(made, directory, None, None, hashes, None)
-    if any(hashes.get(each) != sha256 for each, sha256 in pulled.files.items()):
-        raise ZooError(f"{directory} changed while it was being read.", "Try again.")
     return Here(made, directory, pulled.commit, pulled.newer, hashes, pulled.fetched)
 
 
@@ -147,12 +145,12 @@ def _from_hub(uri: str, proven: bool, access: Access, *, look: bool) -> tuple[Ar
     if entry := _of_registry(repo):
         access.say(f"{uri} is the registry's {entry.name}, and is converted here.")
         return convert(entry.name, access=access), None
-    if found := checkpoint.recorded(repo, access):
+    if found := checkpoint.recorded(repo, access, look=look):
         return _converted(found, access), None
     try:
         return _pulled(repo, proven, access, look=look)
     except NotAnArtifact as error:
-        return _converted(checkpoint.find(error.snapshot, access), access), None
+        return _converted(checkpoint.find(repo, error.snapshot, access), access), None
 
 
 def _of_registry(repo: Repository) -> Entry | None:
@@ -175,7 +173,24 @@ def _pulled(
     repo: Repository, proven: bool, access: Access, *, look: bool, pinned: Published | None = None
 ) -> tuple[Artifact, hub.Pulled]:
     found = hub.pull(repo, expected=pinned.sha256 if pinned else None, look=look, access=access)
-    return _read(found.directory, proven, repo.uri), found
+    made = _read(found.directory, proven, repo.uri)
+    return _judged(made, repo.uri, access) if proven else made, found
+
+
+def _judged(made: Artifact, uri: str, access: Access) -> Artifact:
+    """``made``, whose proof is a stranger's word: one that contradicts itself is refused.
+
+    One of another version, which cannot be read, counts for nothing.
+    """
+    from pylo_zoo.parity.report import SCHEMA_VERSION, Report
+
+    version = SCHEMA_VERSION if made.parity is None else made.parity.get("schema_version")
+    if version != SCHEMA_VERSION:
+        access.say(f"The proof of {uri} was written by another version of pylo-zoo, and is not read.")
+        return replace(made, parity=None)
+    if made.parity is not None:
+        Report.from_dict(made.parity)
+    return made
 
 
 def _converted(found: Checkpoint, access: Access) -> Artifact:
@@ -211,18 +226,31 @@ def _keep(made: Artifact) -> Path:
     """A directory in the cache with ``made``, which was converted in memory; one that is there keeps its proof."""
     digest = hashlib.sha256(json.dumps(made.config(), sort_keys=True).encode() + made.fingerprint.encode()).hexdigest()
     directory = store.home() / "converted" / f"{made.name}-{digest[:16]}"
-    with store.locked(f"converted {digest}"):
-        try:
-            there = artifact.read(directory)
-            if there.fingerprint == made.fingerprint and there.config() == made.config():
-                return directory
-        except ZooError:
-            pass  # it is damaged, or not there
-        return artifact.write(made, directory, force=True)
+    if not _holds(directory, made):  # asked first without a lock, which a read-only cache does not have
+        with store.locked(f"converted {digest}"):
+            if not _holds(directory, made):
+                artifact.write(made, directory, force=True)
+    return directory
 
 
-def _copy(source: Path, names: list[str], target: Path) -> Path:
+def _holds(directory: Path, made: Artifact) -> bool:
+    try:
+        there = artifact.read(directory)
+    except ZooError:  # it is damaged, or not there
+        return False
+    return there.fingerprint == made.fingerprint and there.config() == made.config()
+
+
+def _hashes(directory: Path) -> dict[str, str]:
+    """The sha256 of each file of the artifact in ``directory``."""
+    return {name: store.digest(directory / name) for name in sorted(artifact.OWN_FILES & {*os.listdir(directory)})}
+
+
+def _copy(source: Path, hashes: Mapping[str, str], target: Path) -> Path:
+    """Copy the files to ``target``, all of them and as they were hashed, or none."""
     with staged_directory(target) as staging, explained(target):
-        for name in names:
+        for name, sha256 in hashes.items():
             shutil.copyfile(source / name, staging / name)
+            if store.digest(staging / name) != sha256:
+                raise ZooError(f"{source} changed while it was being copied.", "Try again.")
     return target

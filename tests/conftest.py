@@ -21,6 +21,8 @@ from pylo_zoo.fetch import Access, Policy
 # No test reaches for the network. huggingface_hub reads these when it is first imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = str(Path(tempfile.gettempdir(), "pylo-zoo-tests-have-no-hf-home"))
+# What is made before a test has a cache of its own, by fixtures of a wider scope, does not go to the user's either.
+os.environ["PYLO_ZOO_HOME"] = tempfile.mkdtemp(prefix="pylo-zoo-test-home-")
 torch.set_num_threads(1)  # as many processes as cores run tests, and these tensors are too small to share out
 
 

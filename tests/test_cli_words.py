@@ -297,7 +297,14 @@ def test_json_is_whole_or_absent(capsys: Capture, tmp_path: Path, monkeypatch: p
             ["zoo/elo", "--repo-id", "a/b", "--license", "MIT", "--allow-unverified", "--dry-run", "-q"],
             ["x"],
         ),
-        "train": (["quadratic", "--steps", "3", "--set", "size=4"], ["nothing"]),
+        "train": (
+            ["quadratic", "--steps", "1", "-q"],
+            ["nothing"],
+        ),
+        "bench": (
+            ["--optimizers", "adamw", "--shapes", "tiny", "--steps", "3", "--no-memory"],
+            ["--shapes", "nothing"],
+        ),
         "compare": (
             ["quadratic", "--steps", "2", "--set", "size=4", "--optimizers", "adamw", "--seeds", "1", "-q"],
             ["nothing"],

@@ -32,12 +32,13 @@ ARROWS = {
     "fetch": "config errors files filelock huggingface_hub pylo_zoo rich",
     "hub": "artifact errors fetch files huggingface_hub",
     "convert": "artifact config converters errors fetch files formats nets numpy parity pylo_zoo registry torch yaml",
-    "weights": "artifact convert converters errors fetch files formats hub registry",
+    "weights": "artifact convert converters errors fetch files formats hub parity registry",
     "optim": "artifact config converters errors kernels nets ops torch weights",
     "compat": "artifact config convert errors fetch formats optim registry torch weights",
     "tasks": "errors sklearn torch",
     "train": "artifact config converters errors fetch files optim registry tasks torch weights",
     "compare": "errors fetch files jinja2 matplotlib parity pylo_zoo registry tasks torch train",
+    "bench": "artifact config converters errors files ops optim pylo_zoo registry torch weights",
     "reference": "config errors flax jax numpy",
     "parity": "artifact config convert converters errors fetch flax files formats hub jax jinja2 nets numpy ops optax "
     "optim pylo_zoo reference registry rich torch weights",
@@ -45,8 +46,8 @@ ARROWS = {
     "samples": "config converters formats numpy",
     "publish": "artifact config converters errors fetch files hub huggingface_hub jinja2 matplotlib optim parity "
     "pylo_zoo registry usage yaml",
-    "cli": "artifact compare config convert converters errors fetch formats hub optim parity publish pylo_zoo registry "
-    "rich tasks train typer usage weights",
+    "cli": "artifact bench compare config convert converters errors fetch formats hub optim parity publish pylo_zoo "
+    "registry rich tasks train typer usage weights",
 }
 LAYERS = {layer: set(allowed.split()) for layer, allowed in ARROWS.items()}
 # These wait until a function needs them: the command line answers before torch is loaded, and whoever only trains
@@ -55,6 +56,7 @@ LAZY = {
     "converters": {"nets", "torch"},
     "pylo_zoo": {"artifact", "weights"},
     "convert": {"parity"},
+    "weights": {"parity"},
     "fetch": {"huggingface_hub", "rich"},
     "hub": {"huggingface_hub"},
     "publish": {"huggingface_hub", "matplotlib", "optim"},

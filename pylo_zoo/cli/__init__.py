@@ -18,6 +18,7 @@ import typer
 
 from pylo_zoo import __version__
 from pylo_zoo.cli import (
+    bench_cmd,
     compare_cmd,
     convert_cmd,
     export_cmd,
@@ -43,6 +44,7 @@ COMMANDS: Mapping[str, tuple[Callable[..., Any], str]] = {
     "publish": (publish_cmd.publish, publish_cmd.EXAMPLES),
     "train": (train_cmd.train, train_cmd.EXAMPLES),
     "compare": (compare_cmd.compare, compare_cmd.EXAMPLES),
+    "bench": (bench_cmd.bench, bench_cmd.EXAMPLES),
 }
 """Each command's function, and what to type, a line each."""
 

@@ -68,7 +68,7 @@ def emit(data: Mapping[str, Any], human: RenderableType | Callable[[Console], No
     elif callable(human):
         human(_console())
     else:
-        _console().print(human)
+        _console().print(human, soft_wrap=isinstance(human, str))  # a path stays one line
 
 
 @contextmanager

@@ -96,6 +96,7 @@ def _data(found: Published, dry_run: bool) -> dict[str, Any]:
         "url": found.url,
         "commit": found.commit,
         "unchanged": found.unchanged,
+        "exists": found.exists,
         "created": found.created,
         "private": found.private,
         "pull_request": found.pull_request,

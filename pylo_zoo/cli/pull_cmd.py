@@ -12,6 +12,7 @@ from pylo_zoo.cli import complete, output
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from pylo_zoo.artifact import Artifact
     from pylo_zoo.weights import Here
 
 EXAMPLES = """
@@ -67,25 +68,30 @@ def _data(here: Here) -> dict[str, Any]:
         "license": made.source.license,
         "commit": here.commit,
         "newer": here.newer,
-        "parity": (made.parity or {}).get("status", "not_run"),
+        "parity": _parity(made),
         "source": {"uri": made.source.uri, "sha256": made.source.sha256},
         "files": dict(here.files),
         "fetched": here.fetched,
     }
 
 
+def _parity(made: Artifact) -> str:
+    """What its proof says; one that failed was refused."""
+    return "passed" if (made.parity or {}).get("status") == "passed" else "not_run"
+
+
 def _show(here: Here, name: str, console: Console) -> None:
     made = here.artifact
-    how = {True: "pulled", False: "in the cache", None: "converted here"}[here.fetched]
+    local = Path(name).is_dir()
+    how = "here already" if local else {True: "pulled", False: "in the cache", None: "converted here"}[here.fetched]
     at = f" at {here.commit[:12]}" if here.commit else ""
     console.print(f"{output.printable(made.name)} ({made.family}){at}: {how}, {len(here.files)} files verified.")
-    status = (made.parity or {}).get("status", "not_run")
-    target = name if "/" not in name or name.startswith("hf://") or Path(name).is_dir() else f"hf://{name}"
+    target = name if "/" not in name or name.startswith("hf://") or local else f"hf://{name}"
     parity = {
         "passed": "passed where it was published",
         "not_run": f"not checked; `pylo-zoo verify {output.printable(target)}` does",
     }
-    console.print(f"  parity   {parity.get(status, status)}", soft_wrap=True)
+    console.print(f"  parity   {parity[_parity(made)]}", soft_wrap=True)
     console.print(f"  licence  {output.printable(made.source.license)}", soft_wrap=True)
     console.print(f"  from     {output.printable(made.source.uri)}", soft_wrap=True)
     console.print(f"  in       {here.directory}", soft_wrap=True)

@@ -142,7 +142,7 @@ def _complete(part: Part, where: Location, sha256: str | None, expected: int | N
     if where.kind == "local":
         part.fill(Path(where.url))
     elif where.kind == "hub":
-        _from_hub(part, where, sha256, offline, access)
+        _from_hub(part, where, sha256, expected, access)
     elif offline:
         raise Unavailable(f"{where.uri} is not in the cache, and offline mode is on.", "Go online.")
     else:
@@ -158,9 +158,9 @@ def _from_web(part: Part, where: Location, expected: int | None, access: Access)
         retrying(lambda: http.download(where.url, part, expected, access.policy, seen), where.uri, access.policy)
 
 
-def _from_hub(part: Part, where: Location, sha256: str | None, offline: bool, access: Access) -> None:
+def _from_hub(part: Part, where: Location, sha256: str | None, expected: int | None, access: Access) -> None:
     """Take the client's file; where it is not what it should be, ask once more past the client's cache."""
-    bars = progress.wanted(access.progress)
+    offline, bars = access.is_offline, progress.wanted(access.progress)
 
     def take(again: bool, offline: bool) -> Path:
         path = hub.download(where, access.policy, offline=offline, again=again, bars=bars, token=access.token)
@@ -177,7 +177,7 @@ def _from_hub(part: Part, where: Location, sha256: str | None, offline: bool, ac
         except FetchError:
             raise error from None
         access.say(f"{error.message} Using the copy that huggingface_hub keeps.")
-    if sha256 not in (None, part.sha256) and not offline:
+    if (sha256 not in (None, part.sha256) or expected not in (None, part.count)) and not offline:
         hub.forget(path)
         take(again=True, offline=False)
 

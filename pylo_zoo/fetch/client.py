@@ -11,18 +11,20 @@ import errno
 import os
 import re
 import socket
+import sys
+import time
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from pylo_zoo import __version__
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch.errors import Conflict, FetchError, Forbidden, NotFound, Transient, Unavailable
-from pylo_zoo.fetch.http import TRANSIENT, retry_after, unreachable
+from pylo_zoo.fetch.http import SLOWEST, TRANSIENT, retry_after, unreachable
 from pylo_zoo.fetch.retry import Policy, retrying
 from pylo_zoo.fetch.uris import HF_ENDPOINT, check_url, is_loopback, shown
 
@@ -33,6 +35,10 @@ LIBRARY, VERSION = "pylo-zoo", __version__
 
 ETAG = re.compile(r'(W/)?"?(?!\.{1,2}"?$)[\w.:+=-]{1,200}"?', re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
+MAX_ANSWER_BYTES = 256 * 1024 * 1024
+"""Of a file; the client would write an answer that never ends until the disk is full."""
+MAX_TOLD_BYTES = 32 * 1024 * 1024
+"""Of what the Hub tells of a repository, which the client reads into memory."""
 NAMED = {"ETag": ETAG, "X-Linked-Etag": ETAG, "X-Repo-Commit": COMMIT}
 """The headers that the client makes paths of, and what they may be."""
 
@@ -84,6 +90,8 @@ def ask(
         ZooError: the client's cache cannot be written.
     """
 
+    handled = sys.exc_info()[1]  # what the caller is handling, which Python would make part of whatever happens here
+
     def attempt() -> Result:
         if not offline:
             _knock(policy)
@@ -93,7 +101,7 @@ def ask(
                 return action()
         except Exception as error:  # the client lets through whatever its HTTP library and its Xet library raise
             # Not "from error": its text may hold a signed address.
-            raise _meaning(subject, error, offline=offline) from None
+            raise _meaning(subject, list(_chain(error, handled)), offline=offline) from None
 
     return retrying(attempt, subject.uri, policy)
 
@@ -131,11 +139,10 @@ class _Guard:
         if not _ours(request):
             return
         request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), self.timeout)
-        if request.url.scheme != "https" and not is_loopback(request.url.host):
-            raise FetchError(f"{shown(str(request.url))} is not encrypted, and was not asked.", "Check HF_ENDPOINT.")
+        _check_encrypted(str(request.url))
 
     def response(self, response: Any) -> None:
-        """Refuse what would name a file outside the cache, and leave waiting to :func:`retrying`.
+        """Refuse what would name a file outside the cache, bound the rest, and leave waiting to :func:`retrying`.
 
         Raises:
             Transient: the server is busy or out of order.
@@ -145,6 +152,9 @@ class _Guard:
             return
         if response.status_code in TRANSIENT:
             raise Transient(f"answered {response.status_code}", after=retry_after(response.headers.get("Retry-After")))
+        if location := response.headers.get("Location"):
+            # Where a PUT is sent on by a GET, that is not known for ours.
+            _check_encrypted(urljoin(str(response.request.url), location))
         for name, allowed in NAMED.items():
             value = response.headers.get(name)
             if value is not None and not allowed.fullmatch(value):
@@ -152,9 +162,48 @@ class _Guard:
                     f"{shown(str(response.request.url))} was answered with the {name} {value[:80]!r}, as no Hub does.",
                     "Do not use this endpoint (HF_ENDPOINT).",
                 )
+        told = response.request.url.path.startswith("/api/")
+        limit = MAX_TOLD_BYTES if told else MAX_ANSWER_BYTES
+        response.stream = _bounded(response, limit, self.timeout)
+
+
+def _bounded(response: Any, limit: int, timeout: float) -> Any:
+    """The body of ``response``, as long as it is not too long and arrives at a bearable pace."""
+    library = sys.modules[type(response).__module__.partition(".")[0]]  # httpx, or what has its name by now
+    body = response.stream
+
+    class Bounded(library.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            count, arrived, start = 0, 0, time.monotonic()
+            for chunk in body:
+                count, arrived = count + len(chunk), arrived + len(chunk)
+                if count > limit:
+                    raise FetchError(
+                        f"{shown(str(response.request.url))} is larger than {limit:,} bytes, and was not kept.",
+                        "Is it the right address?",
+                    )
+                if (now := time.monotonic()) - start > timeout:
+                    if arrived < SLOWEST:
+                        raise Transient(f"sent {arrived} bytes in {now - start:.0f} seconds")
+                    start, arrived = now, 0
+                yield chunk
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(body, name)
+
+        def close(self) -> None:
+            body.close()
+
+    return Bounded()
 
 
 _GUARD = _Guard()
+
+
+def _check_encrypted(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
+        raise FetchError(f"{shown(url)} is not encrypted, and was not asked.", "Check HF_ENDPOINT.")
 
 
 def _ours(request: Any) -> bool:
@@ -197,10 +246,11 @@ def _reticent(bars: bool) -> Iterator[None]:
 # --- what an exception means -------------------------------------------------------------------------------------
 
 
-def _meaning(subject: Subject, error: Exception, *, offline: bool) -> Exception:
+def _meaning(subject: Subject, chain: Sequence[BaseException], *, offline: bool) -> Exception:
+    """What the first of ``chain`` means; the others are its causes."""
     from huggingface_hub import errors
 
-    chain = list(_chain(error))
+    error = chain[0]
     told = next((each for each in chain if isinstance(each, (Transient, ZooError))), None)
     if isinstance(told, (Transient, ZooError)):
         return told
@@ -223,6 +273,9 @@ def _meaning(subject: Subject, error: Exception, *, offline: bool) -> Exception:
         return Forbidden(f"{subject.uri}: no token was given.", "Set HF_TOKEN, give --token, or run `hf auth login`.")
     if isinstance(error, errors.HFValidationError):
         return FetchError(f"{subject.uri} is no name on the Hub.", "Check the name.")
+    if status in (401, 403) and any(_method(each) == "PUT" for each in chain):
+        # Its addresses are signed for a while only.
+        return Transient(f"was refused by the storage of large files ({status})")
     if status is not None:
         return _refused(subject, status)
     full = next((each for each in chain if getattr(each, "errno", None) in _DISK), None)
@@ -254,10 +307,16 @@ def _refused(subject: Subject, status: int) -> Exception:
     return FetchError(f"{subject.uri} answered {status}.", "Check the name, or try again later.")
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
+def _chain(error: BaseException | None, end: BaseException | None) -> Iterator[BaseException]:
+    while error is not None and error is not end:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def _method(error: BaseException) -> str | None:
+    with suppress(AttributeError, RuntimeError):  # an answer need not know its request
+        return error.response.request.method  # pyright: ignore[reportAttributeAccessIssue]
+    return None
 
 
 def _status(error: BaseException) -> int | None:

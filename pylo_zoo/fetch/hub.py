@@ -51,6 +51,14 @@ def download(
     return ask(subject, take, policy, offline=offline, bars=bars)
 
 
+def kept(where: Location) -> Path | None:
+    """The file as the client has it in its cache, or None."""
+    import huggingface_hub
+
+    found = huggingface_hub.try_to_load_from_cache(where.repo, where.file, revision=where.revision)
+    return Path(found) if isinstance(found, str) else None
+
+
 def forget(pointer: Path) -> None:
     """Make the client look again where ``pointer``, which it returned, leads to wrong bytes.
 

@@ -14,7 +14,7 @@ from typing import Any
 from pylo_zoo import config
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import store
-from pylo_zoo.files import write_file
+from pylo_zoo.files import sweep, write_file
 
 NAME = "zoo.lock"
 VERSION = 1
@@ -114,6 +114,7 @@ def record_repository(path: Path, uri: str, pin: RepositoryPin) -> None:
 
 def _change(path: Path, change: Callable[[Lock], Lock]) -> None:
     with store.locked(f"lock file {path.resolve()}"):
+        sweep(path.resolve())
         write_file(path, render(change(read_all(path))))
 
 

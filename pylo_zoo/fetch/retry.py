@@ -61,8 +61,8 @@ def retrying(action: Callable[[], Result], what: str, policy: Policy) -> Result:
             )
         late = fault.unreachable and time.monotonic() - start > policy.patience
         if late or number >= (policy.unreachable if fault.unreachable else policy.attempts):
-            tries = "once" if number == 1 else f"{number} times"
-            raise Unavailable(f"{what} {fault.what}, {tries}.", "Try again later.", fault.after)
+            tries = "" if policy.attempts == 1 else ", once" if number == 1 else f", {number} times"
+            raise Unavailable(f"{what} {fault.what}{tries}.", "Try again later.", fault.after)
         pause = min(policy.backoff * 2 ** (number - 1), policy.longest) * random.uniform(0.5, 1.0)
         policy.sleep(max(pause, fault.after or 0.0))
         number += 1

@@ -10,7 +10,7 @@ from pylo_zoo.fetch import Access, fetch, lockfile, store
 from pylo_zoo.fetch.lockfile import RepositoryPin
 from pylo_zoo.hub.api import Snapshot
 from pylo_zoo.hub.names import Repository
-from pylo_zoo.hub.pull import MAX_BYTES, NEEDED
+from pylo_zoo.hub.pull import MAX_BYTES, moved_on
 
 NAMES = ("theta.state", "params", "model.safetensors")
 """What checkpoints are called on the Hub."""
@@ -26,28 +26,35 @@ class Checkpoint:
     path: Path
 
 
-def recorded(repo: Repository, access: Access) -> Checkpoint | None:
+def recorded(repo: Repository, access: Access, *, look: bool) -> Checkpoint | None:
     """The file that the lock file holds for ``repo``, where it holds a checkpoint's.
+
+    Args:
+        repo: which.
+        access: how to fetch.
+        look: ask where a branch or tag leads by now, and say so.
 
     Raises:
         FetchError: it cannot be had, or is another one.
     """
     pins = {} if access.update_lock else lockfile.read_all(lockfile.location(access.lock)).repositories
     pin = pins.get(repo.uri)
-    if pin is None or set(NEEDED) <= pin.files.keys():
+    if pin is None or len(pin.files) != 1:  # an artifact has two files at least
         return None
+    if look:
+        moved_on(repo, pin, access)
     ((name, sha256),) = pin.files.items()
     return _take(repo.at(pin.commit), name, sha256, access)
 
 
-def find(snapshot: Snapshot, access: Access) -> Checkpoint:
-    """The checkpoint in ``snapshot``, fetched and recorded.
+def find(repo: Repository, snapshot: Snapshot, access: Access) -> Checkpoint:
+    """The checkpoint in ``snapshot``, which is what ``repo`` leads to, fetched and recorded.
 
     Raises:
         ZooError: there is none, or more than one that it could be.
         FetchError: it cannot be had.
     """
-    repo, there = snapshot.repo, sorted(snapshot.files)
+    there = sorted(snapshot.files)
     fitting = [name for name in NAMES if name in there] or [name for name in there if name.endswith(SUFFIXES)]
     if not fitting or (len(fitting) > 1 and fitting[0] not in NAMES):
         listing = ", ".join(there[:8]) or "nothing"

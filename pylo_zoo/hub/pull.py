@@ -16,17 +16,21 @@ from pathlib import Path
 
 from pylo_zoo import artifact
 from pylo_zoo.errors import ZooError
-from pylo_zoo.fetch import Access, FetchError, Unavailable, fetch, lockfile, store
+from pylo_zoo.fetch import Access, FetchError, Forbidden, NotFound, Unavailable, fetch, lockfile, parse, store
+from pylo_zoo.fetch import hub as client
 from pylo_zoo.fetch.lockfile import RepositoryPin
-from pylo_zoo.files import explained, left_behind, staged_directory
+from pylo_zoo.files import explained, staged_directory, sweep
 from pylo_zoo.hub.api import Hub, RemoteFile, Snapshot
 from pylo_zoo.hub.names import Repository
 
 NEEDED = (artifact.CONFIG, artifact.WEIGHTS)
 TAKEN = (*NEEDED, artifact.PARITY, artifact.VECTORS, artifact.CARD)
 """The files that are taken, in this order; whatever else a repository holds, pickles first of all, is left there."""
+LISTING = "SHA256SUMS"
+"""Beside them in the cache: what they were when they were taken."""
 MAX_BYTES = {artifact.WEIGHTS: 256 * 1024 * 1024, artifact.VECTORS: 256 * 1024 * 1024}
 MAX_TEXT_BYTES = artifact.MAX_JSON_BYTES
+CHANGED = "A commit cannot change: the file was tampered with, here or there. Do not use it."
 UPDATE = "--update-lock (Access(update_lock=True)) accepts it; if you did not expect that, ask its publisher."
 
 
@@ -86,18 +90,10 @@ def pull(
     repo = Repository.parse(repo) if isinstance(repo, str) else repo
     lock = lockfile.location(access.lock)
     pin = None if access.update_lock else lockfile.read_all(lock).repositories.get(repo.uri)
-    commit = repo.commit or (pin.commit if pin else None)
     known = {**(pin.files if pin else {}), **(expected or {})}
     _agree(repo, pin, expected)
-    now = _now(repo, commit, access, ask=look and repo.commit is None)
-    newer = now if commit is not None and now != commit else None
-    if newer and pin:
-        access.say(f"{repo.uri} has moved on to {newer[:12]} since {pin.date}: keeping {pin.commit[:12]}. {UPDATE}")
-    commit = commit or now
-    if commit is None:
-        raise Unavailable(
-            f"{repo.uri} was never pulled under {lock}, and offline mode is on.", "Pull it once where there is network."
-        )
+    newer = moved_on(repo, pin, access) if pin and look else None
+    commit = repo.commit or (pin.commit if pin else _first(repo, lock, access))
     found = cached(repo, commit, known)
     fetched = found is None
     if found is None:
@@ -118,21 +114,31 @@ def _agree(repo: Repository, pin: RepositoryPin | None, expected: Mapping[str, s
             )
 
 
-def _now(repo: Repository, known: str | None, access: Access, *, ask: bool) -> str | None:
-    """The commit that ``repo`` leads to at this moment, or None where it was not asked or cannot be known."""
+def _first(repo: Repository, lock: Path, access: Access) -> str:
+    """The commit that ``repo`` leads to, where ``lock`` does not say."""
     if access.is_offline:
-        if known is not None and ask:
-            access.say(f"Offline: using {repo.uri} as it was pulled, {known[:12]}.")
+        raise Unavailable(
+            f"{repo.uri} was never pulled under {lock}, and offline mode is on.", "Pull it once where there is network."
+        )
+    return Hub(access).look(repo).commit
+
+
+def moved_on(repo: Repository, pin: RepositoryPin, access: Access) -> str | None:
+    """The commit that ``repo`` leads to by now, said, where ``pin`` has another; None where nobody can tell."""
+    if repo.commit is not None:
         return None
-    if known is not None and not ask:
+    if access.is_offline:
+        access.say(f"Offline: using {repo.uri} as it was pulled, {pin.commit[:12]}.")
         return None
     try:
-        return Hub(access).look(repo).commit
-    except Unavailable as error:
-        if known is None:
-            raise
-        access.say(f"{error.message} Using {known[:12]}, as it was pulled.")
+        now = Hub(access).look(repo).commit
+    except (Unavailable, NotFound, Forbidden) as error:
+        access.say(f"{error.message} Using {pin.commit[:12]}, as it was pulled.")
         return None
+    if now == pin.commit:
+        return None
+    access.say(f"{repo.uri} has moved on to {now[:12]} since {pin.date}: keeping {pin.commit[:12]}. {UPDATE}")
+    return now
 
 
 # --- the cache ---------------------------------------------------------------------------------------------------
@@ -156,14 +162,18 @@ def is_pulled(path: Path) -> bool:
 def cached(repo: Repository, commit: str, known: Mapping[str, str]) -> dict[str, str] | None:
     """The sha256 of each file of the artifact in the cache; None where it is not there, or not what it should be.
 
-    Each file has to be what the listing beside the artifact says, and what ``known`` says of it.
+    Each file has to be what the listing beside the artifact says, and what ``known`` says of it. Links are not
+    followed, and a file that belongs to artifacts and is not listed is one too many.
     """
     folder = place(repo, commit)
     listing = _listing(folder)
-    if not listing or any(listing.get(name) != sha256 for name, sha256 in known.items()):
+    if not set(NEEDED) <= listing.keys() or any(listing.get(name) != known[name] for name in known):
         return None
-    there = all(store.digest(folder / name) == sha256 for name, sha256 in listing.items())
-    return listing if there and set(NEEDED) <= listing.keys() else None
+    if any(path.is_symlink() for path in (folder.parent, folder, *(folder / name for name in (LISTING, *listing)))):
+        return None
+    present = artifact.OWN_FILES.intersection(os.listdir(folder))
+    whole = all(store.digest(folder / name) == sha256 for name, sha256 in listing.items())
+    return listing if whole and present == listing.keys() else None
 
 
 def _listing(folder: Path) -> dict[str, str]:
@@ -176,9 +186,6 @@ def _listing(folder: Path) -> dict[str, str]:
     return {pair[1]: pair[0] for pair in pairs if len(pair) == 2 and pair[1] in TAKEN}
 
 
-LISTING = "SHA256SUMS"
-
-
 def _fetch(repo: Repository, known: Mapping[str, str], access: Access) -> dict[str, str]:
     """Bring the artifact of ``repo``, which is at a commit, into the cache, all of it or nothing."""
     if access.is_offline:
@@ -188,7 +195,7 @@ def _fetch(repo: Repository, known: Mapping[str, str], access: Access) -> dict[s
         raise NotAnArtifact(snapshot)
     assert repo.commit is not None
     files = {name: snapshot.files[name] for name in TAKEN if name in snapshot.files}
-    if missing := sorted(set(known) & set(TAKEN) - files.keys()):
+    if missing := sorted(known.keys() - files.keys()):
         raise FetchError(f"{repo.uri} has no {missing[0]}, and had one when it was recorded.", UPDATE)
     paths = {}
     for name, file in files.items():
@@ -197,7 +204,7 @@ def _fetch(repo: Repository, known: Mapping[str, str], access: Access) -> dict[s
             raise NotAnArtifact(snapshot)
     hashes = {name: store.digest(path) for name, path in paths.items()}
     target = place(repo, repo.commit)
-    _sweep(target)
+    _clear(target)
     with staged_directory(target, store.ANOTHER_CACHE) as staging:
         with explained(target, store.ANOTHER_CACHE):
             for name, path in paths.items():
@@ -216,26 +223,30 @@ def _file(repo: Repository, name: str, file: RemoteFile, sha256: str | None, acc
     if file.size > limit:
         raise FetchError(f"{repo.uri}: {name} has {file.size:,} bytes, more than {limit:,}.", "It is no artifact.")
     if sha256 and file.sha256 and sha256 != file.sha256:
-        raise FetchError(
-            f"{repo.uri}: {name} has sha256 {file.sha256} there, and was recorded with {sha256}.",
-            "A commit cannot change: the file was tampered with, here or there. Do not use it.",
-        )
+        raise FetchError(f"{repo.uri}: {name} has sha256 {file.sha256} there, and was recorded with {sha256}.", CHANGED)
     uri = f"{repo.uri.partition('@')[0]}/{name}@{repo.revision}"
-    path = fetch(
-        uri,
-        sha256=sha256 or file.sha256,
-        bytes=file.size,
-        limit=limit,
-        record=False,
-        access=replace(access, update_lock=False),
-    )
-    if file.sha256 is None and file.blob is not None and _blob(path) != file.blob:
-        path.unlink(missing_ok=True)
-        raise FetchError(
-            f"{uri} is not the file that the Hub describes: its bytes are others.",
-            "Try again; if it stays so, do not use this endpoint.",
+    known = sha256 or file.sha256
+    for _ in range(2):
+        path = fetch(
+            uri,
+            sha256=known,
+            bytes=file.size,
+            limit=limit,
+            record=False,
+            access=replace(access, update_lock=known is None),  # without a hash the client's copy cannot be checked
         )
-    return path
+        if file.sha256 is not None or file.blob is None or _blob(path) == file.blob:
+            return path
+        if sha256:
+            raise FetchError(f"{uri} is another file there than the one that was recorded with {sha256}.", CHANGED)
+        # What the client calls the file by may be wrong, too; a copy that it has under that name would be in the way.
+        path.unlink(missing_ok=True)
+        if client_copy := client.kept(parse(uri)):
+            client.forget(client_copy)
+    raise FetchError(
+        f"{uri} is not the file that the Hub describes: its bytes are others.",
+        "Try again; if it stays so, do not use this endpoint.",
+    )
 
 
 def _blob(path: Path) -> str:
@@ -249,9 +260,13 @@ def _is_artifact(config: Path) -> bool:
     return b'"format_version"' in config.read_bytes()
 
 
-def _sweep(target: Path) -> None:
-    """Remove what a process that was killed had begun to write for ``target``; the caller holds its lock."""
-    if target.parent.is_dir():
-        for name in os.listdir(target.parent):
-            if left_behind(name) and name.startswith(f".{target.name}."):
-                shutil.rmtree(target.parent / name, ignore_errors=True)
+def _clear(target: Path) -> None:
+    """Make way for the directory ``target``, whose lock the caller holds.
+
+    Removed are links and files in its place, and what a process that was killed had begun to write for it.
+    """
+    with explained(target, store.ANOTHER_CACHE):
+        store.real_folder(target.parent)
+        if target.is_symlink() or target.is_file():
+            target.unlink()
+        sweep(target)

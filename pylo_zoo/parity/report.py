@@ -266,6 +266,7 @@ class Report:
 
     @property
     def status(self) -> str:
+        """One of "passed", "failed", or "not_run" where no numbers were compared."""
         right = all(each.passed for each in (self.leaves, self.statements, *self.checks))
         if not right or self.missed or self.untried:
             return "failed"
@@ -273,6 +274,7 @@ class Report:
 
     @property
     def passed(self) -> bool:
+        """Whether everything was compared and is right, planted faults caught included."""
         return self.status == "passed"
 
     @property

@@ -288,7 +288,9 @@ class Card:
     @property
     def files(self) -> list[tuple[Markdown, str, str]]:
         """Name, size and purpose of each file."""
-        return [(code(name), f"{size:,}", words.FILES.get(name, "")) for name, size in sorted(self.about.files.items())]
+        drawn = (PAGE, PLOT)  # their sizes depend on what draws them, and the card shall not
+        sizes = {name: "–" if name in drawn else f"{size:,}" for name, size in sorted(self.about.files.items())}
+        return [(code(name), size, words.FILES.get(name, "")) for name, size in sizes.items()]
 
     @property
     def citation(self) -> Markdown | None:

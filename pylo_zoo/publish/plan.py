@@ -50,7 +50,7 @@ class Plan:
         entry: the registry entry that it was converted from, or None.
         license: of the weights.
         verified: whether parity passed.
-        left_out: files of the directory that stay here.
+        left_out: files of the directory that stay here: a pickle, and what proves something else.
     """
 
     repo: Repository
@@ -110,16 +110,18 @@ def prepare(
             or speaks of something else than is there.
     """
     directory = Path(directory)
-    left_out = _expected_files(directory)
+    names = _expected_files(directory)
+    before = _bytes(directory)
+    _refuse_secrets(directory, before, token)  # first, since what is said about an artifact may repeat words of it
     made = artifact.read(directory)
     entry = entry_of(made)
     stated = _license(made, entry, license)
     made = replace(made, source=replace(made.source, license=stated))
     report = Report.from_dict(made.parity) if made.parity is not None else None
     verified = _verified(made, directory, report, allow_unverified)
-    if not verified and report is not None and report.status == "passed":
+    if not verified and report is not None and (report.status, report.fingerprint) != ("not_run", made.fingerprint):
         report, made = None, replace(made, parity=None)  # a proof of something else is none
-    files = _files(made, directory, report)
+    files = _files(made, before, report)
     about = card.About(
         repo_id=repo.id,
         license=stated,
@@ -130,14 +132,16 @@ def prepare(
     )
     timeless = replace(report, created="") if report is not None else None  # or each proof would make another card
     files[artifact.CARD] = card.render(made, timeless, about).encode()
+    if _bytes(directory) != before:
+        raise ZooError(f"{directory} was changed while it was looked at.", "Nothing was sent. Run this again.")
     ordered = {name: files[name] for name in PUBLISHED if name in files}
-    if found := list(secrets.find(ordered, token)):
-        raise ZooError(f"{directory}: {'; '.join(found)}.", "Remove it there, and revoke it if anybody has seen it.")
+    _refuse_secrets(directory, ordered, token)
+    left_out = tuple(name for name in names if name not in ordered)
     return Plan(Repository(repo.id), ordered, made, report, entry, stated, verified, left_out)
 
 
 def _expected_files(directory: Path) -> tuple[str, ...]:
-    """Refuse what has no business in an artifact's directory; the names of what is not published."""
+    """The names of what is in an artifact's directory; what has no business there is refused."""
     if not directory.is_dir():
         raise ZooError(f"{directory} is no directory.", "Give an artifact's; `pylo-zoo convert` makes one.")
     names = sorted(name for name in os.listdir(directory) if not left_behind(name))
@@ -148,30 +152,39 @@ def _expected_files(directory: Path) -> tuple[str, ...]:
         )
     if links := [name for name in names if (directory / name).is_symlink() or not (directory / name).is_file()]:
         raise ZooError(f"{directory / links[0]} is no regular file.", "Nothing was sent. Put the file itself there.")
-    return tuple(name for name in names if name not in PUBLISHED)
+    return tuple(names)
+
+
+def _refuse_secrets(directory: Path, files: Mapping[str, bytes], token: str | None) -> None:
+    if found := list(secrets.find(files, token)):
+        raise ZooError(f"{directory}: {'; '.join(found)}.", "Remove it there, and revoke it if anybody has seen it.")
 
 
 def entry_of(made: Artifact) -> Entry | None:
     """The registry entry of the checkpoint that ``made`` was converted from: by hash or address, not by name."""
-    for entry in registry.load_registry().values():
-        pins = {source.sha256 for source in entry.sources if source.sha256}
-        if entry.family == made.family and (made.source.sha256 in pins or made.source.uri == entry.weights.uri):
-            return entry
-    return None
+    return next((entry for entry in registry.load_registry().values() if is_of(entry, made)), None)
+
+
+def is_of(entry: Entry, made: Artifact) -> bool:
+    """Whether ``entry`` has the checkpoint that ``made`` was converted from; its address counts where it has no pin."""
+    pins = {source.sha256 for source in entry.sources if source.sha256 and source.format != "gin"}
+    same = made.source.sha256 in pins if pins else made.source.uri == entry.weights.uri
+    return same and entry.family == made.family
 
 
 def _license(made: Artifact, entry: Entry | None, stated: str | None) -> str:
     if stated is not None and (not LICENSE.fullmatch(stated) or stated.lower() == UNKNOWN):
         raise ZooError(f"{stated!r} is no licence.", "Give an SPDX identifier, such as MIT or Apache-2.0, or `other`.")
-    known = made.source.license if entry is None else entry.license
-    if stated is None and known == UNKNOWN:
+    known = (made.source.license if entry is None else entry.license).strip() or UNKNOWN
+    said = known.lower() != UNKNOWN
+    if stated is None and not said:
         raise ZooError(
-            f"Nobody has said under which licence {made.name}'s weights are, so that nobody may assume one.",
+            "Nobody has said under which licence these weights are, so that nobody may assume one.",
             "Ask whoever trained them, and state it with --license, such as --license MIT.",
         )
-    if stated is not None and known not in (UNKNOWN, stated):
-        raise ZooError(f"{made.name}'s weights are under {known}, and --license says {stated}.", "Leave --license out.")
-    return stated or known
+    if stated is not None and said and stated.lower() != known.lower():
+        raise ZooError(f"These weights are under {known}, and --license says {stated}.", "Leave --license out.")
+    return known if said or stated is None else stated
 
 
 def _verified(made: Artifact, directory: Path, report: Report | None, allow_unverified: bool) -> bool:
@@ -201,18 +214,24 @@ def _fault(made: Artifact, directory: Path, report: Report | None) -> str | None
     if made.parity.get("schema_version") != SCHEMA_VERSION or report.environment.get("pylo-zoo") != __version__:
         return f"its parity was checked by another pylo-zoo than this one, {__version__}"
     vectors = directory / artifact.VECTORS
-    if not vectors.is_file() or hashlib.sha256(vectors.read_bytes()).hexdigest() != made.parity.get("vectors_sha256"):
+    if not vectors.is_file() or hashlib.sha256(vectors.read_bytes()).hexdigest() != report.vectors_sha256:
         return f"its {artifact.VECTORS} is missing, or is not the one of its parity report"
     again = replay(made)
     return None if again.passed else "the installed code does not compute what its parity report proved"
 
 
-def _files(made: Artifact, directory: Path, report: Report | None) -> dict[str, bytes]:
-    """Everything but the card."""
-    proof = (artifact.PARITY, artifact.VECTORS) if report is not None else ()
-    files = {
-        name: (directory / name).read_bytes() for name in (artifact.WEIGHTS, *proof) if (directory / name).is_file()
-    }
+def _bytes(directory: Path) -> dict[str, bytes]:
+    """The files that make an artifact, as they are now."""
+    names = (artifact.WEIGHTS, artifact.CONFIG, artifact.PARITY, artifact.VECTORS)
+    return {name: (directory / name).read_bytes() for name in names if (directory / name).is_file()}
+
+
+def _files(made: Artifact, there: Mapping[str, bytes], report: Report | None) -> dict[str, bytes]:
+    """Everything but the card; ``there`` is what the directory holds."""
+    files = {name: there[name] for name in (artifact.WEIGHTS, *((artifact.PARITY,) if report else ()))}
+    vectors = there.get(artifact.VECTORS)
+    if report and vectors is not None and hashlib.sha256(vectors).hexdigest() == report.vectors_sha256:
+        files[artifact.VECTORS] = vectors
     files[artifact.CONFIG] = (json.dumps(made.config(), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
     if report is not None and report.checks:
         files[artifact.PAGE] = html.render([report]).encode()

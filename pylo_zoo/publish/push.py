@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
 from pylo_zoo import artifact
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access, Conflict, FetchError, NotFound, Unavailable
-from pylo_zoo.hub.api import Hub, Refs, Snapshot
+from pylo_zoo.hub.api import Hub, Snapshot
 from pylo_zoo.hub.names import COMMIT, MAIN, Repository
-from pylo_zoo.publish import registry_file
+from pylo_zoo.publish import registry_file, secrets
 from pylo_zoo.publish.plan import DERIVED, PUBLISHED, Plan, prepare, without_time
 
 MARK = "pylo-zoo content: sha256:"
@@ -109,29 +111,33 @@ def publish(
     repo = Repository.parse(repo_id)
     if repo.revision is not None:
         raise ZooError(f"{repo_id} names a revision.", "Give ORG/NAME, and a branch with --revision.")
-    _check_options(options)
-    plan = prepare(directory, repo, license=license, allow_unverified=allow_unverified, token=_token(access))
+    token = _token(access)
+    _check_options(options, token)
+    plan = prepare(directory, repo, license=license, allow_unverified=allow_unverified, token=token)
     if options.registry is not None:
-        registry_file.check(options.registry, plan.artifact, plan.entry, repo)
+        registry_file.check(options.registry, plan)
     return _Push(plan, options, access).dry() if dry_run else send(plan, options, access)
 
 
 def send(plan: Plan, options: Options, access: Access) -> Published:
-    """Send what was prepared. Raises as :func:`publish`."""
+    """Send what was prepared; raises as :func:`publish`."""
     return _Push(plan, options, access).run()
 
 
-def _check_options(options: Options) -> None:
-    if options.branch is not None and COMMIT.fullmatch(options.branch):
-        raise ZooError("A commit cannot be published to.", "Give a branch with --revision.")
+def _check_options(options: Options, token: str | None) -> None:
+    for word, name in (("--revision", options.branch), ("--tag", options.tag)):
+        if name is not None and (COMMIT.fullmatch(name) or name.startswith("refs/")):
+            raise ZooError(f"{word} {name} is a commit or a reference.", f"Give a name of your own with {word}.")
+        if name is not None:
+            Repository.parse("a/b", name)
+    if found := list(secrets.find({"--commit-message": (options.message or "").encode()}, token)):
+        raise ZooError(f"{'; '.join(found)}.", "Nothing was sent. Revoke it if anybody has seen it.")
     if options.create_pr and (options.branch not in (None, MAIN) or options.tag is not None):
         raise ZooError(
             "A pull request goes to the main branch, and has no tag.", "Leave --revision and --tag out, or --create-pr."
         )
     if options.create_pr and options.registry is not None:
         raise ZooError("What is only proposed is not pinned.", "Leave --update-registry out until it is merged.")
-    if options.tag is not None:
-        Repository.parse("a/b", options.tag)
 
 
 def _token(access: Access) -> str | None:
@@ -146,7 +152,7 @@ class _Push:
     def __init__(self, plan: Plan, options: Options, access: Access) -> None:
         self.plan, self.options, self.access = plan, options, access
         self.hub = Hub(access)
-        self.target = replace(plan.repo, revision=options.branch)
+        self.target = replace(plan.repo, revision=None if options.branch == MAIN else options.branch)
         self.created = False
 
     # --- looking ---------------------------------------------------------------------------------------------
@@ -155,30 +161,28 @@ class _Push:
         """What would happen, as far as it can be known without sending anything."""
         try:
             there = self._look()
+            changes = self._permitted(there)
         except Unavailable as error:
             self.access.say(f"{error.message} So it is not known what is there already.")
             return Published(self.plan, dict.fromkeys(self.plan.files, "added"), self.hub.url(self.target))
-        if there is not None:
-            self._may_replace(there)
-            self._check_tag(self.hub.refs(self.plan.repo), there)
         return Published(
             self.plan,
-            self._changes(there),
+            changes,
             self.hub.url(self.target),
             exists=there is not None,
             private=self.options.private if there is None else there.private,
         )
 
     def _look(self) -> Snapshot | None:
-        """What the branch holds; None where there is no repository, and an empty one where there is no such branch."""
+        """What the branch holds, or the main one where it is missing; None where there is no repository."""
         try:
             there = self.hub.look(self.plan.repo)
         except NotFound:
             return None
-        if self.options.branch in (None, MAIN):
+        branch = self.target.revision
+        if branch is None or branch not in self.hub.refs(self.plan.repo).branches:
             return there
-        branch = self.hub.refs(self.plan.repo).branches.get(self.options.branch or MAIN)
-        return there if branch is None else self.hub.look(self.target)
+        return self.hub.look(self.target)
 
     def _changes(self, there: Snapshot | None) -> dict[str, Step]:
         files = there.files if there else {}
@@ -203,48 +207,53 @@ class _Push:
         theirs = self.hub.read(there.repo.at(there.commit), artifact.PARITY)
         return without_time(theirs) == without_time(self.plan.files[artifact.PARITY])
 
-    def _may_replace(self, there: Snapshot) -> None:
-        holds = [name for name in there.files if name not in (".gitattributes", artifact.CARD)]
+    def _permitted(self, there: Snapshot | None) -> dict[str, Step]:
+        """What becomes of each file; refused where that, or the tag, would replace what is not ours to replace."""
         changes = self._changes(there)
-        if not holds or self.options.exist_ok or self.options.create_pr or set(changes.values()) <= {"same"}:
-            return
-        raise ZooError(
-            f"{there.repo.uri} exists and holds something else ({', '.join(sorted(holds)[:4])}).",
-            "--exist-ok publishes a new version there, --create-pr proposes one.",
-        )
-
-    def _check_tag(self, refs: Refs, there: Snapshot) -> None:
-        """Refuse a tag that stands on something else already, before anything is sent."""
-        tag = self.options.tag
-        commit = refs.tags.get(tag) if tag else None
-        if commit is None:
-            return
-        tagged = self.hub.look(self.plan.repo.at(commit))
-        if not set(self._changes(tagged).values()) <= {"same"} or commit != there.commit:
+        if there is None:
+            return changes
+        if self.options.private and not there.private:
             raise ZooError(
-                f"{self.plan.repo.uri} has a tag {tag} already, on {commit[:12]}.", "Tags are not moved: give another."
+                f"{self.plan.repo.uri} is public, and --private makes new repositories alone private.",
+                "Make it private on its page, or leave --private out.",
             )
+        is_same = set(changes.values()) <= {"same"}
+        holds = sorted(name for name in there.files if name not in (".gitattributes", artifact.CARD))
+        if holds and not (is_same or self.options.exist_ok or self.options.create_pr):
+            raise ZooError(
+                f"{there.repo.uri} exists and holds something else ({', '.join(holds[:4])}).",
+                "--exist-ok publishes a new version there, --create-pr proposes one.",
+            )
+        tag = self.options.tag
+        tagged = self.hub.refs(self.plan.repo).tags.get(tag) if tag else None
+        if tagged is not None and not self._is_at(tagged):
+            raise ZooError(
+                f"{self.plan.repo.uri} has a tag {tag} already, on {tagged[:12]}.", "Tags are not moved: give another."
+            )
+        return changes
+
+    def _is_at(self, commit: str) -> bool:
+        """Whether ``commit`` holds just this content; others may have committed more since a run that was cut off."""
+        return set(self._changes(self.hub.look(self.plan.repo.at(commit))).values()) <= {"same"}
 
     # --- sending ---------------------------------------------------------------------------------------------
 
     def run(self) -> Published:
         """Publish."""
         self.hub.whoami(self.plan.repo)
-        there = self._ready()
-        self._may_replace(there)
-        self._check_tag(self.hub.refs(self.plan.repo), there)
-        changes = self._changes(there)
-        commit, request = there.commit, None
+        there = self._look()
+        changes = self._permitted(there)
+        ready = self._ready(there)
+        if ready is not there:
+            changes = self._permitted(ready)  # again: somebody else may have made it meanwhile
+        there, commit, request = ready, ready.commit, None
         if not set(changes.values()) <= {"same"}:
             commit, request = self._commit(there, changes)
         hashes = self._read_back(commit, {name for name, what in changes.items() if what != "same"})
         if self.options.tag:
             self._tag(self.options.tag, commit)
         if self.options.registry is not None:
-            plan = self.plan
-            registry_file.pin(
-                self.options.registry, plan.artifact, plan.entry, plan.repo.at(commit), hashes, plan.license
-            )
+            self._pin(self.options.registry, commit, hashes)
         return Published(
             self.plan,
             changes,
@@ -256,21 +265,18 @@ class _Push:
             there.private,
         )
 
-    def _ready(self) -> Snapshot:
+    def _ready(self, there: Snapshot | None) -> Snapshot:
         """The branch to commit to, made where it is missing."""
-        there = self._look()
         if there is None:
             try:
                 self.hub.create(self.plan.repo, private=self.options.private)
                 self.created = True
             except Conflict:
-                self.access.say(f"{self.plan.repo.uri} was made by somebody else meanwhile.")
+                self.access.say(f"{self.plan.repo.uri} was there when it was to be made.")
             there = self.hub.look(self.plan.repo)
-        if self.options.branch not in (None, MAIN):
-            self.hub.branch(self.plan.repo, self.options.branch or MAIN)
+        if there.repo != self.target:
+            self.hub.branch(self.plan.repo, self.target.revision or MAIN)
             there = self.hub.look(self.target)
-        if self.options.private and not there.private:
-            self.access.say(f"{self.plan.repo.uri} is public, and stays so: --private is for new repositories.")
         return there
 
     def _commit(self, there: Snapshot, changes: Mapping[str, Step]) -> tuple[str, str | None]:
@@ -297,33 +303,43 @@ class _Push:
                     parent=there.commit,
                     create_pr=self.options.create_pr,
                 )
-            except Conflict as error:
+            except (Conflict, Unavailable) as error:
+                fault = error
+            # Out of the handler: what goes wrong from here on has nothing to do with it.
+            if isinstance(fault, Conflict):
                 done = self._find(there)
                 if done is not None:
                     return done
-                raise self._beaten(there, error) from None
-            except Unavailable as error:
-                attempt += 1
-                wait = error.after or 0.0
-                if attempt > policy.attempts or wait > policy.longest:
-                    done = self._find(there)
-                    if done is not None:
-                        return done
-                    raise
-                policy.sleep(max(wait, min(policy.backoff * 2 ** (attempt - 2), policy.longest)))
+                raise self._beaten(there, fault)
+            attempt += 1
+            wait = fault.after or 0.0
+            if attempt > policy.attempts or wait > policy.longest:
+                return self._found_or(there, fault)
+            policy.sleep(max(wait, min(policy.backoff * 2 ** (attempt - 2), policy.longest)))
+
+    def _found_or(self, there: Snapshot, error: Unavailable) -> tuple[str, str | None]:
+        """As :meth:`_find`; raises ``error`` where it was not heard, or nobody says."""
+        try:
+            done = self._find(there)
+        except FetchError:
+            done = None
+        if done is None:
+            raise error from None
+        return done
 
     def _find(self, there: Snapshot) -> tuple[str, str | None] | None:
         """The commit of just this content on top of ``there``, where there is one already."""
         mark = f"{MARK}{self.plan.digest}"
-        heads = {self.options.branch or MAIN: None}
+        heads: dict[str, str | None] = {self.target.revision or MAIN: None}
         if self.options.create_pr:
-            heads = {
-                name: f"{self.hub.url(self.plan.repo)}/discussions/{name.rpartition('/')[2]}" for name in self._pulls()
-            }
+            discussions = f"{self.hub.url(self.plan.repo)}/discussions"
+            heads = {name: f"{discussions}/{name.rpartition('/')[2]}" for name in self._pulls()}
         for head, request in heads.items():
-            for commit in self.hub.history(replace(self.plan.repo, revision=head)):
-                if commit.id == there.commit:
-                    break
+            history = self.hub.history(replace(self.plan.repo, revision=head))
+            above = list(takewhile(lambda commit: commit.id != there.commit, history))
+            if len(above) == len(history):
+                continue  # it stands on something older, or the branch was made anew
+            for commit in above:
                 if mark in commit.message or mark in commit.title:
                     return commit.id, request
         return None
@@ -366,12 +382,20 @@ class _Push:
         )
 
     def _tag(self, tag: str, commit: str) -> None:
-        try:
+        if self.hub.refs(self.plan.repo).tags.get(tag) == commit:
+            return
+        with suppress(Conflict):
             self.hub.tag(self.plan.repo, tag, commit, f"{self.plan.artifact.name}, by pylo-zoo")
-        except Conflict:
-            there = self.hub.refs(self.plan.repo).tags.get(tag)
-            if there != commit:
-                raise ZooError(
-                    f"Published as {commit}, but its tag {tag} stands on {str(there)[:12]}.",
-                    "Tags are not moved: run this again with another --tag.",
-                ) from None
+            return
+        there = self.hub.refs(self.plan.repo).tags.get(tag)
+        if there != commit and not (there and self._is_at(there)):
+            raise ZooError(
+                f"Published as {commit}, but its tag {tag} stands on {str(there)[:12]}.",
+                "Tags are not moved: run this again with another --tag.",
+            )
+
+    def _pin(self, path: Path, commit: str, hashes: Mapping[str, str]) -> None:
+        try:
+            registry_file.pin(path, self.plan, commit, hashes)
+        except ZooError as error:
+            raise ZooError(f"Published as {commit}, but not pinned: {error.message}", error.hint) from None

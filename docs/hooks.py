@@ -1,0 +1,172 @@
+"""What the site has besides the pages in docs/: the command line's help, the Python reference, links into the tree.
+
+mkdocs calls the functions named ``on_…`` (mkdocs.yml). Generated pages are made anew at each build, so none can be old.
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "pylo_zoo"
+TRAINING = {"Training": "training.md"}
+"""A page that goes behind the quickstart where it exists."""
+
+API: dict[str, tuple[str, ...]] = {
+    "pylo_zoo": ("",),
+    "optim": ("optim",),
+    "weights": ("weights",),
+    "artifact": ("artifact",),
+    "registry": ("registry",),
+    "convert": ("convert",),
+    "parity": ("parity",),
+    "fetch": ("fetch",),
+    "hub": ("hub",),
+    "publish": ("publish",),
+    "tasks": ("tasks",),
+    "train": ("train", "train.loop", "train.recipes", "train.schedules"),
+    "ops": (
+        "ops",
+        "ops.layout",
+        "ops.accumulators",
+        "ops.features",
+        "ops.conditioning",
+        "ops.gradients",
+        "ops.mlp",
+        "ops.adam",
+        "ops.muon",
+        "ops.orthogonalize",
+        "ops.trace",
+    ),
+}
+"""Pages of the Python reference, and the modules on each, within ``pylo_zoo``."""
+
+log = logging.getLogger("mkdocs.hooks.pylo_zoo")
+
+
+# --- events of mkdocs ---------------------------------------------------------------------------------------------
+
+
+def on_config(config: Any) -> Any:
+    """Take the training page into the navigation, where there is one."""
+    if (ROOT / "docs" / "training.md").is_file() and TRAINING not in config["nav"]:
+        config["nav"].insert(2, TRAINING)
+    return config
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the generated pages."""
+    files.append(File.generated(config, "reference/cli.md", content=command_line()))
+    for page, modules in API.items():
+        files.append(File.generated(config, f"reference/api/{page}.md", content=reference(page, modules)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """Turn links that leave docs/ into the repository's, or, where it has no known address, into the path itself."""
+
+    def target(match: re.Match[str]) -> str:
+        text, path = match.groups()
+        if not (ROOT / "docs" / path).exists():
+            log.warning("%s links to %s, which is not there.", page.file.src_uri, path)
+        inside = (ROOT / "docs" / path).resolve().relative_to(ROOT.resolve()).as_posix()
+        address = (config["repo_url"] or "").rstrip("/")
+        if address:
+            return f"[{text}]({address}/blob/main/{inside})"
+        return f"`{inside}`" if text.strip("`") in (inside, Path(inside).name) else f"{text} (`{inside}`)"
+
+    return re.sub(r"\[([^\]]+)\]\((\.\./[^)#]+)\)", target, markdown)
+
+
+# --- the command line ---------------------------------------------------------------------------------------------
+
+
+def command_line() -> str:
+    """Every command's help, as the terminal shows it, 88 columns wide."""
+    parts = [
+        "# Command line",
+        "What `--help` prints, written at each build of this site. Every command takes `--json`; results go to stdout, "
+        "everything else to stderr. The exit status is 0 for success, 1 for failure, 2 for wrong usage and 130 for "
+        "Ctrl-C. `PYLO_ZOO_DEBUG=1` adds the traceback of a failure; [the environment variables]"
+        "(../sources.md#environment-variables) of the cache, the lock file and the Hub are on their own page.",
+    ]
+    for name, text in helps().items():
+        parts += [f"## {name}", f"```text\n{text}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def helps() -> dict[str, str]:
+    """The help text of the program and of each command, by what one types."""
+    import typer.main
+
+    from pylo_zoo.cli import app
+
+    before = {name: os.environ.get(name) for name in ("COLUMNS", "TERMINAL_WIDTH")}
+    os.environ |= dict.fromkeys(before, "88")
+    try:
+        group: Any = typer.main.get_command(app)
+        with group.make_context("pylo-zoo", ["list"], resilient_parsing=True) as context:
+            found = {"pylo-zoo": group.get_help(context)}
+            for name, command in group.commands.items():
+                with command.make_context(name, [], parent=context, resilient_parsing=True) as inner:
+                    found[f"pylo-zoo {name}"] = command.get_help(inner)
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    return {name: "\n".join(line.rstrip() for line in text.strip().splitlines()) for name, text in found.items()}
+
+
+# --- the Python reference -----------------------------------------------------------------------------------------
+
+
+def reference(page: str, modules: tuple[str, ...]) -> str:
+    """A page of the reference: its module, and its submodules a section each."""
+    parts = [f"# {dotted(modules[0])}"]
+    for number, module in enumerate(modules):
+        if number:
+            parts.append(f"## {dotted(module)}")
+        options = [f"heading_level: {3 if number else 2}"]
+        if members := exported(module):
+            options.append(f"members: [{', '.join(members)}]")
+        elif len(modules) > 1 and not number:
+            options.append("members: false")
+        parts.append("\n".join([f"::: {dotted(module)}", "    options:", *(f"      {option}" for option in options)]))
+    return "\n\n".join(parts) + "\n"
+
+
+def dotted(module: str) -> str:
+    """``optim`` is ``pylo_zoo.optim``."""
+    return f"pylo_zoo.{module}" if module else "pylo_zoo"
+
+
+def source(module: str) -> Path:
+    """The file of a module."""
+    path = PACKAGE.joinpath(*module.split(".")) if module else PACKAGE
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def exported(module: str) -> list[str]:
+    """What ``__all__`` names, apart from the version, in its order; nothing where there is none.
+
+    A function with the name of a submodule beside it (``optim.muon``) is left out: the two are one name to the tool
+    that reads the code. It stands where it is defined.
+    """
+    for node in ast.parse(source(module).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and any(isinstance(to, ast.Name) and to.id == "__all__" for to in node.targets):
+            names = ast.literal_eval(node.value)
+            return [n for n in names if not n.startswith("_") and not source(module).with_name(f"{n}.py").is_file()]
+    return []
+
+
+def public_modules() -> Iterator[str]:
+    """Every module of the reference, dotted."""
+    for modules in API.values():
+        yield from map(dotted, modules)

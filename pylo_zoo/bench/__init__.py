@@ -1,0 +1,26 @@
+"""Step time and memory of every optimizer against fused AdamW, measured in the same run.
+
+>>> from pylo_zoo.bench import Plan, bench
+>>> report = bench(Plan(("velo-sample",), ("tiny",), seconds=1.0))  # doctest: +SKIP
+"""
+
+from pylo_zoo.bench.report import BACKENDS, Cell, LeftOut, Machine, Report, read, write
+from pylo_zoo.bench.run import Plan, bench
+from pylo_zoo.bench.shapes import SHAPE_SETS, ShapeSet
+from pylo_zoo.bench.subjects import SUBJECTS, Subject
+
+__all__ = [
+    "BACKENDS",
+    "SHAPE_SETS",
+    "SUBJECTS",
+    "Cell",
+    "LeftOut",
+    "Machine",
+    "Plan",
+    "Report",
+    "ShapeSet",
+    "Subject",
+    "bench",
+    "read",
+    "write",
+]

@@ -1,0 +1,161 @@
+"""The benchmark: every optimizer on every shape set, within a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from pylo_zoo.bench import measuring, memory, report, shapes, subjects
+from pylo_zoo.bench.report import Cell, LeftOut, Report
+from pylo_zoo.bench.shapes import SHAPE_SETS, ShapeSet
+from pylo_zoo.bench.subjects import SUBJECTS, NothingToDo, Subject
+from pylo_zoo.errors import ZooError
+
+ALL = "all"
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+DEVICES = ("cpu", "cuda")
+
+Progress = Callable[[str, int, int], None]
+"""Hears what is being measured, how many cells are done, and how many there are."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        optimizers: names of :data:`~pylo_zoo.bench.subjects.SUBJECTS`, registry entries or artifacts' directories;
+            ``"all"`` is every subject.
+        shape_sets: names of :data:`~pylo_zoo.bench.shapes.SHAPE_SETS`; ``"all"`` is all but tiny.
+        steps: pairs of steps a cell, at most.
+        seconds: for everything; each cell gets its share of what is left, and has three pairs in any case.
+        threads: of torch; None leaves them as they are.
+        device: ``"cpu"`` or ``"cuda"``.
+        dtype: of the parameters.
+        memory: whether to measure the peak memory of a step, in a process of its own.
+        seed: of parameters and gradients.
+    """
+
+    optimizers: tuple[str, ...] = (ALL,)
+    shape_sets: tuple[str, ...] = ("gpt",)
+    steps: int = 30
+    seconds: float = 300.0
+    threads: int | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+    memory: bool = True
+    seed: int = 0
+
+    def cells(self) -> list[tuple[Subject, ShapeSet]]:
+        """What there is to measure, shape set by shape set.
+
+        Raises:
+            ZooError: a name is unknown, or a figure impossible.
+        """
+        self._check()
+        found = [subjects.find(name) for name in _expanded(self.optimizers, SUBJECTS)]
+        sets = [
+            shapes.find(name) for name in _expanded(self.shape_sets, [name for name in SHAPE_SETS if name != "tiny"])
+        ]
+        return [(subject, shape_set) for shape_set in sets for subject in found]
+
+    def _check(self) -> None:
+        if not self.optimizers or not self.shape_sets:
+            raise ZooError("Nothing is to be measured.", f"Name optimizers and shape sets, or {ALL}.")
+        if self.steps < measuring.LEAST_PAIRS:
+            raise ZooError(f"steps is {self.steps}.", f"Medians need {measuring.LEAST_PAIRS} pairs at least.")
+        if not self.seconds > 0:
+            raise ZooError(f"seconds is {self.seconds:g}.", "It has to be above 0.")
+        if self.threads is not None and self.threads < 1:
+            raise ZooError(f"threads is {self.threads}.", "It has to be at least 1.")
+        if self.dtype not in DTYPES:
+            raise ZooError(f"dtype is {self.dtype!r}.", f"Use {', '.join(DTYPES)}.")
+        if self.device not in DEVICES:
+            raise ZooError(f"device is {self.device!r}.", f"Use {' or '.join(DEVICES)}.")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ZooError("There is no CUDA device here.", "Use the device cpu.")
+
+
+def _expanded(names: Sequence[str], everything: Sequence[str] | object) -> list[str]:
+    """``names`` without repetitions, ``"all"`` spelled out."""
+    found = [each for name in names for each in (everything if name == ALL else [name])]  # pyright: ignore
+    return list(dict.fromkeys(found))
+
+
+def bench(plan: Plan, progress: Progress | None = None) -> Report:
+    """Measure.
+
+    Raises:
+        ZooError: a name is unknown, a figure impossible, or weights cannot be had.
+    """
+    todo, tell = plan.cells(), progress or (lambda what, done, total: None)
+    load = report.load_average()
+    end = time.monotonic() + plan.seconds
+    cells: list[Cell] = []
+    left_out: list[LeftOut] = []
+    with measuring.threads(plan.threads) as count:
+        bandwidth = tuple(map(report.short, measuring.bandwidth(plan.device)))
+        for done, (subject, shape_set) in enumerate(todo):
+            tell(f"{subject.name}, {shape_set.name}", done, len(todo))
+            left = end - time.monotonic()
+            if left <= 0:
+                left_out.append(LeftOut(subject.name, shape_set.name, f"the {plan.seconds:g} seconds were over"))
+                continue
+            try:
+                cell = measure(subject, shape_set, plan, left / (len(todo) - done), count)
+            except NothingToDo as error:
+                left_out.append(LeftOut(subject.name, shape_set.name, error.message))
+                continue
+            except (RuntimeError, MemoryError) as error:  # memory that is not there, first of all
+                why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                left_out.append(LeftOut(subject.name, shape_set.name, why, failed=True))
+                continue
+            cells.append(cell)
+            if len(cell.seconds) < plan.steps:
+                why = f"{len(cell.seconds)} of {plan.steps} pairs, for lack of time"
+                left_out.append(LeftOut(subject.name, shape_set.name, why))
+        tell("", len(todo), len(todo))
+        machine = report.this_machine(plan.device, count, bandwidth, (*load, *report.load_average()))
+    return Report(machine, asdict(plan), tuple(cells), tuple(left_out))
+
+
+def measure(subject: Subject, shape_set: ShapeSet, plan: Plan, seconds: float, threads: int) -> Cell:
+    """One cell; ``seconds`` are its share of the time, of which memory takes what it needs.
+
+    Raises:
+        NothingToDo: the shape set has nothing for the subject.
+    """
+    start, dtype = time.monotonic(), getattr(torch, plan.dtype)
+    ours = subject.make(shape_set.make(plan.device, dtype, plan.seed))
+    reference = subject.reference(shape_set.make(plan.device, dtype, plan.seed))
+    peak = None
+    if plan.memory:
+        peak = memory.in_a_child(subject.name, shape_set.name, plan.device, plan.dtype, threads)
+    rest = max(0.0, seconds - (time.monotonic() - start))
+    times = measuring.pairs(ours.step, reference.step, plan.steps, rest, measuring.clock(plan.device))
+    return Cell(
+        optimizer=subject.name,
+        about=subject.about,
+        weights=subject.weights,
+        backend=report.BACKENDS[0],
+        shapes=shape_set.name,
+        parameters=shape_set.parameters,
+        tensors=shape_set.tensors,
+        against=subject.against,
+        seconds=tuple(map(report.short, times.ours)),
+        against_seconds=tuple(map(report.short, times.reference)),
+        state_bytes=ours.state_bytes,
+        peak_bytes=peak,
+        finite=ours.finite,
+    )
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    """``"celo2, elo"`` as a tuple of names; a directory may hold no comma."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+__all__ = ["ALL", "Plan", "bench", "measure", "names_of"]

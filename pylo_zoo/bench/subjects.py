@@ -1,0 +1,232 @@
+"""What can be timed: every learned optimizer, Muon, AdamW's other forms, and Newton–Schulz alone.
+
+The time of a step does not depend on the values of the weights, so that families get random ones of the published sizes
+and no checkpoint is needed. Nothing can be said of training with them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pylo_zoo import __version__, converters, registry
+from pylo_zoo.artifact import Artifact, Converter, SourceRecord
+from pylo_zoo.bench.shapes import Parameters
+from pylo_zoo.converters.base import tensor_shapes
+from pylo_zoo.errors import ZooError
+from pylo_zoo.ops.layout import axes_of
+from pylo_zoo.ops.orthogonalize import COEFFICIENTS, newton_schulz, resolve_coefficients
+from pylo_zoo.optim import Muon, optimizer_class
+from pylo_zoo.weights import load
+
+SCALE = 0.02
+"""Standard deviation of random weights: small, so that steps stay finite."""
+HORIZON = 100_000
+"""Steps of the run that VeLO, Celo and CeloAdam believe to be in."""
+LOSS = 1.0
+ITERATIONS = 5
+MATMULS = 3 * ITERATIONS
+
+
+@dataclass
+class Work:
+    """Something to do again and again: one optimizer's steps, on parameters of its own."""
+
+    step: Callable[[], Any]
+    tensors: list[Tensor]
+    """What has to stay finite."""
+    optimizer: torch.optim.Optimizer | None = None
+
+    @property
+    def finite(self) -> bool:
+        return all(bool(tensor.isfinite().all()) for tensor in self.tensors)
+
+    @property
+    def state_bytes(self) -> int | None:
+        """Bytes of the tensors that the optimizer keeps for its parameters."""
+        if self.optimizer is None:
+            return None
+        values = (value for state in self.optimizer.state.values() for value in state.values())
+        return sum(value.numel() * value.element_size() for value in values if isinstance(value, Tensor))
+
+
+class NothingToDo(ZooError):
+    """A shape set has nothing for a subject, such as matrices for Newton–Schulz."""
+
+
+Maker = Callable[[Parameters], Work]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A row of the table.
+
+    Attributes:
+        name: as users type it.
+        about: what it is.
+        make: the work on given parameters.
+        against: what it is compared with.
+        reference: the work of that.
+        weights: "random", "none", or what was loaded.
+    """
+
+    name: str
+    about: str
+    make: Maker
+    against: str = "AdamW fused"
+    reference: Maker = lambda parameters: adamw(parameters, fused=True)
+    weights: str = "none"
+
+
+# --- makers ------------------------------------------------------------------------------------------------------
+
+
+def adamw(parameters: Parameters, **form: bool) -> Work:
+    """torch's AdamW in one of its forms: ``fused=True``, ``foreach=True``, or ``foreach=False``, the plain loop."""
+    params = list(parameters)
+    optimizer = torch.optim.AdamW(params, **form)  # pyright: ignore[reportArgumentType]
+    return Work(optimizer.step, [p.data for p in params], optimizer)
+
+
+def _muon(parameters: Parameters) -> Work:
+    optimizer = Muon(parameters.groups())
+    return Work(optimizer.step, [p.data for p in parameters], optimizer)
+
+
+def _learned(artifact: Callable[[], Artifact], parameters: Parameters) -> Work:
+    found = artifact()
+    cls = optimizer_class(found.family)
+    horizon: dict[str, Any] = {"num_steps": HORIZON} if cls.needs_loss else {}
+    groups = parameters.groups(learned=found.family == "celo2-base")
+    optimizer = cls(groups, weights=found, **horizon)
+    step = partial(optimizer.step, LOSS) if cls.needs_loss else optimizer.step
+    return Work(step, [p.data for p in parameters], optimizer)
+
+
+def random_artifact(family_name: str, **behavior: Any) -> Artifact:
+    """Random weights of the published sizes; ``behavior`` replaces fields of the family's behaviour.
+
+    Raises:
+        ZooError: there is no such family.
+    """
+    family = converters.get(family_name)
+    generator = torch.Generator().manual_seed(0)
+    shapes = sorted(tensor_shapes(family, family.released).items())
+    return Artifact(
+        family=family.name,
+        name=f"random:{family.name}",
+        architecture=family.released,
+        behavior=replace(family.behavior(), **behavior),
+        defaults={},
+        source=SourceRecord(f"random:{family.name}", "0" * 64, 0, "MIT", "random"),
+        converter=Converter(__version__),
+        tensors={name: SCALE * torch.randn(shape, generator=generator) for name, shape in shapes},
+    )
+
+
+# --- Newton–Schulz alone -----------------------------------------------------------------------------------------
+
+
+def _matrices(parameters: Parameters) -> list[Tensor]:
+    """The gradients that CELO2 would orthogonalize, in float32 at least: ``[*positions, rows, columns]``."""
+    found: list[Tensor] = []
+    for entry, params in parameters.made:
+        if len(entry.shape) >= 2 and not entry.embedding:
+            axes = axes_of(entry.shape, "torch").matrix
+            gradients = (p.grad.movedim(axes, (-2, -1)) for p in params if p.grad is not None)
+            found += [g.to(torch.promote_types(g.dtype, torch.float32)) for g in gradients]
+    if not found:
+        raise NothingToDo("The set has no matrices.", "Use another shape set.")
+    return found
+
+
+def _newton_schulz(parameters: Parameters) -> Work:
+    triples = resolve_coefficients(COEFFICIENTS["original"], ITERATIONS)
+    matrices = _matrices(parameters)
+    made = [torch.empty_like(matrix) for matrix in matrices]
+
+    def step() -> None:
+        for place, matrix in zip(made, matrices, strict=True):
+            place.copy_(newton_schulz(matrix, triples, 1e-8))
+
+    step()
+    return Work(step, made)
+
+
+def _matmuls(parameters: Parameters) -> Work:
+    """The products of Newton–Schulz without anything between them, into memory that is there already."""
+    sides: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    for matrix in _matrices(parameters):
+        x = matrix.mT if matrix.shape[-2] > matrix.shape[-1] else matrix
+        x = (x / x.norm(dim=(-2, -1), keepdim=True)).contiguous()
+        gram = x @ x.mT
+        sides.append((x, gram, torch.empty_like(gram), torch.empty_like(x)))
+
+    def step() -> None:
+        for x, gram, square, out in sides:
+            for _ in range(ITERATIONS):
+                torch.matmul(x, x.mT, out=gram)
+                torch.matmul(gram, gram, out=square)
+                torch.matmul(square, x, out=out)
+
+    return Work(step, [out for *_, out in sides])
+
+
+# --- by name -----------------------------------------------------------------------------------------------------
+
+
+def _random(name: str, family: str, about: str, **behavior: Any) -> Subject:
+    return Subject(
+        name, about, partial(_learned, partial(random_artifact, family, **behavior)), weights=f"random:{family}"
+    )
+
+
+SUBJECTS: Mapping[str, Subject] = {
+    each.name: each
+    for each in (
+        Subject("adamw", "fused AdamW against itself: the noise", partial(adamw, fused=True)),
+        Subject("adamw-foreach", "torch's AdamW, foreach", partial(adamw, foreach=True)),
+        Subject("adamw-loop", "torch's AdamW, a tensor at a time", partial(adamw, foreach=False)),
+        Subject("muon", "Muon, Newton–Schulz in bfloat16", _muon),
+        Subject(
+            "velo-sample",
+            "VeLO, the small one that ships",
+            partial(_learned, partial(load, "velo-sample")),
+            weights="velo-sample",
+        ),
+        *(_random(name, name, converters.OWN[name].title) for name in converters.OWN),
+        _random("celo2-rule", "celo2", "CELO2's rule without Newton–Schulz", orthogonalize=False),
+        Subject(
+            "newton-schulz",
+            f"{ITERATIONS} iterations in float32, as CELO2 does, against their {MATMULS} products a matrix",
+            _newton_schulz,
+            against="the matmuls",
+            reference=_matmuls,
+        ),
+    )
+}
+"""Every subject by name."""
+
+
+def find(name: str) -> Subject:
+    """The subject called ``name``: of :data:`SUBJECTS`, a registry entry, an artifact's directory or ``hf://ORG/NAME``.
+
+    Raises:
+        ZooError: there is none, or its weights cannot be had.
+    """
+    if name in SUBJECTS:
+        return SUBJECTS[name]
+    if not name.startswith("hf://") and not Path(name).is_dir() and name not in registry.load_registry():
+        known = [*SUBJECTS, *registry.load_registry()]
+        near = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=1)
+        listing = f"There are {', '.join(SUBJECTS)}; every name of `pylo-zoo list`; an artifact's directory; or all."
+        raise ZooError(f"There is no optimizer {name!r}.", f"Did you mean {near[0]!r}? {listing}" if near else listing)
+    artifact = load(name)
+    return Subject(name, artifact.name, partial(_learned, lambda: artifact), weights=artifact.name)

@@ -1,0 +1,120 @@
+"""The report as tables, one a shape set, for a terminal and for a page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from pylo_zoo.bench.report import Cell, Machine, Report
+from pylo_zoo.bench.shapes import SHAPE_SETS
+
+NONE = "–"
+
+
+class Column(NamedTuple):
+    """A column: its heading, what stands in it, and how soon a narrow terminal goes without it (0: never)."""
+
+    heading: str
+    text: Callable[[Cell, Machine], str]
+    rank: int = 0
+
+
+COLUMNS: Sequence[Column] = (
+    Column("optimizer", lambda cell, _: cell.optimizer),
+    Column("ms", lambda cell, _: figure(1000 * cell.time.median) + ("" if cell.finite else " NaN")),
+    Column("AdamW ms", lambda cell, _: figure(1000 * cell.against_time.median), 4),
+    Column("ratio", lambda cell, _: figure(cell.ratio.median)),
+    Column("quartiles", lambda cell, _: f"{figure(cell.ratio.lower)}–{figure(cell.ratio.upper)}", 3),
+    Column("least", lambda cell, _: figure(cell.ratio.least), 2),
+    Column("pairs", lambda cell, _: str(len(cell.seconds)), 7),
+    Column("copied B", lambda cell, machine: figure(cell.moved_per_parameter(machine.copies)), 6),
+    Column("state B", lambda cell, _: figure(cell.state_per_parameter), 5),
+    Column("peak B", lambda cell, _: figure(cell.peak_per_parameter), 1),
+)
+LEGEND = (
+    "ms: median of a step; ratio: median over pairs of steps made in turn, with quartiles and the least. In bytes a "
+    "parameter: copied, what this machine could have copied in that time; state, what the optimizer keeps; peak, what "
+    "a step needs beside. newton-schulz is compared with its own matrix products, not with AdamW."
+)
+
+
+def figure(value: float | None) -> str:
+    """Three digits: ``0.0123``, ``12.3``, ``1,230``; ``–`` for None."""
+    if value is None:
+        return NONE
+    rounded = float(f"{value:.3g}")
+    if abs(rounded) >= 1000:
+        return f"{rounded:,.0f}"
+    text = f"{rounded:g}"
+    return text if "e" not in text else f"{value:.1g}"
+
+
+def by_shapes(report: Report) -> Mapping[str, list[Cell]]:
+    """The cells of each shape set, in order."""
+    found: dict[str, list[Cell]] = {}
+    for cell in report.cells:
+        found.setdefault(cell.shapes, []).append(cell)
+    return found
+
+
+def fitting(cells: Sequence[Cell], machine: Machine, width: int | None) -> list[Column]:
+    """The columns that fit ``width`` signs, two between them; all of them where it is None."""
+    columns = list(COLUMNS)
+    while width is not None and any(column.rank for column in columns):
+        if sum(_width(column, cells, machine) + 2 for column in columns) - 2 <= width:
+            break
+        columns.remove(max(columns, key=lambda column: column.rank))
+    return columns
+
+
+def _width(column: Column, cells: Sequence[Cell], machine: Machine) -> int:
+    return max(len(column.heading), *(len(column.text(cell, machine)) for cell in cells))
+
+
+def title(name: str, cells: Sequence[Cell]) -> str:
+    """What a shape set is."""
+    about = f": {SHAPE_SETS[name].about}" if name in SHAPE_SETS else ""
+    tensors = f"{cells[0].tensors:,} tensor{'s' if cells[0].tensors > 1 else ''}"
+    return f"{name}{about}; {cells[0].parameters:,} parameters in {tensors}"
+
+
+def about_machine(machine: Machine, dtype: str) -> str:
+    """A line on where and when, and on how much of the machine others had."""
+    cores = f"{machine.cores} core{'s' if machine.cores > 1 else ''}"
+    where = machine.cpu if machine.device == "cpu" else f"{machine.device} ({machine.cpu})"
+    load = f"; load {' to '.join(f'{each:.1f}' for each in machine.load)}" if machine.load else ""
+    threads = f"{machine.threads} thread{'s' if machine.threads > 1 else ''}"
+    return (
+        f"{where}, {cores}, {threads}, {dtype}, torch {machine.torch}, {machine.date[:10]}; "
+        f"copies {machine.copies / 1e9:.3g} GB/s{load}"
+    )
+
+
+def markdown(report: Report) -> str:
+    """The tables for a page."""
+    parts = [f"Measured on: {about_machine(report.machine, report.asked['dtype'])}. Backend: {backends(report)}."]
+    for name, cells in by_shapes(report).items():
+        lines = [
+            f"### {title(name, cells)}",
+            "",
+            "| " + " | ".join(column.heading for column in COLUMNS) + " |",
+            "| --- |" + " ---: |" * (len(COLUMNS) - 1),
+            *("| " + " | ".join(column.text(cell, report.machine) for column in COLUMNS) + " |" for cell in cells),
+        ]
+        parts.append("\n".join(lines))
+    if absent := absences(report):
+        parts.append("Left out:\n\n" + "\n".join(f"- {line}" for line in absent))
+    return "\n\n".join(parts) + "\n"
+
+
+def backends(report: Report) -> str:
+    """Those that were measured."""
+    return ", ".join(dict.fromkeys(cell.backend for cell in report.cells)) or NONE
+
+
+def absences(report: Report) -> list[str]:
+    """What was left out, a line for each reason and shape set."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for each in report.left_out:
+        found.setdefault((each.shapes, each.why), []).append(each.optimizer)
+    return [f"{shapes}, {', '.join(names)}: {why}" for (shapes, why), names in found.items()]

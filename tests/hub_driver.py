@@ -1,0 +1,181 @@
+"""A process that publishes and pulls in children of its own, for tests that kill these.
+
+Importing takes seconds and forking none, so that this is done once. It reads a line of JSON for each thing to do:
+``{"start": JOB}`` is answered with the child's process id, ``{"wait": ID}`` with the signal that ended the child, or 0,
+and what it has to say. As a script it needs the double's address: ``hub_driver.py URL``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+HERE = Path(__file__)
+IMPORTED = (
+    "huggingface_hub.file_download",
+    "huggingface_hub.hf_api",
+    "hub_client",
+    "hub_invariants",
+    "jinja2",
+    "pylo_zoo.publish.push",
+    "pylo_zoo.weights",
+)
+"""What children need, so that none of them has to import it."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a child does.
+
+    Attributes:
+        what: "publish" or "pull".
+        home: ``PYLO_ZOO_HOME``; in ``HOME-hf`` is huggingface_hub's cache, and in ``HOME.json`` what the child says.
+        directory: of the artifact to be published.
+        dies_at: of the changes that it makes to the disk, the one before which the child kills itself; 0 for none.
+        dies_on: the same by name: a regular expression of the function and the path that it changes.
+    """
+
+    what: str
+    home: str
+    directory: str = ""
+    dies_at: int = 0
+    dies_on: str = ""
+
+
+class Driver:
+    """The process, as a test has it."""
+
+    def __init__(self, url: str) -> None:
+        command = [sys.executable, "-W", "ignore", str(HERE), url]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def _ask(self, **line: Any) -> Any:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(line) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def start(self, job: Job) -> int:
+        """The id of a child that does it."""
+        return self._ask(start=asdict(job))
+
+    def wait(self, child: int) -> tuple[int, dict[str, Any]]:
+        """Its end: the signal or 0, and what it said; nothing of one that was killed."""
+        ended, said = self._ask(wait=child)
+        return ended, said
+
+    def close(self) -> None:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+# --- the process itself ------------------------------------------------------------------------------------------
+
+
+def main(url: str) -> None:
+    for module in IMPORTED:
+        importlib.import_module(module)
+    importlib.import_module("torch").set_num_threads(1)
+    jobs: dict[int, Job] = {}
+    for text in sys.stdin:
+        line = json.loads(text)
+        if "start" in line:
+            job = Job(**line["start"])
+            child = os.fork()
+            if not child:
+                os._exit(_child(url, job))
+            jobs[child] = job
+            answer: Any = child
+        else:
+            _, status = os.waitpid(line["wait"], 0)
+            told = Path(jobs[line["wait"]].home + ".json")
+            said = json.loads(told.read_text()) if told.exists() else {}
+            told.unlink(missing_ok=True)
+            answer = [os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0, said]
+        print(json.dumps(answer), flush=True)
+
+
+def _child(url: str, job: Job) -> int:
+    import pytest
+    from hub_client import connect
+    from hub_double import TOKEN, HubDouble
+
+    from pylo_zoo.errors import ZooError
+
+    hub = type("Address", (), {"url": url, "sleeps": []})()
+    connect(cast(HubDouble, hub), pytest.MonkeyPatch(), Path(f"{job.home}-hf"))
+    os.environ["PYLO_ZOO_HOME"], os.environ["HF_TOKEN"] = job.home, TOKEN
+    said: dict[str, Any] = {"said": []}
+    try:
+        _mortal(job)
+        said |= {"publish": _publish, "pull": _pull}[job.what](job, said["said"].append)
+    except ZooError as error:
+        said["error"] = error.message
+    except BaseException as error:
+        said["error"] = repr(error)
+    Path(job.home + ".json").write_text(json.dumps(said))
+    return 0
+
+
+def _mortal(job: Job) -> None:
+    """Let this process be killed before a change that it makes to the disk."""
+    count = 0
+
+    def watch(holder: Any, name: str) -> None:
+        true = getattr(holder, name)
+
+        def watched(*arguments: Any, **named: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == job.dies_at or (job.dies_on and re.search(job.dies_on, f"{name} {arguments[0]}")):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return true(*arguments, **named)
+
+        setattr(holder, name, watched)
+
+    if job.dies_at or job.dies_on:
+        for name in ("write", "replace", "rename", "fsync", "mkdir", "unlink", "rmdir"):
+            watch(os, name)
+        for holder, name in ((shutil, "copyfile"), (Path, "write_bytes"), (Path, "write_text")):
+            watch(holder, name)
+
+
+def _publish(job: Job, say: Callable[[str], None]) -> dict[str, Any]:
+    from hub_invariants import NAME, TAG
+
+    from pylo_zoo.fetch import Access
+    from pylo_zoo.hub import Repository
+    from pylo_zoo.publish import push
+    from pylo_zoo.publish.plan import prepare
+
+    plan = prepare(job.directory, Repository(NAME), license="MIT", allow_unverified=True)
+    done = push.send(plan, push.Options(tag=TAG), Access(progress=False, say=say))
+    return {"commit": done.commit}
+
+
+def _pull(job: Job, say: Callable[[str], None]) -> dict[str, Any]:
+    from hub_invariants import NAME
+
+    from pylo_zoo import weights
+    from pylo_zoo.fetch import Access
+
+    here = weights.pull(f"hf://{NAME}", access=Access(progress=False, say=say))
+    return {"commit": here.commit, "fetched": here.fetched}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,42 @@
+"""Small artifacts as somebody publishes them, with a proof of just these weights, and what is in the caches."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import parity_reports
+from trees import synthetic_artifact
+
+from pylo_zoo import artifact
+from pylo_zoo.artifact import Artifact
+from pylo_zoo.parity.report import Report
+
+CARD = b"---\nlicense: mit\nlibrary_name: pylo-zoo\ntags: [learned-optimizer]\n---\n# Elo\n"
+TAKEN = ("README.md", "config.json", "model.safetensors", "parity-vectors.safetensors", "parity.json")
+"""What a pull takes of :func:`files`, in alphabetical order."""
+
+
+def report(made: Artifact, **changes: object) -> Report:
+    """A report that passed, of the weights that ``made`` has."""
+    source = {"uri": made.source.uri, "sha256": made.source.sha256, "bytes": made.source.bytes}
+    about = {"name": made.name, "family": made.family, "source": source, "fingerprint": made.fingerprint}
+    return replace(parity_reports.passing(), **{**about, **changes})
+
+
+@functools.cache
+def files(family: str = "elo", scale: float = 0.1) -> dict[str, bytes]:
+    """What a published repository holds; another ``scale`` makes other weights."""
+    made = synthetic_artifact(family, scale)
+    proof = report(made)
+    extra = {artifact.VECTORS: b"vectors", artifact.CARD: CARD, artifact.PAGE: b"<html>", artifact.PLOT: b"png\0"}
+    with TemporaryDirectory() as directory:
+        out = artifact.write(replace(made, parity=proof.to_dict()), Path(directory, "made"), extra_files=extra)
+        return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """Every file below ``root`` by its path."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}

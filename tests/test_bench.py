@@ -1,0 +1,278 @@
+"""The benchmark: what it counts, how it sums up, and what it says. No test asserts a time."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import runpy
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from commands import Capture, refused, run
+
+from pylo_zoo.bench import (
+    SHAPE_SETS,
+    SUBJECTS,
+    Cell,
+    LeftOut,
+    Machine,
+    Plan,
+    Report,
+    bench,
+    measuring,
+    memory,
+    read,
+    report,
+    shapes,
+    subjects,
+    tables,
+    write,
+)
+from pylo_zoo.bench.run import names_of
+from pylo_zoo.errors import ZooError
+
+ROOT = Path(__file__).parents[1]
+MACHINE = Machine(
+    "2026-01-02T03:04:05+00:00", "A CPU", 2, "Linux", "cpu", 2, "3.11", "2.9", "0.1", (2e10, 1e10, 3e10), (1.0,)
+)
+CELL = Cell(
+    "celo2", "CELO2", "random:celo2", "eager", "gpt", 1000, 10, "AdamW fused", (2.0, 4.0, 9.0), (0.1, 0.2, 0.3), 36_000,
+    80_000, True,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def little_to_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring.bandwidth, "__defaults__", (1024, 3))
+
+
+def report_of(*cells: Cell, left_out: tuple[LeftOut, ...] = ()) -> Report:
+    return Report(MACHINE, {"dtype": "float32"}, cells, left_out)
+
+
+# --- shape sets ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "tensors"),
+    [("gpt", 9_200_640, 76), ("resnet18", 11_173_962, 62), ("square", 4096**2, 1), ("many", 1_024_000, 1000)],
+)
+def test_shape_sets_have_the_stated_parameters(name: str, parameters: int, tensors: int) -> None:
+    assert (SHAPE_SETS[name].parameters, SHAPE_SETS[name].tensors) == (parameters, tensors)
+
+
+def test_parameters_are_made_as_stated() -> None:
+    made = SHAPE_SETS["tiny"].make(dtype=torch.bfloat16, seed=3)
+    again = SHAPE_SETS["tiny"].make(dtype=torch.bfloat16, seed=3)
+    assert sum(p.numel() for p in made) == SHAPE_SETS["tiny"].parameters
+    for p, same in zip(made, again, strict=True):
+        assert p.grad is not None
+        assert p.dtype == p.grad.dtype == torch.bfloat16
+        assert torch.equal(p, same)
+    assert [group.get("rule") for group in made.groups()] == ["adamw", None]
+    assert made.groups(learned=True)[0]["rule"] == "learned"
+
+
+def test_the_resnet_has_convolutions() -> None:
+    assert {len(entry.shape) for entry in SHAPE_SETS["resnet18"].entries} == {1, 2, 4}
+
+
+# --- figures -------------------------------------------------------------------------------------------------------
+
+
+def test_the_spread_of_made_up_figures() -> None:
+    found = measuring.spread([4.0, 1.0, 3.0, 2.0, 10.0])
+    assert (found.least, found.lower, found.median, found.upper, found.most) == (1, 2, 3, 4, 10)
+    assert set(vars(measuring.spread([7.0])).values()) == {7.0}
+
+
+def test_ratios_are_of_pairs() -> None:
+    assert CELL.ratio.median == 20  # of 20, 20 and 30; the ratio of the medians would be 20 as well, not so the rest
+    assert (CELL.ratio.upper, CELL.ratio.most, CELL.ratio.least) == pytest.approx((25, 30, 20))
+    assert CELL.time.median == 4
+    assert CELL.state_per_parameter == 36
+    assert CELL.moved_per_parameter(MACHINE.copies) == 4 * 2e10 / 1000
+
+
+def test_pairs_take_turns_and_leave_the_warmup_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    clock: Iterator[float] = iter(float(i) for i in range(1000))
+    monkeypatch.setattr(measuring, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    was_on = gc.isenabled()
+
+    def seconds_of(step: object) -> float:
+        assert not gc.isenabled()
+        step()  # pyright: ignore[reportCallIssue]
+        return 1.0 if made[-1] == "a" else 0.5
+
+    times = measuring.pairs(lambda: made.append("a"), lambda: made.append("b"), 4, 1e9, seconds_of)
+    assert gc.isenabled() == was_on
+    assert "".join(made) == "abab" + "abba" * 2
+    assert times == measuring.Times((1.0,) * 4, (0.5,) * 4)
+
+
+def test_three_pairs_are_made_whatever_the_time() -> None:
+    times = measuring.pairs(lambda: None, lambda: None, 30, 0.0)
+    assert len(times.ours) == len(times.reference) == measuring.LEAST_PAIRS
+
+
+def test_threads_are_as_before() -> None:
+    before = torch.get_num_threads()
+    with measuring.threads(before + 1) as count:
+        assert count == torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+# --- memory --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's own count")
+def test_the_peak_is_what_a_step_takes() -> None:
+    size = 64 * 1024 * 1024
+    taken = memory.peak_of(lambda: torch.ones(size, dtype=torch.uint8), "cpu")
+    if taken is None:
+        pytest.skip("this kernel does not let the peak be put back")
+    assert taken == pytest.approx(size, rel=0.2)
+
+
+def test_off_linux_nobody_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "sys", SimpleNamespace(platform="darwin", executable=sys.executable))
+    assert memory.peak_of(lambda: pytest.fail("a step for nothing"), "cpu") is None
+    assert memory.in_a_child("muon", "tiny", "cpu", "float32", 1) is None
+
+
+# --- subjects ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_every_subject_works_and_stays_finite(name: str) -> None:
+    work = SUBJECTS[name].make(SHAPE_SETS["tiny"].make())
+    for _ in range(3):
+        work.step()
+    assert work.finite
+    assert (work.state_bytes is None) == (name == "newton-schulz")
+    SUBJECTS[name].reference(SHAPE_SETS["tiny"].make()).step()
+
+
+def test_the_matmuls_are_those_of_newton_schulz(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counts = []
+    for make in (SUBJECTS["newton-schulz"].make, SUBJECTS["newton-schulz"].reference):
+        work = make(SHAPE_SETS["tiny"].make())
+        with FlopCounterMode(display=False) as counter:
+            work.step()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
+
+
+def test_the_rule_without_newton_schulz() -> None:
+    assert subjects.random_artifact("celo2").behavior.orthogonalize
+    assert not subjects.random_artifact("celo2", orthogonalize=False).behavior.orthogonalize
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [(["--optimizers", "cel2"], "'celo2'"), (["--shapes", "resnet"], "'resnet18'"), (["--dtype", "int8"], "bfloat16")],
+)
+def test_near_misses(arguments: list[str], meant: str, capsys: Capture) -> None:
+    assert meant in refused(capsys, "bench", *arguments)
+
+
+def test_names() -> None:
+    assert names_of("celo2, elo,,elo") == ("celo2", "elo")
+    with pytest.raises(ZooError, match="There is no shape set"):
+        shapes.find("nothing at all")
+
+
+# --- whole runs ----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_end_to_end(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    file = tmp_path / "times.json"
+    words = ("--optimizers", "velo-sample", "--shapes", "tiny", "--steps", 3, "--out", file)
+    assert run("bench", *words, "-q") == 0
+    assert capsys.readouterr().out.split()[:2] == ["tiny", "velo-sample"]
+    values = json.loads(file.read_text())
+    assert list(values) == ["format", "machine", "asked", "backends", "cells", "left_out"]
+    assert values["backends"] == ["eager"]
+    assert values["machine"].keys() == set(report.KEYS["Machine"])
+    for cell in values["cells"]:
+        assert cell.keys() == {*report.KEYS["Cell"], "summary"}
+        assert len(cell["seconds"]) == len(cell["against_seconds"]) == 3
+    again = read(file)
+    assert [cell.optimizer for cell in again.cells] == ["velo-sample"]
+    write(again, tmp_path / "again.json")
+    assert json.loads((tmp_path / "again.json").read_text()) == values
+    assert run("bench", "--from", file) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "Backend: eager." in shown
+
+
+def test_what_is_left_out_is_said() -> None:
+    found = bench(Plan(("adamw",), ("tiny", "tiny"), 3, 1e-9, memory=False))
+    assert found.cells == ()
+    assert tables.absences(found) == ["tiny, adamw: the 1e-09 seconds were over"]
+
+
+def test_numbers_that_are_none_are_reported(capsys: Capture, tmp_path: Path) -> None:
+    write(report_of(replace(CELL, finite=False)), tmp_path / "nan.json")
+    assert run("bench", "--from", tmp_path / "nan.json") == 1
+    out, err = capsys.readouterr()
+    assert "4,000 NaN" in out
+    assert "celo2 on gpt ended in NaN" in err
+
+
+def test_a_diverging_optimizer_is_found_out() -> None:
+    parameters = SHAPE_SETS["tiny"].make()
+    work = subjects.adamw(parameters, foreach=False)
+    next(iter(parameters)).grad.fill_(math.nan)  # pyright: ignore[reportOptionalMemberAccess]
+    work.step()
+    assert not work.finite
+
+
+def test_a_failure_is_reported_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(parameters: shapes.Parameters) -> subjects.Work:
+        raise RuntimeError("no memory\nand more")
+
+    monkeypatch.setattr(subjects, "SUBJECTS", {**SUBJECTS, "broken": subjects.Subject("broken", "", broken)})
+    found = bench(Plan(("broken", "adamw"), ("tiny",), 3, 60, memory=False))
+    assert [cell.optimizer for cell in found.cells] == ["adamw"]
+    assert found.left_out == (LeftOut("broken", "tiny", "RuntimeError: no memory", failed=True),)
+
+
+@pytest.mark.parametrize(("width", "columns"), [(80, 9), (40, 5), (10, 3), (None, 10)])
+def test_narrow_terminals_get_fewer_columns(width: int | None, columns: int) -> None:
+    found = tables.fitting([CELL], MACHINE, width)
+    assert len(found) == columns
+    assert [column.heading for column in found][:2] == ["optimizer", "ms"]
+
+
+def test_figures() -> None:
+    assert [tables.figure(x) for x in (None, 0.01234, 12.345, 999.6, 1234.5)] == [
+        "–",
+        "0.0123",
+        "12.3",
+        "1,000",
+        "1,230",
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 2}', '{"format": 1, "machine": {}}'])
+def test_other_files_are_no_reports(text: str, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "x.json").write_text(text)
+    assert "is no report" in refused(capsys, "bench", "--from", tmp_path / "x.json")
+
+
+def test_the_page_shows_the_figures_of_the_file() -> None:
+    script = runpy.run_path(str(ROOT / "benchmarks" / "step_time.py"))
+    page = script["PAGE"].read_text(encoding="utf-8")
+    assert script["with_figures"](page, tables.markdown(read(script["FIGURES"]))) == page

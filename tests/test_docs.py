@@ -1,0 +1,301 @@
+"""The documentation site: it builds without a warning, loads nothing from elsewhere, and says what the code does."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import families_docs
+import pytest
+import torch
+import torch.distributed
+from hub_double import HubDouble
+from test_readme import ELSEWHERE, blocks
+from torch.multiprocessing.spawn import spawn
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+sys.path.insert(0, str(DOCS))
+
+hooks: Any = importlib.import_module("hooks")  # mkdocs finds it by its path
+
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md")), *sorted((ROOT / "tests").rglob("*.md"))]
+LOADING = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src"}
+FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(<?([^)>\s]+)>?\)")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site. Warnings are errors, and a page that the navigation lacks is a warning."""
+    made = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(made)],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr, done.stderr
+    return made
+
+
+class Loads(HTMLParser):
+    """What a browser fetches by itself to show a page, and where its links lead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+        self.links: list[str] = []
+        self.anchors: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {name: value or "" for name, value in attrs}
+        self.anchors |= {found[name] for name in ("id", "name") if name in found}
+        if tag in LOADING and LOADING[tag] in found:
+            self.loaded.append(found[LOADING[tag]])
+        if tag == "link" and found.get("rel") not in ("canonical", "next", "prev", "edit"):
+            self.loaded.append(found["href"])
+        if tag == "a" and "href" in found:
+            self.links.append(found["href"])
+
+
+def parsed(page: Path) -> Loads:
+    parser = Loads()
+    parser.feed(page.read_text(encoding="utf-8"))
+    return parser
+
+
+# --- the site -----------------------------------------------------------------------------------------------------
+
+
+def test_the_site_reads_without_a_network(site: Path) -> None:
+    pages = sorted(site.rglob("*.html"))
+    assert len(pages) > 25
+    for page in pages:
+        elsewhere = [address for address in parsed(page).loaded if urlsplit(address).netloc]
+        assert not elsewhere, f"{page.relative_to(site)} loads {elsewhere}"
+    for style in site.rglob("*.css"):
+        addresses = re.findall(r"(?:url\(|@import\s+)['\"]?((?:https?:)?//[^'\")]+)", style.read_text(encoding="utf-8"))
+        assert not addresses, f"{style.relative_to(site)} loads {addresses}"
+
+
+def test_links_within_the_site_lead_somewhere(site: Path) -> None:
+    found = {page: parsed(page) for page in site.rglob("*.html")}
+    broken = []
+    for page, content in found.items():
+        for href in content.links:
+            parts = urlsplit(href)
+            if parts.scheme or parts.netloc or page.name == "404.html":
+                continue
+            target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+            target = target / "index.html" if target.is_dir() else target
+            anchors = found[target].anchors if target in found else set()
+            if not target.exists() or (parts.fragment and unquote(parts.fragment) not in anchors):
+                broken.append(f"{page.relative_to(site)}: {href}")
+    assert not broken
+
+
+def test_docstrings_leave_no_markup_of_another_kind(site: Path) -> None:
+    for page in (site / "reference" / "api").rglob("*.html"):
+        text = re.sub(r"<[^>]+>", "", page.read_text(encoding="utf-8"))
+        assert not re.findall(r":(?:class|func|meth|mod|data|attr|exc):", text), page
+        assert "``" not in text, page
+        assert "&gt;&gt;&gt; <p>" not in text, page
+
+
+def test_every_page_and_every_command_is_there(site: Path) -> None:
+    from pylo_zoo.cli import COMMANDS
+
+    page = (site / "reference" / "cli" / "index.html").read_text(encoding="utf-8")
+    for name in COMMANDS:
+        assert f'id="pylo-zoo-{name}"' in page
+    for name in hooks.API:
+        assert (site / "reference" / "api" / name / "index.html").is_file()
+    optim = (site / "reference" / "api" / "optim" / "index.html").read_text(encoding="utf-8")
+    for name in hooks.exported("optim"):
+        assert f'id="pylo_zoo.optim.{name}"' in optim
+
+
+# --- the pages ----------------------------------------------------------------------------------------------------
+
+
+def slugs(page: Path) -> set[str]:
+    """The anchors of a page's headings, as forges and the site make them."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ +(.+?)\s*$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE):
+        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+        found.add(re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", text).strip()))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_and_anchors_lead_somewhere(page: Path) -> None:
+    broken = []
+    for target in LINK.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
+        parts = urlsplit(target)
+        if parts.scheme:
+            continue
+        path = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+        if "reference" in Path(parts.path).parts[:1] and page.parent == DOCS:  # made at build, and held above
+            continue
+        if not path.exists() or (parts.fragment and parts.fragment not in slugs(path)):
+            broken.append(target)
+    assert not broken
+
+
+def test_families_say_what_the_code_does() -> None:
+    page = families_docs.PAGE.read_text(encoding="utf-8")
+    assert page == families_docs.written(page), "Run: python tests/families_docs.py"
+    assert {*families_docs.CLASSES, "overview"} == {match[1] for match in families_docs.MARKS.findall(page)}
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of the repository."""
+    shutil.copytree(ROOT, tmp_path / "tree", ignore=ELSEWHERE, symlinks=True)
+    return tmp_path / "tree"
+
+
+@pytest.mark.slow
+def test_the_quickstart_runs(tree: Path, hub: HubDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (DOCS / "quickstart.md").read_text(encoding="utf-8").replace("ORG/", "org/")
+    monkeypatch.chdir(tree)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    namespace: dict[str, Any] = {}
+    for language, code in re.findall(r"^```(python|bash)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        if language == "python":
+            exec(compile(code, "quickstart.md", "exec"), namespace)
+            continue
+        done = subprocess.run(
+            ["bash", "-euxo", "pipefail", "-c", code],
+            env={**hub.environment(tmp_path / "hf"), **os.environ, "HF_HUB_OFFLINE": "0", "PATH": path},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_home_page_runs() -> None:
+    for code in blocks((DOCS / "index.md").read_text(encoding="utf-8"), "python"):
+        exec(compile(code, "index.md", "exec"), {})
+
+
+def _replica(rank: int, code: str, directory: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{directory}/meeting", rank=rank, world_size=2)
+    namespace: dict[str, Any] = {}
+    exec(compile(code, "distributed.md", "exec"), namespace)
+    model = namespace["train"](rank, 2, steps=20)
+    torch.save(torch.cat([p.detach().flatten() for p in model.parameters()]), f"{directory}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_replicas_stay_together(tmp_path: Path) -> None:
+    (code,) = blocks((DOCS / "distributed.md").read_text(encoding="utf-8"), "python")
+    spawn(_replica, (code, str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert torch.equal(first, second)
+
+
+# --- the messages -------------------------------------------------------------------------------------------------
+
+TORCHS = ("got mixed torch.Tensor and DTensor",)
+"""Messages on the page that are not ours."""
+
+
+def texts() -> set[str]:
+    """Every text in the code, what it fills in being ``…``, with the one that follows it in the same call."""
+    found: set[str] = set()
+    for path in (ROOT / "pylo_zoo").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            own = [_text(argument) for argument in node.args] if isinstance(node, ast.Call) else []
+            found |= {*own, *(f"{one} {other}" for one, other in pairwise(own))}
+            if isinstance(node, ast.expr):
+                found.add(_text(node))
+    return {text for text in found if text}
+
+
+def _text(node: ast.AST) -> str:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.IfExp):
+        return "…"
+    if isinstance(node, ast.JoinedStr):
+        return re.sub(
+            "…+", "…", "".join(_text(part) if isinstance(part, ast.Constant) else "…" for part in node.values)
+        )
+    return ""
+
+
+def test_messages_on_the_page_are_the_codes() -> None:
+    said = [line for block in blocks(troubleshooting(), "text") for line in block.splitlines()]
+    known = texts()
+    assert len(said) > 30
+    missing = [line for line in said if line not in TORCHS and not any(_same(line, text) for text in known)]
+    assert not missing
+
+
+def _same(line: str, text: str) -> bool:
+    """Whether ``line`` is ``text``, or a beginning of it; what the page spells out may be filled in by the code."""
+    pattern = ".*".join(map(re.escape, text.split("…")))
+    return text.startswith(line) or (len(text.replace("…", "")) > 15 and re.fullmatch(pattern, line) is not None)
+
+
+def troubleshooting() -> str:
+    return (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+
+
+# --- docstrings ---------------------------------------------------------------------------------------------------
+
+
+def public(module: Any) -> dict[str, Any]:
+    """What a module of the reference offers: classes, functions, and their public methods, by dotted name."""
+    names = getattr(module, "__all__", None) or [
+        name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__
+    ]
+    found: dict[str, Any] = {module.__name__: module}
+    for name in names:
+        value = getattr(module, name)
+        if name.startswith("_") or not (inspect.isclass(value) or inspect.isfunction(value)):
+            continue
+        found[f"{module.__name__}.{name}"] = value
+        fields = {field.name for field in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else set()
+        for member in set(vars(value)) - fields if inspect.isclass(value) else ():
+            defined = inspect.getattr_static(value, member)
+            if not member.startswith("_") and isinstance(defined, (property, classmethod, staticmethod)):
+                found[f"{module.__name__}.{name}.{member}"] = getattr(value, member)
+            elif not member.startswith("_") and inspect.isfunction(defined):
+                found[f"{module.__name__}.{name}.{member}"] = defined
+    return found
+
+
+@pytest.mark.parametrize("name", list(hooks.public_modules()))
+def test_public_names_have_docstrings(name: str) -> None:
+    """A method may have its base's."""
+    bare = [path for path, value in public(importlib.import_module(name)).items() if not inspect.getdoc(value)]
+    inherited = {path for path in bare if _documented_above(importlib.import_module(name), path)}
+    assert set(bare) <= inherited
+
+
+def _documented_above(module: Any, path: str) -> bool:
+    owner, _, member = path.removeprefix(f"{module.__name__}.").partition(".")
+    return bool(member) and any(
+        inspect.getdoc(vars(base)[member]) for base in getattr(module, owner).__mro__[1:] if member in vars(base)
+    )

@@ -1,0 +1,233 @@
+"""A thousand faults at random: after each attempt there is all of it or nothing, here and on the Hub.
+
+The faults are those of tests/hub_misfortunes.py, the same in every run; what has to hold is in tests/hub_invariants.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hub_faults
+import hub_invariants as invariants
+import pytest
+from hub_client import connect
+from hub_double import HubDouble
+from hub_faults import Chaos
+from hub_invariants import NAME, TAG
+from hub_misfortunes import ALL, GONE, PASSING, Disk, nobody_else
+
+from pylo_zoo import weights
+from pylo_zoo.errors import ZooError
+from pylo_zoo.fetch import Access, FetchError, Policy, store
+from pylo_zoo.publish import push
+from pylo_zoo.publish.plan import Plan
+from pylo_zoo.publish.push import Options
+
+PUBLICATIONS, PULLS = range(60), range(72)
+"""Seeds."""
+MORE = 5
+"""So many times as many are slow."""
+ATTEMPTS = 80
+RATES = (0.08, 0.2, 0.45)
+REQUESTS = {
+    "publish": (
+        "GET /api/whoami-v2",
+        "POST /api/repos/create",
+        "POST /api/validate-yaml",
+        "GET /api/models/org/name",
+        "GET /api/models/org/name/refs",
+        "GET /api/models/org/name/revision/COMMIT",
+        "GET /api/models/org/name/commits/main",
+        "POST /api/models/org/name/preupload/main",
+        "POST /org/name.git/info/lfs/objects/batch",
+        "PUT /SHA256",
+        "POST /org/name.git/info/lfs/objects/verify",
+        "POST /api/models/org/name/commit/main",
+        "POST /api/models/org/name/tag/COMMIT",
+        "HEAD /org/name/resolve/COMMIT/model.safetensors",
+        "GET /SHA256",
+        "GET /org/name/resolve/COMMIT/README.md",
+    ),
+    "pull": (
+        "GET /api/models/org/name",
+        "GET /api/models/org/name/revision/v1",
+        "GET /api/models/org/name/revision/COMMIT",
+        "HEAD /org/name/resolve/COMMIT/config.json",
+        "GET /org/name/resolve/COMMIT/config.json",
+        "HEAD /org/name/resolve/COMMIT/model.safetensors",
+        "GET /SHA256",
+    ),
+}
+"""Every kind of request that either sends."""
+
+
+def kind(request: str) -> str:
+    return re.sub("/[0-9a-f]{40}", "/COMMIT", re.sub("/[0-9a-f]{64}", "/SHA256", request))
+
+
+@dataclass
+class Battle:
+    """The double, a publication, and what struck so far.
+
+    Attributes:
+        hub: the double.
+        disk: the disk that fills up.
+        plan: what is published.
+        here: a directory for the caches.
+        faults: how often each kind of fault struck.
+        requests: how often each kind of request was struck.
+        errors: how often each kind of exception ended an attempt.
+    """
+
+    hub: HubDouble
+    disk: Disk
+    plan: Plan
+    here: Path
+    faults: Counter[str] = field(default_factory=Counter)
+    requests: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def access(self) -> Access:
+        policy = Policy(attempts=3, unreachable=2, timeout=5, sleep=lambda seconds: None)
+        return Access(progress=False, policy=policy, say=self.said.append)
+
+    def until_it_succeeds(self, seed: int, attempt: Callable[[], Any], check: Callable[[], None]) -> None:
+        """Call ``attempt`` until no fault is left or none was in its way; ``check`` after each."""
+        last, kinds = None, PASSING if seed % 4 == 0 else ALL
+        chaos = self.hub.chaos = Chaos(seed, RATES[seed % 3], most=2 + seed % 2, total=20, kinds=kinds)
+        try:
+            with self.disk.full(seed, 0.03, 5):
+                for _ in range(ATTEMPTS):
+                    try:
+                        attempt()
+                        return
+                    except ZooError as error:
+                        invariants.check_error(error)
+                        last = error
+                        self.errors[type(error).__name__] += 1
+                    finally:
+                        check()
+            raise AssertionError(f"seed {seed}: {ATTEMPTS} attempts were not enough: {last}")
+        finally:
+            self.hub.chaos = None
+            invariants.check_silence(*self.said)
+            for method, path, name in chaos.struck:
+                self.faults[name] += 1
+                self.requests[kind(f"{method} {path}")] += 1
+
+    def publish(self, seed: int) -> None:
+        """One publication, to a Hub that is new or one where somebody has something else already."""
+        self.hub.repos.clear()
+        self.hub.store.clear()
+        if seed % 5 == 0:
+            self.hub.create(NAME)
+        options = Options(tag=TAG, exist_ok=True)
+        self.until_it_succeeds(
+            seed,
+            lambda: push.send(self.plan, options, self.access),
+            lambda: invariants.check_published(self.hub, self.plan),
+        )
+        repo = self.hub.repos[NAME]
+        assert repo.files().items() >= dict(self.plan.files).items()
+        assert set(repo.tags) == {TAG}
+
+    def pull(self, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One pull into empty caches, and once more from there without asking for a file."""
+        self.hub.repos.clear()
+        repo = self.hub.create(NAME)
+        repo.commit(self.plan.files)
+        repo.tags[TAG] = repo.head
+        home = self.here / f"{seed}"
+        monkeypatch.setenv("PYLO_ZOO_HOME", str(home))
+        connect(self.hub, monkeypatch, self.here / f"hf-{seed}")
+        uri = f"hf://{NAME}" + (f"@{TAG}" if seed % 2 else "")
+        self.until_it_succeeds(
+            seed, lambda: weights.pull(uri, access=self.access), lambda: invariants.check_pulled(home, repo)
+        )
+        invariants.check_complete(home, repo)
+        asked = len(self.hub.log)
+        assert not weights.pull(uri, access=self.access).fetched
+        assert {str(request).split("/")[1] for request in self.hub.log[asked:]} == {"api"}
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    return invariants.small_plan(tmp_path_factory.mktemp("artifact") / "elo")
+
+
+@pytest.fixture
+def battle(hub: HubDouble, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Battle]:
+    monkeypatch.chdir(tmp_path)
+    asked = nobody_else(monkeypatch)
+    battle = Battle(hub, Disk(monkeypatch), plan, tmp_path)
+    yield battle
+    assert not asked, "other machines were asked"
+    print(f"{battle.faults.total()} faults: {battle.faults}; full disk: {battle.disk.struck}; {battle.errors}")
+
+
+def check_coverage(battle: Battle, what: str, least: int) -> None:
+    """Everything was struck, and often enough."""
+    assert battle.faults.total() + battle.disk.struck.total() >= least
+    assert battle.faults.keys() == ALL.keys()
+    assert set(REQUESTS[what]) <= battle.requests.keys()
+    assert battle.errors.keys() >= {"Unavailable", "Forbidden", "NotFound", "FetchError", "ZooError"}
+
+
+def test_publishing(battle: Battle) -> None:
+    for seed in PUBLICATIONS:
+        battle.publish(seed)
+    check_coverage(battle, "publish", 500)
+    assert "Conflict" in battle.errors
+
+
+def test_pulling(battle: Battle, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in PULLS:
+        battle.pull(seed, monkeypatch)
+    check_coverage(battle, "pull", 500)
+
+
+def test_a_tag_that_stands_on_the_same_content_below_what_others_added(battle: Battle) -> None:
+    """As a run leaves it that was cut off after it set the tag."""
+    options = Options(tag=TAG, exist_ok=True)
+    first = push.send(battle.plan, options, battle.access)
+    repo = battle.hub.repos[NAME]
+    repo.commit({"notes.txt": b"theirs\n"})
+    again = push.send(battle.plan, options, battle.access)
+    assert again.unchanged
+    assert repo.tags == {TAG: first.commit}
+
+
+def test_wrong_bytes_that_the_client_keeps_are_fetched_again(battle: Battle) -> None:
+    """The client has no hash to tell the bytes of a small file by, and would return them for ever."""
+    repo = battle.hub.create(NAME)
+    repo.commit(battle.plan.files)
+    battle.hub.plant("GET", "/resolve/.*/README.md", hub_faults.wrong_bytes)
+    battle.hub.plant("HEAD", "/resolve/.*/README.md", hub_faults.headers(ETag='"0"'))
+    assert weights.pull(f"hf://{NAME}", access=battle.access).fetched
+    invariants.check_complete(store.home(), repo)
+
+
+def test_an_upload_is_not_sent_on_unencrypted(battle: Battle) -> None:
+    """The client makes a GET of the PUT, which bears no sign of ours any more."""
+    battle.hub.plant("PUT", ".", hub_faults.redirect(GONE))
+    with pytest.raises(FetchError, match="not encrypted"):
+        push.send(battle.plan, Options(), battle.access)
+
+
+@pytest.mark.slow
+def test_publishing_for_long(battle: Battle) -> None:
+    for seed in range(PUBLICATIONS.stop, (1 + MORE) * PUBLICATIONS.stop):
+        battle.publish(seed)
+
+
+@pytest.mark.slow
+def test_pulling_for_long(battle: Battle, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(PULLS.stop, (1 + MORE) * PULLS.stop):
+        battle.pull(seed, monkeypatch)

@@ -1,0 +1,400 @@
+"""What may be published: refused before anything is sent, or the same bytes each time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hub_double import TOKEN, HubDouble
+from proofs import corrupted, random_weights
+from publishing import FAMILY, REPO, light, plan, proven, words
+from safetensors.numpy import load, save
+
+from pylo_zoo import artifact, registry
+from pylo_zoo.artifact import Artifact
+from pylo_zoo.errors import ZooError
+from pylo_zoo.hub.names import Repository
+from pylo_zoo.parity.report import Report
+from pylo_zoo.publish import Plan, prepare, publish
+from pylo_zoo.publish import plan as planning
+from pylo_zoo.publish.plan import PUBLISHED, entry_of
+
+pytest.importorskip("jax")
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """An artifact's directory, with its proof."""
+    return proven(tmp_path)
+
+
+def refused(here: Path, hub: HubDouble, **how: Any) -> str:
+    """Why it is not published; nothing is sent, and no directory changed."""
+    before = {path.name: path.read_bytes() for path in here.iterdir() if path.is_file()}
+    with pytest.raises(ZooError) as caught:
+        publish(here, REPO, **{"license": "MIT", **how})
+    assert hub.log == []
+    assert before == {path.name: path.read_bytes() for path in here.iterdir() if path.is_file()}
+    return words(caught.value)
+
+
+def drawn_up(here: Path, **how: Any) -> Plan:
+    return prepare(here, Repository(REPO), **{"license": "MIT", **how})
+
+
+def edited(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+# --- the proof ---------------------------------------------------------------------------------------------------
+
+
+def test_what_goes() -> None:
+    assert list(plan().files) == list(PUBLISHED)
+    assert plan().verified
+    assert plan().left_out == ()
+    assert "NOT VERIFIED" not in plan().files["README.md"].decode()
+    assert json.loads(plan().files["config.json"])["source"]["license"] == "MIT"
+
+
+def unproven(here: Path) -> None:
+    (here / "parity.json").unlink()
+    (here / "parity-vectors.safetensors").unlink()
+
+
+def fail(here: Path) -> None:
+    def change(report: dict[str, Any]) -> None:
+        report["leaves"] = {**report["leaves"], "differing": ["a"], "passed": False}
+        report["status"] = "failed"
+
+    edited(here / "parity.json", change)
+
+
+def do_not_run(here: Path) -> None:
+    kept = ("schema_version", "name", "family", "source", "fingerprint", "leaves", "statements", "environment")
+    report = json.loads((here / "parity.json").read_text())
+    bare = {"checks": [], "quantities": [], "controls": [], "settings": None, "explanation": None, "coverage": None}
+    more = {"status": "not_run", "reason": "JAX is missing", "vectors_sha256": None, "created": ""}
+    (here / "parity.json").write_text(json.dumps({key: report[key] for key in kept} | bare | more))
+
+
+def change_weights(here: Path) -> None:
+    made = corrupted(artifact.read(here), "controller.step_size.bias", 1.01)
+    vectors = (here / "parity-vectors.safetensors").read_bytes()
+    artifact.write(made, here, force=True, extra_files={"parity-vectors.safetensors": vectors})
+
+
+def another_version(here: Path) -> None:
+    edited(here / "parity.json", lambda report: report["environment"].update({"pylo-zoo": "0.0.1"}))
+
+
+def without_vectors(here: Path) -> None:
+    (here / "parity-vectors.safetensors").unlink()
+
+
+def other_vectors(here: Path) -> None:
+    path = here / "parity-vectors.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+
+
+def wrong_vectors(here: Path) -> None:
+    """Vectors that the report speaks of, but of a run that the installed code does not reproduce."""
+    path = here / "parity-vectors.safetensors"
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        about = file.metadata()
+    arrays = load(path.read_bytes())
+    name = max(arrays, key=lambda each: arrays[each].size if np.issubdtype(arrays[each].dtype, np.floating) else 0)
+    arrays[name] = arrays[name] * 1.5 + 1
+    path.write_bytes(save(arrays, about))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    edited(here / "parity.json", lambda report: report.update(vectors_sha256=digest))
+
+
+UNFIT: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no report": (unproven, "has no parity report"),
+    "not run": (do_not_run, "was not checked (JAX is missing)"),
+    "other weights": (change_weights, "has changed since its parity was checked"),
+    "another version": (another_version, "checked by another pylo-zoo"),
+    "no vectors": (without_vectors, "is missing"),
+    "other vectors": (other_vectors, "is not the one of its parity report"),
+    "wrong vectors": (wrong_vectors, "does not compute what its parity report proved"),
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_without_a_proof(kind: str, here: Path, hub: HubDouble) -> None:
+    spoil, said = UNFIT[kind]
+    spoil(here)
+    error = refused(here, hub)
+    assert said in error
+    assert "--allow-unverified" in error
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_without_a_proof_all_the_same(kind: str, here: Path) -> None:
+    UNFIT[kind][0](here)
+    found = drawn_up(here, allow_unverified=True)
+    assert not found.verified
+    text = found.files["README.md"].decode().split("---\n", 2)[2]
+    first = next(line for line in text.splitlines() if line.startswith(">"))
+    assert "NOT VERIFIED" in first
+    assert text.index(first) < 200, "before anything else"
+    assert found.files.keys() >= {"model.safetensors", "config.json", "README.md"}
+    proof = {"parity.json"} if kind == "not run" else set()
+    assert found.files.keys() & {"parity.json", "parity-vectors.safetensors", "parity.html", "parity.png"} == proof
+    assert set(found.left_out) == {path.name for path in here.iterdir()} - found.files.keys()
+
+
+def test_a_proof_that_was_not_run_is_of_these_weights_or_none(here: Path) -> None:
+    do_not_run(here)
+    report = (here / "parity.json").read_bytes()
+    change_weights(here)
+    (here / "parity.json").write_bytes(report)
+    assert "parity.json" not in drawn_up(here, allow_unverified=True).files
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_failed_proof_is_never_published(allowed: bool, here: Path, hub: HubDouble) -> None:
+    fail(here)
+    said = refused(here, hub, allow_unverified=allowed)
+    assert "its parity failed" in said
+    assert "whatever is allowed" in said
+
+
+def test_weights_that_change_meanwhile(here: Path, hub: HubDouble, monkeypatch: pytest.MonkeyPatch) -> None:
+    true = planning.replay
+
+    def slow(made: Artifact) -> Any:
+        found = true(made)
+        change_weights(here)
+        return found
+
+    monkeypatch.setattr(planning, "replay", slow)
+    with pytest.raises(ZooError, match="was changed while it was looked at"):
+        drawn_up(here)
+
+
+# --- the directory -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["notes.txt", ".env", ".git", "theta.state", "model.safetensors.bak", "config.json~"])
+def test_a_file_that_no_artifact_has(name: str, here: Path, hub: HubDouble) -> None:
+    (here / name).write_text("HF_TOKEN=1")
+    said = refused(here, hub)
+    assert f"holds what no artifact does: {name}" in said
+    assert "Nothing was sent" in said
+
+
+def test_a_directory_within(here: Path, hub: HubDouble) -> None:
+    (here / "old").mkdir()
+    assert "holds what no artifact does: old" in refused(here, hub)
+
+
+def test_what_is_no_regular_file(here: Path, hub: HubDouble, tmp_path: Path) -> None:
+    weights = here / "model.safetensors"
+    weights.rename(tmp_path / "elsewhere")
+    weights.symlink_to(tmp_path / "elsewhere")
+    assert "model.safetensors is no regular file" in refused(here, hub)
+    weights.unlink()
+    weights.mkdir()
+    assert "model.safetensors is no regular file" in refused(here, hub)
+    weights.rmdir()
+    os.mkfifo(weights)
+    assert "model.safetensors is no regular file" in refused(here, hub)
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_stays(here: Path) -> None:
+    (here / "model.pt").write_bytes(b"a pickle")
+    (here / "parity.html").write_text("an old one")
+    (here / "README.md").write_text("an old one")
+    (here / ".model.safetensors.new-0123abcd").write_text("left behind by a process that was killed")
+    found = drawn_up(here)
+    assert found.left_out == ("model.pt",)
+    assert found.files.keys() == plan().files.keys()
+    assert found.files["README.md"] != b"an old one" != found.files["parity.html"]
+
+
+# --- secrets -----------------------------------------------------------------------------------------------------
+
+SECRETS = {
+    "a Hugging Face token": "hf_" + "aB3" * 10,
+    "a GitHub token": "ghp_" + "aB3" * 12,
+    "a GitLab token": "glpat-" + "aB3_" * 6,
+    "an AWS key": "AKIA" + "A1B2" * 4,
+    "a Google key": "AIza" + "aB3-x" * 7,
+    "a Slack token": "xoxb-" + "12345-abcde",
+    "a W&B or other API key": "api_key: " + "0123456789abcdef" * 2,
+    "a key of an AI service": "sk-" + "aB3x" * 6,
+    "a private key": "-----BEGIN OPENSSH PRIVATE KEY-----",
+    "a signed address": "https://a.b/c?x=1&X-Amz-Signature=" + "0a1b" * 8,
+    "a bearer's authorization": "Authorization: Bearer " + "aB3." * 8,
+    "a password in an address": "https://somebody:swordfish@a.b/c",
+    "the token that you use": TOKEN,
+    "a path of your home directory": "~/zoo/theta.state",
+}
+
+
+def in_config(here: Path, secret: str) -> None:
+    edited(here / "config.json", lambda config: config.update(name=secret))
+
+
+def in_source(here: Path, secret: str) -> None:
+    edited(here / "config.json", lambda config: config["source"].update(uri=secret))
+
+
+def in_parity(here: Path, secret: str) -> None:
+    edited(here / "parity.json", lambda report: report.update(name=secret))
+
+
+def in_weights(here: Path, secret: str) -> None:
+    path = here / "model.safetensors"
+    path.write_bytes(save(load(path.read_bytes()), {"format": "pt", "from": secret}))
+
+
+def in_vectors(here: Path, secret: str) -> None:
+    path = here / "parity-vectors.safetensors"
+    path.write_bytes(save(load(path.read_bytes()), {"about": secret}))
+
+
+PLACES: dict[str, tuple[str, Callable[[Path, str], None]]] = {
+    "name": ("config.json", in_config),
+    "address": ("config.json", in_source),
+    "report": ("parity.json", in_parity),
+    "weights": ("model.safetensors", in_weights),
+    "vectors": ("parity-vectors.safetensors", in_vectors),
+}
+
+
+@pytest.mark.parametrize("what", SECRETS)
+@pytest.mark.parametrize("place", PLACES)
+def test_a_secret(what: str, place: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/somebody"))
+    secret = SECRETS[what].replace("~", "/home/somebody")
+    name, plant = PLACES[place]
+    plant(here, secret)
+    with pytest.raises(ZooError) as caught:
+        drawn_up(here, token=TOKEN)
+    said = caught.value.message + caught.value.hint
+    assert f"{name} has {what}" in said
+    assert secret not in said
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_secret_that_only_the_card_would_show(here: Path, hub: HubDouble, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning.card, "render", lambda *_: SECRETS["an AWS key"])
+    assert "README.md has an AWS key" in refused(here, hub)
+
+
+def test_a_secret_is_said_before_anything_else(here: Path, hub: HubDouble) -> None:
+    in_config(here, SECRETS["a GitHub token"])
+    unproven(here)
+    said = refused(here, hub, license=None)
+    assert "config.json has a GitHub token" in said
+    assert SECRETS["a GitHub token"] not in said
+
+
+# --- the licence -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the replay and the picture, which take a second."""
+    monkeypatch.setattr(planning, "replay", lambda made: Report.from_dict(made.parity))
+    monkeypatch.setattr(planning.plot, "parity_png", lambda report: b"a picture")
+
+
+def licensed(here: Path, text: str) -> None:
+    edited(here / "config.json", lambda config: config["source"].update(license=text))
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("said", ["unknown", "", "  ", "Unknown"])
+def test_a_licence_that_nobody_has_stated(said: str, here: Path, hub: HubDouble) -> None:
+    licensed(here, said)
+    error = refused(here, hub, license=None)
+    assert "Nobody has said under which licence" in error
+    assert "--license" in error
+    assert drawn_up(here, license="CC-BY-4.0").license == "CC-BY-4.0"
+
+
+@pytest.mark.parametrize("said", ["unknown", "UNKNOWN", "", "x", "MIT\nlicense: other", "-MIT", "M I T", "a" * 65])
+def test_what_is_no_licence(said: str, here: Path, hub: HubDouble) -> None:
+    assert "is no licence" in refused(here, hub, license=said)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_licence_cannot_contradict(here: Path, hub: HubDouble) -> None:
+    licensed(here, "Apache-2.0")
+    assert "are under Apache-2.0, and --license says MIT" in refused(here, hub)
+    found = drawn_up(here, license="apache-2.0")
+    assert found.license == "Apache-2.0"
+    assert b"\nlicense: apache-2.0\n" in found.files["README.md"]
+    assert drawn_up(here, license=None).files == found.files
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_registry_says_the_licence(here: Path, hub: HubDouble, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = replace(registry.get("celo"), family=FAMILY, license="Apache-2.0")
+    source = replace(entry.sources[0], sha256=random_weights(FAMILY)[0].source.sha256)
+    monkeypatch.setattr(registry, "load_registry", lambda: {"mine": replace(entry, sources=(source,))})
+    licensed(here, "MIT")
+    assert "are under Apache-2.0" in refused(here, hub)
+    found = drawn_up(here, license=None)
+    assert found.license == "Apache-2.0"
+    assert found.entry is not None
+
+
+def test_whose_checkpoint_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = random_weights(FAMILY)[0]
+    entry = replace(registry.get("celo"), family=FAMILY)
+    source = replace(entry.sources[0], uri="hf://org/theirs/theta.state", sha256=None)
+    of_it = replace(made, source=replace(made.source, uri=source.uri))
+
+    def found(made: Artifact, sha256: str | None, family: str = FAMILY) -> bool:
+        there = replace(entry, family=family, sources=(replace(source, sha256=sha256),))
+        monkeypatch.setattr(registry, "load_registry", lambda: {"theirs": there})
+        return entry_of(made) is not None
+
+    assert found(of_it, None), "by its address"
+    assert not found(made, None)
+    assert found(made, made.source.sha256), "by its hash, from wherever it came"
+    assert not found(of_it, "0" * 64), "an address is not enough where there is a hash"
+    assert not found(of_it, None, "velo")
+
+
+# --- the same again ----------------------------------------------------------------------------------------------
+
+
+def test_the_same_bytes_each_time(here: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    again = drawn_up(proven(elsewhere))
+    assert again.files == plan().files
+    assert again.digest == plan().digest
+    assert str(tmp_path).encode() not in b"".join(again.files.values())
+
+
+def test_a_later_proof_changes_no_card(here: Path) -> None:
+    path = here / "parity.json"
+    path.write_bytes(path.read_bytes().replace(b'"created": "20', b'"created": "21'))
+    later = drawn_up(here)
+    assert later.files["parity.json"] != plan().files["parity.json"]
+    assert later.files["README.md"] == plan().files["README.md"]
+
+
+def test_the_digest_is_of_names_and_contents() -> None:
+    renamed = replace(light(), files={f"x{name}": data for name, data in light().files.items()})
+    assert len({light().digest, renamed.digest, plan().digest}) == 3
+    assert replace(light(), files=dict(reversed([*light().files.items()]))).digest == light().digest

@@ -1,0 +1,550 @@
+"""Pulling and loading artifacts from a double of the Hub: by every name, under every pin, online and offline."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import published
+import pytest
+import torch
+from commands import Capture, refused, run
+from hub_double import HubDouble, Repo, User
+from published import TAKEN
+from trees import write_theta
+
+import pylo_zoo
+from pylo_zoo import registry, weights
+from pylo_zoo.errors import ZooError
+from pylo_zoo.fetch import Access, FetchError, Forbidden, NotFound, Unavailable, lockfile
+from pylo_zoo.optim import CELO2, VeLO, param_groups
+from pylo_zoo.optim.contract import ZooOptimizer
+
+ID, URI = "org/elo", "hf://org/elo"
+STRANGER = "hf_sekretstranger"
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def repo(hub: HubDouble) -> Repo:
+    hub.users[STRANGER] = User("eve")
+    return hub.create(ID, published.files())
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def access(access: Access, said: list[str]) -> Access:
+    return dataclasses.replace(access, say=said.append)
+
+
+@pytest.fixture
+def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Makes a text the registry of this test."""
+
+    def become(text: str) -> None:
+        path = tmp_path / "registry.yaml"
+        path.write_text(text)
+        monkeypatch.setattr(registry, "_default_path", lambda: path)
+        registry._all_entries.cache_clear()
+        registry._load.cache_clear()
+
+    yield become
+    registry._all_entries.cache_clear()
+    registry._load.cache_clear()
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def moved(repo: Repo) -> str:
+    """Publish other weights on the main branch; the commit."""
+    return repo.commit(published.files(scale=0.2))
+
+
+def directory(home: Path, commit: str) -> Path:
+    return home / "hub" / "org--elo" / commit
+
+
+# --- by which name -----------------------------------------------------------------------------------------------
+
+
+def test_the_first_pull(repo: Repo, zoo_home: Path, access: Access, said: list[str]) -> None:
+    here = weights.pull(ID, access=access)
+    assert (here.commit, here.newer, here.fetched) == (repo.head, None, True)
+    assert here.directory == directory(zoo_home, repo.head)
+    assert sorted(path.name for path in here.directory.iterdir()) == sorted([*TAKEN, "SHA256SUMS"])
+    assert {name: repo.files()[name] for name in TAKEN} == {
+        name: (here.directory / name).read_bytes() for name in TAKEN
+    }
+    assert here.files == {name: sha256(repo.files()[name]) for name in TAKEN}
+    assert said == [f"{URI} is {repo.head[:12]}: recorded in {zoo_home / 'zoo.lock'}."]
+    again = weights.pull(ID, access=access)
+    assert (again.fetched, again.files, len(said)) == (False, here.files, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "revision"),
+    [
+        ("{id}", None),
+        ("{id}@{tag}", None),
+        ("{id}", "{tag}"),
+        ("hf://{id}", None),
+        ("hf://{id}@{branch}", None),
+        ("hf://{id}", "{branch}"),
+        ("hf://{id}@{commit}", None),
+        ("hf://{id}", "{commit}"),
+        ("hf://{id}@refs/pr/1", "refs/pr/1"),
+    ],
+)
+def test_a_repository_in_every_spelling(name: str, revision: str | None, repo: Repo, access: Access) -> None:
+    first, main = repo.head, moved(repo)
+    repo.tags["v1"] = repo.branches["feature/x"] = first
+    repo.record({}, [], "main", "A proposal", "", "eve", as_pull=True)
+    words = {"id": ID, "tag": "v1", "branch": "feature/x", "commit": first}
+    here = weights.pull(name.format(**words), revision=revision and revision.format(**words), access=access)
+    newest = {"{id}": main, "hf://{id}": main, "hf://{id}@refs/pr/1": repo.pulls[1].head}
+    assert here.commit == (newest.get(name, first) if revision in (None, "refs/pr/1") else first)
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "complaint"),
+    [
+        ("org/elo@v1", "v2", "names a revision, and v2 is another"),
+        ("org/elo/model.safetensors", None, "is no repository on the Hub"),
+        ("org/../elo", None, "is no repository on the Hub"),
+        ("org/elo@", None, "'' is no revision"),
+        ("org/elo@../x", None, "'../x' is no revision"),
+        ("org/elo", "a..b", "'a..b' is no revision"),
+        ("hf://elo", None, "is no repository"),
+        ("", None, "weights is ''"),
+        ("nosuch", None, "No checkpoint called 'nosuch'"),
+        ("celo", "v1", "celo is a registry entry, which says its revision itself"),
+    ],
+)
+def test_what_is_no_name(name: str, revision: str | None, complaint: str, hub: HubDouble, access: Access) -> None:
+    with pytest.raises(ZooError, match=complaint):
+        weights.pull(name, revision=revision, access=access)
+    assert hub.log == []
+
+
+def test_into_a_directory_and_from_there(repo: Repo, access: Access, tmp_path: Path) -> None:
+    out = tmp_path / "zoo" / "elo"
+    here = weights.pull(ID, out=out, access=access)
+    assert here.directory == out
+    assert sorted(path.name for path in out.iterdir()) == sorted(TAKEN)
+    before, count = published.tree(out), len(repo.commits)
+    with pytest.raises(ZooError, match="already exists"):
+        weights.pull(ID, out=out, access=access)
+    (out / "parity.json").unlink()
+    weights.pull(ID, out=out, force=True, access=access)
+    assert (published.tree(out), len(repo.commits)) == (before, count)
+    local = weights.pull(str(out), access=access)
+    assert (local.directory, local.commit, local.files) == (out, None, here.files)
+    assert weights.pull(str(out), out=tmp_path / "copy", access=access).files == here.files
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_directory_with_other_things_is_left_alone(
+    force: bool, repo: Repo, hub: HubDouble, access: Access, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years")
+    with pytest.raises(ZooError, match=r"holds what no artifact does: thesis\.tex"):
+        weights.pull(ID, out=tmp_path / "mine", force=force, access=access)
+    assert hub.log == []
+
+
+def test_a_registry_entry_with_a_published_artifact(
+    repo: Repo, hub: HubDouble, zoo: Callable[[str], None], access: Access, said: list[str]
+) -> None:
+    hashes = {name: sha256(data) for name, data in repo.files().items() if name.startswith(("c", "m", "parity"))}
+    pins = {name: hashes[name] for name in TAKEN if name in hashes}
+    about = f"pinned: {{family: elo, summary: A., license: MIT, trained: true, artifact: {{uri: '{URI}@{repo.head}', "
+    zoo(f"{about}sha256: {json.dumps(pins)}}}}}")
+    first = repo.head
+    moved(repo)
+    assert weights.pull("pinned", access=access).commit == first
+    count = len(hub.log)
+    assert pylo_zoo.load("pinned").fingerprint == weights.pull("pinned", access=access).artifact.fingerprint
+    assert len(hub.log) == count, "a commit leads nowhere else"
+    zoo(f"{about}sha256: {json.dumps({**pins, 'config.json': 'a' * 64})}}}}}")
+    with pytest.raises(FetchError, match=r"the lock file has another sha256 of config\.json than the registry"):
+        weights.pull("pinned", access=access)
+    lockfile.location().unlink()
+    with pytest.raises(FetchError, match="is not the file that it should be: sha256"):
+        weights.pull("pinned", access=access)
+    assert all("moved" not in line for line in said)
+
+
+def test_a_registry_entry_with_a_checkpoint_alone(
+    hub: HubDouble, zoo: Callable[[str], None], access: Access, tmp_path: Path, said: list[str]
+) -> None:
+    data = write_theta(tmp_path, "elo", scale=0.1).read_bytes()
+    hub.create("amoudgl/elo", {"theta.state": data})
+    entry = "{family: elo, summary: A., license: MIT, trained: true, sources: [{uri: 'hf://amoudgl/elo/theta.state', "
+    zoo(f"mine: {entry}format: flax-msgpack, sha256: {sha256(data)}}}]}}")
+    here = weights.pull("mine", access=access)
+    assert (here.commit, here.artifact.name, here.artifact.source.license) == (None, "mine", "MIT")
+    count = len(hub.log)
+    assert weights.pull("hf://amoudgl/elo", access=access).directory == here.directory, "the registry's knowledge"
+    assert said[-1] == "hf://amoudgl/elo is the registry's mine, and is converted here."
+    assert len(hub.log) == count
+    offline = dataclasses.replace(access, offline=True)
+    assert weights.pull("mine", out=tmp_path / "out", access=offline).files == here.files
+
+
+@pytest.mark.parametrize("family", ["velo", "celo2"])
+def test_an_optimizer_by_address(family: str, hub: HubDouble) -> None:
+    made: dict[str, Callable[..., ZooOptimizer]] = {"velo": functools.partial(VeLO, num_steps=10), "celo2": CELO2}
+    repo = hub.create("org/theirs", published.files(family))
+    model = torch.nn.Linear(3, 2)
+    optimizer = made.pop(family)(param_groups(model), weights=f"hf://org/theirs@{repo.head}")
+    loss = model(torch.ones(1, 3)).sum()
+    loss.backward()
+    optimizer.step(loss=loss)
+    assert pylo_zoo.load("hf://org/theirs").family == family
+    (other,) = made.values()
+    with pytest.raises(ZooError, match="cannot run"):
+        other(param_groups(model), weights="hf://org/theirs")
+
+
+def test_who_may_read(hub: HubDouble, repo: Repo, access: Access) -> None:
+    closed = hub.create("org/closed", published.files(), private=True)
+    hub.create("org/gated", published.files(), gated=True)
+    stranger = dataclasses.replace(access, token=STRANGER)
+    with pytest.raises(NotFound, match="there is no repository org/closed, or not for you") as error:
+        pylo_zoo.load("hf://org/closed", access=stranger)
+    assert "HF_TOKEN" in error.value.hint
+    with pytest.raises(Forbidden, match="is gated") as error:
+        pylo_zoo.load("hf://org/gated", access=stranger)
+    assert "Accept its terms on the page of org/gated" in error.value.hint
+    with pytest.raises(Forbidden, match=r"may not be read \(401"):
+        pylo_zoo.load(URI, access=dataclasses.replace(access, token="hf_sekretwrong"))
+    for name in ("closed", "gated"):
+        assert pylo_zoo.load(f"hf://org/{name}", access=access).family == "elo", "by HF_TOKEN"
+    assert pylo_zoo.load(f"hf://org/closed@{closed.head}", access=stranger).family == "elo", "the cache asks nobody"
+    assert f"Bearer {STRANGER}" in {request.headers.get("authorization") for request in hub.log}
+
+
+# --- pins --------------------------------------------------------------------------------------------------------
+
+
+def test_a_branch_that_moves_is_kept_until_that_is_accepted(
+    repo: Repo, hub: HubDouble, access: Access, said: list[str], zoo_home: Path
+) -> None:
+    first = repo.head
+    weights.pull(ID, access=access)
+    before = (zoo_home / "zoo.lock").read_bytes()
+    second = moved(repo)
+    here = weights.pull(ID, access=access)
+    assert (here.commit, here.newer, here.fetched) == (first, second, False)
+    assert f"{URI} has moved on to {second[:12]} since 20" in said[-1]
+    assert f"keeping {first[:12]}" in said[-1]
+    assert "--update-lock" in said[-1]
+    assert (zoo_home / "zoo.lock").read_bytes() == before
+    count, told = len(hub.log), len(said)
+    old = pylo_zoo.load(URI, access=access)
+    assert (len(hub.log), len(said)) == (count, told), "loading asks nobody and says nothing"
+    updating = dataclasses.replace(access, update_lock=True)
+    assert weights.pull(ID, access=updating).commit == second
+    assert pylo_zoo.load(URI).fingerprint != old.fingerprint
+    assert lockfile.read_all(zoo_home / "zoo.lock").repositories[URI].commit == second
+
+
+def test_a_tag_that_moves(repo: Repo, access: Access, said: list[str]) -> None:
+    first = repo.tags["v1"] = repo.head
+    weights.pull(f"{ID}@v1", access=access)
+    repo.tags["v1"] = moved(repo)
+    assert weights.pull(f"{ID}@v1", access=access).commit == first
+    assert "has moved on" in said[-1]
+    assert weights.pull(ID, access=access).commit == repo.head, "the main branch has a record of its own"
+
+
+@pytest.mark.parametrize("what", ["repository", "tag", "hidden"])
+def test_what_is_gone_is_still_in_the_cache(
+    what: str, repo: Repo, hub: HubDouble, access: Access, said: list[str]
+) -> None:
+    first = repo.tags["v1"] = repo.head
+    weights.pull(f"{ID}@v1", access=access)
+    if what == "repository":
+        del hub.repos[ID]
+    elif what == "tag":
+        del repo.tags["v1"]
+    else:
+        repo.private, hub.users[hub.TOKEN] = True, User("alice")
+    here = weights.pull(f"{ID}@v1", access=access)
+    assert (here.commit, here.newer) == (first, None)
+    assert said[-1].endswith(f"Using {first[:12]}, as it was pulled.")
+
+
+def test_a_commit_that_is_gone_everywhere(repo: Repo, access: Access, zoo_home: Path) -> None:
+    first = repo.head
+    weights.pull(ID, access=access)
+    repo.branches["main"] = moved(repo)
+    del repo.commits[first]
+    for place in ("hub", "sources"):
+        shutil.rmtree(zoo_home / place)
+    for ask in (weights.pull, pylo_zoo.load):
+        with pytest.raises(NotFound, match=f"has no revision {first}"):
+            ask(URI, access=access)
+    assert not (zoo_home / "hub").exists()
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_a_lock_file_that_says_something_else(name: str, repo: Repo, access: Access, zoo_home: Path) -> None:
+    weights.pull(ID, access=access)
+    lock = zoo_home / "zoo.lock"
+    lock.write_text(lock.read_text().replace(sha256(repo.files()[name]), "0" * 64))
+    for ask in (weights.pull, pylo_zoo.load):
+        with pytest.raises(FetchError, match="tampered with" if name.endswith("tensors") else "should be"):
+            ask(URI, access=access)
+        with pytest.raises(Unavailable, match="not in the cache, or damaged there"):
+            ask(URI, access=dataclasses.replace(access, offline=True))
+
+
+def test_a_lock_file_with_a_file_that_the_repository_lacks(repo: Repo, access: Access, zoo_home: Path) -> None:
+    weights.pull(ID, access=access)
+    pin = lockfile.read_all(zoo_home / "zoo.lock").repositories[URI]
+    for files in ({**pin.files, "more.json": "0" * 64}, {"config.json": "0" * 64, "more.json": "0" * 64}):
+        lockfile.record_repository(zoo_home / "zoo.lock", URI, dataclasses.replace(pin, files=files))
+        with pytest.raises(FetchError, match=r"has no more\.json, and had one when it was recorded|should be"):
+            pylo_zoo.load(URI, access=access)
+
+
+def test_which_lock_file(repo: Repo, access: Access, zoo_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def recorded(path: Path, **how: Path) -> bool:
+        weights.pull(ID, access=dataclasses.replace(access, **how))
+        return URI in lockfile.read_all(path).repositories
+
+    assert recorded(zoo_home / "zoo.lock")
+    Path("zoo.lock").write_bytes(lockfile.render(lockfile.Lock()))
+    assert recorded(Path("zoo.lock"))
+    monkeypatch.setenv("PYLO_ZOO_LOCK", "named.lock")
+    assert recorded(Path("named.lock"))
+    assert recorded(Path("given.lock"), lock=Path("given.lock"))
+    moved(repo)
+    assert weights.pull(ID, access=dataclasses.replace(access, lock=Path("fifth.lock"))).commit == repo.head
+    assert weights.pull(ID, access=access).commit != repo.head
+
+
+@pytest.mark.parametrize("text", ["{", '{"version": 1, "files": {}, "repositories": {"hf://org/elo": {}}}'])
+def test_an_unreadable_lock_file(text: str, repo: Repo, hub: HubDouble, access: Access, zoo_home: Path) -> None:
+    (zoo_home / "zoo.lock").write_text(text)
+    for ask in (weights.pull, pylo_zoo.load):
+        with pytest.raises(ZooError, match=r"zoo\.lock is not a lock file"):
+            ask(URI, access=access)
+    assert hub.log == []
+    assert (zoo_home / "zoo.lock").read_text() == text
+
+
+# --- the cache ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*TAKEN, "SHA256SUMS"])
+@pytest.mark.parametrize("how", ["a bit", "cut", "gone", "link", "directory"])
+def test_a_damaged_copy_is_fetched_again_or_refused(
+    how: str, name: str, repo: Repo, access: Access, zoo_home: Path, tmp_path: Path
+) -> None:
+    good = pylo_zoo.load(URI, access=access)
+    folder = directory(zoo_home, repo.head)
+    path, data = folder / name, (folder / name).read_bytes()
+    path.unlink()
+    if how == "a bit":
+        path.write_bytes(data[:-2] + bytes([data[-2] ^ 1]) + data[-1:])
+    elif how == "cut":
+        path.write_bytes(data[:-1] if name != "SHA256SUMS" else data[:70])
+    elif how == "link":
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.write_bytes(data)
+        path.symlink_to(elsewhere)
+    elif how == "directory":
+        path.mkdir()
+    with pytest.raises(Unavailable, match="not in the cache, or damaged there"):
+        pylo_zoo.load(URI, access=dataclasses.replace(access, offline=True))
+    assert pylo_zoo.load(URI, access=access).fingerprint == good.fingerprint
+    assert path.read_bytes() == data
+    assert not path.is_symlink()
+    pylo_zoo.load(URI, access=dataclasses.replace(access, offline=True))
+
+
+def test_files_that_nobody_listed(repo: Repo, hub: HubDouble, access: Access, zoo_home: Path, tmp_path: Path) -> None:
+    files = {name: data for name, data in published.files().items() if name != "parity.json"}
+    repo.commit(files, delete=["parity.json"])
+    folder = weights.pull(ID, access=access).directory
+    (folder / "notes.txt").write_text("of no interest")
+    count = len(hub.log)
+    pylo_zoo.load(URI, access=access)
+    assert len(hub.log) == count
+    (folder / "parity.json").write_bytes(published.files()["parity.json"])
+    (folder / "model.pt").write_bytes(b"cos\nsystem\n")
+    with pytest.raises(Unavailable):
+        pylo_zoo.load(URI, access=dataclasses.replace(access, offline=True))
+    assert pylo_zoo.load(URI, access=access).parity is None
+    assert not (folder / "model.pt").exists()
+    weights.pull(ID, out=tmp_path / "out", access=access)
+    assert sorted(published.tree(tmp_path / "out")) == sorted({*TAKEN} - {"parity.json"})
+
+
+@pytest.mark.parametrize("level", ["commit", "repository"])
+def test_directories_that_are_links(level: str, repo: Repo, access: Access, zoo_home: Path, tmp_path: Path) -> None:
+    folder = weights.pull(ID, access=access).directory
+    place = folder if level == "commit" else folder.parent
+    target = tmp_path / "elsewhere"
+    shutil.move(place, target)
+    place.symlink_to(target)
+    before = published.tree(target)
+    with pytest.raises(Unavailable):
+        pylo_zoo.load(URI, access=dataclasses.replace(access, offline=True))
+    pylo_zoo.load(URI, access=access)
+    assert not place.is_symlink()
+    assert published.tree(target) == before, "what a link points to is left alone"
+
+
+def test_a_listing_that_fits_other_weights(repo: Repo, access: Access) -> None:
+    """Somebody replaces weights and listing alike: the lock file knows."""
+    good = pylo_zoo.load(URI, access=access)
+    folder = weights.pull(ID, access=access).directory
+    other = published.files(scale=0.3)["model.safetensors"]
+    listing = (folder / "SHA256SUMS").read_text()
+    (folder / "SHA256SUMS").write_text(listing.replace(sha256(repo.files()["model.safetensors"]), sha256(other)))
+    (folder / "model.safetensors").write_bytes(other)
+    assert pylo_zoo.load(URI, access=access).fingerprint == good.fingerprint
+
+
+# --- offline -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["argument", "environment"])
+def test_offline(
+    by: str, repo: Repo, hub: HubDouble, access: Access, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    online = access
+    if by == "argument":
+        access = dataclasses.replace(access, offline=True)
+    else:
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for ask in (weights.pull, pylo_zoo.load):
+        with pytest.raises(Unavailable, match=r"was never pulled under .*, and offline mode is on"):
+            ask(URI, access=access)
+        with pytest.raises(Unavailable, match="not in the cache"):
+            ask(f"{URI}@{repo.head}", access=access)
+    assert hub.log == []
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    first = repo.head
+    weights.pull(ID, access=online)
+    moved(repo)
+    if by == "environment":
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    count = len(hub.log)
+    assert weights.pull(ID, access=access).commit == first
+    assert said[-1] == f"Offline: using {URI} as it was pulled, {first[:12]}."
+    told = len(said)
+    pylo_zoo.load(URI, access=access)
+    pylo_zoo.load(f"{URI}@{first}", access=access)
+    assert len(hub.log) == count
+    assert len(said) == told + 1, "the commit is recorded of its own accord"
+
+
+def test_the_hub_is_down(repo: Repo, hub: HubDouble, access: Access, said: list[str]) -> None:
+    with hub.offline(), pytest.raises(Unavailable, match=r"cannot be reached .*, 3 times"):
+        weights.pull(ID, access=access)
+    first = repo.head
+    weights.pull(ID, access=access)
+    with hub.offline():
+        assert weights.pull(ID, access=access).commit == first
+        assert said[-1].startswith(f"{URI} cannot be reached (Connection refused), 3 times.")
+        assert said[-1].endswith(f"Using {first[:12]}, as it was pulled.")
+        told = len(said)
+        assert pylo_zoo.load(URI, access=access).family == "elo"
+        assert len(said) == told, "nobody was asked"
+        with pytest.raises(Unavailable, match="cannot be reached"):
+            weights.pull(ID, access=dataclasses.replace(access, update_lock=True))
+
+
+# --- the command line --------------------------------------------------------------------------------------------
+
+
+def test_what_the_command_shows(repo: Repo, capsys: Capture, zoo_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run("pull", ID) == 0
+    out, err = capsys.readouterr()
+    place = directory(zoo_home, repo.head)
+    assert out.splitlines() == [
+        f"elo (elo) at {repo.head[:12]}: pulled, 5 files verified.",
+        "  parity   passed where it was published",
+        "  licence  unknown",
+        "  from     file:theta.state",
+        f"  in       {place}",
+    ]
+    assert err == f"{URI} is {repo.head[:12]}: recorded in {zoo_home / 'zoo.lock'}.\n"
+    assert run("pull", ID) == 0
+    assert "in the cache, 5 files verified" in capsys.readouterr().out
+    assert run("pull", ID, "-q") == 0
+    assert capsys.readouterr() == (f"{place}\n", ""), "one line, whatever its length"
+    assert run("pull", ID, "--json", "--offline") == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {
+        "directory": str(place),
+        "name": "elo",
+        "family": "elo",
+        "license": "unknown",
+        "commit": repo.head,
+        "newer": None,
+        "parity": "passed",
+        "source": {"uri": "file:theta.state", "sha256": pylo_zoo.load(place).source.sha256},
+        "files": {name: sha256(repo.files()[name]) for name in TAKEN},
+        "fetched": False,
+    }
+    assert err == f"Offline: using {URI} as it was pulled, {repo.head[:12]}.\n"
+    assert run("pull", place) == 0
+    assert capsys.readouterr().out.startswith("elo (elo): here already, 5 files verified.\n")
+
+
+def test_what_the_command_shows_of_a_checkpoint(hub: HubDouble, capsys: Capture, tmp_path: Path) -> None:
+    hub.create("org/theirs", {"theta.state": write_theta(tmp_path, "elo", scale=0.1).read_bytes()})
+    assert run("pull", "org/theirs") == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("elo (elo): converted here, 2 files verified.\n")
+    assert "parity   not checked; `pylo-zoo verify hf://org/theirs` does\n" in out
+    assert "its parity was not checked" in err
+
+
+def test_statuses(repo: Repo, hub: HubDouble, capsys: Capture, tmp_path: Path) -> None:
+    assert "no revision v9" in refused(capsys, "pull", f"{ID}@v9")
+    assert "no repository org/nosuch" in refused(capsys, "pull", "org/nosuch", "-q")
+    assert "offline mode is on" in refused(capsys, "pull", ID, "--offline", "--json")
+    assert "may not be read (401)" in refused(capsys, "pull", ID, "--token", "hf_sekretwrong")
+    assert run("pull") == run("pull", ID, "--nosuch") == run("pull", ID, ID) == 2
+    capsys.readouterr()
+    out, lock = tmp_path / "out", tmp_path / "own.lock"
+    assert run("pull", ID, "--revision", "main", "--out", out, "--lock", lock, "-q") == 0
+    assert capsys.readouterr() == (f"{out}\n", "")
+    assert list(lockfile.read_all(lock).repositories) == [f"{URI}@main"]
+    assert "already exists" in refused(capsys, "pull", ID, "--out", out)
+    second = moved(repo)
+    assert run("pull", ID, "--revision", "main", "--out", out, "-f", "--lock", lock, "--update-lock", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["commit"] == second
+    assert out.is_dir()
+
+
+@pytest.mark.parametrize("word", ["-h", "--help"])
+def test_help(word: str, capsys: Capture) -> None:
+    assert run("pull", word) == 0
+    out = capsys.readouterr().out
+    for option in ("--revision", "--out", "--force", "--token", "--offline", "--lock", "--update-lock", "--json", "-q"):
+        assert option in out
+    assert all(len(line) <= 80 for line in out.splitlines())
