@@ -2,15 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
-import dataclasses
-import errno
-import io
-import json
-import os
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,17 +10,13 @@ from typing import Any
 import hub_faults
 import published
 import pytest
-from fetching import leftovers
 from hub_double import Exchange, Fault, HubDouble, Repo
 from hub_faults import HOSTILE_NAMES
+from pulling import ID, is_whole, nothing_half, refused
 
-import pylo_zoo
 from pylo_zoo import weights
-from pylo_zoo.errors import ZooError
-from pylo_zoo.fetch import Access, FetchError, NotFound, Policy, Unavailable, client, lockfile
-from pylo_zoo.files import left_behind
+from pylo_zoo.fetch import Access, FetchError, NotFound, Policy, Unavailable, client
 
-ID, URI = "org/elo", "hf://org/elo"
 INFO = r"^/api/models/org/elo$"
 TREE = r"^/api/models/org/elo/revision/"
 STORAGE = r"^/[0-9a-f]{64}$"
@@ -68,28 +55,6 @@ def repo(hub: HubDouble) -> Repo:
 @pytest.fixture
 def access() -> Access:
     return Access(policy=Policy(timeout=0.5, sleep=lambda seconds: None))
-
-
-def is_whole(home: Path, repo: Repo) -> bool:
-    """Whether the cache has the artifact that was published and no half of anything."""
-    here = weights.pull(ID, access=Access(offline=True))
-    same = all((here.directory / name).read_bytes() == repo.files()[name] for name in published.TAKEN)
-    return same and nothing_half(home)
-
-
-def nothing_half(home: Path) -> bool:
-    """Whether all there is in the cache are whole files, whole artifacts, locks and the lock file."""
-    artifacts = [path for path in (home / "hub").glob("*/*") if not left_behind(path.name)]
-    complete = all((path / "SHA256SUMS").is_file() and len(path.name) == 40 for path in artifacts)
-    return complete and all(name == "zoo.lock" or name.startswith("hub/") for name in leftovers(home))
-
-
-def refused(access: Access, *kinds: type[ZooError], name: str = ID) -> ZooError:
-    with pytest.raises(kinds or ZooError) as error:
-        weights.pull(name, access=access)
-    assert error.value.hint
-    assert "sekret" not in str(error.value)
-    return error.value
 
 
 # --- what passes -------------------------------------------------------------------------------------------------
@@ -355,129 +320,3 @@ def test_an_answer_that_drips(name: str, repo: Repo, hub: HubDouble, zoo_home: P
     assert "bytes in 0 seconds" in refused(access, Unavailable).message
     assert time.monotonic() - start < 5
     assert nothing_half(zoo_home)
-
-
-# --- this machine ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
-@pytest.mark.parametrize("place", ["hub", "sources", "client", "out", "lock"])
-def test_a_disk_that_refuses(
-    place: str,
-    number: int,
-    repo: Repo,
-    access: Access,
-    zoo_home: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    root = {
-        "hub": zoo_home / "hub",
-        "sources": zoo_home / "sources",
-        "client": Path(os.environ["HF_HOME"]),
-        "out": tmp_path / "out",
-        "lock": zoo_home / "zoo.lock",
-    }[place]
-    real = os.open, os.mkdir
-    armed = [True]
-
-    def hit(path: Any) -> None:
-        name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else ""
-        staged = place in ("lock", "out") and f".{root.name}." in name
-        if armed[0] and not name.endswith(".lock") and (staged or Path(name).is_relative_to(root)):
-            raise OSError(number, os.strerror(number), name)
-
-    def mkdir(path: Any, *rest: Any, **more: Any) -> None:
-        hit(path)
-        real[1](path, *rest, **more)
-
-    opened = io.open
-
-    def open_(path: Any, mode: str = "r", *rest: Any, **more: Any) -> Any:
-        if set(mode) & set("wax+"):
-            hit(path)
-        return opened(path, mode, *rest, **more)
-
-    monkeypatch.setattr(os, "mkdir", mkdir)
-    monkeypatch.setattr(io, "open", open_)
-    monkeypatch.setattr(builtins, "open", open_)
-    with pytest.raises(ZooError) as error:
-        weights.pull(ID, out=tmp_path / "out" if place == "out" else None, access=access)
-    assert os.strerror(number) in error.value.message
-    armed[0] = False
-    assert not (tmp_path / "out").exists()
-    assert nothing_half(zoo_home)
-    weights.pull(ID, access=access)
-    assert is_whole(zoo_home, repo)
-
-
-def test_a_complete_cache_may_be_read_only(
-    repo: Repo, access: Access, zoo_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    here = weights.pull(ID, access=access)
-
-    def full(*anything: object, **options: object) -> None:
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    for name in ("mkdir", "touch", "write_bytes", "write_text", "rename", "replace", "unlink"):
-        monkeypatch.setattr(Path, name, full)
-    monkeypatch.setattr(os, "mkdir", full)
-    assert weights.pull(ID, access=access).files == here.files
-    assert pylo_zoo.load(URI, access=access).fingerprint == here.artifact.fingerprint
-
-
-def test_threads_share_a_cache(repo: Repo, hub: HubDouble, access: Access, zoo_home: Path) -> None:
-    found: list[Any] = []
-    patient = dataclasses.replace(access, policy=dataclasses.replace(access.policy, timeout=20))
-
-    def work() -> None:
-        try:
-            found.append(weights.pull(ID, access=patient).files)
-        except Exception as error:  # for the assertion to show
-            found.append(error)
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert found == [found[0]] * 4
-    assert len(hub.requests("GET", STORAGE)) == 2, "the weights and the vectors, once"
-    assert is_whole(zoo_home, repo)
-
-
-def test_processes_share_a_cache(repo: Repo, hub: HubDouble, tmp_path: Path, zoo_home: Path) -> None:
-    code = "import sys; from pylo_zoo.cli import main; main(['pull', 'org/elo', '--json'])"
-    env = hub.environment(tmp_path / "hf-home", PYLO_ZOO_HOME=str(zoo_home))
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
-    done = [child.communicate(timeout=60) for child in children]
-    assert [child.returncode for child in children] == [0, 0], done
-    assert len({json.dumps(json.loads(out)["files"]) for out, _ in done}) == 1
-    assert len(hub.requests("GET", STORAGE)) == 2
-    assert is_whole(zoo_home, repo)
-
-
-def test_what_a_killed_process_left(repo: Repo, access: Access, zoo_home: Path) -> None:
-    place = zoo_home / "hub" / "org--elo"
-    left = place / f".{repo.head}.new-0123abcd"
-    left.mkdir(parents=True)
-    (left / "config.json").write_text("{")
-    other = place / f".{'1' * 40}.new-0123abcd"
-    other.mkdir()
-    weights.pull(ID, access=access)
-    assert is_whole(zoo_home, repo)
-    assert sorted(path.name for path in place.iterdir()) == sorted([repo.head, other.name])
-
-
-def test_nothing_is_recorded_before_all_is_there(repo: Repo, hub: HubDouble, access: Access, zoo_home: Path) -> None:
-    hub.plant(*REQUESTS["card GET"], hub_faults.status(404, X_Error_Code="EntryNotFound"), times=9)
-    refused(access, NotFound)
-    assert not (zoo_home / "zoo.lock").exists()
-    hub._planted.clear()
-    weights.pull(ID, access=access)
-    assert lockfile.read_all(zoo_home / "zoo.lock").repositories[URI].commit == repo.head

@@ -59,10 +59,10 @@ DEFENCES: dict[str, str] = {
     "`parity.json` written by hand": "test_security.test_hostile_texts test_security.test_a_proof_of_ones_own",
     # a server, or somebody on the way
     "other bytes of the right length": """test_pull_faults.test_other_bytes_of_the_right_length
-        test_pull.test_a_damaged_copy_is_fetched_again_or_refused""",
-    "a branch or tag that is moved": """test_pull.test_a_branch_that_moves_is_kept_until_that_is_accepted
-        test_pull.test_a_tag_that_moves test_pull_checkpoints.test_a_branch_that_moves""",
-    "a commit whose files change": """test_pull.test_a_lock_file_that_says_something_else
+        test_pull_pins.test_a_damaged_copy_is_fetched_again_or_refused""",
+    "a branch or tag that is moved": """test_pull_pins.test_a_branch_that_moves_is_kept_until_that_is_accepted
+        test_pull_pins.test_a_tag_that_moves test_pull_checkpoints.test_a_branch_that_moves""",
+    "a commit whose files change": """test_pull_pins.test_a_lock_file_that_says_something_else
         test_security.test_a_commit_cannot_change""",
     "answers that name places": """test_pull_faults.test_headers_that_would_become_paths
         test_pull_faults.test_names_that_lead_elsewhere""",
@@ -404,11 +404,11 @@ def test_what_the_page_says_of_this_machine() -> None:
     """Its sentences, and the tests that hold them."""
     text = PAGE.read_text(encoding="utf-8")
     for sentence, (module, name) in {
-        "written beside its place and moved in whole": ("test_pull_faults", "test_a_disk_that_refuses"),
-        "leaves a hidden file": ("test_pull_faults", "test_what_a_killed_process_left"),
-        "within what lock file and registry pin": ("test_pull", "test_a_listing_that_fits_other_weights"),
-        "Symbolic links": ("test_pull", "test_directories_that_are_links"),
-        "Several processes may share it": ("test_pull_faults", "test_processes_share_a_cache"),
+        "written beside its place and moved in whole": ("test_pull_machine", "test_a_disk_that_refuses"),
+        "leaves a hidden file": ("test_pull_machine", "test_what_a_killed_process_left"),
+        "within what lock file and registry pin": ("test_pull_pins", "test_a_listing_that_fits_other_weights"),
+        "Symbolic links": ("test_pull_pins", "test_directories_that_are_links"),
+        "Several processes may share it": ("test_pull_machine", "test_processes_share_a_cache"),
     }.items():
         assert sentence in text
         assert name in functions(module)

@@ -1,0 +1,54 @@
+"""What the tests of pulling share: names, and where things are."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import published
+import pytest
+from fetching import leftovers
+from hub_double import Repo
+
+from pylo_zoo import weights
+from pylo_zoo.errors import ZooError
+from pylo_zoo.fetch import Access
+from pylo_zoo.files import left_behind
+
+ID, URI = "org/elo", "hf://org/elo"
+STRANGER = "hf_sekretstranger"
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def moved(repo: Repo) -> str:
+    """Publish other weights on the main branch; the commit."""
+    return repo.commit(published.files(scale=0.2))
+
+
+def directory(home: Path, commit: str) -> Path:
+    return home / "hub" / "org--elo" / commit
+
+
+def is_whole(home: Path, repo: Repo) -> bool:
+    """Whether the cache has the artifact that was published and no half of anything."""
+    here = weights.pull(ID, access=Access(offline=True))
+    same = all((here.directory / name).read_bytes() == repo.files()[name] for name in published.TAKEN)
+    return same and nothing_half(home)
+
+
+def nothing_half(home: Path) -> bool:
+    """Whether all there is in the cache are whole files, whole artifacts, locks and the lock file."""
+    artifacts = [path for path in (home / "hub").glob("*/*") if not left_behind(path.name)]
+    complete = all((path / "SHA256SUMS").is_file() and len(path.name) == 40 for path in artifacts)
+    return complete and all(name == "zoo.lock" or name.startswith("hub/") for name in leftovers(home))
+
+
+def refused(access: Access, *kinds: type[ZooError], name: str = ID) -> ZooError:
+    with pytest.raises(kinds or ZooError) as error:
+        weights.pull(name, access=access)
+    assert error.value.hint
+    assert "sekret" not in str(error.value)
+    return error.value
