@@ -180,9 +180,11 @@ def _show(found: Mapping[str, Any], place: Path, console: Console) -> None:
     console.print()
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     shown = (0, 1, 2, 3, 4, 6, 10)
+    whole = (0, 2, 3)  # a figure in two pieces is read as another one
     head = words.head(found)
     for i in shown:
-        table.add_column(head[i], justify="right" if i else "left", overflow="fold", no_wrap=i == 0)
+        title = head[i].replace(" ", "\n", 1) if i == 2 else head[i].replace(": ", ":\n")
+        table.add_column(title, justify="right" if i else "left", overflow="fold", no_wrap=i in whole)
     for each in found["optimizers"]:
         row = words.row(each, found)
         if each["diverged"]:
