@@ -66,7 +66,7 @@ class Converter:
     version: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Artifact:
     """A learned optimizer's weights and everything that belongs to them.
 
@@ -103,6 +103,20 @@ class Artifact:
         net = converters.get(self.family).build(self.architecture, self.behavior)
         net.load_state_dict({name: tensor.clone() for name, tensor in self.state_dict().items()}, assign=True)
         return net.eval().requires_grad_(False)
+
+    def __repr__(self) -> str:
+        parity = (self.parity or {}).get("status", "not_run")
+        sha256 = self.source.sha256[:12]
+        return f"<Artifact {self.name!r} ({self.family}) from {self.source.uri!r}, sha256 {sha256}…, parity {parity}>"
+
+    def misdescribed(self) -> str | None:
+        """What the parity report that came along says otherwise than the artifact itself; None where they agree."""
+        source = (self.parity or {}).get("source")
+        source = source if isinstance(source, dict) else {}
+        ours = {"name": self.name, "uri": self.source.uri, "sha256": self.source.sha256}
+        theirs = {"name": (self.parity or {}).get("name"), "uri": source.get("uri"), "sha256": source.get("sha256")}
+        other = [f"{key} {theirs[key]!r}, not {ours[key]!r}" for key in ours if theirs[key] != ours[key]]
+        return other[0] if self.parity and other else None
 
     @cached_property
     def fingerprint(self) -> str:

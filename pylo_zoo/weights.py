@@ -88,6 +88,8 @@ def pull(
     access = access or Access()
     if out is not None:
         artifact.check_output(Path(out), force=force)
+    if revision is None and name.count("/") == 1 and Path(name).is_dir():
+        access.say(f"{name} is a directory here, which is what is meant; on the Hub it would be hf://{name}.")
     if revision is not None or ("/" in name and not Path(name).is_dir()):
         if name in registry.load_registry():
             raise ZooError(f"{name} is a registry entry, which says its revision itself.", "Leave --revision out.")
@@ -127,6 +129,11 @@ def _read(directory: Path, proven: bool, called: str | None = None) -> Artifact:
         raise ZooError(
             f"{called} has changed since its parity was checked.",
             f"`pylo-zoo verify {called}` checks it as it is now; converting again restores it.",
+        )
+    if proven and report.get("status") == "passed" and (other := made.misdescribed()):
+        raise ZooError(
+            f"{called}: its parity report speaks of the {other}.",
+            "Somebody has changed what it says of its origin: convert the checkpoint again, or ask its publisher.",
         )
     return made
 

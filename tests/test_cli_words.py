@@ -292,7 +292,7 @@ def test_json_is_whole_or_absent(capsys: Capture, tmp_path: Path, monkeypatch: p
         "convert": (["elo", "--source", path, "--no-verify", "-q"], ["elo", "--source", "nothing"]),
         "export": (["zoo/elo", "--out", "x"], ["nothing", "--out", "y"]),
         "verify": (["zoo/elo", "-q"], ["nothing"]),
-        "pull": (["zoo/elo"], ["nothing"]),
+        "pull": (["./zoo/elo"], ["nothing"]),
         "publish": (
             ["zoo/elo", "--repo-id", "a/b", "--license", "MIT", "--allow-unverified", "--dry-run", "-q"],
             ["x"],

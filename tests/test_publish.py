@@ -89,6 +89,14 @@ def test_private(hub: HubDouble, somebody: Publisher) -> None:
     assert len(hub.repos["org/open"].commits) == 1
 
 
+def test_a_branch_and_a_tag_of_one_name_are_refused(hub: HubDouble, somebody: Publisher) -> None:
+    somebody.send(tag="v1")
+    assert "has a tag of that name" in somebody.refused(ZooError, other(1), branch="v1", exist_ok=True)
+    hub.repos[REPO].branches["dev"] = hub.repos[REPO].head
+    assert "has a branch of that name" in somebody.refused(ZooError, other(1), tag="dev", exist_ok=True)
+    assert hub.repos[REPO].branches.keys() == {"main", "dev"}
+
+
 def test_a_pull_request_and_again(hub: HubDouble, somebody: Publisher) -> None:
     somebody.send()
     repo = hub.repos[REPO]
@@ -189,9 +197,9 @@ def test_an_empty_repository_is_filled(hub: HubDouble, somebody: Publisher) -> N
         ("tiny", Options(), "no repository"),
         (REPO, Options(branch="a" * 40), "--revision"),
         (REPO, Options(branch="refs/pr/1"), "--revision"),
-        (REPO, Options(branch="a b"), "no revision"),
+        (REPO, Options(branch="a b"), "no name"),
         (REPO, Options(tag="0" * 40), "--tag"),
-        (REPO, Options(tag="../x"), "no revision"),
+        (REPO, Options(tag="../x"), "no name"),
         (REPO, Options(create_pr=True, tag="v1"), "pull request"),
         (REPO, Options(create_pr=True, branch="next"), "pull request"),
         (REPO, Options(create_pr=True, registry=Path("registry.yaml")), "only proposed"),

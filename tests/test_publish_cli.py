@@ -121,7 +121,7 @@ def test_a_token(hub: HubDouble, unproven: Path, capsys: Capture) -> None:
         (["--allow-unverified", "--license", "GPL 3"], "is no licence"),
         (["--allow-unverified", "--revision", "a" * 40], "--revision"),
         (["--allow-unverified", "--create-pr", "--tag", "v1"], "pull request"),
-        (["--allow-unverified", "--update-registry", "--registry", "nowhere.yaml"], "nowhere.yaml is no registry"),
+        (["--allow-unverified", "--update-registry", "--registry", "nowhere.yaml"], "There is no nowhere.yaml"),
     ],
 )
 def test_what_fails(words: list[str], said: str, hub: HubDouble, unproven: Path, capsys: Capture) -> None:

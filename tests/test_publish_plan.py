@@ -221,7 +221,7 @@ def test_what_stays(here: Path) -> None:
     (here / "README.md").write_text("an old one")
     (here / ".model.safetensors.new-0123abcd").write_text("left behind by a process that was killed")
     found = drawn_up(here)
-    assert found.left_out == ("model.pt",)
+    assert found.left_out == ("README.md", "model.pt")
     assert found.files.keys() == plan().files.keys()
     assert found.files["README.md"] != b"an old one" != found.files["parity.html"]
 

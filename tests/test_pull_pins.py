@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from pulling import ID, STRANGER, URI, directory, moved, sha256
 import pylo_zoo
 from pylo_zoo import weights
 from pylo_zoo.errors import ZooError
-from pylo_zoo.fetch import Access, FetchError, NotFound, Unavailable, lockfile
+from pylo_zoo.fetch import Access, FetchError, Forbidden, NotFound, Unavailable, lockfile
 
 
 @pytest.fixture(autouse=True)
@@ -272,3 +273,30 @@ def test_the_hub_is_down(repo: Repo, hub: HubDouble, access: Access, said: list[
         assert len(said) == told, "nobody was asked"
         with pytest.raises(Unavailable, match="cannot be reached"):
             weights.pull(ID, access=dataclasses.replace(access, update_lock=True))
+
+
+# --- what the proof speaks of ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["name", "uri", "sha256"])
+def test_an_origin_that_the_proof_does_not_speak_of(what: str, hub: HubDouble, access: Access) -> None:
+    files = dict(published.files())
+    config = json.loads(files["config.json"])
+    (config if what == "name" else config["source"])[what] = "f" * 64
+    hub.create(ID, {**files, "config.json": json.dumps(config).encode()})
+    with pytest.raises(ZooError, match=f"its parity report speaks of the {what} "):
+        weights.pull(ID, access=access)
+
+
+@pytest.mark.parametrize("token", ["", "hf_a\nb", "hf_ünï", "two words"])
+def test_a_token_that_can_be_none_is_told_at_once(token: str, repo: Repo, hub: HubDouble, access: Access) -> None:
+    with pytest.raises(Forbidden, match=r"The token for the Hub (is empty|has signs)") as error:
+        weights.pull(ID, access=dataclasses.replace(access, token=token))
+    assert hub.log == []
+    assert token not in str(error.value) or not token
+
+
+def test_a_loaded_artifact_is_shown_in_one_line(repo: Repo, access: Access) -> None:
+    shown = repr(weights.load(URI, access=access))
+    assert shown.startswith("<Artifact 'elo' (elo) from 'file:theta.state', sha256 ")
+    assert len(shown) < 150

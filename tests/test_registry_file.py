@@ -292,7 +292,7 @@ def test_what_is_no_registry(content: bytes, said: str, path: Path, own: Plan) -
 def test_a_file_that_is_not_there_or_not_ones_own(
     path: Path, own: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "is no registry" in refused(tmp_path / "none.yaml", own)
+    assert "There is no " in refused(tmp_path / "none.yaml", own)
     assert "is no registry" in refused(tmp_path, own)
     link = tmp_path / "link.yaml"
     link.symlink_to(path)

@@ -299,7 +299,8 @@ def test_no_word_of_an_artifact_leads_to_a_request(
     uri: str, hub: HubDouble, access: Access, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = dict(published.files())
-    as_json(CONFIG, lambda c: c["source"].update(uri=uri.format(port=hub.url.rpartition(":")[2])))(files)
+    for name in (CONFIG, "parity.json"):
+        as_json(name, lambda c: c["source"].update(uri=uri.format(port=hub.url.rpartition(":")[2])))(files)
     hub.create(ID, files)
     weights.pull(ID, access=access)
     count = len(hub.log)

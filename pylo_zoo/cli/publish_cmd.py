@@ -96,6 +96,7 @@ def _data(found: Published, dry_run: bool) -> dict[str, Any]:
         "url": found.url,
         "commit": found.commit,
         "unchanged": found.unchanged,
+        "sent": found.sent,
         "exists": found.exists,
         "created": found.created,
         "private": found.private,
@@ -120,7 +121,8 @@ def _show(found: Published, dry_run: bool, registry: Path | None, console: Conso
         table.add_row(name, output.size(len(data)) if data is not None else "", hashes.get(name, "")[:12], what)
     console.print(table)
     for name in found.plan.left_out:
-        console.print(f"{name} stays here.")
+        why = ": the card is written anew" if name == "README.md" else ""
+        console.print(f"{name} stays here{why}.")
     proof = "parity passed" if found.plan.verified else "UNVERIFIED, which its card says"
     private = {True: "private", False: "public", None: "visibility unknown"}[found.private]
     console.print(f"\n{found.plan.repo.id}: {found.plan.license}, {proof}, {private}.", soft_wrap=True)
@@ -131,8 +133,11 @@ def _show(found: Published, dry_run: bool, registry: Path | None, console: Conso
         return
     if found.unchanged:
         console.print("All of it was there already; nothing was sent.")
+    elif not found.sent:
+        console.print(f"It was there already as {found.commit}; nothing was sent.", soft_wrap=True)
     else:
-        console.print(f"Published as {found.commit}, and read back: every file is what was sent.", soft_wrap=True)
+        done = "Proposed" if found.pull_request else "Published"
+        console.print(f"{done} as {found.commit}, and read back: every file is what was sent.", soft_wrap=True)
     if registry is not None:
         console.print(f"Pinned in {registry}.", soft_wrap=True)
     console.print(found.url, soft_wrap=True)

@@ -46,7 +46,7 @@ def pull(
     json: output.Json = False,
     quiet: output.Quiet = False,
 ) -> None:
-    """Fetch a published artifact, verified, all of it or nothing.
+    """Fetch a published artifact, verified, whole or not at all.
 
     What a branch or tag is goes into the lock file the first time, and stays so until --update-lock. A repository that
     holds a checkpoint of JAX or PyLO is converted here. Pickles are never taken.
@@ -88,7 +88,7 @@ def _show(here: Here, name: str, console: Console) -> None:
     console.print(f"{output.printable(made.name)} ({made.family}){at}: {how}, {len(here.files)} files verified.")
     target = name if "/" not in name or name.startswith("hf://") or local else f"hf://{name}"
     parity = {
-        "passed": "passed where it was published",
+        "passed": "passed where it was published" if here.commit else "passed",
         "not_run": f"not checked; `pylo-zoo verify {output.printable(target)}` does",
     }
     console.print(f"  parity   {parity[_parity(made)]}", soft_wrap=True)

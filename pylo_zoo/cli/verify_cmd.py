@@ -55,6 +55,8 @@ def verify(
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with every figure.")] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a table for a model card.")] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.")] = None,
+    token: output.Token = None,
+    lock: output.Lock = None,
     offline: output.Offline = False,
     json: output.Json = False,
     quiet: output.Quiet = False,
@@ -78,7 +80,7 @@ def verify(
 
     pages = targets.Pages(html, markdown, junit)
     targets.check_pages(pages)
-    access = output.access(offline=offline, lock=None, update_lock=False, quiet=quiet)
+    access = output.access(offline=offline, lock=lock, quiet=quiet, token=token)
     with output.progress(quiet=quiet) as progress:
         default = targets.How(seed=seed, progress=progress)
         how = default if max_error is None else targets.How(seed, max_error, progress)

@@ -72,8 +72,28 @@ def endpoint() -> str:
     return address
 
 
+def check_token(token: str | None) -> None:
+    """Refuse a token that cannot be one, by default the one that the client would take; it is never shown.
+
+    Raises:
+        Forbidden: it is empty, or has signs that no token has.
+    """
+    from huggingface_hub import get_token
+
+    token = get_token() if token is None else token
+    if token is not None and not re.fullmatch(r"[!-~]+", token):
+        what = "is empty" if not token.strip() else "has signs that no token has (blanks, line ends, accents)"
+        raise Forbidden(f"The token for the Hub {what}.", "Check --token and HF_TOKEN, or run `hf auth login`.")
+
+
 def ask(
-    subject: Subject, action: Callable[[], Result], policy: Policy, *, offline: bool = False, bars: bool = False
+    subject: Subject,
+    action: Callable[[], Result],
+    policy: Policy,
+    *,
+    offline: bool = False,
+    bars: bool = False,
+    token: str | None = None,
 ) -> Result:
     """The result of ``action``, which calls the client; called again while patience lasts.
 
@@ -83,6 +103,7 @@ def ask(
         policy: patience, and the timeout of each request.
         offline: that the action asks nobody.
         bars: let the client show progress.
+        token: that the action uses; by default the client's own.
 
     Raises:
         Unavailable: nobody answers, or only with faults.
@@ -94,6 +115,7 @@ def ask(
 
     def attempt() -> Result:
         if not offline:
+            check_token(token)
             _knock(policy)
             _guard(policy)
         try:

@@ -48,7 +48,7 @@ def download(
         )
 
     subject = Subject(where.uri, where.repo, where.revision, where.file)
-    return ask(subject, take, policy, offline=offline, bars=bars)
+    return ask(subject, take, policy, offline=offline, bars=bars, token=token)
 
 
 def kept(where: Location) -> Path | None:

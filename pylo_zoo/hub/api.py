@@ -203,7 +203,7 @@ class Hub:
         policy = self.access.policy
         if once:
             policy = replace(policy, attempts=1, unreachable=1)
-        return ask(subject, call, policy)
+        return ask(subject, call, policy, token=self.access.token)
 
 
 def _snapshot(repo: Repository, info: Any) -> Snapshot:

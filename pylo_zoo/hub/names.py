@@ -13,7 +13,10 @@ from pylo_zoo.errors import ZooError
 
 SCHEME = "hf://"
 MAIN = "main"
-FORM = "It is ORG/NAME, or hf://ORG/NAME@REVISION with a commit, branch or tag."
+FORM = (
+    "It is ORG/NAME, or hf://ORG/NAME@REVISION with a commit (40 hex digits), branch or tag; names have letters, "
+    "digits, and single - _ . between them, 96 signs at most."
+)
 _WORD = re.compile(r"(?!-)(?!.*(--|\.\.))[A-Za-z0-9._-]{1,96}(?<![-.])", re.ASCII)
 """What the Hub allows for an organisation, and for a repository."""
 _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][\w.+-]*(/[\w.+-]+)*", re.ASCII)
@@ -45,9 +48,11 @@ class Repository:
         chosen = said if at else revision
         words = name.split("/")
         if len(words) != 2 or not all(map(_WORD.fullmatch, words)):
-            raise ZooError(f"{text!r} is no repository on the Hub.", FORM)
-        if chosen is not None and not _REVISION.fullmatch(chosen):
-            raise ZooError(f"{text!r}: {chosen!r} is no revision.", FORM)
+            pasted = re.fullmatch(r"https://[^/]+/([^/]+/[^/?#]+)(/.*)?", text)
+            hint = f"Did you mean {pasted[1]}?" if pasted else FORM
+            raise ZooError(f"{text[:200]!r} is no repository on the Hub.", hint)
+        if chosen is not None and not is_revision(chosen):
+            raise ZooError(f"{name!r}: {chosen[:100]!r} is no revision.", FORM)
         return cls(name, chosen)
 
     @property
@@ -63,6 +68,11 @@ class Repository:
     def at(self, commit: str) -> Repository:
         """The same repository at ``commit``."""
         return Repository(self.id, commit)
+
+
+def is_revision(text: str) -> bool:
+    """Whether a commit, branch or tag can be called ``text``."""
+    return len(text) <= 250 and _REVISION.fullmatch(text) is not None
 
 
 def is_repository(text: str) -> bool:

@@ -31,7 +31,7 @@ LISTING = "SHA256SUMS"
 MAX_BYTES = {artifact.WEIGHTS: 256 * 1024 * 1024, artifact.VECTORS: 256 * 1024 * 1024}
 MAX_TEXT_BYTES = artifact.MAX_JSON_BYTES
 CHANGED = "A commit cannot change: the file was tampered with, here or there. Do not use it."
-UPDATE = "--update-lock (Access(update_lock=True)) accepts it; if you did not expect that, ask its publisher."
+UPDATE = "--update-lock (in Python, update_lock=True) accepts it; if you did not expect that, ask its publisher."
 
 
 class NotAnArtifact(ZooError):
@@ -89,7 +89,8 @@ def pull(
     access = access or Access()
     repo = Repository.parse(repo) if isinstance(repo, str) else repo
     lock = lockfile.location(access.lock)
-    pin = None if access.update_lock else lockfile.read_all(lock).repositories.get(repo.uri)
+    before = lockfile.read_all(lock).repositories.get(repo.uri)
+    pin = None if access.update_lock else before
     known = {**(pin.files if pin else {}), **(expected or {})}
     _agree(repo, pin, expected)
     newer = moved_on(repo, pin, access) if pin and look else None
@@ -101,7 +102,8 @@ def pull(
             found = cached(repo, commit, known) or _fetch(repo.at(commit), known, access)
     if pin is None:
         lockfile.record_repository(lock, repo.uri, RepositoryPin(commit, found, lockfile.today()))
-        access.say(f"{repo.uri} is {commit[:12]}: recorded in {lock}.")
+        was = f" (it was {before.commit[:12]}, of {before.date})" if before and before.commit != commit else ""
+        access.say(f"{repo.uri} is {commit[:12]}{was}: recorded in {lock}.")
     return Pulled(place(repo, commit), repo, commit, found, fetched, newer)
 
 

@@ -50,7 +50,7 @@ class Plan:
         entry: the registry entry that it was converted from, or None.
         license: of the weights.
         verified: whether parity passed.
-        left_out: files of the directory that stay here: a pickle, and what proves something else.
+        left_out: files of the directory that stay here: a pickle, a card of one's own, and what proves something else.
     """
 
     repo: Repository
@@ -136,7 +136,8 @@ def prepare(
         raise ZooError(f"{directory} was changed while it was looked at.", "Nothing was sent. Run this again.")
     ordered = {name: files[name] for name in PUBLISHED if name in files}
     _refuse_secrets(directory, ordered, token)
-    left_out = tuple(name for name in names if name not in ordered)
+    replaced = artifact.CARD in names and (directory / artifact.CARD).read_bytes() != ordered[artifact.CARD]
+    left_out = tuple(name for name in names if name not in ordered or (replaced and name == artifact.CARD))
     return Plan(Repository(repo.id), ordered, made, report, entry, stated, verified, left_out)
 
 
@@ -211,6 +212,8 @@ def _fault(made: Artifact, directory: Path, report: Report | None) -> str | None
         return what[report.status]
     if report.fingerprint != made.fingerprint:
         return "it has changed since its parity was checked"
+    if other := made.misdescribed():
+        return f"its parity report speaks of the {other}"
     if made.parity.get("schema_version") != SCHEMA_VERSION or report.environment.get("pylo-zoo") != __version__:
         return f"its parity was checked by another pylo-zoo than this one, {__version__}"
     vectors = directory / artifact.VECTORS

@@ -226,7 +226,7 @@ def _course(axes: Axes, checks: Sequence[Check]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(color="#dddddd", linewidth=0.6, zorder=1)
     axes.set_ylabel("error / movement")
-    title = f"Whole run “{_safe(checks[0].name, 20)}”, each side on its own: worst parameter (shaded: the bounds)"
+    title = f"Whole run “{_safe(checks[0].name, 20)}”, each side on its own: worst parameter (dashed: the bounds)"
     _finish(axes, title, "step")
 
 

@@ -17,8 +17,8 @@ from typing import Literal
 from pylo_zoo import artifact
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access, Conflict, FetchError, NotFound, Unavailable
-from pylo_zoo.hub.api import Hub, Snapshot
-from pylo_zoo.hub.names import COMMIT, MAIN, Repository
+from pylo_zoo.hub.api import Hub, Refs, Snapshot
+from pylo_zoo.hub.names import COMMIT, MAIN, Repository, is_revision
 from pylo_zoo.publish import registry_file, secrets
 from pylo_zoo.publish.plan import DERIVED, PUBLISHED, Plan, prepare, without_time
 
@@ -63,6 +63,7 @@ class Published:
         pull_request: its address, where one was asked for.
         exists: whether the repository was there before; None where nobody could be asked.
         private: whether the repository is private; None where that is not known.
+        sent: whether this very run made the commit.
     """
 
     plan: Plan
@@ -73,6 +74,7 @@ class Published:
     pull_request: str | None = None
     exists: bool | None = None
     private: bool | None = None
+    sent: bool = False
 
     @property
     def unchanged(self) -> bool:
@@ -128,8 +130,10 @@ def _check_options(options: Options, token: str | None) -> None:
     for word, name in (("--revision", options.branch), ("--tag", options.tag)):
         if name is not None and (COMMIT.fullmatch(name) or name.startswith("refs/")):
             raise ZooError(f"{word} {name} is a commit or a reference.", f"Give a name of your own with {word}.")
-        if name is not None:
-            Repository.parse("a/b", name)
+        if name is not None and not is_revision(name):
+            raise ZooError(f"{word} {name[:100]!r} is no name.", "Use letters, digits, and . _ - + / between them.")
+    if options.branch is not None and options.branch == options.tag:
+        raise ZooError(f"A branch and a tag cannot both be called {options.tag}.", "Give one of them another name.")
     if found := list(secrets.find({"--commit-message": (options.message or "").encode()}, token)):
         raise ZooError(f"{'; '.join(found)}.", "Nothing was sent. Revoke it if anybody has seen it.")
     if options.create_pr and (options.branch not in (None, MAIN) or options.tag is not None):
@@ -154,6 +158,7 @@ class _Push:
         self.hub = Hub(access)
         self.target = replace(plan.repo, revision=None if options.branch == MAIN else options.branch)
         self.created = False
+        self.sent = False
 
     # --- looking ---------------------------------------------------------------------------------------------
 
@@ -224,8 +229,14 @@ class _Push:
                 f"{there.repo.uri} exists and holds something else ({', '.join(holds[:4])}).",
                 "--exist-ok publishes a new version there, --create-pr proposes one.",
             )
-        tag = self.options.tag
-        tagged = self.hub.refs(self.plan.repo).tags.get(tag) if tag else None
+        tag, branch = self.options.tag, self.options.branch
+        refs = self.hub.refs(self.plan.repo) if tag or branch else Refs({}, {}, {})
+        if branch in refs.tags or tag in refs.branches:
+            raise ZooError(
+                f"{self.plan.repo.uri} has a {'tag' if branch in refs.tags else 'branch'} of that name.",
+                "A branch and a tag of one name hide each other: give another name.",
+            )
+        tagged = refs.tags.get(tag) if tag else None
         if tagged is not None and not self._is_at(tagged):
             raise ZooError(
                 f"{self.plan.repo.uri} has a tag {tag} already, on {tagged[:12]}.", "Tags are not moved: give another."
@@ -263,6 +274,7 @@ class _Push:
             request,
             not self.created,
             there.private,
+            self.sent,
         )
 
     def _ready(self, there: Snapshot | None) -> Snapshot:
@@ -294,7 +306,7 @@ class _Push:
                 if done is not None:
                     return done
             try:
-                return self.hub.commit(
+                done = self.hub.commit(
                     self.target,
                     add,
                     delete,
@@ -303,6 +315,8 @@ class _Push:
                     parent=there.commit,
                     create_pr=self.options.create_pr,
                 )
+                self.sent = True
+                return done
             except (Conflict, Unavailable) as error:
                 fault = error
             # Out of the handler: what goes wrong from here on has nothing to do with it.

@@ -32,6 +32,8 @@ def check(path: Path, plan: Plan) -> None:
     Raises:
         ZooError: the file cannot be read or written, is no registry, or has another entry of the name.
     """
+    if not path.exists():
+        raise ZooError(f"There is no {path}.", "Give a registry.yaml of your own with --registry.")
     if path.is_symlink() or not path.is_file():
         raise ZooError(f"{path} is no registry.", "Give a registry.yaml of your own with --registry.")
     if not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
