@@ -19,6 +19,31 @@ ID, URI = "org/elo", "hf://org/elo"
 STRANGER = "hf_sekretstranger"
 
 
+INFO = r"^/api/models/org/elo$"
+TREE = r"^/api/models/org/elo/revision/"
+STORAGE = r"^/[0-9a-f]{64}$"
+
+
+def asked(method: str, name: str) -> tuple[str, str]:
+    return method, rf"/resolve/[0-9a-f]{{40}}/{name}$"
+
+
+REQUESTS: dict[str, tuple[str, str]] = {
+    "info": ("GET", INFO),
+    "revision": ("GET", TREE),
+    "config HEAD": asked("HEAD", "config.json"),
+    "config GET": asked("GET", "config.json"),
+    "weights HEAD": asked("HEAD", "model.safetensors"),
+    "weights GET": ("GET", STORAGE),
+    "proof HEAD": asked("HEAD", "parity.json"),
+    "proof GET": asked("GET", "parity.json"),
+    "card HEAD": asked("HEAD", "README.md"),
+    "card GET": asked("GET", "README.md"),
+}
+"""Every kind of request of a first pull."""
+BODIES = [name for name in REQUESTS if not name.endswith("HEAD")]
+
+
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 

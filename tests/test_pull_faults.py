@@ -12,34 +12,10 @@ import published
 import pytest
 from hub_double import Exchange, Fault, HubDouble, Repo
 from hub_faults import HOSTILE_NAMES
-from pulling import ID, is_whole, nothing_half, refused
+from pulling import BODIES, ID, REQUESTS, TREE, is_whole, nothing_half, refused
 
 from pylo_zoo import weights
 from pylo_zoo.fetch import Access, FetchError, NotFound, Policy, Unavailable, client
-
-INFO = r"^/api/models/org/elo$"
-TREE = r"^/api/models/org/elo/revision/"
-STORAGE = r"^/[0-9a-f]{64}$"
-
-
-def asked(method: str, name: str) -> tuple[str, str]:
-    return method, rf"/resolve/[0-9a-f]{{40}}/{name}$"
-
-
-REQUESTS: dict[str, tuple[str, str]] = {
-    "info": ("GET", INFO),
-    "revision": ("GET", TREE),
-    "config HEAD": asked("HEAD", "config.json"),
-    "config GET": asked("GET", "config.json"),
-    "weights HEAD": asked("HEAD", "model.safetensors"),
-    "weights GET": ("GET", STORAGE),
-    "proof HEAD": asked("HEAD", "parity.json"),
-    "proof GET": asked("GET", "parity.json"),
-    "card HEAD": asked("HEAD", "README.md"),
-    "card GET": asked("GET", "README.md"),
-}
-"""Every kind of request of a first pull."""
-BODIES = [name for name in REQUESTS if not name.endswith("HEAD")]
 
 
 @pytest.fixture(autouse=True)

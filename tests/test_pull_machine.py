@@ -18,36 +18,12 @@ import hub_faults
 import published
 import pytest
 from hub_double import HubDouble, Repo
-from pulling import ID, URI, is_whole, nothing_half, refused
+from pulling import ID, REQUESTS, STORAGE, URI, is_whole, nothing_half, refused
 
 import pylo_zoo
 from pylo_zoo import weights
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access, NotFound, Policy, lockfile
-
-INFO = r"^/api/models/org/elo$"
-TREE = r"^/api/models/org/elo/revision/"
-STORAGE = r"^/[0-9a-f]{64}$"
-
-
-def asked(method: str, name: str) -> tuple[str, str]:
-    return method, rf"/resolve/[0-9a-f]{{40}}/{name}$"
-
-
-REQUESTS: dict[str, tuple[str, str]] = {
-    "info": ("GET", INFO),
-    "revision": ("GET", TREE),
-    "config HEAD": asked("HEAD", "config.json"),
-    "config GET": asked("GET", "config.json"),
-    "weights HEAD": asked("HEAD", "model.safetensors"),
-    "weights GET": ("GET", STORAGE),
-    "proof HEAD": asked("HEAD", "parity.json"),
-    "proof GET": asked("GET", "parity.json"),
-    "card HEAD": asked("HEAD", "README.md"),
-    "card GET": asked("GET", "README.md"),
-}
-"""Every kind of request of a first pull."""
-BODIES = [name for name in REQUESTS if not name.endswith("HEAD")]
 
 
 @pytest.fixture(autouse=True)

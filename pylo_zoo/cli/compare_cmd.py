@@ -68,6 +68,7 @@ def compare(
         ),
     ] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 …")] = "auto",
+    threads: Annotated[int, typer.Option(min=1, metavar="N", help="On the CPU.")] = 1,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="For runs and report.  [default: runs/compare-TASK]")
     ] = None,
@@ -97,6 +98,7 @@ def compare(
         _rates(lr or ()),
         schedule,
         device,
+        threads,
     )
     if tune == "all":  # but those whose learning rate is given
         wanted = dataclasses.replace(wanted, tune=[name for name in names if name not in wanted.lrs])
@@ -158,6 +160,7 @@ def _command(wanted: Wanted, tune: str | None, out: Path) -> str:
     }
     for option, value in {**options, "--device": None if wanted.device == "auto" else wanted.device}.items():
         words += [] if value is None else [option, str(value)]
+    words += [] if wanted.threads == 1 else ["--threads", str(wanted.threads)]
     for key, value in wanted.options.items():
         words += ["--set", f"{key}={value}"]
     for name, rate in wanted.lrs.items():

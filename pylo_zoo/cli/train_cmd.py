@@ -68,6 +68,7 @@ def train(
         list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of the task; repeatable.")
     ] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 …")] = "auto",
+    threads: Annotated[int, typer.Option(min=1, metavar="N", help="On the CPU.")] = 1,
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the model.")] = False,
     eval_every: Annotated[int, typer.Option(min=0, metavar="N", help="Steps; 0 evaluates at the end alone.")] = 0,
     save_every: Annotated[int, typer.Option(min=0, metavar="N", help="Steps; 0 saves at the end alone.")] = 100,
@@ -92,6 +93,17 @@ def train(
     if (resume is not None) + (task is not None) + (own_task is not None) != 1:
         raise typer.BadParameter("Give one of TASK, --task MODULE:FUNCTION and --resume DIR.")
     if resume is not None:
+        given = {
+            "--optimizer": optimizer != "adamw",
+            "--set": bool(settings),
+            "--threads": threads != 1,
+            "--device": device != "auto",
+            "--seed": seed > 0 or seeds > 1,
+            **{"--weights": weights, "--steps": steps, "--lr": lr, "--schedule": schedule, "--out": out},
+            **{"--warmup": warmup, "--weight-decay": weight_decay, "--compile": compile or None},
+        }
+        if changed := [name for name, value in given.items() if value is not None and value is not False]:
+            raise typer.BadParameter(f"A run goes on as it was begun: --resume goes without {changed[0]}.")
         found = of_directory(resume)
         places = {resume: found}
     else:
@@ -110,6 +122,7 @@ def train(
             compile,
             eval_every,
             save_every,
+            threads,
         )
         setups = [replace(first, seed=seed + i) for i in range(seeds)]
         places = {_place(out, each, several=seeds > 1): each for each in setups}
@@ -181,6 +194,5 @@ def _show(runs: Sequence[Mapping[str, Any]], console: Console) -> None:
         times = [f"{run[each]:.3g}" if run[each] is not None else "–" for each in ("model_ms", "optimizer_ms")]
         table.add_row(f"{output.printable(run['optimizer'])}, seed {run['seed']}", loss, *held_out, *times)
     console.print(table)
-    console.print(
-        f"\nLoss: mean of the last twentieth of the run. In {Path(runs[0]['directory']).parent}.", soft_wrap=True
-    )
+    places = ", ".join(run["directory"] for run in runs)
+    console.print(f"\nLoss: mean of the last twentieth of the run. In {output.printable(places)}.", soft_wrap=True)

@@ -40,6 +40,7 @@ class Wanted:
         lrs: learning rates by name, which are then not searched for.
         schedule: of the learning rate, for every optimizer that does not plan by itself.
         device: ``auto`` is a GPU where there is one.
+        threads: of torch on the CPU.
     """
 
     task: str
@@ -52,6 +53,7 @@ class Wanted:
     lrs: Mapping[str, float] = field(default_factory=dict)
     schedule: str | None = None
     device: str = AUTO
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,9 @@ def planned(wanted: Wanted, access: Access | None = None) -> Comparison:
         schedules.check(wanted.schedule)
     # Unknown names first, all of them: the nearest is suggested before data or weights are loaded.
     found = [recipes.find(name, lr=wanted.lrs.get(name), access=access) for name in names]
-    setup = Setup(wanted.task, "adamw", wanted.options, steps=wanted.steps, device=wanted.device)
+    setup = Setup(
+        wanted.task, "adamw", wanted.options, steps=wanted.steps, device=wanted.device, threads=wanted.threads
+    )
     first = setup.build(None)
     entrants = [
         Entrant(_scheduled(recipe, wanted), name in tuned and name not in wanted.lrs, name in wanted.lrs, _hand(recipe))

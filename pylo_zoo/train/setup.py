@@ -32,6 +32,8 @@ class Setup:
         options: of the task.
         steps, seed, device, compile, evaluate_every, save_every: of :class:`~pylo_zoo.train.loop.Plan`; the device
             ``"auto"`` is a GPU where there is one.
+        threads: of torch on the CPU. Several that wait for each other on shared cores make steps as small as these
+            hundreds of times slower, and another number adds in another order.
     """
 
     task: str
@@ -48,6 +50,7 @@ class Setup:
     compile: bool = False
     evaluate_every: int = 0
     save_every: int = 100
+    threads: int = 1
 
     def check(self) -> None:
         """Refuse figures that no run can have.
@@ -71,6 +74,7 @@ class Setup:
             ZooError: a name is unknown, a figure impossible, or data or weights cannot be had.
         """
         self.check()
+        torch.set_num_threads(self.threads)
         task = tasks.make(self.task, self.options)
         recipe = recipes.find(
             self.optimizer,
