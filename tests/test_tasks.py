@@ -133,6 +133,9 @@ def test_a_task_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert tasks.make("my_own_task:small", {"size": 5}).model(0).weight.shape == (5, 5)  # pyright: ignore
     with pytest.raises(ZooError, match="no option 'width'"):
         tasks.make("my_own_task:small", {"width": 5})
+    (tmp_path / "my_other_task.py").write_text("def broken():\n    raise ValueError('oops')\n")
+    with pytest.raises(ZooError, match=r"my_other_task:broken raised ValueError: oops. See .*my_other_task.py, line 2"):
+        tasks.make("my_other_task:broken")
 
 
 class Pictures:

@@ -37,6 +37,9 @@ def test_a_run_and_what_it_leaves(capsys: Capture) -> None:
     assert "in use already" in refused(capsys, "train", *SMALL, "--steps", 6)
     assert run("train", "--resume", out, "--json") == 0, "a run that is over has nothing left to do"
     assert json.loads(capsys.readouterr().out)["runs"][0]["resumed_at"] == 6
+    assert json.loads((out / loop.RESULT).read_text())["optimizer_ms"] > 0, "and keeps its result"
+    assert run("train", "--resume", out, "--steps", 9) == 2
+    assert "--resume goes without --steps" in capsys.readouterr().err
 
 
 def test_several_seeds_and_json(capsys: Capture) -> None:

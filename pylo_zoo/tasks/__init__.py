@@ -12,6 +12,7 @@ import difflib
 import importlib
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -61,7 +62,17 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Task:
             f"Did you mean {near[0]!r}? {listing}" if near else listing,
         )
     _check_types(name, factory, options)
-    task = factory(**options)
+    try:
+        task = factory(**options)
+    except ZooError:
+        raise
+    except Exception as error:
+        if ":" not in name:
+            raise
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        raise ZooError(
+            f"The task {name} raised {type(error).__name__}: {error}.", f"See {line.filename}, line {line.lineno}."
+        ) from error
     if not isinstance(task, Task):
         raise ZooError(f"{name} returns {type(task).__name__}.", "It has to return a pylo_zoo.tasks.Task.")
     return task

@@ -369,7 +369,9 @@ def train(run: Run, *, resume: bool = False, listen: Callable[[Step], None] = la
     except Diverged as error:
         run.result.diverged = error.message
     run.result.state_bytes = state_bytes(run.optimizer)
-    run.finish()
+    over = run.out is not None and (run.out / RESULT).is_file()
+    if run.result.model_seconds or run.result.diverged or not over:  # a run that was over keeps the result that it has
+        run.finish()
     return run.result
 
 
