@@ -133,7 +133,8 @@ def test_a_behaviour_that_the_sources_own_files_contradict_fails(
 def test_training_refuses_what_changed_since_it_was_proven(tmp_path: Path) -> None:
     source = write_theta(tmp_path, "elo")
     made = convert("elo", source=source)
-    proven = {"status": "passed", "fingerprint": made.fingerprint}
+    origin = {"uri": made.source.uri, "sha256": made.source.sha256}
+    proven = {"status": "passed", "fingerprint": made.fingerprint, "name": made.name, "source": origin}
     directory = write(replace(made, parity=proven), tmp_path / "elo")
     assert load(directory).fingerprint == made.fingerprint
     write(replace(corrupted(made, "mlp.layers.0.weight", 1.5), parity=proven), directory, force=True)
