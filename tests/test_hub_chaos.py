@@ -24,9 +24,8 @@ from hub_misfortunes import ALL, GONE, PASSING, Disk, nobody_else
 from pylo_zoo import weights
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access, FetchError, Policy, store
-from pylo_zoo.publish import push
+from pylo_zoo.publish import Options, push
 from pylo_zoo.publish.plan import Plan
-from pylo_zoo.publish.push import Options
 
 PUBLICATIONS, PULLS = range(60), range(72)
 """Seeds."""

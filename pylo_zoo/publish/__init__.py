@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from pylo_zoo.publish.plan import Plan, prepare
-from pylo_zoo.publish.push import Options, Published, publish
+from pylo_zoo.publish.push import publish
+from pylo_zoo.publish.records import Options, Published
 
 __all__ = ["Options", "Plan", "Published", "prepare", "publish"]

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pylo_zoo.errors import ZooError
+from pylo_zoo.tasks.images import digits as load_images
 
-TEST_EVERY = 5
 BATCH = 64
 
 
@@ -30,17 +29,9 @@ def load_digits() -> Digits:
     Raises:
         ZooError: scikit-learn is not installed.
     """
-    try:
-        from sklearn.datasets import load_digits as load
-    except ImportError as error:
-        raise ZooError(
-            "The digits come with scikit-learn, which is not here.", "pip install 'pylo-zoo[demo]'"
-        ) from error
-    pixels, labels = load(return_X_y=True)
-    images = torch.as_tensor(pixels, dtype=torch.float32) / 16
-    labels = torch.as_tensor(labels, dtype=torch.long)
-    held_out = torch.arange(len(labels)) % TEST_EVERY == 0
-    return Digits(images[~held_out], labels[~held_out], images[held_out], labels[held_out])
+    data = load_images()
+    pixels, test_pixels = ((each.flatten(1) + 1) / 2 for each in (data.images, data.test_images))
+    return Digits(pixels, data.labels, test_pixels, data.test_labels)
 
 
 def classifier(seed: int, hidden: int = 32) -> nn.Module:

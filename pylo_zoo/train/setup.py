@@ -126,6 +126,6 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise ZooError(f"There is no device {name!r} here: {str(error).splitlines()[0]}", "Use cpu.") from error
     return device
