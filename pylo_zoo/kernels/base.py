@@ -1,0 +1,106 @@
+"""What a device's kernels do: the step of :mod:`pylo_zoo.ops.step` for many parameters at once, in three passes.
+
+p0 sums ``g²`` along rows and columns and advances ``row`` and ``col``; p1 advances ``momentum``, ``second_moment`` (and
+``diag``) and sums each feature's squares; p2 rebuilds the features in registers, runs the network and writes the
+parameter. Nothing of the parameters' size is kept between the passes.
+
+Between p1 and p2 the normaliser is folded: it is a scale a channel, hence goes into the first layer's weights; features
+that are constant along an axis (``row``, ``col`` and their roots) become additions to the hidden layer, one a row and
+one a column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from pylo_zoo.ops.accumulators import Decays
+from pylo_zoo.ops.layout import Axes
+from pylo_zoo.ops.mlp import Layer
+from pylo_zoo.ops.rule import Rule
+
+
+class Task(NamedTuple):
+    """One parameter of a fused step; all tensors contiguous, on one device."""
+
+    p: Tensor
+    """``[*shape]``, at least one axis, of a dtype among :attr:`Kernels.dtypes`."""
+    g: Tensor
+    """The gradient, ``[*shape]``, of a dtype among :attr:`Kernels.dtypes`; read only."""
+    state: Mapping[str, Tensor]
+    """float32 ``momentum [3, *shape]``, ``second_moment [1, *shape]``, and ``row``, ``col`` or ``diag`` ``[3, …]``
+    (:func:`pylo_zoo.ops.accumulators.new_accumulators`), advanced in place."""
+    axes: Axes
+    decays: Decays
+    max_gradient: float
+    """Gradients are clipped to ±this, element by element; ``inf`` clips nothing. NaN stays."""
+    replace_nonfinite: bool
+    """Gradients pass ``torch.nan_to_num`` first."""
+
+
+class Adam(NamedTuple):
+    """One parameter of a fused AdamW step ``p ← p − coefficient·m̂/(sqrt(v̂ + eps_root) + eps) − shrink·p``."""
+
+    p: Tensor
+    g: Tensor
+    momentum: Tensor
+    """float32 ``[1, *shape]``"""
+    second_moment: Tensor
+    """float32 ``[1, *shape]``"""
+    step: int
+    """Of this update, 1-based, for the bias correction."""
+    betas: tuple[float, float]
+    eps: float
+    eps_root: float
+    coefficient: float
+    shrink: float
+    max_gradient: float
+
+
+class Kernels(Protocol):
+    """The kernels of one kind of device. Reductions are deterministic: the same figures from the same input."""
+
+    dtypes: tuple[Any, ...]
+    """Of parameters and gradients that the kernels read and write themselves; others come as float32 copies."""
+
+    def covers(self, p: Tensor, axes: Axes, rule: Rule, hidden: int) -> bool:
+        """Whether a parameter of this shape can be stepped by ``rule`` with ``hidden`` units a layer; else eager does."""
+        ...
+
+    def advance(self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None) -> Any:
+        """p0 and p1: advance every accumulator. ``scale``, a scalar, multiplies gradients before anything else.
+
+        Returns:
+            What :meth:`moments`, :meth:`move` and :meth:`steps` need: sums, factors and row and column tables.
+        """
+        ...
+
+    def moments(self, advanced: Any) -> Tensor:
+        """Of p and the *old* accumulators: means of p², m ``[3]``, m² ``[3]``, v, v²: float32 ``[N, 9]``, on the device."""
+        ...
+
+    def move(
+        self, advanced: Any, layers: Sequence[Layer], coefficient: Tensor | Sequence[float], shrink: Sequence[float]
+    ) -> None:
+        """p2: ``p ← p − coefficient·step − shrink·p``, in place, ``step`` times ``rms(p)`` if the rule says so.
+
+        Args:
+            advanced: of :meth:`advance`.
+            layers: the network, float32: weights ``[outputs, inputs]`` alike for all parameters, or ``[N, outputs,
+                inputs]`` one a parameter. First-layer inputs are the rule's channels (30 or 28), time features being in
+                the bias already; for a parameter with fewer (``rule.unfactored``) the first of them. The last layer may
+                have outputs after direction and magnitude, unused.
+            coefficient: one a parameter.
+            shrink: one a parameter.
+        """
+        ...
+
+    def steps(self, advanced: Any, layers: Sequence[Layer]) -> list[Tensor]:
+        """p2 without moving: each parameter's step, float32 ``[*shape]``, ``rms(p)`` included if the rule says so."""
+        ...
+
+    def adam(self, tasks: Sequence[Adam], scale: Tensor | None) -> None:
+        """AdamW for many parameters, in place."""
+        ...
