@@ -57,6 +57,8 @@ class Adam(NamedTuple):
     coefficient: float
     shrink: float
     max_gradient: float
+    nesterov: bool
+    """``β1·m + (1 − β1)·g`` takes the place of ``m`` in ``m̂`` (NAdamW, SPEC §7)."""
 
 
 class Kernels(Protocol):
