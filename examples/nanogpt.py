@@ -12,8 +12,10 @@ Nothing is tuned. velo-sample is set by hand: it shows the machinery, not what V
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import os
+import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,7 +27,9 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.nn.parallel import DistributedDataParallel
 
 import pylo_zoo
+from pylo_zoo.errors import ZooError
 from pylo_zoo.optim import Muon, optimizer_class, param_groups
+from pylo_zoo.registry import load_registry
 
 # --- the model ---------------------------------------------------------------------------------------------------
 
@@ -81,6 +85,10 @@ def make_optimizer(name: str, model: nn.Module, steps: int, lr: float | None) ->
         return torch.optim.AdamW(model.parameters(), lr=lr or 1e-3, betas=(0.9, 0.95), weight_decay=0.1), False
     if name == "muon":
         return Muon(param_groups(model), lr=lr or 0.02), False
+    known = ["adamw", "muon", *load_registry()]
+    if name not in known and not Path(name).is_dir() and not name.startswith("hf://"):
+        near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.0)[0]
+        raise ZooError(f"There is no optimizer {name!r}.", f"The nearest is {near!r}. There are {', '.join(known)}.")
     artifact = pylo_zoo.load(name)
     cls = optimizer_class(artifact.family)
     options: dict[str, Any] = {**artifact.defaults, **({} if lr is None else {"lr": lr})}
@@ -140,6 +148,8 @@ def train(arguments: argparse.Namespace, rank: int, world: int) -> None:
     start = resume(arguments.out, model, optimizer) if arguments.out else 0
     if rank == 0:
         print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(data):,} characters, step {start}")
+        if start >= steps:
+            print(f"The run in {arguments.out} is finished. To start over, remove it, or give another --out.")
 
     begun = time.perf_counter()
     for step in range(start, steps):
@@ -189,7 +199,10 @@ def resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> in
     if not path.exists():
         return 0
     saved = torch.load(path, map_location="cpu", weights_only=True)
-    model.load_state_dict(saved["model"])
+    try:
+        model.load_state_dict(saved["model"])
+    except RuntimeError as error:
+        raise ZooError(f"{path} holds another model.", "Give its sizes and text again, or another --out.") from error
     optimizer.load_state_dict(saved["optimizer"])
     return saved["step"]
 
@@ -211,13 +224,21 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=2)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1, help="on the CPU, of each process")
     arguments = parser.parse_args()
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if arguments.accumulate % world:
         parser.error(f"--accumulate {arguments.accumulate} does not divide among {world} processes")
+    for path in (arguments.text, arguments.out and arguments.out.absolute().parent):
+        if path and not path.exists():
+            parser.error(f"there is no {path}")
+    torch.set_num_threads(arguments.threads)
     if world > 1:
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    train(arguments, rank, world)
+    try:
+        train(arguments, rank, world)
+    except ZooError as error:
+        sys.exit(f"Error: {error.message}\nHint: {error.hint}" if rank == 0 else 1)
     if world > 1:
         distributed.destroy_process_group()
 

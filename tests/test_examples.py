@@ -77,7 +77,17 @@ def test_the_gpt_goes_on_where_it_was_cut_off(
     half = losses(example("nanogpt.py", *words, "--out", tmp_path / "half.pt"))
     assert list(whole) == [0, 1, 2, 3, 4, 5]
     assert half == {step: whole[step] for step in (3, 4, 5)}
-    assert losses(example("nanogpt.py", *words, "--out", tmp_path / "half.pt")) == {}
+    again = example("nanogpt.py", *words, "--out", tmp_path / "half.pt")
+    assert losses(again) == {}
+    assert f"The run in {tmp_path / 'half.pt'} is finished. To start over, remove it" in again
+    with pytest.raises(SystemExit, match="holds another model"):
+        example("nanogpt.py", *words, "--width", 8, "--out", tmp_path / "half.pt")
+
+
+@pytest.mark.parametrize(("name", "near"), [("adamm", "adamw"), ("velo-sampel", "velo-sample"), ("nope", "")])
+def test_the_gpt_names_the_nearest_optimizer(example: Example, name: str, near: str) -> None:
+    with pytest.raises(SystemExit, match=f"Error: There is no optimizer '{name}'.\nHint: The nearest is '{near}"):
+        example("nanogpt.py", *TOY, "--optimizer", name)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "celo2"])

@@ -203,6 +203,24 @@ def test_a_family_with_weights() -> None:
     assert "hf://amoudgl/celo/theta.state" in (recipes.needs_download("celo") or "")
 
 
+def test_a_directory_of_that_name_needs_no_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("velo").mkdir()
+    assert recipes.needs_download("velo") is None
+    with pytest.raises(ZooError) as error:  # as weights= has it: the directory, artifact or not
+        recipes.find("velo")
+    assert "velo" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("lr", "said"), [(1e9, "leave --lr out, or try --lr 0.01."), (0.03, "a third of it, --lr 0.01.")]
+)
+def test_what_to_do_about_a_divergence(lr: float, said: str) -> None:
+    assert recipes.find("sgd", lr=lr).remedy.endswith(said)
+    assert "sgd's own is 0.03" in recipes.find("sgd", lr=lr).remedy
+    assert recipes.find("velo-sample", lr=9.0).own_lr == 1.0
+
+
 # --- what is asked for -------------------------------------------------------------------------------------------
 
 

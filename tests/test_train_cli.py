@@ -15,7 +15,9 @@ import pytest
 import torch
 from commands import Capture, refused, run
 
-from pylo_zoo.train import loop
+from pylo_zoo.cli import training
+from pylo_zoo.errors import ZooError
+from pylo_zoo.train import loop, recipes
 
 COMMAND = [sys.executable, "-c", "import sys; from pylo_zoo.cli import main; main(sys.argv[1:])"]
 SMALL = ["quadratic", "--set", "size=4", "--optimizer", "velo-sample", "--device", "cpu"]
@@ -62,11 +64,43 @@ def test_what_is_wrong_is_said(capsys: Capture) -> None:
     capsys.readouterr()
 
 
-def test_what_has_to_be_fetched_is_said_first(capsys: Capture) -> None:
-    assert run("train", "quadratic", "--optimizer", "celo2", "--offline") == 1
+def test_what_has_to_be_fetched_is_said_first(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: Any, **__: Any) -> None:
+        raise ZooError("No weights.", "None.")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(recipes, "load", none)
+    assert run("train", "quadratic", "--optimizer", "celo2") == 1
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "celo2 is not part of this package: hf://amoudgl/celo2/theta.state"
     assert lines[1].startswith("Error: ")
+
+
+@pytest.mark.parametrize("name", ["velo", "celo2"])
+def test_what_is_not_here_offline_is_said_in_two_short_lines(
+    name: str, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYLO_ZOO_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    said = refused(capsys, "train", "quadratic", "--optimizer", name, "--offline")
+    assert f"{name} is not in the cache" in said
+    assert f"`pylo-zoo convert {name}`" in said
+    assert "://" not in said
+
+
+def test_plain_lines_where_nobody_looks_on(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "PLAIN", 0.0)
+    assert run("train", *SMALL, "--steps", 4, "--out", "a", "--threads", 1) == 0
+    out, err = capsys.readouterr()
+    first, *lines = err.splitlines()
+    title = "quadratic, velo-sample, seed 0"
+    assert first == f"{title}: 4 steps, on cpu, 1 thread (--threads)"
+    assert [line.partition("  ")[0] for line in lines] == [f"{title}: step {i} of 4" for i in (1, 2, 3, 4)]
+    assert all(" steps/s " in line and line.endswith(" s left") for line in lines)
+    assert "On cpu, 1 thread." in out
+    assert run("train", "--resume", "a") == 0
+    assert "the run in a is over, after 4 steps" in capsys.readouterr().err
+    assert "The run in it is over" in refused(capsys, "train", *SMALL, "--out", "a")
 
 
 def test_a_divergence_is_told_and_fails(capsys: Capture) -> None:
@@ -74,7 +108,7 @@ def test_a_divergence_is_told_and_fails(capsys: Capture) -> None:
     out, err = capsys.readouterr()
     assert "diverged" in out
     assert "Error: The loss is nan" in err or "Error: The loss is inf" in err
-    assert "lr was 1e+09" in err
+    assert "lr was 1e+09, and sgd's own is 0.03: leave --lr out" in err
 
 
 # --- the process -------------------------------------------------------------------------------------------------
@@ -114,7 +148,8 @@ def test_a_kill_and_an_interrupt_of_the_process(capsys: Capture) -> None:
         if out is stopped:
             assert f"Stopped after {done} steps. Go on with: pylo-zoo train --resume stopped" in err
             assert "Traceback" not in err
-        assert run("train", "--resume", out, "-q") == 0
+        assert run("train", "--resume", out) == 0
+        assert f"going on at step {done} of 400" in capsys.readouterr().err
         assert losses(out) == losses(Path("whole"))
         ends = [
             torch.load(place / loop.CHECKPOINT, weights_only=True)["model"]["weight"] for place in (out, Path("whole"))

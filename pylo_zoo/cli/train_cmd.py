@@ -126,14 +126,15 @@ def train(
         )
         setups = [replace(first, seed=seed + i) for i in range(seeds)]
         places = {_place(out, each, several=seeds > 1): each for each in setups}
-    _announce(next(iter(places.values())), quiet)
+    if not access.is_offline:
+        _announce(next(iter(places.values())), quiet)
     runs = [each.build(place, access) for place, each in places.items()]
     results = [_train(run, resumed=resume is not None, quiet=quiet) for run in runs]
     data = {"runs": [_data(run, result) for run, result in zip(runs, results, strict=True)]}
     human = "\n".join(str(run.out) for run in runs) if quiet else lambda console: _show(data["runs"], console)
     output.emit(data, human, json=json)
     if all(result.diverged for result in results):
-        raise ZooError(results[0].diverged or "", f"lr was {runs[0].recipe.lr:g}: try a third of it.")
+        raise ZooError(results[0].diverged or "", runs[0].recipe.remedy)
 
 
 def _options(settings: Sequence[str]) -> Mapping[str, Any]:
@@ -157,18 +158,21 @@ def _announce(setup: Setup, quiet: bool) -> None:
 
 
 def _train(run: Run, *, resumed: bool, quiet: bool) -> Result:
-    from pylo_zoo.cli.training import watched
+    from pylo_zoo.cli.training import beginning, watched
     from pylo_zoo.train.loop import train as train_run
 
     try:
         with watched(run, quiet=quiet) as listen:
-            return train_run(run, resume=resumed, listen=listen)
+            begun = lambda: output.note(beginning(run, resumed=resumed), quiet=quiet)  # noqa: E731
+            return train_run(run, resume=resumed, listen=listen, begun=begun)
     except KeyboardInterrupt:
         output.note(f"Stopped after {run.step} steps. Go on with: pylo-zoo train --resume {run.out}")
         raise
 
 
 def _data(run: Run, result: Result) -> dict[str, Any]:
+    import torch
+
     from pylo_zoo.train.loop import summary
 
     return {
@@ -177,12 +181,15 @@ def _data(run: Run, result: Result) -> dict[str, Any]:
         "seed": run.plan.seed,
         "directory": str(run.out),
         "plan": asdict(run.plan),
+        "threads": torch.get_num_threads(),
         **summary(run, result),
     }
 
 
 def _show(runs: Sequence[Mapping[str, Any]], console: Console) -> None:
     from rich.table import Table
+
+    from pylo_zoo.cli.training import threads
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     names = list(runs[0]["evaluation"])
@@ -195,4 +202,7 @@ def _show(runs: Sequence[Mapping[str, Any]], console: Console) -> None:
         table.add_row(f"{output.printable(run['optimizer'])}, seed {run['seed']}", loss, *held_out, *times)
     console.print(table)
     places = ", ".join(run["directory"] for run in runs)
-    console.print(f"\nLoss: mean of the last twentieth of the run. In {output.printable(places)}.", soft_wrap=True)
+    machine = output.printable(f"{runs[0]['plan']['device']}, {threads(runs[0]['threads'])}")
+    console.print(
+        f"\nLoss: mean of the last twentieth of the run. On {machine}. In {output.printable(places)}.", soft_wrap=True
+    )

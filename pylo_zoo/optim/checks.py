@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -45,6 +46,22 @@ def takes_part(p: Tensor) -> bool:
         "The optimizers here read every element: build the embedding with sparse=False.",
     )
     return p.numel() > 0
+
+
+def is_sharded(p: Tensor) -> bool:
+    """Whether ``p`` is a DTensor (FSDP2, tensor parallelism), or a flat parameter of FSDP1."""
+    library = sys.modules.get("torch.distributed.tensor")  # slow to import; wherever there is a DTensor, it has been
+    is_dtensor = hasattr(library, "DTensor") and isinstance(p, library.DTensor)  # pyright: ignore
+    return is_dtensor or getattr(p, "_is_flat_param", False)
+
+
+def is_of_one_process(loss: Any) -> bool:
+    """Whether ``loss`` is one of several processes' own: it comes straight from the model, with its graph.
+
+    Of a number nobody can tell, unless the processes talk, which a step here never has them do.
+    """
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return isinstance(loss, Tensor) and loss.requires_grad and several and torch.distributed.get_world_size() > 1
 
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pylo_zoo.errors import ZooError
 from pylo_zoo.ops.layout import LAYOUTS
-from pylo_zoo.optim.checks import all_finite, check_flag, check_number, fitted, require, takes_part
+from pylo_zoo.optim.checks import all_finite, check_flag, check_number, fitted, is_sharded, require, takes_part
 
 Loss = Tensor | float
 Group = dict[str, Any]
@@ -204,6 +204,11 @@ class ZooOptimizer(torch.optim.Optimizer):
         if "rule" in group:
             require(group["rule"] in (None, *RULES), f"rule is {group['rule']!r}.", 'Use "learned" or "adamw".')
         for p in group["params"]:
+            require(
+                not is_sharded(p),
+                f"A parameter of shape {tuple(p.shape)} is sharded ({type(p).__name__}), which is not supported yet.",
+                f"{type(self).__name__} looks at whole tensors: use DistributedDataParallel, or one process.",
+            )
             require(
                 p.is_floating_point(),
                 f"A parameter of shape {tuple(p.shape)} is {p.dtype}.",

@@ -17,7 +17,7 @@ from pylo_zoo.ops import conditioning
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.trace import note
 from pylo_zoo.optim.base import Group, Item, LearnedOptimizer, Loss, new_counter, state_dtype
-from pylo_zoo.optim.checks import require
+from pylo_zoo.optim.checks import is_of_one_process, require
 from pylo_zoo.optim.contract import Due
 
 DECAYS = ("decoupled", "l2")
@@ -143,6 +143,12 @@ class ControlledOptimizer(LearnedOptimizer):
         return state
 
     def _step(self, due: Sequence[Due], loss: Loss | None) -> None:
+        if not torch.compiler.is_compiling() and is_of_one_process(loss):
+            self._warn_once(
+                "mean",
+                "there are several processes, and this loss is one's own: replicas drift apart. Give each the mean: "
+                "mean = loss.detach().clone(); dist.all_reduce(mean); step(mean / dist.get_world_size()).",
+            )
         if self.param_groups[0]["accumulate"] > 1:
             self._bank(due, loss)
             if int(self.param_groups[0]["banked"]) < self.param_groups[0]["accumulate"]:

@@ -17,7 +17,7 @@ DATA = "the topics of Python's help(), as the running Python has them (pydoc_dat
 
 
 def text() -> str:
-    """Some 700,000 characters on the Python language.
+    """Some half a million characters on the Python language, 465,048 in Python 3.11; each version has its own.
 
     Raises:
         ZooError: this Python came without them.

@@ -12,12 +12,9 @@ import json
 import math
 import pickle
 import shutil
-import signal
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +25,7 @@ from torch import nn
 from pylo_zoo.errors import ZooError
 from pylo_zoo.files import explained, write_file
 from pylo_zoo.tasks import Task
+from pylo_zoo.train.interrupts import interrupts
 from pylo_zoo.train.recipes import Recipe
 from pylo_zoo.train.schedules import check, factor
 
@@ -178,7 +176,7 @@ class Run:
         kept = f" Its last checkpoint stands in {self.out}." if self.out and (self.out / CHECKPOINT).is_file() else ""
         return (
             f"The loss is {loss} at step {self.step} (the ones before: {before}); the run was stopped.{kept}",
-            f"{self.recipe.label} was trained with lr {self.recipe.lr:g}: try a third of it.",
+            self.recipe.remedy,
         )
 
     def evaluate(self) -> dict[str, float]:
@@ -234,7 +232,7 @@ class Run:
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise ZooError(
                 f"{self.out} is in use already.",
-                "Go on with that run (--resume), or give another directory with --out.",
+                f"{self._found()}, or give another directory with --out.",
             )
         with explained(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
@@ -247,6 +245,13 @@ class Run:
             )
         write_file(self.out / RUN, (json.dumps(self.describe(), indent=2) + "\n").encode())
         write_file(self.out / METRICS, b"")
+
+    def _found(self) -> str:
+        """What to do about a directory in which something is."""
+        assert self.out is not None
+        if (self.out / RESULT).is_file():
+            return "The run in it is over: remove it"
+        return f"Go on with the run in it (--resume {self.out})" if (self.out / RUN).is_file() else "Empty it"
 
     def resume(self) -> None:
         """Take up the run in its directory at its last checkpoint; from the beginning where it has none.
@@ -343,13 +348,20 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     return sum(value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))
 
 
-def train(run: Run, *, resume: bool = False, listen: Callable[[Step], None] = lambda step: None) -> Result:
+def train(
+    run: Run,
+    *,
+    resume: bool = False,
+    listen: Callable[[Step], None] = lambda step: None,
+    begun: Callable[[], None] = lambda: None,
+) -> Result:
     """Train to the end.
 
     Args:
         run: the run, new.
         resume: whether to take it up where it was cut off.
         listen: hears of every step.
+        begun: is told when the directory is ready, or the checkpoint read, before the first step.
 
     Returns:
         The result; one that diverged says why, and is no exception.
@@ -359,8 +371,9 @@ def train(run: Run, *, resume: bool = False, listen: Callable[[Step], None] = la
         ZooError: the directory is in use, is another run's, or cannot be written.
     """
     run.resume() if resume else run.begin()
+    begun()
     try:
-        with _interrupts() as interrupted:
+        with interrupts() as interrupted:
             for step in run.steps():
                 listen(step)
                 if interrupted() and run.step < run.plan.steps:
@@ -373,23 +386,3 @@ def train(run: Run, *, resume: bool = False, listen: Callable[[Step], None] = la
     if run.result.model_seconds or run.result.diverged or not over:  # a run that was over keeps the result that it has
         run.finish()
     return run.result
-
-
-@contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed, so that a step is finished before the run ends; pressed again, it ends at once."""
-    pressed: list[bool] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-
-    def note(number: int, frame: object) -> None:
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(True)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -17,7 +17,7 @@ from torch import nn
 from pylo_zoo import converters, registry
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
-from pylo_zoo.fetch import Access
+from pylo_zoo.fetch import Access, Unavailable
 from pylo_zoo.optim import Muon, optimizer_class, param_groups
 from pylo_zoo.weights import load
 
@@ -91,6 +91,19 @@ class Recipe:
         """Whether each step needs the training loss."""
         return self.artifact is not None and optimizer_class(self.artifact.family).needs_loss
 
+    @property
+    def own_lr(self) -> float:
+        """The learning rate that it has where nobody says otherwise."""
+        return _own_lr(self.artifact) if self.artifact else BASELINES[self.name].lr
+
+    @property
+    def remedy(self) -> str:
+        """What to do about a run that diverged."""
+        own, lr = f"{self.label}'s own is {self.own_lr:g}", f"lr was {self.lr:g}"
+        if self.lr > self.own_lr:
+            return f"{lr}, and {own}: leave --lr out, or try --lr {self.own_lr / 3:.1g}."
+        return f"{lr} ({own}): try a third of it, --lr {self.lr / 3:.1g}."
+
     def make(self, model: nn.Module, steps: int) -> torch.optim.Optimizer:
         """The optimizer for ``model`` and a run of ``steps``."""
         if self.artifact is None:
@@ -146,14 +159,14 @@ def _learned(name: str, weights: str | None, access: Access | None) -> Recipe:
         raise ZooError(f"There is no optimizer {name!r}.", f"Did you mean {near[0]!r}? {listing}" if near else listing)
     if weights is None and not place and name not in registry.load_registry():
         raise ZooError(f"{name} is a family, and no registry entry has that name.", "Give its weights with --weights.")
-    artifact = load(weights or name, access=access)
+    artifact = _loaded(weights or name, access)
     family = registry.get(name).family if name in registry.load_registry() else name
     if weights is not None and not place and artifact.family != family:
         raise ZooError(
             f"{weights} is of the family {artifact.family}, not {family}.", f"Use --optimizer {artifact.family}."
         )
     plans = optimizer_class(artifact.family).needs_loss  # it lets its steps fall by itself
-    lr = float(artifact.defaults.get("lr", 1.0))
+    lr = _own_lr(artifact)
     return Recipe(
         name=name,
         label=name if not place else artifact.name,
@@ -166,9 +179,33 @@ def _learned(name: str, weights: str | None, access: Access | None) -> Recipe:
     )
 
 
+def _own_lr(artifact: Artifact) -> float:
+    return float(artifact.defaults.get("lr", 1.0))
+
+
+def _loaded(name: str, access: Access | None) -> Artifact:
+    """As :func:`pylo_zoo.weights.load`; a registry entry that must not be fetched is told in a few words."""
+    try:
+        return load(name, access=access)
+    except Unavailable as error:
+        if name not in registry.load_registry() or not (access or Access()).is_offline:
+            raise
+        raise Unavailable(
+            f"{name} is not in the cache, and offline mode is on.",
+            f"Run `pylo-zoo convert {name}` once where there is network; `pylo-zoo info {name}` has the addresses.",
+        ) from error
+
+
 def needs_download(name: str) -> str | None:
-    """What would have to be fetched for the optimizer ``name``: its addresses, or None where everything is here."""
+    """What would have to be fetched for the optimizer ``name``: its addresses, or None where everything is here.
+
+    A directory of that name comes first, as it does for ``weights=``.
+    """
     entry = registry.load_registry().get(name)
-    if name in BASELINES or entry is None or all(source.path is not None for source in entry.sources):
+    if name in BASELINES or entry is None or Path(name).is_dir():
+        return None
+    if entry.artifact is not None:
+        return entry.artifact.uri
+    if all(source.path is not None for source in entry.sources):
         return None
     return ", ".join(source.uri for source in entry.sources)

@@ -110,6 +110,9 @@ def of_directory(out: Path) -> Setup:
     """
     try:
         asked = json.loads((out / RUN).read_text(encoding="utf-8"))["asked"]
+    except FileNotFoundError as error:
+        what = "holds no run" if out.is_dir() else "is no directory, and holds no run"
+        raise ZooError(f"{out} {what}.", "Give the directory of a run of `pylo-zoo train`.") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ZooError(f"{out} holds no run: {error}.", "Give the directory of a run of `pylo-zoo train`.") from error
     if not isinstance(asked, dict) or not isinstance(asked.get("options"), dict):
