@@ -209,6 +209,9 @@ def _replica(rank: int, code: str, directory: str) -> None:
     exec(compile(code, "distributed.md", "exec"), namespace)
     model = namespace["train"](rank, 2, steps=20)
     torch.save(torch.cat([p.detach().flatten() for p in model.parameters()]), f"{directory}/{rank}.pt")
+    del model
+    namespace.clear()  # the wrapped model before its group: in the other order the process aborted now and then
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
