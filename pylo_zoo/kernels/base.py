@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from pylo_zoo.ops.accumulators import Decays
@@ -64,11 +65,13 @@ class Adam(NamedTuple):
 class Kernels(Protocol):
     """The kernels of one kind of device. Reductions are deterministic: the same figures from the same input."""
 
-    dtypes: tuple[Any, ...]
+    dtypes: tuple[torch.dtype, ...]
     """Of parameters and gradients that the kernels read and write themselves; others come as float32 copies."""
+    bucket: int
+    """Elements of parameters that are best taken at once: what a cache holds, or what copies may cost."""
 
     def covers(self, p: Tensor, axes: Axes, rule: Rule, hidden: int) -> bool:
-        """Whether a parameter of this shape can be stepped by ``rule`` with ``hidden`` units a layer; else eager does."""
+        """Whether kernels can step a parameter of this shape by ``rule`` with ``hidden`` units a layer."""
         ...
 
     def advance(self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None) -> Any:
@@ -80,11 +83,18 @@ class Kernels(Protocol):
         ...
 
     def moments(self, advanced: Any) -> Tensor:
-        """Of p and the *old* accumulators: means of p², m ``[3]``, m² ``[3]``, v, v²: float32 ``[N, 9]``, on the device."""
+        """:func:`pylo_zoo.ops.conditioning.moments` of p and the *old* accumulators, float32 ``[N, 9]``.
+
+        Variances are taken around a sample, such as the first element: of one element they are 0 exactly.
+        """
         ...
 
     def move(
-        self, advanced: Any, layers: Sequence[Layer], coefficient: Tensor | Sequence[float], shrink: Sequence[float]
+        self,
+        advanced: Any,
+        layers: Sequence[Layer],
+        coefficient: Tensor | Sequence[float],
+        shrink: Tensor | Sequence[float],
     ) -> None:
         """p2: ``p ← p − coefficient·step − shrink·p``, in place, ``step`` times ``rms(p)`` if the rule says so.
 

@@ -42,9 +42,9 @@ def planes(values: Tensor, ndim: int) -> Tensor:
 
 
 def advance(average: Tensor, value: Tensor, decay: Tensor) -> None:
-    """``average ← decay · average + (1 − decay) · value``, in place; ``decay`` one a plane."""
+    """``average ← decay · average + (1 − decay) · value``, in place, without a temporary; ``decay`` one a plane."""
     decay = planes(decay, value.ndim)
-    average.mul_(decay).add_((1 - decay) * value)
+    average.mul_(decay).addcmul_(value, 1 - decay)
 
 
 def new_accumulators(p: Tensor, axes: Axes) -> dict[str, Tensor]:
@@ -70,7 +70,7 @@ def advance_all(state: Mapping[str, Tensor], gradient: Tensor, decays: Decays, a
 
 def advance_factored(state: Mapping[str, Tensor], gradient: Tensor, decay: Tensor, axes: Axes) -> None:
     """Advance the Adafactor-style second moment (arXiv 1804.04235) by ``gradient² + 1e-30``, in place."""
-    square = gradient.square() + 1e-30
+    square = gradient.square().add_(1e-30)
     if axes.factored is None:
         advance(state["diag"], square, decay)
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -49,27 +50,37 @@ def fraction_features(step: Tensor, num_steps: int, like: Tensor) -> Tensor:
     return torch.tanh(10 * (step.to(like) / num_steps - fractions))
 
 
-def tensor_features(p: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Features of one tensor from its parameter and old accumulators.
+def moments(p: Tensor, m: Tensor, v: Tensor) -> Tensor:
+    """What :func:`tensor_features` needs of one tensor, ``[9]``: mean of p²; of m the means ``[3]`` and variances
+    ``[3]``; of v the mean and the variance.
 
     Args:
         p: ``[*shape]``; m: ``[3, *shape]``; v: ``[1, *shape]``, all before this step's update.
-
-    Returns:
-        ``mean_rms [1]``, ``rank [5]``, ``var_m [3]``, ``var_rms [3]``, in the order that the LSTM reads them.
-        ``var_rms`` is taken around the mean of *m*: a quirk that the weights were trained with.
     """
     axes = tuple(range(1, m.ndim))
-    scale = torch.rsqrt(p.square().mean().clamp(min=1e-9))
-    m, v = scale * m, scale * v
-    mean_m = m.mean(dim=axes, keepdim=True)
-    var_m = (m - mean_m).square().mean(dim=axes)
-    var_rms = (v - mean_m).square().mean(dim=axes)
-    rank = sum(size > 1 for size in p.shape)
-    one_hot = torch.zeros(MAX_RANK, dtype=p.dtype, device=p.device)
-    if rank < MAX_RANK:
-        one_hot[rank] = 1
-    return _log(v.mean(dim=axes)), one_hot, _log(var_m), _log(var_rms)
+    var_m, mean_m = torch.var_mean(m, dim=axes, correction=0)
+    var_v, mean_v = torch.var_mean(v, dim=axes, correction=0)
+    return torch.cat([p.square().mean()[None], mean_m, var_m, mean_v, var_v])
+
+
+def tensor_features(moments: Tensor, shapes: Sequence[Sequence[int]]) -> Tensor:
+    """Features of N tensors, in the order in which the LSTM reads them: mean_rms, rank, var_m, var_rms, ``[N, 12]``.
+
+    ``var_rms`` is taken around the mean of *m*: a quirk that the weights were trained with. All are those of ``q·m``
+    and ``q·v``, with ``q`` the inverse root of p's mean square.
+
+    Args:
+        moments: ``[N, 9]`` (:func:`moments`).
+        shapes: of the N tensors.
+    """
+    square, mean_m, var_m, mean_v, var_v = moments.split([1, 3, 3, 1, 1], dim=1)
+    scale = torch.rsqrt(square.clamp(min=1e-9))
+    ranks = torch.tensor([sum(size > 1 for size in shape) for shape in shapes], device=moments.device)
+    one_hot = (ranks[:, None] == torch.arange(MAX_RANK, device=moments.device)).to(moments)
+    around_m = var_v + (mean_v - mean_m).square()
+    return torch.cat(
+        [_log(scale * mean_v), one_hot, _log(scale.square() * var_m), _log(scale.square() * around_m)], dim=1
+    )
 
 
 def _log(x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -74,21 +74,35 @@ ADAFAC_FEATURES = tuple(name for name in FEATURES if name not in ("clipped_gradi
 """The 12 groups, 28 channels, of AdafacMLP, μLO and ELO (SPEC §3)."""
 
 
-def normalize(x: Tensor, axes: Sequence[int], eps: float) -> Tensor:
-    """``x · rsqrt(eps + mean(x²))``, one mean a channel and, over the other axes, an index (SPEC §2)."""
-    return x * torch.rsqrt(eps + x.square().mean(dim=tuple(axes), keepdim=True))
+def mean_square(x: Tensor, axes: Sequence[int]) -> Tensor:
+    """``mean(x²)``, one a channel and, over the other axes, an index; ``axes`` stay at size 1."""
+    return x.square().mean(dim=tuple(axes), keepdim=True)
 
 
-def columns(names: Sequence[str], inputs: Inputs, axes: Sequence[int], eps: float) -> Tensor:
+def normalize(x: Tensor, mean_square: Tensor, eps: float) -> Tensor:
+    """``x · rsqrt(eps + mean(x²))`` (SPEC §2)."""
+    return x * torch.rsqrt(eps + mean_square)
+
+
+def columns(
+    names: Sequence[str], inputs: Inputs, axes: Sequence[int], eps: float, means: Mapping[str, Tensor] | None = None
+) -> Tensor:
     """Normalised features of every element, ``[channels, n]`` with ``n = p.numel()``.
 
     Features that are constant along an axis are normalised before they are spread over it: the mean is the same.
+
+    Args:
+        names: feature groups, in order.
+        inputs: what they are made of.
+        axes: what the normaliser's means are taken over.
+        eps: of the normaliser.
+        means: the mean squares by name, where ``inputs`` are only a part of the parameter; else they are taken here.
     """
     shape = inputs.p.shape
 
     def group(name: str) -> Tensor:
         feature = FEATURES[name](inputs)
-        normalized = normalize(feature, axes, eps)
+        normalized = normalize(feature, mean_square(feature, axes) if means is None else means[name], eps)
         note(f"features/{name}", feature)
         note(f"normalized/{name}", normalized)
         return normalized.expand(-1, *shape).flatten(1)
@@ -96,12 +110,12 @@ def columns(names: Sequence[str], inputs: Inputs, axes: Sequence[int], eps: floa
     return torch.cat([group(name) for name in names])
 
 
-def time_columns(step: Tensor, n: int, like: Tensor) -> Tensor:
-    """AdafacMLP's time features ``tanh(t/τ − 1)``, ``[11, n]``; ``step`` is the 0-based t."""
+def time_features(step: Tensor, like: Tensor) -> Tensor:
+    """AdafacMLP's time features ``tanh(t/τ − 1)``, ``[11]``; ``step`` is the 0-based t."""
     scales = torch.tensor(TIME_SCALES, dtype=like.dtype, device=like.device)
     features = torch.tanh(step.to(scales) / scales - 1)
     note("time_features", features)
-    return features[:, None].expand(-1, n)
+    return features
 
 
 def step_of(outputs: Tensor, shape: Sequence[int], exp_mult: float) -> Tensor:

@@ -25,6 +25,11 @@ def note(quantity: str, value: Tensor) -> None:
         _listener(quantity, value)
 
 
+def is_listening() -> bool:
+    """Whether somebody looks."""
+    return _listener is not None
+
+
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
     """Within this context, ``listener(quantity, value)`` is called with every note; not for several threads."""

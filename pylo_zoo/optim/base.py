@@ -10,15 +10,16 @@ from __future__ import annotations
 import sys
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
+from pylo_zoo.kernels import Kernels, check_backend, kernels_for
 from pylo_zoo.ops.accumulators import Decays
 from pylo_zoo.ops.gradients import global_norm_scale
 from pylo_zoo.ops.layout import Axes, axes_of
@@ -35,20 +36,69 @@ class Meta:
     decays: Decays
 
 
-class Item(NamedTuple):
-    """One parameter that takes part in a step, in the dtype that its update is computed in."""
+class Item:
+    """One parameter that takes part in a step, and what its update needs.
 
-    parameter: Tensor
-    """The parameter itself."""
-    p: Tensor
-    """Its value, ``[*shape]``, a scalar as ``[1]``; a view of the parameter wherever the dtype allows, else a copy,
-    which is rounded to the parameter after the update."""
-    g: Tensor
-    """Its gradient, in ``p``'s shape and dtype, clipped by the global norm; read only, it may be ``parameter.grad``."""
-    state: dict[str, Tensor]
-    group: Group
-    axes: Axes
-    meta: Meta
+    Attributes:
+        parameter: the parameter itself; ``gradient``, as it came.
+        state: its state; ``group``, its parameter group; ``axes``; ``meta``, network and decays on its device and in
+            the dtype of its update.
+        scale: what the gradient is multiplied by, a scalar, where the global norm is clipped; else None.
+        l2: L2 decay, ``g + l2·p``; 0 for none.
+        moments: :func:`pylo_zoo.ops.conditioning.moments`, where a fused backend has taken them already.
+    """
+
+    def __init__(self, due: Due, state: dict[str, Tensor], axes: Axes, meta: Meta, scale: Tensor | None) -> None:
+        self.parameter, self.gradient, self.group = due
+        self.state, self.axes, self.meta, self.scale = state, axes, meta, scale
+        self.l2 = 0.0
+        self.moments: Tensor | None = None
+        self._p: Tensor | None = None
+        self._home: Tensor | None = None
+
+    @property
+    def p(self) -> Tensor:
+        """The value, ``[*shape]``, a scalar as ``[1]``, in the update's dtype: a view of the parameter wherever its
+        own dtype allows, else a copy, which :meth:`written` rounds to the parameter."""
+        if self._p is None:
+            self._p = self.look()
+        return self._p
+
+    @property
+    def g(self) -> Tensor:
+        """The gradient in ``p``'s shape and dtype, clipped by the global norm; read only, it may be the original."""
+        g = self.gradient.to(state_dtype(self.parameter))
+        if self.scale is not None:
+            g = g * self.scale.to(g.device)
+        g = g.view(1) if g.ndim == 0 else g
+        return g + self.l2 * self.p if self.l2 else g
+
+    def look(self) -> Tensor:
+        """The value as :attr:`p`, but kept by nobody: of all 16-bit parameters together, copies would be large."""
+        value = wide_value(self.parameter, self.state)
+        return value.view(1) if value.ndim == 0 else value
+
+    def taken(self, dtypes: Sequence[torch.dtype]) -> tuple[Tensor, Tensor]:
+        """Value and gradient as kernels take them: contiguous, in one of ``dtypes``; the gradient before ``scale``.
+
+        The value is the parameter's or the master copy's own wherever they can be; :meth:`written` ends the step.
+        """
+        direct = "master" not in self.state and self.parameter.dtype in dtypes
+        value = self.parameter.detach() if direct else self.look()
+        value = value.view(1) if value.ndim == 0 else value
+        self._p = value.contiguous()
+        self._home = None if self._p is value else value
+        g = self.g if self.l2 else self.gradient
+        g = g if g.dtype in dtypes else g.to(state_dtype(self.parameter))
+        return self._p, (g.view(1) if g.ndim == 0 else g).contiguous()
+
+    def written(self) -> None:
+        """Write ``p`` to the parameter, where it is a copy, and let it go."""
+        if self._home is not None and self._p is not None:
+            self._home.copy_(self._p)
+        if self._p is not None and self._p.dtype != self.parameter.dtype:
+            self.parameter.copy_(self._p.view_as(self.parameter))
+        self._p = self._home = None
 
 
 class LearnedOptimizer(ZooOptimizer):
@@ -64,6 +114,8 @@ class LearnedOptimizer(ZooOptimizer):
         clip_norm: largest global norm of the gradient; None does not clip.
         nonfinite: ``"propagate"``, ``"skip"`` or ``"raise"`` (:class:`~pylo_zoo.optim.contract.ZooOptimizer`).
         master_weights: keep float32 copies of 16-bit parameters, ``master [*shape]`` (the same).
+        backend: ``"eager"``, plain torch; ``"fused"``, the kernels of the parameters' device; or ``"auto"``, kernels
+            where there are some (:mod:`pylo_zoo.kernels`). They agree up to rounding, and share one state.
 
     Accumulators and arithmetic are float32 for 16- and 32-bit parameters and float64 for float64 ones.
 
@@ -82,7 +134,10 @@ class LearnedOptimizer(ZooOptimizer):
         clip_norm: float | None = None,
         nonfinite: str = "propagate",
         master_weights: bool = False,
+        backend: str = "eager",
     ) -> None:
+        check_backend(backend)
+        self.backend = backend
         self.artifact = load(weights)
         if self.artifact.family not in self.families:
             raise ZooError(
@@ -132,11 +187,31 @@ class LearnedOptimizer(ZooOptimizer):
         scale = None if self.clip_norm is None else global_norm_scale([each.gradient for each in due], self.clip_norm)
         items = [self._item(each, scale) for each in due]
         step = self.param_groups[0]["step"]
-        for item, context in zip(items, self.prepare(items, step, loss), strict=True):
-            self.update(item, step, context)
-            if item.p.dtype != item.parameter.dtype:
-                item.parameter.copy_(item.p.view_as(item.parameter))
+        self._take(items, step, loss)
         step += 1
+
+    def _take(self, items: Sequence[Item], step: Tensor, loss: Loss | None) -> None:
+        """Move every parameter, by the backend that was asked for."""
+        # In a graph, the plain text is what its compiler fuses; kernels asked for by name break it.
+        traced = torch.compiler.is_compiling() and self.backend == "auto"
+        take = self._take_plainly if traced or self.backend == "eager" else self._take_fused
+        take(items, step, loss)
+
+    def _take_plainly(self, items: Sequence[Item], step: Tensor, loss: Loss | None) -> None:
+        self._update_each(items, self.prepare(items, step, loss), step)
+
+    def _take_fused(self, items: Sequence[Item], step: Tensor, loss: Loss | None) -> None:
+        """With kernels where the family has some; kept out of compiled graphs."""
+        self._take_plainly(items, step, loss)
+
+    def kernels_of(self, p: Tensor) -> Kernels | None:
+        """The kernels that step ``p`` under this backend; None where plain torch does, as everything in float64."""
+        return None if state_dtype(p) == torch.float64 else kernels_for(self.backend, p.device)
+
+    def _update_each(self, items: Iterable[Item], contexts: Iterable[Any], step: Tensor) -> None:
+        for item, context in zip(items, contexts, strict=True):
+            self.update(item, step, context)
+            item.written()
 
     def _prime(self, due: Sequence[Due]) -> None:
         super()._prime(due)
@@ -153,13 +228,8 @@ class LearnedOptimizer(ZooOptimizer):
                 group.update({key: first[key] for key in self.run_keys})
 
     def _item(self, due: Due, scale: Tensor | None) -> Item:
-        parameter, g, group = due
-        state, dtype = self.state[parameter], state_dtype(parameter)
-        p = wide_value(parameter, state)
-        g = g.to(dtype) if scale is None else g.to(dtype) * scale.to(g.device)
-        if p.ndim == 0:
-            p, g = p.view(1), g.view(1)
-        return Item(parameter, p, g, state, group, self._axes_of(parameter, group), self._meta(p.device, dtype))
+        p, _, group = due
+        return Item(due, self.state[p], self._axes_of(p, group), self._meta(p.device, state_dtype(p)), scale)
 
     def _axes_of(self, p: Tensor, group: Group) -> Axes:
         key = p.shape, group["layout"]
@@ -194,11 +264,11 @@ class LearnedOptimizer(ZooOptimizer):
     # --- saving and loading --------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"artifact": self.artifact, "clip_norm": self.clip_norm, "_warned": self._warned}
+        own = {name: getattr(self, name) for name in ("artifact", "clip_norm", "backend", "_warned")}
         return {**super().__getstate__(), **own}  # pyright: ignore[reportAttributeAccessIssue]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__({"backend": "auto", **state})
         self._metas, self._axes = {}, {}
 
     def expected_state(self, p: Tensor, group: Group) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ class Celo(VeLO):
     """
 
     families = ("celo",)
+    looks_ahead = False
 
     def __init__(
         self,
@@ -31,8 +32,11 @@ class Celo(VeLO):
         accumulate: int | str = 1,
         nonfinite: str = "propagate",
         master_weights: bool = False,
+        backend: str = "auto",
     ) -> None:
-        super().__init__(params, num_steps, lr, weight_decay, weights, decay, accumulate, nonfinite, master_weights)
+        super().__init__(
+            params, num_steps, lr, weight_decay, weights, decay, accumulate, nonfinite, master_weights, backend
+        )
 
     def lstm_inputs(self, items: Sequence[Item], run_features: Tensor) -> Tensor:
         return run_features.expand(len(items), -1)

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.ops.accumulators import advance_all, factors, new_accumulators
+from pylo_zoo.ops.accumulators import new_accumulators
 from pylo_zoo.ops.adam import adam_direction
-from pylo_zoo.ops.features import (
-    CELO2_UNFACTORED_FEATURES,
-    VELO_FEATURES,
-    Inputs,
-    columns,
-    normalize,
-    parameter_scale,
-    step_of,
-)
+from pylo_zoo.ops.features import mean_square, normalize
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.orthogonalize import newton_schulz
+from pylo_zoo.ops.rule import Rule, celo2_rule
 from pylo_zoo.ops.trace import note
-from pylo_zoo.optim.base import Group, Item, LearnedOptimizer, new_counter
+from pylo_zoo.optim.adamw import AdamW, adam_fused
+from pylo_zoo.optim.base import Group, Item, Loss, new_counter
 from pylo_zoo.optim.checks import check_betas, check_number
+from pylo_zoo.optim.ruled import Launch, Limits, Network, RuledOptimizer
 
-RSQRT_EPS = 1e-8
 NORM_EPS = 1e-9
 
 
-class CELO2(LearnedOptimizer):
+class CELO2(RuledOptimizer):
     """CELO2, or CELO2-base with ``weights="celo2-base"``.
 
     A parameter takes the learned rule or AdamW. A group says which by ``rule="learned"`` or ``rule="adamw"``; where it
@@ -47,7 +43,7 @@ class CELO2(LearnedOptimizer):
         weights: registry name, artifact directory or loaded artifact, of family celo2 or celo2-base.
         adam_weight_decay: AdamW's weight decay; None follows ``weight_decay``.
         grad_clip_val: largest absolute value of a gradient's element on the learned path.
-        nonfinite, master_weights: :class:`~pylo_zoo.optim.base.LearnedOptimizer`.
+        nonfinite, master_weights, backend: :class:`~pylo_zoo.optim.base.LearnedOptimizer`.
 
     State of a parameter: ``momentum [3, *shape]``, ``second_moment [1, *shape]`` and its factors ``row`` and ``col``,
     or ``diag`` where it is not factored; under AdamW ``momentum`` and ``second_moment``, ``[1, *shape]``, and ``step``.
@@ -73,6 +69,7 @@ class CELO2(LearnedOptimizer):
         grad_clip_val: float = 1000.0,
         nonfinite: str = "propagate",
         master_weights: bool = False,
+        backend: str = "auto",
     ) -> None:
         defaults = {
             "lr": lr,
@@ -84,7 +81,7 @@ class CELO2(LearnedOptimizer):
             "grad_clip_val": grad_clip_val,
             "rule": None,
         }
-        super().__init__(params, defaults, weights, clip_norm, nonfinite, master_weights)
+        super().__init__(params, defaults, weights, clip_norm, nonfinite, master_weights, backend)
 
     def _check_group(self, group: Group, given: frozenset[str]) -> None:
         super()._check_group(group, given)
@@ -100,42 +97,62 @@ class CELO2(LearnedOptimizer):
         moments = {name: torch.zeros_like(p)[None] for name in ("momentum", "second_moment")}
         return {**moments, "step": new_counter()}
 
-    def update(self, item: Item, step: Tensor, context: None) -> None:
-        rule = self._adamw if self._rule(item.group, item.axes) == "adamw" else self._learned
-        rule(item)
+    @property
+    def rule(self) -> Rule:
+        return celo2_rule(self.behavior.mlp_activation, self.behavior.exp_mult, self.behavior.param_scale_mult)
+
+    def limits(self, group: Group) -> Limits:
+        return Limits(group["grad_clip_val"])
+
+    def prepare(self, items: Sequence[Item], step: Tensor, loss: Loss | None) -> Sequence[Network]:
+        return [Network(item.meta.net.mlp.weights(), 1.0) for item in items]  # pyright: ignore
+
+    def update(self, item: Item, step: Tensor, context: Network) -> None:
+        if self._rule(item.group, item.axes) == "adamw":
+            self._adamw(item)
+        else:
+            super().update(item, step, context)
+
+    def _take_fused(self, items: Sequence[Item], step: Tensor, loss: Loss | None) -> None:
+        adamw = [item for item in items if self._rule(item.group, item.axes) == "adamw"]
+        learned = [item for item in items if self._rule(item.group, item.axes) == "learned"]
+        adam_fused(self, adamw, lambda k: self._options(adamw[k]), lambda k: self._adamw(adamw[k]))
+        if learned:
+            super()._take_fused(learned, step, loss)
+
+    def _move(self, launch: Launch, prepared: Sequence[Network]) -> None:
+        layers, _ = self.networks(prepared, launch.positions)
+        for item, delta in zip(launch.items, launch.kernels.steps(launch.advanced, layers), strict=True):
+            self.apply(item, delta)
+            item.written()
 
     def _rule(self, group: Group, axes: Axes) -> str:
         if group["rule"] is not None:
             return group["rule"]
         return "adamw" if axes.factored is None and self.artifact.family != "celo2-base" else "learned"
 
-    def _learned(self, item: Item) -> None:
-        p, state, axes, behavior, group = item.p, item.state, item.axes, self.behavior, item.group
-        g = item.g.clamp(-group["grad_clip_val"], group["grad_clip_val"])
-        advance_all(state, g, item.meta.decays, axes)
-
-        inputs = Inputs(p, g, state["momentum"], state["second_moment"], factors(state, axes), RSQRT_EPS, diag_eps=0.0)
-        names = CELO2_UNFACTORED_FEATURES if axes.factored is None else VELO_FEATURES
-        x = columns(names, inputs, axes.matrix, NORM_EPS)
-        delta = step_of(item.meta.net(x), p.shape, behavior.exp_mult)
-        if behavior.param_scale_mult:
-            delta *= parameter_scale(p)
+    def apply(self, item: Item, delta: Tensor) -> None:
+        behavior, axes = self.behavior, item.axes
         if behavior.orthogonalize and axes.factored is not None:
             matrices = delta.movedim(axes.matrix, (-2, -1))
             coefficients = [behavior.ns_coeffs] * behavior.ns_iters
             delta = newton_schulz(matrices, coefficients, behavior.ns_eps).movedim((-2, -1), axes.matrix)
             note("orthogonalized", delta)
-        delta = normalize(delta, axes.matrix, NORM_EPS) * behavior.rmsmult
-        note("step", delta)
-        p.sub_(group["lr"] * (delta + group["weight_decay"] * p))
+        delta = normalize(delta, mean_square(delta, axes.matrix), NORM_EPS)
+        super().apply(item, delta.mul_(behavior.rmsmult))
+
+    def _options(self, item: Item) -> AdamW:
+        group = item.group
+        lr = group["lr"] * group["adam_lr_mult"]
+        decay = group["weight_decay"] if group["adam_weight_decay"] is None else group["adam_weight_decay"]
+        limit = group["grad_clip_val"] if self.clip_adam_gradients else math.inf
+        return AdamW(group["adam_betas"], group["adam_eps"], 0.0, lr, lr * decay, limit)
 
     def _adamw(self, item: Item) -> None:
-        p, state, group = item.p, item.state, item.group
-        limit = group["grad_clip_val"]
-        g = item.g.clamp(-limit, limit) if self.clip_adam_gradients else item.g
+        p, state, asked = item.p, item.state, self._options(item)
+        g = Limits(asked.max_gradient).condition(item.g)
         state["step"] += 1
-        beta1, beta2 = (torch.tensor([beta], dtype=p.dtype, device=p.device) for beta in group["adam_betas"])
+        beta1, beta2 = (torch.tensor([beta], dtype=p.dtype, device=p.device) for beta in asked.betas)
         moments = state["momentum"], state["second_moment"]
-        direction = adam_direction(*moments, g, state["step"], (beta1, beta2), group["adam_eps"])
-        decay = group["weight_decay"] if group["adam_weight_decay"] is None else group["adam_weight_decay"]
-        p.sub_(group["lr"] * group["adam_lr_mult"] * (direction + decay * p))
+        direction = adam_direction(*moments, g, state["step"], (beta1, beta2), asked.eps)
+        p.sub_(asked.coefficient * direction + asked.shrink * p)

@@ -13,7 +13,8 @@ from pylo_zoo.nets import Control
 from pylo_zoo.ops.adam import adam_direction
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.trace import note
-from pylo_zoo.optim.base import Group, Item, new_counter
+from pylo_zoo.optim.adamw import AdamW, adam_fused
+from pylo_zoo.optim.base import Group, Item, Loss, new_counter
 from pylo_zoo.optim.controlled import MAX_GRADIENT, ControlledOptimizer, decoupled
 
 EPS = 1e-8
@@ -40,8 +41,11 @@ class CeloAdam(ControlledOptimizer):
         accumulate: int | str = 1,
         nonfinite: str = "propagate",
         master_weights: bool = False,
+        backend: str = "auto",
     ) -> None:
-        super().__init__(params, num_steps, lr, weight_decay, weights, decay, accumulate, nonfinite, master_weights)
+        super().__init__(
+            params, num_steps, lr, weight_decay, weights, decay, accumulate, nonfinite, master_weights, backend
+        )
 
     def new_state(self, p: Tensor, group: Group, axes: Axes) -> dict[str, Tensor]:
         moments = {name: torch.zeros_like(p)[None] for name in ("momentum", "second_moment")}
@@ -51,7 +55,24 @@ class CeloAdam(ControlledOptimizer):
         return run_features.expand(len(items), -1)
 
     def contexts(self, items: Sequence[Item], control: Control) -> Sequence[Tensor]:
-        return [control.lr_mult[k].to(item.p) for k, item in enumerate(items)]
+        return [control.lr_mult[k].to(item.state["momentum"]) for k, item in enumerate(items)]
+
+    def _take_fused(self, items: Sequence[Item], step: Tensor, loss: Loss | None) -> None:
+        lr_mults = self.prepare(items, step, loss)
+
+        def options(k: int) -> AdamW:
+            item, behavior = items[k], self.behavior
+            lr, betas = item.group["lr"], (behavior.initial_momentum_decays[0], behavior.initial_rms_decays[0])
+            return AdamW(
+                betas,
+                EPS,
+                EPS_ROOT,
+                coefficient=lr * behavior.step_mult * lr_mults[k],
+                shrink=lr * decoupled(item.group),
+                max_gradient=MAX_GRADIENT,
+            )
+
+        adam_fused(self, items, options, lambda k: self.update(items[k], step, lr_mults[k]))
 
     def update(self, item: Item, step: Tensor, context: Tensor) -> None:
         p, state, decays = item.p, item.state, item.meta.decays

@@ -331,14 +331,16 @@ _APART: set[type[ZooOptimizer]] = set()
 
 
 def _keep_apart(cls: type[ZooOptimizer]) -> None:
-    """Keep the making of state out of compiled graphs, which then find it made and need no second one.
+    """Keep the making of state out of compiled graphs, which then find it made and need no second one; and kernels.
 
     Done when a class is first built, as torch does with hooks of ``step``: dynamo takes most of a second to import,
     which ``import pylo_zoo`` need not spend, and torch's own ``add_param_group`` does.
     """
     if cls not in _APART:
         _APART.add(cls)
-        cls._prime = torch.compiler.disable(cls._prime)  # pyright: ignore[reportAttributeAccessIssue]
+        for name in ("_prime", "_take_fused"):
+            if hasattr(cls, name):
+                setattr(cls, name, torch.compiler.disable(getattr(cls, name)))
 
 
 def state_dtype(p: Tensor) -> torch.dtype:

@@ -43,7 +43,7 @@ class ControlledOptimizer(LearnedOptimizer):
         accumulate: calls of ``step`` that make one step of the rule, on the means of their gradients and losses; the
             others move nothing. ``"auto"`` is Google's choice, ``ceil(num_steps / 150_000)``: VeLO was trained on runs
             of up to 200,000 steps. The rule then sees a run of ``num_steps // accumulate`` steps.
-        nonfinite, master_weights: :class:`~pylo_zoo.optim.base.LearnedOptimizer`.
+        nonfinite, master_weights, backend: :class:`~pylo_zoo.optim.base.LearnedOptimizer`.
 
     State of a parameter beside its accumulators: ``lstm_hidden`` and ``lstm_cell`` ``[H]``; of the run: ``step``,
     ``loss_average [10]`` and ``loss_minimum [10]``. While it accumulates, ``gradient_sum [*shape]`` and ``banked``
@@ -63,6 +63,7 @@ class ControlledOptimizer(LearnedOptimizer):
         accumulate: int | str,
         nonfinite: str,
         master_weights: bool,
+        backend: str,
     ) -> None:
         _check_whole("num_steps", num_steps)
         defaults = {
@@ -77,7 +78,7 @@ class ControlledOptimizer(LearnedOptimizer):
                 f"accumulate is {accumulate}, more than num_steps={num_steps}.",
                 "num_steps counts calls of step, of which accumulate make one step of the rule.",
             )
-        super().__init__(params, defaults, weights, None, nonfinite, master_weights)
+        super().__init__(params, defaults, weights, None, nonfinite, master_weights, backend)
 
     def add_param_group(self, param_group: Group) -> None:
         run = self.param_groups[0] if self.param_groups else self.defaults
@@ -181,7 +182,8 @@ class ControlledOptimizer(LearnedOptimizer):
 
     def _item(self, due: Due, scale: Tensor | None) -> Item:
         item = super()._item(due, scale)
-        return item._replace(g=item.g + item.group["weight_decay"] * item.p) if _is_l2(item.group) else item
+        item.l2 = item.group["weight_decay"] if _is_l2(item.group) else 0.0
+        return item
 
     def prepare(self, items: Sequence[Item], step: Tensor, loss: Loss | None) -> Sequence[Any]:
         run, horizon = self.param_groups[0], self.horizon
@@ -193,8 +195,8 @@ class ControlledOptimizer(LearnedOptimizer):
         decays = conditioning.loss_decays(10 if bugged else horizon, average)
         seen = scalar_like(loss, average)
         for item in items:
-            if _is_l2(item.group):
-                seen = seen + (item.group["weight_decay"] * item.p.square().sum()).to(average)
+            if item.l2:
+                seen = seen + (item.l2 * item.look().square().sum()).to(average)
         conditioning.advance_loss(average, minimum, t, seen, decays)
         fraction = conditioning.fraction_features(t.clamp(max=horizon - 1), horizon, average)
         losses = conditioning.loss_features(average, minimum, t + 1, decays)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.ops.accumulators import new_accumulators
-from pylo_zoo.ops.layout import Axes
-from pylo_zoo.optim.adafac import adafac_update
-from pylo_zoo.optim.base import Group, Item, LearnedOptimizer
+from pylo_zoo.optim.adafac import AdafacLO
+from pylo_zoo.optim.base import Group, Item
+from pylo_zoo.optim.ruled import Limits
 
 
-class ELO(LearnedOptimizer):
+class ELO(AdafacLO):
     """ELO. Non-finite gradients are replaced: NaN by 0, infinities by the largest finite number.
 
     Args:
@@ -23,7 +21,7 @@ class ELO(LearnedOptimizer):
         weight_decay: decoupled, ``p ← p − lr·(step + weight_decay·p)``.
         clip_norm: largest global norm of the gradient; None does not clip.
         weights: registry name, artifact directory or loaded artifact, of family elo.
-        nonfinite, master_weights: :class:`~pylo_zoo.optim.base.LearnedOptimizer`.
+        nonfinite, master_weights, backend: :class:`~pylo_zoo.optim.base.LearnedOptimizer`.
 
     State of a parameter: ``momentum [3, *shape]``, ``second_moment [1, *shape]`` and its factors ``row`` and ``col``,
     or ``diag`` where it is not factored.
@@ -43,12 +41,12 @@ class ELO(LearnedOptimizer):
         weights: str | Artifact = "elo",
         nonfinite: str = "propagate",
         master_weights: bool = False,
+        backend: str = "auto",
     ) -> None:
-        defaults = {"lr": lr, "weight_decay": weight_decay}
-        super().__init__(params, defaults, weights, clip_norm, nonfinite, master_weights)
+        super().__init__(params, lr, weight_decay, clip_norm, weights, nonfinite, master_weights, backend)
 
-    def new_state(self, p: Tensor, group: Group, axes: Axes) -> dict[str, Tensor]:
-        return new_accumulators(p, axes)
+    def limits(self, group: Group) -> Limits:
+        return Limits(replace_nonfinite=True)
 
-    def update(self, item: Item, step: Tensor, context: None) -> None:
-        adafac_update(item, torch.nan_to_num(item.g), step, self.behavior.exp_mult, step_mult=1.0)
+    def step_mult(self, item: Item) -> float:
+        return 1.0

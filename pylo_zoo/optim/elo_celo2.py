@@ -34,6 +34,7 @@ class ELO_CELO2(CELO2):
         grad_clip_val: float = 1000.0,
         nonfinite: str = "propagate",
         master_weights: bool = False,
+        backend: str = "auto",
     ) -> None:
         super().__init__(
             params,
@@ -48,4 +49,5 @@ class ELO_CELO2(CELO2):
             grad_clip_val,
             nonfinite,
             master_weights,
+            backend,
         )

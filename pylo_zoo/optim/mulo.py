@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.optim.adafac import AdafacLO, adafac_update
+from pylo_zoo.optim.adafac import AdafacLO
 from pylo_zoo.optim.base import Group, Item, Loss
+from pylo_zoo.optim.ruled import Limits
 
 
 class MuLO(AdafacLO):
@@ -49,9 +49,11 @@ class MuLO(AdafacLO):
             )
         return super().prepare(items, step, loss)
 
-    def update(self, item: Item, step: Tensor, context: None) -> None:
-        step_mult = self.behavior.step_mult / _width_mult(item.parameter, item.group)
-        adafac_update(item, torch.nan_to_num(item.g), step, self.behavior.exp_mult, step_mult)
+    def limits(self, group: Group) -> Limits:
+        return Limits(replace_nonfinite=True)
+
+    def step_mult(self, item: Item) -> float:
+        return self.behavior.step_mult / _width_mult(item.parameter, item.group)
 
     def _check_group(self, group: Group, given: frozenset[str]) -> None:
         super()._check_group(group, given)

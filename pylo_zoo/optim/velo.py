@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,26 +11,34 @@ from torch import Tensor
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.nets import Control
 from pylo_zoo.ops import conditioning
-from pylo_zoo.ops.accumulators import advance_all, factors, new_accumulators
-from pylo_zoo.ops.features import VELO_FEATURES, Inputs, columns, parameter_scale, step_of
+from pylo_zoo.ops.accumulators import new_accumulators
 from pylo_zoo.ops.layout import Axes
-from pylo_zoo.ops.mlp import Layer, mlp
+from pylo_zoo.ops.mlp import Layer
+from pylo_zoo.ops.rule import Rule, velo_rule
 from pylo_zoo.ops.trace import note
 from pylo_zoo.optim.base import Group, Item
 from pylo_zoo.optim.controlled import MAX_GRADIENT, ControlledOptimizer, decoupled
-
-RSQRT_EPS = 1e-6
-NORM_EPS = 1e-5
+from pylo_zoo.optim.ruled import Limits, Network, RuledOptimizer
 
 
-class Written(NamedTuple):
-    """What the LSTM wrote for one tensor: its MLP and its step size."""
+class Written(Sequence[Network]):
+    """What the LSTM wrote for N tensors: layers ``[N, …]`` and step sizes ``[N]``; an item is that of one tensor."""
 
-    layers: list[Layer]
-    lr_mult: Tensor
+    def __init__(self, layers: Sequence[Layer], multipliers: Tensor, likes: Sequence[Tensor]) -> None:
+        self.layers, self.multipliers, self._likes = layers, multipliers, likes
+
+    def __len__(self) -> int:
+        return len(self._likes)
+
+    def __getitem__(self, k: int) -> Network:  # pyright: ignore[reportIncompatibleMethodOverride]
+        like = self._likes[k]
+        return Network([(w[k].to(like), b[k].to(like)) for w, b in self.layers], self.multipliers[k].to(like))
+
+    def __iter__(self) -> Iterator[Network]:
+        return (self[k] for k in range(len(self)))
 
 
-class VeLO(ControlledOptimizer):
+class VeLO(RuledOptimizer, ControlledOptimizer):
     """VeLO. Needs the training loss: ``opt.step(loss)``.
 
     Args:
@@ -40,14 +48,15 @@ class VeLO(ControlledOptimizer):
         weight_decay: decoupled, ``p ← p − lr·(step + weight_decay·p)``.
         weights: registry name, artifact directory or loaded artifact, of family velo.
         decay, accumulate: :class:`~pylo_zoo.optim.controlled.ControlledOptimizer`.
-        nonfinite, master_weights: :class:`~pylo_zoo.optim.base.LearnedOptimizer`. A loss that is not finite stays in
-            the loss buffer for good: use ``nonfinite="skip"`` where one may come.
+        nonfinite, master_weights, backend: :class:`~pylo_zoo.optim.base.LearnedOptimizer`. A loss that is not finite
+            stays in the loss buffer for good: use ``nonfinite="skip"`` where one may come.
 
     Raises:
         ZooError: bad arguments, weights of another family, or a step without a loss.
     """
 
     families = ("velo",)
+    looks_ahead = True
 
     def __init__(
         self,
@@ -60,39 +69,49 @@ class VeLO(ControlledOptimizer):
         accumulate: int | str = 1,
         nonfinite: str = "propagate",
         master_weights: bool = False,
+        backend: str = "auto",
     ) -> None:
-        super().__init__(params, num_steps, lr, weight_decay, weights, decay, accumulate, nonfinite, master_weights)
+        super().__init__(
+            params, num_steps, lr, weight_decay, weights, decay, accumulate, nonfinite, master_weights, backend
+        )
 
     def new_state(self, p: Tensor, group: Group, axes: Axes) -> dict[str, Tensor]:
         return {**super().new_state(p, group, axes), **new_accumulators(p, axes)}
 
     def lstm_inputs(self, items: Sequence[Item], run_features: Tensor) -> Tensor:
         def row(item: Item) -> Tensor:
-            of_tensor = conditioning.tensor_features(item.p, item.state["momentum"], item.state["second_moment"])
-            return torch.cat([run_features, *(feature.to(run_features) for feature in of_tensor)])
+            taken = item.moments
+            if taken is None:
+                taken = conditioning.moments(item.look(), item.state["momentum"], item.state["second_moment"])
+            return taken.to(run_features)
 
-        return torch.stack([row(item) for item in items])
+        moments = torch.stack([row(item) for item in items])
+        of_tensors = conditioning.tensor_features(moments, [item.parameter.shape for item in items])
+        return torch.cat([run_features.expand(len(items), -1), of_tensors], dim=1)
 
-    def contexts(self, items: Sequence[Item], control: Control) -> Sequence[Written]:
+    def contexts(self, items: Sequence[Item], control: Control) -> Written:
         net: Any = self._meta(control.hidden.device, control.hidden.dtype).net
-        stacked = net.write(control.controls)
+        layers = net.write(control.controls)
         note("controls", control.controls)  # pyright: ignore[reportArgumentType]
-        for k, (weight, _) in enumerate(stacked):
+        for k, (weight, _) in enumerate(layers):
             note(f"written/{k}", weight)
+        likes = [item.state["momentum"] for item in items]
+        return Written(layers, self.behavior.step_mult * control.lr_mult, likes)
 
-        def written(k: int, p: Tensor) -> Written:
-            return Written([(w[k].to(p), b[k].to(p)) for w, b in stacked], control.lr_mult[k].to(p))
+    @property
+    def rule(self) -> Rule:
+        return velo_rule(self.behavior.exp_mult)
 
-        return [written(k, item.p) for k, item in enumerate(items)]
+    def limits(self, group: Group) -> Limits:
+        return Limits(MAX_GRADIENT)
 
-    def update(self, item: Item, step: Tensor, context: Written) -> None:
-        p, state, axes = item.p, item.state, item.axes
-        g = item.g.clamp(-MAX_GRADIENT, MAX_GRADIENT)
-        advance_all(state, g, item.meta.decays, axes)
+    def decay(self, group: Group) -> float:
+        return decoupled(group)
 
-        inputs = Inputs(p, g, state["momentum"], state["second_moment"], factors(state, axes), RSQRT_EPS, diag_eps=0.0)
-        x = columns(VELO_FEATURES, inputs, axes.all, NORM_EPS)
-        delta = step_of(mlp(context.layers, x), p.shape, self.behavior.exp_mult)
-        delta *= parameter_scale(p) * self.behavior.step_mult * context.lr_mult
-        note("step", delta)
-        p.sub_(item.group["lr"] * (delta + decoupled(item.group) * p))
+    def networks(self, prepared: Sequence[Network], positions: Sequence[int]) -> tuple[Sequence[Layer], Tensor]:
+        assert isinstance(prepared, Written)
+        layers, multipliers = prepared.layers, prepared.multipliers
+        if len(positions) < len(prepared):
+            layers = [(w[positions], b[positions]) for w, b in layers]
+            multipliers = multipliers[positions]
+        return layers, multipliers

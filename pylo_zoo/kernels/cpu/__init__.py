@@ -1,0 +1,2 @@
+def find():
+    return "not yet."
