@@ -28,7 +28,7 @@ lint: $(STAMP)  ## ruff and pyright
 	$(BIN)/pyright
 
 docs: $(STAMP)  ## the documentation site, into site/; warnings are errors
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "site/index.html; to look at it: $(BIN)/mkdocs serve"
 
 clean:  ## remove the virtual environment, caches and everything built

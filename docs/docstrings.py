@@ -1,4 +1,4 @@
-"""How docstrings become Markdown: roles become links, examples blocks, and shared texts of arguments one for each."""
+"""How docstrings become Markdown: roles and pages become links, examples blocks, shared texts one an argument."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc|obj):`(~?)([\w.]+)`")
 LITERAL = re.compile(r"``(.+?)``", re.DOTALL)
 SHARED = re.compile(r"^(?P<indent> +)(?P<names>\w+(?:, \w+)+)(?P<rest>: .*(?:\n(?P=indent) +.*)*)", re.MULTILINE)
 SECTION = re.compile(r"^(Args|Attributes):\n(?:(?: +.*)?(?:\n|\Z))+", re.MULTILINE)
+SPEC = re.compile(r"(?:[;,]\s+|\s*(\())SPEC\b[^()]*\)")
+"""Sections of the specification that the code follows, which has no page here: ``(SPEC §1)``, ``(…; SPEC §1)``."""
+PAGE = re.compile(r"`?`?docs/([\w-]+)\.md`?`?")
+"""A page of the site, as the code names it."""
 EXAMPLE = re.compile(r"^>>> .*(?:\n(?!$).+)*(?:\n\n>>> .*(?:\n(?!$).+)*)*", re.MULTILINE)
 
 
@@ -34,6 +38,8 @@ def shared(match: re.Match[str]) -> str:
 
 def markdown(text: str, owner: Object) -> str:
     """A docstring as the site's Markdown."""
+    text = SPEC.sub(lambda spec: "" if spec[1] else ")", text)
+    text = PAGE.sub(r"[\1](../../\1.md)", text)
     text = SECTION.sub(lambda section: SHARED.sub(shared, section[0]), text)
     text = ROLE.sub(lambda role: link(role, owner), text)
     text = LITERAL.sub(lambda literal: f"`{' '.join(literal[1].split())}`", text)

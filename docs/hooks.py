@@ -17,12 +17,9 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pylo_zoo"
-TRAINING = {"Training": "training.md"}
-"""A page that goes behind the quickstart where it exists."""
-
 API: dict[str, tuple[str, ...]] = {
     "pylo_zoo": ("",),
-    "optim": ("optim",),
+    "optim": ("optim", "optim.contract", "optim.controlled"),
     "weights": ("weights",),
     "artifact": ("artifact",),
     "registry": ("registry",),
@@ -49,17 +46,13 @@ API: dict[str, tuple[str, ...]] = {
 }
 """Pages of the Python reference, and the modules on each, within ``pylo_zoo``."""
 
+BASES = {"optim.contract": ["ZooOptimizer"], "optim.controlled": ["ControlledOptimizer"]}
+"""Modules of which only the class is shown that the others' arguments refer to."""
+
 log = logging.getLogger("mkdocs.hooks.pylo_zoo")
 
 
 # --- events of mkdocs ---------------------------------------------------------------------------------------------
-
-
-def on_config(config: Any) -> Any:
-    """Take the training page into the navigation, where there is one."""
-    if (ROOT / "docs" / "training.md").is_file() and TRAINING not in config["nav"]:
-        config["nav"].insert(2, TRAINING)
-    return config
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -90,7 +83,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def command_line() -> str:
-    """Every command's help, as the terminal shows it, 88 columns wide."""
+    """Every command's help, as the terminal shows it, 80 columns wide."""
     parts = [
         "# Command line",
         "What `--help` prints, written at each build of this site. Every command takes `--json`; results go to stdout, "
@@ -110,7 +103,7 @@ def helps() -> dict[str, str]:
     from pylo_zoo.cli import app
 
     before = {name: os.environ.get(name) for name in ("COLUMNS", "TERMINAL_WIDTH")}
-    os.environ |= dict.fromkeys(before, "88")
+    os.environ |= dict.fromkeys(before, "80")
     try:
         group: Any = typer.main.get_command(app)
         with group.make_context("pylo-zoo", ["list"], resilient_parsing=True) as context:
@@ -159,6 +152,8 @@ def exported(module: str) -> list[str]:
     A function with the name of a submodule beside it (``optim.muon``) is left out: the two are one name to the tool
     that reads the code. It stands where it is defined.
     """
+    if module in BASES:
+        return BASES[module]
     for node in ast.parse(source(module).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and any(isinstance(to, ast.Name) and to.id == "__all__" for to in node.targets):
             names = ast.literal_eval(node.value)

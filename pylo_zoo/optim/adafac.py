@@ -31,7 +31,8 @@ class AdafacLO(LearnedOptimizer):
             and the learned decays come from it.
         nonfinite, master_weights: :class:`~pylo_zoo.optim.base.LearnedOptimizer`.
 
-    State of a parameter: the accumulators of SPEC §1.
+    State of a parameter: ``momentum [3, *shape]``, ``second_moment [1, *shape]`` and its factors ``row`` and ``col``,
+    or ``diag`` where it is not factored.
 
     Raises:
         ZooError: bad arguments, or weights of another family.

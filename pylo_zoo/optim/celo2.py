@@ -49,8 +49,8 @@ class CELO2(LearnedOptimizer):
         grad_clip_val: largest absolute value of a gradient's element on the learned path.
         nonfinite, master_weights: :class:`~pylo_zoo.optim.base.LearnedOptimizer`.
 
-    State of a parameter: the accumulators of SPEC §1; under AdamW ``momentum``, ``second_moment`` ``[1, *shape]`` and
-    ``step``.
+    State of a parameter: ``momentum [3, *shape]``, ``second_moment [1, *shape]`` and its factors ``row`` and ``col``,
+    or ``diag`` where it is not factored; under AdamW ``momentum`` and ``second_moment``, ``[1, *shape]``, and ``step``.
 
     Raises:
         ZooError: bad arguments, or weights of another family.

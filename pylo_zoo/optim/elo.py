@@ -25,7 +25,8 @@ class ELO(LearnedOptimizer):
         weights: registry name, artifact directory or loaded artifact, of family elo.
         nonfinite, master_weights: :class:`~pylo_zoo.optim.base.LearnedOptimizer`.
 
-    State of a parameter: the accumulators of SPEC §1.
+    State of a parameter: ``momentum [3, *shape]``, ``second_moment [1, *shape]`` and its factors ``row`` and ``col``,
+    or ``diag`` where it is not factored.
 
     Raises:
         ZooError: bad arguments, or weights of another family.

@@ -46,8 +46,10 @@ def param_groups(
 ) -> list[Group]:
     """Sort a model's parameters into groups with ``layout`` and ``rule`` (SPEC §1, §6).
 
-    ``print(routes(model, …))``, with the same arguments, shows what it decides and why. The module's docstring says
-    what a pattern is.
+    ``print(routes(model, …))``, with the same arguments, shows what it decides and why.
+
+    A pattern is a parameter's name, a name with wildcards (``*``, ``?``), or a module's name, which means all that is
+    in it. Where several match, the one with most characters that are no wildcards wins.
 
     Args:
         model: parameters that need no gradient are left out; a shared parameter counts once, and as an embedding if

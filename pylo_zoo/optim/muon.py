@@ -117,7 +117,7 @@ class Muon(ZooOptimizer):
     # --- routing -------------------------------------------------------------------------------------------------
 
     def routes(self) -> Routes:
-        """Where every parameter goes, by group: ``rule`` is "muon", "adamw" or "nadamw"; ``reason`` as in SPEC §7.
+        """Where every parameter goes, by group: ``rule`` is "muon", "adamw" or "nadamw"; why, as :func:`muon_route`.
 
         ``print`` shows a table.
         """
