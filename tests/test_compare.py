@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -14,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 from commands import Capture, refused, run
+from rich.console import Console
 
-from pylo_zoo.cli import compare_cmd, complete
-from pylo_zoo.compare import memory, plots, report, running
+from pylo_zoo.cli import compare_cmd, comparing, complete
+from pylo_zoo.compare import machine, memory, plots, report, running, words
 from pylo_zoo.compare.figures import Course
 from pylo_zoo.compare.plan import TUNING_SEED, Wanted, planned
 from pylo_zoo.compare.running import Nobody, run_all
@@ -144,14 +146,52 @@ def test_what_was_interrupted_ends_as_if_it_had_not_been(tmp_path: Path) -> None
     assert timeless(compared(tmp_path / "cut", wanted, Refusing())) == timeless(whole)
 
 
+def test_what_is_finished_is_reported_again_as_it_was(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Machine, load, date and memory are those of the runs, not of the day on which somebody looks again."""
+    asked: list[str] = []
+
+    def measured(task: str, options: object, optimizer: str, device: str) -> memory.Peak:
+        asked.append(optimizer)
+        return memory.Peak(7, memory.METHODS["linux"])
+
+    monkeypatch.setattr(report, "measured", measured)
+    words = ("compare", *TINY, "--optimizers", "adamw,velo-sample", "--out", "out")
+    monkeypatch.setattr(machine, "load", lambda: 99.0)
+    assert run(*words) == 0
+    assert asked == ["adamw", "velo-sample"]
+    capsys.readouterr()
+    first = json.loads(Path("out/results.json").read_text())
+    assert first["machine"]["load"] == {"min": 99.0, "max": 99.0}
+    assert first["machine"]["busy_runs"] == first["machine"]["runs"] == 2
+    assert first["optimizers"][0]["runs"][0]["load"] == 99.0
+    assert "The machine was busy in 2 of 2 runs" in " ".join(first["notes"])
+    monkeypatch.setattr(machine, "load", lambda: 0.0)
+    assert run(*words) == 0
+    assert capsys.readouterr().err == f"finished already: {Path('out/report.html')}\n"
+    assert json.loads(Path("out/results.json").read_text()) == first
+    assert len(asked) == 2, "memory is not measured again"
+    assert run(*words, "--optimizers", "adamw,velo-sample,muon") == 0
+    err = capsys.readouterr().err
+    assert err.splitlines()[0].startswith("3 runs, 2 of them as they were found, about ")
+    assert err.splitlines()[1].startswith("3/3  muon, lr 0.02, seed 0: loss ")
+    grown = json.loads(Path("out/results.json").read_text())
+    assert asked[2:] == ["muon"]
+    assert (grown["machine"]["load"], grown["machine"]["busy_runs"]) == ({"min": 0.0, "max": 99.0}, 2)
+
+
 def test_seeds_may_be_added_and_steps_not_changed(tmp_path: Path) -> None:
     wanted = Wanted("quadratic", ["adamw"], SMALL, seeds=1, steps=5, tune=[])
     compared(tmp_path / "out", wanted)
     assert (
         len(compared(tmp_path / "out", Wanted("quadratic", ["adamw"], SMALL, 2, 5, []))["optimizers"][0]["runs"]) == 2
     )
-    with pytest.raises(ZooError, match=r"another comparison: steps, tune_steps differ"):
+    with pytest.raises(ZooError, match=r"another comparison: --steps is 5 there and 6 here\. "):
         compared(tmp_path / "out", Wanted("quadratic", ["adamw"], SMALL, 1, 6, []))
+    with pytest.raises(ZooError, match=r"--tune-steps is 5 there and 3 here; --threads is 1 there and 2 here\. "):
+        compared(tmp_path / "out", Wanted("quadratic", ["adamw"], SMALL, 1, 5, [], tune_steps=3, threads=2))
+    torch.set_num_threads(1)
 
 
 def test_a_damaged_run_is_named(tmp_path: Path) -> None:
@@ -233,7 +273,8 @@ def test_the_command_shows_and_writes(no_memory: None, capsys: Capture, tmp_path
     out, err = capsys.readouterr()
     assert out.startswith("In the one seed")
     assert "velo-sample" in out
-    assert err.splitlines()[0].startswith("1/2  adamw, lr 0.01, seed 0: loss ")
+    assert re.fullmatch(r"2 runs, about .* s left", err.splitlines()[0])
+    assert err.splitlines()[1].startswith("1/2  adamw, lr 0.01, seed 0: loss ")
     found = json.loads(Path("runs/compare-quadratic/results.json").read_text())
     assert [each["schedule"] for each in found["optimizers"]] == ["linear", "constant"]
     assert run(*found["command"].split()[1:], "-q") == 0, "the line makes the same comparison"
@@ -311,21 +352,34 @@ def test_without_matplotlib_nothing_is_trained(capsys: Capture, monkeypatch: pyt
     assert "pylo-zoo[train]" in refused(capsys, "compare", *TINY, "--optimizers", "adamw")
 
 
-# --- memory ------------------------------------------------------------------------------------------------------
+# --- the terminal ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(memory.method("cpu") == "none", reason="the kernel has no high-water mark to set back")
-def test_the_peak_of_a_step_is_measured() -> None:
-    found = memory.measured("quadratic", {"size": 512}, "velo-sample", "cpu")
-    assert found.bytes is not None
-    assert 4 * 512**2 < found.bytes < 4000 * 512**2
-    assert "VmHWM" in found.method
+@pytest.mark.parametrize("width", [40, 60, 72, 80, 100, 160])
+def test_no_figure_is_broken_on_a_narrow_terminal(written: Path, width: int) -> None:
+    found = json.loads((written / report.RESULTS).read_text())
+    console = Console(width=width, file=io.StringIO())
+    console.print(comparing.table(found, console))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert max(map(len, shown.splitlines())) <= width
+    assert "…" not in shown
+    for each in found["optimizers"]:
+        assert each["label"] in shown
+        for part in filter(None, words.parts(words.ranged(each["loss"]))):
+            assert part in shown
 
 
-def test_what_cannot_be_measured_is_none() -> None:
-    assert memory.measured("quadratic", {}, "adamw", "mps") == memory.Peak(None, memory.METHODS["none"])
-    assert memory.measured("quadratic", {}, "nothing", "cpu").bytes is None
-    assert memory.method("cuda:0") == "cuda"
+def test_every_field_of_a_comparison_is_documented() -> None:
+    text = (Path(__file__).parent.parent / "docs/training.md").read_text()
+    for title, fields in (
+        ("`comparison.json`", planned(WANTED).shared()),
+        ("`results.json`", compared(Path("out"))),
+    ):
+        table = text.partition(f"| {title} |")[2].partition("\n\n")[0]
+        rows = [line.split("|")[1] for line in table.splitlines()[2:]]
+        assert {name for row in rows for name in re.findall(r"`([^`]+)`", row)} == set(fields)
+    assert set(running.WORDS) == set(planned(WANTED).shared())
 
 
 def test_completion_knows_every_task() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pylo_zoo.compare import figures, words
+from pylo_zoo.compare import figures, looks, machine, verdict, words
 from pylo_zoo.compare.figures import Arrival, Course
 from pylo_zoo.compare.running import Trial, _beyond, best
 
@@ -70,9 +71,9 @@ def test_steps_to_a_loss() -> None:
 def test_arrival_is_a_median_and_never_where_not_even_half_arrive() -> None:
     quick, slow, never = course([1, 0, 0], 0), course([1, 1, 0], 1), course([1, 1, 1], 2)
     goals: dict[int, float | None] = {0: 0.0, 1: 0.0, 2: 0.0}
-    assert figures.arrival([quick, slow, never], goals, 1) == Arrival(3, 2, 3)
-    assert figures.arrival([quick, never], goals, 1) == Arrival(None, 1, 2)
-    assert figures.arrival([never], goals, 1) == Arrival(None, 0, 1)
+    assert figures.arrival([quick, slow, never], goals, 1) == Arrival(3, sum([0.004] * 3), 2, 3)
+    assert figures.arrival([quick, never], goals, 1) == Arrival(None, None, 1, 2)
+    assert figures.arrival([never], goals, 1) == Arrival(None, None, 0, 1)
     assert figures.arrival([quick], {0: None}, 1) is None, "the other one diverged"
 
 
@@ -124,7 +125,7 @@ def entry(label: str, losses: Sequence[float | None], metric: Sequence[float] = 
 def said(*entries: dict[str, Any], metric: str | None = None) -> str:
     seeds = list(range(len(entries[0]["runs"])))
     task = {"metric": metric, "higher_is_better": True, "floor": None}
-    return words.verdict({"optimizers": entries, "seeds": seeds, "reference": "adamw", "task": task})
+    return verdict.verdict({"optimizers": entries, "seeds": seeds, "reference": "adamw", "task": task})
 
 
 def test_adamw_winning_is_said_first() -> None:
@@ -205,3 +206,73 @@ def test_cells_have_a_small_part() -> None:
     assert words.parts("0.1 (0.05–0.2)") == ("0.1", "0.05–0.2")
     assert words.parts("9 runs, 77 s") == ("9 runs", "77 s")
     assert words.parts("never") == ("never", "")
+
+
+# --- the clock, seeds, looks -------------------------------------------------------------------------------------
+
+
+def timed(label: str, seconds: float | None, **more: Any) -> dict[str, Any]:
+    tuning = {"seconds": 9.0} if label == "adamw" else None
+    there = {"steps": None if seconds is None else 5, "seconds": seconds, "reached": 2, "of": 2}
+    return entry(label, [0.1, 0.2], steps_to_reference=there, **{"tuning": tuning, **more})
+
+
+def clocked(*entries: dict[str, Any], busy: int = 0) -> str | None:
+    return verdict.clock({"optimizers": entries, "reference": "adamw", "machine": {"busy_runs": busy}})
+
+
+def test_who_is_first_by_the_clock() -> None:
+    assert clocked(timed("celo", 40.0), timed("adamw", 3.1), timed("muon", None)) == (
+        "By the clock, tuned adamw is the first at its own final loss: 3.1 s, against 40 s for untuned celo; "
+        "untuned muon does not get there. The search for a learning rate is not in that: 9.0 s for adamw."
+    )
+    text = clocked(timed("celo", 1.0), timed("adamw", 3.1), busy=1)
+    assert text is not None
+    assert text.startswith(
+        "By the clock, untuned celo is the first at the final loss of tuned adamw: 1.0 s, against 3.1 s"
+    )
+    assert text.endswith("The machine was busy: these times are rough.")
+
+
+def test_a_clock_without_a_goal_says_nothing() -> None:
+    assert clocked(timed("adamw", 3.1)) is None
+    assert clocked(timed("adamw", None), timed("celo", None)) is None
+    assert clocked(timed("adamw", 3.1) | {"loss": None}, timed("celo", 1.0)) is None
+
+
+@pytest.mark.parametrize(
+    ("entries", "kind", "said"),
+    [
+        ([entry("adamw", [0.1], [0.5])], "one", "One seed"),
+        ([entry("adamw", [0.1, 0.1], [0.5, 0.5]), entry("celo", [None, None])], "equal", "The same in each of 2 seeds"),
+        ([entry("adamw", [0.1, 0.1], [0.5, 0.6])], "several", "Means over 2 seeds"),
+    ],
+)
+def test_ranges_are_spoken_of_where_there_are_some(entries: list[dict[str, Any]], kind: str, said: str) -> None:
+    found = {"optimizers": entries, "seeds": list(range(len(entries[0]["runs"])))}
+    assert words.spreads(found) == kind
+    assert words.seeds_note(found).startswith(said)
+
+
+def test_an_optimizer_looks_the_same_in_every_report() -> None:
+    assert len({*looks.KNOWN.values()}) == len(looks.KNOWN)
+    assert not {*looks.KNOWN.values()} & {*looks.FREE}
+    for labels in (["mine", "adamw"], ["celo", "adamw", "mine", "muon"]):
+        found = looks.looks(labels)
+        assert list(found) == labels
+        assert found["adamw"] == looks.KNOWN["adamw"]
+        assert found["mine"] == looks.looks(["mine"])["mine"]
+    many = [f"optimizer {i}" for i in range(len(looks.FREE))]
+    assert len({*looks.looks(many).values()}) == len(many), "all differ, as long as there are enough"
+    assert looks.looks(many) == looks.looks(many[::-1])
+
+
+def test_a_run_in_parts_keeps_its_greatest_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for now in (3.0, 1.0):
+        monkeypatch.setattr(machine, "load", lambda now=now: now)
+        machine.keep(tmp_path, 0.5)
+    assert machine.kept(tmp_path) == 3.0
+    (tmp_path / machine.RECORD).write_text("[")
+    assert machine.kept(tmp_path) is None
+    assert not machine.busy(2.5, 2)
+    assert machine.busy(2.6, 2)

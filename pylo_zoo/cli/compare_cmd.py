@@ -109,7 +109,7 @@ def compare(
     place = out or Path("runs") / f"compare-{plan.slug(task)}"
     running.prepare(comparison, place)
     command = _command(wanted, tune, place)
-    state = report.machine(comparison.device)
+    before = report.recorded(place)
     from pylo_zoo.cli.comparing import watching
 
     try:
@@ -118,8 +118,15 @@ def compare(
     except KeyboardInterrupt:
         output.note(f"All that was done is kept in {place}. Go on with: {command}")
         raise
-    output.note("Measuring the memory of a step …", quiet=quiet)
-    found = report.results(comparison, outcomes, command=command, state=state)
+    if before and not any(each.made for each in outcomes):
+        output.note(f"finished already: {place / report.PAGE}", quiet=quiet)
+    found = report.results(
+        comparison,
+        outcomes,
+        command=command,
+        before=before,
+        say=lambda: output.note("Measuring the memory of a step …", quiet=quiet),
+    )
     report.write(found, outcomes, place)
     human = _verdict(found) if quiet else lambda console: _show(found, place, console)
     output.emit(found, human, json=json)
@@ -175,25 +182,16 @@ def _verdict(found: Mapping[str, Any]) -> str:
 
 
 def _show(found: Mapping[str, Any], place: Path, console: Console) -> None:
-    from rich.table import Table
-
+    from pylo_zoo.cli.comparing import table
     from pylo_zoo.compare import words
 
     console.print(_verdict(found), style="bold")
+    if found["clock"]:
+        console.print(output.printable(words.sentence(found["clock"])))
     console.print()
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    shown = (0, 1, 2, 3, 4, 6, 10)
-    whole = (0, 2, 3)  # a figure in two pieces is read as another one
-    head = words.head(found)
-    for i in shown:
-        title = head[i].replace(" ", "\n", 1) if i == 2 else head[i].replace(": ", ":\n")
-        table.add_column(title, justify="right" if i else "left", overflow="fold", no_wrap=i in whole)
-    for each in found["optimizers"]:
-        row = words.row(each, found)
-        if each["diverged"]:
-            row[2] = f"diverged ({each['diverged']} of {len(each['runs'])})"
-        table.add_row(*(output.printable_lines("\n".join(filter(None, words.parts(row[i])))) for i in shown))
-    console.print(table)
+    console.print(table(found, console))
     console.print()
-    console.print(f"Losses: mean of the last {found['last']} steps (min–max over seeds).", soft_wrap=True)
+    loss = f"Losses: mean of the last {words.count(found['last'], 'step')}. {words.seeds_note(found)}"
+    console.print(output.printable(loss))
+    console.print(output.printable(f"On {words.on(found['machine'])}."))
     console.print(f"{place / 'report.html'}  and report.md, results.json, figures", soft_wrap=True)

@@ -1,16 +1,20 @@
-"""Lines that live while a comparison runs: which run it is, how that one does, and how long it will take."""
+"""What a comparison shows on a terminal: lines that live while it runs, and a table in the end."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pylo_zoo.cli import output
 from pylo_zoo.cli.training import watched
+from pylo_zoo.compare import words
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from pylo_zoo.compare.figures import Course
     from pylo_zoo.compare.running import Watch
     from pylo_zoo.train.loop import Run, Step
@@ -28,42 +32,108 @@ class _Watch:
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
         self.left: dict[str, int] = {}
-        self.pace: dict[str, tuple[int, float]] = {}
-        self.runs = self.finished = 0
-        self.trained = False
+        self.paces: dict[str, float] = {}
+        self.spent: dict[str, tuple[int, float]] = {}
+        self.runs = self.finished = self.made = 0
+        self.training = False
 
     def expect(self, steps: dict[str, int], runs: int) -> None:
         for label, number in steps.items():
             self.left[label] = self.left.get(label, 0) + number
         self.runs += runs
 
+    def pace(self, label: str, seconds: float) -> None:
+        self.paces[label] = seconds
+
     @contextmanager
     def run(self, title: str, label: str, run: Run) -> Iterator[Callable[[Step], None]]:
+        if not self.made:
+            found = f"{self.finished} of them as they were found, " if self.finished else ""
+            output.note(f"{self.runs} runs, {found}{self._time()} left", quiet=self.quiet)
+        self.made += 1
+        self.training = True
         start = time.monotonic()
-        self.trained = True
         with watched(run, quiet=self.quiet, title=f"{self.finished + 1}/{self.runs}  {title}") as listen:
             yield listen
-        steps, seconds = self.pace.get(label, (0, 0.0))
-        self.pace[label] = (steps + run.plan.steps, seconds + time.monotonic() - start)
+        steps, seconds = self.spent.get(label, (0, 0.0))
+        self.spent[label] = steps, seconds = steps + len(run.result.model_seconds), seconds + time.monotonic() - start
+        self.paces[label] = seconds / max(steps, 1)
         self.left[label] = self.left.get(label, 0) - run.plan.steps
 
     def done(self, title: str, course: Course) -> None:
         self.finished += 1
+        if not self.training:
+            return
+        self.training = False
         if course.stopped:
             what = "diverged"
         else:
             last = course.losses[-max(1, len(course.losses) // 20) :]
             what = f"loss {sum(last) / len(last):.4g}"
-        again = "" if self.trained else ", as it was found"
-        left = f", about {self._seconds():.0f} s left" if self._known() else ""
-        self.trained = False
-        output.note(f"{self.finished}/{self.runs}  {title}: {what}{again}{left}", quiet=self.quiet)
+        left = f", {self._time()} left" if self.finished < self.runs else ""
+        output.note(f"{self.finished}/{self.runs}  {title}: {what}{left}", quiet=self.quiet)
 
-    def _known(self) -> bool:
-        """Whether each optimizer that still has steps to make has made some."""
-        return self.finished < self.runs and all(label in self.pace for label, steps in self.left.items() if steps > 0)
+    def _time(self) -> str:
+        """The time that is left, by what each optimizer's steps took."""
+        seconds = sum(max(0, steps) * self.paces.get(label, 0.0) for label, steps in self.left.items())
+        return f"about {words.duration(seconds)}"
 
-    def _seconds(self) -> float:
-        """Time that is left, by what each optimizer's steps took."""
-        paces = {label: seconds / max(steps, 1) for label, (steps, seconds) in self.pace.items()}
-        return sum(max(0, steps) * paces.get(label, 0.0) for label, steps in self.left.items())
+
+# --- the table ---------------------------------------------------------------------------------------------------
+
+SHOWN = (0, 1, 2, 3, 4, 6, 10)
+"""Columns of the report's table that a terminal has room for."""
+WIDEST = 1000
+"""Of a table before it is fitted to a terminal."""
+
+
+def table(found: Mapping[str, Any], console: Console) -> Table:
+    """The figures of merit, as wide as ``console`` lets them be without breaking any of them.
+
+    A line an optimizer, else a column an optimizer, else one optimizer below the other.
+    """
+    titles = [words.head(found)[i] for i in SHOWN]
+    rows = []
+    for each in found["optimizers"]:
+        row = words.row(each, found)
+        if each["diverged"]:
+            row[2] = f"diverged ({each['diverged']} of {len(each['runs'])})"
+        rows.append([row[i] for i in SHOWN])
+    head = [_halved(title) for title in titles]
+    for made in (_grid(head, *rows), _grid(*zip(titles, *rows, strict=True))):
+        if console.measure(made, options=console.options.update(width=WIDEST)).maximum <= console.width:
+            return made
+    stack = _made()
+    stack.show_header = False
+    for row in rows:
+        stack.add_row(output.printable(row[0]), style="bold")
+        for title, cell in zip(titles[1:], row[1:], strict=True):
+            stack.add_row(f"  {output.printable(title)}", output.printable(cell))
+    return stack
+
+
+def _made() -> Table:
+    from rich.table import Table
+
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+
+
+def _grid(head: Sequence[str], *rows: Sequence[str]) -> Table:
+    """A table in whose cells what is in small letters elsewhere stands below what counts."""
+    made = _made()
+    for i, title in enumerate(head):
+        made.add_column(_stacked(title), justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        made.add_row(*map(_stacked, row))
+    return made
+
+
+def _halved(title: str) -> str:
+    """``title`` in two lines, as like in length as its words allow."""
+    breaks = [i for i, sign in enumerate(title) if sign == " "]
+    middle = min(breaks, key=lambda i: abs(2 * i + 1 - len(title)), default=len(title))
+    return f"{title[:middle]}\n{title[middle + 1 :]}".rstrip()
+
+
+def _stacked(cell: str) -> str:
+    return output.printable_lines("\n".join(filter(None, words.parts(cell))))

@@ -23,6 +23,7 @@ class Course:
         evaluations: of the data that is held out, by number of steps done.
         stopped: why the run ended before its time, or None.
         state_bytes: of the optimizer's state.
+        load: of the machine meanwhile; None where it is not known.
     """
 
     seed: int
@@ -32,6 +33,7 @@ class Course:
     evaluations: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     stopped: str | None = None
     state_bytes: int = 0
+    load: float | None = None
 
     @property
     def seconds(self) -> list[float]:
@@ -107,25 +109,28 @@ def steps_to(course: Course, target: float, window: int) -> int | None:
 
 @dataclass(frozen=True)
 class Arrival:
-    """How many steps a loss took to reach: the median over seeds, None where half of them or more never did."""
+    """How many steps, and seconds, a loss took to reach: medians over seeds, None where half or more never did."""
 
     steps: float | None
+    seconds: float | None
     reached: int
     of: int
 
 
 def arrival(courses: Sequence[Course], targets: Mapping[int, float | None], window: int) -> Arrival | None:
-    """The steps that ``courses`` took to what each seed's target is; None where no seed has a target."""
+    """What ``courses`` took to what each seed's target is; None where no seed has a target."""
     found = [
-        steps_to(course, target, window)
+        (steps_to(course, target, window), course)
         for course in courses
         if (target := targets.get(course.seed)) is not None and math.isfinite(target)
     ]
     if not found:
         return None
-    middle = statistics.median(math.inf if steps is None else steps for steps in found)
-    reached = sum(steps is not None for steps in found)
-    return Arrival(middle if math.isfinite(middle) else None, reached, len(found))
+    middle = statistics.median(math.inf if steps is None else steps for steps, _ in found)
+    clock = statistics.median(math.inf if steps is None else sum(each.seconds[:steps]) for steps, each in found)
+    reached = sum(steps is not None for steps, _ in found)
+    finite = [value if math.isfinite(value) else None for value in (middle, clock)]
+    return Arrival(finite[0], finite[1], reached, len(found))
 
 
 def wins(one: Sequence[float], other: Sequence[float]) -> int:

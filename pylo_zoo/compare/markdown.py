@@ -15,6 +15,7 @@ def render(found: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
     parts = [
         f"# {escaped(task['name'])}: {escaped(', '.join(each['label'] for each in found['optimizers']))}",
         f"**{escaped(words.sentence(found['verdict']))}**",
+        *([escaped(words.sentence(found["clock"]))] if found["clock"] else []),
         f"{escaped(words.setting(found))}",
         "\n".join(_table(words.head(found), [words.row(each, found) for each in found["optimizers"]])),
         "\n".join(f"- {escaped(note)}" for note in found["notes"]),

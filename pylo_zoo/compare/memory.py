@@ -62,6 +62,12 @@ def measured(task: str, options: Mapping[str, Any], optimizer: str, device: str)
         return Peak(None, "the process that measures it failed")
 
 
+def recorded(entry: Mapping[str, Any]) -> Peak | None:
+    """What a report's ``entry`` of an optimizer says, if it was measured, or cannot be."""
+    method = entry["peak_method"]
+    return Peak(entry["peak_bytes"], method) if method in METHODS.values() else None
+
+
 def method(device: str) -> str:
     """Which of :data:`METHODS` applies on ``device``."""
     if device.startswith("cuda"):

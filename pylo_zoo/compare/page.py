@@ -36,6 +36,8 @@ def render(found: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         rows=rows,
         images=images,
         verdict=words.sentence(found["verdict"]),
+        clock=words.sentence(found["clock"] or ""),
+        seeds_note=words.seeds_note(found),
         setting=words.setting(found),
         made=words.made(found),
         tunings=[each for each in found["optimizers"] if each["tuning"]],

@@ -114,6 +114,7 @@ class Comparison:
             "tune_steps": self.tune_steps,
             "schedule": self.wanted.schedule,
             "device": self.device,
+            "threads": self.wanted.threads,
         }
 
 

@@ -7,11 +7,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pylo_zoo.compare import words
 from pylo_zoo.compare.figures import Band, Course, band, diverged, smoothed
+from pylo_zoo.compare.looks import Look, looks
 from pylo_zoo.compare.plan import LAST
 from pylo_zoo.compare.running import Outcome
 from pylo_zoo.errors import ZooError
-from pylo_zoo.parity.phrases import clipped
+from pylo_zoo.parity.phrases import clipped, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,13 +21,11 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT, DPI = 6.0, 4.2, 200
 """Inches and dots: 1,200 pixels wide, with letters that a phone still shows large enough."""
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, which stay apart for colour-blind readers; with more optimizers they come again, dashed."""
-STYLES = ("-", "--", ":")
-MARKERS = "osD^vPX"
 POINTS = 600
 """Of a curve: more than the figure has room for."""
 GREY = "#555555"
+FAR = 20
+"""Where the longest time is so many times the shortest, the scale is logarithmic."""
 
 
 def check() -> None:
@@ -48,7 +48,12 @@ def draw(found: Mapping[str, Any], outcomes: Sequence[Outcome]) -> dict[str, byt
     """
     check()
     window = found["last"]
-    about = f"median of {len(found['seeds'])} seeds, shaded: min–max; " if len(found["seeds"]) > 1 else ""
+    seeds = len(found["seeds"])
+    about = {
+        "one": "one seed; ",
+        "equal": f"{seeds} seeds, all the same; ",
+        "several": f"median of {seeds} seeds, shaded: min–max; ",
+    }[words.spreads(found)]
     smooth = f"{about}averaged over {window} steps"
 
     def by_steps(axes: Axes) -> None:
@@ -69,10 +74,13 @@ def draw(found: Mapping[str, Any], outcomes: Sequence[Outcome]) -> dict[str, byt
     if found["task"]["metric"]:
         pictures["held-out.png"] = held_out
     pictures["optimizer-time.png"] = lambda axes: _times(axes, found["optimizers"])
-    return {name: _png(content, outcomes if name != "optimizer-time.png" else ()) for name, content in pictures.items()}
+    return {
+        name: _png(content, outcomes if name != "optimizer-time.png" else (), dots=name == "held-out.png")
+        for name, content in pictures.items()
+    }
 
 
-def _png(content: Callable[[Axes], None], named: Sequence[Outcome]) -> bytes:
+def _png(content: Callable[[Axes], None], named: Sequence[Outcome], *, dots: bool) -> bytes:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -85,7 +93,7 @@ def _png(content: Callable[[Axes], None], named: Sequence[Outcome]) -> bytes:
         figure.set_layout_engine(ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06))
         content(figure.subplots())
         if named:
-            _legend(figure, named)
+            _legend(figure, named, dots=dots)
         FigureCanvasAgg(figure)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
@@ -133,13 +141,13 @@ def _thinned(curve: tuple[Sequence[float], Sequence[float]]) -> tuple[list[float
 
 def _curves(axes: Axes, outcomes: Sequence[Outcome], curve: Callable[[Outcome], Band], *, dots: bool = False) -> None:
     values: list[float] = []
-    for place, outcome in enumerate(outcomes):
+    known = _looks(outcomes)
+    for outcome in outcomes:
         found = curve(outcome)
-        look = _look(place)
-        marker = {"marker": MARKERS[place % len(MARKERS)], "markersize": 3.5} if dots else {}
-        axes.plot(found.x, found.middle, linewidth=1.8, zorder=3, **look, **marker)
+        look = known[outcome.recipe.label]
+        axes.plot(found.x, found.middle, linewidth=1.8, zorder=3, **_line(look, dots=dots))
         if found.low != found.high:
-            axes.fill_between(found.x, found.low, found.high, color=look["color"], alpha=0.15, linewidth=0, zorder=2)
+            axes.fill_between(found.x, found.low, found.high, color=look.color, alpha=0.15, linewidth=0, zorder=2)
         if not _lost(outcome):
             values += [value for value in (*found.low, *found.high) if math.isfinite(value)]
     _limit(axes, values)
@@ -159,31 +167,55 @@ def _limit(axes: Axes, values: Sequence[float]) -> None:
     low, high = min(values), max(values)
     if low > 0 and high > 10 * low:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.set_ylim(low / 1.25, high * 1.25)
     else:
         room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
         axes.set_ylim(low - room, high + room)
 
 
-def _look(place: int) -> dict[str, Any]:
-    return {"color": COLOURS[place % len(COLOURS)], "linestyle": STYLES[place // len(COLOURS) % len(STYLES)]}
+def _looks(outcomes: Sequence[Outcome]) -> dict[str, Look]:
+    return looks([outcome.recipe.label for outcome in outcomes])
+
+
+def _line(look: Look, *, dots: bool) -> dict[str, Any]:
+    return {**look._asdict(), **({"marker": look.marker, "markersize": 4} if dots else {})}
 
 
 def _times(axes: Axes, optimizers: Sequence[Mapping[str, Any]]) -> None:
-    """A bar an optimizer: the model's part of a step, then the optimizer's."""
+    """For each optimizer its part of a step, below the model's: bars, or points where a bar would be a hairline."""
     known = [each for each in optimizers if each["share"] is not None]
-    longest = max((each["model_ms"] + each["optimizer_ms"] for each in known), default=1.0)
+    known_looks = looks([each["label"] for each in optimizers])
+    parts = [each[key] for each in known for key in ("model_ms", "optimizer_ms")]
+    low, high = min(parts, default=1.0), max(parts, default=1.0)
+    far = low > 0 and high > FAR * low
+    if far:  # the length of a bar means nothing there, the place of a point does
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
     for place, each in enumerate(known):
-        total = each["model_ms"] + each["optimizer_ms"]
-        axes.barh(place, each["model_ms"], color="#c9c9c9", height=0.6)
-        axes.barh(place, each["optimizer_ms"], left=each["model_ms"], color=COLOURS[0], height=0.6)
-        text = f"{each['optimizer_ms']:.3g} of {total:.3g} ms: {100 * each['share']:.0f} %"
-        axes.text(total + 0.02 * longest, place, text, va="center")
-    axes.set_xlim(0, 1.55 * longest)  # room for the text of the longest
+        share = f" ({100 * each['share']:.0f} %)"
+        for shift, key, colour, more in (
+            (-0.19, "model_ms", "#9a9a9a", " model"),
+            (0.19, "optimizer_ms", known_looks[each["label"]].color, f" optimizer{share}"),
+        ):
+            value = each[key]
+            if far:
+                axes.hlines(place + shift, low / 2, value, color=colour, linewidth=1.2, zorder=2)
+                axes.plot([value], [place + shift], "o", color=colour, markersize=8, zorder=3)
+            else:
+                axes.barh(place + shift, value, color=colour, height=0.34, zorder=2)
+            axes.annotate(
+                f"{number(value, 3)} ms{more}", (value, place + shift), (8, 0), textcoords="offset points", va="center"
+            )
+    if far:
+        axes.set_xlim(low / 2, high * (2 * high / low) ** 0.9)  # room for the text of the longest
+    else:
+        axes.set_xlim(0, 1.7 * high or 1.0)
     axes.set_yticks(range(len(known)), [_safe(each["label"]) for each in known], **{"parse_math": False})
     axes.set_ylim(len(known) - 0.4, -0.6)
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
-    _finish(axes, "Where a step's time goes", "grey: the model; blue: the optimizer; medians", "milliseconds a step")
+    about = "medians, with the optimizer's share of both" + ("; the scale is logarithmic" if far else "")
+    _finish(axes, "Where a step's time goes", about, "milliseconds a step")
 
 
 def _finish(axes: Axes, title: str, about: str, unit: str) -> None:
@@ -196,16 +228,23 @@ def _finish(axes: Axes, title: str, about: str, unit: str) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _legend(figure: Figure, outcomes: Sequence[Outcome]) -> None:
+def _legend(figure: Figure, outcomes: Sequence[Outcome], *, dots: bool) -> None:
     from matplotlib.lines import Line2D
 
     lost = {True: " (diverged)", False: ""}
+    known = _looks(outcomes)
     handles = [
-        Line2D([], [], linewidth=2.5, label=_safe(outcome.recipe.label) + lost[_lost(outcome)], **_look(place))
-        for place, outcome in enumerate(outcomes)
+        Line2D(
+            [],
+            [],
+            linewidth=2.2,
+            label=_safe(outcome.recipe.label) + lost[_lost(outcome)],
+            **_line(known[outcome.recipe.label], dots=dots),
+        )
+        for outcome in outcomes
     ]
     columns = min(len(handles), 4 if len(handles) != 5 else 3)
-    made = figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, handlelength=1.6)
+    made = figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.4)
     for text in made.get_texts():
         text.set_parse_math(False)
 

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from pylo_zoo import __version__
-from pylo_zoo.compare import figures, words
+from pylo_zoo.compare import figures, machine, verdict, words
 from pylo_zoo.compare.memory import Peak, measured
+from pylo_zoo.compare.memory import recorded as recorded_peak
 from pylo_zoo.compare.plan import TUNING_SEED, Comparison
 from pylo_zoo.compare.running import Outcome, Tuning, best
 from pylo_zoo.files import write_file
 
 RESULTS, MARKDOWN, PAGE = "results.json", "report.md", "report.html"
 VERSION = 1
-TIMES = ("model_ms", "optimizer_ms", "share", "seconds", "cost", "peak_bytes", "date", "machine", "command")
+TIMES = (
+    "model_ms",
+    "optimizer_ms",
+    "share",
+    "seconds",
+    "cost",
+    "load",
+    "peak_bytes",
+    "date",
+    "machine",
+    "command",
+    "clock",
+)
 """Keys of what differs from one making of the same comparison to the next."""
 
 Results = dict[str, Any]
@@ -35,7 +43,8 @@ def results(
     *,
     command: str,
     memory: bool = True,
-    state: Results | None = None,
+    before: Results | None = None,
+    say: Callable[[], None] = lambda: None,
 ) -> Results:
     """Everything that is reported, as ``results.json`` holds it; no number in it is other than finite.
 
@@ -44,8 +53,12 @@ def results(
         outcomes: its runs.
         command: the line that makes the same comparison.
         memory: whether to measure the peak memory of a step, which takes seconds for each optimizer.
-        state: what the machine was like when the comparison began; by default as it is now.
+        before: the report that there was already: memory that it knows is not measured again, and where no run was
+            made since, machine and date are its own.
+        say: called before memory is measured, if it is.
     """
+    old = before if before and not any(each.made for each in outcomes) else None
+    peaks = _peaks(comparison, outcomes, before, say) if memory else {}
     last = comparison.last
     reference = next(each for each in outcomes if each.entrant is comparison.reference)
     task, seeds = comparison.task, comparison.wanted.seeds
@@ -70,57 +83,78 @@ def results(
         "device": comparison.device,
         "parameters": outcomes[0].parameters,
         "reference": comparison.reference.label,
-        "optimizers": [_optimizer(comparison, each, reference, metric, memory) for each in outcomes],
-        "machine": {**(state or machine(comparison.device)), "load_after": load()},
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "optimizers": [
+            _optimizer(comparison, each, reference, metric, peaks.get(each.recipe.label, Peak(None, "not asked for")))
+            for each in outcomes
+        ],
+        "machine": _machine(comparison, outcomes, old),
+        "date": old["date"] if old else datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command,
     }
-    return {"verdict": words.verdict(found), "notes": words.notes(found), **found}
+    return {"verdict": verdict.verdict(found), "clock": verdict.clock(found), "notes": words.notes(found), **found}
 
 
-def machine(device: str) -> Results:
-    """What the training runs on."""
-    gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
+def recorded(out: Path) -> Results | None:
+    """The report that ``out`` holds already; None where there is none that can be read."""
+    try:
+        found = json.loads((out / RESULTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("version") == VERSION else None
+
+
+def _loads(outcomes: Sequence[Outcome]) -> list[float | None]:
+    """Of the machine during every run, the search's included."""
+    return [
+        load
+        for each in outcomes
+        for load in (
+            *(trial.load for trial in (each.tuning.trials if each.tuning else ())),
+            *(course.load for course in each.courses),
+        )
+    ]
+
+
+def _machine(comparison: Comparison, outcomes: Sequence[Outcome], before: Results | None) -> Results:
+    """What the runs were made on: as it was written down, if all of them are old."""
+    state = before["machine"] if before else machine.state(comparison.device)
+    loads = _loads(outcomes)
+    known = [each for each in loads if each is not None]
     return {
-        "processor": _processor(),
-        "gpu": gpu,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": load(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "pylo-zoo": __version__,
+        **state,
+        "threads": comparison.wanted.threads,
+        "load": {"min": min(known), "max": max(known)} if known else None,
+        "busy_runs": sum(machine.busy(each, state["cores"]) for each in known),
+        "runs": len(loads),
     }
 
 
-def load() -> float | None:
-    """Processes that want to run, averaged over the last minute; None where the system does not say."""
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+def _peaks(
+    comparison: Comparison, outcomes: Sequence[Outcome], before: Results | None, say: Callable[[], None]
+) -> dict[str, Peak]:
+    """The memory of a step, by label: as it was written down, or else measured."""
+    known = {(each["name"], each["weights"]): recorded_peak(each) for each in (before["optimizers"] if before else ())}
+    found: dict[str, Peak] = {}
+    said = False
+    for outcome in outcomes:
+        recipe = outcome.recipe
+        peak = known.get((recipe.name, recipe.artifact.fingerprint if recipe.artifact else None))
+        if peak is None:
+            if not said:
+                say()
+            said = True
+            peak = measured(comparison.wanted.task, comparison.wanted.options, recipe.name, comparison.device)
+        found[recipe.label] = peak
+    return found
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _optimizer(
-    comparison: Comparison, outcome: Outcome, reference: Outcome, metric: str | None, memory: bool
-) -> Results:
+def _optimizer(comparison: Comparison, outcome: Outcome, reference: Outcome, metric: str | None, peak: Peak) -> Results:
     entrant, recipe, last = outcome.entrant, outcome.recipe, comparison.last
     runs = [_run(course, last) for course in outcome.courses]
     losses = _finals(outcome, last)
     model = _milliseconds([each for course in outcome.courses for each in course.model_seconds])
     optimizer = _milliseconds([each for course in outcome.courses for each in course.optimizer_seconds])
     state = max(course.state_bytes for course in outcome.courses)
-    peak = (
-        measured(comparison.wanted.task, comparison.wanted.options, recipe.name, comparison.device)
-        if memory
-        else Peak(None, "not asked for")
-    )
     theirs = _finals(reference, last)
     ahead = None
     if outcome is not reference and None not in losses.values() and None not in theirs.values():
@@ -168,6 +202,7 @@ def _run(course: figures.Course, last: int) -> Results:
         "evaluation": {} if why else dict(course.final),
         "diverged": why,
         "seconds": sum(course.seconds),
+        "load": course.load,
     }
 
 

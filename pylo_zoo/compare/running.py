@@ -9,21 +9,49 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from pylo_zoo.compare import machine
 from pylo_zoo.compare.figures import Course, final_loss
 from pylo_zoo.compare.plan import EVALUATIONS, LAST, TUNING_SEED, Comparison, Entrant, slug
 from pylo_zoo.errors import ZooError
 from pylo_zoo.files import explained, write_file
-from pylo_zoo.train.loop import CHECKPOINT, CHECKPOINTS, LEAST_FREE, METRICS, RESULT, RUN, Plan, Run, Step, train
+from pylo_zoo.train.loop import (
+    CHECKPOINT,
+    CHECKPOINTS,
+    LEAST_FREE,
+    METRICS,
+    RESULT,
+    RUN,
+    Diverged,
+    Plan,
+    Run,
+    Step,
+    train,
+)
 from pylo_zoo.train.recipes import Recipe
 
 SHARED = "comparison.json"
 RUNS = "runs"
+WORDS = {
+    "task": "TASK",
+    "options": "--set",
+    "steps": "--steps",
+    "tune_steps": "--tune-steps",
+    "schedule": "--schedule",
+    "device": "--device",
+    "threads": "--threads",
+}
+"""What the fields of comparison.json are called on the command line."""
+PROBED, PROBING = 5, 1.0
+"""Steps and seconds, at most, that tell how long a step of an optimizer takes."""
 EXTENSIONS = 2
 """So often the grid grows by one learning rate, while the best lies at its edge."""
 BYTES_A_STEP = 256
@@ -32,11 +60,12 @@ BYTES_A_STEP = 256
 
 @dataclass(frozen=True)
 class Trial:
-    """A learning rate that was tried: its final loss, None where the run diverged."""
+    """A learning rate that was tried: its final loss, None where the run diverged, and the machine's load meanwhile."""
 
     lr: float
     loss: float | None
     seconds: float
+    load: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +102,7 @@ class Outcome:
         tuning: the search, if there was one.
         courses: a run a seed.
         parameters: of the model.
+        made: how many of its runs were made now; the others were found.
     """
 
     entrant: Entrant
@@ -80,6 +110,7 @@ class Outcome:
     tuning: Tuning | None = None
     courses: list[Course] = field(default_factory=list)
     parameters: int = 0
+    made: int = 0
 
 
 class Watch(Protocol):
@@ -89,12 +120,16 @@ class Watch(Protocol):
         """Hear how many steps are still to come, by optimizer, in how many runs."""
         ...
 
+    def pace(self, label: str, seconds: float) -> None:
+        """Hear how long a step of an optimizer takes, of which no run was made yet."""
+        ...
+
     def run(self, title: str, label: str, run: Run) -> AbstractContextManager[Callable[[Step], None]]:
         """A function that hears of every step of ``run``."""
         ...
 
     def done(self, title: str, course: Course) -> None:
-        """Hear what came of a run."""
+        """Hear what came of a run, made or found."""
         ...
 
 
@@ -102,6 +137,9 @@ class Nobody:
     """A :class:`Watch` that is not interested."""
 
     def expect(self, steps: dict[str, int], runs: int) -> None:
+        """Nothing."""
+
+    def pace(self, label: str, seconds: float) -> None:
         """Nothing."""
 
     def run(self, title: str, label: str, run: Run) -> AbstractContextManager[Callable[[Step], None]]:
@@ -128,11 +166,9 @@ def prepare(comparison: Comparison, out: Path) -> None:
         except (OSError, ValueError) as error:
             raise ZooError(f"{path} cannot be read: {error}.", "Give another directory with --out.") from error
         if theirs != ours:
-            known = theirs if isinstance(theirs, dict) else {}
-            other = ", ".join(sorted(key for key in {*known, *ours} if known.get(key) != ours.get(key)))
+            said = _differences(theirs if isinstance(theirs, dict) else {}, ours)
             raise ZooError(
-                f"{out} holds another comparison: {other} differ.",
-                "Give another directory with --out, or the same words.",
+                f"{out} holds another comparison: {said}.", "Give another directory with --out, or the same words."
             )
     with explained(out):
         if not path.is_file() and out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -151,6 +187,21 @@ def prepare(comparison: Comparison, out: Path) -> None:
     write_file(path, (json.dumps(ours, indent=2) + "\n").encode())
 
 
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """What two comparisons do not have in common, in the words of the command line."""
+    other = [key for key in WORDS if theirs.get(key) != ours[key]]
+    if all(each.get("tune_steps") == each.get("steps") for each in (theirs, ours)) and "steps" in other:
+        other.remove("tune_steps")  # it only follows
+    said = [f"{WORDS[key]} is {_value(theirs.get(key))} there and {_value(ours[key])} here" for key in other]
+    return "; ".join(said) or f"{SHARED} has other fields"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={each}" for key, each in value.items()) or "nothing"
+    return "the default" if value is None else str(value)
+
+
 def run_all(comparison: Comparison, out: Path, watch: Watch | None = None) -> list[Outcome]:
     """Tune, then train: for each seed every optimizer in turn, so that what else the machine does meets them all.
 
@@ -159,8 +210,8 @@ def run_all(comparison: Comparison, out: Path, watch: Watch | None = None) -> li
         ZooError: the disk refuses, or a directory holds another run.
     """
     watch = watch or Nobody()
-    runner = _Runner(comparison, out / RUNS, watch)
     watch.expect(_expected(comparison), _count(comparison))
+    runner = _Runner(comparison, out / RUNS, watch)
     outcomes = []
     for entrant in comparison.entrants:
         tuning = runner.tune(entrant) if entrant.tuned else None
@@ -170,7 +221,7 @@ def run_all(comparison: Comparison, out: Path, watch: Watch | None = None) -> li
             outcome.courses.append(runner.course(outcome.recipe, comparison.steps, seed))
     parameters = sum(p.numel() for p in comparison.task.model(0).parameters())
     for outcome in outcomes:
-        outcome.parameters = parameters
+        outcome.parameters, outcome.made = parameters, runner.made[outcome.entrant.label]
     return outcomes
 
 
@@ -192,6 +243,8 @@ class _Runner:
 
     def __init__(self, comparison: Comparison, place: Path, watch: Watch) -> None:
         self.comparison, self.place, self.watch = comparison, place, watch
+        self.made = Counter[str]()
+        self.timed: set[str] = set()
 
     def tune(self, entrant: Entrant) -> Tuning:
         """The best learning rate of the grid, which grows while the best is at its edge."""
@@ -209,7 +262,7 @@ class _Runner:
     def _trial(self, entrant: Entrant, lr: float) -> Trial:
         course = self.course(entrant.recipe.tuned(lr), self.comparison.tune_steps, TUNING_SEED)
         loss = final_loss(course, max(1, round(LAST * self.comparison.tune_steps)))
-        return Trial(lr, loss, sum(course.seconds))
+        return Trial(lr, loss, sum(course.seconds), course.load)
 
     def course(self, recipe: Recipe, steps: int, seed: int) -> Course:
         """The run of ``recipe`` with ``seed``, from the disk where it is finished."""
@@ -225,14 +278,40 @@ class _Runner:
         run = Run(self.comparison.task, recipe, plan, out)
         title = f"{recipe.label}, lr {recipe.lr:.3g}, {'tuning' if tuning else f'seed {seed}'}"
         if not _finished(run):
-            with self.watch.run(title, recipe.label, run) as listen:
-                train(run, resume=(out / RUN).is_file(), listen=listen)
+            self._time()
+            load = machine.load()
+            try:
+                with self.watch.run(title, recipe.label, run) as listen:
+                    train(run, resume=(out / RUN).is_file(), listen=listen)
+            finally:
+                if (out / RUN).is_file():
+                    machine.keep(out, load)
+            self.made[recipe.label] += 1
             (out / CHECKPOINT).unlink(missing_ok=True)  # nothing goes on from here, and many runs fill a disk
         else:
             self.watch.expect({recipe.label: -steps}, 0)
         course = read(out, seed)
+        if recipe.label not in self.timed and course.losses:
+            self.timed.add(recipe.label)
+            self.watch.pace(recipe.label, sum(course.seconds) / len(course.losses))
         self.watch.done(title, course)
         return course
+
+    def _time(self) -> None:
+        """Try a few steps of each optimizer that is not timed yet, so that the time left is known from the start."""
+        for entrant in self.comparison.entrants:
+            if entrant.label in self.timed:
+                continue
+            self.timed.add(entrant.label)
+            run = Run(self.comparison.task, entrant.recipe, Plan(PROBED, TUNING_SEED, self.comparison.device))
+            start, seconds = time.monotonic(), []
+            with suppress(Diverged):
+                for step in run.steps():
+                    seconds.append(step.model_seconds + step.optimizer_seconds)
+                    if time.monotonic() - start > PROBING:
+                        break
+            if seconds:  # the first one warms up
+                self.watch.pace(entrant.label, statistics.median(seconds[1:] or seconds))
 
 
 def best(trials: list[Trial]) -> Trial:
@@ -288,6 +367,7 @@ def read(out: Path, seed: int) -> Course:
             evaluations={int(line["step"]) + 1: line["evaluation"] for line in lines if "evaluation" in line},
             stopped=result["diverged"],
             state_bytes=int(result["state_bytes"]),
+            load=machine.kept(out),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ZooError(f"The run in {out} is damaged: {error}.", "Remove it, and run the command again.") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pylo_zoo.parity.phrases import NONE, count, number
 
@@ -51,6 +51,23 @@ def ranged(spread: Entry | None) -> str:
     if spread["count"] < 2 or spread["min"] == spread["max"]:
         return figure(spread["mean"])
     return f"{figure(spread['mean'])} ({figure(spread['min'])}–{figure(spread['max'])})"
+
+
+def spreads(found: Entry) -> Literal["one", "equal", "several"]:
+    """What there is to say of seeds: that there is one, that they make no difference, or a range."""
+    if len(found["seeds"]) < 2:
+        return "one"
+    known = [spread for each in found["optimizers"] for spread in (each["loss"], each["metric"]) if spread]
+    return "equal" if known and all(each["min"] == each["max"] for each in known) else "several"
+
+
+def seeds_note(found: Entry) -> str:
+    """What stands in a table of losses and metrics."""
+    return {
+        "one": "One seed was run, so that no range is known.",
+        "equal": f"The same in each of {len(found['seeds'])} seeds, so that there is no range.",
+        "several": f"Means over {len(found['seeds'])} seeds, and the range from the least to the greatest.",
+    }[spreads(found)]
 
 
 def arrival(found: Entry | None) -> str:
@@ -118,108 +135,8 @@ def head(found: Entry) -> list[str]:
     return titles
 
 
-# --- the verdict -------------------------------------------------------------------------------------------------
-
-
-def verdict(found: Entry) -> str:
-    """Who ends lowest, by how much, and what that is worth; the first sentence says where the reference wins."""
-    sound = sorted(
-        (each for each in found["optimizers"] if each["loss"] and not each["diverged"]), key=lambda e: e["loss"]["mean"]
-    )
-    broken = [each for each in found["optimizers"] if each["diverged"]]
-    if not sound:
-        return "Every optimizer diverged in one seed at least: nothing is to be compared."
-    said = [_first(sound, found)]
-    place = next((i for i, each in enumerate(sound) if each["label"] == found["reference"]), 0)
-    if _named(sound[place]) not in said[0]:
-        said.append(f"{_named(sound[place])} is number {place + 1} of {len(sound)}, {ranged(sound[place]['loss'])}.")
-    if (best := _held_out(sound, found)) is not None:
-        said.append(best)
-    if broken:
-        each = "; ".join(f"{one['label']} in {one['diverged']} of {len(one['runs'])}" for one in broken)
-        said.append(f"Diverged: {each}.")
-    return " ".join(said)
-
-
-def _first(sound: Sequence[Entry], found: Entry) -> str:
-    winner, *others = sound
-    seeds = len(found["seeds"])
-    if not others:
-        alone = " alone" if len(found["optimizers"]) > 1 else ""
-        finished = " finished without diverging" if alone else " was the only optimizer"
-        return f"{_named(winner)}{alone}{finished}: training loss {ranged(winner['loss'])}."
-    second = others[0]
-    if winner["loss"] == second["loss"]:
-        return f"{_named(winner)} and {_named(second)} end at the same training loss, {ranged(winner['loss'])}."
-    if seeds == 1:
-        return (
-            f"In the one seed that was run, {_named(winner)} ends at the lowest training loss, "
-            f"{ranged(winner['loss'])}, before {_named(second)} at {ranged(second['loss'])}; one seed shows no spread, "
-            "so that this may be chance."
-        )
-    close = [each for each in others if _overlap(winner, each)]
-    if not close:
-        margin = _margin(winner, second)
-        fixed = all(each["loss"]["min"] == each["loss"]["max"] for each in (winner, second))
-        apart = "the seeds make no difference" if fixed else f"their ranges over {seeds} seeds do not overlap"
-        return (
-            f"{_named(winner)} ends at the lowest training loss, {ranged(winner['loss'])}, {margin}"
-            f"{_named(second)}, {ranged(second['loss'])}; {apart}."
-        )
-    names = _listed([_named(each) for each in close])
-    return (
-        f"No clear winner: {_named(winner)} has the lowest mean training loss, {ranged(winner['loss'])}, but its range "
-        f"over {seeds} seeds overlaps that of {names}{_against_reference(winner, close, found)}."
-    )
-
-
-def _against_reference(winner: Entry, close: Sequence[Entry], found: Entry) -> str:
-    """In how many seeds the winner is ahead of the reference, where their ranges overlap."""
-    known = winner["seeds_ahead_of_reference"]
-    if known is None or not any(each["label"] == found["reference"] for each in close):
-        return ""
-    return f"; it is ahead of {found['reference']} in {known} of {len(found['seeds'])} seeds"
-
-
-def _margin(winner: Entry, second: Entry) -> str:
-    """How far ahead, where a ratio means something."""
-    low, high = winner["loss"]["mean"], second["loss"]["mean"]
-    if low <= 0 or high <= 0:
-        return "before "
-    return f"{100 * (1 - low / high):.2g} % below " if high / low < 2 else f"{number(high / low)} times lower than "
-
-
-def _held_out(sound: Sequence[Entry], found: Entry) -> str | None:
-    """Who is best on data that is held out, if that is said of at least two."""
-    task = found["task"]
-    known = [each for each in sound if each["metric"]]
-    if task["metric"] is None or len(known) < 2:
-        return None
-    best, second, *_ = sorted(known, key=lambda e: e["metric"]["mean"] * (-1 if task["higher_is_better"] else 1))
-    name = f"held-out {task['metric'].replace('_', ' ')}"
-    if best["metric"]["mean"] == second["metric"]["mean"]:
-        return f"In {name}, {_named(best)} and {_named(second)} are level at {ranged(best['metric'])}."
-    lead = f"In {name}, {_named(best)} has the best mean, {ranged(best['metric'])}, "
-    lead += f"before {_named(second)}, {ranged(second['metric'])}"
-    if len(found["seeds"]) > 1:
-        apart = best["metric"]["min"] > second["metric"]["max"] or best["metric"]["max"] < second["metric"]["min"]
-        lead += "; the ranges do not overlap" if apart else "; the ranges overlap"
-    return lead + "."
-
-
-def _overlap(one: Entry, other: Entry) -> bool:
-    a, b = one["loss"], other["loss"]
-    return a["min"] <= b["max"] and b["min"] <= a["max"]
-
-
-def _named(each: Entry) -> str:
-    if each["tuning"]:
-        return f"tuned {each['label']}"
-    hand = "hand-set " if each["hand_set"] else ""
-    return f"{'' if each['lr_given'] else 'untuned '}{hand}{each['label']}"
-
-
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """``a``; ``a and b``; ``a, b and c``."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
@@ -229,25 +146,26 @@ def _listed(names: Sequence[str]) -> str:
 def notes(found: Entry) -> list[str]:
     """What one has to know to judge the numbers: what was tuned, what the figures are, what they do not say."""
     said = [*_tuned(found), *_method(found)]
-    loads = [load for load in (found["machine"]["load"], found["machine"]["load_after"]) if load is not None]
-    if loads and max(loads) > (found["machine"]["cores"] or 1) + 0.5:
+    load = found["machine"]["load"]
+    if load and (busy := found["machine"]["busy_runs"]):
         said.append(
-            f"The machine was busy: a load of up to {max(loads):.1f} on {count(found['machine']['cores'], 'core')}. "
-            "Times and what is worked out of them are not to be relied upon; losses are not touched by it."
+            f"The machine was busy in {busy} of {count(found['machine']['runs'], 'run')}, the search's included: a "
+            f"load of up to {load['max']:.1f} on {count(found['machine']['cores'], 'core')}. Times and what is worked "
+            "out of them are not to be relied upon; losses are not touched by it."
         )
     if hand := [each["label"] for each in found["optimizers"] if each["hand_set"]]:
         said.append(
-            f"{_listed(hand)}: its weights were set by hand and never trained. It shows the machinery; judge no "
+            f"{listed(hand)}: its weights were set by hand and never trained. It shows the machinery; judge no "
             "learned optimizer by it."
         )
     sound = [each for each in found["optimizers"] if each["loss"]]
     fitted = [each for each in sound if each["loss"]["mean"] < FITTED * each["runs"][0]["initial_loss"]]
     if len(fitted) > 1 and found["task"]["floor"] is None:
         said.append(
-            f"{_listed([each['label'] for each in fitted])} end below {100 * FITTED:g} % of the initial loss: they "
+            f"{listed([each['label'] for each in fitted])} end below {100 * FITTED:g} % of the initial loss: they "
             "have learned the training data by heart. Differences between them say little; look at what is held out."
         )
-    if len(found["seeds"]) > 1 and sound and all(each["loss"]["min"] == each["loss"]["max"] for each in sound):
+    if spreads(found) == "equal":
         said.append("The seeds make no difference on this task, so that there is no spread to judge a difference by.")
     said.append(
         f"One task of {found['parameters']:,} parameters and {found['steps']:,} steps says nothing about others; "
@@ -262,7 +180,7 @@ def _tuned(found: Entry) -> list[str]:
     if untuned:
         own = [f"{each['label']} (lr {each['lr']:.3g}{', given' if each['lr_given'] else ''})" for each in untuned]
         point = " To run without tuning is the point of a learned optimizer." if _any_learned(untuned) else ""
-        said.append(f"Not tuned: {_listed(own)}.{point}")
+        said.append(f"Not tuned: {listed(own)}.{point}")
     if not untuned:
         said.append("Every optimizer was tuned, with a seed that is none of the runs'. Only the learning rate was.")
     elif len(untuned) < len(found["optimizers"]):
@@ -295,17 +213,31 @@ def _searched(each: Entry) -> str:
 
 
 def _method(found: Entry) -> list[str]:
-    of = "mean and range (min–max)" if len(found["seeds"]) > 1 else "value"
     reference, last = found["reference"], count(found["last"], "step")
     return [
         f"Every optimizer got the same initial weights and batches in each seed. A loss is the mean of the last {last} "
-        f"(5 %), {of} over {count(len(found['seeds']), 'seed')}; results.json has the standard deviation, too. "
-        "Milliseconds are medians; a step is the model's work and the optimizer's, without evaluations. Diverged is "
-        "who met a loss that is no finite number, or ended more than 10 % above the initial one.",
+        f"(5 %){_over(found)}. Milliseconds are medians; a step is the model's work and the optimizer's, without "
+        "evaluations. Diverged is who met a loss that is no finite number, or ended more than 10 % above the initial "
+        "one.",
         f"Steps to {reference}: after how many an optimizer's loss, averaged over {last}, is at {reference}'s final "
-        "loss of the same seed; the median over seeds, and “never” where not even half of them get there. The next "
-        "column turns that round. A schedule that falls to 0 lets most of the loss fall at the end of a run.",
+        f"loss of the same seed{_most(found)}. The next column turns that round. A schedule that falls to 0 lets most "
+        "of the loss fall at the end of a run.",
     ]
+
+
+def _over(found: Entry) -> str:
+    seeds = count(len(found["seeds"]), "seed")
+    return {
+        "one": ", of the one seed",
+        "equal": f", the same in each of {seeds}",
+        "several": f", mean and range (min–max) over {seeds}; results.json has the standard deviation, too",
+    }[spreads(found)]
+
+
+def _most(found: Entry) -> str:
+    return (
+        "; the median over seeds, and “never” where not even half of them get there" if len(found["seeds"]) > 1 else ""
+    )
 
 
 # --- the rest of a report ----------------------------------------------------------------------------------------
@@ -334,20 +266,26 @@ def setting(found: Entry) -> str:
     )
 
 
+def on(machine: Entry) -> str:
+    """The processor, how much of it was used, and how busy it was."""
+    load = ""
+    if machine["load"]:
+        low, high = (f"{machine['load'][end]:.1f}" for end in ("min", "max"))
+        load = f", load {low}" if low == high else f", load {low}–{high}"
+    cores, threads = count(machine["cores"] or 1, "core"), count(machine["threads"], "thread")
+    return f"{machine['gpu'] or machine['processor']}, {cores}, {threads}{load}"
+
+
 def made(found: Entry) -> list[tuple[str, str]]:
     """On what, of what and when: name and value."""
     machine = found["machine"]
     versions = " · ".join(f"{name} {machine[name]}" for name in ("pylo-zoo", "torch", "python"))
-    load = "" if machine["load"] is None else f", load {machine['load']} before and {machine['load_after']} after"
     schedules = ", ".join(
         f"{each['label']} {each['schedule']}" + (f" after {100 * each['warmup']:g} % warmup" if each["warmup"] else "")
         for each in found["optimizers"]
     )
     return [
-        (
-            "machine",
-            f"{machine['gpu'] or machine['processor']}, {machine['cores']} cores, {machine['threads']} threads{load}",
-        ),
+        ("machine", on(machine)),
         ("system", machine["system"]),
         ("versions", versions),
         ("data", found["task"]["data"]),

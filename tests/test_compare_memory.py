@@ -1,0 +1,21 @@
+"""The memory of a step, as a comparison measures it."""
+
+from __future__ import annotations
+
+import pytest
+
+from pylo_zoo.compare import memory
+
+
+@pytest.mark.skipif(memory.method("cpu") == "none", reason="the kernel has no high-water mark to set back")
+def test_the_peak_of_a_step_is_measured() -> None:
+    found = memory.measured("quadratic", {"size": 512}, "velo-sample", "cpu")
+    assert found.bytes is not None
+    assert 4 * 512**2 < found.bytes < 4000 * 512**2
+    assert "VmHWM" in found.method
+
+
+def test_what_cannot_be_measured_is_none() -> None:
+    assert memory.measured("quadratic", {}, "adamw", "mps") == memory.Peak(None, memory.METHODS["none"])
+    assert memory.measured("quadratic", {}, "nothing", "cpu").bytes is None
+    assert memory.method("cuda:0") == "cuda"
