@@ -21,15 +21,15 @@ from pylo_zoo.compat.naive import (
     Rate,
     published_mulo,
 )
-from pylo_zoo.compat.translated import Translated, checked_norm, clipped, decaying_after
+from pylo_zoo.compat.translated import ClippedAlone, DecayingAfter, Translated, checked_norm
 from pylo_zoo.compat.weights import Key
 from pylo_zoo.errors import ZooError
 from pylo_zoo.optim import AdafacLO, MuLO
-from pylo_zoo.optim.base import Group, Item
+from pylo_zoo.optim.base import Group
 from pylo_zoo.optim.mulo import infshape_width
 
 
-class MuLO_naive(Translated, MuLO):
+class MuLO_naive(Translated, DecayingAfter, ClippedAlone, MuLO):
     """:class:`pylo_zoo.optim.MuLO` with PyLO's arguments, those of :class:`AdafacLO_naive` by keyword.
 
     As in PyLO, parameters are grouped by their width multiplier, and a group's ``lr`` is divided by it: schedulers see
@@ -78,10 +78,6 @@ class MuLO_naive(Translated, MuLO):
         made = translate(published_mulo(hf_key), arguments.ADAFAC, given, MuLO_naive.__init__)
         self.max_grad_norm = checked_norm(max_grad_norm)
         super().__init__(params, lr, weight_decay, weights=made)
-
-    def update(self, item: Item, step: Tensor, context: Any) -> None:
-        limited = clipped(item, item.group.get("max_grad_norm", self.max_grad_norm))
-        decaying_after(super().update, limited, step, context)
 
     def add_param_group(self, param_group: Group) -> None:
         before = len(self.param_groups)

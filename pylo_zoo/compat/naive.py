@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.compat import arguments
 from pylo_zoo.compat.arguments import translate
-from pylo_zoo.compat.translated import Translated, checked_norm, clipped, decaying_after
+from pylo_zoo.compat.translated import ClippedAlone, DecayingAfter, Translated, checked_norm
 from pylo_zoo.compat.weights import Key, choose, choose_velo
 from pylo_zoo.errors import ZooError
 from pylo_zoo.optim import CELO2, ELO, ELO_CELO2, AdafacLO, VeLO
-from pylo_zoo.optim.base import Group, Item
+from pylo_zoo.optim.base import Group
 
 Floats = Sequence[float] | Tensor
 Rate = float | Tensor
@@ -30,7 +30,7 @@ MULO_ADAFACTOR = (0.18621896, -0.10864615, -0.06185547)
 """Learned offsets of the published μLO's decays, which its file leaves out (SPEC §3)."""
 
 
-class VeLO_naive(Translated, VeLO):
+class VeLO_naive(Translated, DecayingAfter, VeLO):
     """:class:`pylo_zoo.optim.VeLO` with PyLO's arguments: lr 1e-3, 10,000 steps; decay is applied to the updated p.
 
     Args:
@@ -74,9 +74,6 @@ class VeLO_naive(Translated, VeLO):
         given = dict(locals())
         made = translate(choose_velo(hf_key_rnn, hf_key_mlp), arguments.VELO, given, VeLO_naive.__init__)
         super().__init__(params, num_steps, lr, weight_decay, made)
-
-    def update(self, item: Item, step: Tensor, context: Any) -> None:
-        decaying_after(super().update, item, step, context)
 
 
 class CELO2_naive(Translated, CELO2):
@@ -243,7 +240,7 @@ class ELO_naive(Translated, ELO):
         super().__init__(params, lr, weight_decay, clip_norm if clip_grad else None, made)
 
 
-class AdafacLO_naive(Translated, AdafacLO):
+class AdafacLO_naive(Translated, DecayingAfter, ClippedAlone, AdafacLO):
     """:class:`pylo_zoo.optim.AdafacLO` with PyLO's arguments; decay is applied to the updated parameter.
 
     Args:
@@ -287,10 +284,6 @@ class AdafacLO_naive(Translated, AdafacLO):
         made = translate(published_mulo(hf_key), arguments.ADAFAC, given, AdafacLO_naive.__init__)
         self.max_grad_norm = checked_norm(max_grad_norm)
         super().__init__(params, lr, weight_decay, weights=made)
-
-    def update(self, item: Item, step: Tensor, context: Any) -> None:
-        limited = clipped(item, item.group.get("max_grad_norm", self.max_grad_norm))
-        decaying_after(super().update, limited, step, context)
 
 
 def published_mulo(hf_key: Key) -> Artifact:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +10,8 @@ from torch import Tensor, nn
 
 from pylo_zoo.errors import ZooError
 from pylo_zoo.optim.base import Group, Item, LearnedOptimizer, state_dtype
-from pylo_zoo.optim.contract import require
+from pylo_zoo.optim.contract import Due, require
+from pylo_zoo.optim.ruled import RuledOptimizer
 
 PER_GROUP = frozenset(
     [
@@ -76,18 +76,31 @@ class Translated(LearnedOptimizer):
         return {**super().__getstate__(), **{name: getattr(self, name) for name in self.own_state}}
 
 
-Update = Callable[[Item, Tensor, Any], None]
-
-
-def decaying_after(update: Update, item: Item, step: Tensor, context: Any) -> None:
-    """``update`` with the weight decay taken off the updated parameter: ``p ← (p − lr·step) − lr·weight_decay·(…)``.
+class DecayingAfter(RuledOptimizer):
+    """With the weight decay taken off the updated parameter: ``p ← (p − lr·step) − lr·weight_decay·(…)``.
 
     That is PyLO's order for VeLO, AdafacLO and MuLO; the originals, and :mod:`pylo_zoo.optim`, decay the old value.
     """
-    lr, decay = item.group["lr"], item.group["weight_decay"]
-    update(item._replace(group={**item.group, "weight_decay": 0.0}), step, context)
-    if decay:
-        item.p.sub_(lr * decay * item.p)
+
+    def decay(self, group: Group) -> float:
+        return 0.0
+
+    def moved(self, item: Item) -> None:
+        if decay := item.group["weight_decay"]:
+            item.p.sub_(item.group["lr"] * decay * item.p)
+
+
+class ClippedAlone(LearnedOptimizer):
+    """With the norm of each parameter's own gradient at most ``max_grad_norm``, a group's option too; None clips none."""
+
+    max_grad_norm: float | None
+
+    def _item(self, due: Due, scale: Tensor | None) -> Item:
+        item = super()._item(due, scale)
+        max_norm = item.group.get("max_grad_norm", self.max_grad_norm)
+        if max_norm is not None:  # as torch.nn.utils.clip_grad_norm_ of it alone
+            item.own_scale = (max_norm / (torch.linalg.vector_norm(item.g) + 1e-6)).clamp(max=1.0)
+        return item
 
 
 def checked_norm(max_grad_norm: float | None) -> float | None:
@@ -98,10 +111,3 @@ def checked_norm(max_grad_norm: float | None) -> float | None:
         "Use a positive number, or None, which does not clip.",
     )
     return max_grad_norm
-
-
-def clipped(item: Item, max_norm: float | None) -> Item:
-    """``item`` with its own gradient's norm at most ``max_norm``, as ``torch.nn.utils.clip_grad_norm_`` of it alone."""
-    if max_norm is None:
-        return item
-    return item._replace(g=item.g * (max_norm / (torch.linalg.vector_norm(item.g) + 1e-6)).clamp(max=1.0))

@@ -44,6 +44,7 @@ class Item:
         state: its state; ``group``, its parameter group; ``axes``; ``meta``, network and decays on its device and in
             the dtype of its update.
         scale: what the gradient is multiplied by, a scalar, where the global norm is clipped; else None.
+        own_scale: what this gradient alone is multiplied by, after that; None for nothing.
         l2: L2 decay, ``g + l2·p``; 0 for none.
         moments: :func:`pylo_zoo.ops.conditioning.moments`, where a fused backend has taken them already.
     """
@@ -51,6 +52,7 @@ class Item:
     def __init__(self, due: Due, state: dict[str, Tensor], axes: Axes, meta: Meta, scale: Tensor | None) -> None:
         self.parameter, self.gradient, self.group = due
         self.state, self.axes, self.meta, self.scale = state, axes, meta, scale
+        self.own_scale: Tensor | None = None
         self.l2 = 0.0
         self.moments: Tensor | None = None
         self._p: Tensor | None = None
@@ -68,8 +70,8 @@ class Item:
     def g(self) -> Tensor:
         """The gradient in ``p``'s shape and dtype, clipped by the global norm; read only, it may be the original."""
         g = self.gradient.to(state_dtype(self.parameter))
-        if self.scale is not None:
-            g = g * self.scale.to(g.device)
+        for scale in (self.scale, self.own_scale):
+            g = g if scale is None else g * scale.to(g)
         g = g.view(1) if g.ndim == 0 else g
         return g + self.l2 * self.p if self.l2 else g
 
@@ -79,7 +81,7 @@ class Item:
         return value.view(1) if value.ndim == 0 else value
 
     def taken(self, dtypes: Sequence[torch.dtype]) -> tuple[Tensor, Tensor]:
-        """Value and gradient as kernels take them: contiguous, in one of ``dtypes``; the gradient before ``scale``.
+        """Value and gradient as kernels take them: contiguous, in one of ``dtypes``, the gradient without ``scale``.
 
         The value is the parameter's or the master copy's own wherever they can be; :meth:`written` ends the step.
         """
@@ -88,7 +90,8 @@ class Item:
         value = value.view(1) if value.ndim == 0 else value
         self._p = value.contiguous()
         self._home = None if self._p is value else value
-        g = self.g if self.l2 else self.gradient
+        g = self.gradient if self.own_scale is None else self.gradient * self.own_scale
+        g = g + self.l2 * self.p if self.l2 else g
         g = g if g.dtype in dtypes else g.to(state_dtype(self.parameter))
         return self._p, (g.view(1) if g.ndim == 0 else g).contiguous()
 

@@ -87,12 +87,16 @@ class RuledOptimizer(LearnedOptimizer):
             delta.add_(item.p, alpha=decay)
         item.p.sub_(delta.mul_(item.group["lr"]))
 
+    def moved(self, item: Item) -> None:
+        """Called when ``item.p`` has been moved; nothing by default."""
+
     # --- plain ---------------------------------------------------------------------------------------------------
 
     def update(self, item: Item, step: Tensor, context: Network) -> None:
         g = self.limits(item.group).condition(item.g)
         delta = learned_step(item.p, g, item.state, item.meta.decays, item.axes, self.rule, context.layers)
         self.apply(item, delta.mul_(context.multiplier))
+        self.moved(item)
 
     # --- fused ---------------------------------------------------------------------------------------------------
 
@@ -146,6 +150,7 @@ class RuledOptimizer(LearnedOptimizer):
         decays = [self.decay(item.group) for item in launch.items]
         launch.kernels.move(launch.advanced, layers, products(lrs, multipliers), products(lrs, decays))
         for item in launch.items:
+            self.moved(item)
             item.written()
 
 

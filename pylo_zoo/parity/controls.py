@@ -130,8 +130,8 @@ def _as_jax(shape: tuple[int, ...], kept: Layout) -> Axes:
     return axes_of(shape, "jax")
 
 
-def _doubled(x: Tensor, axes: Sequence[int], eps: float) -> Tensor:
-    return normalize(x, axes, 2 * eps)
+def _doubled(x: Tensor, mean_square: Tensor, eps: float) -> Tensor:
+    return normalize(x, mean_square, 2 * eps)
 
 
 def _adam_doubled(

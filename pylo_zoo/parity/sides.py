@@ -19,6 +19,8 @@ from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
 from pylo_zoo.ops.trace import listening
 from pylo_zoo.optim import optimizer_class
+from pylo_zoo.optim.controlled import ControlledOptimizer
+from pylo_zoo.optim.ruled import RuledOptimizer
 from pylo_zoo.parity.cases import Case
 from pylo_zoo.parity.jax_mode import x64
 from pylo_zoo.parity.quantities import PARAMETER, PER_TENSOR
@@ -97,9 +99,10 @@ class TorchSide:
         self.misfits: dict[tuple[str, str], str] = {}
         hyper = dict(hyper)
         widths = hyper.pop("width_mult", {})
-        self._optimizer: Any = optimizer_class(artifact.family)(
-            [self._group(case, widths) for case in cases], weights=artifact, **hyper
-        )
+        cls: Any = optimizer_class(artifact.family)
+        if issubclass(cls, (RuledOptimizer, ControlledOptimizer)):  # the plain text, whose every quantity can be seen
+            hyper["backend"] = "eager"
+        self._optimizer: Any = cls([self._group(case, widths) for case in cases], weights=artifact, **hyper)
         self._lr = self._optimizer.param_groups[0]["lr"]
         self._names = {p: name for name, p in self._parameters.items()}
         self._listen()

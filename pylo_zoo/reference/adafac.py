@@ -62,26 +62,26 @@ class Adafac:
             grads = {name: jnp.nan_to_num(g) for name, g in grads.items()}
         step_mult = getattr(self.behavior, "step_mult", 1.0)  # ELO has none
         width_mult = hyper.get("width_mult", {})  # μLO alone has it
+        time = time_features(state["step"], str(next(iter(params.values())).dtype))
+        note("time_features", time)
         new_params, learned = {}, {}
         for name, old in params.items():
             p, g = at_least_1d(old), at_least_1d(grads[name])
             with of_tensor(name):
-                step, learned[name] = self._step(weights, p, g, state["learned"][name], state["step"])
+                step, learned[name] = self._step(weights, p, g, state["learned"][name], time)
                 step = step * step_mult / width_mult.get(name, 1.0)
                 note("step", step)
             p = p - hyper["lr"] * (step + hyper["weight_decay"] * p)
             new_params[name] = p.reshape(old.shape)
         return new_params, {"step": state["step"] + 1, "learned": learned}
 
-    def _step(self, weights, p: Array, g: Array, acc, t: Array) -> tuple[Array, dict[str, Array]]:
+    def _step(self, weights, p: Array, g: Array, acc, time: Array) -> tuple[Array, dict[str, Array]]:
         acc = accumulators.advance(acc, g, weights["decays"])
         named = groups(p, g, acc, v_eps=1e-6, diag_eps=1e-6)
         features = stack(named, ADAFAC_GROUPS, eps=1e-5, axes=all_axes(p))
-        time = time_features(t, str(p.dtype))
         inputs = jnp.concatenate([features, jnp.broadcast_to(time, (*p.shape, 11))], axis=-1)
         out = mlp(weights["mlp"], inputs)
         direction, magnitude = out[..., 0], out[..., 1]
-        note("time_features", time)
         note("direction", direction)
         note("magnitude", magnitude)
         return direction * jnp.exp(magnitude * self.behavior.exp_mult), acc
