@@ -33,7 +33,7 @@ inline void fold(const float* x, Index n, Index period, float* out) {
 }
 
 struct SquaresScratch {
-    float squares[LONGEST + TILE], along[LONGEST + TILE];
+    ALIGNED float squares[LONGEST + TILE], along[LONGEST + TILE];
 };
 
 // squares = g² + 1e-30, of a run; along += squares.

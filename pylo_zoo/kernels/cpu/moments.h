@@ -30,7 +30,7 @@ inline void repeat(const float* values, Index period, float* pattern) {
 constexpr Index PATTERN = LONGEST_PERIOD + TILE + W;
 
 struct MomentsScratch {
-    float spread[3][LONGEST + TILE], pattern[3][PATTERN];
+    ALIGNED float spread[3][LONGEST + TILE], pattern[3][PATTERN];
     V periodic[LONGEST_PERIOD][MOST_CHANNELS + OLD_MOMENTS];
 };
 
@@ -69,7 +69,7 @@ INLINE void advance_vector(const Streams& s, Inputs& x, const Task& t, const Rul
 
 // The streams' elements from i on; in the last vector of a run, copies, for all lanes to be there.
 struct Padded {
-    float lanes[9][W];
+    ALIGNED float lanes[9][W];
 
     Streams in(const Streams& s, Index count, bool unfactored) {
         Streams copy{};
@@ -115,6 +115,7 @@ void advance_run(const Plan& plan, const Rule& rule, const Conditioning& conditi
                                                     PERIODIC ? totals[slot] : sums);
     };
     for (; i + W <= n; i += W) {
+        fetch_ahead(s, i, UNFACTORED_);
         vector(shifted(s, i), std::false_type{}, VI{});
         phase = phase + advance < period ? phase + advance : phase + advance - period;
         if (PERIODIC) slot = slot + 1 == slots ? 0 : slot + 1;

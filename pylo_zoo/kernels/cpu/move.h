@@ -15,9 +15,9 @@ struct Move {
 template <class C, int H>
 struct MoveScratch {
     Network<C, H> network;
-    float spread[3][LONGEST + TILE], normalized[6][LONGEST + TILE], along[H][LONGEST + TILE];
-    float factor[3][PATTERN], across[H][PATTERN], scale[C::COUNT][PATTERN];
-    float padded[10][TILE];
+    ALIGNED float spread[3][LONGEST + TILE], normalized[6][LONGEST + TILE], along[H][LONGEST + TILE];
+    ALIGNED float factor[3][PATTERN], across[H][PATTERN], scale[C::COUNT][PATTERN];
+    ALIGNED float padded[10][TILE];
 };
 
 // additions[h][i] = start[h] + what the factor's entry i adds to the hidden layer, normalised. For entries that repeat the
@@ -111,6 +111,7 @@ class Mover {
         const Index period = plan.period, advance = SPAN % period;
         Index i = 0, phase = 0;
         for (; i + SPAN <= n; i += SPAN) {
+            for (int k = 0; k < N; ++k) fetch_ahead(streams, i + k * W, C::FORM != FACTORED);
             tile(shifted(streams, i), i, phase, factors);
             phase = phase + advance < period ? phase + advance : phase + advance - period;
         }
@@ -148,10 +149,14 @@ class Mover {
             if (periodic)
                 for (int channel = 0; channel < C::COUNT; ++channel) x[channel][k] *= load(s.scale[channel] + phase + lane);
         }
-        s.network(x, rule.tanh, [&](int h, int k) INLINE_LAMBDA {
+        const auto start = [&](int h, int k) INLINE_LAMBDA {
             if (C::FORM != FACTORED) return splat(s.network.first_bias[h]);
             return load(s.along[h] + i + k * W) + load(s.across[h] + phase + k * W);
-        }, y);
+        };
+        if (rule.tanh)
+            s.network(x, hyperbolic_tangent, start, y);
+        else
+            s.network(x, [](V total) INLINE_LAMBDA { return at_least(total, 0.0f); }, start, y);
         for (int k = 0; k < N; ++k) {
             V step = y[0][k] * rms;
             if (rule.exp_mult != 0) step *= exponential(y[1][k] * rule.exp_mult);

@@ -24,39 +24,27 @@ struct Block {
     static constexpr int VECTORS = W == 16 && H == 4 ? 4 : 2;
 };
 
-// y[o] = start(o) + sum over i of w[i][o]·x[i]; weights in blocks [OUT / UNITS][IN][UNITS].
-template <int IN, int OUT, int UNITS, int N, class Start>
-INLINE void dense(const V (*x)[N], const float* w, Start start, V (*y)[N]) {
+// y[o] = finish(start(o) + sum over i of w[i][o]·x[i]); weights in blocks [OUT / UNITS][IN][UNITS].
+template <int IN, int OUT, int UNITS, int N, class Start, class Finish>
+INLINE void dense(const V (*x)[N], const float* w, Start start, Finish finish, V (*y)[N]) {
     for (int first = 0; first < OUT; first += UNITS, w += IN * UNITS) {
         V total[UNITS][N];
-#pragma GCC unroll 16
-        for (int o = 0; o < UNITS; ++o)
-#pragma GCC unroll 16
-            for (int k = 0; k < N; ++k) total[o][k] = start(first + o, k);
-#pragma GCC unroll 2
+        UNROLL for (int o = 0; o < UNITS; ++o)
+            UNROLL for (int k = 0; k < N; ++k) total[o][k] = start(first + o, k);
+#pragma GCC unroll 4
         for (int i = 0; i < IN; ++i)
-#pragma GCC unroll 16
-            for (int o = 0; o < UNITS; ++o)
-#pragma GCC unroll 16
-                for (int k = 0; k < N; ++k) total[o][k] += splat(w[i * UNITS + o]) * x[i][k];
-#pragma GCC unroll 16
-        for (int o = 0; o < UNITS; ++o)
-#pragma GCC unroll 16
-            for (int k = 0; k < N; ++k) y[first + o][k] = total[o][k];
+            UNROLL for (int o = 0; o < UNITS; ++o)
+                UNROLL for (int k = 0; k < N; ++k) total[o][k] += splat(w[i * UNITS + o]) * x[i][k];
+        UNROLL for (int o = 0; o < UNITS; ++o)
+            UNROLL for (int k = 0; k < N; ++k) y[first + o][k] = finish(total[o][k]);
     }
-}
-
-template <int H, int N>
-INLINE void activate(V (*x)[N], bool tanh) {
-    for (int h = 0; h < H; ++h)
-        for (int k = 0; k < N; ++k) x[h][k] = tanh ? hyperbolic_tangent(x[h][k]) : at_least(x[h][k], 0.0f);
 }
 
 // One parameter's network, packed for `dense`; units that it has less than H are zeros, and stay so.
 template <class C, int H>
 struct Network {
     static constexpr int UNITS = Block<H>::UNITS, N = Block<H>::VECTORS;
-    float first[C::COUNT * H], first_bias[H];
+    ALIGNED float first[C::COUNT * H], first_bias[H];
     float factors[12][H];  // of row, col, rsqrt_row, rsqrt_col, 3 each, as (outer, inner): OUTER and INNER in scales
     std::vector<float> hidden;  // [H / UNITS][H][UNITS], then biases [H], a layer
     float last[H * OUTPUTS], last_bias[OUTPUTS];
@@ -100,19 +88,16 @@ struct Network {
     }
 
     // direction and magnitude of a tile, from its features; `start(h, k)` is what the hidden layer holds already.
-    template <class Start>
-    INLINE void operator()(V (*x)[N], bool tanh, Start start, V (*y)[N]) const {
-        V other[H][N];
-        dense<C::COUNT, H, UNITS>(x, first, start, other);
-        activate<H>(other, tanh);
-        for (int layer = 0; layer < hidden_layers; ++layer) {
+    template <class Activation, class Start>
+    INLINE void operator()(const V (*x)[N], Activation activation, Start start, V (*y)[N]) const {
+        V one[H][N], other[H][N], (*from)[N] = one, (*to)[N] = other;
+        dense<C::COUNT, H, UNITS>(x, first, start, activation, from);
+        for (int layer = 0; layer < hidden_layers; ++layer, std::swap(from, to)) {
             const float *w = hidden.data() + layer * (H * H + H), *b = w + H * H;
-            dense<H, H, UNITS>(other, w, [&](int o, int) INLINE_LAMBDA { return splat(b[o]); }, x);
-            activate<H>(x, tanh);
-            for (int h = 0; h < H; ++h)
-                for (int k = 0; k < N; ++k) other[h][k] = x[h][k];
+            dense<H, H, UNITS>(from, w, [&](int o, int) INLINE_LAMBDA { return splat(b[o]); }, activation, to);
         }
-        dense<H, OUTPUTS, OUTPUTS>(other, last, [&](int o, int) INLINE_LAMBDA { return splat(last_bias[o]); }, y);
+        const auto bias = [&](int o, int) INLINE_LAMBDA { return splat(last_bias[o]); };
+        dense<H, OUTPUTS, OUTPUTS>(from, last, bias, [](V total) INLINE_LAMBDA { return total; }, y);
     }
 
    private:

@@ -52,9 +52,11 @@ struct Rule {
 constexpr Index LONGEST_PERIOD = 64;  // of the factor across
 constexpr Index TILE = 4 * W;         // at most, elements a kernel takes at once
 constexpr Index UNIT = 32768;         // elements, about
-constexpr Index UNIT_LENGTH = 1024;   // elements of a run, about
+constexpr Index UNIT_LENGTH = 4096;   // elements of a run, about
 constexpr Index UNIT_RUNS = 64;       // at most: so many float32 additions in a row
 constexpr Index LONGEST = 4096;       // elements of a run in a unit, at most
+
+constexpr Index AHEAD = 1024;         // elements from what is read to what is fetched
 
 constexpr int MOST_CHANNELS = 24;        // per element
 constexpr int OLD_MOMENTS = 8;           // m [3], m² [3], v, v², before this step

@@ -23,8 +23,10 @@ typedef int32_t VI __attribute__((vector_size(4 * W)));
 #define INLINE inline __attribute__((always_inline))
 
 #define INLINE_LAMBDA __attribute__((always_inline))
+#define ALIGNED alignas(64)
+#define UNROLL _Pragma("GCC unroll 16")  // for arrays of vectors to be registers
 
-INLINE V splat(float x) { return V{} + x; }
+INLINE V splat(float x) { return x - V{}; }  // x + 0 would be an addition: it is not x where x is -0
 
 INLINE V load(const float* from) {
     V x;
