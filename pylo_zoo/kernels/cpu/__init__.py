@@ -87,9 +87,16 @@ class CpuKernels:
         return out
 
     def move(
-        self, advanced: Advanced, layers: Sequence[Layer], coefficient: Tensor | Sequence[float], shrink: Sequence[float]
+        self,
+        advanced: Advanced,
+        layers: Sequence[Layer],
+        coefficient: Tensor | Sequence[float],
+        shrink: Sequence[float],
     ) -> None:
-        factors = torch.as_tensor(coefficient, dtype=torch.float32).contiguous(), torch.tensor(shrink, dtype=torch.float32)
+        factors = (
+            torch.as_tensor(coefficient, dtype=torch.float32).contiguous(),
+            torch.tensor(shrink, dtype=torch.float32),
+        )
         self._network(advanced, layers, *map(_pointer, factors), None)
 
     def steps(self, advanced: Advanced, layers: Sequence[Layer]) -> list[Tensor]:

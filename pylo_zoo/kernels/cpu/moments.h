@@ -23,8 +23,9 @@ inline void repeat(const float* values, Index period, float* pattern) {
         for (Index i = 0; i <= TILE; i += W) store(pattern + i, splat(values[0]));
         return;
     }
-    for (Index i = 0; i < period + TILE; i += period)
-        std::copy_n(values, std::min(period, period + TILE - i), pattern + i);
+    std::copy_n(values, period, pattern);
+    for (Index have = period; have < period + TILE; have *= 2)
+        std::copy_n(pattern, std::min(have, period + TILE - have), pattern + have);
 }
 
 constexpr Index PATTERN = LONGEST_PERIOD + TILE + W;

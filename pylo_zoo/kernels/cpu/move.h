@@ -25,9 +25,11 @@ struct MoveScratch {
 template <int H>
 void add_factor(const float* const* values, Index n, const float (*weights)[H], const float* scales, Index cycle,
                 const float* start, float (*normalized)[LONGEST + TILE], float* additions, Index stride) {
-    if (scales) {
-        for (int k = 0; k < 6; ++k)
-            for (Index i = 0; i < n; ++i) normalized[k][i] = values[k][i] * scales[i % cycle * SCALES + k];
+    for (int k = 0; scales && k < 6; ++k) {
+        float scale[LONGEST_PERIOD];
+        for (Index c = 0; c < cycle; ++c) scale[c] = scales[c * SCALES + k];
+        for (Index i = 0; i < n; i += cycle)
+            for (Index c = 0; c < cycle; ++c) normalized[k][i + c] = values[k][i + c] * scale[c];
     }
     const float* x[6];
     for (int k = 0; k < 6; ++k) x[k] = scales ? normalized[k] : values[k];
@@ -99,7 +101,13 @@ class Mover {
                                   additions[0], LONGEST_PERIOD);
                     for (int h = 0; h < H; ++h) repeat(additions[h], plan.period, s.across[h]);
                 }
-                walk(streams_of(task, plan.start(group, run) + e.offset, out), e.length, factors);
+                const Streams streams = streams_of(task, plan.start(group, run) + e.offset, out);
+                if constexpr (C::VELO && C::FORM == FACTORED)
+                    if (periodic) {
+                        walk<true>(streams, e.length, factors);
+                        continue;
+                    }
+                walk<false>(streams, e.length, factors);
             }
         }
     }
@@ -107,12 +115,13 @@ class Mover {
    private:
     static const float* plane(const Factor& f, int k) { return (k < 3 ? f.value : f.rsqrt) + k % 3 * f.entries(); }
 
+    template <bool PERIODIC>
     void walk(const Streams& streams, Index n, const float* const* factors) {
         const Index period = plan.period, advance = SPAN % period;
         Index i = 0, phase = 0;
         for (; i + SPAN <= n; i += SPAN) {
             for (int k = 0; k < N; ++k) fetch_ahead(streams, i + k * W, C::FORM != FACTORED);
-            tile(shifted(streams, i), i, phase, factors);
+            tile<PERIODIC>(shifted(streams, i), i, phase, factors);
             phase = phase + advance < period ? phase + advance : phase + advance - period;
         }
         if (i == n) return;
@@ -128,10 +137,11 @@ class Mover {
         for (int k = 0; k < 3; ++k) pad(copy.m[k], rest.m[k]);
         for (int k = 0; C::FORM != FACTORED && k < 3; ++k) pad(copy.diag[k], rest.diag[k]);
         if (rest.out) copy.out = s.padded[used];
-        tile(copy, i, phase, factors);
+        tile<PERIODIC>(copy, i, phase, factors);
         std::copy_n(rest.out ? copy.out : copy.p, n - i, rest.out ? rest.out : rest.p);
     }
 
+    template <bool PERIODIC>
     INLINE void tile(const Streams& at, Index i, Index phase, const float* const* factors) {
         V x[std::max(C::COUNT, H)][N], y[OUTPUTS][N], p[N];
         for (int k = 0; k < N; ++k) {
@@ -145,9 +155,9 @@ class Mover {
                 else
                     in.diag[j] = load(at.diag[j] + lane);
             }
-            features<C>(in, rule, [&](int channel, V value) INLINE_LAMBDA { x[channel][k] = value; });
-            if (periodic)
-                for (int channel = 0; channel < C::COUNT; ++channel) x[channel][k] *= load(s.scale[channel] + phase + lane);
+            features<C>(in, rule, [&](int channel, V value) INLINE_LAMBDA {
+                x[channel][k] = PERIODIC ? value * load(s.scale[channel] + phase + lane) : value;
+            });
         }
         const auto start = [&](int h, int k) INLINE_LAMBDA {
             if (C::FORM != FACTORED) return splat(s.network.first_bias[h]);

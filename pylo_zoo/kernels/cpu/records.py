@@ -1,4 +1,4 @@
-"""The records that the CPU kernels read (``plan.h``, ``network.h``, ``adam.h``), and how they see a parameter's shape."""
+"""The records that the CPU kernels read (``plan.h``, ``network.h``, ``adam.h``), and a parameter's shape as they see it."""
 
 from __future__ import annotations
 
