@@ -22,6 +22,9 @@ class BuildWithRegistry(build_py):
 setup(
     packages=[*find_packages(include=["pylo_zoo", "pylo_zoo.*"]), "pylo_zoo.converters"],
     package_dir={"pylo_zoo.converters": "converters"},
-    package_data={"pylo_zoo": ["py.typed", "samples/velo-sample/*", "compare/*.j2", "parity/*.j2", "publish/*.j2"]},
+    package_data={
+        "pylo_zoo": ["py.typed", "samples/velo-sample/*", "compare/*.j2", "parity/*.j2", "publish/*.j2"],
+        "pylo_zoo.kernels.cpu": ["*.cpp", "*.h"],
+    },
     cmdclass={"build_py": BuildWithRegistry},
 )

@@ -23,7 +23,7 @@ ARROWS = {
     "plugins": "errors",
     "config": "errors",
     "ops": "errors torch",
-    "kernels": "errors ops numpy torch triton",
+    "kernels": "errors fetch files filelock ops torch triton",
     "nets": "config errors ops torch",
     "converters": "config errors nets numpy plugins torch",  # nets, torch: shapes on the meta device
     "formats": "errors msgpack numpy orbax safetensors",

@@ -1,0 +1,117 @@
+"""Fused kernels for the CPU: C++ in vector extensions, compiled where they run (:mod:`pylo_zoo.kernels.cpu.build`)."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pylo_zoo.errors import ZooError
+from pylo_zoo.kernels.base import Adam, Task
+from pylo_zoo.kernels.cpu import build, records
+from pylo_zoo.ops.layout import Axes
+from pylo_zoo.ops.mlp import Layer
+from pylo_zoo.ops.rule import Rule
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | str:
+    """The compiled kernels, or why there are none."""
+    try:
+        library = build.load()
+    except ZooError as error:
+        return str(error)
+    library.pylo_zoo_workspace.restype = ctypes.c_int64
+    sizes = (ctypes.c_int64 * 4)()
+    library.pylo_zoo_records(sizes)
+    expected = [each.size for each in (records.TASK, records.RULE, records.LAYER, records.ADAM)]
+    return library if list(sizes) == expected else f"The CPU kernels' records have {list(sizes)} bytes, not {expected}."
+
+
+class Advanced(NamedTuple):
+    """What the passes hand on; everything that the records point to is kept alive here."""
+
+    tasks: Sequence[Task]
+    rule: bytes
+    records: bytearray
+    workspace: Tensor
+    scale: Tensor | None
+
+    def arguments(self) -> tuple[Any, ...]:
+        """The arguments that every pass begins with."""
+        records = (ctypes.c_char * len(self.records)).from_buffer(self.records)
+        workspace = ctypes.c_void_p(self.workspace.data_ptr())
+        return records, ctypes.c_int64(len(self.tasks)), self.rule, workspace
+
+
+class CpuKernels:
+    """:class:`~pylo_zoo.kernels.base.Kernels` of the CPU, on as many threads as torch uses."""
+
+    dtypes = (torch.float32,)
+    bucket = 1 << 20  # with its state, 24 MB: what a last-level cache holds
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library: Any = library
+
+    def __repr__(self) -> str:
+        return f"C++, compiled on this machine, {torch.get_num_threads()} threads"
+
+    def covers(self, p: Tensor, axes: Axes, rule: Rule, hidden: int) -> bool:
+        return p.device.type == "cpu" and records.covered(tuple(p.shape), axes, rule, hidden)
+
+    def advance(self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None) -> Advanced:
+        rows, of_rule = records.task_records(tasks), records.rule_record(rule)
+        count = ctypes.c_int64(len(tasks))
+        floats = self._library.pylo_zoo_workspace(bytes(rows), count, of_rule)
+        workspace = torch.empty(floats, dtype=torch.float32)
+        advanced = Advanced(tasks, of_rule, rows, workspace, None if scale is None else scale.float())
+        self._library.pylo_zoo_advance(*advanced.arguments(), _pointer(advanced.scale), torch.get_num_threads())
+        return advanced
+
+    def moments(self, advanced: Advanced) -> Tensor:
+        out = torch.empty(len(advanced.tasks), 9, dtype=torch.float32)
+        self._library.pylo_zoo_moments(*advanced.arguments(), _pointer(out))
+        return out
+
+    def move(
+        self,
+        advanced: Advanced,
+        layers: Sequence[Layer],
+        coefficient: Tensor | Sequence[float],
+        shrink: Tensor | Sequence[float],
+    ) -> None:
+        factors = [torch.as_tensor(each, dtype=torch.float32).contiguous() for each in (coefficient, shrink)]
+        self._network(advanced, layers, *map(_pointer, factors), None)
+
+    def steps(self, advanced: Advanced, layers: Sequence[Layer]) -> list[Tensor]:
+        out = [torch.empty_like(task.p, dtype=torch.float32) for task in advanced.tasks]
+        self._network(advanced, layers, None, None, (ctypes.c_void_p * len(out))(*(each.data_ptr() for each in out)))
+        return out
+
+    def adam(self, tasks: Sequence[Adam], scale: Tensor | None) -> None:
+        rows = records.adam_records(tasks)
+        scale = None if scale is None else scale.float()
+        self._library.pylo_zoo_adam(bytes(rows), ctypes.c_int64(len(tasks)), _pointer(scale), torch.get_num_threads())
+
+    def _network(self, advanced: Advanced, layers: Sequence[Layer], *to: Any) -> None:
+        kept = [(weight.contiguous(), bias.contiguous()) for weight, bias in layers]
+        of_layers, count = records.layer_records(kept), ctypes.c_int64(len(kept))
+        arguments = (*advanced.arguments(), _pointer(advanced.scale), of_layers, count, *to)
+        self._library.pylo_zoo_move(*arguments, torch.get_num_threads())
+
+
+def find() -> CpuKernels | str:
+    """The CPU's kernels, compiled if they never were on this machine; or why there are none."""
+    library = _library()
+    return library if isinstance(library, str) else CpuKernels(library)
+
+
+def _pointer(tensor: Tensor | None) -> ctypes.c_void_p | None:
+    return None if tensor is None else ctypes.c_void_p(tensor.data_ptr())
+
+
+__all__ = ["Advanced", "CpuKernels", "find"]

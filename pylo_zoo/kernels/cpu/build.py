@@ -1,0 +1,126 @@
+"""The CPU kernels as a shared library: compiled for this machine once, and kept below ``$PYLO_ZOO_HOME/kernels``.
+
+A library is named after all that it is made of: sources, flags, compiler and the machine's instruction set. It ends in
+the SHA-256 of what precedes, so that a damaged one is seen before it is loaded, and built again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from filelock import FileLock
+
+from pylo_zoo.errors import ZooError
+from pylo_zoo.fetch.store import ANOTHER_CACHE, home
+from pylo_zoo.files import explained, write_file
+
+SOURCES = Path(__file__).parent
+COMPILERS = ("c++", "g++", "clang++")
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
+"""No ``-ffast-math``: NaN has to come through."""
+COMPILE_SECONDS = 300
+DIGEST = hashlib.sha256().digest_size
+NATIVE = {"x86_64": "-march=native", "amd64": "-march=native", "aarch64": "-mcpu=native", "arm64": "-mcpu=native"}
+INSTALL = "Install a C++ compiler, such as g++ or clang++, or name one in CXX."
+
+
+class CannotBuild(ZooError):
+    """There can be no kernels on this machine."""
+
+
+def load() -> ctypes.CDLL:
+    """The library, from the cache or new.
+
+    Raises:
+        ZooError: it cannot be built or kept.
+    """
+    native = NATIVE.get(platform.machine().lower())
+    if native is None or sys.platform == "win32":
+        machine = f"{sys.platform} on {platform.machine()}"
+        raise CannotBuild(f"There are no CPU kernels for {machine}.", "They are for Linux and macOS, x86-64 and ARM.")
+    compiler = _compiler()
+    flags = (*FLAGS, native)
+    path = home() / "kernels" / f"{_digest(compiler, flags)}.so"
+    lock = FileLock(path.with_suffix(".lock"))
+    with explained(path, ANOTHER_CACHE):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with lock:
+            if not _is_whole(path):
+                library = _compiled(compiler, flags)
+                write_file(path, library + hashlib.sha256(library).digest(), ANOTHER_CACHE)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise CannotBuild(f"The CPU kernels cannot be loaded: {error}.", f"Remove {path} and try again.") from error
+
+
+def _compiler() -> list[str]:
+    """The command that compiles: ``$CXX``, else the first that there is."""
+    named = shlex.split(os.environ.get("CXX", ""))
+    if named:
+        if shutil.which(named[0]) is None:
+            raise CannotBuild(f"There is no compiler {named[0]!r}, which CXX names.", INSTALL)
+        return named
+    for name in COMPILERS:
+        if shutil.which(name) is not None:
+            return [name]
+    raise CannotBuild("There is no C++ compiler.", INSTALL)
+
+
+def _digest(compiler: Sequence[str], flags: Sequence[str]) -> str:
+    made_of = hashlib.sha256(repr((compiler, flags, _version(tuple(compiler)), _instruction_set())).encode())
+    for path in sorted(SOURCES.glob("*.[ch]*")):
+        made_of.update(path.name.encode() + path.read_bytes())
+    return made_of.hexdigest()[:32]
+
+
+@functools.cache
+def _version(compiler: tuple[str, ...]) -> str:
+    try:
+        done = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise CannotBuild(f"The compiler {shlex.join(compiler)} does not run: {error}.", INSTALL) from error
+    return done.stdout
+
+
+def _instruction_set() -> str:
+    """What tells machines apart that share a home."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else []
+    names = ("model name", "flags", "Features", "CPU implementer", "CPU part")
+    return "\n".join([platform.machine(), platform.processor(), *sorted({x for x in lines if x.startswith(names)})])
+
+
+def _is_whole(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    data = path.read_bytes()
+    return len(data) > DIGEST and hashlib.sha256(data[:-DIGEST]).digest() == data[-DIGEST:]
+
+
+def _compiled(compiler: Sequence[str], flags: Sequence[str]) -> bytes:
+    """The library's bytes; on one thread where the compiler has no OpenMP."""
+    said = ""
+    with tempfile.TemporaryDirectory(prefix="pylo-zoo-kernels-") as folder:
+        target = Path(folder, "kernels.so")
+        for parallel in (["-fopenmp"], []):
+            command = [*compiler, *flags, *parallel, str(SOURCES / "kernels.cpp"), "-o", str(target)]
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False)
+            except (OSError, subprocess.SubprocessError) as error:
+                raise CannotBuild(f"The compiler {shlex.join(compiler)} does not run: {error}.", INSTALL) from error
+            if done.returncode == 0 and target.is_file():
+                return target.read_bytes()
+            said = next((x for x in done.stderr.splitlines() if "error" in x), f"exit status {done.returncode}")
+    raise CannotBuild(f"{shlex.join(compiler)} does not compile the CPU kernels: {said.strip()}.", INSTALL)

@@ -1,0 +1,128 @@
+// The step of every learned rule for many parameters at once, on a CPU: pylo_zoo/kernels/base.py says in which passes.
+//
+//   vectors.h   vectors of floats and their functions
+//   plan.h      what Python hands over; how the work is divided
+//   features.h  gradients' conditioning; features of an element
+//   factors.h   p0: sums along rows and columns, the factored second moment
+//   moments.h   p1: the other accumulators, statistics, the normaliser's scales
+//   network.h   the network, with the normaliser in its first layer
+//   move.h      p2
+//   adam.h      AdamW
+//
+// A plain C interface, called without Python's lock. A pass over all parameters is one parallel loop over their units.
+
+#include <memory>
+
+#include "adam.h"
+#include "move.h"
+
+namespace {
+
+// A thread's own working memory, kept from call to call.
+template <class T>
+T& scratch() {
+    static thread_local std::unique_ptr<T> kept(new T);
+    return *kept;
+}
+
+template <class Each>
+void in_parallel(Index count, int threads, Each each) {
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (count > 1)
+    for (Index i = 0; i < count; ++i) each(i);
+}
+
+// Call `f(Channels)` for a parameter's form under the rule.
+template <class F>
+void for_channels(const Plan& plan, const Rule& rule, F f) {
+    if (!rule.velo)
+        plan.task->factored ? f(Channels<false, FACTORED>{}) : f(Channels<false, UNFACTORED>{});
+    else if (plan.task->factored)
+        f(Channels<true, FACTORED>{});
+    else
+        rule.brief ? f(Channels<true, BRIEF>{}) : f(Channels<true, UNFACTORED>{});
+}
+
+// The parts of one parallel loop: from each on, units follow that belong to the same parameter.
+template <class C, int H>
+void move_unit(const Work& work, const Rule& rule, const Move& move, Index i, const float* scale) {
+    const Unit unit = work.units[i];
+    Mover<C, H> mover(work.plans[unit.plan], rule, move, unit.plan, scale, scratch<MoveScratch<C, H>>());
+    mover(unit.index, move.out ? move.out[unit.plan] : nullptr);
+}
+
+}  // namespace
+
+extern "C" {
+
+// Bytes of the records that Python fills, so that it can make sure of them.
+void pylo_zoo_records(Index* bytes) {
+    bytes[0] = sizeof(Task), bytes[1] = sizeof(Rule), bytes[2] = sizeof(Layer), bytes[3] = sizeof(Adam);
+}
+
+// Floats of workspace that the calls below need.
+Index pylo_zoo_workspace(const Task* tasks, Index count, const Rule* rule) {
+    return work_of(tasks, count, *rule, nullptr).floats;
+}
+
+void pylo_zoo_advance(const Task* tasks, Index count, const Rule* rule, float* workspace, const float* scale,
+                      int threads) {
+    const Work work = work_of(tasks, count, *rule, workspace);
+    const Index units = Index(work.units.size());
+    std::vector<Unit> factored;
+    std::copy_if(work.units.begin(), work.units.end(), std::back_inserter(factored),
+                 [&](Unit unit) { return tasks[unit.plan].factored; });
+    in_parallel(Index(factored.size()), threads, [&](Index i) {
+        sum_squares(work.plans[factored[i].plan], factored[i].index, scale, scratch<SquaresScratch>());
+    });
+    if (!factored.empty())
+        in_parallel(count, threads, [&](Index i) {
+            if (tasks[i].factored) advance_factors(work.plans[i], *rule);
+        });
+    for (const Plan& plan : work.plans) {
+        const Task& t = *plan.task;
+        for (int k = 0; k < 3; ++k) plan.sample[k] = t.momentum[k * t.size()];
+        plan.sample[3] = *t.second_moment;
+    }
+    in_parallel(units, threads, [&](Index i) {
+        const Plan& plan = work.plans[work.units[i].plan];
+        for_channels(plan, *rule, [&](auto channels) {
+            using C = decltype(channels);
+            MomentsScratch& s = scratch<MomentsScratch>();
+            if constexpr (C::VELO && C::FORM == FACTORED)
+                if (plan.cycle > 1) return advance_moments<C, true>(plan, *rule, work.units[i].index, scale, s);
+            advance_moments<C, false>(plan, *rule, work.units[i].index, scale, s);
+        });
+    });
+    in_parallel(count, threads, [&](Index i) { finish(work.plans[i], *rule); });
+}
+
+void pylo_zoo_moments(const Task* tasks, Index count, const Rule* rule, float* workspace, float* out) {
+    const Work work = work_of(tasks, count, *rule, workspace);
+    for (Index i = 0; i < count; ++i) std::copy_n(work.plans[i].moments, MOMENTS, out + i * MOMENTS);
+}
+
+// `scale` is that of the gradients, as in pylo_zoo_advance.
+void pylo_zoo_move(const Task* tasks, Index count, const Rule* rule, float* workspace, const float* scale,
+                   const Layer* layers, Index layer_count, const float* coefficient, const float* shrink,
+                   float* const* out, int threads) {
+    const Work work = work_of(tasks, count, *rule, workspace);
+    const Move move{layers, int(layer_count), coefficient, shrink, out};
+    const Index hidden = layers[0].outputs;
+    in_parallel(Index(work.units.size()), threads, [&](Index i) {
+        for_channels(work.plans[work.units[i].plan], *rule, [&](auto channels) {
+            using C = decltype(channels);
+            if (hidden <= 4) return move_unit<C, 4>(work, *rule, move, i, scale);
+            if (hidden <= 8) return move_unit<C, 8>(work, *rule, move, i, scale);
+            if (hidden <= 16) return move_unit<C, 16>(work, *rule, move, i, scale);
+            move_unit<C, 32>(work, *rule, move, i, scale);
+        });
+    });
+}
+
+void pylo_zoo_adam(const Adam* tasks, Index count, const float* scale, int threads) {
+    std::vector<Unit> units;
+    for (Index i = 0; i < count; ++i)
+        for (Index k = 0; k * UNIT < tasks[i].size; ++k) units.push_back({int32_t(i), int32_t(k)});
+    in_parallel(Index(units.size()), threads, [&](Index i) { adam_unit(tasks[units[i].plan], units[i].index, scale); });
+}
+}

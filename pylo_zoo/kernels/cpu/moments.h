@@ -1,0 +1,199 @@
+// p1: momentum, second moment and diag advance (SPEC §1); sums of squares of every channel, for the normaliser.
+#pragma once
+
+#include "factors.h"
+
+namespace {
+
+// One plane of a factor for elements of a run, `count` from `offset` on, as contiguous memory: where it lies, or, where
+// runs are flat, each entry spread over Y into `room`.
+inline const float* read_along(const Plan& plan, const float* plane, Index group, Index offset, Index count, float* room) {
+    plane += plan.along(group);
+    if (!plan.flat) return plane + offset;
+    const Index c = plan.task->c, line = plan.task->y * c;
+    plane += offset / plan.task->y;
+    for (Index i = 0; i < count; i += line)
+        for (Index j = 0; j < line; ++j) room[i + j] = plane[i / line * c + j % c];
+    return room;
+}
+
+// `period` values, repeated so that a vector may be read from any of them on, up to TILE further.
+inline void repeat(const float* values, Index period, float* pattern) {
+    if (period == 1) {
+        for (Index i = 0; i <= TILE; i += W) store(pattern + i, splat(values[0]));
+        return;
+    }
+    std::copy_n(values, period, pattern);
+    for (Index have = period; have < period + TILE; have *= 2)
+        std::copy_n(pattern, std::min(have, period + TILE - have), pattern + have);
+}
+
+constexpr Index PATTERN = LONGEST_PERIOD + TILE + W;
+
+struct MomentsScratch {
+    ALIGNED float spread[3][LONGEST + TILE], pattern[3][PATTERN];
+    V periodic[LONGEST_PERIOD][MOST_CHANNELS + OLD_MOMENTS];
+};
+
+struct Decay {
+    float old, fresh;
+
+    INLINE V operator()(V average, V value) const { return old * average + fresh * value; }
+};
+
+// Advance one vector of elements and add its statistics to `sums`. In the last vector of a run, `valid` lanes count. The
+// old moments are counted from `sample`, the first element's: differences of large sums would lose their variances.
+template <class C, bool PARTIAL>
+INLINE void advance_vector(const Streams& s, Inputs& x, const Task& t, const Rule& rule, const Conditioning& condition,
+                           const float* sample, VI valid, V* sums) {
+    const auto add = [&](int k, V value) INLINE_LAMBDA { sums[k] += PARTIAL ? (valid ? value : V{}) : value; };
+    x.g = condition(load(s.g));
+    x.p = load(s.p);
+    for (int k = 0; k < 3; ++k) {
+        const V old = load(s.m[k]);
+        const V from = old - sample[k];
+        add(C::COUNT + k, from);
+        add(C::COUNT + 3 + k, from * from);
+        x.m[k] = Decay{t.momentum_decay[k], 1.0f - t.momentum_decay[k]}(old, x.g);
+        store(s.m[k], x.m[k]);
+    }
+    const V old = load(s.v), square = x.g * x.g, from = old - sample[3];
+    add(C::COUNT + 6, from);
+    add(C::COUNT + 7, from * from);
+    x.v = Decay{t.rms_decay, 1.0f - t.rms_decay}(old, square);
+    store(s.v, x.v);
+    if (C::FORM != FACTORED)
+        for (int k = 0; k < 3; ++k) {
+            x.diag[k] = Decay{t.adafactor_decay[k], 1.0f - t.adafactor_decay[k]}(load(s.diag[k]), square + 1e-30f);
+            store(s.diag[k], x.diag[k]);
+        }
+    features<C>(x, rule, [&](int channel, V value) INLINE_LAMBDA { add(channel, value * value); });
+}
+
+// The streams' elements from i on; in the last vector of a run, copies, for all lanes to be there.
+struct Padded {
+    ALIGNED float lanes[9][W];
+
+    Streams in(const Streams& s, Index count, bool unfactored) {
+        Streams copy{};
+        int k = 0;
+        const auto pad = [&](auto& to, const float* from) {
+            std::fill_n(lanes[k], W, 0.0f);
+            std::copy_n(from, count, lanes[k]);
+            to = lanes[k++];
+        };
+        pad(copy.p, s.p), pad(copy.g, s.g), pad(copy.v, s.v);
+        for (int j = 0; j < 3; ++j) pad(copy.m[j], s.m[j]);
+        for (int j = 0; unfactored && j < 3; ++j) pad(copy.diag[j], s.diag[j]);
+        return copy;
+    }
+
+    void out(const Streams& copy, const Streams& s, Index count, bool unfactored) {
+        std::copy_n(copy.v, count, s.v);
+        for (int j = 0; j < 3; ++j) std::copy_n(copy.m[j], count, s.m[j]);
+        for (int j = 0; unfactored && j < 3; ++j) std::copy_n(copy.diag[j], count, s.diag[j]);
+    }
+};
+
+INLINE Streams shifted(const Streams& s, Index i) {
+    Streams to{s.p + i, s.g + i, {}, s.v + i, {}, s.out ? s.out + i : nullptr};
+    for (int k = 0; k < 3; ++k) to.m[k] = s.m[k] + i, to.diag[k] = s.diag[k] + i;
+    return to;
+}
+
+// Advance a run and add its statistics to `totals`: one set, or, PERIODIC, one for each vector of the common period.
+template <class C, bool PERIODIC>
+void advance_run(const Plan& plan, const Rule& rule, const Conditioning& condition, const Streams& s, Index n,
+                 const float* const* along, MomentsScratch& scratch, V (*totals)[MOST_CHANNELS + OLD_MOMENTS]) {
+    constexpr bool UNFACTORED_ = C::FORM != FACTORED;
+    constexpr int STATISTICS = C::COUNT + OLD_MOMENTS;
+    const Index period = plan.period, advance = W % period, slots = PERIODIC ? std::lcm(plan.cycle, W) / W : 1;
+    V sums[STATISTICS] = {};
+    Index phase = 0, slot = 0, i = 0;
+    const auto vector = [&](const Streams& at, auto partial, VI valid) INLINE_LAMBDA {
+        Inputs x;
+        if (!UNFACTORED_)
+            for (int k = 0; k < 3; ++k) x.factor[k] = load(along[k] + i) * load(scratch.pattern[k] + phase);
+        advance_vector<C, decltype(partial)::value>(at, x, *plan.task, rule, condition, plan.sample, valid,
+                                                    PERIODIC ? totals[slot] : sums);
+    };
+    for (; i + W <= n; i += W) {
+        fetch_ahead(s, i, UNFACTORED_);
+        vector(shifted(s, i), std::false_type{}, VI{});
+        phase = phase + advance < period ? phase + advance : phase + advance - period;
+        if (PERIODIC) slot = slot + 1 == slots ? 0 : slot + 1;
+    }
+    if (i < n) {
+        Padded padded;
+        const Streams rest = shifted(s, i), copy = padded.in(rest, n - i, UNFACTORED_);
+        vector(copy, std::true_type{}, first_lanes(int(n - i)));
+        padded.out(copy, rest, n - i, UNFACTORED_);
+    }
+    if (!PERIODIC)
+        for (int k = 0; k < STATISTICS; ++k) totals[0][k] += sums[k];
+}
+
+template <class C, bool PERIODIC>
+void advance_moments(const Plan& plan, const Rule& rule, Index unit, const float* scale, MomentsScratch& s) {
+    constexpr int STATISTICS = C::COUNT + OLD_MOMENTS;
+    const Task& t = *plan.task;
+    const Extent e = extent_of(plan, unit);
+    const Conditioning condition = conditioning_of(t, scale);
+    const Factor &across = plan.flat ? plan.inner : plan.outer, &along = plan.flat ? plan.outer : plan.inner;
+    const Index slots = PERIODIC ? std::lcm(plan.cycle, W) / W : 1;
+    for (Index group = e.first_group; group < e.last_group; ++group) {
+        const float* factors[3] = {};
+        if (C::FORM == FACTORED)
+            for (int k = 0; k < 3; ++k)
+                factors[k] = read_along(plan, along.factor + k * along.entries(), group, e.offset, e.length, s.spread[k]);
+        for (Index slot = 0; slot < slots; ++slot) std::fill_n(s.periodic[slot], STATISTICS, V{});
+        for (Index run = e.first_run; run < e.last_run; ++run) {
+            if (C::FORM == FACTORED)
+                for (int k = 0; k < 3; ++k)
+                    repeat(across.factor + k * across.entries() + plan.across(group, run), plan.period, s.pattern[k]);
+            const Streams streams = streams_of(t, plan.start(group, run) + e.offset, nullptr);
+            advance_run<C, PERIODIC>(plan, rule, condition, streams, e.length, factors, s, s.periodic);
+        }
+        float* sums = plan.sums + plan.cell(group, e.run_block, e.length_block) * plan.cycle * STATISTICS;
+        if (!PERIODIC) {
+            for (int k = 0; k < STATISTICS; ++k) sums[k] = sum(s.periodic[0][k]);
+            continue;
+        }
+        std::fill_n(sums, plan.cycle * STATISTICS, 0.0f);
+        for (Index slot = 0; slot < slots; ++slot)
+            for (int lane = 0; lane < W; ++lane)
+                for (int k = 0; k < STATISTICS; ++k)
+                    sums[(slot * W + lane) % plan.cycle * STATISTICS + k] += s.periodic[slot][k][lane];
+    }
+}
+
+// Add up a parameter's statistics: the scale of every channel (SPEC §2), the means that conditioning reads, rms(p).
+inline void finish(const Plan& plan, const Rule& rule) {
+    const int statistics = plan.statistics(), channels = plan.channels, parameter = rule.velo ? 2 : 1;
+    const Index cells = plan.run_blocks * plan.length_blocks, n = plan.task->size();
+    std::vector<double> total(plan.batches * statistics);
+    const float* sums = plan.sums;
+    for (Index group = 0; group < plan.groups; ++group)
+        for (Index cell = 0; cell < cells; ++cell)
+            for (Index c = 0; c < plan.cycle; ++c)
+                for (int k = 0; k < statistics; ++k, ++sums)
+                    total[(plan.batches == 1 ? 0 : group * plan.cycle + c) * statistics + k] += *sums;
+    double old[OLD_MOMENTS] = {}, p2 = 0;
+    for (Index batch = 0; batch < plan.batches; ++batch) {
+        const double* each = total.data() + batch * statistics;
+        for (int k = 0; k < channels; ++k)
+            plan.scales[batch * SCALES + k] = float(1.0 / std::sqrt(rule.norm_eps + each[k] * plan.batches / n));
+        for (int k = 0; k < OLD_MOMENTS; ++k) old[k] += each[channels + k];
+        p2 += each[parameter];
+    }
+    plan.moments[0] = float(p2 / n);
+    for (int k = 0; k < 4; ++k) {  // m [3] and v: means at 0 to 2 and 6, mean squares at 3 to 5 and 7
+        const int value = k < 3 ? k : 6, square = k < 3 ? 3 + k : 7;
+        const double mean = old[value] / n;
+        plan.moments[1 + value] = float(plan.sample[k] + mean);
+        plan.moments[1 + square] = float(old[square] / n - mean * mean);
+    }
+    *plan.rms = float(std::sqrt(p2 / n + 1e-9));
+}
+
+}  // namespace

@@ -1,0 +1,115 @@
+// The small network (SPEC §3, §4, §6) for a tile of elements, the normaliser folded into its first layer.
+//
+// A normalised feature is the feature times a scale, hence weights times the scale. Features that are constant along an
+// axis add to the hidden layer what can be tabled, once a row and once a column (move.h).
+#pragma once
+
+#include "moments.h"
+
+namespace {
+
+// An affine map, weights [outputs, inputs]: one for all parameters (strides 0), or one each.
+struct Layer {
+    const float *weight, *bias;
+    Index weight_stride, bias_stride, inputs, outputs;
+};
+
+constexpr int MOST_HIDDEN = 32;
+constexpr int OUTPUTS = 2;  // direction, magnitude
+
+// How a layer of H units is blocked: a tile of VECTORS times UNITS accumulators in registers.
+template <int H>
+struct Block {
+    static constexpr int UNITS = W == 16 ? (H == 4 ? 4 : 8) : 4;
+    static constexpr int VECTORS = W == 16 && H == 4 ? 4 : 2;
+};
+
+// y[o] = finish(start(o) + sum over i of w[i][o]·x[i]); weights in blocks [OUT / UNITS][IN][UNITS].
+template <int IN, int OUT, int UNITS, int N, class Start, class Finish>
+INLINE void dense(const V (*x)[N], const float* w, Start start, Finish finish, V (*y)[N]) {
+    for (int first = 0; first < OUT; first += UNITS, w += IN * UNITS) {
+        V total[UNITS][N];
+        UNROLL for (int o = 0; o < UNITS; ++o)
+            UNROLL for (int k = 0; k < N; ++k) total[o][k] = start(first + o, k);
+#pragma GCC unroll 4
+        for (int i = 0; i < IN; ++i)
+            UNROLL for (int o = 0; o < UNITS; ++o)
+                UNROLL for (int k = 0; k < N; ++k) total[o][k] += splat(w[i * UNITS + o]) * x[i][k];
+        UNROLL for (int o = 0; o < UNITS; ++o)
+            UNROLL for (int k = 0; k < N; ++k) y[first + o][k] = finish(total[o][k]);
+    }
+}
+
+// One parameter's network, packed for `dense`; units that it has less than H are zeros, and stay so.
+template <class C, int H>
+struct Network {
+    static constexpr int UNITS = Block<H>::UNITS, N = Block<H>::VECTORS;
+    ALIGNED float first[C::COUNT * H], first_bias[H];
+    float factors[12][H];  // of row, col, rsqrt_row, rsqrt_col, 3 each, as (outer, inner): OUTER and INNER in scales
+    std::vector<float> hidden;  // [H / UNITS][H][UNITS], then biases [H], a layer
+    float last[H * OUTPUTS], last_bias[OUTPUTS];
+    int hidden_layers;
+    const float *weight, *bias;
+    Index inputs, units;
+
+    void pack(const Layer* layers, int count, Index parameter) {
+        hidden_layers = count - 2;
+        hidden.assign(hidden_layers * (H * H + H), 0.0f);
+        weight = layers[0].weight + parameter * layers[0].weight_stride;
+        bias = layers[0].bias + parameter * layers[0].bias_stride;
+        inputs = layers[0].inputs, units = layers[0].outputs;
+        for (int k = 0; k < hidden_layers; ++k)
+            blocks(layers[k + 1], parameter, UNITS, H, &hidden[k * (H * H + H)], &hidden[k * (H * H + H) + H * H]);
+        std::fill_n(last, H * OUTPUTS, 0.0f);
+        blocks(layers[count - 1], parameter, OUTPUTS, OUTPUTS, last, last_bias);
+    }
+
+    // The first layer, for channels that were not normalised yet: `scales` of one batch, or null if they are by now.
+    void fold(const float* scales, bool outer_is_row) {
+        const auto scale = [&](int k) { return scales ? scales[k] : 1.0f; };
+        std::fill_n(first, C::COUNT * H, 0.0f);
+        std::fill_n(&factors[0][0], 12 * H, 0.0f);
+        std::fill_n(first_bias, H, 0.0f);
+        for (Index h = 0; h < units; ++h) {
+            const float* w = weight + h * inputs;
+            first_bias[h] = bias[h];
+            for (int k = 0; k < C::COUNT; ++k) {
+                float x = w[input_of<C>(k)];
+                if (k >= C::DIAG) x += w[input_of<C>(k) + 3];  // diag is row and col
+                first[(h / UNITS * C::COUNT + k) * UNITS + h % UNITS] = x * scale(k);
+            }
+            if (C::FORM == FACTORED)
+                for (int k = 0; k < 12; ++k) {
+                    const bool inner = k >= 6, root = k % 6 >= 3, row = inner != outer_is_row;
+                    const int input = C::BEFORE_FACTORS + 6 * root + 3 * !row + k % 3;
+                    factors[k][h] = w[input] * scale(OUTER + k);
+                }
+        }
+    }
+
+    // direction and magnitude of a tile, from its features; `start(h, k)` is what the hidden layer holds already.
+    template <class Activation, class Start>
+    INLINE void operator()(const V (*x)[N], Activation activation, Start start, V (*y)[N]) const {
+        V one[H][N], other[H][N], (*from)[N] = one, (*to)[N] = other;
+        dense<C::COUNT, H, UNITS>(x, first, start, activation, from);
+        for (int layer = 0; layer < hidden_layers; ++layer, std::swap(from, to)) {
+            const float *w = hidden.data() + layer * (H * H + H), *b = w + H * H;
+            dense<H, H, UNITS>(from, w, [&](int o, int) INLINE_LAMBDA { return splat(b[o]); }, activation, to);
+        }
+        const auto bias = [&](int o, int) INLINE_LAMBDA { return splat(last_bias[o]); };
+        dense<H, OUTPUTS, OUTPUTS>(from, last, bias, [](V total) INLINE_LAMBDA { return total; }, y);
+    }
+
+   private:
+    static void blocks(const Layer& layer, Index parameter, int width, Index most, float* w, float* b) {
+        const float* from = layer.weight + parameter * layer.weight_stride;
+        const Index outputs = std::min(layer.outputs, most);
+        for (Index o = 0; o < outputs; ++o) {
+            b[o] = layer.bias[parameter * layer.bias_stride + o];
+            for (Index i = 0; i < layer.inputs; ++i)
+                w[(o / width * H + i) * width + o % width] = from[o * layer.inputs + i];
+        }
+    }
+};
+
+}  // namespace

@@ -1,0 +1,125 @@
+"""The records that the CPU kernels read (``plan.h``, ``network.h``, ``adam.h``), and how they see a shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from struct import Struct
+from typing import NamedTuple
+
+from torch import Tensor
+
+from pylo_zoo.kernels.base import Adam, Task
+from pylo_zoo.ops.accumulators import Decays
+from pylo_zoo.ops.features import ADAFAC_FEATURES, CELO2_UNFACTORED_FEATURES, VELO_FEATURES
+from pylo_zoo.ops.layout import Axes
+from pylo_zoo.ops.mlp import Layer
+from pylo_zoo.ops.rule import Rule
+
+TASK = Struct("=6q 5q 3i 9f")
+RULE = Struct("=5i 4f")
+LAYER = Struct("=6q")
+ADAM = Struct("=5q 9f i")
+LONGEST_PERIOD = 64
+"""``plan.h``'s."""
+MOST_HIDDEN = 32
+
+
+class Geometry(NamedTuple):
+    """A parameter's memory as ``[a, x, b, y, c]``, x and y being the two factored axes as they lie."""
+
+    a: int
+    x: int
+    b: int
+    y: int
+    c: int
+    factored: bool
+    outer_is_row: bool
+    """x is d1: of the second moment's two factors ``row`` is the one that is indexed by x."""
+
+
+@lru_cache(maxsize=4096)
+def geometry(shape: tuple[int, ...], factored: tuple[int, int] | None) -> Geometry:
+    """How the kernels see a parameter of ``shape``; ``factored`` is :attr:`Axes.factored`."""
+    if factored is None:
+        return Geometry(1, 1, 1, math.prod(shape), 1, False, False)
+    first, second = sorted(axis + len(shape) for axis in factored)
+    merged = (math.prod(shape[:first]), shape[first], math.prod(shape[first + 1 : second]), shape[second])
+    return Geometry(*merged, math.prod(shape[second + 1 :]), True, factored[0] + len(shape) == first)
+
+
+@lru_cache(maxsize=4096)
+def covered(shape: tuple[int, ...], axes: Axes, rule: Rule, hidden: int) -> bool:
+    """Whether there are kernels for this."""
+    velo = rule.features == VELO_FEATURES
+    known = velo or rule.features == ADAFAC_FEATURES
+    unfactored = rule.unfactored == rule.features or (velo and rule.unfactored == CELO2_UNFACTORED_FEATURES)
+    if not (known and unfactored and 0 < hidden <= MOST_HIDDEN and rule.activation in ("relu", "tanh")):
+        return False
+    seen = geometry(shape, axes.factored)
+    if math.prod(shape) == 0 or seen.c > LONGEST_PERIOD:
+        return False
+    if not rule.per_matrix:
+        return True
+    if axes.factored is None:
+        return axes.matrix == axes.all
+    return velo and set(axes.matrix) == set(axes.factored) and seen.b == 1
+
+
+def task_records(tasks: Sequence[Task]) -> bytearray:
+    """``struct Task`` of ``plan.h``, one a parameter."""
+    records = bytearray(TASK.size * len(tasks))
+    decays: dict[int, tuple[float, ...]] = {}
+    for k, task in enumerate(tasks):
+        p, g, state, axes, each, limit, replace = task
+        values = decays.get(id(each))
+        if values is None:
+            values = decays[id(each)] = decay_values(each)
+        a, x, b, y, c, factored, outer_is_row = geometry(p.shape, axes.factored)
+        first, second = factor_pointers(state, factored)
+        TASK.pack_into(
+            *(records, k * TASK.size, p.data_ptr(), g.data_ptr()),
+            *(state["momentum"].data_ptr(), state["second_moment"].data_ptr(), first, second),
+            *(a, x, b, y, c, factored, outer_is_row, replace, limit, *values, 0.0),
+        )
+    return records
+
+
+def factor_pointers(state: Mapping[str, Tensor], factored: bool) -> tuple[int, int]:
+    return (state["row"].data_ptr(), state["col"].data_ptr()) if factored else (state["diag"].data_ptr(), 0)
+
+
+def decay_values(decays: Decays) -> tuple[float, ...]:
+    return (*decays.momentum.tolist(), *decays.rms.tolist(), *decays.adafactor.tolist())
+
+
+def rule_record(rule: Rule) -> bytes:
+    velo = rule.features == VELO_FEATURES
+    flags = (velo, rule.unfactored != rule.features, rule.per_matrix, rule.activation == "tanh", rule.parameter_scale)
+    return RULE.pack(*flags, rule.rsqrt_eps, rule.diag_eps, rule.norm_eps, rule.exp_mult)
+
+
+def layer_records(layers: Sequence[Layer]) -> bytes:
+    """``struct Layer`` of ``network.h``; a weight or bias with an axis more is one a parameter."""
+    return b"".join(
+        LAYER.pack(
+            *(weight.data_ptr(), bias.data_ptr()),
+            *(weight.stride(0) if weight.ndim == 3 else 0, bias.stride(0) if bias.ndim == 2 else 0),
+            *(weight.shape[-1], weight.shape[-2]),
+        )
+        for weight, bias in layers
+    )
+
+
+def adam_records(tasks: Sequence[Adam]) -> bytearray:
+    """``struct Adam`` of ``adam.h``, one a parameter."""
+    records = bytearray(ADAM.size * len(tasks))
+    for k, task in enumerate(tasks):
+        p, g, m, v, step, (beta1, beta2), eps, eps_root, coefficient, shrink, limit, nesterov = task
+        ADAM.pack_into(
+            *(records, k * ADAM.size, p.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr(), p.numel()),
+            *(beta1, beta2, eps, eps_root, coefficient, shrink, limit),
+            *(1 / (1 - beta1**step), 1 / (1 - beta2**step), nesterov),
+        )
+    return records

@@ -1,0 +1,343 @@
+"""The CPU kernels against the plain text of :mod:`pylo_zoo.ops`: float64 is the truth, float32 the yardstick."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pylo_zoo.errors import ZooError
+from pylo_zoo.kernels.base import Adam, Task
+from pylo_zoo.kernels.cpu import Advanced, CpuKernels, build, find
+from pylo_zoo.ops.accumulators import Decays, advance_all, new_accumulators
+from pylo_zoo.ops.adam import adam_direction
+from pylo_zoo.ops.conditioning import moments
+from pylo_zoo.ops.features import FEATURES
+from pylo_zoo.ops.layout import LAYOUTS, axes_of
+from pylo_zoo.ops.mlp import Layer
+from pylo_zoo.ops.rule import Rule, adafac_rule, celo2_rule, velo_rule
+from pylo_zoo.ops.step import learned_step
+
+SHAPES = (
+    *((), (1,), (7,), (1000,), (5, 3), (64, 64), (33, 127), (128, 1), (1, 128), (70, 1100)),
+    *((16, 8, 3, 3), (8, 8, 3, 3), (64, 3, 3, 3), (32, 1, 3, 3), (6, 4, 5), (2, 3, 5, 5), (4, 8, 16), (3, 40, 70)),
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A rule with a network."""
+
+    rule: Rule
+    hidden: int
+    layers: int = 2
+    one_each: bool = False
+    """Every parameter has a network of its own."""
+    limit: float = 1000.0
+    replace: bool = False
+
+
+SUBJECTS = {
+    "velo": Subject(velo_rule(0.001), 4, one_each=True),
+    "velo-narrow": Subject(velo_rule(0.5), 3, layers=1),
+    "celo2-relu": Subject(celo2_rule("relu", 0.0, False), 8),
+    "celo2-tanh": Subject(celo2_rule("tanh", 0.3, True), 8, layers=3),
+    "adafac-4": Subject(adafac_rule(0.001), 4, limit=math.inf),
+    "adafac-16": Subject(adafac_rule(0.001), 16, limit=math.inf, replace=True),
+    "adafac-32": Subject(adafac_rule(0.001), 32, limit=math.inf, replace=True),
+}
+REGIMES = ("ordinary", "first", "tiny", "huge", "zeros", "spikes", "nan")
+
+
+@pytest.fixture(scope="module")
+def kernels() -> CpuKernels:
+    """Compiled once, into the home that tests share."""
+    found = find()
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found
+
+
+def gradient(shape: Sequence[int], regime: str, generator: torch.Generator) -> Tensor:
+    g = torch.randn(tuple(shape), generator=generator)
+    if regime in ("tiny", "huge", "zeros"):
+        return g * {"tiny": 1e-12, "huge": 1e4, "zeros": 0.0}[regime]
+    if regime == "spikes":
+        return torch.where(torch.rand(g.shape, generator=generator) < 0.01, g * 1e3, g * 1e-3)
+    if regime == "nan":
+        g.flatten()[-1] = math.nan
+    return g * 0.1
+
+
+def cases(subject: Subject, regime: str, kernels: CpuKernels) -> list[Task]:
+    """A parameter of every shape in every layout that the kernels cover, after two ordinary steps."""
+    generator = torch.Generator().manual_seed(1)
+    decays = Decays(torch.tensor([0.9, 0.99, 0.999]), torch.tensor([0.95]), torch.tensor([0.9, 0.99, 0.999]))
+    made = []
+    for shape in SHAPES:
+        for layout in LAYOUTS:
+            p = torch.randn(shape or (1,), generator=generator) * 0.5
+            axes = axes_of(tuple(p.shape), layout)
+            state = new_accumulators(p, axes)
+            for _ in range(0 if regime == "first" else 2):
+                advance_all(state, gradient(p.shape, "ordinary", generator), decays, axes)
+            g = gradient(p.shape, regime, generator)
+            if kernels.covers(p, axes, subject.rule, subject.hidden):
+                made.append(Task(p, g, state, axes, decays, subject.limit, subject.replace))
+    return made
+
+
+def network(subject: Subject, count: int) -> list[Layer]:
+    """Weights, one set or ``count``."""
+    generator = torch.Generator().manual_seed(2)
+    widths = [len(FEATURES) * 2 + 2 if subject.rule.features == tuple(FEATURES) else 28]
+    widths += [subject.hidden] * subject.layers + [3]
+    bank = (count,) if subject.one_each else ()
+    return [
+        (torch.randn(*bank, b, a, generator=generator) * a**-0.5, torch.randn(*bank, b, generator=generator) * 0.3)
+        for a, b in pairwise(widths)
+    ]
+
+
+def of_parameter(layers: Sequence[Layer], k: int, dtype: torch.dtype) -> list[Layer]:
+    return [((w[k] if w.ndim == 3 else w).to(dtype), (b[k] if b.ndim == 2 else b).to(dtype)) for w, b in layers]
+
+
+def copied(task: Task, dtype: torch.dtype) -> Task:
+    state = {name: each.to(dtype, copy=True) for name, each in task.state.items()}
+    decays = Decays(*(each.to(dtype) for each in task.decays))
+    return task._replace(p=task.p.to(dtype, copy=True), g=task.g.to(dtype), state=state, decays=decays)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The plain text's figures of one parameter."""
+
+    state: Mapping[str, Tensor]
+    moments: Tensor
+    step: Tensor
+    moved: Tensor
+
+
+COEFFICIENT, SHRINK = 0.1, 0.01
+
+
+def plain(task: Task, rule: Rule, layers: Sequence[Layer], scale: float = 1.0) -> Plain:
+    p, g, state, axes, decays, limit, replace = task
+    before = moments(p, state["momentum"], state["second_moment"])
+    g = g * scale
+    if replace:
+        g = torch.nan_to_num(g, posinf=torch.finfo(torch.float32).max, neginf=torch.finfo(torch.float32).min)
+    g = g.clamp(-limit, limit)
+    step = learned_step(p, g, state, decays, axes, rule, layers)
+    return Plain(state, before, step, p - COEFFICIENT * step - SHRINK * p)
+
+
+def close(got: Tensor, eager: Tensor, truth: Tensor, size: Tensor, what: str) -> None:
+    """``got`` has at most four times the error of eager float32, or 1e-6 of ``size``; and NaN where eager has it."""
+    assert torch.equal(got.isfinite(), eager.isfinite()), what
+    finite = eager.isfinite() & truth.isfinite()
+    if not finite.any():
+        return
+    error, yardstick = ((x.double() - truth).abs()[finite].max().item() for x in (got, eager))
+    bound = max(4 * yardstick, 1e-6 * size.abs()[size.isfinite()].max().item())
+    assert error <= bound, f"{what}: {error:.3g}, but eager {yardstick:.3g}, bound {bound:.3g}"
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_accumulators_moments_steps_and_moves_agree(kernels: CpuKernels, name: str, regime: str) -> None:
+    subject = SUBJECTS[name]
+    tasks = cases(subject, regime, kernels)
+    layers = network(subject, len(tasks))
+    eager, truth = (
+        [plain(copied(t, dtype), subject.rule, of_parameter(layers, k, dtype)) for k, t in enumerate(tasks)]
+        for dtype in (torch.float32, torch.float64)
+    )
+    advanced = kernels.advance(tasks, subject.rule, None)
+    taken, steps = kernels.moments(advanced), kernels.steps(advanced, layers)
+    kernels.move(advanced, layers, [COEFFICIENT] * len(tasks), [SHRINK] * len(tasks))
+    typical = torch.cat([t.step.flatten() for t in truth]).abs().nanmedian()  # one element's outputs may cancel
+    for k, (task, e, t) in enumerate(zip(tasks, eager, truth, strict=True)):
+        what = f"{tuple(task.p.shape)} {task.axes}"
+        for key, value in task.state.items():
+            close(value, e.state[key], t.state[key], t.state[key], f"{what} {key}")
+        square, mean, var, mean_v, var_v = t.moments.split([1, 3, 3, 1, 1])
+        rms = (mean.square() + var).sqrt()  # means of m may cancel
+        sizes = torch.cat([square, rms, var, mean_v, var_v])
+        for i in range(9):
+            close(taken[k, i], e.moments[i], t.moments[i], sizes[i], f"{what} moment {i}")
+        close(steps[k], e.step, t.step, torch.cat([t.step.flatten(), typical[None]]), f"{what} step")
+        close(task.p, e.moved, t.moved, t.moved, f"{what} moved")
+
+
+def test_gradients_are_scaled_first(kernels: CpuKernels) -> None:
+    subject = SUBJECTS["velo"]
+    tasks = cases(subject, "huge", kernels)
+    layers = network(subject, len(tasks))
+    expected = [
+        plain(copied(t, torch.float32), subject.rule, of_parameter(layers, k, torch.float32), 0.25)
+        for k, t in enumerate(tasks)
+    ]
+    steps = kernels.steps(kernels.advance(tasks, subject.rule, torch.tensor(0.25)), layers)
+    for step, each in zip(steps, expected, strict=True):
+        torch.testing.assert_close(step, each.step, rtol=1e-4, atol=1e-5 * float(each.step.abs().max()))
+
+
+def results(kernels: CpuKernels, name: str, threads: int) -> list[Tensor]:
+    """Everything that a step writes."""
+    subject = SUBJECTS[name]
+    tasks = cases(subject, "spikes", kernels)
+    layers = network(subject, len(tasks))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        advanced = kernels.advance(tasks, subject.rule, None)
+        moments = kernels.moments(advanced)
+        kernels.move(advanced, layers, torch.full((len(tasks),), COEFFICIENT), [SHRINK] * len(tasks))
+    finally:
+        torch.set_num_threads(before)
+    return [moments, *(x for task in tasks for x in (task.p, *task.state.values()))]
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_the_number_of_threads_changes_no_bit(kernels: CpuKernels, name: str) -> None:
+    one, two, again = (results(kernels, name, threads) for threads in (1, 2, 2))
+    assert all(map(torch.equal, one, two))
+    assert all(map(torch.equal, two, again))
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize("layer", [0, -1])
+def test_a_corrupted_weight_is_caught(kernels: CpuKernels, name: str, layer: int) -> None:
+    subject = SUBJECTS[name]
+    tasks = cases(subject, "ordinary", kernels)
+    layers = network(subject, len(tasks))
+    expected = [
+        plain(copied(t, torch.float64), subject.rule, of_parameter(layers, k, torch.float64))
+        for k, t in enumerate(tasks)
+    ]
+    layers[layer][0][..., 0, 1] += 0.1
+    steps = kernels.steps(kernels.advance(tasks, subject.rule, None), layers)
+
+    def compare() -> None:
+        for step, each in zip(steps, expected, strict=True):
+            close(step, each.step.float(), each.step, each.step, "step")
+
+    with pytest.raises(AssertionError):
+        compare()
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("limit", [math.inf, 0.5])
+def test_adam_agrees(kernels: CpuKernels, nesterov: bool, limit: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    betas = 0.9, 0.95
+    tasks, expected = [], []
+    for k, shape in enumerate([(1,), (7,), (33, 127), (40000,), (70001,)]):
+        p, g, m = (torch.randn(shape, generator=generator) for _ in range(3))
+        moments = m[None], torch.rand(shape, generator=generator)[None]
+        p64, g64, m64, v64 = (x.double() for x in (p, g, *moments))
+        g64 = (g64 * 0.5).clamp(-limit, limit)
+        beta = [torch.tensor([b], dtype=torch.float64) for b in betas]
+        direction = adam_direction(m64, v64, g64, torch.tensor(k + 1), (beta[0], beta[1]), 1e-8, 1e-10, nesterov)
+        expected.append((p64 - COEFFICIENT * direction - SHRINK * p64, m64, v64))
+        tasks.append(Adam(p, g, *moments, k + 1, betas, 1e-8, 1e-10, COEFFICIENT, SHRINK, limit, nesterov))
+    kernels.adam(tasks, torch.tensor(0.5))
+    for task, wanted in zip(tasks, expected, strict=True):
+        for got, each in zip((task.p, task.momentum, task.second_moment), wanted, strict=True):
+            torch.testing.assert_close(got.double(), each, rtol=1e-6, atol=3e-7)
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "rule", "hidden", "covered"),
+    [
+        ((64, 64), "torch", velo_rule(0.001), 32, True),
+        ((64, 64), "torch", velo_rule(0.001), 33, False),
+        ((0, 4), "torch", velo_rule(0.001), 4, False),
+        ((2, 3, 5, 5), "torch", celo2_rule("relu", 0.0, False), 8, False),  # factored over the spatial axes
+        ((2, 3, 5, 5), "torch", velo_rule(0.001), 4, True),
+        ((70, 80, 9, 9), "torch", velo_rule(0.001), 4, False),  # 81 elements between neighbours
+        ((16, 8, 3, 3), "torch", celo2_rule("relu", 0.0, False), 8, True),
+        ((16, 8, 3, 3), "jax", celo2_rule("relu", 0.0, False), 8, False),
+        ((1000,), "torch", celo2_rule("tanh", 0.0, False), 8, True),
+        ((64, 64), "torch", Rule(("gradient",), ("gradient",), 0.0, 0.0, 0.0), 4, False),
+    ],
+)
+def test_what_is_covered(kernels: CpuKernels, shape, layout, rule: Rule, hidden: int, covered: bool) -> None:
+    assert kernels.covers(torch.empty(shape), axes_of(shape, layout), rule, hidden) is covered
+
+
+def test_what_an_advance_hands_on_keeps_its_memory_alive(kernels: CpuKernels) -> None:
+    subject = SUBJECTS["velo"]
+    advanced = kernels.advance(cases(subject, "ordinary", kernels), subject.rule, torch.tensor(1.0))
+    assert isinstance(advanced, Advanced)
+    assert kernels.moments(advanced).isfinite().all()
+
+
+# --- building -------------------------------------------------------------------------------------------------------
+
+STUB = """#!/bin/sh
+echo run >> "$RUNS"
+exec c++ "$@"
+"""
+
+
+def test_without_a_compiler_the_reason_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ZooError, match="There is no C\\+\\+ compiler"):
+        build.load()
+
+
+@pytest.mark.parametrize(("cxx", "reason"), [("false", "does not compile"), ("no-such-compiler", "which CXX names")])
+def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, cxx: str, reason: str) -> None:
+    monkeypatch.setenv("CXX", cxx)
+    with pytest.raises(ZooError, match=f"{cxx}.*{reason}|{reason}"):
+        build.load()
+
+
+def test_a_home_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PYLO_ZOO_HOME", str(tmp_path / "file"))
+    with pytest.raises(ZooError, match="PYLO_ZOO_HOME"):
+        build.load()
+
+
+def test_two_processes_share_one_build_and_a_damaged_one_is_replaced(
+    kernels: CpuKernels, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiler, runs = tmp_path / "compiler", tmp_path / "runs"
+    compiler.write_text(STUB)
+    compiler.chmod(0o755)
+    small = tmp_path / "sources"
+    small.mkdir()
+    (small / "kernels.cpp").write_text('extern "C" int answer() { return 42; }\n')
+    code = f"from pathlib import Path\nfrom pylo_zoo.kernels.cpu import build\nbuild.SOURCES = Path({str(small)!r})\n"
+    code += "print(build.load().answer())"
+    env = {**os.environ, "CXX": str(compiler), "RUNS": str(runs)}
+
+    def loading() -> subprocess.Popen[str]:
+        return subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True)
+
+    def compilations() -> int:
+        return len(runs.read_text().split())
+
+    both = [loading(), loading()]
+    assert [each.communicate()[0].strip() for each in both] == ["42", "42"]
+    assert compilations() == 3  # one build, and twice the question for the version
+    (library,) = Path(env["PYLO_ZOO_HOME"], "kernels").glob("*.so")
+    library.write_bytes(library.read_bytes()[:-100])
+    assert loading().communicate()[0].strip() == "42"
+    assert compilations() == 5
+    assert loading().communicate()[0].strip() == "42"
+    assert compilations() == 6
