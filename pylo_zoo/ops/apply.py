@@ -14,8 +14,11 @@ from torch import Tensor
 
 foreach: Any = torch
 """Where the operations over lists are; no stub of torch's names them."""
-TOGETHER = 1 << 22
-"""Values that are stepped together at most, unless one parameter is larger: a step's temporaries stay as small."""
+TOGETHER = {"cpu": 1 << 18}
+"""Values that are stepped together at most, unless one parameter is larger, by device: a step's temporaries, some times
+as large, stay small, and a CPU gains nothing from more."""
+TOGETHER_ELSEWHERE = 1 << 22
+"""The same on other devices."""
 
 
 def as_scalar(lr: float | Tensor, dtype: torch.dtype) -> float | Tensor:
@@ -64,7 +67,7 @@ def decay_and_step_together(
 def together(tensors: Sequence[Tensor]) -> list[list[int]]:
     """Positions of tensors to step together: of one dtype and device, equal shapes next to each other.
 
-    Each part has :data:`TOGETHER` values at most, or is one tensor. Empty tensors are in none.
+    Each part has as many values as :data:`TOGETHER` says at most, or is one tensor. Empty tensors are in none.
     """
     alike: dict[tuple[Any, ...], dict[tuple[int, ...], list[int]]] = {}
     for k, tensor in enumerate(tensors):
@@ -72,10 +75,10 @@ def together(tensors: Sequence[Tensor]) -> list[list[int]]:
             shapes = alike.setdefault((tensor.dtype, tensor.device), {})
             shapes.setdefault(tuple(sorted(tensor.shape)), []).append(k)
     parts: list[list[int]] = []
-    for shapes in alike.values():
-        held = TOGETHER
+    for (_, device), shapes in alike.items():
+        held = most = TOGETHER.get(device.type, TOGETHER_ELSEWHERE)
         for k in (k for positions in shapes.values() for k in positions):
-            if held + tensors[k].numel() > TOGETHER:
+            if held + tensors[k].numel() > most:
                 parts.append([])
                 held = 0
             parts[-1].append(k)
