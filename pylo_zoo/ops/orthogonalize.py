@@ -1,4 +1,7 @@
-"""Orthogonalization by Newton–Schulz iterations (kellerjordan.github.io/posts/muon; SPEC §6, §7)."""
+"""Orthogonalization by Newton–Schulz iterations (kellerjordan.github.io/posts/muon; SPEC §6, §7).
+
+Memory is kept and written again, so that nothing here can be differentiated: torch says so where a gradient is wanted.
+"""
 
 from __future__ import annotations
 
