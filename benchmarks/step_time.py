@@ -1,10 +1,10 @@
-"""The figures of docs/performance.md: every optimizer on every shape set, against fused AdamW in the same run.
+"""The figures of docs/performance.md: optimizers, backends and shape sets, against fused AdamW in the same run.
 
-    python benchmarks/step_time.py [--seconds 1800] [--shapes gpt,many] [--optimizers celo2,muon]
-    python benchmarks/step_time.py --from benchmarks/eager.json
+    python benchmarks/step_time.py [--seconds 1800] [--shapes gpt,many] [--optimizers celo2,muon] [--backends fused]
+    python benchmarks/step_time.py --page
 
-Measures as ``pylo-zoo bench`` does, writes every time to benchmarks/eager.json, and puts the tables into the page.
-``--from`` makes the page again from such a file.
+Measures as ``pylo-zoo bench`` does, writes every time to benchmarks/BACKEND.json (eager, fused, and torch for what has
+no such choice), and makes the page's tables from those files. ``--page`` does only that.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ import argparse
 import sys
 from pathlib import Path
 
-from pylo_zoo.bench import Plan, bench, read, write
+from pylo_zoo.bench import BACKENDS, TORCH, Plan, bench, read, write
 from pylo_zoo.bench.run import names_of
 from pylo_zoo.bench.tables import markdown
 
 HERE = Path(__file__).parent
-FIGURES = HERE / "eager.json"
+FILES = [HERE / f"{name}.json" for name in (TORCH, *BACKENDS)]
 PAGE = HERE.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- the figures: written by benchmarks/step_time.py -->", "<!-- end of the figures -->"
 
 
-def with_figures(page: str, tables: str) -> str:
-    """``page`` with ``tables`` between its two marks."""
+def with_figures(page: str) -> str:
+    """``page`` with the tables of the files between its two marks."""
+    tables = markdown(*(read(file) for file in FILES if file.exists()))
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n\n{tables}\n{END}{after}"
@@ -34,18 +35,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--optimizers", default="all")
     parser.add_argument("--shapes", default="all")
+    parser.add_argument("--backends", default="all")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=1800)
-    parser.add_argument("--from", dest="saved", type=Path, help="make the page from this file, measuring nothing")
+    parser.add_argument("--threads", type=int, help="torch's, where it is not given")
+    parser.add_argument("--page", action="store_true", help="make the page from the files, measuring nothing")
     arguments = parser.parse_args()
-    if arguments.saved:
-        report = read(arguments.saved)
-    else:
-        plan = Plan(names_of(arguments.optimizers), names_of(arguments.shapes), arguments.steps, arguments.seconds)
+    if not arguments.page:
+        plan = Plan(
+            names_of(arguments.optimizers),
+            names_of(arguments.shapes),
+            names_of(arguments.backends),
+            arguments.steps,
+            arguments.seconds,
+            arguments.threads,
+        )
         report = bench(plan, lambda what, done, total: print(f"{done}/{total} {what}", file=sys.stderr))
-        write(report, FIGURES)
-    PAGE.write_text(with_figures(PAGE.read_text(encoding="utf-8"), markdown(report)), encoding="utf-8")
-    print(markdown(report))
+        for backend, its in report.by_backend().items():
+            write(its, HERE / f"{backend}.json")
+    PAGE.write_text(with_figures(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

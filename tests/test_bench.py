@@ -43,7 +43,7 @@ MACHINE = Machine(
 )
 CELL = Cell(
     "celo2", "CELO2", "random:celo2", "eager", "gpt", 1000, 10, "AdamW fused", (2.0, 4.0, 9.0), (0.1, 0.2, 0.3), 36_000,
-    80_000, True,
+    80_000, 2_000, 8_000, True,
 )  # fmt: skip
 
 
@@ -98,6 +98,19 @@ def test_ratios_are_of_pairs() -> None:
     assert CELL.time.median == 4
     assert CELL.state_per_parameter == 36
     assert CELL.moved_per_parameter(MACHINE.copies) == 4 * 2e10 / 1000
+    assert CELL.least_ratio == 20
+    assert CELL.peak_ratio == 8.8  # (8,000 + 80,000) / (8,000 + 2,000)
+    assert replace(CELL, against_peak_bytes=None).peak_ratio is None
+
+
+@pytest.mark.parametrize(
+    ("load", "others"), [((), 0), ((0.1, 2.2), 0.2), ((1.0, 2.0), 1.0), ((0.0, 3.0), 1.0), ((0.2, 0.1), 0.2)]
+)
+def test_a_busy_machine_is_told(load: tuple[float, ...], others: float) -> None:
+    machine = replace(MACHINE, load=load)
+    assert machine.others == pytest.approx(others)
+    assert machine.busy == ("busy" in tables.about_machine(machine, "float32")) == (others > 0.5)
+    assert replace(report_of(CELL), machine=machine).to_dict()["busy"] == machine.busy
 
 
 def test_pairs_take_turns_and_leave_the_warmup_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +157,7 @@ def test_the_peak_is_what_a_step_takes() -> None:
 def test_off_linux_nobody_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "sys", SimpleNamespace(platform="darwin", executable=sys.executable))
     assert memory.peak_of(lambda: pytest.fail("a step for nothing"), "cpu") is None
-    assert memory.in_a_child("muon", "tiny", "cpu", "float32", 1) is None
+    assert memory.in_a_child("muon", "eager", "tiny", "cpu", "float32", 1) is None
 
 
 # --- subjects ------------------------------------------------------------------------------------------------------
@@ -152,12 +165,19 @@ def test_off_linux_nobody_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_every_subject_works_and_stays_finite(name: str) -> None:
-    work = SUBJECTS[name].make(SHAPE_SETS["tiny"].make())
+    work = SUBJECTS[name].make(SHAPE_SETS["tiny"].make(), "eager")
     for _ in range(3):
         work.step()
     assert work.finite
     assert (work.state_bytes is None) == (name == "newton-schulz")
-    SUBJECTS[name].reference(SHAPE_SETS["tiny"].make()).step()
+    SUBJECTS[name].reference(SHAPE_SETS["tiny"].make(), "torch").step()
+
+
+def test_the_backend_reaches_the_optimizer() -> None:
+    for backend in ("eager", "fused"):
+        optimizer = SUBJECTS["muon"].make(SHAPE_SETS["tiny"].make(), backend).optimizer
+        assert optimizer is not None
+        assert optimizer.backend == backend  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_the_matmuls_are_those_of_newton_schulz(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +185,7 @@ def test_the_matmuls_are_those_of_newton_schulz(monkeypatch: pytest.MonkeyPatch)
 
     counts = []
     for make in (SUBJECTS["newton-schulz"].make, SUBJECTS["newton-schulz"].reference):
-        work = make(SHAPE_SETS["tiny"].make())
+        work = make(SHAPE_SETS["tiny"].make(), "torch")
         with FlopCounterMode(display=False) as counter:
             work.step()
         counts.append(counter.get_total_flops())
@@ -179,7 +199,12 @@ def test_the_rule_without_newton_schulz() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "meant"),
-    [(["--optimizers", "cel2"], "'celo2'"), (["--shapes", "resnet"], "'resnet18'"), (["--dtype", "int8"], "bfloat16")],
+    [
+        (["--optimizers", "cel2"], "'celo2'"),
+        (["--shapes", "resnet"], "'resnet18'"),
+        (["--dtype", "int8"], "bfloat16"),
+        (["--backends", "triton"], "eager, fused, or all"),
+    ],
 )
 def test_near_misses(arguments: list[str], meant: str, capsys: Capture) -> None:
     assert meant in refused(capsys, "bench", *arguments)
@@ -197,30 +222,45 @@ def test_names() -> None:
 def test_a_run_end_to_end(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     file = tmp_path / "times.json"
-    words = ("--optimizers", "velo-sample", "--shapes", "tiny", "--steps", 3, "--out", file)
-    assert run("bench", *words, "-q") == 0
-    assert capsys.readouterr().out.split()[:2] == ["tiny", "velo-sample"]
+    words = ("--optimizers", "velo-sample,muon,adamw", "--shapes", "tiny", "--steps", 3, "--out", file)
+    assert run("bench", *words, "--backends", "eager", "-q") == 0
+    assert capsys.readouterr().out.split()[:3] == ["tiny", "velo-sample", "eager"]
     values = json.loads(file.read_text())
-    assert list(values) == ["format", "machine", "asked", "backends", "cells", "left_out"]
-    assert values["backends"] == ["eager"]
+    assert list(values) == ["format", "machine", "busy", "asked", "backends", "cells", "left_out"]
+    assert values["backends"] == ["eager", "torch"]
     assert values["machine"].keys() == set(report.KEYS["Machine"])
     for cell in values["cells"]:
         assert cell.keys() == {*report.KEYS["Cell"], "summary"}
         assert len(cell["seconds"]) == len(cell["against_seconds"]) == 3
     again = read(file)
-    assert [cell.optimizer for cell in again.cells] == ["velo-sample"]
+    assert [cell.optimizer for cell in again.cells] == ["velo-sample", "muon", "adamw"]
+    parts = again.by_backend()
+    assert {name: [cell.optimizer for cell in part.cells] for name, part in parts.items()} == {
+        "eager": ["velo-sample", "muon"],
+        "torch": ["adamw"],
+    }
+    assert tables.markdown(*parts.values()).count("\n| ") == 5
     write(again, tmp_path / "again.json")
     assert json.loads((tmp_path / "again.json").read_text()) == values
     assert run("bench", "--from", file) == 0
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
-    assert "Backend: eager." in shown
+    assert "backend" in shown
+
+
+def test_backends_are_measured_one_after_the_other() -> None:
+    plan = Plan(("muon", "adamw"), ("tiny", "many"))
+    assert [(subject.name, backend, shape_set.name) for subject, backend, shape_set in plan.cells()] == [
+        (name, backend, shape_set)
+        for shape_set in ("tiny", "many")
+        for name, backend in (("muon", "eager"), ("muon", "fused"), ("adamw", "torch"))
+    ]
 
 
 def test_what_is_left_out_is_said() -> None:
-    found = bench(Plan(("adamw",), ("tiny", "tiny"), 3, 1e-9, memory=False))
+    found = bench(Plan(("adamw", "muon"), ("tiny", "tiny"), ("fused",), 3, 1e-9, memory=False))
     assert found.cells == ()
-    assert tables.absences(found) == ["tiny, adamw: the 1e-09 seconds were over"]
+    assert tables.absences(found) == ["tiny, adamw, muon (fused): the 1e-09 seconds were over"]
 
 
 def test_numbers_that_are_none_are_reported(capsys: Capture, tmp_path: Path) -> None:
@@ -240,20 +280,20 @@ def test_a_diverging_optimizer_is_found_out() -> None:
 
 
 def test_a_failure_is_reported_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(parameters: shapes.Parameters) -> subjects.Work:
+    def broken(parameters: shapes.Parameters, backend: str) -> subjects.Work:
         raise RuntimeError("no memory\nand more")
 
     monkeypatch.setattr(subjects, "SUBJECTS", {**SUBJECTS, "broken": subjects.Subject("broken", "", broken)})
-    found = bench(Plan(("broken", "adamw"), ("tiny",), 3, 60, memory=False))
+    found = bench(Plan(("broken", "adamw"), ("tiny",), ("eager",), 3, 60, memory=False))
     assert [cell.optimizer for cell in found.cells] == ["adamw"]
-    assert found.left_out == (LeftOut("broken", "tiny", "RuntimeError: no memory", failed=True),)
+    assert found.left_out == (LeftOut("broken", "tiny", "RuntimeError: no memory", failed=True, backend="eager"),)
 
 
-@pytest.mark.parametrize(("width", "columns"), [(80, 9), (40, 5), (10, 3), (None, 10)])
+@pytest.mark.parametrize(("width", "columns"), [(80, 9), (40, 5), (10, 4), (None, 13)])
 def test_narrow_terminals_get_fewer_columns(width: int | None, columns: int) -> None:
     found = tables.fitting([CELL], MACHINE, width)
     assert len(found) == columns
-    assert [column.heading for column in found][:2] == ["optimizer", "ms"]
+    assert [column.heading for column in found][:3] == ["optimizer", "backend", "ms"]
 
 
 def test_figures() -> None:
@@ -266,13 +306,14 @@ def test_figures() -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 2}', '{"format": 1, "machine": {}}'])
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 1}', '{"format": 2, "machine": {}}'])
 def test_other_files_are_no_reports(text: str, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "x.json").write_text(text)
     assert "is no report" in refused(capsys, "bench", "--from", tmp_path / "x.json")
 
 
-def test_the_page_shows_the_figures_of_the_file() -> None:
-    script = runpy.run_path(str(ROOT / "benchmarks" / "step_time.py"))
-    page = script["PAGE"].read_text(encoding="utf-8")
-    assert script["with_figures"](page, tables.markdown(read(script["FIGURES"]))) == page
+@pytest.mark.parametrize(("script", "function"), [("step_time", "with_figures"), ("newton_schulz", "with_table")])
+def test_the_page_shows_the_figures_of_the_files(script: str, function: str) -> None:
+    names = runpy.run_path(str(ROOT / "benchmarks" / f"{script}.py"))
+    page = names["PAGE"].read_text(encoding="utf-8")
+    assert names[function](page) == page

@@ -11,8 +11,17 @@ from muon_runs import DOUBLE, normal
 from torch import Tensor
 
 from pylo_zoo.errors import ZooError
+from pylo_zoo.ops import orthogonalize as orthogonalization
 from pylo_zoo.ops.muon import from_matrices, lr_scale, muon_route, to_matrices
-from pylo_zoo.ops.orthogonalize import COEFFICIENTS, newton_schulz, orthogonalize, resolve_coefficients
+from pylo_zoo.ops.orthogonalize import (
+    COEFFICIENTS,
+    STACKED,
+    newton_schulz,
+    newton_schulz_all,
+    orthogonalize,
+    orthogonalize_all,
+    resolve_coefficients,
+)
 
 
 def conditioned(rows: int, columns: int, condition: float = 30.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -146,6 +155,40 @@ def test_a_stack_is_its_matrices() -> None:
     together = orthogonalize(stack, triples, dtype=DOUBLE)
     for one, matrix in zip(together, stack, strict=True):
         torch.testing.assert_close(one, orthogonalize(matrix, triples, dtype=DOUBLE), rtol=1e-12, atol=1e-13)
+
+
+MANY = [(7, 5), (5, 7), (3, 5, 7), (2, 2, 7, 5), (4, 4), (0, 4), (0, 7, 5), (7, 5), (9, 9)]
+
+
+@pytest.mark.parametrize("most", [1, 70, 1 << 17])
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-13), (torch.float32, 1e-5)])
+def test_many_tensors_are_each_alone_whatever_is_stacked(
+    most: int, dtype: torch.dtype, limit: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors, triples = [normal(*shape, seed=k) for k, shape in enumerate(MANY)], resolve_coefficients("original", 5)
+    exact = [newton_schulz(x, triples, 1e-8) for x in tensors]
+    monkeypatch.setitem(STACKED, "cpu", most)
+    tensors = [x.to(dtype) for x in tensors]
+    before = [x.clone() for x in tensors]
+    found = newton_schulz_all(tensors, triples, 1e-8)
+    others = orthogonalize_all(tensors, triples, dtype=dtype)
+    again = newton_schulz_all(tensors, triples, 1e-8)
+    for k, one in enumerate(exact):
+        assert found[k].shape == others[k].shape == one.shape
+        assert found[k].dtype == others[k].dtype == dtype
+        assert torch.equal(found[k], again[k])
+        assert torch.equal(tensors[k], before[k])
+        assert (found[k] - one).norm() <= limit * one.norm()
+        assert (others[k] - one).norm() <= 1e-5 * one.norm()  # the norm's epsilon is another
+
+
+def test_stacks_are_of_equal_shapes_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    stacks: list[tuple[int, ...]] = []
+    iterate = orthogonalization._iterate
+    monkeypatch.setattr(orthogonalization, "_iterate", lambda x, *more: stacks.append(x.shape) or iterate(x, *more))
+    monkeypatch.setitem(STACKED, "cpu", 105)
+    newton_schulz_all([normal(*shape) for shape in MANY], resolve_coefficients("original", 1), 1e-8)
+    assert stacks == [(3, 5, 7)] * 3 + [(5, 7), (4, 4), (0, 4), (9, 9)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -152,9 +152,9 @@ FAULTS = {
     ),
     "Newton–Schulz's norm": Fault(
         orthogonalize,
-        "newton_schulz",
-        "_frobenius(matrices) + eps",
-        "_frobenius(matrices).clamp(min=1) + eps",
+        "newton_schulz_all",
+        "_frobenius(x, x.dtype).add_(eps)",
+        "_frobenius(x, x.dtype).clamp(min=1).add_(eps)",
         "orthogonalized",
         "celo2",
     ),

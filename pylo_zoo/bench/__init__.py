@@ -4,16 +4,18 @@
 >>> report = bench(Plan(("velo-sample",), ("tiny",), seconds=1.0))  # doctest: +SKIP
 """
 
-from pylo_zoo.bench.report import BACKENDS, Cell, LeftOut, Machine, Report, read, write
+from pylo_zoo.bench.report import BACKENDS, TORCH, Cell, LeftOut, Machine, Report, read, write
 from pylo_zoo.bench.run import Plan, bench
-from pylo_zoo.bench.shapes import SHAPE_SETS, ShapeSet
+from pylo_zoo.bench.shapes import SHAPE_SETS, Entry, ShapeSet
 from pylo_zoo.bench.subjects import SUBJECTS, Subject
 
 __all__ = [
     "BACKENDS",
     "SHAPE_SETS",
     "SUBJECTS",
+    "TORCH",
     "Cell",
+    "Entry",
     "LeftOut",
     "Machine",
     "Plan",

@@ -64,11 +64,11 @@ def _kibibytes(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
-def in_a_child(subject: str, shapes: str, device: str, dtype: str, threads: int) -> int | None:
-    """:func:`peak_of` a step of ``subject``, measured in a fresh process; None where that cannot be done."""
+def in_a_child(subject: str, backend: str, shapes: str, device: str, dtype: str, threads: int) -> int | None:
+    """:func:`peak_of` a step of ``subject`` measured in a fresh process; None where that cannot be done."""
     if torch.device(device).type != "cuda" and sys.platform != "linux":
         return None
-    words = json.dumps([subject, shapes, device, dtype, threads])
+    words = json.dumps([subject, backend, shapes, device, dtype, threads])
     command = [sys.executable, "-c", "from pylo_zoo.bench.memory import child; child()", words]
     try:
         done = subprocess.run(
@@ -83,8 +83,8 @@ def child() -> None:
     """What the process does: print the bytes, as JSON."""
     from pylo_zoo.bench import shapes, subjects
 
-    subject, shape_set, device, dtype, threads = json.loads(sys.argv[1])
+    subject, backend, shape_set, device, dtype, threads = json.loads(sys.argv[1])
     torch.set_num_threads(threads)
-    work = subjects.find(subject).make(shapes.find(shape_set).make(device, getattr(torch, dtype)))
+    work = subjects.find(subject).make(shapes.find(shape_set).make(device, getattr(torch, dtype)), backend)
     work.step()
     print(json.dumps(peak_of(work.step, device)))

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +19,13 @@ from pylo_zoo.bench.measuring import Spread, spread
 from pylo_zoo.errors import ZooError
 from pylo_zoo.files import write_file
 
-FORMAT = 1
-BACKENDS = ("eager",)
-"""How a step can be computed. Fused backends are not there yet; they will be further values of the same dimension."""
+FORMAT = 2
+BACKENDS = ("eager", "fused")
+"""How an optimizer of this package can compute a step."""
+TORCH = "torch"
+"""The backend of what has no such choice: torch's own optimizers, and products of matrices."""
+BUSY = 0.5
+"""Cores that others have from which on a machine counts as busy."""
 DIGITS = 6
 """Significant digits of times and bandwidths."""
 
@@ -51,19 +55,31 @@ class Machine:
         """Median bandwidth, bytes a second."""
         return spread(self.bandwidth).median
 
+    @property
+    def others(self) -> float:
+        """Cores that other work had, about: the load before, or what the load after has beyond this work's threads."""
+        return max(0.0, self.load[0], self.load[-1] - self.threads) if self.load else 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether that is enough to spoil the times."""
+        return self.others > BUSY
+
 
 @dataclass(frozen=True)
 class Cell:
-    """One optimizer on one shape set.
+    """One optimizer with one backend on one shape set.
 
     Attributes:
         optimizer, about, weights: of the subject.
-        backend: of :data:`BACKENDS`.
+        backend: of :data:`BACKENDS`, or :data:`TORCH`.
         shapes, parameters, tensors: of the shape set.
         against: what the pairs' second step is.
         seconds, against_seconds: of each pair, in order.
         state_bytes: of the optimizer's state; None where there is no optimizer.
         peak_bytes: that a step needs beyond what lies there between steps; None where nobody counted.
+        against_peak_bytes: the same of fused AdamW, on the same parameters.
+        held_bytes: of parameters and gradients.
         finite: whether parameters, or results, are finite numbers after the last step.
     """
 
@@ -79,6 +95,8 @@ class Cell:
     against_seconds: tuple[float, ...]
     state_bytes: int | None
     peak_bytes: int | None
+    against_peak_bytes: int | None
+    held_bytes: int
     finite: bool
 
     @cached_property
@@ -94,6 +112,18 @@ class Cell:
     def ratio(self) -> Spread:
         """Of a pair's two times."""
         return spread([a / b for a, b in zip(self.seconds, self.against_seconds, strict=True)])
+
+    @property
+    def least_ratio(self) -> float:
+        """Of the least times: what others do to a machine only adds to a time."""
+        return min(self.seconds) / min(self.against_seconds)
+
+    @property
+    def peak_ratio(self) -> float | None:
+        """Of a step's peaks, parameters and gradients included and each one's state left out, to fused AdamW's."""
+        if self.peak_bytes is None or self.against_peak_bytes is None:
+            return None
+        return (self.held_bytes + self.peak_bytes) / (self.held_bytes + self.against_peak_bytes)
 
     @property
     def state_per_parameter(self) -> float | None:
@@ -118,13 +148,19 @@ class LeftOut:
     shapes: str
     why: str
     failed: bool = False
+    backend: str = TORCH
+
+    @property
+    def what(self) -> str:
+        """The optimizer with its backend, where it has a choice."""
+        return self.optimizer if self.backend == TORCH else f"{self.optimizer} ({self.backend})"
 
 
 @dataclass(frozen=True)
 class Report:
     """Everything.
 
-    ``asked`` holds what was asked for: optimizers, shape sets, steps, seconds, dtype, seed.
+    ``asked`` holds what was asked for: optimizers, shape sets, backends, steps, seconds, dtype, seed.
     """
 
     machine: Machine
@@ -142,8 +178,9 @@ class Report:
         return {
             "format": FORMAT,
             "machine": asdict(self.machine),
+            "busy": self.machine.busy,
             "asked": dict(self.asked),
-            "backends": list(BACKENDS),
+            "backends": list(dict.fromkeys(cell.backend for cell in self.cells)),
             "cells": [self._cell(cell) for cell in self.cells],
             "left_out": [asdict(each) for each in self.left_out],
         }
@@ -151,8 +188,24 @@ class Report:
     def _cell(self, cell: Cell) -> dict[str, Any]:
         spreads = {name: getattr(cell, name) for name in ("time", "against_time", "ratio")}
         found = {name: {key: short(value) for key, value in asdict(each).items()} for name, each in spreads.items()}
-        moved = short(cell.moved_per_parameter(self.machine.copies))
-        return {**asdict(cell), "summary": {**found, "moved_bytes_per_parameter": moved}}
+        more = {
+            "least_ratio": short(cell.least_ratio),
+            "peak_ratio": None if cell.peak_ratio is None else short(cell.peak_ratio),
+            "moved_bytes_per_parameter": short(cell.moved_per_parameter(self.machine.copies)),
+        }
+        return {**asdict(cell), "summary": {**found, **more}}
+
+    def by_backend(self) -> dict[str, Report]:
+        """A report for each backend."""
+        names = dict.fromkeys(each.backend for each in (*self.cells, *self.left_out))
+        return {
+            name: replace(
+                self,
+                cells=tuple(cell for cell in self.cells if cell.backend == name),
+                left_out=tuple(each for each in self.left_out if each.backend == name),
+            )
+            for name in names
+        }
 
 
 def short(value: float) -> float:

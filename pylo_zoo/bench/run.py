@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 
@@ -29,6 +30,7 @@ class Plan:
     Attributes:
         optimizers: names of :data:`~pylo_zoo.bench.subjects.SUBJECTS`, registry entries or artifacts' directories;
             ``"all"`` is every subject.
+        backends: of :data:`~pylo_zoo.bench.report.BACKENDS`, for the optimizers of this package; ``"all"`` is all.
         shape_sets: names of :data:`~pylo_zoo.bench.shapes.SHAPE_SETS`; ``"all"`` is all but tiny.
         steps: pairs of steps a cell, at most.
         seconds: for everything; each cell gets its share of what is left, and has three pairs in any case.
@@ -41,6 +43,7 @@ class Plan:
 
     optimizers: tuple[str, ...] = (ALL,)
     shape_sets: tuple[str, ...] = ("gpt",)
+    backends: tuple[str, ...] = (ALL,)
     steps: int = 30
     seconds: float = 300.0
     threads: int | None = None
@@ -49,7 +52,7 @@ class Plan:
     memory: bool = True
     seed: int = 0
 
-    def cells(self) -> list[tuple[Subject, ShapeSet]]:
+    def cells(self) -> list[tuple[Subject, str, ShapeSet]]:
         """What there is to measure, shape set by shape set.
 
         Raises:
@@ -60,11 +63,20 @@ class Plan:
         sets = [
             shapes.find(name) for name in _expanded(self.shape_sets, [name for name in SHAPE_SETS if name != "tiny"])
         ]
-        return [(subject, shape_set) for shape_set in sets for subject in found]
+        backends = _expanded(self.backends, report.BACKENDS)
+        return [
+            (subject, backend, shape_set)
+            for shape_set in sets
+            for subject in found
+            for backend in (backends if subject.has_backends else [report.TORCH])
+        ]
 
     def _check(self) -> None:
-        if not self.optimizers or not self.shape_sets:
-            raise ZooError("Nothing is to be measured.", f"Name optimizers and shape sets, or {ALL}.")
+        if not self.optimizers or not self.shape_sets or not self.backends:
+            raise ZooError("Nothing is to be measured.", f"Name optimizers, backends and shape sets, or {ALL}.")
+        for backend in self.backends:
+            if backend not in (ALL, *report.BACKENDS):
+                raise ZooError(f"There is no backend {backend!r}.", f"Use {', '.join(report.BACKENDS)}, or {ALL}.")
         if self.steps < measuring.LEAST_PAIRS:
             raise ZooError(f"steps is {self.steps}.", f"Medians need {measuring.LEAST_PAIRS} pairs at least.")
         if not self.seconds > 0:
@@ -96,51 +108,68 @@ def bench(plan: Plan, progress: Progress | None = None) -> Report:
     end = time.monotonic() + plan.seconds
     cells: list[Cell] = []
     left_out: list[LeftOut] = []
+    peaks = Peaks(plan)
     with measuring.threads(plan.threads) as count:
         bandwidth = tuple(map(report.short, measuring.bandwidth(plan.device)))
-        for done, (subject, shape_set) in enumerate(todo):
-            tell(f"{subject.name}, {shape_set.name}", done, len(todo))
+        for done, (subject, backend, shape_set) in enumerate(todo):
+            absent = partial(LeftOut, subject.name, shape_set.name, backend=backend)
+            tell(f"{absent('').what}, {shape_set.name}", done, len(todo))
             left = end - time.monotonic()
             if left <= 0:
-                left_out.append(LeftOut(subject.name, shape_set.name, f"the {plan.seconds:g} seconds were over"))
+                left_out.append(absent(f"the {plan.seconds:g} seconds were over"))
                 continue
             try:
-                cell = measure(subject, shape_set, plan, left / (len(todo) - done), count)
+                cell = measure(subject, backend, shape_set, plan, left / (len(todo) - done), peaks)
             except NothingToDo as error:
-                left_out.append(LeftOut(subject.name, shape_set.name, error.message))
+                left_out.append(absent(error.message.rstrip(".")))
                 continue
             except (RuntimeError, MemoryError) as error:  # memory that is not there, first of all
                 why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-                left_out.append(LeftOut(subject.name, shape_set.name, why, failed=True))
+                left_out.append(absent(why, failed=True))
                 continue
             cells.append(cell)
             if len(cell.seconds) < plan.steps:
-                why = f"{len(cell.seconds)} of {plan.steps} pairs, for lack of time"
-                left_out.append(LeftOut(subject.name, shape_set.name, why))
+                left_out.append(absent(f"{len(cell.seconds)} of {plan.steps} pairs, for lack of time"))
         tell("", len(todo), len(todo))
         machine = report.this_machine(plan.device, count, bandwidth, (*load, *report.load_average()))
     return Report(machine, asdict(plan), tuple(cells), tuple(left_out))
 
 
-def measure(subject: Subject, shape_set: ShapeSet, plan: Plan, seconds: float, threads: int) -> Cell:
+class Peaks:
+    """Peaks of a step, each measured once."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.found: dict[tuple[str, str, str], int | None] = {}
+
+    def __call__(self, subject: str, backend: str, shapes: str) -> int | None:
+        key, plan = (subject, backend, shapes), self.plan
+        if plan.memory and key not in self.found:
+            self.found[key] = memory.in_a_child(*key, plan.device, plan.dtype, torch.get_num_threads())
+        return self.found.get(key)
+
+
+def measure(
+    subject: Subject, backend: str, shape_set: ShapeSet, plan: Plan, seconds: float, peaks: Peaks | None = None
+) -> Cell:
     """One cell; ``seconds`` are its share of the time, of which memory takes what it needs.
 
     Raises:
         NothingToDo: the shape set has nothing for the subject.
     """
     start, dtype = time.monotonic(), getattr(torch, plan.dtype)
-    ours = subject.make(shape_set.make(plan.device, dtype, plan.seed))
-    reference = subject.reference(shape_set.make(plan.device, dtype, plan.seed))
-    peak = None
-    if plan.memory:
-        peak = memory.in_a_child(subject.name, shape_set.name, plan.device, plan.dtype, threads)
+    ours = subject.make(shape_set.make(plan.device, dtype, plan.seed), backend)
+    reference = subject.reference(shape_set.make(plan.device, dtype, plan.seed), report.TORCH)
+    peak = other = None
+    if peaks is not None:
+        peak, other = peaks(subject.name, backend, shape_set.name), peaks("adamw", report.TORCH, shape_set.name)
     rest = max(0.0, seconds - (time.monotonic() - start))
     times = measuring.pairs(ours.step, reference.step, plan.steps, rest, measuring.clock(plan.device))
     return Cell(
         optimizer=subject.name,
         about=subject.about,
         weights=subject.weights,
-        backend=report.BACKENDS[0],
+        backend=backend,
         shapes=shape_set.name,
         parameters=shape_set.parameters,
         tensors=shape_set.tensors,
@@ -149,6 +178,8 @@ def measure(subject: Subject, shape_set: ShapeSet, plan: Plan, seconds: float, t
         against_seconds=tuple(map(report.short, times.reference)),
         state_bytes=ours.state_bytes,
         peak_bytes=peak,
+        against_peak_bytes=other,
+        held_bytes=2 * shape_set.parameters * dtype.itemsize,
         finite=ours.finite,
     )
 

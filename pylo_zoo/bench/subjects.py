@@ -7,6 +7,7 @@ and no checkpoint is needed. Nothing can be said of training with them.
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,11 +19,12 @@ from torch import Tensor
 
 from pylo_zoo import __version__, converters, registry
 from pylo_zoo.artifact import Artifact, Converter, SourceRecord
+from pylo_zoo.bench.report import TORCH
 from pylo_zoo.bench.shapes import Parameters
 from pylo_zoo.converters.base import tensor_shapes
 from pylo_zoo.errors import ZooError
 from pylo_zoo.ops.layout import axes_of
-from pylo_zoo.ops.orthogonalize import COEFFICIENTS, newton_schulz, resolve_coefficients
+from pylo_zoo.ops.orthogonalize import COEFFICIENTS, orthogonalize_all, resolve_coefficients
 from pylo_zoo.optim import Muon, optimizer_class
 from pylo_zoo.weights import load
 
@@ -61,7 +63,8 @@ class NothingToDo(ZooError):
     """A shape set has nothing for a subject, such as matrices for Newton–Schulz."""
 
 
-Maker = Callable[[Parameters], Work]
+Maker = Callable[[Parameters, str], Work]
+"""Makes the work on given parameters with a backend."""
 
 
 @dataclass(frozen=True)
@@ -71,43 +74,54 @@ class Subject:
     Attributes:
         name: as users type it.
         about: what it is.
-        make: the work on given parameters.
+        make: the work on given parameters, with a backend.
         against: what it is compared with.
         reference: the work of that.
         weights: "random", "none", or what was loaded.
+        has_backends: whether it has the backends of this package, or is torch's alone.
     """
 
     name: str
     about: str
     make: Maker
     against: str = "AdamW fused"
-    reference: Maker = lambda parameters: adamw(parameters, fused=True)
+    reference: Maker = lambda parameters, backend: adamw(parameters, backend, fused=True)
     weights: str = "none"
+    has_backends: bool = True
 
 
 # --- makers ------------------------------------------------------------------------------------------------------
 
 
-def adamw(parameters: Parameters, **form: bool) -> Work:
+def adamw(parameters: Parameters, backend: str = TORCH, **form: bool) -> Work:
     """torch's AdamW in one of its forms: ``fused=True``, ``foreach=True``, or ``foreach=False``, the plain loop."""
     params = list(parameters)
     optimizer = torch.optim.AdamW(params, **form)  # pyright: ignore[reportArgumentType]
     return Work(optimizer.step, [p.data for p in params], optimizer)
 
 
-def _muon(parameters: Parameters) -> Work:
-    optimizer = Muon(parameters.groups())
+def _muon(parameters: Parameters, backend: str) -> Work:
+    optimizer = Muon(parameters.groups(), backend=backend)
     return Work(optimizer.step, [p.data for p in parameters], optimizer)
 
 
-def _learned(artifact: Callable[[], Artifact], parameters: Parameters) -> Work:
+def _learned(artifact: Callable[[], Artifact], parameters: Parameters, backend: str) -> Work:
     found = artifact()
     cls = optimizer_class(found.family)
     horizon: dict[str, Any] = {"num_steps": HORIZON} if cls.needs_loss else {}
     groups = parameters.groups(learned=found.family == "celo2-base")
-    optimizer = cls(groups, weights=found, **horizon)
+    optimizer = cls(groups, weights=found, **horizon, **_choice(cls, backend))
     step = partial(optimizer.step, LOSS) if cls.needs_loss else optimizer.step
     return Work(step, [p.data for p in parameters], optimizer)
+
+
+def _choice(cls: Callable[..., Any], backend: str) -> dict[str, Any]:
+    """``backend=`` for a class that takes it; one that does not yet is eager."""
+    if "backend" in inspect.signature(cls).parameters:
+        return {"backend": backend}
+    if backend != "eager":
+        raise NothingToDo(f"There is no backend {backend} yet.", "Use eager.")
+    return {}
 
 
 def random_artifact(family_name: str, **behavior: Any) -> Artifact:
@@ -147,23 +161,22 @@ def _matrices(parameters: Parameters) -> list[Tensor]:
     return found
 
 
-def _newton_schulz(parameters: Parameters) -> Work:
+def newton_schulz(parameters: Parameters, backend: str = TORCH, dtype: torch.dtype = torch.float32) -> Work:
+    """Newton–Schulz in ``dtype`` over all matrices of the gradients, as optimizers call it."""
     triples = resolve_coefficients(COEFFICIENTS["original"], ITERATIONS)
     matrices = _matrices(parameters)
-    made = [torch.empty_like(matrix) for matrix in matrices]
+    made: list[Tensor] = []
 
     def step() -> None:
-        for place, matrix in zip(made, matrices, strict=True):
-            place.copy_(newton_schulz(matrix, triples, 1e-8))
+        made[:] = orthogonalize_all(matrices, triples, dtype=dtype)
 
-    step()
     return Work(step, made)
 
 
-def _matmuls(parameters: Parameters) -> Work:
+def matmuls(parameters: Parameters, backend: str = TORCH, dtype: torch.dtype = torch.float32) -> Work:
     """The products of Newton–Schulz without anything between them, into memory that is there already."""
     sides: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    for matrix in _matrices(parameters):
+    for matrix in (each.to(dtype) for each in _matrices(parameters)):
         x = matrix.mT if matrix.shape[-2] > matrix.shape[-1] else matrix
         x = (x / x.norm(dim=(-2, -1), keepdim=True)).contiguous()
         gram = x @ x.mT
@@ -191,9 +204,9 @@ def _random(name: str, family: str, about: str, **behavior: Any) -> Subject:
 SUBJECTS: Mapping[str, Subject] = {
     each.name: each
     for each in (
-        Subject("adamw", "fused AdamW against itself: the noise", partial(adamw, fused=True)),
-        Subject("adamw-foreach", "torch's AdamW, foreach", partial(adamw, foreach=True)),
-        Subject("adamw-loop", "torch's AdamW, a tensor at a time", partial(adamw, foreach=False)),
+        Subject("adamw", "fused AdamW against itself: the noise", partial(adamw, fused=True), has_backends=False),
+        Subject("adamw-foreach", "torch's AdamW, foreach", partial(adamw, foreach=True), has_backends=False),
+        Subject("adamw-loop", "torch's AdamW, a tensor at a time", partial(adamw, foreach=False), has_backends=False),
         Subject("muon", "Muon, Newton–Schulz in bfloat16", _muon),
         Subject(
             "velo-sample",
@@ -205,10 +218,11 @@ SUBJECTS: Mapping[str, Subject] = {
         _random("celo2-rule", "celo2", "CELO2's rule without Newton–Schulz", orthogonalize=False),
         Subject(
             "newton-schulz",
-            f"{ITERATIONS} iterations in float32, as CELO2 does, against their {MATMULS} products a matrix",
-            _newton_schulz,
+            f"{ITERATIONS} iterations in float32, against their {MATMULS} products a matrix",
+            newton_schulz,
             against="the matmuls",
-            reference=_matmuls,
+            reference=matmuls,
+            has_backends=False,
         ),
     )
 }

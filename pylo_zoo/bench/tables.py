@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from pylo_zoo.bench.report import Cell, Machine, Report
@@ -21,20 +22,24 @@ class Column(NamedTuple):
 
 COLUMNS: Sequence[Column] = (
     Column("optimizer", lambda cell, _: cell.optimizer),
+    Column("backend", lambda cell, _: cell.backend),
     Column("ms", lambda cell, _: figure(1000 * cell.time.median) + ("" if cell.finite else " NaN")),
+    Column("least ms", lambda cell, _: figure(1000 * cell.time.least), 8),
     Column("AdamW ms", lambda cell, _: figure(1000 * cell.against_time.median), 4),
     Column("ratio", lambda cell, _: figure(cell.ratio.median)),
     Column("quartiles", lambda cell, _: f"{figure(cell.ratio.lower)}–{figure(cell.ratio.upper)}", 3),
-    Column("least", lambda cell, _: figure(cell.ratio.least), 2),
+    Column("of least", lambda cell, _: figure(cell.least_ratio), 2),
     Column("pairs", lambda cell, _: str(len(cell.seconds)), 7),
     Column("copied B", lambda cell, machine: figure(cell.moved_per_parameter(machine.copies)), 6),
     Column("state B", lambda cell, _: figure(cell.state_per_parameter), 5),
     Column("peak B", lambda cell, _: figure(cell.peak_per_parameter), 1),
+    Column("peak ratio", lambda cell, _: figure(cell.peak_ratio), 9),
 )
 LEGEND = (
-    "ms: median of a step; ratio: median over pairs of steps made in turn, with quartiles and the least. In bytes a "
-    "parameter: copied, what this machine could have copied in that time; state, what the optimizer keeps; peak, what "
-    "a step needs beside. newton-schulz is compared with its own matrix products, not with AdamW."
+    "ms: median of a step; ratio: median over pairs of steps made in turn, with quartiles; of least: of the two least "
+    "times. In bytes a parameter: copied, what this machine could have copied in that time; state, what the optimizer "
+    "keeps; peak, what a step needs beside; peak ratio: parameters, gradients and that, over AdamW's. newton-schulz is "
+    "compared with its own matrix products, not with AdamW."
 )
 
 
@@ -50,11 +55,11 @@ def figure(value: float | None) -> str:
 
 
 def by_shapes(report: Report) -> Mapping[str, list[Cell]]:
-    """The cells of each shape set, in order."""
-    found: dict[str, list[Cell]] = {}
+    """The cells of each shape set, in order; an optimizer's backends next to each other."""
+    found: dict[str, dict[str, list[Cell]]] = {}
     for cell in report.cells:
-        found.setdefault(cell.shapes, []).append(cell)
-    return found
+        found.setdefault(cell.shapes, {}).setdefault(cell.optimizer, []).append(cell)
+    return {name: [cell for cells in rows.values() for cell in cells] for name, rows in found.items()}
 
 
 def fitting(cells: Sequence[Cell], machine: Machine, width: int | None) -> list[Column]:
@@ -86,23 +91,33 @@ def about_machine(machine: Machine, dtype: str) -> str:
     threads = f"{machine.threads} thread{'s' if machine.threads > 1 else ''}"
     return (
         f"{where}, {cores}, {threads}, {dtype}, torch {machine.torch}, {machine.date[:10]}; "
-        f"copies {machine.copies / 1e9:.3g} GB/s{load}"
+        f"copies {machine.copies / 1e9:.3g} GB/s{load}" + ("; **busy**" if machine.busy else "")
     )
 
 
-def markdown(report: Report) -> str:
-    """The tables for a page."""
-    parts = [f"Measured on: {about_machine(report.machine, report.asked['dtype'])}. Backend: {backends(report)}."]
-    for name, cells in by_shapes(report).items():
+def markdown(*reports: Report) -> str:
+    """The tables for a page, of one report or several: each shape set's rows together."""
+    parts = [
+        f"Measured on: {about_machine(report.machine, report.asked['dtype'])}. Backends: {backends(report)}."
+        for report in reports
+    ]
+    machines = {id(cell): report.machine for report in reports for cell in report.cells}
+    whole = replace(
+        reports[0],
+        cells=tuple(cell for report in reports for cell in report.cells),
+        left_out=tuple(each for report in reports for each in report.left_out),
+    )
+    for name, cells in by_shapes(whole).items():
+        rows = [[column.text(cell, machines[id(cell)]) for column in COLUMNS] for cell in cells]
         lines = [
             f"### {title(name, cells)}",
             "",
             "| " + " | ".join(column.heading for column in COLUMNS) + " |",
-            "| --- |" + " ---: |" * (len(COLUMNS) - 1),
-            *("| " + " | ".join(column.text(cell, report.machine) for column in COLUMNS) + " |" for cell in cells),
+            "| --- | --- |" + " ---: |" * (len(COLUMNS) - 2),
+            *(f"| {' | '.join(row)} |" for row in rows),
         ]
         parts.append("\n".join(lines))
-    if absent := absences(report):
+    if absent := absences(whole):
         parts.append("Left out:\n\n" + "\n".join(f"- {line}" for line in absent))
     return "\n\n".join(parts) + "\n"
 
@@ -116,5 +131,5 @@ def absences(report: Report) -> list[str]:
     """What was left out, a line for each reason and shape set."""
     found: dict[tuple[str, str], list[str]] = {}
     for each in report.left_out:
-        found.setdefault((each.shapes, each.why), []).append(each.optimizer)
+        found.setdefault((each.shapes, each.why), []).append(each.what)
     return [f"{shapes}, {', '.join(names)}: {why}" for (shapes, why), names in found.items()]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pylo_zoo.bench import Report
 
 EXAMPLES = """
-pylo-zoo bench --optimizers celo2,muon
+pylo-zoo bench --optimizers celo2,muon --backends fused
 pylo-zoo bench --shapes all --seconds 1800 --out times.json
 pylo-zoo bench --optimizers zoo/celo --shapes resnet18 --threads 1
 pylo-zoo bench --from times.json
@@ -34,6 +34,9 @@ def bench(
     shapes: Annotated[
         str, typer.Option(metavar="NAMES", help="gpt, resnet18, square, many, tiny; all is all but tiny.")
     ] = "gpt",
+    backends: Annotated[
+        str, typer.Option(metavar="NAMES", help="eager, fused, or both by all; torch's own have no choice.")
+    ] = "all",
     steps: Annotated[int, typer.Option(min=3, metavar="N", help="Pairs of steps, at most.")] = 30,
     seconds: Annotated[
         float, typer.Option(metavar="X", help="For everything; what has begun still gets three pairs.")
@@ -59,8 +62,7 @@ def bench(
     published sizes (the time does not depend on their values), velo-sample, muon, adamw, adamw-foreach, adamw-loop;
     celo2-rule is CELO2 without Newton–Schulz, newton-schulz that alone, against its matrix products.
 
-    Machines are noisy: quote the ratio with its quartiles, and the machine. The backend is eager: there is no other
-    yet.
+    Machines are noisy: quote the ratio with its quartiles, and the machine.
     """
     from pylo_zoo.bench import Plan, read, write
     from pylo_zoo.bench import bench as measure
@@ -69,7 +71,8 @@ def bench(
     if saved is not None:
         report = read(saved)
     else:
-        plan = Plan(names_of(optimizers), names_of(shapes), steps, seconds, threads, device, dtype, memory)
+        names = names_of(optimizers), names_of(shapes), names_of(backends)
+        plan = Plan(*names, steps, seconds, threads, device, dtype, memory)
         if out is not None and (out.is_dir() or not out.parent.is_dir()):
             raise ZooError(f"{out} cannot be written.", "Give a file in a directory that is there.")
         with output.progress(quiet=quiet) as tell:
@@ -96,7 +99,7 @@ def _judge(report: Report) -> None:
 
 
 def _essential(report: Report) -> str:
-    return "\n".join(f"{cell.shapes} {cell.optimizer} {cell.ratio.median:.4g}" for cell in report.cells)
+    return "\n".join(f"{cell.shapes} {cell.optimizer} {cell.backend} {cell.ratio.median:.4g}" for cell in report.cells)
 
 
 def _show(report: Report, console: Console) -> None:
@@ -106,7 +109,6 @@ def _show(report: Report, console: Console) -> None:
 
     machine = report.machine
     console.print(output.printable(tables.about_machine(machine, report.asked["dtype"])))
-    console.print(f"Backend: {tables.backends(report)}.")
     for name, cells in tables.by_shapes(report).items():
         console.print(f"\n{output.printable(tables.title(name, cells))}", style="bold")
         columns = tables.fitting(cells, machine, console.width)

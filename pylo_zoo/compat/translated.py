@@ -91,7 +91,7 @@ class DecayingAfter(RuledOptimizer):
 
 
 class ClippedAlone(LearnedOptimizer):
-    """With the norm of each parameter's own gradient at most ``max_grad_norm``, which a group may set; None clips none."""
+    """With the norm of each parameter's own gradient at most ``max_grad_norm``; a group may set it, None clips none."""
 
     max_grad_norm: float | None
 

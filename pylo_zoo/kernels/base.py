@@ -85,7 +85,7 @@ class Kernels(Protocol):
     def moments(self, advanced: Any) -> Tensor:
         """:func:`pylo_zoo.ops.conditioning.moments` of p and the *old* accumulators, float32 ``[N, 9]``.
 
-        Variances are taken around a sample, such as the first element: of one element they are 0 exactly.
+        Variances are taken around the mean of a few elements, or exactly; of one element they are 0.
         """
         ...
 

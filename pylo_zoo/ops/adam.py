@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from pylo_zoo.ops.accumulators import advance
+from pylo_zoo.ops.apply import foreach
 from pylo_zoo.ops.trace import note
 
 
@@ -39,3 +43,44 @@ def adam_direction(
     direction = m_hat / (eps + torch.sqrt(v_hat + eps_root))
     note("direction", direction)
     return direction
+
+
+def adam_directions(
+    m: Sequence[Tensor],
+    v: Sequence[Tensor],
+    g: Sequence[Tensor],
+    counts: Sequence[int],
+    betas: tuple[float, float],
+    eps: float,
+    nesterov: bool = False,
+) -> list[Tensor]:
+    """:func:`adam_direction` for many parameters by torch's operations over lists; it agrees to rounding.
+
+    Args:
+        m, v, g: moments and gradients ``[*shape]``, of one dtype, on one device.
+        counts: updates of each, including this one.
+        betas, eps, nesterov: as there; ``eps_root`` is 0.
+    """
+    beta1, beta2 = betas
+    foreach._foreach_lerp_(m, g, 1 - beta1)
+    foreach._foreach_mul_(v, beta2)
+    foreach._foreach_addcmul_(v, g, g, value=1 - beta2)
+    # m/c1 / (sqrt(v/c2) + eps) = m / (sqrt(v)·c1/sqrt(c2) + eps·c1)
+    divisors = list(foreach._foreach_sqrt(v))
+    for count, its in _by_count(counts, divisors).items():
+        c1, root = 1 - beta1**count, math.sqrt(1 - beta2**count)
+        foreach._foreach_mul_(its, c1 / root)
+        foreach._foreach_add_(its, eps * c1)
+    if not nesterov:
+        return list(foreach._foreach_div(m, divisors))
+    numerators = foreach._foreach_lerp(g, m, beta1)
+    foreach._foreach_div_(numerators, divisors)
+    return list(numerators)
+
+
+def _by_count(counts: Sequence[int], tensors: Sequence[Tensor]) -> dict[int, list[Tensor]]:
+    """Tensors of one count together: mostly all of them, and one factor costs less than a list of factors."""
+    found: dict[int, list[Tensor]] = {}
+    for count, tensor in zip(counts, tensors, strict=True):
+        found.setdefault(count, []).append(tensor)
+    return found

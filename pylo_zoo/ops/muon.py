@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.errors import ZooError
+from pylo_zoo.ops.apply import as_scalar, decay_and_step, decay_and_step_together, foreach, together
 from pylo_zoo.ops.layout import LAYOUTS, Layout
-from pylo_zoo.ops.orthogonalize import Coefficients, orthogonalize, resolve_coefficients
+from pylo_zoo.ops.orthogonalize import Coefficients, orthogonalize_all, resolve_coefficients
 
 LR_SCALES = ("original", "match_rms_adamw", "rms_to_rms")
 CONV_MODES = ("flatten", "batched")
 NS_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+BACKENDS = ("auto", "eager", "fused")
+"""How parameters are stepped: one by one, or together."""
 MIN_SIZE = 4
 """Smallest side of a matrix that Muon takes."""
 MAX_ASPECT_RATIO = 128.0
@@ -151,18 +154,30 @@ class Recipe:
 
     def update(self, average: Tensor) -> Tensor:
         """The update for one averaged gradient ``[*shape]``, in its shape and dtype, before the learning rate."""
-        order = _torch_order(average.ndim, self.layout)
-        oriented = average.permute(order)
-        matrices = to_matrices(oriented, self.conv_mode)
-        scale = lr_scale(matrices.shape[-2], matrices.shape[-1], self.adjust_lr_fn)
-        if self.normalize_spatial and matrices.ndim > 2:
-            scale *= matrices.shape[0] ** -0.5
-        triples = resolve_coefficients(self.ns_coefficients, self.ns_steps)
-        orthogonal = orthogonalize(
-            matrices, triples, eps=self.eps, safety_factor=self.safety_factor, dtype=self.ns_dtype
+        (direction,), (scale,) = self.directions([average])
+        return scale * direction
+
+    def directions(self, averages: Sequence[Tensor]) -> tuple[list[Tensor], list[float]]:
+        """For averaged gradients ``[*shape]`` their updates but for a factor, in their shapes and dtypes, and those."""
+        orders = [_torch_order(average.ndim, self.layout) for average in averages]
+        oriented = [average.permute(order) for average, order in zip(averages, orders, strict=True)]
+        matrices = [to_matrices(each, self.conv_mode) for each in oriented]
+        orthogonal = orthogonalize_all(
+            matrices,
+            resolve_coefficients(self.ns_coefficients, self.ns_steps),
+            eps=self.eps,
+            safety_factor=self.safety_factor,
+            dtype=self.ns_dtype,
         )
-        back = sorted(range(average.ndim), key=order.__getitem__)
-        return scale * from_matrices(orthogonal, oriented.shape).permute(back)
+        found = []
+        for each, like, order in zip(orthogonal, oriented, orders, strict=True):
+            back = sorted(range(like.ndim), key=order.__getitem__)
+            found.append(from_matrices(each, like.shape).permute(back))
+        return found, [self._scale(each) for each in matrices]
+
+    def _scale(self, matrices: Tensor) -> float:
+        scale = lr_scale(matrices.shape[-2], matrices.shape[-1], self.adjust_lr_fn)
+        return scale * matrices.shape[0] ** -0.5 if self.normalize_spatial and matrices.ndim > 2 else scale
 
 
 @torch.no_grad()
@@ -184,6 +199,7 @@ def muon(
     normalize_spatial: bool,
     ns_dtype: torch.dtype = torch.bfloat16,
     layout: Layout = "torch",
+    backend: str = "auto",
 ) -> None:
     """One step of Muon (SPEC §7) on every parameter, in place: what :class:`~pylo_zoo.optim.Muon` runs.
 
@@ -207,15 +223,24 @@ def muon(
         ns_dtype: dtype of the Newton–Schulz iterations.
         layout: ``"jax"`` where the parameters are kept as ``(*spatial, in, out)``, ``"torch-stacked"`` as
             ``(*stack, out, in)``.
+        backend: ``"eager"`` steps one parameter at a time; ``"fused"``, and so ``"auto"``, all together: equal shapes
+            are orthogonalized in stacks, and torch's operations over lists do the rest. Both agree to rounding.
 
     Raises:
-        ZooError: an argument of :class:`Recipe` cannot be, the lists do not fit each other, or a parameter is no
-            matrix. Nothing has been touched then.
+        ZooError: an argument of :class:`Recipe` or ``backend`` cannot be, the lists do not fit each other, or a
+            parameter is no matrix. Nothing has been touched then.
     """
     recipe = Recipe(
         ns_steps, ns_coefficients, eps, safety_factor, adjust_lr_fn, conv_mode, normalize_spatial, ns_dtype, layout
     )
+    if backend not in BACKENDS:
+        raise ZooError(f"backend is {backend!r}.", f"Use one of {', '.join(BACKENDS)}.")
     _check_tensors(params, grads, momentum_bufs)
+    if backend != "eager":
+        for some in together(momentum_bufs):
+            p, g, buffers = ([tensors[k] for k in some] for tensors in (params, grads, momentum_bufs))
+            _muon_together(p, g, buffers, recipe, lr, weight_decay, momentum, nesterov)
+        return
     for p, g, buffer in zip(params, grads, momentum_bufs, strict=True):
         if p.numel() == 0:
             continue
@@ -225,27 +250,23 @@ def muon(
         decay_and_step(p, update, as_scalar(lr, update.dtype), weight_decay)
 
 
-def decay_and_step(p: Tensor, update: Tensor, lr: float | Tensor, weight_decay: float) -> None:
-    """``p ← p·(1 − lr·weight_decay) − lr·update``, in place, rounded to ``p``'s dtype once.
-
-    Args:
-        p: ``[*shape]``.
-        update: ``[*shape]``, in the dtype that the step is computed in.
-        lr: a number, or a tensor without axes in the update's dtype (:func:`as_scalar`).
-        weight_decay: decoupled: it does not pass through the update.
-    """
-    wide = p.to(update.dtype)
-    wide.mul_(1 - lr * weight_decay).sub_(lr * update)
-    if wide is not p:
-        p.copy_(wide)
-
-
-def as_scalar(lr: float | Tensor, dtype: torch.dtype) -> float | Tensor:
-    """A learning rate to reckon with: a number as it is, a tensor of one element without axes and in ``dtype``.
-
-    Nothing is read back from a device, and a compiled step sees a tensor where the caller keeps one.
-    """
-    return lr.to(dtype).reshape(()) if isinstance(lr, Tensor) else lr
+def _muon_together(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    recipe: Recipe,
+    lr: float | Tensor,
+    weight_decay: float,
+    momentum: float,
+    nesterov: bool,
+) -> None:
+    """:func:`muon` on parameters whose buffers are of one dtype, on one device."""
+    grads = [g.to(buffer.dtype) for g, buffer in zip(grads, buffers, strict=True)]
+    foreach._foreach_lerp_(buffers, grads, 1 - momentum)
+    averages = foreach._foreach_lerp(grads, buffers, momentum) if nesterov else buffers
+    directions, scales = recipe.directions(averages)
+    foreach._foreach_mul_(directions, scales)
+    decay_and_step_together(params, directions, lr, weight_decay)
 
 
 def _torch_order(ndim: int, layout: Layout) -> tuple[int, ...]:

@@ -1,9 +1,12 @@
-"""Orthogonalization by Newton–Schulz iterations (kellerjordan.github.io/posts/muon; SPEC §6, §7)."""
+"""Orthogonalization by Newton–Schulz iterations (kellerjordan.github.io/posts/muon; SPEC §6, §7).
+
+Memory is kept and written again, so that nothing here can be differentiated: torch says so where a gradient is wanted.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -53,6 +56,12 @@ COEFFICIENTS: dict[str, tuple[Triple, ...]] = {
 }
 """Presets by name, one triple an iteration (SPEC §7)."""
 
+STACKED = {"cpu": 1 << 17}
+"""Values that a stack of matrices holds at most, unless one matrix is larger, by device. On a CPU a stack saves the
+calls, which counts for sides up to some 64, and costs time where it leaves the cache: half a MiB is the best size."""
+STACKED_ELSEWHERE = 1 << 22
+"""The same on other devices, which want many matrices at once."""
+
 
 def newton_schulz(matrices: Tensor, coefficients: Sequence[Triple], eps: float) -> Tensor:
     """Drive the singular values of each matrix towards 1, as CELO2 does (SPEC §6).
@@ -65,7 +74,16 @@ def newton_schulz(matrices: Tensor, coefficients: Sequence[Triple], eps: float) 
     Returns:
         A tensor of the same shape and dtype.
     """
-    return _iterate(matrices / (_frobenius(matrices) + eps), coefficients)
+    return newton_schulz_all([matrices], coefficients, eps)[0]
+
+
+def newton_schulz_all(matrices: Sequence[Tensor], coefficients: Sequence[Triple], eps: float) -> list[Tensor]:
+    """:func:`newton_schulz` of many tensors: matrices of one shape, or its transpose, are iterated in stacks."""
+
+    def scaled(x: Tensor) -> Tensor:
+        return torch.div(x, _frobenius(x, x.dtype).add_(eps), out=x.new_empty(x.shape))
+
+    return _in_stacks(matrices, coefficients, scaled)
 
 
 def orthogonalize(
@@ -91,10 +109,25 @@ def orthogonalize(
     Returns:
         A tensor of the matrices' shape and dtype, near ``U·Vᵀ`` of ``X = U·S·Vᵀ``.
     """
-    wide = torch.promote_types(torch.promote_types(matrices.dtype, dtype), torch.float32)
-    x = matrices.to(wide)
-    x = x / (_frobenius(x) * safety_factor).clamp(min=eps)
-    return _iterate(x.to(dtype), coefficients).to(matrices.dtype)
+    return orthogonalize_all([matrices], coefficients, eps=eps, safety_factor=safety_factor, dtype=dtype)[0]
+
+
+def orthogonalize_all(
+    matrices: Sequence[Tensor],
+    coefficients: Sequence[Triple],
+    *,
+    eps: float = 1e-7,
+    safety_factor: float = 1.0,
+    dtype: torch.dtype = torch.bfloat16,
+) -> list[Tensor]:
+    """:func:`orthogonalize` of many tensors: matrices of one shape, or its transpose, are iterated in stacks."""
+
+    def scaled(x: Tensor) -> Tensor:
+        wide = torch.promote_types(torch.promote_types(x.dtype, dtype), torch.float32)
+        divisor = _frobenius(x, wide).mul_(safety_factor).clamp_(min=eps)
+        return torch.div(x, divisor, out=x.new_empty(x.shape, dtype=dtype))
+
+    return _in_stacks(matrices, coefficients, scaled)
 
 
 def resolve_coefficients(coefficients: Coefficients, steps: int) -> tuple[Triple, ...]:
@@ -133,28 +166,60 @@ def _is_finite_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _frobenius(matrices: Tensor) -> Tensor:
-    return matrices.norm(dim=(-2, -1), keepdim=True)
+def _frobenius(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True, dtype=dtype)
+
+
+def _in_stacks(
+    tensors: Sequence[Tensor], coefficients: Sequence[Triple], scaled: Callable[[Tensor], Tensor]
+) -> list[Tensor]:
+    """Iterate over every matrix of ``[*batch, rows, columns]`` tensors on its smaller side, equal shapes in stacks.
+
+    ``scaled`` makes a contiguous copy, divided by its norm, of a matrix or stack.
+    """
+    found = [list(_wide(each).flatten(0, -3) if each.ndim > 2 else [_wide(each)]) for each in tensors]
+    alike: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
+    for number, matrices in enumerate(found):
+        for index, x in enumerate(matrices):
+            alike.setdefault((*x.shape, x.dtype, x.device), []).append((number, index))
+    for places in alike.values():
+        x = found[places[0][0]][places[0][1]]
+        most = max(1, STACKED.get(x.device.type, STACKED_ELSEWHERE) // max(1, x.numel()))
+        for start in range(0, len(places), most):
+            some = places[start : start + most]
+            stack = [found[number][index] for number, index in some]
+            done = _iterate(scaled(stack[0] if len(some) == 1 else torch.stack(stack)), coefficients)
+            for (number, index), x in zip(some, [done] if len(some) == 1 else done, strict=True):
+                found[number][index] = x
+    return [_given(matrices, each) for matrices, each in zip(found, tensors, strict=True)]
+
+
+def _is_tall(matrices: Tensor) -> bool:
+    return matrices.shape[-2] > matrices.shape[-1]
+
+
+def _wide(matrices: Tensor) -> Tensor:
+    return matrices.mT if _is_tall(matrices) else matrices
+
+
+def _given(matrices: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Matrices on their smaller side, as the tensor that they came from."""
+    x = matrices[0] if like.ndim == 2 else torch.stack(list(matrices)) if matrices else like.new_empty(0)
+    return (x.reshape(_wide(like).shape).mT if _is_tall(like) else x.reshape(like.shape)).to(like.dtype)
 
 
 def _iterate(x: Tensor, coefficients: Sequence[Triple]) -> Tensor:
-    """``X ← a·X + (b·A + c·A²)·X`` with ``A = X·Xᵀ``, on the smaller side; X has a spectral norm of 1 at most."""
-    shape = x.shape
-    tall = shape[-2] > shape[-1]
-    x = x.mT if tall else x
-    x = x.flatten(0, -3) if x.ndim > 3 else x
-    for a, b, c in coefficients:
-        gram = x @ x.mT
-        x = _add_product(a, x, 1.0, _add_product(b, gram, c, gram, gram), x)
-    return (x.mT if tall else x).reshape(shape)
+    """``X ← a·X + (b·A + c·A²)·X`` with ``A = X·Xᵀ``; X, contiguous, is lost, and has a spectral norm of 1 at most.
 
-
-def _add_product(beta: float, x: Tensor, alpha: float, y: Tensor, z: Tensor) -> Tensor:
-    """``β·x + α·y·z`` of matrices or stacks of them.
-
-    In 16 bits torch's fused operation computes it: that rounds once, which halves the error of the whole iteration.
+    torch's fused products and sums read and write each matrix once, and in 16 bits round once, which halves the error
+    of the whole iteration. Two matrices and two Gram matrices are all the memory.
     """
-    if x.element_size() > 2:
-        return beta * x + alpha * (y @ z)
-    fused = torch.addmm if x.ndim == 2 else torch.baddbmm
-    return fused(x, y, z, beta=beta, alpha=alpha)
+    product, add_product = (torch.mm, torch.addmm) if x.ndim == 2 else (torch.bmm, torch.baddbmm)
+    gram = x.new_empty(*x.shape[:-1], x.shape[-2])
+    polynomial, spare = torch.empty_like(gram), torch.empty_like(x)
+    for a, b, c in coefficients:
+        product(x, x.mT, out=gram)
+        add_product(gram, gram, gram, beta=b, alpha=c, out=polynomial)
+        add_product(x, polynomial, x, beta=a, out=spare)
+        x, spare = spare, x
+    return x

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pylo_zoo.ops.adam import adam_direction
-from pylo_zoo.ops.muon import Recipe, as_scalar, decay_and_step, muon, muon_route
+from pylo_zoo.ops.adam import adam_direction, adam_directions
+from pylo_zoo.ops.apply import as_scalar, decay_and_step, decay_and_step_together, foreach, together
+from pylo_zoo.ops.muon import BACKENDS, Recipe, muon, muon_route
 from pylo_zoo.ops.orthogonalize import Coefficients
 from pylo_zoo.optim.checks import check_betas, check_flag, check_number, require
 from pylo_zoo.optim.contract import Due, Group, Loss, ZooOptimizer, master_copy, state_dtype, wide_value
@@ -32,8 +33,8 @@ class Muon(ZooOptimizer):
     Which parameter takes what is decided by its group and its shape: ``use_fallback=True``, ``use_muon=False`` or
     ``rule="adamw"`` in a group give it to AdamW, and so do shapes that Newton–Schulz does not suit
     (:func:`~pylo_zoo.ops.muon.muon_route`). Embeddings and output heads are matrices that belong to AdamW too:
-    :func:`~pylo_zoo.optim.param_groups` sets the embeddings' rule. Every argument but ``adamw_lr`` and ``verbose`` is a
-    default that a group may replace.
+    :func:`~pylo_zoo.optim.param_groups` sets the embeddings' rule. Every argument but ``adamw_lr``, ``verbose``,
+    ``nonfinite`` and ``backend`` is a default that a group may replace.
 
     Args:
         params: parameters, named parameters or parameter groups. A group's ``layout`` is ``"torch"``, the default,
@@ -59,6 +60,9 @@ class Muon(ZooOptimizer):
         verbose: log where each parameter goes, and why, a line each at level INFO of ``pylo_zoo.optim.muon``.
         nonfinite: ``"propagate"``, ``"skip"`` or ``"raise"`` (:class:`~pylo_zoo.optim.contract.ZooOptimizer`).
         master_weights: keep float32 copies of 16-bit parameters, ``master [*shape]`` (the same).
+        backend: ``"eager"`` steps one parameter at a time, ``"fused"`` those of a group together: equal shapes are
+            orthogonalized in stacks, and torch's operations over lists do the rest. Both have the same state, and agree
+            to rounding; ``"auto"`` is ``"fused"``.
 
     State of a parameter, in float32 for 16- and 32-bit parameters and float64 for float64 ones: ``momentum_buffer
     [*shape]``; in the fallback ``exp_avg`` and ``exp_avg_sq`` ``[*shape]`` and ``step``.
@@ -88,8 +92,11 @@ class Muon(ZooOptimizer):
         verbose: bool = False,
         nonfinite: str = "propagate",
         master_weights: bool = False,
+        backend: str = "auto",
     ) -> None:
+        require(backend in BACKENDS, f"backend is {backend!r}.", f"Use one of {', '.join(BACKENDS)}.")
         self.verbose = verbose
+        self.backend = backend
         if adamw_lr is not None:
             fallback_lr_scale = _scale_of(adamw_lr, lr, fallback_lr_scale)
         defaults = {
@@ -147,25 +154,46 @@ class Muon(ZooOptimizer):
         self._prime(due)
         for p, _, group in due:
             self._check_side(p, group)
-        for p, g, group in due:
-            state = self.state[p]
-            value = wide_value(p, state) if "master" in state else p
-            if "momentum_buffer" in state:
-                options = {name: group[name] for name in ("lr", "weight_decay", "momentum", "nesterov", *RECIPE)}
-                if group["layout"] == "torch-stacked":  # matrices of their own, not positions of a kernel
-                    options |= STACK
-                muon([value], [g], [state["momentum_buffer"]], **options)
-            else:
-                _fallback(value, g, state, group)
-            if value is not p:
-                p.copy_(value)
+        parts: list[tuple[list[Due], list[Due]]] = []
+        for k, each in enumerate(due):
+            if k == 0 or each.group is not due[k - 1].group:
+                parts.append(([], []))
+            matrices, others = parts[-1]
+            (matrices if "momentum_buffer" in self.state[each.parameter] else others).append(each)
+        for matrices, others in parts:
+            if matrices:
+                self._muon(matrices, matrices[0].group)
+            if others:
+                self._fallback(others, others[0].group)
+
+    def _muon(self, due: Sequence[Due], group: Group) -> None:
+        options = {name: group[name] for name in ("lr", "weight_decay", "momentum", "nesterov", *RECIPE)}
+        if group["layout"] == "torch-stacked":  # matrices of their own, not positions of a kernel
+            options |= STACK
+        buffers = [self.state[p]["momentum_buffer"] for p, _, _ in due]
+        values = [_value(p, self.state[p]) for p, _, _ in due]
+        muon(values, [g for _, g, _ in due], buffers, **options, backend=self.backend)
+        _written([p for p, _, _ in due], values)
+
+    def _fallback(self, due: Sequence[Due], group: Group) -> None:
+        states = [self.state[p] for p, _, _ in due]
+        values = [_value(p, state) for (p, _, _), state in zip(due, states, strict=True)]
+        gradients = [g for _, g, _ in due]
+        if self.backend == "eager" or torch.compiler.is_compiling():  # it fuses by itself, and cannot read counters
+            for value, g, state in zip(values, gradients, states, strict=True):
+                _adamw(value, g, state, group)
+        else:
+            for some in together([state["exp_avg"] for state in states]):
+                mine = [values[k] for k in some], [gradients[k] for k in some], [states[k] for k in some]
+                _adamw_together(*mine, group)
+        _written([p for p, _, _ in due], values)
 
     def _check_side(self, p: Tensor, group: Group) -> None:
         takes_muon, reason = _route(p, group)
+        state = self.state[p]
         require(
-            takes_muon == ("momentum_buffer" in self.state[p]),
-            f"A parameter of shape {tuple(p.shape)} has changed sides ({reason}); its state has "
-            f"{', '.join(self.state[p])}.",
+            takes_muon == ("momentum_buffer" in state),
+            f"A parameter of shape {tuple(p.shape)} has changed sides ({reason}); its state has {', '.join(state)}.",
             "Route parameters before their first step, or delete optimizer.state[p] to start it anew.",
         )
 
@@ -183,6 +211,11 @@ class Muon(ZooOptimizer):
             "A parameter group has the option 'adamw_lr'.",
             "Set the group's fallback_lr_scale: its fallback's learning rate is lr times that.",
         )
+        require(
+            "backend" not in given,
+            "A parameter group sets backend.",
+            "It belongs to the whole optimizer: give it to the constructor.",
+        )
         check_number("fallback_lr_scale", group["fallback_lr_scale"])
         check_number("momentum", group["momentum"], below=1.0)
         check_betas("betas", group["betas"])
@@ -194,7 +227,8 @@ class Muon(ZooOptimizer):
     # --- saving and loading --------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "verbose": self.verbose}  # pyright: ignore[reportAttributeAccessIssue]
+        own = {"verbose": self.verbose, "backend": self.backend}
+        return {**super().__getstate__(), **own}  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _route(p: Tensor, group: Group) -> tuple[bool, str]:
@@ -202,7 +236,18 @@ def _route(p: Tensor, group: Group) -> tuple[bool, str]:
     return muon_route(p.shape, use_fallback=use_fallback, use_muon=group["use_muon"], layout=group["layout"])
 
 
-def _fallback(p: Tensor, g: Tensor, state: dict[str, Tensor], group: Group) -> None:
+def _value(p: Tensor, state: dict[str, Tensor]) -> Tensor:
+    """What a step writes: the parameter, or its master copy."""
+    return wide_value(p, state) if "master" in state else p
+
+
+def _written(params: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for p, value in zip(params, values, strict=True):
+        if value is not p:
+            p.copy_(value)
+
+
+def _adamw(p: Tensor, g: Tensor, state: dict[str, Tensor], group: Group) -> None:
     """AdamW (arXiv 1711.05101), or NAdamW: ``p ← p·(1 − lr·wd) − lr·m̂/(sqrt(v̂) + eps)``."""
     m, v = state["exp_avg"], state["exp_avg_sq"]
     state["step"] += 1
@@ -212,6 +257,19 @@ def _fallback(p: Tensor, g: Tensor, state: dict[str, Tensor], group: Group) -> N
     )
     lr = as_scalar(group["lr"], m.dtype) * group["fallback_lr_scale"]
     decay_and_step(p, direction.view(p.shape), lr, group["weight_decay"])
+
+
+def _adamw_together(
+    params: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[dict[str, Tensor]], group: Group
+) -> None:
+    """:func:`_adamw` on parameters whose moments are of one dtype, on one device."""
+    m, v = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+    steps = [state["step"] for state in states]
+    foreach._foreach_add_(steps, 1)
+    grads = [g.to(m[0].dtype) for g in grads]
+    counts = torch.stack(steps).tolist()
+    directions = adam_directions(m, v, grads, counts, group["betas"], group["eps"], group["nesterov"])
+    decay_and_step_together(params, directions, group["lr"] * group["fallback_lr_scale"], group["weight_decay"])
 
 
 def _scale_of(adamw_lr: float, lr: float | Tensor, fallback_lr_scale: float) -> float:

@@ -78,11 +78,7 @@ void pylo_zoo_advance(const Task* tasks, Index count, const Rule* rule, float* w
         in_parallel(count, threads, [&](Index i) {
             if (tasks[i].factored) advance_factors(work.plans[i], *rule);
         });
-    for (const Plan& plan : work.plans) {
-        const Task& t = *plan.task;
-        for (int k = 0; k < 3; ++k) plan.sample[k] = t.momentum[k * t.size()];
-        plan.sample[3] = *t.second_moment;
-    }
+    for (const Plan& plan : work.plans) take_sample(plan);
     in_parallel(units, threads, [&](Index i) {
         const Plan& plan = work.plans[work.units[i].plan];
         for_channels(plan, *rule, [&](auto channels) {

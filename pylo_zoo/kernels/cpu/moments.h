@@ -41,8 +41,17 @@ struct Decay {
     INLINE V operator()(V average, V value) const { return old * average + fresh * value; }
 };
 
+// Means of the first few elements.
+inline void take_sample(const Plan& plan) {
+    const Task& t = *plan.task;
+    const Index n = t.size(), few = std::min<Index>(n, 64);
+    const float* planes[4] = {t.momentum, t.momentum + n, t.momentum + 2 * n, t.second_moment};
+    for (int k = 0; k < 4; ++k)
+        plan.sample[k] = float(std::accumulate(planes[k], planes[k] + few, 0.0) / double(few));
+}
+
 // Advance one vector of elements and add its statistics to `sums`. In the last vector of a run, `valid` lanes count. The
-// old moments are counted from `sample`, the first element's: differences of large sums would lose their variances.
+// old moments are counted from `sample`, which is near their means: differences of large sums would lose variances.
 template <class C, bool PARTIAL>
 INLINE void advance_vector(const Streams& s, Inputs& x, const Task& t, const Rule& rule, const Conditioning& condition,
                            const float* sample, VI valid, V* sums) {

@@ -87,7 +87,7 @@ struct Plan {
     float *sums;     // [cells, cycle, channels + OLD_MOMENTS]
     float *scales;   // [batches, SCALES]
     float *moments;  // [MOMENTS]: mean of p²; of m means [3] and variances [3]; of v mean and variance
-    float *sample;   // [4]: the first element's m [3] and v, before this step
+    float *sample;   // [4]: means of some m [3] and v, before this step
     float *rms;      // sqrt(mean(p²) + 1e-9)
 
     Index units() const { return (groups + unit_groups - 1) / unit_groups * run_blocks * length_blocks; }

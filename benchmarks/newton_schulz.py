@@ -1,0 +1,103 @@
+"""Newton–Schulz against its bare matrix products, in turn, in float32 (CELO2) and bfloat16 (Muon).
+
+    python benchmarks/newton_schulz.py [--seconds 600] [--threads N] [--device cuda]
+
+The products are the fifteen of five iterations, without anything between them, into memory that is there already. A
+ratio of 1.2 is the most that is allowed. Every time goes to benchmarks/newton-schulz.json, as of ``pylo-zoo bench``,
+and the table into docs/performance.md. ``--page`` does only that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from pylo_zoo.bench import TORCH, Entry, Plan, Report, ShapeSet, Subject, measuring, read, report, write
+from pylo_zoo.bench.run import measure
+from pylo_zoo.bench.subjects import matmuls, newton_schulz
+from pylo_zoo.bench.tables import about_machine, figure
+
+HERE = Path(__file__).parent
+FILE = HERE / "newton-schulz.json"
+PAGE = HERE.parent / "docs" / "performance.md"
+BEGIN, END = "<!-- Newton–Schulz: written by benchmarks/newton_schulz.py -->", "<!-- end of Newton–Schulz -->"
+SHAPES = [
+    ShapeSet(name, about, (Entry("weight", shape, count),))
+    for name, about, shape, count in (
+        ("64x256", "64 matrices of 256×256", (256, 256), 64),
+        ("320x1280", "320×1280", (320, 1280), 1),
+        ("1280x320", "1280×320", (1280, 320), 1),
+        ("1024x4096", "1024×4096", (1024, 4096), 1),
+        ("4096x4096", "4096×4096", (4096, 4096), 1),
+    )
+]
+SUBJECTS = [
+    Subject(
+        name,
+        "five iterations against their products",
+        partial(newton_schulz, dtype=dtype),
+        against="the matmuls",
+        reference=partial(matmuls, dtype=dtype),
+        has_backends=False,
+    )
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
+]
+
+
+def table(found: Report) -> str:
+    """A row a set of matrices and dtype."""
+    about = {each.name: each.about for each in SHAPES}
+    lines = [
+        f"Measured on: {about_machine(found.machine, 'as below')}.",
+        "",
+        "| matrices | dtype | ms | products' ms | ratio | quartiles | of least | pairs |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for cell in found.cells:
+        times = [figure(1000 * each.median) for each in (cell.time, cell.against_time)]
+        ratio = cell.ratio
+        row = [about[cell.shapes], cell.optimizer, *times, figure(ratio.median)]
+        row += [f"{figure(ratio.lower)}–{figure(ratio.upper)}", figure(cell.least_ratio), str(len(cell.seconds))]
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def with_table(page: str) -> str:
+    """``page`` with the table of the file between its two marks."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{table(read(FILE))}\n\n{END}{after}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--page", action="store_true", help="make the page from the file, measuring nothing")
+    arguments = parser.parse_args()
+    if not arguments.page:
+        plan = Plan((), (), (), arguments.steps, arguments.seconds, arguments.threads, arguments.device, memory=False)
+        load, end = report.load_average(), time.monotonic() + plan.seconds
+        todo = [(subject, shapes) for shapes in SHAPES for subject in SUBJECTS]
+        with measuring.threads(plan.threads) as count:
+            bandwidth = tuple(map(report.short, measuring.bandwidth(plan.device)))
+            cells = []
+            for done, (subject, shapes) in enumerate(todo):
+                print(f"{done}/{len(todo)} {subject.name}, {shapes.about}", file=sys.stderr)
+                share = max(0.0, end - time.monotonic()) / (len(todo) - done)
+                cells.append(measure(subject, TORCH, shapes, plan, share))
+        machine = report.this_machine(plan.device, count, bandwidth, (*load, *report.load_average()))
+        write(Report(machine, asdict(plan), tuple(cells)), FILE)
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Muon's backends: one parameter at a time or all together, the same run with the same state."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from muon_runs import DOUBLE, SHAPES, give_gradients, normal, parameters, train
+from torch import nn
+
+from pylo_zoo.errors import ZooError
+from pylo_zoo.ops import apply
+from pylo_zoo.optim import Muon, muon
+
+MANY = [*SHAPES, *SHAPES, (5, 11), (3, 5, 7), (7, 3, 5)]
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"nesterov": True},
+    {"conv_mode": "batched"},
+    {"layout": "jax"},
+    {"layout": "torch-stacked"},
+    {"adjust_lr_fn": "rms_to_rms"},
+    {"lr": torch.tensor([0.02])},
+    {"weight_decay": 0.0},
+    {"fallback_lr_scale": 0.3},
+    {"use_fallback": True, "nesterov": True},
+]
+
+
+def ended(backend: str, dtype: torch.dtype, options: dict[str, Any], **more: Any) -> tuple[Muon, list[nn.Parameter]]:
+    params = parameters(dtype, MANY)
+    groups = [{"params": params[0::2], **options}, {"params": params[1::2], **options, "lr": 0.01}]
+    optimizer = Muon(groups, weight_decay=0.1, ns_dtype=DOUBLE, backend=backend, **more)
+    late = params[:3]
+    for step in range(5):
+        give_gradients(params, step)
+        for p in late if step < 2 else ():  # they count fewer steps
+            p.grad = None
+        optimizer.step()
+    return optimizer, params
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("together", [1 << 18, 40])
+def test_both_make_the_same_run(options: dict[str, Any], together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(apply.TOGETHER, "cpu", together)
+    (one, expected), (other, found) = (ended(backend, DOUBLE, options) for backend in ("eager", "fused"))
+    for p, q in zip(expected, found, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
+        assert one.state[p].keys() == other.state[q].keys()
+        for name, value in one.state[p].items():
+            assert value.dtype == other.state[q][name].dtype
+            torch.testing.assert_close(value, other.state[q][name], rtol=1e-12, atol=1e-14)
+    assert Muon(parameters()).backend == "auto"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("master", [False, True])
+def test_both_make_the_same_run_in_narrow_dtypes(dtype: torch.dtype, master: bool) -> None:
+    (one, expected), (other, found) = (
+        ended(backend, dtype, {}, master_weights=master) for backend in ("eager", "fused")
+    )
+    last = {torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-9}[dtype]  # rounded the other way, twice
+    for p, q in zip(expected, found, strict=True):
+        torch.testing.assert_close(p, q, rtol=last, atol=last)
+        assert ("master" in one.state[p]) == ("master" in other.state[q]) == (master and dtype != torch.float32)
+        for name, value in one.state[p].items():
+            torch.testing.assert_close(value, other.state[q][name], rtol=1e-5, atol=1e-5)
+
+
+def test_a_state_goes_from_one_to_the_other() -> None:
+    ends = []
+    for first, second in (("eager", "eager"), ("fused", "eager"), ("eager", "fused")):
+        params = parameters(DOUBLE, MANY)
+        start = Muon(params, ns_dtype=DOUBLE, backend=first)
+        train(start, params, range(2))
+        then = Muon(params, ns_dtype=DOUBLE, backend=second)
+        then.load_state_dict(copy.deepcopy(start.state_dict()))
+        train(then, params, range(2, 4))
+        ends.append(params)
+    for other in ends[1:]:
+        for p, q in zip(ends[0], other, strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
+
+
+def test_the_function_has_them_as_well() -> None:
+    options: dict[str, Any] = {
+        "lr": 0.1, "weight_decay": 0.2, "momentum": 0.9, "nesterov": True, "ns_steps": 5, "ns_coefficients": "quintic",
+        "eps": 1e-7, "safety_factor": 1.0, "adjust_lr_fn": "original", "conv_mode": "flatten",
+        "normalize_spatial": True, "ns_dtype": DOUBLE,
+    }  # fmt: skip
+    shapes = [(6, 4), (4, 6), (6, 4), (0, 4)]
+    ends = []
+    for backend in ("eager", "fused", "auto"):
+        p, g, buffers = ([normal(*shape, seed=10 * k + j) for j, shape in enumerate(shapes)] for k in range(3))
+        muon(p, g, buffers, **options, backend=backend)
+        ends.append((*p, *buffers))
+    for found in ends[1:]:
+        torch.testing.assert_close(found, ends[0], rtol=1e-12, atol=1e-13)
+    with pytest.raises(ZooError, match="backend is 'triton'"):
+        muon([], [], [], **options, backend="triton")
+
+
+def test_a_step_holds_little_together() -> None:
+    tensors = [torch.empty(shape) for shape in ((1 << 17,), (8,), (1 << 17,), (1 << 19,), (8,), (0,), (2, 4))]
+    parts = apply.together([*tensors, torch.empty(8, dtype=DOUBLE)])
+    assert sorted(k for part in parts for k in part) == [0, 1, 2, 3, 4, 6, 7]
+    assert parts == [[0, 2], [1, 4], [3], [6], [7]]
+
+
+def test_the_compiled_eager_step_is_the_step() -> None:
+    def step(backend: str, compiled: bool) -> list[nn.Parameter]:
+        params = parameters(DOUBLE)
+        optimizer = Muon(params, lr=torch.tensor(0.1), ns_dtype=DOUBLE, backend=backend)
+        give_gradients(params, 0)
+        torch.compiler.reset()
+        (torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step)()
+        return params
+
+    expected = step("eager", False)
+    for p, q in zip(expected, step("eager", True), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
+
+
+def test_the_choice_is_the_optimizers_and_is_kept() -> None:
+    with pytest.raises(ZooError, match=r"backend is 'triton'.*auto, eager, fused"):
+        Muon(parameters(), backend="triton")
+    with pytest.raises(ZooError, match="A parameter group sets backend"):
+        Muon([{"params": parameters(), "backend": "eager"}])
+    optimizer = Muon(parameters(), backend="eager")
+    for again in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert again.backend == "eager"
+    assert "backend" not in optimizer.state_dict()["param_groups"][0]
