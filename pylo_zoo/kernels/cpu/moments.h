@@ -30,9 +30,30 @@ inline void repeat(const float* values, Index period, float* pattern) {
 
 constexpr Index PATTERN = LONGEST_PERIOD + TILE + W;
 
+// Sums by lane. Equal addends, as of clipped gradients, round the same way each time: so float32 adds up a few vectors
+// alone, and float64 the rest.
+struct Sums {
+    static constexpr int FEW = 32;
+    V now[MOST_CHANNELS + OLD_MOMENTS];
+    double total[MOST_CHANNELS + OLD_MOMENTS][W];
+
+    void clear(int statistics) {
+        std::fill_n(now, statistics, V{});
+        std::fill_n(total[0], statistics * W, 0.0);
+    }
+
+    void settle(int statistics) {
+        for (int k = 0; k < statistics; ++k) {
+            for (int lane = 0; lane < W; ++lane) total[k][lane] += now[k][lane];
+            now[k] = V{};
+        }
+    }
+};
+
 struct MomentsScratch {
     ALIGNED float spread[3][LONGEST + TILE], pattern[3][PATTERN];
-    V periodic[LONGEST_PERIOD][MOST_CHANNELS + OLD_MOMENTS];
+    Sums sums[LONGEST_PERIOD];  // one, or, where means are periodic, one for each vector of the common period
+    Index pending;              // vectors that a sum has taken since it settled
 };
 
 struct Decay {
@@ -110,10 +131,10 @@ INLINE Streams shifted(const Streams& s, Index i) {
     return to;
 }
 
-// Advance a run and add its statistics to `totals`: one set, or, PERIODIC, one for each vector of the common period.
+// Advance a run and add its statistics to the scratch's sums.
 template <class C, bool PERIODIC>
 void advance_run(const Plan& plan, const Rule& rule, const Conditioning& condition, const Streams& s, Index n,
-                 const float* const* along, MomentsScratch& scratch, V (*totals)[MOST_CHANNELS + OLD_MOMENTS]) {
+                 const float* const* along, MomentsScratch& scratch) {
     constexpr bool UNFACTORED_ = C::FORM != FACTORED;
     constexpr int STATISTICS = C::COUNT + OLD_MOMENTS;
     const Index period = plan.period, advance = W % period, slots = PERIODIC ? std::lcm(plan.cycle, W) / W : 1;
@@ -124,9 +145,18 @@ void advance_run(const Plan& plan, const Rule& rule, const Conditioning& conditi
         if (!UNFACTORED_)
             for (int k = 0; k < 3; ++k) x.factor[k] = load(along[k] + i) * load(scratch.pattern[k] + phase);
         advance_vector<C, decltype(partial)::value>(at, x, *plan.task, rule, condition, plan.sample, valid,
-                                                    PERIODIC ? totals[slot] : sums);
+                                                    PERIODIC ? scratch.sums[slot].now : sums);
     };
+    const auto gather = [&](Index vectors) {
+        for (int k = 0; !PERIODIC && k < STATISTICS; ++k) scratch.sums[0].now[k] += sums[k], sums[k] = V{};
+        scratch.pending += vectors;
+        if (scratch.pending < Sums::FEW) return;
+        scratch.pending = 0;
+        for (Index k = 0; k < slots; ++k) scratch.sums[k].settle(STATISTICS);
+    };
+    Index since = 0;
     for (; i + W <= n; i += W) {
+        if (++since == Sums::FEW * slots) gather(Sums::FEW), since = 0;
         fetch_ahead(s, i, UNFACTORED_);
         vector(shifted(s, i), std::false_type{}, VI{});
         phase = phase + advance < period ? phase + advance : phase + advance - period;
@@ -138,8 +168,7 @@ void advance_run(const Plan& plan, const Rule& rule, const Conditioning& conditi
         vector(copy, std::true_type{}, first_lanes(int(n - i)));
         padded.out(copy, rest, n - i, UNFACTORED_);
     }
-    if (!PERIODIC)
-        for (int k = 0; k < STATISTICS; ++k) totals[0][k] += sums[k];
+    gather(since / slots + 1);
 }
 
 template <class C, bool PERIODIC>
@@ -155,24 +184,23 @@ void advance_moments(const Plan& plan, const Rule& rule, Index unit, const float
         if (C::FORM == FACTORED)
             for (int k = 0; k < 3; ++k)
                 factors[k] = read_along(plan, along.factor + k * along.entries(), group, e.offset, e.length, s.spread[k]);
-        for (Index slot = 0; slot < slots; ++slot) std::fill_n(s.periodic[slot], STATISTICS, V{});
+        for (Index slot = 0; slot < slots; ++slot) s.sums[slot].clear(STATISTICS);
+        s.pending = 0;
         for (Index run = e.first_run; run < e.last_run; ++run) {
             if (C::FORM == FACTORED)
                 for (int k = 0; k < 3; ++k)
                     repeat(across.factor + k * across.entries() + plan.across(group, run), plan.period, s.pattern[k]);
             const Streams streams = streams_of(t, plan.start(group, run) + e.offset, nullptr);
-            advance_run<C, PERIODIC>(plan, rule, condition, streams, e.length, factors, s, s.periodic);
+            advance_run<C, PERIODIC>(plan, rule, condition, streams, e.length, factors, s);
         }
         float* sums = plan.sums + plan.cell(group, e.run_block, e.length_block) * plan.cycle * STATISTICS;
-        if (!PERIODIC) {
-            for (int k = 0; k < STATISTICS; ++k) sums[k] = sum(s.periodic[0][k]);
-            continue;
-        }
         std::fill_n(sums, plan.cycle * STATISTICS, 0.0f);
-        for (Index slot = 0; slot < slots; ++slot)
+        for (Index slot = 0; slot < slots; ++slot) {
+            s.sums[slot].settle(STATISTICS);
             for (int lane = 0; lane < W; ++lane)
                 for (int k = 0; k < STATISTICS; ++k)
-                    sums[(slot * W + lane) % plan.cycle * STATISTICS + k] += s.periodic[slot][k][lane];
+                    sums[(slot * W + lane) % plan.cycle * STATISTICS + k] += float(s.sums[slot].total[k][lane]);
+        }
     }
 }
 
