@@ -163,10 +163,7 @@ class Mover {
             if (C::FORM != FACTORED) return splat(s.network.first_bias[h]);
             return load(s.along[h] + i + k * W) + load(s.across[h] + phase + k * W);
         };
-        if (rule.tanh)
-            s.network(x, hyperbolic_tangent, start, y);
-        else
-            s.network(x, [](V total) INLINE_LAMBDA { return at_least(total, 0.0f); }, start, y);
+        s.network(x, rule.tanh, start, y);
         for (int k = 0; k < N; ++k) {
             V step = y[0][k] * rms;
             if (rule.exp_mult != 0) step *= exponential(y[1][k] * rule.exp_mult);
