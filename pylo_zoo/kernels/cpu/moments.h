@@ -32,8 +32,22 @@ constexpr Index PATTERN = LONGEST_PERIOD + TILE + W;
 
 struct MomentsScratch {
     ALIGNED float spread[3][LONGEST + TILE], pattern[3][PATTERN];
-    V periodic[LONGEST_PERIOD][MOST_CHANNELS + OLD_MOMENTS];
+    V sums[LONGEST_PERIOD][MOST_CHANNELS + OLD_MOMENTS];
+    double totals[LONGEST_PERIOD][MOST_CHANNELS + OLD_MOMENTS][W];
 };
+
+// Vectors that are added up in float32. Their rounding errors may all have one sign, where one element is as large as
+// all others together; so there are few, and double precision takes over.
+constexpr Index FLOATS_IN_A_ROW = 32;
+
+inline void flush(V* sums, double (*totals)[W], int count) {
+    for (int k = 0; k < count; ++k) {
+        float lanes[W];
+        store(lanes, sums[k]);
+        for (int lane = 0; lane < W; ++lane) totals[k][lane] += lanes[lane];
+        sums[k] = V{};
+    }
+}
 
 struct Decay {
     float old, fresh;
@@ -102,7 +116,7 @@ INLINE Streams shifted(const Streams& s, Index i) {
 // Advance a run and add its statistics to `totals`: one set, or, PERIODIC, one for each vector of the common period.
 template <class C, bool PERIODIC>
 void advance_run(const Plan& plan, const Rule& rule, const Conditioning& condition, const Streams& s, Index n,
-                 const float* const* along, MomentsScratch& scratch, V (*totals)[MOST_CHANNELS + OLD_MOMENTS]) {
+                 const float* const* along, MomentsScratch& scratch) {
     constexpr bool UNFACTORED_ = C::FORM != FACTORED;
     constexpr int STATISTICS = C::COUNT + OLD_MOMENTS;
     const Index period = plan.period, advance = W % period, slots = PERIODIC ? std::lcm(plan.cycle, W) / W : 1;
@@ -113,13 +127,20 @@ void advance_run(const Plan& plan, const Rule& rule, const Conditioning& conditi
         if (!UNFACTORED_)
             for (int k = 0; k < 3; ++k) x.factor[k] = load(along[k] + i) * load(scratch.pattern[k] + phase);
         advance_vector<C, decltype(partial)::value>(at, x, *plan.task, rule, condition, valid,
-                                                    PERIODIC ? totals[slot] : sums);
+                                                    PERIODIC ? scratch.sums[slot] : sums);
     };
-    for (; i + W <= n; i += W) {
-        fetch_ahead(s, i, UNFACTORED_);
-        vector(shifted(s, i), std::false_type{}, VI{});
-        phase = phase + advance < period ? phase + advance : phase + advance - period;
-        if (PERIODIC) slot = slot + 1 == slots ? 0 : slot + 1;
+    const auto flush_all = [&] {
+        for (Index k = 0; k < slots; ++k) flush(PERIODIC ? scratch.sums[k] : sums, scratch.totals[k], STATISTICS);
+    };
+    while (i + W <= n) {
+        const Index end = std::min(n - W, i + (FLOATS_IN_A_ROW * slots - 1) * W);
+        for (; i <= end; i += W) {
+            fetch_ahead(s, i, UNFACTORED_);
+            vector(shifted(s, i), std::false_type{}, VI{});
+            phase = phase + advance < period ? phase + advance : phase + advance - period;
+            if (PERIODIC) slot = slot + 1 == slots ? 0 : slot + 1;
+        }
+        if (i + W <= n) flush_all();
     }
     if (i < n) {
         Padded padded;
@@ -127,8 +148,7 @@ void advance_run(const Plan& plan, const Rule& rule, const Conditioning& conditi
         vector(copy, std::true_type{}, first_lanes(int(n - i)));
         padded.out(copy, rest, n - i, UNFACTORED_);
     }
-    if (!PERIODIC)
-        for (int k = 0; k < STATISTICS; ++k) totals[0][k] += sums[k];
+    flush_all();
 }
 
 template <class C, bool PERIODIC>
@@ -144,24 +164,24 @@ void advance_moments(const Plan& plan, const Rule& rule, Index unit, const float
         if (C::FORM == FACTORED)
             for (int k = 0; k < 3; ++k)
                 factors[k] = read_along(plan, along.factor + k * along.entries(), group, e.offset, e.length, s.spread[k]);
-        for (Index slot = 0; slot < slots; ++slot) std::fill_n(s.periodic[slot], STATISTICS, V{});
+        for (Index slot = 0; slot < slots; ++slot) {
+            std::fill_n(s.sums[slot], STATISTICS, V{});
+            std::fill_n(s.totals[slot][0], STATISTICS * W, 0.0);
+        }
         for (Index run = e.first_run; run < e.last_run; ++run) {
             if (C::FORM == FACTORED)
                 for (int k = 0; k < 3; ++k)
                     repeat(across.factor + k * across.entries() + plan.across(group, run), plan.period, s.pattern[k]);
             const Streams streams = streams_of(t, plan.start(group, run) + e.offset, nullptr);
-            advance_run<C, PERIODIC>(plan, rule, condition, streams, e.length, factors, s, s.periodic);
+            advance_run<C, PERIODIC>(plan, rule, condition, streams, e.length, factors, s);
         }
         float* sums = plan.sums + plan.cell(group, e.run_block, e.length_block) * plan.cycle * STATISTICS;
-        if (!PERIODIC) {
-            for (int k = 0; k < STATISTICS; ++k) sums[k] = sum(s.periodic[0][k]);
-            continue;
-        }
-        std::fill_n(sums, plan.cycle * STATISTICS, 0.0f);
-        for (Index slot = 0; slot < slots; ++slot)
-            for (int lane = 0; lane < W; ++lane)
-                for (int k = 0; k < STATISTICS; ++k)
-                    sums[(slot * W + lane) % plan.cycle * STATISTICS + k] += s.periodic[slot][k][lane];
+        for (Index c = 0; c < plan.cycle; ++c)
+            for (int k = 0; k < STATISTICS; ++k) {
+                double total = 0;
+                for (Index lane = c; lane < slots * W; lane += plan.cycle) total += s.totals[lane / W][k][lane % W];
+                sums[c * STATISTICS + k] = float(total);
+            }
     }
 }
 
