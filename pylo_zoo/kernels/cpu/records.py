@@ -1,4 +1,4 @@
-"""The records that the CPU kernels read (``plan.h``, ``network.h``, ``adam.h``), and a parameter's shape as they see it."""
+"""The records that the CPU kernels read (``plan.h``, ``network.h``, ``adam.h``), and shapes as they see them."""
 
 from __future__ import annotations
 
