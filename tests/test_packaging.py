@@ -154,7 +154,10 @@ def test_the_wheel_has_every_module_and_every_data_file(built: Path) -> None:
     samples = {f"pylo_zoo/samples/velo-sample/{name}" for name in ("params", "config.gin")}
     templates = {str(path.relative_to(tree)) for path in (tree / "pylo_zoo").rglob("*.j2")}
     assert "pylo_zoo/parity/report.html.j2" in templates
-    assert modules | converters | samples | templates | {"pylo_zoo/registry.yaml", "pylo_zoo/py.typed"} <= names
+    kernels = {str(path.relative_to(tree)) for path in (tree / "pylo_zoo" / "kernels").rglob("*.[ch]*")}
+    assert "pylo_zoo/kernels/cpu/kernels.cpp" in kernels
+    others = {"pylo_zoo/registry.yaml", "pylo_zoo/py.typed"}
+    assert modules | converters | samples | templates | kernels | others <= names
     assert {name.partition("/")[0] for name in names} == {"pylo_zoo"}, "nothing else lands in site-packages"
 
 

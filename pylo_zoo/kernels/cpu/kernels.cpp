@@ -42,7 +42,7 @@ void for_channels(const Plan& plan, const Rule& rule, F f) {
         rule.brief ? f(Channels<true, BRIEF>{}) : f(Channels<true, UNFACTORED>{});
 }
 
-// The parts of one parallel loop: from each on, units follow that belong to the same parameter.
+// p2 of one unit, by a network of H units a layer.
 template <class C, int H>
 void move_unit(const Work& work, const Rule& rule, const Move& move, Index i, const float* scale) {
     const Unit unit = work.units[i];

@@ -94,11 +94,11 @@ class Mover {
                     const Index first = plan.across(group, run);
                     for (int k = 0; k < 3; ++k)
                         repeat(across.factor + k * across.entries() + first, plan.period, s.factor[k]);
-                    float additions[H][LONGEST_PERIOD], room[6][LONGEST + TILE];
+                    float additions[H][LONGEST_PERIOD];
                     for (int k = 0; k < 6; ++k) values[k] = plane(across, k) + first;
                     add_factor<H>(values, plan.period, s.network.factors + (across_scale - OUTER),
-                                  periodic ? scales + across_scale : nullptr, plan.cycle, s.network.first_bias, room,
-                                  additions[0], LONGEST_PERIOD);
+                                  periodic ? scales + across_scale : nullptr, plan.cycle, s.network.first_bias,
+                                  s.normalized, additions[0], LONGEST_PERIOD);
                     for (int h = 0; h < H; ++h) repeat(additions[h], plan.period, s.across[h]);
                 }
                 const Streams streams = streams_of(task, plan.start(group, run) + e.offset, out);
@@ -163,10 +163,7 @@ class Mover {
             if (C::FORM != FACTORED) return splat(s.network.first_bias[h]);
             return load(s.along[h] + i + k * W) + load(s.across[h] + phase + k * W);
         };
-        if (rule.tanh)
-            s.network(x, hyperbolic_tangent, start, y);
-        else
-            s.network(x, [](V total) INLINE_LAMBDA { return at_least(total, 0.0f); }, start, y);
+        s.network(x, rule.tanh, start, y);
         for (int k = 0; k < N; ++k) {
             V step = y[0][k] * rms;
             if (rule.exp_mult != 0) step *= exponential(y[1][k] * rule.exp_mult);

@@ -24,9 +24,9 @@ struct Block {
     static constexpr int VECTORS = W == 16 && H == 4 ? 4 : 2;
 };
 
-// y[o] = finish(start(o) + sum over i of w[i][o]·x[i]); weights in blocks [OUT / UNITS][IN][UNITS].
-template <int IN, int OUT, int UNITS, int N, class Start, class Finish>
-INLINE void dense(const V (*x)[N], const float* w, Start start, Finish finish, V (*y)[N]) {
+// y[o] = max(start(o) + sum over i of w[i][o]·x[i], low); weights in blocks [OUT / UNITS][IN][UNITS].
+template <int IN, int OUT, int UNITS, int N, class Start>
+INLINE void dense(const V (*x)[N], const float* w, Start start, float low, V (*y)[N]) {
     for (int first = 0; first < OUT; first += UNITS, w += IN * UNITS) {
         V total[UNITS][N];
         UNROLL for (int o = 0; o < UNITS; ++o)
@@ -36,8 +36,12 @@ INLINE void dense(const V (*x)[N], const float* w, Start start, Finish finish, V
             UNROLL for (int o = 0; o < UNITS; ++o)
                 UNROLL for (int k = 0; k < N; ++k) total[o][k] += splat(w[i * UNITS + o]) * x[i][k];
         UNROLL for (int o = 0; o < UNITS; ++o)
-            UNROLL for (int k = 0; k < N; ++k) y[first + o][k] = finish(total[o][k]);
+            UNROLL for (int k = 0; k < N; ++k) y[first + o][k] = at_least(total[o][k], low);
     }
+}
+
+inline __attribute__((noinline)) void apply_tanh(V* x, int n) {
+    for (int i = 0; i < n; ++i) x[i] = hyperbolic_tangent(x[i]);
 }
 
 // One parameter's network, packed for `dense`; units that it has less than H are zeros, and stay so.
@@ -88,16 +92,19 @@ struct Network {
     }
 
     // direction and magnitude of a tile, from its features; `start(h, k)` is what the hidden layer holds already.
-    template <class Activation, class Start>
-    INLINE void operator()(const V (*x)[N], Activation activation, Start start, V (*y)[N]) const {
+    template <class Start>
+    INLINE void operator()(const V (*x)[N], bool tanh, Start start, V (*y)[N]) const {
+        const float none = -HUGE_VALF, low = tanh ? none : 0.0f;
         V one[H][N], other[H][N], (*from)[N] = one, (*to)[N] = other;
-        dense<C::COUNT, H, UNITS>(x, first, start, activation, from);
+        dense<C::COUNT, H, UNITS>(x, first, start, low, from);
+        if (tanh) apply_tanh(from[0], H * N);
         for (int layer = 0; layer < hidden_layers; ++layer, std::swap(from, to)) {
             const float *w = hidden.data() + layer * (H * H + H), *b = w + H * H;
-            dense<H, H, UNITS>(from, w, [&](int o, int) INLINE_LAMBDA { return splat(b[o]); }, activation, to);
+            dense<H, H, UNITS>(from, w, [&](int o, int) INLINE_LAMBDA { return splat(b[o]); }, low, to);
+            if (tanh) apply_tanh(to[0], H * N);
         }
         const auto bias = [&](int o, int) INLINE_LAMBDA { return splat(last_bias[o]); };
-        dense<H, OUTPUTS, OUTPUTS>(from, last, bias, [](V total) INLINE_LAMBDA { return total; }, y);
+        dense<H, OUTPUTS, OUTPUTS>(from, last, bias, none, y);
     }
 
    private:
