@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.kernels.base import Adam, Task
+from pylo_zoo.kernels.base import Adam, Normalized, Task
 from pylo_zoo.kernels.cpu import Advanced, CpuKernels, build, find
 from pylo_zoo.ops.accumulators import Decays, advance_all, new_accumulators
 from pylo_zoo.ops.adam import adam_direction
 from pylo_zoo.ops.conditioning import moments
-from pylo_zoo.ops.features import FEATURES
-from pylo_zoo.ops.layout import LAYOUTS, axes_of
+from pylo_zoo.ops.features import FEATURES, normalize
+from pylo_zoo.ops.features import mean_square as mean_square_of
+from pylo_zoo.ops.layout import LAYOUTS, Layout, axes_of
 from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.ops.rule import Rule, adafac_rule, celo2_rule, velo_rule
 from pylo_zoo.ops.step import learned_step
@@ -341,3 +342,22 @@ def test_two_processes_share_one_build_and_a_damaged_one_is_replaced(
     assert compilations() == 5
     assert loading().communicate()[0].strip() == "42"
     assert compilations() == 6
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_steps_are_normalized_by_matrix(kernels: CpuKernels, layout: Layout) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [*SHAPES, (3, 700, 90), (16, 3, 16, 16), (2, 5, 40, 40)]
+    tasks, truths, eager = [], [], []
+    for shape in shapes:
+        shape = shape or (1,)
+        axes, p = axes_of(shape, layout), torch.randn(shape, generator=generator)
+        step = torch.randn(shape, generator=generator) * torch.linspace(0.1, 10, shape[-1])
+        for dtype, found in ((torch.float64, truths), (torch.float32, eager)):
+            x = step.to(dtype)
+            x = normalize(x, mean_square_of(x, axes.matrix), 1e-9)
+            found.append(p.to(dtype) - COEFFICIENT * x - SHRINK * p.to(dtype))
+        tasks.append(Normalized(p, step, axes.matrix, 1e-9, COEFFICIENT, SHRINK))
+    kernels.move_normalized(tasks)
+    for task, truth, plainly in zip(tasks, truths, eager, strict=True):
+        close(task.p, plainly, truth, truth, f"{tuple(task.p.shape)} {task.over}")

@@ -12,7 +12,7 @@ import warnings
 import torch
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.kernels.base import Adam, Kernels, Task
+from pylo_zoo.kernels.base import Adam, Kernels, Normalized, Task
 
 BACKENDS = ("auto", "eager", "fused")
 
@@ -73,4 +73,4 @@ def _find(kind: str) -> Kernels | str:
     return f"there are no kernels for {kind}."
 
 
-__all__ = ["BACKENDS", "Adam", "Kernels", "Task", "check_backend", "kernels_for"]
+__all__ = ["BACKENDS", "Adam", "Kernels", "Normalized", "Task", "check_backend", "kernels_for"]

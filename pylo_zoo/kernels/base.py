@@ -62,6 +62,20 @@ class Adam(NamedTuple):
     """``β1·m + (1 − β1)·g`` takes the place of ``m`` in ``m̂`` (NAdamW, SPEC §7)."""
 
 
+class Normalized(NamedTuple):
+    """One parameter of CELO2's last pass ``p ← p − coefficient·norm(step) − shrink·p`` (SPEC §6)."""
+
+    p: Tensor
+    """``[*shape]``, contiguous, of a dtype among :attr:`Kernels.dtypes`."""
+    step: Tensor
+    """float32 ``[*shape]``, contiguous; may be written over."""
+    over: tuple[int, ...]
+    """Axes that the mean square is taken over, one or two, counted from the end."""
+    eps: float
+    coefficient: float | Tensor
+    shrink: float | Tensor
+
+
 class Kernels(Protocol):
     """The kernels of one kind of device. Reductions are deterministic: the same figures from the same input."""
 
@@ -111,6 +125,10 @@ class Kernels(Protocol):
 
     def steps(self, advanced: Any, layers: Sequence[Layer]) -> list[Tensor]:
         """p2 without moving: each parameter's step, float32 ``[*shape]``, ``rms(p)`` included if the rule says so."""
+        ...
+
+    def move_normalized(self, tasks: Sequence[Normalized]) -> None:
+        """CELO2's last pass for many parameters, in place."""
         ...
 
     def adam(self, tasks: Sequence[Adam], scale: Tensor | None) -> None:

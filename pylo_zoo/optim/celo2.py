@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.artifact import Artifact
+from pylo_zoo.kernels import Normalized
 from pylo_zoo.ops.accumulators import new_accumulators
 from pylo_zoo.ops.adam import adam_direction
 from pylo_zoo.ops.features import mean_square, normalize
 from pylo_zoo.ops.layout import Axes
-from pylo_zoo.ops.orthogonalize import newton_schulz
+from pylo_zoo.ops.orthogonalize import newton_schulz_all
 from pylo_zoo.ops.rule import Rule, celo2_rule
 from pylo_zoo.ops.trace import note
 from pylo_zoo.optim.adamw import AdamW, adam_fused
@@ -122,8 +123,22 @@ class CELO2(RuledOptimizer):
 
     def _move(self, launch: Launch, prepared: Sequence[Network]) -> None:
         layers, _ = self.networks(prepared, launch.positions)
-        for item, delta in zip(launch.items, launch.kernels.steps(launch.advanced, layers), strict=True):
-            self.apply(item, delta)
+        deltas = self._orthogonalized(launch.items, launch.kernels.steps(launch.advanced, layers))
+        launch.kernels.move_normalized(
+            [
+                Normalized(
+                    item.p,
+                    delta,
+                    item.axes.matrix,
+                    NORM_EPS,
+                    coefficient=item.group["lr"] * self.behavior.rmsmult,
+                    shrink=item.group["lr"] * self.decay(item.group),
+                )
+                for item, delta in zip(launch.items, deltas, strict=True)
+            ]
+        )
+        for item in launch.items:
+            self.moved(item)
             item.written()
 
     def _rule(self, group: Group, axes: Axes) -> str:
@@ -132,14 +147,20 @@ class CELO2(RuledOptimizer):
         return "adamw" if axes.factored is None and self.artifact.family != "celo2-base" else "learned"
 
     def apply(self, item: Item, delta: Tensor) -> None:
-        behavior, axes = self.behavior, item.axes
-        if behavior.orthogonalize and axes.factored is not None:
-            matrices = delta.movedim(axes.matrix, (-2, -1))
-            coefficients = [behavior.ns_coeffs] * behavior.ns_iters
-            delta = newton_schulz(matrices, coefficients, behavior.ns_eps).movedim((-2, -1), axes.matrix)
-            note("orthogonalized", delta)
-        delta = normalize(delta, mean_square(delta, axes.matrix), NORM_EPS)
-        super().apply(item, delta.mul_(behavior.rmsmult))
+        (delta,) = self._orthogonalized([item], [delta])
+        delta = normalize(delta, mean_square(delta, item.axes.matrix), NORM_EPS)
+        super().apply(item, delta.mul_(self.behavior.rmsmult))
+
+    def _orthogonalized(self, items: Sequence[Item], deltas: Sequence[Tensor]) -> list[Tensor]:
+        """Steps with those of two axes and more orthogonalized, if the checkpoint says so; equal shapes together."""
+        found, behavior = list(deltas), self.behavior
+        chosen = [k for k, item in enumerate(items) if behavior.orthogonalize and item.axes.factored is not None]
+        matrices = [deltas[k].movedim(items[k].axes.matrix, (-2, -1)) for k in chosen]
+        done = newton_schulz_all(matrices, [behavior.ns_coeffs] * behavior.ns_iters, behavior.ns_eps)
+        for k, matrix in zip(chosen, done, strict=True):
+            found[k] = matrix.movedim((-2, -1), items[k].axes.matrix)
+            note("orthogonalized", found[k])
+        return [delta.contiguous() for delta in found]
 
     def _options(self, item: Item) -> AdamW:
         group = item.group

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.kernels.base import Adam, Task
+from pylo_zoo.kernels.base import Adam, Normalized, Task
 from pylo_zoo.kernels.cpu import build, records
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.mlp import Layer
@@ -26,9 +26,9 @@ def _library() -> ctypes.CDLL | str:
     except ZooError as error:
         return str(error)
     library.pylo_zoo_workspace.restype = ctypes.c_int64
-    sizes = (ctypes.c_int64 * 4)()
+    sizes = (ctypes.c_int64 * 5)()
     library.pylo_zoo_records(sizes)
-    expected = [each.size for each in (records.TASK, records.RULE, records.LAYER, records.ADAM)]
+    expected = [each.size for each in (records.TASK, records.RULE, records.LAYER, records.ADAM, records.NORMALIZED)]
     return library if list(sizes) == expected else f"The CPU kernels' records have {list(sizes)} bytes, not {expected}."
 
 
@@ -91,6 +91,10 @@ class CpuKernels:
         out = [torch.empty_like(task.p, dtype=torch.float32) for task in advanced.tasks]
         self._network(advanced, layers, None, None, (ctypes.c_void_p * len(out))(*(each.data_ptr() for each in out)))
         return out
+
+    def move_normalized(self, tasks: Sequence[Normalized]) -> None:
+        rows = records.normalized_records(tasks)
+        self._library.pylo_zoo_normalized(rows, ctypes.c_int64(len(tasks)), torch.get_num_threads())
 
     def adam(self, tasks: Sequence[Adam], scale: Tensor | None) -> None:
         rows = records.adam_records(tasks)

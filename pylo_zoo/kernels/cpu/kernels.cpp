@@ -7,6 +7,7 @@
 //   moments.h   p1: the other accumulators, statistics, the normaliser's scales
 //   network.h   the network, with the normaliser in its first layer
 //   move.h      p2
+//   normalized.h  CELO2's last pass
 //   adam.h      AdamW
 //
 // A plain C interface, called without Python's lock. A pass over all parameters is one parallel loop over their units.
@@ -15,6 +16,7 @@
 
 #include "adam.h"
 #include "move.h"
+#include "normalized.h"
 
 namespace {
 
@@ -57,6 +59,7 @@ extern "C" {
 // Bytes of the records that Python fills, so that it can make sure of them.
 void pylo_zoo_records(Index* bytes) {
     bytes[0] = sizeof(Task), bytes[1] = sizeof(Rule), bytes[2] = sizeof(Layer), bytes[3] = sizeof(Adam);
+    bytes[4] = sizeof(Normalized);
 }
 
 // Floats of workspace that the calls below need.
@@ -113,6 +116,33 @@ void pylo_zoo_move(const Task* tasks, Index count, const Rule* rule, float* work
             move_unit<C, 32>(work, *rule, move, i, scale);
         });
     });
+}
+
+void pylo_zoo_normalized(const Normalized* tasks, Index count, int threads) {
+    std::vector<Cells> all;
+    std::vector<Unit> units;
+    Index doubles = 0, floats = 0;
+    for (Index i = 0; i < count; ++i) {
+        all.emplace_back(tasks[i]);
+        const Cells& cells = all.back();
+        doubles += cells.count() * cells.cycle;
+        floats += cells.groups * (cells.cycle + TILE);
+        for (Index k = 0; k < cells.count(); ++k) units.push_back({int32_t(i), int32_t(k)});
+    }
+    std::vector<double> sums(doubles);
+    std::vector<float> scales(floats);
+    doubles = floats = 0;
+    for (Cells& cells : all) {
+        cells.sums = sums.data() + doubles;
+        cells.scales = scales.data() + floats;
+        doubles += cells.count() * cells.cycle;
+        floats += cells.groups * (cells.cycle + TILE);
+    }
+    in_parallel(Index(units.size()), threads, [&](Index i) {
+        sum_cell(all[units[i].plan], units[i].index, scratch<std::vector<double>>());
+    });
+    in_parallel(count, threads, [&](Index i) { make_scales(all[i]); });
+    in_parallel(Index(units.size()), threads, [&](Index i) { move_cell(all[units[i].plan], units[i].index); });
 }
 
 void pylo_zoo_adam(const Adam* tasks, Index count, const float* scale, int threads) {

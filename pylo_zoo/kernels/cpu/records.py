@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from pylo_zoo.kernels.base import Adam, Task
+from pylo_zoo.kernels.base import Adam, Normalized, Task
 from pylo_zoo.ops.accumulators import Decays
 from pylo_zoo.ops.features import ADAFAC_FEATURES, CELO2_UNFACTORED_FEATURES, VELO_FEATURES
 from pylo_zoo.ops.layout import Axes
@@ -21,6 +21,7 @@ TASK = Struct("=6q 5q 3i 9f")
 RULE = Struct("=5i 4f")
 LAYER = Struct("=6q")
 ADAM = Struct("=5q 9f i")
+NORMALIZED = Struct("=2q 5q 4f")
 LONGEST_PERIOD = 64
 """``plan.h``'s."""
 MOST_HIDDEN = 32
@@ -41,7 +42,7 @@ class Geometry(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def geometry(shape: tuple[int, ...], factored: tuple[int, int] | None) -> Geometry:
-    """How the kernels see a parameter of ``shape``; ``factored`` is :attr:`Axes.factored`."""
+    """How the kernels see a parameter of ``shape``; ``factored`` is :attr:`Axes.factored`, or another pair of axes."""
     if factored is None:
         return Geometry(1, 1, 1, math.prod(shape), 1, False, False)
     first, second = sorted(axis + len(shape) for axis in factored)
@@ -109,6 +110,18 @@ def layer_records(layers: Sequence[Layer]) -> bytes:
             *(weight.shape[-1], weight.shape[-2]),
         )
         for weight, bias in layers
+    )
+
+
+def normalized_records(tasks: Sequence[Normalized]) -> bytes:
+    """``struct Normalized`` of ``normalized.h``, one a parameter."""
+    return b"".join(
+        NORMALIZED.pack(
+            *(task.p.data_ptr(), task.step.data_ptr()),
+            *geometry(tuple(task.p.shape), task.over if len(task.over) == 2 else None)[:5],
+            *(float(task.coefficient), float(task.shrink), task.eps, 0.0),
+        )
+        for task in tasks
     )
 
 
