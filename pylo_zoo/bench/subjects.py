@@ -7,7 +7,6 @@ and no checkpoint is needed. Nothing can be said of training with them.
 from __future__ import annotations
 
 import difflib
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -110,18 +109,9 @@ def _learned(artifact: Callable[[], Artifact], parameters: Parameters, backend: 
     cls = optimizer_class(found.family)
     horizon: dict[str, Any] = {"num_steps": HORIZON} if cls.needs_loss else {}
     groups = parameters.groups(learned=found.family == "celo2-base")
-    optimizer = cls(groups, weights=found, **horizon, **_choice(cls, backend))
+    optimizer = cls(groups, weights=found, **horizon, backend=backend)
     step = partial(optimizer.step, LOSS) if cls.needs_loss else optimizer.step
     return Work(step, [p.data for p in parameters], optimizer)
-
-
-def _choice(cls: Callable[..., Any], backend: str) -> dict[str, Any]:
-    """``backend=`` for a class that takes it; one that does not yet is eager."""
-    if "backend" in inspect.signature(cls).parameters:
-        return {"backend": backend}
-    if backend != "eager":
-        raise NothingToDo(f"There is no backend {backend} yet.", "Use eager.")
-    return {}
 
 
 def random_artifact(family_name: str, **behavior: Any) -> Artifact:
