@@ -39,7 +39,7 @@ from pylo_zoo.ops.rule import Rule
 
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 MOVE_BLOCK, MULTIPLY_BLOCK = 512, 128
-"""Elements of a program of p2: networks in registers, four a thread; products of matrices, one."""
+"""Elements of a program of p2: networks in registers, four a thread; products of matrices, half a one."""
 ADAM_BLOCK = 1024
 LARGEST_SIZE = 2**30
 """Elements that a parameter must have fewer of: indices are 32-bit."""
@@ -188,7 +188,7 @@ class GpuKernels:
             FACTORED=kind.factored, PLAIN=kind.plain, VARIED=kind.varied, ALIGNED=kind.aligned,
             P_TYPE=TYPES[kind.p], G_TYPE=TYPES[kind.g], SELECT=swept.inputs.select, MEANS=MEANS,
             H=network.units, LAYERS=network.hidden_layers, TANH=rule.activation == "tanh",
-            PRECISION=self.precision if wide else "", MOVE=steps is None, BLOCK=block, num_warps=4,
+            PRECISION=self.precision if wide else "", MOVE=steps is None, BLOCK=block, num_warps=8 if wide else 4,
         )  # fmt: skip
 
 

@@ -33,10 +33,10 @@ LARGEST = tl.constexpr(3.4028234663852886e38)
 @triton.jit
 def pointer(row, field, TYPE: tl.constexpr, ALIGNED: tl.constexpr = False):
     """The address in a field of a record; ``ALIGNED`` promises 16 bytes, for loads of four floats at once."""
-    address = tl.load(row + field)
+    address = tl.load(row + field).to(tl.pointer_type(TYPE))
     if ALIGNED:
         address = tl.multiple_of(address, 16)
-    return address.to(tl.pointer_type(TYPE))
+    return address
 
 
 @triton.jit

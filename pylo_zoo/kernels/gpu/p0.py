@@ -48,9 +48,13 @@ def tile_sums(
     number = tl.load(programs + 2 * tl.program_id(0))
     tile = tl.load(programs + 2 * tl.program_id(0) + 1)
     row = records + number * ELEMENT_FIELDS
-    size_x, size_b, size_y, size_c = integer(row, X), integer(row, B), integer(row, Y), integer(row, C)
-    if ALIGNED and TILE_C == 1:
-        size_y = tl.multiple_of(size_y, 4)
+    size_x, size_y = integer(row, X), integer(row, Y)
+    if TILE_C == 1:
+        size_b, size_c = 1, 1
+        if ALIGNED:
+            size_y = tl.multiple_of(size_y, 4)
+    else:
+        size_b, size_c = integer(row, B), integer(row, C)
     tiles_c, tiles_y, tiles_x = tl.cdiv(size_c, TILE_C), tl.cdiv(size_y, TILE_Y), tl.cdiv(size_x, TILE_X)
     tile_c = tile % tiles_c
     tile_y = tile // tiles_c % tiles_y

@@ -2,7 +2,7 @@
 
 A program walks over a few tiles of one parameter, sums in registers and writes one partial sum a channel; partial sums
 are then combined in a fixed order. With ``VARIED`` the normaliser's means interleave in memory (a convolution in torch
-layout, normalised a matrix): a tile is then ``[elements of a mean, means]``, else ``[threads, 4 in a row]``.
+layout, normalised a matrix): a tile is then ``[elements of a mean, means]``, else ``[threads, neighbours]``.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false

@@ -24,7 +24,7 @@ from pylo_zoo.ops.rule import Rule
 
 TILE_X, TILE_Y, TILE_C = 64, 128, 16
 """Of p0: ``[TILE_X, TILE_Y]`` of matrices, ``[TILE_C, TILE_C, TILE_C]`` where the last axes are not factored."""
-LANES, PER_LANE = 128, 4
+LANES, PER_LANE = 128, 2
 """Of p1: a tile's elements; where means interleave, ``[MEANS_TILE, MEANS]``."""
 MEANS_TILE, MEANS = 32, 16
 PROGRAMS_OF_A_MEAN, LEAST_TILES = 2048, 4
