@@ -2,10 +2,6 @@
 
 With ``TRITON_INTERPRET=1`` and DEVICE cpu, Triton's interpreter runs the kernels; with DEVICE cuda, a GPU. The process
 prints a JSON object: each check's name, and null or what it has to say.
-
-Truth is the plain text in float64. A kernel may be as far from it as four times the plain text in float32, or as 1e-6 of
-the quantity's size if that is more: a step is a sum of some forty rounded products, each good to 6e-8, and the kernels
-only order and fold them differently. Where the last layer's terms cancel, the step is good to one rounding of theirs.
 """
 
 from __future__ import annotations
@@ -16,18 +12,20 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import Any
 
 import torch
+from gpu_truth import FLOOR, agree, inputs_of, plain
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pylo_zoo.kernels.base import Adam, Task
-from pylo_zoo.ops.accumulators import Decays, advance_all, factors, new_accumulators
+from pylo_zoo.ops.accumulators import Decays, new_accumulators
 from pylo_zoo.ops.adam import adam_direction
-from pylo_zoo.ops.features import FEATURES, Inputs, columns, parameter_scale, step_of
+from pylo_zoo.ops.features import FEATURES
 from pylo_zoo.ops.layout import LAYOUTS, Layout, axes_of
-from pylo_zoo.ops.mlp import Layer, mlp
+from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.ops.rule import Rule, adafac_rule, celo2_rule, velo_rule
 
 DEVICE = sys.argv[1] if __name__ == "__main__" else "cpu"
@@ -44,9 +42,6 @@ RULES: dict[str, tuple[Rule, int, int]] = {
 }
 """Rule, hidden units, hidden layers."""
 REGIMES = ("tiny", "huge", "zeros", "spikes", "nan", "overflow", "nan-to-num")
-ALLOWED = 4
-FLOOR = 1e-6
-EPS = torch.finfo(torch.float32).eps
 
 
 def decays(velocity: float = 0.999) -> Decays:
@@ -95,55 +90,7 @@ def make_layers(rule: Rule, units: int, hidden: int, many: int | None = None) ->
         weight = torch.randn((*lead, outputs, inputs), generator=generator) * 0.5
         return weight.to(DEVICE), (torch.randn((*lead, outputs), generator=generator) * 0.5).to(DEVICE)
 
-    return [layer(*pair) for pair in zip(sizes[:-1], sizes[1:], strict=True)]
-
-
-def inputs_of(task: Task, rule: Rule, dtype: torch.dtype, scale: float = 1.0) -> tuple[dict[str, Tensor], Inputs]:
-    """The advanced accumulators and what features are made of, by the plain text in ``dtype``; the task stays."""
-    g = (task.g.float() * scale).to(dtype)
-    g = torch.nan_to_num(g) if task.replace_nonfinite else g
-    g = g.clamp(-task.max_gradient, task.max_gradient)
-    state = {name: each.to(dtype, copy=True) for name, each in task.state.items()}
-    advance_all(state, g, Decays(*(decay.to(dtype) for decay in task.decays)), task.axes)
-    p, m, v = task.p.to(dtype), state["momentum"], state["second_moment"]
-    return state, Inputs(p, g, m, v, factors(state, task.axes), rule.rsqrt_eps, rule.diag_eps)
-
-
-class Plain(NamedTuple):
-    """What the plain text makes of a task."""
-
-    state: dict[str, Tensor]
-    step: Tensor
-    terms: Tensor
-    """Like ``step``, of the last layer's terms without their signs: how much of a direction may cancel."""
-
-
-def plain(task: Task, rule: Rule, layers: Sequence[Layer], dtype: torch.dtype, scale: float = 1.0) -> Plain:
-    state, inputs = inputs_of(task, rule, dtype, scale)
-    names = rule.unfactored if task.axes.factored is None else rule.features
-    x = columns(names, inputs, task.axes.matrix if rule.per_matrix else task.axes.all, rule.norm_eps)
-    cast = [(weight.to(dtype), bias.to(dtype)) for weight, bias in layers]
-    units = mlp(cast[:-1], x.clone(), rule.activation)
-    units = units.relu() if rule.activation == "relu" else units.tanh()
-    absolute = [(cast[-1][0].abs(), cast[-1][1].abs())]
-    size = parameter_scale(inputs.p) if rule.parameter_scale else 1.0
-    of_step, of_terms = mlp(cast, x, rule.activation), mlp(absolute, units.abs())
-    of_terms[1] = of_step[1]
-    return Plain(state, *(step_of(each, inputs.p.shape, rule.exp_mult) * size for each in (of_step, of_terms)))
-
-
-def agree(what: str, got: Tensor, truth: Tensor, single: Tensor, terms: Tensor | None = None) -> None:
-    """``got`` is as near to ``truth`` as float32 can be asked for; where ``single`` is not finite it is the same."""
-    finite = single.isfinite()
-    same = torch.equal(got.isnan(), single.isnan()) and torch.equal(got[got.isinf()], single[single.isinf()])
-    assert same, f"{what}: other elements than the plain text's are not finite"
-    if not truth[finite].isfinite().all() or (single[finite] - truth[finite]).norm() > 1e-3 * truth[finite].norm():
-        truth = single.double()  # what float32 cannot hold
-    size = truth[finite].norm()
-    rounding = FLOOR * size if terms is None else max(FLOOR * size, EPS * terms[finite].norm())
-    error, allowed = (got[finite] - truth[finite]).norm(), ALLOWED * (single[finite] - truth[finite]).norm()
-    allowed = max(allowed, rounding)
-    assert error <= allowed, f"{what}: error {error / size:.1e} of its size, {allowed / size:.1e} allowed"
+    return [layer(*pair) for pair in pairwise(sizes)]
 
 
 def kernels() -> Any:
@@ -163,7 +110,7 @@ def check_steps(name: str, layout: Layout, regime: str, shapes: Sequence[tuple[i
         for plane in truth.state:
             agree(f"{plane} of {tuple(task.p.shape)}", task.state[plane], truth.state[plane], single.state[plane])
     for task, step, truth, single in zip(tasks, kernels().steps(advanced, layers), truths, singles, strict=True):
-        assert step.shape == task.p.shape and step.dtype == torch.float32
+        assert (step.shape, step.dtype) == (task.p.shape, torch.float32)
         agree(f"step of {tuple(task.p.shape)}", step, truth.step, single.step, truth.terms)
 
 
@@ -238,16 +185,16 @@ def check_adam(dtype: torch.dtype) -> None:
     for step in (1, 2, 3):
         given = []
         for k, task in enumerate(tasks):
-            nesterov = k % 2 == 1
-            given.append(
-                Adam(task.p, task.g, *moments[k], step, betas, eps, root, rate, decay, 0.7, nesterov)
-            )  # fmt: skip
+            (m, v), (m_double, v_double), nesterov = moments[k], doubles[k], k % 2 == 1
+            given.append(Adam(task.p, task.g, m, v, step, betas, eps, root, rate, decay, 0.7, nesterov))
             g, count = (task.g.double() * 0.5).clamp(-0.7, 0.7), torch.tensor(step, device=DEVICE)
-            direction = adam_direction(*doubles[k], g, count, (single[:1], single[1:]), eps, root, nesterov)
+            direction = adam_direction(m_double, v_double, g, count, (single[:1], single[1:]), eps, root, nesterov)
             truths[k] = task.p.double() * (1 - decay) - rate * direction
         kernels().adam(given, torch.tensor(0.5, device=DEVICE))
         for k, task in enumerate(tasks):
-            allowed = torch.finfo(dtype).eps / 2 * truths[k].abs() * (1 + 1e-3) + 2 * FLOOR * rate + 2e-7 * truths[k].abs()
+            allowed = (
+                torch.finfo(dtype).eps / 2 * truths[k].abs() * (1 + 1e-3) + 2 * FLOOR * rate + 2e-7 * truths[k].abs()
+            )
             assert ((task.p.double() - truths[k]).abs() <= allowed).all(), f"step {step}, {tuple(task.p.shape)}"
             for got, truth in zip(moments[k], doubles[k], strict=True):
                 assert (got - truth).norm() <= FLOOR * truth.norm()
@@ -259,7 +206,8 @@ def _stepped(tasks: Sequence[Task], rule: Rule, layers: Sequence[Layer]) -> list
 
 def check_alone() -> None:
     """A parameter's step is the same in company and alone, and the same again: bit for bit."""
-    for name, layout in (("velo", "jax"), ("celo2-relu", "torch"), ("adafac-32", "torch-stacked")):
+    cases: list[tuple[str, Layout]] = [("velo", "jax"), ("celo2-relu", "torch"), ("adafac-32", "torch-stacked")]
+    for name, layout in cases:
         rule, units, hidden = RULES[name]
         layers = make_layers(rule, units, hidden)
         shapes = [(5, 3), (9, 16), (7,), (3, 8, 4)]
@@ -359,7 +307,11 @@ CHECKS: dict[str, Callable[[], None]] = {
     },
     **{f"features {name}": partial(check_features, name) for name in ("velo", "adafac-4")},
     "moments": check_moments,
-    **{f"move {name} {str(dtype)[6:]}": partial(check_move, dtype, name) for name in ("velo", "adafac-32") for dtype in HALVES},
+    **{
+        f"move {name} {str(dtype)[6:]}": partial(check_move, dtype, name)
+        for name in ("velo", "adafac-32")
+        for dtype in HALVES
+    },
     **{f"adam {str(dtype)[6:]}": partial(check_adam, dtype) for dtype in HALVES},
     "alone": check_alone,
     "long": check_long,

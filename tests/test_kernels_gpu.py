@@ -1,6 +1,6 @@
 """The GPU kernels: in Triton's interpreter, on a GPU where there is one, and compiled ahead of time.
 
-The interpreter is chosen when Triton is imported, hence the processes (``gpu_checks.py``): one a device, for all checks.
+The interpreter is chosen when Triton is imported, hence a process a device, for all checks (``gpu_checks.py``).
 """
 
 from __future__ import annotations

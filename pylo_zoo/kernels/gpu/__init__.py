@@ -156,7 +156,13 @@ class GpuKernels:
         return self._plans[key]
 
     def _apply(
-        self, advanced: Advanced, swept: Swept, network: Network, coefficient: Tensor, shrink: Tensor, steps: Tensor | None
+        self,
+        advanced: Advanced,
+        swept: Swept,
+        network: Network,
+        coefficient: Tensor,
+        shrink: Tensor,
+        steps: Tensor | None,
     ) -> None:
         """p2 of one batch: the normaliser folded into the network, then the network."""
         batch, rule, kind = swept.batch, advanced.rule, swept.batch.kind
@@ -212,7 +218,7 @@ def _sweep(batch: Batch, gradients: Tensor, rule: Rule, scale: Tensor, moments: 
     )  # fmt: skip
     groups, width = len(batch.groups), channels * means
     sums = torch.empty(groups, channels, means, device=device)
-    launch(p1.combine, (groups, ceil_div(width, 64)), partials, batch.groups, sums, WIDTH=width, ROWS=32, BLOCK=64)
+    launch(p1.combine, (groups, ceil_div(width, 64)), partials, batch.groups, sums, WIDTH=width, ROWS=64, BLOCK=64)
     launch(
         p1.moments_of, len(batch.places), batch.elements, batch.groups_of, sums, moments,
         CHANNELS=channels, MEANS=means, BLOCK=32,

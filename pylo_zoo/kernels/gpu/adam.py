@@ -1,6 +1,8 @@
 """AdamW for many parameters in one launch (SPEC §5–§7)."""
 
+# Triton's language is not Python's: tuples grow by +, and types mean little to a type checker.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false
+# pyright: reportGeneralTypeIssues=false, reportAssignmentType=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import triton
@@ -9,7 +11,7 @@ import triton.language as tl
 from pylo_zoo.kernels.gpu.elements import integer, pointer
 from pylo_zoo.kernels.gpu.records import A_G, A_MOMENTUM, A_NESTEROV, A_P, A_SECOND_MOMENT, A_SIZE, A_TASK, ADAM_FIELDS
 
-NUMBERS = "beta1 beta2 correction1 correction2 eps eps_root coefficient shrink max_gradient".split()
+NUMBERS = ("beta1", "beta2", "correction1", "correction2", "eps", "eps_root", "coefficient", "shrink", "max_gradient")
 """Of each parameter, float32; the corrections are ``1 − βᵗ``."""
 NUMBERS_FIELDS = tl.constexpr(len(NUMBERS))
 
@@ -30,7 +32,12 @@ def adam_elements(
     m_at = pointer(row, A_MOMENTUM, tl.float32, ALIGNED)
     v_at = pointer(row, A_SECOND_MOMENT, tl.float32, ALIGNED)
     number = numbers + tl.load(row + A_TASK) * NUMBERS_FIELDS
-    beta1, beta2, correction1, correction2 = tl.load(number), tl.load(number + 1), tl.load(number + 2), tl.load(number + 3)
+    beta1, beta2, correction1, correction2 = (
+        tl.load(number),
+        tl.load(number + 1),
+        tl.load(number + 2),
+        tl.load(number + 3),
+    )
     eps, eps_root, coefficient = tl.load(number + 4), tl.load(number + 5), tl.load(number + 6)
     shrink, limit = tl.load(number + 7), tl.load(number + 8)
 

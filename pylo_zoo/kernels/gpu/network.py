@@ -67,7 +67,9 @@ def known(rule: Rule) -> bool:
         set(names) <= set(FEATURES) and len(names) == len(set(names)) for names in (rule.features, rule.unfactored)
     )
     tables = len(set(rule.unfactored) & set(TABLE_GROUPS))
-    return every and set(TABLE_GROUPS) <= set(rule.features) and tables in (0, 4) and rule.activation in ("relu", "tanh")
+    return (
+        every and set(TABLE_GROUPS) <= set(rule.features) and tables in (0, 4) and rule.activation in ("relu", "tanh")
+    )
 
 
 class Network(NamedTuple):
@@ -121,7 +123,10 @@ def pack(layers: Sequence[Layer]) -> Network:
     packed = [
         part
         for weight, bias_of in further[:-1]
-        for part in (_padded(weight, units, units).transpose(1, 2).flatten(1), pad(bias_of, (0, units - bias_of.shape[1])))
+        for part in (
+            _padded(weight, units, units).transpose(1, 2).flatten(1),
+            pad(bias_of, (0, units - bias_of.shape[1])),
+        )
     ]
     weight, bias_of = further[-1]
     packed += [_padded(weight[:, :2], 2, units).flatten(1), bias_of[:, :2]]

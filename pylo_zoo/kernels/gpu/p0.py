@@ -1,10 +1,13 @@
-"""p0: ``g²`` summed along the factored axes, ``row`` and ``col`` advanced, and what features need of them (SPEC §1, §2).
+"""p0: ``g²`` summed along the factored axes, ``row`` and ``col`` advanced, and what features need of them (SPEC §1–2).
 
 Four launches over many parameters: sums of tiles; tiles to means, and tables advanced; row factors, which need a mean
 of ``row``; the normaliser's means of the features that are tables.
 """
 
+# Triton's language is not Python's: tuples grow by +, and types mean little to a type checker.
+# ruff: noqa: RUF005
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false
+# pyright: reportGeneralTypeIssues=false, reportAssignmentType=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import triton

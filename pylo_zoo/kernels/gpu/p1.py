@@ -1,11 +1,14 @@
-"""p1: momentum, second moment and ``diag`` advanced, and every feature's squares summed for the normaliser (SPEC §1, §2).
+"""p1: momentum, second moment and ``diag`` advanced, and each feature's squares summed (SPEC §1, §2).
 
 A program walks over a few tiles of one parameter, sums in registers and writes one partial sum a channel; partial sums
 are then combined in a fixed order. With ``VARIED`` the normaliser's means interleave in memory (a convolution in torch
 layout, normalised a matrix): a tile is then ``[elements of a mean, means]``, else ``[threads, neighbours]``.
 """
 
+# Triton's language is not Python's: tuples grow by +, and types mean little to a type checker.
+# ruff: noqa: RUF005
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false
+# pyright: reportGeneralTypeIssues=false, reportAssignmentType=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import triton

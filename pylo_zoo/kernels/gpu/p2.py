@@ -6,7 +6,10 @@ one a column (:func:`fold_tables`). Networks of up to eight units are unrolled i
 matrices.
 """
 
+# Triton's language is not Python's: tuples grow by +, and types mean little to a type checker.
+# ruff: noqa: RUF005
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false
+# pyright: reportGeneralTypeIssues=false, reportAssignmentType=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import triton
@@ -74,7 +77,8 @@ def fold_tables(
         x = tl.rsqrt(values[k] + 1e-8) * tl.load(scale + 3 + k, inside, 0.0)
         hidden += x[:, None] * tl.load(weight + (3 + k) * H)[None, :]
     written, unit = additions + H * tl.load(row + T_ENTRIES), tl.arange(0, H)[None, :]
-    place = entry[:, None] * H + unit if ROWS_OF_H else unit * size + entry[:, None]
+    entry = entry[:, None].to(tl.int64)
+    place = entry * H + unit if ROWS_OF_H else unit * size + entry
     tl.store(written + place, hidden, inside[:, None])
 
 
@@ -146,9 +150,9 @@ def move_elements(
         hidden = ()
         for j in tl.static_range(H):
             if FACTORED:
-                of_row = tl.load(additions + H * tl.load(row + OUTER) + j * integer(row, OUTER_SIZE) + outer, mask, 0.0)
-                of_col = tl.load(additions + H * tl.load(row + INNER) + j * integer(row, INNER_SIZE) + inner, mask, 0.0)
-                hidden = hidden + (of_row + of_col,)
+                of_row = additions + H * tl.load(row + OUTER) + j * tl.load(row + OUTER_SIZE) + outer
+                of_col = additions + H * tl.load(row + INNER) + j * tl.load(row + INNER_SIZE) + inner
+                hidden = hidden + (tl.load(of_row, mask, 0.0) + tl.load(of_col, mask, 0.0),)
             else:
                 hidden = hidden + (tl.load(bias_at + j) + tl.zeros([BLOCK], tl.float32),)
         direction, magnitude = _unrolled(x, hidden, first_at, deep_at, H, LAYERS, TANH)
@@ -167,7 +171,7 @@ def move_elements(
         moved = p - tl.load(coefficient + task) * step - tl.load(shrink + task) * p
         tl.store(p_at + e, moved.to(P_TYPE), mask)
     else:
-        tl.store(steps + tl.load(row + STEP) + e, step, mask)
+        tl.store(steps + tl.multiple_of(tl.load(row + STEP), 4) + e, step, mask)
 
 
 @triton.jit
@@ -229,4 +233,3 @@ def _side_by_side(x, CHANNELS: tl.constexpr):
             pairs = pairs + (tl.join(x[k], x[len(x) // 2 + k]),)
         x = pairs
     return tl.reshape(x[0], [x[0].shape[0], CHANNELS])
-

@@ -138,7 +138,10 @@ class Batch:
         self._gradients: list[int] = []
         self._gradient_table = torch.empty(0)
 
-        pairs = [self._tables_of(place, tasks[place.index], *at) for place, *at in zip(self.places, self._decays, strict=True)]
+        pairs = [
+            self._tables_of(place, tasks[place.index], *at)
+            for place, *at in zip(self.places, self._decays, strict=True)
+        ]
         self._tables = self._placed([table for pair in pairs for table in pair])
         self.tables = rows(TABLES, self._tables, self.device)
         elements = [self._element(k, tasks[place.index]) for k, place in enumerate(self.places)]
@@ -226,7 +229,7 @@ class Batch:
         """The outer and the inner table of one parameter; none unfactored."""
         if task.axes.factored is None:
             return []
-        a, x, b, y, c = place.five
+        _, x, b, y, c = place.five
         d1, d0 = task.axes.factored
         tiles_x, tiles_y, _ = self._tiles(place)
         outer = {"parts": tiles_y, "count": y, "along": x, "stride": b * c, "is_row": int(d0 > d1), "outer": 1}

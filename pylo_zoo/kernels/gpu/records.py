@@ -11,7 +11,6 @@ memory as ``[leading, span, trailing]``: ``span`` elements share a mean, ``trail
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 
 import torch
@@ -19,13 +18,17 @@ import triton.language as tl
 from torch import Tensor
 
 ELEMENTS = (
-    "p momentum second_moment diag decay_momentum decay_rms decay_adafactor size task clip replace "
-    "outer inner outer_size inner_size x b y c span trailing tiles chunks groups step"
-).split()
+    "p", "momentum", "second_moment", "diag", "decay_momentum", "decay_rms", "decay_adafactor", "size", "task", "clip",
+    "replace", "outer", "inner", "outer_size", "inner_size", "x", "b", "y", "c", "span", "trailing", "tiles", "chunks",
+    "groups", "step",
+)  # fmt: skip
 """A parameter: addresses, sizes, and where its parts of shared buffers begin."""
-TABLES = "state size entries part parts count is_row decay task along stride span trailing squares outer".split()
+TABLES = (
+    "state", "size", "entries", "part", "parts", "count", "is_row", "decay", "task", "along", "stride", "span",
+    "trailing", "squares", "outer",
+)  # fmt: skip
 """A ``row`` or ``col``: address, size, and where its parts of shared buffers begin."""
-STEPS = "p g momentum second_moment size task nesterov".split()
+STEPS = ("p", "g", "momentum", "second_moment", "size", "task", "nesterov")
 """A parameter of AdamW."""
 
 (
@@ -62,7 +65,7 @@ def blocks(counts: Sequence[int], device: torch.device) -> Tensor:
 
 def bits(value: float) -> int:
     """The float32 nearest ``value``, as the integer of the same bits."""
-    return struct.unpack("<i", struct.pack("<f", value))[0]
+    return int(torch.tensor(value, dtype=torch.float32).view(torch.int32))
 
 
 def ceil_div(a: int, b: int) -> int:
