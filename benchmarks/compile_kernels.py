@@ -134,37 +134,41 @@ def compiled(launch: Launch, target: str) -> dict[str, Any]:
     source = ASTSource(launch.kernel, signature, constants, aligned)
     options = {**dict(launch.options), "enable_fp_fusion": True}
     result = triton.compile(source, target=TARGETS[target], options=options)
-    taken = _ptxas(result.asm["ptx"]) if "ptx" in result.asm else _amd(result.asm["amdgcn"])
+    made = result.asm
+    taken = _nvidia(made["ptx"], made["cubin"]) if "ptx" in made else _amd(made["amdgcn"])
     name = {"target": target, "kernel": launch.kernel.fn.__name__, "for": launch.what}
     warps = dict(launch.options)["num_warps"]
     return {**name, **taken, "shared": result.metadata.shared, "threads": warps * TARGETS[target].warp_size}
 
 
-def _ptxas(ptx: str) -> dict[str, int]:
-    """What NVIDIA's assembler, which Triton brings, says of a kernel; and its float32 operations, per thread."""
-    architecture = re.findall(r"\.target (sm_\w+)", ptx)[0]
-    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-        file.write(ptx)
+def _nvidia(ptx: str, binary: bytes) -> dict[str, int]:
+    """What NVIDIA's assembler, which Triton brings, made of a kernel: spilled registers lie on the stack.
+
+    ``operations`` are float32 ones, per thread.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
         file.flush()
-        command = [knobs.nvidia.ptxas.path, "-v", f"-arch={architecture}", file.name, "-o", os.devnull]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    spilled = re.findall(r"(\d+) bytes spill (?:stores|loads)", said)
-    registers = re.findall(r"Used (\d+) registers", said)
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    (registers,), (stack,), (local,) = (re.findall(rf" {name}:(\d+)", said) for name in ("REG", "STACK", "LOCAL"))
     operations = re.findall(r"^\s*(?:@\S+ )?(?:fma|add|sub|mul|div|rsqrt|sqrt|ex2|setp|min|max)\.\S*f32", ptx, re.M)
-    wide = re.findall(r"\.v[24]\.b32", ptx)
     return {
-        "registers": int(registers[0]),
-        "spills": sum(map(int, spilled)),
+        "registers": int(registers),
+        "spills": int(stack) + int(local),
         "operations": len(operations),
-        "vector_accesses": len(wide),
+        "vector_accesses": len(re.findall(r"\.v[24]\.b32", ptx)),
     }
 
 
 def _amd(assembly: str) -> dict[str, int]:
+    """What AMD's assembly says of itself. Scalar registers spill into vector registers, not into memory."""
+
     def field(name: str) -> int:
         return int(re.findall(rf"\.{name}:\s+(\d+)", assembly)[0])
 
-    return {"registers": field("vgpr_count"), "spills": field("vgpr_spill_count") + field("sgpr_spill_count")}
+    spills = field("vgpr_spill_count") + field("private_segment_fixed_size")
+    return {"registers": field("vgpr_count"), "spills": spills, "scalar_spills": field("sgpr_spill_count")}
 
 
 class Device(NamedTuple):
@@ -237,7 +241,7 @@ def main() -> None:
     for target in arguments.targets.split(","):
         for launch in recorded("ieee" if TARGETS[target].backend == "hip" else "tf32x3"):
             kernels.append(compiled(launch, target))
-            print(json.dumps(kernels[-1]), file=sys.stderr)
+            print(json.dumps(kernels[-1]), file=sys.stderr, flush=True)
     report = {"triton": triton.__version__, "kernels": kernels}
     print(table(kernels))
     if "sm_80" in arguments.targets:

@@ -93,8 +93,8 @@ class GpuKernels:
     def advance(self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None) -> Advanced:
         device = tasks[0].p.device
         plan: Plan = self._kept(signature(tasks, rule), lambda: Plan(tasks, rule))
-        scale = torch.ones(1, device=device) if scale is None else scale.detach().to(device, torch.float32).reshape(1)
-        moments = torch.empty(len(tasks), int(p1.MOMENTS), device=device)
+        scale = _scale(scale, device)
+        moments = _floats(device, len(tasks), int(p1.MOMENTS))
         swept = [_sweep(batch, batch.gradients(tasks), rule, scale, moments) for batch in plan.batches]
         return Advanced(plan, rule, scale, moments, swept)
 
@@ -122,7 +122,7 @@ class GpuKernels:
         steps: dict[int, Tensor] = {}
         for swept in advanced.swept:
             batch = swept.batch
-            flat = torch.empty(batch.step_starts[-1], device=nothing.device)
+            flat = _floats(nothing.device, batch.step_starts[-1])
             self._apply(advanced, swept, network, nothing, nothing, flat)
             for place, start in zip(batch.places, batch.step_starts, strict=False):
                 steps[place.index] = flat[start : start + place.size].view(place.shape)
@@ -130,7 +130,7 @@ class GpuKernels:
 
     def adam(self, tasks: Sequence[Adam], scale: Tensor | None) -> None:
         device = tasks[0].p.device
-        scale = torch.ones(1, device=device) if scale is None else scale.detach().to(device, torch.float32).reshape(1)
+        scale = _scale(scale, device)
         numbers = upload(torch.tensor([_numbers(task) for task in tasks], dtype=torch.float32), device)
         kinds: dict[tuple[Any, ...], list[int]] = {}
         for k, task in enumerate(tasks):
@@ -173,7 +173,7 @@ class GpuKernels:
         else:
             first = first.expand(advanced.plan.tasks, -1, -1)[batch.group_tasks] * swept.scales[:, : first.shape[1]]
         bias, bias_stride = network.bias, _stride(network.bias)
-        additions = torch.empty(batch.entries_total * network.units, device=bias.device)
+        additions = _floats(bias.device, batch.entries_total * network.units)
         if kind.factored:
             weights = network.tables(rule)
             launch(
@@ -202,13 +202,13 @@ def _sweep(batch: Batch, gradients: Tensor, rule: Rule, scale: Tensor, moments: 
     """p0 and p1 of one batch."""
     kind, device = batch.kind, batch.device
     inputs = inputs_of(rule.features if kind.factored else rule.unfactored, kind.factored)
-    factors = torch.empty(3 * batch.entries_total, device=device)
-    table_scales = torch.empty(batch.scales_total, device=device)
+    factors = _floats(device, 3 * batch.entries_total)
+    table_scales = _floats(device, batch.scales_total)
     if kind.factored:
         _sweep_tables(batch, gradients, scale, factors, table_scales, rule.norm_eps)
 
     channels, means = len(inputs.select) + int(p1.MOMENTS), MEANS if kind.varied else 1
-    partials = torch.empty(len(batch.p1), channels * means, device=device)
+    partials = _floats(device, len(batch.p1), channels * means)
     tile = (MEANS_TILE, MEANS) if kind.varied else (LANES, PER_LANE)
     launch(
         p1.advance_elements, len(batch.p1), batch.elements, gradients, batch.p1, scale, factors, partials,
@@ -217,7 +217,7 @@ def _sweep(batch: Batch, gradients: Tensor, rule: Rule, scale: Tensor, moments: 
         P_TYPE=TYPES[kind.p], G_TYPE=TYPES[kind.g], SELECT=inputs.select, TILE_0=tile[0], TILE_1=tile[1], num_warps=4,
     )  # fmt: skip
     groups, width = len(batch.groups), channels * means
-    sums = torch.empty(groups, channels, means, device=device)
+    sums = _floats(device, groups, channels, means)
     launch(p1.combine, (groups, ceil_div(width, 64)), partials, batch.groups, sums, WIDTH=width, ROWS=64, BLOCK=64)
     launch(
         p1.moments_of, len(batch.places), batch.elements, batch.groups_of, sums, moments,
@@ -232,7 +232,7 @@ def _sweep_tables(
 ) -> None:
     """p0 of one batch: ``row`` and ``col`` advanced, their factors, and the normaliser's scales of both."""
     kind, tile = batch.kind, batch.tile
-    partials = torch.empty(batch.parts_total, device=batch.device)
+    partials = _floats(batch.device, batch.parts_total)
     launch(
         p0.tile_sums, len(batch.p0), batch.elements, gradients, batch.p0_places, batch.p0, scale, partials,
         G_TYPE=TYPES[kind.g], ALIGNED=kind.aligned, TILE_X=tile[0], TILE_Y=tile[1], TILE_C=tile[2], num_warps=8,
@@ -249,6 +249,18 @@ def _sweep_tables(
         p0.table_scales, len(batch.scale_strips), batch.tables, batch.scale_strips, scales, norm_eps,
         ALONG=ALONG, ACROSS=ACROSS,
     )  # fmt: skip
+
+
+def _floats(device: torch.device, *shape: int) -> Tensor:
+    """Room for float32, whatever torch's default type is."""
+    return torch.empty(shape, dtype=torch.float32, device=device)
+
+
+def _scale(scale: Tensor | None, device: torch.device) -> Tensor:
+    """The gradients' factor on the device, ``[1]``."""
+    if scale is None:
+        return torch.ones(1, dtype=torch.float32, device=device)
+    return scale.detach().to(device, torch.float32).reshape(1)
 
 
 def _stride(x: Tensor) -> int:

@@ -139,8 +139,8 @@ class Batch:
         self._gradient_table = torch.empty(0)
 
         pairs = [
-            self._tables_of(place, tasks[place.index], *at)
-            for place, *at in zip(self.places, self._decays, strict=True)
+            self._tables_of(place, tasks[place.index], decays)
+            for place, decays in zip(self.places, self._decays, strict=True)
         ]
         self._tables = self._placed([table for pair in pairs for table in pair])
         self.tables = rows(TABLES, self._tables, self.device)
@@ -212,7 +212,7 @@ class Batch:
     def spans(self) -> Tensor:
         """Elements of a mean, for each group: ``[groups, 1, 1]``."""
         each = [float(place.means.span) for place in self.places for _ in range(place.walk[2])]
-        return upload(torch.tensor(each), self.device)[:, None, None]
+        return upload(torch.tensor(each, dtype=torch.float32), self.device)[:, None, None]
 
     def p2(self, block: int) -> Tensor:
         if block not in self._moves:
