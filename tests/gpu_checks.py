@@ -152,10 +152,10 @@ def check_moments() -> None:
                 agree(f"moment {k}, {name}", got[k], truth[k], single[k])
 
 
-def check_move(dtype: torch.dtype, name: str) -> None:
+def check_move(dtype: torch.dtype, name: str, of_gradient: torch.dtype | None = None) -> None:
     """The moved parameter, rounded once; a network, a coefficient and a shrinkage each; gradients scaled."""
     rule, units, hidden = RULES[name]
-    tasks = make_tasks(FEW, "torch", dtype=dtype)
+    tasks = [task._replace(g=task.g.to(of_gradient or dtype)) for task in make_tasks(FEW, "torch", dtype=dtype)]
     layers = make_layers(rule, units, hidden, len(tasks))
     coefficient, shrink = [0.1 / (k + 1) for k in range(len(tasks))], [0.01 * k for k in range(len(tasks))]
     wanted = []
@@ -284,6 +284,23 @@ def check_launches() -> None:
     assert counts[0] < 200
 
 
+def check_waiting() -> None:
+    """Nothing waits for the device, not even where tables are built. On a GPU, torch itself says so."""
+    rule, units, hidden = RULES["velo"]
+    tasks = make_tasks([(8, 12), (5,), (3, 4, 5)], "torch")
+    layers = make_layers(rule, units, hidden, len(tasks))
+    scale = torch.tensor(1.0, device=DEVICE)
+    if DEVICE == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        advanced = kernels().advance(tasks, rule, scale)
+        kernels().move(advanced, layers, [0.1] * len(tasks), [0.0] * len(tasks))
+    finally:
+        if DEVICE == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    assert all(task.p.isfinite().all() for task in tasks)
+
+
 def check_covers() -> None:
     """What eager has to take."""
     p, axes = torch.empty(4, 8, 5, 5, device="meta"), axes_of((4, 8, 5, 5), "torch")
@@ -313,10 +330,12 @@ CHECKS: dict[str, Callable[[], None]] = {
         for dtype in HALVES
     },
     **{f"adam {str(dtype)[6:]}": partial(check_adam, dtype) for dtype in HALVES},
+    "move velo float32 by bfloat16": partial(check_move, torch.float32, "velo", torch.bfloat16),
     "alone": check_alone,
     "long": check_long,
     "corrupted": check_corrupted,
     "launches": check_launches,
+    "waiting": check_waiting,
     "covers": check_covers,
 }
 KEPT: dict[str, Any] = {}
