@@ -6,6 +6,7 @@ device: C++ on a CPU, compiled when first used, Triton on a GPU. ``"auto"`` take
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import warnings
 
@@ -67,6 +68,8 @@ def _find(kind: str) -> Kernels | str:
 
         return cpu.find()
     if kind == "cuda":
+        if importlib.util.find_spec("triton") is None:
+            return "Triton is not installed (pip install triton)."
         from pylo_zoo.kernels import gpu
 
         return gpu.find()

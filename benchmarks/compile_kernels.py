@@ -1,0 +1,265 @@
+"""Every GPU kernel compiled ahead of time, for GPUs that need not be there: registers, spills, shared memory, roofline.
+
+    python benchmarks/compile_kernels.py [--targets sm_80,sm_90,gfx942] [--out benchmarks/kernels.json]
+
+What is compiled is what :class:`~pylo_zoo.kernels.gpu.GpuKernels` would launch: its launches for a small model of every
+kind of parameter are recorded instead of started. Fails if a kernel spills registers to memory. The roofline is
+computed from bytes and operations, not measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # as the launches ask for
+
+import torch
+import triton
+from torch import Tensor
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from pylo_zoo.kernels import gpu
+from pylo_zoo.kernels.base import Adam, Task
+from pylo_zoo.ops.accumulators import Decays, new_accumulators
+from pylo_zoo.ops.layout import axes_of
+from pylo_zoo.ops.rule import Rule, adafac_rule, celo2_rule, velo_rule
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+FAMILIES: dict[str, tuple[Rule, int]] = {
+    "velo": (velo_rule(0.001), 4),
+    "celo2": (celo2_rule("relu", 0.0, False), 8),
+    "celo2-tanh": (celo2_rule("tanh", 0.0, False), 8),
+    "adafac-4": (adafac_rule(0.001), 4),
+    "small-fc": (adafac_rule(0.001), 32),
+}
+"""Rule and hidden units, in two hidden layers."""
+MODEL = {
+    "matrix": (64, 64),
+    "odd matrix": (5, 3),
+    "convolution": (16, 16, 3, 3),
+    "stack": (4, 16, 16),
+    "vector": (64,),
+    "odd vector": (7,),
+}
+TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64"}
+
+
+class Launch(NamedTuple):
+    """One specialisation."""
+
+    kernel: Any
+    what: str
+    """Family, parameter, type: the first that launches it."""
+    types: tuple[str, ...]
+    constants: tuple[tuple[str, Any], ...]
+    options: tuple[tuple[str, int], ...]
+
+
+def recorded(precision: str) -> list[Launch]:
+    """The launches of one step of every family, each specialisation once."""
+    launches: dict[tuple[Any, ...], Launch] = {}
+    what = ""
+
+    def record(kernel: Any, programs: Any, *arguments: Any, **options: Any) -> None:
+        warps = options.pop("num_warps", 4)
+        types = tuple(TYPES[each.dtype] if isinstance(each, Tensor) else _scalar(each) for each in arguments)
+        launch = Launch(kernel, what, types, tuple(options.items()), (("num_warps", warps),))
+        launches.setdefault((kernel.fn.__name__, types, str(launch.constants)), launch)
+
+    started, gpu.launch = gpu.launch, record
+    try:
+        for what, step in _steps(gpu.GpuKernels(precision)):  # noqa: B007
+            step()
+    finally:
+        gpu.launch = started
+    return list(launches.values())
+
+
+def _scalar(value: float) -> str:
+    return "i32" if isinstance(value, int) else "fp32"
+
+
+def _steps(kernels: gpu.GpuKernels) -> Iterator[tuple[str, Any]]:
+    decays = Decays(torch.ones(3), torch.ones(1), torch.ones(3))
+    for dtype in (torch.float32, torch.bfloat16):
+        kind = str(dtype).removeprefix("torch.")
+        for family, (rule, units) in FAMILIES.items():
+            sizes = [28 if rule.time else 30, units, units, 3]
+            layers = [(torch.zeros(o, i), torch.zeros(o)) for i, o in pairwise(sizes)]
+            for name, shape in MODEL.items() if dtype == torch.float32 else [("matrix", MODEL["matrix"])]:
+                p, axes = torch.zeros(shape, dtype=dtype), axes_of(shape, "jax" if name == "stack" else "torch")
+                state = new_accumulators(p.float(), axes)
+                task = Task(p, p.clone(), state, axes, decays, 1000.0, False)
+
+                def step(task: Task = task, rule: Rule = rule, layers: Any = layers) -> None:
+                    advanced = kernels.advance([task], rule, None)
+                    if rule.per_matrix:  # its steps are orthogonalized before they move anything
+                        kernels.steps(advanced, layers)
+                    kernels.move(advanced, layers, [0.1], [0.0])
+
+                yield f"{family}, {name}, {kind}", step
+        for name in ("vector", "odd vector"):
+            p = torch.zeros(MODEL[name], dtype=dtype)
+            moments = torch.zeros(1, *p.shape), torch.zeros(1, *p.shape)
+            adam = Adam(p, p.clone(), *moments, 1, (0.9, 0.95), 1e-8, 0.0, 0.1, 0.0, torch.inf, False)
+            yield f"adam, {name}, {kind}", lambda adam=adam: kernels.adam([adam], None)
+
+
+def compiled(launch: Launch, target: str) -> dict[str, Any]:
+    """One kernel for one target: what it takes."""
+    constants = dict(launch.constants)
+    names = [name for name in launch.kernel.arg_names if name not in constants]
+    signature = dict(zip(names, launch.types, strict=True)) | dict.fromkeys(constants, "constexpr")
+    aligned = {
+        (k,): [["tt.divisibility", 16]]
+        for k, name in enumerate(launch.kernel.arg_names)
+        if signature[name].startswith("*")  # as torch allocates
+    }
+    source = ASTSource(launch.kernel, signature, constants, aligned)
+    options = {**dict(launch.options), "enable_fp_fusion": True}
+    result = triton.compile(source, target=TARGETS[target], options=options)
+    made = result.asm
+    taken = _nvidia(made["ptx"], made["cubin"]) if "ptx" in made else _amd(made["amdgcn"])
+    name = {"target": target, "kernel": launch.kernel.fn.__name__, "for": launch.what}
+    warps = dict(launch.options)["num_warps"]
+    return {**name, **taken, "shared": result.metadata.shared, "threads": warps * TARGETS[target].warp_size}
+
+
+def _nvidia(ptx: str, binary: bytes) -> dict[str, int]:
+    """What NVIDIA's assembler, which Triton brings, made of a kernel: spilled registers lie on the stack.
+
+    ``operations`` are float32 ones, per thread.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    (registers,), (stack,), (local,) = (re.findall(rf" {name}:(\d+)", said) for name in ("REG", "STACK", "LOCAL"))
+    operations = re.findall(r"^\s*(?:@\S+ )?(?:fma|add|sub|mul|div|rsqrt|sqrt|ex2|setp|min|max)\.\S*f32", ptx, re.M)
+    return {
+        "registers": int(registers),
+        "spills": int(stack) + int(local),
+        "operations": len(operations),
+        "vector_accesses": len(re.findall(r"\.v[24]\.b32", ptx)),
+    }
+
+
+def _amd(assembly: str) -> dict[str, int]:
+    """What AMD's assembly says of itself. Scalar registers spill into vector registers, not into memory."""
+
+    def field(name: str) -> int:
+        return int(re.findall(rf"\.{name}:\s+(\d+)", assembly)[0])
+
+    spills = field("vgpr_spill_count") + field("private_segment_fixed_size")
+    return {"registers": field("vgpr_count"), "spills": spills, "scalar_spills": field("sgpr_spill_count")}
+
+
+class Device(NamedTuple):
+    """Peak figures, from the makers' data sheets, in units of 1e12 a second."""
+
+    bandwidth: float
+    fp32: float
+    tf32: float
+
+
+DEVICES = {
+    "A100 40 GB": Device(1.555, 19.5, 156),
+    "A100 80 GB": Device(2.039, 19.5, 156),
+    "H100 SXM": Device(3.35, 67, 495),
+}
+MATRIX_BYTES = {"p0": 4, "p1": 40, "p2": 28}
+"""Of a matrix in float32: p0 reads g; p1 reads p, g, m, v and writes m, v; p2 reads p, g, m, v and writes p."""
+ADAMW_BYTES = 28
+
+
+def roofline(kernels: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Picoseconds a parameter of each pass, computed: the longer of bytes and operations.
+
+    Products of matrices are three TF32 products each, beside the float32 of everything else.
+    """
+    rows = []
+    operations = {
+        (kernel["kernel"], kernel["for"]): kernel["operations"] * kernel["threads"]
+        for kernel in kernels
+        if kernel["target"] == "sm_80"
+    }
+    blocks = {"p1": ("advance_elements", 256), "p2": ("move_elements", gpu.MOVE_BLOCK)}
+    for family, (rule, units) in FAMILIES.items():
+        for device, (bandwidth, fp32, tf32) in DEVICES.items():
+            passes = {"p0": MATRIX_BYTES["p0"] / bandwidth}
+            wide = units > gpu.IN_REGISTERS
+            for name, (kernel, block) in blocks.items():
+                same = "velo" if name == "p1" and not rule.time else "adafac-4" if name == "p1" else family
+                of_block = gpu.MULTIPLY_BLOCK if wide and name == "p2" else block
+                arithmetic = operations[kernel, f"{same}, matrix, float32"] / of_block / (fp32 / 2)
+                if wide and name == "p2":
+                    arithmetic += 3 * 2 * (16 * units + units * units) / tf32
+                passes[name] = max(MATRIX_BYTES[name] / bandwidth, arithmetic)
+            total, adamw = sum(passes.values()), ADAMW_BYTES / bandwidth
+            times = {name: round(value, 1) for name, value in passes.items()}
+            rows.append(
+                {
+                    "family": family,
+                    "device": device,
+                    **times,
+                    "adamw": round(adamw, 1),
+                    "times": round(total / adamw, 1),
+                }
+            )
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [columns, ["---"] * len(columns), *([str(row.get(name, "")) for name in columns] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", default=",".join(TARGETS))
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("kernels.json"))
+    arguments = parser.parse_args()
+    kernels = []
+    for target in arguments.targets.split(","):
+        for launch in recorded("ieee" if TARGETS[target].backend == "hip" else "tf32x3"):
+            kernels.append(compiled(launch, target))
+            print(json.dumps(kernels[-1]), file=sys.stderr, flush=True)
+    report = {"triton": triton.__version__, "kernels": kernels}
+    print(table(kernels))
+    if "sm_80" in arguments.targets:
+        report["roofline, picoseconds a parameter of a matrix, computed and not measured"] = rows = roofline(kernels)
+        print(f"\nRoofline, picoseconds a parameter of a matrix, computed and not measured:\n\n{table(rows)}")
+    lines = [f'  "{name}": {_lines(value)}' for name, value in report.items()]
+    arguments.out.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    spilling = [kernel for kernel in kernels if kernel["spills"]]
+    if spilling:
+        sys.exit(f"{len(spilling)} kernels spill registers:\n{table(spilling)}")
+
+
+def _lines(value: Any) -> str:
+    """JSON with a line a row."""
+    if not isinstance(value, list):
+        return json.dumps(value)
+    return "[\n" + ",\n".join(f"    {json.dumps(row)}" for row in value) + "\n  ]"
+
+
+if __name__ == "__main__":
+    main()

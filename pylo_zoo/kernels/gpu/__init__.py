@@ -1,0 +1,325 @@
+"""Kernels for NVIDIA's and AMD's GPUs, in Triton: compiled when first used, nothing to build at installation.
+
+:class:`GpuKernels` is :class:`pylo_zoo.kernels.base.Kernels`. A call's parameters are grouped by kind
+(:mod:`~pylo_zoo.kernels.gpu.plan`), and each kind takes a fixed number of launches, however many parameters it has. No
+sum depends on the order in which programs run, and nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pylo_zoo.kernels.base import Adam, Normalized, Task
+from pylo_zoo.kernels.gpu import p0, p1, p2
+from pylo_zoo.kernels.gpu.adam import NUMBERS, adam_elements
+from pylo_zoo.kernels.gpu.launch import launch
+from pylo_zoo.kernels.gpu.network import IN_REGISTERS, Inputs, Network, inputs_of, known, pack
+from pylo_zoo.kernels.gpu.plan import (
+    ACROSS,
+    ALONG,
+    LANES,
+    MEANS,
+    MEANS_TILE,
+    PER_LANE,
+    TABLE_BLOCK,
+    Batch,
+    Plan,
+    signature,
+)
+from pylo_zoo.kernels.gpu.records import STEPS, blocks, ceil_div, rows, upload
+from pylo_zoo.ops.layout import Axes
+from pylo_zoo.ops.mlp import Layer
+from pylo_zoo.ops.rule import Rule
+
+TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+MOVE_BLOCK, MULTIPLY_BLOCK = 512, 128
+"""Elements of a program of p2: networks in registers, four a thread; products of matrices, half a one."""
+ADAM_BLOCK = 1024
+LARGEST_SIZE = 2**30
+"""Elements that a parameter must have fewer of: indices are 32-bit."""
+PLANS = 16
+"""Plans kept."""
+
+
+class Swept(NamedTuple):
+    """What p0 and p1 left of one batch."""
+
+    batch: Batch
+    inputs: Inputs
+    gradients: Tensor
+    factors: Tensor
+    """``row_factor`` and ``col_factor``, three planes a table."""
+    table_scales: Tensor
+    """The normaliser's scales of features that are tables: ``[means, 6]``."""
+    scales: Tensor
+    """The normaliser's scales of the others: ``[groups, features, means]``."""
+
+
+class Advanced(NamedTuple):
+    """What :meth:`GpuKernels.advance` hands to the other methods."""
+
+    plan: Plan
+    rule: Rule
+    scale: Tensor
+    samples: Tensor
+    """Near the means of m ``[3]`` and v: ``[N, 4]``."""
+    moments: Tensor
+    """Means of p², and of m, m², v and v² from the samples on: ``[N, 9]``."""
+    swept: list[Swept]
+
+
+class GpuKernels:
+    """The kernels of a GPU.
+
+    Args:
+        precision: of the products of wide networks, as Triton names it; None is ``"tf32x3"``, three TF32 products, as
+            good as float32, and on AMD ``"ieee"``. ``"tf32"`` is faster, with 10 bits of mantissa.
+    """
+
+    dtypes = tuple(TYPES)
+    bucket = 1 << 26
+    """Some 270 MB of steps, where a family keeps them."""
+
+    def __init__(self, precision: str | None = None) -> None:
+        self.precision = precision or ("ieee" if torch.version.hip else "tf32x3")
+        self._plans: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def __repr__(self) -> str:
+        return f"Triton {triton.__version__}"
+
+    def covers(self, p: Tensor, axes: Axes, rule: Rule, hidden: int) -> bool:
+        span = axes.matrix if rule.per_matrix else axes.all
+        adjacent = max(span) - min(span) == len(span) - 1
+        return 0 < p.numel() < LARGEST_SIZE and 0 < hidden <= 64 and adjacent and known(rule)
+
+    def advance(self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None) -> Advanced:
+        device = tasks[0].p.device
+        plan: Plan = self._kept(signature(tasks, rule), lambda: Plan(tasks, rule))
+        scale = _scale(scale, device)
+        moments, samples = _floats(device, len(tasks), int(p1.MOMENTS)), _floats(device, len(tasks), 4)
+        swept = [_sweep(batch, batch.gradients(tasks), rule, scale, samples, moments) for batch in plan.batches]
+        return Advanced(plan, rule, scale, samples, moments, swept)
+
+    def moments(self, advanced: Advanced) -> Tensor:
+        p2, m, m2, v, v2 = advanced.moments.split([1, 3, 3, 1, 1], dim=1)  # the last four from the samples on
+        m_sample, v_sample = advanced.samples.split([3, 1], dim=1)
+        return torch.cat([p2, m_sample + m, m2 - m.square(), v_sample + v, v2 - v.square()], dim=1)
+
+    def move(
+        self,
+        advanced: Advanced,
+        layers: Sequence[Layer],
+        coefficient: Tensor | Sequence[float],
+        shrink: Tensor | Sequence[float],
+    ) -> None:
+        device = advanced.moments.device
+        factors = _factors(coefficient, device), _factors(shrink, device)
+        network = pack(layers)
+        for swept in advanced.swept:
+            self._apply(advanced, swept, network, *factors, None)
+
+    def steps(self, advanced: Advanced, layers: Sequence[Layer]) -> list[Tensor]:
+        network, nothing = pack(layers), advanced.moments
+        steps: dict[int, Tensor] = {}
+        for swept in advanced.swept:
+            batch = swept.batch
+            flat = _floats(nothing.device, batch.step_starts[-1])
+            self._apply(advanced, swept, network, nothing, nothing, flat)
+            for place, start in zip(batch.places, batch.step_starts, strict=False):
+                steps[place.index] = flat[start : start + place.size].view(place.shape)
+        return [steps[k] for k in range(advanced.plan.tasks)]
+
+    def move_normalized(self, tasks: Sequence[Normalized]) -> None:
+        for task in tasks:  # torch's own kernels, some a parameter: they are after Newton–Schulz, which costs far more
+            factor = torch.rsqrt(task.eps + task.step.square().mean(dim=task.over, keepdim=True)) * task.coefficient
+            wide = task.p.float()
+            wide.mul_(1 - task.shrink).sub_(task.step.mul_(factor))
+            if wide is not task.p:
+                task.p.copy_(wide)
+
+    def adam(self, tasks: Sequence[Adam], scale: Tensor | None) -> None:
+        device = tasks[0].p.device
+        scale = _scale(scale, device)
+        numbers = upload(torch.tensor([_numbers(task) for task in tasks], dtype=torch.float32), device)
+        kinds: dict[tuple[Any, ...], list[int]] = {}
+        for k, task in enumerate(tasks):
+            tensors = task.p, task.g, task.momentum, task.second_moment
+            aligned = task.p.numel() % 4 == 0 and all(x.data_ptr() % 16 == 0 for x in tensors)
+            kinds.setdefault((aligned, task.p.dtype, task.g.dtype), []).append(k)
+        for (aligned, p_type, g_type), members in kinds.items():
+            records = [_adam_record(k, tasks[k]) for k in members]
+            key = (device, *(tuple(record.values()) for record in records))
+            table, programs = self._kept(key, lambda r=records: _adam_tables(r, device))
+            launch(
+                adam_elements, len(programs), table, programs, numbers, scale,
+                P_TYPE=TYPES[p_type], G_TYPE=TYPES[g_type], ALIGNED=aligned, BLOCK=ADAM_BLOCK,
+            )  # fmt: skip
+
+    def _kept(self, key: Hashable, build: Any) -> Any:
+        """What was built for ``key``; the least recently used is forgotten."""
+        if key not in self._plans:
+            self._plans[key] = build()
+            while len(self._plans) > PLANS:
+                self._plans.popitem(last=False)
+        self._plans.move_to_end(key)
+        return self._plans[key]
+
+    def _apply(
+        self,
+        advanced: Advanced,
+        swept: Swept,
+        network: Network,
+        coefficient: Tensor,
+        shrink: Tensor,
+        steps: Tensor | None,
+    ) -> None:
+        """p2 of one batch: the normaliser folded into the network, then the network."""
+        batch, rule, kind = swept.batch, advanced.rule, swept.batch.kind
+        wide = network.units > IN_REGISTERS
+        first = network.elements(swept.inputs)
+        if kind.varied:
+            first = first.expand(advanced.plan.tasks, -1, -1)[batch.place_tasks]
+        else:
+            first = first.expand(advanced.plan.tasks, -1, -1)[batch.group_tasks] * swept.scales[:, : first.shape[1]]
+        bias, bias_stride = network.bias, _stride(network.bias)
+        additions = _floats(bias.device, batch.entries_total * network.units)
+        if kind.factored:
+            weights = network.tables(rule)
+            launch(
+                p2.fold_tables, len(batch.entries), batch.tables, batch.entries, swept.table_scales,
+                weights, _stride(weights), bias, bias_stride, additions,
+                H=network.units, ROWS_OF_H=wide, BLOCK=TABLE_BLOCK,
+            )  # fmt: skip
+        size = torch.ones_like(advanced.moments[:, 0])
+        if rule.parameter_scale:
+            size = torch.sqrt(advanced.moments[:, 0] + 1e-9)
+        block = MULTIPLY_BLOCK if wide else MOVE_BLOCK
+        programs = batch.p2(block)
+        launch(
+            p2.move_elements, len(programs), batch.elements, swept.gradients, programs, advanced.scale, swept.factors,
+            additions, first, swept.scales, network.deep, _stride(network.deep), bias, bias_stride,
+            coefficient, shrink, size, size if steps is None else steps,
+            rule.rsqrt_eps, rule.diag_eps, rule.exp_mult,
+            FACTORED=kind.factored, PLAIN=kind.plain, VARIED=kind.varied, ALIGNED=kind.aligned,
+            P_TYPE=TYPES[kind.p], G_TYPE=TYPES[kind.g], SELECT=swept.inputs.select, MEANS=MEANS,
+            H=network.units, LAYERS=network.hidden_layers, TANH=rule.activation == "tanh",
+            PRECISION=self.precision if wide else "", MOVE=steps is None, BLOCK=block, num_warps=8 if wide else 4,
+        )  # fmt: skip
+
+
+def _sweep(batch: Batch, gradients: Tensor, rule: Rule, scale: Tensor, samples: Tensor, moments: Tensor) -> Swept:
+    """p0 and p1 of one batch."""
+    kind, device = batch.kind, batch.device
+    inputs = inputs_of(rule.features if kind.factored else rule.unfactored, kind.factored)
+    factors = _floats(device, 3 * batch.entries_total)
+    table_scales = _floats(device, batch.scales_total)
+    if kind.factored:
+        _sweep_tables(batch, gradients, scale, factors, table_scales, rule.norm_eps)
+
+    launch(p1.take_samples, len(batch.places), batch.elements, samples)
+    channels, means = len(inputs.select) + int(p1.MOMENTS), MEANS if kind.varied else 1
+    partials = _floats(device, len(batch.p1), channels * means)
+    tile = (MEANS_TILE, MEANS) if kind.varied else (LANES, PER_LANE)
+    launch(
+        p1.advance_elements, len(batch.p1), batch.elements, gradients, batch.p1, scale, factors, samples, partials,
+        rule.rsqrt_eps, rule.diag_eps,
+        FACTORED=kind.factored, PLAIN=kind.plain, VARIED=kind.varied, ALIGNED=kind.aligned,
+        P_TYPE=TYPES[kind.p], G_TYPE=TYPES[kind.g], SELECT=inputs.select, TILE_0=tile[0], TILE_1=tile[1], num_warps=4,
+    )  # fmt: skip
+    groups, width = len(batch.groups), channels * means
+    sums = _floats(device, groups, channels, means)
+    launch(p1.combine, (groups, ceil_div(width, 64)), partials, batch.groups, sums, WIDTH=width, ROWS=64, BLOCK=64)
+    launch(
+        p1.moments_of, len(batch.places), batch.elements, batch.groups_of, sums, moments,
+        CHANNELS=channels, MEANS=means, BLOCK=32,
+    )  # fmt: skip
+    scales = torch.rsqrt(rule.norm_eps + sums / batch.spans)
+    return Swept(batch, inputs, gradients, factors, table_scales, scales)
+
+
+def _sweep_tables(
+    batch: Batch, gradients: Tensor, scale: Tensor, factors: Tensor, scales: Tensor, norm_eps: float
+) -> None:
+    """p0 of one batch: ``row`` and ``col`` advanced, their factors, and the normaliser's scales of both."""
+    kind, tile = batch.kind, batch.tile
+    partials = _floats(batch.device, batch.parts_total)
+    launch(
+        p0.tile_sums, len(batch.p0), batch.elements, gradients, batch.p0_places, batch.p0, scale, partials,
+        G_TYPE=TYPES[kind.g], ALIGNED=kind.aligned, TILE_X=tile[0], TILE_Y=tile[1], TILE_C=tile[2], num_warps=8,
+    )  # fmt: skip
+    launch(
+        p0.advance_tables, len(batch.entries), batch.tables, batch.entries, partials, factors,
+        BLOCK=TABLE_BLOCK,
+    )  # fmt: skip
+    launch(
+        p0.row_factors, len(batch.row_strips), batch.tables, batch.row_strips, factors,
+        ALONG=ALONG, ACROSS=ACROSS,
+    )  # fmt: skip
+    launch(
+        p0.table_scales, len(batch.scale_strips), batch.tables, batch.scale_strips, scales, norm_eps,
+        ALONG=ALONG, ACROSS=ACROSS,
+    )  # fmt: skip
+
+
+def _floats(device: torch.device, *shape: int) -> Tensor:
+    """Room for float32, whatever torch's default type is."""
+    return torch.empty(shape, dtype=torch.float32, device=device)
+
+
+def _factors(values: Tensor | Sequence[float], device: torch.device) -> Tensor:
+    """One number a parameter, on the device."""
+    if not isinstance(values, Tensor):
+        return upload(torch.tensor(values, dtype=torch.float32), device)
+    return values.detach().to(device, torch.float32, non_blocking=True).contiguous()
+
+
+def _scale(scale: Tensor | None, device: torch.device) -> Tensor:
+    """The gradients' factor on the device, ``[1]``."""
+    if scale is None:
+        return torch.ones(1, dtype=torch.float32, device=device)
+    return scale.detach().to(device, torch.float32).reshape(1)
+
+
+def _stride(x: Tensor) -> int:
+    """From one parameter's part to the next; 0 where all share one."""
+    return 0 if x.shape[0] == 1 else x[0].numel()
+
+
+def _numbers(task: Adam) -> list[float]:
+    """:data:`~pylo_zoo.kernels.gpu.adam.NUMBERS`; the decays are float32, as they are in eager."""
+    betas = torch.tensor(task.betas, dtype=torch.float32).tolist()
+    values = {
+        "beta1": betas[0],
+        "beta2": betas[1],
+        "correction1": 1 - betas[0] ** task.step,
+        "correction2": 1 - betas[1] ** task.step,
+        "eps": task.eps,
+        "eps_root": task.eps_root,
+        "coefficient": task.coefficient,
+        "shrink": task.shrink,
+        "max_gradient": task.max_gradient,
+    }
+    return [values[name] for name in NUMBERS]
+
+
+def _adam_record(k: int, task: Adam) -> dict[str, int]:
+    tensors = {name: getattr(task, name) for name in ("p", "g", "momentum", "second_moment")}
+    addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+    return {**addresses, "size": task.p.numel(), "task": k, "nesterov": int(task.nesterov)}
+
+
+def _adam_tables(records: Sequence[dict[str, int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    programs = blocks([ceil_div(record["size"], ADAM_BLOCK) for record in records], device)
+    return rows(STEPS, records, device), programs
+
+
+def find() -> GpuKernels:
+    """The GPU's kernels; Triton compiles each when it is first used."""
+    return GpuKernels()

@@ -1,0 +1,330 @@
+"""Tables of many parameters for the kernels: built once, kept while the parameters stay where they are.
+
+Parameters that one launch can serve are of one :class:`Kind`, of which a model has a few: factored or not, matrices or
+more axes, 16-byte aligned or not. The number of launches depends on kinds, never on parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pylo_zoo.kernels.base import Task
+from pylo_zoo.kernels.gpu.records import ELEMENTS, TABLES, bits, blocks, ceil_div, rows, upload
+from pylo_zoo.ops.accumulators import Decays
+from pylo_zoo.ops.layout import Axes
+from pylo_zoo.ops.rule import Rule
+
+TILE_X, TILE_Y, TILE_C = 64, 128, 16
+"""Of p0: ``[TILE_X, TILE_Y]`` of matrices, ``[TILE_C, TILE_C, TILE_C]`` where the last axes are not factored."""
+LANES, PER_LANE = 128, 2
+"""Of p1: a tile's elements; where means interleave, ``[MEANS_TILE, MEANS]``."""
+MEANS_TILE, MEANS = 32, 16
+PROGRAMS_OF_A_MEAN, LEAST_TILES = 2048, 4
+"""Of p1: how many partial sums a mean may have, and how many tiles a program walks over at least, if there are."""
+TABLE_BLOCK = 128
+ALONG, ACROSS = 256, 4
+"""Of reductions of tables: elements of a mean, and means, at once."""
+
+
+class View(NamedTuple):
+    """Memory as ``[leading, span, trailing]``, to reduce over ``span``."""
+
+    leading: int
+    span: int
+    trailing: int
+
+
+class Kind(NamedTuple):
+    """What kernels are specialised by."""
+
+    factored: bool
+    plain: bool
+    """A matrix: nothing before, between or after the factored axes."""
+    trailing: bool
+    """There are axes between or after the factored ones."""
+    varied: bool
+    """The normaliser's means interleave."""
+    aligned: bool
+    """16-byte addresses and rows of whole fours."""
+    p: torch.dtype
+    g: torch.dtype
+
+
+def view(shape: Sequence[int], axes: Sequence[int]) -> View:
+    """``shape`` reduced over adjacent axes."""
+    first, last = min(axes) + len(shape), max(axes) + len(shape)
+    return View(math.prod(shape[:first]), math.prod(shape[first : last + 1]), math.prod(shape[last + 1 :]))
+
+
+def kind_of(task: Task, rule: Rule) -> Kind:
+    shape = tuple(task.p.shape)
+    _, span, trailing = view(shape, task.axes.matrix if rule.per_matrix else task.axes.all)
+    a, _, b, y, c = factored_view(shape, task.axes.factored)
+    names = ["momentum", "second_moment", *([] if task.axes.factored else ["diag"])]
+    aligned = all(x.data_ptr() % 16 == 0 for x in (task.p, task.g, *(task.state[name] for name in names)))
+    aligned = aligned and task.p.numel() % 4 == span * trailing % 4 == y * c % 4 == 0
+    factored, plain = task.axes.factored is not None, a * b * c == 1
+    return Kind(factored, plain, b * c > 1, trailing > 1, aligned, task.p.dtype, task.g.dtype)
+
+
+def factored_view(shape: Sequence[int], factored: tuple[int, int] | None) -> tuple[int, int, int, int, int]:
+    """``A, X, B, Y, C`` (:mod:`pylo_zoo.kernels.gpu.records`); unfactored, all in Y."""
+    if factored is None:
+        return 1, 1, 1, math.prod(shape), 1
+    x, y = sorted(axis + len(shape) for axis in factored)
+    return math.prod(shape[:x]), shape[x], math.prod(shape[x + 1 : y]), shape[y], math.prod(shape[y + 1 :])
+
+
+def starts(sizes: Sequence[int]) -> list[int]:
+    """Where each begins when all lie one after another, and the total."""
+    return list(accumulate(sizes, initial=0))
+
+
+@dataclass(frozen=True)
+class Place:
+    """A parameter's shape as the kernels see it."""
+
+    index: int
+    """In the caller's order."""
+    shape: tuple[int, ...]
+    axes: Axes
+    per_matrix: bool
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @cached_property
+    def five(self) -> tuple[int, int, int, int, int]:
+        return factored_view(self.shape, self.axes.factored)
+
+    @cached_property
+    def means(self) -> View:
+        return self.view(self.shape)
+
+    def view(self, shape: Sequence[int]) -> View:
+        """The normaliser's, of the parameter or of a table of its."""
+        return view(shape, self.axes.matrix if self.per_matrix else self.axes.all)
+
+    @cached_property
+    def walk(self) -> tuple[int, int, int]:
+        """Of p1: tiles of a program, programs of a mean (or of neighbouring means), and such means."""
+        tile = MEANS_TILE if self.means.trailing > 1 else LANES * PER_LANE
+        tiles = ceil_div(self.means.span, tile)
+        each = min(tiles, max(LEAST_TILES, ceil_div(tiles, PROGRAMS_OF_A_MEAN)))
+        strips = ceil_div(self.means.trailing, MEANS)
+        return each, ceil_div(tiles, each), self.means.leading * strips
+
+
+class Batch:
+    """Parameters of one kind: their records and block tables, on the device."""
+
+    def __init__(self, kind: Kind, members: Sequence[int], tasks: Sequence[Task], rule: Rule) -> None:
+        self.kind = kind
+        self.device = tasks[members[0]].p.device
+        self.places = [Place(k, tuple(tasks[k].p.shape), tasks[k].axes, rule.per_matrix) for k in members]
+        self.step_starts = starts([ceil_div(place.size, 4) * 4 for place in self.places])
+        self._group_starts = starts([place.walk[2] for place in self.places])
+        self._decays = on_device([tasks[k] for k in members])  # kept: the records have their addresses
+        self._moves: dict[int, Tensor] = {}
+        self._gradients: list[int] = []
+        self._gradient_table = torch.empty(0)
+
+        pairs = [
+            self._tables_of(place, tasks[place.index], decays)
+            for place, decays in zip(self.places, self._decays, strict=True)
+        ]
+        self._tables = self._placed([table for pair in pairs for table in pair])
+        self.tables = rows(TABLES, self._tables, self.device)
+        elements = [self._element(k, tasks[place.index]) for k, place in enumerate(self.places)]
+        self.elements = rows(ELEMENTS, elements, self.device)
+
+    def gradients(self, tasks: Sequence[Task]) -> Tensor:
+        """Addresses of the gradients, which may be elsewhere at each step: ``[N]``, int64."""
+        addresses = [tasks[place.index].g.data_ptr() for place in self.places]
+        if addresses != self._gradients:
+            self._gradients, self._gradient_table = addresses, upload(torch.tensor(addresses), self.device)
+        return self._gradient_table
+
+    @property
+    def tile(self) -> tuple[int, int, int]:
+        """Of p0, ``(x, y, c)``."""
+        return (TILE_C, TILE_C, TILE_C) if self.kind.trailing else (TILE_X, TILE_Y, 1)
+
+    @cached_property
+    def p0(self) -> Tensor:
+        """Tiles."""
+        planes = [place.five[0] * place.five[2] for place in self.places]
+        counts = [each * math.prod(self._tiles(place)) for each, place in zip(planes, self.places, strict=True)]
+        return blocks(counts, self.device)
+
+    @cached_property
+    def p0_places(self) -> Tensor:
+        """Where partial sums of tiles begin, of the outer and the inner table, ``[N, 2]``."""
+        return upload(torch.tensor([table["part"] for table in self._tables]).view(-1, 2), self.device)
+
+    @cached_property
+    def entries(self) -> Tensor:
+        """Blocks of table entries."""
+        return blocks([ceil_div(table["size"], TABLE_BLOCK) for table in self._tables], self.device)
+
+    @cached_property
+    def row_strips(self) -> Tensor:
+        return blocks([table["is_row"] * self._strips(table, "along", "stride") for table in self._tables], self.device)
+
+    @cached_property
+    def scale_strips(self) -> Tensor:
+        return blocks([self._strips(table, "span", "trailing") for table in self._tables], self.device)
+
+    @cached_property
+    def p1(self) -> Tensor:
+        return blocks([place.walk[1] * place.walk[2] for place in self.places], self.device)
+
+    @cached_property
+    def groups(self) -> Tensor:
+        """First program of p1 and number of programs of each group, ``[groups, 2]``, int32."""
+        counts = [place.walk[1] for place in self.places for _ in range(place.walk[2])]
+        return upload(torch.tensor([starts(counts)[:-1], counts], dtype=torch.int32).T.contiguous(), self.device)
+
+    @cached_property
+    def groups_of(self) -> Tensor:
+        """Groups of each parameter, ``[N]``, int32."""
+        return upload(torch.tensor([place.walk[2] for place in self.places], dtype=torch.int32), self.device)
+
+    @cached_property
+    def group_tasks(self) -> Tensor:
+        """The parameter, in the caller's order, of each group: ``[groups]``."""
+        return upload(torch.tensor([place.index for place in self.places for _ in range(place.walk[2])]), self.device)
+
+    @cached_property
+    def place_tasks(self) -> Tensor:
+        return upload(torch.tensor([place.index for place in self.places]), self.device)
+
+    @cached_property
+    def spans(self) -> Tensor:
+        """Elements of a mean, for each group: ``[groups, 1, 1]``."""
+        each = [float(place.means.span) for place in self.places for _ in range(place.walk[2])]
+        return upload(torch.tensor(each, dtype=torch.float32), self.device)[:, None, None]
+
+    def p2(self, block: int) -> Tensor:
+        if block not in self._moves:
+            means = [place.means for place in self.places]
+            counts = [leading * ceil_div(span * trailing, block) for leading, span, trailing in means]
+            self._moves[block] = blocks(counts, self.device)
+        return self._moves[block]
+
+    def _tiles(self, place: Place) -> tuple[int, int, int]:
+        _, x, _, y, c = place.five
+        return ceil_div(x, self.tile[0]), ceil_div(y, self.tile[1]), ceil_div(c, self.tile[2])
+
+    def _tables_of(self, place: Place, task: Task, decays: Decays) -> list[dict[str, int]]:
+        """The outer and the inner table of one parameter; none unfactored."""
+        if task.axes.factored is None:
+            return []
+        _, x, b, y, c = place.five
+        d1, d0 = task.axes.factored
+        tiles_x, tiles_y, _ = self._tiles(place)
+        outer = {"parts": tiles_y, "count": y, "along": x, "stride": b * c, "is_row": int(d0 > d1), "outer": 1}
+        inner = {"parts": tiles_x, "count": x, "along": y, "stride": c, "is_row": int(d0 < d1), "outer": 0}
+        for table in (outer, inner):
+            state = task.state["row" if table["is_row"] else "col"]
+            means = place.view(tuple(state.shape[1:]))
+            table |= {"state": state.data_ptr(), "size": state[0].numel(), "decay": decays.adafactor.data_ptr()}
+            table |= {"task": place.index, "span": means.span, "trailing": means.trailing, "leading": means.leading}
+        return [outer, inner]
+
+    def _placed(self, tables: list[dict[str, int]]) -> list[dict[str, int]]:
+        """The tables, with where each one's parts of shared buffers begin."""
+        *entries, self.entries_total = starts([ceil_div(table["size"], 4) * 4 for table in tables])
+        *parts, self.parts_total = starts([table["size"] * table["parts"] for table in tables])
+        *squares, self.scales_total = starts([6 * table["leading"] * table["trailing"] for table in tables])
+        return [
+            {**table, "entries": entry, "part": part, "squares": square}
+            for table, entry, part, square in zip(tables, entries, parts, squares, strict=True)
+        ]
+
+    def _element(self, k: int, task: Task) -> dict[str, int]:
+        place, decays, state = self.places[k], self._decays[k], task.state
+        _, x, b, y, c = place.five
+        outer, inner = self._tables[2 * k : 2 * k + 2] if self.kind.factored else [{"entries": 0, "size": 0}] * 2
+        return {
+            "p": task.p.data_ptr(),
+            "momentum": state["momentum"].data_ptr(),
+            "second_moment": state["second_moment"].data_ptr(),
+            "diag": 0 if self.kind.factored else state["diag"].data_ptr(),
+            "decay_momentum": decays.momentum.data_ptr(),
+            "decay_rms": decays.rms.data_ptr(),
+            "decay_adafactor": decays.adafactor.data_ptr(),
+            "size": task.p.numel(),
+            "task": place.index,
+            "clip": bits(task.max_gradient),
+            "replace": int(task.replace_nonfinite),
+            "outer": outer["entries"],
+            "inner": inner["entries"],
+            "outer_size": outer["size"],
+            "inner_size": inner["size"],
+            "x": x,
+            "b": b,
+            "y": y,
+            "c": c,
+            "span": place.means.span,
+            "trailing": place.means.trailing,
+            "tiles": place.walk[0],
+            "chunks": place.walk[1],
+            "groups": self._group_starts[k],
+            "step": self.step_starts[k],
+        }
+
+    @staticmethod
+    def _strips(table: dict[str, int], span: str, trailing: str) -> int:
+        return table["size"] // (table[span] * table[trailing]) * ceil_div(table[trailing], ACROSS)
+
+
+class Plan:
+    """All parameters of a call, as batches of one kind each."""
+
+    def __init__(self, tasks: Sequence[Task], rule: Rule) -> None:
+        self.tasks = len(tasks)
+        kinds: dict[Kind, list[int]] = {}
+        for k, task in enumerate(tasks):
+            kinds.setdefault(kind_of(task, rule), []).append(k)
+        self.batches = [Batch(kind, members, tasks, rule) for kind, members in kinds.items()]
+
+
+def on_device(tasks: Sequence[Task]) -> list[Decays]:
+    """The tasks' decays, as contiguous float32 on their device; those that are so already stay what they are."""
+    copies: dict[int, Decays] = {}
+    for task in tasks:
+        key = id(task.decays)
+        if key not in copies:
+            like = {"device": task.p.device, "dtype": torch.float32}
+            copies[key] = Decays(*(decay.detach().to(**like).contiguous() for decay in task.decays))
+    return [copies[id(task.decays)] for task in tasks]
+
+
+def signature(tasks: Sequence[Task], rule: Rule) -> tuple[object, ...]:
+    """What a plan depends on: equal signatures may use the same plan."""
+
+    def of(task: Task) -> tuple[object, ...]:
+        tensors = (task.p, *task.state.values(), *task.decays)
+        return (
+            *(tensor.data_ptr() for tensor in tensors),
+            *(decay._version for decay in task.decays),
+            task.p.shape,
+            task.p.dtype,
+            task.g.dtype,
+            task.g.data_ptr() % 16 == 0,
+            task.axes,
+            task.max_gradient,
+            task.replace_nonfinite,
+        )
+
+    return (rule, tasks[0].p.device, *map(of, tasks))

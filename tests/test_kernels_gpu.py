@@ -1,0 +1,49 @@
+"""The GPU kernels: in Triton's interpreter, on a GPU where there is one, and compiled ahead of time.
+
+The interpreter is chosen when Triton is imported, hence a process a device, for all checks (``gpu_checks.py``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from gpu_checks import CHECKS
+
+HERE = Path(__file__).parent
+
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+
+
+@pytest.fixture(scope="module", params=["cpu", "cuda"], ids=["interpreter", "gpu"])
+def results(request: pytest.FixtureRequest) -> dict[str, str | None]:
+    """What each check has to say, None being nothing."""
+    device = request.param
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    environment = {**os.environ, "TRITON_INTERPRET": "1" if device == "cpu" else "0"}
+    command = [sys.executable, str(HERE / "gpu_checks.py"), device]
+    run = subprocess.run(command, env=environment, cwd=HERE, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_kernels_compute_what_the_plain_text_does(results: dict[str, str | None], check: str) -> None:
+    assert results[check] is None, results[check]
+
+
+@pytest.mark.slow
+def test_kernels_compile_ahead_of_time_and_spill_nothing(tmp_path: Path) -> None:
+    script, written = HERE.parent / "benchmarks" / "compile_kernels.py", tmp_path / "kernels.json"
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, str(script), "--targets", "sm_90", "--out", str(written)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert all(kernel["spills"] == 0 for kernel in json.loads(written.read_text())["kernels"])
