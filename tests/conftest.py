@@ -23,6 +23,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = str(Path(tempfile.gettempdir(), "pylo-zoo-tests-have-no-hf-home"))
 # What is made before a test has a cache of its own, by fixtures of a wider scope, does not go to the user's either.
 os.environ["PYLO_ZOO_HOME"] = tempfile.mkdtemp(prefix="pylo-zoo-test-home-")
+# Compiling takes ten seconds: once for all tests, unless one has a directory of its own.
+os.environ.setdefault("PYLO_ZOO_KERNELS", str(Path(__file__).parent.parent / "build" / "kernels"))
 torch.set_num_threads(1)  # as many processes as cores run tests, and these tensors are too small to share out
 
 

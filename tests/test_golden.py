@@ -20,7 +20,7 @@ DEVICES = [
 
 
 def run(
-    name: str, layout: str, device: str, declared: str | None = None
+    name: str, layout: str, device: str, declared: str | None = None, backend: str = "eager"
 ) -> tuple[dict[str, float], torch.optim.Optimizer]:
     """Replay a case; by parameter, the largest error of any step relative to its largest movement.
 
@@ -35,6 +35,7 @@ def run(
         [{"params": [p], "layout": declared or kept[each]} for each, p in parameters.items()],
         weights=artifact(name),
         **constructor_arguments(name),
+        backend=backend,
     )
     errors = dict.fromkeys(names, 0.0)
     for step in range(steps):
@@ -54,12 +55,13 @@ def run(
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("backend", ["eager", "fused"])
 @pytest.mark.parametrize("layout", ["jax", "torch"])
 @pytest.mark.parametrize("name", CASES)
-def test_agrees_with_the_original(name: str, layout: str, device: str) -> None:
+def test_agrees_with_the_original(name: str, layout: str, backend: str, device: str) -> None:
     if name not in RUNNABLE:
         pytest.skip("needs the published Celo checkpoint, which is not part of this repository")
-    errors, optimizer = run(name, layout, device)
+    errors, optimizer = run(name, layout, device, backend=backend)
     assert max(errors.values()) <= TOLERANCE, errors
     data = trajectory(name)
     if "lstm.hidden" in data:

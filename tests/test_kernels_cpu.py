@@ -293,6 +293,13 @@ exec c++ "$@"
 """
 
 
+@pytest.fixture
+def own_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are built below this test's own home."""
+    monkeypatch.delenv("PYLO_ZOO_KERNELS")
+
+
+@pytest.mark.usefixtures("own_folder")
 def test_without_a_compiler_the_reason_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -307,6 +314,7 @@ def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, cxx: st
         build.load()
 
 
+@pytest.mark.usefixtures("own_folder")
 def test_a_home_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("PYLO_ZOO_HOME", str(tmp_path / "file"))
@@ -314,6 +322,7 @@ def test_a_home_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch,
         build.load()
 
 
+@pytest.mark.usefixtures("own_folder")
 def test_two_processes_share_one_build_and_a_damaged_one_is_replaced(
     kernels: CpuKernels, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ INLINE void adam_vector(const Adam& a, const Conditioning& condition, float* p, 
     store(v, second);
     if (a.nesterov) first = a.beta1 * first + (1.0f - a.beta1) * gradient;
     const V direction = first * a.correction1 / (square_root(second * a.correction2 + a.eps_root) + a.eps);
-    store(p, old - a.coefficient * direction - a.shrink * old);
+    store(p, old - (a.coefficient * direction + a.shrink * old));
 }
 
 inline void adam_unit(const Adam& a, Index unit, const float* scale) {

@@ -1,4 +1,5 @@
-"""The CPU kernels as a shared library: compiled for this machine once, and kept below ``$PYLO_ZOO_HOME/kernels``.
+"""The CPU kernels as a shared library: compiled for this machine once, and kept in ``$PYLO_ZOO_KERNELS``, by
+default ``$PYLO_ZOO_HOME/kernels``.
 
 A library is named after all that it is made of: sources, flags, compiler and the machine's instruction set. It ends in
 the SHA-256 of what precedes, so that a damaged one is seen before it is loaded, and built again.
@@ -51,7 +52,8 @@ def load() -> ctypes.CDLL:
         raise CannotBuild(f"There are no CPU kernels for {machine}.", "They are for Linux and macOS, x86-64 and ARM.")
     compiler = _compiler()
     flags = (*FLAGS, native)
-    path = home() / "kernels" / f"{_digest(compiler, flags)}.so"
+    folder = Path(os.environ.get("PYLO_ZOO_KERNELS") or home() / "kernels")
+    path = folder / f"{_digest(compiler, flags)}.so"
     lock = FileLock(path.with_suffix(".lock"))
     with explained(path, ANOTHER_CACHE):
         path.parent.mkdir(parents=True, exist_ok=True)

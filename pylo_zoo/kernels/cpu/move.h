@@ -170,7 +170,7 @@ class Mover {
             if (at.out)
                 store(at.out + k * W, step);
             else
-                store(at.p + k * W, p[k] - coefficient * step - shrink * p[k]);
+                store(at.p + k * W, p[k] - (coefficient * step + shrink * p[k]));
         }
     }
 };

@@ -84,14 +84,15 @@ inline void move_cell(const Cells& cells, Index cell) {
     const Index start = cells.start_of(cell), n = cells.size_of(cell), advance = W % cells.cycle;
     const float* scales = cells.scales + cells.group_of(cell) * (cells.cycle + TILE);
     const float* step = cells.task->step + start;
-    const float keep = 1.0f - cells.task->shrink;
+    const float shrink = cells.task->shrink;  // 1 - shrink would be rounded, to the same side each time
     float* p = cells.task->p + start;
     Index i = 0, phase = 0;
     for (; i + W <= n; i += W) {
-        store(p + i, keep * load(p + i) - load(scales + phase) * load(step + i));
+        const V old = load(p + i);
+        store(p + i, old - (load(scales + phase) * load(step + i) + shrink * old));
         phase = phase + advance < cells.cycle ? phase + advance : phase + advance - cells.cycle;
     }
-    for (; i < n; ++i) p[i] = keep * p[i] - scales[i % cells.cycle] * step[i];
+    for (; i < n; ++i) p[i] = p[i] - (scales[i % cells.cycle] * step[i] + shrink * p[i]);
 }
 
 }  // namespace

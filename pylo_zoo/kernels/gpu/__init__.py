@@ -140,7 +140,7 @@ class GpuKernels:
         for task in tasks:  # torch's own kernels, some a parameter: they are after Newton–Schulz, which costs far more
             factor = torch.rsqrt(task.eps + task.step.square().mean(dim=task.over, keepdim=True)) * task.coefficient
             wide = task.p.float()
-            wide.mul_(1 - task.shrink).sub_(task.step.mul_(factor))
+            wide.sub_(task.step.mul_(factor).add_(wide * task.shrink))
             if wide is not task.p:
                 task.p.copy_(wide)
 

@@ -51,5 +51,5 @@ def adam_elements(
     ahead = tl.where(tl.load(row + A_NESTEROV) != 0, beta1 * m + (1 - beta1) * g, m)
     direction = ahead / correction1 / (eps + tl.sqrt(v / correction2 + eps_root))
     p = tl.load(p_at + e, mask, 0.0).to(tl.float32)
-    moved = p - coefficient * direction - shrink * p
+    moved = p - (coefficient * direction + shrink * p)
     tl.store(p_at + e, moved.to(P_TYPE), mask)

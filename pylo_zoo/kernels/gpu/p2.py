@@ -168,7 +168,7 @@ def move_elements(
 
     step = direction * tl.exp(magnitude * exp_mult) * tl.load(size_of_step + task)
     if MOVE:
-        moved = p - tl.load(coefficient + task) * step - tl.load(shrink + task) * p
+        moved = p - (tl.load(coefficient + task) * step + tl.load(shrink + task) * p)
         tl.store(p_at + e, moved.to(P_TYPE), mask)
     else:
         tl.store(steps + tl.multiple_of(tl.load(row + STEP), 4) + e, step, mask)

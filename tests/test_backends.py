@@ -1,0 +1,208 @@
+"""Backends: one run, whichever computes it, and one place where they are chosen."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from contract_table import LEARNED, TABLE
+from torch import Tensor, nn
+
+import pylo_zoo.kernels
+from pylo_zoo.errors import ZooError
+from pylo_zoo.kernels import kernels_for
+from pylo_zoo.ops import step as step_module
+from pylo_zoo.optim.contract import ZooOptimizer
+
+SHAPES = ((), (5,), (300,), (24, 24), (33, 70), (8, 8, 3, 3), (6, 16, 16), (2, 3, 5, 5))
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _kernels() -> None:
+    if kernels_for("auto", CPU) is None:
+        pytest.skip("no C++ compiler")
+
+
+def parameters(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return [nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in SHAPES]
+
+
+def optimizer(name: str, params: list[nn.Parameter], backend: str, **options: Any) -> ZooOptimizer:
+    entry = TABLE[name]
+    groups = [{"params": [p], **({"layout": "torch"} if p.ndim == 3 else {})} for p in params]
+    return entry.cls(groups, weights=entry.weights, backend=backend, **{**entry.arguments, **options})
+
+
+def gradients(seed: int) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(1000 + seed)
+    return (torch.randn(shape, generator=generator) for shape in SHAPES)
+
+
+def run(opt: ZooOptimizer, params: list[nn.Parameter], first: int, last: int) -> None:
+    for k in range(first, last):
+        for p, g in zip(params, gradients(k), strict=True):
+            p.grad = g.to(p.dtype)
+        opt.step(torch.tensor(1.0 / (k + 1)))
+
+
+@torch.no_grad()
+def apart(ours: list[nn.Parameter], theirs: list[nn.Parameter]) -> float:
+    """The largest distance of two runs, relative to the parameter's own movement."""
+    moved = ((p - start).norm() for p, start in zip(theirs, parameters(), strict=True))
+    return max(
+        float((a - b).norm() / movement) for a, b, movement in zip(ours, theirs, moved, strict=True) if movement > 0
+    )
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_run_drifts_no_further_than_rounding(name: str) -> None:
+    """200 steps. A step of rounding grows through ReLU's kinks and, in CELO2, through Newton–Schulz, which lifts small
+    singular values: what float32 does to the plain text itself, against float64, is the yardstick."""
+    found = {}
+    for backend, dtype in (("eager", torch.float32), ("fused", torch.float32), ("eager", torch.float64)):
+        params = parameters(dtype)
+        run(
+            optimizer(name, params, backend, **({"num_steps": 200} if "num_steps" in TABLE[name].arguments else {})),
+            params,
+            0,
+            200,
+        )
+        found[backend, dtype] = [nn.Parameter(p.detach().double()) for p in params]
+    truth = found["eager", torch.float64]
+    fused, eager = (apart(found[backend, torch.float32], truth) for backend in ("fused", "eager"))
+    assert fused <= max(4 * eager, 1e-5), (fused, eager)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_run_changes_backends_in_its_middle(name: str) -> None:
+    """State is the same: saved under one backend, it goes on under the other, as near to float64 as eager alone."""
+    whole, truth = parameters(), parameters(torch.float64)
+    run(optimizer(name, whole, "eager"), whole, 0, 8)
+    run(optimizer(name, truth, "eager"), truth, 0, 8)
+    bound = max(4 * apart(whole, truth), 1e-5)
+    for before, after in (("eager", "fused"), ("fused", "eager")):
+        params = parameters()
+        first = optimizer(name, params, before)
+        run(first, params, 0, 4)
+        second = optimizer(name, params, after)
+        second.load_state_dict(copy.deepcopy(first.state_dict()))
+        run(second, params, 4, 8)
+        assert apart(params, truth) <= bound
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_sixteen_bits_master_copies_and_strides(name: str) -> None:
+    """Copies that kernels need are brought back: 16-bit parameters, master copies, channels_last."""
+    for options, dtype in (({}, torch.bfloat16), ({"master_weights": True}, torch.bfloat16), ({}, torch.float32)):
+        found = []
+        for backend in ("eager", "fused"):
+            params = parameters(dtype)
+            params[5].data = params[5].data.to(memory_format=torch.channels_last)
+            opt = optimizer(name, params, backend, **options)
+            run(opt, params, 0, 5)
+            found.append([p.detach().float() for p in params])
+            assert params[5].is_contiguous(memory_format=torch.channels_last)
+        last_bit = 2**-7 if dtype == torch.bfloat16 else 1e-5
+        for fused, eager in zip(found[1], found[0], strict=True):
+            assert ((fused - eager).abs() <= last_bit * (eager.abs() + 1e-3)).all()
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_fused_steps_are_the_same_bits_again(name: str) -> None:
+    runs = []
+    for _ in range(2):
+        params = parameters()
+        run(optimizer(name, params, "fused"), params, 0, 5)
+        runs.append(params)
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_fused_takes_the_kernels_and_eager_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests above would pass if nothing were fused."""
+    kernels: Any = kernels_for("fused", CPU)
+    calls: list[int] = []
+    advance = type(kernels).advance
+
+    def counted(self: Any, tasks: Any, *args: Any) -> Any:
+        calls.append(len(tasks))
+        return advance(self, tasks, *args)
+
+    monkeypatch.setattr(type(kernels), "advance", counted)
+    for backend, expected in (("eager", 0), ("fused", len(SHAPES)), ("auto", len(SHAPES))):
+        calls.clear()
+        params = parameters()
+        run(optimizer("VeLO", params, backend), params, 0, 1)
+        assert sum(calls) == expected
+    calls.clear()
+    params = parameters(torch.float64)
+    run(optimizer("VeLO", params, "fused"), params, 0, 1)
+    assert not calls, "float64 is the plain text's"
+
+
+@pytest.mark.parametrize("backend", ["auto", "fused"])
+def test_a_compiled_step_is_the_same_run(backend: str) -> None:
+    params, eager = parameters(), parameters()
+    opt = optimizer("AdafacLO", params, backend)
+    stepped = torch.compile(lambda: opt.step(), backend="eager", fullgraph=False)
+    plain = optimizer("AdafacLO", eager, "eager")
+    for k in range(3):
+        for p, q, g in zip(params, eager, gradients(k), strict=True):
+            p.grad, q.grad = g.clone(), g.clone()
+        stepped()
+        plain.step()
+    assert apart(params, eager) < 2e-5
+
+
+def test_parts_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eager takes a large parameter in parts; in very small ones here."""
+    for name in LEARNED:
+        whole, parts = parameters(), parameters()
+        run(optimizer(name, whole, "eager"), whole, 0, 5)
+        with monkeypatch.context() as patch:
+            patch.setattr(step_module, "PART", 50)
+            run(optimizer(name, parts, "eager"), parts, 0, 5)
+        assert apart(parts, whole) < 2e-5, name
+
+
+def test_an_unknown_backend_is_refused() -> None:
+    with pytest.raises(ZooError, match="backend is 'triton'"):
+        optimizer("VeLO", parameters(), "triton")
+
+
+def test_auto_says_once_what_it_takes(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pylo_zoo.kernels, "_told", set())
+    with caplog.at_level(logging.INFO, logger="pylo_zoo"):
+        for _ in range(2):
+            kernels_for("auto", CPU)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"steps on cpu take fused kernels: C++, compiled on this machine, {torch.get_num_threads()} threads"
+    ]
+
+
+def test_without_kernels_auto_warns_once_and_fused_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pylo_zoo.kernels, "_told", set())
+    monkeypatch.setattr(pylo_zoo.kernels, "_found", {"cpu": "There is no C++ compiler."})
+    with pytest.warns(UserWarning, match='backend="eager", which is many times slower'):
+        assert kernels_for("auto", CPU) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert kernels_for("auto", CPU) is None
+        params = parameters()
+        run(optimizer("ELO", params, "auto"), params, 0, 1)
+    params = parameters()
+    with pytest.raises(ZooError, match="not possible"):
+        run(optimizer("ELO", params, "fused"), params, 0, 1)
+
+
+def test_the_backend_is_pickled() -> None:
+    params = parameters()
+    opt = optimizer("ELO", params, "eager")
+    assert pickle.loads(pickle.dumps(opt)).backend == "eager"
