@@ -37,8 +37,9 @@ def parameters(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
 
 def optimizer(name: str, params: list[nn.Parameter], backend: str, **options: Any) -> ZooOptimizer:
     entry = TABLE[name]
+    cls: Any = entry.cls
     groups = [{"params": [p], **({"layout": "torch"} if p.ndim == 3 else {})} for p in params]
-    return entry.cls(groups, weights=entry.weights, backend=backend, **{**entry.arguments, **options})
+    return cls(groups, weights=entry.weights, backend=backend, **{**entry.arguments, **options})
 
 
 def gradients(seed: int) -> Iterator[Tensor]:

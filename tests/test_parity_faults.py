@@ -119,7 +119,9 @@ FAULTS = {
         "linspace(1, math.log10(num_steps + 1)",
         "loss_average",
     ),
-    "epsilon of the normaliser": Fault(features, "normalize", "rsqrt(eps +", "rsqrt(2 * eps +", "normalized/gradient"),
+    "epsilon of the normaliser": Fault(
+        features, "normalize", "torch.rsqrt(eps", "torch.rsqrt(2 * eps", "normalized/gradient"
+    ),
     "normaliser by deviation": Fault(
         features, "mean_square", "x.square().mean(", "x.var(unbiased=False, ", "normalized/gradient"
     ),
@@ -179,7 +181,7 @@ def planted(fault: Fault) -> Iterator[None]:
     for each in path:
         owner = getattr(owner, each)
     original = getattr(owner, name)
-    function = original.fget if isinstance(original, property) else original
+    function: Any = original.fget if isinstance(original, property) else original
     code = inspect.cleandoc("\n" + inspect.getsource(function)) if path else inspect.getsource(function)
     assert code.count(fault.right) == 1, f"the source has {fault.right!r} {code.count(fault.right)} times"
     namespace = dict(vars(fault.module))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from pylo_zoo.cli import output
 from pylo_zoo.cli.training import watched
-from pylo_zoo.compare import words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,6 +74,8 @@ class _Watch:
 
     def _time(self) -> str:
         """The time that is left, by what each optimizer's steps took."""
+        from pylo_zoo.compare import words
+
         seconds = sum(max(0, steps) * self.paces.get(label, 0.0) for label, steps in self.left.items())
         return f"about {words.duration(seconds)}"
 
@@ -92,6 +93,8 @@ def table(found: Mapping[str, Any], console: Console) -> Table:
 
     A line an optimizer, else a column an optimizer, else one optimizer below the other.
     """
+    from pylo_zoo.compare import words
+
     titles = [words.head(found)[i] for i in SHOWN]
     rows = []
     for each in found["optimizers"]:
@@ -136,4 +139,6 @@ def _halved(title: str) -> str:
 
 
 def _stacked(cell: str) -> str:
+    from pylo_zoo.compare import words
+
     return output.printable_lines("\n".join(filter(None, words.parts(cell))))

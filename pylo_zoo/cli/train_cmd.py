@@ -171,8 +171,7 @@ def _train(run: Run, *, resumed: bool, quiet: bool) -> Result:
 
 
 def _data(run: Run, result: Result) -> dict[str, Any]:
-    import torch
-
+    from pylo_zoo.train import setup
     from pylo_zoo.train.loop import summary
 
     return {
@@ -181,7 +180,7 @@ def _data(run: Run, result: Result) -> dict[str, Any]:
         "seed": run.plan.seed,
         "directory": str(run.out),
         "plan": asdict(run.plan),
-        "threads": torch.get_num_threads(),
+        "threads": setup.threads(),
         **summary(run, result),
     }
 

@@ -27,13 +27,13 @@ def threads(number: int) -> str:
 
 def beginning(run: Run, *, resumed: bool) -> str:
     """What is said before the first step: what the run is, on what, and where it takes up."""
-    import torch
+    from pylo_zoo.train import setup
 
     what = f"{run.task.name}, {run.recipe.label}, seed {run.plan.seed}"
     if run.step >= run.plan.steps:
         return f"{what}: the run in {run.out} is over, after {run.step} steps; nothing is left to do."
     start = f"going on at step {run.step} of {run.plan.steps}" if resumed else f"{run.plan.steps} steps"
-    return f"{what}: {start}, on {run.plan.device}, {threads(torch.get_num_threads())} (--threads)"
+    return f"{what}: {start}, on {run.plan.device}, {threads(setup.threads())} (--threads)"
 
 
 @contextmanager

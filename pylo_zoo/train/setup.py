@@ -18,6 +18,12 @@ from pylo_zoo.fetch import Access
 from pylo_zoo.train import recipes, schedules
 from pylo_zoo.train.loop import RUN, Plan, Run
 
+
+def threads() -> int:
+    """How many threads torch computes with."""
+    return torch.get_num_threads()
+
+
 AUTO = "auto"
 
 
