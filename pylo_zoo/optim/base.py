@@ -207,6 +207,15 @@ class LearnedOptimizer(ZooOptimizer):
         """With kernels where the family has some; kept out of compiled graphs."""
         self._take_plainly(items, step, loss)
 
+    def prepare_kernels(self) -> None:
+        """Have the kernels of the parameters' devices compiled now, if they never were, rather than by the first step.
+
+        Raises:
+            ZooError: ``backend="fused"``, and there are none.
+        """
+        for p in (p for group in self.param_groups for p in group["params"]):
+            self.kernels_of(p)
+
     def kernels_of(self, p: Tensor) -> Kernels | None:
         """The kernels that step ``p`` under this backend; None where plain torch does, as everything in float64."""
         return None if state_dtype(p) == torch.float64 else kernels_for(self.backend, p.device)

@@ -18,7 +18,7 @@ from pylo_zoo import converters, registry
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access, Unavailable
-from pylo_zoo.optim import Muon, optimizer_class, param_groups
+from pylo_zoo.optim import LearnedOptimizer, Muon, optimizer_class, param_groups
 from pylo_zoo.weights import load
 
 Maker = Callable[[nn.Module, float, float], torch.optim.Optimizer]
@@ -117,7 +117,10 @@ class Recipe:
             "weights": self.artifact,
             **({"num_steps": steps} if cls.needs_loss else {}),
         }
-        return cls(param_groups(model, **everything), **arguments)
+        optimizer = cls(param_groups(model, **everything), **arguments)
+        if isinstance(optimizer, LearnedOptimizer):
+            optimizer.prepare_kernels()  # no step's time has a compiler's in it
+        return optimizer
 
     def tuned(self, lr: float) -> Recipe:
         """The same with another learning rate."""
