@@ -122,8 +122,6 @@ FAULTS = {
     "epsilon of the normaliser": Fault(
         features, "normalize", "torch.rsqrt(eps", "torch.rsqrt(2 * eps", "normalized/gradient"
     ),
-        features, "normalize", "torch.rsqrt(eps", "torch.rsqrt(2 * eps", "normalized/gradient"
-    ),
     "normaliser by deviation": Fault(
         features, "mean_square", "x.square().mean(", "x.var(unbiased=False, ", "normalized/gradient"
     ),
