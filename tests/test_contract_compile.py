@@ -22,7 +22,7 @@ LRS: dict[str, Callable[[], Any]] = {"tensor": lambda: torch.tensor(0.1), "float
 
 
 def run(
-    entry: Entry, lr: Any, backend: str | None, calls: int = 5, warm: int = 1, **more: Any
+    entry: Entry, lr: Any, compiler: str | None, calls: int = 5, warm: int = 1, **more: Any
 ) -> tuple[list[float], list[nn.Parameter]]:
     """Losses and parameters of a short run under a schedule; after ``warm`` calls a recompilation is an error."""
     torch.manual_seed(0)
@@ -41,10 +41,10 @@ def run(
 
     torch.compiler.reset()
     counters.clear()
-    step = training_step if backend is None else torch.compile(training_step, backend=backend)
+    step = training_step if compiler is None else torch.compile(training_step, backend=compiler)
     losses = []
     for call in range(calls):
-        stance = torch.compiler.set_stance("default" if backend is None or call < warm else "fail_on_recompile")
+        stance = torch.compiler.set_stance("default" if compiler is None or call < warm else "fail_on_recompile")
         with stance, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")  # dynamo reads it
             losses.append(float(step(x)))
@@ -59,11 +59,15 @@ def close(one: Any, other: Any) -> bool:
 
 @holds("compile")
 @pytest.mark.parametrize("lr", LRS)
-def test_a_compiled_step_is_the_step_and_lr_recompiles_nothing(entry: Entry, lr: str) -> None:
-    """A tensor ``lr`` compiles once. A float does when it first changes, as everywhere in torch, and then no more."""
+@pytest.mark.parametrize("steps", ["auto", "eager"])
+def test_a_compiled_step_is_the_step_and_lr_recompiles_nothing(entry: Entry, lr: str, steps: str) -> None:
+    """A tensor ``lr`` compiles once. A float does when it first changes, as everywhere in torch, and then no more.
+
+    Under ``backend="auto"`` kernels run beside the graphs; under "eager" the update is in them.
+    """
     eager = run(entry, LRS[lr](), None)
-    backend, warm = ("aot_eager", 1) if lr == "tensor" else ("eager", 2)
-    compiled = run(entry, LRS[lr](), backend, warm=warm)
+    compiler, warm = ("aot_eager", 1) if lr == "tensor" else ("eager", 2)
+    compiled = run(entry, LRS[lr](), compiler, warm=warm, backend=steps)
     assert close(compiled, eager)
     assert counters["graph_break"]  # at backward() and zero_grad(), as with every optimizer
     assert not [reason for reason in counters["graph_break"] if "data-dependent" in reason.lower()]
@@ -77,7 +81,8 @@ def test_a_compiled_step_is_the_step_and_lr_recompiles_nothing(entry: Entry, lr:
 def test_options_that_branch_compile_too(options: dict[str, Any], warm: int) -> None:
     entry = TABLE["VeLO"]
     eager = run(entry, torch.tensor(0.1), None, **options)
-    assert close(run(entry, torch.tensor(0.1), "eager", warm=warm, **options), eager)
+    for steps in ("auto", "eager"):
+        assert close(run(entry, torch.tensor(0.1), "eager", warm=warm, backend=steps, **options), eager)
 
 
 def test_a_recompilation_would_be_seen() -> None:
@@ -93,7 +98,8 @@ def test_importing_the_optimizers_does_not_import_the_compiler() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in inductor's own imports
+@pytest.mark.parametrize("steps", ["auto", "eager"])
 @pytest.mark.parametrize("name", ["VeLO", "CELO2", "Muon"])
-def test_inductor_compiles_it(name: str) -> None:
+def test_inductor_compiles_it(name: str, steps: str) -> None:
     entry = TABLE[name]
-    assert close(run(entry, torch.tensor(0.1), "inductor"), run(entry, torch.tensor(0.1), None))
+    assert close(run(entry, torch.tensor(0.1), "inductor", backend=steps), run(entry, torch.tensor(0.1), None))

@@ -49,6 +49,7 @@ torch.save(runs, sys.argv[2])
 """
 VARIANTS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
     "float32": (torch.float32, {}),
+    "eager": (torch.float32, {"backend": "eager"}),
     "bfloat16": (torch.bfloat16, {}),
     "master": (torch.bfloat16, {"master_weights": True, "nonfinite": "skip"}),
 }
@@ -89,17 +90,19 @@ def test_a_fresh_process_goes_on_bit_for_bit(
 
 
 @holds("resume")
-def test_a_saved_run_goes_on_bit_for_bit(entry: Entry) -> None:
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_a_saved_run_goes_on_bit_for_bit(entry: Entry, backend: str) -> None:
     params = parameters()
-    optimizer = make(entry, params)
+    optimizer = make(entry, params, backend=backend)
     train(optimizer, params, range(3))
     file = io.BytesIO()
     torch.save({"optimizer": optimizer.state_dict(), "params": params}, file)
     file.seek(0)
     saved = torch.load(file, weights_only=True)
     resumed = [nn.Parameter(p.detach().clone()) for p in saved["params"]]
-    second = make(entry, resumed)
+    second = make(entry, resumed, backend=backend)
     second.load_state_dict(saved["optimizer"])
+    assert second.backend == backend
     train(optimizer, params, range(3, 8))
     train(second, resumed, range(3, 8))
     assert same(params, resumed)
@@ -109,12 +112,12 @@ def test_a_saved_run_goes_on_bit_for_bit(entry: Entry) -> None:
 @holds("copies")
 def test_copies_go_on_bit_for_bit(entry: Entry) -> None:
     params = parameters()
-    optimizer = make(entry, params, nonfinite="skip")
+    optimizer = make(entry, params, nonfinite="skip", backend="eager")
     train(optimizer, params, range(3))
     copies = [pickle.loads(pickle.dumps(optimizer)), copy.deepcopy(optimizer)]
     train(optimizer, params, range(3, 8))
     for other in copies:
-        assert other.nonfinite == "skip"
+        assert (other.nonfinite, other.backend) == ("skip", "eager")
         assert not same(params, owned(other))
         train(other, owned(other), range(3, 8))
         assert same(params, owned(other))

@@ -152,6 +152,7 @@ class LearnedOptimizer(ZooOptimizer):
         self._metas: dict[tuple[torch.device, torch.dtype], Meta] = {}
         self._axes: dict[tuple[torch.Size, str], Axes] = {}
         self._warned: set[str] = set()
+        self._fuses = False
         defaults = {**defaults, "layout": "torch", "weights": self.artifact.fingerprint[:16]}
         super().__init__(params, defaults, nonfinite, master_weights)
 
@@ -195,10 +196,7 @@ class LearnedOptimizer(ZooOptimizer):
 
     def _take(self, items: Sequence[Item], step: Tensor, loss: Loss | None) -> None:
         """Move every parameter, by the backend that was asked for."""
-        # In a graph, the plain text is what its compiler fuses; kernels asked for by name break it.
-        traced = torch.compiler.is_compiling() and self.backend == "auto"
-        take = self._take_plainly if traced or self.backend == "eager" else self._take_fused
-        take(items, step, loss)
+        (self._take_fused if self._fuses else self._take_plainly)(items, step, loss)
 
     def _take_plainly(self, items: Sequence[Item], step: Tensor, loss: Loss | None) -> None:
         self._update_each(items, self.prepare(items, step, loss), step)
@@ -226,6 +224,7 @@ class LearnedOptimizer(ZooOptimizer):
             item.written()
 
     def _prime(self, due: Sequence[Due]) -> None:
+        self._fuses = any(self.kernels_of(each.parameter) is not None for each in due)
         super()._prime(due)
         for p, _, group in due:
             self._meta(p.device, state_dtype(p))
@@ -280,8 +279,10 @@ class LearnedOptimizer(ZooOptimizer):
         return {**super().__getstate__(), **own}  # pyright: ignore[reportAttributeAccessIssue]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({"backend": "auto", **state})
-        self._metas, self._axes = {}, {}
+        if "artifact" in state:  # a pickle, where loading brings only state and groups; old ones have no backend
+            state = {"backend": "auto", **state}
+        super().__setstate__(state)
+        self._metas, self._axes, self._fuses = {}, {}, False
 
     def expected_state(self, p: Tensor, group: Group) -> dict[str, Tensor]:
         shell = torch.empty(p.shape or (1,), device=p.device, dtype=state_dtype(p))
