@@ -31,7 +31,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pylo_zoo.kernels import gpu
-from pylo_zoo.kernels.base import Adam, Task
+from pylo_zoo.kernels.base import Adam, Room, Task
 from pylo_zoo.ops.accumulators import Decays, new_accumulators
 from pylo_zoo.ops.layout import axes_of
 from pylo_zoo.ops.rule import Rule, adafac_rule, celo2_rule, velo_rule
@@ -110,7 +110,7 @@ def _steps(kernels: gpu.GpuKernels) -> Iterator[tuple[str, Any]]:
                 def step(task: Task = task, rule: Rule = rule, layers: Any = layers) -> None:
                     advanced = kernels.advance([task], rule, None)
                     if rule.per_matrix:  # its steps are orthogonalized before they move anything
-                        kernels.steps(advanced, layers)
+                        kernels.steps(advanced, layers, Room())
                     kernels.move(advanced, layers, [0.1], [0.0])
 
                 yield f"{family}, {name}, {kind}", step

@@ -20,7 +20,7 @@ from gpu_truth import FLOOR, agree, inputs_of, plain
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pylo_zoo.kernels.base import Adam, Normalized, Task
+from pylo_zoo.kernels.base import Adam, Normalized, Room, Task
 from pylo_zoo.ops.accumulators import Decays, new_accumulators
 from pylo_zoo.ops.adam import adam_direction
 from pylo_zoo.ops.conditioning import moments as moments_of
@@ -110,7 +110,9 @@ def check_steps(name: str, layout: Layout, regime: str, shapes: Sequence[tuple[i
     for task, truth, single in zip(tasks, truths, singles, strict=True):
         for plane in truth.state:
             agree(f"{plane} of {tuple(task.p.shape)}", task.state[plane], truth.state[plane], single.state[plane])
-    for task, step, truth, single in zip(tasks, kernels().steps(advanced, layers), truths, singles, strict=True):
+    for task, step, truth, single in zip(
+        tasks, kernels().steps(advanced, layers, Room()), truths, singles, strict=True
+    ):
         assert (step.shape, step.dtype) == (task.p.shape, torch.float32)
         agree(f"step of {tuple(task.p.shape)}", step, truth.step, single.step, truth.terms)
 
@@ -144,7 +146,7 @@ def check_moments() -> None:
 
     for name in ("velo", "celo2-relu"):
         wanted = [(means(task, torch.float64), means(task, torch.float32)) for task in tasks]
-        found = kernels().moments(kernels().advance(tasks, RULES[name][0], None))
+        found = kernels().moments(kernels().advance(tasks, RULES[name][0], None, moments=True))
         assert found.shape == (len(tasks), 9)
         for got, (truth, single) in zip(found, wanted, strict=True):
             for k in range(9):
@@ -214,7 +216,7 @@ def check_adam(dtype: torch.dtype) -> None:
 
 
 def _stepped(tasks: Sequence[Task], rule: Rule, layers: Sequence[Layer]) -> list[Tensor]:
-    return kernels().steps(kernels().advance(tasks, rule, None), layers)
+    return kernels().steps(kernels().advance(tasks, rule, None), layers, Room())
 
 
 def check_alone() -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.kernels.base import Adam, Normalized, Task
+from pylo_zoo.kernels.base import Adam, Normalized, Room, Task
 from pylo_zoo.kernels.cpu import Advanced, CpuKernels, build, find
 from pylo_zoo.ops.accumulators import Decays, advance_all, new_accumulators
 from pylo_zoo.ops.adam import adam_direction
@@ -164,8 +164,8 @@ def test_accumulators_moments_steps_and_moves_agree(kernels: CpuKernels, name: s
         [plain(copied(t, dtype), subject.rule, of_parameter(layers, k, dtype)) for k, t in enumerate(tasks)]
         for dtype in (torch.float32, torch.float64)
     )
-    advanced = kernels.advance(tasks, subject.rule, None)
-    taken, steps = kernels.moments(advanced), kernels.steps(advanced, layers)
+    advanced = kernels.advance(tasks, subject.rule, None, moments=True)
+    taken, steps = kernels.moments(advanced), kernels.steps(advanced, layers, Room())
     kernels.move(advanced, layers, [COEFFICIENT] * len(tasks), [SHRINK] * len(tasks))
     typical = torch.cat([t.step.flatten() for t in truth]).abs().nanmedian()  # one element's outputs may cancel
     for k, (task, e, t) in enumerate(zip(tasks, eager, truth, strict=True)):
@@ -189,9 +189,32 @@ def test_gradients_are_scaled_first(kernels: CpuKernels) -> None:
         plain(copied(t, torch.float32), subject.rule, of_parameter(layers, k, torch.float32), 0.25)
         for k, t in enumerate(tasks)
     ]
-    steps = kernels.steps(kernels.advance(tasks, subject.rule, torch.tensor(0.25)), layers)
+    steps = kernels.steps(kernels.advance(tasks, subject.rule, torch.tensor(0.25)), layers, Room())
     for step, each in zip(steps, expected, strict=True):
         torch.testing.assert_close(step, each.step, rtol=1e-4, atol=1e-5 * float(each.step.abs().max()))
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_moments_that_nobody_asks_for_change_no_bit(kernels: CpuKernels, name: str) -> None:
+    subject = SUBJECTS[name]
+    runs = []
+    for asked in (True, False):
+        tasks = cases(subject, "ordinary", kernels)
+        advanced = kernels.advance(tasks, subject.rule, None, moments=asked)
+        steps = kernels.steps(advanced, network(subject, len(tasks)), Room())
+        runs.append([*steps, *(x for task in tasks for x in task.state.values())])
+    assert all(map(torch.equal, *runs))
+
+
+def test_room_is_used_again_and_grows() -> None:
+    room = Room()
+    small = room.take([torch.Size([3, 5]), torch.Size([2])])
+    assert [tuple(each.shape) for each in small] == [(3, 5), (2,)]
+    assert all(each.is_contiguous() and each.data_ptr() % 64 == 0 for each in small)
+    again = room.take([torch.Size([20])])
+    assert again[0].data_ptr() == small[0].data_ptr()
+    (large,) = room.take([torch.Size([100, 7])])
+    assert large.shape == (100, 7)
 
 
 def results(kernels: CpuKernels, name: str, threads: int) -> list[Tensor]:
@@ -202,7 +225,7 @@ def results(kernels: CpuKernels, name: str, threads: int) -> list[Tensor]:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        advanced = kernels.advance(tasks, subject.rule, None)
+        advanced = kernels.advance(tasks, subject.rule, None, moments=True)
         moments = kernels.moments(advanced)
         kernels.move(advanced, layers, torch.full((len(tasks),), COEFFICIENT), [SHRINK] * len(tasks))
     finally:
@@ -228,7 +251,7 @@ def test_a_corrupted_weight_is_caught(kernels: CpuKernels, name: str, layer: int
         for k, t in enumerate(tasks)
     ]
     layers[layer][0][..., 0, 1] += 0.1
-    steps = kernels.steps(kernels.advance(tasks, subject.rule, None), layers)
+    steps = kernels.steps(kernels.advance(tasks, subject.rule, None), layers, Room())
 
     def compare() -> None:
         for step, each in zip(steps, expected, strict=True):

@@ -13,7 +13,7 @@ import warnings
 import torch
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.kernels.base import Adam, Kernels, Normalized, Task
+from pylo_zoo.kernels.base import Adam, Kernels, Normalized, Room, Task
 
 BACKENDS = ("auto", "eager", "fused")
 
@@ -76,4 +76,4 @@ def _find(kind: str) -> Kernels | str:
     return f"there are no kernels for {kind}."
 
 
-__all__ = ["BACKENDS", "Adam", "Kernels", "Normalized", "Task", "check_backend", "kernels_for"]
+__all__ = ["BACKENDS", "Adam", "Kernels", "Normalized", "Room", "Task", "check_backend", "kernels_for"]

@@ -76,6 +76,25 @@ class Normalized(NamedTuple):
     shrink: float | Tensor
 
 
+class Room:
+    """Memory for steps that a later step uses again: on a CPU, new pages cost more than what is written to them."""
+
+    ALIGNED = 16
+    """Floats between the starts of two steps."""
+
+    def __init__(self) -> None:
+        self._kept: Tensor | None = None
+
+    def take(self, shapes: Sequence[torch.Size]) -> list[Tensor]:
+        """float32 ``[*shape]`` for each shape, contiguous, not filled; those of an earlier call are lost."""
+        sizes = [-(-shape.numel() // self.ALIGNED) * self.ALIGNED for shape in shapes]
+        if self._kept is None or len(self._kept) < sum(sizes):
+            self._kept = None  # before there is a larger one
+            self._kept = torch.empty(sum(sizes), dtype=torch.float32)
+        pieces = self._kept[: sum(sizes)].split(sizes)
+        return [piece[: shape.numel()].view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
+
 class Kernels(Protocol):
     """The kernels of one kind of device. Reductions are deterministic: the same figures from the same input."""
 
@@ -88,8 +107,14 @@ class Kernels(Protocol):
         """Whether kernels can step a parameter of this shape by ``rule`` with ``hidden`` units a layer."""
         ...
 
-    def advance(self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None) -> Any:
-        """p0 and p1: advance every accumulator. ``scale``, a scalar, multiplies gradients before anything else.
+    def advance(self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None, moments: bool = False) -> Any:
+        """p0 and p1: advance every accumulator.
+
+        Args:
+            tasks: the parameters.
+            rule: their rule.
+            scale: a scalar that multiplies gradients before anything else.
+            moments: :meth:`moments` will be asked for.
 
         Returns:
             What :meth:`moments`, :meth:`move` and :meth:`steps` need: sums, factors and row and column tables.
@@ -99,7 +124,8 @@ class Kernels(Protocol):
     def moments(self, advanced: Any) -> Tensor:
         """:func:`pylo_zoo.ops.conditioning.moments` of p and the *old* accumulators, float32 ``[N, 9]``.
 
-        Variances are taken around the mean of a few elements, or exactly; of one element they are 0.
+        Only after ``advance(…, moments=True)``. Variances are taken around the mean of a few elements, or exactly; of
+        one element they are 0.
         """
         ...
 
@@ -123,8 +149,11 @@ class Kernels(Protocol):
         """
         ...
 
-    def steps(self, advanced: Any, layers: Sequence[Layer]) -> list[Tensor]:
-        """p2 without moving: each parameter's step, float32 ``[*shape]``, ``rms(p)`` included if the rule says so."""
+    def steps(self, advanced: Any, layers: Sequence[Layer], room: Room) -> list[Tensor]:
+        """p2 without moving: each parameter's step, float32 ``[*shape]``, ``rms(p)`` included if the rule says so.
+
+        They may lie in ``room``, until its next use.
+        """
         ...
 
     def move_normalized(self, tasks: Sequence[Normalized]) -> None:

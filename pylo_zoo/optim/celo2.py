@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.kernels import Normalized
+from pylo_zoo.kernels import Normalized, Room
 from pylo_zoo.ops.accumulators import new_accumulators
 from pylo_zoo.ops.adam import adam_direction
 from pylo_zoo.ops.features import mean_square, normalize
@@ -83,6 +83,11 @@ class CELO2(RuledOptimizer):
             "rule": None,
         }
         super().__init__(params, defaults, weights, clip_norm, nonfinite, master_weights, backend)
+        self._room = Room()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._room = Room()
 
     def _check_group(self, group: Group, given: frozenset[str]) -> None:
         super()._check_group(group, given)
@@ -123,7 +128,7 @@ class CELO2(RuledOptimizer):
 
     def _move(self, launch: Launch, prepared: Sequence[Network]) -> None:
         layers, _ = self.networks(prepared, launch.positions)
-        deltas = self._orthogonalized(launch.items, launch.kernels.steps(launch.advanced, layers))
+        deltas = self._orthogonalized(launch.items, launch.kernels.steps(launch.advanced, layers, self._room))
         launch.kernels.move_normalized(
             [
                 Normalized(

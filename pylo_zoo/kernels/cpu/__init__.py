@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.kernels.base import Adam, Normalized, Task
+from pylo_zoo.kernels.base import Adam, Normalized, Room, Task
 from pylo_zoo.kernels.cpu import build, records
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.mlp import Layer
@@ -63,8 +63,8 @@ class CpuKernels:
     def covers(self, p: Tensor, axes: Axes, rule: Rule, hidden: int) -> bool:
         return p.device.type == "cpu" and records.covered(tuple(p.shape), axes, rule, hidden)
 
-    def advance(self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None) -> Advanced:
-        rows, of_rule = records.task_records(tasks), records.rule_record(rule)
+    def advance(self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None, moments: bool = False) -> Advanced:
+        rows, of_rule = records.task_records(tasks), records.rule_record(rule, moments)
         count = ctypes.c_int64(len(tasks))
         floats = self._library.pylo_zoo_workspace(bytes(rows), count, of_rule)
         workspace = torch.empty(floats, dtype=torch.float32)
@@ -87,8 +87,8 @@ class CpuKernels:
         factors = [torch.as_tensor(each, dtype=torch.float32).contiguous() for each in (coefficient, shrink)]
         self._network(advanced, layers, *map(_pointer, factors), None)
 
-    def steps(self, advanced: Advanced, layers: Sequence[Layer]) -> list[Tensor]:
-        out = [torch.empty_like(task.p, dtype=torch.float32) for task in advanced.tasks]
+    def steps(self, advanced: Advanced, layers: Sequence[Layer], room: Room) -> list[Tensor]:
+        out = room.take([task.p.shape for task in advanced.tasks])
         self._network(advanced, layers, None, None, (ctypes.c_void_p * len(out))(*(each.data_ptr() for each in out)))
         return out
 

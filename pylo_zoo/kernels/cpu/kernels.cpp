@@ -44,6 +44,17 @@ void for_channels(const Plan& plan, const Rule& rule, F f) {
         rule.brief ? f(Channels<true, BRIEF>{}) : f(Channels<true, UNFACTORED>{});
 }
 
+// p1 of one unit.
+template <class C, bool OLD>
+void advance_unit(const Work& work, const Rule& rule, Index i, const float* scale) {
+    const Unit unit = work.units[i];
+    const Plan& plan = work.plans[unit.plan];
+    MomentsScratch& s = scratch<MomentsScratch>();
+    if constexpr (C::VELO && C::FORM == FACTORED)
+        if (plan.cycle > 1) return advance_moments<C, OLD, true>(plan, rule, unit.index, scale, s);
+    advance_moments<C, OLD, false>(plan, rule, unit.index, scale, s);
+}
+
 // p2 of one unit, by a network of H units a layer.
 template <class C, int H>
 void move_unit(const Work& work, const Rule& rule, const Move& move, Index i, const float* scale) {
@@ -81,15 +92,12 @@ void pylo_zoo_advance(const Task* tasks, Index count, const Rule* rule, float* w
         in_parallel(count, threads, [&](Index i) {
             if (tasks[i].factored) advance_factors(work.plans[i], *rule);
         });
-    for (const Plan& plan : work.plans) take_sample(plan);
+    for (const Plan& plan : work.plans)
+        if (rule->old_moments) take_sample(plan);
     in_parallel(units, threads, [&](Index i) {
-        const Plan& plan = work.plans[work.units[i].plan];
-        for_channels(plan, *rule, [&](auto channels) {
+        for_channels(work.plans[work.units[i].plan], *rule, [&](auto channels) {
             using C = decltype(channels);
-            MomentsScratch& s = scratch<MomentsScratch>();
-            if constexpr (C::VELO && C::FORM == FACTORED)
-                if (plan.cycle > 1) return advance_moments<C, true>(plan, *rule, work.units[i].index, scale, s);
-            advance_moments<C, false>(plan, *rule, work.units[i].index, scale, s);
+            rule->old_moments ? advance_unit<C, true>(work, *rule, i, scale) : advance_unit<C, false>(work, *rule, i, scale);
         });
     });
     in_parallel(count, threads, [&](Index i) { finish(work.plans[i], *rule); });

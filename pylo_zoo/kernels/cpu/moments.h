@@ -72,8 +72,9 @@ inline void take_sample(const Plan& plan) {
 }
 
 // Advance one vector of elements and add its statistics to `sums`. In the last vector of a run, `valid` lanes count. The
-// old moments are counted from `sample`, which is near their means: differences of large sums would lose variances.
-template <class C, bool PARTIAL>
+// old moments, if their statistics are wanted (OLD), are counted from `sample`, which is near their means: differences of
+// large sums would lose variances.
+template <class C, bool OLD, bool PARTIAL>
 INLINE void advance_vector(const Streams& s, Inputs& x, const Task& t, const Rule& rule, const Conditioning& condition,
                            const float* sample, VI valid, V* sums) {
     const auto add = [&](int k, V value) INLINE_LAMBDA { sums[k] += PARTIAL ? (valid ? value : V{}) : value; };
@@ -81,15 +82,20 @@ INLINE void advance_vector(const Streams& s, Inputs& x, const Task& t, const Rul
     x.p = load(s.p);
     for (int k = 0; k < 3; ++k) {
         const V old = load(s.m[k]);
-        const V from = old - sample[k];
-        add(C::COUNT + k, from);
-        add(C::COUNT + 3 + k, from * from);
+        if (OLD) {
+            const V from = old - sample[k];
+            add(C::COUNT + k, from);
+            add(C::COUNT + 3 + k, from * from);
+        }
         x.m[k] = Decay{t.momentum_decay[k], 1.0f - t.momentum_decay[k]}(old, x.g);
         store(s.m[k], x.m[k]);
     }
-    const V old = load(s.v), square = x.g * x.g, from = old - sample[3];
-    add(C::COUNT + 6, from);
-    add(C::COUNT + 7, from * from);
+    const V old = load(s.v), square = x.g * x.g;
+    if (OLD) {
+        const V from = old - sample[3];
+        add(C::COUNT + 6, from);
+        add(C::COUNT + 7, from * from);
+    }
     x.v = Decay{t.rms_decay, 1.0f - t.rms_decay}(old, square);
     store(s.v, x.v);
     if (C::FORM != FACTORED)
@@ -132,7 +138,7 @@ INLINE Streams shifted(const Streams& s, Index i) {
 }
 
 // Advance a run and add its statistics to the scratch's sums.
-template <class C, bool PERIODIC>
+template <class C, bool OLD, bool PERIODIC>
 void advance_run(const Plan& plan, const Rule& rule, const Conditioning& condition, const Streams& s, Index n,
                  const float* const* along, MomentsScratch& scratch) {
     constexpr bool UNFACTORED_ = C::FORM != FACTORED;
@@ -144,7 +150,7 @@ void advance_run(const Plan& plan, const Rule& rule, const Conditioning& conditi
         Inputs x;
         if (!UNFACTORED_)
             for (int k = 0; k < 3; ++k) x.factor[k] = load(along[k] + i) * load(scratch.pattern[k] + phase);
-        advance_vector<C, decltype(partial)::value>(at, x, *plan.task, rule, condition, plan.sample, valid,
+        advance_vector<C, OLD, decltype(partial)::value>(at, x, *plan.task, rule, condition, plan.sample, valid,
                                                     PERIODIC ? scratch.sums[slot].now : sums);
     };
     const auto gather = [&](Index vectors) {
@@ -171,7 +177,7 @@ void advance_run(const Plan& plan, const Rule& rule, const Conditioning& conditi
     gather(since / slots + 1);
 }
 
-template <class C, bool PERIODIC>
+template <class C, bool OLD, bool PERIODIC>
 void advance_moments(const Plan& plan, const Rule& rule, Index unit, const float* scale, MomentsScratch& s) {
     constexpr int STATISTICS = C::COUNT + OLD_MOMENTS;
     const Task& t = *plan.task;
@@ -191,7 +197,7 @@ void advance_moments(const Plan& plan, const Rule& rule, Index unit, const float
                 for (int k = 0; k < 3; ++k)
                     repeat(across.factor + k * across.entries() + plan.across(group, run), plan.period, s.pattern[k]);
             const Streams streams = streams_of(t, plan.start(group, run) + e.offset, nullptr);
-            advance_run<C, PERIODIC>(plan, rule, condition, streams, e.length, factors, s);
+            advance_run<C, OLD, PERIODIC>(plan, rule, condition, streams, e.length, factors, s);
         }
         float* sums = plan.sums + plan.cell(group, e.run_block, e.length_block) * plan.cycle * STATISTICS;
         std::fill_n(sums, plan.cycle * STATISTICS, 0.0f);
@@ -224,7 +230,7 @@ inline void finish(const Plan& plan, const Rule& rule) {
         p2 += each[parameter];
     }
     plan.moments[0] = float(p2 / n);
-    for (int k = 0; k < 4; ++k) {  // m [3] and v: means at 0 to 2 and 6, mean squares at 3 to 5 and 7
+    for (int k = 0; rule.old_moments && k < 4; ++k) {  // m [3] and v: means at 0 to 2 and 6, mean squares at 3 to 5 and 7
         const int value = k < 3 ? k : 6, square = k < 3 ? 3 + k : 7;
         const double mean = old[value] / n;
         plan.moments[1 + value] = float(plan.sample[k] + mean);

@@ -48,6 +48,7 @@ void add_factor(const float* const* values, Index n, const float (*weights)[H], 
 template <class C, int H>
 class Mover {
     static constexpr int N = Block<H>::VECTORS, SPAN = N * W;
+    static constexpr bool AT_ONCE = H <= Block<H>::UNITS && H <= 4 && C::FORM == FACTORED;
 
     const Plan& plan;
     const Rule& rule;
@@ -143,7 +144,12 @@ class Mover {
 
     template <bool PERIODIC>
     INLINE void tile(const Streams& at, Index i, Index phase, const float* const* factors) {
-        V x[std::max(C::COUNT, H)][N], y[OUTPUTS][N], p[N];
+        V x[C::COUNT][N], hidden[H][N], y[OUTPUTS][N], p[N];
+        const float low = rule.tanh ? -HUGE_VALF : 0.0f;
+        const auto start = [&](int h, int k) INLINE_LAMBDA {
+            if (C::FORM != FACTORED) return splat(s.network.first_bias[h]);
+            return load(s.along[h] + i + k * W) + load(s.across[h] + phase + k * W);
+        };
         for (int k = 0; k < N; ++k) {
             const Index lane = k * W;
             Inputs in;
@@ -155,15 +161,21 @@ class Mover {
                 else
                     in.diag[j] = load(at.diag[j] + lane);
             }
-            features<C>(in, rule, [&](int channel, V value) INLINE_LAMBDA {
-                x[channel][k] = PERIODIC ? value * load(s.scale[channel] + phase + lane) : value;
-            });
+            const auto each = [&](auto take) INLINE_LAMBDA {
+                features<C>(in, rule, [&](int channel, V value) INLINE_LAMBDA {
+                    take(channel, PERIODIC ? value * load(s.scale[channel] + phase + lane) : value);
+                });
+            };
+            if constexpr (AT_ONCE) {
+                V total[H];
+                UNROLL for (int h = 0; h < H; ++h) total[h] = start(h, k);
+                s.network.enter_at_once(k, low, total, each, hidden);
+            } else {
+                each([&](int channel, V value) INLINE_LAMBDA { x[channel][k] = value; });
+            }
         }
-        const auto start = [&](int h, int k) INLINE_LAMBDA {
-            if (C::FORM != FACTORED) return splat(s.network.first_bias[h]);
-            return load(s.along[h] + i + k * W) + load(s.across[h] + phase + k * W);
-        };
-        s.network(x, rule.tanh, start, y);
+        if (!AT_ONCE) s.network.enter(x, low, start, hidden);
+        s.network.leave(hidden, rule.tanh, y);
         for (int k = 0; k < N; ++k) {
             V step = y[0][k] * rms;
             if (rule.exp_mult != 0) step *= exponential(y[1][k] * rule.exp_mult);

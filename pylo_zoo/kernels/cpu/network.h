@@ -91,12 +91,25 @@ struct Network {
         }
     }
 
-    // direction and magnitude of a tile, from its features; `start(h, k)` is what the hidden layer holds already.
+    // The first layer of a tile, from its features; `start(h, k)` is what the layer holds already.
     template <class Start>
-    INLINE void operator()(const V (*x)[N], bool tanh, Start start, V (*y)[N]) const {
+    INLINE void enter(const V (*x)[N], float low, Start start, V (*y)[N]) const {
+        dense<C::COUNT, H, UNITS>(x, first, start, low, y);
+    }
+
+    // The same of vector k for few units, which stay in registers while features come one by one.
+    template <class Features>
+    INLINE void enter_at_once(int k, float low, V* total, Features features, V (*y)[N]) const {
+        features([&](int channel, V x) INLINE_LAMBDA {
+            UNROLL for (int h = 0; h < H; ++h) total[h] += splat(first[channel * UNITS + h]) * x;
+        });
+        UNROLL for (int h = 0; h < H; ++h) y[h][k] = at_least(total[h], low);
+    }
+
+    // direction and magnitude of a tile, from the first layer, which is written over.
+    INLINE void leave(V (*from)[N], bool tanh, V (*y)[N]) const {
         const float none = -HUGE_VALF, low = tanh ? none : 0.0f;
-        V one[H][N], other[H][N], (*from)[N] = one, (*to)[N] = other;
-        dense<C::COUNT, H, UNITS>(x, first, start, low, from);
+        V other[H][N], (*to)[N] = other;
         if (tanh) apply_tanh(from[0], H * N);
         for (int layer = 0; layer < hidden_layers; ++layer, std::swap(from, to)) {
             const float *w = hidden.data() + layer * (H * H + H), *b = w + H * H;

@@ -44,6 +44,7 @@ struct Rule {
     int32_t velo;    // 30 channels; else AdafacMLP's 28
     int32_t brief;   // unfactored parameters have the first 15 only
     int32_t per_matrix, tanh, parameter_scale;
+    int32_t old_moments;  // statistics of the moments before this step are wanted
     float rsqrt_eps, diag_eps, norm_eps, exp_mult;
 };
 

@@ -18,7 +18,7 @@ from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.ops.rule import Rule
 
 TASK = Struct("=6q 5q 3i 9f")
-RULE = Struct("=5i 4f")
+RULE = Struct("=6i 4f")
 LAYER = Struct("=6q")
 ADAM = Struct("=5q 9f i")
 NORMALIZED = Struct("=2q 5q 4f")
@@ -95,9 +95,10 @@ def decay_values(decays: Decays) -> tuple[float, ...]:
     return (*decays.momentum.tolist(), *decays.rms.tolist(), *decays.adafactor.tolist())
 
 
-def rule_record(rule: Rule) -> bytes:
-    velo = rule.features == VELO_FEATURES
-    flags = (velo, rule.unfactored != rule.features, rule.per_matrix, rule.activation == "tanh", rule.parameter_scale)
+def rule_record(rule: Rule, moments: bool) -> bytes:
+    """``struct Rule`` of ``plan.h``; ``moments``, whether they will be asked for."""
+    velo, tanh = rule.features == VELO_FEATURES, rule.activation == "tanh"
+    flags = (velo, rule.unfactored != rule.features, rule.per_matrix, tanh, rule.parameter_scale, moments)
     return RULE.pack(*flags, rule.rsqrt_eps, rule.diag_eps, rule.norm_eps, rule.exp_mult)
 
 

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pylo_zoo.kernels.base import Adam, Normalized, Task
+from pylo_zoo.kernels.base import Adam, Normalized, Room, Task
 from pylo_zoo.kernels.gpu import p0, p1, p2
 from pylo_zoo.kernels.gpu.adam import NUMBERS, adam_elements
 from pylo_zoo.kernels.gpu.launch import launch
@@ -99,13 +99,14 @@ class GpuKernels:
         adjacent = max(span) - min(span) == len(span) - 1
         return 0 < p.numel() < LARGEST_SIZE and 0 < hidden <= 64 and adjacent and known(rule)
 
-    def advance(self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None) -> Advanced:
+    def advance(self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None, moments: bool = False) -> Advanced:
+        # The moments are taken whether asked for or not: the pass waits for memory.
         device = tasks[0].p.device
         plan: Plan = self._kept(signature(tasks, rule), lambda: Plan(tasks, rule))
         scale = _scale(scale, device)
-        moments, samples = _floats(device, len(tasks), int(p1.MOMENTS)), _floats(device, len(tasks), 4)
-        swept = [_sweep(batch, batch.gradients(tasks), rule, scale, samples, moments) for batch in plan.batches]
-        return Advanced(plan, rule, scale, samples, moments, swept)
+        sums, samples = _floats(device, len(tasks), int(p1.MOMENTS)), _floats(device, len(tasks), 4)
+        swept = [_sweep(batch, batch.gradients(tasks), rule, scale, samples, sums) for batch in plan.batches]
+        return Advanced(plan, rule, scale, samples, sums, swept)
 
     def moments(self, advanced: Advanced) -> Tensor:
         p2, m, m2, v, v2 = advanced.moments.split([1, 3, 3, 1, 1], dim=1)  # the last four from the samples on
@@ -125,7 +126,8 @@ class GpuKernels:
         for swept in advanced.swept:
             self._apply(advanced, swept, network, *factors, None)
 
-    def steps(self, advanced: Advanced, layers: Sequence[Layer]) -> list[Tensor]:
+    def steps(self, advanced: Advanced, layers: Sequence[Layer], room: Room) -> list[Tensor]:
+        # Torch keeps a GPU's memory for the next step by itself.
         network, nothing = pack(layers), advanced.moments
         steps: dict[int, Tensor] = {}
         for swept in advanced.swept:
