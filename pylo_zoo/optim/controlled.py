@@ -210,9 +210,8 @@ class ControlledOptimizer(LearnedOptimizer):
         note("lstm_inputs", inputs)
         note("lr_mult", control.lr_mult)
         if not getattr(self.behavior, "use_bugged_next_lstm_state", False):
-            for item, next_hidden, next_cell in zip(items, control.hidden, control.cell, strict=True):
-                item.state["lstm_hidden"].copy_(next_hidden)
-                item.state["lstm_cell"].copy_(next_cell)
+            for name, following in zip(_LSTM_STATE, (control.hidden, control.cell), strict=True):
+                torch._foreach_copy_([item.state[name] for item in items], following.unbind())
         return self.contexts(items, control)
 
 
