@@ -160,11 +160,16 @@ def check_normalized() -> None:
         for dtype in (torch.float32, torch.bfloat16):
             p, step = (torch.randn(shape, generator=generator).to(DEVICE) for _ in range(2))
             p = p.to(dtype)
-            truth = p.double() * 0.99 - 0.1 * step.double() * torch.rsqrt(
-                1e-9 + step.double().square().mean(dim=over, keepdim=True)
-            )
-            kernels().move_normalized([Normalized(p, step, over, 1e-9, 0.1, 0.01)])
-            assert ((p.double() - truth).abs() <= torch.finfo(dtype).eps * (1 + truth.abs())).all()
+            tasks, truths = [], []
+            for k in range(3):  # of one shape: they are moved together
+                task = Normalized(p + k, step * (k - 1), over, 1e-9)
+                mean = task.step.double().square().mean(dim=over, keepdim=True)
+                normalized = task.step.double() * torch.rsqrt(1e-9 + mean)
+                truths.append(task.p.double() * (1 - 0.01 * k) - 0.1 * (k + 1) * normalized)
+                tasks.append(task)
+            kernels().move_normalized(tasks, [0.1, 0.2, 0.3], [0.0, 0.01, 0.02])
+            for task, truth in zip(tasks, truths, strict=True):
+                assert ((task.p.double() - truth).abs() <= torch.finfo(dtype).eps * (1 + truth.abs())).all()
 
 
 def check_move(dtype: torch.dtype, name: str, of_gradient: torch.dtype | None = None) -> None:

@@ -389,7 +389,7 @@ def test_steps_are_normalized_by_matrix(kernels: CpuKernels, layout: Layout) -> 
             x = step.to(dtype)
             x = normalize(x, mean_square_of(x, axes.matrix), 1e-9)
             found.append(p.to(dtype) - COEFFICIENT * x - SHRINK * p.to(dtype))
-        tasks.append(Normalized(p, step, axes.matrix, 1e-9, COEFFICIENT, SHRINK))
-    kernels.move_normalized(tasks)
+        tasks.append(Normalized(p, step, axes.matrix, 1e-9))
+    kernels.move_normalized(tasks, [COEFFICIENT] * len(tasks), torch.full((len(tasks),), SHRINK))
     for task, truth, plainly in zip(tasks, truths, eager, strict=True):
         close(task.p, plainly, truth, truth, f"{tuple(task.p.shape)} {task.over}")

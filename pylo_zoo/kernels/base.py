@@ -63,7 +63,7 @@ class Adam(NamedTuple):
 
 
 class Normalized(NamedTuple):
-    """One parameter of CELO2's last pass ``p ← p − coefficient·norm(step) − shrink·p`` (SPEC §6)."""
+    """One parameter of CELO2's last pass (SPEC §6)."""
 
     p: Tensor
     """``[*shape]``, contiguous, of a dtype among :attr:`Kernels.dtypes`."""
@@ -72,8 +72,6 @@ class Normalized(NamedTuple):
     over: tuple[int, ...]
     """Axes that the mean square is taken over, one or two, counted from the end."""
     eps: float
-    coefficient: float | Tensor
-    shrink: float | Tensor
 
 
 class Room:
@@ -156,8 +154,13 @@ class Kernels(Protocol):
         """
         ...
 
-    def move_normalized(self, tasks: Sequence[Normalized]) -> None:
-        """CELO2's last pass for many parameters, in place."""
+    def move_normalized(
+        self,
+        tasks: Sequence[Normalized],
+        coefficient: Tensor | Sequence[float],
+        shrink: Tensor | Sequence[float],
+    ) -> None:
+        """CELO2's last pass ``p ← p − coefficient·norm(step) − shrink·p`` for many parameters, in place."""
         ...
 
     def adam(self, tasks: Sequence[Adam], scale: Tensor | None) -> None:

@@ -21,7 +21,7 @@ from pylo_zoo.ops.trace import note
 from pylo_zoo.optim.adamw import AdamW, adam_fused
 from pylo_zoo.optim.base import Group, Item, Loss, new_counter
 from pylo_zoo.optim.checks import check_betas, check_number
-from pylo_zoo.optim.ruled import Launch, Limits, Network, RuledOptimizer
+from pylo_zoo.optim.ruled import Launch, Limits, Network, RuledOptimizer, products
 
 NORM_EPS = 1e-9
 
@@ -129,19 +129,14 @@ class CELO2(RuledOptimizer):
     def _move(self, launch: Launch, prepared: Sequence[Network]) -> None:
         layers, _ = self.networks(prepared, launch.positions)
         deltas = self._orthogonalized(launch.items, launch.kernels.steps(launch.advanced, layers, self._room))
-        launch.kernels.move_normalized(
-            [
-                Normalized(
-                    item.p,
-                    delta,
-                    item.axes.matrix,
-                    NORM_EPS,
-                    coefficient=item.group["lr"] * self.behavior.rmsmult,
-                    shrink=item.group["lr"] * self.decay(item.group),
-                )
-                for item, delta in zip(launch.items, deltas, strict=True)
-            ]
-        )
+        tasks = [
+            Normalized(item.p, delta, item.axes.matrix, NORM_EPS)
+            for item, delta in zip(launch.items, deltas, strict=True)
+        ]
+        lrs = [item.group["lr"] for item in launch.items]
+        decays = [self.decay(item.group) for item in launch.items]
+        multiplied = products(lrs, [self.behavior.rmsmult] * len(lrs))
+        launch.kernels.move_normalized(tasks, multiplied, products(lrs, decays))
         for item in launch.items:
             self.moved(item)
             item.written()

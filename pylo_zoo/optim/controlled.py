@@ -14,6 +14,7 @@ from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
 from pylo_zoo.nets import Control
 from pylo_zoo.ops import conditioning
+from pylo_zoo.ops.apply import foreach
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.trace import note
 from pylo_zoo.optim.base import Group, Item, LearnedOptimizer, Loss, new_counter, state_dtype
@@ -211,7 +212,7 @@ class ControlledOptimizer(LearnedOptimizer):
         note("lr_mult", control.lr_mult)
         if not getattr(self.behavior, "use_bugged_next_lstm_state", False):
             for name, following in zip(_LSTM_STATE, (control.hidden, control.cell), strict=True):
-                torch._foreach_copy_([item.state[name] for item in items], following.unbind())
+                foreach._foreach_copy_([item.state[name] for item in items], following.unbind())
         return self.contexts(items, control)
 
 

@@ -92,8 +92,13 @@ class CpuKernels:
         self._network(advanced, layers, None, None, (ctypes.c_void_p * len(out))(*(each.data_ptr() for each in out)))
         return out
 
-    def move_normalized(self, tasks: Sequence[Normalized]) -> None:
-        rows = records.normalized_records(tasks)
+    def move_normalized(
+        self,
+        tasks: Sequence[Normalized],
+        coefficient: Tensor | Sequence[float],
+        shrink: Tensor | Sequence[float],
+    ) -> None:
+        rows = records.normalized_records(tasks, *(torch.as_tensor(each).tolist() for each in (coefficient, shrink)))
         self._library.pylo_zoo_normalized(rows, ctypes.c_int64(len(tasks)), torch.get_num_threads())
 
     def adam(self, tasks: Sequence[Adam], scale: Tensor | None) -> None:

@@ -114,15 +114,15 @@ def layer_records(layers: Sequence[Layer]) -> bytes:
     )
 
 
-def normalized_records(tasks: Sequence[Normalized]) -> bytes:
+def normalized_records(tasks: Sequence[Normalized], coefficients: Sequence[float], shrinks: Sequence[float]) -> bytes:
     """``struct Normalized`` of ``normalized.h``, one a parameter."""
     return b"".join(
         NORMALIZED.pack(
             *(task.p.data_ptr(), task.step.data_ptr()),
             *geometry(tuple(task.p.shape), task.over if len(task.over) == 2 else None)[:5],
-            *(float(task.coefficient), float(task.shrink), task.eps, 0.0),
+            *(coefficient, shrink, task.eps, 0.0),
         )
-        for task in tasks
+        for task, coefficient, shrink in zip(tasks, coefficients, shrinks, strict=True)
     )
 
 

@@ -34,6 +34,7 @@ from pylo_zoo.kernels.gpu.plan import (
     signature,
 )
 from pylo_zoo.kernels.gpu.records import STEPS, blocks, ceil_div, rows, upload
+from pylo_zoo.ops.apply import foreach, together
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.ops.rule import Rule
@@ -138,13 +139,20 @@ class GpuKernels:
                 steps[place.index] = flat[start : start + place.size].view(place.shape)
         return [steps[k] for k in range(advanced.plan.tasks)]
 
-    def move_normalized(self, tasks: Sequence[Normalized]) -> None:
-        for task in tasks:  # torch's own kernels, some a parameter: they are after Newton–Schulz, which costs far more
-            factor = torch.rsqrt(task.eps + task.step.square().mean(dim=task.over, keepdim=True)) * task.coefficient
-            wide = task.p.float()
-            wide.sub_(task.step.mul_(factor).add_(wide * task.shrink))
-            if wide is not task.p:
-                task.p.copy_(wide)
+    def move_normalized(
+        self,
+        tasks: Sequence[Normalized],
+        coefficient: Tensor | Sequence[float],
+        shrink: Tensor | Sequence[float],
+    ) -> None:
+        factors = [_factors(each, tasks[0].p.device) for each in (coefficient, shrink)]
+        # Torch's own kernels, some for all parameters of a shape: Newton–Schulz, before them, costs far more.
+        for part in together([task.step for task in tasks]):
+            alike: dict[tuple[Any, ...], list[int]] = {}
+            for k in part:
+                alike.setdefault((tasks[k].p.shape, tasks[k].p.dtype, tasks[k].over, tasks[k].eps), []).append(k)
+            for members in alike.values():
+                _move_alike([tasks[k] for k in members], *(each[members] for each in factors))
 
     def adam(self, tasks: Sequence[Adam], scale: Tensor | None) -> None:
         device = tasks[0].p.device
@@ -273,6 +281,16 @@ def _sweep_tables(
 def _floats(device: torch.device, *shape: int) -> Tensor:
     """Room for float32, whatever torch's default type is."""
     return torch.empty(shape, dtype=torch.float32, device=device)
+
+
+def _move_alike(tasks: Sequence[Normalized], coefficient: Tensor, shrink: Tensor) -> None:
+    """CELO2's last pass for parameters of one shape, dtype and normaliser; factors ``[N]``."""
+    _, _, over, eps = tasks[0]
+    steps, values = torch.stack([task.step for task in tasks]), torch.stack([task.p for task in tasks]).float()
+    scales = torch.rsqrt(eps + steps.square().mean(dim=over, keepdim=True))
+    column = (-1, *[1] * (steps.ndim - 1))
+    values -= steps.mul_(scales * coefficient.view(column)).add_(values * shrink.view(column))
+    foreach._foreach_copy_([task.p for task in tasks], values.unbind())
 
 
 def _factors(values: Tensor | Sequence[float], device: torch.device) -> Tensor:
