@@ -230,9 +230,9 @@ def test_who_is_first_by_the_clock() -> None:
     once = timed("celo", None)
     once["steps_to_reference"]["reached"] = 1
     assert clocked(once, timed("adamw", 3.1), timed("muon", None), timed("sgd", None)) == (
-        "By the clock, nobody is at the final loss of tuned adamw before it: it takes 3.1 s; untuned celo gets there in 1 "
-        "of 2 seeds; untuned muon and untuned sgd do not get there. The search for a learning rate is not in that: 9.0 s "
-        "for adamw."
+        "By the clock, nobody is at the final loss of tuned adamw before it: it takes 3.1 s; untuned celo gets there "
+        "in 1 of 2 seeds; untuned muon and untuned sgd do not get there. The search for a learning rate is not in "
+        "that: 9.0 s for adamw."
     )
     text = clocked(timed("celo", 1.0), timed("adamw", 3.1), busy=1)
     assert text is not None
