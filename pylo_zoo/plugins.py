@@ -6,12 +6,12 @@ The groups are ``pylo_zoo.families`` (a ``Family``, or a sequence of them) and `
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from typing import TypeVar
 
 from pylo_zoo.errors import ZooError
+from pylo_zoo.warn import warn
 
 Value = TypeVar("Value")
 
@@ -41,7 +41,7 @@ def collect(
         except Exception as error:  # the code of others: any failure is theirs, and must not become ours
             why = error.message if isinstance(error, ZooError) else f"{type(error).__name__}: {error}"
             what = f"{group} entry point {point.name!r} ({point.value}) of the package {_package(point)}"
-            warnings.warn(f"The {what} is left out: {why}", stacklevel=2)
+            warn(f"The {what} is left out: {why}")
         else:
             found |= values
     return found

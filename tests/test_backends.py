@@ -198,9 +198,29 @@ def test_without_kernels_auto_warns_once_and_fused_is_an_error(monkeypatch: pyte
         assert kernels_for("auto", CPU) is None
         params = parameters()
         run(optimizer("ELO", params, "auto"), params, 0, 1)
+
+
+def test_fused_without_kernels_is_refused_when_the_optimizer_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    pickled = pickle.dumps(optimizer("ELO", parameters(), "fused"))
+    monkeypatch.setattr(pylo_zoo.kernels, "_found", {"cpu": "There is no C++ compiler."})
+    for name in LEARNED:
+        with pytest.raises(ZooError, match="not possible on cpu: There is no C\\+\\+ compiler"):
+            optimizer(name, parameters(), "fused")
+    optimizer("ELO", parameters(), "auto")
+    optimizer("ELO", parameters(torch.float64), "fused")  # which is plain torch's anyway
+    optimizer("ELO", [nn.Parameter(p.to("meta")) for p in parameters()], "fused")
+    assert pickle.loads(pickled).backend == "fused"
+
+
+def test_the_warning_points_at_the_users_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pylo_zoo.kernels, "_found", {"cpu": "There is no C++ compiler."})
     params = parameters()
-    with pytest.raises(ZooError, match="not possible"):
-        run(optimizer("ELO", params, "fused"), params, 0, 1)
+    opt = optimizer("ELO", params, "auto")
+    for call in (lambda: run(opt, params, 0, 1), opt.prepare_kernels):  # pyright: ignore[reportAttributeAccessIssue]
+        monkeypatch.setattr(pylo_zoo.kernels, "_told", set())
+        with pytest.warns(UserWarning, match="many times slower") as caught:
+            call()
+        assert [each.filename for each in caught] == [__file__]
 
 
 def test_the_backend_is_pickled() -> None:

@@ -35,6 +35,7 @@ from pylo_zoo.bench import (
     write,
 )
 from pylo_zoo.bench.run import names_of
+from pylo_zoo.cli import bench_cmd
 from pylo_zoo.errors import ZooError
 
 ROOT = Path(__file__).parents[1]
@@ -261,6 +262,32 @@ def test_what_is_left_out_is_said() -> None:
     found = bench(Plan(("adamw", "muon"), ("tiny", "tiny"), ("fused",), 3, 1e-9, memory=False))
     assert found.cells == ()
     assert tables.absences(found) == ["tiny, adamw, muon (fused): the 1e-09 seconds were over"]
+
+
+def test_the_command_says_what_is_ahead_and_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    words = (
+        "bench",
+        "--shapes",
+        "tiny",
+        "--optimizers",
+        "adamw,muon",
+        "--steps",
+        "3",
+        "--seconds",
+        "60",
+        "--no-memory",
+    )
+    assert run(*words) == 0
+    assert capsys.readouterr().err == "3 to measure; --seconds ends it after 60\n", "in less than ten seconds"
+    monkeypatch.setattr(bench_cmd, "PLAIN", 0.0)
+    assert run(*words) == 0
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "0 of 3 done; adamw, tiny …",
+        "1 of 3 done; muon (eager), tiny …",
+        "2 of 3 done; muon (fused), tiny …",
+    ]
+    assert run(*words, "-q") == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_numbers_that_are_none_are_reported(capsys: Capture, tmp_path: Path) -> None:

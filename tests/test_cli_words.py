@@ -302,7 +302,7 @@ def test_json_is_whole_or_absent(capsys: Capture, tmp_path: Path, monkeypatch: p
             ["nothing"],
         ),
         "bench": (
-            ["--optimizers", "adamw", "--shapes", "tiny", "--steps", "3", "--no-memory"],
+            ["--optimizers", "adamw", "--shapes", "tiny", "--steps", "3", "--no-memory", "-q"],
             ["--shapes", "nothing"],
         ),
         "compare": (

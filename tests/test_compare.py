@@ -273,7 +273,10 @@ def test_the_command_shows_and_writes(no_memory: None, capsys: Capture, tmp_path
     out, err = capsys.readouterr()
     assert out.startswith("In the one seed")
     assert "velo-sample" in out
-    assert re.fullmatch(r"2 runs, about .* s left", err.splitlines()[0])
+    assert re.fullmatch(
+        r"2 runs, about .* s of training left, then memory and figures, some seconds for each optimizer",
+        err.splitlines()[0],
+    )
     assert err.splitlines()[1].startswith("1/2  adamw, lr 0.01, seed 0: loss ")
     found = json.loads(Path("runs/compare-quadratic/results.json").read_text())
     assert [each["schedule"] for each in found["optimizers"]] == ["linear", "constant"]

@@ -71,9 +71,9 @@ def test_steps_to_a_loss() -> None:
 def test_arrival_is_a_median_and_never_where_not_even_half_arrive() -> None:
     quick, slow, never = course([1, 0, 0], 0), course([1, 1, 0], 1), course([1, 1, 1], 2)
     goals: dict[int, float | None] = {0: 0.0, 1: 0.0, 2: 0.0}
-    assert figures.arrival([quick, slow, never], goals, 1) == Arrival(3, sum([0.004] * 3), 2, 3)
-    assert figures.arrival([quick, never], goals, 1) == Arrival(None, None, 1, 2)
-    assert figures.arrival([never], goals, 1) == Arrival(None, None, 0, 1)
+    assert figures.arrival([quick, slow, never], goals, 1) == Arrival(3, sum([0.004] * 3), 2, 3, 2.5)
+    assert figures.arrival([quick, never], goals, 1) == Arrival(None, None, 1, 2, 2)
+    assert figures.arrival([never], goals, 1) == Arrival(None, None, 0, 1, None)
     assert figures.arrival([quick], {0: None}, 1) is None, "the other one diverged"
 
 
@@ -194,7 +194,7 @@ def test_samples_are_called_hand_set() -> None:
         (None, "–"),
         ({"steps": 1200, "reached": 3, "of": 3}, "1,200"),
         ({"steps": 12.5, "reached": 2, "of": 3}, "12 (in 2 of 3 seeds)"),
-        ({"steps": None, "reached": 1, "of": 3}, "never (but in 1 of 3 seeds)"),
+        ({"steps": None, "reached": 1, "of": 3, "reached_steps": 1200}, "in 1 of 3 seeds: 1,200"),
         ({"steps": None, "reached": 0, "of": 3}, "never"),
     ],
 )
@@ -206,6 +206,7 @@ def test_cells_have_a_small_part() -> None:
     assert words.parts("0.1 (0.05–0.2)") == ("0.1", "0.05–0.2")
     assert words.parts("9 runs, 77 s") == ("9 runs", "77 s")
     assert words.parts("never") == ("never", "")
+    assert words.parts("in 1 of 3 seeds: 1,200") == ("in 1 of 3 seeds: 1,200", "")
 
 
 # --- the clock, seeds, looks -------------------------------------------------------------------------------------
@@ -213,7 +214,7 @@ def test_cells_have_a_small_part() -> None:
 
 def timed(label: str, seconds: float | None, **more: Any) -> dict[str, Any]:
     tuning = {"seconds": 9.0} if label == "adamw" else None
-    there = {"steps": None if seconds is None else 5, "seconds": seconds, "reached": 2, "of": 2}
+    there = {"steps": None if seconds is None else 5, "seconds": seconds, "reached": 2 * (seconds is not None), "of": 2}
     return entry(label, [0.1, 0.2], steps_to_reference=there, **{"tuning": tuning, **more})
 
 
@@ -223,8 +224,15 @@ def clocked(*entries: dict[str, Any], busy: int = 0) -> str | None:
 
 def test_who_is_first_by_the_clock() -> None:
     assert clocked(timed("celo", 40.0), timed("adamw", 3.1), timed("muon", None)) == (
-        "By the clock, tuned adamw is the first at its own final loss: 3.1 s, against 40 s for untuned celo; "
+        "By the clock, nobody is at the final loss of tuned adamw before it: it takes 3.1 s, untuned celo 40 s; "
         "untuned muon does not get there. The search for a learning rate is not in that: 9.0 s for adamw."
+    )
+    once = timed("celo", None)
+    once["steps_to_reference"]["reached"] = 1
+    assert clocked(once, timed("adamw", 3.1), timed("muon", None), timed("sgd", None)) == (
+        "By the clock, nobody is at the final loss of tuned adamw before it: it takes 3.1 s; untuned celo gets there "
+        "in 1 of 2 seeds; untuned muon and untuned sgd do not get there. The search for a learning rate is not in "
+        "that: 9.0 s for adamw."
     )
     text = clocked(timed("celo", 1.0), timed("adamw", 3.1), busy=1)
     assert text is not None

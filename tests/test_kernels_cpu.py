@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import subprocess
@@ -322,6 +323,16 @@ def own_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYLO_ZOO_KERNELS")
 
 
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder of sources that compile in no time."""
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    (sources / "kernels.cpp").write_text('extern "C" int answer() { return 42; }\n')
+    monkeypatch.setattr(build, "SOURCES", sources)
+    return sources
+
+
 @pytest.mark.usefixtures("own_folder")
 def test_without_a_compiler_the_reason_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("CXX", raising=False)
@@ -337,6 +348,54 @@ def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, cxx: st
         build.load()
 
 
+@pytest.mark.usefixtures("kernels", "own_folder")
+@pytest.mark.parametrize("cxx", [None, "c++", "./named -g0"])
+def test_a_library_that_is_there_needs_no_compiler_and_no_leave_to_write(
+    small: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cxx: str | None
+) -> None:
+    """As in an image that was made where there is a compiler."""
+    monkeypatch.chdir(tmp_path)
+    named = tmp_path / "named"
+    named.write_text('#!/bin/sh\nexec c++ "$@"\n')
+    named.chmod(0o755)
+    if cxx is None:
+        monkeypatch.delenv("CXX", raising=False)
+    else:
+        monkeypatch.setenv("CXX", cxx)
+    build.load()
+    (library,) = Path(os.environ["PYLO_ZOO_HOME"], "kernels").glob("*.so")
+    library.with_suffix(".lock").unlink(missing_ok=True)
+    named.unlink()
+    library.parent.chmod(0o555)
+    (tmp_path / "nothing").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    try:
+        assert build.load().answer() == 42
+        assert list(library.parent.iterdir()) == [library]
+    finally:
+        library.parent.chmod(0o755)
+    (small / "kernels.cpp").write_text('extern "C" int answer() { return 43; }\n')
+    with pytest.raises(ZooError, match="There is no"):
+        build.load()
+
+
+@pytest.mark.usefixtures("kernels", "own_folder", "small")
+def test_compiling_is_told_and_nothing_else(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    build.load()
+    (record,) = caplog.records
+    folder = Path(os.environ["PYLO_ZOO_HOME"], "kernels")
+    assert (record.name, record.levelno) == ("pylo_zoo", logging.WARNING)
+    assert record.getMessage() == (
+        f"compiling the CPU kernels for this machine, once (about ten seconds); they are kept in {folder}"
+    )
+    caplog.clear()
+    build.load()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ZooError):
+        build.load()
+    assert not caplog.records
+
+
 @pytest.mark.usefixtures("own_folder")
 def test_a_home_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
@@ -347,14 +406,11 @@ def test_a_home_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.usefixtures("own_folder")
 def test_two_processes_share_one_build_and_a_damaged_one_is_replaced(
-    kernels: CpuKernels, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    kernels: CpuKernels, small: Path, tmp_path: Path
 ) -> None:
     compiler, runs = tmp_path / "compiler", tmp_path / "runs"
     compiler.write_text(STUB)
     compiler.chmod(0o755)
-    small = tmp_path / "sources"
-    small.mkdir()
-    (small / "kernels.cpp").write_text('extern "C" int answer() { return 42; }\n')
     code = f"from pathlib import Path\nfrom pylo_zoo.kernels.cpu import build\nbuild.SOURCES = Path({str(small)!r})\n"
     code += "print(build.load().answer())"
     env = {**os.environ, "CXX": str(compiler), "RUNS": str(runs)}
@@ -367,13 +423,13 @@ def test_two_processes_share_one_build_and_a_damaged_one_is_replaced(
 
     both = [loading(), loading()]
     assert [each.communicate()[0].strip() for each in both] == ["42", "42"]
-    assert compilations() == 3  # one build, and twice the question for the version
+    assert compilations() == 1
     (library,) = Path(env["PYLO_ZOO_HOME"], "kernels").glob("*.so")
     library.write_bytes(library.read_bytes()[:-100])
     assert loading().communicate()[0].strip() == "42"
-    assert compilations() == 5
+    assert compilations() == 2
     assert loading().communicate()[0].strip() == "42"
-    assert compilations() == 6
+    assert compilations() == 2
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

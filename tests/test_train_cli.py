@@ -34,6 +34,10 @@ def test_a_run_and_what_it_leaves(capsys: Capture) -> None:
     text = capsys.readouterr().out
     assert "velo-sample, seed 0" in text
     assert "excess_loss" in text
+    assert text.endswith(
+        "The run is over; it is in runs/quadratic-velo-sample-seed0. A longer one is a new one: more --steps, another "
+        "--out.\n"
+    )
     out = Path("runs/quadratic-velo-sample-seed0")
     assert {path.name for path in out.iterdir()} == {loop.RUN, loop.METRICS, loop.CHECKPOINT, loop.RESULT}
     assert "in use already" in refused(capsys, "train", *SMALL, "--steps", 6)
@@ -51,6 +55,8 @@ def test_several_seeds_and_json(capsys: Capture) -> None:
     assert all(each["steps"] == 4 and each["loss"] > 0 and each["optimizer_ms"] > 0 for each in runs)
     assert run("train", *SMALL, "--steps", 4, "-q", "--out", "other") == 0
     assert capsys.readouterr() == ("other\n", "")
+    assert run("train", *SMALL, "--steps", 2, "--seeds", 2, "--out", "both") == 0
+    assert "The runs are over; they are in both/seed0, both/seed1." in capsys.readouterr().out
 
 
 def test_what_is_wrong_is_said(capsys: Capture) -> None:

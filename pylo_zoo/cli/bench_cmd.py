@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pylo_zoo.cli import output
+from pylo_zoo.cli.training import PLAIN
 from pylo_zoo.errors import ZooError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pylo_zoo.bench import Report
+    from pylo_zoo.bench import Plan, Report
+    from pylo_zoo.bench.run import Progress
 
 EXAMPLES = """
 pylo-zoo bench --optimizers celo2,muon --backends fused
@@ -75,13 +77,25 @@ def bench(
         plan = Plan(*names, steps, seconds, threads, device, dtype, memory)
         if out is not None and (out.is_dir() or not out.parent.is_dir()):
             raise ZooError(f"{out} cannot be written.", "Give a file in a directory that is there.")
-        with output.progress(quiet=quiet) as tell:
-            report = measure(plan, tell)
+        with output.progress(quiet=quiet, every=PLAIN) as tell:
+            report = measure(plan, _beginning(plan, tell, quiet=quiet))
     if out is not None:
         write(report, out)
     human = _essential(report) if quiet else lambda console: _show(report, console)
     output.emit(report.to_dict(), human, json=json)
     _judge(report)
+
+
+def _beginning(plan: Plan, tell: Progress, *, quiet: bool) -> Progress:
+    """``tell``, which says before all else how much there is to do, and how long that may take."""
+
+    def listen(what: str, done: int, total: int) -> None:
+        if done == 0:
+            new = ", each one's memory in a new process (--no-memory leaves that out)" if plan.memory else ""
+            output.note(f"{total} to measure{new}; --seconds ends it after {plan.seconds:g}", quiet=quiet)
+        tell(what, done, total)
+
+    return listen
 
 
 def _judge(report: Report) -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pylo_zoo.compare.running import Watch
     from pylo_zoo.train.loop import Run, Step
 
+AFTER = "then memory and figures, some seconds for each optimizer"
+
 
 @contextmanager
 def watching(*, quiet: bool) -> Iterator[Watch]:
@@ -48,7 +50,7 @@ class _Watch:
     def run(self, title: str, label: str, run: Run) -> Iterator[Callable[[Step], None]]:
         if not self.made:
             found = f"{self.finished} of them as they were found, " if self.finished else ""
-            output.note(f"{self.runs} runs, {found}{self._time()} left", quiet=self.quiet)
+            output.note(f"{self.runs} runs, {found}{self._time()}, {AFTER}", quiet=self.quiet)
         self.made += 1
         self.training = True
         start = time.monotonic()
@@ -69,15 +71,15 @@ class _Watch:
         else:
             last = course.losses[-max(1, len(course.losses) // 20) :]
             what = f"loss {sum(last) / len(last):.4g}"
-        left = f", {self._time()} left" if self.finished < self.runs else ""
+        left = f", {self._time()}" if self.finished < self.runs else ""
         output.note(f"{self.finished}/{self.runs}  {title}: {what}{left}", quiet=self.quiet)
 
     def _time(self) -> str:
-        """The time that is left, by what each optimizer's steps took."""
+        """The time that training has left, by what each optimizer's steps took."""
         from pylo_zoo.compare import words
 
         seconds = sum(max(0, steps) * self.paces.get(label, 0.0) for label, steps in self.left.items())
-        return f"about {words.duration(seconds)}"
+        return f"about {words.duration(seconds)} of training left"
 
 
 # --- the table ---------------------------------------------------------------------------------------------------

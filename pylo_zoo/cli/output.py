@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,13 +73,14 @@ def emit(data: Mapping[str, Any], human: RenderableType | Callable[[Console], No
 
 
 @contextmanager
-def progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+def progress(*, quiet: bool, every: float | None = None) -> Iterator[Callable[[str, int, int], None]]:
     """A function to tell what is being done, and how many parts of how many are; a bar, where somebody is looking.
 
-    The bar is there from the first part to the last, so that others may have the terminal before and after.
+    The bar is there from the first part to the last, so that others may have the terminal before and after. Elsewhere
+    there is a plain line every so many seconds, if ``every`` says how many.
     """
     if quiet or not sys.stderr.isatty():
-        yield lambda what, done, total: None
+        yield _silent if quiet or every is None else _plainly(every)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -100,6 +102,23 @@ def progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
         yield show
     finally:
         bar.stop()
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Nothing."""
+
+
+def _plainly(every: float) -> Callable[[str, int, int], None]:
+    """What prints a line when the last one is ``every`` seconds old."""
+    said = time.monotonic()
+
+    def show(what: str, done: int, total: int) -> None:
+        nonlocal said
+        if done < total and time.monotonic() - said >= every:
+            said = time.monotonic()
+            note(f"{done} of {total} done; {what} …")
+
+    return show
 
 
 def note(message: str, *, quiet: bool = False) -> None:

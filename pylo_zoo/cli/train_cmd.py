@@ -200,8 +200,8 @@ def _show(runs: Sequence[Mapping[str, Any]], console: Console) -> None:
         times = [f"{run[each]:.3g}" if run[each] is not None else "–" for each in ("model_ms", "optimizer_ms")]
         table.add_row(f"{output.printable(run['optimizer'])}, seed {run['seed']}", loss, *held_out, *times)
     console.print(table)
-    places = ", ".join(run["directory"] for run in runs)
+    places = output.printable(", ".join(run["directory"] for run in runs))
     machine = output.printable(f"{runs[0]['plan']['device']}, {threads(runs[0]['threads'])}")
-    console.print(
-        f"\nLoss: mean of the last twentieth of the run. On {machine}. In {output.printable(places)}.", soft_wrap=True
-    )
+    over = f"The runs are over; they are in {places}." if len(runs) > 1 else f"The run is over; it is in {places}."
+    console.print(f"\nLoss: mean of the last twentieth of the run. On {machine}.", soft_wrap=True)
+    console.print(f"{over} A longer one is a new one: more --steps, another --out.", soft_wrap=True)

@@ -109,12 +109,19 @@ def steps_to(course: Course, target: float, window: int) -> int | None:
 
 @dataclass(frozen=True)
 class Arrival:
-    """How many steps, and seconds, a loss took to reach: medians over seeds, None where half or more never did."""
+    """How many steps, and seconds, a loss took to reach: medians over seeds, None where half or more never did.
+
+    Attributes:
+        steps, seconds: these medians.
+        reached: how many seeds got there; ``of`` how many.
+        reached_steps: the median over those that did; None where none did.
+    """
 
     steps: float | None
     seconds: float | None
     reached: int
     of: int
+    reached_steps: float | None
 
 
 def arrival(courses: Sequence[Course], targets: Mapping[int, float | None], window: int) -> Arrival | None:
@@ -128,9 +135,9 @@ def arrival(courses: Sequence[Course], targets: Mapping[int, float | None], wind
         return None
     middle = statistics.median(math.inf if steps is None else steps for steps, _ in found)
     clock = statistics.median(math.inf if steps is None else sum(each.seconds[:steps]) for steps, each in found)
-    reached = sum(steps is not None for steps, _ in found)
+    reached = [steps for steps, _ in found if steps is not None]
     finite = [value if math.isfinite(value) else None for value in (middle, clock)]
-    return Arrival(finite[0], finite[1], reached, len(found))
+    return Arrival(finite[0], finite[1], len(reached), len(found), statistics.median(reached) if reached else None)
 
 
 def wins(one: Sequence[float], other: Sequence[float]) -> int:

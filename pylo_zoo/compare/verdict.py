@@ -123,12 +123,18 @@ def clock(found: Entry) -> str | None:
     if not arrived:
         return None
     first, *others = sorted(arrived, key=lambda each: each["steps_to_reference"]["seconds"])
-    whose = "its own final loss" if first is goal else f"the final loss of {named(goal)}"
-    said = f"By the clock, {named(first)} is the first at {whose}: {_seconds(first)}"
-    if others:
+    if first is goal:
+        said = f"By the clock, nobody is at the final loss of {named(goal)} before it: it takes {_seconds(goal)}"
+        said += "".join(f", {named(each)} {_seconds(each)}" for each in others)
+    else:
+        said = f"By the clock, {named(first)} is the first at the final loss of {named(goal)}: {_seconds(first)}"
         said += f", against {words.listed([f'{_seconds(each)} for {named(each)}' for each in others])}"
-    if late := [named(each) for each in entries if each not in arrived]:
-        said += f"; {words.listed(late)} {'does' if len(late) == 1 else 'do'} not get there"
+    late = [(each, each["steps_to_reference"] or {"reached": 0}) for each in entries if each not in arrived]
+    said += "".join(
+        f"; {named(each)} gets there in {to['reached']} of {to['of']} seeds" for each, to in late if to["reached"]
+    )
+    if never := [named(each) for each, to in late if not to["reached"]]:
+        said += f"; {words.listed(never)} {'does' if len(never) == 1 else 'do'} not get there"
     said += "."
     if searched := [each for each in entries if each["tuning"]]:
         cost = words.listed([f"{words.duration(each['tuning']['seconds'])} for {each['label']}" for each in searched])

@@ -71,13 +71,15 @@ def seeds_note(found: Entry) -> str:
 
 
 def arrival(found: Entry | None) -> str:
-    """Steps to a target; ``never`` where not even half the seeds reached it."""
+    """Steps to a target: ``120``, ``120 (in 2 of 3 seeds)``, ``in 1 of 3 seeds: 120`` or ``never``."""
     if found is None:
         return NONE
-    but = "but in " if found["steps"] is None else "in "
-    share = f" ({but}{found['reached']} of {found['of']} seeds)" if 0 < found["reached"] < found["of"] else ""
-    steps = "never" if found["steps"] is None else f"{found['steps']:,.0f}"  # a median of two may be a half
-    return f"{steps}{share}"
+    if not found["reached"]:
+        return "never"
+    share = f"in {found['reached']} of {found['of']} seeds"
+    if found["steps"] is None:
+        return f"{share}: {found['reached_steps']:,.0f}"  # a median of two may be a half
+    return f"{found['steps']:,.0f}" + (f" ({share})" if found["reached"] < found["of"] else "")
 
 
 def peak(each: Entry) -> str:
@@ -236,7 +238,9 @@ def _over(found: Entry) -> str:
 
 def _most(found: Entry) -> str:
     return (
-        "; the median over seeds, and “never” where not even half of them get there" if len(found["seeds"]) > 1 else ""
+        "; the median over seeds, or over those that get there, where they are no more than half"
+        if len(found["seeds"]) > 1
+        else ""
     )
 
 

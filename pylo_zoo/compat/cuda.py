@@ -6,7 +6,6 @@ classes, the naive ones are followed: its VeLO kernel multiplies the weight deca
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from pylo_zoo.compat.naive import (
     published_mulo,
 )
 from pylo_zoo.compat.weights import OFFSETS, Key, of_meta_training
+from pylo_zoo.warn import warn
 
 
 class VeLO_CUDA(VeLO_naive):
@@ -67,7 +67,7 @@ class VeLO_CUDA(VeLO_naive):
     ) -> None:
         given = dict(locals())
         if legacy:
-            warnings.warn("legacy=True is ignored: there is one implementation here.", stacklevel=2)
+            warn("legacy=True is ignored: there is one implementation here.")
         super().__init__(params, **{name: given[name] for name in defaults_of(VeLO_naive.__init__)})
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable
 from numbers import Real
 from typing import Any
@@ -27,6 +26,7 @@ from pylo_zoo.errors import ZooError
 from pylo_zoo.optim import AdafacLO, MuLO
 from pylo_zoo.optim.base import Group
 from pylo_zoo.optim.mulo import infshape_width
+from pylo_zoo.warn import warn
 
 
 class MuLO_naive(Translated, DecayingAfter, ClippedAlone, MuLO):
@@ -120,10 +120,7 @@ def _width(p: Tensor, group: Group) -> float:
 def check_impl(impl: Any) -> None:
     """Warn or raise where ``impl`` asks for another update rule, or for a backend."""
     if impl in ("cuda", "triton"):
-        warnings.warn(
-            f"impl={impl!r} is ignored: pylo-zoo chooses the backend, and every backend computes the same rule.",
-            stacklevel=3,
-        )
+        warn(f"impl={impl!r} is ignored: pylo-zoo chooses the backend, and every backend computes the same rule.")
     elif impl != "naive" and not (isinstance(impl, type) and issubclass(impl, AdafacLO)):
         raise ZooError(
             f"impl is {impl!r}: MuLO is AdafacLO's update rule with steps divided by width.",

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import warnings
 
 import torch
 
 from pylo_zoo.errors import ZooError
 from pylo_zoo.kernels.base import Adam, Kernels, Normalized, Room, Task
+from pylo_zoo.warn import warn
 
 BACKENDS = ("auto", "eager", "fused")
 
@@ -46,10 +46,9 @@ def kernels_for(backend: str, device: torch.device) -> Kernels | None:
     if kind not in _told:
         _told.add(kind)
         if isinstance(found, str):
-            warnings.warn(
+            warn(
                 f'steps on {kind} take backend="eager", which is many times slower than "fused": {found} '
-                'Give backend="eager" to say so and silence this.',
-                stacklevel=2,
+                'Give backend="eager" to say so and silence this.'
             )
         else:
             _log.info("steps on %s take fused kernels: %s", kind, found)

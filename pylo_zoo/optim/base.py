@@ -7,8 +7,6 @@ all tensors before the update (:meth:`LearnedOptimizer.prepare`), and the update
 
 from __future__ import annotations
 
-import sys
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from pylo_zoo.ops.gradients import global_norm_scale
 from pylo_zoo.ops.layout import Axes, axes_of
 from pylo_zoo.optim.checks import fitted, require
 from pylo_zoo.optim.contract import Due, Group, Loss, ZooOptimizer, master_copy, state_dtype, wide_value
+from pylo_zoo.warn import warn
 from pylo_zoo.weights import load
 
 
@@ -118,12 +117,14 @@ class LearnedOptimizer(ZooOptimizer):
         nonfinite: ``"propagate"``, ``"skip"`` or ``"raise"`` (:class:`~pylo_zoo.optim.contract.ZooOptimizer`).
         master_weights: keep float32 copies of 16-bit parameters, ``master [*shape]`` (the same).
         backend: ``"eager"``, plain torch; ``"fused"``, the kernels of the parameters' device; or ``"auto"``, kernels
-            where there are some (:mod:`pylo_zoo.kernels`). They agree up to rounding, and share one state.
+            where there are some (:mod:`pylo_zoo.kernels`). They agree up to rounding, and share one state. ``"fused"``
+            compiles the kernels here, if they never were; ``"auto"`` with the first step.
 
     Accumulators and arithmetic are float32 for 16- and 32-bit parameters and float64 for float64 ones.
 
     Raises:
-        ZooError: the weights are of another family, or a parameter or group cannot be optimized.
+        ZooError: the weights are of another family, a parameter or group cannot be optimized, or ``backend="fused"``
+            and there are no kernels for a parameter's device.
     """
 
     families: ClassVar[tuple[str, ...]]
@@ -155,6 +156,8 @@ class LearnedOptimizer(ZooOptimizer):
         self._fuses = False
         defaults = {**defaults, "layout": "torch", "weights": self.artifact.fingerprint[:16]}
         super().__init__(params, defaults, nonfinite, master_weights)
+        if backend == "fused":
+            self.prepare_kernels()
 
     @property
     def behavior(self) -> Any:
@@ -257,7 +260,7 @@ class LearnedOptimizer(ZooOptimizer):
     def _warn_once(self, topic: str, message: str) -> None:
         if topic not in self._warned:
             self._warned.add(topic)
-            warnings.warn(message, stacklevel=_users_frame())
+            warn(message)
 
     # --- groups --------------------------------------------------------------------------------------------------
 
@@ -320,14 +323,6 @@ class LearnedOptimizer(ZooOptimizer):
 def new_counter() -> Tensor:
     """A count of steps, 0, kept on the CPU: reading it there stops no accelerator."""
     return torch.tensor(0, device="cpu")
-
-
-def _users_frame() -> int:
-    """The ``stacklevel`` of the nearest caller outside this package and torch."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("pylo_zoo", "torch"):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 __all__ = ["Group", "Item", "LearnedOptimizer", "Loss", "Meta", "new_counter", "state_dtype"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +25,7 @@ from pylo_zoo.parity.leaves import nest
 from pylo_zoo.parity.proof import SEED, Progress
 from pylo_zoo.parity.report import Report
 from pylo_zoo.parity.vectors import replay
+from pylo_zoo.warn import warn
 from pylo_zoo.weights import load
 
 RANDOM = "random:"
@@ -70,7 +70,7 @@ def verify_target(
         if os.access(artifact.path, os.W_OK):
             write_parity(artifact.path, report.to_dict(), report.vectors)
         else:
-            warnings.warn(f"{artifact.path} is read-only, so the proof was not put into it.", stacklevel=2)
+            warn(f"{artifact.path} is read-only, so the proof was not put into it.")
     return report
 
 

@@ -1,15 +1,16 @@
 """The CPU kernels as a shared library: compiled for this machine once, and kept in ``$PYLO_ZOO_KERNELS``, by
 default ``$PYLO_ZOO_HOME/kernels``.
 
-A library is named after all that it is made of: sources, flags, compiler and the machine's instruction set. It ends in
-the SHA-256 of what precedes, so that a damaged one is seen before it is loaded, and built again.
+A library is named after what it is made of: sources, flags, the machine's instruction set, and ``$CXX`` where it is
+set. To find one takes no compiler and writes nothing. It ends in the SHA-256 of what precedes, so that a damaged one is
+seen before it is loaded, and built again.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -35,41 +36,57 @@ DIGEST = hashlib.sha256().digest_size
 NATIVE = {"x86_64": "-march=native", "amd64": "-march=native", "aarch64": "-mcpu=native", "arm64": "-mcpu=native"}
 INSTALL = "Install a C++ compiler, such as g++ or clang++, or name one in CXX."
 
+_log = logging.getLogger("pylo_zoo")
+
 
 class CannotBuild(ZooError):
     """There can be no kernels on this machine."""
 
 
 def load() -> ctypes.CDLL:
-    """The library, from the cache or new.
+    """The library, from the cache or new; the log of ``pylo_zoo`` says when one is compiled.
 
     Raises:
-        ZooError: it cannot be built or kept.
+        ZooError: it cannot be built, kept or loaded.
     """
     native = NATIVE.get(platform.machine().lower())
     if native is None or sys.platform == "win32":
         machine = f"{sys.platform} on {platform.machine()}"
         raise CannotBuild(f"There are no CPU kernels for {machine}.", "They are for Linux and macOS, x86-64 and ARM.")
-    compiler = _compiler()
     flags = (*FLAGS, native)
     folder = Path(os.environ.get("PYLO_ZOO_KERNELS") or home() / "kernels")
-    path = folder / f"{_digest(compiler, flags)}.so"
-    lock = FileLock(path.with_suffix(".lock"))
+    path = folder / f"{_digest(flags)}.so"
     with explained(path, ANOTHER_CACHE):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with lock:
-            if not _is_whole(path):
-                library = _compiled(compiler, flags)
-                write_file(path, library + hashlib.sha256(library).digest(), ANOTHER_CACHE)
+        if not _is_whole(path):
+            _build(path, flags)
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
-        raise CannotBuild(f"The CPU kernels cannot be loaded: {error}.", f"Remove {path} and try again.") from error
+        hint = f"Install what it names, or remove {path} and try again."
+        raise CannotBuild(f"The CPU kernels cannot be loaded: {error}.", hint) from error
+
+
+def _build(path: Path, flags: Sequence[str]) -> None:
+    """Compile the library ``path``, unless another process does or did."""
+    compiler = _compiler()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if not _is_whole(path):
+            _log.warning(
+                "compiling the CPU kernels for this machine, once (about ten seconds); they are kept in %s", path.parent
+            )
+            library = _compiled(compiler, flags)
+            write_file(path, library + hashlib.sha256(library).digest(), ANOTHER_CACHE)
+
+
+def _named() -> list[str]:
+    """The words of ``$CXX``; none where it is not set."""
+    return shlex.split(os.environ.get("CXX", ""))
 
 
 def _compiler() -> list[str]:
     """The command that compiles: ``$CXX``, else the first that there is."""
-    named = shlex.split(os.environ.get("CXX", ""))
+    named = _named()
     if named:
         if shutil.which(named[0]) is None:
             raise CannotBuild(f"There is no compiler {named[0]!r}, which CXX names.", INSTALL)
@@ -80,20 +97,11 @@ def _compiler() -> list[str]:
     raise CannotBuild("There is no C++ compiler.", INSTALL)
 
 
-def _digest(compiler: Sequence[str], flags: Sequence[str]) -> str:
-    made_of = hashlib.sha256(repr((compiler, flags, _version(tuple(compiler)), _instruction_set())).encode())
+def _digest(flags: Sequence[str]) -> str:
+    made_of = hashlib.sha256(repr((_named(), flags, _instruction_set())).encode())
     for path in sorted(SOURCES.glob("*.[ch]*")):
         made_of.update(path.name.encode() + path.read_bytes())
     return made_of.hexdigest()[:32]
-
-
-@functools.cache
-def _version(compiler: tuple[str, ...]) -> str:
-    try:
-        done = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise CannotBuild(f"The compiler {shlex.join(compiler)} does not run: {error}.", INSTALL) from error
-    return done.stdout
 
 
 def _instruction_set() -> str:
