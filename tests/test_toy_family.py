@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import itertools
 import json
 import os
 import re
@@ -65,8 +66,8 @@ def generic_tests() -> Iterator[Any]:
             others = [mark for mark in marks if mark.args[0] not in ("family", "entry")]
             if any("family" in mark.args[0] for mark in others):
                 continue  # a table of named checkpoints
-            choices = [{mark.args[0]: value} for mark in others for value in mark.args[1]] or [{}]
-            for choice in choices:
+            axes = [[(mark.args[0], value) for value in mark.args[1]] for mark in others]
+            for choice in map(dict, itertools.product(*axes)):
                 yield pytest.param(function, choice, id=f"{name}{list(choice.values()) or ''}")
 
 

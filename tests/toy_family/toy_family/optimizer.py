@@ -57,9 +57,10 @@ class Toy(LearnedOptimizer):
         weights: str | Artifact = "toy-released",
         nonfinite: str = "propagate",
         master_weights: bool = False,
+        backend: str = "eager",
     ) -> None:
         defaults = {"lr": lr, "weight_decay": weight_decay}
-        super().__init__(params, defaults, weights, clip_norm, nonfinite, master_weights)
+        super().__init__(params, defaults, weights, clip_norm, nonfinite, master_weights, backend)
 
     def new_state(self, p: Tensor, group: Group, axes: Axes) -> dict[str, Tensor]:
         return {name: torch.zeros_like(p)[None] for name in ("momentum", "second_moment")}
