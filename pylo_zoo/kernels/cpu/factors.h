@@ -98,26 +98,32 @@ inline void advance_factor(const Factor& f, const float* decay) {
 
 // row_factor is of row relative to its mean over d1, col_factor of col itself.
 inline void make_factor(const Factor& f, bool is_row) {
-    const Index n = f.entries();
-    std::vector<float> mean(f.after, 0.0f);
+    const Index n = f.entries(), each = f.along * f.after;
+    const Index width = f.after == 1 ? f.along : f.after;  // what one loop goes over
+    std::vector<float> mean(width, 1.0f);
     std::vector<double> total(f.after);
-    for (int k = 0; k < 3; ++k)
-        for (Index i = 0; i < f.before; ++i) {
-            const Index first = k * n + i * f.along * f.after;
-            if (is_row) {
-                std::fill(total.begin(), total.end(), 0.0);
-                for (Index j = 0; j < f.along; ++j)
-                    for (Index c = 0; c < f.after; ++c) total[c] += f.value[first + j * f.after + c];
-                for (Index c = 0; c < f.after; ++c) mean[c] = float(total[c] / f.along + STATISTIC_EPS);
-            }
-            for (Index j = 0; j < f.along; ++j)
-                for (Index c = 0; c < f.after; ++c) {
-                    const Index at = first + j * f.after + c;
-                    const float x = is_row ? f.value[at] / mean[c] : f.value[at];
-                    f.factor[at] = 1.0f / std::sqrt(x < 1e-9f ? 1e-9f : x);
-                    f.rsqrt[at] = 1.0f / std::sqrt(f.value[at] + 1e-8f);
-                }
+    for (Index first = 0; first < 3 * n; first += each) {
+        const float* value = f.value + first;
+        if (is_row) {
+            std::fill(total.begin(), total.end(), 0.0);
+            for (Index j = 0; j < each; j += f.after)
+                for (Index c = 0; c < f.after; ++c) total[c] += value[j + c];
+            for (Index c = 0; c < width; ++c) mean[c] = float(total[f.after == 1 ? 0 : c] / f.along + STATISTIC_EPS);
         }
+        for (Index j = 0; j < each; j += width)
+            for (Index c = 0; c < width; ++c) {
+                const float v = value[j + c], x = v / mean[c];
+                f.factor[first + j + c] = 1.0f / std::sqrt(x < 1e-9f ? 1e-9f : x);
+                f.rsqrt[first + j + c] = 1.0f / std::sqrt(v + 1e-8f);
+            }
+    }
+}
+
+inline double sum_of_squares(const float* x, Index n) {
+    double lanes[W] = {};
+    for (Index i = 0; i < n; i += W)
+        for (Index k = 0; k < std::min<Index>(W, n - i); ++k) lanes[k] += double(x[i + k]) * x[i + k];
+    return std::accumulate(lanes, lanes + W, 0.0);
 }
 
 // The normaliser's scales (SPEC §2) of a factor and its root, to `scales[first ... first + 6]` of each batch. (A feature
@@ -128,10 +134,12 @@ inline void scale_factor(const Plan& plan, const Factor& f, float eps, int first
     for (int channel = 0; channel < 6; ++channel) {
         const float* plane = (channel < 3 ? f.value : f.rsqrt) + channel % 3 * n;
         std::fill(total.begin(), total.end(), 0.0);
-        for (Index i = 0; i < f.before; ++i)
-            for (Index j = 0; j < f.along; ++j)
-                for (Index c = 0; c < f.after; ++c, ++plane)
-                    total[plan.batches == 1 ? 0 : i * plan.cycle + c] += double(*plane) * *plane;
+        if (plan.batches == 1)
+            total[0] = sum_of_squares(plane, n);
+        else
+            for (Index i = 0; i < f.before; ++i)
+                for (Index j = 0; j < f.along; ++j)
+                    for (Index c = 0; c < f.after; ++c, ++plane) total[i * plan.cycle + c] += double(*plane) * *plane;
         for (Index batch = 0; batch < plan.batches; ++batch)
             plan.scales[batch * SCALES + first + channel] = float(1.0 / std::sqrt(eps + total[batch] / per_batch));
     }

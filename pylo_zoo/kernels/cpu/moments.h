@@ -5,15 +5,27 @@
 
 namespace {
 
-// One plane of a factor for elements of a run, `count` from `offset` on, as contiguous memory: where it lies, or, where
-// runs are flat, each entry spread over Y into `room`.
-inline const float* read_along(const Plan& plan, const float* plane, Index group, Index offset, Index count, float* room) {
-    plane += plan.along(group);
-    if (!plan.flat) return plane + offset;
+// One plane of a factor along a run, from the entry of its element `offset` on. Where runs are flat, an entry is that of
+// Y elements (`spread`); else of one.
+inline const float* entries_along(const Plan& plan, const float* plane, Index group, Index offset) {
+    return plane + plan.along(group) + (plan.flat ? offset / plan.task->y : offset);
+}
+
+// Entries along a flat run for `count` elements, as contiguous memory.
+inline void spread(const Plan& plan, const float* entries, Index count, float* elements) {
     const Index c = plan.task->c, line = plan.task->y * c;
-    plane += offset / plan.task->y;
-    for (Index i = 0; i < count; i += line)
-        for (Index j = 0; j < line; ++j) room[i + j] = plane[i / line * c + j % c];
+    for (Index i = 0; i < count; i += line, entries += c)
+        if (c == 1)
+            std::fill_n(elements + i, line, *entries);
+        else
+            for (Index j = 0; j < line; j += c) std::copy_n(entries, c, elements + i + j);
+}
+
+// The plane for `count` elements: where it lies, or spread into `room`.
+inline const float* read_along(const Plan& plan, const float* plane, Index group, Index offset, Index count, float* room) {
+    const float* entries = entries_along(plan, plane, group, offset);
+    if (!plan.flat) return entries;
+    spread(plan, entries, count, room);
     return room;
 }
 
@@ -52,7 +64,7 @@ struct Sums {
 
 struct MomentsScratch {
     ALIGNED float spread[3][LONGEST + TILE], pattern[3][PATTERN];
-    Sums sums[LONGEST_PERIOD];  // one, or, where means are periodic, one for each vector of the common period
+    Sums sums[LONGEST_CYCLE];  // one, or, where means are periodic, one for each vector of the common period
     Index pending;              // vectors that a sum has taken since it settled
 };
 

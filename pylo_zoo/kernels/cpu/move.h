@@ -15,7 +15,8 @@ struct Move {
 template <class C, int H>
 struct MoveScratch {
     Network<C, H> network;
-    ALIGNED float spread[3][LONGEST + TILE], normalized[6][LONGEST + TILE], along[H][LONGEST + TILE];
+    ALIGNED float spread[3][LONGEST + TILE], normalized[6][LONGEST + TILE], entries[H][LONGEST + TILE];
+    ALIGNED float along[H][LONGEST + TILE];
     ALIGNED float factor[3][PATTERN], across[H][PATTERN], scale[C::COUNT][PATTERN];
     ALIGNED float padded[10][TILE];
 };
@@ -26,7 +27,7 @@ template <int H>
 void add_factor(const float* const* values, Index n, const float (*weights)[H], const float* scales, Index cycle,
                 const float* start, float (*normalized)[LONGEST + TILE], float* additions, Index stride) {
     for (int k = 0; scales && k < 6; ++k) {
-        float scale[LONGEST_PERIOD];
+        float scale[LONGEST_CYCLE];
         for (Index c = 0; c < cycle; ++c) scale[c] = scales[c * SCALES + k];
         for (Index i = 0; i < n; i += cycle)
             for (Index c = 0; c < cycle; ++c) normalized[k][i + c] = values[k][i + c] * scale[c];
@@ -76,11 +77,11 @@ class Mover {
             s.network.fold(periodic ? nullptr : scales, task.outer_is_row);
             const float *factors[3] = {}, *values[6];
             if (C::FORM == FACTORED) {
-                for (int k = 0; k < 6; ++k)
-                    values[k] = read_along(plan, plane(along, k), group, e.offset, e.length, s.normalized[k]);
-                add_factor<H>(values, e.length, s.network.factors + (along_scale - OUTER),
-                              periodic ? scales + along_scale : nullptr, plan.cycle, none, s.normalized, s.along[0],
-                              LONGEST + TILE);
+                for (int k = 0; k < 6; ++k) values[k] = entries_along(plan, plane(along, k), group, e.offset);
+                add_factor<H>(values, plan.flat ? e.length / task.y : e.length,
+                              s.network.factors + (along_scale - OUTER), periodic ? scales + along_scale : nullptr,
+                              plan.cycle, none, s.normalized, plan.flat ? s.entries[0] : s.along[0], LONGEST + TILE);
+                for (int h = 0; plan.flat && h < H; ++h) spread(plan, s.entries[h], e.length, s.along[h]);
                 for (int k = 0; k < 3; ++k)
                     factors[k] = read_along(plan, along.factor + k * along.entries(), group, e.offset, e.length, s.spread[k]);
                 if (periodic)

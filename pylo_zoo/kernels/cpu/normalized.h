@@ -45,8 +45,8 @@ inline void sum_cell(const Cells& cells, Index cell, std::vector<double>& lanes)
     const Index n = cells.size_of(cell), cycle = cells.cycle, slots = std::lcm(cycle, Index(W)) / W;
     lanes.assign(slots * W, 0.0);
     Index i = 0, slot = 0, rounds = 0;
-    if (slots <= LONGEST_PERIOD) {
-        V few[LONGEST_PERIOD] = {};
+    if (slots <= LONGEST_CYCLE) {
+        V few[LONGEST_CYCLE] = {};
         const auto settle = [&] {
             for (Index k = 0; k < slots; ++k) {
                 for (int lane = 0; lane < W; ++lane) lanes[k * W + lane] += few[k][lane];

@@ -7,8 +7,8 @@
 // Elements are walked in *runs* of contiguous memory. Along a run one factor is read as it lies ("along"), the other
 // repeats with a short period ("across"):
 //   a group (a, b) has X runs of Y·C elements; along is the inner factor, across the outer, with period C;
-//   where B·Y·C is short, a group (a) is one run of X·B·Y·C; along is the outer factor, each of its entries spread over
-//   Y, and across the inner, with period B·Y·C.
+//   where Y·C is short and B·Y·C not long, a group (a) is one run of X·B·Y·C; along is the outer factor, each of its
+//   entries spread over Y, and across the inner, with period B·Y·C.
 // An unfactored parameter is one run.
 //
 // A unit of work is a rectangle, some runs times some elements of each. Its size depends on the shape alone, sums are
@@ -50,7 +50,9 @@ struct Rule {
 
 // --- constants --------------------------------------------------------------------------------------------------------
 
-constexpr Index LONGEST_PERIOD = 64;  // of the factor across
+constexpr Index LONGEST_CYCLE = 64;   // of C
+constexpr Index LONG_RUN = 128;       // elements; it is worth what it costs to begin it
+constexpr Index LONGEST_PERIOD = 512; // of the factor across
 constexpr Index TILE = 4 * W;         // at most, elements a kernel takes at once
 constexpr Index UNIT = 32768;         // elements, about
 constexpr Index UNIT_LENGTH = 4096;   // elements of a run, about
@@ -131,12 +133,12 @@ inline Plan plan_of(const Task& t, const Rule& rule, Places& places) {
     Plan plan{};
     plan.task = &t;
     const Index run = t.y * t.c;
-    plan.flat = t.factored && t.b * run <= LONGEST_PERIOD && !(rule.per_matrix && t.b > 1);
+    plan.flat = t.factored && run < LONG_RUN && t.b * run <= LONGEST_PERIOD && !(rule.per_matrix && t.b > 1);
     plan.groups = plan.flat ? t.a : t.a * t.b;
     plan.runs = plan.flat ? 1 : t.x;
     plan.length = plan.flat ? t.x * t.b * run : run;
     plan.period = plan.flat ? t.b * run : t.c;
-    const Index whole = std::lcm(plan.period, TILE);
+    const Index aligned = std::lcm(plan.period, TILE), whole = aligned <= UNIT_LENGTH ? aligned : plan.period;
     plan.unit_length = std::min(plan.length, whole * std::max<Index>(1, UNIT_LENGTH / whole));
     plan.unit_runs = std::min({plan.runs, UNIT_RUNS, std::max<Index>(1, UNIT / plan.unit_length)});
     plan.run_blocks = (plan.runs + plan.unit_runs - 1) / plan.unit_runs;

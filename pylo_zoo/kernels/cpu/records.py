@@ -22,7 +22,7 @@ RULE = Struct("=6i 4f")
 LAYER = Struct("=6q")
 ADAM = Struct("=5q 9f i")
 NORMALIZED = Struct("=2q 5q 4f")
-LONGEST_PERIOD = 64
+LONGEST_CYCLE = 64
 """``plan.h``'s."""
 MOST_HIDDEN = 32
 
@@ -59,7 +59,7 @@ def covered(shape: tuple[int, ...], axes: Axes, rule: Rule, hidden: int) -> bool
     if not (known and unfactored and 0 < hidden <= MOST_HIDDEN and rule.activation in ("relu", "tanh")):
         return False
     seen = geometry(shape, axes.factored)
-    if math.prod(shape) == 0 or seen.c > LONGEST_PERIOD:
+    if math.prod(shape) == 0 or seen.c > LONGEST_CYCLE:
         return False
     if not rule.per_matrix:
         return True
