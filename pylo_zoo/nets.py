@@ -30,6 +30,7 @@ from pylo_zoo.config import (
 )
 from pylo_zoo.ops.accumulators import Decays
 from pylo_zoo.ops.mlp import Layer, mlp
+from pylo_zoo.ops.product import product
 
 VELO_CHANNELS = 30
 """Per-parameter features of VeLO, Celo and CELO2 (SPEC §4)."""
@@ -99,11 +100,12 @@ class Controller(nn.Module):
         pooled = torch.relu(self.pooled(inputs)).amax(dim=0)
         of_inputs, of_hidden = self.lstm.weight.split(hidden.shape[-1], dim=-1)
         direct, shift = self.direct.weight, self.direct.bias + pooled
+        gates = product(hidden, of_hidden)
         if len(inputs) > inputs.shape[-1]:  # three factors, in the order that costs less: half of all for many tensors
-            gates = torch.addmm(self.lstm.bias + of_inputs @ shift, inputs, (of_inputs @ direct).T)
+            gates.addmm_(inputs, (of_inputs @ direct).T).add_(of_inputs @ shift)
         else:
-            gates = torch.addmm(self.lstm.bias, torch.addmm(shift, inputs, direct.T), of_inputs.T)
-        i, g, f, o = gates.addmm_(hidden, of_hidden.T).chunk(4, dim=-1)
+            gates.addmm_(torch.addmm(shift, inputs, direct.T), of_inputs.T)
+        i, g, f, o = gates.add_(self.lstm.bias).chunk(4, dim=-1)
         cell = torch.sigmoid(f + 1) * cell + torch.sigmoid(i) * torch.tanh(g)
         hidden = torch.sigmoid(o) * torch.tanh(cell)
         controls = self.controls(hidden) if self.controls is not None else None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.errors import ZooError
+from pylo_zoo.ops.product import by_onednn, product
 
 Triple = tuple[float, float, float]
 """``(a, b, c)`` of the odd quintic ``a·x + b·x³ + c·x⁵`` that one iteration applies to every singular value."""
@@ -214,12 +215,23 @@ def _iterate(x: Tensor, coefficients: Sequence[Triple]) -> Tensor:
     torch's fused products and sums read and write each matrix once, and in 16 bits round once, which halves the error
     of the whole iteration. Two matrices and two Gram matrices are all the memory.
     """
-    product, add_product = (torch.mm, torch.addmm) if x.ndim == 2 else (torch.bmm, torch.baddbmm)
+    if x.ndim == 2 and by_onednn(x):
+        return _iterate_by_onednn(x, coefficients)
+    multiply, add_product = (torch.mm, torch.addmm) if x.ndim == 2 else (torch.bmm, torch.baddbmm)
     gram = x.new_empty(*x.shape[:-1], x.shape[-2])
     polynomial, spare = torch.empty_like(gram), torch.empty_like(x)
     for a, b, c in coefficients:
-        product(x, x.mT, out=gram)
+        multiply(x, x.mT, out=gram)
         add_product(gram, gram, gram, beta=b, alpha=c, out=polynomial)
         add_product(x, polynomial, x, beta=a, out=spare)
         x, spare = spare, x
+    return x
+
+
+def _iterate_by_onednn(x: Tensor, coefficients: Sequence[Triple]) -> Tensor:
+    """The same where another library multiplies faster than torch's fused products."""
+    for a, b, c in coefficients:
+        gram = product(x, x)
+        polynomial = product(gram, gram).mul_(c).add_(gram, alpha=b)
+        x = product(polynomial, x.T).add_(x, alpha=a)
     return x

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.kernels import Adam, Kernels
+from pylo_zoo.ops.apply import foreach
 from pylo_zoo.optim.base import Item, LearnedOptimizer
 
 
@@ -38,37 +39,37 @@ def adam_fused(
         options: of the item at a position.
         plain: the plain step of the item at a position, which counts ``step`` itself.
     """
-    launches: dict[torch.device, tuple[Kernels, list[Item], list[Adam]]] = {}
+    launches: dict[int, tuple[Kernels, list[Item], list[AdamW]]] = {}
+    known: dict[int, Kernels | None] = {}
     for k, item in enumerate(items):
-        kernels, asked = optimizer.kernels_of(item.parameter), options(k)
-        on_device = any(isinstance(x, Tensor) and x.device.type != "cpu" for x in (asked.coefficient, asked.shrink))
-        if kernels is None or on_device:  # kernels take numbers, and a device is not asked for them
+        kind, asked = id(item.meta), options(k)  # of a device and dtype
+        if kind not in known:
+            known[kind] = optimizer.kernels_of(item.parameter)
+        kernels = known[kind]
+        if kernels is None or _is_elsewhere(asked.coefficient) or _is_elsewhere(asked.shrink):
             plain(k)
             item.written()
             continue
-        _, taken, tasks = launches.setdefault(item.parameter.device, (kernels, [], []))
+        _, taken, of_taken = launches.setdefault(kind, (kernels, [], []))
         taken.append(item)
-        tasks.append(_task(item, asked, kernels))
-    for kernels, taken, tasks in launches.values():
+        of_taken.append(asked)
+    for kernels, taken, of_taken in launches.values():
+        counters = [item.state["step"] for item in taken]
+        foreach._foreach_add_(counters, 1)
+        steps = torch.stack(counters).tolist()
+        tasks = [_task(*each, kernels) for each in zip(taken, of_taken, steps, strict=True)]
         kernels.adam(tasks, taken[0].scale)
         for item in taken:
             item.written()
 
 
-def _task(item: Item, asked: AdamW, kernels: Kernels) -> Adam:
-    item.state["step"] += 1
-    p, g = item.taken(kernels.dtypes)
-    return Adam(
-        p,
-        g,
-        item.state["momentum"],
-        item.state["second_moment"],
-        step=int(item.state["step"]),
-        betas=asked.betas,
-        eps=asked.eps,
-        eps_root=asked.eps_root,
-        coefficient=float(asked.coefficient),
-        shrink=float(asked.shrink),
-        max_gradient=asked.max_gradient,
-        nesterov=False,
-    )
+def _is_elsewhere(factor: float | Tensor) -> bool:
+    """Whether a factor is on a device, which is not asked for it: kernels take numbers."""
+    return isinstance(factor, Tensor) and factor.device.type != "cpu"
+
+
+def _task(item: Item, asked: AdamW, step: int, kernels: Kernels) -> Adam:
+    betas, eps, eps_root, coefficient, shrink, max_gradient = asked
+    moments = item.state["momentum"], item.state["second_moment"]
+    rest = float(coefficient), float(shrink), max_gradient, False
+    return Adam(*item.taken(kernels.dtypes), *moments, step, betas, eps, eps_root, *rest)

@@ -48,6 +48,11 @@ class Item:
         moments: :func:`pylo_zoo.ops.conditioning.moments`, where a fused backend has taken them already.
     """
 
+    __slots__ = (
+        *("parameter", "gradient", "group", "state", "axes", "meta", "scale", "own_scale", "l2", "moments"),
+        *("_p", "_home"),
+    )
+
     def __init__(self, due: Due, state: dict[str, Tensor], axes: Axes, meta: Meta, scale: Tensor | None) -> None:
         self.parameter, self.gradient, self.group = due
         self.state, self.axes, self.meta, self.scale = state, axes, meta, scale
@@ -192,20 +197,24 @@ class LearnedOptimizer(ZooOptimizer):
     def _step(self, due: Sequence[Due], loss: Loss | None) -> None:
         self._prime(due)
         scale = None if self.clip_norm is None else global_norm_scale([each.gradient for each in due], self.clip_norm)
-        items = [self._item(each, scale) for each in due]
         step = self.param_groups[0]["step"]
-        self._take(items, step, loss)
+        (self._take_apart if self._fuses else self._take)(due, scale, step, loss)
         step += 1
 
-    def _take(self, items: Sequence[Item], step: Tensor, loss: Loss | None) -> None:
+    def _take(self, due: Sequence[Due], scale: Tensor | None, step: Tensor, loss: Loss | None) -> None:
         """Move every parameter, by the backend that was asked for."""
+        items = [self._item(each, scale) for each in due]
         (self._take_fused if self._fuses else self._take_plainly)(items, step, loss)
+
+    def _take_apart(self, due: Sequence[Due], scale: Tensor | None, step: Tensor, loss: Loss | None) -> None:
+        """The same, out of compiled graphs."""
+        self._take(due, scale, step, loss)
 
     def _take_plainly(self, items: Sequence[Item], step: Tensor, loss: Loss | None) -> None:
         self._update_each(items, self.prepare(items, step, loss), step)
 
     def _take_fused(self, items: Sequence[Item], step: Tensor, loss: Loss | None) -> None:
-        """With kernels where the family has some; kept out of compiled graphs."""
+        """With kernels where the family has some."""
         self._take_plainly(items, step, loss)
 
     def prepare_kernels(self) -> None:
@@ -229,7 +238,7 @@ class LearnedOptimizer(ZooOptimizer):
     def _prime(self, due: Sequence[Due]) -> None:
         self._fuses = any(self.kernels_of(each.parameter) is not None for each in due)
         super()._prime(due)
-        for p, _, group in due:
+        for p, _, group in () if self._fuses else due:  # what a graph finds made
             self._meta(p.device, state_dtype(p))
             self._axes_of(p, group)
         first = self.param_groups[0]

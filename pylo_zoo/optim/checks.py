@@ -40,11 +40,11 @@ def fitted(
 def takes_part(p: Tensor) -> bool:
     """Whether a step moves ``p``, which has a gradient: it has elements. :class:`ZooError` for a sparse gradient."""
     assert p.grad is not None
-    require(
-        p.grad.layout == torch.strided,
-        f"The gradient of a parameter of shape {tuple(p.shape)} is sparse.",
-        "The optimizers here read every element: build the embedding with sparse=False.",
-    )
+    if p.grad.layout != torch.strided:
+        raise ZooError(
+            f"The gradient of a parameter of shape {tuple(p.shape)} is sparse.",
+            "The optimizers here read every element: build the embedding with sparse=False.",
+        )
     return p.numel() > 0
 
 

@@ -338,7 +338,7 @@ def _keep_apart(cls: type[ZooOptimizer]) -> None:
     """
     if cls not in _APART:
         _APART.add(cls)
-        for name in ("_prime", "_take_fused"):
+        for name in ("_prime", "_take_apart"):
             if hasattr(cls, name):
                 setattr(cls, name, torch.compiler.disable(getattr(cls, name)))
 

@@ -121,12 +121,17 @@ class RuledOptimizer(LearnedOptimizer):
         rest: list[int] = []
         sizes: dict[torch.device, tuple[Launch, int]] = {}
         rule, hidden = self.rule, items[0].meta.net.mlp.weights()[0][0].shape[-2]  # pyright: ignore
+        known: dict[tuple[int, int], Kernels | None] = {}
         for k, item in enumerate(items):
-            kernels = self.kernels_of(item.parameter)
-            if kernels is None or not kernels.covers(item.parameter, item.axes, rule, hidden):
+            p, kind = item.parameter, (id(item.axes), id(item.meta))  # shape and layout; device and dtype
+            if kind not in known:
+                kernels = self.kernels_of(p)
+                known[kind] = kernels if kernels is not None and kernels.covers(p, item.axes, rule, hidden) else None
+            kernels = known[kind]
+            if kernels is None:
                 rest.append(k)
                 continue
-            device, count = item.parameter.device, item.parameter.numel()
+            device, count = p.device, p.numel()
             launch, size = sizes.get(device, (None, 0))
             if launch is None or (not self.looks_ahead and size + count > kernels.bucket):
                 launch, size = Launch(kernels, [], []), 0

@@ -1,0 +1,59 @@
+"""Products by either of torch's libraries: the same to rounding, and each where it should be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pylo_zoo.ops import product as products
+from pylo_zoo.ops.orthogonalize import COEFFICIENTS, newton_schulz
+from pylo_zoo.ops.product import by_onednn, product
+
+LIBRARIES = {"torch": False, "oneDNN": True}
+
+
+@pytest.fixture(params=LIBRARIES)
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if LIBRARIES[request.param] and not torch.backends.mkldnn.is_available():
+        pytest.skip("torch has no oneDNN here")
+    monkeypatch.setattr(products, "_is_faster", lambda: LIBRARIES[request.param])
+    return request.param
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def test_products_are_right(library: str) -> None:
+    x, wide = normal(300, 257), normal(400, 600)
+    for w in (wide[:, :257], normal(257, 400).T, wide[:, :257].contiguous()):
+        assert by_onednn(x, w) == (library == "oneDNN")
+        found, truth = product(x, w), x.double() @ w.double().T
+        assert found.shape == (300, 400)
+        assert not found.is_mkldnn
+        assert (found - truth).abs().max() <= 1e-6 * x.norm(dim=1).max() * w.norm(dim=1).max()
+
+
+def test_newton_schulz_is_the_same_to_rounding(library: str) -> None:
+    x, triples = normal(256, 300), COEFFICIENTS["original"] * 5
+    truth = newton_schulz(x.double(), triples, 1e-7)
+    found = newton_schulz(x, triples, 1e-7)
+    assert (found - truth).abs().max() < 5e-6
+    assert torch.equal(found, newton_schulz(x, triples, 1e-7))
+
+
+@pytest.mark.usefixtures("library")
+def test_only_large_matrices_of_float32_are_onednns() -> None:
+    large = torch.empty(256, 256)
+    assert not by_onednn(large, torch.empty(256, 255))
+    assert not by_onednn(large.double())
+    assert not by_onednn(large.bfloat16())
+    assert not by_onednn(large.to("meta"))
+
+
+@pytest.mark.usefixtures("library")
+def test_a_graph_has_torchs_own() -> None:
+    """A compiler cannot see into oneDNN's tensors."""
+    x = normal(256, 256)
+    assert torch.allclose(torch.compile(product, backend="eager", fullgraph=True)(x, x), x @ x.T, atol=1e-3)
