@@ -305,7 +305,7 @@ def test_what_is_covered(kernels: CpuKernels, shape, layout, rule: Rule, hidden:
 
 def test_what_an_advance_hands_on_keeps_its_memory_alive(kernels: CpuKernels) -> None:
     subject = SUBJECTS["velo"]
-    advanced = kernels.advance(cases(subject, "ordinary", kernels), subject.rule, torch.tensor(1.0))
+    advanced = kernels.advance(cases(subject, "ordinary", kernels), subject.rule, torch.tensor(1.0), moments=True)
     assert isinstance(advanced, Advanced)
     assert kernels.moments(advanced).isfinite().all()
 

@@ -167,7 +167,7 @@ FAULTS = {
         base, "Item.g", "g * scale.to(g)", "g * scale.to(g) * scale.to(g)", "features/gradient", "elo"
     ),
     "LSTM state not carried": Fault(
-        controlled, "ControlledOptimizer.prepare", 'item.state["lstm_cell"].copy_(next_cell)', "pass", "lstm_cell"
+        controlled, "ControlledOptimizer.prepare", "control.hidden, control.cell", "control.hidden, cell", "lstm_cell"
     ),
 }
 """By name."""
