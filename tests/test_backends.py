@@ -173,6 +173,19 @@ def test_parts_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         assert apart(parts, whole) < 2e-5, name
 
 
+@pytest.mark.parametrize("backend", ["eager", "fused"])
+@pytest.mark.parametrize("name", LEARNED)
+def test_autograd_sees_the_step(name: str, backend: str) -> None:
+    """A second backward through a graph that saved the old value is an error, as after a step of torch's own."""
+    params = parameters()
+    opt = optimizer(name, params, backend)
+    saved = [(p * p).sum() for p in params]
+    run(opt, params, 0, 1)
+    for each in saved:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            each.backward()
+
+
 def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(ZooError, match="backend is 'triton'"):
         optimizer("VeLO", parameters(), "triton")

@@ -50,7 +50,7 @@ class Item:
 
     __slots__ = (
         *("parameter", "gradient", "group", "state", "axes", "meta", "scale", "own_scale", "l2", "moments"),
-        *("_p", "_home"),
+        *("_p", "_home", "_unseen"),
     )
 
     def __init__(self, due: Due, state: dict[str, Tensor], axes: Axes, meta: Meta, scale: Tensor | None) -> None:
@@ -61,6 +61,7 @@ class Item:
         self.moments: Tensor | None = None
         self._p: Tensor | None = None
         self._home: Tensor | None = None
+        self._unseen = False  # kernels write past autograd
 
     @property
     def p(self) -> Tensor:
@@ -94,6 +95,7 @@ class Item:
         value = value.view(1) if value.ndim == 0 else value
         self._p = value.contiguous()
         self._home = None if self._p is value else value
+        self._unseen = True
         g = self.gradient if self.own_scale is None else self.gradient * self.own_scale
         g = g + self.l2 * self.p if self.l2 else g
         g = g if g.dtype in dtypes else g.to(state_dtype(self.parameter))
@@ -105,6 +107,8 @@ class Item:
             self._home.copy_(self._p)
         if self._p is not None and self._p.dtype != self.parameter.dtype:
             self.parameter.copy_(self._p.view_as(self.parameter))
+        if self._unseen:  # a graph that saved the old value must not be differentiated with the new one
+            torch.autograd.graph.increment_version(self.parameter)
         self._p = self._home = None
 
 
