@@ -173,6 +173,24 @@ def test_parts_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         assert apart(parts, whole) < 2e-5, name
 
 
+@pytest.mark.parametrize("name", LEARNED)
+def test_the_default_dtype_does_not_matter(name: str) -> None:
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        params, loss = parameters(), torch.tensor(1.0)
+        for p, g in zip(params, gradients(0), strict=True):
+            p.grad = g
+        torch.set_default_dtype(dtype)
+        try:
+            optimizer(name, params, "fused", lr=1e-3 / 3).step(loss)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        found.append(params)
+    moved = [(a - start).norm() for a, start in zip(found[0], parameters(), strict=True)]
+    for a, b, movement in zip(*found, moved, strict=True):
+        assert (a - b).norm() <= 1e-4 * movement
+
+
 @pytest.mark.parametrize("backend", ["eager", "fused"])
 @pytest.mark.parametrize("name", LEARNED)
 def test_autograd_sees_the_step(name: str, backend: str) -> None:

@@ -98,7 +98,8 @@ class CpuKernels:
         coefficient: Tensor | Sequence[float],
         shrink: Tensor | Sequence[float],
     ) -> None:
-        rows = records.normalized_records(tasks, *(torch.as_tensor(each).tolist() for each in (coefficient, shrink)))
+        factors = (each.tolist() if isinstance(each, Tensor) else each for each in (coefficient, shrink))
+        rows = records.normalized_records(tasks, *factors)
         self._library.pylo_zoo_normalized(rows, ctypes.c_int64(len(tasks)), torch.get_num_threads())
 
     def adam(self, tasks: Sequence[Adam], scale: Tensor | None) -> None:
