@@ -173,6 +173,21 @@ def test_parts_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         assert apart(parts, whole) < 2e-5, name
 
 
+@pytest.mark.parametrize("name", ["AdafacLO", "CELO2-base", "ELO"])
+def test_the_default_device_does_not_matter(name: str) -> None:
+    """Kernels are handed pointers: memory of another device would not be theirs."""
+    params, same = parameters(), parameters()
+    one, other = optimizer(name, params, "fused"), optimizer(name, same, "fused")
+    run(one, params, 0, 1)
+    run(other, same, 0, 1)
+    for p, q, g in zip(params, same, gradients(1), strict=True):
+        p.grad, q.grad = g.clone(), g.clone()
+    one.step()
+    with torch.device("meta"):
+        other.step()
+    assert all(map(torch.equal, params, same))
+
+
 @pytest.mark.parametrize("name", LEARNED)
 def test_the_default_dtype_does_not_matter(name: str) -> None:
     found = []

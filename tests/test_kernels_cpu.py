@@ -342,7 +342,10 @@ def test_without_a_compiler_the_reason_is_given(monkeypatch: pytest.MonkeyPatch,
         build.load()
 
 
-@pytest.mark.parametrize(("cxx", "reason"), [("false", "does not compile"), ("no-such-compiler", "which CXX names")])
+@pytest.mark.parametrize(
+    ("cxx", "reason"),
+    [("false", "does not compile"), ("no-such-compiler", "which CXX names"), ('g++ "', "cannot be read")],
+)
 def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, cxx: str, reason: str) -> None:
     monkeypatch.setenv("CXX", cxx)
     with pytest.raises(ZooError, match=f"{cxx}.*{reason}|{reason}"):

@@ -75,7 +75,7 @@ class Normalized(NamedTuple):
 
 
 class Room:
-    """Memory for steps that a later step uses again: on a CPU, new pages cost more than what is written to them."""
+    """A CPU's memory for steps that a later step uses again: new pages cost more than what is written to them."""
 
     ALIGNED = 16
     """Floats between the starts of two steps."""
@@ -88,7 +88,7 @@ class Room:
         sizes = [-(-shape.numel() // self.ALIGNED) * self.ALIGNED for shape in shapes]
         if self._kept is None or len(self._kept) < sum(sizes):
             self._kept = None  # before there is a larger one
-            self._kept = torch.empty(sum(sizes), dtype=torch.float32)
+            self._kept = torch.empty(sum(sizes), dtype=torch.float32, device="cpu")
         pieces = self._kept[: sum(sizes)].split(sizes)
         return [piece[: shape.numel()].view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 

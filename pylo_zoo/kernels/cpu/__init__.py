@@ -67,13 +67,13 @@ class CpuKernels:
         rows, of_rule = records.task_records(tasks), records.rule_record(rule, moments)
         count = ctypes.c_int64(len(tasks))
         floats = self._library.pylo_zoo_workspace(bytes(rows), count, of_rule)
-        workspace = torch.empty(floats, dtype=torch.float32)
+        workspace = torch.empty(floats, dtype=torch.float32, device="cpu")
         advanced = Advanced(tasks, of_rule, rows, workspace, None if scale is None else scale.float())
         self._library.pylo_zoo_advance(*advanced.arguments(), _pointer(advanced.scale), torch.get_num_threads())
         return advanced
 
     def moments(self, advanced: Advanced) -> Tensor:
-        out = torch.empty(len(advanced.tasks), 9, dtype=torch.float32)
+        out = torch.empty(len(advanced.tasks), 9, dtype=torch.float32, device="cpu")
         self._library.pylo_zoo_moments(*advanced.arguments(), _pointer(out))
         return out
 
@@ -84,7 +84,9 @@ class CpuKernels:
         coefficient: Tensor | Sequence[float],
         shrink: Tensor | Sequence[float],
     ) -> None:
-        factors = [torch.as_tensor(each, dtype=torch.float32).contiguous() for each in (coefficient, shrink)]
+        factors = [
+            torch.as_tensor(each, dtype=torch.float32, device="cpu").contiguous() for each in (coefficient, shrink)
+        ]
         self._network(advanced, layers, *map(_pointer, factors), None)
 
     def steps(self, advanced: Advanced, layers: Sequence[Layer], room: Room) -> list[Tensor]:

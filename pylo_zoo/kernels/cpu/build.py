@@ -81,7 +81,11 @@ def _build(path: Path, flags: Sequence[str]) -> None:
 
 def _named() -> list[str]:
     """The words of ``$CXX``; none where it is not set."""
-    return shlex.split(os.environ.get("CXX", ""))
+    named = os.environ.get("CXX", "")
+    try:
+        return shlex.split(named)
+    except ValueError as error:
+        raise CannotBuild(f"CXX is {named!r}, which cannot be read: {error}.", INSTALL) from error
 
 
 def _compiler() -> list[str]:
