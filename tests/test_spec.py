@@ -33,9 +33,8 @@ def test_every_cited_section_exists() -> None:
     assert not missing
 
 
-def test_sections_are_numbered_in_order_and_have_anchors() -> None:
-    headings = re.findall(r"^## §(\d+) .* \{ #s(\d+) \}$", SPEC, re.MULTILINE)
-    assert headings == [(str(k), str(k)) for k in range(1, len(SECTIONS) + 1)]
+def test_sections_are_numbered_in_order() -> None:
+    assert re.findall(r"^## §(\d+) ", SPEC, re.MULTILINE) == [str(k) for k in range(1, len(SECTIONS) + 1)]
 
 
 @pytest.mark.parametrize("preset", ["original", "quintic"])
