@@ -72,7 +72,7 @@ class ZooOptimizer(torch.optim.Optimizer):
         _keep_apart(type(self))
         self.nonfinite = nonfinite
         self.skipped_steps = 0
-        self._loss: Loss | None = None
+        self._pending_loss: list[Loss] = []  # a list: compilers before torch 2.13 cannot set an optimizer's attribute
         common = {"master_weights": master_weights, "format_version": FORMAT_VERSION}
         super().__init__(params, {**defaults, **common})
 
@@ -93,7 +93,7 @@ class ZooOptimizer(torch.optim.Optimizer):
         and a loaded state take its place: ``GradScaler`` skips steps by never calling ``step``, and the loss that such
         a step leaves behind must neither reach the next one nor stop it. Give the loss itself, not the scaled one.
         """
-        self._loss = loss
+        self._pending_loss[:] = [loss]
 
     def step(self, closure: Callable[[], Loss] | Loss | None = None, *, loss: Loss | None = None) -> Any:
         """One optimizer step.
@@ -123,7 +123,7 @@ class ZooOptimizer(torch.optim.Optimizer):
         return loss
 
     def _take_loss(self, closure: Callable[[], Loss] | Loss | None, loss: Loss | None) -> Loss | None:
-        left, self._loss = self._loss, None
+        left = self._pending_loss.pop() if self._pending_loss else None
         require(
             closure is None or loss is None,
             "step() has more than one loss to choose from.",
@@ -158,8 +158,12 @@ class ZooOptimizer(torch.optim.Optimizer):
                 f"{'A gradient' if bad else 'The loss'} is not finite: {what}.",
                 'Look for what overflows, or let nonfinite="skip" leave such steps out. Nothing has been touched.',
             )
-        self.skipped_steps += 1
+        self._count_skipped()
         return False
+
+    def _count_skipped(self) -> None:
+        """Count one skipped step, outside compiled graphs (:func:`_keep_apart`): a count in them would recompile."""
+        self.skipped_steps += 1
 
     def _prime(self, due: Sequence[Due]) -> None:
         """Make the state of parameters that have none, apart from compiled graphs (:func:`_keep_apart`)."""
@@ -243,7 +247,7 @@ class ZooOptimizer(torch.optim.Optimizer):
         _keep_apart(type(self))
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # torch's, for its own step functions; no option here
-        self._loss = None
+        self._pending_loss = []
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state as :meth:`torch.optim.Optimizer.load_state_dict`, but checked first and kept in its own dtype.
@@ -338,7 +342,7 @@ def _keep_apart(cls: type[ZooOptimizer]) -> None:
     """
     if cls not in _APART:
         _APART.add(cls)
-        for name in ("_prime", "_take_apart"):
+        for name in ("_prime", "_take_apart", "_count_skipped"):
             if hasattr(cls, name):
                 setattr(cls, name, torch.compiler.disable(getattr(cls, name)))
 
