@@ -192,7 +192,7 @@ def write(
         **({} if artifact.parity is None else {PARITY: _json(artifact.parity)}),
         **(extra_files or {}),
     }
-    with staged_directory(directory) as staging:
+    with staged_directory(directory, last=CONFIG) as staging:
         for name, data in files.items():
             (staging / name).write_bytes(data)
     return directory

@@ -255,7 +255,7 @@ def _hashes(directory: Path) -> dict[str, str]:
 
 def _copy(source: Path, hashes: Mapping[str, str], target: Path) -> Path:
     """Copy the files to ``target``, all of them and as they were hashed, or none."""
-    with staged_directory(target) as staging, explained(target):
+    with staged_directory(target, last=artifact.CONFIG) as staging, explained(target):
         for name, sha256 in hashes.items():
             shutil.copyfile(source / name, staging / name)
             if store.digest(staging / name) != sha256:

@@ -207,7 +207,7 @@ def _fetch(repo: Repository, known: Mapping[str, str], access: Access) -> dict[s
     hashes = {name: store.digest(path) for name, path in paths.items()}
     target = place(repo, repo.commit)
     _clear(target)
-    with staged_directory(target, store.ANOTHER_CACHE) as staging:
+    with staged_directory(target, store.ANOTHER_CACHE, last=LISTING) as staging:
         with explained(target, store.ANOTHER_CACHE):
             for name, path in paths.items():
                 shutil.copyfile(path, staging / name)
