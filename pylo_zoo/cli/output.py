@@ -140,10 +140,10 @@ LIKENESSES = {
     **dict.fromkeys("‘’", "'"),
     **{"…": "...", "×": "x", "→": "->", "∞": "inf", "μ": "u", "·": "*", "✕": "x", "√": "sqrt", "²": "^2"},
 }
-"""What a terminal shows in place of a character that its encoding lacks; a character without a likeness becomes ``?``."""
+"""What replaces a character that the encoding of a terminal lacks; one without a likeness becomes ``?``."""
 ERRORS = "pylo_zoo.likeness"
 LOSSLESS = ("strict", "surrogateescape", "backslashreplace")
-"""Error handlers that Python itself gives to stdout and stderr; any other one is the user's choice (PYTHONIOENCODING)."""
+"""Error handlers that Python itself gives to stdout and stderr; another one is the user's choice (PYTHONIOENCODING)."""
 
 
 def encode_anything(stream: Any) -> None:
