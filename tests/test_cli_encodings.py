@@ -19,6 +19,7 @@ from pylo_zoo.compare import memory, report
 
 ENCODINGS = ("ascii", "latin-1", "cp437", "utf-8")
 OUT = ["--out", "out", "--force"]
+SHORT, FEW = ["--steps", "4", "--set", "size=4"], ["--steps", "3", "--seconds", "9"]
 COMMANDS = {
     "list": ["list"],
     "info": ["info", "celo2"],
@@ -28,11 +29,9 @@ COMMANDS = {
     "verify": ["verify", "made"],
     "pull": ["pull", "made", *OUT],
     "publish": ["publish", "made", "--repo-id", "ORG/μ", "--dry-run", "--license", "MIT", "--allow-unverified"],
-    "train": ["train", "quadratic", "--optimizer", "sgd", "--steps", "4", "--set", "size=4", "--out", "lauf-ü"],
-    "compare": ["compare", "quadratic", "--optimizers", "adamw,sgd", "--seeds", "1", "--steps", "4"]
-    + ["--tune", "none", "--set", "size=4", "--out", "compared"],
-    "bench": ["bench", "--optimizers", "muon", "--shapes", "tiny", "--steps", "3", "--seconds", "9"]
-    + ["--no-memory", "--backends", "eager"],
+    "train": ["train", "quadratic", "--optimizer", "sgd", *SHORT, "--out", "lauf-ü"],
+    "compare": ["compare", "quadratic", "--optimizers", "adamw,sgd", "--seeds", "1", "--tune", "none", *SHORT],
+    "bench": ["bench", "--optimizers", "muon", "--shapes", "tiny", "--no-memory", "--backends", "eager", *FEW],
 }
 """Each command, with names that no 8-bit encoding holds together."""
 SLOW = {"bench", "compare"}

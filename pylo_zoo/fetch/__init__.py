@@ -254,8 +254,8 @@ def _check(part: Part, where: Location, sha256: str | None, bytes: int | None, r
     if recorded is not None and (found, length) != (recorded.sha256, recorded.bytes):
         part.discard()
         raise FetchError(
-            f"{where.uri} has changed since {recorded.date}: it has sha256 {found} ({length:,} bytes{what and ', ' + what}), and the "
-            f"lock file has {recorded.sha256} ({recorded.bytes:,} bytes).",
+            f"{where.uri} has changed since {recorded.date}: it has sha256 {found} ({length:,} bytes"
+            f"{what and ', ' + what}), and the lock file has {recorded.sha256} ({recorded.bytes:,} bytes).",
             "Accept it with --update-lock if you expect that, or if the recorded one was a web page or a pointer; "
             "otherwise ask its publisher.",
         )
