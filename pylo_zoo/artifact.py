@@ -23,7 +23,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from pylo_zoo import converters
+from pylo_zoo import converters, impostors
 from pylo_zoo.config import parse, to_dict
 from pylo_zoo.converters.base import UNUSED, structure_problems, tensor_shapes, value_problems
 from pylo_zoo.errors import ZooError
@@ -192,7 +192,7 @@ def write(
         **({} if artifact.parity is None else {PARITY: _json(artifact.parity)}),
         **(extra_files or {}),
     }
-    with staged_directory(directory) as staging:
+    with staged_directory(directory, last=CONFIG) as staging:
         for name, data in files.items():
             (staging / name).write_bytes(data)
     return directory
@@ -276,6 +276,7 @@ def _tensors(path: Path, family: converters.Family, architecture: Any, *, finite
     try:
         tensors = load_safetensors(path.read_bytes())
     except (OSError, SafetensorError) as error:
+        _check_impostor(path)
         raise ZooError(f"{path} cannot be read: {error}.", CONVERT_AGAIN) from error
     if wrong := [name for name, tensor in tensors.items() if tensor.dtype != torch.float32]:
         raise ZooError(f"{path}: {wrong[0]} is not float32.", CONVERT_AGAIN)
@@ -285,6 +286,21 @@ def _tensors(path: Path, family: converters.Family, architecture: Any, *, finite
     if problems := [*structure_problems("tensors", arrays, expected), *values]:
         raise ZooError(f"{path}: {'; '.join(problems)}.", CONVERT_AGAIN)
     return tensors
+
+
+def _check_impostor(path: Path) -> None:
+    """Say what a damaged file is, if it is a web page, a Git LFS pointer or the like.
+
+    Raises:
+        ZooError: it is.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(impostors.HEAD)
+    except OSError:
+        return
+    if impostor := impostors.recognise(head, path.stat().st_size, text=path.suffix != ".json"):
+        raise ZooError(f"{path} is {impostor.what}, not part of an artifact.", impostor.hint) from None
 
 
 def _source(values: Mapping[str, Any]) -> SourceRecord:
@@ -322,6 +338,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
     except (OSError, ValueError, RecursionError) as error:
+        _check_impostor(path)
         raise ZooError(f"{path} cannot be read: {error}.", CONVERT_AGAIN) from error
     if not isinstance(values, dict):
         raise ZooError(f"{path} is not a JSON object.", CONVERT_AGAIN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import re
 import secrets
@@ -19,32 +20,47 @@ _LEFT_BEHIND = re.compile(r"\..+\.(new|old)-[0-9a-f]{8}")
 
 
 @contextmanager
-def staged_directory(target: Path, hint: str = ANOTHER_PLACE) -> Iterator[Path]:
-    """A new directory beside ``target`` that takes its place, in one step, when the block ends without an exception.
+def staged_directory(target: Path, hint: str = ANOTHER_PLACE, *, last: str | None = None) -> Iterator[Path]:
+    """A new directory that becomes ``target`` when the block ends without an exception.
 
-    After an exception nothing has changed. A symbolic link is followed: what it points to is replaced. What a process
-    leaves behind that is killed meanwhile is :func:`left_behind`, and in nobody's way.
+    Normally the new directory takes the place of ``target`` in one step. Three kinds of directory keep their inode, and
+    the files are moved into them instead: an empty directory, a mount point, and one that holds the working directory
+    (another one in its place would leave the user's shell in a deleted directory). Moving files takes several steps:
+    the old ``last`` is moved away first and the new one is moved in at the end, so that a directory without this file
+    is incomplete. An exception undoes the steps. A symbolic link is followed: its target is replaced. Whatever a killed
+    process leaves is :func:`left_behind`.
+
+    Args:
+        target: the directory.
+        hint: what a user can do if the file system refuses.
+        last: the file without which readers do not accept the directory.
 
     Raises:
         ZooError: the file system refuses.
     """
     target = _resolved(target, hint)
-    staging = _sibling(target, "new")
     with explained(target, hint):
+        inside = target.is_dir() and _keeps_its_place(target)
+        staging = target / _sibling(target, "new").name if inside else _sibling(target, "new")
         target.parent.mkdir(parents=True, exist_ok=True)
         staging.mkdir()
         try:
             yield staging
             for path in [*staging.rglob("*"), staging]:
                 sync(path)
-            _replace(target, staging)
+            if inside:
+                _move_into(target, staging, last)
+            else:
+                _replace(target, staging, last)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        sync(target.parent)
+        sync(target if inside else target.parent)
 
 
 def write_file(target: Path, data: bytes, hint: str = ANOTHER_PLACE) -> None:
     """Write or replace the file ``target`` in one step.
+
+    A file that is itself a mount point (``docker run -v FILE:FILE``) cannot be replaced: its content is overwritten.
 
     Raises:
         ZooError: the file system refuses.
@@ -56,16 +72,36 @@ def write_file(target: Path, data: bytes, hint: str = ANOTHER_PLACE) -> None:
         try:
             staging.write_bytes(data)
             sync(staging)
-            staging.replace(target)
+            try:
+                staging.replace(target)
+            except OSError as error:
+                if error.errno not in _CANNOT_MOVE or not target.is_file():
+                    raise
+                target.write_bytes(data)
+                sync(target)
         finally:
             staging.unlink(missing_ok=True)
         sync(target.parent)
 
 
-def _replace(target: Path, staging: Path) -> None:
-    """Rename ``staging`` to ``target``; the two change places where the system can do that in one step.
+_CANNOT_MOVE = (errno.EBUSY, errno.EXDEV)
+"""How the file system refuses to rename a mount point; EXDEV comes from a mount of another file system."""
 
-    Elsewhere what stood there is put aside first, and back again if the second step fails.
+
+def _keeps_its_place(target: Path) -> bool:
+    """Whether another directory must not, or cannot, take the place of the directory ``target``."""
+    with suppress(OSError):  # the working directory may be deleted
+        if Path.cwd().is_relative_to(target):
+            return True
+    empty = all(left_behind(name) for name in os.listdir(target))
+    return empty or os.path.ismount(target) or not os.access(target.parent, os.W_OK)
+
+
+def _replace(target: Path, staging: Path, last: str | None) -> None:
+    """Rename ``staging`` to ``target``; the two change places in one step if the system can do that.
+
+    Otherwise the old directory is put aside first, and back again if the second step fails. A mount point that looks
+    like a plain directory (a bind mount within one file system) refuses both, and gets the files instead.
     """
     try:
         staging.rename(target)
@@ -76,11 +112,50 @@ def _replace(target: Path, staging: Path) -> None:
     if _exchange(target, staging):
         return
     aside = _sibling(target, "old")
-    target.rename(aside)
+    try:
+        target.rename(aside)
+    except OSError as error:
+        if error.errno not in _CANNOT_MOVE:
+            raise
+        _copy_into(target, staging, last)
+        return
     try:
         staging.rename(target)
     except BaseException:
         aside.rename(target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _copy_into(target: Path, staging: Path, last: str | None) -> None:
+    """Copy ``staging`` into the mount point ``target``, then move its files to their places there."""
+    inside = target / staging.name
+    try:
+        shutil.copytree(staging, inside)
+        for path in [*inside.rglob("*"), inside]:
+            sync(path)
+        _move_into(target, inside, last)
+    finally:
+        shutil.rmtree(inside, ignore_errors=True)
+
+
+def _move_into(target: Path, staging: Path, last: str | None) -> None:
+    """Replace the entries of ``target`` by those of ``staging``, which is one of them; undone after an exception."""
+    aside = target / _sibling(target, "old").name
+    aside.mkdir()
+    old = sorted((name for name in os.listdir(target) if not left_behind(name)), key=lambda name: name != last)
+    new = sorted(os.listdir(staging), key=lambda name: name == last)
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for here, there, names in ((target, aside, old), (staging, target, new)):
+            for name in names:
+                (here / name).rename(there / name)
+                moved.append((here / name, there / name))
+            sync(there)
+    except BaseException:
+        for before, after in reversed(moved):
+            after.rename(before)
+        aside.rmdir()
         raise
     shutil.rmtree(aside, ignore_errors=True)
 
@@ -104,12 +179,15 @@ def left_behind(name: str) -> bool:
 
 
 def sweep(target: Path) -> None:
-    """Remove what a process that was killed had begun to write for ``target``, for a caller that holds its lock."""
-    folder = target.parent
-    for name in os.listdir(folder) if folder.is_dir() else ():
-        if left_behind(name) and name.startswith(f".{target.name}."):
-            with suppress(OSError):  # it is in nobody's way
-                shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+    """Remove what a killed process had begun to write for ``target``, beside it and inside it.
+
+    The caller holds the lock of ``target``.
+    """
+    for folder in (target.parent, target):
+        for name in os.listdir(folder) if folder.is_dir() else ():
+            if left_behind(name) and name.startswith(f".{target.name}."):
+                with suppress(OSError):  # a leftover does no harm
+                    shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
 
 
 def _resolved(target: Path, hint: str) -> Path:

@@ -15,7 +15,7 @@ from pylo_zoo.artifact import Artifact
 from pylo_zoo.convert import convert, matched_entry
 from pylo_zoo.converters import candidates
 from pylo_zoo.errors import ZooError
-from pylo_zoo.fetch import Access, store
+from pylo_zoo.fetch import Access, is_uri, store
 from pylo_zoo.files import explained, staged_directory
 from pylo_zoo.hub import NotAnArtifact, Repository, checkpoint
 from pylo_zoo.hub.checkpoint import Checkpoint
@@ -111,6 +111,11 @@ def _find(weights: str | Path, proven: bool, access: Access, *, look: bool) -> t
         return _read(Path(weights), proven), None
     if weights.startswith("hf://"):
         return _from_hub(weights, proven, access, look=look)
+    if is_uri(weights):
+        raise ZooError(
+            f"weights is {weights[:200]!r}, an address that it does not take.",
+            "A file there converts with `pylo-zoo convert FAMILY --source ADDRESS`; a repository is hf://ORG/NAME.",
+        )
     if "/" in weights:
         raise ZooError(f"{weights} is no directory.", f"{WHAT} The Hub's {weights} would be hf://{weights}.")
     entry = registry.get(weights)
@@ -152,12 +157,12 @@ def _from_hub(uri: str, proven: bool, access: Access, *, look: bool) -> tuple[Ar
     if entry := _of_registry(repo):
         access.say(f"{uri} is the registry's {entry.name}, and is converted here.")
         return convert(entry.name, access=access), None
-    if found := checkpoint.recorded(repo, access, look=look):
+    if found := checkpoint.recorded(repo, access, _readable, look=look):
         return _converted(found, access), None
     try:
         return _pulled(repo, proven, access, look=look)
     except NotAnArtifact as error:
-        return _converted(checkpoint.find(repo, error.snapshot, access), access), None
+        return _converted(checkpoint.find(repo, error.snapshot, access, _readable), access), None
 
 
 def _of_registry(repo: Repository) -> Entry | None:
@@ -200,14 +205,24 @@ def _judged(made: Artifact, uri: str, access: Access) -> Artifact:
     return made
 
 
-def _converted(found: Checkpoint, access: Access) -> Artifact:
-    """The artifact of a checkpoint that the Hub holds, of the family that it fits."""
+def _readable(found: Checkpoint) -> formats.Source:
+    """The checkpoint's content.
+
+    Raises:
+        ZooError: it does not read as a checkpoint, or its format is one of :data:`RUNS_CODE`.
+    """
     read = formats.read(found.path)
     if read.format in RUNS_CODE:
         raise ZooError(
             f"{found.uri} is a {read.format} file, and those are not opened from a repository unasked.",
             f"If you trust it: `pylo-zoo convert FAMILY --source {found.uri}`; nothing in it is run even then.",
         )
+    return read
+
+
+def _converted(found: Checkpoint, access: Access) -> Artifact:
+    """The artifact of a checkpoint that the Hub holds, of the family that it fits."""
+    read = _readable(found)
     entry = matched_entry(read.sha256)
     fits = [entry.family] if entry else candidates(read.leaves, read.naming)
     if len(fits) != 1:
@@ -255,7 +270,7 @@ def _hashes(directory: Path) -> dict[str, str]:
 
 def _copy(source: Path, hashes: Mapping[str, str], target: Path) -> Path:
     """Copy the files to ``target``, all of them and as they were hashed, or none."""
-    with staged_directory(target) as staging, explained(target):
+    with staged_directory(target, last=artifact.CONFIG) as staging, explained(target):
         for name, sha256 in hashes.items():
             shutil.copyfile(source / name, staging / name)
             if store.digest(staging / name) != sha256:

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 ARROWS = {
     "pylo_zoo": "artifact errors weights",
     "errors": "",
+    "impostors": "",
     "files": "errors",
     "warn": "",
     "plugins": "errors warn",
@@ -27,10 +28,10 @@ ARROWS = {
     "kernels": "errors fetch files filelock ops torch triton warn",
     "nets": "config errors ops torch",
     "converters": "config errors nets numpy plugins torch",  # nets, torch: shapes on the meta device
-    "formats": "errors msgpack numpy orbax safetensors",
-    "artifact": "config converters errors files nets numpy pylo_zoo safetensors torch",
+    "formats": "errors impostors msgpack numpy orbax safetensors",
+    "artifact": "config converters errors files impostors nets numpy pylo_zoo safetensors torch",
     "registry": "config converters errors plugins yaml",
-    "fetch": "config errors files filelock huggingface_hub pylo_zoo rich",
+    "fetch": "config errors files filelock impostors huggingface_hub pylo_zoo rich",
     "hub": "artifact errors fetch files huggingface_hub",
     "convert": "artifact config converters errors fetch files formats nets numpy parity pylo_zoo registry torch yaml",
     "weights": "artifact convert converters errors fetch files formats hub parity registry",

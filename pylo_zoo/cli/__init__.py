@@ -98,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """
     for name in ("stdout", "stderr"):
         _open_stream(name)
+        output.encode_anything(getattr(sys, name))
     warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
     status = _run(argv)
     if status == INTERRUPTED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json as json_format
 import sys
 import time
@@ -131,6 +132,62 @@ def fail(message: str, hint: str) -> None:
     """One ``Error:`` and one ``Hint:`` line on stderr, whatever the texts contain."""
     for label, text in (("Error", message), ("Hint", hint)):
         print(f"{label}: {printable(' '.join(text.split()))}", file=sys.stderr)
+
+
+LIKENESSES = {
+    **dict.fromkeys("–—−", "-"),
+    **dict.fromkeys("“”", '"'),
+    **dict.fromkeys("‘’", "'"),
+    **{"…": "...", "×": "x", "→": "->", "∞": "inf", "μ": "u", "·": "*", "✕": "x", "√": "sqrt", "²": "^2"},
+}
+"""What replaces a character that the encoding of a terminal lacks; one without a likeness becomes ``?``."""
+ERRORS = "pylo_zoo.likeness"
+LOSSLESS = ("strict", "surrogateescape", "backslashreplace")
+"""Error handlers that Python itself gives to stdout and stderr; another one is the user's choice (PYTHONIOENCODING)."""
+
+
+def encode_anything(stream: Any) -> None:
+    """Let ``stream`` replace characters that its encoding (ascii, latin-1, cp437, …) lacks, in place of an exception.
+
+    Typer takes an ascii stream for a mistake and writes UTF-8 to it; under another name, it leaves the stream alone.
+    """
+    if not hasattr(stream, "reconfigure") or getattr(stream, "errors", None) not in LOSSLESS:
+        return
+    codecs.register_error(ERRORS, _likeness)
+    codecs.register(_terminal_ascii)
+    ascii_only = codecs.lookup(stream.encoding).name == "ascii"
+    stream.reconfigure(encoding=TERMINAL_ASCII if ascii_only else stream.encoding, errors=ERRORS)
+
+
+TERMINAL_ASCII = "pylo_zoo_ascii"
+
+
+def _terminal_ascii(name: str) -> codecs.CodecInfo | None:
+    """The codec ascii under the name :data:`TERMINAL_ASCII`, as :func:`codecs.register` asks for it."""
+    if name != TERMINAL_ASCII:
+        return None
+    known = codecs.lookup("ascii")
+    return codecs.CodecInfo(
+        known.encode,
+        known.decode,
+        incrementalencoder=known.incrementalencoder,
+        incrementaldecoder=known.incrementaldecoder,
+        name=name,
+    )
+
+
+def _likeness(error: UnicodeError) -> tuple[str, int]:
+    """The replacement for the characters that caused ``error``, as :func:`codecs.register_error` asks for it."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    signs = error.object[error.start : error.end]
+    return "".join(map(_alike, signs)), error.end
+
+
+def _alike(sign: str) -> str:
+    if "\ud800" <= sign <= "\udfff":  # part of a file name that is not UTF-8
+        return sign.encode("unicode_escape").decode()
+    return LIKENESSES.get(sign, "?")
 
 
 def printable(text: str) -> str:

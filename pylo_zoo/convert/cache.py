@@ -58,7 +58,7 @@ def keep(source: Source) -> Path:
     directory = store.directory(source.sha256)
     with store.locked(source.sha256), explained(directory, store.ANOTHER_CACHE):
         store.real_folder(directory)
-        with staged_directory(directory, store.ANOTHER_CACHE) as staging:
+        with staged_directory(directory, store.ANOTHER_CACHE, last=NAMES[source.format]) as staging:
             for name, data in parts.items():
                 path = staging / NAMES[source.format] / name
                 path.parent.mkdir(parents=True, exist_ok=True)

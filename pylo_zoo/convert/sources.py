@@ -51,17 +51,25 @@ def own_file(name: str, path: str | Path, access: Access | None = None) -> tuple
 
 def _own_address(uri: str, access: Access | None) -> formats.Source:
     """The file at ``uri``, with the gin file that Google keeps beside its ``params``, where there is one."""
-    source = formats.read(fetch(uri, limit=formats.MAX_BYTES, access=access))
+    source = formats.read(fetch(uri, limit=formats.MAX_BYTES, check=formats.read, access=access))
     if source.format != "flax-params":
         return source
-    folder, _, _ = uri.partition("?")[0].rpartition("/")
+    where = parse(uri)
+    folder, _, _ = where.uri.rpartition("/")
+    config = f"{folder}/{formats.CONFIG_NAME}"
+    if where.kind == "hub" and where.revision != "main":
+        config += f"@{where.revision}"
     try:
-        beside = fetch(f"{folder}/{formats.CONFIG_NAME}", limit=formats.MAX_CONFIG_BYTES, access=access)
+        beside = fetch(config, limit=formats.MAX_CONFIG_BYTES, check=_check_config, access=access)
     except (NotFound, Forbidden):
         beside = None
         if access is not None:
             access.say(f"There is no {formats.CONFIG_NAME} beside it: what that would say is taken as --set has it.")
     return read_beside(source.path, source.sha256, beside)
+
+
+def _check_config(path: Path) -> None:
+    formats.check_config(path.read_bytes())
 
 
 def registered_file(name: str, access: Access | None = None) -> tuple[Entry, formats.Source]:
@@ -101,6 +109,7 @@ def _fetched(entry: Entry, access: Access | None) -> formats.Source:
                 sha256=source.sha256,
                 bytes=source.bytes,
                 limit=limits.get(source.format, formats.MAX_BYTES),
+                check=_check_config if source.format == "gin" else formats.read,
                 access=access,
             )
             for source in entry.sources

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pylo_zoo import impostors
+from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import http, hub, lockfile, progress, store
 from pylo_zoo.fetch.errors import Conflict, FetchError, Forbidden, NotFound, Unavailable
 from pylo_zoo.fetch.lockfile import Pin
@@ -72,6 +74,7 @@ def fetch(
     bytes: int | None = None,
     limit: int = MAX_BYTES,
     record: bool = True,
+    check: Callable[[Path], object] | None = None,
     access: Access | None = None,
 ) -> Path:
     """The file that ``uri`` names, verified, in the cache.
@@ -85,6 +88,9 @@ def fetch(
         bytes: the length that it has to have.
         limit: the length that it must not exceed.
         record: whether a lock file may say what it is; not where the caller knows of a better authority.
+        check: reads a file whose hash only the lock file knows, or nobody, and raises a ZooError for what it is not.
+            Only a file that it lets pass is recorded and stays in the cache. By default, web pages, pointers and other
+            :mod:`~pylo_zoo.impostors` are refused.
         access: how to fetch.
 
     Returns:
@@ -93,16 +99,23 @@ def fetch(
     Raises:
         NotFound: the server has no such file.
         Unavailable: it cannot be reached, or must not be.
-        FetchError: it is refused: too large, changed, or not what the hash says.
+        FetchError: it is refused: too large, changed, not what the hash says, or not what ``check`` accepts.
         ZooError: the cache or the lock file cannot be used.
     """
     access = access or Access()
     where = parse(uri) if record else replace(parse(uri), recorded=False)
+    if where.note:
+        access.say(where.note)
+    check = check or _check_impostor
     if found := _cached(where, sha256, bytes, access):
+        if sha256 is None:
+            _check_cached(found, where, check, access)
         return found
     key = f"{where.kind} {where.url}"
     with store.locked(key, access.say):
         if found := _cached(where, sha256, bytes, access):  # another process was first
+            if sha256 is None:
+                _check_cached(found, where, check, access)
             return found
         recorded = _recorded(where, sha256, access)
         part = Part(store.partial(key), limit if bytes is None else min(limit, bytes))
@@ -114,11 +127,56 @@ def fetch(
         digest, length = part.sha256, part.count
         path = store.place(part.path, digest, where.name)
         part.discard()
+        if sha256 is None:
+            _check_fetched(path, where, check, access)
         if sha256 is None and where.recorded and recorded is None:
             lock = lockfile.location(access.lock)
             lockfile.record(lock, where.uri, digest, length)
             access.say(f"No hash of {where.uri} was known: recorded sha256 {digest[:12]}… in {lock}.")
     return path
+
+
+def _check_impostor(path: Path) -> None:
+    """Refuse a file that no caller can want: a web page, a pointer, an error message."""
+    with path.open("rb") as file:
+        head = file.read(impostors.HEAD)
+    if impostor := impostors.recognise(head, path.stat().st_size, text=False):
+        raise FetchError(f"{path.name} is {impostor.what}.", impostor.hint)
+
+
+def _check_fetched(path: Path, where: Location, check: Callable[[Path], object], access: Access) -> None:
+    """Remove a new file that ``check`` refuses, from the cache of huggingface_hub too, so that nothing remembers it.
+
+    Raises:
+        FetchError: ``check`` refuses it.
+    """
+    try:
+        check(path)
+    except ZooError as error:
+        store.remove(path)
+        if where.kind == "hub" and not access.is_offline:
+            hub.remove(where)
+        raise FetchError(f"{where.uri} was not kept: {error.message}", error.hint) from None
+
+
+def _check_cached(path: Path, where: Location, check: Callable[[Path], object], access: Access) -> None:
+    """Say that a file came from the cache, if ``check`` refuses it, and how to replace it.
+
+    Raises:
+        FetchError: ``check`` refuses it.
+    """
+    try:
+        check(path)
+    except ZooError as error:
+        raise from_cache(error, where.uri, lockfile.location(access.lock)) from None
+
+
+def from_cache(error: ZooError, uri: str, lock: Path) -> FetchError:
+    """``error``, which is about a cached file that ``lock`` records for ``uri``, with the way to replace that file."""
+    return FetchError(
+        f"{error.message} It came from the cache, since {lock} records it as {uri}.",
+        "Fetch it again with --update-lock (in Python, Access(update_lock=True)).",
+    )
 
 
 def _cached(where: Location, sha256: str | None, bytes: int | None, access: Access) -> Path | None:
@@ -189,15 +247,17 @@ def _check(part: Part, where: Location, sha256: str | None, bytes: int | None, r
         FetchError: so it is.
     """
     found, length = part.sha256, part.count
+    what = _named(part)
     if length == 0:
         part.discard()
         raise FetchError(f"{where.uri} is empty.", http.WRONG_FILE)
     if recorded is not None and (found, length) != (recorded.sha256, recorded.bytes):
         part.discard()
         raise FetchError(
-            f"{where.uri} has changed since {recorded.date}: it has sha256 {found}, and the lock file has "
-            f"{recorded.sha256}.",
-            "If you expect that, accept it with --update-lock; if not, ask its publisher.",
+            f"{where.uri} has changed since {recorded.date}: it has sha256 {found} ({length:,} bytes"
+            f"{what and ', ' + what}), and the lock file has {recorded.sha256} ({recorded.bytes:,} bytes).",
+            "Accept it with --update-lock if you expect that, or if the recorded one was a web page or a pointer; "
+            "otherwise ask its publisher.",
         )
     wrong = [
         f"{what} {is_}, not {wanted}"
@@ -206,4 +266,13 @@ def _check(part: Part, where: Location, sha256: str | None, bytes: int | None, r
     ]
     if wrong:
         part.discard()
-        raise FetchError(f"{where.uri} is not the file that it should be: {', '.join(wrong)}.", http.WRONG_FILE)
+        raise FetchError(
+            f"{where.uri} is {what and what + ', '}not the file that it should be: {', '.join(wrong)}.", http.WRONG_FILE
+        )
+
+
+def _named(part: Part) -> str:
+    """``"a web page titled 'Sign in'"`` and the like; empty if the bytes in ``part`` may be a checkpoint."""
+    with part.path.open("rb") as file:
+        impostor = impostors.recognise(file.read(impostors.HEAD), part.count)
+    return impostor.what if impostor else ""

@@ -59,6 +59,15 @@ def kept(where: Location) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
+def remove(where: Location) -> None:
+    """Remove the file from the client's cache, its bytes too, so that the client downloads it again."""
+    pointer = kept(where)
+    if pointer is not None:
+        with suppress(OSError):
+            pointer.resolve().unlink()
+            pointer.unlink(missing_ok=True)
+
+
 def forget(pointer: Path) -> None:
     """Make the client look again where ``pointer``, which it returned, leads to wrong bytes.
 

@@ -70,6 +70,18 @@ def place(file: Path, sha256: str, name: str) -> Path:
     return target
 
 
+def remove(path: Path) -> None:
+    """Remove a file that :func:`place` put into the cache.
+
+    Raises:
+        ZooError: the file system refuses.
+    """
+    with locked(path.parent.name), explained(path, ANOTHER_CACHE):
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # other files are in it
+            path.parent.rmdir()
+
+
 def real_folder(folder: Path) -> None:
     """Make ``folder``, in place of a link or file that stands there."""
     if folder.is_symlink() or folder.is_file():

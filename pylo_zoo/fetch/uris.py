@@ -30,6 +30,7 @@ class Location:
         name: a file name without anything that a file system or a terminal could misread.
         recorded: whether the URI names one file for good, so that a lock file may hold it.
         repo, revision, file: of the Hub; empty elsewhere.
+        note: what was changed in the address that the user gave; empty if nothing was.
     """
 
     uri: str
@@ -40,6 +41,7 @@ class Location:
     repo: str = ""
     revision: str = ""
     file: str = ""
+    note: str = ""
 
 
 def is_uri(text: str) -> bool:
@@ -70,8 +72,43 @@ def parse(text: str) -> Location:
 
 def _web(text: str) -> Location:
     check_url(text)
-    parts = urlsplit(text)
-    return Location(shown(text), "http", text, safe_name(unquote(parts.path)), recorded=not parts.query)
+    url = direct(text)
+    parts = urlsplit(url)
+    note = "" if url == text else f"{shown(text)} is the page of a file; fetching {shown(url)}."
+    return Location(shown(url), "http", url, safe_name(unquote(parts.path)), recorded=not parts.query, note=note)
+
+
+def direct(url: str) -> str:
+    """The address of the file itself, if ``url`` is that of its page on the Hub, GitHub or GitLab.
+
+    >>> direct("https://huggingface.co/ORG/REPO/blob/main/theta.state")
+    'https://huggingface.co/ORG/REPO/resolve/main/theta.state'
+
+    Raises:
+        FetchError: it is the page of a repository or directory.
+    """
+    parts = urlsplit(url)
+    host, segments = parts.netloc.lower(), parts.path.strip("/").split("/")
+    hub = host in _hub_hosts()
+    if not hub and host not in ("github.com", "www.github.com", "gitlab.com"):
+        return url
+    start = 3 if hub and segments[0] in ("datasets", "spaces", "models") else 2  # ORG/REPO before the kind of page
+    rest = segments[start + 1 :] if segments[start : start + 1] == ["-"] else segments[start:]  # GitLab's dash
+    kind = rest[0] if rest else ""
+    if kind in ("", "tree") or (kind in ("blob", "resolve", "raw") and len(rest) < 3):
+        repo = "/".join(segments[:start])
+        hint = f"hf://{repo} is the repository." if hub and len(segments) >= 2 else "Give the address of a file."
+        raise FetchError(f"{shown(url)} is a page that lists files, not a file.", hint)
+    if kind != "blob" and not (hub and kind == "raw"):  # the Hub's raw/ is the pointer of a large file
+        return url
+    before = segments[: len(segments) - len(rest)]
+    path = "/".join(["", *before, "resolve" if hub else "raw", *rest[1:]])
+    return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
+
+
+def _hub_hosts() -> set[str]:
+    endpoints = (HF_ENDPOINT, os.environ.get("HF_ENDPOINT") or HF_ENDPOINT)
+    return {"hf.co", "www.huggingface.co", *(urlsplit(each).netloc.lower() for each in endpoints)}
 
 
 def _bucket(text: str, segments: list[str]) -> Location:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from pylo_zoo import impostors
 from pylo_zoo.errors import ZooError
 from pylo_zoo.formats import flax_msgpack, gin, npz, orbax, pickles, pylo
 from pylo_zoo.formats.arrays import Array, Decoded, collect
@@ -42,6 +43,8 @@ FOREIGN = (
     (b"\x89HDF", "an HDF5 file"),
 )
 """How files begin that are often taken for a checkpoint."""
+
+POINTERS = tuple(beginning for beginning, _ in impostors.POINTERS)
 
 KNOWN = (
     "Formats that can be read: flax msgpack (theta.state), Google's params and *.checkpoint, pickles, npz, orbax "
@@ -95,6 +98,7 @@ def read(path: str | Path) -> Source:
     config_bytes = None
     if decoded.container == "flax-params" and (config_path := path.parent / CONFIG_NAME).is_file():
         config_bytes = read_bounded(config_path, MAX_CONFIG_BYTES)
+        check_config(config_bytes)
     return Source(
         path=path,
         format=decoded.container,
@@ -126,6 +130,7 @@ def load(path: Path) -> dict[str, bytes]:
             f"{path} is an artifact already, not a checkpoint to convert.",
             "Train with weights=DIR, check it with `pylo-zoo verify DIR`, or go back with `pylo-zoo export DIR`.",
         )
+    _check_pointers(path, chosen)
     if not orbax.recognises(path):
         chosen = [file for file in chosen if pylo.recognises(_head(file), file.stat().st_size)]
     if not chosen:
@@ -151,8 +156,35 @@ def detect(data: bytes, path: Path) -> ModuleType:
     for module in READERS:
         if module.recognises(data):
             return module
+    if impostor := impostors.recognise(data[: impostors.HEAD], len(data)):
+        raise ZooError(f"{path.name} is {impostor.what}, not a checkpoint.", impostor.hint)
     known = next((what for signature, what in FOREIGN if data.startswith(signature)), None)
     raise ZooError(f"{path.name} is {known or 'no checkpoint of a known format'}.", KNOWN)
+
+
+def check_config(data: bytes) -> None:
+    """Refuse ``data`` in place of a ``config.gin``.
+
+    Raises:
+        ZooError: it is a web page, a pointer or the like, or not what gin writes.
+    """
+    if data and (impostor := impostors.recognise(data[: impostors.HEAD], len(data), text=False)):
+        raise ZooError(f"{CONFIG_NAME} is {impostor.what}, not a gin configuration.", impostor.hint)
+    gin.parse(data)
+
+
+def _check_pointers(directory: Path, chosen: list[Path]) -> None:
+    """Refuse a clone whose large files are still pointers.
+
+    Raises:
+        ZooError: the name of the first one, and what it is.
+    """
+    for file in chosen:
+        head = _head(file)
+        impostor = impostors.recognise(head, file.stat().st_size) if head.startswith(POINTERS) else None
+        if impostor is not None:
+            name = file.relative_to(directory).as_posix()
+            raise ZooError(f"{directory.name}/{name} is {impostor.what}, not the file itself.", impostor.hint)
 
 
 def _decode_directory(path: Path, parts: Mapping[str, bytes]) -> Decoded:

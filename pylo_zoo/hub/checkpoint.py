@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.fetch import Access, fetch, lockfile, store
+from pylo_zoo.fetch import Access, fetch, from_cache, lockfile, store
 from pylo_zoo.fetch.lockfile import RepositoryPin
 from pylo_zoo.hub.api import Snapshot
 from pylo_zoo.hub.names import Repository
@@ -26,16 +27,21 @@ class Checkpoint:
     path: Path
 
 
-def recorded(repo: Repository, access: Access, *, look: bool) -> Checkpoint | None:
+Check = Callable[[Checkpoint], object]
+"""Reads a file, and raises a ZooError if it is not a checkpoint that may be used."""
+
+
+def recorded(repo: Repository, access: Access, check: Check, *, look: bool) -> Checkpoint | None:
     """The file that the lock file holds for ``repo``, where it holds a checkpoint's.
 
     Args:
         repo: which.
         access: how to fetch.
+        check: reads the file.
         look: ask where a branch or tag leads by now, and say so.
 
     Raises:
-        FetchError: it cannot be had, or is another one.
+        FetchError: it cannot be had, is another one, or ``check`` refuses it.
     """
     pins = {} if access.update_lock else lockfile.read_all(lockfile.location(access.lock)).repositories
     pin = pins.get(repo.uri)
@@ -44,15 +50,20 @@ def recorded(repo: Repository, access: Access, *, look: bool) -> Checkpoint | No
     if look:
         moved_on(repo, pin, access)
     ((name, sha256),) = pin.files.items()
-    return _take(repo.at(pin.commit), name, sha256, access)
+    found = _take(repo.at(pin.commit), name, sha256, access)
+    try:
+        check(found)
+    except ZooError as error:
+        raise from_cache(error, repo.uri, lockfile.location(access.lock)) from None
+    return found
 
 
-def find(repo: Repository, snapshot: Snapshot, access: Access) -> Checkpoint:
-    """The checkpoint in ``snapshot``, which is what ``repo`` leads to, fetched and recorded.
+def find(repo: Repository, snapshot: Snapshot, access: Access, check: Check) -> Checkpoint:
+    """The checkpoint in ``snapshot``, which is what ``repo`` leads to, fetched, checked and recorded.
 
     Raises:
         ZooError: there is none, or more than one that it could be.
-        FetchError: it cannot be had.
+        FetchError: it cannot be had, or ``check`` refuses it.
     """
     there = sorted(snapshot.files)
     fitting = [name for name in NAMES if name in there] or [name for name in there if name.endswith(SUFFIXES)]
@@ -63,7 +74,8 @@ def find(repo: Repository, snapshot: Snapshot, access: Access) -> Checkpoint:
             f"Name the file: `pylo-zoo convert FAMILY --source hf://{repo.id}/FILE`.",
         )
     name = fitting[0]
-    found = _take(repo.at(snapshot.commit), name, snapshot.files[name].sha256, access)
+    found = _take(repo.at(snapshot.commit), name, snapshot.files[name].sha256, access, check)
+    check(found)
     pin = RepositoryPin(snapshot.commit, {name: store.digest(found.path)}, lockfile.today())
     lock = lockfile.location(access.lock)
     lockfile.record_repository(lock, repo.uri, pin)
@@ -71,9 +83,16 @@ def find(repo: Repository, snapshot: Snapshot, access: Access) -> Checkpoint:
     return found
 
 
-def _take(repo: Repository, name: str, sha256: str | None, access: Access) -> Checkpoint:
+def _take(
+    repo: Repository, name: str, sha256: str | None, access: Access, check: Check = lambda found: None
+) -> Checkpoint:
     uri = f"hf://{repo.id}/{name}@{repo.revision}"
-    limit = max(MAX_BYTES.values())
-    return Checkpoint(
-        uri, fetch(uri, sha256=sha256, limit=limit, record=False, access=replace(access, update_lock=False))
+    path = fetch(
+        uri,
+        sha256=sha256,
+        limit=max(MAX_BYTES.values()),
+        record=False,
+        check=lambda path: check(Checkpoint(uri, path)),
+        access=replace(access, update_lock=False),
     )
+    return Checkpoint(uri, path)

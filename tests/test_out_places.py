@@ -1,0 +1,101 @@
+"""``--out`` that is a mount point, the working directory, or an existing empty directory, for every command with it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import run
+from trees import write_theta
+
+from pylo_zoo import artifact
+
+IN_MOUNTS = """
+import subprocess, sys
+from pathlib import Path
+from pylo_zoo import cli
+
+def mount(*words):
+    subprocess.run(["mount", *words], check=True)
+
+def run(*argv):
+    try:
+        cli.main([str(word) for word in argv])
+    except SystemExit as end:
+        assert not end.code, argv
+
+place = Path(sys.argv[1])
+for kind, options in (("tmpfs", ["-t", "tmpfs", "tmpfs"]), ("bind", ["--bind", str(place / "beneath")])):
+    out = place / kind
+    mount(*options, str(out))
+    for force in ([], ["--force"]):
+        run("convert", "celo2", "--source", place / "theta.state", "--out", out, "--no-verify", *force, "-q")
+        assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors", "parity.json"]
+    run("pull", place / "bind-source", "--out", out, "--force", "-q")
+    run("train", "quadratic", "--optimizer", "sgd", "--steps", "2", "--out", place / f"{kind}-run", "-q")
+file = place / "file.state"
+mount("--bind", str(place / "beneath.state"), str(file))
+run("export", out, "--out", file, "--force", "-q")
+assert file.read_bytes() == (place / "theta.state").read_bytes()
+print("done")
+"""
+
+
+def may_mount() -> bool:
+    """Whether this process may have mounts of its own."""
+    if sys.platform != "linux" or shutil.which("unshare") is None:
+        return False
+    words = ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    return subprocess.run(words, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not may_mount(), reason="no right to mount; test_files.py simulates what a mount point does")
+def test_mount_points(tmp_path: Path) -> None:
+    write_theta(tmp_path, "celo2", scale=0.1)
+    for name in ("tmpfs", "bind", "beneath"):
+        (tmp_path / name).mkdir()
+    for name in ("file.state", "beneath.state"):
+        (tmp_path / name).touch()
+    assert (
+        run("convert", "celo2", "--source", tmp_path / "theta.state", "--out", tmp_path / "bind-source", "--no-verify")
+        == 0
+    )
+    command = ["unshare", "--mount", sys.executable, "-c", IN_MOUNTS, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (ended.stdout.splitlines()[-1:], ended.stderr) == (["done"], "")
+
+
+def test_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_theta(tmp_path, "celo2", scale=0.1)
+    out = tmp_path / "out"
+    out.mkdir()
+    monkeypatch.chdir(out)
+    before = out.stat().st_ino
+    for force in ([], ["--force"]):
+        assert run("convert", "celo2", "--source", source, "--out", ".", "--no-verify", *force) == 0
+        assert out.stat().st_ino == before  # a shell in it is not left in a deleted directory
+    assert artifact.read(Path(".")).family == "celo2"
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    monkeypatch.chdir(copy)
+    before = copy.stat().st_ino
+    assert run("pull", "../out", "--out", ".") == 0
+    assert copy.stat().st_ino == before
+    assert json.loads(Path("config.json").read_text())["family"] == "celo2"
+
+
+def test_a_directory_that_was_deleted_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_theta(tmp_path, "celo2", scale=0.1)
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert run("convert", "celo2", "--source", source, "--out", "out", "--no-verify") == 1
+    err = capsys.readouterr().err
+    assert "Error: out cannot be written: No such file or directory." in err
