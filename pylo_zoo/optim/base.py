@@ -23,7 +23,17 @@ from pylo_zoo.ops.gradients import global_norm_scale
 from pylo_zoo.ops.layout import Axes, axes_of
 from pylo_zoo.optim.advice import decay_warning
 from pylo_zoo.optim.checks import fitted, require
-from pylo_zoo.optim.contract import OWN_STATE, Due, Group, Loss, ZooOptimizer, master_copy, state_dtype, wide_value
+from pylo_zoo.optim.contract import (
+    OWN_STATE,
+    Due,
+    Group,
+    Loss,
+    ZooOptimizer,
+    entries_of_parameters,
+    master_copy,
+    state_dtype,
+    wide_value,
+)
 from pylo_zoo.weights import load
 
 
@@ -340,7 +350,7 @@ class LearnedOptimizer(ZooOptimizer):
         """Whether a parameter has been stepped: wrappers may add entries of their own before the first step."""
         p, group = self.param_groups[0]["params"][0], {**self.defaults, **incoming["param_groups"][0]}
         names = {*OWN_STATE, *self.expected_state(torch.empty(p.shape, device="meta"), group)}
-        return any(not entry or not names.isdisjoint(entry) for entry in incoming["state"].values())
+        return any(not entry or not names.isdisjoint(entry) for entry in entries_of_parameters(incoming).values())
 
     def _after_loading(self) -> None:
         super()._after_loading()

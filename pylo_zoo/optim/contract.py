@@ -333,9 +333,8 @@ class ZooOptimizer(torch.optim.Optimizer):
 
         def take(_: torch.optim.Optimizer, incoming: dict[str, Any]) -> dict[str, Any]:
             loaded.append(self._checked_state(incoming))
-            keys = {key for group in incoming["param_groups"] for key in group["params"]}
-            of_no_parameter = {key: value for key, value in incoming["state"].items() if key not in keys}
-            return {**incoming, "state": {key: value for key, value in of_no_parameter.items() if not _is_index(key)}}
+            ours = entries_of_parameters(incoming)
+            return {**incoming, "state": {key: each for key, each in incoming["state"].items() if key not in ours}}
 
         def put(_: torch.optim.Optimizer) -> None:
             parameters = [p for group in self.param_groups for p in group["params"]]
@@ -389,11 +388,11 @@ class ZooOptimizer(torch.optim.Optimizer):
         self._check_saved_groups(incoming)
         keys = [key for group in groups for key in group["params"]]
         parameters = [p for group in mine for p in group["params"]]
-        entries = dict(incoming["state"])
+        entries = entries_of_parameters(incoming)
         for key in keys:  # JSON turns the numbers of parameters into text
             if key not in entries and str(key) in entries:
                 entries[key] = entries.pop(str(key))
-        unknown = [key for key in entries if key not in keys and _is_index(key)]
+        unknown = [key for key in entries if key not in keys]
         require(not unknown, f"The state has entries of no parameter: {sorted(unknown, key=str)}.", "Save it again.")
         saved_groups = [group for group in groups for _ in group["params"]]
         return {
@@ -421,9 +420,14 @@ def _with_names(group: Group) -> Iterable[tuple[Tensor, str]]:
     return zip(group["params"], group.get("param_names") or (), strict=False)
 
 
-def _is_index(key: Any) -> bool:
-    """Whether ``key`` of a state numbers a parameter; wrappers use other keys for what belongs to none."""
-    return isinstance(key, int) or (isinstance(key, str) and key.isdecimal())
+def entries_of_parameters(incoming: Mapping[str, Any]) -> dict[Any, Any]:
+    """The entries of a state that belong to parameters, or number some. Wrappers use other keys for entries of none."""
+    keys = {key for group in incoming["param_groups"] for key in group["params"]}
+
+    def of_parameter(key: Any) -> bool:
+        return key in keys or isinstance(key, int) or (isinstance(key, str) and key.isdecimal())
+
+    return {key: entry for key, entry in incoming["state"].items() if of_parameter(key)}
 
 
 _APART: set[type[ZooOptimizer]] = set()
