@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -106,7 +107,9 @@ def get(name: str, naming: str = "jax") -> Family:
         ZooError: there is no such family, or it has no such names.
     """
     if name not in FAMILIES:
-        raise ZooError(f"There is no family {name!r}.", f"Known families: {', '.join(FAMILIES)}.")
+        near = difflib.get_close_matches(name.lower().replace("_", "-"), FAMILIES, n=1)
+        listing = f"Known families: {', '.join(FAMILIES)}."
+        raise ZooError(f"There is no family {name!r}.", f"Did you mean {near[0]!r}? {listing}" if near else listing)
     if name not in NAMINGS[naming]:
         raise ZooError(
             f"This is a torch file; those are read in PyLO's naming, which has no names for {name}.",

@@ -20,8 +20,9 @@ from pylo_zoo.files import explained, staged_directory
 from pylo_zoo.hub import NotAnArtifact, Repository, checkpoint
 from pylo_zoo.hub.checkpoint import Checkpoint
 from pylo_zoo.registry import Entry, Published
+from pylo_zoo.samples.random_weights import RANDOM, random_artifact
 
-WHAT = "Give a name of `pylo-zoo list`, an artifact's directory, hf://ORG/NAME@REVISION, or a loaded artifact."
+WHAT = "Give a name of `pylo-zoo list`, an artifact's directory, hf://ORG/NAME@REVISION, random:FAMILY or an artifact."
 RUNS_CODE = ("pickle", "pylo-torch")
 """Formats that are not read from a repository unasked, though our reader of them runs nothing."""
 
@@ -33,6 +34,7 @@ def load(weights: str | Path | Artifact, *, proven: bool = True, access: Access 
         weights: an artifact, returned as it is; an artifact's directory; a registry name; or ``hf://ORG/NAME`` with
             ``@`` and a commit, branch or tag, or without. What the cache does not hold is fetched, with a progress bar
             where stderr is a terminal. A repository that holds a checkpoint of JAX or of PyLO is converted at once.
+            ``random:FAMILY`` is random weights of a family, to try its code: they do not train.
         proven: refuse an artifact whose parity report failed, or speaks of other weights than are there now.
         access: how to fetch.
 
@@ -86,6 +88,8 @@ def pull(
         ZooError: as :func:`load`, or ``out`` is in the way.
     """
     access = access or Access()
+    if name.startswith(RANDOM):
+        raise ZooError(f"{name} is random weights, which are not stored anywhere.", "Use the name itself for weights.")
     if out is not None:
         artifact.check_output(Path(out), force=force)
     if revision is None and name.count("/") == 1 and Path(name).is_dir():
@@ -109,6 +113,8 @@ def _find(weights: str | Path, proven: bool, access: Access, *, look: bool) -> t
         raise ZooError(f"weights is {weights!r}.", WHAT)
     if isinstance(weights, Path) or Path(weights).is_dir():
         return _read(Path(weights), proven), None
+    if weights.startswith(RANDOM):
+        return random_artifact(weights.removeprefix(RANDOM)), None
     if weights.startswith("hf://"):
         return _from_hub(weights, proven, access, look=look)
     if is_uri(weights):

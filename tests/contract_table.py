@@ -7,6 +7,7 @@ docs/optimizers.md shows the same table, written by ``python tests/contract_docs
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import pytest
@@ -15,7 +16,9 @@ from golden_data import artifact
 from torch import Tensor, nn
 from trees import synthetic_artifact
 
+from pylo_zoo import load
 from pylo_zoo.artifact import Artifact
+from pylo_zoo.convert import convert
 from pylo_zoo.optim import CELO2, ELO, ELO_CELO2, AdafacLO, Celo, CeloAdam, MuLO, Muon, VeLO
 from pylo_zoo.optim.contract import ZooOptimizer
 
@@ -55,6 +58,13 @@ TABLE = {
     "Muon": Entry(Muon, None, {}),
 }
 CONTROLLED = ("VeLO", "Celo", "CeloAdam")
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+TRAINED: dict[type[ZooOptimizer], Callable[[], Artifact]] = {
+    VeLO: lambda: load("velo-sample"),
+    Celo: lambda: convert("celo", source=CHECKPOINTS / "celo" / "theta.state"),
+    CeloAdam: lambda: convert("celo-adam", source=CHECKPOINTS / "celo-adam" / "theta.state"),
+}
+"""Weights that train, for the optimizers of which some are here."""
 LEARNED = tuple(name for name in TABLE if name != "Muon")
 UNCONTROLLED = tuple(name for name in TABLE if name not in CONTROLLED)
 
@@ -77,21 +87,52 @@ PROPERTIES = {
     "pending_loss": Property(STEPS, "`set_loss` is used once, and superseded by a newer loss", NO_LOSS),
     "zero_grad": Property(STEPS, "`zero_grad(set_to_none=…)`; gradients are never written"),
     "none_grads": Property(STEPS, "absent gradients and frozen parameters are left alone"),
+    "skipped": Property(STEPS, "a step without gradients needs no loss and counts nothing; a closure may return None"),
     "added_later": Property(STEPS, "`add_param_group` in mid-run, unfreezing included"),
     "groups": Property(STEPS, "several groups, each with its own options"),
     "bad_groups": Property(STEPS, "a group that cannot be is an error, and is not kept"),
+    "foreign_options": Property(
+        STEPS, "options that change a step and do not exist here (`maximize`, another optimizer's): an error"
+    ),
     "schedulers": Property(STEPS, "every `torch.optim.lr_scheduler`, warm restarts included: AdamW's `lr`s, used"),
     "tensor_lr": Property(STEPS, "a tensor `lr` is a float `lr`"),
     "horizon": Property(STEPS, "past `num_steps`: goes on with the last fraction, warns once", NO_HORIZON),
+    "decay_warning": Property(
+        STEPS,
+        "a `weight_decay` that undoes the steps warns once, with the number",
+        dict.fromkeys(("CELO2", "CELO2-base", "ELO_CELO2", "ELO", "Muon"), "its `lr` scales its steps and its decay"),
+    ),
+    "schedule_warning": Property(
+        STEPS,
+        "a falling `lr` warns once",
+        dict.fromkeys(UNCONTROLLED, "has no schedule of its own: give it one"),
+    ),
+    "embedding_warning": Property(
+        STEPS,
+        "an embedding in a group without `rule` warns once",
+        {
+            **dict.fromkeys((*CONTROLLED, "ELO", "AdafacLO", "MuLO"), "updates every parameter by one rule"),
+            "CELO2-base": "updates every parameter by one rule",
+        },
+    ),
+    "routes": Property(
+        STEPS,
+        "`routes()`: the rule of every parameter, and why",
+        {
+            **dict.fromkeys((*CONTROLLED, "ELO", "AdafacLO", "MuLO"), "updates every parameter by one rule"),
+        },
+    ),
     "repr": Property(STEPS, "`repr` shows options, not buffers"),
     "resume": Property(STATE, "saved, loaded in a fresh process: the next 50 steps bit-identical"),
     "copies": Property(STATE, "`deepcopy` and pickle go on bit for bit"),
     "state_dtype": Property(STATE, "float32 state of 16-bit parameters stays float32; float64 of float64"),
     "devices": Property(STATE, "a state moves to its parameters' device; counters stay on the CPU"),
-    "misfit": Property(STATE, "a missing, extra, misshapen or foreign entry: an error, nothing changed"),
+    "misfit": Property(STATE, "an own entry missing, misshapen or of another optimizer: an error, nothing changed"),
     "run_misfit": Property(
         STATE, "the same for the state of the run", {"Muon": "keeps no state of the run, but that of its parameters"}
     ),
+    "foreign": Property(STATE, "entries of wrappers (Lookahead, SAM) in state and groups are kept, copied and loaded"),
+    "numbers": Property(STATE, "counters and run state that are ints, floats, lists or NumPy's become tensors"),
     "checkpoint": Property(STATE, "`torch.distributed.checkpoint.state_dict`: got and set, bit for bit (one process)"),
     "format_version": Property(STATE, "`format_version`; an unknown one is an error; older states load"),
     "shapes": Property(PARAMETERS, "0-d, empty and size-1 parameters"),
@@ -100,7 +141,9 @@ PROPERTIES = {
     "half": Property(PARAMETERS, "bfloat16 and float16 parameters: finite, float32 state, rounded once"),
     "master": Property(PARAMETERS, "`master_weights=True`: float32's run, rounded; written-to parameters are heard"),
     "float64": Property(PARAMETERS, "float64 parameters are updated in float64"),
-    "refused": Property(PARAMETERS, "complex, integer and sparse parameters and gradients: an error"),
+    "refused": Property(PARAMETERS, "complex, integer and sparse parameters with gradients: an error"),
+    "frozen": Property(PARAMETERS, "frozen parameters of any dtype and layout are accepted, as in quantized models"),
+    "lazy": Property(PARAMETERS, "a lazy parameter without a shape: an error"),
     "meta": Property(PARAMETERS, "built, stepped and loaded on the meta device"),
     "autocast": Property(TRAINING, "autocast: a step inside it is a step outside it"),
     "grad_scaler": Property(TRAINING, "`GradScaler`: a skipped step leaves all state alone, and no stale loss"),
@@ -122,13 +165,18 @@ PROPERTIES = {
     "torch_direction": Property(
         TORCH,
         "the loss goes down, contiguous or not",
-        dict.fromkeys(LEARNED[1:], "its weights here are random: their steps have no direction"),
+        dict.fromkeys(
+            [name for name in LEARNED if name not in CONTROLLED],
+            "its weights here are random: their steps have no direction",
+        ),
     ),
     "torch_hooks": Property(TORCH, "step pre and post hooks, global ones, in order"),
     "torch_state_hooks": Property(TORCH, "`state_dict` and `load_state_dict` hooks, in order, replacing included"),
     "torch_noop": Property(TORCH, "without gradients a step is none"),
     "torch_zero": Property(
-        TORCH, "with zero gradients and no decay a step moves nothing", dict.fromkeys(LEARNED, "its network has biases")
+        TORCH,
+        "with zero gradients and no decay a step moves nothing",
+        dict.fromkeys([name for name in LEARNED if name != "CeloAdam"], "its network has biases: a test shows it move"),
     ),
     "torch_state": Property(TORCH, "`state_dict` is deterministic; loads with `weights_only`, with named parameters"),
     "torch_copies": Property(TORCH, "`deepcopy` has all public attributes; state is there after a step"),

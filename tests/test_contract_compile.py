@@ -50,6 +50,7 @@ def run(
     for call in range(calls):
         stance = torch.compiler.set_stance("default" if compiler is None or call < warm else "fail_on_recompile")
         with stance, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "lr has fallen")
             warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")  # dynamo reads it
             losses.append(float(step(x)))
         scheduler.step()

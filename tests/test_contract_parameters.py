@@ -169,9 +169,9 @@ def test_float64_parameters_are_updated_in_float64(entry: Entry) -> None:
 
 @holds("refused")
 def test_complex_integer_and_sparse_are_errors_before_anything_moves(entry: Entry) -> None:
-    for dtype in (torch.complex64, torch.complex128, torch.int64, torch.bool):
+    for dtype in (torch.complex64, torch.complex128):
         with pytest.raises(ZooError, match=str(dtype)):
-            make(entry, [torch.ones(5, 5, dtype=dtype)])
+            make(entry, [nn.Parameter(torch.ones(5, 5, dtype=dtype))])
     with pytest.raises(ZooError, match="sparse"):
         make(entry, [nn.Parameter(torch.eye(4).to_sparse())])
     matrix, embedding = nn.Parameter(torch.ones(6, 6)), nn.Embedding(5, 4, sparse=True)

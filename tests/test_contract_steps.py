@@ -173,6 +173,7 @@ def test_parameters_come_in_mid_run(entry: Entry) -> None:
 
 
 @holds("groups")
+@pytest.mark.filterwarnings("ignore:weight_decay=0.5")
 def test_groups_have_their_own_options(entry: Entry) -> None:
     shapes = [(6, 6), (7,)]
     still, decayed, plain = (parameters(shapes=shapes) for _ in range(3))
@@ -240,6 +241,7 @@ def test_no_scheduler_of_torch_is_left_out() -> None:
 
 
 @holds("schedulers")
+@pytest.mark.filterwarnings("ignore:lr has fallen")
 def test_every_scheduler_sets_the_lr_that_adamw_gets_and_the_step_uses_it(entry: Entry) -> None:
     for name, build in SCHEDULERS.items():
         params, theirs, by_hand = (parameters(shapes=[(6, 6), (7,)]) for _ in range(3))
@@ -262,6 +264,7 @@ def test_every_scheduler_sets_the_lr_that_adamw_gets_and_the_step_uses_it(entry:
 
 
 @holds("tensor_lr")
+@pytest.mark.filterwarnings("ignore:lr has fallen")
 def test_a_tensor_lr_is_a_float_lr(entry: Entry) -> None:
     ends = []
     for lr in (0.5, torch.tensor(0.5), torch.tensor([0.5])):

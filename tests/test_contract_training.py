@@ -217,6 +217,7 @@ def test_clip_norm_is_clipping_beforehand(entry: Entry) -> None:
 
 
 @holds("decoupled")
+@pytest.mark.filterwarnings("ignore:weight_decay=0.5")
 def test_decoupled_decay_is_apart_from_the_step(entry: Entry) -> None:
     shapes = [(6, 6), (7,)]
     decayed, plain = parameters(shapes=shapes), parameters(shapes=shapes)

@@ -151,7 +151,9 @@ def test_where_parameters_go_and_why() -> None:
     [
         ({}, "muon", "ok"),
         ({"use_fallback": False}, "muon", "ok"),
-        ({"use_muon": True}, "muon", "ok"),
+        ({"use_muon": True}, "muon", "use_muon_flag"),
+        ({"algorithm": "muon"}, "muon", "use_muon_flag"),
+        ({"algorithm": "adamw"}, "adamw", "use_muon_flag"),
         ({"rule": "learned"}, "muon", "ok"),
         ({"use_fallback": True}, "adamw", "use_fallback_flag"),
         ({"rule": "adamw"}, "adamw", "use_fallback_flag"),

@@ -284,7 +284,6 @@ def test_what_has_no_matrices(shape: tuple[int, ...], mode: str, complaint: str)
     ("shape", "flags", "reason"),
     [
         ((64, 128), {}, "ok"),
-        ((64, 128), {"use_muon": True}, "ok"),
         ((4, 512), {}, "ok"),  # a ratio of 128 is not over 128
         ((4, 513), {}, "extreme_aspect_ratio:128.2"),
         ((2048, 8), {}, "extreme_aspect_ratio:256.0"),
@@ -306,7 +305,7 @@ def test_what_has_no_matrices(shape: tuple[int, ...], mode: str, complaint: str)
         ((64, 128), {"use_muon": False}, "use_muon_flag"),
         ((64, 128), {"use_fallback": True, "use_muon": True}, "use_fallback_flag"),
         ((64, 128), {"use_fallback": True, "use_muon": False}, "use_fallback_flag"),
-        ((64,), {"use_muon": True}, "insufficient_dims"),  # the flag leaves it to the shape
+        ((64,), {"use_muon": True}, "insufficient_dims"),  # the flag cannot make a matrix of it
         ((3, 3, 1, 64), {"layout": "jax"}, "leading_unit_dims"),
         ((3, 3, 1, 64), {}, "min_dim_too_small:3"),
         ((3, 64, 64), {"layout": "jax"}, "ok"),
@@ -314,3 +313,9 @@ def test_what_has_no_matrices(shape: tuple[int, ...], mode: str, complaint: str)
 )
 def test_routes(shape: tuple[int, ...], flags: Any, reason: str) -> None:
     assert muon_route(shape, **flags) == (reason == "ok", reason)
+
+
+@pytest.mark.parametrize("shape", [(64, 128), (3, 3), (3, 64, 3, 3), (64, 1, 3, 3), (4, 513), (1, 64), (0, 64)])
+def test_use_muon_decides_for_whatever_has_two_axes(shape: tuple[int, ...]) -> None:
+    assert muon_route(shape, use_muon=True) == (True, "use_muon_flag")
+    assert muon_route(shape, use_muon=True, use_fallback=True) == (False, "use_fallback_flag")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pylo_zoo import __version__, converters, registry
-from pylo_zoo.artifact import Artifact, Converter, SourceRecord
+from pylo_zoo import converters, registry
+from pylo_zoo.artifact import Artifact
 from pylo_zoo.bench.report import TORCH
 from pylo_zoo.bench.shapes import Parameters
-from pylo_zoo.converters.base import tensor_shapes
 from pylo_zoo.errors import ZooError
 from pylo_zoo.ops.layout import axes_of
 from pylo_zoo.ops.orthogonalize import COEFFICIENTS, orthogonalize_all, resolve_coefficients
 from pylo_zoo.optim import Muon, optimizer_class
+from pylo_zoo.samples.random_weights import RANDOM, random_artifact
 from pylo_zoo.weights import load
 
-SCALE = 0.02
-"""Standard deviation of random weights: small, so that steps stay finite."""
 HORIZON = 100_000
 """Steps of the run that VeLO, Celo and CeloAdam believe to be in."""
 LOSS = 1.0
@@ -112,27 +110,6 @@ def _learned(artifact: Callable[[], Artifact], parameters: Parameters, backend: 
     optimizer = cls(groups, weights=found, **horizon, backend=backend)
     step = partial(optimizer.step, LOSS) if cls.needs_loss else optimizer.step
     return Work(step, [p.data for p in parameters], optimizer)
-
-
-def random_artifact(family_name: str, **behavior: Any) -> Artifact:
-    """Random weights of the published sizes; ``behavior`` replaces fields of the family's behaviour.
-
-    Raises:
-        ZooError: there is no such family.
-    """
-    family = converters.get(family_name)
-    generator = torch.Generator().manual_seed(0)
-    shapes = sorted(tensor_shapes(family, family.released).items())
-    return Artifact(
-        family=family.name,
-        name=f"random:{family.name}",
-        architecture=family.released,
-        behavior=replace(family.behavior(), **behavior),
-        defaults={},
-        source=SourceRecord(f"random:{family.name}", "0" * 64, 0, "MIT", "random"),
-        converter=Converter(__version__),
-        tensors={name: SCALE * torch.randn(shape, generator=generator) for name, shape in shapes},
-    )
 
 
 # --- Newton–Schulz alone -----------------------------------------------------------------------------------------
@@ -220,14 +197,15 @@ SUBJECTS: Mapping[str, Subject] = {
 
 
 def find(name: str) -> Subject:
-    """The subject called ``name``: of :data:`SUBJECTS`, a registry entry, an artifact's directory or ``hf://ORG/NAME``.
+    """The subject called ``name``: of :data:`SUBJECTS`, a registry entry, an artifact's directory, ``hf://ORG/NAME`` or
+    ``random:FAMILY``.
 
     Raises:
         ZooError: there is none, or its weights cannot be had.
     """
     if name in SUBJECTS:
         return SUBJECTS[name]
-    if not name.startswith("hf://") and not Path(name).is_dir() and name not in registry.load_registry():
+    if not name.startswith(("hf://", RANDOM)) and not Path(name).is_dir() and name not in registry.load_registry():
         known = [*SUBJECTS, *registry.load_registry()]
         near = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=1)
         listing = f"There are {', '.join(SUBJECTS)}; every name of `pylo-zoo list`; an artifact's directory; or all."

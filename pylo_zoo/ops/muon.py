@@ -86,27 +86,29 @@ def from_matrices(matrices: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def muon_route(
-    shape: Sequence[int], *, use_fallback: bool = False, use_muon: bool = True, layout: Layout = "torch"
+    shape: Sequence[int], *, use_fallback: bool = False, use_muon: bool | None = None, layout: Layout = "torch"
 ) -> tuple[bool, str]:
     """Whether Muon takes a parameter, and why (SPEC §7).
 
     Args:
         shape: of the parameter.
         use_fallback: its group wants AdamW.
-        use_muon: False says the same, as other implementations spell it; True leaves it to the shape.
+        use_muon: the same flag as other implementations spell it. False: AdamW. True: Muon for every shape with two
+            axes or more. None: the shape decides.
         layout: ``"jax"`` where the parameter is kept as ``(*spatial, in, out)``, ``"torch-stacked"`` as
             ``(*stack, out, in)``.
 
     Returns:
-        ``(True, "ok")``, or False and the first reason of: ``use_fallback_flag``; ``use_muon_flag``;
+        ``(True, "ok")``; ``(True, "use_muon_flag")`` if ``use_muon=True`` decides; or False and the first reason of:
+        ``use_fallback_flag``; ``use_muon_flag``;
         ``insufficient_dims``, fewer than two axes longer than 1; ``leading_unit_dims``, out or in is 1, as in depthwise
         convolutions; ``min_dim_too_small:N``, the smaller side N of ``(out, in·spatial)`` is under 4;
         ``extreme_aspect_ratio:R``, the ratio R of those sides, to one decimal, is over 128.
     """
     if use_fallback:
         return False, "use_fallback_flag"
-    if not use_muon:
-        return False, "use_muon_flag"
+    if use_muon is False or (use_muon and len(shape) > 1):
+        return use_muon, "use_muon_flag"
     if sum(size > 1 for size in shape) < 2:
         return False, "insufficient_dims"
     rows, columns, *spatial = (shape[axis] for axis in _torch_order(len(shape), layout))

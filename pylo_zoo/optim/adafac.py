@@ -36,6 +36,7 @@ class AdafacLO(RuledOptimizer):
     """
 
     families = ("adafac-mlp", "mulo")
+    learns_step_sizes = True
 
     def __init__(
         self,

@@ -21,9 +21,19 @@ from pylo_zoo.kernels import Kernels, check_backend, kernels_for
 from pylo_zoo.ops.accumulators import Decays
 from pylo_zoo.ops.gradients import global_norm_scale
 from pylo_zoo.ops.layout import Axes, axes_of
+from pylo_zoo.optim.advice import decay_warning
 from pylo_zoo.optim.checks import fitted, require
-from pylo_zoo.optim.contract import Due, Group, Loss, ZooOptimizer, master_copy, state_dtype, wide_value
-from pylo_zoo.warn import warn
+from pylo_zoo.optim.contract import (
+    OWN_STATE,
+    Due,
+    Group,
+    Loss,
+    ZooOptimizer,
+    entries_of_parameters,
+    master_copy,
+    state_dtype,
+    wide_value,
+)
 from pylo_zoo.weights import load
 
 
@@ -138,6 +148,8 @@ class LearnedOptimizer(ZooOptimizer):
 
     families: ClassVar[tuple[str, ...]]
     """Families of checkpoints whose rule this class computes."""
+    learns_step_sizes: ClassVar[bool] = False
+    """The rule was trained to choose the size of its steps under ``lr=1``, so that decay must be small beside them."""
 
     def __init__(
         self,
@@ -161,8 +173,8 @@ class LearnedOptimizer(ZooOptimizer):
         self.clip_norm = clip_norm
         self._metas: dict[tuple[torch.device, torch.dtype], Meta] = {}
         self._axes: dict[tuple[torch.Size, str], Axes] = {}
-        self._warned: set[str] = set()
         self._fuses = False
+        self._run_names: tuple[str, ...] = ()
         defaults = {**defaults, "layout": "torch", "weights": self.artifact.fingerprint[:16]}
         super().__init__(params, defaults, nonfinite, master_weights)
         if backend == "fused":
@@ -241,18 +253,32 @@ class LearnedOptimizer(ZooOptimizer):
 
     def _prime(self, due: Sequence[Due]) -> None:
         self._fuses = any(self.kernels_of(each.parameter) is not None for each in due)
+        first = self.param_groups[0]
+        self._run_names = self._run_names or self.run_keys
+        incomplete = not all(isinstance(first.get(key), Tensor) for key in self._run_names)
+        begun = incomplete and any(self._is_primed(each) for each in due)
         super()._prime(due)
         for p, _, group in () if self._fuses else due:  # what a graph finds made
             self._meta(p.device, state_dtype(p))
             self._axes_of(p, group)
-        first = self.param_groups[0]
-        if "step" not in first:
-            dtypes = {state_dtype(each.parameter) for each in due}
-            dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-            first.update(self.new_run_state(due[0].parameter.device, dtype))
+        if incomplete:
+            self._complete_run_state(first, due, begun)
         for group in self.param_groups[1:]:
             if group.get("step") is not first["step"]:
                 group.update({key: first[key] for key in self.run_keys})
+
+    def _complete_run_state(self, first: Group, due: Sequence[Due], begun: bool) -> None:
+        """Make the run's state, or tensors of what wrappers or other packages left as numbers.
+
+        Raises:
+            ZooError: a value is not a number, or the run has ``begun`` and part of its state is missing.
+        """
+        dtypes = {state_dtype(each.parameter) for each in due}
+        dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+        fresh = self.new_run_state(due[0].parameter.device, dtype)
+        found = {key: first[key] for key in fresh if key in first}
+        entries = found if begun else {**fresh, **found}
+        first.update(fitted(entries, fresh, due[0].parameter.device, "The state of the run"))
 
     def _item(self, due: Due, scale: Tensor | None) -> Item:
         p, _, group = due
@@ -270,17 +296,20 @@ class LearnedOptimizer(ZooOptimizer):
             self._metas[device, dtype] = Meta(net, net.decays())  # pyright: ignore[reportCallIssue]
         return self._metas[device, dtype]
 
-    def _warn_once(self, topic: str, message: str) -> None:
-        if topic not in self._warned:
-            self._warned.add(topic)
-            warn(message)
-
     # --- groups --------------------------------------------------------------------------------------------------
 
     def _check_group(self, group: Group, given: frozenset[str]) -> None:
         super()._check_group(group, given)
+        require(
+            "weights" not in given or group["weights"] == self.defaults["weights"],
+            f"A parameter group sets weights={group['weights']!r}.",
+            "Weights belong to the whole optimizer: give them to the constructor.",
+        )
+        decoupled = self.learns_step_sizes and bool(group["params"]) and group.get("decay") != "l2"
+        if decoupled and (warning := decay_warning(type(self).__name__, group["lr"], group["weight_decay"])):
+            self._warn_once("decay", warning)
         for p in group["params"]:
-            if p.ndim == 3 and "layout" not in given:
+            if p.ndim == 3 and p.requires_grad and "layout" not in given:
                 self._warn_once(
                     "3d",
                     f"a parameter of shape {tuple(p.shape)} is read as a 1-d convolution (out, in, width). For stacked "
@@ -291,14 +320,14 @@ class LearnedOptimizer(ZooOptimizer):
     # --- saving and loading --------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("artifact", "clip_norm", "backend", "_warned")}
+        own = {name: getattr(self, name) for name in ("artifact", "clip_norm", "backend")}
         return {**super().__getstate__(), **own}  # pyright: ignore[reportAttributeAccessIssue]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "artifact" in state:  # a pickle, where loading brings only state and groups; old ones have no backend
             state = {"backend": "auto", **state}
         super().__setstate__(state)
-        self._metas, self._axes, self._fuses = {}, {}, False
+        self._metas, self._axes, self._fuses, self._run_names = {}, {}, False, ()
 
     def expected_state(self, p: Tensor, group: Group) -> dict[str, Tensor]:
         shell = torch.empty(p.shape or (1,), device=p.device, dtype=state_dtype(p))
@@ -314,13 +343,19 @@ class LearnedOptimizer(ZooOptimizer):
             "Build the optimizer with the checkpoint that the run began with.",
         )
         super()._check_saved_groups(incoming)
-        if incoming["state"] or any(key in first for key in self.run_keys):
+        if self._has_begun(incoming) or all(key in first for key in self.run_keys):
             self._fitted_run_state(first)
+
+    def _has_begun(self, incoming: Mapping[str, Any]) -> bool:
+        """Whether a parameter has been stepped: wrappers may add entries of their own before the first step."""
+        p, group = self.param_groups[0]["params"][0], {**self.defaults, **incoming["param_groups"][0]}
+        names = {*OWN_STATE, *self.expected_state(torch.empty(p.shape, device="meta"), group)}
+        return any(not entry or not names.isdisjoint(entry) for entry in entries_of_parameters(incoming).values())
 
     def _after_loading(self) -> None:
         super()._after_loading()
         first = self.param_groups[0]
-        run = self._fitted_run_state(first) if "step" in first else {}
+        run = self._fitted_run_state(first) if all(key in first for key in self.run_keys) else {}
         for group in self.param_groups:
             group.update(run)
 

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pylo_zoo.artifact import Artifact
+from pylo_zoo.errors import ZooError
 from pylo_zoo.kernels import Normalized, Room
 from pylo_zoo.ops.accumulators import new_accumulators
 from pylo_zoo.ops.adam import adam_direction
 from pylo_zoo.ops.features import mean_square, normalize
-from pylo_zoo.ops.layout import Axes
+from pylo_zoo.ops.layout import Axes, axes_of
 from pylo_zoo.ops.orthogonalize import newton_schulz_all
 from pylo_zoo.ops.rule import Rule, celo2_rule
 from pylo_zoo.ops.trace import note
 from pylo_zoo.optim.adamw import AdamW, adam_fused
 from pylo_zoo.optim.base import Group, Item, Loss, new_counter
 from pylo_zoo.optim.checks import check_betas, check_number
+from pylo_zoo.optim.contract import Due
+from pylo_zoo.optim.route_table import Routes, routes_of
 from pylo_zoo.optim.ruled import Launch, Limits, Network, RuledOptimizer, products
 
 NORM_EPS = 1e-9
+PEERS = frozenset(["use_muon", "use_fallback", "algorithm", "is_embedding"])
+"""Options that give a group to AdamW in other optimizers; here ``rule`` does."""
 
 
 class CELO2(RuledOptimizer):
@@ -91,17 +96,43 @@ class CELO2(RuledOptimizer):
 
     def _check_group(self, group: Group, given: frozenset[str]) -> None:
         super()._check_group(group, given)
+        for option in sorted(given & PEERS):
+            raise ZooError(
+                f"A parameter group has {option}={group[option]!r}, which {type(self).__name__} does not read.",
+                'Set the group\'s rule to "adamw" or "learned".',
+            )
         for option in ("adam_lr_mult", "adam_eps", "grad_clip_val"):
             check_number(option, group[option])
         if group["adam_weight_decay"] is not None:
             check_number("adam_weight_decay", group["adam_weight_decay"])
         check_betas("adam_betas", group["adam_betas"])
 
+    def routes(self) -> Routes:
+        """The rule of every parameter, by group: "learned" or "adamw", and why. ``print`` shows a table."""
+        return routes_of(self.param_groups, self._route)
+
+    def _route(self, p: Tensor, group: Mapping[str, Any]) -> tuple[str, str]:
+        if group["rule"] is not None:
+            return group["rule"], "rule of its group"
+        axes = axes_of(tuple(p.shape) or (1,), group["layout"])
+        if self.artifact.family == "celo2-base":
+            reason = "CELO2-base updates every parameter"
+        else:
+            reason = "a vector or scalar" if axes.factored is None else "two axes or more"
+        return self._rule(group, axes), reason
+
     def new_state(self, p: Tensor, group: Group, axes: Axes) -> dict[str, Tensor]:
         if self._rule(group, axes) == "learned":
             return new_accumulators(p, axes)
         moments = {name: torch.zeros_like(p)[None] for name in ("momentum", "second_moment")}
         return {**moments, "step": new_counter()}
+
+    def _advise(self, new: Sequence[Due]) -> None:
+        if self.artifact.family != "celo2-base":  # which was trained with every parameter under its rule
+            learned = [
+                each for each in new if self._rule(each.group, self._axes_of(each.parameter, each.group)) == "learned"
+            ]
+            self._advise_on_embeddings(learned, "the learned rule")
 
     @property
     def rule(self) -> Rule:
@@ -141,7 +172,7 @@ class CELO2(RuledOptimizer):
             self.moved(item)
             item.written()
 
-    def _rule(self, group: Group, axes: Axes) -> str:
+    def _rule(self, group: Mapping[str, Any], axes: Axes) -> str:
         if group["rule"] is not None:
             return group["rule"]
         return "adamw" if axes.factored is None and self.artifact.family != "celo2-base" else "learned"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedParameter
 
 from pylo_zoo.errors import ZooError
 
@@ -19,22 +21,95 @@ def fitted(
 ) -> dict[str, Tensor]:
     """Copies of saved tensors in the dtypes of ``expected``; counters, which those have on the CPU, stay there.
 
+    Numbers, nested lists and NumPy arrays are accepted for tensors, as JSON files and other packages keep them.
+
     Raises:
-        ZooError: a name or shape differs.
+        ZooError: a name or shape differs, a value is not numeric, or a counter is not a whole number.
     """
-    found = {name: tuple(torch.as_tensor(value).shape) for name, value in entry.items()}
+    tensors = {name: _as_tensor(value, f"{what} does not fit: {name}") for name, value in entry.items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
     wanted = {name: tuple(value.shape) for name, value in expected.items()}
     require(
         found == wanted,
         f"{what} does not fit: it has {_difference(found, wanted)} and should have {_difference(wanted, found)}.",
         "Load a state of the same optimizer class over the same model.",
     )
+    for name, value in tensors.items():
+        if not expected[name].is_floating_point():
+            tensors[name] = as_counter(name, value)
     return {
-        name: torch.as_tensor(value)
-        .detach()
-        .to(device="cpu" if expected[name].device.type == "cpu" else device, dtype=expected[name].dtype, copy=True)
-        for name, value in entry.items()
+        name: value.detach().to(
+            device="cpu" if expected[name].device.type == "cpu" else device, dtype=expected[name].dtype, copy=True
+        )
+        for name, value in tensors.items()
     }
+
+
+def _as_tensor(value: Any, what: str) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise ZooError(
+            f"{what} is {value!r:.80}.", "Load a state of the same optimizer class over the same model."
+        ) from None
+
+
+def as_counter(name: str, value: Any) -> Tensor:
+    """A count of steps, int64 ``[]`` on the CPU, from whatever kept it: an int, a float, NumPy's, or a tensor.
+
+    Raises:
+        ZooError: it is not a whole number of at least 0.
+    """
+    try:
+        number = value.item() if hasattr(value, "item") else value
+        whole = int(number)
+        valid = not isinstance(number, (bool, str)) and whole == number and whole >= 0
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        valid, whole = False, 0
+    require(valid, f"{name} is {value!r:.80}.", "A step counter must be a whole number, 0 or more.")
+    return torch.tensor(whole, device="cpu")
+
+
+def moved_to(value: Any, device: torch.device) -> Any:
+    """A copy of an entry that a wrapper keeps in a state: its tensors on ``device``, as torch moves them, the rest
+    as it is."""
+    if isinstance(value, Tensor):
+        return value.detach().to(device, copy=True)
+    if isinstance(value, dict):
+        return {key: moved_to(each, device) for key, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(moved_to(each, device) for each in value)
+    return copy.deepcopy(value)
+
+
+def check_parameter(p: Tensor, optimizer: str) -> None:
+    """Raise :class:`ZooError` unless ``p`` can be optimized: initialized, whole, real floating point, one element a
+    number in memory. Of ``optimizer``, its class's name, the message speaks."""
+    check_initialized(p)
+    require(
+        not is_sharded(p),
+        f"A parameter of shape {tuple(p.shape)} is sharded ({type(p).__name__}), which is not supported yet.",
+        f"{optimizer} looks at whole tensors: use DistributedDataParallel, or one process.",
+    )
+    require(
+        p.is_floating_point(),
+        f"A parameter of shape {tuple(p.shape)} is {p.dtype}.",
+        f"{optimizer} takes real floating-point parameters; torch.view_as_real helps with complex ones.",
+    )
+    require(
+        p.layout == torch.strided and not any(s == 0 and n > 1 for s, n in zip(p.stride(), p.shape, strict=True)),
+        f"A parameter of shape {tuple(p.shape)} is sparse or expanded.",
+        "A step writes every element apart: pass p.to_dense(), or p.contiguous() of an expanded tensor.",
+    )
+
+
+def check_initialized(p: Tensor) -> None:
+    """Raise :class:`ZooError` if ``p`` belongs to a lazy module that has not run yet."""
+    require(
+        not isinstance(p, UninitializedParameter),
+        "A parameter has no shape yet: it belongs to a lazy module such as LazyLinear.",
+        "Run the model once on a batch before you build the optimizer.",
+    )
 
 
 def takes_part(p: Tensor) -> bool:

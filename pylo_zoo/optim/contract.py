@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from numbers import Real
 from typing import Any, ClassVar, NamedTuple
@@ -15,7 +16,20 @@ from torch import Tensor
 
 from pylo_zoo.errors import ZooError
 from pylo_zoo.ops.layout import LAYOUTS
-from pylo_zoo.optim.checks import all_finite, check_flag, check_number, fitted, is_sharded, require, takes_part
+from pylo_zoo.optim.advice import Candidate, embedding_evidence, embedding_warning
+from pylo_zoo.optim.checks import (
+    all_finite,
+    as_counter,
+    check_flag,
+    check_initialized,
+    check_number,
+    check_parameter,
+    fitted,
+    moved_to,
+    require,
+    takes_part,
+)
+from pylo_zoo.warn import warn
 
 Loss = Tensor | float
 Group = dict[str, Any]
@@ -26,6 +40,17 @@ NONFINITE = ("propagate", "skip", "raise")
 RULES = ("learned", "adamw")
 GROUP_OPTIONS = ("params", "param_names", "layout", "rule", "width_mult", "initial_lr", "max_lr", "min_lr")
 """Options that groups may have beside an optimizer's own; what else users and schedulers put there is left alone."""
+NOT_PER_GROUP = ("nonfinite", "backend", "clip_norm")
+"""Arguments of constructors that apply to the whole optimizer."""
+UNSUPPORTED = ("maximize", "amsgrad", "differentiable")
+"""Options of torch's optimizers that change the update and that no optimizer here has; False is accepted."""
+OWN_STATE = frozenset(
+    [
+        *("step", "master", "momentum", "second_moment", "row", "col", "diag", "lstm_hidden", "lstm_cell"),
+        *("gradient_sum", "banked", "momentum_buffer", "exp_avg", "exp_avg_sq"),
+    ]
+)
+"""Names that the optimizers here give to a parameter's state. Other names belong to wrappers such as Lookahead."""
 
 
 class Due(NamedTuple):
@@ -73,6 +98,8 @@ class ZooOptimizer(torch.optim.Optimizer):
         self.nonfinite = nonfinite
         self.skipped_steps = 0
         self._pending_loss: list[Loss] = []  # a list: compilers before torch 2.13 cannot set an optimizer's attribute
+        self._warned: set[str] = set()
+        self._state_names: set[str] = set()  # of the entries that this optimizer has made or seen
         common = {"master_weights": master_weights, "format_version": FORMAT_VERSION}
         super().__init__(params, {**defaults, **common})
 
@@ -105,9 +132,13 @@ class ZooOptimizer(torch.optim.Optimizer):
         Returns:
             The loss, as it came.
 
+        A step in which no parameter has a gradient does nothing: it needs no loss, and counts nothing. It does use up
+        a loss from ``set_loss``, which belonged to it.
+
         Raises:
-            ZooError: a loss is needed and there is none, there are two, a gradient is sparse, or something is not
-                finite and ``nonfinite="raise"``. Nothing has been touched then.
+            ZooError: a loss is needed and there is none, there are two, a gradient is sparse, a parameter with a
+                gradient cannot be optimized, or something is not finite and ``nonfinite="raise"``. Nothing has been
+                touched then.
         """
         loss = self._take_loss(closure, loss)
         with torch.no_grad():
@@ -117,6 +148,8 @@ class ZooOptimizer(torch.optim.Optimizer):
                 for p in group["params"]
                 if p.grad is not None and takes_part(p)
             ]
+            if due:
+                self._check_loss(loss)
             if due and (self.nonfinite == "propagate" or self._is_finite(due, loss)):
                 with without_autocast(due):
                     self._step(due, loss)
@@ -133,18 +166,22 @@ class ZooOptimizer(torch.optim.Optimizer):
         if callable(given):
             with torch.enable_grad():
                 given = given()
-        if self.needs_loss:
-            require(
-                given is not None,
-                f"{type(self).__name__} reads the training loss, and this step has none.",
-                "Call step(loss), step(closure), or set_loss(loss) before each bare step().",
-            )
-            require(
-                _is_real_scalar(given),
-                f"The loss is not a real scalar: {type(given).__name__}.",
-                "Pass the mean loss of the batch, a tensor of one element or a number.",
-            )
         return given
+
+    def _check_loss(self, loss: Any) -> None:
+        """Raise if this optimizer needs a loss and ``loss`` cannot be one; called for steps with gradients only."""
+        if not self.needs_loss:
+            return
+        require(
+            loss is not None,
+            f"{type(self).__name__} reads the training loss, and this step has none.",
+            "Call step(loss), step(closure), or set_loss(loss) before each bare step().",
+        )
+        require(
+            _is_real_scalar(loss),
+            f"The loss is not a real scalar: {type(loss).__name__}.",
+            "Pass the mean loss of the batch, a tensor of one element or a number.",
+        )
 
     def _is_finite(self, due: Sequence[Due], loss: Loss | None) -> bool:
         """Whether the loss and all gradients are; where not, count or raise, as ``nonfinite`` says."""
@@ -166,13 +203,49 @@ class ZooOptimizer(torch.optim.Optimizer):
         self.skipped_steps += 1
 
     def _prime(self, due: Sequence[Due]) -> None:
-        """Make the state of parameters that have none, apart from compiled graphs (:func:`_keep_apart`)."""
+        """Make the state of parameters that have none, apart from compiled graphs (:func:`_keep_apart`).
+
+        Raises:
+            ZooError: a parameter without state cannot be optimized; checked for all before any state is made.
+        """
+        new = [each for each in due if not self._is_primed(each)]
+        for p, _, _ in new:
+            check_parameter(p, type(self).__name__)
+        for p, _, group in new:
+            self.state[p].update(self.expected_state(p, group))
+        if new:
+            self._advise(new)
         for p, _, group in due:
             state = self.state[p]
-            if not state:
-                state.update(self.expected_state(p, group))
-            elif wants_master(p, group) != ("master" in state):  # the option has changed in mid-run
+            if "step" in state and not isinstance(state["step"], Tensor):  # wrappers and other packages count in ints
+                state["step"] = as_counter("step", state["step"])
+            if wants_master(p, group) != ("master" in state):  # the option has changed in mid-run
                 state.pop("master") if "master" in state else state.update(master_copy(p, group))
+
+    def _advise(self, new: Sequence[Due]) -> None:
+        """Warn about parameters in their first step that this optimizer would train badly; nothing by default."""
+
+    def _advise_on_embeddings(self, matrices: Sequence[Due], rule: str) -> None:
+        """Warn if one of the parameters that take ``rule``, though their groups set none, looks like an embedding."""
+        unset = [each for each in matrices if each.group.get("rule") is None and each.group["layout"] == "torch"]
+        named = {id(p): n for group in self.param_groups for p, n in _with_names(group)} if unset else {}
+        found = embedding_evidence(Candidate(p, g, named.get(id(p))) for p, g, _ in unset)
+        if found is not None:
+            self._warn_once("embedding", embedding_warning(*found, rule))
+
+    def _warn_once(self, topic: str, message: str) -> None:
+        if topic not in self._warned:
+            self._warned.add(topic)
+            warn(message)
+
+    def _is_primed(self, due: Due) -> bool:
+        """Whether a parameter has this optimizer's state, whatever other entries wrappers have added."""
+        state = self.state.get(due.parameter)
+        if not state:
+            return False
+        if self._state_names.isdisjoint(state):
+            self._state_names.update(self.expected_state(due.parameter, due.group))
+        return not self._state_names.isdisjoint(state)
 
     # --- groups --------------------------------------------------------------------------------------------------
 
@@ -196,11 +269,16 @@ class ZooOptimizer(torch.optim.Optimizer):
                 f"A parameter group has the unknown option {option!r}.",
                 f"Did you mean {near[0] if near else None!r}?",
             )
-        require(
-            "nonfinite" not in given,
-            "A parameter group sets nonfinite.",
-            "It belongs to the whole optimizer: give it to the constructor.",
-        )
+        for option in given.intersection(NOT_PER_GROUP):
+            taken = option in inspect.signature(type(self).__init__).parameters
+            remedy = "give it to the constructor" if taken else "use torch.nn.utils.clip_grad_norm_ before the step"
+            raise ZooError(f"A parameter group sets {option}.", f"It applies to the whole optimizer: {remedy}.")
+        for option in UNSUPPORTED:
+            require(
+                not group.get(option),
+                f"A parameter group has {option}={group.get(option)!r}.",
+                f"{type(self).__name__} has no such option: leave it out.",
+            )
         require(group["layout"] in LAYOUTS, f"layout is {group['layout']!r}.", f"Use one of {', '.join(LAYOUTS)}.")
         check_number("lr", group["lr"])
         check_number("weight_decay", group["weight_decay"])
@@ -208,23 +286,9 @@ class ZooOptimizer(torch.optim.Optimizer):
         if "rule" in group:
             require(group["rule"] in (None, *RULES), f"rule is {group['rule']!r}.", 'Use "learned" or "adamw".')
         for p in group["params"]:
-            require(
-                not is_sharded(p),
-                f"A parameter of shape {tuple(p.shape)} is sharded ({type(p).__name__}), which is not supported yet.",
-                f"{type(self).__name__} looks at whole tensors: use DistributedDataParallel, or one process.",
-            )
-            require(
-                p.is_floating_point(),
-                f"A parameter of shape {tuple(p.shape)} is {p.dtype}.",
-                f"{type(self).__name__} takes real floating-point parameters; torch.view_as_real helps with complex "
-                "ones.",
-            )
-            require(
-                p.layout == torch.strided
-                and not any(s == 0 and n > 1 for s, n in zip(p.stride(), p.shape, strict=True)),
-                f"A parameter of shape {tuple(p.shape)} is sparse or expanded.",
-                "A step writes every element apart: pass p.to_dense(), or p.contiguous() of an expanded tensor.",
-            )
+            check_initialized(p)
+            if p.requires_grad:  # a frozen parameter may be of any kind, as in quantized models
+                check_parameter(p, type(self).__name__)
 
     def __repr__(self) -> str:
         """The options of each group; not the state of the run, nor what no user chose."""
@@ -240,7 +304,7 @@ class ZooOptimizer(torch.optim.Optimizer):
     # --- saving and loading --------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"nonfinite": self.nonfinite, "skipped_steps": self.skipped_steps}
+        own = {"nonfinite": self.nonfinite, "skipped_steps": self.skipped_steps, "_warned": self._warned}
         return {**super().__getstate__(), **own}  # pyright: ignore[reportAttributeAccessIssue]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -248,22 +312,33 @@ class ZooOptimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # torch's, for its own step functions; no option here
         self._pending_loss = []
+        self._state_names = set()
+        self.__dict__.setdefault("_warned", set())
+
+    def state_dict(self) -> dict[str, Any]:
+        """As :meth:`torch.optim.Optimizer.state_dict`, without the empty entries that reading ``state[p]`` leaves."""
+        saved = super().state_dict()
+        if any(isinstance(entry, dict) and not entry for entry in saved["state"].values()):
+            saved["state"] = {key: entry for key, entry in saved["state"].items() if entry}
+        return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state as :meth:`torch.optim.Optimizer.load_state_dict`, but checked first and kept in its own dtype.
 
         torch casts state to the parameter's dtype, which would silently halve the precision of the float32
-        accumulators of a 16-bit parameter; here only the device is changed.
+        accumulators of a 16-bit parameter; here only the device is changed. Entries that wrappers such as Lookahead
+        keep beside the optimizer's own are kept. Numbers and lists, as JSON has them, become tensors.
 
         Raises:
-            ZooError: the state comes from another run, or an entry is missing, unknown or of another shape. The
-                optimizer is as it was.
+            ZooError: the state comes from another run, or one of the optimizer's own entries is missing or of another
+                shape. The optimizer is as it was.
         """
-        loaded: list[dict[int, dict[str, Tensor]]] = []
+        loaded: list[dict[int, dict[str, Any]]] = []
 
         def take(_: torch.optim.Optimizer, incoming: dict[str, Any]) -> dict[str, Any]:
             loaded.append(self._checked_state(incoming))
-            return {**incoming, "state": {}}
+            ours = entries_of_parameters(incoming)
+            return {**incoming, "state": {key: each for key, each in incoming["state"].items() if key not in ours}}
 
         def put(_: torch.optim.Optimizer) -> None:
             parameters = [p for group in self.param_groups for p in group["params"]]
@@ -289,7 +364,7 @@ class ZooOptimizer(torch.optim.Optimizer):
             for option, value in self.defaults.items():
                 group.setdefault(option, value)
 
-    def _checked_state(self, incoming: Mapping[str, Any]) -> dict[int, dict[str, Tensor]]:
+    def _checked_state(self, incoming: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
         """The incoming state by position of the parameter, on the parameters' devices; raises where it cannot be."""
         missing = [key for key in ("state", "param_groups") if key not in incoming]
         require(not missing, f"This is no optimizer's state: it has no {missing}.", "Load what state_dict() returned.")
@@ -317,18 +392,46 @@ class ZooOptimizer(torch.optim.Optimizer):
         self._check_saved_groups(incoming)
         keys = [key for group in groups for key in group["params"]]
         parameters = [p for group in mine for p in group["params"]]
-        unknown = set(incoming["state"]) - set(keys)
-        require(not unknown, f"The state has entries of no parameter: {sorted(unknown)}.", "Save it anew.")
+        entries = entries_of_parameters(incoming)
+        for key in keys:  # JSON turns the numbers of parameters into text
+            if key not in entries and str(key) in entries:
+                entries[key] = entries.pop(str(key))
+        unknown = [key for key in entries if key not in keys]
+        require(not unknown, f"The state has entries of no parameter: {sorted(unknown, key=str)}.", "Save it again.")
         saved_groups = [group for group in groups for _ in group["params"]]
-        checked = {}
-        for index, (key, p, group) in enumerate(zip(keys, parameters, saved_groups, strict=True)):
-            if key in incoming["state"]:
-                expected = self.expected_state(
-                    torch.empty(p.shape, device="meta", dtype=p.dtype), {**self.defaults, **group}
-                )
-                what = f"The state of parameter {index}, of shape {tuple(p.shape)},"
-                checked[index] = fitted(incoming["state"][key], expected, p.device, what)
-        return checked
+        return {
+            index: self._checked_entry(index, entries[key], p, {**self.defaults, **group})
+            for index, (key, p, group) in enumerate(zip(keys, parameters, saved_groups, strict=True))
+            if key in entries
+        }
+
+    def _checked_entry(self, index: int, entry: Mapping[str, Any], p: Tensor, group: Group) -> dict[str, Any]:
+        """The state of one parameter on its device: the optimizer's own entries checked, others as they are.
+
+        A parameter that has not been stepped may have entries of wrappers alone.
+        """
+        what = f"The state of parameter {index}, of shape {tuple(p.shape)},"
+        require(isinstance(entry, Mapping), f"{what} is {type(entry).__name__}.", "Load what state_dict() returned.")
+        expected: dict[str, Tensor] = {}
+        if p.is_floating_point():
+            expected = self.expected_state(torch.empty(p.shape, device="meta", dtype=p.dtype), group)
+        own = {name: value for name, value in entry.items() if name in expected or name in OWN_STATE}
+        others = {name: moved_to(value, p.device) for name, value in entry.items() if name not in own}
+        return {**fitted(own, expected, p.device, what), **others} if own or not others else others
+
+
+def _with_names(group: Group) -> Iterable[tuple[Tensor, str]]:
+    return zip(group["params"], group.get("param_names") or (), strict=False)
+
+
+def entries_of_parameters(incoming: Mapping[str, Any]) -> dict[Any, Any]:
+    """The entries of a state that belong to parameters, or number some. Wrappers use other keys for entries of none."""
+    keys = {key for group in incoming["param_groups"] for key in group["params"]}
+
+    def of_parameter(key: Any) -> bool:
+        return key in keys or isinstance(key, int) or (isinstance(key, str) and key.isdecimal())
+
+    return {key: entry for key, entry in incoming["state"].items() if of_parameter(key)}
 
 
 _APART: set[type[ZooOptimizer]] = set()

@@ -17,6 +17,7 @@ from pylo_zoo.ops import conditioning
 from pylo_zoo.ops.apply import foreach
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.trace import note
+from pylo_zoo.optim.advice import LrWatch, schedule_warning
 from pylo_zoo.optim.base import Group, Item, LearnedOptimizer, Loss, new_counter, state_dtype
 from pylo_zoo.optim.checks import is_of_one_process, require
 from pylo_zoo.optim.contract import Due
@@ -52,6 +53,7 @@ class ControlledOptimizer(LearnedOptimizer):
     """
 
     needs_loss: ClassVar[bool] = True
+    learns_step_sizes = True
 
     def __init__(
         self,
@@ -79,7 +81,12 @@ class ControlledOptimizer(LearnedOptimizer):
                 f"accumulate is {accumulate}, more than num_steps={num_steps}.",
                 "num_steps counts calls of step, of which accumulate make one step of the rule.",
             )
+        self._lr_watch = LrWatch()
         super().__init__(params, defaults, weights, None, nonfinite, master_weights, backend)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._lr_watch = LrWatch()
 
     def add_param_group(self, param_group: Group) -> None:
         run = self.param_groups[0] if self.param_groups else self.defaults
@@ -157,6 +164,11 @@ class ControlledOptimizer(LearnedOptimizer):
                 return
             due, loss = self._withdraw()
         super()._step(due, loss)
+
+    def _prime(self, due: Sequence[Due]) -> None:
+        super()._prime(due)
+        if "schedule" not in self._warned and (fall := self._lr_watch.fall(self.param_groups)):
+            self._warn_once("schedule", schedule_warning(type(self).__name__, *fall))
 
     def _bank(self, due: Sequence[Due], loss: Loss | None) -> None:
         """Add gradients and loss to what waits for the step that they make together."""

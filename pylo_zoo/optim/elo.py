@@ -31,6 +31,7 @@ class ELO(AdafacLO):
     """
 
     families = ("elo",)
+    learns_step_sizes = False
 
     def __init__(
         self,

@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pylo_zoo.errors import ZooError
 from pylo_zoo.ops.adam import adam_direction, adam_directions
 from pylo_zoo.ops.apply import as_scalar, decay_and_step, decay_and_step_together, foreach, together
 from pylo_zoo.ops.muon import BACKENDS, Recipe, muon, muon_route
 from pylo_zoo.ops.orthogonalize import Coefficients
 from pylo_zoo.optim.checks import check_betas, check_flag, check_number, require
 from pylo_zoo.optim.contract import Due, Group, Loss, ZooOptimizer, master_copy, state_dtype, wide_value
-from pylo_zoo.optim.route_table import Route, Routes
+from pylo_zoo.optim.route_table import Routes, routes_of
 
 _log = logging.getLogger(__name__)
 
 RECIPE = tuple(field.name for field in fields(Recipe))
 """The options that say how an update is made."""
-FLAGS = ("nesterov", "use_fallback", "use_muon")
+FLAGS = ("nesterov", "use_fallback")
+ALGORITHMS = {"muon": True, "adamw": False}
+"""``use_muon`` for the ``algorithm`` of a group of microsoft/dion's optimizers."""
+PEERS = {
+    **dict.fromkeys(("mu", "muon_momentum"), "momentum"),
+    **dict.fromkeys(("epsilon", "adamw_eps"), "eps"),
+    **dict.fromkeys(("beta1", "beta2", "adamw_betas", "adam_betas"), "betas"),
+    **dict.fromkeys(("adamw_wd", "adamw_weight_decay", "wd"), "weight_decay"),
+    **dict.fromkeys(("adamw_lr", "adam_lr"), "fallback_lr_scale"),
+    "muon_lr": "lr",
+    "flatten": "conv_mode",
+    "is_embedding": 'rule to "adamw"',
+}
+"""Options of other implementations' groups, with ours for each. They change a step, so none is ignored silently."""
 STACK = {"conv_mode": "batched", "normalize_spatial": False}
 """How a stack of matrices is orthogonalized: each alone."""
 
@@ -32,7 +46,9 @@ class Muon(ZooOptimizer):
 
     Which parameter takes what is decided by its group and its shape: ``use_fallback=True``, ``use_muon=False`` or
     ``rule="adamw"`` in a group give it to AdamW, and so do shapes that Newton–Schulz does not suit
-    (:func:`~pylo_zoo.ops.muon.muon_route`). Embeddings and output heads are matrices that belong to AdamW too:
+    (:func:`~pylo_zoo.ops.muon.muon_route`). ``use_muon=True`` gives parameters of two axes or more to Muon, whatever
+    their shape, as in Keller Jordan's and timm's groups; ``algorithm="muon"`` and ``"adamw"``, of Dion's groups, are
+    read as ``use_muon``. Embeddings and output heads are matrices that belong to AdamW too:
     :func:`~pylo_zoo.optim.param_groups` sets the embeddings' rule. Every argument but ``adamw_lr``, ``verbose``,
     ``nonfinite`` and ``backend`` is a default that a group may replace.
 
@@ -115,7 +131,7 @@ class Muon(ZooOptimizer):
             "betas": betas,
             "fallback_lr_scale": fallback_lr_scale,
             "use_fallback": False,
-            "use_muon": True,
+            "use_muon": None,
             "rule": None,
             "layout": "torch",
         }
@@ -128,18 +144,7 @@ class Muon(ZooOptimizer):
 
         ``print`` shows a table.
         """
-        return Routes(route for number in range(len(self.param_groups)) for route in self._routes(number))
-
-    def _routes(self, number: int) -> list[Route]:
-        group = self.param_groups[number]
-        names = group.get("param_names") or [f"group {number}, parameter {k}" for k in range(len(group["params"]))]
-        fallback = "nadamw" if group["nesterov"] else "adamw"
-        found = []
-        for name, p in zip(names, group["params"], strict=True):
-            takes_muon, reason = _route(p, group)
-            rule = "muon" if takes_muon else fallback
-            found.append(Route(name, tuple(p.shape), group["layout"], rule, reason, group=number))
-        return found
+        return routes_of(self.param_groups, _rule_of)
 
     # --- stepping ------------------------------------------------------------------------------------------------
 
@@ -200,40 +205,92 @@ class Muon(ZooOptimizer):
     # --- groups --------------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: Group) -> None:
+        if isinstance(param_group, dict) and "algorithm" in param_group:
+            param_group.setdefault("use_muon", _use_muon(param_group))
         super().add_param_group(param_group)
         if self.verbose:
-            for route in self._routes(len(self.param_groups) - 1):
+            number = len(self.param_groups) - 1
+            for route in (route for route in self.routes() if route.group == number):
                 _log.info("%s %s: %s (%s)", route.name, route.shape, route.rule, route.reason)
 
     def _check_group(self, group: Group, given: frozenset[str]) -> None:
-        require(
-            "adamw_lr" not in given,
-            "A parameter group has the option 'adamw_lr'.",
-            "Set the group's fallback_lr_scale: its fallback's learning rate is lr times that.",
-        )
-        require(
-            "backend" not in given,
-            "A parameter group sets backend.",
-            "It belongs to the whole optimizer: give it to the constructor.",
-        )
+        super()._check_group(group, given)
+        for option in sorted(given & PEERS.keys()):
+            scale = ": the fallback's learning rate is lr times that" if option in ("adamw_lr", "adam_lr") else ""
+            raise ZooError(
+                f"A parameter group has the option {option!r}, which Muon does not have here.",
+                f"Set the group's {PEERS[option]}{scale}.",
+            )
         check_number("fallback_lr_scale", group["fallback_lr_scale"])
         check_number("momentum", group["momentum"], below=1.0)
         check_betas("betas", group["betas"])
-        for flag in FLAGS:
-            check_flag(flag, group[flag])
+        for flag in (*FLAGS, "use_muon"):
+            if flag != "use_muon" or group[flag] is not None:
+                check_flag(flag, group[flag])
         Recipe(**{name: group[name] for name in RECIPE})
-        super()._check_group(group, given)
+        forced = group["use_muon"] and not group["use_fallback"]
+        require(
+            not forced or group["rule"] != "adamw",
+            "A parameter group has use_muon=True and rule='adamw'.",
+            "Set one of them.",
+        )
+        for p in group["params"] if forced else ():
+            require(
+                p.ndim > 1 or not p.requires_grad,
+                f"A parameter of shape {tuple(p.shape)} is in a group with use_muon=True.",
+                "Muon takes matrices: put vectors and scalars in a group with use_muon=False.",
+            )
+
+    def _advise(self, new: Sequence[Due]) -> None:
+        matrices = [each for each in new if each.group["use_muon"] is None and _route(each.parameter, each.group)[0]]
+        self._advise_on_embeddings(matrices, "Muon")
 
     # --- saving and loading --------------------------------------------------------------------------------------
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As :meth:`ZooOptimizer.load_state_dict`; a saved ``use_muon=True`` counts if the group here has it too.
+
+        Older versions saved True for groups that left the choice to the shape.
+        """
+        groups = state_dict.get("param_groups", ())
+        if len(groups) == len(self.param_groups):
+            groups = [
+                {**saved, "use_muon": None} if saved.get("use_muon") and not mine["use_muon"] else saved
+                for saved, mine in zip(groups, self.param_groups, strict=True)
+            ]
+            state_dict = {**state_dict, "param_groups": groups}
+        super().load_state_dict(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
         own = {"verbose": self.verbose, "backend": self.backend}
         return {**super().__getstate__(), **own}  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _route(p: Tensor, group: Group) -> tuple[bool, str]:
+def _route(p: Tensor, group: Mapping[str, Any]) -> tuple[bool, str]:
     use_fallback = group["use_fallback"] or group["rule"] == "adamw"
     return muon_route(p.shape, use_fallback=use_fallback, use_muon=group["use_muon"], layout=group["layout"])
+
+
+def _rule_of(p: Tensor, group: Mapping[str, Any]) -> tuple[str, str]:
+    takes_muon, reason = _route(p, group)
+    return "muon" if takes_muon else "nadamw" if group["nesterov"] else "adamw", reason
+
+
+def _use_muon(group: Group) -> bool:
+    """What ``algorithm``, the word of Dion's groups, means here."""
+    algorithm = group["algorithm"]
+    require(
+        isinstance(algorithm, str) and algorithm in ALGORITHMS,
+        f"A parameter group has algorithm={algorithm!r}.",
+        f"Muon reads {' and '.join(map(repr, ALGORITHMS))}; it does not implement others.",
+    )
+    use_muon = ALGORITHMS[algorithm]
+    require(
+        group.get("use_muon", use_muon) is use_muon,
+        f"A parameter group has algorithm={algorithm!r} and use_muon={group.get('use_muon')}.",
+        "Set one of them.",
+    )
+    return use_muon
 
 
 def _value(p: Tensor, state: dict[str, Tensor]) -> Tensor:

@@ -108,7 +108,7 @@ def _of_module(owner: Owner, shape: Shape, label: str) -> Trait | None:
         reason = "matrix kept as (in, out), as transformers' Conv1D does"
         return Trait("matrix", "jax", "learned", _fused(reason) if FUSED.search(owner.name) else reason)
     if isinstance(module, nn.Linear) and len(shape) == 2:
-        if re.search(r"lora_[ab]", owner.name, re.IGNORECASE):
+        if LORA.search(owner.name.lower()):
             return Trait("matrix", "torch", "learned", "low-rank factor (out, in)")
         return Trait("matrix", "torch", "learned", _fused("matrix (out, in)") if FUSED.search(owner.name) else MATRIX)
     return None
@@ -116,8 +116,11 @@ def _of_module(owner: Owner, shape: Shape, label: str) -> Trait | None:
 
 FUSED = re.compile(r"(^|[._])(w?qkv|c_attn|query_key_value|kv|gate_up)(_proj)?([._]|$)", re.IGNORECASE)
 EMBEDDING = re.compile(
-    r"(^|[._])(w[tp]e|pos|position|positional|vocab|codebook|prompt)([._]|$)|emb(ed|$|[._])|tokens?$"
+    r"(^|[._])(w[tp]e|pos|position|positional|vocab|codebook|prompt)([._]|$)|emb(ed|$|[._])|tokens?$|trainable_tokens"
 )
+LORA_EMBEDDING = re.compile(r"(^|[._])lora_embedding_[ab]([._]|$)")
+LORA = re.compile(r"(^|[._])lora_[ab]([._]|$)")
+"""Names of the peft package: its factors of an embedding lie in a ParameterDict, one per adapter."""
 TALL = (4096, 8)
 
 
@@ -141,22 +144,26 @@ def _of_name(owner: Owner, shape: Shape, label: str) -> Trait:
     """By name and shape, for parameters that a custom module owns itself."""
     name = owner.name.lower()
     own = owner.tensor.lower()
-    if own.isdecimal():  # an element of a ParameterList
-        own = name.rsplit(".", 2)[-2]
+    if isinstance(owner.module, (nn.ParameterList, nn.ParameterDict)):  # the container's name says what it holds
+        own = ".".join(name.split(".")[-2:]).removesuffix(f".{own}" if own.isdecimal() else "")
     if own.endswith("bias"):
         return Trait("bias", "jax", "adamw", "biases, stacked or kept to broadcast")
     if long_axes(shape) < 2:
         return Trait("vector", "jax", "adamw", "one axis longer than 1: a vector, kept to broadcast")
-    if own == "a_log":
+    if owner.tensor.lower() == "a_log":
         return Trait("vector", "jax", "adamw", "decays of a state space: element by element, no matrix")
     if len(shape) > 2 and re.search(r"expert|(^|[._])moe([._]|$)", name):
         return _stack(owner, shape, "stacked experts, read as (experts, {})")
+    if LORA_EMBEDDING.search(own):
+        return Trait("table", "torch", "adamw", "low-rank factor of an embedding (out, in)")
     if EMBEDDING.search(own) or ("embed" in label.lower() and len(shape) == 2):
         return Trait("table", "jax", "adamw", "table of embeddings, by its name")
     if len(shape) > 2 and shape[0] == 1:
         return Trait("table", "jax", "adamw", "first axis 1: a table that broadcasts over the batch")
     if len(shape) > 2 and "conv" in label.lower():
         return Trait("convolution", "torch", "learned", "convolution (out, in, *spatial), by its module's name")
+    if len(shape) == 2 and LORA.search(own):
+        return Trait("matrix", "torch", "learned", "low-rank factor (out, in)")
     if len(shape) == 2:
         rows, columns = shape
         tall = rows >= TALL[0] and rows >= TALL[1] * columns

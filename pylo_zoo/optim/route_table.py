@@ -1,12 +1,15 @@
-"""The decisions of :func:`~pylo_zoo.optim.param_groups`, one a parameter, and the table that prints them."""
+"""Which rule updates each parameter, and why: as :func:`~pylo_zoo.optim.param_groups` decides it, or as an optimizer
+with two rules does. And the table that prints it."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -14,7 +17,7 @@ class Route:
     """Where one parameter goes: its group's ``layout`` and ``rule``, and the reason.
 
     ``rule`` is "learned", "adamw", or None where the checkpoint decides by the number of axes: CELO2 gives vectors and
-    scalars to AdamW, CELO2-base to its rule.
+    scalars to AdamW, CELO2-base to its rule. Muon's rules are "muon", "adamw" and "nadamw".
     """
 
     name: str
@@ -86,8 +89,7 @@ class Routes(tuple[Route, ...]):
     def _summary(self) -> list[str]:
         sizes = {
             rule: sum(math.prod(route.shape) for route in self if (route.rule or "auto") == rule)
-            for rule in ("learned", "adamw", "auto")
-            if any((route.rule or "auto") == rule for route in self)
+            for rule in sorted({route.rule or "auto" for route in self}, key=_in_summary)
         }
         parts = ", ".join(f"{rule} {_short(size)}" for rule, size in sizes.items())
         lines = [f"{len(self)} parameters, {_short(sum(sizes.values()))} numbers: {parts or 'none'}"]
@@ -97,6 +99,31 @@ class Routes(tuple[Route, ...]):
             names = ", ".join(self.frozen[:3]) + (", …" if len(self.frozen) > 3 else "")
             lines.append(f"left out, since they need no gradient: {len(self.frozen)} ({names})")
         return lines
+
+
+def routes_of(
+    groups: Iterable[Mapping[str, Any]], decide: Callable[[Tensor, Mapping[str, Any]], tuple[str, str]]
+) -> Routes:
+    """The routes of an optimizer's parameters, by its groups.
+
+    Args:
+        groups: its ``param_groups``. Parameters without names are called by their position.
+        decide: the rule of a parameter in a group, and why.
+    """
+    found, frozen = [], []
+    for number, group in enumerate(groups):
+        names = group.get("param_names") or [f"group {number}, parameter {k}" for k in range(len(group["params"]))]
+        for name, p in zip(names, group["params"], strict=True):
+            if p.requires_grad or (p.is_floating_point() and p.grad is not None):
+                found.append(Route(name, tuple(p.shape), group["layout"], *decide(p, group), group=number))
+            else:
+                frozen.append(name)
+    return Routes(found, frozen)
+
+
+def _in_summary(rule: str) -> tuple[int, str]:
+    order = ("learned", "muon", "adamw", "nadamw", "auto")
+    return order.index(rule) if rule in order else len(order), rule
 
 
 NUMBERS = re.compile(r"((?<![^.])|(?<=layer_)|(?<=block_))\d+(?![^.])")
@@ -124,4 +151,4 @@ def _short(count: int) -> str:
     return f"{count / 1000**power:.3g}{' kMGT'[power].strip()}"
 
 
-__all__ = ["Route", "Routes"]
+__all__ = ["Route", "Routes", "routes_of"]

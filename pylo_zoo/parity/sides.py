@@ -69,6 +69,18 @@ class Misfit(ZooError):
 # --- torch -------------------------------------------------------------------------------------------------------
 
 
+ADVICE = ("this run goes past its num_steps", "weight_decay=", "lr has fallen", "a parameter of shape")
+"""How the warnings begin that speak of training: a proof uses such settings on purpose."""
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    with warnings.catch_warnings():
+        for beginning in ADVICE:
+            warnings.filterwarnings("ignore", beginning)
+        yield
+
+
 class TorchSide:
     """The optimizer of an artifact, with its parameters kept in ``layout`` where a case allows it.
 
@@ -102,7 +114,8 @@ class TorchSide:
         cls: Any = optimizer_class(artifact.family)
         if issubclass(cls, (RuledOptimizer, ControlledOptimizer)):  # the plain text, whose every quantity can be seen
             hyper["backend"] = "eager"
-        self._optimizer: Any = cls([self._group(case, widths) for case in cases], weights=artifact, **hyper)
+        with _without_advice():
+            self._optimizer: Any = cls([self._group(case, widths) for case in cases], weights=artifact, **hyper)
         self._lr = self._optimizer.param_groups[0]["lr"]
         self._names = {p: name for name, p in self._parameters.items()}
         self._listen()
@@ -152,8 +165,7 @@ class TorchSide:
     def _take(self, grads: Arrays, loss: float) -> None:
         for name, p in self._parameters.items():
             p.grad = self._tensor(name, grads[name])
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "this run goes past its num_steps")
+        with _without_advice():
             self._optimizer.step(loss=torch.tensor(loss, dtype=self._dtype))
         for name, p in self._parameters.items():
             if p.grad is None or not np.array_equal(

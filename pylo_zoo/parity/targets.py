@@ -25,11 +25,10 @@ from pylo_zoo.parity.leaves import nest
 from pylo_zoo.parity.proof import SEED, Progress
 from pylo_zoo.parity.report import Report
 from pylo_zoo.parity.vectors import replay
+from pylo_zoo.samples.random_weights import RANDOM
 from pylo_zoo.warn import warn
 from pylo_zoo.weights import load
 
-RANDOM = "random:"
-"""``random:FAMILY`` is a checkpoint of random weights, to prove the code of a family without any published file."""
 PUBLIC = ("hf://", "gs://")
 """Where an original is looked for that is not at hand."""
 SCALE = 0.1

@@ -19,6 +19,7 @@ from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access, Unavailable
 from pylo_zoo.optim import LearnedOptimizer, Muon, optimizer_class, param_groups
+from pylo_zoo.samples.random_weights import RANDOM
 from pylo_zoo.weights import load
 
 Maker = Callable[[nn.Module, float, float], torch.optim.Optimizer]
@@ -133,7 +134,8 @@ def find(
     """The recipe of the optimizer called ``name``.
 
     Args:
-        name: of :data:`BASELINES`, a registry entry, a family, an artifact's directory, or ``hf://ORG/NAME``.
+        name: of :data:`BASELINES`, a registry entry, a family, an artifact's directory, ``hf://ORG/NAME`` or
+            ``random:FAMILY``.
         weights: of a learned optimizer, where ``name`` is a family.
         lr: peak learning rate; by default the baseline's or the checkpoint's own.
         access: how to fetch.
@@ -154,7 +156,7 @@ def find(
 
 
 def _learned(name: str, weights: str | None, access: Access | None) -> Recipe:
-    place = name.startswith("hf://") or Path(name).is_dir()
+    place = name.startswith(("hf://", RANDOM)) or Path(name).is_dir()
     if not place and name not in registry.load_registry() and name not in converters.FAMILIES:
         known = [*BASELINES, *registry.load_registry()]
         near = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=1)
