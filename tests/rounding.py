@@ -183,9 +183,16 @@ EXACT = frozenset(
         "new_full",
         "new_ones",
         "new_zeros",
+        "normal",
         "ones",
         "ones_like",
         "permute",
+        "promote_types",
+        "rand",
+        "randint",
+        "randn",
+        "record_function_enter_new",
+        "record_function_exit",
         "relu",
         "repeat",
         "reshape",
@@ -206,6 +213,7 @@ EXACT = frozenset(
         "transpose",
         "unbind",
         "unfold",
+        "uniform",
         "unsafe_view",
         "unsqueeze",
         "view",
@@ -249,7 +257,7 @@ class Roundings(TorchDispatchMode):
     def __init__(self, dtype: torch.dtype, seed: int) -> None:
         super().__init__()
         self.dtype = dtype
-        self.random = random.Random(seed)
+        self.mix = random.Random(seed).getrandbits(62) | 1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -262,14 +270,15 @@ class Roundings(TorchDispatchMode):
         results = out if isinstance(out, (list, tuple)) else args[0] if out is None else [out]
         terms = more[0] if more and isinstance(more[0], (list, tuple)) else more * len(results)
         for k, result in enumerate(results):
-            if result.is_floating_point() and result.numel():
+            counter = result.ndim == 0 and result.is_floating_point() and result.item().is_integer()  # it is exact
+            if result.is_floating_point() and result.numel() and not counter:
                 self._displace(result, units, terms[k] if terms else None)
         return out
 
     def _displace(self, result: Tensor, units: float, terms: Any) -> None:
         # In its own precision a displacement by u is lost in rounding to even: by two, it is not.
         scale = unit(self.dtype) * (2 if result.dtype == self.dtype else 1)
-        signs = _signs(self.random.randrange(POOL), result.numel()).view(result.shape).to(result)
+        signs = _signs(result, self.mix).to(result)
         if terms is not None:
             size = units * result.abs() + terms
             result.add_(torch.where(size.isfinite(), signs * size, 0), alpha=scale)
@@ -289,19 +298,13 @@ def _rounding(func: Any) -> tuple[float, Callable[..., Any] | None, bool] | None
     raise NotImplementedError(f"{name}: its rounding is not known here.")
 
 
-POOL = 1 << 20
+def _signs(values: Tensor, mix: int) -> Tensor:
+    """Random signs that depend on the values alone: one operation on the same numbers rounds the same way twice.
 
-
-@functools.cache
-def _pool() -> Tensor:
-    """Random signs; drawing them anew for each operation would cost more than the operation."""
-    return torch.randint(0, 2, (2 * POOL,), generator=torch.Generator().manual_seed(0)).mul_(2).sub_(1).double()
-
-
-def _signs(start: int, many: int) -> Tensor:
-    if many <= POOL:
-        return _pool()[start : start + many]
-    return _pool().roll(-start).repeat(-(-many // (2 * POOL)))[:many]
+    VeLO subtracts a running minimum from an average that often is the minimum; their roundings have to cancel.
+    """
+    bits = values.double().view(torch.int64)
+    return ((bits * mix) >> 63).mul_(2).add_(1).double()
 
 
 def _sizes(of_terms: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], lists: bool) -> Any:
