@@ -19,8 +19,8 @@ demo: $(STAMP)  ## convert a checkpoint, prove parity, train with the result
 test: lint  ## lint, types and the tests
 	$(PYTEST)
 
-test-full: test  ## the same, then the slow tests
-	$(PYTEST) -m slow
+test-full: lint  ## the same, the slow tests, and a report of error margins, none above a half
+	$(PYTEST) -m "slow or not slow" --margins
 
 lint: $(STAMP)  ## ruff and pyright
 	$(BIN)/ruff check .
@@ -36,6 +36,8 @@ clean:  ## remove the virtual environment, caches and everything built
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml setup.py constraints.txt
+	@echo "Installing torch, jax and the development tools into $(VENV), once: a few minutes; 3 GB on disk,"
+	@echo "or about twice that with a CUDA build of torch. pip shows its progress."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
 	@touch $@

@@ -1,4 +1,4 @@
-"""What every test gets: a cache of its own instead of the user's."""
+"""For every test: a cache separate from the user's, and a record of its error margins."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ import pytest
 import torch
 from fault_server import Files
 from hub_double import HubDouble
+from margins_report import (  # noqa: F401 - pytest finds its hooks by name
+    pytest_addoption,
+    pytest_configure,
+    pytest_runtest_makereport,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+)
 
 from pylo_zoo.fetch import Access, Policy
 

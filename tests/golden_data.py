@@ -18,13 +18,12 @@ from pylo_zoo.artifact import Artifact
 from pylo_zoo.convert import convert
 
 GOLDEN = Path(__file__).parent / "golden"
-SHARED = Path(__file__).parents[2] / "shared"
-CELO = SHARED / "checkpoints" / "celo" / "theta.state"
-CELO_ADAM = SHARED / "checkpoints" / "celo-adam" / "theta.state"
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+"""Published checkpoints: tests/checkpoints/README.md."""
+CELO = CHECKPOINTS / "celo" / "theta.state"
+CELO_ADAM = CHECKPOINTS / "celo-adam" / "theta.state"
 
 CASES = sorted(path.parent.name for path in GOLDEN.glob("*/case.json"))
-RUNNABLE = [name for name in CASES if (GOLDEN / name / "theta.state").exists() or CELO.exists()]
-"""celo_real needs the published checkpoint, which is not part of this repository."""
 
 CONSTRUCTOR = ("lr", "weight_decay", "adam_lr_mult", "adam_eps", "clip_norm", "num_steps", "adam_betas")
 

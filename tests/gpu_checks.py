@@ -1,7 +1,7 @@
-"""Checks of the GPU kernels against the plain text, for a process of their own: ``python gpu_checks.py DEVICE``.
+"""Checks of the GPU kernels against the eager implementation, in a separate process: ``python gpu_checks.py DEVICE``.
 
 With ``TRITON_INTERPRET=1`` and DEVICE cpu, Triton's interpreter runs the kernels; with DEVICE cuda, a GPU. The process
-prints a JSON object: each check's name, and null or what it has to say.
+prints a JSON object: each check's name, with the text of its error or null, and its margins (margins.py).
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import margins
 import torch
-from gpu_truth import FLOOR, agree, inputs_of, plain
+from gpu_truth import agree, expected, expected_of, inputs_of, plain
+from margins import check_close
+from rounding import Simulation, draws_for, one_rounding, simulate
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -104,17 +107,12 @@ def check_steps(name: str, layout: Layout, regime: str, shapes: Sequence[tuple[i
     """Accumulators, then steps."""
     rule, units, hidden = RULES[name]
     tasks, layers = make_tasks(shapes, layout, regime), make_layers(rule, units, hidden)
-    truths = [plain(task, rule, layers, torch.float64) for task in tasks]
-    singles = [plain(task, rule, layers, torch.float32) for task in tasks]
+    wanted = [expected_of(task, rule, layers) for task in tasks]
     advanced = kernels().advance(tasks, rule, None)
-    for task, truth, single in zip(tasks, truths, singles, strict=True):
-        for plane in truth.state:
-            agree(f"{plane} of {tuple(task.p.shape)}", task.state[plane], truth.state[plane], single.state[plane])
-    for task, step, truth, single in zip(
-        tasks, kernels().steps(advanced, layers, Room()), truths, singles, strict=True
-    ):
+    for task, step, of_task in zip(tasks, kernels().steps(advanced, layers, Room()), wanted, strict=True):
         assert (step.shape, step.dtype) == (task.p.shape, torch.float32)
-        agree(f"step of {tuple(task.p.shape)}", step, truth.step, single.step, truth.terms)
+        for plane, got in {**task.state, "step": step}.items():
+            agree(f"{plane} of {tuple(task.p.shape)}", got, of_task[plane])
 
 
 def check_features(name: str) -> None:
@@ -123,34 +121,44 @@ def check_features(name: str) -> None:
 
     rule, *_ = RULES[name]
     tasks = make_tasks(SHAPES, "torch")
-    both = [[inputs_of(task, rule, dtype)[1] for task in tasks] for dtype in (torch.float64, torch.float32)]
+
+    def scales(task: Task, dtype: torch.dtype) -> dict[str, Tensor]:
+        inputs = inputs_of(task, rule, dtype)[1]
+        names = sorted({feature.replace("diag", "row") for feature in CANDIDATES})
+        channels = {name: FEATURES[name](inputs) for name in names}
+        return {
+            f"{name} {k}": torch.rsqrt(rule.norm_eps + x.square().mean())
+            for name, made in channels.items()
+            for k, x in enumerate(made)
+        }
+
+    wanted = [expected(partial(scales, task)) for task in tasks]
     for swept in kernels().advance(tasks, rule, None).swept:
         for group, place in enumerate(swept.batch.places):
-            truth, single = (inputs[place.index] for inputs in both)
             for feature, members in CANDIDATES.items():
-                make = FEATURES[feature.replace("diag", "row")]
                 for channel, k in enumerate(members):
                     if k not in swept.inputs.select:
                         continue
                     got = swept.scales[group, swept.inputs.select.index(k), 0]
-                    means = [torch.rsqrt(rule.norm_eps + make(x)[channel].square().mean()) for x in (truth, single)]
-                    agree(f"scale of {feature} {channel} of {place.shape}", got, *means)
+                    of_task = wanted[place.index][f"{feature.replace('diag', 'row')} {channel}"]
+                    agree(f"scale of {feature} {channel} of {place.shape}", got.view(()), of_task)
 
 
 def check_moments() -> None:
     """Means of the old parameter and accumulators."""
     tasks = make_tasks(FEW, "torch")
 
-    def means(task: Task, dtype: torch.dtype) -> Tensor:
-        return moments_of(task.p.to(dtype), *(task.state[name].to(dtype) for name in ("momentum", "second_moment")))
+    def means(task: Task, dtype: torch.dtype) -> dict[str, Tensor]:
+        found = moments_of(task.p.to(dtype), *(task.state[name].to(dtype) for name in ("momentum", "second_moment")))
+        return {str(k): each for k, each in enumerate(found)}
 
     for name in ("velo", "celo2-relu"):
-        wanted = [(means(task, torch.float64), means(task, torch.float32)) for task in tasks]
+        wanted = [expected(partial(means, task)) for task in tasks]
         found = kernels().moments(kernels().advance(tasks, RULES[name][0], None, moments=True))
         assert found.shape == (len(tasks), 9)
-        for got, (truth, single) in zip(found, wanted, strict=True):
+        for got, of_task in zip(found, wanted, strict=True):
             for k in range(9):
-                agree(f"moment {k}, {name}", got[k], truth[k], single[k])
+                agree(f"moment {k}, {name}", got[k], of_task[str(k)])
 
 
 def check_normalized() -> None:
@@ -160,16 +168,28 @@ def check_normalized() -> None:
         for dtype in (torch.float32, torch.bfloat16):
             p, step = (torch.randn(shape, generator=generator).to(DEVICE) for _ in range(2))
             p = p.to(dtype)
-            tasks, truths = [], []
+            tasks, wanted = [], []
+            rates, decays = [0.1, 0.2, 0.3], [0.0, 0.01, 0.02]
             for k in range(3):  # of one shape: they are moved together
-                task = Normalized(p + k, step * (k - 1), over, 1e-9)
-                mean = task.step.double().square().mean(dim=over, keepdim=True)
-                normalized = task.step.double() * torch.rsqrt(1e-9 + mean)
-                truths.append(task.p.double() * (1 - 0.01 * k) - 0.1 * (k + 1) * normalized)
-                tasks.append(task)
-            kernels().move_normalized(tasks, [0.1, 0.2, 0.3], [0.0, 0.01, 0.02])
-            for task, truth in zip(tasks, truths, strict=True):
-                assert ((task.p.double() - truth).abs() <= torch.finfo(dtype).eps * (1 + truth.abs())).all()
+                tasks.append(Normalized(p + k, step * (k - 1), over, 1e-9))
+                moved = partial(move_normalized, tasks[k], rates[k], decays[k], tasks[k].p.double())
+                wanted.append(simulate(moved, draws=draws_for(p.numel())))
+            kernels().move_normalized(tasks, rates, decays)
+            for task, of_task in zip(tasks, wanted, strict=True):
+                rounded_once(f"{tuple(task.p.shape)} {dtype}", task.p, of_task)
+
+
+def move_normalized(task: Normalized, rate: float, decay: float, p: Tensor) -> list[Tensor]:
+    step = task.step.double()
+    normalized = step * torch.rsqrt(1e-9 + step.square().mean(dim=task.axes, keepdim=True))
+    return [p - decay * p - rate * normalized]
+
+
+def rounded_once(what: str, p: Tensor, wanted: Simulation) -> None:
+    """A parameter is computed in float32 and rounded once, to its own dtype: what exceeds that rounding is checked."""
+    truth = wanted.truth[0].cpu()
+    excess = (p.detach().cpu().double() - truth).abs() - one_rounding(truth, p.dtype)
+    margins.check(excess.clamp(min=0).max().item(), wanted.distance(0), what)
 
 
 def check_move(dtype: torch.dtype, name: str, of_gradient: torch.dtype | None = None) -> None:
@@ -178,46 +198,49 @@ def check_move(dtype: torch.dtype, name: str, of_gradient: torch.dtype | None = 
     tasks = [task._replace(g=task.g.to(of_gradient or dtype)) for task in make_tasks(FEW, "torch", dtype=dtype)]
     layers = make_layers(rule, units, hidden, len(tasks))
     coefficient, shrink = [0.1 / (k + 1) for k in range(len(tasks))], [0.01 * k for k in range(len(tasks))]
-    wanted = []
-    for k, task in enumerate(tasks):
-        step = plain(task, rule, [(weight[k], bias[k]) for weight, bias in layers], torch.float64, 0.5).step
-        p = task.p.double()
-        wanted.append((p - coefficient[k] * step - shrink[k] * p, coefficient[k] * step))
+
+    def moved(k: int) -> list[Tensor]:
+        step = plain(tasks[k], rule, [(weight[k], bias[k]) for weight, bias in layers], torch.float64, 0.5).step
+        p = tasks[k].p.double()
+        return [p - coefficient[k] * step - shrink[k] * p]
+
+    wanted = [simulate(partial(moved, k), draws=draws_for(task.p.numel())) for k, task in enumerate(tasks)]
     advanced = kernels().advance(tasks, rule, torch.tensor(0.5, device=DEVICE))
     given = coefficient if dtype == torch.float32 else torch.tensor(coefficient, device=DEVICE)
     kernels().move(advanced, layers, given, shrink)
-    for task, (p, update) in zip(tasks, wanted, strict=True):
-        rounding = torch.finfo(dtype).eps / 2 * p.abs() * (1 + 1e-3)
-        # Before that one rounding, p and its decay are rounded as float32 as well.
-        allowed = rounding + 2 * FLOOR * update.abs().max() + 2e-7 * p.abs()
-        assert ((task.p.double() - p).abs() <= allowed).all(), f"{tuple(task.p.shape)} {dtype}"
+    for task, of_task in zip(tasks, wanted, strict=True):
+        rounded_once(f"{tuple(task.p.shape)} {dtype}", task.p, of_task)
 
 
 def check_adam(dtype: torch.dtype) -> None:
-    """Three steps of AdamW, NAdamW among them."""
+    """Three steps of AdamW, NAdamW among them; each starts where the kernel's last one ended."""
     shapes = [(1,), (7,), (33, 32), (64, 64)]
     tasks = make_tasks(shapes, "torch", dtype=dtype)
     moments = [[torch.zeros(1, *shape, device=DEVICE) for _ in range(2)] for shape in shapes]
-    doubles = [[each.double() for each in pair] for pair in moments]
     betas, eps, root, rate, decay = (0.9, 0.95), 1e-8, 1e-10, 0.02, 0.003
     single = torch.tensor(betas, dtype=torch.float32).double().to(DEVICE)
-    truths = [task.p.double() for task in tasks]
     for step in (1, 2, 3):
-        given = []
+        given, wanted = [], []
         for k, task in enumerate(tasks):
-            (m, v), (m_double, v_double), nesterov = moments[k], doubles[k], k % 2 == 1
-            given.append(Adam(task.p, task.g, m, v, step, betas, eps, root, rate, decay, 0.7, nesterov))
-            g, count = (task.g.double() * 0.5).clamp(-0.7, 0.7), torch.tensor(step, device=DEVICE)
-            direction = adam_direction(m_double, v_double, g, count, (single[:1], single[1:]), eps, root, nesterov)
-            truths[k] = task.p.double() * (1 - decay) - rate * direction
+            nesterov, count = k % 2 == 1, torch.tensor(step, device=DEVICE)
+            given.append(Adam(task.p, task.g, *moments[k], step, betas, eps, root, rate, decay, 0.7, nesterov))
+            start = [task.p.double(), *(each.double() for each in moments[k])]
+
+            def moved(
+                g: Tensor = task.g, start: list[Tensor] = start, count: Tensor = count, nesterov: bool = nesterov
+            ) -> list[Tensor]:
+                p, m, v = (each.clone() for each in start)
+                clipped = (g.double() * 0.5).clamp(-0.7, 0.7)
+                direction = adam_direction(m, v, clipped, count, (single[:1], single[1:]), eps, root, nesterov)
+                return [p - decay * p - rate * direction, m, v]
+
+            wanted.append(simulate(moved, draws=draws_for(task.p.numel())))
         kernels().adam(given, torch.tensor(0.5, device=DEVICE))
         for k, task in enumerate(tasks):
-            allowed = (
-                torch.finfo(dtype).eps / 2 * truths[k].abs() * (1 + 1e-3) + 2 * FLOOR * rate + 2e-7 * truths[k].abs()
-            )
-            assert ((task.p.double() - truths[k]).abs() <= allowed).all(), f"step {step}, {tuple(task.p.shape)}"
-            for got, truth in zip(moments[k], doubles[k], strict=True):
-                assert (got - truth).norm() <= FLOOR * truth.norm()
+            rounded_once(f"step {step}, {tuple(task.p.shape)}", task.p, wanted[k])
+            for place, got in enumerate(moments[k], 1):
+                what = f"moment {place} in step {step}, {tuple(task.p.shape)}"
+                check_close(got, wanted[k].truth[place].cpu(), wanted[k].distance(place), what)
 
 
 def _stepped(tasks: Sequence[Task], rule: Rule, layers: Sequence[Layer]) -> list[Tensor]:
@@ -244,10 +267,9 @@ def check_long() -> None:
     rule, units, hidden = RULES["velo"]
     shapes, layers = [(70, 60), (2400,)], make_layers(rule, units, hidden)
     tasks = make_tasks(shapes, "torch")
-    truths = [plain(task, rule, layers, torch.float64).step for task in tasks]
-    singles = [plain(task, rule, layers, torch.float32).step for task in tasks]
-    for got, truth, single in zip(_stepped(tasks, rule, layers), truths, singles, strict=True):
-        agree("step", got, truth, single)
+    wanted = [expected_of(task, rule, layers)["step"] for task in tasks]
+    for task, got, of_task in zip(tasks, _stepped(tasks, rule, layers), wanted, strict=True):
+        agree(f"step of {tuple(task.p.shape)}", got, of_task)
 
 
 def check_corrupted() -> None:
@@ -255,11 +277,11 @@ def check_corrupted() -> None:
     for name in ("velo", "adafac-32"):
         rule, units, hidden = RULES[name]
         tasks, layers = make_tasks([(32, 32)], "torch"), make_layers(rule, units, hidden)
-        wanted = plain(tasks[0], rule, layers, torch.float64).step, plain(tasks[0], rule, layers, torch.float32).step
+        wanted = expected_of(tasks[0], rule, layers)["step"]
         layers[0][0][1, 2] *= 1.001
         (step,) = _stepped(tasks, rule, layers)
         try:
-            agree("step", step, *wanted)
+            agree("step", step, wanted)
         except AssertionError:
             continue
         raise AssertionError(f"{name}: a wrong weight went unnoticed")
@@ -382,15 +404,17 @@ def main() -> None:
     torch.set_num_threads(1)
     if DEVICE == "cpu":
         round_as_hardware()
-    results: dict[str, str | None] = {}
+    results: dict[str, tuple[str | None, list[tuple[float, str]]]] = {}
     for name, check in CHECKS.items():
+        margins.take()
+        error = None
         try:
             started = time.perf_counter()
             check()
-            results[name] = None
             print(name, f"{time.perf_counter() - started:.2f} s", file=sys.stderr)
         except Exception:
-            results[name] = traceback.format_exc()
+            error = traceback.format_exc()
+        results[name] = error, sorted(margins.take())[-1:]
     print(json.dumps(results))
 
 

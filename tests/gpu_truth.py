@@ -1,16 +1,17 @@
-"""What the plain text makes of a kernel's task, and whether a kernel agrees.
+"""What the eager implementation computes for a kernel's task, and whether a kernel agrees.
 
-Truth is the plain text in float64. A kernel may be as far from it as four times the plain text in float32, or as 1e-6
-of the quantity's size if that is more: a step is a sum of some forty rounded products, each good to 6e-8, and kernels
-only order and fold them differently. Where the last layer's terms cancel, the step is good to one rounding of theirs.
+Truth is the eager implementation in float64. A kernel may be as far from it as float32 roundings displace that
+(rounding.py): features are divided by their norms and summed by a network, so an error bound depends on the values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import margins
 import torch
+from rounding import SAFETY, draws_for, simulate, size
 from torch import Tensor
 
 from pylo_zoo.kernels.base import Task
@@ -19,15 +20,11 @@ from pylo_zoo.ops.features import Inputs, columns, parameter_scale, step_of
 from pylo_zoo.ops.mlp import Layer, mlp
 from pylo_zoo.ops.rule import Rule
 
-ALLOWED = 4
-FLOOR = 1e-6
-EPS = torch.finfo(torch.float32).eps
-
 
 def inputs_of(task: Task, rule: Rule, dtype: torch.dtype, scale: float = 1.0) -> tuple[dict[str, Tensor], Inputs]:
-    """The advanced accumulators and what features are made of, by the plain text in ``dtype``; the task stays."""
-    g = (task.g.float() * scale).to(dtype)
-    g = torch.nan_to_num(g) if task.replace_nonfinite else g
+    """The advanced accumulators and what features are made of, eager in ``dtype``; the task is unchanged."""
+    g = task.g.float() * scale
+    g = (torch.nan_to_num(g) if task.replace_nonfinite else g).to(dtype)  # its largest value is float32's
     g = g.clamp(-task.max_gradient, task.max_gradient)
     state = {name: each.to(dtype, copy=True) for name, each in task.state.items()}
     advance_all(state, g, Decays(*(decay.to(dtype) for decay in task.decays)), task.axes)
@@ -36,12 +33,10 @@ def inputs_of(task: Task, rule: Rule, dtype: torch.dtype, scale: float = 1.0) ->
 
 
 class Plain(NamedTuple):
-    """What the plain text makes of a task."""
+    """What the eager implementation computes for a task."""
 
     state: dict[str, Tensor]
     step: Tensor
-    terms: Tensor
-    """Like ``step``, of the last layer's terms without their signs: how much of a direction may cancel."""
 
 
 def plain(task: Task, rule: Rule, layers: Sequence[Layer], dtype: torch.dtype, scale: float = 1.0) -> Plain:
@@ -49,24 +44,46 @@ def plain(task: Task, rule: Rule, layers: Sequence[Layer], dtype: torch.dtype, s
     names = rule.unfactored if task.axes.factored is None else rule.features
     x = columns(names, inputs, task.axes.matrix if rule.per_matrix else task.axes.all, rule.norm_eps)
     cast = [(weight.to(dtype), bias.to(dtype)) for weight, bias in layers]
-    units = mlp(cast[:-1], x.clone(), rule.activation)
-    units = units.relu() if rule.activation == "relu" else units.tanh()
-    absolute = [(cast[-1][0].abs(), cast[-1][1].abs())]
-    size = parameter_scale(inputs.p) if rule.parameter_scale else 1.0
-    of_step, of_terms = mlp(cast, x, rule.activation), mlp(absolute, units.abs())
-    of_terms[1] = of_step[1]
-    return Plain(state, *(step_of(each, inputs.p.shape, rule.exp_mult) * size for each in (of_step, of_terms)))
+    step = step_of(mlp(cast, x, rule.activation), inputs.p.shape, rule.exp_mult)
+    return Plain(state, step * parameter_scale(inputs.p) if rule.parameter_scale else step)
 
 
-def agree(what: str, got: Tensor, truth: Tensor, single: Tensor, terms: Tensor | None = None) -> None:
-    """``got`` is as near to ``truth`` as float32 can be asked for; where ``single`` is not finite it is the same."""
+class Expected(NamedTuple):
+    """A quantity in float64, what roundings make of it, and eager float32 for what float32 cannot hold."""
+
+    truth: Tensor
+    draws: list[Tensor]
+    single: Tensor
+
+
+def expected(run: Callable[[torch.dtype], dict[str, Tensor]]) -> dict[str, Expected]:
+    """What ``run`` returns, with its roundings; it computes in the dtype it receives, from copies of its inputs."""
+    single = {name: each.detach().cpu() for name, each in run(torch.float32).items()}
+    elements = max(each.numel() for each in single.values())
+    found = simulate(lambda: [each.cpu() for each in run(torch.float64).values()], draws=draws_for(elements))
+    return {
+        name: Expected(found.truth[k], [draw[k] for draw in found.draws], single[name]) for k, name in enumerate(single)
+    }
+
+
+def expected_of(task: Task, rule: Rule, layers: Sequence[Layer], scale: float = 1.0) -> dict[str, Expected]:
+    """The state and the ``"step"`` of a task."""
+
+    def run(dtype: torch.dtype) -> dict[str, Tensor]:
+        state, step = plain(task, rule, layers, dtype, scale)
+        return {**state, "step": step}
+
+    return expected(run)
+
+
+def agree(what: str, got: Tensor, wanted: Expected) -> None:
+    """``got`` is as near to the truth as float32 can be; it is not finite for exactly the elements of eager float32."""
+    truth, draws, single = wanted
+    got = got.detach().cpu()
     finite = single.isfinite()
     same = torch.equal(got.isnan(), single.isnan()) and torch.equal(got[got.isinf()], single[single.isinf()])
-    assert same, f"{what}: other elements than the plain text's are not finite"
-    if not truth[finite].isfinite().all() or (single[finite] - truth[finite]).norm() > 1e-3 * truth[finite].norm():
+    assert same, f"{what}: other elements than eager's are not finite"
+    bound = SAFETY * max(size((draw - truth)[finite], 2) for draw in draws)
+    if not truth[finite].isfinite().all() or size((single - truth)[finite], 2) > bound:
         truth = single.double()  # what float32 cannot hold
-    size = truth[finite].norm()
-    rounding = FLOOR * size if terms is None else max(FLOOR * size, EPS * terms[finite].norm())
-    error, allowed = (got[finite] - truth[finite]).norm(), ALLOWED * (single[finite] - truth[finite]).norm()
-    allowed = max(allowed, rounding)
-    assert error <= allowed, f"{what}: error {error / size:.1e} of its size, {allowed / size:.1e} allowed"
+    margins.check(size((got.double() - truth)[finite], 2), bound, what)

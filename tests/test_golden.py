@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from golden_data import CASES, RUNNABLE, artifact, constructor_arguments, spec, to_layout, trajectory
+from golden_data import CASES, artifact, constructor_arguments, spec, to_layout, trajectory
 
 from pylo_zoo.optim import optimizer_class
 
@@ -59,8 +59,6 @@ def run(
 @pytest.mark.parametrize("layout", ["jax", "torch"])
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_the_original(name: str, layout: str, backend: str, device: str) -> None:
-    if name not in RUNNABLE:
-        pytest.skip("needs the published Celo checkpoint, which is not part of this repository")
     errors, optimizer = run(name, layout, device, backend=backend)
     assert max(errors.values()) <= TOLERANCE, errors
     data = trajectory(name)

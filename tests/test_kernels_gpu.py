@@ -12,6 +12,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import margins
 import pytest
 import torch
 from gpu_checks import CHECKS
@@ -22,8 +23,8 @@ pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is n
 
 
 @pytest.fixture(scope="module", params=["cpu", "cuda"], ids=["interpreter", "gpu"])
-def results(request: pytest.FixtureRequest) -> dict[str, str | None]:
-    """What each check has to say, None being nothing."""
+def results(request: pytest.FixtureRequest) -> dict[str, tuple[str | None, list[tuple[float, str]]]]:
+    """By check: its error, or None, and its margins."""
     device = request.param
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
@@ -35,8 +36,12 @@ def results(request: pytest.FixtureRequest) -> dict[str, str | None]:
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_kernels_compute_what_the_plain_text_does(results: dict[str, str | None], check: str) -> None:
-    assert results[check] is None, results[check]
+def test_kernels_compute_what_the_plain_text_does(
+    results: dict[str, tuple[str | None, list[tuple[float, str]]]], check: str
+) -> None:
+    error, ratios = results[check]
+    margins.extend(ratios)
+    assert error is None, error
 
 
 @pytest.mark.slow

@@ -82,6 +82,14 @@ def test_the_sdist_has_what_a_build_and_a_test_need(built: Path) -> None:
     assert {"registry.yaml", "setup.py", "LICENSE", "README.md", "constraints.txt", "Makefile"} <= names
     assert {"converters/__init__.py", "tests/test_packaging.py"} <= names
     assert {str(path.relative_to(ROOT)) for path in documents()} <= names
+    published = {f"tests/checkpoints/{name}" for name in ("LICENSE", "celo/theta.state", "celo-adam/theta.state")}
+    assert published <= names, "tests need the published checkpoints, and these their license"
+
+
+def test_the_wheel_has_no_checkpoint_but_the_sample(built: Path) -> None:
+    (wheel,) = (built / "dist").glob("*.whl")
+    names = [name for name in members(wheel) if name.endswith((".state", "/params"))]
+    assert names == ["pylo_zoo/samples/velo-sample/params"]
 
 
 def documents() -> Iterator[Path]:

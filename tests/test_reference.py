@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from golden_data import CASES, CHECKPOINTS, GOLDEN
 from safetensors.numpy import load_file
 
 from pylo_zoo import config
@@ -22,16 +23,10 @@ flax_serialization = pytest.importorskip("flax.serialization")
 from pylo_zoo import reference as package  # noqa: E402  (needs jax)
 from pylo_zoo.reference import FAMILIES, Reference, accumulators, build  # noqa: E402
 
-SHARED = Path(__file__).parents[1].parent / "shared"
-GOLDEN = SHARED / "golden"
-CASES = sorted(path.parent.name for path in GOLDEN.glob("*/case.json"))
-
 # Of a parameter's largest movement over the run. The original's own float32 rounding, carried through 12 steps, leaves
 # up to 8e-5 before the floor is taken off (golden/README.md); a weight off by one per cent leaves 1e-3 and more.
 TOLERANCE = 1e-4
 FLOOR = 4 * np.finfo(np.float32).eps  # of the parameter's largest value: what storing it in float32 may cost
-
-with_golden = pytest.mark.skipif(not CASES, reason=f"the golden trajectories are not at {GOLDEN}")
 
 
 class Golden(NamedTuple):
@@ -87,7 +82,7 @@ def records(family: str, given: dict[str, Any]) -> dict[str, Any]:
 
 def restore(where: str | Path) -> dict[str, Any]:
     """The theta in a folder, or of a real checkpoint by name."""
-    folder = SHARED / "checkpoints" / where if isinstance(where, str) else where
+    folder = CHECKPOINTS / where if isinstance(where, str) else where
     return flax_serialization.msgpack_restore((folder / "theta.state").read_bytes())
 
 
@@ -115,7 +110,6 @@ def errors(trajectory: list[dict[str, Any]], case: Golden) -> dict[str, float]:
 # --- golden trajectories -----------------------------------------------------------------------------------------
 
 
-@with_golden
 @pytest.mark.parametrize("case", CASES)
 def test_reaches_the_golden_trajectory(case: str) -> None:
     known = golden(case)
@@ -126,7 +120,6 @@ def test_reaches_the_golden_trajectory(case: str) -> None:
         np.testing.assert_allclose(state[f"lstm_{leaf}"], expected, rtol=1e-5, atol=1e-6)
 
 
-@with_golden
 @pytest.mark.parametrize("case", CASES)
 def test_a_weight_off_by_one_per_cent_misses_it(case: str) -> None:
     known = golden(case)
@@ -138,7 +131,6 @@ def test_a_weight_off_by_one_per_cent_misses_it(case: str) -> None:
     assert max(worst.values()) > 5 * TOLERANCE
 
 
-@with_golden
 def test_the_other_tie_rule_misses_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def first_of_equals(shape: tuple[int, ...]) -> tuple[int, int] | None:
         order = sorted(range(len(shape)), key=lambda axis: (shape[axis], -axis))
@@ -155,7 +147,6 @@ def test_the_other_tie_rule_misses_it(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- precision ---------------------------------------------------------------------------------------------------
 
 
-@with_golden
 @pytest.mark.parametrize("case", ["velo_small", "celo2", "elo_mixed"])
 def test_float64_is_double_throughout_and_agrees(case: str) -> None:
     known = golden(case).only("a_scalar", "b_vec", "e_tall", "h_conv_tie")
@@ -209,7 +200,6 @@ class Adam:
         return m_hat / (1e-8 + np.sqrt(v_hat + 1e-10))
 
 
-@with_golden
 def test_celo_adam_is_adam_at_the_rates_of_its_lstm() -> None:
     known, record = golden("celo_real"), records("celo-adam", {"lstm_hidden_size": 64})
     hyper = {"num_steps": 20, "lr": 0.5, "weight_decay": 0.1}
@@ -236,7 +226,6 @@ def test_celo_adam_is_adam_at_the_rates_of_its_lstm() -> None:
 # --- the forward of the network alone ----------------------------------------------------------------------------
 
 
-@with_golden
 @pytest.mark.parametrize("case", ["celo_real", "velo_small"])
 def test_forward_writes_an_mlp_for_every_tensor(case: str) -> None:
     known = golden(case)
@@ -269,7 +258,6 @@ def test_forward_of_the_plain_mlps() -> None:
     assert out["adafactor_decays"].tolist()[0] == 0  # an offset past its range: clipped
 
 
-@with_golden
 def test_forward_of_celo2_shows_a_vector_nine_groups() -> None:
     features = np.ones((5, 30), np.float32)
     features[:, 15:] = 0
@@ -306,7 +294,6 @@ def test_mulo_divides_by_the_width_and_cleans_gradients() -> None:
     np.testing.assert_allclose(moved[1]["w"], moved[0]["w"] / 4, rtol=1e-3, atol=1e-7)
 
 
-@with_golden
 def test_rules_route_a_parameter() -> None:
     reference, params = golden("celo2").build(), {"w": np.ones((2, 3), np.float32), "b": np.ones(2, np.float32)}
     state = reference.init(params)
@@ -338,7 +325,6 @@ def test_bad_input_is_named() -> None:
         build("velo", {}, **records("velo", velo), hyper={"num_steps": 10}, dtype="float64")
 
 
-@with_golden
 def test_a_missing_loss_is_named() -> None:
     reference, params = golden("velo_small").build(), {"w": np.ones(3, np.float32)}
     with pytest.raises(ZooError, match="loss"):

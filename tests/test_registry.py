@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
+from golden_data import CHECKPOINTS
 
 from pylo_zoo import converters, registry
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import parse
 
-SHARED = Path(__file__).parent.parent.parent / "shared" / "checkpoints"
 ENTRIES = registry.load_registry()
 
 GOOD: dict[str, Any] = {
@@ -72,10 +72,7 @@ def test_sizes() -> None:
 
 @pytest.mark.parametrize("name", ["celo", "celo-adam"])
 def test_pins_are_the_real_files(name: str) -> None:
-    path = SHARED / name / "theta.state"
-    if not path.is_file():
-        pytest.skip("the published checkpoint is not beside this checkout")
-    content = path.read_bytes()
+    content = (CHECKPOINTS / name / "theta.state").read_bytes()
     weights = registry.get(name).weights
     assert (len(content), hashlib.sha256(content).hexdigest()) == (weights.bytes, weights.sha256)
 

@@ -1,0 +1,57 @@
+"""Errors and their bounds: each check leaves its margin, the error over its bound, for the report of a test run."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LIMIT = 0.5
+"""Largest margin that a reported run allows: what is nearer to its bound may pass it on another processor."""
+
+_ratios: list[tuple[float, str]] = []
+
+
+def check(error: float, bound: float, what: str) -> None:
+    """Assert that ``error`` is at most ``bound``, and record the margin.
+
+    A bound of 0 asks for equality, which has no margin.
+    """
+    if bound > 0:
+        _ratios.append((error / bound if math.isfinite(error) else math.inf, what))
+    assert error <= bound, f"{what}: error {error:.3g}, bound {bound:.3g}"
+
+
+def check_close(got: Any, wanted: Any, bound: Tensor | float, what: str = "") -> None:
+    """Every element of ``got`` is within ``bound`` of ``wanted``, in float64; the worst one's margin is recorded.
+
+    Args:
+        got: a tensor or what ``torch.as_tensor`` takes.
+        wanted: the same shape.
+        bound: one number, or one for each element.
+        what: names the comparison in errors and in the report.
+    """
+    got, wanted = (torch.as_tensor(each).detach().cpu().double() for each in (got, wanted))
+    assert got.shape == wanted.shape, f"{what}: shape {tuple(got.shape)}, expected {tuple(wanted.shape)}"
+    if not got.numel():
+        return
+    errors = (got - wanted).abs().flatten()
+    bounds = torch.as_tensor(bound, dtype=torch.float64).detach().cpu().expand(got.shape).flatten()
+    assert bool((bounds >= 0).all()), f"{what}: a bound is negative or NaN"
+    ratios = torch.where(errors == 0, 0.0, errors / bounds)
+    worst = int(ratios.nan_to_num(nan=math.inf).argmax())
+    check(errors[worst].item(), bounds[worst].item(), what)
+
+
+def take() -> list[tuple[float, str]]:
+    """The margins since the last call."""
+    taken = _ratios[:]
+    _ratios.clear()
+    return taken
+
+
+def extend(margins: list[tuple[float, str]]) -> None:
+    """Record margins that another process measured."""
+    _ratios.extend((ratio, what) for ratio, what in margins)
