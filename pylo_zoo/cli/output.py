@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pylo_zoo.errors import one_line, printable
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -128,18 +130,9 @@ def note(message: str, *, quiet: bool = False) -> None:
 
 
 def fail(message: str, hint: str) -> None:
-    """One ``Error:`` and one ``Hint:`` line on stderr, whatever the texts contain."""
+    """Print one ``Error:`` and one ``Hint:`` line on stderr, of at most 500 characters each, whatever they quote."""
     for label, text in (("Error", message), ("Hint", hint)):
-        print(f"{label}: {printable(' '.join(text.split()))}", file=sys.stderr)
-
-
-def printable(text: str) -> str:
-    """``text`` in one line, with whatever a terminal would act upon escaped, as in ``\\x1b[31m``.
-
-    File names and leaf names are others' words.
-    """
-    escaped = (sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
-    return "".join(escaped)
+        print(f"{label}: {one_line(text)}", file=sys.stderr)
 
 
 def printable_lines(text: str) -> str:
