@@ -7,12 +7,18 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pylo_zoo.errors import ZooError
+
+if sys.platform == "win32":
+    fcntl = None
+else:
+    import fcntl
 
 ANOTHER_PLACE = "Check the permissions and the free space there, or give another place."
 _LEFT_BEHIND = re.compile(r"\..+\.(new|old)-[0-9a-f]{8}")
@@ -22,43 +28,46 @@ _LEFT_BEHIND = re.compile(r"\..+\.(new|old)-[0-9a-f]{8}")
 def staged_directory(target: Path, hint: str = ANOTHER_PLACE) -> Iterator[Path]:
     """A new directory beside ``target`` that takes its place, in one step, when the block ends without an exception.
 
-    After an exception nothing has changed. A symbolic link is followed: what it points to is replaced. What a process
-    leaves behind that is killed meanwhile is :func:`left_behind`, and in nobody's way.
+    After an exception nothing has changed. A symbolic link is followed: what it points to is replaced. What a killed
+    process leaves behind is removed when somebody writes ``target`` again (:func:`sweep`).
 
     Raises:
         ZooError: the file system refuses.
     """
     target = _resolved(target, hint)
-    staging = _sibling(target, "new")
     with explained(target, hint):
         target.parent.mkdir(parents=True, exist_ok=True)
-        staging.mkdir()
-        try:
-            yield staging
-            for path in [*staging.rglob("*"), staging]:
-                sync(path)
-            _replace(target, staging)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        sweep(target)
+        with _held_sibling(target, Path.mkdir) as staging:
+            try:
+                yield staging
+                for path in [*staging.rglob("*"), staging]:
+                    sync(path)
+                _replace(target, staging)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
         sync(target.parent)
 
 
-def write_file(target: Path, data: bytes, hint: str = ANOTHER_PLACE) -> None:
-    """Write or replace the file ``target`` in one step.
+def write_file(target: Path, data: bytes, hint: str = ANOTHER_PLACE, *, mode: int | None = None) -> None:
+    """Write or replace the file ``target`` in one step, with ``mode`` if it is given.
 
     Raises:
         ZooError: the file system refuses.
     """
     target = _resolved(target, hint)
-    staging = _sibling(target, "new")
     with explained(target, hint):
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            staging.write_bytes(data)
-            sync(staging)
-            staging.replace(target)
-        finally:
-            staging.unlink(missing_ok=True)
+        sweep(target)
+        with _held_sibling(target, Path.touch) as staging:
+            try:
+                staging.write_bytes(data)
+                if mode is not None:
+                    staging.chmod(mode)
+                sync(staging)
+                staging.replace(target)
+            finally:
+                staging.unlink(missing_ok=True)
         sync(target.parent)
 
 
@@ -76,13 +85,14 @@ def _replace(target: Path, staging: Path) -> None:
     if _exchange(target, staging):
         return
     aside = _sibling(target, "old")
-    target.rename(aside)
-    try:
-        staging.rename(target)
-    except BaseException:
-        aside.rename(target)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
+    with _held(target):  # while `target` is missing, nobody takes `aside` for what a killed process left
+        target.rename(aside)
+        try:
+            staging.rename(target)
+        except BaseException:
+            aside.rename(target)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -103,13 +113,91 @@ def left_behind(name: str) -> bool:
     return _LEFT_BEHIND.fullmatch(name) is not None
 
 
-def sweep(target: Path) -> None:
-    """Remove what a process that was killed had begun to write for ``target``, for a caller that holds its lock."""
+def is_empty(folder: Path) -> bool:
+    """Whether ``folder`` holds nothing but what killed processes left behind."""
+    return all(left_behind(path.name) for path in folder.iterdir())
+
+
+def sweep(target: Path, *, alone: bool = False) -> None:
+    """Remove what killed processes had begun to write for ``target``; what a running one writes stays.
+
+    A directory that was put aside to be replaced, by a process that was killed before it was, is put back.
+
+    Args:
+        target: the file or directory that they were to write.
+        alone: the caller holds a lock of ``target``, so that no other process writes it now. Without it nothing is
+            removed where the file system has no locks to tell a running process by.
+    """
     folder = target.parent
-    for name in os.listdir(folder) if folder.is_dir() else ():
-        if left_behind(name) and name.startswith(f".{target.name}."):
-            with suppress(OSError):  # it is in nobody's way
-                shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+    with suppress(OSError):  # a leftover does no harm
+        for name in os.listdir(folder):
+            if left_behind(name) and name.startswith(f".{target.name}."):
+                _remove_left_behind(folder / name, target, alone)
+
+
+def sweep_folder(folder: Path) -> None:
+    """:func:`sweep` everything in ``folder``, a directory that only this package writes."""
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            if left_behind(name):
+                _remove_left_behind(folder / name, folder / name[1:].rpartition(".")[0], alone=False)
+
+
+def _remove_left_behind(path: Path, target: Path, alone: bool) -> None:
+    with suppress(OSError), _held(path) as held:
+        if not (held or alone):
+            return
+        if path.name.startswith(f".{target.name}.old-") and not target.exists():
+            path.rename(target)
+        elif stat.S_ISDIR(path.lstat().st_mode):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
+
+
+@contextmanager
+def _held_sibling(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """A new hidden sibling of ``target`` that :func:`sweep` leaves alone as long as this process runs."""
+    for _ in range(10):
+        staging = _sibling(target, "new")
+        make(staging)
+        with _held(staging) as held:
+            if held is False:  # another process's sweep came between the two
+                continue
+            yield staging
+            return
+    raise OSError(f"{staging} is removed by another process each time")
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[bool | None]:
+    """Hold the lock of the file or directory ``path``, which ends with the process.
+
+    Yields:
+        True; False if another process holds it or has removed ``path``; None where no such locks exist.
+    """
+    if fcntl is None:
+        yield None
+        return
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        yield False
+        return
+    except OSError:  # a link, or another user's
+        yield None
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = os.path.samestat(os.fstat(descriptor), path.lstat())
+        except (BlockingIOError, FileNotFoundError):
+            held = False
+        except OSError:
+            held = None
+        yield held
+    finally:
+        os.close(descriptor)
 
 
 def _resolved(target: Path, hint: str) -> Path:

@@ -114,7 +114,7 @@ def record_repository(path: Path, uri: str, pin: RepositoryPin) -> None:
 
 def _change(path: Path, change: Callable[[Lock], Lock]) -> None:
     with store.locked(f"lock file {path.resolve()}"):
-        sweep(path.resolve())
+        sweep(path.resolve(), alone=True)
         write_file(path, render(change(read_all(path))))
 
 
