@@ -116,9 +116,13 @@ def test_a_directory_of_ones_own_is_used_and_so_is_one_like_tmp(mode: int, libra
 
 
 def test_a_library_of_ones_own_that_others_can_write_is_compiled_again(library: Path) -> None:
-    library.write_bytes(b"theirs" + library.read_bytes())
+    content = library.read_bytes()
+    library.unlink()  # it is loaded in this process, and not to be changed under it
+    library.write_bytes(content)
     library.chmod(0o666)
+    before = library.stat().st_ino
     assert build.load().answer() == 42
+    assert library.stat().st_ino != before
     assert not stat.S_IMODE(library.stat().st_mode) & trust.OTHERS_WRITE
 
 

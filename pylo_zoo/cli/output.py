@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pylo_zoo.config import is_finite
 from pylo_zoo.errors import one_line, printable
 
 if TYPE_CHECKING:
@@ -35,6 +36,20 @@ Token = Annotated[
     str | None,
     typer.Option(metavar="TOKEN", help="For the Hub.  [default: $HF_TOKEN, or what `hf auth login` stored]"),
 ]
+
+
+MOST_STEPS = 10**9
+MOST_SEEDS = 10_000
+MOST_THREADS = 1_024
+LARGEST_SEED = 2**62
+"""Bounds of options that count: what is beyond them no run, generator or machine has."""
+
+
+def finite(value: float | None) -> float | None:
+    """Check an option that takes a number: a callback of Typer's."""
+    if value is not None and not is_finite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
 
 
 def access(
