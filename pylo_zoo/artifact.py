@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -23,11 +22,12 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from pylo_zoo import converters, impostors
-from pylo_zoo.config import parse, to_dict
+from pylo_zoo import converters, impostors, source_layout
+from pylo_zoo.config import is_finite, parse, to_dict
 from pylo_zoo.converters.base import UNUSED, structure_problems, tensor_shapes, value_problems
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.files import left_behind, staged_directory, write_file
+from pylo_zoo.source_layout import CONVERT_AGAIN
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, PARITY = "config.json", "model.safetensors", "parity.json"
@@ -41,7 +41,8 @@ OWN_FILES = frozenset({CONFIG, WEIGHTS, PARITY, VECTORS, STATE_DICT, CARD, PAGE,
 """What an artifact's directory may hold and lose when it is replaced."""
 KEYS = ("format_version", "family", "name", "architecture", "behavior", "defaults", "source", "converter")
 MAX_JSON_BYTES = 16 * 1024 * 1024
-CONVERT_AGAIN = "Convert the checkpoint again, or fetch the artifact again."
+MAX_TEXT = 1_024
+"""Characters of a name, an address or a version in ``config.json``."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,21 @@ class Artifact:
         source = source if isinstance(source, dict) else {}
         ours = {"name": self.name, "uri": self.source.uri, "sha256": self.source.sha256}
         theirs = {"name": (self.parity or {}).get("name"), "uri": source.get("uri"), "sha256": source.get("sha256")}
-        other = [f"{key} {theirs[key]!r}, not {ours[key]!r}" for key in ours if theirs[key] != ours[key]]
+        other = [f"{key} {quoted(theirs[key])}, not {quoted(ours[key])}" for key in ours if theirs[key] != ours[key]]
         return other[0] if self.parity and other else None
+
+    def changed_default(self) -> str | None:
+        """The first default that differs from what the parity report records; None if it agrees, or records none.
+
+        Defaults (``lr``, decays) are not part of :attr:`fingerprint`, which optimizer states and older reports hold.
+        """
+        recorded = (self.parity or {}).get("defaults")
+        if recorded is None or recorded == dict(self.defaults):
+            return None
+        before: Mapping[str, Any] = recorded if isinstance(recorded, dict) else {}
+        names = sorted({*before, *self.defaults})
+        name = next((name for name in names if before.get(name) != self.defaults.get(name)), "defaults")
+        return f"{name} was {quoted(before.get(name))} and is {quoted(self.defaults.get(name))}"
 
     @cached_property
     def fingerprint(self) -> str:
@@ -252,7 +266,7 @@ def read(directory: str | Path) -> Artifact:
     _check_keys(values, KEYS, CONFIG)
     if values["format_version"] != FORMAT_VERSION:
         raise ZooError(
-            f"{directory / CONFIG} has format_version {values['format_version']!r}, not {FORMAT_VERSION}.",
+            f"{directory / CONFIG} has format_version {quoted(values['format_version'])}, not {FORMAT_VERSION}.",
             "Update pylo-zoo, or convert the checkpoint again.",
         )
     family = converters.get(_text(values, "family"))
@@ -304,11 +318,11 @@ def _check_impostor(path: Path) -> None:
 
 
 def _source(values: Mapping[str, Any]) -> SourceRecord:
-    layout = values.get("layout")
-    if not isinstance(layout, dict):
-        raise ZooError(f"{CONFIG}: source: layout is {layout!r}.", CONVERT_AGAIN)
+    layout = source_layout.check(values.get("layout"), f"{CONFIG}: source.layout")
     plain = {key: value for key, value in values.items() if key != "layout"}
     record = parse(_PlainSource, plain, f"{CONFIG}: source")
+    for key in ("uri", "sha256", "license", "format"):
+        _text(asdict(record), key)
     return SourceRecord(**asdict(record), layout=layout)
 
 
@@ -326,9 +340,11 @@ class _PlainSource:
 def _defaults(family: converters.Family, values: Mapping[str, Any]) -> dict[str, float]:
     for name, value in values.items():
         if name not in family.defaults:
-            raise ZooError(f"{CONFIG}: defaults: unknown field {name!r}.", f"Known: {', '.join(family.defaults)}.")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise ZooError(f"{CONFIG}: defaults: {name} is {value!r}.", "It must be a finite number.")
+            raise ZooError(
+                f"{CONFIG}: defaults: unknown field {quoted(name)}.", f"Known: {', '.join(family.defaults)}."
+            )
+        if not is_finite(value):
+            raise ZooError(f"{CONFIG}: defaults: {name} is {quoted(value)}.", "It must be a finite number.")
     return dict(values)
 
 
@@ -354,17 +370,23 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _check_keys(values: Mapping[str, Any], keys: tuple[str, ...], what: str) -> None:
     unknown, missing = [key for key in values if key not in keys], [key for key in keys if key not in values]
     if unknown or missing:
-        complaint = f"unknown key {unknown[0]!r}" if unknown else f"key {missing[0]!r} is missing"
+        complaint = f"unknown key {quoted(unknown[0])}" if unknown else f"key {missing[0]!r} is missing"
         raise ZooError(f"{what}: {complaint}.", f"Its keys are {', '.join(keys)}.")
 
 
 def _mapping(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     if not isinstance(values[key], dict):
-        raise ZooError(f"{CONFIG}: {key} is {values[key]!r}.", "It must be an object.")
+        raise ZooError(f"{CONFIG}: {key} is {quoted(values[key])}.", "It must be an object.")
     return values[key]
 
 
 def _text(values: Mapping[str, Any], key: str) -> str:
-    if not isinstance(values[key], str):
-        raise ZooError(f"{CONFIG}: {key} is {values[key]!r}.", "It must be a text.")
+    if not isinstance(values[key], str) or len(values[key]) > MAX_TEXT or not _is_unicode(values[key]):
+        hint = f"It must be a text of at most {MAX_TEXT:,} characters."
+        raise ZooError(f"{CONFIG}: {key} is {quoted(values[key])}.", hint)
     return values[key]
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether ``text`` can be written: JSON can spell half of a surrogate pair."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)

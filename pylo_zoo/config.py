@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
+import sys
 import types
 import typing
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union
 
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, quoted
 
 Record = TypeVar("Record")
 
@@ -141,6 +141,10 @@ class MuLOBehavior(AdafacBehavior):
     step_mult: float = 0.01
 
 
+LARGEST = 2**63 - 1
+"""Of whole numbers: what numpy, torch and safetensors count in."""
+
+
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
@@ -159,7 +163,7 @@ def parse(record: type[Record], values: Mapping[str, Any], what: str) -> Record:
     fields = {field.name: field for field in dataclasses.fields(record)}  # pyright: ignore[reportArgumentType]
     for name in values:
         if name not in fields:
-            raise ZooError(f"{what}: unknown field {name!r}.", suggest(name, fields))
+            raise ZooError(f"{what}: unknown field {quoted(name)}.", suggest(str(name), fields))
     missing = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in values]
     if missing:
         raise ZooError(f"{what}: {', '.join(missing)} missing.", f"{record.__name__} needs every one of its fields.")
@@ -171,6 +175,11 @@ def to_dict(record: Any) -> dict[str, Any]:
     return {
         key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(record).items()
     }
+
+
+def is_finite(value: object) -> bool:
+    """Whether ``value`` is a number that a float holds: neither true nor NaN, infinite or of 400 digits."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def suggest(name: str, known: Collection[str]) -> str:
@@ -189,21 +198,28 @@ def _coerce(kind: Any, value: Any, what: str) -> Any:
         kind = next(option for option in typing.get_args(kind) if option is not type(None))
         return _coerce(kind, value, what)
     if origin is Literal:
-        if value in typing.get_args(kind):
+        if isinstance(value, str) and value in typing.get_args(kind):
             return value
-        raise ZooError(f"{what} is {value!r}.", f"It must be one of {', '.join(map(repr, typing.get_args(kind)))}.")
+        raise ZooError(
+            f"{what} is {quoted(value)}.", f"It must be one of {', '.join(map(repr, typing.get_args(kind)))}."
+        )
     if origin is tuple:
         items = typing.get_args(kind)
         if isinstance(value, (list, tuple)) and len(value) == len(items):
             return tuple(_coerce(item, each, what) for item, each in zip(items, value, strict=True))
-        raise ZooError(f"{what} is {value!r}.", f"It must be a list of length {len(items)}.")
+        raise ZooError(f"{what} is {quoted(value)}.", f"It must be a list of length {len(items)}.")
     if kind is bool and isinstance(value, bool):
         return value
-    if kind is int and isinstance(value, int) and not isinstance(value, bool) and value > 0:
+    if kind is int and isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST:
         return value
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+    if kind is float and is_finite(value):
         return float(value)
     if kind is str and isinstance(value, str):
         return value
-    expected = {bool: "true or false", int: "a positive whole number", float: "a finite number", str: "a text"}[kind]
-    raise ZooError(f"{what} is {value!r}.", f"It must be {expected}.")
+    expected = {
+        bool: "true or false",
+        int: "a positive whole number below 2**63",
+        float: "a finite number",
+        str: "a text",
+    }[kind]
+    raise ZooError(f"{what} is {quoted(value)}.", f"It must be {expected}.")

@@ -8,12 +8,18 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pylo_zoo.errors import ZooError
+
+if sys.platform == "win32":
+    fcntl = None
+else:
+    import fcntl
 
 ANOTHER_PLACE = "Check the permissions and the free space there, or give another place."
 _LEFT_BEHIND = re.compile(r"\..+\.(new|old)-[0-9a-f]{8}")
@@ -27,8 +33,8 @@ def staged_directory(target: Path, hint: str = ANOTHER_PLACE, *, last: str | Non
     the files are moved into them instead: an empty directory, a mount point, and one that holds the working directory
     (another one in its place would leave the user's shell in a deleted directory). Moving files takes several steps:
     the old ``last`` is moved away first and the new one is moved in at the end, so that a directory without this file
-    is incomplete. An exception undoes the steps. A symbolic link is followed: its target is replaced. Whatever a killed
-    process leaves is :func:`left_behind`.
+    is incomplete. An exception undoes the steps. A symbolic link is followed: its target is replaced. What a killed
+    process leaves behind is removed when somebody writes ``target`` again (:func:`sweep`).
 
     Args:
         target: the directory.
@@ -41,24 +47,24 @@ def staged_directory(target: Path, hint: str = ANOTHER_PLACE, *, last: str | Non
     target = _resolved(target, hint)
     with explained(target, hint):
         inside = target.is_dir() and _keeps_its_place(target)
-        staging = target / _sibling(target, "new").name if inside else _sibling(target, "new")
         target.parent.mkdir(parents=True, exist_ok=True)
-        staging.mkdir()
-        try:
-            yield staging
-            for path in [*staging.rglob("*"), staging]:
-                sync(path)
-            if inside:
-                _move_into(target, staging, last)
-            else:
-                _replace(target, staging, last)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        sweep(target)
+        with _held_sibling(target, Path.mkdir, inside=inside) as staging:
+            try:
+                yield staging
+                for path in [*staging.rglob("*"), staging]:
+                    sync(path)
+                if inside:
+                    _move_into(target, staging, last)
+                else:
+                    _replace(target, staging, last)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
         sync(target if inside else target.parent)
 
 
-def write_file(target: Path, data: bytes, hint: str = ANOTHER_PLACE) -> None:
-    """Write or replace the file ``target`` in one step.
+def write_file(target: Path, data: bytes, hint: str = ANOTHER_PLACE, *, mode: int | None = None) -> None:
+    """Write or replace the file ``target`` in one step, with ``mode`` if it is given.
 
     A file that is itself a mount point (``docker run -v FILE:FILE``) cannot be replaced: its content is overwritten.
 
@@ -66,21 +72,24 @@ def write_file(target: Path, data: bytes, hint: str = ANOTHER_PLACE) -> None:
         ZooError: the file system refuses.
     """
     target = _resolved(target, hint)
-    staging = _sibling(target, "new")
     with explained(target, hint):
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            staging.write_bytes(data)
-            sync(staging)
+        sweep(target)
+        with _held_sibling(target, Path.touch) as staging:
             try:
-                staging.replace(target)
-            except OSError as error:
-                if error.errno not in _CANNOT_MOVE or not target.is_file():
-                    raise
-                target.write_bytes(data)
-                sync(target)
-        finally:
-            staging.unlink(missing_ok=True)
+                staging.write_bytes(data)
+                if mode is not None:
+                    staging.chmod(mode)
+                sync(staging)
+                try:
+                    staging.replace(target)
+                except OSError as error:
+                    if error.errno not in _CANNOT_MOVE or not target.is_file():
+                        raise
+                    target.write_bytes(data)
+                    sync(target)
+            finally:
+                staging.unlink(missing_ok=True)
         sync(target.parent)
 
 
@@ -112,19 +121,20 @@ def _replace(target: Path, staging: Path, last: str | None) -> None:
     if _exchange(target, staging):
         return
     aside = _sibling(target, "old")
-    try:
-        target.rename(aside)
-    except OSError as error:
-        if error.errno not in _CANNOT_MOVE:
+    with _held(target):  # while `target` is missing, nobody takes `aside` for what a killed process left
+        try:
+            target.rename(aside)
+        except OSError as error:
+            if error.errno not in _CANNOT_MOVE:
+                raise
+            _copy_into(target, staging, last)
+            return
+        try:
+            staging.rename(target)
+        except BaseException:
+            aside.rename(target)
             raise
-        _copy_into(target, staging, last)
-        return
-    try:
-        staging.rename(target)
-    except BaseException:
-        aside.rename(target)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _copy_into(target: Path, staging: Path, last: str | None) -> None:
@@ -143,6 +153,13 @@ def _move_into(target: Path, staging: Path, last: str | None) -> None:
     """Replace the entries of ``target`` by those of ``staging``, which is one of them; undone after an exception."""
     aside = target / _sibling(target, "old").name
     aside.mkdir()
+    with _held(aside):
+        _exchange_entries(target, staging, aside, last)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange_entries(target: Path, staging: Path, aside: Path, last: str | None) -> None:
+    """Move the entries of ``target`` to ``aside`` and those of ``staging`` to ``target``; undone after an exception."""
     old = sorted((name for name in os.listdir(target) if not left_behind(name)), key=lambda name: name != last)
     new = sorted(os.listdir(staging), key=lambda name: name == last)
     moved: list[tuple[Path, Path]] = []
@@ -157,7 +174,6 @@ def _move_into(target: Path, staging: Path, last: str | None) -> None:
             after.rename(before)
         aside.rmdir()
         raise
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -178,16 +194,92 @@ def left_behind(name: str) -> bool:
     return _LEFT_BEHIND.fullmatch(name) is not None
 
 
-def sweep(target: Path) -> None:
-    """Remove what a killed process had begun to write for ``target``, beside it and inside it.
+def is_empty(folder: Path) -> bool:
+    """Whether ``folder`` holds nothing but what killed processes left behind."""
+    return all(left_behind(path.name) for path in folder.iterdir())
 
-    The caller holds the lock of ``target``.
+
+def sweep(target: Path, *, alone: bool = False) -> None:
+    """Remove what killed processes had begun to write for ``target``; what a running one writes stays.
+
+    A directory that was put aside to be replaced, by a process that was killed before it was, is put back.
+
+    Args:
+        target: the file or directory that they were to write.
+        alone: the caller holds a lock of ``target``, so that no other process writes it now. Without it nothing is
+            removed where the file system has no locks to tell a running process by.
     """
     for folder in (target.parent, target):
-        for name in os.listdir(folder) if folder.is_dir() else ():
-            if left_behind(name) and name.startswith(f".{target.name}."):
-                with suppress(OSError):  # a leftover does no harm
-                    shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+        with suppress(OSError):  # a leftover does no harm
+            for name in os.listdir(folder):
+                if left_behind(name) and name.startswith(f".{target.name}."):
+                    _remove_left_behind(folder / name, target, alone)
+
+
+def sweep_folder(folder: Path) -> None:
+    """:func:`sweep` everything in ``folder``, a directory that only this package writes."""
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            if left_behind(name):
+                _remove_left_behind(folder / name, folder / name[1:].rpartition(".")[0], alone=False)
+
+
+def _remove_left_behind(path: Path, target: Path, alone: bool) -> None:
+    with suppress(OSError), _held(path) as held:
+        if not (held or alone):
+            return
+        if path.name.startswith(f".{target.name}.old-") and not target.exists():
+            path.rename(target)
+        elif stat.S_ISDIR(path.lstat().st_mode):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
+
+
+@contextmanager
+def _held_sibling(target: Path, make: Callable[[Path], None], *, inside: bool = False) -> Iterator[Path]:
+    """A new hidden path next to or inside ``target`` that :func:`sweep` leaves alone while this process runs."""
+    staging = target
+    for _ in range(10):
+        staging = target / _sibling(target, "new").name if inside else _sibling(target, "new")
+        make(staging)
+        with _held(staging) as held:
+            if held is False:  # another process's sweep came between the two
+                continue
+            yield staging
+            return
+    raise OSError(f"{staging} is removed by another process each time")
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[bool | None]:
+    """Hold the lock of the file or directory ``path``, which ends with the process.
+
+    Yields:
+        True; False if another process holds it or has removed ``path``; None where no such locks exist.
+    """
+    if fcntl is None:
+        yield None
+        return
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        yield False
+        return
+    except OSError:  # a link, or another user's
+        yield None
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = os.path.samestat(os.fstat(descriptor), path.lstat())
+        except (BlockingIOError, FileNotFoundError):
+            held = False
+        except OSError:
+            held = None
+        yield held
+    finally:
+        os.close(descriptor)
 
 
 def _resolved(target: Path, hint: str) -> Path:

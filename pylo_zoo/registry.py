@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -19,10 +18,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-import yaml
-
-from pylo_zoo import config, converters, plugins
-from pylo_zoo.errors import ZooError
+from pylo_zoo import config, converters, plain_yaml, plugins
+from pylo_zoo.errors import ZooError, quoted
 
 PACKAGE = Path(__file__).parent
 
@@ -169,15 +166,14 @@ def _declared(point: EntryPoint) -> Mapping[str, Entry]:
 @functools.cache
 def _load(path: Path, package: str = "pylo_zoo") -> Mapping[str, Entry]:
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+        document = plain_yaml.load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ZooError(
             f"Cannot read the registry {path}: {error.strerror}.",
             f"Reinstall {package}.".replace("pylo_zoo", "pylo-zoo"),
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        what = " ".join(str(error).split())
-        raise ZooError(f"{path.name} is not valid YAML: {what}.", "Correct the file at that place.") from error
+    except (plain_yaml.NotPlain, UnicodeDecodeError) as error:
+        raise ZooError(f"{path.name} is not valid YAML: {error}.", "Correct the file at that place.") from error
     entries = {name: _entry(name, values, package) for name, values in _mapping(document, path.name).items()}
     return MappingProxyType(entries)
 
@@ -220,10 +216,10 @@ def _entry(name: Any, values: Any, package: str) -> Entry:
     _require(isinstance(name, str) and _NAME.fullmatch(name), f"{what} is no name", "Use lower case, digits, - and _.")
     values = _mapping(values, what)
     for key in values:
-        _require(key in _KNOWN, f"{what}: unknown field {key!r}", f"Known fields: {', '.join(sorted(_KNOWN))}.")
+        _require(key in _KNOWN, f"{what}: unknown field {quoted(key)}", f"Known fields: {', '.join(sorted(_KNOWN))}.")
     plain = config.parse(_Plain, {key: values[key] for key in values if key in _PLAIN}, what)
     families = f"Known families: {', '.join(converters.FAMILIES)}."
-    _require(plain.family in converters.FAMILIES, f"{what}: family {plain.family!r} is unknown", families)
+    _require(plain.family in converters.FAMILIES, f"{what}: family {quoted(plain.family)} is unknown", families)
     family = converters.FAMILIES[plain.family]
     behavior = _mapping(values.get("behavior", {}), f"{what}: behavior")
     artifact = _published(values.get("artifact"), f"{what}: artifact")
@@ -250,12 +246,14 @@ def _published(values: Any, what: str) -> Published | None:
     _require(_mapping(values, what).keys() == {"uri", "sha256"}, what, "It has a uri and sha256, and nothing else.")
     uri, hashes = values["uri"], _mapping(values["sha256"], f"{what}: sha256")
     uri_ok = isinstance(uri, str) and _ARTIFACT.fullmatch(uri)
-    _require(uri_ok, f"{what}: uri is {uri!r}", "It must be hf://ORG/NAME@COMMIT, the commit in 40 hex digits.")
+    _require(uri_ok, f"{what}: uri is {quoted(uri)}", "It must be hf://ORG/NAME@COMMIT, the commit in 40 hex digits.")
     for name, sha256 in hashes.items():
         sha256_ok = isinstance(sha256, str) and _SHA256.fullmatch(sha256)
-        _require(sha256_ok, f"{what}: sha256 of {name} is {sha256!r}", "It must be 64 lower-case hex digits.")
+        _require(sha256_ok, f"{what}: sha256 of {name} is {quoted(sha256)}", "It must be 64 lower-case hex digits.")
     needed = {"config.json", "model.safetensors"}
-    _require(needed <= hashes.keys(), f"{what}: sha256 has {sorted(hashes)}", f"It needs {sorted(needed)}.")
+    _require(
+        needed <= hashes.keys(), f"{what}: sha256 has {quoted(sorted(hashes, key=str))}", f"It needs {sorted(needed)}."
+    )
     return Published(uri, MappingProxyType(dict(hashes)))
 
 
@@ -264,7 +262,9 @@ def _sources(values: Any, what: str, package: str, artifact: Published | None = 
         repo, _, commit = artifact.uri.partition("@")
         weights = "model.safetensors"
         return (Source(f"{repo}/{weights}@{commit}", "artifact", sha256=artifact.sha256[weights]),)
-    _require(isinstance(values, list) and values, f"{what} is {values!r}", "List at least the file with the weights.")
+    _require(
+        isinstance(values, list) and values, f"{what} is {quoted(values)}", "List at least the file with the weights."
+    )
     assert isinstance(values, list)
     for i, each in enumerate(values):
         _require("package" not in _mapping(each, what), f"{what}[{i}]: unknown field 'package'", "Leave it out.")
@@ -272,9 +272,9 @@ def _sources(values: Any, what: str, package: str, artifact: Published | None = 
     for i, source in enumerate(sources):
         uri_ok = _URI.fullmatch(source.uri) and not {".", ".."} & set(source.uri.split("/"))
         forms = "It must be hf://ORG/REPO/FILE[@REV], gs://BUCKET/PATH, https://HOST/PATH or package://PATH."
-        _require(uri_ok, f"{what}[{i}]: uri is {source.uri!r}", forms)
+        _require(uri_ok, f"{what}[{i}]: uri is {quoted(source.uri)}", forms)
         sha256_ok = source.sha256 is None or _SHA256.fullmatch(source.sha256)
-        _require(sha256_ok, f"{what}[{i}]: sha256 is {source.sha256!r}", "It must be 64 lower-case hex digits.")
+        _require(sha256_ok, f"{what}[{i}]: sha256 is {quoted(source.sha256)}", "It must be 64 lower-case hex digits.")
     _require(sources[0].format != "gin", f"{what}[0] is gin", "The weights come first.")
     return sources
 
@@ -282,7 +282,7 @@ def _sources(values: Any, what: str, package: str, artifact: Published | None = 
 def _paper(values: Any, what: str) -> Paper | None:
     paper = _optional(Paper, values, what)
     arxiv_ok = paper is None or _ARXIV.fullmatch(paper.arxiv)
-    _require(arxiv_ok, f"{what}: arxiv is {paper and paper.arxiv!r}", "It must be a text such as '2501.12670'.")
+    _require(arxiv_ok, f"{what}: arxiv is {quoted(paper and paper.arxiv)}", "It must be a text such as '2501.12670'.")
     return paper
 
 
@@ -295,9 +295,8 @@ def _learned_decays(family: str, values: Any, what: str) -> LearnedDecays | None
 def _defaults(family: converters.Family, values: Any, what: str) -> Mapping[str, float]:
     known = family.defaults
     for key, value in _mapping(values, what).items():
-        _require(key in known, f"{what}: unknown field {key!r}", f"{family.name} knows {', '.join(known)}.")
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        _require(number, f"{what}: {key} is {value!r}", "It must be a finite number.")
+        _require(key in known, f"{what}: unknown field {quoted(key)}", f"{family.name} knows {', '.join(known)}.")
+        _require(config.is_finite(value), f"{what}: {key} is {quoted(value)}", "It must be a finite number.")
     return MappingProxyType({key: float(value) for key, value in values.items()})
 
 
@@ -306,23 +305,10 @@ def _optional(record: type[config.Record], values: Any, what: str) -> config.Rec
 
 
 def _mapping(values: Any, what: str) -> Mapping[Any, Any]:
-    _require(isinstance(values, dict), f"{what} is {values!r}", "It must be a mapping of names to values.")
+    _require(isinstance(values, dict), f"{what} is {quoted(values)}", "It must be a mapping of names to values.")
     return values
 
 
 def _require(condition: object, message: str, hint: str) -> None:
     if not condition:
         raise ZooError(f"{message}.", hint)
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe subset, where a key that stands twice is an error and not a silent overwrite."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            text = key.value if isinstance(key, yaml.ScalarNode) else str(key)
-            if text in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{text!r} stands twice", key.start_mark)
-            seen.add(text)
-        return super().construct_mapping(node, deep)

@@ -14,7 +14,7 @@ from pylo_zoo import artifact, formats, hub, registry
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.convert import convert, matched_entry
 from pylo_zoo.converters import candidates
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.fetch import Access, is_uri, store
 from pylo_zoo.files import explained, staged_directory
 from pylo_zoo.hub import NotAnArtifact, Repository, checkpoint
@@ -110,7 +110,7 @@ def pull(
 def _find(weights: str | Path, proven: bool, access: Access, *, look: bool) -> tuple[Artifact, hub.Pulled | None]:
     """The artifact, and the directory and commit of one that lies on the Hub."""
     if not isinstance(weights, (str, Path)) or not str(weights).strip():
-        raise ZooError(f"weights is {weights!r}.", WHAT)
+        raise ZooError(f"weights is {quoted(weights)}.", WHAT)
     if isinstance(weights, Path) or Path(weights).is_dir():
         return _read(Path(weights), proven), None
     if weights.startswith(RANDOM):
@@ -140,6 +140,11 @@ def _read(directory: Path, proven: bool, called: str | None = None) -> Artifact:
         raise ZooError(
             f"{called} has changed since its parity was checked.",
             f"`pylo-zoo verify {called}` checks it as it is now; converting again restores it.",
+        )
+    if proven and report.get("status") == "passed" and (change := made.changed_default()):
+        raise ZooError(
+            f"{called}: the default {change} since its parity was checked.",
+            f"`pylo-zoo verify {called}` checks and records it as it is now.",
         )
     if proven and report.get("status") == "passed" and (other := made.misdescribed()):
         raise ZooError(

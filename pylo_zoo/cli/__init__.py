@@ -31,7 +31,7 @@ from pylo_zoo.cli import (
     train_cmd,
     verify_cmd,
 )
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, one_line, quoted
 
 COMMANDS: Mapping[str, tuple[Callable[..., Any], str]] = {
     "list": (list_cmd.list_checkpoints, list_cmd.EXAMPLES),
@@ -56,6 +56,9 @@ pylo-zoo convert velo --source theta.state --out zoo/mine
 """
 
 INTERRUPTED = 130
+LONGEST_USAGE = 400
+"""Characters of what Typer reports as wrong usage; it puts the option's name before that."""
+UsageError: type[Any] = typer.BadParameter.__mro__[1]  # of click, or of the copy of it that Typer has
 
 
 def _examples(lines: str) -> str:
@@ -126,7 +129,15 @@ def _unwritten(error: OSError) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        app(args=argv, prog_name="pylo-zoo")
+        status = app(args=argv, prog_name="pylo-zoo", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except UsageError as error:
+        if type(error).__name__ != "NoArgsIsHelpError":  # whose message is the help
+            error.message = one_line(error.message, LONGEST_USAGE)
+        error.show()
+        return error.exit_code
+    except typer.Abort:
+        return 1
     except SystemExit as end:  # how Typer reports success, wrong usage and `raise typer.Exit`
         return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     except KeyboardInterrupt:
@@ -135,6 +146,10 @@ def _run(argv: Sequence[str] | None) -> int:
         return _failed(error.message, error.hint)
     except BrokenPipeError:
         return 1
+    except UnicodeEncodeError as error:
+        return _failed(
+            f"{quoted(error.object)} is not valid UTF-8.", "Rename the file or directory, or choose another one."
+        )
     except OSError as error:
         place = "The output" if error.filename is None else str(error.filename)
         return _failed(
@@ -143,7 +158,6 @@ def _run(argv: Sequence[str] | None) -> int:
     except Exception as error:
         what = f"Unexpected {type(error).__name__}: {error}"
         return _failed(what, "This is a bug in pylo-zoo. Set PYLO_ZOO_DEBUG=1 to see the traceback.")
-    return 0
 
 
 def _failed(message: str, hint: str) -> int:

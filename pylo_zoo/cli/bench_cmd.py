@@ -39,11 +39,18 @@ def bench(
     backends: Annotated[
         str, typer.Option(metavar="NAMES", help="eager, fused, or both by all; torch's own have no choice.")
     ] = "all",
-    steps: Annotated[int, typer.Option(min=3, metavar="N", help="Pairs of steps, at most.")] = 30,
+    steps: Annotated[
+        int, typer.Option(min=3, max=output.MOST_STEPS, metavar="N", help="Pairs of steps, at most.")
+    ] = 30,
     seconds: Annotated[
-        float, typer.Option(metavar="X", help="For everything; what has begun still gets three pairs.")
+        float,
+        typer.Option(
+            callback=output.finite, metavar="X", help="For everything; what has begun still gets three pairs."
+        ),
     ] = 300.0,
-    threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="[default: torch's]")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=output.MOST_THREADS, metavar="N", help="[default: torch's]")
+    ] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="cpu or cuda.")] = "cpu",
     dtype: Annotated[
         str, typer.Option(metavar="NAME", help="Of the parameters: float32, bfloat16, float16 or float64.")

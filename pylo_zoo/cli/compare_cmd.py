@@ -42,9 +42,12 @@ def compare(
             help="With commas between: adamw, sgd, muon, names of `pylo-zoo list`, artifacts' directories, hf://ORG/NAME.",
         ),
     ] = "adamw,muon,velo-sample",
-    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each optimizer, with seeds from 0.")] = 3,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=output.MOST_SEEDS, metavar="N", help="Runs of each optimizer, with seeds from 0.")
+    ] = 3,
     steps: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Length of a run.  [default: the task's]")
+        int | None,
+        typer.Option(min=1, max=output.MOST_STEPS, metavar="N", help="Length of a run.  [default: the task's]"),
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of the task; repeatable.")
@@ -54,7 +57,10 @@ def compare(
         typer.Option(metavar="NAMES", help="Whose learning rate to search for; all or none.  [default: the baselines]"),
     ] = None,
     tune_steps: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Length of a run of the search.  [default: --steps]")
+        int | None,
+        typer.Option(
+            min=1, max=output.MOST_STEPS, metavar="N", help="Length of a run of the search.  [default: --steps]"
+        ),
     ] = None,
     lr: Annotated[
         list[str] | None,
@@ -68,7 +74,7 @@ def compare(
         ),
     ] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 …")] = "auto",
-    threads: Annotated[int, typer.Option(min=1, metavar="N", help="On the CPU.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=output.MOST_THREADS, metavar="N", help="On the CPU.")] = 1,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="For runs and report.  [default: runs/compare-TASK]")
     ] = None,

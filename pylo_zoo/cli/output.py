@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pylo_zoo.config import is_finite
+from pylo_zoo.errors import one_line, printable
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -34,6 +37,20 @@ Token = Annotated[
     str | None,
     typer.Option(metavar="TOKEN", help="For the Hub.  [default: $HF_TOKEN, or what `hf auth login` stored]"),
 ]
+
+
+MOST_STEPS = 10**9
+MOST_SEEDS = 10_000
+MOST_THREADS = 1_024
+LARGEST_SEED = 2**62
+"""Bounds of options that count: what is beyond them no run, generator or machine has."""
+
+
+def finite(value: float | None) -> float | None:
+    """Check an option that takes a number: a callback of Typer's."""
+    if value is not None and not is_finite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
 
 
 def access(
@@ -129,9 +146,9 @@ def note(message: str, *, quiet: bool = False) -> None:
 
 
 def fail(message: str, hint: str) -> None:
-    """One ``Error:`` and one ``Hint:`` line on stderr, whatever the texts contain."""
+    """Print one ``Error:`` and one ``Hint:`` line on stderr, of at most 500 characters each, whatever they quote."""
     for label, text in (("Error", message), ("Hint", hint)):
-        print(f"{label}: {printable(' '.join(text.split()))}", file=sys.stderr)
+        print(f"{label}: {one_line(text)}", file=sys.stderr)
 
 
 LIKENESSES = {
@@ -188,15 +205,6 @@ def _alike(sign: str) -> str:
     if "\ud800" <= sign <= "\udfff":  # part of a file name that is not UTF-8
         return sign.encode("unicode_escape").decode()
     return LIKENESSES.get(sign, "?")
-
-
-def printable(text: str) -> str:
-    """``text`` in one line, with whatever a terminal would act upon escaped, as in ``\\x1b[31m``.
-
-    File names and leaf names are others' words.
-    """
-    escaped = (sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
-    return "".join(escaped)
 
 
 def printable_lines(text: str) -> str:

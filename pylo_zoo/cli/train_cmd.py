@@ -49,9 +49,12 @@ def train(
     weights: Annotated[
         str | None, typer.Option(metavar="WEIGHTS", help="Where --optimizer is a family: its weights.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(metavar="N", help="Length of the run.  [default: the task's]")] = None,
+    steps: Annotated[
+        int | None, typer.Option(max=output.MOST_STEPS, metavar="N", help="Length of the run.  [default: the task's]")
+    ] = None,
     lr: Annotated[
-        float | None, typer.Option(metavar="X", help="Peak learning rate.  [default: the optimizer's]")
+        float | None,
+        typer.Option(callback=output.finite, metavar="X", help="Peak learning rate.  [default: the optimizer's]"),
     ] = None,
     schedule: Annotated[
         str | None,
@@ -60,18 +63,26 @@ def train(
             help="constant, linear, cosine or wsd.  [default: cosine, or constant where the optimizer plans itself]",
         ),
     ] = None,
-    warmup: Annotated[float | None, typer.Option(metavar="X", help="Share of the run.")] = None,
-    weight_decay: Annotated[float | None, typer.Option(metavar="X", help="[default: 0]")] = None,
-    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="So many runs, of one seed after the other.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="The first one.")] = 0,
+    warmup: Annotated[float | None, typer.Option(callback=output.finite, metavar="X", help="Share of the run.")] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(callback=output.finite, metavar="X", help="[default: 0]")
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=output.MOST_SEEDS, metavar="N", help="So many runs, of one seed after the other.")
+    ] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=output.LARGEST_SEED, metavar="N", help="The first one.")] = 0,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of the task; repeatable.")
     ] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 …")] = "auto",
-    threads: Annotated[int, typer.Option(min=1, metavar="N", help="On the CPU.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=output.MOST_THREADS, metavar="N", help="On the CPU.")] = 1,
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the model.")] = False,
-    eval_every: Annotated[int, typer.Option(min=0, metavar="N", help="Steps; 0 evaluates at the end alone.")] = 0,
-    save_every: Annotated[int, typer.Option(min=0, metavar="N", help="Steps; 0 saves at the end alone.")] = 100,
+    eval_every: Annotated[
+        int, typer.Option(min=0, max=output.MOST_STEPS, metavar="N", help="Steps; 0 evaluates at the end alone.")
+    ] = 0,
+    save_every: Annotated[
+        int, typer.Option(min=0, max=output.MOST_STEPS, metavar="N", help="Steps; 0 saves at the end alone.")
+    ] = 100,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Directory of the run.  [default: runs/TASK-OPTIMIZER-seedN]")
     ] = None,

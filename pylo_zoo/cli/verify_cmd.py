@@ -49,9 +49,14 @@ def verify(
     ] = False,
     max_error: Annotated[
         float | None,
-        typer.Option(min=0, metavar="X", help="Largest float64 error of a step, in updates.  [default: 1e-10]"),
+        typer.Option(
+            min=0,
+            callback=output.finite,
+            metavar="X",
+            help="Largest float64 error of a step, in updates.  [default: 1e-10]",
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=output.LARGEST_SEED, help="Of everything random.")] = 0,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with every figure.")] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a table for a model card.")] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.")] = None,

@@ -22,7 +22,7 @@ from pylo_zoo.compare import machine
 from pylo_zoo.compare.figures import Course, final_loss
 from pylo_zoo.compare.plan import EVALUATIONS, LAST, TUNING_SEED, Comparison, Entrant, slug
 from pylo_zoo.errors import ZooError
-from pylo_zoo.files import explained, write_file
+from pylo_zoo.files import explained, is_empty, sweep_folder, write_file
 from pylo_zoo.train.loop import (
     CHECKPOINT,
     CHECKPOINTS,
@@ -171,9 +171,10 @@ def prepare(comparison: Comparison, out: Path) -> None:
                 f"{out} holds another comparison: {said}.", "Give another directory with --out, or the same words."
             )
     with explained(out):
-        if not path.is_file() and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not path.is_file() and out.exists() and (not out.is_dir() or not is_empty(out)):
             raise ZooError(f"{out} is in use already.", "Give another directory with --out.")
         (out / RUNS).mkdir(parents=True, exist_ok=True)
+        sweep_folder(out)
         free = shutil.disk_usage(out).free
     model = comparison.task.model(0)
     runs = sum(_expected(comparison).values())

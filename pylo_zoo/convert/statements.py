@@ -11,11 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
-from pylo_zoo import config
+from pylo_zoo import config, plain_yaml
 from pylo_zoo.converters import FAMILIES, Family
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.formats import Source, gin
 
 SETTINGS = "--set"
@@ -41,10 +39,10 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
         if not equals or not field:
             raise ZooError(f"{SETTINGS} {pair} is not field=value.", "Write it like --set ff_mult=1.0.")
         try:
-            value = _numbers(yaml.safe_load(text))
-        except yaml.YAMLError as error:
+            value = _numbers(plain_yaml.load(text))
+        except plain_yaml.NotPlain as error:
             raise ZooError(
-                f"{SETTINGS} {field}: {text!r} is not YAML.", "Write lists as [0.9, 0.99, 0.999]."
+                f"{SETTINGS} {field}: {quoted(text)} is not YAML: {error}.", "Write lists as [0.9, 0.99, 0.999]."
             ) from error
         if field in settings and settings[field] != value:
             raise ZooError(f"{SETTINGS} gives {field} two values.", "Give it once.")
@@ -92,7 +90,7 @@ def settle(
     for statement in statements:
         for name in statement.values:
             if name not in fields:
-                raise ZooError(f"{statement.origin}: unknown field {name!r}.", config.suggest(name, fields))
+                raise ZooError(f"{statement.origin}: unknown field {quoted(name)}.", config.suggest(name, fields))
     tree = Statement("the tree of leaves", config.to_dict(inferred))
     return (
         _agree(inferred, [tree, *statements]),

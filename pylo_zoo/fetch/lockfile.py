@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pylo_zoo import config
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.fetch import store
 from pylo_zoo.files import sweep, write_file
 
@@ -87,7 +87,7 @@ def read_all(path: Path) -> Lock:
         raise _damaged(path, "not a mapping of version, files and repositories")
     if document["version"] != VERSION or isinstance(document["version"], bool):
         raise ZooError(
-            f"{path} has version {document['version']!r}, and this pylo-zoo knows {VERSION}.", "Update pylo-zoo."
+            f"{path} has version {quoted(document['version'])}, and this pylo-zoo knows {VERSION}.", "Update pylo-zoo."
         )
     sections = document["files"], document.get("repositories", {})
     if not all(isinstance(section, dict) for section in sections):
@@ -114,7 +114,7 @@ def record_repository(path: Path, uri: str, pin: RepositoryPin) -> None:
 
 def _change(path: Path, change: Callable[[Lock], Lock]) -> None:
     with store.locked(f"lock file {path.resolve()}"):
-        sweep(path.resolve())
+        sweep(path.resolve(), alone=True)
         write_file(path, render(change(read_all(path))))
 
 

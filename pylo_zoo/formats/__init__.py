@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pylo_zoo import impostors
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.formats import flax_msgpack, gin, npz, orbax, pickles, pylo
 from pylo_zoo.formats.arrays import Array, Decoded, collect
 from pylo_zoo.formats.folders import MAX_BYTES, contents, digest, files, read_bounded
@@ -218,6 +218,6 @@ def write(leaves: Mapping[tuple[str, ...], np.ndarray], layout: Mapping[str, Any
     container = layout.get("container")
     if not isinstance(container, str) or container not in WRITABLE:
         raise ZooError(
-            f"The source layout names the container {container!r}.", f"Known containers: {', '.join(WRITABLE)}."
+            f"The source layout names the container {quoted(container)}.", f"Known containers: {', '.join(WRITABLE)}."
         )
     return WRITABLE[container].encode(leaves, layout)

@@ -83,6 +83,7 @@ def without_jax(artifact: Artifact, read: formats.Source, reason: str) -> Report
         family=artifact.family,
         source={"uri": artifact.source.uri, "sha256": read.sha256, "bytes": read.bytes},
         fingerprint=artifact.fingerprint,
+        defaults=dict(artifact.defaults),
         leaves=leaves.check_leaves(artifact, read),
         statements=Statements(contradictions(artifact, read), unsaid(artifact, read)),
         environment=environment(),

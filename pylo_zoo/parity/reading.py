@@ -62,13 +62,13 @@ def read(values: Any) -> Report:
         raise ZooError(
             f"parity.json has schema_version {version}, not {SCHEMA_VERSION}.", "Update pylo-zoo, or prove it again."
         )
-    found = _object(values, KEYS, "it", optional=("reason",))
+    found = _object(values, KEYS, "it", optional=("reason", "defaults"))
     report = Report(
         name=_text(found["name"], "name"),
         family=_text(found["family"], "family"),
         source=_source(found["source"]),
         fingerprint=_matching(_SHA256, found["fingerprint"], "fingerprint"),
-        leaves=_leaves(found["leaves"]),
+        leaves=read_leaves(found["leaves"]),
         statements=_statements(found["statements"]),
         settings=_optional(_settings, found["settings"]),
         checks=_checks(found["checks"]),
@@ -80,6 +80,7 @@ def read(values: Any) -> Report:
         recorded_sha256=_optional(lambda value: _matching(_SHA256, value, "vectors_sha256"), found["vectors_sha256"]),
         created=_matching(_TIME, found["created"], "created"),
         reason=_text(found["reason"], "reason", least=1) if "reason" in found else None,
+        defaults=_mapping(found["defaults"], "defaults", _value) if "defaults" in found else None,
     )
     _agrees(report.status, found["status"], "status")
     if (report.status == "not_run" and not report.reason) or (report.status == "passed" and report.reason):
@@ -99,7 +100,12 @@ def _source(value: Any) -> dict[str, Any]:
     }
 
 
-def _leaves(value: Any) -> Leaves:
+def read_leaves(value: Any) -> Leaves:
+    """The section ``leaves``, checked.
+
+    Raises:
+        ZooError: it is none.
+    """
     found = _object(value, ("compared", "missing", "extra", "differing", "passed"), "leaves")
     names = {key: _texts(found[key], f"leaves.{key}") for key in ("missing", "extra", "differing")}
     leaves = Leaves(_count(found["compared"], "leaves.compared"), **names)

@@ -227,7 +227,8 @@ class Report:
 
     ``fingerprint`` is that of the artifact (:attr:`pylo_zoo.artifact.Artifact.fingerprint`) that was judged;
     ``vectors`` is the content of the ``parity-vectors.safetensors`` that belongs to it; the JSON has its sha256,
-    which a report that was read from there keeps as ``recorded_sha256``.
+    which a report that was read from there keeps as ``recorded_sha256``. ``defaults`` are the artifact's defaults at
+    the time, which the fingerprint leaves out; None in a report of an older version.
     """
 
     name: str
@@ -247,6 +248,7 @@ class Report:
     created: str = ""
     reason: str | None = None
     recorded_sha256: str | None = field(default=None, repr=False)
+    defaults: Mapping[str, float] | None = None
 
     @staticmethod
     def from_dict(values: Any) -> Report:
@@ -319,6 +321,8 @@ class Report:
             "vectors_sha256": self.vectors_sha256,
             "created": self.created,
         }
+        if self.defaults is not None:
+            found["defaults"] = dict(self.defaults)
         return _json(found | ({"reason": self.reason} if self.reason else {}))
 
 
@@ -333,4 +337,4 @@ def _json(value: Any) -> Any:
     return value
 
 
-EXACT = ("settings", "source")
+EXACT = ("settings", "source", "defaults")

@@ -18,8 +18,8 @@ import numpy as np
 
 from pylo_zoo import artifact as artifacts
 from pylo_zoo.artifact import VECTORS, Artifact, pack_arrays, read_arrays
-from pylo_zoo.errors import ZooError
-from pylo_zoo.parity import bounds, controls, forward, trajectory
+from pylo_zoo.errors import ZooError, quoted
+from pylo_zoo.parity import bounds, controls, forward, reading, replay_file, trajectory
 from pylo_zoo.parity.cases import Case
 from pylo_zoo.parity.forward import Network
 from pylo_zoo.parity.report import Control, Leaves, Report, Settings, Statements
@@ -85,14 +85,21 @@ def unpack(path: Path) -> Vectors:
         raise ZooError(
             f"{path} is not there, so there is nothing to replay.", "pylo-zoo verify DIR writes it, with JAX."
         )
+    if path.stat().st_size > replay_file.MAX_FILE_BYTES:
+        raise ZooError(f"{path} is larger than {replay_file.MAX_FILE_BYTES:,} bytes.", AGAIN)
     arrays, text = read_arrays(path)
     try:
         about = json.loads(text)
-        if about["format_version"] != FORMAT_VERSION:
-            raise ZooError(f"{path} has format_version {about['format_version']!r}.", "Update pylo-zoo.")
+        if isinstance(about, dict) and about.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+            raise ZooError(f"{path} has format_version {quoted(about['format_version'])}.", "Update pylo-zoo.")
+        replay_file.check(about, arrays)
         runs = [_original(run, arrays) for run in about["runs"]]
         return Vectors(about["fingerprint"], _network(about, arrays), runs, list(about["visible_faults"]))
+    except replay_file.Damaged as error:
+        raise ZooError(f"{path} is damaged: {error}.", AGAIN) from error
     except (KeyError, TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, ZooError):
+            raise
         raise ZooError(f"{path} is damaged: {type(error).__name__}: {error}.", AGAIN) from error
 
 
@@ -139,20 +146,26 @@ def replay(artifact: Artifact) -> Report:
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     if artifact.parity.get("vectors_sha256") != sha256:
         raise ZooError(f"{path} is not the file that {artifacts.PARITY} speaks of (sha256 {sha256[:12]}…).", AGAIN)
+    try:
+        replay_file.check_for(artifact, network.inputs, [run.hyper for run in originals])
+    except replay_file.Damaged as error:
+        raise ZooError(f"{path} does not fit {artifact.name}: {error}.", AGAIN) from error
     with one_thread():
         checks = [*forward.checks(artifact, network)]
         for run in originals:
             checks += trajectory.checks(artifact, run)
         planted = _controls(artifact, originals, visible) if all(check.passed for check in checks) else []
-    said = (
-        [] if fingerprint == artifact.fingerprint else ["the weights or the behaviour changed since the proof was made"]
-    )
+    said = []
+    if fingerprint != artifact.fingerprint:
+        said.append("the weights or the behaviour changed since the proof was made")
+    if change := artifact.changed_default():
+        said.append(f"the default {change} since the proof was made")
     return Report(
         name=artifact.name,
         family=artifact.family,
         source={key: getattr(artifact.source, key) for key in ("uri", "sha256", "bytes")},
         fingerprint=artifact.fingerprint,
-        leaves=Leaves(**_leaves(artifact.parity)),
+        leaves=_leaves(artifact.parity),
         statements=Statements(said),
         settings=Settings(0, bounds.MAX_ERROR, bounds.FACTOR, bounds.FLOOR),
         checks=checks,
@@ -160,9 +173,8 @@ def replay(artifact: Artifact) -> Report:
     )
 
 
-def _leaves(parity: Mapping[str, Any]) -> dict[str, Any]:
-    found = {key: value for key, value in parity.get("leaves", {}).items() if key != "passed"}
-    return found or {"compared": 0}
+def _leaves(parity: Mapping[str, Any]) -> Leaves:
+    return reading.read_leaves(parity["leaves"]) if parity.get("leaves") else Leaves(compared=0)
 
 
 def _controls(artifact: Artifact, originals: Sequence[Original], visible: Sequence[str] | None = None) -> list[Control]:

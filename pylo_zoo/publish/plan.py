@@ -212,6 +212,8 @@ def _fault(made: Artifact, directory: Path, report: Report | None) -> str | None
         return what[report.status]
     if report.fingerprint != made.fingerprint:
         return "it has changed since its parity was checked"
+    if change := made.changed_default():
+        return f"its default {change} since its parity was checked"
     if other := made.misdescribed():
         return f"its parity report speaks of the {other}"
     if made.parity.get("schema_version") != SCHEMA_VERSION or report.environment.get("pylo-zoo") != __version__:

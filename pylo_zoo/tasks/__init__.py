@@ -17,11 +17,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from pylo_zoo.errors import ZooError
+from pylo_zoo import config
+from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.tasks import elsewhere, images, numbers, text
 from pylo_zoo.tasks.base import Batch, Metrics, Task
 
 __all__ = ["TASKS", "Batch", "Metrics", "Task", "make", "options"]
+
+MOST = 1_000_000_000
+"""Of an option that counts something."""
 
 TASKS: Mapping[str, Callable[..., Task]] = {
     "digits-mlp": images.mlp,
@@ -58,7 +62,7 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Task:
         near = difflib.get_close_matches(unknown[0], known, n=1)
         listing = f"It has {', '.join(known)}." if known else "It has none."
         raise ZooError(
-            f"The task {name} has no option {unknown[0]!r}.",
+            f"The task {name} has no option {quoted(unknown[0])}.",
             f"Did you mean {near[0]!r}? {listing}" if near else listing,
         )
     _check_types(name, factory, options)
@@ -67,6 +71,10 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Task:
     except ZooError:
         raise
     except Exception as error:
+        if ":" not in name and isinstance(error, (MemoryError, RuntimeError)):  # torch's error for too little memory
+            raise ZooError(
+                f"The task {name} with {quoted(options)} does not fit in memory.", "Make it smaller."
+            ) from error
         if ":" not in name:
             raise
         line = traceback.extract_tb(error.__traceback__)[-1]
@@ -89,16 +97,16 @@ def _check_types(name: str, factory: Callable[..., Task], options: Mapping[str, 
     for key, value in options.items():
         parameter = inspect.signature(factory).parameters.get(key)
         default = parameter.default if parameter else None
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        number = config.is_finite(value)
         if isinstance(default, int) and not isinstance(default, bool):
-            wrong = not number or int(value) != value or value < 1
-            what = "a whole number above 0"
+            wrong = not number or int(value) != value or not 1 <= value <= MOST
+            what = f"a whole number from 1 to {MOST:,}"
         elif isinstance(default, float):
             wrong, what = not number, "a number"
         else:
             continue
         if wrong:
-            raise ZooError(f"The task {name}: {key} is {value!r}.", f"It has to be {what}.")
+            raise ZooError(f"The task {name}: {key} is {quoted(value)}.", f"It has to be {what}.")
 
 
 def _known(name: str) -> Callable[..., Task]:
@@ -106,7 +114,7 @@ def _known(name: str) -> Callable[..., Task]:
         return TASKS[name]
     near = difflib.get_close_matches(name.lower().replace("_", "-"), TASKS, n=1)
     listing = f"Tasks: {', '.join(TASKS)}; or module:function for one of your own."
-    raise ZooError(f"There is no task {name!r}.", f"Did you mean {near[0]!r}? {listing}" if near else listing)
+    raise ZooError(f"There is no task {quoted(name)}.", f"Did you mean {near[0]!r}? {listing}" if near else listing)
 
 
 def _own(name: str) -> Callable[..., Task]:

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.files import explained, write_file
+from pylo_zoo.files import explained, is_empty, sweep_folder, write_file
 from pylo_zoo.tasks import Task
 from pylo_zoo.train.interrupts import interrupts
 from pylo_zoo.train.recipes import Recipe
@@ -229,7 +229,7 @@ class Run:
         """
         if self.out is None:
             return
-        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+        if self.out.exists() and (not self.out.is_dir() or not is_empty(self.out)):
             raise ZooError(
                 f"{self.out} is in use already.",
                 f"{self._found()}, or give another directory with --out.",
@@ -260,6 +260,7 @@ class Run:
             ZooError: there is no run, it is another one than this, or a file of it is damaged.
         """
         assert self.out is not None
+        sweep_folder(self.out)
         try:
             described = json.loads((self.out / RUN).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

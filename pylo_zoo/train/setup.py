@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from pylo_zoo import tasks
-from pylo_zoo.errors import ZooError
+from pylo_zoo.config import is_finite
+from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.fetch import Access
 from pylo_zoo.train import recipes, schedules
 from pylo_zoo.train.loop import RUN, Plan, Run
@@ -68,9 +69,11 @@ class Setup:
             schedules.check(self.schedule)
         limits = {"lr": self.lr, "weight_decay": self.weight_decay, "warmup": self.warmup, "steps": self.steps}
         for name, value in limits.items():
-            if value is not None and (value < 0 or (name == "steps" and value < 1) or (name == "warmup" and value > 1)):
+            if value is not None and (
+                not is_finite(value) or value < 0 or (name == "steps" and value < 1) or (name == "warmup" and value > 1)
+            ):
                 what = {"steps": "at least 1", "warmup": "a share of the run, from 0 to 1"}.get(name, "not negative")
-                raise ZooError(f"{name} is {value:g}.", f"It has to be {what}.")
+                raise ZooError(f"{name} is {quoted(value)}.", f"It has to be {what}.")
         _device(self.device)
 
     def build(self, out: Path | None, access: Access | None = None) -> Run:
@@ -124,9 +127,34 @@ def of_directory(out: Path) -> Setup:
     if not isinstance(asked, dict) or not isinstance(asked.get("options"), dict):
         raise ZooError(f"The run in {out} was not begun by `pylo-zoo train`.", "Go on with what began it.")
     try:
-        return Setup(**asked)
+        setup = Setup(**asked)
     except TypeError as error:
         raise ZooError(f"{out / RUN} is damaged: {error}.", "Begin the run anew.") from error
+    for name, sound in FIELDS.items():
+        if not sound(value := getattr(setup, name)):
+            raise ZooError(f"{out / RUN} is damaged: {name} is {quoted(value)}.", "Begin the run anew.")
+    return setup
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+FIELDS: Mapping[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("task", "optimizer", "device"), _is_text),
+    **dict.fromkeys(("weights", "schedule"), lambda value: value is None or _is_text(value)),
+    **dict.fromkeys(("lr", "warmup", "weight_decay"), lambda value: value is None or is_finite(value)),
+    **dict.fromkeys(("seed", "evaluate_every", "save_every"), _is_count),
+    "steps": lambda value: value is None or _is_count(value),
+    "threads": lambda value: _is_count(value) and 1 <= value <= 1_024,
+    "compile": lambda value: isinstance(value, bool),
+    "options": lambda value: isinstance(value, dict),
+}
+"""Whether a value that ``run.json`` holds is sound, by field of :class:`Setup`."""
 
 
 def _device(name: str) -> torch.device:

@@ -17,6 +17,11 @@ from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.ops.rule import Rule
 
+FUNCTIONS = tuple(
+    f"pylo_zoo_{name}" for name in ("workspace", "records", "advance", "moments", "move", "normalized", "adam")
+)
+"""What the library has to export."""
+
 
 @functools.cache
 def _library() -> ctypes.CDLL | str:
@@ -25,6 +30,8 @@ def _library() -> ctypes.CDLL | str:
         library = build.load()
     except ZooError as error:
         return str(error)
+    if missing := [name for name in FUNCTIONS if not hasattr(library, name)]:
+        return f"The library of CPU kernels lacks {missing[0]}: remove {library._name} and try again."
     library.pylo_zoo_workspace.restype = ctypes.c_int64
     sizes = (ctypes.c_int64 * 5)()
     library.pylo_zoo_records(sizes)

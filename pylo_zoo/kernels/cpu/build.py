@@ -3,7 +3,8 @@ default ``$PYLO_ZOO_HOME/kernels``.
 
 A library is named after what it is made of: sources, flags, the machine's instruction set, and ``$CXX`` where it is
 set. To find one takes no compiler and writes nothing. It ends in the SHA-256 of what precedes, so that a damaged one is
-seen before it is loaded, and built again.
+seen before it is loaded, and built again. A library that another user can have written is not loaded
+(:mod:`pylo_zoo.kernels.cpu.trust`).
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch.store import ANOTHER_CACHE, home
-from pylo_zoo.files import explained, write_file
+from pylo_zoo.files import explained, sweep, write_file
+from pylo_zoo.kernels.cpu import trust
 
 SOURCES = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
@@ -54,9 +57,11 @@ def load() -> ctypes.CDLL:
         machine = f"{sys.platform} on {platform.machine()}"
         raise CannotBuild(f"There are no CPU kernels for {machine}.", "They are for Linux and macOS, x86-64 and ARM.")
     flags = (*FLAGS, native)
-    folder = Path(os.environ.get("PYLO_ZOO_KERNELS") or home() / "kernels")
+    folder = Path(os.path.realpath(os.environ.get("PYLO_ZOO_KERNELS") or home() / "kernels"))
     path = folder / f"{_digest(flags)}.so"
     with explained(path, ANOTHER_CACHE):
+        if folder.exists():
+            trust.check_folder(folder)
         if not _is_whole(path):
             _build(path, flags)
     try:
@@ -69,14 +74,28 @@ def load() -> ctypes.CDLL:
 def _build(path: Path, flags: Sequence[str]) -> None:
     """Compile the library ``path``, unless another process does or did."""
     compiler = _compiler()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
+    trust.make_private(path.parent)
+    trust.check_folder(path.parent)
+    with _alone(path):
+        sweep(path, alone=True)
         if not _is_whole(path):
             _log.warning(
                 "compiling the CPU kernels for this machine, once (about ten seconds); they are kept in %s", path.parent
             )
             library = _compiled(compiler, flags)
-            write_file(path, library + hashlib.sha256(library).digest(), ANOTHER_CACHE)
+            write_file(path, library + hashlib.sha256(library).digest(), ANOTHER_CACHE, mode=trust.LIBRARY)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep other processes from compiling the library ``path`` at the same time."""
+    lock = path.with_suffix(".lock")
+    try:
+        with FileLock(lock, timeout=2 * COMPILE_SECONDS):
+            yield
+    except Timeout as error:
+        hint = f"Wait for the process that holds it, or remove {lock}."
+        raise CannotBuild(f"{lock} is held by another process.", hint) from error
 
 
 def _named() -> list[str]:
@@ -117,7 +136,7 @@ def _instruction_set() -> str:
 
 
 def _is_whole(path: Path) -> bool:
-    if not path.is_file():
+    if not trust.check_library(path):
         return False
     data = path.read_bytes()
     return len(data) > DIGEST and hashlib.sha256(data[:-DIGEST]).digest() == data[-DIGEST:]

@@ -1,0 +1,181 @@
+"""What ``parity-vectors.safetensors`` says of itself, checked before anything is computed from it.
+
+The file may be a stranger's. Every number that sizes a loop or an array is bounded, and every array has the shape and
+the dtype that the description needs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from pylo_zoo import converters
+from pylo_zoo.artifact import Artifact
+from pylo_zoo.config import is_finite
+from pylo_zoo.errors import quoted
+from pylo_zoo.parity.cases import REGIMES
+
+MAX_RUNS = 8
+MAX_STEPS = 1_000
+MAX_CASES = 100
+MAX_AXES = 5
+MAX_ELEMENTS = 1_000_000
+MAX_NAMES = 200
+LAYOUTS = ("torch", "torch-stacked", "jax")
+STACKED_AXES = 3
+RULES = (None, "learned", "adamw")
+MAX_FILE_BYTES = 256 * 1024 * 1024
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_RUN = ("name", "regime", "steps", "hyper", "noise", "cases")
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Damaged(ValueError):
+    """The file contradicts itself; the message is the end of a sentence."""
+
+
+def check(about: Any, arrays: Arrays) -> None:
+    """Check the description ``about`` and the arrays of the file against each other.
+
+    Raises:
+        Damaged: a field is missing, of a wrong type or out of bounds, or an array is not what it says.
+    """
+    _object(about, ("format_version", "fingerprint", "network_noise", "visible_faults", "runs"), "it")
+    _require(
+        isinstance(about["fingerprint"], str) and _SHA256.fullmatch(about["fingerprint"]),
+        f"fingerprint is {quoted(about['fingerprint'])}",
+    )
+    _texts(about["visible_faults"], "visible_faults")
+    outputs = [name.removeprefix("network.outputs.") for name in arrays if name.startswith("network.outputs.")]
+    _noise(about["network_noise"], outputs, "network_noise")
+    for name in (name for name in arrays if name.startswith(("network.inputs.", "network.outputs."))):
+        _values(arrays, name, None, "float32" if name.startswith("network.inputs.") else "float64")
+    runs = about["runs"]
+    _require(isinstance(runs, list) and 0 < len(runs) <= MAX_RUNS, f"runs is {quoted(runs)}")
+    for place, run in enumerate(runs):
+        _run(run, arrays, f"runs[{place}]")
+    names = [run["name"] for run in runs]
+    _require(len(set(names)) == len(names), "two of its runs have the same name")
+    _require(any(run["regime"] == "ordinary" for run in runs), "none of its runs has the regime ordinary")
+
+
+def check_for(artifact: Artifact, inputs: Arrays, hypers: Sequence[Mapping[str, Any]]) -> None:
+    """Check that the network's inputs and the optimizer's arguments are those that ``artifact`` takes.
+
+    Raises:
+        Damaged: they are not.
+    """
+    net: Any = artifact.net()
+    shapes = {name: tuple(shape) for name, shape in net.probe_shapes().items()}
+    found = {name: value.shape for name, value in inputs.items()}
+    _require(found == shapes, f"the network's inputs are {quoted(found)}, not {quoted(shapes)}")
+    known = converters.get(artifact.family).parity_hyper
+    for hyper in hypers:
+        _require(hyper.keys() == known.keys(), f"hyper has {quoted(sorted(hyper))}, not {quoted(sorted(known))}")
+        for name, value in hyper.items():
+            _require(_alike(value, known[name]), f"hyper.{name} is {quoted(value)}, not like {quoted(known[name])}")
+
+
+def _alike(value: Any, like: Any) -> bool:
+    """Whether ``value`` has the type of ``like`` and, if a whole number, a size that a run can have."""
+    if isinstance(like, (tuple, list)):
+        same = isinstance(value, (tuple, list)) and len(value) == len(like)
+        return same and all(map(_alike, value, like))
+    if isinstance(like, bool) or like is None or isinstance(like, str):
+        return type(value) is type(like)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(like, int):
+        return whole and 0 < value <= MAX_ELEMENTS
+    return is_finite(value)
+
+
+def _run(run: Any, arrays: Arrays, what: str) -> None:
+    _object(run, _RUN, what)
+    _texts([run["name"]], f"{what}.name")
+    _require(isinstance(run["regime"], str) and run["regime"] in REGIMES, f"{what}.regime is {quoted(run['regime'])}")
+    steps = _whole(run["steps"], MAX_STEPS, f"{what}.steps")
+    _require(isinstance(run["hyper"], dict), f"{what}.hyper is {quoted(run['hyper'])}")
+    cases = run["cases"]
+    _require(isinstance(cases, list) and 0 < len(cases) <= MAX_CASES, f"{what}.cases is {quoted(cases)}")
+    lengths = set()
+    for place, case in enumerate(cases):
+        name, shape = _case(case, f"{what}.cases[{place}]")
+        _values(arrays, f"{run['name']}.grads.{name}", (steps, *shape), "float32")
+        params = _values(arrays, f"{run['name']}.params.{name}", (None, *shape), "float64")
+        _require(1 <= len(params) <= steps + 1, f"{run['name']}.params.{name} has {len(params):,} steps, not {steps}")
+        lengths.add(len(params))
+    names = [case["name"] for case in cases]
+    _require(len(set(names)) == len(names), f"two cases of {what} have the same name")
+    _require(len(lengths) == 1, f"the parameters of {what} have different numbers of steps")
+    _values(arrays, f"{run['name']}.losses", (steps,), "float64")
+    _noise(run["noise"], names, f"{what}.noise")
+
+
+def _case(case: Any, what: str) -> tuple[str, tuple[int, ...]]:
+    _object(case, ("name", "shape", "torch", "rule"), what)
+    _texts([case["name"]], f"{what}.name")
+    shape = case["shape"]
+    _require(isinstance(shape, list) and len(shape) <= MAX_AXES, f"{what}.shape is {quoted(shape)}")
+    total = 1
+    for size in shape:
+        total *= _whole(size, MAX_ELEMENTS, f"{what}.shape")
+    _require(total <= MAX_ELEMENTS, f"{what}.shape is {quoted(shape)}")
+    stacked = case["torch"] == "torch-stacked" and len(shape) != STACKED_AXES
+    _require(case["torch"] in LAYOUTS and not stacked, f"{what}.torch is {quoted(case['torch'])}")
+    _require(case["rule"] in RULES, f"{what}.rule is {quoted(case['rule'])}")
+    return case["name"], tuple(shape)
+
+
+def _values(arrays: Arrays, name: str, shape: tuple[int | None, ...] | None, dtype: str) -> np.ndarray:
+    """The array ``name``, of this dtype and shape (None: any size) and finite."""
+    if name not in arrays:
+        _refuse(f"{quoted(name)} is missing")
+    value = arrays[name]
+    _require(value.dtype == dtype, f"{quoted(name)} is {value.dtype}, not {dtype}")
+    if shape is not None:
+        same = len(shape) == value.ndim and all(
+            size in (None, there) for size, there in zip(shape, value.shape, strict=False)
+        )
+        _require(same, f"{quoted(name)} has the shape {quoted(list(value.shape))}, not {quoted(list(shape))}")
+    _require(value.size > 0, f"{quoted(name)} is empty")
+    _require(bool(np.isfinite(value).all()), f"{quoted(name)} holds NaN or infinity")
+    return value
+
+
+def _noise(value: Any, names: Sequence[str], what: str) -> None:
+    _require(isinstance(value, dict) and value.keys() == set(names), f"{what} is {quoted(value)}")
+    for name, each in value.items():
+        _require(is_finite(each) and each >= 0, f"{what} of {quoted(name)} is {quoted(each)}")
+
+
+def _object(value: Any, keys: Sequence[str], what: str) -> None:
+    _require(isinstance(value, dict), f"{what} is {quoted(value)}, not an object")
+    for key in keys:
+        _require(key in value, f"{what} lacks {key}")
+    for key in value:
+        _require(key in keys, f"{what} has the unknown field {quoted(key)}")
+
+
+def _texts(value: Any, what: str) -> None:
+    sound = isinstance(value, list) and len(value) <= MAX_NAMES
+    sound = sound and all(isinstance(text, str) and 0 < len(text) <= MAX_NAMES and text.isprintable() for text in value)
+    _require(sound, f"{what} is {quoted(value)}")
+
+
+def _whole(value: Any, most: int, what: str) -> int:
+    sound = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
+    _require(sound, f"{what} is {quoted(value)}, not a whole number from 1 to {most:,}")
+    return value
+
+
+def _require(condition: object, complaint: str) -> None:
+    if not condition:
+        _refuse(complaint)
+
+
+def _refuse(complaint: str) -> NoReturn:
+    raise Damaged(complaint)
