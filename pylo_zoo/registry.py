@@ -23,8 +23,11 @@ import yaml
 
 from pylo_zoo import config, converters, plugins
 from pylo_zoo.errors import ZooError
+from pylo_zoo.files import open_regular
 
 PACKAGE = Path(__file__).parent
+MAX_BYTES = 1024 * 1024
+"""Largest registry; the package's own has 20 kB."""
 
 Format = Literal[
     "flax-msgpack",
@@ -169,7 +172,7 @@ def _declared(point: EntryPoint) -> Mapping[str, Entry]:
 @functools.cache
 def _load(path: Path, package: str = "pylo_zoo") -> Mapping[str, Entry]:
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+        document = yaml.load(_text(path), Loader=_StrictLoader)
     except OSError as error:
         raise ZooError(
             f"Cannot read the registry {path}: {error.strerror}.",
@@ -180,6 +183,14 @@ def _load(path: Path, package: str = "pylo_zoo") -> Mapping[str, Entry]:
         raise ZooError(f"{path.name} is not valid YAML: {what}.", "Correct the file at that place.") from error
     entries = {name: _entry(name, values, package) for name, values in _mapping(document, path.name).items()}
     return MappingProxyType(entries)
+
+
+def _text(path: Path) -> str:
+    with open_regular(path) as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ZooError(f"{path} is larger than {MAX_BYTES:,} bytes.", "Give a registry, a YAML file of entries.")
+    return data.decode("utf-8")
 
 
 def _default_path() -> Path:

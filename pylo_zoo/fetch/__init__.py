@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pylo_zoo import limits
 from pylo_zoo.fetch import http, hub, lockfile, progress, store
 from pylo_zoo.fetch.errors import Conflict, FetchError, Forbidden, NotFound, Unavailable
 from pylo_zoo.fetch.lockfile import Pin
@@ -18,7 +19,6 @@ from pylo_zoo.fetch.retry import Policy, retrying
 from pylo_zoo.fetch.uris import Location, is_uri, parse, three_ways
 
 __all__ = [
-    "MAX_BYTES",
     "Access",
     "Conflict",
     "FetchError",
@@ -32,9 +32,6 @@ __all__ = [
     "parse",
     "three_ways",
 ]
-
-MAX_BYTES = 256 * 1024 * 1024
-"""Largest file that is fetched unless the caller says otherwise; the largest published checkpoint has 9 MB."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ def fetch(
     *,
     sha256: str | None = None,
     bytes: int | None = None,
-    limit: int = MAX_BYTES,
+    limit: int | None = None,
     record: bool = True,
     access: Access | None = None,
 ) -> Path:
@@ -83,7 +80,7 @@ def fetch(
         uri: ``https://…``, ``gs://BUCKET/PATH``, ``hf://ORG/REPO/FILE[@REV]`` or a path.
         sha256: what the file has to hash to.
         bytes: the length that it has to have.
-        limit: the length that it must not exceed.
+        limit: the length that it must not exceed; by default :func:`pylo_zoo.limits.max_bytes`.
         record: whether a lock file may say what it is; not where the caller knows of a better authority.
         access: how to fetch.
 
@@ -97,6 +94,7 @@ def fetch(
         ZooError: the cache or the lock file cannot be used.
     """
     access = access or Access()
+    limit = limits.max_bytes() if limit is None else limit
     where = parse(uri) if record else replace(parse(uri), recorded=False)
     if found := _cached(where, sha256, bytes, access):
         return found

@@ -14,7 +14,7 @@ from typing import Any
 from pylo_zoo import config
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import store
-from pylo_zoo.files import sweep, write_file
+from pylo_zoo.files import open_regular, sweep, write_file
 
 NAME = "zoo.lock"
 VERSION = 1
@@ -56,7 +56,7 @@ def location(given: Path | None = None) -> Path:
     if named:
         return Path(named)
     here = Path(NAME)
-    return here if here.is_file() else store.home() / NAME
+    return here if os.path.lexists(here) else store.home() / NAME
 
 
 def read(path: Path) -> dict[str, Pin]:
@@ -71,7 +71,7 @@ def read_all(path: Path) -> Lock:
         ZooError: the file cannot be read, or is not exactly what :func:`record` writes.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         return Lock()

@@ -10,7 +10,7 @@ from pylo_zoo.fetch import Access, fetch, lockfile, store
 from pylo_zoo.fetch.lockfile import RepositoryPin
 from pylo_zoo.hub.api import Snapshot
 from pylo_zoo.hub.names import Repository
-from pylo_zoo.hub.pull import MAX_BYTES, moved_on
+from pylo_zoo.hub.pull import moved_on
 
 NAMES = ("theta.state", "params", "model.safetensors")
 """What checkpoints are called on the Hub."""
@@ -73,7 +73,4 @@ def find(repo: Repository, snapshot: Snapshot, access: Access) -> Checkpoint:
 
 def _take(repo: Repository, name: str, sha256: str | None, access: Access) -> Checkpoint:
     uri = f"hf://{repo.id}/{name}@{repo.revision}"
-    limit = max(MAX_BYTES.values())
-    return Checkpoint(
-        uri, fetch(uri, sha256=sha256, limit=limit, record=False, access=replace(access, update_lock=False))
-    )
+    return Checkpoint(uri, fetch(uri, sha256=sha256, record=False, access=replace(access, update_lock=False)))
