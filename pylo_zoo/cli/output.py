@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pylo_zoo import limits
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -33,6 +35,25 @@ Token = Annotated[
     str | None,
     typer.Option(metavar="TOKEN", help="For the Hub.  [default: $HF_TOKEN, or what `hf auth login` stored]"),
 ]
+
+
+def _limit(context: typer.Context, value: int | None) -> int | None:
+    """Apply --max-bytes while the command runs."""
+    context.with_resource(limits.allow(value))
+    return value
+
+
+MaxBytes = Annotated[
+    int | None,
+    typer.Option(
+        "--max-bytes",
+        metavar="N",
+        min=1,
+        callback=_limit,
+        help="Largest checkpoint or weights that are read.  [default: $PYLO_ZOO_MAX_BYTES or 67108864]",
+    ),
+]
+"""The callback does the work; a command only declares the option."""
 
 
 def access(

@@ -19,7 +19,7 @@ import numpy as np
 from pylo_zoo import limits
 from pylo_zoo.errors import ZooError
 from pylo_zoo.files import open_regular
-from pylo_zoo.formats import flax_msgpack, gin, npz, orbax, pickles, pylo
+from pylo_zoo.formats import archives, flax_msgpack, gin, npz, orbax, pickles, pylo
 from pylo_zoo.formats.arrays import Array, Decoded, collect
 from pylo_zoo.formats.folders import contents, digest, files, read_bounded
 
@@ -168,6 +168,21 @@ def detect(data: bytes, path: Path) -> ModuleType:
             return module
     known = next((what for signature, what in FOREIGN if data.startswith(signature)), None)
     raise ZooError(f"{path.name} is {known or 'no checkpoint of a known format'}.", KNOWN)
+
+
+def code_format(path: Path) -> str | None:
+    """The format of the file at ``path`` if Python's own reader of that format runs code; judged by how it begins.
+
+    Returns:
+        ``"pickle"``, ``"pylo-torch"``, or None for any other file.
+
+    Raises:
+        ZooError: the file cannot be read, or is not a regular file.
+    """
+    head, size = _head(path), path.stat().st_size
+    if pylo.recognises(head, size):
+        return pylo.TORCH if head.startswith(archives.SIGNATURE) else None
+    return pickles.CONTAINER if pickles.recognises(head) else None
 
 
 def _decode_directory(path: Path, parts: Mapping[str, bytes]) -> Decoded:

@@ -105,7 +105,7 @@ NARROW: Mapping[str, Narrow] = {
 }
 """The floats that numpy does not have, and their exact widening."""
 
-BLOCK = 1 << 16
+BLOCK = 1 << 13
 """Values that are widened at once: an index takes eight bytes meanwhile."""
 
 

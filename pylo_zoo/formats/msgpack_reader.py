@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 from pylo_zoo.errors import ZooError
 from pylo_zoo.formats.arrays import MAX_AXES, MAX_LEAVES, MAX_NESTING, MAX_TEXT
 
-MAX_NODES = 2 * MAX_LEAVES
-"""Values of a tree: its leaves and its maps."""
+MAX_NODES = 4 * MAX_LEAVES
+"""Values of a tree: its leaves, its maps, and their keys."""
 HINT = "Only files that flax's serialization.to_bytes writes for a theta tree are read."
 
 MAPS, TEXTS, LISTS = {0xDE: 2, 0xDF: 4}, {0xD9: 1, 0xDA: 2, 0xDB: 4}, {0xDC: 2, 0xDD: 4}
