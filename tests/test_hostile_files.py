@@ -7,6 +7,7 @@ import sys
 import tracemalloc
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -241,10 +242,8 @@ def read_or_refused(directory: Path, data: bytes) -> None:
     RAN.clear()
 
     def either() -> None:
-        try:
+        with suppress(ZooError):
             formats.read(directory / "mutated")
-        except ZooError:
-            pass
 
     # A copy of the file, what it unpacks to, its arrays, and texts and objects of at most its size.
     assert peak(either) < 8 * len(data) + 3 * LIMIT + 4 * MIB
