@@ -99,12 +99,14 @@ def of_meta_training(path: str | Path) -> Artifact:
     """
     try:
         with open_regular(Path(path)) as file:
-            if os.fstat(file.fileno()).st_size > (limit := limits.max_bytes()):
-                raise ZooError(f"{path} is larger than {limit:,} bytes.", limits.RAISE)
+            if (size := os.fstat(file.fileno()).st_size) > (limit := limits.max_bytes()):
+                raise ZooError(f"{path} is larger than {limit:,} bytes: it has {size:,}.", limits.RAISE)
             loaded = torch.load(file, map_location="cpu", weights_only=True)
         state_dict = {str(name): torch.as_tensor(value) for name, value in loaded["state_dict"].items()}
         offsets = {name: torch.as_tensor(loaded["decays"][name]).flatten().tolist() for name in OFFSETS}
-    except (OSError, EOFError, pickle.UnpicklingError, RuntimeError, AttributeError, LookupError, TypeError) as error:
+    except OSError as error:
+        raise ZooError(f"{path} cannot be read: {error.strerror or error}.", "Check the path.") from error
+    except (EOFError, pickle.UnpicklingError, RuntimeError, AttributeError, LookupError, TypeError) as error:
         raise ZooError(
             f"{path} holds no network with its decays ({type(error).__name__}).",
             'load_from_file takes what torch.save wrote of {"state_dict": …, "decays": …}; give others as hf_key.',

@@ -72,12 +72,13 @@ def read_all(path: Path) -> Lock:
     """
     try:
         with open_regular(path) as file:
-            data = file.read(MAX_BYTES + 1)
+            large = os.fstat(file.fileno()).st_size > MAX_BYTES
+            data = b"" if large else file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         return Lock()
     except OSError as error:
         raise ZooError(f"{path} cannot be read: {error.strerror}.", "Check its permissions, or give --lock.") from error
-    if len(data) > MAX_BYTES:
+    if large or len(data) > MAX_BYTES:
         raise _damaged(path, f"larger than {MAX_BYTES:,} bytes")
     try:
         document = json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pylo_zoo import limits
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch.errors import FetchError
 from pylo_zoo.fetch.store import ANOTHER_CACHE, CHUNK
@@ -139,6 +140,8 @@ class Part:
                 f"{source} cannot be read: {error.strerror}.", "Check the path and permissions."
             ) from error
         with file:
+            if (size := os.fstat(file.fileno()).st_size) > self.limit:
+                raise FetchError(f"{source} is larger than {self.limit:,} bytes: it has {size:,}.", limits.RAISE)
             self.restart()
             with self.writing() as write:
                 while chunk := file.read(CHUNK):
