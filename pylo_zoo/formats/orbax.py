@@ -124,13 +124,14 @@ def _bound(tree: Any) -> None:
             refuse(f"it holds a value of dtype {dtype}.", HINT)
         check_shape(shape)
         storage = getattr(leaf, "storage", None)
-        for chunk in (getattr(storage, name, None) or shape for name in ("chunk_shape", "write_shape")):
-            if len(chunk) != len(shape) or min(chunk, default=1) < 1:
-                refuse(f"an array of shape {list(shape)} has the chunk {list(chunk)[:9]}.", HINT)
-            values = max(values, math.prod(shape), math.prod(chunk))
-            if values * stored_dtype(dtype).itemsize > budget.limit:
-                refuse(f"its arrays claim {values:,} values; they may have {budget.limit:,} bytes.", limits.RAISE)
-            chunks += math.prod(-(-size // part) for size, part in zip(shape, chunk, strict=True))
+        pieces = [getattr(storage, name, None) or shape for name in ("chunk_shape", "write_shape")]
+        for piece in pieces:
+            if len(piece) != len(shape) or min(piece, default=1) < 1:
+                refuse(f"an array of shape {list(shape)} has the chunk {list(piece)[:9]}.", HINT)
+        values = max(values, *(math.prod(each) for each in (shape, *pieces)))
+        if values * stored_dtype(dtype).itemsize > budget.limit:
+            refuse(f"its arrays claim {values:,} values; they may have {budget.limit:,} bytes.", limits.RAISE)
+        chunks += math.prod(-(-size // part) for size, part in zip(shape, pieces[0], strict=True))
         if chunks > MAX_CHUNKS:
             refuse(f"its arrays consist of {chunks:,} chunks; up to {MAX_CHUNKS:,} are read.", HINT)
         budget.take(rebuilt_bytes(shape, dtype))
