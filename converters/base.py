@@ -7,6 +7,7 @@ from the network itself.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pylo_zoo import config
+from pylo_zoo import config, limits
 from pylo_zoo.errors import ZooError
 
 Path = tuple[str, ...]
@@ -27,7 +28,10 @@ Shape = tuple[int, ...]
 SHOWN = 4
 """How many of the leaves that are wrong in one way an error lists."""
 MAX_SIZE = 1 << 16
-"""Largest size in an architecture: a hostile file shall not make even the shapes of a network costly."""
+"""Largest size in an architecture: a hostile file must not make even the shapes of a network costly."""
+MAX_LAYERS = 256
+"""Most layers in an architecture: each costs a module and rows of a table. Published ones have three at most."""
+BYTES_PER_VALUE = 4
 UNUSED = "unused."
 """Begins the torch names of leaves that the network does not read, kept so that an export is exact."""
 
@@ -240,12 +244,16 @@ class Family:
 @lru_cache(maxsize=32)
 def net_shapes(family: Family, architecture: Any) -> dict[str, Shape]:
     """Name to shape of the network's state_dict."""
-    if (largest := max(vars(architecture).values())) > MAX_SIZE:
-        raise ZooError(
-            f"A {family.name} with a size of {largest:,} is beyond what is read.", f"Sizes go up to {MAX_SIZE:,}."
-        )
+    for name, size in vars(architecture).items():
+        limit = MAX_LAYERS if "layers" in name else MAX_SIZE
+        if isinstance(size, int) and size > limit:
+            raise ZooError(f"A {family.name} with {name} {size:,} is not read.", f"{name} goes up to {limit:,}.")
     net = family.build(architecture, family.behavior())
-    return {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    size = BYTES_PER_VALUE * sum(map(math.prod, shapes.values()))
+    if size > (limit := limits.max_bytes()):
+        raise ZooError(f"A {family.name} of this architecture has {size:,} bytes, more than {limit:,}.", limits.RAISE)
+    return shapes
 
 
 def tensor_shapes(family: Family, architecture: Any) -> dict[str, Shape]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -16,17 +17,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from pylo_zoo import converters, impostors, source_layout
+from pylo_zoo import impostors, limits, source_layout
 from pylo_zoo.config import is_finite, parse, to_dict
+from pylo_zoo.converters import Family
+from pylo_zoo.converters import get as get_family
 from pylo_zoo.converters.base import UNUSED, structure_problems, tensor_shapes, value_problems
 from pylo_zoo.errors import ZooError, quoted
-from pylo_zoo.files import left_behind, staged_directory, write_file
+from pylo_zoo.files import left_behind, read_regular, staged_directory, write_file
 from pylo_zoo.source_layout import CONVERT_AGAIN
 
 FORMAT_VERSION = 1
@@ -40,7 +44,10 @@ CARD, PAGE, PLOT = "README.md", "parity.html", "parity.png"
 OWN_FILES = frozenset({CONFIG, WEIGHTS, PARITY, VECTORS, STATE_DICT, CARD, PAGE, PLOT})
 """What an artifact's directory may hold and lose when it is replaced."""
 KEYS = ("format_version", "family", "name", "architecture", "behavior", "defaults", "source", "converter")
-MAX_JSON_BYTES = 16 * 1024 * 1024
+MAX_JSON_BYTES = 4 * 1024 * 1024
+"""Largest ``config.json`` or ``parity.json``: parsing takes about twenty times the size. Published: up to 240 kB."""
+MAX_HEADER_BYTES = 2 * 1024 * 1024
+"""Largest header of a safetensors file: its library makes several objects per tensor."""
 MAX_TEXT = 1_024
 """Characters of a name, an address or a version in ``config.json``."""
 
@@ -101,7 +108,7 @@ class Artifact:
 
     def net(self) -> nn.Module:
         """A new network with these weights, in evaluation mode and without gradients."""
-        net = converters.get(self.family).build(self.architecture, self.behavior)
+        net = get_family(self.family).build(self.architecture, self.behavior)
         net.load_state_dict({name: tensor.clone() for name, tensor in self.state_dict().items()}, assign=True)
         return net.eval().requires_grad_(False)
 
@@ -230,13 +237,25 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], str]:
     Raises:
         ZooError: the file is damaged.
     """
+    hint = "Fetch the artifact again, or verify it with JAX."
+    data = _safetensors_bytes(path, hint)
     try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get("about", "")  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ZooError(
-            f"{path} cannot be read: {error}.", "Fetch the artifact again, or verify it with JAX."
-        ) from error
+        about = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {}).get("about", "")
+        return load_arrays(data), about
+    except (*UNREADABLE, RecursionError, AttributeError) as error:
+        raise ZooError(f"{path} cannot be read: {str(error)[:200]}.", hint) from error
+
+
+UNREADABLE = (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OverflowError)
+"""What the safetensors library raises for a damaged file or a dtype that the array package does not have."""
+
+
+def _safetensors_bytes(path: Path, hint: str) -> bytes:
+    """The content of a safetensors file whose size and header are within bounds."""
+    data = read_regular(path, limits.max_bytes(), hint, large=limits.RAISE)
+    if (size := int.from_bytes(data[:8], "little")) > MAX_HEADER_BYTES:
+        raise ZooError(f"{path} claims a header of {size:,} bytes; up to {MAX_HEADER_BYTES:,} are read.", hint)
+    return data
 
 
 def state_dict_file(artifact: Artifact) -> bytes:
@@ -253,14 +272,22 @@ def _json(value: Mapping[str, Any]) -> bytes:
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
-def read(directory: str | Path) -> Artifact:
+def read(directory: str | Path, *, max_bytes: int | None = None) -> Artifact:
     """Read the artifact at ``directory``, strictly.
+
+    Args:
+        directory: where it is.
+        max_bytes: the limit of :mod:`pylo_zoo.limits`, for its weights.
 
     Raises:
         ZooError: a file is missing or damaged, a key unknown or missing, or a tensor is not what the family has.
     """
-    directory = Path(directory)
-    if not (directory / CONFIG).is_file():
+    with limits.allow(max_bytes):
+        return _read(Path(directory))
+
+
+def _read(directory: Path) -> Artifact:
+    if not os.path.lexists(directory / CONFIG):
         raise ZooError(f"{directory} is no artifact: it has no {CONFIG}.", "`pylo-zoo convert` makes one.")
     values = _read_json(directory / CONFIG)
     _check_keys(values, KEYS, CONFIG)
@@ -269,7 +296,7 @@ def read(directory: str | Path) -> Artifact:
             f"{directory / CONFIG} has format_version {quoted(values['format_version'])}, not {FORMAT_VERSION}.",
             "Update pylo-zoo, or convert the checkpoint again.",
         )
-    family = converters.get(_text(values, "family"))
+    family = get_family(_text(values, "family"))
     architecture = parse(family.architecture, _mapping(values, "architecture"), f"{CONFIG}: architecture")
     source = _source(_mapping(values, "source"))
     return Artifact(
@@ -281,20 +308,22 @@ def read(directory: str | Path) -> Artifact:
         source=source,
         converter=parse(Converter, _mapping(values, "converter"), f"{CONFIG}: converter"),
         tensors=_tensors(directory / WEIGHTS, family, architecture, finite="nonfinite" not in source.layout),
-        parity=_read_json(directory / PARITY) if (directory / PARITY).is_file() else None,
+        parity=_read_json(directory / PARITY) if os.path.lexists(directory / PARITY) else None,
         path=directory,
     )
 
 
-def _tensors(path: Path, family: converters.Family, architecture: Any, *, finite: bool) -> dict[str, Tensor]:
+def _tensors(path: Path, family: Family, architecture: Any, *, finite: bool) -> dict[str, Tensor]:
+    data = _safetensors_bytes(path, CONVERT_AGAIN)
     try:
-        tensors = load_safetensors(path.read_bytes())
-    except (OSError, SafetensorError) as error:
-        _check_impostor(path)
-        raise ZooError(f"{path} cannot be read: {error}.", CONVERT_AGAIN) from error
+        tensors = load_safetensors(data)
+    except UNREADABLE as error:
+        _check_impostor(path, data)
+        raise ZooError(f"{path} cannot be read: {str(error)[:200]}.", CONVERT_AGAIN) from error
     if wrong := [name for name, tensor in tensors.items() if tensor.dtype != torch.float32]:
         raise ZooError(f"{path}: {wrong[0]} is not float32.", CONVERT_AGAIN)
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    _check_sizes(path, architecture, sum(array.size for array in arrays.values()))
     expected = tensor_shapes(family, architecture)
     values = value_problems("tensors", arrays, finite=finite)
     if problems := [*structure_problems("tensors", arrays, expected), *values]:
@@ -302,19 +331,20 @@ def _tensors(path: Path, family: converters.Family, architecture: Any, *, finite
     return tensors
 
 
-def _check_impostor(path: Path) -> None:
-    """Say what a damaged file is, if it is a web page, a Git LFS pointer or the like.
-
-    Raises:
-        ZooError: it is.
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(impostors.HEAD)
-    except OSError:
-        return
-    if impostor := impostors.recognise(head, path.stat().st_size, text=path.suffix != ".json"):
+def _check_impostor(path: Path, data: bytes) -> None:
+    """Raise :class:`ZooError` if ``data``, the content of ``path``, is a web page, a Git LFS pointer or the like."""
+    if impostor := impostors.recognise(data[: impostors.HEAD], len(data), text=path.suffix != ".json"):
         raise ZooError(f"{path} is {impostor.what}, not part of an artifact.", impostor.hint) from None
+
+
+def _check_sizes(path: Path, architecture: Any, values: int) -> None:
+    """Refuse sizes and layers of ``config.json`` that the weights cannot fill, before a network of them is built."""
+    for name, size in vars(architecture).items():
+        if isinstance(size, int) and size > values:
+            raise ZooError(
+                f"{CONFIG}: architecture: {name} is {str(size)[:24]}, and {path.name} holds {values:,} values.",
+                CONVERT_AGAIN,
+            )
 
 
 def _source(values: Mapping[str, Any]) -> SourceRecord:
@@ -337,7 +367,7 @@ class _PlainSource:
     format: str
 
 
-def _defaults(family: converters.Family, values: Mapping[str, Any]) -> dict[str, float]:
+def _defaults(family: Family, values: Mapping[str, Any]) -> dict[str, float]:
     for name, value in values.items():
         if name not in family.defaults:
             raise ZooError(
@@ -349,13 +379,12 @@ def _defaults(family: converters.Family, values: Mapping[str, Any]) -> dict[str,
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ZooError(f"{path} is larger than {MAX_JSON_BYTES:,} bytes.", CONVERT_AGAIN)
+    data = read_regular(path, MAX_JSON_BYTES, CONVERT_AGAIN)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
-    except (OSError, ValueError, RecursionError) as error:
-        _check_impostor(path)
-        raise ZooError(f"{path} cannot be read: {error}.", CONVERT_AGAIN) from error
+        values = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        _check_impostor(path, data)
+        raise ZooError(f"{path} cannot be read: {str(error)[:200]}.", CONVERT_AGAIN) from error
     if not isinstance(values, dict):
         raise ZooError(f"{path} is not a JSON object.", CONVERT_AGAIN)
     return values

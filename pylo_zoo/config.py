@@ -24,6 +24,9 @@ MOMENTUM_DECAYS: Triple = (0.9, 0.99, 0.999)
 RMS_DECAYS: tuple[float] = (0.999,)
 ADAFACTOR_DECAYS: Triple = (0.9, 0.99, 0.999)
 
+LIMITS: Mapping[str, int] = {"ns_iters": 100}
+"""Upper bounds of fields that a step loops over."""
+
 
 # --- architectures: what the leaves' shapes say ------------------------------------------------------------------
 
@@ -165,6 +168,9 @@ def parse(record: type[Record], values: Mapping[str, Any], what: str) -> Record:
         if name not in fields:
             raise ZooError(f"{what}: unknown field {quoted(name)}.", suggest(str(name), fields))
     missing = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in values]
+    for name, limit in LIMITS.items():
+        if isinstance(value := values.get(name), int) and value > limit:
+            raise ZooError(f"{what}: {name} is {str(value)[:24]}.", f"{name} goes up to {limit}.")
     if missing:
         raise ZooError(f"{what}: {', '.join(missing)} missing.", f"{record.__name__} needs every one of its fields.")
     return record(**{name: _coerce(hints[name], value, f"{what}: {name}") for name, value in values.items()})

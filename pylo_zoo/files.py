@@ -1,4 +1,4 @@
-"""Writing files and directories so that readers see the old ones or the new ones, and never half of either."""
+"""Bounded reads of regular files, and writes that leave the old file or the new one, and never half of either."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from pylo_zoo.errors import ZooError
 
@@ -23,6 +24,75 @@ else:
 
 ANOTHER_PLACE = "Check the permissions and the free space there, or give another place."
 _LEFT_BEHIND = re.compile(r"\..+\.(new|old)-[0-9a-f]{8}")
+
+MAX_TEXT_BYTES = 1 << 28
+_OPEN = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+"""O_NONBLOCK: opening a named pipe without a writer returns at once, so that it can be refused."""
+_KINDS = {
+    stat.S_IFDIR: "it is a directory",
+    stat.S_IFIFO: "it is a named pipe",
+    stat.S_IFSOCK: "it is a socket",
+    stat.S_IFCHR: "it is a device",
+    stat.S_IFBLK: "it is a device",
+}
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open the regular file at ``path`` for reading. A symbolic link is followed.
+
+    A pipe, a socket, a device or a directory is refused after the open and before the first read, so that nothing
+    waits for a writer and nothing reads an endless device.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file; ``strerror`` says why.
+    """
+    try:
+        descriptor = os.open(path, _OPEN)
+    except ValueError as error:  # a null character
+        raise OSError(errno.EINVAL, "its name is not valid", str(path)) from error
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # how the open of a socket fails
+            raise OSError(errno.ENXIO, "it is a socket", str(path)) from error
+        raise
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            what = _KINDS.get(stat.S_IFMT(mode), "it is not a file")
+            raise OSError(errno.EINVAL, f"{what}, not a regular file", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(
+    path: Path, limit: int, hint: str = "Check the path and its permissions.", *, large: str = ""
+) -> bytes:
+    """The bytes of the regular file at ``path``, at most ``limit`` of them.
+
+    The size is checked before anything is allocated, so that a sparse file costs nothing.
+
+    Args:
+        path: the file.
+        limit: the most bytes that it may have.
+        hint: what to do about a file that is missing, unreadable or not regular.
+        large: what to do about a file that is too large; by default ``hint``.
+
+    Raises:
+        ZooError: the file is missing, unreadable, not regular, or larger.
+    """
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            data = b"" if size > limit else file.read(min(size, limit) + 1)
+    except FileNotFoundError as error:
+        what = "is a link to a file that does not exist" if path.is_symlink() else "does not exist"
+        raise ZooError(f"{path} {what}.", hint) from error
+    except OSError as error:
+        raise ZooError(f"{path} cannot be read: {error.strerror or error}.", hint) from error
+    if (size := max(size, len(data))) > limit:
+        raise ZooError(f"{path} is larger than {limit:,} bytes: it has {size:,}.", large or hint)
+    return data
 
 
 @contextmanager
@@ -95,6 +165,19 @@ def write_file(target: Path, data: bytes, hint: str = ANOTHER_PLACE, *, mode: in
 
 _CANNOT_MOVE = (errno.EBUSY, errno.EXDEV)
 """How the file system refuses to rename a mount point; EXDEV comes from a mount of another file system."""
+
+
+def read_text(path: Path) -> str:
+    """The text of a regular file of a run, such as its metrics: a line per step.
+
+    Raises:
+        OSError: it cannot be opened, is not a regular file, or is larger than :data:`MAX_TEXT_BYTES`.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > MAX_TEXT_BYTES:
+            raise OSError(errno.EFBIG, f"it is larger than {MAX_TEXT_BYTES:,} bytes", str(path))
+        return file.read(MAX_TEXT_BYTES).decode("utf-8")
 
 
 def _keeps_its_place(target: Path) -> bool:

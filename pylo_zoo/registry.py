@@ -20,8 +20,11 @@ from typing import Any, Literal
 
 from pylo_zoo import config, converters, plain_yaml, plugins
 from pylo_zoo.errors import ZooError, quoted
+from pylo_zoo.files import open_regular
 
 PACKAGE = Path(__file__).parent
+MAX_BYTES = 1024 * 1024
+"""Largest registry; the package's own has 20 kB."""
 
 Format = Literal[
     "flax-msgpack",
@@ -166,7 +169,7 @@ def _declared(point: EntryPoint) -> Mapping[str, Entry]:
 @functools.cache
 def _load(path: Path, package: str = "pylo_zoo") -> Mapping[str, Entry]:
     try:
-        document = plain_yaml.load(path.read_text(encoding="utf-8"))
+        document = plain_yaml.load(_text(path))
     except OSError as error:
         raise ZooError(
             f"Cannot read the registry {path}: {error.strerror}.",
@@ -176,6 +179,14 @@ def _load(path: Path, package: str = "pylo_zoo") -> Mapping[str, Entry]:
         raise ZooError(f"{path.name} is not valid YAML: {error}.", "Correct the file at that place.") from error
     entries = {name: _entry(name, values, package) for name, values in _mapping(document, path.name).items()}
     return MappingProxyType(entries)
+
+
+def _text(path: Path) -> str:
+    with open_regular(path) as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ZooError(f"{path} is larger than {MAX_BYTES:,} bytes.", "Give a registry, a YAML file of entries.")
+    return data.decode("utf-8")
 
 
 def _default_path() -> Path:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pylo_zoo import artifact, formats, hub, registry
+from pylo_zoo import artifact, formats, hub, limits, registry
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.convert import convert, matched_entry
 from pylo_zoo.converters import candidates
@@ -23,11 +23,15 @@ from pylo_zoo.registry import Entry, Published
 from pylo_zoo.samples.random_weights import RANDOM, random_artifact
 
 WHAT = "Give a name of `pylo-zoo list`, an artifact's directory, hf://ORG/NAME@REVISION, random:FAMILY or an artifact."
-RUNS_CODE = ("pickle", "pylo-torch")
-"""Formats that are not read from a repository unasked, though our reader of them runs nothing."""
 
 
-def load(weights: str | Path | Artifact, *, proven: bool = True, access: Access | None = None) -> Artifact:
+def load(
+    weights: str | Path | Artifact,
+    *,
+    proven: bool = True,
+    access: Access | None = None,
+    max_bytes: int | None = None,
+) -> Artifact:
     """Find an artifact.
 
     Args:
@@ -37,13 +41,15 @@ def load(weights: str | Path | Artifact, *, proven: bool = True, access: Access 
             ``random:FAMILY`` is random weights of a family, to try its code: they do not train.
         proven: refuse an artifact whose parity report failed, or speaks of other weights than are there now.
         access: how to fetch.
+        max_bytes: the limit of :mod:`pylo_zoo.limits`, for its files.
 
     Raises:
         ZooError: there is no such thing, it is damaged, or its files cannot be had.
     """
     if isinstance(weights, Artifact):
         return weights
-    return _find(weights, proven, access or Access(), look=False)[0]
+    with limits.allow(max_bytes):
+        return _find(weights, proven, access or Access(), look=False)[0]
 
 
 @dataclass(frozen=True)
@@ -220,15 +226,14 @@ def _readable(found: Checkpoint) -> formats.Source:
     """The checkpoint's content.
 
     Raises:
-        ZooError: it does not read as a checkpoint, or its format is one of :data:`RUNS_CODE`.
+        ZooError: it does not read as a checkpoint, or its format is one whose usual reader runs code.
     """
-    read = formats.read(found.path)
-    if read.format in RUNS_CODE:
+    if kind := formats.code_format(found.path):  # before any of it is decoded
         raise ZooError(
-            f"{found.uri} is a {read.format} file, and those are not opened from a repository unasked.",
+            f"{found.uri} is a {kind} file, and those are not opened from a repository unasked.",
             f"If you trust it: `pylo-zoo convert FAMILY --source {found.uri}`; nothing in it is run even then.",
         )
-    return read
+    return formats.read(found.path)
 
 
 def _converted(found: Checkpoint, access: Access) -> Artifact:

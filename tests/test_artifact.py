@@ -208,7 +208,7 @@ SPOILERS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "unknown behaviour field": (lambda c: c["behavior"].update(exp_mlt=3), "Did you mean 'exp_mult'"),
     "wrong type": (lambda c: c["behavior"].update(exp_mult="big"), "exp_mult is 'big'"),
     "another architecture": (lambda c: c["architecture"].update(lstm_hidden_size=6), "of another shape"),
-    "huge architecture": (lambda c: c["architecture"].update(lstm_hidden_size=10**18), "beyond what is read"),
+    "huge architecture": (lambda c: c["architecture"].update(lstm_hidden_size=10**18), "model.safetensors holds"),
     "unknown default": (lambda c: c["defaults"].update(momentum=0.9), "unknown field 'momentum'"),
     "default that is no number": (lambda c: c["defaults"].update(lr="1"), "lr is '1'"),
     "source without a hash": (lambda c: c["source"].pop("sha256"), "sha256 missing"),

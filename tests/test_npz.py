@@ -113,7 +113,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "encrypted": (flagged(archive({"a.npy": npy(LEAF)})), "encrypted"),
     "truncated": (GOOD[:-1], "does not end as"),
     "bytes behind": (GOOD + b"x", "does not end as"),
-    "no members": (GOOD[:-22] + b"PK\x05\x06" + bytes(18), "it holds no array"),
+    "no members": (GOOD[:-22] + b"PK\x05\x06" + bytes(18), "data between its members"),
     "a directory that claims memory": (GOOD[:-10] + b"\xff\xff\xff\xff" + GOOD[-6:], "far too many members"),
     "another zip": (archive({"hello.txt": b"x"}), "neither torch's nor numpy's"),
 }

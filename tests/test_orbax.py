@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,4 +126,80 @@ def test_a_link_out_of_the_directory_is_refused(tmp_path: Path) -> None:
     source = standard(tmp_path / "saved", {"a": np.ones(3, np.float32)})
     (source / "d" / "more").symlink_to("/etc/hostname")
     with pytest.raises(ZooError, match="symbolic link"):
+        formats.read(source)
+
+
+# --- arrays that claim more than they have -------------------------------------------------------------------------
+
+
+def described(source: Path, **changes: Any) -> None:
+    (array,) = source.rglob(".zarray")
+    array.write_text(json.dumps({**json.loads(array.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"shape": [1 << 23], "chunks": [1]}, "consist of 8,388,608 chunks"),
+        ({"shape": [1] * 9, "chunks": [1] * 9}, "9 axes"),
+        ({"shape": [1 << 25], "fill_value": 1.0}, "claim 33,554,432 values"),
+        ({"shape": [1 << 30], "chunks": [1 << 30], "fill_value": 0.0}, "claim 1,073,741,824 values"),
+        ({"shape": [0]}, "shape"),
+        ({"compressor": {"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 0}}, "compressed by blosc"),
+    ],
+)
+def test_what_an_array_claims_is_bounded_before_it_is_read(
+    changes: dict[str, Any], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = pytree(tmp_path / "saved", {"a": np.ones(4, np.float32)})
+    described(source, **changes)
+    monkeypatch.setattr(ocp.PyTreeCheckpointer, "restore", lambda *args, **kwargs: pytest.fail("it was read"))
+    with pytest.raises(ZooError, match=complaint):
+        formats.read(source)
+
+
+def test_blosc_inside_a_database_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The array's description may lie in orbax's database, and may spell the word with an escape."""
+    tensorstore = pytest.importorskip("tensorstore")
+    source = standard(tmp_path / "saved", {"a": np.ones(4, np.float32)})
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": source.as_uri() + "/"}).result()
+    text = store.read("a/.zarray").result().value
+    blosc = b'"\\u0062losc","cname":"lz4","clevel":5,"shuffle":0'
+    store.write("a/.zarray", text.replace(b'"zstd","level":1', blosc)).result()
+    assert blosc in store.read("a/.zarray").result().value
+    with pytest.raises(ZooError, match="compressed by blosc"):
+        formats.read(source)
+
+
+MEASURED = """
+import resource, sys
+import orbax.checkpoint, tensorstore
+from pylo_zoo import formats
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    formats.read(sys.argv[1])
+except formats.ZooError as error:
+    print(error.message)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_a_chunk_that_unpacks_to_more_than_its_array_is_refused(tmp_path: Path) -> None:
+    """A gigabyte of zeros behind an array of four values; tensorstore stops at the array's size."""
+    source = pytree(tmp_path / "saved", {"a": np.ones(4, np.float32)})
+    described(source, compressor={"id": "zlib", "level": 1})
+    packer = zlib.compressobj(1)
+    (source / "a" / "0").write_bytes(b"".join(packer.compress(bytes(2**20)) for _ in range(1024)) + packer.flush())
+    done = subprocess.run([sys.executable, "-c", MEASURED, source], capture_output=True, text=True, check=True)
+    message, mebibytes = done.stdout.splitlines()
+    assert "orbax cannot read it" in message
+    assert int(mebibytes) < 100
+
+
+@pytest.mark.parametrize("name", ["_METADATA", "a/.zarray"])
+def test_a_large_description_is_refused(name: str, tmp_path: Path) -> None:
+    source = pytree(tmp_path / "saved", {"a": np.ones(4, np.float32)})
+    (source / name).write_bytes(b"[" + b"[]," * 1_500_000 + b"[]]")
+    with pytest.raises(ZooError, match="up to 4,194,304 are read"):
         formats.read(source)

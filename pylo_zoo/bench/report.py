@@ -17,7 +17,7 @@ import torch
 from pylo_zoo import __version__
 from pylo_zoo.bench.measuring import Spread, spread
 from pylo_zoo.errors import ZooError
-from pylo_zoo.files import write_file
+from pylo_zoo.files import read_text, write_file
 
 FORMAT = 2
 BACKENDS = ("eager", "fused")
@@ -229,7 +229,7 @@ def read(path: Path) -> Report:
         ZooError: the file is not there, or no report of this format.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
         if values["format"] != FORMAT:
             raise ValueError(f"its format is {values['format']!r}, not {FORMAT}")
         return Report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ NOT_RUN = "not_run"
 def data(here: Here, weights: str) -> dict[str, Any]:
     """All of it, as JSON holds it."""
     from pylo_zoo import artifact
+    from pylo_zoo.files import read_regular
     from pylo_zoo.parity import phrases
     from pylo_zoo.parity.report import Report
     from pylo_zoo.usage import training
@@ -48,7 +50,7 @@ def data(here: Here, weights: str) -> dict[str, Any]:
             "environment": dict(report.environment) if report else {},
         },
         "usage": training(made.family, weights),
-        "card": card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None,
+        "card": read_regular(card, artifact.MAX_JSON_BYTES).decode(errors="replace") if os.path.lexists(card) else None,
     }
 
 

@@ -71,6 +71,7 @@ def convert(
     offline: output.Offline = False,
     lock: output.Lock = None,
     update_lock: output.UpdateLock = False,
+    max_bytes: output.MaxBytes = None,
     json: output.Json = False,
     quiet: output.Quiet = False,
 ) -> None:

@@ -23,6 +23,7 @@ def export(
     theta: Annotated[
         bool, typer.Option("--theta", help="Write a JAX theta.state, whatever format the source had.")
     ] = False,
+    max_bytes: output.MaxBytes = None,
     json: output.Json = False,
     quiet: output.Quiet = False,
 ) -> None:

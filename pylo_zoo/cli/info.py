@@ -38,6 +38,7 @@ def info(
     ] = False,
     token: output.Token = None,
     offline: output.Offline = False,
+    max_bytes: output.MaxBytes = None,
     json: output.Json = False,
 ) -> None:
     """Show all that is known about a checkpoint or an artifact.

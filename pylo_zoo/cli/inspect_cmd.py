@@ -25,6 +25,7 @@ pylo-zoo inspect theta.state --json
 
 def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint's file, or its directory.")],
+    max_bytes: output.MaxBytes = None,
     json: output.Json = False,
 ) -> None:
     """Show what a file is, and what would stop its conversion.

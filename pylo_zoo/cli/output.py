@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pylo_zoo import limits
 from pylo_zoo.config import is_finite
 from pylo_zoo.errors import one_line, printable
 
@@ -51,6 +52,25 @@ def finite(value: float | None) -> float | None:
     if value is not None and not is_finite(value):
         raise typer.BadParameter(f"{value} is not a finite number.")
     return value
+
+
+def _limit(context: typer.Context, value: int | None) -> int | None:
+    """Apply --max-bytes while the command runs."""
+    context.with_resource(limits.allow(value))
+    return value
+
+
+MaxBytes = Annotated[
+    int | None,
+    typer.Option(
+        "--max-bytes",
+        metavar="N",
+        min=1,
+        callback=_limit,
+        help="Largest checkpoint or weights that are read.  [default: $PYLO_ZOO_MAX_BYTES or 67108864]",
+    ),
+]
+"""The callback does the work; a command only declares the option."""
 
 
 def access(

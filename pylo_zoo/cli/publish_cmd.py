@@ -48,6 +48,7 @@ def publish(
     ] = REGISTRY,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Send nothing; show exactly what would go.")] = False,
     token: output.Token = None,
+    max_bytes: output.MaxBytes = None,
     json: output.Json = False,
     quiet: output.Quiet = False,
 ) -> None:

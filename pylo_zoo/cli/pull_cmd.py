@@ -43,6 +43,7 @@ def pull(
     offline: output.Offline = False,
     lock: output.Lock = None,
     update_lock: output.UpdateLock = False,
+    max_bytes: output.MaxBytes = None,
     json: output.Json = False,
     quiet: output.Quiet = False,
 ) -> None:

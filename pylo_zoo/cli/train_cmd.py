@@ -88,6 +88,7 @@ def train(
     ] = None,
     resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the run in DIR; without TASK.")] = None,
     offline: output.Offline = False,
+    max_bytes: output.MaxBytes = None,
     json: output.Json = False,
     quiet: output.Quiet = False,
 ) -> None:

@@ -63,6 +63,7 @@ def verify(
     token: output.Token = None,
     lock: output.Lock = None,
     offline: output.Offline = False,
+    max_bytes: output.MaxBytes = None,
     json: output.Json = False,
     quiet: output.Quiet = False,
 ) -> None:

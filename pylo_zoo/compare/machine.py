@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pylo_zoo import __version__
-from pylo_zoo.files import write_file
+from pylo_zoo.files import read_text, write_file
 
 RECORD = "machine.json"
 """In a run's directory: the load that the machine had."""
@@ -46,7 +46,7 @@ def keep(out: Path, before: float | None) -> None:
 def kept(out: Path) -> float | None:
     """The load that was written down of the run in ``out``; None where none was."""
     try:
-        found = json.loads((out / RECORD).read_text(encoding="utf-8"))["load"]
+        found = json.loads(read_text(out / RECORD))["load"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return float(found) if isinstance(found, (int, float)) else None

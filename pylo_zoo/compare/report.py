@@ -15,7 +15,7 @@ from pylo_zoo.compare.memory import Peak, measured
 from pylo_zoo.compare.memory import recorded as recorded_peak
 from pylo_zoo.compare.plan import TUNING_SEED, Comparison
 from pylo_zoo.compare.running import Outcome, Tuning, best
-from pylo_zoo.files import write_file
+from pylo_zoo.files import read_text, write_file
 
 RESULTS, MARKDOWN, PAGE = "results.json", "report.md", "report.html"
 VERSION = 1
@@ -97,7 +97,7 @@ def results(
 def recorded(out: Path) -> Results | None:
     """The report that ``out`` holds already; None where there is none that can be read."""
     try:
-        found = json.loads((out / RESULTS).read_text(encoding="utf-8"))
+        found = json.loads(read_text(out / RESULTS))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and found.get("version") == VERSION else None

@@ -22,7 +22,7 @@ from pylo_zoo.compare import machine
 from pylo_zoo.compare.figures import Course, final_loss
 from pylo_zoo.compare.plan import EVALUATIONS, LAST, TUNING_SEED, Comparison, Entrant, slug
 from pylo_zoo.errors import ZooError
-from pylo_zoo.files import explained, is_empty, sweep_folder, write_file
+from pylo_zoo.files import explained, is_empty, read_text, sweep_folder, write_file
 from pylo_zoo.train.loop import (
     CHECKPOINT,
     CHECKPOINTS,
@@ -162,7 +162,7 @@ def prepare(comparison: Comparison, out: Path) -> None:
     path = out / SHARED
     if path.is_file():
         try:
-            theirs = json.loads(path.read_text(encoding="utf-8"))
+            theirs = json.loads(read_text(path))
         except (OSError, ValueError) as error:
             raise ZooError(f"{path} cannot be read: {error}.", "Give another directory with --out.") from error
         if theirs != ours:
@@ -340,7 +340,7 @@ def _finished(run: Run) -> bool:
     if not (run.out / RESULT).is_file():
         return False
     try:
-        described = json.loads((run.out / RUN).read_text(encoding="utf-8"))
+        described = json.loads(read_text(run.out / RUN))
     except (OSError, ValueError) as error:
         raise ZooError(f"{run.out} holds no run: {error}.", "Remove it, and run the command again.") from error
     if described != json.loads(json.dumps(run.describe())):
@@ -358,7 +358,7 @@ def read(out: Path, seed: int) -> Course:
         ZooError: a file of it is missing or damaged.
     """
     try:
-        result: dict[str, Any] = json.loads((out / RESULT).read_text(encoding="utf-8"))
+        result: dict[str, Any] = json.loads(read_text(out / RESULT))
         lines = list(_lines(out / METRICS))
         return Course(
             seed=seed,
@@ -375,5 +375,5 @@ def read(out: Path, seed: int) -> Course:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_text(path).splitlines():
         yield json.loads(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 from collections.abc import Mapping, Sequence
@@ -12,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pylo_zoo import formats, registry
+from pylo_zoo import formats, limits, registry
 from pylo_zoo.artifact import CONFIG, Artifact
 from pylo_zoo.convert import convert
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import fetch, is_uri
+from pylo_zoo.files import open_regular
 from pylo_zoo.weights import load
 
 MODEL = "model.safetensors"
@@ -96,10 +98,15 @@ def of_meta_training(path: str | Path) -> Artifact:
         ZooError: the file cannot be read, or is no such file.
     """
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(Path(path)) as file:
+            if (size := os.fstat(file.fileno()).st_size) > (limit := limits.max_bytes()):
+                raise ZooError(f"{path} is larger than {limit:,} bytes: it has {size:,}.", limits.RAISE)
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
         state_dict = {str(name): torch.as_tensor(value) for name, value in loaded["state_dict"].items()}
         offsets = {name: torch.as_tensor(loaded["decays"][name]).flatten().tolist() for name in OFFSETS}
-    except (OSError, EOFError, pickle.UnpicklingError, RuntimeError, AttributeError, LookupError, TypeError) as error:
+    except OSError as error:
+        raise ZooError(f"{path} cannot be read: {error.strerror or error}.", "Check the path.") from error
+    except (EOFError, pickle.UnpicklingError, RuntimeError, AttributeError, LookupError, TypeError) as error:
         raise ZooError(
             f"{path} holds no network with its decays ({type(error).__name__}).",
             'load_from_file takes what torch.save wrote of {"state_dict": …, "decays": …}; give others as hf_key.',
@@ -172,7 +179,7 @@ def _half(key: Key) -> Path:
         return path / MODEL if (path / MODEL).is_file() else _missing(path)
     if path.is_file():
         return path
-    return fetch(str(key) if is_uri(str(key)) else f"hf://{key}/{MODEL}", limit=formats.MAX_BYTES)
+    return fetch(str(key) if is_uri(str(key)) else f"hf://{key}/{MODEL}")
 
 
 def _missing(directory: Path) -> Path:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pylo_zoo import __version__, artifact, config, converters, formats
+from pylo_zoo import __version__, artifact, config, converters, formats, limits
 from pylo_zoo.artifact import Artifact, Converter, SourceRecord
 from pylo_zoo.convert.cache import cached_source, home, keep
 from pylo_zoo.convert.inspection import Inspection, inspect
@@ -53,6 +53,7 @@ def convert(
     settings: Mapping[str, Any] | None = None,
     access: Access | None = None,
     allowed: Permissions | None = None,
+    max_bytes: int | None = None,
 ) -> Artifact:
     """Convert a checkpoint.
 
@@ -63,6 +64,7 @@ def convert(
         settings: fields of the architecture or behaviour that no file says, or learned decays that a file leaves out.
         access: how to fetch a file that is not here.
         allowed: what may be done to leaves that are not float32, or not finite; by default nothing.
+        max_bytes: the limit of :mod:`pylo_zoo.limits`, for this file.
 
     Returns:
         The artifact, in memory. Nothing is written but what had to be fetched, into the cache.
@@ -70,7 +72,8 @@ def convert(
     Raises:
         ZooError: the file cannot be had or read or is not of this family, fields are unknown, or statements contradict.
     """
-    return _converted(name, source, settings, access, allowed)[0]
+    with limits.allow(max_bytes):
+        return _converted(name, source, settings, access, allowed)[0]
 
 
 def _converted(

@@ -10,11 +10,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from pylo_zoo import limits
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import store
 from pylo_zoo.fetch.store import home
-from pylo_zoo.files import explained, staged_directory, write_file
-from pylo_zoo.formats import CONFIG_NAME, Source, fingerprint, load, read
+from pylo_zoo.files import explained, read_regular, staged_directory, write_file
+from pylo_zoo.formats import CONFIG_NAME, MAX_CONFIG_BYTES, Source, fingerprint, load, read
 
 __all__ = ["NAMES", "cached_source", "home", "keep", "read_beside", "side_by_side"]
 
@@ -75,7 +76,7 @@ def read_beside(weights: Path, sha256: str, config: Path | None) -> Source:
         ZooError: the cache cannot be written, or the file cannot be read.
     """
     beside = store.directory(sha256) / CONFIG_NAME
-    wanted = None if config is None else config.read_bytes()
+    wanted = None if config is None else read_regular(config, MAX_CONFIG_BYTES)
     if (source := read(weights)).config_bytes == wanted:
         return source  # without a lock, which a read-only cache does not have
     with store.locked(sha256):
@@ -96,7 +97,7 @@ def side_by_side(files: Sequence[Path]) -> Source:
     with store.locked(directory.name), staged_directory(directory, store.ANOTHER_CACHE) as staging:
         for index, path in enumerate(files):
             (staging / str(index)).mkdir()
-            (staging / str(index) / path.name).write_bytes(path.read_bytes())
+            (staging / str(index) / path.name).write_bytes(read_regular(path, limits.max_bytes()))
     return read(directory)
 
 
@@ -109,4 +110,4 @@ def _fingerprint(path: Path) -> str | None:
 
 def _config(directory: Path) -> bytes | None:
     path = directory / CONFIG_NAME
-    return path.read_bytes() if path.is_file() and not path.is_symlink() else None
+    return read_regular(path, MAX_CONFIG_BYTES) if path.is_file() and not path.is_symlink() else None

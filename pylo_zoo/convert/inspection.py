@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pylo_zoo import config, converters, formats
+from pylo_zoo import config, converters, formats, limits
 from pylo_zoo.convert.leaves import needed
 from pylo_zoo.convert.sources import matched_entry
 from pylo_zoo.convert.statements import from_source, settle
@@ -66,12 +66,21 @@ class Inspection:
         return {**vars(self), **lists, "leaves": leaves}
 
 
-def inspect(path: str | Path) -> Inspection:
+def inspect(path: str | Path, *, max_bytes: int | None = None) -> Inspection:
     """Look at the checkpoint at ``path``.
+
+    Args:
+        path: a file, or a directory.
+        max_bytes: the limit of :mod:`pylo_zoo.limits`, for this file.
 
     Raises:
         ZooError: it cannot be read at all.
     """
+    with limits.allow(max_bytes):
+        return _inspect(Path(path))
+
+
+def _inspect(path: Path) -> Inspection:
     source = formats.read(path)
     entry = matched_entry(source.sha256)
     fits = converters.candidates(source.leaves, source.naming)

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from pathlib import Path
 
-from pylo_zoo import converters, formats, registry
+from pylo_zoo import converters, formats, limits, registry
 from pylo_zoo.convert.cache import cached_source, read_beside, side_by_side
 from pylo_zoo.converters import Family
 from pylo_zoo.errors import ZooError
@@ -51,7 +51,7 @@ def own_file(name: str, path: str | Path, access: Access | None = None) -> tuple
 
 def _own_address(uri: str, access: Access | None) -> formats.Source:
     """The file at ``uri``, with the gin file that Google keeps beside its ``params``, where there is one."""
-    source = formats.read(fetch(uri, limit=formats.MAX_BYTES, check=formats.read, access=access))
+    source = formats.read(fetch(uri, limit=limits.max_bytes(), check=formats.read, access=access))
     if source.format != "flax-params":
         return source
     where = parse(uri)
@@ -101,14 +101,13 @@ def registered_file(name: str, access: Access | None = None) -> tuple[Entry, for
 
 def _fetched(entry: Entry, access: Access | None) -> formats.Source:
     """All files of ``entry``, verified and side by side in the cache."""
-    limits = {"gin": formats.MAX_CONFIG_BYTES}
     try:
         fetched = [
             fetch(
                 source.uri,
                 sha256=source.sha256,
                 bytes=source.bytes,
-                limit=limits.get(source.format, formats.MAX_BYTES),
+                limit=formats.MAX_CONFIG_BYTES if source.format == "gin" else limits.max_bytes(),
                 check=_check_config if source.format == "gin" else formats.read,
                 access=access,
             )

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pylo_zoo import impostors
+from pylo_zoo import impostors, limits
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import http, hub, lockfile, progress, store
 from pylo_zoo.fetch.errors import Conflict, FetchError, Forbidden, NotFound, Unavailable
@@ -20,7 +20,6 @@ from pylo_zoo.fetch.retry import Policy, retrying
 from pylo_zoo.fetch.uris import Location, is_uri, parse, three_ways
 
 __all__ = [
-    "MAX_BYTES",
     "Access",
     "Conflict",
     "FetchError",
@@ -34,9 +33,6 @@ __all__ = [
     "parse",
     "three_ways",
 ]
-
-MAX_BYTES = 256 * 1024 * 1024
-"""Largest file that is fetched unless the caller says otherwise; the largest published checkpoint has 9 MB."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ def fetch(
     *,
     sha256: str | None = None,
     bytes: int | None = None,
-    limit: int = MAX_BYTES,
+    limit: int | None = None,
     record: bool = True,
     check: Callable[[Path], object] | None = None,
     access: Access | None = None,
@@ -86,7 +82,7 @@ def fetch(
         uri: ``https://…``, ``gs://BUCKET/PATH``, ``hf://ORG/REPO/FILE[@REV]`` or a path.
         sha256: what the file has to hash to.
         bytes: the length that it has to have.
-        limit: the length that it must not exceed.
+        limit: the length that it must not exceed; by default :func:`pylo_zoo.limits.max_bytes`.
         record: whether a lock file may say what it is; not where the caller knows of a better authority.
         check: reads a file whose hash only the lock file knows, or nobody, and raises a ZooError for what it is not.
             Only a file that it lets pass is recorded and stays in the cache. By default, web pages, pointers and other
@@ -103,6 +99,7 @@ def fetch(
         ZooError: the cache or the lock file cannot be used.
     """
     access = access or Access()
+    limit = limits.max_bytes() if limit is None else limit
     where = parse(uri) if record else replace(parse(uri), recorded=False)
     if where.note:
         access.say(where.note)

@@ -14,7 +14,7 @@ from typing import Any
 from pylo_zoo import config
 from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.fetch import store
-from pylo_zoo.files import sweep, write_file
+from pylo_zoo.files import open_regular, sweep, write_file
 
 NAME = "zoo.lock"
 VERSION = 1
@@ -56,7 +56,7 @@ def location(given: Path | None = None) -> Path:
     if named:
         return Path(named)
     here = Path(NAME)
-    return here if here.is_file() else store.home() / NAME
+    return here if os.path.lexists(here) else store.home() / NAME
 
 
 def read(path: Path) -> dict[str, Pin]:
@@ -71,13 +71,14 @@ def read_all(path: Path) -> Lock:
         ZooError: the file cannot be read, or is not exactly what :func:`record` writes.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        with open_regular(path) as file:
+            large = os.fstat(file.fileno()).st_size > MAX_BYTES
+            data = b"" if large else file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         return Lock()
     except OSError as error:
         raise ZooError(f"{path} cannot be read: {error.strerror}.", "Check its permissions, or give --lock.") from error
-    if len(data) > MAX_BYTES:
+    if large or len(data) > MAX_BYTES:
         raise _damaged(path, f"larger than {MAX_BYTES:,} bytes")
     try:
         document = json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)

@@ -10,10 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pylo_zoo import limits
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch.errors import FetchError
 from pylo_zoo.fetch.store import ANOTHER_CACHE, CHUNK
-from pylo_zoo.files import explained
+from pylo_zoo.files import explained, open_regular, read_regular
+
+MAX_RECORD = 1 << 16
+"""Largest record of a server's validator and length."""
 
 
 class Part:
@@ -45,9 +49,9 @@ class Part:
         try:
             if self.path.is_symlink() or self._record.is_symlink():
                 raise ValueError("a link")
-            record = json.loads(self._record.read_bytes())
+            record = json.loads(read_regular(self._record, MAX_RECORD))
             self.validator, self.total = str(record["validator"]), int(record["total"])
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 while chunk := file.read(CHUNK):
                     self._hash.update(chunk)
                     self.count += len(chunk)
@@ -130,12 +134,14 @@ class Part:
             ZooError: the file system refuses.
         """
         try:
-            file = source.open("rb")
+            file = open_regular(source)
         except OSError as error:
             raise FetchError(
                 f"{source} cannot be read: {error.strerror}.", "Check the path and permissions."
             ) from error
         with file:
+            if (size := os.fstat(file.fileno()).st_size) > self.limit:
+                raise FetchError(f"{source} is larger than {self.limit:,} bytes: it has {size:,}.", limits.RAISE)
             self.restart()
             with self.writing() as write:
                 while chunk := file.read(CHUNK):

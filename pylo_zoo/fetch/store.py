@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.files import explained, sync
+from pylo_zoo.files import explained, open_regular, sync
 
 ANOTHER_CACHE = "Check the permissions and the free space there, or name another cache in PYLO_ZOO_HOME."
 LOCK_SECONDS = 600
@@ -114,6 +114,8 @@ def locked(key: str, say: Callable[[str], None] | None = None) -> Iterator[None]
     lock = FileLock(path)
     with explained(path, ANOTHER_CACHE):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+            raise ZooError(f"{path} is not a regular file.", "Remove it; a lock is made again.")
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -136,7 +138,7 @@ def digest(path: Path) -> str:
     """The sha256 of a file, or an empty text where it cannot be read."""
     found = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while chunk := file.read(CHUNK):
                 found.update(chunk)
     except OSError:

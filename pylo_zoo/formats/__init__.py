@@ -7,6 +7,7 @@ every reader bounds what it allocates and raises :class:`~pylo_zoo.errors.ZooErr
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from pylo_zoo import impostors
+from pylo_zoo import impostors, limits
 from pylo_zoo.errors import ZooError, quoted
-from pylo_zoo.formats import flax_msgpack, gin, npz, orbax, pickles, pylo
+from pylo_zoo.files import open_regular
+from pylo_zoo.formats import archives, flax_msgpack, gin, npz, orbax, pickles, pylo
 from pylo_zoo.formats.arrays import Array, Decoded, collect
-from pylo_zoo.formats.folders import MAX_BYTES, contents, digest, files, read_bounded
+from pylo_zoo.formats.folders import contents, digest, files, read_bounded
 
 MAX_CONFIG_BYTES = 1024 * 1024
 CONFIG_NAME = "config.gin"
@@ -84,19 +86,29 @@ class Source:
     config_bytes: bytes | None
 
 
-def read(path: str | Path) -> Source:
+def read(path: str | Path, *, max_bytes: int | None = None) -> Source:
     """Read the checkpoint at ``path``, and the ``config.gin`` beside it where the format has one.
+
+    Args:
+        path: a file, or a directory.
+        max_bytes: the limit of :mod:`pylo_zoo.limits`, for this file.
 
     Raises:
         ZooError: there is no such file, it is too large, of an unknown format, damaged or hostile.
     """
-    path = Path(path)
+    with limits.allow(max_bytes):
+        return _read(Path(path))
+
+
+def _read(path: Path) -> Source:
     parts = load(path)
     decoded = _decode_directory(path, parts) if path.is_dir() else detect(parts[""], path).decode(parts[""], path.name)
     writable = decoded.container in WRITABLE
-    decoded.layout["exact"] = writable and write(decoded.leaves, decoded.layout) == parts[""]
+    decoded.layout["exact"] = writable and WRITABLE[decoded.container].matches(
+        decoded.leaves, decoded.layout, parts[""]
+    )
     config_bytes = None
-    if decoded.container == "flax-params" and (config_path := path.parent / CONFIG_NAME).is_file():
+    if decoded.container == "flax-params" and os.path.lexists(config_path := path.parent / CONFIG_NAME):
         config_bytes = read_bounded(config_path, MAX_CONFIG_BYTES)
         check_config(config_bytes)
     return Source(
@@ -122,10 +134,12 @@ def load(path: Path) -> dict[str, bytes]:
         ZooError: there is nothing to read, or too much.
     """
     if not path.is_dir():
-        return {"": read_bounded(path, MAX_BYTES)}
+        return {"": read_bounded(path, limits.max_bytes())}
     chosen = files(path)
     config = path / "config.json"
-    if config in chosen and b'"format_version"' in read_bounded(config, MAX_BYTES):  # PyLO's repositories have one too
+    if config in chosen and b'"format_version"' in read_bounded(
+        config, limits.max_bytes()
+    ):  # PyLO's repositories have one too
         raise ZooError(
             f"{path} is an artifact already, not a checkpoint to convert.",
             "Train with weights=DIR, check it with `pylo-zoo verify DIR`, or go back with `pylo-zoo export DIR`.",
@@ -187,6 +201,21 @@ def _check_pointers(directory: Path, chosen: list[Path]) -> None:
             raise ZooError(f"{directory.name}/{name} is {impostor.what}, not the file itself.", impostor.hint)
 
 
+def code_format(path: Path) -> str | None:
+    """The format of the file at ``path`` if Python's own reader of that format runs code; judged by how it begins.
+
+    Returns:
+        ``"pickle"``, ``"pylo-torch"``, or None for any other file.
+
+    Raises:
+        ZooError: the file cannot be read, or is not a regular file.
+    """
+    head, size = _head(path), path.stat().st_size
+    if pylo.recognises(head, size):
+        return pylo.TORCH if head.startswith(archives.SIGNATURE) else None
+    return pickles.CONTAINER if pickles.recognises(head) else None
+
+
 def _decode_directory(path: Path, parts: Mapping[str, bytes]) -> Decoded:
     """An orbax checkpoint, or torch files that belong together, as PyLO's two of VeLO."""
     if orbax.recognises(path):
@@ -203,7 +232,7 @@ def _decode_directory(path: Path, parts: Mapping[str, bytes]) -> Decoded:
 
 def _head(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(HEAD)
     except OSError as error:
         raise ZooError(f"{path} cannot be read: {error.strerror}.", "Check the file's permissions.") from error

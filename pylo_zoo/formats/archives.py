@@ -6,13 +6,17 @@ import io
 import zipfile
 import zlib
 
+from pylo_zoo import limits
 from pylo_zoo.errors import ZooError
-from pylo_zoo.formats.arrays import MAX_LEAVES, MAX_TEXT, MAX_UNPACKED, refuse
+from pylo_zoo.formats.arrays import MAX_LEAVES, MAX_TEXT, refuse
 
 SIGNATURE = b"PK\x03\x04"
 END, END_BYTES = b"PK\x05\x06", 22
-MAX_DIRECTORY = 4 * 1024 * 1024
+MAX_DIRECTORY = 2 * 1024 * 1024
 """Largest central directory: Python's zipfile makes an object of every entry."""
+LOCAL_BYTES = 30
+STREAMED, DESCRIPTORS = 0x8, (12, 16, 20, 24)
+"""Flag of a member whose checksum and sizes follow its content, and how many bytes these take."""
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 ENCRYPTED = 0x1
 HINT = "Only archives as numpy.savez and torch.save write them are read."
@@ -37,8 +41,9 @@ def unpack(data: bytes, name: str) -> dict[str, bytes]:
                 refuse("two of its members have one name.", HINT)
             if len(members) > MAX_LEAVES:
                 refuse(f"it has more than {MAX_LEAVES:,} members.", HINT)
-            if (total := sum(member.file_size for member in members)) > MAX_UNPACKED:
-                refuse(f"it unpacks to {total:,} bytes; up to {MAX_UNPACKED:,} are read.", HINT)
+            if (total := sum(member.file_size for member in members)) > (limit := limits.max_bytes()):
+                refuse(f"it unpacks to {total:,} bytes; up to {limit:,} are read.", limits.RAISE)
+            _check_layout(data, members, archive.start_dir)
             return {member.filename: _content(archive, member) for member in members}
     except ZooError as error:
         raise ZooError(f"{name}: {error.message}", error.hint) from error
@@ -67,6 +72,24 @@ def _check_end64(data: bytes) -> None:
         refuse("it does not end as a zip archive does.", HINT)
     if int.from_bytes(record[40:48], "little") > MAX_DIRECTORY:
         refuse("it lists far too many members.", HINT)
+
+
+def _check_layout(data: bytes, members: list[zipfile.ZipInfo], directory: int) -> None:
+    """Refuse an archive whose members do not fill it from its first byte to its directory.
+
+    An archive may otherwise hide data between its members, begin with another archive, or unpack the same bytes under
+    several names.
+    """
+    position, gaps = 0, (0,)
+    for member in sorted(members, key=lambda member: member.header_offset):
+        start = member.header_offset
+        if start - position not in gaps:
+            refuse("there is data between its members, or members overlap.", HINT)
+        name, extra = (int.from_bytes(data[start + at : start + at + 2], "little") for at in (26, 28))
+        position = start + LOCAL_BYTES + name + extra + member.compress_size
+        gaps = DESCRIPTORS if member.flag_bits & STREAMED else (0,)
+    if directory - position not in gaps:
+        refuse("there is data between its members and its end.", HINT)
 
 
 def _check(member: zipfile.ZipInfo) -> None:

@@ -6,15 +6,17 @@ flax's own reader sorts the keys, which loses the file's bytes, and accepts nega
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NoReturn
 
 import msgpack
 import numpy as np
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.formats.arrays import MAX_AXES, MAX_TEXT, Array, Decoded, Path, collect, flatten, rebuild
+from pylo_zoo.formats.arrays import MAX_TEXT, PLAIN, Array, Budget, Decoded, Path, collect, flatten, rebuild
+from pylo_zoo.formats.msgpack_reader import HINT, Incomplete, Reader
 
 CONTAINERS: Mapping[str, tuple[str, frozenset[str]] | None] = {
     "flax-msgpack": None,
@@ -25,7 +27,6 @@ CONTAINERS: Mapping[str, tuple[str, frozenset[str]] | None] = {
 
 ARRAY, SCALAR = 1, 3
 """flax's extension codes for an array and for a numpy scalar."""
-MAX_KEYS = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,30 +48,22 @@ def decode(data: bytes, name: str) -> Decoded:
     Raises:
         ZooError: the bytes are damaged, or hold anything but maps, arrays and a container's own fields.
     """
+    budget = Budget()
+    reader = Reader(memoryview(data), lambda code, payload: _extension(code, payload, budget))
     try:
-        tree = msgpack.unpackb(
-            data,
-            raw=False,
-            ext_hook=_extension,
-            object_pairs_hook=_unique,
-            max_str_len=MAX_TEXT,
-            max_bin_len=MAX_TEXT,
-            max_array_len=0,
-            max_map_len=MAX_KEYS,
-            max_ext_len=len(data),
-        )
+        tree = reader.value()
     except ZooError as error:
         raise ZooError(f"{name}: {error.message}", error.hint) from error
-    except msgpack.ExtraData as error:
+    except Incomplete as error:
         raise ZooError(
-            f"{name} is longer than the flax msgpack file that it begins with, by {len(error.extra):,} bytes.",
+            f"{name} is not a complete flax msgpack file.",
             "Download or copy it again, and compare its sha256 with the publisher's.",
         ) from error
-    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
+    if reader.left:
         raise ZooError(
-            f"{name} is not a complete flax msgpack file ({type(error).__name__}).",
+            f"{name} is longer than the flax msgpack file that it begins with, by {reader.left:,} bytes.",
             "Download or copy it again, and compare its sha256 with the publisher's.",
-        ) from error
+        )
     kind = _kind(tree)
     try:
         return _split(kind, tree)
@@ -84,56 +77,66 @@ def encode(leaves: Mapping[Path, np.ndarray], layout: Mapping[str, Any]) -> byte
     Raises:
         ZooError: the layout is malformed, or lists other leaves.
     """
+    return b"".join(_encoded(leaves, layout))
+
+
+def matches(leaves: Mapping[Path, np.ndarray], layout: Mapping[str, Any], data: bytes) -> bool:
+    """Whether :func:`encode` gives ``data``, found out piece by piece and without a second copy of it.
+
+    Raises:
+        ZooError: as :func:`encode`.
+    """
+    view, position = memoryview(data), 0
+    for piece in _encoded(leaves, layout):
+        end = position + len(piece)
+        if view[position:end] != piece:
+            return False
+        position = end
+    return position == len(view)
+
+
+def _encoded(leaves: Mapping[Path, np.ndarray], layout: Mapping[str, Any]) -> Iterator[bytes | memoryview]:
+    """The pieces of the file, in order; the content of an array is a piece of its own."""
     try:
-        order = [tuple(map(str, path)) for path in layout["leaves"]]
+        order = [_path(path) for path in layout["leaves"]]
         if len(order) != len(set(order)) or set(order) != set(leaves):
             _refuse("the layout and the tensors name different leaves.")
         theta = _nest(order, leaves)
         described = CONTAINERS[layout["container"]]
         if described is not None:
-            values = {described[0]: theta, **{key: _pack_field(value) for key, value in layout["header"].items()}}
+            values = {described[0]: theta, **{key: _header(value) for key, value in layout["header"].items()}}
             if set(layout["keys"]) != set(values):
                 _refuse("the layout's keys and header disagree.")
             theta = {key: values[key] for key in layout["keys"]}
-        return _pack(theta)
+        return _pieces(theta)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         if isinstance(error, ZooError):
             raise
         raise ZooError(
-            f"The source layout is malformed ({type(error).__name__}: {error}).", "Convert the checkpoint again."
+            f"The source layout is malformed ({type(error).__name__}: {str(error)[:80]}).",
+            "Convert the checkpoint again.",
         ) from error
 
 
 def _refuse(what: str) -> NoReturn:
-    raise ZooError(what, "Only files that flax's serialization.to_bytes writes for a theta tree are read.")
+    raise ZooError(what, HINT)
 
 
 # --- decoding ----------------------------------------------------------------------------------------------------
 
 
-def _unique(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if not isinstance(key, str):
-            _refuse(f"a key is {type(key).__name__}, not text.")
-        if not key.isprintable():
-            _refuse(f"the key {key!r} holds control characters.")
-        if key in found:
-            _refuse(f"the key {key!r} stands twice in one map.")
-        found[key] = value
-    return found
-
-
-def _extension(code: int, payload: bytes) -> Extension:
+def _extension(code: int, payload: Reader, budget: Budget) -> Extension:
     """An array from ``payload``, a msgpack list of shape, dtype name and raw bytes."""
     if code not in (ARRAY, SCALAR):
         _refuse(f"unknown msgpack extension code {code}.")
-    fields = msgpack.unpackb(payload, raw=False, max_array_len=MAX_AXES, max_map_len=0, max_ext_len=0)
-    match fields:
-        case [list(shape), str(dtype), bytes(data)]:
-            return Extension(code, rebuild(shape, dtype, data))
-        case _:
-            _refuse("an array is not stored as shape, dtype and bytes.")
+    try:
+        payload.list_of(3)
+        shape, dtype, data = payload.sizes(), payload.value(), payload.value()
+    except Incomplete:
+        _refuse("an array is not stored as shape, dtype and bytes.")
+    if not isinstance(dtype, str) or not isinstance(data, memoryview) or payload.left:
+        _refuse("an array is not stored as shape, dtype and bytes.")
+    return Extension(code, rebuild(shape, dtype, data, budget))
 
 
 def _kind(tree: Mapping[str, Any]) -> str:
@@ -175,28 +178,64 @@ def _field(key: str, value: Any) -> Any:
 # --- encoding ----------------------------------------------------------------------------------------------------
 
 
+def _path(path: Any) -> Path:
+    """A leaf's path as the layout has it: a list of texts."""
+    if not isinstance(path, list) or not all(isinstance(key, str) for key in path):
+        _refuse(f"the layout names a leaf {str(path)[:80]!r}.")
+    return tuple(path)
+
+
 def _nest(order: list[Path], leaves: Mapping[Path, np.ndarray]) -> dict[str, Any]:
     theta: dict[str, Any] = {}
     for path in order:
         node = theta
         for key in path[:-1]:
             node = node.setdefault(key, {})
-        node[path[-1]] = _pack_array(ARRAY, leaves[path])
+        node[path[-1]] = Extension(ARRAY, Array(leaves[path], leaves[path].dtype.name))
     return theta
 
 
-def _pack(value: Any) -> bytes:
-    packed = msgpack.packb(value)
-    assert packed is not None  # only a Packer with autoreset=False returns None
-    return packed
+def _header(value: Any) -> Any:
+    """A container's own field, as the layout has it: what :func:`_field` gives, and nothing else."""
+    match value:
+        case {"ext": 1 | 3 as code, "dtype": str(dtype), "value": int(number)} if (
+            len(value) == 3 and dtype in PLAIN and np.dtype(dtype).kind in "iu" and type(number) is int
+        ):
+            return Extension(code, Array(np.array(number, dtype), dtype))
+        case str() if len(value) <= MAX_TEXT:
+            return value
+        case int() if type(value) is int:
+            return value
+    _refuse(f"the layout's header holds {str(value)[:80]!r}.")
 
 
-def _pack_array(code: int, array: np.ndarray) -> msgpack.ExtType:
-    data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-    return msgpack.ExtType(code, _pack((array.shape, array.dtype.name, data)))
+def _pieces(value: Any) -> Iterator[bytes | memoryview]:
+    if isinstance(value, Extension):
+        return _array_pieces(value.code, value.array.values)
+    packer = msgpack.Packer()
+    if not isinstance(value, dict):
+        return iter([packer.pack(value)])
+    entries = (chain([packer.pack(key)], _pieces(child)) for key, child in value.items())
+    return chain([packer.pack_map_header(len(value))], *entries)
 
 
-def _pack_field(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return _pack_array(value["ext"], np.array(value["value"], value["dtype"]))
-    return value
+def _array_pieces(code: int, array: np.ndarray) -> Iterator[bytes | memoryview]:
+    """What msgpack.packb writes for an extension whose payload is a list of shape, dtype name and bytes."""
+    packer = msgpack.Packer()
+    size = array.nbytes
+    about = packer.pack_array_header(3) + packer.pack(array.shape) + packer.pack(array.dtype.name)
+    about += _lengthy((0xC4, 0xC5, 0xC6), size)
+    total = len(about) + size
+    fixed = {1: 0xD4, 2: 0xD5, 4: 0xD6, 8: 0xD7, 16: 0xD8}.get(total)
+    head = bytes((fixed,)) if fixed else _lengthy((0xC7, 0xC8, 0xC9), total)
+    yield head + bytes((code,)) + about
+    stored = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    yield stored.reshape(-1).view(np.uint8).data
+
+
+def _lengthy(codes: tuple[int, int, int], size: int) -> bytes:
+    """The first byte for ``size``, of three for lengths of 1, 2 and 4 bytes, and the length."""
+    for code, width in zip(codes, (1, 2, 4), strict=True):
+        if size < 1 << 8 * width:
+            return bytes((code,)) + size.to_bytes(width, "big")
+    raise OverflowError(f"{size:,} bytes")

@@ -7,38 +7,32 @@ A file's sha256 is its own. A directory's is that of a listing as ``sha256sum`` 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from pylo_zoo import limits
 from pylo_zoo.errors import ZooError
+from pylo_zoo.files import read_regular
 
-MAX_BYTES = 256 * 1024 * 1024
-"""Largest checkpoint that is read; the largest published one has 9 MB."""
 MAX_FILES = 1_000
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """The bytes of the file at ``path``, at most ``limit`` of them."""
-    if not path.is_file():
-        kind = "is a directory" if path.is_dir() else "does not exist"
-        raise ZooError(f"{path} {kind}.", "Give the checkpoint's file itself, such as theta.state or params.")
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            data = file.read(min(size, limit) + 1)  # read(n) allocates n bytes, whatever the file has
-    except OSError as error:
-        raise ZooError(f"{path} cannot be read: {error.strerror}.", "Check the file's permissions.") from error
-    if len(data) > limit:
-        raise ZooError(f"{path} is larger than {limit:,} bytes.", "No learned optimizer is: is it the right file?")
-    return data
+    """The bytes of the regular file at ``path``, at most ``limit`` of them.
+
+    Raises:
+        ZooError: there is no such file, it is not a regular one, it cannot be read, or it is larger.
+    """
+    hint = "Give a checkpoint's file, such as theta.state or params, and check its permissions."
+    return read_regular(path, limit, hint, large=limits.RAISE)
 
 
 def files(directory: Path) -> list[Path]:
     """All files below ``directory``, sorted by their relative paths.
 
     Raises:
-        ZooError: there are too many, or there is a symbolic link, which might lead anywhere.
+        ZooError: there are too many, or there is a symbolic link, which might lead anywhere, or a pipe, socket or
+            device, which might never end.
     """
     found: list[Path] = []
     try:
@@ -47,6 +41,8 @@ def files(directory: Path) -> list[Path]:
                 raise ZooError(f"{path} is a symbolic link.", "Copy the file itself into the directory.")
             if path.is_file():
                 found.append(path)
+            elif not path.is_dir():
+                raise ZooError(f"{path} is neither a file nor a directory.", "Remove it from the checkpoint.")
             if len(found) > MAX_FILES:
                 raise ZooError(
                     f"{directory} holds more than {MAX_FILES:,} files.", "Give the checkpoint's own directory."
@@ -57,9 +53,9 @@ def files(directory: Path) -> list[Path]:
 
 
 def contents(directory: Path, chosen: Iterable[Path]) -> dict[str, bytes]:
-    """Relative path to bytes of the ``chosen`` files, at most :data:`MAX_BYTES` in all."""
+    """Relative path to bytes of the ``chosen`` files, at most :func:`pylo_zoo.limits.max_bytes` in all."""
     found: dict[str, bytes] = {}
-    left = MAX_BYTES
+    left = limits.max_bytes()
     for path in chosen:
         data = read_bounded(path, left)
         left -= len(data)

@@ -10,7 +10,7 @@ import re
 
 from pylo_zoo.errors import ZooError
 from pylo_zoo.formats import archives
-from pylo_zoo.formats.arrays import Array, Decoded, Path, collect, rebuild, refuse
+from pylo_zoo.formats.arrays import Array, Budget, Decoded, Path, collect, rebuild, refuse
 
 CONTAINER = "npz"
 SUFFIX = ".npy"
@@ -41,7 +41,9 @@ def decode(data: bytes, name: str) -> Decoded:
     """
     members = archives.unpack(data, name)
     try:
-        return collect(CONTAINER, ((_path(member), _array(member, content)) for member, content in members.items()))
+        budget = Budget()
+        items = ((_path(member), _array(member, content, budget)) for member, content in members.items())
+        return collect(CONTAINER, items)
     except ZooError as error:
         raise ZooError(f"{name}: {error.message}", error.hint) from error
 
@@ -58,7 +60,7 @@ def _path(member: str) -> Path:
     return tuple(parts)
 
 
-def _array(member: str, content: bytes) -> Array:
+def _array(member: str, content: bytes, budget: Budget) -> Array:
     version = content[6:8]
     if not content.startswith(MAGIC) or version not in (b"\x01\x00", b"\x02\x00"):
         refuse(f"its member {member} is no array as numpy writes it.", HINT)
@@ -73,4 +75,4 @@ def _array(member: str, content: bytes) -> Array:
     dtype = "bool" if code == "b1" else f"{KINDS.get(code[0], '?')}{8 * int(code[1])}"
     shape = tuple(int(size) for size in re.findall(r"\d+", match["shape"]))
     fortran, big_endian = match["fortran"] == "True", match["order"] == ">"
-    return rebuild(shape, dtype, content[end:], fortran=fortran, big_endian=big_endian)
+    return rebuild(shape, dtype, memoryview(content)[end:], budget, fortran=fortran, big_endian=big_endian)

@@ -5,6 +5,7 @@ Only arrays are restored, and as numpy arrays. What the directory's metadata cla
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -13,12 +14,33 @@ from typing import Any
 
 import numpy as np
 
+from pylo_zoo import limits
 from pylo_zoo.errors import ZooError
-from pylo_zoo.formats.arrays import MAX_UNPACKED, NARROW, PLAIN, Decoded, collect, flatten, rebuild, refuse
+from pylo_zoo.formats.arrays import (
+    MAX_LEAVES,
+    NARROW,
+    PLAIN,
+    Budget,
+    Decoded,
+    check_shape,
+    collect,
+    flatten,
+    rebuild,
+    rebuilt_bytes,
+    refuse,
+    stored_dtype,
+)
 from pylo_zoo.formats.pickles import unwrap
 
 CONTAINER = "orbax"
 METADATA = "_METADATA"
+DESCRIPTIONS = frozenset({METADATA, "_CHECKPOINT_METADATA", "_sharding", ".zarray", ".zgroup", ".zattrs", "zarr.json"})
+"""Names of the files that describe the arrays, all of them JSON."""
+ARRAYS = (".zarray", "zarr.json")
+"""Of these, the ones that name an array's compression."""
+MAX_DESCRIPTION = 4 * 1024 * 1024
+MAX_CHUNKS = 4 * MAX_LEAVES
+"""Pieces that all arrays together may consist of; orbax reads each on its own."""
 ITEM = "default"
 """Where orbax's CheckpointManager puts a step's only item."""
 HINT = "Only trees of plain arrays, saved by orbax's StandardCheckpointer or PyTreeCheckpointer, are read."
@@ -34,7 +56,7 @@ def decode(directory: FilePath, name: str) -> Decoded:
 
     Raises:
         ZooError: orbax is not installed, cannot read the checkpoint, or it holds anything but arrays of numbers, or
-            more than :data:`~pylo_zoo.formats.arrays.MAX_UNPACKED` bytes of them.
+            more than :func:`pylo_zoo.limits.max_bytes` of them.
     """
     if find_spec("orbax") is None or find_spec("orbax.checkpoint") is None:
         raise ZooError(
@@ -54,14 +76,17 @@ def _root(directory: FilePath) -> FilePath | None:
 def _restore(directory: FilePath) -> Any:
     import orbax.checkpoint as ocp
 
+    _check_descriptions(directory)
     try:
+        _check_compression(directory)
         with ocp.PyTreeCheckpointer() as checkpointer:
             metadata: Any = checkpointer.metadata(directory)
             item = getattr(metadata, "item_metadata", metadata)
             tree = getattr(item, "tree", item)
             _bound(tree)
             arguments = _mapped(tree, lambda _: ocp.RestoreArgs(restore_type=np.ndarray))
-            return _mapped(checkpointer.restore(directory, restore_args=arguments), _array)
+            budget = Budget()
+            return _mapped(checkpointer.restore(directory, restore_args=arguments), lambda value: _array(value, budget))
     except ZooError:
         raise
     except Exception as error:  # orbax and tensorstore raise many kinds for a damaged directory
@@ -70,17 +95,46 @@ def _restore(directory: FilePath) -> Any:
         ) from error
 
 
+def _check_descriptions(directory: FilePath) -> None:
+    """Refuse large JSON files, which take many times their size to parse."""
+    for path in directory.rglob("*"):
+        if path.name in DESCRIPTIONS and path.is_file() and (size := path.stat().st_size) > MAX_DESCRIPTION:
+            refuse(f"its {path.name} has {size:,} bytes; up to {MAX_DESCRIPTION:,} are read.", HINT)
+
+
+def _check_compression(directory: FilePath) -> None:
+    """Refuse arrays compressed by blosc: tensorstore unpacks those without a bound. Orbax does not write them."""
+    import tensorstore
+
+    texts = [path.read_bytes() for path in directory.rglob("*") if path.name in ARRAYS]
+    if (directory / "manifest.ocdbt").is_file():
+        store: Any = tensorstore.KvStore.open({"driver": "ocdbt", "base": directory.as_uri() + "/"}).result()
+        names = [name for name in store.list().result() if name.decode("latin1").endswith(ARRAYS)]
+        texts += [store.read(name).result().value for name in names]
+    if any('"blosc"' in json.dumps(json.loads(text)) for text in texts):
+        refuse("it is compressed by blosc.", HINT)
+
+
 def _bound(tree: Any) -> None:
     """Refuse, before anything is read, arrays that are no numbers or claim too much."""
-    total = 0
+    budget, values, chunks = Budget(), 0, 0
     for leaf in _leaves(tree):
         shape, dtype = getattr(leaf, "shape", None), np.dtype(getattr(leaf, "dtype", None) or "O").name
         if shape is None or (dtype not in PLAIN and dtype not in NARROW):
             refuse(f"it holds a value of dtype {dtype}.", HINT)
-        chunk = getattr(getattr(leaf, "storage", None), "chunk_shape", None) or shape
-        total += 8 * max(math.prod(shape), math.prod(chunk))
-    if total > 2 * MAX_UNPACKED:
-        refuse(f"its arrays claim {total // 8:,} values; up to {MAX_UNPACKED // 4:,} are read.", HINT)
+        check_shape(shape)
+        storage = getattr(leaf, "storage", None)
+        pieces = [getattr(storage, name, None) or shape for name in ("chunk_shape", "write_shape")]
+        for piece in pieces:
+            if len(piece) != len(shape) or min(piece, default=1) < 1:
+                refuse(f"an array of shape {list(shape)} has the chunk {list(piece)[:9]}.", HINT)
+        values = max(values, *(math.prod(each) for each in (shape, *pieces)))
+        if values * stored_dtype(dtype).itemsize > budget.limit:
+            refuse(f"its arrays claim {values:,} values; they may have {budget.limit:,} bytes.", limits.RAISE)
+        chunks += math.prod(-(-size // part) for size, part in zip(shape, pieces[0], strict=True))
+        if chunks > MAX_CHUNKS:
+            refuse(f"its arrays consist of {chunks:,} chunks; up to {MAX_CHUNKS:,} are read.", HINT)
+        budget.take(rebuilt_bytes(shape, dtype))
 
 
 def _leaves(tree: Any) -> Iterator[Any]:
@@ -95,6 +149,7 @@ def _mapped(tree: Any, change: Any) -> Any:
     return {key: _mapped(child, change) for key, child in tree.items()} if isinstance(tree, Mapping) else change(tree)
 
 
-def _array(value: Any) -> Any:
+def _array(value: Any, budget: Budget) -> Any:
     array = np.asarray(value)
-    return rebuild(array.shape, array.dtype.name, array.tobytes())
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    return rebuild(array.shape, array.dtype.name, data, budget)

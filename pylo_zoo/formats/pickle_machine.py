@@ -201,8 +201,10 @@ class Machine:
         for key, value in zip(values[::2], values[1::2], strict=True):
             if not isinstance(key, str):
                 _bad(f"a key is {type(key).__name__}, not text")
+            if len(key) > MAX_TEXT:
+                _bad(f"the key {key[:40]!r}… has {len(key):,} characters")
             if key in items:
-                _bad(f"the key {key[:MAX_TEXT]!r} stands twice in one dict")
+                _bad(f"the key {key[:80]!r} stands twice in one dict")
             items[key] = value
 
     def persistent_id(self) -> None:

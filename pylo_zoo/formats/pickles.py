@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.formats.arrays import MAX_NESTING, NARROW, Array, Decoded, collect, flatten, rebuild, refuse
+from pylo_zoo.formats.arrays import MAX_NESTING, NARROW, Array, Budget, Decoded, collect, flatten, rebuild, refuse
 from pylo_zoo.formats.pickle_machine import HINT, Call, Global, Machine
 
 CONTAINER = "pickle"
@@ -96,6 +96,7 @@ class Reader:
     def __init__(self) -> None:
         self.nodes = 0
         self.arrays: dict[int, Array] = {}  # by identity: the machine's result keeps every node alive
+        self.budget = Budget()
 
     def tree(self, node: Any, depth: int = 0) -> Any:
         """``node`` with its mappings as dicts and its arrays as :class:`Array`; anything else as it is."""
@@ -159,7 +160,7 @@ class Reader:
 
     def _rebuilt(self, shape: tuple[Any, ...], dtype: Any, fortran: bool, raw: Any) -> Array:
         name, big_endian = self._dtype(dtype)
-        return rebuild(shape, name, self._bytes(raw), fortran=fortran, big_endian=big_endian)
+        return rebuild(shape, name, self._bytes(raw), self.budget, fortran=fortran, big_endian=big_endian)
 
     def _dtype(self, node: Any) -> tuple[str, bool]:
         """Name, and whether it is big-endian."""

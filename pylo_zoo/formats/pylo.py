@@ -16,7 +16,19 @@ from safetensors import SafetensorError, deserialize
 
 from pylo_zoo.errors import ZooError
 from pylo_zoo.formats import archives, pickles
-from pylo_zoo.formats.arrays import Array, Decoded, Path, collect, rebuild, refuse
+from pylo_zoo.formats.arrays import (
+    Array,
+    Budget,
+    Decoded,
+    Path,
+    check_shape,
+    collect,
+    rebuild,
+    rebuilt_bytes,
+    refuse,
+    stored_dtype,
+    widen,
+)
 from pylo_zoo.formats.pickle_machine import Call, Global, Machine, Persistent
 
 SAFETENSORS, TORCH = "pylo-safetensors", "pylo-torch"
@@ -48,6 +60,8 @@ TENSOR, PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_pa
 GLOBALS = frozenset({*STORAGES, TENSOR, PARAMETER, pickles.ORDERED})
 HINT = "Save plain tensors: torch.save({name: tensor, …}, file), or safetensors.torch.save_file."
 WRAPPERS = ("state_dict", *pickles.WRAPPERS)
+MAX_HEADER = 2 * 1024 * 1024
+"""Largest header of a safetensors file: its library makes several objects per entry."""
 PROGRAM = "/data.pkl"
 """Ends the name of the pickle in torch's archives."""
 
@@ -80,16 +94,19 @@ def _is_safetensors(data: bytes, size: int) -> bool:
 
 
 def _safetensors(data: bytes) -> dict[Path, Array]:
+    if (size := int.from_bytes(data[:8], "little")) > MAX_HEADER:
+        refuse(f"it has a header of {size:,} bytes; up to {MAX_HEADER:,} are read.", HINT)
     try:
         tensors = deserialize(data)  # refuses headers that lie about the file
     except (SafetensorError, ValueError, OverflowError) as error:
         raise ZooError(f"it is no complete safetensors file ({error}).", "Download or copy it again.") from error
-    return {(name,): _from_safetensors(described) for name, described in tensors}
+    budget = Budget()
+    return {(name,): _from_safetensors(described, budget) for name, described in tensors}
 
 
-def _from_safetensors(described: Mapping[str, Any]) -> Array:
+def _from_safetensors(described: Mapping[str, Any], budget: Budget) -> Array:
     dtype = SAFETENSORS_DTYPES.get(described["dtype"], str(described["dtype"]))
-    return rebuild(described["shape"], dtype, described["data"])
+    return rebuild(described["shape"], dtype, described["data"], budget)
 
 
 # --- torch.save --------------------------------------------------------------------------------------------------
@@ -146,15 +163,20 @@ class Reader(pickles.Reader):
                 raw = self.members.get(f"{self.folder}/data/{key}", b"")
             case _:
                 _bad("a tensor's storage is not stored as torch does")
-        flat = rebuild((count,), STORAGES[kind], raw)
-        sizes = [*shape, *strides, start]
-        if len(shape) != len(strides) or any(type(size) is not int or size < 0 for size in sizes) or 0 in shape:
-            _bad(f"a tensor has the shape {list(shape)[:9]}")
+        dtype = STORAGES[kind]
+        stored = stored_dtype(dtype)
+        expected = count * stored.itemsize
+        if count < 0 or expected != len(raw):
+            _bad(f"a storage of {count:,} values of dtype {dtype} has {len(raw)} bytes instead of {expected}")
+        check_shape(shape)
+        if len(shape) != len(strides) or any(type(size) is not int or size < 0 for size in (*strides, start)):
+            _bad(f"a tensor of shape {list(shape)} has the strides {str(strides)[:80]} and the offset {start}")
         last = start + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
         if last >= count or math.prod(shape) > count:
-            _bad(f"a tensor of shape {list(shape)[:9]} is larger than its storage")
-        step = flat.values.itemsize
-        view = np.lib.stride_tricks.as_strided(
-            flat.values[start:], shape, [stride * step for stride in strides], writeable=False
-        )
-        return Array(np.array(view, order="C"), flat.dtype)
+            _bad(f"a tensor of shape {list(shape)} is larger than its storage")
+        self.budget.take(rebuilt_bytes(shape, dtype))
+        flat = np.frombuffer(raw, stored.newbyteorder("<"))
+        # The stride along an axis of size 1 moves nothing, and may be a number that numpy cannot hold.
+        steps = [stride * stored.itemsize if size > 1 else 0 for size, stride in zip(shape, strides, strict=True)]
+        view = np.lib.stride_tricks.as_strided(flat[start:], shape, steps, writeable=False)
+        return Array(widen(np.array(view, stored, order="C"), dtype), dtype)

@@ -9,9 +9,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+from pylo_zoo import limits
 from pylo_zoo.fetch import Access, FetchError, Unavailable
 from pylo_zoo.fetch.client import LIBRARY, VERSION, Subject, ask, endpoint
 from pylo_zoo.fetch.errors import Transient
+from pylo_zoo.files import read_regular
 from pylo_zoo.hub.names import COMMIT, MAIN, Repository
 
 Result = TypeVar("Result")
@@ -102,7 +104,7 @@ class Hub:
                     library_name=LIBRARY,
                     library_version=VERSION,
                 )
-                return Path(path).read_bytes()
+                return read_regular(Path(path), limits.max_bytes())
 
         return self._ask(repo, call)
 

@@ -11,7 +11,7 @@ from pylo_zoo.fetch import Access, fetch, from_cache, lockfile, store
 from pylo_zoo.fetch.lockfile import RepositoryPin
 from pylo_zoo.hub.api import Snapshot
 from pylo_zoo.hub.names import Repository
-from pylo_zoo.hub.pull import MAX_BYTES, moved_on
+from pylo_zoo.hub.pull import moved_on
 
 NAMES = ("theta.state", "params", "model.safetensors")
 """What checkpoints are called on the Hub."""
@@ -90,7 +90,6 @@ def _take(
     path = fetch(
         uri,
         sha256=sha256,
-        limit=max(MAX_BYTES.values()),
         record=False,
         check=lambda path: check(Checkpoint(uri, path)),
         access=replace(access, update_lock=False),

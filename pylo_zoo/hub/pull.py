@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pylo_zoo import artifact
+from pylo_zoo import artifact, limits
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access, FetchError, Forbidden, NotFound, Unavailable, fetch, lockfile, parse, store
 from pylo_zoo.fetch import hub as client
 from pylo_zoo.fetch.lockfile import RepositoryPin
-from pylo_zoo.files import explained, staged_directory, sweep
+from pylo_zoo.files import explained, read_regular, staged_directory, sweep
 from pylo_zoo.hub.api import Hub, RemoteFile, Snapshot
 from pylo_zoo.hub.names import Repository
 
@@ -28,7 +28,8 @@ TAKEN = (*NEEDED, artifact.PARITY, artifact.VECTORS, artifact.CARD)
 """The files that are taken, in this order; whatever else a repository holds, pickles first of all, is left there."""
 LISTING = "SHA256SUMS"
 """Beside them in the cache: what they were when they were taken."""
-MAX_BYTES = {artifact.WEIGHTS: 256 * 1024 * 1024, artifact.VECTORS: 256 * 1024 * 1024}
+LARGE = (artifact.WEIGHTS, artifact.VECTORS)
+"""The files whose limit is :func:`pylo_zoo.limits.max_bytes`."""
 MAX_TEXT_BYTES = artifact.MAX_JSON_BYTES
 CHANGED = "A commit cannot change: the file was tampered with, here or there. Do not use it."
 UPDATE = "--update-lock (in Python, update_lock=True) accepts it; if you did not expect that, ask its publisher."
@@ -181,8 +182,8 @@ def cached(repo: Repository, commit: str, known: Mapping[str, str]) -> dict[str,
 def _listing(folder: Path) -> dict[str, str]:
     """What :func:`_fetch` wrote down of the files in ``folder``, in the form of sha256sum."""
     try:
-        lines = (folder / LISTING).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        lines = read_regular(folder / LISTING, MAX_TEXT_BYTES).decode("utf-8").splitlines()
+    except (ZooError, UnicodeDecodeError):
         return {}
     pairs = [line.split("  ", 1) for line in lines]
     return {pair[1]: pair[0] for pair in pairs if len(pair) == 2 and pair[1] in TAKEN}
@@ -221,7 +222,7 @@ def _fetch(repo: Repository, known: Mapping[str, str], access: Access) -> dict[s
 
 def _file(repo: Repository, name: str, file: RemoteFile, sha256: str | None, access: Access) -> Path:
     """One file, verified against the Hub's own description of it, and against ``sha256`` where that is known."""
-    limit = MAX_BYTES.get(name, MAX_TEXT_BYTES)
+    limit = limits.max_bytes() if name in LARGE else MAX_TEXT_BYTES
     if file.size > limit:
         raise FetchError(f"{repo.uri}: {name} has {file.size:,} bytes, more than {limit:,}.", "It is no artifact.")
     if sha256 and file.sha256 and sha256 != file.sha256:
@@ -254,13 +255,13 @@ def _file(repo: Repository, name: str, file: RemoteFile, sha256: str | None, acc
 
 def _blob(path: Path) -> str:
     """The hash by which git knows a file with these bytes."""
-    data = path.read_bytes()
+    data = read_regular(path, limits.max_bytes())
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def _is_artifact(config: Path) -> bool:
     """Whether a ``config.json`` is one of ours; PyLO's repositories have one, too."""
-    return b'"format_version"' in config.read_bytes()
+    return b'"format_version"' in read_regular(config, MAX_TEXT_BYTES)
 
 
 def _clear(target: Path) -> None:

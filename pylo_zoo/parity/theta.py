@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from pylo_zoo import converters, formats
+from pylo_zoo import converters, formats, limits
 from pylo_zoo.artifact import Artifact
+from pylo_zoo.files import read_regular
 from pylo_zoo.parity import leaves
 
 
@@ -27,7 +28,7 @@ def read_theta(artifact: Artifact, original: formats.Source) -> dict[str, Any]:
         return leaves.nest(found)
     from flax import serialization
 
-    tree: Any = serialization.msgpack_restore(original.path.read_bytes())
+    tree: Any = serialization.msgpack_restore(read_regular(original.path, limits.max_bytes()))
     tree = tree.get("params", tree.get("0", tree))
     if "cast" in artifact.source.layout:
         return leaves.nest({path: np.asarray(leaf).astype(np.float32) for path, leaf in leaves.flatten(tree).items()})

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pylo_zoo import __version__, artifact, registry
+from pylo_zoo import __version__, artifact, limits, registry
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
-from pylo_zoo.files import left_behind
+from pylo_zoo.files import left_behind, read_regular
 from pylo_zoo.hub.api import RemoteFile
 from pylo_zoo.hub.names import Repository
 from pylo_zoo.parity import html, replay
@@ -136,7 +136,9 @@ def prepare(
         raise ZooError(f"{directory} was changed while it was looked at.", "Nothing was sent. Run this again.")
     ordered = {name: files[name] for name in PUBLISHED if name in files}
     _refuse_secrets(directory, ordered, token)
-    replaced = artifact.CARD in names and (directory / artifact.CARD).read_bytes() != ordered[artifact.CARD]
+    replaced = (
+        artifact.CARD in names and read_regular(directory / artifact.CARD, limits.max_bytes()) != ordered[artifact.CARD]
+    )
     left_out = tuple(name for name in names if name not in ordered or (replaced and name == artifact.CARD))
     return Plan(Repository(repo.id), ordered, made, report, entry, stated, verified, left_out)
 
@@ -219,7 +221,10 @@ def _fault(made: Artifact, directory: Path, report: Report | None) -> str | None
     if made.parity.get("schema_version") != SCHEMA_VERSION or report.environment.get("pylo-zoo") != __version__:
         return f"its parity was checked by another pylo-zoo than this one, {__version__}"
     vectors = directory / artifact.VECTORS
-    if not vectors.is_file() or hashlib.sha256(vectors.read_bytes()).hexdigest() != report.vectors_sha256:
+    if (
+        not vectors.is_file()
+        or hashlib.sha256(read_regular(vectors, limits.max_bytes())).hexdigest() != report.vectors_sha256
+    ):
         return f"its {artifact.VECTORS} is missing, or is not the one of its parity report"
     again = replay(made)
     return None if again.passed else "the installed code does not compute what its parity report proved"
@@ -228,7 +233,7 @@ def _fault(made: Artifact, directory: Path, report: Report | None) -> str | None
 def _bytes(directory: Path) -> dict[str, bytes]:
     """The files that make an artifact, as they are now."""
     names = (artifact.WEIGHTS, artifact.CONFIG, artifact.PARITY, artifact.VECTORS)
-    return {name: (directory / name).read_bytes() for name in names if (directory / name).is_file()}
+    return {name: read_regular(directory / name, limits.max_bytes()) for name in names if (directory / name).is_file()}
 
 
 def _files(made: Artifact, there: Mapping[str, bytes], report: Report | None) -> dict[str, bytes]:

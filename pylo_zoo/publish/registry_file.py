@@ -16,7 +16,7 @@ from pylo_zoo import artifact, registry
 from pylo_zoo.config import to_dict
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import store
-from pylo_zoo.files import write_file
+from pylo_zoo.files import read_regular, write_file
 from pylo_zoo.hub.names import Repository
 from pylo_zoo.publish.plan import Plan, is_of
 from pylo_zoo.registry import Entry
@@ -63,12 +63,11 @@ def pin(path: Path, plan: Plan, commit: str, hashes: Mapping[str, str]) -> None:
 
 def _changed(path: Path, plan: Plan, commit: str, hashes: Mapping[str, str]) -> bytes:
     """The registry at ``path`` with the pin in it, which reads as any other."""
+    hint = "Give a registry.yaml of your own with --registry."
     try:
-        text = path.read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ZooError(
-            f"{path} cannot be read: {error}.", "Give a registry.yaml of your own with --registry."
-        ) from error
+        text = read_regular(path, registry.MAX_BYTES, hint).decode()
+    except UnicodeDecodeError as error:
+        raise ZooError(f"{path} cannot be read: {error}.", hint) from error
     name, is_new = _place(_loaded(path, text), plan)
     pinned = {file: hashes[file] for file in PINNED if file in hashes}
     entry = {KEY: {"uri": plan.repo.at(commit).uri, "sha256": pinned}}

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.files import explained, is_empty, sweep_folder, write_file
+from pylo_zoo.files import explained, is_empty, read_text, sweep_folder, write_file
 from pylo_zoo.tasks import Task
 from pylo_zoo.train.interrupts import interrupts
 from pylo_zoo.train.recipes import Recipe
@@ -262,7 +262,7 @@ class Run:
         assert self.out is not None
         sweep_folder(self.out)
         try:
-            described = json.loads((self.out / RUN).read_text(encoding="utf-8"))
+            described = json.loads(read_text(self.out / RUN))
         except (OSError, ValueError) as error:
             raise ZooError(f"{self.out} holds no run: {error}.", "Begin one, without --resume.") from error
         ours = json.loads(json.dumps(self.describe()))
@@ -293,7 +293,7 @@ class Run:
         """Forget what was written down of steps that come again."""
         assert self.out is not None
         path = self.out / METRICS
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = read_text(path).splitlines() if path.is_file() else []
         kept = lines[: self.step]
         try:
             self.result.losses = [float(json.loads(line)["loss"]) for line in kept]

@@ -16,6 +16,7 @@ from pylo_zoo import tasks
 from pylo_zoo.config import is_finite
 from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.fetch import Access
+from pylo_zoo.files import read_text
 from pylo_zoo.train import recipes, schedules
 from pylo_zoo.train.loop import RUN, Plan, Run
 
@@ -118,7 +119,7 @@ def of_directory(out: Path) -> Setup:
         ZooError: there is no run of a command.
     """
     try:
-        asked = json.loads((out / RUN).read_text(encoding="utf-8"))["asked"]
+        asked = json.loads(read_text(out / RUN))["asked"]
     except FileNotFoundError as error:
         what = "holds no run" if out.is_dir() else "is no directory, and holds no run"
         raise ZooError(f"{out} {what}.", "Give the directory of a run of `pylo-zoo train`.") from error

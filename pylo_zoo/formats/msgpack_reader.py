@@ -1,0 +1,149 @@
+"""A reader of the part of msgpack that flax uses. It copies nothing but texts and numbers.
+
+The msgpack package copies an extension's payload, and then the array inside it, and it makes an object per byte of a
+list. This reader hands out views of the file and counts what it makes, so that a legal file is read in less than three
+times its size and a hostile one costs no more than its own bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from pylo_zoo.errors import ZooError
+from pylo_zoo.formats.arrays import MAX_AXES, MAX_LEAVES, MAX_NESTING, MAX_TEXT
+
+MAX_NODES = 4 * MAX_LEAVES
+"""Values of a tree: its leaves, its maps, and their keys."""
+HINT = "Only files that flax's serialization.to_bytes writes for a theta tree are read."
+
+MAPS, TEXTS, LISTS = {0xDE: 2, 0xDF: 4}, {0xD9: 1, 0xDA: 2, 0xDB: 4}, {0xDC: 2, 0xDD: 4}
+BYTES, EXTENSIONS = {0xC4: 1, 0xC5: 2, 0xC6: 4}, {0xC7: 1, 0xC8: 2, 0xC9: 4}
+"""First byte to the bytes of the length that follows."""
+FIXED_EXTENSIONS = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
+CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
+NUMBERS = {0xCA: ">f", 0xCB: ">d"} | {0xCC + i: f">{form}" for i, form in enumerate("BHIQbhiq")}
+
+Extend = Callable[[int, "Reader"], Any]
+
+
+class Incomplete(ValueError):
+    """The bytes end too early, or are not msgpack."""
+
+
+def _refuse(what: str) -> NoReturn:
+    raise ZooError(what, HINT)
+
+
+class Reader:
+    """Reads msgpack values one after the other from ``data``.
+
+    Args:
+        data: the bytes; nothing else is read.
+        extend: makes a value from an extension's code and a reader of its payload.
+    """
+
+    def __init__(self, data: memoryview, extend: Extend | None = None) -> None:
+        self.data = data
+        self.extend = extend
+        self.position = 0
+        self.nodes = 0
+
+    @property
+    def left(self) -> int:
+        """Bytes that are not read yet."""
+        return len(self.data) - self.position
+
+    def value(self, depth: int = 0) -> Any:
+        """The next value.
+
+        Raises:
+            Incomplete: the bytes end within it, or are not msgpack.
+            ZooError: it is a list, too large or nested too deeply, or has a key that is not a unique printable text.
+        """
+        self.nodes += 1
+        if self.nodes > MAX_NODES:
+            _refuse(f"it holds more than {MAX_NODES:,} values.")
+        first = self._take(1)[0]
+        if first < 0x80 or first >= 0xE0:
+            return first if first < 0x80 else first - 0x100
+        if first < 0x90 or first in MAPS:
+            return self._map(first - 0x80 if first < 0x90 else self._length(MAPS[first]), depth)
+        if 0xA0 <= first < 0xC0 or first in TEXTS:
+            return self._text(first - 0xA0 if first < 0xC0 else self._length(TEXTS[first]))
+        if first in CONSTANTS:
+            return CONSTANTS[first]
+        if first in NUMBERS:
+            return struct.unpack(NUMBERS[first], self._take(struct.calcsize(NUMBERS[first])))[0]
+        if first in BYTES:
+            return self._take(self._length(BYTES[first]))
+        if first in FIXED_EXTENSIONS or first in EXTENSIONS:
+            size = FIXED_EXTENSIONS[first] if first in FIXED_EXTENSIONS else self._length(EXTENSIONS[first])
+            return self._extension(size)
+        if first < 0xA0 or first in LISTS:
+            _refuse("it holds a list.")
+        raise Incomplete
+
+    def list_of(self, count: int) -> None:
+        """Step into a list that must have ``count`` values."""
+        if self._list() != count:
+            raise Incomplete
+
+    def sizes(self) -> list[Any]:
+        """The next value, a list of up to :data:`MAX_AXES` numbers."""
+        count = self._list()
+        if count > MAX_AXES:
+            _refuse(f"an array has {count:,} axes; up to {MAX_AXES} are read.")
+        return [self.value() for _ in range(count)]
+
+    def _list(self) -> int:
+        first = self._take(1)[0]
+        if 0x90 <= first < 0xA0:
+            return first - 0x90
+        if first not in LISTS:
+            raise Incomplete
+        return self._length(LISTS[first])
+
+    def _map(self, count: int, depth: int) -> dict[str, Any]:
+        if depth > MAX_NESTING:
+            _refuse("its maps are nested too deeply.")
+        if count > MAX_LEAVES:
+            _refuse(f"it holds a map of {count:,} entries; up to {MAX_LEAVES:,} are read.")
+        found: dict[str, Any] = {}
+        for _ in range(count):
+            key = self.value(MAX_NESTING + 1)
+            if not isinstance(key, str):
+                _refuse(f"a key is {'bytes' if isinstance(key, memoryview) else type(key).__name__}, not text.")
+            if not key.isprintable():
+                _refuse(f"the key {key[:80]!r} holds control characters.")
+            if key in found:
+                _refuse(f"the key {key[:80]!r} stands twice in one map.")
+            found[key] = self.value(depth + 1)
+        return found
+
+    def _text(self, size: int) -> str:
+        if size > MAX_TEXT:
+            _refuse(f"it holds a text of {size:,} bytes; up to {MAX_TEXT:,} are read.")
+        try:
+            return str(self._take(size), "utf-8")
+        except UnicodeDecodeError as error:
+            raise Incomplete from error
+
+    def _extension(self, size: int) -> Any:
+        code = struct.unpack("b", self._take(1))[0]
+        payload = self._take(size)
+        if self.extend is None:
+            _refuse("an array holds another extension.")
+        return self.extend(code, Reader(payload))
+
+    def _length(self, size: int) -> int:
+        return int.from_bytes(self._take(size), "big")
+
+    def _take(self, count: int) -> memoryview:
+        end = self.position + count
+        if end > len(self.data):
+            raise Incomplete
+        taken = self.data[self.position : end]
+        self.position = end
+        return taken

@@ -1,0 +1,57 @@
+"""How large a checkpoint or an artifact may be, before any of it is read.
+
+The default is :data:`DEFAULT_MAX_BYTES`. The environment variable ``PYLO_ZOO_MAX_BYTES``, the option ``--max-bytes``
+and the argument ``max_bytes`` change it; an argument has precedence over the variable.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from pylo_zoo.errors import ZooError
+
+DEFAULT_MAX_BYTES = 64 * 1024 * 1024
+"""Seven times the largest published optimizer: velo-4000 has 9,282,507 bytes. Its weights with two float32 moments take
+28 MB, and 56 MB in float64."""
+
+VARIABLE = "PYLO_ZOO_MAX_BYTES"
+RAISE = f"Check that it is the right file; --max-bytes N (in Python max_bytes=N, or {VARIABLE}=N) raises the limit."
+"""Hint of an error about the limit."""
+
+_override: ContextVar[int | None] = ContextVar("max_bytes", default=None)
+
+
+def max_bytes() -> int:
+    """The limit in force, in bytes: of a file, of what it unpacks to, and of the arrays that are rebuilt from it.
+
+    Raises:
+        ZooError: ``PYLO_ZOO_MAX_BYTES`` is not a positive whole number.
+    """
+    override = _override.get()
+    if override is not None:
+        return override
+    text = os.environ.get(VARIABLE, "")
+    if not text:
+        return DEFAULT_MAX_BYTES
+    if not (text.isascii() and text.isdecimal() and len(text) <= 18 and int(text) > 0):
+        raise ZooError(f"{VARIABLE} is {text[:40]!r}.", "Set it to a positive number of bytes, such as 268435456.")
+    return int(text)
+
+
+@contextmanager
+def allow(max_bytes: int | None) -> Iterator[None]:
+    """Apply the limit ``max_bytes`` within the block; None keeps the limit in force.
+
+    Raises:
+        ZooError: ``max_bytes`` is not a positive whole number.
+    """
+    if max_bytes is not None and (isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1):
+        raise ZooError(f"max_bytes is {max_bytes!r}.", "Give a positive number of bytes, such as 268435456.")
+    token = _override.set(_override.get() if max_bytes is None else max_bytes)
+    try:
+        yield
+    finally:
+        _override.reset(token)
