@@ -49,7 +49,8 @@ ARROWS = {
     "samples": "config converters formats numpy",
     "publish": "artifact config converters errors fetch files hub huggingface_hub jinja2 limits matplotlib optim "
     "parity pylo_zoo registry usage yaml",
-    "cli": "artifact bench compare config convert converters errors fetch files formats hub limits optim parity publish "
+    "cli": "artifact bench compare config convert converters errors fetch files formats hub limits optim parity "
+    "publish "
     "pylo_zoo registry rich tasks train typer usage weights",
 }
 LAYERS = {layer: set(allowed.split()) for layer, allowed in ARROWS.items()}
