@@ -21,35 +21,38 @@ ARROWS = {
     "errors": "",
     "impostors": "",
     "files": "errors",
+    "limits": "errors",
     "warn": "",
     "plugins": "errors warn",
     "config": "errors",
     "ops": "errors torch",
     "kernels": "errors fetch files filelock ops torch triton warn",
     "nets": "config errors ops torch",
-    "converters": "config errors nets numpy plugins torch",  # nets, torch: shapes on the meta device
-    "formats": "errors impostors msgpack numpy orbax safetensors",
-    "artifact": "config converters errors files impostors nets numpy pylo_zoo safetensors torch",
-    "registry": "config converters errors plugins yaml",
-    "fetch": "config errors files filelock impostors huggingface_hub pylo_zoo rich",
-    "hub": "artifact errors fetch files huggingface_hub",
-    "convert": "artifact config converters errors fetch files formats nets numpy parity pylo_zoo registry torch yaml",
-    "weights": "artifact convert converters errors fetch files formats hub parity registry",
+    "converters": "config errors limits nets numpy plugins torch",
+    "formats": "errors files impostors limits msgpack numpy orbax safetensors tensorstore",
+    "artifact": "config converters errors files impostors limits nets numpy pylo_zoo safetensors torch",
+    "registry": "config converters errors files plugins yaml",
+    "fetch": "config errors filelock files huggingface_hub impostors limits pylo_zoo rich",
+    "hub": "artifact errors fetch files huggingface_hub limits",
+    "convert": "artifact config converters errors fetch files formats limits nets numpy parity pylo_zoo registry torch "
+    "yaml",
+    "weights": "artifact convert converters errors fetch files formats hub limits parity registry",
     "optim": "artifact config converters errors kernels nets ops torch warn weights",
-    "compat": "artifact config convert errors fetch formats optim registry torch warn weights",
+    "compat": "artifact config convert errors fetch files formats limits optim registry torch warn weights",
     "tasks": "errors sklearn torch",
     "train": "artifact config converters errors fetch files optim registry tasks torch weights",
     "compare": "errors fetch files jinja2 matplotlib parity pylo_zoo registry tasks torch train",
     "bench": "artifact config converters errors files ops optim pylo_zoo registry torch weights",
     "reference": "config errors flax jax numpy",
-    "parity": "artifact config convert converters errors fetch flax files formats hub jax jinja2 nets numpy ops optax "
-    "optim pylo_zoo reference registry rich torch warn weights",
+    "parity": "artifact config convert converters errors fetch flax files formats hub jax jinja2 limits nets numpy ops "
+    "optax optim pylo_zoo reference registry rich torch warn weights",
     "usage": "optim",
     "samples": "config converters formats numpy",
-    "publish": "artifact config converters errors fetch files hub huggingface_hub jinja2 matplotlib optim parity "
-    "pylo_zoo registry usage yaml",
-    "cli": "artifact bench compare config convert converters errors fetch formats hub optim parity publish pylo_zoo "
-    "registry rich tasks train typer usage weights",
+    "publish": "artifact config converters errors fetch files hub huggingface_hub jinja2 limits matplotlib optim "
+    "parity pylo_zoo registry usage yaml",
+    "cli": "artifact bench compare config convert converters errors fetch files formats hub limits optim parity "
+    "publish "
+    "pylo_zoo registry rich tasks train typer usage weights",
 }
 LAYERS = {layer: set(allowed.split()) for layer, allowed in ARROWS.items()}
 # These wait until a function needs them: the command line answers before torch is loaded, and whoever only trains
@@ -63,10 +66,10 @@ LAZY = {
     "hub": {"huggingface_hub"},
     "publish": {"huggingface_hub", "matplotlib", "optim"},
     "parity": {"flax", "jax", "optax", "reference"},
-    "formats": {"orbax"},
+    "formats": {"orbax", "tensorstore"},
     "usage": {"optim"},
     "compare": {"matplotlib"},
-    "cli": LAYERS["cli"] - {"errors", "pylo_zoo", "typer"},
+    "cli": LAYERS["cli"] - {"errors", "limits", "pylo_zoo", "typer"},
 }
 
 

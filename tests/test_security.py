@@ -40,12 +40,26 @@ DEFENCES: dict[str, str] = {
     # a checkpoint that means harm
     "code in a pickle": """test_pull_checkpoints.test_nothing_that_could_be_one
         test_pull_checkpoints.test_a_pickle_by_another_name test_pickles.test_no_code_runs
-        test_pickles.test_anything_else_is_refused test_pickles.test_a_mutated_pickle_is_read_or_refused""",
+        test_pickles.test_anything_else_is_refused test_pickles.test_a_mutated_pickle_is_read_or_refused
+        test_hostile_config.test_formats_that_run_code_elsewhere_are_refused_before_they_are_decoded""",
     "a file that claims to be larger": """test_formats.test_anything_else_is_refused
         test_formats.test_a_file_beyond_the_cap_is_refused test_npz.test_anything_else_is_refused
         test_pickles.test_a_small_file_that_real_numpy_would_give_gigabytes
         test_pull_faults.test_a_listing_that_contradicts_the_bytes test_security.test_hostile_weights
         test_security.test_hostile_texts""",
+    "a small file that asks": """test_hostile_files.test_the_published_bomb
+        test_hostile_files.test_a_small_file_that_asks_for_much_is_refused_before_it_gets_it
+        test_hostile_files.test_a_legal_flax_file_takes_three_times_its_size_at_most
+        test_orbax.test_what_an_array_claims_is_bounded_before_it_is_read""",
+    "a pipe, a socket": """test_regular_files.test_whatever_stands_there_is_one_error test_regular_files.test_the_helper
+        test_regular_files.test_a_directory_of_orbax_or_pylo_holds_files_alone test_regular_files.test_commands""",
+    "a `config.json` with sizes": """test_hostile_config.test_a_size_beyond_what_the_weights_hold_is_refused
+        test_hostile_config.test_sizes_that_fill_memory_together_are_refused
+        test_hostile_config.test_iterations_are_bounded test_hostile_config.test_a_layout_is_bounded""",
+    "damaged or malformed files": """test_hostile_files.test_a_hostile_file_is_one_error
+        test_hostile_files.test_bytes_are_flipped_cut_copied_and_inserted test_hostile_files.test_any_msgpack
+        test_hostile_files.test_torch_files_of_any_shape test_hostile_files.test_any_safetensors
+        test_hostile_config.test_any_value_of_a_config_is_read_or_refused""",
     "a `config.json` with unknown": """test_security.test_hostile_texts
         test_artifact.test_a_config_that_is_off_is_refused""",
     "tensors missing": "test_security.test_hostile_weights test_artifact.test_weights_that_are_off_are_refused",

@@ -110,9 +110,7 @@ class Part:
         def write(data: bytes) -> None:
             if self.count + len(data) > self.limit:
                 self.discard()
-                raise FetchError(
-                    f"The file is larger than {self.limit:,} bytes, and was not kept.", "Is it the right address?"
-                )
+                raise self._too_large()
             try:
                 with explained(self.path, ANOTHER_CACHE):
                     _write_all(file.fileno(), data)
@@ -125,6 +123,9 @@ class Part:
 
         with file:
             yield write
+
+    def _too_large(self) -> FetchError:
+        return FetchError(f"The file is larger than {self.limit:,} bytes, and was not kept.", limits.RAISE)
 
     def fill(self, source: Path) -> None:
         """Hold a copy of the file ``source``.
@@ -140,8 +141,9 @@ class Part:
                 f"{source} cannot be read: {error.strerror}.", "Check the path and permissions."
             ) from error
         with file:
-            if (size := os.fstat(file.fileno()).st_size) > self.limit:
-                raise FetchError(f"{source} is larger than {self.limit:,} bytes: it has {size:,}.", limits.RAISE)
+            if os.fstat(file.fileno()).st_size > self.limit:  # before any of it is copied
+                self.discard()
+                raise self._too_large()
             self.restart()
             with self.writing() as write:
                 while chunk := file.read(CHUNK):
