@@ -22,7 +22,7 @@ from pylo_zoo.hub.checkpoint import Checkpoint
 from pylo_zoo.registry import Entry, Published
 
 WHAT = "Give a name of `pylo-zoo list`, an artifact's directory, hf://ORG/NAME@REVISION, or a loaded artifact."
-RUNS_CODE = ("pickle", "pylo-torch")
+RUNS_CODE = ("pickle", "pylo-torch", "torch")
 """Formats that are not read from a repository unasked, though our reader of them runs nothing."""
 
 

@@ -6,6 +6,7 @@ flax's own reader sorts the keys, which loses the file's bytes, and accepts nega
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -15,6 +16,7 @@ import numpy as np
 
 from pylo_zoo.errors import ZooError
 from pylo_zoo.formats.arrays import MAX_AXES, MAX_TEXT, Array, Decoded, Path, collect, flatten, rebuild
+from pylo_zoo.formats.pickles import WRAPPERS
 
 CONTAINERS: Mapping[str, tuple[str, frozenset[str]] | None] = {
     "flax-msgpack": None,
@@ -53,6 +55,7 @@ def decode(data: bytes, name: str) -> Decoded:
             raw=False,
             ext_hook=_extension,
             object_pairs_hook=_unique,
+            strict_map_key=False,  # the hook says which key is not a text
             max_str_len=MAX_TEXT,
             max_bin_len=MAX_TEXT,
             max_array_len=0,
@@ -71,9 +74,8 @@ def decode(data: bytes, name: str) -> Decoded:
             f"{name} is not a complete flax msgpack file ({type(error).__name__}).",
             "Download or copy it again, and compare its sha256 with the publisher's.",
         ) from error
-    kind = _kind(tree)
     try:
-        return _split(kind, tree)
+        return _split(_kind(tree), tree)
     except ZooError as error:
         raise ZooError(f"{name}: {error.message}", error.hint) from error
 
@@ -90,8 +92,9 @@ def encode(leaves: Mapping[Path, np.ndarray], layout: Mapping[str, Any]) -> byte
             _refuse("the layout and the tensors name different leaves.")
         theta = _nest(order, leaves)
         described = CONTAINERS[layout["container"]]
-        if described is not None:
-            values = {described[0]: theta, **{key: _pack_field(value) for key, value in layout["header"].items()}}
+        around = described[0] if described is not None else layout.get("wrapper")
+        if around is not None:
+            values = {around: theta, **{key: _pack_field(value) for key, value in layout["header"].items()}}
             if set(layout["keys"]) != set(values):
                 _refuse("the layout's keys and header disagree.")
             theta = {key: values[key] for key in layout["keys"]}
@@ -115,7 +118,7 @@ def _unique(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if not isinstance(key, str):
-            _refuse(f"a key is {type(key).__name__}, not text.")
+            _refuse(f"the key {str(key)[:40]!r} is a {type(key).__name__}, and keys are texts.")
         if not key.isprintable():
             _refuse(f"the key {key!r} holds control characters.")
         if key in found:
@@ -143,14 +146,35 @@ def _kind(tree: Mapping[str, Any]) -> str:
     return "flax-msgpack"
 
 
+def _wrapper(tree: Mapping[str, Any]) -> str | None:
+    """The key that holds theta, if only plain values are beside it.
+
+    Raises:
+        ZooError: arrays or maps are beside it.
+    """
+    around = next((key for key in WRAPPERS if isinstance(tree.get(key), dict)), None)
+    if around is None:
+        return None
+    beside = [key for key, value in tree.items() if key != around and _holds_arrays(value)]
+    if beside:
+        _refuse(f"{around} stands beside {', '.join(beside)}, and either may be the checkpoint.")
+    return around
+
+
+def _holds_arrays(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, Extension) and value.array.values.ndim > 0)
+
+
 def _split(kind: str, tree: Mapping[str, Any]) -> Decoded:
     layout: dict[str, Any] = {}
     described = CONTAINERS[kind]
     theta: Any = tree
-    if described is not None:
-        theta = tree[described[0]]
+    if described is None and (wrapper := _wrapper(tree)):
+        layout["wrapper"] = wrapper
+    if around := described[0] if described else layout.get("wrapper"):
+        theta = tree[around]
         layout["keys"] = list(tree)
-        layout["header"] = {key: _field(key, value) for key, value in tree.items() if key != described[0]}
+        layout["header"] = {key: _field(key, value) for key, value in tree.items() if key != around}
     decoded = collect(kind, flatten(_arrays(theta)), layout)
     decoded.layout["leaves"] = [list(path) for path in decoded.leaves]
     return decoded
@@ -164,12 +188,16 @@ def _arrays(node: Any) -> Any:
 
 
 def _field(key: str, value: Any) -> Any:
-    """A container's own field as JSON: a text, a whole number, or a 0-d integer array with its extension code."""
-    if (isinstance(value, str) and value.isprintable()) or type(value) is int:
+    """A container's own field as JSON: a text, a number, or a 0-d array of one with its extension code."""
+    if (isinstance(value, str) and value.isprintable()) or type(value) in (int, bool, type(None)):
         return value
-    if isinstance(value, Extension) and value.array.values.shape == () and value.array.values.dtype.kind in "iu":
-        return {"ext": value.code, "dtype": value.array.dtype, "value": int(value.array.values)}
-    _refuse(f"{key} is neither a text nor a whole number.")
+    if type(value) is float and math.isfinite(value):
+        return value
+    array = value.array if isinstance(value, Extension) else None
+    plain = array is not None and array.values.shape == () and array.dtype == array.values.dtype.name
+    if isinstance(value, Extension) and plain and np.isfinite(value.array.values):
+        return {"ext": value.code, "dtype": value.array.dtype, "value": value.array.values.item()}
+    _refuse(f"{key} is neither a text nor a number.")
 
 
 # --- encoding ----------------------------------------------------------------------------------------------------

@@ -15,11 +15,13 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.formats import archives, pickles
-from pylo_zoo.formats.arrays import Array, Decoded, Path, collect, rebuild, refuse
+from pylo_zoo.formats import archives, naming, pickles
+from pylo_zoo.formats.arrays import Array, Decoded, Path, collect, flatten, rebuild, refuse
 from pylo_zoo.formats.pickle_machine import Call, Global, Machine, Persistent
 
 SAFETENSORS, TORCH = "pylo-safetensors", "pylo-torch"
+IN_JAX = {SAFETENSORS: "safetensors", TORCH: "torch"}
+"""What the two formats are called if their tensors have the names of a theta tree in JAX."""
 NAMING = "pylo"
 
 SAFETENSORS_DTYPES = {
@@ -67,7 +69,12 @@ def decode(data: bytes, name: str) -> Decoded:
         container, items = (
             (SAFETENSORS, _safetensors(data)) if _is_safetensors(data, len(data)) else (TORCH, _torch(data))
         )
-        return collect(container, items.items(), naming=NAMING)
+        if any(len(path) > 1 for path in items):  # nested dicts of tensors are a theta tree
+            leaves, names, layout = items, naming.JAX, {}
+        else:
+            leaves, names, layout = naming.named((name, array) for (name,), array in items.items())
+        container = IN_JAX[container] if names == naming.JAX else container
+        return collect(container, leaves.items(), layout, naming=names)
     except ZooError as error:
         raise ZooError(f"{name}: {error.message}", error.hint) from error
 
@@ -111,9 +118,9 @@ def _torch(data: bytes) -> dict[Path, Array]:
     if not isinstance(tree, dict):
         _bad("it holds no tensors by name")
     for name, value in tree.items():
-        if not isinstance(value, Array):
+        if not isinstance(value, (Array, dict)):
             _bad(f"{name[:80]} is no tensor")
-    return {(name,): value for name, value in tree.items()}
+    return dict(flatten(tree))
 
 
 def _bad(what: str) -> NoReturn:
