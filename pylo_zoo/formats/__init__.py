@@ -198,7 +198,7 @@ def _decode_directory(path: Path, parts: Mapping[str, bytes]) -> Decoded:
     except ZooError as error:
         raise ZooError(
             f"{path.name}: {error.message}", "Keep only the files of one checkpoint in the directory."
-        ) from error
+        ) from None
 
 
 def _head(path: Path) -> bytes:

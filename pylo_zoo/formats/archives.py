@@ -41,7 +41,7 @@ def unpack(data: bytes, name: str) -> dict[str, bytes]:
                 refuse(f"it unpacks to {total:,} bytes; up to {MAX_UNPACKED:,} are read.", HINT)
             return {member.filename: _content(archive, member) for member in members}
     except ZooError as error:
-        raise ZooError(f"{name}: {error.message}", error.hint) from error
+        raise ZooError(f"{name}: {error.message}", error.hint) from None
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OSError, IndexError) as error:
         raise ZooError(
             f"{name} is not a complete zip archive ({type(error).__name__}).",

@@ -63,7 +63,7 @@ def decode(data: bytes, name: str) -> Decoded:
             max_ext_len=len(data),
         )
     except ZooError as error:
-        raise ZooError(f"{name}: {error.message}", error.hint) from error
+        raise ZooError(f"{name}: {error.message}", error.hint) from None
     except msgpack.ExtraData as error:
         raise ZooError(
             f"{name} is longer than the flax msgpack file that it begins with, by {len(error.extra):,} bytes.",
@@ -77,7 +77,7 @@ def decode(data: bytes, name: str) -> Decoded:
     try:
         return _split(_kind(tree), tree)
     except ZooError as error:
-        raise ZooError(f"{name}: {error.message}", error.hint) from error
+        raise ZooError(f"{name}: {error.message}", error.hint) from None
 
 
 def encode(leaves: Mapping[Path, np.ndarray], layout: Mapping[str, Any]) -> bytes:

@@ -42,7 +42,7 @@ def decode(data: bytes, name: str) -> Decoded:
         leaves, layout = naming.unwrap_paths({naming.split(name, sep): array for name, array in names.items()})
         return collect(CONTAINER, leaves.items(), layout)
     except ZooError as error:
-        raise ZooError(f"{name}: {error.message}", error.hint) from error
+        raise ZooError(f"{name}: {error.message}", error.hint) from None
 
 
 def _name(member: str) -> str:

@@ -47,7 +47,7 @@ def decode(directory: FilePath, name: str) -> Decoded:
         tree, layout = unwrap(_restore(_root(directory).absolute()))
         return collect(CONTAINER, flatten(tree), layout)
     except ZooError as error:
-        raise ZooError(f"{name}: {error.message}", error.hint) from error
+        raise ZooError(f"{name}: {error.message}", error.hint) from None
 
 
 def _root(directory: FilePath) -> FilePath:

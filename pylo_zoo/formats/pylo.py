@@ -77,7 +77,7 @@ def decode(data: bytes, name: str) -> Decoded:
         container = IN_JAX[container] if names == naming.JAX else container
         return collect(container, leaves.items(), around | layout, naming=names)
     except ZooError as error:
-        raise ZooError(f"{name}: {error.message}", error.hint) from error
+        raise ZooError(f"{name}: {error.message}", error.hint) from None
 
 
 # --- safetensors -------------------------------------------------------------------------------------------------
