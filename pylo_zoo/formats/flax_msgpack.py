@@ -118,7 +118,7 @@ def _unique(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if not isinstance(key, str):
-            _refuse(f"the key {str(key)[:40]!r} is a {type(key).__name__}, and keys are texts.")
+            _refuse(f"a key is {type(key).__name__} ({str(key)[:40]}), not text.")
         if not key.isprintable():
             _refuse(f"the key {key!r} holds control characters.")
         if key in found:
@@ -174,7 +174,8 @@ def _split(kind: str, tree: Mapping[str, Any]) -> Decoded:
     if around := described[0] if described else layout.get("wrapper"):
         theta = tree[around]
         layout["keys"] = list(tree)
-        layout["header"] = {key: _field(key, value) for key, value in tree.items() if key != around}
+        field = _field if described else _value
+        layout["header"] = {key: field(key, value) for key, value in tree.items() if key != around}
     decoded = collect(kind, flatten(_arrays(theta)), layout)
     decoded.layout["leaves"] = [list(path) for path in decoded.leaves]
     return decoded
@@ -188,16 +189,23 @@ def _arrays(node: Any) -> Any:
 
 
 def _field(key: str, value: Any) -> Any:
-    """A container's own field as JSON: a text, a number, or a 0-d array of one with its extension code."""
-    if (isinstance(value, str) and value.isprintable()) or type(value) in (int, bool, type(None)):
+    """A container's own field as JSON: a text, a whole number, or a 0-d integer array with its extension code."""
+    if (isinstance(value, str) and value.isprintable()) or type(value) is int:
         return value
-    if type(value) is float and math.isfinite(value):
+    if isinstance(value, Extension) and value.array.values.shape == () and value.array.values.dtype.kind in "iu":
+        return {"ext": value.code, "dtype": value.array.dtype, "value": int(value.array.values)}
+    _refuse(f"{key} is neither a text nor a whole number.")
+
+
+def _value(key: str, value: Any) -> Any:
+    """What is beside a wrapped tree as JSON: as in :func:`_field`, or another plain value."""
+    if type(value) in (bool, type(None)) or (type(value) is float and math.isfinite(value)):
         return value
-    array = value.array if isinstance(value, Extension) else None
-    plain = array is not None and array.values.shape == () and array.dtype == array.values.dtype.name
-    if isinstance(value, Extension) and plain and np.isfinite(value.array.values):
-        return {"ext": value.code, "dtype": value.array.dtype, "value": value.array.values.item()}
-    _refuse(f"{key} is neither a text nor a number.")
+    if isinstance(value, Extension) and value.array.dtype in ("float32", "float64"):
+        number = value.array.values
+        if number.shape == () and np.isfinite(number):
+            return {"ext": value.code, "dtype": value.array.dtype, "value": float(number)}
+    return _field(key, value)
 
 
 # --- encoding ----------------------------------------------------------------------------------------------------
