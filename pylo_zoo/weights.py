@@ -15,7 +15,7 @@ from pylo_zoo.artifact import Artifact
 from pylo_zoo.convert import convert, matched_entry
 from pylo_zoo.converters import candidates
 from pylo_zoo.errors import ZooError, quoted
-from pylo_zoo.fetch import Access, is_uri, store
+from pylo_zoo.fetch import Access, Forbidden, NotFound, Unavailable, is_uri, store
 from pylo_zoo.files import explained, staged_directory
 from pylo_zoo.hub import NotAnArtifact, Repository, checkpoint
 from pylo_zoo.hub.checkpoint import Checkpoint
@@ -48,8 +48,16 @@ def load(
     """
     if isinstance(weights, Artifact):
         return weights
-    with limits.allow(max_bytes):
-        return _find(weights, proven, access or Access(), look=False)[0]
+    try:
+        with limits.allow(max_bytes):
+            return _find(weights, proven, access or Access(), look=False)[0]
+    except (Unavailable, NotFound, Forbidden) as error:
+        if str(weights) not in registry.load_registry():
+            raise
+        hint = (
+            f"Run `pylo-zoo convert {weights} --out DIR` where there is network, copy DIR here, and give weights='DIR'."
+        )
+        raise type(error)(f"The weights {str(weights)!r} are not here: {error.message}", hint) from None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from commands import Capture, refused, run
 from rich.console import Console
 
 from pylo_zoo.cli import compare_cmd, comparing, complete
-from pylo_zoo.compare import machine, memory, plots, report, running, words
+from pylo_zoo.compare import machine, memory, plan, plots, report, running, words
 from pylo_zoo.compare.figures import Course
 from pylo_zoo.compare.plan import TUNING_SEED, Wanted, planned
 from pylo_zoo.compare.running import Nobody, run_all
@@ -311,8 +311,15 @@ def test_a_download_is_announced_before_anything_starts(capsys: Capture, monkeyp
     monkeypatch.setenv("PYLO_ZOO_CACHE", "empty")
     monkeypatch.setenv("HF_HOME", "empty")
     assert run("compare", *TINY, "--optimizers", "adamw,celo", "--offline") == 1
-    err = capsys.readouterr().err
-    assert err.startswith("celo is not part of this package: hf://")
+    assert capsys.readouterr().err.startswith("Error: "), "offline, nothing is fetched"
+
+    def unreachable(*words: object, **options: object) -> None:
+        raise ZooError("No weights.", "None.")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(plan, "planned", unreachable)
+    assert run("compare", *TINY, "--optimizers", "adamw,celo") == 1
+    assert capsys.readouterr().err.startswith("celo is not in the cache; fetching hf://")
     assert not Path("runs").exists()
 
 

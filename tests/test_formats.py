@@ -119,7 +119,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "number as a leaf": (encode({"a": 1.5}), "a holds float"),
     "list": (encode({"a": [LEAF]}), "holds a list"),
     "empty map": (encode({"a": {}}), "empty map"),
-    "number as a key": (encode({1: LEAF}), "a key is int"),
+    "number as a key": (encode({1: LEAF}), r"a key is int \(1\), not text"),
     "bytes as a key": (encode({b"a": LEAF}), "a key is bytes"),
     "terminal escape in a key": (encode({"\x1b[2J": LEAF}), "control characters"),
     "the same key twice": (b"\x82" + encode({"a": LEAF})[1:] * 2, "'a' stands twice"),
@@ -133,7 +133,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "pickle": (b"\x80\x04\x95\x00", "pickle is cut short"),
     "zip": (b"PK\x03\x04\x00", "zip archive that is neither"),
     "safetensors": (b"\x40" + bytes(7) + b'{"a": 1}', "safetensors"),
-    "empty file": (b"", "no checkpoint of a known format"),
+    "empty file": (b"", "is an empty file"),
     "a theta that is an array": (encode(LEAF), "no checkpoint of a known format"),
 }
 

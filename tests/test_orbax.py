@@ -203,3 +203,77 @@ def test_a_large_description_is_refused(name: str, tmp_path: Path) -> None:
     (source / name).write_bytes(b"[" + b"[]," * 1_500_000 + b"[]]")
     with pytest.raises(ZooError, match="up to 4,194,304 are read"):
         formats.read(source)
+
+
+# --- what today's flax and orbax write ---------------------------------------------------------------------------
+
+
+def by_flax(path: Path, tree: Any) -> Path:
+    """Google's ``ParameterCheckpoint``, as flax saves it by default today."""
+    struct = pytest.importorskip("flax.struct")
+    checkpoints = pytest.importorskip("flax.training.checkpoints")
+
+    @struct.dataclass
+    class ParameterCheckpoint:
+        params: Any
+        gen_id: str
+        step: int
+
+    checkpoints.save_checkpoint(str(path), ParameterCheckpoint(tree, "5620", 7), step=0)
+    return path / "checkpoint_0"
+
+
+def version_1(path: Path, tree: Any) -> Path:
+    """The tree is in ``path/state``."""
+    v1 = pytest.importorskip("orbax.checkpoint.experimental.v1")
+    v1.save_pytree(path, tree)
+    return path
+
+
+def another_item(path: Path, tree: Any) -> Path:
+    with ocp.CheckpointManager(path) as manager:
+        manager.save(7, args=ocp.args.Composite(theta=ocp.args.StandardSave(tree), about=ocp.args.JsonSave({"a": 1})))
+        manager.wait_until_finished()
+    return path / "7"
+
+
+@pytest.mark.parametrize("write", [by_flax, version_1, another_item])
+def test_what_newer_versions_write(write: Callable[[Path, Any], Path], tmp_path: Path) -> None:
+    source = write(tmp_path / "saved", nested(theta("velo")))
+    original = convert("velo", source=write_theta(tmp_path, "velo"))
+    for place in {source, tmp_path / "saved"}:  # the root of a single step is as good as the step
+        read = formats.read(place)
+        assert read.leaves.keys() == theta("velo").keys()
+        assert read.layout.get("wrapper") == ("params" if write is by_flax else None)
+        assert read.layout.get("beside", []) == (["gen_id", "step"] if write is by_flax else [])
+        assert convert("velo", source=place).fingerprint == original.fingerprint
+
+
+def test_the_root_of_several_steps_lists_them(tmp_path: Path) -> None:
+    root = tmp_path / "saved"
+    with ocp.CheckpointManager(root) as manager:
+        for step in (3, 7, 10):
+            manager.save(step, args=ocp.args.StandardSave({"a": np.ones(3, np.float32)}))
+        manager.wait_until_finished()
+    with pytest.raises(ZooError, match=r"saved: it holds 3 checkpoints: 3, 7, 10\.") as error:
+        formats.read(root)
+    assert str(root / "10") in error.value.hint
+    shutil.move(root / "3", root / "3.orbax-checkpoint-tmp-1")  # what a killed process leaves
+    shutil.rmtree(root / "7")
+    assert formats.read(root).leaves.keys() == {("a",)}
+
+
+def test_several_items_of_a_step_are_listed(tmp_path: Path) -> None:
+    tree = {"a": np.ones(3, np.float32)}
+    with ocp.CheckpointManager(tmp_path / "saved") as manager:
+        args = ocp.args.Composite(theta=ocp.args.StandardSave(tree), ema=ocp.args.StandardSave(tree))
+        manager.save(7, args=args)
+        manager.wait_until_finished()
+    with pytest.raises(ZooError, match=r"7: it holds 2 checkpoints: ema, theta\."):
+        formats.read(tmp_path / "saved" / "7")
+
+
+def test_a_text_inside_the_tree_is_refused(tmp_path: Path) -> None:
+    source = pytree(tmp_path / "saved", {"params": {"a": np.ones(3, np.float32), "name": "x"}})
+    with pytest.raises(ZooError, match="name holds str"):
+        formats.read(source)

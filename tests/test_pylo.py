@@ -335,7 +335,7 @@ def test_the_registrys_decays_stand_in(tmp_path: Path, monkeypatch: pytest.Monke
         ({**decays(), "rms_decays": [0.1, 0.2]}, r"rms_decays \[2\] instead of \[1\]"),
         ({**decays(), "rms_decays": 0.1}, "must be a list of numbers"),
         ({**decays(), "rms_decays": ["x"]}, "must be a list of numbers"),
-        ({**decays(), "rms_decays": [float("nan")]}, "NaN or infinite"),
+        ({**decays(), "rms_decays": [float("nan")]}, r"rms_decays is \[nan\]"),
     ],
 )
 def test_decays_of_an_unknown_file_have_to_be_said(said: dict[str, Any], complaint: str, tmp_path: Path) -> None:

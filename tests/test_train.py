@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import itertools
 import json
 from pathlib import Path
@@ -10,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from trees import SMALL, write_theta
 
-from pylo_zoo import tasks
+from pylo_zoo import registry, tasks
+from pylo_zoo.convert import make
 from pylo_zoo.errors import ZooError
 from pylo_zoo.train import loop, recipes, schedules
 from pylo_zoo.train.loop import Plan, Run, Step, train
@@ -249,3 +253,19 @@ def test_figures_that_no_run_has(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ZooError) as error:
         Setup("quadratic", "adamw", **changed).build(None)
     assert message in str(error.value)
+
+
+def test_cached_files_need_no_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint that was converted from a local file is in the cache, and nothing is announced for it."""
+    entry = registry.get("celo")
+    source = write_theta(tmp_path, "celo")
+    sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
+    pinned = dataclasses.replace(
+        entry,
+        sources=(dataclasses.replace(entry.weights, sha256=sha256, bytes=source.stat().st_size),),
+        architecture=SMALL["celo"],
+    )
+    monkeypatch.setattr(registry, "load_registry", lambda path=None: {"celo": pinned})
+    assert recipes.needs_download("celo") == "hf://amoudgl/celo/theta.state"
+    make("celo", source=source, out=tmp_path / "out", verify=False)
+    assert recipes.needs_download("celo") is None

@@ -78,7 +78,7 @@ def test_what_has_to_be_fetched_is_said_first(capsys: Capture, monkeypatch: pyte
     monkeypatch.setattr(recipes, "load", none)
     assert run("train", "quadratic", "--optimizer", "celo2") == 1
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "celo2 is not part of this package: hf://amoudgl/celo2/theta.state"
+    assert lines[0] == "celo2 is not in the cache; fetching hf://amoudgl/celo2/theta.state"
     assert lines[1].startswith("Error: ")
 
 

@@ -109,9 +109,10 @@ def compare(
     if tune == "all":  # but those whose learning rate is given
         wanted = dataclasses.replace(wanted, tune=[name for name in names if name not in wanted.lrs])
     plots.check()
-    for name, address in plan.downloads(wanted).items():
-        output.note(f"{name} is not part of this package: {address}", quiet=quiet)
-    comparison = plan.planned(wanted, output.access(offline=offline, quiet=quiet))
+    access = output.access(offline=offline, quiet=quiet)
+    for name, address in ({} if access.is_offline else plan.downloads(wanted, access)).items():
+        output.note(f"{name} is not in the cache; fetching {address}", quiet=quiet)
+    comparison = plan.planned(wanted, access)
     place = out or Path("runs") / f"compare-{plan.slug(task)}"
     running.prepare(comparison, place)
     command = _command(wanted, tune, place)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from pylo_zoo.fetch import Access
     from pylo_zoo.train.loop import Result, Run
     from pylo_zoo.train.setup import Setup
 
@@ -139,7 +140,7 @@ def train(
         setups = [replace(first, seed=seed + i) for i in range(seeds)]
         places = {_place(out, each, several=seeds > 1): each for each in setups}
     if not access.is_offline:
-        _announce(next(iter(places.values())), quiet)
+        _announce(next(iter(places.values())), access, quiet)
     runs = [each.build(place, access) for place, each in places.items()]
     results = [_train(run, resumed=resume is not None, quiet=quiet) for run in runs]
     data = {"runs": [_data(run, result) for run, result in zip(runs, results, strict=True)]}
@@ -161,12 +162,13 @@ def _place(out: Path | None, setup: Setup, *, several: bool) -> Path:
     return out / f"seed{setup.seed}" if several else out
 
 
-def _announce(setup: Setup, quiet: bool) -> None:
-    """What has to be fetched, before anything starts."""
+def _announce(setup: Setup, access: Access, quiet: bool) -> None:
+    """Say what has to be fetched, before anything starts."""
     from pylo_zoo.train import recipes
 
-    if address := recipes.needs_download(setup.weights or setup.optimizer):
-        output.note(f"{setup.weights or setup.optimizer} is not part of this package: {address}", quiet=quiet)
+    name = setup.weights or setup.optimizer
+    if address := recipes.needs_download(name, access):
+        output.note(f"{name} is not in the cache; fetching {address}", quiet=quiet)
 
 
 def _train(run: Run, *, resumed: bool, quiet: bool) -> Result:

@@ -155,9 +155,9 @@ def planned(wanted: Wanted, access: Access | None = None) -> Comparison:
     return Comparison(wanted, first.task, entrants, steps, wanted.tune_steps or steps, first.plan.device)
 
 
-def downloads(wanted: Wanted) -> dict[str, str]:
+def downloads(wanted: Wanted, access: Access | None = None) -> dict[str, str]:
     """The optimizers of ``wanted`` that have to be fetched, and from where."""
-    found = {name: recipes.needs_download(name) for name in wanted.optimizers}
+    found = {name: recipes.needs_download(name, access) for name in wanted.optimizers}
     return {name: address for name, address in found.items() if address}
 
 

@@ -28,6 +28,8 @@ NAMES = {
     "orbax": "orbax",
     "pylo-safetensors": "pylo.safetensors",
     "pylo-torch": "pylo.pt",
+    "safetensors": "theta.safetensors",
+    "torch": "theta.pt",
 }
 """What a copy is called, whatever the user's file or directory was."""
 SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -114,7 +114,7 @@ def _fetched(entry: Entry, access: Access | None) -> formats.Source:
             for source in entry.sources
         ]
     except (Unavailable, NotFound, Forbidden) as error:
-        raise type(error)(error.message, how_to_give(entry)) from error
+        raise type(error)(error.message, how_to_give(entry)) from None
     weights = [path for path, source in zip(fetched, entry.sources, strict=True) if source.format != "gin"]
     configs = [path for path, source in zip(fetched, entry.sources, strict=True) if source.format == "gin"]
     if len(weights) > 1:

@@ -29,10 +29,14 @@ __all__ = [
     "Policy",
     "Unavailable",
     "fetch",
+    "from_cache",
+    "is_cached",
     "is_uri",
     "parse",
     "three_ways",
 ]
+
+UPDATE = "--update-lock (in Python, load(…, access=Access(update_lock=True)))"
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,11 @@ def fetch(
     return path
 
 
+def is_cached(uri: str, sha256: str | None, access: Access) -> bool:
+    """Whether :func:`fetch` would ask nobody for ``uri``."""
+    return _cached(parse(uri), sha256, None, access) is not None
+
+
 def _check_impostor(path: Path) -> None:
     """Refuse a file that no caller can want: a web page, a pointer, an error message."""
     with path.open("rb") as file:
@@ -172,7 +181,7 @@ def from_cache(error: ZooError, uri: str, lock: Path) -> FetchError:
     """``error``, which is about a cached file that ``lock`` records for ``uri``, with the way to replace that file."""
     return FetchError(
         f"{error.message} It came from the cache, since {lock} records it as {uri}.",
-        "Fetch it again with --update-lock (in Python, Access(update_lock=True)).",
+        f"Fetch it again with {UPDATE}.",
     )
 
 
@@ -253,7 +262,7 @@ def _check(part: Part, where: Location, sha256: str | None, bytes: int | None, r
         raise FetchError(
             f"{where.uri} has changed since {recorded.date}: it has sha256 {found} ({length:,} bytes"
             f"{what and ', ' + what}), and the lock file has {recorded.sha256} ({recorded.bytes:,} bytes).",
-            "Accept it with --update-lock if you expect that, or if the recorded one was a web page or a pointer; "
+            f"Accept it with {UPDATE} if you expect that, or if the recorded one was a web page or a pointer; "
             "otherwise ask its publisher.",
         )
     wrong = [

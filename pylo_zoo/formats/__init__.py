@@ -61,8 +61,8 @@ class Source:
     Attributes:
         path: the file or directory.
         format: ``"flax-msgpack"`` (a theta tree), ``"flax-params"`` (Google's ``params``, gen_id and step around it),
-            ``"flax-checkpoint"`` (Google's 3-tuples), ``"pickle"``, ``"npz"``, ``"orbax"``, ``"pylo-safetensors"`` or
-            ``"pylo-torch"``.
+            ``"flax-checkpoint"`` (Google's 3-tuples), ``"pickle"``, ``"npz"``, ``"orbax"``, ``"pylo-safetensors"``,
+            ``"pylo-torch"``, or ``"safetensors"`` and ``"torch"`` with JAX's names.
         naming: whose names the leaves have: ``"jax"`` or ``"pylo"``.
         bytes: length of the file, or of all files.
         sha256: of the file; of a directory, as :func:`pylo_zoo.formats.folders.digest` says.
@@ -223,11 +223,11 @@ def _decode_directory(path: Path, parts: Mapping[str, bytes]) -> Decoded:
     decoded = [pylo.decode(data, f"{path.name}/{name}") for name, data in parts.items()]
     items = [(leaf, Array(array, part.dtypes[leaf])) for part in decoded for leaf, array in part.leaves.items()]
     try:
-        return collect(decoded[0].container, items, {"files": list(parts)}, naming=pylo.NAMING)
+        return collect(decoded[0].container, items, {"files": list(parts)}, naming=decoded[0].naming)
     except ZooError as error:
         raise ZooError(
             f"{path.name}: {error.message}", "Keep only the files of one checkpoint in the directory."
-        ) from error
+        ) from None
 
 
 def _head(path: Path) -> bytes:

@@ -46,7 +46,7 @@ def unpack(data: bytes, name: str) -> dict[str, bytes]:
             _check_layout(data, members, archive.start_dir)
             return {member.filename: _content(archive, member) for member in members}
     except ZooError as error:
-        raise ZooError(f"{name}: {error.message}", error.hint) from error
+        raise ZooError(f"{name}: {error.message}", error.hint) from None
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OSError, IndexError) as error:
         raise ZooError(
             f"{name} is not a complete zip archive ({type(error).__name__}).",

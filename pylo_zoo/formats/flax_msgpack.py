@@ -6,6 +6,7 @@ flax's own reader sorts the keys, which loses the file's bytes, and accepts nega
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -17,6 +18,7 @@ import numpy as np
 from pylo_zoo.errors import ZooError
 from pylo_zoo.formats.arrays import MAX_TEXT, PLAIN, Array, Budget, Decoded, Path, collect, flatten, rebuild
 from pylo_zoo.formats.msgpack_reader import HINT, Incomplete, Reader
+from pylo_zoo.formats.pickles import WRAPPERS
 
 CONTAINERS: Mapping[str, tuple[str, frozenset[str]] | None] = {
     "flax-msgpack": None,
@@ -53,7 +55,7 @@ def decode(data: bytes, name: str) -> Decoded:
     try:
         tree = reader.value()
     except ZooError as error:
-        raise ZooError(f"{name}: {error.message}", error.hint) from error
+        raise ZooError(f"{name}: {error.message}", error.hint) from None
     except Incomplete as error:
         raise ZooError(
             f"{name} is not a complete flax msgpack file.",
@@ -64,11 +66,10 @@ def decode(data: bytes, name: str) -> Decoded:
             f"{name} is longer than the flax msgpack file that it begins with, by {reader.left:,} bytes.",
             "Download or copy it again, and compare its sha256 with the publisher's.",
         )
-    kind = _kind(tree)
     try:
-        return _split(kind, tree)
+        return _split(_kind(tree), tree)
     except ZooError as error:
-        raise ZooError(f"{name}: {error.message}", error.hint) from error
+        raise ZooError(f"{name}: {error.message}", error.hint) from None
 
 
 def encode(leaves: Mapping[Path, np.ndarray], layout: Mapping[str, Any]) -> bytes:
@@ -103,8 +104,9 @@ def _encoded(leaves: Mapping[Path, np.ndarray], layout: Mapping[str, Any]) -> It
             _refuse("the layout and the tensors name different leaves.")
         theta = _nest(order, leaves)
         described = CONTAINERS[layout["container"]]
-        if described is not None:
-            values = {described[0]: theta, **{key: _header(value) for key, value in layout["header"].items()}}
+        around = described[0] if described is not None else layout.get("wrapper")
+        if around is not None:
+            values = {around: theta, **{key: _header(value) for key, value in layout["header"].items()}}
             if set(layout["keys"]) != set(values):
                 _refuse("the layout's keys and header disagree.")
             theta = {key: values[key] for key in layout["keys"]}
@@ -146,14 +148,36 @@ def _kind(tree: Mapping[str, Any]) -> str:
     return "flax-msgpack"
 
 
+def _wrapper(tree: Mapping[str, Any]) -> str | None:
+    """The key that holds theta, if only plain values are beside it.
+
+    Raises:
+        ZooError: arrays or maps are beside it.
+    """
+    around = next((key for key in WRAPPERS if isinstance(tree.get(key), dict)), None)
+    if around is None:
+        return None
+    beside = [key for key, value in tree.items() if key != around and _holds_arrays(value)]
+    if beside:
+        _refuse(f"{around} stands beside {', '.join(beside)}, and either may be the checkpoint.")
+    return around
+
+
+def _holds_arrays(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, Extension) and value.array.values.ndim > 0)
+
+
 def _split(kind: str, tree: Mapping[str, Any]) -> Decoded:
     layout: dict[str, Any] = {}
     described = CONTAINERS[kind]
     theta: Any = tree
-    if described is not None:
-        theta = tree[described[0]]
+    if described is None and (wrapper := _wrapper(tree)):
+        layout["wrapper"] = wrapper
+    if around := described[0] if described else layout.get("wrapper"):
+        theta = tree[around]
         layout["keys"] = list(tree)
-        layout["header"] = {key: _field(key, value) for key, value in tree.items() if key != described[0]}
+        field = _field if described else _value
+        layout["header"] = {key: field(key, value) for key, value in tree.items() if key != around}
     decoded = collect(kind, flatten(_arrays(theta)), layout)
     decoded.layout["leaves"] = [list(path) for path in decoded.leaves]
     return decoded
@@ -173,6 +197,17 @@ def _field(key: str, value: Any) -> Any:
     if isinstance(value, Extension) and value.array.values.shape == () and value.array.values.dtype.kind in "iu":
         return {"ext": value.code, "dtype": value.array.dtype, "value": int(value.array.values)}
     _refuse(f"{key} is neither a text nor a whole number.")
+
+
+def _value(key: str, value: Any) -> Any:
+    """What is beside a wrapped tree as JSON: as in :func:`_field`, or another plain value."""
+    if type(value) in (bool, type(None)) or (type(value) is float and math.isfinite(value)):
+        return value
+    if isinstance(value, Extension) and value.array.dtype in ("float32", "float64"):
+        number = value.array.values
+        if number.shape == () and np.isfinite(number):
+            return {"ext": value.code, "dtype": value.array.dtype, "value": float(number)}
+    return _field(key, value)
 
 
 # --- encoding ----------------------------------------------------------------------------------------------------
@@ -196,12 +231,20 @@ def _nest(order: list[Path], leaves: Mapping[Path, np.ndarray]) -> dict[str, Any
 
 
 def _header(value: Any) -> Any:
-    """A container's own field, as the layout has it: what :func:`_field` gives, and nothing else."""
+    """A field next to theta, as the layout stores it: what :func:`_field` or :func:`_value` returns, and nothing else."""
     match value:
         case {"ext": 1 | 3 as code, "dtype": str(dtype), "value": int(number)} if (
             len(value) == 3 and dtype in PLAIN and np.dtype(dtype).kind in "iu" and type(number) is int
         ):
             return Extension(code, Array(np.array(number, dtype), dtype))
+        case {"ext": 1 | 3 as code, "dtype": "float32" | "float64" as dtype, "value": float(number)} if (
+            len(value) == 3 and math.isfinite(number)
+        ):
+            return Extension(code, Array(np.array(number, dtype), dtype))
+        case None | bool():
+            return value
+        case float() if math.isfinite(value):
+            return value
         case str() if len(value) <= MAX_TEXT:
             return value
         case int() if type(value) is int:

@@ -114,7 +114,7 @@ class Reader:
         for _ in range(count):
             key = self.value(MAX_NESTING + 1)
             if not isinstance(key, str):
-                _refuse(f"a key is {'bytes' if isinstance(key, memoryview) else type(key).__name__}, not text.")
+                _refuse(f"a key is {_shown(key)}, not text.")
             if not key.isprintable():
                 _refuse(f"the key {key[:80]!r} holds control characters.")
             if key in found:
@@ -147,3 +147,10 @@ class Reader:
         taken = self.data[self.position : end]
         self.position = end
         return taken
+
+
+def _shown(key: Any) -> str:
+    """The type of a map's key that is not text, and the number that it is."""
+    if isinstance(key, memoryview):
+        return "bytes"
+    return f"{type(key).__name__} ({key})" if isinstance(key, int) else type(key).__name__

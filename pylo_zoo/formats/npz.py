@@ -1,21 +1,15 @@
-"""``.npz`` archives whose members are named by joined paths: ``nn/~/w0``.
-
-The only key of any family that holds a slash itself is the LSTM's ``rnn/linear``; it is put together again. Everywhere
-else a slash separates keys.
-"""
+"""``.npz`` archives whose members are named by joined paths: ``nn/~/w0`` or, if all have dots, ``nn.~.w0``."""
 
 from __future__ import annotations
 
 import re
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.formats import archives
-from pylo_zoo.formats.arrays import Array, Budget, Decoded, Path, collect, rebuild, refuse
+from pylo_zoo.formats import archives, naming
+from pylo_zoo.formats.arrays import Array, Budget, Decoded, collect, rebuild, refuse
 
 CONTAINER = "npz"
 SUFFIX = ".npy"
-SLASHED = ("rnn", "linear")
-"""Parts of the one key that has a slash in it (SPEC §8)."""
 
 MAGIC = b"\x93NUMPY"
 HEADER = re.compile(
@@ -42,22 +36,20 @@ def decode(data: bytes, name: str) -> Decoded:
     members = archives.unpack(data, name)
     try:
         budget = Budget()
-        items = ((_path(member), _array(member, content, budget)) for member, content in members.items())
-        return collect(CONTAINER, items)
+        names = {_name(member): _array(member, content, budget) for member, content in members.items()}
+        sep = naming.separator(names) or "/"
+        if dotted := [name for name in names if sep == "/" and "." in name and "/" not in name]:
+            refuse(f"its names have dots, such as {dotted[0]}, and are not those of a theta tree.", naming.JAX_HINT)
+        leaves, layout = naming.unwrap_paths({naming.split(name, sep): array for name, array in names.items()})
+        return collect(CONTAINER, leaves.items(), layout)
     except ZooError as error:
-        raise ZooError(f"{name}: {error.message}", error.hint) from error
+        raise ZooError(f"{name}: {error.message}", error.hint) from None
 
 
-def _path(member: str) -> Path:
+def _name(member: str) -> str:
     if not member.endswith(SUFFIX):
         refuse(f"its member {member} is no array.", HINT)
-    parts = member.removesuffix(SUFFIX).split("/")
-    if "" in parts:
-        refuse(f"the name {member} has an empty part.", HINT)
-    for i in range(len(parts) - 2):
-        if tuple(parts[i : i + 2]) == SLASHED:
-            return (*parts[:i], "/".join(SLASHED), *parts[i + 2 :])
-    return tuple(parts)
+    return member.removesuffix(SUFFIX)
 
 
 def _array(member: str, content: bytes, budget: Budget) -> Array:
@@ -68,6 +60,11 @@ def _array(member: str, content: bytes, budget: Budget) -> Array:
     end = start + int.from_bytes(content[8:start], "little")
     header = content[start:end].decode("latin1")
     match = HEADER.fullmatch(header)
+    if match is None and (raw := re.search(r"'descr': '[|<>=]?V([12])'", header)):
+        refuse(
+            f"its member {member} has the dtype V{raw[1]}, as numpy saves bfloat16 and float8 without saying which.",
+            "Save float32: numpy.savez(file, **{name: array.astype('float32'), …}).",
+        )
     if match is None:
         what = re.search(r"'descr': ([^,]{1,40})", header)
         refuse(f"its member {member} has the dtype {what[1] if what else '?'}, or a header that numpy does not.", HINT)

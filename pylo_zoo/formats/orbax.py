@@ -42,13 +42,16 @@ MAX_DESCRIPTION = 4 * 1024 * 1024
 MAX_CHUNKS = 4 * MAX_LEAVES
 """Pieces that all arrays together may consist of; orbax reads each on its own."""
 ITEM = "default"
-"""Where orbax's CheckpointManager puts a step's only item."""
+"""Where orbax's CheckpointManager puts a step's only item; version 1 of orbax calls it ``state``."""
+UNFINISHED = ".orbax-checkpoint-tmp"
+"""Part of the name of a directory that orbax has not finished writing."""
+SHOWN = 8
 HINT = "Only trees of plain arrays, saved by orbax's StandardCheckpointer or PyTreeCheckpointer, are read."
 
 
 def recognises(directory: FilePath) -> bool:
-    """Whether ``directory`` is an orbax checkpoint, or a step of orbax's CheckpointManager."""
-    return _root(directory) is not None
+    """Whether ``directory`` is an orbax checkpoint, a step of a CheckpointManager, or a directory with its steps."""
+    return bool(_roots(directory) or _steps(directory))
 
 
 def decode(directory: FilePath, name: str) -> Decoded:
@@ -63,14 +66,44 @@ def decode(directory: FilePath, name: str) -> Decoded:
             f"{name} is an orbax checkpoint, and orbax is not installed.", "pip install 'pylo-zoo[orbax]' reads it."
         )
     try:
-        tree, layout = unwrap(_restore((_root(directory) or directory).absolute()))
+        tree, layout = unwrap(_restore(_root(directory).absolute()))
         return collect(CONTAINER, flatten(tree), layout)
     except ZooError as error:
-        raise ZooError(f"{name}: {error.message}", error.hint) from error
+        raise ZooError(f"{name}: {error.message}", error.hint) from None
 
 
-def _root(directory: FilePath) -> FilePath | None:
-    return next((place for place in (directory, directory / ITEM) if (place / METADATA).is_file()), None)
+def _root(directory: FilePath) -> FilePath:
+    """The directory of the one tree in ``directory``, which is a checkpoint or holds one.
+
+    Raises:
+        ZooError: it holds several.
+    """
+    for _ in range(2):
+        places = _roots(directory) or _steps(directory)
+        if len(places) != 1:
+            names = ", ".join(place.name for place in places[:SHOWN]) + (", …" if len(places) > SHOWN else "")
+            refuse(f"it holds {len(places)} checkpoints: {names}.", f"Give one, such as {directory / places[-1].name}.")
+        (directory,) = places
+        if (directory / METADATA).is_file():
+            break
+    return directory
+
+
+def _roots(directory: FilePath) -> list[FilePath]:
+    """Where the trees of the checkpoint ``directory`` are: in itself, or one level down, each in its own directory."""
+    preferred = [place for place in (directory, directory / ITEM) if (place / METADATA).is_file()]
+    return preferred[:1] or [place for place in _below(directory) if (place / METADATA).is_file()]
+
+
+def _steps(directory: FilePath) -> list[FilePath]:
+    """The checkpoints in ``directory``, which is the root of a CheckpointManager or the like."""
+    return [place for place in _below(directory) if _roots(place)]
+
+
+def _below(directory: FilePath) -> list[FilePath]:
+    """The finished directories in ``directory``, the steps of a run in order."""
+    found = [place for place in directory.iterdir() if place.is_dir() and UNFINISHED not in place.name]
+    return sorted(found, key=lambda place: (len(place.name), place.name))
 
 
 def _restore(directory: FilePath) -> Any:
@@ -84,7 +117,7 @@ def _restore(directory: FilePath) -> Any:
             item = getattr(metadata, "item_metadata", metadata)
             tree = getattr(item, "tree", item)
             _bound(tree)
-            arguments = _mapped(tree, lambda _: ocp.RestoreArgs(restore_type=np.ndarray))
+            arguments = _mapped(tree, lambda leaf: ocp.RestoreArgs(restore_type=str if _is_text(leaf) else np.ndarray))
             budget = Budget()
             return _mapped(checkpointer.restore(directory, restore_args=arguments), lambda value: _array(value, budget))
     except ZooError:
@@ -119,6 +152,8 @@ def _bound(tree: Any) -> None:
     """Refuse, before anything is read, arrays that are no numbers or claim too much."""
     budget, values, chunks = Budget(), 0, 0
     for leaf in _leaves(tree):
+        if _is_text(leaf):  # its length is that of a file that is read whole
+            continue
         shape, dtype = getattr(leaf, "shape", None), np.dtype(getattr(leaf, "dtype", None) or "O").name
         if shape is None or (dtype not in PLAIN and dtype not in NARROW):
             refuse(f"it holds a value of dtype {dtype}.", HINT)
@@ -149,7 +184,14 @@ def _mapped(tree: Any, change: Any) -> Any:
     return {key: _mapped(child, change) for key, child in tree.items()} if isinstance(tree, Mapping) else change(tree)
 
 
+def _is_text(leaf: Any) -> bool:
+    """Whether the metadata ``leaf`` describes a text, such as Google's ``gen_id``."""
+    return type(leaf).__name__ == "StringMetadata"
+
+
 def _array(value: Any, budget: Budget) -> Any:
+    if isinstance(value, str):
+        return value
     array = np.asarray(value)
     data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     return rebuild(array.shape, array.dtype.name, data, budget)

@@ -57,7 +57,7 @@ def decode(data: bytes, name: str) -> Decoded:
         tree, layout = unwrap(reader.tree(Machine(data, GLOBALS).run()))
         return collect(CONTAINER, flatten(tree), layout)
     except ZooError as error:
-        raise ZooError(f"{name}: {error.message}", error.hint) from error
+        raise ZooError(f"{name}: {error.message}", error.hint) from None
 
 
 def unwrap(tree: Any, wrappers: tuple[str, ...] = WRAPPERS) -> tuple[Any, dict[str, Any]]:

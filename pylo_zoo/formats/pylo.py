@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.formats import archives, pickles
+from pylo_zoo.formats import archives, naming, pickles
 from pylo_zoo.formats.arrays import (
     Array,
     Budget,
@@ -23,6 +23,7 @@ from pylo_zoo.formats.arrays import (
     Path,
     check_shape,
     collect,
+    flatten,
     rebuild,
     rebuilt_bytes,
     refuse,
@@ -32,6 +33,8 @@ from pylo_zoo.formats.arrays import (
 from pylo_zoo.formats.pickle_machine import Call, Global, Machine, Persistent
 
 SAFETENSORS, TORCH = "pylo-safetensors", "pylo-torch"
+IN_JAX = {SAFETENSORS: "safetensors", TORCH: "torch"}
+"""What the two formats are called if their tensors have the names of a theta tree in JAX."""
 NAMING = "pylo"
 
 SAFETENSORS_DTYPES = {
@@ -78,12 +81,18 @@ def decode(data: bytes, name: str) -> Decoded:
         ZooError: the file is damaged or hostile, or holds anything but tensors of numbers by name.
     """
     try:
-        container, items = (
-            (SAFETENSORS, _safetensors(data)) if _is_safetensors(data, len(data)) else (TORCH, _torch(data))
-        )
-        return collect(container, items.items(), naming=NAMING)
+        if _is_safetensors(data, len(data)):
+            container, items, around = SAFETENSORS, _safetensors(data), {}
+        else:
+            container, (items, around) = TORCH, _torch(data)
+        if any(len(path) > 1 for path in items):  # nested dicts of tensors are a theta tree
+            leaves, names, layout = items, naming.JAX, {}
+        else:
+            leaves, names, layout = naming.named((name, array) for (name,), array in items.items())
+        container = IN_JAX[container] if names == naming.JAX else container
+        return collect(container, leaves.items(), around | layout, naming=names)
     except ZooError as error:
-        raise ZooError(f"{name}: {error.message}", error.hint) from error
+        raise ZooError(f"{name}: {error.message}", error.hint) from None
 
 
 # --- safetensors -------------------------------------------------------------------------------------------------
@@ -117,20 +126,20 @@ def _is_torch(data: bytes) -> bool:
     return data.startswith(archives.SIGNATURE) and data[30 : 30 + size].endswith(PROGRAM.encode())
 
 
-def _torch(data: bytes) -> dict[Path, Array]:
+def _torch(data: bytes) -> tuple[dict[Path, Array], dict[str, Any]]:
     members = archives.unpack(data, "the archive")
     (program, *others) = [name for name in members if name.endswith(PROGRAM)]
     folder = program.removesuffix(PROGRAM)
     if others or members.get(f"{folder}/byteorder", b"little") != b"little":
         _bad("the archive is not as torch writes it on a little-endian machine")
     reader = Reader(members, folder)
-    tree, _ = pickles.unwrap(reader.tree(Machine(members[program], GLOBALS, persistent=True).run()), WRAPPERS)
+    tree, layout = pickles.unwrap(reader.tree(Machine(members[program], GLOBALS, persistent=True).run()), WRAPPERS)
     if not isinstance(tree, dict):
         _bad("it holds no tensors by name")
     for name, value in tree.items():
-        if not isinstance(value, Array):
+        if not isinstance(value, (Array, dict)):
             _bad(f"{name[:80]} is no tensor")
-    return {(name,): value for name, value in tree.items()}
+    return dict(flatten(tree)), layout
 
 
 def _bad(what: str) -> NoReturn:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pylo_zoo.parity import bounds, phrases
 from pylo_zoo.parity.report import Check, Control, Error, Explanation, Report
 
 LEGEND = (
@@ -42,6 +43,8 @@ def render(report: Report, console: Console, *, explained: bool = False) -> None
     console.print(table)
     if report.checks:
         console.print(LEGEND, soft_wrap=True)
+        for reason in wide(report.checks):
+            console.print(reason, soft_wrap=True)
     for contradiction in report.statements.contradictions:
         console.print(Text(contradiction, style="red"), soft_wrap=True)
     for each in report.statements.unsaid:
@@ -52,6 +55,24 @@ def render(report: Report, console: Console, *, explained: bool = False) -> None
     elif report.status == "failed" and report.of_level("step") and not report.missed:
         console.print(Text(STEPS_AGREE, style="red"), soft_wrap=True)
     console.print(verdict(report), soft_wrap=True)
+
+
+def wide(checks: Sequence[Check]) -> list[str]:
+    """Why a large error passes, a sentence per run and dtype: the bound follows the original's own rounding."""
+    found: dict[tuple[str, str], tuple[Error, str]] = {}
+    for check in checks:
+        errors = [error for error in phrases.compared(check).values() if phrases.loose(error) and error.passed]
+        largest = max(errors, key=lambda error: error.error, default=None)
+        if largest is None or largest.error <= phrases.LOOSE:
+            continue
+        run = (check.dtype, _run(check.name, [check]))
+        if run not in found or found[run][0].error < largest.error:
+            found[run] = largest, phrases.UNITS[check.level]
+    return [
+        f"{dtype}, {run}: {error.error:.1e} {unit} is ok, because the original's own float32 error is up to "
+        f"{(error.allowed or 0.0) / bounds.FACTOR:.1e} there, and {bounds.FACTOR} times that is allowed."
+        for (dtype, run), (error, unit) in found.items()
+    ]
 
 
 def verdict(report: Report) -> Text:

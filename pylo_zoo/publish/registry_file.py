@@ -86,7 +86,7 @@ def _loaded(path: Path, text: str) -> Mapping[str, Entry]:
         try:
             return registry.load_registry(copy)
         except ZooError as error:
-            raise ZooError(f"{path} cannot hold the pin: {error.message}", error.hint) from error
+            raise ZooError(f"{path} cannot hold the pin: {error.message}", error.hint) from None
 
 
 def _place(entries: Mapping[str, Entry], plan: Plan) -> tuple[str, bool]:

@@ -17,7 +17,7 @@ from torch import nn
 from pylo_zoo import converters, registry
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
-from pylo_zoo.fetch import Access, Unavailable
+from pylo_zoo.fetch import Access, Unavailable, is_cached
 from pylo_zoo.optim import LearnedOptimizer, Muon, optimizer_class, param_groups
 from pylo_zoo.samples.random_weights import RANDOM
 from pylo_zoo.weights import load
@@ -192,17 +192,17 @@ def _loaded(name: str, access: Access | None) -> Artifact:
     """As :func:`pylo_zoo.weights.load`; a registry entry that must not be fetched is told in a few words."""
     try:
         return load(name, access=access)
-    except Unavailable as error:
+    except Unavailable:
         if name not in registry.load_registry() or not (access or Access()).is_offline:
             raise
         raise Unavailable(
             f"{name} is not in the cache, and offline mode is on.",
             f"Run `pylo-zoo convert {name}` once where there is network; `pylo-zoo info {name}` has the addresses.",
-        ) from error
+        ) from None
 
 
-def needs_download(name: str) -> str | None:
-    """What would have to be fetched for the optimizer ``name``: its addresses, or None where everything is here.
+def needs_download(name: str, access: Access | None = None) -> str | None:
+    """The addresses that have to be fetched for the optimizer ``name``; None if the package or the cache has all files.
 
     A directory of that name comes first, as it does for ``weights=``.
     """
@@ -211,6 +211,9 @@ def needs_download(name: str) -> str | None:
         return None
     if entry.artifact is not None:
         return entry.artifact.uri
-    if all(source.path is not None for source in entry.sources):
-        return None
-    return ", ".join(source.uri for source in entry.sources)
+    missing = [
+        source.uri
+        for source in entry.sources
+        if source.path is None and not is_cached(source.uri, source.sha256, access or Access())
+    ]
+    return ", ".join(missing) or None
