@@ -31,7 +31,7 @@ from pylo_zoo.cli import (
     train_cmd,
     verify_cmd,
 )
-from pylo_zoo.errors import ZooError, one_line, quoted
+from pylo_zoo.errors import ZooError, debugging, one_line, quoted
 
 COMMANDS: Mapping[str, tuple[Callable[..., Any], str]] = {
     "list": (list_cmd.list_checkpoints, list_cmd.EXAMPLES),
@@ -161,7 +161,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def _failed(message: str, hint: str) -> int:
     """Report the exception being handled; the exit status."""
-    if os.environ.get("PYLO_ZOO_DEBUG", "0") not in ("", "0"):
+    if debugging():
         traceback.print_exc()
     output.fail(message, hint)
     return 1

@@ -16,11 +16,13 @@ import numpy as np
 from pylo_zoo.errors import ZooError
 from pylo_zoo.formats.arrays import MAX_UNPACKED, NARROW, PLAIN, Decoded, collect, flatten, rebuild, refuse
 from pylo_zoo.formats.pickles import unwrap
+from pylo_zoo.formats.quiet import quietly
 
 CONTAINER = "orbax"
 METADATA = "_METADATA"
 ITEM = "default"
 """Where orbax's CheckpointManager puts a step's only item."""
+COPY_AGAIN = "Save or copy the checkpoint again, all of it."
 HINT = "Only trees of plain arrays, saved by orbax's StandardCheckpointer or PyTreeCheckpointer, are read."
 
 
@@ -52,6 +54,11 @@ def _root(directory: FilePath) -> FilePath | None:
 
 
 def _restore(directory: FilePath) -> Any:
+    with quietly():
+        return _restored(directory)
+
+
+def _restored(directory: FilePath) -> Any:
     import orbax.checkpoint as ocp
 
     try:
@@ -59,15 +66,15 @@ def _restore(directory: FilePath) -> Any:
             metadata: Any = checkpointer.metadata(directory)
             item = getattr(metadata, "item_metadata", metadata)
             tree = getattr(item, "tree", item)
+            if tree is None:
+                refuse("orbax cannot read its metadata.", COPY_AGAIN)
             _bound(tree)
             arguments = _mapped(tree, lambda _: ocp.RestoreArgs(restore_type=np.ndarray))
             return _mapped(checkpointer.restore(directory, restore_args=arguments), _array)
     except ZooError:
         raise
     except Exception as error:  # orbax and tensorstore raise many kinds for a damaged directory
-        raise ZooError(
-            f"orbax cannot read it ({type(error).__name__}).", "Save or copy the checkpoint again, all of it."
-        ) from error
+        raise ZooError(f"orbax cannot read it ({type(error).__name__}).", COPY_AGAIN) from error
 
 
 def _bound(tree: Any) -> None:
