@@ -56,6 +56,7 @@ pylo-zoo convert velo --source theta.state --out zoo/mine
 """
 
 INTERRUPTED = 130
+LONGEST_WARNING = 1_000
 LONGEST_USAGE = 400
 """Characters of what Typer reports as wrong usage; it puts the option's name before that."""
 UsageError: type[Any] = typer.BadParameter.__mro__[1]  # of click, or of the copy of it that Typer has
@@ -101,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """
     for name in ("stdout", "stderr"):
         _open_stream(name)
-    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {one_line(str(message), LONGEST_WARNING)}\n"
     status = _run(argv)
     if status == INTERRUPTED:
         print("Interrupted; nothing was left half-written.", file=sys.stderr)
