@@ -12,9 +12,10 @@ from commands import Capture, report_of, run
 from trees import write_theta
 
 from pylo_zoo import artifact, cli, registry
-from pylo_zoo.convert import convert, make
+from pylo_zoo.convert import convert, export, make
 from pylo_zoo.errors import LONGEST, QUOTED, ZooError, quoted
 from pylo_zoo.fetch import lockfile
+from pylo_zoo.parity.report import Report
 
 DIGITS = "9" * 400
 HUGE = 10**400
@@ -59,7 +60,7 @@ def judged(capsys: Capture, *argv: object, fails: bool = False) -> str:
     return err
 
 
-def refusal(read: Callable[[Path], object], path: Path) -> str:
+def refusal(read: Callable[[Any], object], path: Any) -> str:
     """The error that reading raises; empty without one. Any other exception is a failure."""
     try:
         read(path)
@@ -191,21 +192,46 @@ def spoiled(whole: Path, tmp_path: Path, name: str, at: tuple[Any, ...], value: 
     return folder
 
 
-PLACES = [(name, at) for name in ("config.json", "parity.json") for at in fields(name)]
+PLACES = [pytest.param(at, id=".".join(map(str, at))) for at in fields("config.json")]
+REPORT_PLACES = [pytest.param(at, id=".".join(map(str, at))) for at in fields("parity.json")]
 
 
-@pytest.mark.parametrize(("name", "at"), PLACES, ids=lambda each: ".".join(map(str, each)))
-def test_every_field_of_an_artifact_with_every_wrong_value(
-    name: str, at: tuple[Any, ...], whole: Path, capsys: Capture, tmp_path: Path
+def exported(folder: Path) -> bytes:
+    return export(artifact.read(folder))
+
+
+@pytest.mark.parametrize("at", PLACES)
+def test_every_field_of_a_config_with_every_wrong_value(
+    at: tuple[Any, ...], whole: Path, capsys: Capture, tmp_path: Path
 ) -> None:
-    folder = spoiled(whole, tmp_path, name, at, None)
-    content = json.loads((whole / name).read_text())
+    folder = spoiled(whole, tmp_path, "config.json", at, None)
+    content = json.loads((whole / "config.json").read_text())
     for label, value in VALUES.items():
-        (folder / name).write_text(json.dumps(replaced(content, at, value)))
-        for words in (["info", folder], ["export", folder, "--out", f"{label}.state", "--force"]):
-            judged(capsys, *words)
-        for words in (["verify", folder, "--replay"], ["pull", folder, "--out", "copy", "--force", "-q"]):
-            judged(capsys, *words)
+        (folder / "config.json").write_text(json.dumps(replaced(content, at, value)))
+        assert refusal(exported, folder).isprintable(), label
+    for label in ("number", "long"):
+        (folder / "config.json").write_text(json.dumps(replaced(content, at, VALUES[label])))
+        judged(capsys, "info", folder)
+
+
+@pytest.mark.parametrize("at", REPORT_PLACES)
+def test_every_field_of_a_report_with_every_wrong_value(at: tuple[Any, ...], whole: Path) -> None:
+    content = json.loads((whole / "parity.json").read_text())
+    for label, value in VALUES.items():
+        text = json.dumps(replaced(content, at, value))
+        said = refusal(lambda text: str(Report.from_dict(json.loads(text)).to_dict()), text)
+        assert said.isprintable(), label
+        assert len(said) <= 2 * LONGEST, label
+
+
+@pytest.mark.parametrize("at", [("status",), ("leaves",), ("source",), ("name",), ("fingerprint",), ("checks",)])
+def test_commands_with_a_wrong_report(at: tuple[Any, ...], whole: Path, capsys: Capture, tmp_path: Path) -> None:
+    folder = spoiled(whole, tmp_path, "parity.json", at, None)
+    content = json.loads((whole / "parity.json").read_text())
+    for label in ("null", "number", "huge", "long", "list"):
+        (folder / "parity.json").write_text(json.dumps(replaced(content, at, VALUES[label])))
+        judged(capsys, "info", folder)
+        judged(capsys, "pull", folder, "--out", "copy", "--force", "-q")
 
 
 @pytest.mark.parametrize("value", [5, "x", [], True, {"to": "float32"}, {"to": 1, "from": ["a"]}])
@@ -268,11 +294,11 @@ YAML: dict[str, str] = {
 
 
 @pytest.mark.parametrize("case", YAML)
-@pytest.mark.parametrize("field", ["exp_mult", "rms_decays", "nobody"])
-def test_settings(case: str, field: str, capsys: Capture, tmp_path: Path) -> None:
+def test_settings(case: str, capsys: Capture, tmp_path: Path) -> None:
     source = write_theta(tmp_path, "elo")
-    words = ["convert", "elo", "--source", source, "--no-verify", "--set", f"{field}={YAML[case]}"]
-    judged(capsys, *words, fails=True)
+    for field in ("exp_mult", "rms_decays", "nobody"):
+        words = ["convert", "elo", "--source", source, "--no-verify", "--set", f"{field}={YAML[case]}"]
+        judged(capsys, *words, fails=True)
 
 
 @pytest.mark.parametrize("case", YAML)
@@ -281,14 +307,14 @@ def test_options_of_a_task(case: str, capsys: Capture) -> None:
     judged(capsys, *words, fails=True)
 
 
-@pytest.mark.parametrize("place", ["{}", "celo: {}", "celo: {{family: {}}}", "celo: {{behavior: {}}}"])
 @pytest.mark.parametrize("case", [case for case in YAML if case not in ("nothing", "not UTF-8")])
-def test_registries(case: str, place: str, tmp_path: Path) -> None:
-    path = tmp_path / "registry.yaml"
-    path.write_text(place.format(YAML[case]), encoding="utf-8", errors="surrogatepass")
-    with pytest.raises(ZooError) as error:
-        registry.load_registry(path)
-    assert len(str(error.value)) <= 2 * LONGEST
+def test_registries(case: str, tmp_path: Path) -> None:
+    for place in ("{}", "celo: {}", "celo: {{family: {}}}", "celo: {{behavior: {}}}"):
+        path = tmp_path / f"{len(place)}.yaml"
+        path.write_text(place.format(YAML[case]), encoding="utf-8", errors="surrogatepass")
+        with pytest.raises(ZooError) as error:
+            registry.load_registry(path)
+        assert len(str(error.value)) <= 2 * LONGEST
 
 
 ENTRY: dict[str, Any] = {
