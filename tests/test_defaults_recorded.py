@@ -58,7 +58,7 @@ def test_a_default_that_was_edited_is_refused_with_what_to_do(case: str, proven:
     change, reason = CHANGES[case]
     edit(proven, "config.json", change)
     with pytest.raises(ZooError, match=reason) as error:
-        ELO([torch.nn.Parameter(torch.ones(3))], weights=proven)
+        ELO([torch.nn.Parameter(torch.ones(3))], weights=str(proven))
     assert error.value.hint == f"`pylo-zoo verify {proven}` checks and records it as it is now."
     refused(capsys, "info", proven)
     refused(capsys, "train", "quadratic", "--optimizer", proven, "--steps", "1", "--out", proven.parent / "run")
@@ -90,13 +90,13 @@ def test_a_saved_state_of_before_loads(proven: Path) -> None:
     """Its ``weights`` are the fingerprint, which is what it was."""
     p = torch.nn.Parameter(torch.ones(3))
     made: Artifact = weights.load(proven)
-    optimizer = ELO([p], weights=proven)
+    optimizer = ELO([p], weights=str(proven))
     p.grad = torch.ones(3)
     optimizer.step()
     state = optimizer.state_dict()
     assert state["param_groups"][0]["weights"] == made.fingerprint[:16]
     edit(proven, "parity.json", lambda c: c.pop("defaults"))
-    ELO([torch.nn.Parameter(torch.ones(3))], weights=proven).load_state_dict(state)
+    ELO([torch.nn.Parameter(torch.ones(3))], weights=str(proven)).load_state_dict(state)
 
 
 def test_verify_records_what_is_there_now(proven: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,7 @@ INTERRUPTED = 130
 LONGEST_WARNING = 1_000
 LONGEST_USAGE = 400
 """Characters of what Typer reports as wrong usage; it puts the option's name before that."""
-UsageError: type[Any] = typer.BadParameter.__mro__[1]  # of click, or of the copy of it that Typer has
+UsageError: Any = typer.BadParameter.__mro__[1]  # of click, or of the copy of it that Typer has
 
 
 def _examples(lines: str) -> str:

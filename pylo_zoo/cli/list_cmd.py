@@ -45,7 +45,7 @@ def list_checkpoints(json: output.Json = False, quiet: output.Quiet = False) -> 
 
 
 def _table(entries: Iterable[Entry]) -> Callable[[Console], None]:
-    rows = [("name", "family", "size", "licence", "trained", "from")]
+    rows: list[tuple[str, ...]] = [("name", "family", "size", "licence", "trained", "from")]
     for entry in entries:
         trained = "yes" if entry.trained else "no"
         cells = (entry.name, entry.family, output.size(entry.bytes), entry.license, trained, entry.weights.origin)
