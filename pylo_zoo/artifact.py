@@ -24,14 +24,14 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from pylo_zoo import impostors, limits, source_layout
+from pylo_zoo import impostors, limits
 from pylo_zoo.config import is_finite, parse, to_dict
 from pylo_zoo.converters import Family
 from pylo_zoo.converters import get as get_family
 from pylo_zoo.converters.base import UNUSED, structure_problems, tensor_shapes, value_problems
 from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.files import left_behind, read_regular, staged_directory, write_file
-from pylo_zoo.source_layout import CONVERT_AGAIN
+from pylo_zoo.source_layout import CONVERT_AGAIN, check_layout
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, PARITY = "config.json", "model.safetensors", "parity.json"
@@ -348,7 +348,7 @@ def _check_sizes(path: Path, architecture: Any, values: int) -> None:
 
 
 def _source(values: Mapping[str, Any]) -> SourceRecord:
-    layout = source_layout.check(values.get("layout"), f"{CONFIG}: source.layout")
+    layout = check_layout(values.get("layout"), f"{CONFIG}: source.layout")
     plain = {key: value for key, value in values.items() if key != "layout"}
     record = parse(_PlainSource, plain, f"{CONFIG}: source")
     for key in ("uri", "sha256", "license", "format"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import reprlib
 from typing import Any
 
@@ -31,6 +32,11 @@ class ZooError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}"
+
+
+def debugging() -> bool:
+    """Whether ``PYLO_ZOO_DEBUG`` asks for tracebacks, and for what other libraries print."""
+    return os.environ.get("PYLO_ZOO_DEBUG", "0") not in ("", "0")
 
 
 def quoted(value: Any) -> str:

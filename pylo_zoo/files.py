@@ -331,7 +331,7 @@ def _held_sibling(target: Path, make: Callable[[Path], None], *, inside: bool = 
                 continue
             yield staging
             return
-    raise OSError(f"{staging} is removed by another process each time")
+    raise OSError("another process removes it each time")
 
 
 @contextmanager

@@ -41,8 +41,10 @@ def load(text: str) -> Any:
         raise NotPlain(" ".join(str(error).split())) from error
     except RecursionError as error:
         raise NotPlain("it is nested too deeply") from error
-    except (ValueError, OverflowError, TypeError) as error:  # PyYAML makes dates and numbers without a check
-        raise error if isinstance(error, NotPlain) else NotPlain(f"it holds a malformed value ({error})") from error
+    except NotPlain:
+        raise
+    except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError) as error:  # PyYAML's own, unchecked
+        raise NotPlain(f"it holds a malformed value ({error})") from error
     finally:
         if loader is not None:
             loader.dispose()

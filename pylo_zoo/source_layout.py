@@ -14,7 +14,7 @@ MAX_TEXT = 1_024
 CONVERT_AGAIN = "Convert the checkpoint again, or fetch the artifact again."
 
 
-def check(layout: Any, what: str) -> dict[str, Any]:
+def check_layout(layout: Any, what: str) -> dict[str, Any]:
     """``layout`` itself.
 
     Raises:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import run
@@ -117,7 +118,7 @@ def test_a_sweep_between_making_and_locking_is_survived(tmp_path: Path, monkeypa
     target, real = tmp_path / "artifact", Path.mkdir
     swept: list[Path] = []
 
-    def mkdir(self: Path, *arguments: int, **options: bool) -> None:
+    def mkdir(self: Path, *arguments: Any, **options: Any) -> None:
         real(self, *arguments, **options)
         if left_behind(self.name) and not swept:
             swept.append(self)

@@ -277,3 +277,32 @@ def test_a_text_inside_the_tree_is_refused(tmp_path: Path) -> None:
     source = pytree(tmp_path / "saved", {"params": {"a": np.ones(3, np.float32), "name": "x"}})
     with pytest.raises(ZooError, match="name holds str"):
         formats.read(source)
+        formats.read(source)
+
+
+def metadata_cut(path: Path) -> None:
+    (path / "_METADATA").write_text('{"x')
+
+
+def chunks_cut(path: Path) -> None:
+    for chunk in path.rglob("d/*"):
+        chunk.write_bytes(chunk.read_bytes()[:20])
+
+
+def record_cut(path: Path) -> None:
+    (path / "manifest.ocdbt").unlink()
+    (path / "_CHECKPOINT_METADATA").write_text("")
+
+
+@pytest.mark.parametrize("damage", [metadata_cut, chunks_cut, record_cut])
+def test_a_damaged_directory_is_reported_in_two_lines(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    """orbax logs what it could not read, and its threads print that its event loop is closed."""
+    path = standard(tmp_path / "saved", nested(theta("elo")))
+    damage(path)
+    code = "from pylo_zoo.cli import main; main()"
+    command = [sys.executable, "-c", code, "inspect", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("Error: saved: orbax cannot read")
+    assert hint == "Hint: Save or copy the checkpoint again, all of it."

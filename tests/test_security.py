@@ -65,6 +65,10 @@ DEFENCES: dict[str, str] = {
     "tensors missing": "test_security.test_hostile_weights test_artifact.test_weights_that_are_off_are_refused",
     "a proof of other weights": """test_security.test_hostile_texts
         test_parity_reading.test_what_contradicts_itself_is_refused""",
+    "`defaults` (the learning rate": """
+        test_defaults_recorded.test_a_default_that_was_edited_is_refused_with_what_to_do""",
+    "YAML whose aliases": "test_malformed.test_settings test_malformed.test_registries",
+    "a damaged file of recorded vectors": "test_replay_file.test_a_damaged_file_is_refused",
     "texts that a terminal": """test_security.test_words_of_strangers_are_shown_and_not_obeyed
         test_cli_words.test_file_names_are_shown_and_not_obeyed
         test_parity_render.test_what_strangers_wrote_is_text_in_the_page

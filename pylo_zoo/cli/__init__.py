@@ -31,7 +31,7 @@ from pylo_zoo.cli import (
     train_cmd,
     verify_cmd,
 )
-from pylo_zoo.errors import ZooError, one_line, quoted
+from pylo_zoo.errors import ZooError, debugging, one_line, quoted
 
 COMMANDS: Mapping[str, tuple[Callable[..., Any], str]] = {
     "list": (list_cmd.list_checkpoints, list_cmd.EXAMPLES),
@@ -56,9 +56,10 @@ pylo-zoo convert velo --source theta.state --out zoo/mine
 """
 
 INTERRUPTED = 130
+LONGEST_WARNING = 1_000
 LONGEST_USAGE = 400
 """Characters of what Typer reports as wrong usage; it puts the option's name before that."""
-UsageError: type[Any] = typer.BadParameter.__mro__[1]  # of click, or of the copy of it that Typer has
+UsageError: Any = typer.BadParameter.__mro__[1]  # of click, or of the copy of it that Typer has
 
 
 def _examples(lines: str) -> str:
@@ -102,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     for name in ("stdout", "stderr"):
         _open_stream(name)
         output.encode_anything(getattr(sys, name))
-    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {one_line(str(message), LONGEST_WARNING)}\n"
     status = _run(argv)
     if status == INTERRUPTED:
         print("Interrupted; nothing was left half-written.", file=sys.stderr)
@@ -162,7 +163,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def _failed(message: str, hint: str) -> int:
     """Report the exception being handled; the exit status."""
-    if os.environ.get("PYLO_ZOO_DEBUG", "0") not in ("", "0"):
+    if debugging():
         traceback.print_exc()
     output.fail(message, hint)
     return 1

@@ -107,7 +107,7 @@ def _usage(entry: Entry) -> list[str]:
 def _show(entry: Entry, console: Console) -> None:
     data = _data(entry)
     console.print(entry.name, style="bold cyan")
-    console.print(entry.summary)
+    console.print(output.printable(entry.summary))
     trained = "yes" if entry.trained else "no: hand-set"
     about = {"family": entry.family, "licence": entry.license, "trained": trained, "size": output.size(entry.bytes)}
     if entry.paper:

@@ -40,15 +40,16 @@ def list_checkpoints(json: output.Json = False, quiet: output.Quiet = False) -> 
             for entry in entries
         ]
     }
-    human = "\n".join(entry.name for entry in entries) if quiet else _table(entries)
+    human = "\n".join(output.printable(entry.name) for entry in entries) if quiet else _table(entries)
     output.emit(data, human, json=json)
 
 
 def _table(entries: Iterable[Entry]) -> Callable[[Console], None]:
-    rows = [("name", "family", "size", "licence", "trained", "from")]
+    rows: list[tuple[str, ...]] = [("name", "family", "size", "licence", "trained", "from")]
     for entry in entries:
         trained = "yes" if entry.trained else "no"
-        rows.append((entry.name, entry.family, output.size(entry.bytes), entry.license, trained, entry.weights.origin))
+        cells = (entry.name, entry.family, output.size(entry.bytes), entry.license, trained, entry.weights.origin)
+        rows.append(tuple(map(output.printable, cells)))  # a registry may be another package's
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
 
     def show(console: Console) -> None:

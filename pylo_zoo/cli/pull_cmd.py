@@ -56,7 +56,7 @@ def pull(
 
     access = output.access(offline=offline, lock=lock, update_lock=update_lock, quiet=quiet, token=token)
     here = weights.pull(name, revision=revision, out=out, force=force, access=access)
-    human = str(here.directory) if quiet else lambda console: _show(here, name, console)
+    human = output.printable(str(here.directory)) if quiet else lambda console: _show(here, name, console)
     output.emit(_data(here), human, json=json)
 
 
@@ -95,4 +95,4 @@ def _show(here: Here, name: str, console: Console) -> None:
     console.print(f"  parity   {parity[_parity(made)]}", soft_wrap=True)
     console.print(f"  licence  {output.printable(made.source.license)}", soft_wrap=True)
     console.print(f"  from     {output.printable(made.source.uri)}", soft_wrap=True)
-    console.print(f"  in       {here.directory}", soft_wrap=True)
+    console.print(f"  in       {output.printable(str(here.directory))}", soft_wrap=True)

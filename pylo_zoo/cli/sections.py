@@ -17,8 +17,9 @@ def section(console: Console, title: str, rows: Mapping[str, Any]) -> None:
     if not rows:
         return
     console.print(f"\n{title}", style="bold")
-    width = max(map(len, rows))
-    for key, value in rows.items():
+    named = [(output.printable(str(key)), value) for key, value in rows.items()]
+    width = max(len(key) for key, _ in named)
+    for key, value in named:
         indent = " " * (width + 4)
         room = max(console.width - len(indent), 20)
         filled = textwrap.fill(_text(value), room, break_long_words=False, break_on_hyphens=False)
@@ -29,7 +30,7 @@ def use(console: Console, lines: Sequence[str]) -> None:
     """Lines to be copied, none of them wrapped."""
     console.print("\nUse", style="bold")
     for line in lines:
-        console.print(f"  {line}", soft_wrap=True)
+        console.print(f"  {output.printable(line)}", soft_wrap=True)
 
 
 def _text(value: Any) -> str:

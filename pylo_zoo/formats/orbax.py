@@ -31,6 +31,7 @@ from pylo_zoo.formats.arrays import (
     stored_dtype,
 )
 from pylo_zoo.formats.pickles import unwrap
+from pylo_zoo.formats.quiet import quietly
 
 CONTAINER = "orbax"
 METADATA = "_METADATA"
@@ -46,6 +47,7 @@ ITEM = "default"
 UNFINISHED = ".orbax-checkpoint-tmp"
 """Part of the name of a directory that orbax has not finished writing."""
 SHOWN = 8
+COPY_AGAIN = "Save or copy the checkpoint again, all of it."
 HINT = "Only trees of plain arrays, saved by orbax's StandardCheckpointer or PyTreeCheckpointer, are read."
 
 
@@ -107,6 +109,11 @@ def _below(directory: FilePath) -> list[FilePath]:
 
 
 def _restore(directory: FilePath) -> Any:
+    with quietly():
+        return _restored(directory)
+
+
+def _restored(directory: FilePath) -> Any:
     import orbax.checkpoint as ocp
 
     _check_descriptions(directory)
@@ -116,6 +123,8 @@ def _restore(directory: FilePath) -> Any:
             metadata: Any = checkpointer.metadata(directory)
             item = getattr(metadata, "item_metadata", metadata)
             tree = getattr(item, "tree", item)
+            if tree is None:
+                refuse("orbax cannot read its metadata.", COPY_AGAIN)
             _bound(tree)
             arguments = _mapped(tree, lambda leaf: ocp.RestoreArgs(restore_type=str if _is_text(leaf) else np.ndarray))
             budget = Budget()
@@ -123,9 +132,7 @@ def _restore(directory: FilePath) -> Any:
     except ZooError:
         raise
     except Exception as error:  # orbax and tensorstore raise many kinds for a damaged directory
-        raise ZooError(
-            f"orbax cannot read it ({type(error).__name__}).", "Save or copy the checkpoint again, all of it."
-        ) from error
+        raise ZooError(f"orbax cannot read it ({type(error).__name__}).", COPY_AGAIN) from error
 
 
 def _check_descriptions(directory: FilePath) -> None:
