@@ -129,7 +129,7 @@ def test_an_integer_parameter_with_a_gradient_is_an_error(entry: Entry) -> None:
 @holds("lazy")
 def test_a_lazy_parameter_is_an_error(entry: Entry) -> None:
     model = nn.Sequential(nn.LazyLinear(4), nn.LazyConv2d(3, 3))
-    with pytest.raises(ZooError, match="no shape yet.*Run the model once"):
+    with pytest.raises(ZooError, match=r"no shape yet.*Run the model once"):
         make(entry, model.parameters())
     ready = nn.Sequential(nn.LazyLinear(4))
     optimizer = make(entry, parameters())
