@@ -172,6 +172,51 @@ def test_groups_have_their_own_options_and_every_option_does_something(options: 
     assert not same(grouped, untouched)
 
 
+@pytest.mark.parametrize("shape", [(3, 3), (3, 3, 3, 3), (64, 1, 3, 3), (2, 300), (1, 8)])
+@pytest.mark.parametrize("options", [{"use_muon": True}, {"algorithm": "muon"}])
+@pytest.mark.parametrize("backend", ["eager", "fused"])
+def test_use_muon_in_a_group_is_obeyed(shape: tuple[int, ...], options: dict[str, Any], backend: str) -> None:
+    """As in the groups of Keller Jordan, timm and Dion: by its shape alone each of these would go to AdamW."""
+    assert not muon_route(shape)[0]
+    (p,) = params = [nn.Parameter(torch.ones(shape))]
+    optimizer = Muon(
+        [{"params": params, **options}], lr=0.1, adjust_lr_fn=None, ns_dtype=torch.float32, backend=backend
+    )
+    (gradient,) = [torch.randn(shape, generator=torch.Generator().manual_seed(0))]
+    p.grad = gradient.clone()
+    optimizer.step()
+    assert set(optimizer.state[p]) == {"momentum_buffer"}
+    assert optimizer.routes()[0].rule == "muon"
+    singular = torch.linalg.svdvals(((1 - p.detach()) / 0.1).flatten(1))
+    assert (
+        float(singular.max()) < 1.3
+    )  # quintic iterations leave singular values in 0.7 … 1.2; AdamW's step has norm √n
+    second = Muon([{"params": [nn.Parameter(torch.ones(shape))], **options}])
+    second.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
+@pytest.mark.parametrize("shape", [(), (7,)])
+def test_use_muon_for_a_vector_is_an_error(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ZooError, match=r"use_muon=True.*use_muon=False"):
+        Muon([{"params": [nn.Parameter(torch.ones(shape))], "use_muon": True}])
+    Muon([{"params": [nn.Parameter(torch.ones(shape))], "use_muon": True, "use_fallback": True}])
+    Muon([{"params": [nn.Parameter(torch.ones(shape), requires_grad=False)], "use_muon": True}])
+
+
+def test_states_from_before_use_muon_was_obeyed_load() -> None:
+    """They have use_muon=True in every group, and AdamW's state for small matrices."""
+    params = parameters(shapes=[(6, 6), (3, 3), (7,)])
+    optimizer = Muon(params)
+    train(optimizer, params, range(2))
+    old = copy.deepcopy(optimizer.state_dict())
+    for group in old["param_groups"]:
+        group["use_muon"] = True
+    again = Muon(params)
+    again.load_state_dict(old)
+    assert again.param_groups[0]["use_muon"] is None
+    train(again, params, range(2, 3))
+
+
 # --- state -------------------------------------------------------------------------------------------------------
 
 
@@ -222,7 +267,7 @@ def test_a_state_that_does_not_fit_changes_nothing() -> None:
 
     for wrong, complaint in (
         (broken(lambda s: s["state"][0].clear()), "does not fit"),
-        (broken(lambda s: s["state"][0].update(extra=torch.zeros(1))), "does not fit"),
+        (broken(lambda s: s["state"][0].update(exp_avg=torch.zeros(1))), "does not fit"),
         (broken(lambda s: s["state"][0].update(momentum_buffer=torch.zeros(2, 2))), "does not fit"),
         (broken(lambda s: s["state"][4].pop("step")), "does not fit"),
         (broken(lambda s: s["param_groups"][0].update(use_fallback=True)), "does not fit"),

@@ -46,6 +46,15 @@ def test_routes_know_layout_rule_and_reason() -> None:
 
 TORCH, JAX = ("torch", "learned"), ("jax", "learned")
 ADAMW, AUTO = ("jax", "adamw"), ("torch", None)
+TABLE_LORA = ("torch", "adamw")
+
+
+def adapter(name: str, *shape: int) -> nn.Module:
+    """A parameter in a ParameterDict by adapter, as the peft package keeps those that no module owns."""
+    model = nn.Module()
+    model.register_module(name, nn.ParameterDict({"default": nn.Parameter(torch.randn(shape))}))
+    return model
+
 
 TABLE: dict[str, tuple[Callable[[], nn.Module], str, str, tuple[str, str | None], str]] = {
     # module, parameter, kind, (layout, rule), a word of the reason
@@ -73,6 +82,55 @@ TABLE: dict[str, tuple[Callable[[], nn.Module], str, str, tuple[str, str | None]
     "GPT-2's Conv1D": (lambda: Conv1D(6, 2), "weight", "matrix", JAX, "(in, out)"),
     "qkv": (lambda: nn.ModuleDict({"qkv": nn.Linear(4, 12)}), "qkv.weight", "matrix", TORCH, "fused"),
     "LoRA": (lambda: nn.ModuleDict({"lora_A": nn.Linear(9, 2)}), "lora_A.weight", "matrix", TORCH, "low-rank"),
+    "PEFT, embedding A": (
+        lambda: adapter("lora_embedding_A", 2, 9),
+        "lora_embedding_A.default",
+        "table",
+        TABLE_LORA,
+        "embedding",
+    ),
+    "PEFT, embedding B": (
+        lambda: adapter("lora_embedding_B", 4, 2),
+        "lora_embedding_B.default",
+        "table",
+        TABLE_LORA,
+        "embedding",
+    ),
+    "PEFT, tokens": (
+        lambda: adapter("trainable_tokens_delta", 3, 4),
+        "trainable_tokens_delta.default",
+        "table",
+        ADAMW,
+        "name",
+    ),
+    "PEFT, AdaLoRA A": (lambda: adapter("lora_A", 2, 9), "lora_A.default", "matrix", TORCH, "low-rank"),
+    "PEFT, AdaLoRA E": (lambda: adapter("lora_E", 2, 1), "lora_E.default", "vector", ADAMW, "broadcast"),
+    "PEFT, DoRA": (
+        lambda: adapter("lora_magnitude_vector", 4),
+        "lora_magnitude_vector.default",
+        "vector",
+        AUTO,
+        "vector",
+    ),
+    "PEFT, DoRA conv": (
+        lambda: adapter("lora_magnitude_vector", 1, 4, 1, 1),
+        "lora_magnitude_vector.default",
+        "vector",
+        ADAMW,
+        "broadcast",
+    ),
+    "PEFT, IA3": (lambda: adapter("ia3_l", 4, 1), "ia3_l.default", "vector", ADAMW, "broadcast"),
+    "PEFT, prompt": (
+        lambda: nn.ModuleDict(
+            {"prompt_encoder": nn.ModuleDict({"default": nn.ModuleDict({"embedding": nn.Embedding(9, 4)})})}
+        ),
+        "prompt_encoder.default.embedding.weight",
+        "embedding",
+        ADAMW,
+        "vocabulary",
+    ),
+    "dict of tables": (lambda: adapter("embeddings", 9, 4), "embeddings.default", "table", ADAMW, "name"),
+    "list at the top": (lambda: nn.ParameterList([torch.ones(5, 4)]), "0", "matrix", TORCH, "read as"),
     "scale": (lambda: Raw("gamma", 4, 1, 1), "gamma", "vector", ADAMW, "broadcast"),
     "scalar": (lambda: Raw("temperature"), "temperature", "vector", AUTO, "scalar"),
     "class token": (lambda: Raw("cls_token", 1, 1, 4), "cls_token", "vector", ADAMW, "broadcast"),

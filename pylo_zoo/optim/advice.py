@@ -118,7 +118,7 @@ def embedding_warning(p: Tensor, why: str, rule: str) -> str:
     """The warning about an embedding, or output head, that takes ``rule``."""
     return (
         f"a parameter of shape {tuple(p.shape)} looks like an embedding or output head ({why}) and takes {rule}, which "
-        f'trains these badly. Build the groups with param_groups(model), or set rule="adamw" in its group; '
+        f'is meant for dense layers. Build the groups with param_groups(model), or set rule="adamw" in its group; '
         f'rule="learned" keeps it there and silences this warning ({PAGE}).'
     )
 
