@@ -156,6 +156,7 @@ EXACT = frozenset(
         "gt",
         "index",
         "index_select",
+        "is_leaf",
         "is_same_size",
         "isfinite",
         "isinf",
@@ -176,6 +177,7 @@ EXACT = frozenset(
         "minimum",
         "nan_to_num",
         "narrow",
+        "native_dropout",
         "ne",
         "neg",
         "new_empty",
@@ -200,6 +202,7 @@ EXACT = frozenset(
         "scalar_tensor",
         "select",
         "set",
+        "set_data",
         "sign",
         "slice",
         "sort",
@@ -208,6 +211,7 @@ EXACT = frozenset(
         "squeeze",
         "stack",
         "t",
+        "threshold_backward",
         "to",
         "to_copy",
         "transpose",
@@ -337,7 +341,6 @@ def draws_for(elements: int) -> int:
     return 4 if elements < 1000 else 2 if elements < 10_000 else 1
 
 
-@torch.no_grad()
 def simulate(run: Callable[[], Sequence[Tensor]], dtype: torch.dtype = torch.float32, draws: int = 4) -> Simulation:
     """Run ``run`` undisturbed and ``draws`` times with the roundings of ``dtype``.
 

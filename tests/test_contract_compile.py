@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 from contract_table import TABLE, Entry, holds, make, same
+from margins import check_close
+from rounding import Simulation, simulate
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
@@ -22,13 +24,20 @@ LRS: dict[str, Callable[[], Any]] = {"tensor": lambda: torch.tensor(0.1), "float
 
 
 def run(
-    entry: Entry, lr: Any, compiler: str | None, calls: int = 5, warm: int = 1, **more: Any
+    entry: Entry,
+    lr: Any,
+    compiler: str | None,
+    calls: int = 5,
+    warm: int = 1,
+    dtype: torch.dtype = torch.float32,
+    **more: Any,
 ) -> tuple[list[float], list[nn.Parameter]]:
     """Losses and parameters of a short run under a schedule; after ``warm`` calls a recompilation is an error."""
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 6, bias=False)), torch.randn(16, 5)
+    model, x = model.to(dtype), x.to(dtype)
     if entry.weights is None:
-        more["ns_dtype"] = torch.float32
+        more["ns_dtype"] = dtype
     optimizer = make(entry, model.parameters(), lr=lr, **more)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
 
@@ -52,9 +61,22 @@ def run(
     return losses, list(model.parameters())
 
 
-def close(one: Any, other: Any) -> bool:
-    pairs = zip((torch.tensor(one[0]), *one[1]), (torch.tensor(other[0]), *other[1]), strict=True)
-    return all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in pairs)
+def check_same(one: Any, other: Any, entry: Entry, **options: Any) -> None:
+    """Losses and parameters of two runs, within the float32 roundings of each (rounding.py)."""
+    first, second = ((torch.tensor(each[0]), *each[1]) for each in (one, other))
+    for k, (a, b) in enumerate(zip(first, second, strict=True)):
+        check_close(a, b, 2 * displaced(entry, **options).distance(k), f"parameter {k}" if k else "losses")
+
+
+def displaced(entry: Entry, **options: Any) -> Simulation:
+    """The run in float64, the model's forward and backward pass included."""
+
+    def double() -> list[Tensor]:
+        losses, params = run(entry, torch.tensor(0.1), None, dtype=torch.float64, backend="eager", **options)
+        return [torch.tensor(losses, dtype=torch.float64), *params]
+
+    with torch.enable_grad():
+        return simulate(double, draws=2)
 
 
 @holds("compile")
@@ -68,7 +90,7 @@ def test_a_compiled_step_is_the_step_and_lr_recompiles_nothing(entry: Entry, lr:
     eager = run(entry, LRS[lr](), None)
     compiler, warm = ("aot_eager", 1) if lr == "tensor" else ("eager", 2)
     compiled = run(entry, LRS[lr](), compiler, warm=warm, backend=steps)
-    assert close(compiled, eager)
+    check_same(compiled, eager, entry)
     assert counters["graph_break"]  # at backward() and zero_grad(), as with every optimizer
     assert not [reason for reason in counters["graph_break"] if "data-dependent" in reason.lower()]
     assert not same(compiled[1], run(entry, LRS[lr](), None, calls=1)[1])
@@ -82,7 +104,7 @@ def test_options_that_branch_compile_too(options: dict[str, Any], warm: int) -> 
     entry = TABLE["VeLO"]
     eager = run(entry, torch.tensor(0.1), None, **options)
     for steps in ("auto", "eager"):
-        assert close(run(entry, torch.tensor(0.1), "eager", warm=warm, backend=steps, **options), eager)
+        check_same(run(entry, torch.tensor(0.1), "eager", warm=warm, backend=steps, **options), eager, entry, **options)
 
 
 def test_a_recompilation_would_be_seen() -> None:
@@ -102,4 +124,4 @@ def test_importing_the_optimizers_does_not_import_the_compiler() -> None:
 @pytest.mark.parametrize("name", ["VeLO", "CELO2", "Muon"])
 def test_inductor_compiles_it(name: str, steps: str) -> None:
     entry = TABLE[name]
-    assert close(run(entry, torch.tensor(0.1), "inductor", backend=steps), run(entry, torch.tensor(0.1), None))
+    check_same(run(entry, torch.tensor(0.1), "inductor", backend=steps), run(entry, torch.tensor(0.1), None), entry)
