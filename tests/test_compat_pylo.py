@@ -170,7 +170,7 @@ def test_max_grad_norm_clips_each_parameter_alone(name: str) -> None:
         moved = (b - s).abs().max()
         rounding = gamma(2 * 3, a.dtype) * b.abs().max() + gamma(3 * 64, a.dtype) * moved
         check_close(a, b, rounding)
-        assert a.numel() < 30 or (a - c).abs().max() > 100 * rounding
+        assert a.numel() < 30 or (a - c).abs().max() > 10 * rounding
     unlimited = parameters()
     train(build(name, [{"params": unlimited, "max_grad_norm": None, "width_mult": 4.0}], max_grad_norm=0.5), unlimited)
     reference = parameters()

@@ -89,11 +89,11 @@ def test_both_make_the_same_run_in_narrow_dtypes(dtype: torch.dtype, master: boo
     )
     last = gamma(4, dtype)  # decay and step, in two runs, each rounded the other way
     for p, q in zip(expected, found, strict=True):
-        check_close(q, p, STEPS * last * (p.double().abs() + torch.finfo(dtype).smallest_normal) + bound(p))
+        moved = STEPS * 0.02  # a step is at most as large as its rate
+        check_close(q, p, STEPS * (last * p.double().abs() + gamma(8, torch.float32) * moved) + bound(p))
         assert ("master" in one.state[p]) == ("master" in other.state[q]) == (master and dtype != torch.float32)
         for name, value in one.state[p].items():
-            bits = STEPS * last if name == "master" and dtype != torch.float32 else 0.0
-            rounding = STEPS * gamma(6, torch.float32) + 0 * bits
+            rounding = STEPS * gamma(6, torch.float32)
             check_close(other.state[q][name], value, rounding * (1 + value.double().abs()))
 
 
