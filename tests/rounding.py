@@ -108,6 +108,10 @@ def _interpolated(x: Tensor, end: Tensor, weight: Any, **_: Any) -> Tensor:
     return 2 * (weight * (end - x)).abs()
 
 
+def _tanh_backward(gradient: Tensor, y: Tensor, **_: Any) -> Tensor:
+    return gradient.abs()  # 1 − y² is rounded as 1 is
+
+
 def _moments(x: Tensor, dim: Any = None, keepdim: bool = False, **more: Any) -> tuple[Tensor, Tensor]:
     dims = list(range(x.ndim)) if dim is None or dim == [] else dim
     variance, mean = torch.var_mean(x, dims, keepdim=keepdim, correction=more.get("correction", 1))
@@ -246,6 +250,7 @@ ROUNDED: Mapping[str, tuple[float, Callable[..., Any] | None]] = {
     "addmm": (0, _added_product),
     "baddbmm": (0, _added_product),
     "var_mean": (1, _moments),
+    "tanh_backward": (2, _tanh_backward),
     "linspace": (2, None),
 }
 """By operation: its error in units of roundoff of the result, and what comes to that of its terms."""
