@@ -18,9 +18,18 @@ def in_double(entry: Entry) -> dict[str, Any]:
 
 
 def displaced(
-    entry: Entry, steps: int, shapes: Any = SHAPES, draws: int = 4, dtype: torch.dtype = torch.float32, **options: Any
+    entry: Entry,
+    steps: int,
+    shapes: Any = SHAPES,
+    draws: int = 4,
+    dtype: torch.dtype = torch.float32,
+    scale: float = 1.0,
+    **options: Any,
 ) -> Simulation:
-    """The parameters after ``steps`` steps by :func:`contract_table.train` in float64, displaced by roundings."""
+    """The parameters after ``steps`` steps by :func:`contract_table.train` in float64, displaced by roundings.
+
+    Gradients are multiplied by ``scale``.
+    """
 
     def run() -> list[nn.Parameter]:
         params = parameters(torch.float64, shapes=shapes)
@@ -28,7 +37,7 @@ def displaced(
         for step in range(steps):
             gradients = single_gradients(params, step)
             for p, g in zip(params, gradients, strict=True):
-                p.grad = g
+                p.grad = g * scale
             optimizer.step(loss=loss_at(step).double())
         return params
 

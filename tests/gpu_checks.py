@@ -181,7 +181,7 @@ def check_normalized() -> None:
 
 def move_normalized(task: Normalized, rate: float, decay: float, p: Tensor) -> list[Tensor]:
     step = task.step.double()
-    normalized = step * torch.rsqrt(1e-9 + step.square().mean(dim=task.axes, keepdim=True))
+    normalized = step * torch.rsqrt(1e-9 + step.square().mean(dim=task.over, keepdim=True))
     return [p - decay * p - rate * normalized]
 
 
@@ -281,7 +281,8 @@ def check_corrupted() -> None:
         layers[0][0][1, 2] *= 1.001
         (step,) = _stepped(tasks, rule, layers)
         try:
-            agree("step", step, wanted)
+            with margins.forgotten():
+                agree("step", step, wanted)
         except AssertionError:
             continue
         raise AssertionError(f"{name}: a wrong weight went unnoticed")

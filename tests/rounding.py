@@ -108,6 +108,10 @@ def _interpolated(x: Tensor, end: Tensor, weight: Any, **_: Any) -> Tensor:
     return 2 * (weight * (end - x)).abs()
 
 
+def _tanh_backward(gradient: Tensor, y: Tensor, **_: Any) -> Tensor:
+    return gradient.abs()  # 1 − y² is rounded as 1 is
+
+
 def _moments(x: Tensor, dim: Any = None, keepdim: bool = False, **more: Any) -> tuple[Tensor, Tensor]:
     dims = list(range(x.ndim)) if dim is None or dim == [] else dim
     variance, mean = torch.var_mean(x, dims, keepdim=keepdim, correction=more.get("correction", 1))
@@ -156,6 +160,7 @@ EXACT = frozenset(
         "gt",
         "index",
         "index_select",
+        "is_leaf",
         "is_same_size",
         "isfinite",
         "isinf",
@@ -176,6 +181,7 @@ EXACT = frozenset(
         "minimum",
         "nan_to_num",
         "narrow",
+        "native_dropout",
         "ne",
         "neg",
         "new_empty",
@@ -200,6 +206,7 @@ EXACT = frozenset(
         "scalar_tensor",
         "select",
         "set",
+        "set_data",
         "sign",
         "slice",
         "sort",
@@ -208,6 +215,7 @@ EXACT = frozenset(
         "squeeze",
         "stack",
         "t",
+        "threshold_backward",
         "to",
         "to_copy",
         "transpose",
@@ -242,6 +250,7 @@ ROUNDED: Mapping[str, tuple[float, Callable[..., Any] | None]] = {
     "addmm": (0, _added_product),
     "baddbmm": (0, _added_product),
     "var_mean": (1, _moments),
+    "tanh_backward": (2, _tanh_backward),
     "linspace": (2, None),
 }
 """By operation: its error in units of roundoff of the result, and what comes to that of its terms."""
@@ -337,7 +346,6 @@ def draws_for(elements: int) -> int:
     return 4 if elements < 1000 else 2 if elements < 10_000 else 1
 
 
-@torch.no_grad()
 def simulate(run: Callable[[], Sequence[Tensor]], dtype: torch.dtype = torch.float32, draws: int = 4) -> Simulation:
     """Run ``run`` undisturbed and ``draws`` times with the roundings of ``dtype``.
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
+import math
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
 from contract_table import LEARNED, TABLE
+from margins import check, check_close
+from rounding import SAFETY, Simulation, gamma, simulate, size, unit
 from torch import Tensor, nn
 
 import pylo_zoo.kernels
@@ -63,6 +67,35 @@ def apart(ours: list[nn.Parameter], theirs: list[nn.Parameter]) -> float:
     )
 
 
+ALLOWED = 4
+"""Of two runs in float32, how much further one strays than the other by chance."""
+
+
+def storage(params: list[nn.Parameter], steps: int) -> float:
+    """What rounding a parameter once a step, by random signs, costs relative to its movement."""
+    moved = ((p - start).norm() for p, start in zip(params, parameters(), strict=True))
+    rounded = SAFETY * unit(torch.float32) * math.sqrt(steps)
+    return max(float(rounded * p.norm() / each) for p, each in zip(params, moved, strict=True) if each > 0)
+
+
+@functools.cache
+def displaced(name: str, steps: int, **options: Any) -> Simulation:
+    """Eager's run in float64, and how far roundings of float32 displace it."""
+
+    def end() -> list[nn.Parameter]:
+        params = parameters(torch.float64)
+        run(optimizer(name, params, "eager", **options), params, 0, steps)
+        return params
+
+    return simulate(end, draws=2)
+
+
+def check_runs(ours: Sequence[Tensor], theirs: Sequence[Tensor], of: Simulation) -> None:
+    """Each run is within the displacement of the true one; in norms, which average over elements."""
+    for k, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        check(size(a - b, 2), 2 * of.distance(k, 2), f"parameter {k}")
+
+
 @pytest.mark.parametrize("name", LEARNED)
 def test_a_run_drifts_no_further_than_rounding(name: str) -> None:
     """200 steps. A step of rounding grows through ReLU's kinks and, in CELO2, through Newton–Schulz, which lifts small
@@ -79,7 +112,8 @@ def test_a_run_drifts_no_further_than_rounding(name: str) -> None:
         found[backend, dtype] = [nn.Parameter(p.detach().double()) for p in params]
     truth = found["eager", torch.float64]
     fused, eager = (apart(found[backend, torch.float32], truth) for backend in ("fused", "eager"))
-    assert fused <= max(4 * eager, 1e-5), (fused, eager)
+    # ALLOWED times what eager float32 strays on this machine; what hardly strays differs by roundings of p alone.
+    check(fused, max(ALLOWED * eager, storage(truth, 200)), name)
 
 
 @pytest.mark.parametrize("name", LEARNED)
@@ -88,7 +122,7 @@ def test_a_run_changes_backends_in_its_middle(name: str) -> None:
     whole, truth = parameters(), parameters(torch.float64)
     run(optimizer(name, whole, "eager"), whole, 0, 8)
     run(optimizer(name, truth, "eager"), truth, 0, 8)
-    bound = max(4 * apart(whole, truth), 1e-5)
+    bound = max(ALLOWED * apart(whole, truth), storage(truth, 8))
     for before, after in (("eager", "fused"), ("fused", "eager")):
         params = parameters()
         first = optimizer(name, params, before)
@@ -96,7 +130,7 @@ def test_a_run_changes_backends_in_its_middle(name: str) -> None:
         second = optimizer(name, params, after)
         second.load_state_dict(copy.deepcopy(first.state_dict()))
         run(second, params, 4, 8)
-        assert apart(params, truth) <= bound
+        check(apart(params, truth), bound, f"{before} then {after}")
 
 
 @pytest.mark.parametrize("name", LEARNED)
@@ -111,9 +145,11 @@ def test_sixteen_bits_master_copies_and_strides(name: str) -> None:
             run(opt, params, 0, 5)
             found.append([p.detach().float() for p in params])
             assert params[5].is_contiguous(memory_format=torch.channels_last)
-        last_bit = 2**-7 if dtype == torch.bfloat16 else 1e-5
-        for fused, eager in zip(found[1], found[0], strict=True):
-            assert ((fused - eager).abs() <= last_bit * (eager.abs() + 1e-3)).all()
+        # Of 16 bits, the last one may be rounded the other way in each of five steps, or once from a master copy.
+        last_bits = gamma(2 * 5, dtype) if dtype == torch.bfloat16 else 0.0
+        of = displaced(name, 5)
+        for k, (fused, eager) in enumerate(zip(found[1], found[0], strict=True)):
+            check_close(fused, eager, last_bits * eager.abs() + 2 * of.distance(k), f"{options} {dtype} {k}")
 
 
 @pytest.mark.parametrize("name", LEARNED)
@@ -159,7 +195,17 @@ def test_a_compiled_step_is_the_same_run(backend: str) -> None:
             p.grad, q.grad = g.clone(), g.clone()
         stepped()
         plain.step()
-    assert apart(params, eager) < 2e-5
+
+    def without_loss() -> list[nn.Parameter]:
+        double = parameters(torch.float64)
+        opt = optimizer("AdafacLO", double, "eager")
+        for k in range(3):
+            for p, g in zip(double, gradients(k), strict=True):
+                p.grad = g.double()
+            opt.step()
+        return double
+
+    check_runs(params, eager, simulate(without_loss, draws=2))
 
 
 def test_parts_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +216,7 @@ def test_parts_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(step_module, "PART", 50)
             run(optimizer(name, parts, "eager"), parts, 0, 5)
-        assert apart(parts, whole) < 2e-5, name
+        check_runs(parts, whole, displaced(name, 5))
 
 
 @pytest.mark.parametrize("name", ["AdafacLO", "CELO2-base", "ELO"])
@@ -201,9 +247,7 @@ def test_the_default_dtype_does_not_matter(name: str) -> None:
         finally:
             torch.set_default_dtype(torch.float32)
         found.append(params)
-    moved = [(a - start).norm() for a, start in zip(found[0], parameters(), strict=True)]
-    for a, b, movement in zip(*found, moved, strict=True):
-        assert (a - b).norm() <= 1e-4 * movement
+    check_runs(*found, displaced(name, 1, lr=1e-3 / 3))
 
 
 @pytest.mark.parametrize("backend", ["eager", "fused"])

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 from contract_table import CONTROLLED, TABLE, Entry, holds, make, same
+from margins import check_close
+from rounding import Simulation, simulate
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
@@ -26,13 +28,20 @@ LRS: dict[str, Callable[[], Any]] = {"tensor": lambda: torch.tensor(0.1), "float
 
 
 def run(
-    entry: Entry, lr: Any, compiler: str | None, calls: int = 5, warm: int = 1, **more: Any
+    entry: Entry,
+    lr: Any,
+    compiler: str | None,
+    calls: int = 5,
+    warm: int = 1,
+    dtype: torch.dtype = torch.float32,
+    **more: Any,
 ) -> tuple[list[float], list[nn.Parameter]]:
     """Losses and parameters of a short run under a schedule; after ``warm`` calls a recompilation is an error."""
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 6, bias=False)), torch.randn(16, 5)
+    model, x = model.to(dtype), x.to(dtype)
     if entry.weights is None:
-        more["ns_dtype"] = torch.float32
+        more["ns_dtype"] = dtype
     optimizer = make(entry, model.parameters(), lr=lr, **more)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
 
@@ -57,9 +66,22 @@ def run(
     return losses, list(model.parameters())
 
 
-def close(one: Any, other: Any) -> bool:
-    pairs = zip((torch.tensor(one[0]), *one[1]), (torch.tensor(other[0]), *other[1]), strict=True)
-    return all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in pairs)
+def check_same(one: Any, other: Any, entry: Entry, **options: Any) -> None:
+    """Losses and parameters of two runs, within the float32 roundings of each (rounding.py)."""
+    first, second = ((torch.tensor(each[0]), *each[1]) for each in (one, other))
+    for k, (a, b) in enumerate(zip(first, second, strict=True)):
+        check_close(a, b, 2 * displaced(entry, **options).distance(k), f"parameter {k}" if k else "losses")
+
+
+def displaced(entry: Entry, **options: Any) -> Simulation:
+    """The run in float64, the model's forward and backward pass included."""
+
+    def double() -> list[Tensor]:
+        losses, params = run(entry, torch.tensor(0.1), None, dtype=torch.float64, backend="eager", **options)
+        return [torch.tensor(losses, dtype=torch.float64), *params]
+
+    with torch.enable_grad():
+        return simulate(double, draws=2)
 
 
 @holds("compile")
@@ -74,7 +96,7 @@ def test_a_compiled_step_is_the_step_and_lr_recompiles_nothing(entry: Entry, lr:
     compiler, warm = ("aot_eager", 1) if lr == "tensor" else ("eager", 2)
     warm = 2 if STATE_RECOMPILES and entry.weights is not None else warm
     compiled = run(entry, LRS[lr](), compiler, warm=warm, backend=steps)
-    assert close(compiled, eager)
+    check_same(compiled, eager, entry)
     assert counters["graph_break"]  # at backward() and zero_grad(), as with every optimizer
     assert not [reason for reason in counters["graph_break"] if "data-dependent" in reason.lower()]
     assert not same(compiled[1], run(entry, LRS[lr](), None, calls=1)[1])
@@ -89,13 +111,15 @@ def test_options_that_branch_compile_too(options: dict[str, Any], warm: int) -> 
     eager = run(entry, torch.tensor(0.1), None, **options)
     warm = 2 if STATE_RECOMPILES else warm
     for steps in ("auto", "eager"):
-        assert close(run(entry, torch.tensor(0.1), "eager", warm=warm, backend=steps, **options), eager)
+        check_same(run(entry, torch.tensor(0.1), "eager", warm=warm, backend=steps, **options), eager, entry, **options)
 
 
 def run_bare(entry: Entry, batches: Tensor, compiler: str | None, **more: Any) -> tuple[Any, list[nn.Parameter]]:
-    """A run over ``batches [calls, 16, 5]`` that leaves each loss with ``set_loss``; the optimizer and parameters."""
+    """Run over ``batches [calls, 16, 5]`` and leave each loss with ``set_loss``; return optimizer and parameters."""
     torch.manual_seed(0)
-    model = nn.Linear(5, 6)
+    model = nn.Linear(5, 6).to(batches.dtype)
+    if entry.weights is None:
+        more["ns_dtype"] = batches.dtype
     optimizer = make(entry, model.parameters(), lr=torch.tensor(0.1), **more)
 
     def training_step(x: Tensor) -> None:
@@ -114,12 +138,24 @@ def run_bare(entry: Entry, batches: Tensor, compiler: str | None, **more: Any) -
     return optimizer, list(model.parameters())
 
 
+def check_bare(compiled: list[nn.Parameter], entry: Entry, batches: Tensor, **more: Any) -> None:
+    """A compiled :func:`run_bare` against the same run without a compiler, within the float32 roundings of both."""
+
+    def double() -> list[Tensor]:
+        return list(run_bare(entry, batches.double(), None, backend="eager", **more)[1])
+
+    with torch.enable_grad():
+        bound = simulate(double, draws=2)
+    for k, (one, other) in enumerate(zip(compiled, run_bare(entry, batches, None, **more)[1], strict=True)):
+        check_close(one, other, 2 * bound.distance(k), f"parameter {k}")
+
+
 @pytest.mark.parametrize("name", CONTROLLED)
 def test_set_loss_inside_a_compiled_step(name: str) -> None:
     entry = TABLE[name]
     batches = torch.randn(4, 16, 5, generator=torch.Generator().manual_seed(1))
     optimizer, compiled = run_bare(entry, batches, "eager")
-    assert close(([], compiled), ([], run_bare(entry, batches, None)[1]))
+    check_bare(compiled, entry, batches)
     with pytest.raises(ZooError, match="this step has none"):
         optimizer.step()  # each loss was used once
 
@@ -131,7 +167,7 @@ def test_a_compiled_step_counts_the_steps_it_skips(name: str) -> None:
     batches[1, 0, 0] = batches[3, 0, 0] = torch.nan
     optimizer, compiled = run_bare(TABLE[name], batches, "eager", nonfinite="skip")
     assert optimizer.skipped_steps == 2
-    assert close(([], compiled), ([], run_bare(TABLE[name], batches, None, nonfinite="skip")[1]))
+    check_bare(compiled, TABLE[name], batches, nonfinite="skip")
     with pytest.raises(ZooError, match="is not finite"):
         run_bare(TABLE[name], batches, "eager", nonfinite="raise")
 
@@ -153,4 +189,4 @@ def test_importing_the_optimizers_does_not_import_the_compiler() -> None:
 @pytest.mark.parametrize("name", ["VeLO", "CELO2", "Muon"])
 def test_inductor_compiles_it(name: str, steps: str) -> None:
     entry = TABLE[name]
-    assert close(run(entry, torch.tensor(0.1), "inductor", backend=steps), run(entry, torch.tensor(0.1), None))
+    check_same(run(entry, torch.tensor(0.1), "inductor", backend=steps), run(entry, torch.tensor(0.1), None), entry)

@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 import torch
 from golden_data import CASES, artifact, constructor_arguments, spec, to_layout, trajectory
+from margins import check, check_close
+from rounding import gamma
 
 from pylo_zoo.optim import optimizer_class
 
 TOLERANCE = 1e-4
-"""Of a parameter's largest movement over the run: golden/README.md. ELO's small movements of large values leave 6e-5 of
-rounding; the rest stay under 4e-5."""
+"""Of a parameter's largest movement over the run, past the floor: golden/README.md. A weight off by one per cent leaves
+1e-3 and more, a wrong layout a hundred times this."""
+FLOOR = 4 * np.finfo(np.float32).eps
+"""Of a parameter's largest value. A run rounds a parameter once in each of 12 steps, and so does the original: 24
+roundings by half an eps, of random sign, add up to √24/2 = 2.4 eps."""
 
 DEVICES = [
     "cpu",
@@ -22,7 +27,7 @@ DEVICES = [
 def run(
     name: str, layout: str, device: str, declared: str | None = None, backend: str = "eager"
 ) -> tuple[dict[str, float], torch.optim.Optimizer]:
-    """Replay a case; by parameter, the largest error of any step relative to its largest movement.
+    """Replay a case; by parameter, the largest error of any step past the floor, relative to its largest movement.
 
     ``declared`` is the layout that the groups say, where it is not the one that the parameters have.
     """
@@ -45,7 +50,8 @@ def run(
         for each, p in parameters.items():
             wanted = to_layout(data[f"params.{step + 1}.{each}"], kept[each])
             error = (p.detach().cpu() - wanted).abs().max().item()
-            errors[each] = max(errors[each], error) if np.isfinite(error) else float("inf")
+            error = max(error - FLOOR * wanted.abs().max().item(), 0.0) if np.isfinite(error) else float("inf")
+            errors[each] = max(errors[each], error)
     start = {each: data[f"params.0.{each}"] for each in names}
     movement = {
         each: max(np.abs(data[f"params.{step}.{each}"] - start[each]).max() for step in range(1, steps + 1))
@@ -60,12 +66,14 @@ def run(
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_the_original(name: str, layout: str, backend: str, device: str) -> None:
     errors, optimizer = run(name, layout, device, backend=backend)
-    assert max(errors.values()) <= TOLERANCE, errors
+    for each, error in errors.items():
+        check(error, TOLERANCE, each)
     data = trajectory(name)
     if "lstm.hidden" in data:
         for key, wanted in (("lstm_hidden", data["lstm.hidden"]), ("lstm_cell", data["lstm.cell"])):
             ours = torch.stack([state[key] for state in optimizer.state.values()]).cpu()
-            np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-6 * np.abs(wanted).max())
+            # A cell is a sum of one term a step, whose roundings two programs choose differently.
+            check_close(ours, wanted, gamma(2 * 12, torch.float32) * np.abs(wanted).max(), key)
 
 
 def test_there_are_cases() -> None:

@@ -262,16 +262,19 @@ def test_the_number_of_threads_changes_no_bit(kernels: CpuKernels, name: str) ->
 @pytest.mark.parametrize("layer", [0, -1])
 def test_a_corrupted_weight_is_caught(kernels: CpuKernels, name: str, layer: int) -> None:
     subject = SUBJECTS[name]
-    tasks = cases(subject, "ordinary", kernels)
+    tasks = [task for task in cases(subject, "ordinary", kernels) if 100 < task.p.numel() < 5000][:6]
     layers = network(subject, len(tasks))
-    wanted = [expected(t, subject.rule, of_parameter(layers, k, torch.float32)) for k, t in enumerate(tasks)]
+    wanted = [expected(t, subject.rule, of_parameter(layers, k, torch.float32))["step"] for k, t in enumerate(tasks)]
     layers[layer][0][..., 0, 1] *= 1.01
     steps = kernels.steps(kernels.advance(tasks, subject.rule, None), layers, Room())
+    caught = 0
     for step, of_task in zip(steps, wanted, strict=True):
-        if layer and step.numel() > 1:  # a ReLU may hide a unit from one element
-            with pytest.raises(AssertionError):
-                close(step, of_task["step"], "step")
-    margins.take()
+        try:
+            with margins.forgotten():
+                close(step, of_task, "step")
+        except AssertionError:
+            caught += 1
+    assert caught >= len(tasks) // 2, "ReLU may switch a unit off for a whole parameter, but not for most"
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

@@ -277,7 +277,6 @@ def test_a_text_inside_the_tree_is_refused(tmp_path: Path) -> None:
     source = pytree(tmp_path / "saved", {"params": {"a": np.ones(3, np.float32), "name": "x"}})
     with pytest.raises(ZooError, match="name holds str"):
         formats.read(source)
-        formats.read(source)
 
 
 def metadata_cut(path: Path) -> None:

@@ -231,15 +231,15 @@ def _nest(order: list[Path], leaves: Mapping[Path, np.ndarray]) -> dict[str, Any
 
 
 def _header(value: Any) -> Any:
-    """A field next to theta, as the layout stores it: what :func:`_field` or :func:`_value` returns, and nothing else."""
+    """A field next to theta, as the layout stores it: what :func:`_field` or :func:`_value` returns, nothing else."""
     match value:
         case {"ext": 1 | 3 as code, "dtype": str(dtype), "value": int(number)} if (
             len(value) == 3 and dtype in PLAIN and np.dtype(dtype).kind in "iu" and type(number) is int
         ):
             return Extension(code, Array(np.array(number, dtype), dtype))
-        case {"ext": 1 | 3 as code, "dtype": "float32" | "float64" as dtype, "value": float(number)} if (
-            len(value) == 3 and math.isfinite(number)
-        ):
+        case {"ext": 1 | 3 as code, "dtype": "float32" | "float64" as dtype, "value": float(number)} if len(
+            value
+        ) == 3 and math.isfinite(number):
             return Extension(code, Array(np.array(number, dtype), dtype))
         case None | bool():
             return value
