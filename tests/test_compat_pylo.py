@@ -124,6 +124,7 @@ def test_mulo_splits_a_group_by_infshape() -> None:
     assert optimizer.param_groups[-1]["lr"] == 0.5
 
 
+@pytest.mark.filterwarnings("ignore:weight_decay=")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["VeLO_naive", "AdafacLO_naive", "MuLO_naive"])
 def test_decay_is_taken_off_the_updated_parameter(name: str, dtype: torch.dtype) -> None:
@@ -261,6 +262,7 @@ def test_the_ways_to_give_a_loss(name: str) -> None:
         build(name, parameters()).step()
 
 
+@pytest.mark.filterwarnings("ignore:weight_decay=")
 @every_name
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
 def test_copies_go_on_the_same(name: str, duplicate: Callable[[Any], Any]) -> None:

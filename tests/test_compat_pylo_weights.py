@@ -185,7 +185,7 @@ from pylo.optim import VeLO
 torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1))
 data, target = torch.randn(64, 8), torch.randn(64, 1)
-optimizer = VeLO(model.parameters(), lr=1.0, num_steps=30, weight_decay=0.01)
+optimizer = VeLO(model.parameters(), lr=1.0, num_steps=30, weight_decay=0.001)
 schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_lambda=lambda step: 1.0)
 losses = []
 for _ in range(30):

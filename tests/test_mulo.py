@@ -95,6 +95,7 @@ def test_the_groups_width_mult_wins_and_holds_for_every_parameter() -> None:
     divides(parameter(4.0, 4.0), 1.0, width_mult=1.0)
 
 
+@pytest.mark.filterwarnings("ignore:weight_decay=")
 def test_weight_decay_is_not_divided() -> None:
     start = parameter(4.0, 4.0).detach()
     without, with_decay = moved(parameter(4.0, 4.0)), moved(parameter(4.0, 4.0), weight_decay=0.25)
