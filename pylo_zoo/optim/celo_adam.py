@@ -62,7 +62,8 @@ class CeloAdam(ControlledOptimizer):
 
         def options(k: int) -> AdamW:
             item, behavior = items[k], self.behavior
-            lr, betas = item.group["lr"], (behavior.initial_momentum_decays[0], behavior.initial_rms_decays[0])
+            rms = min(max(behavior.initial_rms_decays[0], 0.0), 1.0)  # as CeloAdamNet.decays clips it
+            lr, betas = item.group["lr"], (behavior.initial_momentum_decays[0], rms)
             return AdamW(
                 betas,
                 EPS,
