@@ -208,6 +208,10 @@ class CeloAdamNet(FixedDecays, nn.Module):
         self.architecture, self.behavior = architecture, behavior
         self.controller = Controller(CELO_LSTM_INPUTS, architecture.lstm_hidden_size, None)
 
+    def decays(self) -> Decays:
+        """Adam's own decays, which SPEC §5 does not clip."""
+        return self.initial_decays()
+
     def forward(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> Control:
         control = self.controller(inputs, hidden, cell)
         return control._replace(lr_mult=celo_lr_mult(control.lr_mult))

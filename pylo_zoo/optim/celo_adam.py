@@ -62,8 +62,7 @@ class CeloAdam(ControlledOptimizer):
 
         def options(k: int) -> AdamW:
             item, behavior = items[k], self.behavior
-            rms = min(max(behavior.initial_rms_decays[0], 0.0), 1.0)  # as CeloAdamNet.decays clips it
-            lr, betas = item.group["lr"], (behavior.initial_momentum_decays[0], rms)
+            lr, betas = item.group["lr"], (behavior.initial_momentum_decays[0], behavior.initial_rms_decays[0])
             return AdamW(
                 betas,
                 EPS,

@@ -70,6 +70,9 @@ REDUCED = tuple(
 """For what does not depend on the shape, such as an argument of the optimizer."""
 
 
+FEW = tuple(case for case in REDUCED if case.name in ("vector", "tall dense", "square experts"))
+"""For what every accumulator shows by itself: unfactored, factored, and batched."""
+
 LONG = (
     Case("long vector", (70_001,)),
     Case("long vector, learned", (70_001,), rule="learned"),

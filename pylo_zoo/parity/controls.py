@@ -371,13 +371,12 @@ class Altered:
         return getattr(self.kernels, name)
 
 
-class _WrongWeight(Altered):
+class _OtherSign(Altered):
     def _wrong(self, layers: Sequence[Layer]) -> list[Layer]:
         *others, (weight, bias) = layers
-        weight = weight.clone()
-        direction = weight.select(-2, 0)
-        largest = direction.abs().argmax(dim=-1, keepdim=True)
-        direction.scatter_(-1, largest, 1.1 * direction.gather(-1, largest))
+        weight, bias = weight.clone(), bias.clone()
+        weight.select(-2, 0).neg_()
+        bias.select(-1, 0).neg_()
         return [*others, (weight, bias)]
 
     def move(self, advanced: Any, layers: Sequence[Layer], coefficient: Any, shrink: Any) -> None:
@@ -442,7 +441,7 @@ class KernelFault(NamedTuple):
 
 
 KERNEL_FAULTS = (
-    KernelFault("a weight", "one weight that the kernels get is off by a tenth", _WrongWeight, needs="direction"),
+    KernelFault("weights", "the weights of the direction have the other sign", _OtherSign, needs="direction"),
     KernelFault("last element", "the last element of each parameter does not move", _LastElement),
     KernelFault(
         "zero parameters", "parameters of zero do not move", _ZeroParameters, "zero parameters", "parameter_scale"

@@ -11,7 +11,7 @@ from typing import Any
 
 from pylo_zoo import converters
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.parity.cases import CASES, LONG, REDUCED, REGIMES
+from pylo_zoo.parity.cases import CASES, FEW, LONG, REDUCED, REGIMES
 from pylo_zoo.parity.steps import Run
 
 WIDTHS = {"tall dense": 2.0, "square dense": 4.0}
@@ -70,7 +70,9 @@ def plan(artifact: Artifact) -> Iterator[Run]:
         yield Run("options", "learned rule for all", "ordinary", learned, hyper, layouts=("torch",))
     lrs = [hyper["lr"] * factor for factor in SCHEDULE]
     yield Run("options", "learning rate schedule", "ordinary", REDUCED, hyper, lrs=lrs, layouts=("torch",))
-    for name, changes in [*flags(artifact.behavior).items(), *clamped(artifact).items()]:
+    for name, changes in clamped(artifact).items():
+        yield Run("flags", name, "ordinary", FEW, hyper, behavior=changes, steps=2, layouts=("torch",))
+    for name, changes in flags(artifact.behavior).items():
         yield Run("flags", name, "ordinary", REDUCED, hyper, behavior=changes, layouts=("torch",))
 
 
@@ -96,18 +98,18 @@ def clamped(artifact: Artifact) -> dict[str, dict[str, Any]]:
     """Behaviours whose decays of second moments leave [0, 1], where they are clipped (SPEC §1, §3).
 
     Learned decays ``1 − (1 − d0)·exp(10·offset)`` are below 1 whatever the offset: initial values are chosen that take
-    each to -0.5. Above 1 only the decay of ``second_moment`` is tried: where another second moment stays at zero,
-    Adam's bias correction and VeLO's ``m·diag^-½`` divide by it.
+    each to -0.5. Above 1 only the decay of ``second_moment`` is tried: where ``diag`` stays at zero, VeLO's
+    ``m·diag^-½`` divides by it.
     """
     behavior, offsets = artifact.behavior, artifact.tensors
+    if not hasattr(behavior, "initial_adafactor_decays"):  # celo-adam's moments are Adam's own, and are not clipped
+        return {}
     found: dict[str, dict[str, Any]] = {BELOW: {}, ABOVE: {}}
     for name in ("rms", "adafactor"):
         field, learned = f"initial_{name}_decays", offsets.get(f"{name}_decays")
-        if not hasattr(behavior, field):
-            continue
         if learned is None:
             found[BELOW][field] = (-0.5,) * len(getattr(behavior, field))
-            if name == "rms" and hasattr(behavior, "initial_adafactor_decays"):
+            if name == "rms":
                 found[ABOVE][field] = (1.5,) * len(getattr(behavior, field))
         elif min(learned.tolist()) > -LARGEST_OFFSET:
             found[BELOW][field] = tuple(min(0.0, 1 - 1.5 * math.exp(-10 * each)) for each in learned.tolist())
