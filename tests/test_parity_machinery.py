@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from proofs import quick_proof, random_weights, theta
 from rich.console import Console
 
@@ -125,7 +126,7 @@ def test_a_network_that_raises_is_a_difference(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_kernels_that_raise_are_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    if kernels_for("auto", __import__("torch").device("cpu")) is None:
+    if kernels_for("auto", torch.device("cpu")) is None:
         pytest.skip("no C++ compiler")
 
     def move(*arguments: Any) -> None:
@@ -142,7 +143,7 @@ def test_kernels_that_raise_are_a_difference(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_weights_that_are_not_finite_in_the_original_prove_nothing() -> None:
     """The reference has no finite first step: no step is compared, and the report says that instead of passing."""
-    made, source = random_weights(FAMILY)
+    made, _ = random_weights(FAMILY)
     run = steps.Run("regime", "ordinary", "ordinary", cases.FEW, dict(converters.get(FAMILY).parity_hyper), steps=1)
     huge: Any = {"nn": {"~": {k: np.full_like(v, 1e30) for k, v in theta(FAMILY)["nn"]["~"].items()}}}
     walked = steps.walk(made, {**theta(FAMILY), **huge}, replace(run, hyper={**run.hyper, "lr": 1e300}), seed=0)
@@ -240,14 +241,6 @@ def an_error_of_one_element_is_averaged(patch: Patch) -> None:
     patch.setattr(steps.Ledger, "worst", worst)
 
 
-def quantities_are_lost(patch: Patch) -> None:
-    right = steps.quantities
-    kept = ("parameter", "count")
-    patch.setattr(
-        steps, "quantities", lambda outcome: {key: value for key, value in right(outcome).items() if key[1] in kept}
-    )
-
-
 VACUOUS: dict[str, Callable[[Patch], None]] = {
     each.__name__: each
     for each in (
@@ -315,7 +308,6 @@ def test_one_unclipped_decay_is_shown(family: str, decay: str, monkeypatch: pyte
     assert explain.first_difference([steps.compare(made, walked, "float64", "torch")]) is None
     net: Any = type(made.net())
     right = net.decays
-    raw = type(made.net()).__mro__
 
     def unclipped(self: Any) -> Any:
         with pytest.MonkeyPatch.context() as patch:
@@ -323,7 +315,6 @@ def test_one_unclipped_decay_is_shown(family: str, decay: str, monkeypatch: pyte
             free = right(self)
         return right(self)._replace(**{decay: getattr(free, decay)})
 
-    assert raw
     monkeypatch.setattr(net, "decays", unclipped)
     found = explain.first_difference([steps.compare(made, walked, "float64", "torch")])
     assert found is not None

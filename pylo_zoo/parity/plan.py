@@ -37,10 +37,11 @@ BELOW, ABOVE = "decays below 0", "decays above 1"
 NOT_COVERED = (
     "infinite gradients: their square overflows, and the original's result is not a number",
     "NaN gradients of rules that say nothing of them, and losses that are not finite",
-    "16-bit parameters (the update is computed in float32 for them), and devices other than the CPU",
+    "16-bit parameters and gradients (the update is computed in float32 for them), eager steps on a GPU",
     "parameters of more than five axes, of more than 71,033 elements, and empty ones",
     "parameters without a gradient, widths from mup's infshape, and what param_groups decides",
     "runs of more than 200 steps",
+    "torch.compile, sharded parameters, kernels on several threads, tensors that are not contiguous, lr as a tensor",
     "several parameter groups with options of their own, L2 decay, accumulated gradients, skipped steps and master "
     "copies (the project's tests cover them)",
 )

@@ -19,7 +19,7 @@ import numpy as np
 from pylo_zoo import artifact as artifacts
 from pylo_zoo.artifact import VECTORS, Artifact, pack_arrays, read_arrays
 from pylo_zoo.errors import ZooError
-from pylo_zoo.parity import bounds, controls, forward, trajectory
+from pylo_zoo.parity import bounds, controls, devices, forward, trajectory
 from pylo_zoo.parity.cases import Case
 from pylo_zoo.parity.forward import Network
 from pylo_zoo.parity.report import Control, Leaves, Report, Settings, Statements
@@ -139,10 +139,12 @@ def replay(artifact: Artifact) -> Report:
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     if artifact.parity.get("vectors_sha256") != sha256:
         raise ZooError(f"{path} is not the file that {artifacts.PARITY} speaks of (sha256 {sha256[:12]}…).", AGAIN)
+    kernels = devices.kernels_of(artifact)
+    fused = [each.device for each in kernels if each.compared]
     with one_thread():
         checks = [*forward.checks(artifact, network)]
         for run in originals:
-            checks += trajectory.checks(artifact, run)
+            checks += trajectory.checks(artifact, run, devices=fused)
         planted = _controls(artifact, originals, visible) if all(check.passed for check in checks) else []
     said = (
         [] if fingerprint == artifact.fingerprint else ["the weights or the behaviour changed since the proof was made"]
@@ -157,6 +159,7 @@ def replay(artifact: Artifact) -> Report:
         settings=Settings(0, bounds.MAX_ERROR, bounds.FACTOR, bounds.FLOOR),
         checks=checks,
         controls=planted,
+        kernels=kernels,
     )
 
 
@@ -171,7 +174,7 @@ def _controls(artifact: Artifact, originals: Sequence[Original], visible: Sequen
     run = replace(run, course=replace(run.course, layouts=("torch",)))
 
     def compared(faulty: Artifact) -> controls.Shown | None:
-        check = next(each for each in trajectory.checks(faulty, run) if each.dtype == "float64")
+        check = next(trajectory.checks(faulty, run, ("float64",)))
         error = check.errors[check.worst]
         if not check.passed:
             return controls.Shown("parameter", check.worst, error.error, error.allowed)
