@@ -105,7 +105,7 @@ FAILURES: dict[str, tuple[Callable[[Report], Report], str]] = {
 CLASHING = ({"step", "no step"}, {"missed fault", "no fault"})
 COMBINATIONS = [
     names
-    for n in (1, 2, 3)
+    for n in (1, 2)
     for names in itertools.combinations(FAILURES, n)
     if not any(clash <= set(names) for clash in CLASHING)
 ]

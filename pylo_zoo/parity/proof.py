@@ -142,7 +142,7 @@ def _proof(
     planted += controls.by_level(artifact, read, network, walks["ordinary"], originals[0], step_check, right=right)
     for device in fused:
         planted += controls.of_kernels(artifact, device, walks, right=right)
-    completeness.check(checks, planted, fused)
+    completeness.check(checks, planted, fused, max_error)
     kernels = [replace(each, uncovered=devices.uncovered(each.device, found)) for each in kernels]
     progress("done", total, total)
     hyper = dict(converters.get(artifact.family).parity_hyper)

@@ -48,7 +48,7 @@ def render(report: Report, console: Console, *, explained: bool = False) -> None
             console.print(Text(f"Neither its files nor the registry say it: {each}.", style="yellow"), soft_wrap=True)
     if report.explanation and (explained or report.explanation.failed):
         explain(report.explanation, console, whole=explained)
-    elif report.status == "failed":
+    if report.status == "failed" and not (report.explanation and report.explanation.failed):
         for sentence in phrases.failures(report):
             console.print(Text(sentence, style="red"), soft_wrap=True)
     console.print(verdict(report), soft_wrap=True)
