@@ -15,7 +15,7 @@ from trees import write_theta
 from pylo_zoo import formats, parity
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.convert import convert
-from pylo_zoo.parity import cases, completeness, forward, plan, steps, trajectory
+from pylo_zoo.parity import cases, completeness, forward, plan, steps, trajectory, vectors
 from pylo_zoo.parity.theta import read_theta
 
 SCALE = 0.1
@@ -97,4 +97,5 @@ def quick_proof(family: str, artifact: Artifact | None = None) -> parity.Report:
         patch.setattr(trajectory, "original", lambda *arguments: original)
         patch.setattr(forward, "probe", lambda *arguments: network)
         patch.setattr(completeness, "check", lambda *arguments: None)
+        patch.setattr(vectors, "pack", lambda *arguments: b"vectors")
         return parity.verify(artifact or made, source)
