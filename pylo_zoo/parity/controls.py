@@ -441,7 +441,7 @@ class KernelFault(NamedTuple):
 
 
 KERNEL_FAULTS = (
-    KernelFault("weights", "the weights of the direction have the other sign", _OtherSign, needs="direction"),
+    KernelFault("weights", "the weights of the direction have the other sign", _OtherSign, needs="magnitude"),
     KernelFault("last element", "the last element of each parameter does not move", _LastElement),
     KernelFault(
         "zero parameters", "parameters of zero do not move", _ZeroParameters, "zero parameters", "parameter_scale"
