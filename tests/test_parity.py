@@ -167,7 +167,7 @@ def test_verify_refuses_an_incomplete_proof(monkeypatch: pytest.MonkeyPatch) -> 
     def check(checks: Any, planted: Any, devices: Any) -> None:
         assert {each.level for each in checks} >= {"network", "step", "trajectory"}
         assert planted
-        raise ZooError("The proof is incomplete.")
+        raise ZooError("The proof is incomplete.", "Report it.")
 
     monkeypatch.setattr(completeness, "check", check)
     monkeypatch.setattr(trajectory, "COURSES", trajectory.COURSES[:1])

@@ -57,8 +57,8 @@ class Outcome(NamedTuple):
     notes: Notes
 
 
-Tamper = Callable[[Kernels], Kernels]
-"""Gives what takes the place of a device's kernels: how a fault of theirs is planted."""
+Tamper = Callable[[Kernels], Any]
+"""Gives the kernels that take the place of a device's kernels: how a fault of theirs is planted."""
 
 
 class Side(Protocol):
