@@ -118,19 +118,30 @@ def controller_shapes(inputs: int, hidden: int) -> dict[str, tuple[int, int]]:
     return {"lstm_inputs": (PROBE_TENSORS, inputs), **states}
 
 
+def in_range(decays: Tensor) -> Tensor:
+    """Decays of second moments, clipped to [0, 1] (SPEC §1)."""
+    return decays.clamp(0, 1)
+
+
 class FixedDecays:
     """Mixin of the networks whose decays are the behaviour's own (everything but AdafacMLP and μLO)."""
 
     behavior: Any  # a record with initial decays
 
     def decays(self) -> Decays:
+        """The initial decays; those of second moments clipped to [0, 1]."""
+        momentum, rms, adafactor = self.initial_decays()
+        return Decays(momentum, in_range(rms), in_range(adafactor))
+
+    def initial_decays(self) -> Decays:
+        """The decays as the behaviour has them."""
         like = next(self.parameters())  # pyright: ignore[reportAttributeAccessIssue]
         adafactor = getattr(self.behavior, "initial_adafactor_decays", ())
         momentum, rms, adafactor = (
             torch.tensor(values, dtype=like.dtype, device=like.device)
             for values in (self.behavior.initial_momentum_decays, self.behavior.initial_rms_decays, adafactor)
         )
-        return Decays(momentum, rms.clamp(0, 1), adafactor.clamp(0, 1))
+        return Decays(momentum, rms, adafactor)
 
 
 class VeLONet(FixedDecays, nn.Module):
@@ -196,6 +207,10 @@ class CeloAdamNet(FixedDecays, nn.Module):
         super().__init__()
         self.architecture, self.behavior = architecture, behavior
         self.controller = Controller(CELO_LSTM_INPUTS, architecture.lstm_hidden_size, None)
+
+    def decays(self) -> Decays:
+        """Adam's own decays, which SPEC §5 does not clip."""
+        return self.initial_decays()
 
     def forward(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> Control:
         control = self.controller(inputs, hidden, cell)
@@ -264,15 +279,15 @@ class AdafacNet(ELONet):
 
     def decays(self) -> Decays:
         """``1 − exp(10·(ln(1 − d0)/10 + offset))`` with the initial decays ``d0``."""
-        initial = super().decays()
+        initial = self.initial_decays()
 
         def learned(decay: Tensor, offset: Tensor) -> Tensor:
             return 1 - torch.exp(10 * (torch.log(1 - decay) / 10 + offset))
 
         return Decays(
             learned(initial.momentum, self.momentum_decays),
-            learned(initial.rms, self.rms_decays).clamp(0, 1),
-            learned(initial.adafactor, self.adafactor_decays).clamp(0, 1),
+            in_range(learned(initial.rms, self.rms_decays)),
+            in_range(learned(initial.adafactor, self.adafactor_decays)),
         )
 
     def probe(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

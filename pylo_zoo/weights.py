@@ -219,10 +219,9 @@ def _judged(made: Artifact, uri: str, access: Access) -> Artifact:
 
     One of another version, which cannot be read, counts for nothing.
     """
-    from pylo_zoo.parity.report import SCHEMA_VERSION, Report
+    from pylo_zoo.parity.report import READABLE_VERSIONS, Report
 
-    version = SCHEMA_VERSION if made.parity is None else made.parity.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if made.parity is not None and made.parity.get("schema_version") not in READABLE_VERSIONS:
         access.say(f"The proof of {uri} was written by another version of pylo-zoo, and is not read.")
         return replace(made, parity=None)
     if made.parity is not None:

@@ -11,6 +11,7 @@ from pylo_zoo.parity.report import (
     Coverage,
     Error,
     Explanation,
+    Kernels,
     Leaves,
     Link,
     Quantity,
@@ -43,6 +44,12 @@ def passing(name: str = "velo") -> Report:
         Check("trajectory", dtype, "torch", "long", 4, errors(size), by_step=[size, 0.0, 2 * size, 4 * size])
         for dtype, size in (("float64", 3e-15), ("float32", 2e-13))
     ]
+    fused = [
+        Check(
+            "step", "float32", "torch", "ordinary", 3, errors(1e-5, 2e-4), "regime", by_step=[4e-5] * 3, kernels="cpu"
+        ),
+        Check("trajectory", "float32", "torch", "long", 4, errors(1e-5, 2e-4), by_step=[4e-5] * 4, kernels="cpu"),
+    ]
     return Report(
         name=name,
         family="velo",
@@ -51,7 +58,12 @@ def passing(name: str = "velo") -> Report:
         leaves=Leaves(3),
         statements=Statements(),
         settings=Settings(7, 1e-10, 64, 64, {"lr": 0.1}, {"ff_mult": 100.0}),
-        checks=[Check("network", "float64", "", "random inputs", 1, {"mlp": Error(6e-16, 5e-14)}), *steps, *runs],
+        checks=[
+            Check("network", "float64", "", "random inputs", 1, {"mlp": Error(6e-16, 5e-14)}),
+            *steps,
+            *runs,
+            *fused,
+        ],
         quantities=[
             Quantity("row", "float64", 0.0, 4e-14, "ordinary", "torch", "square dense", 0),
             Quantity("row", "float32", 7e-7, 4e-5, "ordinary", "torch", "square dense", 1),
@@ -63,6 +75,7 @@ def passing(name: str = "velo") -> Report:
         ],
         explanation=explanation(2e-16),
         coverage=Coverage({"shape": [f"{n} {s}" for n, s in SHAPES.items()], "dtype": ["float64"]}, ["infinity"]),
+        kernels=[Kernels("cpu", "", ["vector"]), Kernels("cuda", "this machine has no CUDA device")],
         environment={"torch": "2.13.0", "jax": "0.10.2"},
         vectors=b"vectors",
         created="2026-11-22T14:14:43+00:00",
@@ -130,6 +143,7 @@ def hostile(text: str = HOSTILE) -> Report:
             Control(text, text, status, text, text, 1.0, 0.5) for status in ("caught", "missed", "not applicable")
         ],
         explanation=replace(report.explanation, **told, off_in=[text], right_in=[text], chain=chain),
+        kernels=[Kernels("cpu", text, [text]), Kernels("cuda", "", [text])],
         coverage=Coverage({text: [text], "shape": [f"{text} 7"]}, [text]),
         environment={text: text},
         created=text,

@@ -9,12 +9,13 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+import pytest
 from trees import write_theta
 
 from pylo_zoo import formats, parity
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.convert import convert
-from pylo_zoo.parity import plan, steps
+from pylo_zoo.parity import cases, completeness, forward, plan, steps, trajectory, vectors
 from pylo_zoo.parity.theta import read_theta
 
 SCALE = 0.1
@@ -58,3 +59,43 @@ def runs(family: str) -> dict[str, steps.Run]:
 def walk(family: str, run: str) -> steps.Walk:
     """The reference's side of one of them."""
     return steps.walk(random_weights(family)[0], theta(family), runs(family)[run], seed=0)
+
+
+# --- a proof of few runs -----------------------------------------------------------------------------------------
+
+QUICK = ("ordinary", "zeros", "zero parameters", plan.LONG_RUN, plan.BELOW)
+"""The runs that the planted faults need."""
+
+
+@functools.cache
+def _quick_walk(family: str, name: str) -> steps.Walk:
+    run = runs(family)[name]
+    reduced = run if name == plan.LONG_RUN else replace(run, cases=cases.FEW, steps=min(run.steps, 3))
+    return steps.walk(random_weights(family)[0], theta(family), reduced, seed=0)
+
+
+@functools.cache
+def _quick_original(family: str) -> trajectory.Original:
+    course = trajectory.Course("ordinary", "ordinary", 3, cases.FEW, ("torch",))
+    return trajectory.original(random_weights(family)[0], theta(family), course, seed=0)
+
+
+@functools.cache
+def _quick_network(family: str) -> forward.Network:
+    return forward.probe(random_weights(family)[0], theta(family), seed=0)
+
+
+def quick_proof(family: str, artifact: Artifact | None = None) -> parity.Report:
+    """The proof of few parameters, runs and steps; the reference's side is computed once a process."""
+    walks = [_quick_walk(family, name) for name in QUICK if name in runs(family)]
+    original, network = _quick_original(family), _quick_network(family)
+    made, source = random_weights(family)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "plan", lambda artifact: [each.run for each in walks])
+        patch.setattr(steps, "walk", lambda artifact, theta, run, seed: _quick_walk(family, run.name))
+        patch.setattr(trajectory, "COURSES", (original.course,))
+        patch.setattr(trajectory, "original", lambda *arguments: original)
+        patch.setattr(forward, "probe", lambda *arguments: network)
+        patch.setattr(completeness, "check", lambda *arguments: None)
+        patch.setattr(vectors, "pack", lambda *arguments: b"vectors")
+        return parity.verify(artifact or made, source)

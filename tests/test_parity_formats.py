@@ -86,8 +86,8 @@ def test_junit_has_a_case_for_everything_and_counts_right() -> None:
         for name, suite in suites.items()
     }
     assert counts == {
-        "velo": (2 + 11 + 2, 0, 0, 1),
-        "broken": (2 + 11 + 3, 1 + 1 + 2 + 1, 0, 1),
+        "velo": (2 + 13 + 2 + 2, 0, 0, 2),
+        "broken": (2 + 13 + 2 + 3, 1 + 1 + 2 + 1, 0, 2),
         "unknown": (3, 0, 1, 0),
         "not at hand": (1, 0, 0, 1),
         "could not be run": (1, 0, 1, 0),
@@ -180,14 +180,18 @@ def test_a_real_report_follows_the_schema_and_is_rendered(
 
     from pylo_zoo import parity
     from pylo_zoo.convert import convert
-    from pylo_zoo.parity import plan, trajectory
+    from pylo_zoo.parity import completeness, plan, trajectory
     from pylo_zoo.parity.cases import REDUCED
 
     whole = plan.plan
-    chosen = ("ordinary", "zeros")
-    monkeypatch.setattr(
-        plan, "plan", lambda *given: [replace(r, cases=REDUCED) for r in whole(*given) if r.name in chosen]
-    )
+    chosen = ("ordinary", "zeros", "zero parameters", plan.LONG_RUN, plan.BELOW)
+
+    def planned(*given: Any) -> list[Any]:
+        runs = [run for run in whole(*given) if run.name in chosen]
+        return [run if run.name == plan.LONG_RUN else replace(run, cases=REDUCED) for run in runs]
+
+    monkeypatch.setattr(plan, "plan", planned)
+    monkeypatch.setattr(completeness, "check", lambda *arguments: None)
     monkeypatch.setattr(trajectory, "COURSES", (trajectory.Course("short", "ordinary", 3, REDUCED, ("torch",)),))
     source = write_theta(tmp_path, "adafac-mlp", scale=0.1)
     made = convert("adafac-mlp", source=source)

@@ -68,6 +68,28 @@ def test_a_report_comes_back(name: str) -> None:
     use(read)
 
 
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_report_of_version_2_is_still_read(name: str) -> None:
+    """What it lacks is what is said of kernels."""
+    values = through_json(older(REPORTS[name]()))
+    values["schema_version"] = 2
+    del values["kernels"]
+    for each in [*values["checks"], *([values["explanation"]] if values["explanation"] else [])]:
+        del each["kernels"]
+    read = Report.from_dict(values)
+    assert (read.status, read.kernels) == (values["status"], [])
+    assert not any(check.kernels for check in read.checks)
+    use(read)
+    values["kernels"] = "all"
+    with pytest.raises(ZooError, match=r"parity\.json"):
+        Report.from_dict(values)
+
+
+def older(report: Report) -> Report:
+    """``report`` without the comparisons of kernels."""
+    return replace(report, checks=[check for check in report.checks if not check.kernels], kernels=[])
+
+
 def test_what_four_digits_hide_is_kept() -> None:
     """An error just beyond its bound, and which of two that look alike is larger."""
     errors = {"a": Error(1.00001e-12, 1e-12), "b": Error(1.00002e-12, 1e-12), "c": Error(math.nan, 1e-12)}
@@ -103,6 +125,9 @@ LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
         checks=[report["checks"][0] | {"name": str(each)} for each in range(1000)]
     ),
     "a text as long as a book": lambda report: report.update(name="x" * 10**6),
+    "kernels of no device": lambda report: report["kernels"][0].update(device="abacus"),
+    "kernels that were compared for a reason": lambda report: report["kernels"][1].update(compared=True),
+    "a network by kernels": lambda report: report["checks"][0].update(kernels="cpu"),
     "settings without a bottom": lambda report: report["settings"].update(hyper=nested(500)),
 }
 

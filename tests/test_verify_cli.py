@@ -20,7 +20,7 @@ from pylo_zoo import artifact, converters, parity
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access
 from pylo_zoo.fetch.errors import Unavailable
-from pylo_zoo.parity import bounds, cases, controls, targets
+from pylo_zoo.parity import bounds, cases, completeness, controls, targets
 from pylo_zoo.parity.report import Control
 
 pytest.importorskip("jax")
@@ -86,7 +86,7 @@ def test_every_kind_of_report_is_written(proven: Path, capsys: Capture, tmp_path
     words = ["--source", proven.parent / "theta.state", "--html", page, "--markdown", card, "--junit", xml]
     assert run("verify", proven, *words, "--explain", "--seed", "3") == 0
     out = capsys.readouterr().out
-    assert "Nearest to its bound (nothing is off): " in out
+    assert "Nearest to its bound (no quantity of a single step is off): " in out
     assert "fraction_features" in out
     assert json.loads((proven / "parity.json").read_text())["settings"]["seed"] == 3
     assert "<svg" in page.read_text()
@@ -121,12 +121,15 @@ def test_a_fault_that_slips_through_fails_the_run(
 ) -> None:
     blind = controls.Fault("nothing", "nothing at all", data=lambda made: made)
     monkeypatch.setattr(controls, "FAULTS", (blind,))
+    monkeypatch.setattr(completeness, "check", lambda *arguments: None)
     words = "verify", shutil.copytree(proven, tmp_path / "copy"), "--source", proven.parent / "theta.state"
     assert run(*words) == 1
     out, err = capsys.readouterr()
     assert "missed: nothing" in out
     assert "a planted fault was not caught (nothing)" in err
     monkeypatch.setattr(controls, "FAULTS", (replace(blind, data=lambda made: None),))
+    monkeypatch.setattr(controls, "by_level", lambda *arguments, right: [])
+    monkeypatch.setattr(controls, "of_kernels", lambda *arguments, right: [])
     assert run(*words) == 1
     assert "No planted fault could be tried" in capsys.readouterr().err
 
@@ -268,4 +271,4 @@ def test_the_page_says_what_the_code_does() -> None:
     assert len(cases.REDUCED) == 7
     assert "eleven regimes" in page
     assert len(cases.REGIMES) == 11
-    assert len(controls.FAULTS) == 12
+    assert len(controls.FAULTS) == 13

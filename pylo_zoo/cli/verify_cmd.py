@@ -127,7 +127,7 @@ def _show_all(found: Everything, json: bool, quiet: bool) -> None:
 
 def _judge(found: Everything, require_all: bool) -> None:
     """Raise what ends the command with status 1, unless everything passed."""
-    from pylo_zoo.parity import jax_is_missing
+    from pylo_zoo.parity import jax_is_missing, phrases
 
     for name, reason in found.broken.items():
         raise ZooError(f"{name} could not be checked: {reason}", "The other entries are in the report.")
@@ -147,9 +147,9 @@ def _judge(found: Everything, require_all: bool) -> None:
                 f"{', '.join(failed)}: a planted fault was not caught ({', '.join(missed)}).",
                 "So this run proves nothing; report it, with the checkpoint.",
             )
+        first = next(report for report in found.reports if not report.passed)
         raise ZooError(
-            f"{', '.join(failed)} does not compute what its original computes.",
-            "The first difference says where to look; --explain and --html show more.",
+            f"{', '.join(failed)} does not compute what its original computes.", phrases.where_to_look(first)
         )
     if require_all and found.missing:
         raise ZooError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -70,6 +70,18 @@ REDUCED = tuple(
 """For what does not depend on the shape, such as an argument of the optimizer."""
 
 
+FEW = tuple(case for case in REDUCED if case.name in ("vector", "tall dense", "square experts"))
+"""For what every accumulator shows by itself: unfactored, factored, and batched."""
+
+LONG = (
+    Case("long vector", (70_001,)),
+    Case("long vector, learned", (70_001,), rule="learned"),
+    Case("long matrix", (283, 251)),
+)
+"""Over 65,536 elements: several units of work of the kernels, the last one not full. The rules that route parameters
+take the second vector; the first is AdamW's there."""
+
+
 @dataclass(frozen=True)
 class Regime:
     """How gradients and losses behave over a run of ``steps`` steps that begins at step ``start`` of its training.
@@ -104,14 +116,14 @@ REGIMES: Mapping[str, Regime] = MappingProxyType(
 )
 
 
-def parameters(seed: int, scale: float = 1.0) -> Arrays:
-    """Starting values by case, in JAX layout: normal, ``scale/sqrt(fan_in)``; float32 numbers in float64."""
+def parameters(seed: int, scale: float = 1.0, table: Sequence[Case] = CASES) -> Arrays:
+    """Starting values by case of ``table``, in JAX layout: normal, ``scale/sqrt(fan_in)``; float32 in float64."""
     rng = np.random.default_rng(seed)
     return {
         case.name: rounded(
             scale * rng.standard_normal(case.shape) / np.sqrt(case.shape[-2] if len(case.shape) > 1 else 1)
         )
-        for case in CASES
+        for case in table
     }
 
 
@@ -121,15 +133,15 @@ def rounded(value: Array | float) -> Array:
         return np.asarray(value, np.float32).astype(np.float64)
 
 
-def gradients(seed: int, regime: str, steps: int) -> list[Arrays]:
-    """Gradients by step and case, float32 numbers in float64."""
+def gradients(seed: int, regime: str, steps: int, table: Sequence[Case] = CASES) -> list[Arrays]:
+    """Gradients by step and case of ``table``, float32 numbers in float64."""
     rng = np.random.default_rng([seed, 1])
-    scales = {case.name: 10.0 ** rng.uniform(-3, 0) for case in CASES}
-    direction = {case.name: rng.standard_normal(case.shape) for case in CASES}
+    scales = {case.name: 10.0 ** rng.uniform(-3, 0) for case in table}
+    direction = {case.name: rng.standard_normal(case.shape) for case in table}
     found = []
     for step in range(steps):
         gradient = {
-            case.name: scales[case.name] * (direction[case.name] + rng.standard_normal(case.shape)) for case in CASES
+            case.name: scales[case.name] * (direction[case.name] + rng.standard_normal(case.shape)) for case in table
         }
         found.append({name: rounded(_shaped(rng, regime, step, np.asarray(g))) for name, g in gradient.items()})
     return found

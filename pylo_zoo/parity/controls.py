@@ -16,15 +16,22 @@ from torch import Tensor
 
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.formats import Source
+from pylo_zoo.kernels import Adam, Kernels, Normalized, Room
+from pylo_zoo.nets import in_range
 from pylo_zoo.ops.accumulators import Decays, advance, advance_all, advance_factored
 from pylo_zoo.ops.adam import adam_direction
 from pylo_zoo.ops.features import Inputs, normalize
 from pylo_zoo.ops.layout import Axes, Layout, axes_of
+from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.optim import optimizer_class
+from pylo_zoo.parity import forward, plan, trajectory
 from pylo_zoo.parity.explain import first_difference
+from pylo_zoo.parity.forward import Network
 from pylo_zoo.parity.leaves import check_leaves
-from pylo_zoo.parity.report import Control
+from pylo_zoo.parity.report import Check, Control
+from pylo_zoo.parity.sides import Tamper
 from pylo_zoo.parity.steps import Walk, compare
+from pylo_zoo.parity.trajectory import Original
 
 STEPS = 3
 """So many steps of a walk each fault is tried on."""
@@ -158,6 +165,10 @@ def _unguarded(state: Mapping[str, Tensor], gradient: Tensor, decay: Tensor, axe
     advance(state["col"], square.mean(dim=d1, keepdim=True), decay)
 
 
+def _unclipped(decays: Tensor) -> Tensor:
+    return decays
+
+
 _before: dict[int, Tensor] = {}
 
 
@@ -188,6 +199,7 @@ FAULTS = (
         needs="row",
         regime="zeros",
     ),
+    Fault("clip of decays", "decays are not clipped to [0, 1]", ((in_range, _unclipped),), regime=plan.BELOW),
     Fault("decays", "the decays are permuted", data=_decays),
     Fault("transposed weight", "a matrix is read without transposing it", data=_untransposed),
     Fault("one bit", "the last bit of one weight is flipped", data=_one_bit),
@@ -226,6 +238,9 @@ def run(artifact: Artifact, source: Source, walks: Mapping[str, Walk], *, right:
         if not right:
             yield Control(fault.name, fault.what, "not applicable", "the torch side is wrong without it")
             continue
+        if fault.regime not in walks:
+            yield Control(fault.name, fault.what, "not applicable", f"this family has no run {fault.regime!r}")
+            continue
         walked = walks[fault.regime].first(STEPS)
         if fault.needs and not any(quantity == fault.needs for _, quantity in walked.ledger.keys):
             yield Control(fault.name, fault.what, "not applicable", f"this family has no {fault.needs}")
@@ -257,6 +272,202 @@ def plant(fault: Fault, artifact: Artifact, compared: Comparison) -> Control:
     if shown is None:
         return Control(fault.name, fault.what, "missed", "nothing")
     return Control(fault.name, fault.what, "caught", *shown)
+
+
+# --- every level by itself ---------------------------------------------------------------------------------------
+
+
+def _nan(artifact: Artifact, name: str) -> Artifact:
+    changed = artifact.tensors[name].clone()
+    changed.view(-1)[int(changed.abs().argmax())] = torch.nan
+    return replace(artifact, tensors={**artifact.tensors, name: changed})
+
+
+def _scaled(artifact: Artifact, name: str) -> Artifact:
+    changed = artifact.tensors[name].clone()
+    changed.view(-1)[int(changed.abs().argmax())] *= 1.01
+    return replace(artifact, tensors={**artifact.tensors, name: changed})
+
+
+WEIGHT_FAULTS: Sequence[tuple[str, str, Callable[[Artifact, str], Artifact]]] = (
+    ("weight", "one weight is off by a hundredth", _scaled),
+    ("NaN", "one weight is not a number", _nan),
+)
+"""What each level alone has to show: name, meaning, and the artifact with one weight of that name changed."""
+LEVELS = ("leaves", "network", "single steps", "whole runs")
+SHORT = 3
+"""Steps of a whole run in which these faults are looked for."""
+
+
+def by_level(
+    artifact: Artifact,
+    source: Source,
+    network: Network,
+    walked: Walk,
+    original: Original,
+    step_check: Callable[[Any], Check],
+    *,
+    right: bool,
+) -> Iterator[Control]:
+    """Plant faults that every level has to show by itself, so that no comparison passes whatever it is given.
+
+    Args:
+        artifact: the torch side, without fault.
+        source: the original file.
+        network: the original's outputs.
+        walked: the reference's side of single steps, ordinary ones.
+        original: the reference's ordinary whole run.
+        step_check: judges single steps as the report does.
+        right: whether the artifact agrees with the original.
+    """
+    short = _beginning(original)
+
+    def checks(level: str, faulty: Artifact) -> Iterator[Check]:
+        if level == "network":
+            yield next(iter(forward.checks(faulty, network)))
+        elif level == "single steps":
+            yield step_check(compare(faulty, walked.first(1), "float64", "torch"))
+        else:
+            yield from trajectory.checks(faulty, short, ("float64",))
+
+    def shown(level: str, faulty: Artifact) -> Shown | None:
+        if level == "leaves":
+            return None if check_leaves(faulty, source).passed else Shown("leaves")
+        found = next((check for check in checks(level, faulty) if not check.passed), None)
+        if found is None:
+            return None
+        error = found.errors[found.worst]
+        return Shown(found.broken[0] if error.passed and found.broken else found.worst, "", error.error, error.allowed)
+
+    for level in LEVELS:
+        for name, what, change in WEIGHT_FAULTS:
+            title, what = f"{name}, by {level}", f"{what}: seen by {level} alone"
+            if not right:
+                yield Control(title, what, "not applicable", "the torch side is wrong without it")
+                continue
+            found = (shown(level, change(artifact, tensor)) for tensor in _matrices(artifact))
+            first = next((each for each in found if each is not None), None)  # a weight may have no effect
+            yield Control(title, what, "missed", "nothing") if first is None else Control(title, what, "caught", *first)
+
+
+def _beginning(original: Original) -> Original:
+    course = replace(original.course, steps=min(SHORT, original.course.steps), layouts=("torch",))
+    n = course.steps
+    return replace(
+        original, course=course, grads=original.grads[:n], losses=original.losses[:n], truth=original.truth[: n + 1]
+    )
+
+
+# --- faults of the kernels ---------------------------------------------------------------------------------------
+
+
+class Altered:
+    """A device's kernels with a fault: everything that a subclass does not replace is theirs."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self.kernels = kernels
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.kernels, name)
+
+
+class _OtherSign(Altered):
+    def _wrong(self, layers: Sequence[Layer]) -> list[Layer]:
+        *others, (weight, bias) = layers
+        weight, bias = weight.clone(), bias.clone()
+        weight.select(-2, 0).neg_()
+        bias.select(-1, 0).neg_()
+        return [*others, (weight, bias)]
+
+    def move(self, advanced: Any, layers: Sequence[Layer], coefficient: Any, shrink: Any) -> None:
+        self.kernels.move(advanced, self._wrong(layers), coefficient, shrink)
+
+    def steps(self, advanced: Any, layers: Sequence[Layer], room: Room) -> list[Tensor]:
+        return self.kernels.steps(advanced, self._wrong(layers), room)
+
+
+class _Unmoved(Altered):
+    """Elements that are not moved."""
+
+    advanced: Sequence[Tensor] = ()
+
+    def elements(self, p: Tensor) -> slice:
+        """Which of the flattened parameter."""
+        raise NotImplementedError
+
+    def _undone(self, parameters: Sequence[Tensor], move: Callable[[], None]) -> None:
+        kept = [(p.view(-1)[self.elements(p)], p.view(-1)[self.elements(p)].clone()) for p in parameters]
+        move()
+        for elements, values in kept:
+            elements.copy_(values)
+
+    def advance(self, tasks: Sequence[Any], *more: Any) -> Any:
+        self.advanced = [task.p for task in tasks]
+        return self.kernels.advance(tasks, *more)
+
+    def move(self, *arguments: Any) -> None:
+        self._undone(self.advanced, lambda: self.kernels.move(*arguments))
+
+    def move_normalized(self, tasks: Sequence[Normalized], *factors: Any) -> None:
+        self._undone([task.p for task in tasks], lambda: self.kernels.move_normalized(tasks, *factors))
+
+    def adam(self, tasks: Sequence[Adam], scale: Tensor | None) -> None:
+        self._undone([task.p for task in tasks], lambda: self.kernels.adam(tasks, scale))
+
+
+class _LastElement(_Unmoved):
+    def elements(self, p: Tensor) -> slice:
+        return slice(p.numel() - 1, None)
+
+
+class _LastUnit(_Unmoved):
+    def elements(self, p: Tensor) -> slice:
+        return slice(p.numel() - p.numel() % 4096 if p.numel() > 1 << 16 else p.numel(), None)
+
+
+class _ZeroParameters(_Unmoved):
+    def elements(self, p: Tensor) -> slice:
+        return slice(p.numel() if bool(p.any()) else 0, None)
+
+
+class KernelFault(NamedTuple):
+    """A fault of the kernels; ``run`` shows it, ``needs`` is a quantity without which there is none."""
+
+    name: str
+    what: str
+    tamper: Tamper
+    run: str = "ordinary"
+    needs: str = ""
+
+
+KERNEL_FAULTS = (
+    KernelFault("weights", "the weights of the direction have the other sign", _OtherSign, needs="magnitude"),
+    KernelFault("last element", "the last element of each parameter does not move", _LastElement),
+    KernelFault(
+        "zero parameters", "parameters of zero do not move", _ZeroParameters, "zero parameters", "parameter_scale"
+    ),
+    KernelFault("long tensors", "the end of tensors of over 65,536 elements does not move", _LastUnit, plan.LONG_RUN),
+)
+"""What every run plants in the kernels of each device."""
+
+
+def of_kernels(artifact: Artifact, device: str, walks: Mapping[str, Walk], *, right: bool) -> Iterator[Control]:
+    """Plant each of :data:`KERNEL_FAULTS` in the kernels of ``device``; the arguments are those of :func:`run`."""
+    for name, what, tamper, in_run, needs in KERNEL_FAULTS:
+        title = f"{name}, {device} kernels"
+        if not right:
+            yield Control(title, what, "not applicable", "the torch side is wrong without it")
+            continue
+        if needs and not any(quantity == needs for _, quantity in walks["ordinary"].ledger.keys):
+            yield Control(title, what, "not applicable", f"this family has no {needs}")
+            continue
+        walked = walks[in_run].first(1)
+        shown = first_difference([compare(artifact, walked, "float32", "torch", kernels=device, tamper=tamper)])
+        if shown is None:
+            yield Control(title, what, "missed", "nothing")
+            continue
+        link = next(link for link in shown.chain if link.quantity == shown.quantity)
+        yield Control(title, what, "caught", shown.quantity, shown.case, link.error, link.allowed)
 
 
 @contextmanager

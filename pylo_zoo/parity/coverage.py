@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from pylo_zoo.parity.cases import CASES
+from pylo_zoo.parity.cases import CASES, LONG
 from pylo_zoo.parity.plan import NOT_COVERED
 from pylo_zoo.parity.quantities import order
 from pylo_zoo.parity.report import Check, Coverage
@@ -19,13 +19,15 @@ LOOSE = 0.1
 def coverage(checks: Sequence[Check], found: Sequence[Found], besides: Sequence[str]) -> Coverage:
     """The dimensions of the table and what each was tried on; ``besides`` is more that was not covered."""
     tried = {name for check in checks if check.level != "network" for name in check.errors}
-    ranks = {len(case.shape) for case in CASES if case.name in tried}
+    table = [case for case in (*CASES, *LONG) if case.name in tried]
+    ranks = {len(case.shape) for case in table}
     steps = [check for check in checks if check.level == "step"]
     covered = {
         "dtype": _unique(check.dtype for check in checks),
+        "backend": _unique(f"fused on {check.kernels}" if check.kernels else "eager" for check in steps),
         "layout": _unique(check.layout for check in checks if check.layout),
         "rank": [f"{rank}-d" for rank in sorted(ranks)],
-        "shape": [f"{case.name} {_shape(case.shape)}" for case in CASES if case.name in tried],
+        "shape": [f"{case.name} {_shape(case.shape)}" for case in table],
         "regime": _unique(check.name for check in steps if check.kind == "regime"),
         "options": _unique(check.name for check in steps if check.kind == "options"),
         "flags": _unique(check.name for check in steps if check.kind == "flags"),
@@ -52,7 +54,7 @@ def _left_out(checks: Sequence[Check], found: Sequence[Found]) -> Iterable[str]:
             yield f"whole run {check.name}: steps after the first {check.steps}, where the original is no longer finite"
     loose: dict[str, set[str]] = {}
     for each in found:
-        if each.dtype == "float32":
+        if each.dtype == "float32" and not each.kernels:
             allowed = zip(each.walked.ledger.keys, each.allowed, strict=True)
             loose.setdefault(each.walked.run.name, set()).update(what for (_, what), bound in allowed if bound > LOOSE)
     for run, names in loose.items():

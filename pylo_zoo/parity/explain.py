@@ -19,7 +19,8 @@ def first_difference(found: Sequence[Found]) -> Explanation | None:
             step = steps.min()
             first = min(order(each.walked.ledger.keys[key][1]) for key in keys[steps == step])
             candidates = [key for key in keys[steps == step] if order(each.walked.ledger.keys[key][1]) == first]
-            return explain(each, int(step), int(max(candidates, key=lambda key: each.excess[step, key])))
+            at = each.excess[step]
+            return explain(each, int(step), int(max(candidates, key=lambda key: (at[key], each.errors[step, key]))))
     return None
 
 
@@ -61,6 +62,7 @@ def explain(found: Found, step: int, place: int) -> Explanation:
         chain=[
             Link(what, meaning(what), float(found.errors[step, k]), float(found.allowed[k]))
             for k, (name, what) in enumerate(ledger.keys)
-            if name in ("", case)
+            if name in ("", case) and found.compared[k]
         ],
+        kernels=found.kernels,
     )

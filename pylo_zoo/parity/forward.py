@@ -20,7 +20,7 @@ from pylo_zoo.parity import bounds
 from pylo_zoo.parity.jax_mode import x64
 from pylo_zoo.parity.report import Check, Error
 from pylo_zoo.parity.sides import build_reference
-from pylo_zoo.parity.steps import DTYPES
+from pylo_zoo.parity.steps import DTYPES, LONGEST_MESSAGE
 
 Arrays = dict[str, np.ndarray]
 
@@ -52,7 +52,15 @@ def probe(artifact: Artifact, theta: Mapping[str, Any], seed: int) -> Network:
 def checks(artifact: Artifact, network: Network) -> Iterator[Check]:
     """The torch side's outputs against the original's."""
     for dtype in DTYPES:
-        ours = torch_forward(artifact.net().to(getattr(torch, dtype)), network.inputs)
+        try:
+            ours = torch_forward(artifact.net().to(getattr(torch, dtype)), network.inputs)
+        except ZooError:
+            raise
+        except Exception as error:  # a difference of every output
+            raised = f"the network raised {type(error).__name__}: {' '.join(str(error).split())[:LONGEST_MESSAGE]}"
+            errors = {name: Error(float("inf"), 0.0) for name in network.outputs}
+            yield Check("network", dtype, "", "random inputs", 1, errors, broken=[raised])
+            continue
         if ours.keys() != network.outputs.keys():
             raise ZooError(
                 f"The network's probe() gives {sorted(ours)}, the reference's forward() {sorted(network.outputs)}.",

@@ -63,7 +63,8 @@ class Page:
         return phrases.applicable(self.report)
 
     def _row(self, level: str, dtype: str) -> phrases.Row | None:
-        return next((row for row in self.rows if (row.level, row.dtype) == (level, dtype)), None)
+        wanted = level, dtype, ""
+        return next((row for row in self.rows if (row.level, row.dtype, row.kernels) == wanted), None)
 
     @property
     def step64(self) -> phrases.Row | None:
@@ -165,6 +166,7 @@ def _environment() -> Environment:
     )
     words = {"number": phrases.number, "ulps": phrases.ulps, "count": phrases.count, "brief": phrases.brief}
     more = {"located": phrases.located, "measured": phrases.measured, "levels": phrases.LEVELS}
+    more |= {"backend": phrases.backend, "of_kernels": phrases.of_kernels}
     made.globals.update({**words, **more, "percent": phrases.percent, "most": MOST})
     return made
 

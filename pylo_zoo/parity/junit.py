@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from pylo_zoo.parity import phrases
 from pylo_zoo.parity.phrases import UNITS, number
-from pylo_zoo.parity.report import Check, Control, Report
+from pylo_zoo.parity.report import Check, Control, Explanation, Report
 
 _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 MOST = 12
@@ -63,9 +63,14 @@ def _check(suite: ET.Element, check: Check, report: Report) -> None:
     if len(check.broken) > MOST:
         lines.append(f"and {len(check.broken) - MOST} more")
     explanation = report.explanation
-    if explanation and explanation.run == check.name and explanation.dtype == check.dtype and check.level == "step":
+    here = check.level, check.name, check.dtype, check.kernels
+    if explanation and explanation.failed and ("step", *_where(explanation)) == here:
         lines.append(f"It begins with {phrases.located(explanation)}, {phrases.measured(explanation)}.")
     return _case(suite, check.level, name, "failure", message, "\n".join(lines))
+
+
+def _where(explanation: Explanation) -> tuple[str, str, str]:
+    return explanation.run, explanation.dtype, explanation.kernels
 
 
 def _control(suite: ET.Element, control: Control) -> None:
@@ -103,6 +108,8 @@ def _report(report: Report) -> ET.Element:
     _case(suite, "statements", what, *(() if report.statements.passed else ("failure", "contradicted", said_no)))
     for check in report.checks:
         _check(suite, check, report)
+    for each in report.kernels:
+        _case(suite, "kernels", f"fused kernels on {each.device}", *(() if each.compared else ("skipped", each.reason)))
     for control in report.controls:
         _control(suite, control)
     if not report.checks:

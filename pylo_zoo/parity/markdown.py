@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from pylo_zoo.parity import phrases
-from pylo_zoo.parity.phrases import LEVELS, WORDS, number, percent, plain, ulps
+from pylo_zoo.parity.phrases import WORDS, number, percent, plain, ulps
 from pylo_zoo.parity.report import Report
 
 MARKS = {"passed": "✅", "failed": "❌", "not_run": "➖"}
@@ -42,7 +42,7 @@ def _levels(report: Report) -> Iterator[str]:
     head = "level", "dtype", "comparisons", "largest error", "allowed there", "ULPs", "where", "bound used, at most"
     rows = [
         (
-            LEVELS[row.level],
+            row.label,
             row.dtype,
             f"{row.checks - row.failed} of {row.checks}",
             number(row.error.error),
@@ -85,6 +85,8 @@ def render(report: Report) -> str:
             "the movement of the parameter; the largest is of those with a bound under a tenth. ULPs are units in the "
             "last place of the parameter."
         )
+    if said := phrases.of_kernels(report):
+        parts.append(escaped(". ".join(each[:1].upper() + each[1:] for each in said) + "."))
     if report.controls:
         missed = f"; missed: {', '.join(each.name for each in report.missed)}" if report.missed else ""
         names = ", ".join(each.name for each in report.controls if each.status == "caught")

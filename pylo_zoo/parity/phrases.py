@@ -84,10 +84,15 @@ def brief(name: str) -> str:
     return name.partition(":")[0]
 
 
+def backend(kernels: str) -> str:
+    """The implementation that stepped the torch side; empty for the eager one."""
+    return f"fused kernels on {kernels}" if kernels else ""
+
+
 def place(check: Check) -> str:
-    """Which comparison: level, dtype, layout of the torch side, name."""
-    layout = f"{check.layout} layout" if check.layout else ""
-    return ", ".join(part for part in (LEVELS.get(check.level, check.level), check.dtype, layout, check.name) if part)
+    """Which comparison: level, dtype, layout of the torch side, kernels, name."""
+    layout, level = f"{check.layout} layout" if check.layout else "", LEVELS.get(check.level, check.level)
+    return ", ".join(part for part in (level, check.dtype, layout, backend(check.kernels), check.name) if part)
 
 
 def compared(check: Check) -> dict[str, Error]:
@@ -107,10 +112,11 @@ def loose(error: Error) -> bool:
 
 @dataclass(frozen=True)
 class Row:
-    """All comparisons of one level and dtype.
+    """All comparisons of one level, dtype and implementation.
 
     Attributes:
         level, dtype: of the comparisons.
+        kernels: device whose fused kernels stepped the torch side; "" for the eager implementation.
         checks, failed: how many there are, and how many went beyond a bound.
         error: the largest that is held against a bound that is not :func:`loose` (or is beyond it), in the unit of its
             level (:data:`UNITS`); where all are, the largest.
@@ -129,29 +135,53 @@ class Row:
     used: float
     numbers: int
     vague: int
+    kernels: str = ""
+
+    @property
+    def label(self) -> str:
+        """Level and implementation, in words."""
+        return ", ".join(part for part in (LEVELS[self.level], backend(self.kernels)) if part)
 
 
 def rows(report: Report) -> list[Row]:
-    """The comparisons by level and dtype, of which something is held against a bound."""
+    """The comparisons by level, implementation and dtype, of which something is held against a bound."""
     found = []
     for level in LEVELS:
-        for dtype in DTYPES:
-            checks = [check for check in report.of_level(level) if check.dtype == dtype]
-            errors = [(check, name, error) for check in checks for name, error in compared(check).items()]
-            if errors:
-                telling = [item for item in errors if not loose(item[2]) or not item[2].passed]
-                check, name, error = max(telling or errors, key=lambda item: size(item[2]))
-                used = max(each.excess for _, _, each in errors)
-                failed = sum(not each.passed for each in checks)
-                numbers = sum(len(each.errors) for each in checks)
-                vague = numbers - sum(not loose(each) for _, _, each in errors)
-                found.append(Row(level, dtype, len(checks), failed, error, name, check, used, numbers, vague))
+        for kernels in report.devices:
+            for dtype in DTYPES:
+                checks = [check for check in report.of_level(level, kernels) if check.dtype == dtype]
+                if any(compared(check) for check in checks):
+                    found.append(_row(level, dtype, checks, kernels))
     return found
 
 
-def worst(report: Report, level: str = "step", dtype: str = "float64") -> Row | None:
+def _row(level: str, dtype: str, checks: Sequence[Check], kernels: str) -> Row:
+    errors = [(check, name, error) for check in checks for name, error in compared(check).items()]
+    telling = [item for item in errors if not loose(item[2]) or not item[2].passed]
+    check, name, error = max(telling or errors, key=lambda item: size(item[2]))
+    used = max(each.excess for _, _, each in errors)
+    failed = sum(not each.passed for each in checks)
+    numbers = sum(len(each.errors) for each in checks)
+    vague = numbers - sum(not loose(each) for _, _, each in errors)
+    return Row(level, dtype, len(checks), failed, error, name, check, used, numbers, vague, kernels)
+
+
+def worst(report: Report, level: str = "step", dtype: str = "float64", kernels: str = "") -> Row | None:
     """One row of :func:`rows`; None without."""
-    return next((row for row in rows(report) if (row.level, row.dtype) == (level, dtype)), None)
+    wanted = level, dtype, kernels
+    return next((row for row in rows(report) if (row.level, row.dtype, row.kernels) == wanted), None)
+
+
+def of_kernels(report: Report) -> list[str]:
+    """What the report says of the fused kernels of each device, a clause each; nothing if it is older than they are."""
+    found = []
+    for each in report.kernels:
+        if not each.compared:
+            found.append(f"fused kernels on {each.device} were not compared: {each.reason}")
+            continue
+        eager = f" (eager steps {', '.join(each.uncovered)})" if each.uncovered else ""
+        found.append(f"fused kernels on {each.device} were compared in float32{eager}")
+    return found
 
 
 def applicable(report: Report) -> int:
@@ -182,11 +212,12 @@ def link_of(explanation: Explanation) -> Link | None:
 
 
 def located(explanation: Explanation) -> str:
-    """Quantity, parameter, step (from 1), run, dtype and layout."""
+    """Quantity, parameter, step (from 1), run, dtype, layout and implementation."""
     of = f" of {explanation.case}" if explanation.case else ""
+    side = explanation.dtype, f"{explanation.layout} layout", backend(explanation.kernels)
     return (
         f"{explanation.quantity}{of}, at step {explanation.step + 1} of the run “{explanation.run}” "
-        f"({explanation.dtype}, {explanation.layout} layout)"
+        f"({', '.join(part for part in side if part)})"
     )
 
 
@@ -221,19 +252,55 @@ def failures(report: Report) -> Iterator[str]:
     if said := report.statements.contradictions:
         yield f"{count(len(said), 'statement')} of the source contradicted: {'; '.join(said)}."
     if wrong := [check for check in report.checks if not check.passed]:
-        yield f"{len(wrong)} of {count(len(report.checks), 'comparison')} are beyond their bounds."
-        if report.explanation and (link := link_of(report.explanation)) and not link.passed:
+        levels = list(dict.fromkeys(", ".join(filter(None, (LEVELS[c.level], backend(c.kernels)))) for c in wrong))
+        yield (
+            f"{len(wrong)} of {count(len(report.checks), 'comparison')} are beyond their bounds ({'; '.join(levels)})."
+        )
+        if report.explanation and report.explanation.failed:
             yield f"The first quantity that differs: {located(report.explanation)}, {measured(report.explanation)}."
         else:
-            check = max(wrong, key=lambda each: max((error.excess for error in each.errors.values()), default=0.0))
-            if check.errors:
-                error = check.errors[check.worst]
-                yield (
-                    f"Worst: {check.worst} ({place(check)}), off by {number(error.error)} {UNITS[check.level]}, "
-                    f"where {number(error.allowed)} is allowed."
-                )
+            yield _worst_of(wrong)
+            if report.of_level("step") and all(check.passed for check in report.checks if check.level == "step"):
+                yield "Every quantity of every single step is within its bound."
     if missed := report.missed:
         yield f"{count(len(missed), 'planted fault')} missed: {', '.join(each.name for each in missed)}."
+    if report.untried:
+        yield "No planted fault could be tried."
+
+
+def _worst_of(wrong: Sequence[Check]) -> str:
+    """The failed comparison that is furthest beyond its bounds."""
+    check = max(wrong, key=lambda each: max((error.excess for error in each.errors.values()), default=0.0))
+    if not check.errors or not check.steps:
+        return f"Nothing was compared: {place(check)}."
+    error = check.errors[check.worst]
+    if error.passed or (check.broken and check.level != "step"):
+        return f"Off: {check.broken[0]} ({place(check)})." if check.broken else f"Failed: {place(check)}."
+    return (
+        f"Worst: {check.worst} ({place(check)}), off by {number(error.error)} {UNITS[check.level]}, "
+        f"where {number(error.allowed)} is allowed."
+    )
+
+
+LOOK = {
+    "network": "the network's weights and its forward pass",
+    "trajectory": "what single steps do not use: the state that one step leaves to the next",
+    "original": "the reference: it disagrees with the original package",
+}
+"""Where to look when a level fails and every single step agrees."""
+
+
+def where_to_look(report: Report) -> str:
+    """What to do about a report that failed, in a sentence."""
+    if report.explanation and report.explanation.failed:
+        return "The first difference says where to look; --explain and --html show more."
+    if levels := list(dict.fromkeys(check.level for check in report.checks if not check.passed)):
+        if "step" in levels:
+            return "Some single steps were not compared: the original is not finite there; --html shows which."
+        return f"Single steps agree: look at {joined([LOOK[level] for level in levels])}; --html shows more."
+    if not report.leaves.passed:
+        return "Convert the checkpoint again: leaves are missing, extra or different; --html lists them."
+    return "Correct the behaviour with --set when you convert: the report lists what the source contradicts."
 
 
 def evidence(report: Report) -> Iterator[str]:
@@ -252,6 +319,12 @@ def evidence(report: Report) -> Iterator[str]:
             f"over whole runs of up to {count(steps, 'step')} the float64 parameters stay within "
             f"{number(run.error.error)} of their movement"
         )
+    for kernels in report.devices[1:]:
+        if row := worst(report, "step", "float32", kernels):
+            yield (
+                f"the {backend(kernels)} stay within {number(row.error.error)} of the update in single float32 steps, "
+                f"at most {percent(row.used)} of a bound"
+            )
     if applicable(report):
         yield f"{caught(report)} of {applicable(report)} planted faults were caught"
     yield f"{equal_leaves(report)} of {report.leaves.compared} leaves are equal bit for bit"
@@ -262,7 +335,9 @@ def verdict(report: Report) -> str:
     if report.status == "passed":
         return f"The torch port of {report.name} computes what its JAX original computes: {joined(evidence(report))}."
     if report.status == "failed":
-        return f"The torch port of {report.name} is not its JAX original. " + " ".join(failures(report))
+        right = all(each.passed for each in (report.leaves, report.statements, *report.checks))
+        said = "was not proven to be its JAX original" if right else "is not its JAX original"
+        return f"The torch port of {report.name} {said}. " + " ".join(failures(report))
     leaves = f"{equal_leaves(report)} of {report.leaves.compared} leaves are equal bit for bit"
     return f"Whether the torch port of {report.name} computes the same was not tested: {report.reason}. Yet {leaves}."
 

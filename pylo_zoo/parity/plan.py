@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 
 from pylo_zoo import converters
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.parity.cases import CASES, REDUCED, REGIMES
+from pylo_zoo.parity.cases import CASES, FEW, LONG, REDUCED, REGIMES
 from pylo_zoo.parity.steps import Run
 
 WIDTHS = {"tall dense": 2.0, "square dense": 4.0}
@@ -28,13 +29,19 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 SCHEDULE = (0.0, 0.5, 2.0)
 """What the learning rate is multiplied by, step by step: a warm-up."""
 
+LONG_RUN = "long tensors"
+LARGEST_OFFSET = 8.0
+"""Of a learned decay: ``exp(10·8)`` is still a float32 number. A decay with an offset below minus this is 1."""
+BELOW, ABOVE = "decays below 0", "decays above 1"
+
 NOT_COVERED = (
     "infinite gradients: their square overflows, and the original's result is not a number",
     "NaN gradients of rules that say nothing of them, and losses that are not finite",
-    "16-bit parameters (the update is computed in float32 for them), and devices other than the CPU",
-    "parameters of more than five axes, of more than 450 elements, and empty ones",
+    "16-bit parameters and gradients (the update is computed in float32 for them), eager steps on a GPU",
+    "parameters of more than five axes, of more than 71,033 elements, and empty ones",
     "parameters without a gradient, widths from mup's infshape, and what param_groups decides",
     "runs of more than 200 steps",
+    "torch.compile, sharded parameters, kernels on several threads, tensors that are not contiguous, lr as a tensor",
     "several parameter groups with options of their own, L2 decay, accumulated gradients, skipped steps and master "
     "copies (the project's tests cover them)",
 )
@@ -50,6 +57,8 @@ def plan(artifact: Artifact) -> Iterator[Run]:
     for regime in REGIMES.values():
         if regime.name != "NaN":
             yield Run("regime", regime.name, regime.name, CASES, hyper, steps=regime.steps)
+    long = LONG if reference.rule.routes else tuple(case for case in LONG if case.rule is None)
+    yield Run("regime", LONG_RUN, "ordinary", long, hyper, steps=2, layouts=("torch",), table=LONG, noted=False)
     if reference.defines_nan:
         without = {"clip_norm": None} if "clip_norm" in reference.hyper else {}
         yield Run("regime", "NaN", "NaN", REDUCED, hyper | without, steps=REGIMES["NaN"].steps)
@@ -62,6 +71,8 @@ def plan(artifact: Artifact) -> Iterator[Run]:
         yield Run("options", "learned rule for all", "ordinary", learned, hyper, layouts=("torch",))
     lrs = [hyper["lr"] * factor for factor in SCHEDULE]
     yield Run("options", "learning rate schedule", "ordinary", REDUCED, hyper, lrs=lrs, layouts=("torch",))
+    for name, changes in clamped(artifact).items():
+        yield Run("flags", name, "ordinary", FEW, hyper, behavior=changes, steps=2, layouts=("torch",))
     for name, changes in flags(artifact.behavior).items():
         yield Run("flags", name, "ordinary", REDUCED, hyper, behavior=changes, layouts=("torch",))
 
@@ -81,6 +92,28 @@ def flags(behavior: Any) -> dict[str, dict[str, Any]]:
         elif isinstance(value, (int, float, tuple)):
             numbers[field.name] = _other(value)
     found = {"switches thrown: " + ", ".join(switches): switches, "numbers changed: " + ", ".join(numbers): numbers}
+    return {name: changes for name, changes in found.items() if changes}
+
+
+def clamped(artifact: Artifact) -> dict[str, dict[str, Any]]:
+    """Behaviours whose decays of second moments leave [0, 1], where they are clipped (SPEC §1, §3).
+
+    Learned decays ``1 − (1 − d0)·exp(10·offset)`` are below 1 whatever the offset: initial values are chosen that take
+    each to -0.5. Above 1 only the decay of ``second_moment`` is tried: where ``diag`` stays at zero, VeLO's
+    ``m·diag^-½`` divides by it.
+    """
+    behavior, offsets = artifact.behavior, artifact.tensors
+    if not hasattr(behavior, "initial_adafactor_decays"):  # celo-adam's moments are Adam's own, and are not clipped
+        return {}
+    found: dict[str, dict[str, Any]] = {BELOW: {}, ABOVE: {}}
+    for name in ("rms", "adafactor"):
+        field, learned = f"initial_{name}_decays", offsets.get(f"{name}_decays")
+        if learned is None:
+            found[BELOW][field] = (-0.5,) * len(getattr(behavior, field))
+            if name == "rms":
+                found[ABOVE][field] = (1.5,) * len(getattr(behavior, field))
+        elif min(learned.tolist()) > -LARGEST_OFFSET:
+            found[BELOW][field] = tuple(min(0.0, 1 - 1.5 * math.exp(-10 * each)) for each in learned.tolist())
     return {name: changes for name, changes in found.items() if changes}
 
 

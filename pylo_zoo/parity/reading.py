@@ -13,12 +13,14 @@ from typing import Any, NoReturn, TypeVar
 
 from pylo_zoo.errors import ZooError
 from pylo_zoo.parity.report import (
+    READABLE_VERSIONS,
     SCHEMA_VERSION,
     Check,
     Control,
     Coverage,
     Error,
     Explanation,
+    Kernels,
     Leaves,
     Link,
     Quantity,
@@ -40,12 +42,14 @@ HINT = "Fetch the artifact again, or prove it again with `pylo-zoo verify`."
 
 KEYS = (
     *("schema_version", "status", "name", "family", "source", "fingerprint", "leaves", "statements", "settings"),
-    *("checks", "quantities", "controls", "explanation", "coverage", "environment", "vectors_sha256", "created"),
+    *("checks", "quantities", "controls", "explanation", "coverage", "kernels", "environment"),
+    *("vectors_sha256", "created"),
 )
 DTYPES = ("float64", "float32")
 LAYOUTS = ("torch", "jax")
 LEVELS = ("network", "step", "trajectory", "original")
 KINDS = ("regime", "options", "flags")
+DEVICES = ("cpu", "cuda")
 STATUSES = ("caught", "missed", "not applicable")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TIME = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(Z|[+-][0-9]{2}:[0-9]{2}))?")
@@ -57,12 +61,12 @@ def read(values: Any) -> Report:
     Raises:
         ZooError: it is no such content, of another version, larger than any report, or contradicts itself.
     """
-    if isinstance(values, dict) and values.get("schema_version") != SCHEMA_VERSION:
+    if isinstance(values, dict) and values.get("schema_version") not in READABLE_VERSIONS:
         version = _shown(values.get("schema_version"))
         raise ZooError(
             f"parity.json has schema_version {version}, not {SCHEMA_VERSION}.", "Update pylo-zoo, or prove it again."
         )
-    found = _object(values, KEYS, "it", optional=("reason", "defaults"))
+    found = _object(_current(values), KEYS, "it", optional=("reason", "defaults"))
     report = Report(
         name=_text(found["name"], "name"),
         family=_text(found["family"], "family"),
@@ -76,6 +80,7 @@ def read(values: Any) -> Report:
         controls=_list(found["controls"], "controls", _control),
         explanation=_optional(_explanation, found["explanation"]),
         coverage=_optional(_coverage, found["coverage"]),
+        kernels=_list(found["kernels"], "kernels", _kernels),
         environment=_mapping(found["environment"], "environment", _text),
         recorded_sha256=_optional(lambda value: _matching(_SHA256, value, "vectors_sha256"), found["vectors_sha256"]),
         created=_matching(_TIME, found["created"], "created"),
@@ -86,6 +91,18 @@ def read(values: Any) -> Report:
     if (report.status == "not_run" and not report.reason) or (report.status == "passed" and report.reason):
         _refuse(f"its status is {report.status!r}, and its reason {_shown(report.reason)}")
     return report
+
+
+def _current(values: Any) -> Any:
+    """A report of an older version with what it lacks, in the present form; its own fields are not checked here."""
+    if not isinstance(values, dict) or values["schema_version"] == SCHEMA_VERSION:
+        return values
+    found = {"kernels": [], **values}
+    if isinstance(values.get("checks"), list):
+        found["checks"] = [{"kernels": "", **each} if isinstance(each, dict) else each for each in values["checks"]]
+    if isinstance(values.get("explanation"), dict):
+        found["explanation"] = {"kernels": "", **values["explanation"]}
+    return found
 
 
 # --- the records -------------------------------------------------------------------------------------------------
@@ -136,7 +153,7 @@ def _settings(value: Any) -> Settings:
 def _checks(value: Any) -> list[Check]:
     checks = _list(value, "checks", _check)
     names = {name for check in checks for name in check.errors}
-    settings = {(check.level, check.kind, check.name) for check in checks}
+    settings = {(check.level, check.kind, check.name, check.kernels) for check in checks}
     if max(len(names), len(settings)) > MOST_NAMES:
         _refuse(f"its checks are of more than {MOST_NAMES} parameters or settings")
     return checks
@@ -144,7 +161,7 @@ def _checks(value: Any) -> list[Check]:
 
 def _check(value: Any, what: str) -> Check:
     keys = ("level", "dtype", "layout", "name", "steps", "errors", "kind", "broken", "by_step", "passed", "worst")
-    found = _object(value, keys, what)
+    found = _object(value, (*keys, "kernels"), what)
     level = _choice(found["level"], LEVELS, f"{what}.level")
     errors = _mapping(found["errors"], f"{what}.errors", _error)
     if not errors:
@@ -162,6 +179,9 @@ def _check(value: Any, what: str) -> Check:
         broken=_texts(found["broken"], f"{what}.broken"),
         by_step=_list(found["by_step"], f"{what}.by_step", _infinite, most=MOST_STEPS),
         recorded_worst=_choice(found["worst"], tuple(errors), f"{what}.worst"),
+        kernels=_choice(
+            found["kernels"], ("", *DEVICES) if level in ("step", "trajectory") else ("",), f"{what}.kernels"
+        ),
     )
     if check.by_step and len(check.by_step) != check.steps:
         _refuse(f"{what} has {check.steps} steps and {len(check.by_step)} errors by step")
@@ -181,6 +201,17 @@ def _beyond(error: Error) -> Error:
     """``error``, which failed before both its numbers were cut to the same four digits, beyond its bound again."""
     same = error.allowed is not None and error.error == error.allowed > 0
     return Error(math.nextafter(error.error, math.inf), error.allowed, error.ulps) if same else error
+
+
+def _kernels(value: Any, what: str) -> Kernels:
+    found = _object(value, ("device", "reason", "uncovered", "compared"), what)
+    kernels = Kernels(
+        _choice(found["device"], DEVICES, f"{what}.device"),
+        _text(found["reason"], f"{what}.reason"),
+        _texts(found["uncovered"], f"{what}.uncovered"),
+    )
+    _agrees(kernels.compared, found["compared"], f"{what}.compared")
+    return kernels
 
 
 def _quantity(value: Any, what: str) -> Quantity:
@@ -213,7 +244,7 @@ def _control(value: Any, what: str) -> Control:
 
 def _explanation(value: Any) -> Explanation:
     keys = ("run", "dtype", "layout", "step", "case", "shape", "quantity", "meaning", "index", "ours", "theirs")
-    found = _object(value, (*keys, "misfit", "off_in", "right_in", "chain"), "explanation")
+    found = _object(value, (*keys, "misfit", "off_in", "right_in", "chain", "kernels"), "explanation")
     texts = {key: _text(found[key], f"explanation.{key}") for key in ("run", "case", "quantity", "meaning")}
     chain = _list(found["chain"], "explanation.chain", _link)
     if not chain:
@@ -231,6 +262,7 @@ def _explanation(value: Any) -> Explanation:
         off_in=_texts(found["off_in"], "explanation.off_in"),
         right_in=_texts(found["right_in"], "explanation.right_in"),
         chain=chain,
+        kernels=_choice(found["kernels"], ("", *DEVICES), "explanation.kernels"),
     )
 
 

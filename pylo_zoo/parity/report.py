@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+READABLE_VERSIONS = (2, 3)
+"""Version 2 lacks what is said of kernels: its checks ran the eager implementation."""
 DIGITS = 4
 """Significant digits of an error in JSON."""
 
@@ -86,6 +88,7 @@ class Check:
         broken: intermediate quantities beyond their bounds, as "quantity of parameter".
         by_step: the largest error of any parameter after each step.
         recorded_worst: :attr:`worst` as a file has it, whose four digits may no longer tell it.
+        kernels: device whose fused kernels stepped the torch side, such as "cpu"; "" for the eager implementation.
     """
 
     level: str
@@ -98,6 +101,7 @@ class Check:
     broken: Sequence[str] = ()
     by_step: Sequence[float] = ()
     recorded_worst: str | None = field(default=None, repr=False)
+    kernels: str = ""
 
     @property
     def worst(self) -> str:
@@ -150,6 +154,7 @@ class Explanation:
 
     Attributes:
         run, dtype, layout, step: where; ``step`` is 0-based.
+        kernels: device whose fused kernels stepped the torch side; "" for the eager implementation.
         case, shape: the parameter, ``""`` for what belongs to the run, and the shape of the quantity in JAX layout.
         quantity, meaning: the quantity.
         index: of the element that is off most, in JAX layout, behind the channel.
@@ -174,6 +179,7 @@ class Explanation:
     off_in: Sequence[str]
     right_in: Sequence[str]
     chain: Sequence[Link]
+    kernels: str = ""
 
     @property
     def failed(self) -> bool:
@@ -199,6 +205,25 @@ class Control:
     case: str = ""
     error: float | None = None
     allowed: float | None = None
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Whether the fused kernels of one kind of device were compared.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        reason: why they were not compared; "" if they were.
+        uncovered: parameters that the kernels do not cover, so that the eager implementation steps them.
+    """
+
+    device: str
+    reason: str = ""
+    uncovered: Sequence[str] = ()
+
+    @property
+    def compared(self) -> bool:
+        return not self.reason
 
 
 @dataclass(frozen=True)
@@ -243,6 +268,7 @@ class Report:
     controls: Sequence[Control] = ()
     explanation: Explanation | None = None
     coverage: Coverage | None = None
+    kernels: Sequence[Kernels] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     vectors: bytes | None = field(default=None, repr=False)
     created: str = ""
@@ -286,13 +312,18 @@ class Report:
 
     @property
     def untried(self) -> bool:
-        """Whether everything is right, and of the planted faults none could be tried: a run that cannot fail."""
-        none = bool(self.controls) and all(control.status == "not applicable" for control in self.controls)
+        """Whether everything is right, and no planted fault could be tried: such a run cannot fail."""
+        none = bool(self.checks) and all(control.status == "not applicable" for control in self.controls)
         return none and all(each.passed for each in (self.leaves, self.statements, *self.checks))
 
-    def of_level(self, level: str) -> list[Check]:
-        """The checks of one level."""
-        return [check for check in self.checks if check.level == level]
+    def of_level(self, level: str, kernels: str = "") -> list[Check]:
+        """The checks of one level: of the eager implementation, or of the kernels of a device."""
+        return [check for check in self.checks if check.level == level and check.kernels == kernels]
+
+    @property
+    def devices(self) -> list[str]:
+        """The devices whose kernels were compared, after "" for the eager implementation."""
+        return list(dict.fromkeys(["", *(check.kernels for check in self.checks)]))
 
     def worst_step(self, dtype: str) -> tuple[str, Error] | None:
         """Parameter and error of the largest single-step error of a parameter in ``dtype``; None without any."""
@@ -317,6 +348,7 @@ class Report:
             "controls": [asdict(each) for each in self.controls],
             "explanation": asdict(self.explanation) if self.explanation else None,
             "coverage": asdict(self.coverage) if self.coverage else None,
+            "kernels": [{**asdict(each), "compared": each.compared} for each in self.kernels],
             "environment": dict(self.environment),
             "vectors_sha256": self.vectors_sha256,
             "created": self.created,

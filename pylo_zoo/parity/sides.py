@@ -6,7 +6,7 @@ Both sides take and give numpy arrays in JAX's layout, so that a step of one can
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
@@ -17,6 +17,7 @@ import torch
 from pylo_zoo import config, converters
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
+from pylo_zoo.kernels import Kernels
 from pylo_zoo.ops.trace import listening
 from pylo_zoo.optim import optimizer_class
 from pylo_zoo.optim.controlled import ControlledOptimizer
@@ -56,6 +57,10 @@ class Outcome(NamedTuple):
     notes: Notes
 
 
+Tamper = Callable[[Kernels], Any]
+"""Gives the kernels that take the place of a device's kernels: how a fault of theirs is planted."""
+
+
 class Side(Protocol):
     """One step from ``before``; ``lr`` is this step's, where a schedule changes it."""
 
@@ -91,6 +96,8 @@ class TorchSide:
         hyper: arguments of the optimizer.
         dtype: "float32" or "float64".
         layout: "torch" or "jax".
+        kernels: device whose fused kernels step the parameters; "" for the eager implementation on the CPU.
+        tamper: plants a fault in these kernels.
     """
 
     def __init__(
@@ -101,8 +108,10 @@ class TorchSide:
         hyper: Mapping[str, Any],
         dtype: str,
         layout: str,
+        kernels: str = "",
+        tamper: Tamper | None = None,
     ) -> None:
-        self._dtype = getattr(torch, dtype)
+        self._dtype, self._device = getattr(torch, dtype), torch.device(kernels or "cpu")
         self._cases = {case.name: case for case in cases}
         self._kept = {case.name: case.torch if layout == "torch" else "jax" for case in cases}
         self._parameters = {name: torch.nn.Parameter(self._tensor(name, start[name])) for name in self._cases}
@@ -112,10 +121,15 @@ class TorchSide:
         hyper = dict(hyper)
         widths = hyper.pop("width_mult", {})
         cls: Any = optimizer_class(artifact.family)
-        if issubclass(cls, (RuledOptimizer, ControlledOptimizer)):  # the plain text, whose every quantity can be seen
-            hyper["backend"] = "eager"
+        if issubclass(cls, (RuledOptimizer, ControlledOptimizer)):  # every quantity of eager steps can be seen
+            hyper["backend"] = "fused" if kernels else "eager"
+        self.eager: set[str] = set()
+        """Cases that the eager implementation stepped."""
         with _without_advice():
             self._optimizer: Any = cls([self._group(case, widths) for case in cases], weights=artifact, **hyper)
+        if tamper is not None:
+            own = self._optimizer.kernels_of
+            self._optimizer.kernels_of = lambda p: None if (found := own(p)) is None else tamper(found)
         self._lr = self._optimizer.param_groups[0]["lr"]
         self._names = {p: name for name, p in self._parameters.items()}
         self._listen()
@@ -153,7 +167,7 @@ class TorchSide:
         params = {name: self._array(name, p) for name, p in self._parameters.items()}
         state = {name: {k: v for k, v in self._state(name).items() if k != "step"} for name in self._cases}
         group = self._optimizer.param_groups[0]
-        run = {key: group[key].detach().numpy().copy() for key in self._optimizer.run_keys}
+        run = {key: group[key].detach().cpu().numpy().copy() for key in self._optimizer.run_keys}
         return Snapshot(params, state, run)
 
     def _group(self, case: Case, widths: Mapping[str, float]) -> dict[str, Any]:
@@ -169,7 +183,7 @@ class TorchSide:
             self._optimizer.step(loss=torch.tensor(loss, dtype=self._dtype))
         for name, p in self._parameters.items():
             if p.grad is None or not np.array_equal(
-                self._array(name, p.grad), grads[name].astype(p.grad.numpy().dtype), True
+                self._array(name, p.grad), grads[name].astype(p.grad.cpu().numpy().dtype), True
             ):
                 self.misfits[name, PARAMETER] = "the optimizer changed p.grad"
 
@@ -219,6 +233,7 @@ class TorchSide:
 
         def updating(item: Any, *args: Any) -> None:
             self._subject = self._names[item.parameter]
+            self.eager.add(self._subject)
             update(item, *args)
             self._subject = ""  # stays where the update raises
 
@@ -232,7 +247,7 @@ class TorchSide:
         if self._subject:
             self._notes[self._subject, quantity] = self._array(self._subject, value)
         else:
-            _spread(self._notes, quantity, value.detach().numpy().copy(), self._rows)
+            _spread(self._notes, quantity, value.detach().cpu().numpy().copy(), self._rows)
 
     # --- layouts ---
 
@@ -240,11 +255,12 @@ class TorchSide:
         """JAX layout to the parameter's own; axes before the parameter's stay."""
         value = np.asarray(value)
         axes = self._axes(name, value.ndim)
-        return torch.from_numpy(np.array(value if axes is None else value.transpose(axes), order="C")).to(self._dtype)
+        ordered = np.array(value if axes is None else value.transpose(axes), order="C")
+        return torch.from_numpy(ordered).to(self._device, self._dtype)
 
     def _array(self, name: str, tensor: torch.Tensor) -> np.ndarray:
         """The inverse; a copy."""
-        value = tensor.detach().numpy()
+        value = tensor.detach().cpu().numpy()
         axes = self._axes(name, value.ndim)
         return np.array(value if axes is None else value.transpose(np.argsort(axes)), order="C")
 
@@ -302,15 +318,17 @@ class JaxSide:
         """The snapshot before the first step."""
         return self._export(self._params, self._state)
 
-    def step(self, before: Snapshot, grads: Arrays, loss: float, lr: float | None = None) -> Outcome:
-        """One step from ``before``."""
+    def step(
+        self, before: Snapshot, grads: Arrays, loss: float, lr: float | None = None, *, noted: bool = True
+    ) -> Outcome:
+        """One step from ``before``; ``noted`` is whether the outcome has its notes."""
         with x64():
             reference = self._reference if lr is None else self._build({**self._hyper, "lr": lr})
             params = {name: np.asarray(value, self._dtype) for name, value in before.params.items()}
             grads = {name: np.asarray(grads[name], self._dtype) for name in self._cases}
-            params, state, noted = reference.traced_update(params, grads, self._restore(before), loss)
+            params, state, traced = reference.traced_update(params, grads, self._restore(before), loss)
             notes: Notes = {}
-            for (name, quantity), value in noted.items():
+            for (name, quantity), value in traced.items() if noted else ():
                 if name:
                     notes[name, quantity] = np.asarray(value)
                 else:

@@ -16,14 +16,16 @@ import numpy as np
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
 from pylo_zoo.parity import bounds, cases
-from pylo_zoo.parity.cases import Case
-from pylo_zoo.parity.quantities import PARAMETER, order
-from pylo_zoo.parity.sides import JaxSide, Outcome, Snapshot, TorchSide, with_behavior
+from pylo_zoo.parity.cases import CASES, Case
+from pylo_zoo.parity.quantities import PARAMETER, PER_TENSOR, order
+from pylo_zoo.parity.sides import JaxSide, Misfit, Outcome, Snapshot, Tamper, TorchSide, with_behavior
 
 DTYPES = ("float64", "float32")
 LAYOUTS = ("torch", "jax")
 Key = tuple[str, str]
 """Case, ``""`` for the run, and quantity."""
+LONGEST_MESSAGE = 300
+"""Characters of an exception's message that a report keeps."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Run:
         lrs: learning rates by step, where a schedule changes them.
         steps: how many.
         layouts: of the torch side.
+        table: all parameters of which ``cases`` are some; parameters and gradients are drawn for all of them.
+        noted: whether intermediate quantities are compared, besides state and parameters.
     """
 
     kind: str
@@ -51,6 +55,8 @@ class Run:
     lrs: Sequence[float] | None = None
     steps: int = 3
     layouts: Sequence[str] = LAYOUTS
+    table: Sequence[Case] = CASES
+    noted: bool = True
 
 
 @dataclass(frozen=True)
@@ -154,8 +160,9 @@ def quantities(outcome: Outcome) -> dict[Key, np.ndarray]:
 def walk(artifact: Artifact, theta: Mapping[str, Any], run: Run, seed: int) -> Walk:
     """Walk the reference along ``run``, while it is finite."""
     changed = with_behavior(artifact, run.behavior)
-    start = cases.parameters(seed, cases.REGIMES[run.regime].scale)
-    grads, losses = cases.gradients(seed, run.regime, run.steps), cases.losses(seed, run.regime, run.steps)
+    start = cases.parameters(seed, cases.REGIMES[run.regime].scale, run.table)
+    grads = cases.gradients(seed, run.regime, run.steps, run.table)
+    losses = cases.losses(seed, run.regime, run.steps)
     double, single = (JaxSide(changed, theta, run.cases, start, run.hyper, dtype) for dtype in DTYPES)
     now = rounded(double.fresh())
     if "step" in now.run:
@@ -165,13 +172,13 @@ def walk(artifact: Artifact, theta: Mapping[str, Any], run: Run, seed: int) -> W
     noise: np.ndarray | None = None
     for step in range(run.steps):
         lr = run.lrs[step] if run.lrs else None
-        exact = double.step(now, grads[step], losses[step], lr)
+        exact = double.step(now, grads[step], losses[step], lr, noted=run.noted)
         ledger = ledger or Ledger(exact)
         truth = ledger.flat(exact)
         if not np.isfinite(truth).all():
             break
         unit = ledger.units(truth, now)
-        rough = ledger.flat(single.step(now, grads[step], losses[step], lr))
+        rough = ledger.flat(single.step(now, grads[step], losses[step], lr, noted=run.noted))
         errors = ledger.worst(ledger.errors(rough, truth, unit))
         noise = errors if noise is None else np.maximum(noise, errors)
         before.append(now)
@@ -204,7 +211,10 @@ class Found:
         ours: the quantities after each step, flat.
         errors: by step and key, in units.
         allowed: by key; infinite where the original's own float32 gives no number, so that nothing is compared.
-        misfits: state that could not be put in place, by key, with the reason.
+        misfits: state that could not be put in place, or what the optimizer raised, by key.
+        kernels: device whose fused kernels stepped; "" for the eager implementation.
+        compared: by key, whether the side shows the quantity; kernels show no intermediate quantity of a parameter.
+        eager: cases that the eager implementation stepped.
     """
 
     walked: Walk
@@ -214,6 +224,9 @@ class Found:
     errors: np.ndarray
     allowed: np.ndarray
     misfits: Mapping[Key, str]
+    kernels: str
+    compared: np.ndarray
+    eager: frozenset[str]
 
     @property
     def excess(self) -> np.ndarray:
@@ -227,21 +240,45 @@ class Found:
         return self.errors > self.allowed
 
 
-def compare(artifact: Artifact, walked: Walk, dtype: str, layout: str, max_error: float = bounds.MAX_ERROR) -> Found:
-    """Take every step of ``walked`` with the torch optimizer, from the same beginnings."""
+def compare(
+    artifact: Artifact,
+    walked: Walk,
+    dtype: str,
+    layout: str,
+    max_error: float = bounds.MAX_ERROR,
+    kernels: str = "",
+    tamper: Tamper | None = None,
+) -> Found:
+    """Take every step of ``walked`` with the torch optimizer, from the same beginnings.
+
+    Args:
+        artifact: of the torch side.
+        walked: the reference's side.
+        dtype: "float32" or "float64"; kernels have float32 alone.
+        layout: "torch" or "jax".
+        max_error: largest float64 error of a parameter.
+        kernels: device whose fused kernels step; "" for the eager implementation.
+        tamper: plants a fault in these kernels.
+
+    Raises:
+        ZooError: the optimizer cannot be built, or the two sides do not keep the same state.
+    """
     run, ledger = walked.run, walked.ledger
-    side = TorchSide(
-        with_behavior(artifact, run.behavior), run.cases, walked.before[0].params, run.hyper, dtype, layout
-    )
+    side: TorchSide | None = None
     ours, errors, misfits = [], [], {}
     for step, before in enumerate(walked.before):
         try:
+            side = side or TorchSide(
+                *(with_behavior(artifact, run.behavior), run.cases, before.params, run.hyper, dtype, layout),
+                kernels=kernels,
+                tamper=tamper,
+            )
             outcome = side.step(before, walked.grads[step], walked.losses[step], run.lrs[step] if run.lrs else None)
-        except ZooError:
-            raise
         except Exception as error:  # whatever a broken port raises is a difference, and has a place
-            place = side.subject or run.cases[0].name, PARAMETER
-            misfits[place] = f"the optimizer raised {type(error).__name__}: {error}"
+            if isinstance(error, Misfit) or (side is None and isinstance(error, ZooError)):
+                raise
+            place, misfits_here = _raised(error, side, step, run)
+            misfits |= misfits_here
             ours.append(walked.truth[step])
             errors.append(np.zeros(len(ledger.keys)))
             errors[-1][ledger.index[place]] = np.inf
@@ -249,8 +286,10 @@ def compare(artifact: Artifact, walked: Walk, dtype: str, layout: str, max_error
         flat = ledger.flat(outcome)
         ours.append(flat)
         errors.append(ledger.worst(ledger.errors(flat, walked.truth[step], walked.units[step])))
-    table = np.array(errors)
-    for key, why in side.misfits.items():
+    table = np.array(errors).reshape(len(errors), len(ledger.keys))
+    compared = np.array([not kernels or _shown_by_kernels(key, walked) for key in ledger.keys])
+    table[:, ~compared] = 0.0
+    for key, why in side.misfits.items() if side else ():
         place = key if key in ledger.index else (key[0], PARAMETER)
         table[:, ledger.index[place]] = np.inf
         misfits[place] = why
@@ -258,11 +297,29 @@ def compare(artifact: Artifact, walked: Walk, dtype: str, layout: str, max_error
     if dtype == "float64":
         updates = [ledger.index[name, PARAMETER] for name in (case.name for case in run.cases)]
         allowed[updates] = np.minimum(allowed[updates], max_error)
-    return Found(walked, dtype, layout, ours, table, allowed, misfits)
+    eager = frozenset(side.eager if side else ())
+    return Found(walked, dtype, layout, ours, table, allowed, misfits, kernels, compared, eager)
 
 
-def all_layouts(run: Run) -> Iterator[tuple[str, str]]:
-    """Each dtype and layout that ``run`` is tried in."""
-    for dtype in DTYPES:
+def _raised(error: Exception, side: TorchSide | None, step: int, run: Run) -> tuple[Key, dict[Key, str]]:
+    """The place of an exception, and what the report says of it there."""
+    subject = side.subject if side else ""
+    message = " ".join(str(error).split())[:LONGEST_MESSAGE]
+    when = f"at step {step + 1}" + (f" of {subject}" if subject else "") if side else "when it was built"
+    place = subject or run.cases[0].name, PARAMETER
+    return place, {place: f"the optimizer raised {type(error).__name__} {when}: {message}"}
+
+
+def _shown_by_kernels(key: Key, walked: Walk) -> bool:
+    """Whether a side that runs kernels shows this quantity: state, parameters, and what is computed before them."""
+    case, quantity = key
+    if not case or quantity == PARAMETER or quantity.startswith(PER_TENSOR):
+        return True
+    return bool(walked.before) and quantity in walked.before[0].state[case]
+
+
+def all_sides(run: Run, devices: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Each dtype, layout and device of kernels ("" for the eager implementation) that ``run`` is tried in."""
+    for dtype, kernels in [*((dtype, "") for dtype in DTYPES), *(("float32", device) for device in devices)]:
         for layout in run.layouts:
-            yield dtype, layout
+            yield dtype, layout, kernels

@@ -18,9 +18,6 @@ LEGEND = (
     "of the movement; network: of the largest output); ulps: of float32. Tightest at names\n"
     "what came nearest to its bound. --html FILE shows everything, --explain one chain."
 )
-STEPS_AGREE = (
-    "Every quantity of every single step agrees, and what FAILED above does not: look at what single steps do not use."
-)
 MOST_LINKS = 12
 """How many quantities after the first that is off a chain shows."""
 
@@ -39,6 +36,7 @@ def render(report: Report, console: Console, *, explained: bool = False) -> None
         table.add_row(
             _what(level, kind), _run(name, checks), *_numbers(checks), _verdict(all(c.passed for c in checks))
         )
+    _add_kernels(table, report)
     _add_controls(table, report.controls)
     console.print(table)
     if report.checks:
@@ -52,8 +50,9 @@ def render(report: Report, console: Console, *, explained: bool = False) -> None
             console.print(Text(f"Neither its files nor the registry say it: {each}.", style="yellow"), soft_wrap=True)
     if report.explanation and (explained or report.explanation.failed):
         explain(report.explanation, console, whole=explained)
-    elif report.status == "failed" and report.of_level("step") and not report.missed:
-        console.print(Text(STEPS_AGREE, style="red"), soft_wrap=True)
+    if report.status == "failed" and not (report.explanation and report.explanation.failed):
+        for sentence in phrases.failures(report):
+            console.print(Text(sentence, style="red"), soft_wrap=True)
     console.print(verdict(report), soft_wrap=True)
 
 
@@ -112,11 +111,12 @@ def explain(explanation: Explanation, console: Console, *, whole: bool = False) 
     e = explanation
     first = next((place for place, link in enumerate(e.chain) if link.quantity == e.quantity), 0)
     failed = e.failed
-    what = "First difference" if failed else "Nearest to its bound (nothing is off)"
+    what = "First difference" if failed else "Nearest to its bound (no quantity of a single step is off)"
     where = f"of {e.case!r} {list(e.shape)}" if e.case else "of the run"
     console.print(Text(f"\n{what}: {e.quantity} {where}", style="bold red" if failed else "bold"), soft_wrap=True)
     console.print(f"  {e.meaning}", soft_wrap=True)
-    console.print(f"  in the run {e.run!r}, step {e.step + 1}, {e.dtype}, {e.layout} layout", soft_wrap=True)
+    by = f", {phrases.backend(e.kernels)}" if e.kernels else ""
+    console.print(f"  in the run {e.run!r}, step {e.step + 1}, {e.dtype}, {e.layout} layout{by}", soft_wrap=True)
     if e.misfit:
         console.print(f"  {e.misfit}", soft_wrap=True)
     else:
@@ -160,9 +160,23 @@ def _add_controls(table: Table, controls: Sequence[Control]) -> None:
     table.add_row("planted faults", f"{caught(controls)} caught", "", "", "", where, _verdict(not missed))
 
 
+def _add_kernels(table: Table, report: Report) -> None:
+    """A row for the single steps and one for the whole runs of each device; the reason for a device without."""
+    for each in report.kernels:
+        if not each.compared:
+            table.add_row(f"{each.device} kernels", "not compared", "", "", "", each.reason)
+    for device in report.devices[1:]:
+        for level, what in (("step", "single steps"), ("trajectory", "whole runs")):
+            if checks := report.of_level(level, device):
+                runs = len({check.name for check in checks})
+                row = f"{device} kernels", f"{what}, {phrases.count(runs, 'run')}"
+                table.add_row(*row, *_numbers(checks), _verdict(all(c.passed for c in checks)))
+
+
 def _grouped(checks: Sequence[Check]) -> dict[tuple[str, str, str], list[Check]]:
+    """The checks of the eager implementation by level, kind and name."""
     found: dict[tuple[str, str, str], list[Check]] = {}
-    for check in checks:
+    for check in (check for check in checks if not check.kernels):
         found.setdefault((check.level, check.kind, check.name), []).append(check)
     return found
 

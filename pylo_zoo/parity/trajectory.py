@@ -10,7 +10,6 @@ import numpy as np
 
 from pylo_zoo import converters
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.errors import ZooError
 from pylo_zoo.parity import bounds, cases
 from pylo_zoo.parity.cases import CASES, REDUCED, Case
 from pylo_zoo.parity.report import Check, Error
@@ -91,21 +90,26 @@ def original(artifact: Artifact, theta: Mapping[str, Any], course: Course, seed:
     return Original(course, hyper, start, grads, losses, truth, noise)
 
 
-def checks(artifact: Artifact, run: Original) -> Iterator[Check]:
-    """The torch side's runs against the original's."""
-    for dtype in DTYPES:
+def checks(
+    artifact: Artifact, run: Original, dtypes: Sequence[str] = DTYPES, devices: Sequence[str] = ()
+) -> Iterator[Check]:
+    """The torch side's runs against the original's: in ``dtypes``, and in float32 by the kernels of ``devices``."""
+    backends = [*((dtype, "") for dtype in dtypes), *(("float32", device) for device in devices)]
+    for dtype, kernels in backends:
         for layout in run.course.layouts:
-            side = TorchSide(artifact, run.course.cases, run.start, run.hyper, dtype, layout)
-            try:
-                ours = side.run(run.grads, run.losses)
-            except ZooError:
-                raise
-            except Exception:  # what it raised, single steps say
-                ours = [{name: np.full_like(value, np.nan) for name, value in run.start.items()}] * len(run.truth)
-            yield judge(run, ours, dtype, layout)
+            yield judge(run, _run(artifact, run, dtype, layout, kernels), dtype, layout, kernels)
 
 
-def judge(run: Original, ours: Trajectory, dtype: str, layout: str) -> Check:
+def _run(artifact: Artifact, run: Original, dtype: str, layout: str, kernels: str) -> Trajectory:
+    """The torch side's run; NaN if the optimizer raises, which single steps report with its place."""
+    try:
+        side = TorchSide(artifact, run.course.cases, run.start, run.hyper, dtype, layout, kernels)
+        return side.run(run.grads, run.losses)
+    except Exception:
+        return [{name: np.full_like(value, np.nan) for name, value in run.start.items()}] * len(run.truth)
+
+
+def judge(run: Original, ours: Trajectory, dtype: str, layout: str, kernels: str = "") -> Check:
     """By case, the largest error of any step, relative to the parameter's largest movement.
 
     Compared are the steps over which the original is finite. Where those are under :data:`LEAST_STEPS`,
@@ -130,7 +134,8 @@ def judge(run: Original, ours: Trajectory, dtype: str, layout: str) -> Check:
         allowed = float(bounds.allowed(np.asarray(run.noise[case.name] / movement), dtype, 1.0 + largest / movement))
         error = float(distance.max())
         found[case.name] = Error(error / movement, allowed, bounds.ulps(error, largest, dtype))
-    return Check("trajectory", dtype, layout, run.course.name, steps, found, by_step=by_step.tolist())
+    name, by = run.course.name, by_step.tolist()
+    return Check("trajectory", dtype, layout, name, steps, found, by_step=by, kernels=kernels)
 
 
 def finite_steps(trajectory: Trajectory) -> int:

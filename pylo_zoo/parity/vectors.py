@@ -22,7 +22,7 @@ from pylo_zoo import limits
 from pylo_zoo.artifact import VECTORS, Artifact, pack_arrays, read_arrays
 from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.files import read_regular
-from pylo_zoo.parity import bounds, controls, forward, reading, replay_file, trajectory
+from pylo_zoo.parity import bounds, controls, devices, forward, reading, replay_file, trajectory
 from pylo_zoo.parity.cases import Case
 from pylo_zoo.parity.forward import Network
 from pylo_zoo.parity.report import Control, Leaves, Report, Settings, Statements
@@ -153,10 +153,12 @@ def replay(artifact: Artifact) -> Report:
         replay_file.check_for(artifact, network.inputs, [run.hyper for run in originals])
     except replay_file.Damaged as error:
         raise ZooError(f"{path} does not fit {artifact.name}: {error}.", AGAIN) from error
+    kernels = devices.kernels_of(artifact)
+    fused = [each.device for each in kernels if each.compared]
     with one_thread():
         checks = [*forward.checks(artifact, network)]
         for run in originals:
-            checks += trajectory.checks(artifact, run)
+            checks += trajectory.checks(artifact, run, devices=fused)
         planted = _controls(artifact, originals, visible) if all(check.passed for check in checks) else []
     said = []
     if fingerprint != artifact.fingerprint:
@@ -173,6 +175,7 @@ def replay(artifact: Artifact) -> Report:
         settings=Settings(0, bounds.MAX_ERROR, bounds.FACTOR, bounds.FLOOR),
         checks=checks,
         controls=planted,
+        kernels=kernels,
     )
 
 
@@ -186,7 +189,7 @@ def _controls(artifact: Artifact, originals: Sequence[Original], visible: Sequen
     run = replace(run, course=replace(run.course, layouts=("torch",)))
 
     def compared(faulty: Artifact) -> controls.Shown | None:
-        check = next(each for each in trajectory.checks(faulty, run) if each.dtype == "float64")
+        check = next(trajectory.checks(faulty, run, ("float64",)))
         error = check.errors[check.worst]
         if not check.passed:
             return controls.Shown("parameter", check.worst, error.error, error.allowed)

@@ -121,7 +121,7 @@ def _result(report: Report) -> dict[str, Any]:
     metrics = [
         {
             "type": "max-relative-error",
-            "name": f"{phrases.LEVELS[row.level]}, {row.dtype}: largest error, {phrases.UNITS[row.level]}",
+            "name": f"{row.label}, {row.dtype}: largest error, {phrases.UNITS[row.level]}",
             "value": row.error.error if math.isfinite(row.error.error) else "infinite",
         }
         for row in phrases.rows(report)

@@ -121,10 +121,9 @@ def _figure(report: Report) -> Figure:
 def _levels(report: Report) -> Iterator[Row]:
     """The largest error of each level, in the order of the table of the card."""
     found = phrases.rows(report)
-    for level, name in phrases.LEVELS.items():
-        points = [Point(row.dtype, row.error.error, row.error.allowed) for row in found if row.level == level]
-        if points:
-            yield Row(f"{name}\n{phrases.UNITS[level]}", points)
+    for label, level in dict.fromkeys((row.label, row.level) for row in found):
+        points = [Point(row.dtype, row.error.error, row.error.allowed) for row in found if row.label == label]
+        yield Row(f"{label}\n{phrases.UNITS[level]}", points)
 
 
 def _chain(report: Report) -> list[Row]:

@@ -1,0 +1,210 @@
+"""What a failed report says, whichever of its levels failed: nothing that is not so, and where to look."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from parity_reports import errors, explanation, passing
+from rich.console import Console
+
+from pylo_zoo.cli import verify_cmd
+from pylo_zoo.errors import ZooError
+from pylo_zoo.parity import html, junit, markdown, phrases, tables
+from pylo_zoo.parity.report import Check, Control, Error, Leaves, Report, Statements
+from pylo_zoo.parity.targets import Everything
+
+
+def leaves(report: Report) -> Report:
+    return replace(report, leaves=Leaves(3, differing=["mlp/w0"]))
+
+
+def statements(report: Report) -> Report:
+    return replace(report, statements=Statements(["ff_mult is 1.0 in config.gin"]))
+
+
+def network(report: Report) -> Report:
+    wrong = replace(report.checks[0], errors={"mlp": Error(0.25, 5e-14)})
+    return replace(report, checks=[wrong, *report.checks[1:]])
+
+
+def step(report: Report) -> Report:
+    checks = [
+        replace(c, errors=errors(0.25), broken=["row of square dense"]) if _is(c, "step", "float64", "") else c
+        for c in report.checks
+    ]
+    return replace(report, checks=checks, explanation=explanation(0.25))
+
+
+def fused_step(report: Report) -> Report:
+    checks = [replace(c, errors=errors(0.25, 2e-4)) if _is(c, "step", "float32", "cpu") else c for c in report.checks]
+    kept = report.explanation
+    assert kept is not None
+    found = kept if kept.failed else replace(explanation(0.25), dtype="float32", kernels="cpu")
+    return replace(report, checks=checks, explanation=found)
+
+
+def unstarted(report: Report) -> Report:
+    """The original is not finite at the first step, so that no step is compared."""
+    checks = [
+        replace(c, steps=0, errors=errors(0.0), by_step=[]) if _is(c, "step", "float64", "") else c
+        for c in report.checks
+    ]
+    return replace(report, checks=checks)
+
+
+def whole_run(report: Report) -> Report:
+    checks = [
+        replace(c, errors=errors(math.inf, 0.0)) if _is(c, "trajectory", "float64", "") else c for c in report.checks
+    ]
+    return replace(report, checks=checks)
+
+
+def fused_run(report: Report) -> Report:
+    checks = [
+        replace(c, errors=errors(0.25, 2e-4)) if _is(c, "trajectory", "float32", "cpu") else c for c in report.checks
+    ]
+    return replace(report, checks=checks)
+
+
+def original(report: Report) -> Report:
+    wrong = Check("original", "float32", "", "celo 1", 5, {"vector": Error(0.5, 1e-4)})
+    return replace(report, checks=[*report.checks, wrong])
+
+
+def missed(report: Report) -> Report:
+    return replace(report, controls=[*report.controls, Control("decays", "permuted", "missed", "nothing")])
+
+
+def untried(report: Report) -> Report:
+    return replace(report, controls=[])
+
+
+def _is(check: Check, level: str, dtype: str, kernels: str) -> bool:
+    return (check.level, check.dtype, check.kernels) == (level, dtype, kernels)
+
+
+FAILURES: dict[str, tuple[Callable[[Report], Report], str]] = {
+    "leaves": (leaves, "1 differing"),
+    "statements": (statements, "ff_mult is 1.0 in config.gin"),
+    "network": (network, "(network"),
+    "step": (step, "single step"),
+    "fused step": (fused_step, "single step, fused kernels on cpu"),
+    "no step": (unstarted, "single step"),
+    "whole run": (whole_run, "whole run"),
+    "fused run": (fused_run, "whole run, fused kernels on cpu"),
+    "original": (original, "reference against the original"),
+    "missed fault": (missed, "1 planted fault missed: decays"),
+    "no fault": (untried, "No planted fault could be tried"),
+}
+"""What fails, and what the verdict says of it."""
+CLASHING = ({"step", "no step"}, {"missed fault", "no fault"})
+COMBINATIONS = [
+    names
+    for n in (1, 2)
+    for names in itertools.combinations(FAILURES, n)
+    if not any(clash <= set(names) for clash in CLASHING)
+]
+
+
+def failed(names: tuple[str, ...]) -> Report:
+    report = passing()
+    for name in names:
+        report = FAILURES[name][0](report)
+    return report
+
+
+def terminal(report: Report, *, explained: bool) -> str:
+    console = Console(width=240, record=True, file=open("/dev/null", "w", encoding="utf-8"))  # noqa: SIM115
+    tables.render(report, console, explained=explained)
+    console.file.close()
+    return " ".join(console.export_text().split())
+
+
+def hint(report: Report) -> str:
+    with pytest.raises(ZooError) as caught:
+        verify_cmd._judge(Everything([report]), False)
+    return caught.value.hint or ""
+
+
+@pytest.mark.parametrize("names", COMBINATIONS, ids=" + ".join)
+def test_a_failed_report_says_what_failed_and_nothing_else(names: tuple[str, ...]) -> None:
+    report = failed(names)
+    assert report.status == "failed"
+    differs = bool({"step", "fused step"} & set(names))
+    verdict, rest = phrases.verdict(report), hint(report)
+    pages = [terminal(report, explained=False), terminal(report, explained=True)]
+    for text in (verdict, *pages, rest, markdown.render(report)):
+        assert "nothing is off" not in text
+        assert differs or "irst difference" not in text
+    assert ("The first quantity that differs" in verdict) == differs
+    for text in pages:
+        assert ("First difference" in text) == differs
+        assert ("Every quantity of every single step is within its bound" in text) <= (
+            not {"step", "fused step", "no step"} & set(names)
+        )
+    assert ("Where it begins" in html.render([report])) == differs
+    for name in names:
+        said = FAILURES[name][1]
+        if name == "no fault" and len(names) > 1:
+            continue  # faults are not planted in what is wrong without them
+        assert said in verdict, name
+    root = ET.fromstring(junit.render([report]))
+    assert (root.get("failures") != "0") == (names != ("no fault",))
+    begun = [each for each in root.iter("failure") if "It begins with" in (each.text or "")]
+    assert bool(begun) == differs
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("network",), "look at the network's weights"),
+        (("whole run",), "look at what single steps do not use"),
+        (("fused run",), "look at what single steps do not use"),
+        (("original",), "look at the reference"),
+        (("leaves",), "Convert the checkpoint again"),
+        (("statements",), "Correct the behaviour"),
+        (("no step",), "the original is not finite there"),
+        (("step",), "The first difference says where to look"),
+        (("fused step",), "The first difference says where to look"),
+        (("network", "whole run"), "look at the network's weights and its forward pass; and what single steps"),
+    ],
+)
+def test_the_hint_points_to_what_is_there(names: tuple[str, ...], said: str) -> None:
+    assert said in hint(failed(names))
+
+
+def test_a_missed_fault_says_nothing_of_the_port() -> None:
+    """The port may be right: it is the run that proves nothing."""
+    for names in (("missed fault",), ("no fault",)):
+        assert "was not proven to be its JAX original" in phrases.verdict(failed(names))
+    assert "is not its JAX original" in phrases.verdict(failed(("network",)))
+
+
+# --- kernels in every form of the report -------------------------------------------------------------------------
+
+
+def test_every_form_says_which_kernels_were_compared_and_why_not() -> None:
+    report = passing()
+    forms = {
+        "terminal": terminal(report, explained=False),
+        "html": html.render([report]),
+        "markdown": markdown.render(report).replace("\\", ""),
+    }
+    for form, text in forms.items():
+        assert "this machine has no CUDA device" in text, form
+        assert "kernels" in text, form
+    assert "cpu kernels single steps, 1 run" in forms["terminal"]
+    assert "cuda kernels not compared" in forms["terminal"]
+    assert "Fused kernels on cpu were compared in float32 (eager steps vector)." in forms["markdown"]
+    assert "single step, fused kernels on cpu" in forms["html"]
+    cases = {case.get("name"): case for case in ET.fromstring(junit.render([report])).iter("testcase")}
+    skipped = cases["fused kernels on cuda"].find("skipped")
+    assert skipped is not None
+    assert skipped.get("message") == "this machine has no CUDA device"
+    assert cases["fused kernels on cpu"].find("skipped") is None
+    assert [each["device"] for each in report.to_dict()["kernels"]] == ["cpu", "cuda"]
