@@ -23,6 +23,7 @@ from pylo_zoo.ops.gradients import global_norm_scale
 from pylo_zoo.ops.layout import Axes, axes_of
 from pylo_zoo.optim.checks import fitted, require
 from pylo_zoo.optim.contract import Due, Group, Loss, ZooOptimizer, master_copy, state_dtype, wide_value
+from pylo_zoo.optim.state_checks import check_run_state
 from pylo_zoo.warn import warn
 from pylo_zoo.weights import load
 
@@ -241,6 +242,9 @@ class LearnedOptimizer(ZooOptimizer):
 
     def _prime(self, due: Sequence[Due]) -> None:
         self._fuses = any(self.kernels_of(each.parameter) is not None for each in due)
+        if "step" in self.param_groups[0]:
+            expected = self.new_run_state(torch.device("meta"), torch.float32)
+            check_run_state(self.param_groups[0], expected, due[0].parameter.device)
         super()._prime(due)
         for p, _, group in () if self._fuses else due:  # what a graph finds made
             self._meta(p.device, state_dtype(p))

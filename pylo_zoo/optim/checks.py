@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.errors import ZooError
+from pylo_zoo.optim.state_checks import check_saved
 
 
 def fitted(
     entry: Mapping[str, Any], expected: Mapping[str, Tensor], device: torch.device, what: str
 ) -> dict[str, Tensor]:
-    """Copies of saved tensors in the dtypes of ``expected``; counters, which those have on the CPU, stay there.
+    """Contiguous copies of saved tensors in the dtypes of ``expected``; counters stay on the CPU.
 
     Raises:
         ZooError: a name or shape differs.
     """
+    check_saved(entry, expected, device, what)
     found = {name: tuple(torch.as_tensor(value).shape) for name, value in entry.items()}
     wanted = {name: tuple(value.shape) for name, value in expected.items()}
     require(
@@ -33,6 +35,7 @@ def fitted(
         name: torch.as_tensor(value)
         .detach()
         .to(device="cpu" if expected[name].device.type == "cpu" else device, dtype=expected[name].dtype, copy=True)
+        .contiguous()
         for name, value in entry.items()
     }
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from pylo_zoo.errors import ZooError
 from pylo_zoo.ops.layout import LAYOUTS
 from pylo_zoo.optim.checks import all_finite, check_flag, check_number, fitted, is_sharded, require, takes_part
+from pylo_zoo.optim.state_checks import StateChecks
 
 Loss = Tensor | float
 Group = dict[str, Any]
@@ -64,6 +65,11 @@ class ZooOptimizer(torch.optim.Optimizer):
     """
 
     needs_loss: ClassVar[bool] = False
+    state_options: ClassVar[tuple[str, ...]] = (
+        *("layout", "rule", "master_weights"),
+        *("accumulate", "use_muon", "use_fallback"),
+    )
+    """Group options that decide which state a parameter has."""
 
     def __init__(
         self, params: Any, defaults: dict[str, Any], nonfinite: str = "propagate", master_weights: bool = False
@@ -73,6 +79,7 @@ class ZooOptimizer(torch.optim.Optimizer):
         self.nonfinite = nonfinite
         self.skipped_steps = 0
         self._loss: Loss | None = None
+        self._checks = StateChecks()
         common = {"master_weights": master_weights, "format_version": FORMAT_VERSION}
         super().__init__(params, {**defaults, **common})
 
@@ -148,6 +155,7 @@ class ZooOptimizer(torch.optim.Optimizer):
 
     def _is_finite(self, due: Sequence[Due], loss: Loss | None) -> bool:
         """Whether the loss and all gradients are; where not, count or raise, as ``nonfinite`` says."""
+        self._check(due)
         sound = math.isfinite(loss) if isinstance(loss, Real) else not isinstance(loss, Tensor) or all_finite([loss])
         if sound and all_finite([each.gradient for each in due]):
             return True
@@ -162,13 +170,28 @@ class ZooOptimizer(torch.optim.Optimizer):
         return False
 
     def _prime(self, due: Sequence[Due]) -> None:
-        """Make the state of parameters that have none, apart from compiled graphs (:func:`_keep_apart`)."""
+        """Check parameters, gradients and state, then make the state of parameters that have none.
+
+        It runs outside compiled graphs (:func:`_keep_apart`), before the step writes anything.
+
+        Raises:
+            ZooError: a tensor does not fit the others (:mod:`pylo_zoo.optim.state_checks`).
+        """
+        if self._check(due):
+            return
         for p, _, group in due:
             state = self.state[p]
             if not state:
                 state.update(self.expected_state(p, group))
             elif wants_master(p, group) != ("master" in state):  # the option has changed in mid-run
                 state.pop("master") if "master" in state else state.update(master_copy(p, group))
+
+    def _check(self, due: Sequence[Due]) -> bool:
+        """Raise for tensors that do not fit each other; whether every parameter has a complete state."""
+        return self._checks.check(self, due)
+
+    def _check_side(self, p: Tensor, group: Group) -> None:
+        """Raise if a changed route is why the state of ``p`` does not fit."""
 
     # --- groups --------------------------------------------------------------------------------------------------
 
@@ -244,6 +267,7 @@ class ZooOptimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # torch's, for its own step functions; no option here
         self._loss = None
+        self._checks = StateChecks()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state as :meth:`torch.optim.Optimizer.load_state_dict`, but checked first and kept in its own dtype.
@@ -338,7 +362,7 @@ def _keep_apart(cls: type[ZooOptimizer]) -> None:
     """
     if cls not in _APART:
         _APART.add(cls)
-        for name in ("_prime", "_take_apart"):
+        for name in ("_prime", "_check", "_take_apart"):
             if hasattr(cls, name):
                 setattr(cls, name, torch.compiler.disable(getattr(cls, name)))
 

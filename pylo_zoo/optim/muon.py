@@ -152,8 +152,6 @@ class Muon(ZooOptimizer):
 
     def _step(self, due: Sequence[Due], loss: Loss | None) -> None:
         self._prime(due)
-        for p, _, group in due:
-            self._check_side(p, group)
         parts: list[tuple[list[Due], list[Due]]] = []
         for k, each in enumerate(due):
             if k == 0 or each.group is not due[k - 1].group:
