@@ -94,13 +94,13 @@ class Item:
         direct = "master" not in self.state and self.parameter.dtype in dtypes
         value = self.parameter.detach() if direct else self.look()
         value = value.view(1) if value.ndim == 0 else value
-        self._p = value.contiguous()
+        self._p = value.contiguous().resolve_neg()
         self._home = None if self._p is value else value
         self._unseen = True
         g = self.gradient if self.own_scale is None else self.gradient * self.own_scale
         g = g + self.l2 * self.p if self.l2 else g
         g = g if g.dtype in dtypes else g.to(state_dtype(self.parameter))
-        return self._p, (g.view(1) if g.ndim == 0 else g).contiguous()
+        return self._p, (g.view(1) if g.ndim == 0 else g).contiguous().resolve_neg()
 
     def written(self) -> None:
         """Write ``p`` to the parameter, where it is a copy, and let it go."""

@@ -265,7 +265,7 @@ def _adamw_together(
     steps = [state["step"] for state in states]
     foreach._foreach_add_(steps, 1)
     grads = [g.to(m[0].dtype) for g in grads]
-    counts = torch.stack(steps).tolist()
+    counts = [int(step) for step in steps]
     directions = adam_directions(m, v, grads, counts, group["betas"], group["eps"], group["nesterov"])
     decay_and_step_together(params, directions, group["lr"] * group["fallback_lr_scale"], group["weight_decay"])
 

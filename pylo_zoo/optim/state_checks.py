@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 RATES = ("lr", "weight_decay")
 """Group options that multiply every step; they reach kernels as numbers."""
-MASTER = "master"
+MASTER, COUNTER = "master", "step"
 REBUILD = "Build a new optimizer, or load_state_dict a state that fits."
+
+Reader = Callable[[Any], tuple[Any, ...]]
 
 _metadata = attrgetter("shape", "dtype", "device")
 
@@ -49,8 +51,10 @@ class Passed(NamedTuple):
 
     places: tuple[Any, ...]
     """Inference mode, group options, and identities of parameters and groups."""
-    readers: list[Callable[[Any], tuple[Any, ...]]]
+    readers: list[Reader]
     """One per parameter; reads the known entries of its state."""
+    counters: list[int]
+    """Positions of the Adam counters among all entries."""
     masters: list[bool]
     strides: list[Any]
     metadata: list[Any]
@@ -90,17 +94,18 @@ class StateChecks:
             return True
         for group in optimizer.param_groups:
             _check_rates(group)
-        readers = [self._read_one(optimizer, *each) for each in zip(due, states, strict=True)]
-        complete = [reader for reader in readers if reader is not None]
-        if len(complete) < len(readers):
+        names = [self._check_one(optimizer, *each) for each in zip(due, states, strict=True)]
+        complete = [each for each in names if each is not None]
+        if len(complete) < len(names):
             return False
-        flat = _flat(complete, states)
-        metadata = list(map(_metadata, chain(parameters, gradients, flat)))
-        self._passed[kind] = Passed(places, complete, _masters(states), _strides(parameters), metadata)
+        readers = [_reader(each) for each in complete]
+        counters = [k for k, name in enumerate(chain(*complete)) if name == COUNTER]
+        metadata = list(map(_metadata, chain(parameters, gradients, _flat(readers, states))))
+        self._passed[kind] = Passed(places, readers, counters, _masters(states), _strides(parameters), metadata)
         return True
 
-    def _read_one(self, optimizer: ZooOptimizer, due: Due, state: Any) -> Callable[[Any], tuple[Any, ...]] | None:
-        """Check one parameter; a reader of its state, or None if parts of the state are yet to be made."""
+    def _check_one(self, optimizer: ZooOptimizer, due: Due, state: Any) -> list[str] | None:
+        """Check one parameter; names of its state's entries, or None if parts of the state are yet to be made."""
         p, g, group = due
         _check_parameter(optimizer, p)
         _check_gradient(optimizer, p, g)
@@ -112,7 +117,7 @@ class StateChecks:
             _check_entry(optimizer, p, group, entry, state)
         if len(entries) < len(wanted) or (MASTER in state) != any(entry.name == MASTER for entry in entries):
             return None
-        return _reader([entry.name for entry in entries])
+        return [entry.name for entry in entries]
 
     def _entries(self, optimizer: ZooOptimizer, p: Tensor, group: Group) -> list[Entry]:
         """What the state of ``p`` has to be."""
@@ -181,6 +186,7 @@ def _is_unchanged(
         return (
             list(map(_metadata, chain(parameters, gradients, flat))) == passed.metadata
             and all(map(Tensor.is_contiguous, flat))
+            and min([0, *(flat[k].item() for k in passed.counters)]) == 0
             and _masters(states) == passed.masters
             and _strides(parameters) == passed.strides
         )
@@ -194,14 +200,14 @@ def _options(optimizer: ZooOptimizer, group: Group) -> tuple[Any, ...]:
     return (*map(group.get, optimizer.state_options), *kinds)
 
 
-def _reader(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
+def _reader(names: Sequence[str]) -> Reader:
     if not names:
         return lambda state: ()
     read = itemgetter(*names)
     return read if len(names) > 1 else lambda state: (read(state),)
 
 
-def _flat(readers: Sequence[Callable[[Any], tuple[Any, ...]]], states: Sequence[Any]) -> list[Tensor]:
+def _flat(readers: Sequence[Reader], states: Sequence[Any]) -> list[Tensor]:
     return [value for read, state in zip(readers, states, strict=True) for value in read(state)]
 
 
@@ -261,6 +267,8 @@ def _check_entry(optimizer: ZooOptimizer, p: Tensor, group: Group, entry: Entry,
     if isinstance(value, Tensor) and value.layout == torch.strided and _metadata(value) == entry[1:]:
         if not value.is_contiguous():
             needs, hint = "a contiguous tensor", f"Assign its contiguous() copy to state[p][{entry.name!r}]."
+        elif entry.name == COUNTER and value.item() < 0:
+            raise ZooError(f"{_place(optimizer, p)}: state {COUNTER!r} is {value.item()}; it counts steps.", REBUILD)
         elif not _is_writable(value):
             needs, hint = "a tensor made outside inference mode", "Take every step outside torch.inference_mode()."
         else:
