@@ -149,6 +149,10 @@ def check_run_state(found: Mapping[str, Any], expected: Mapping[str, Tensor], de
         if not (isinstance(value, Tensor) and _fits_run(value, like, device)):
             needs = f"{str(like.dtype)[6:]} {tuple(like.shape)}"
             raise ZooError(f"The run's state {name!r} is {_named(value)}; a step needs {needs}.", REBUILD)
+    floats = [found[name] for name, like in expected.items() if like.is_floating_point()]
+    if len({(each.dtype, each.device) for each in floats if isinstance(each, Tensor)}) > 1:
+        kinds = ", ".join(_named(each) for each in floats)
+        raise ZooError(f"The run's state has tensors of different kinds: {kinds}.", REBUILD)
 
 
 def check_saved(entry: Mapping[str, Any], names: Iterable[str], device: torch.device, what: str) -> None:
