@@ -1,4 +1,4 @@
-"""The CPU kernels under AddressSanitizer, in a process of their own: mutated steps, and every tile and unit boundary."""
+"""The CPU kernels under AddressSanitizer, in their own process: mutated steps, and every tile and unit boundary."""
 
 from __future__ import annotations
 

@@ -151,6 +151,13 @@ class ZooOptimizer(torch.optim.Optimizer):
                 f"The loss is not a real scalar: {type(given).__name__}.",
                 "Pass the mean loss of the batch, a tensor of one element or a number.",
             )
+        if isinstance(given, Tensor) and given.is_meta and (self.needs_loss or self.nonfinite != "propagate"):
+            parameters = [p for group in self.param_groups for p in group["params"]]
+            require(
+                any(p.is_meta for p in parameters),
+                "The loss is on the meta device and has no value.",
+                "Compute the loss on a real device.",
+            )
         return given
 
     def _is_finite(self, due: Sequence[Due], loss: Loss | None) -> bool:

@@ -145,8 +145,6 @@ class ControlledOptimizer(LearnedOptimizer):
         return state
 
     def _step(self, due: Sequence[Due], loss: Loss | None) -> None:
-        if isinstance(loss, Tensor) and loss.is_meta and not any(each.parameter.is_meta for each in due):
-            raise ZooError("The loss is on the meta device and has no value.", "Compute the loss on a real device.")
         if not torch.compiler.is_compiling() and is_of_one_process(loss):
             self._warn_once(
                 "mean",

@@ -238,7 +238,7 @@ def _check_rates(group: Group) -> None:
 def _fits_run(value: Tensor, like: Tensor, device: torch.device) -> bool:
     kind = value.dtype in (torch.float32, torch.float64) if like.is_floating_point() else _is_real(value)
     readable = value.layout == torch.strided and (not value.is_meta or device.type == "meta")
-    return value.shape == like.shape and kind and readable and _is_writable(value)
+    return value.shape == like.shape and kind and readable and value.is_contiguous() and _is_writable(value)
 
 
 def _check_parameter(optimizer: ZooOptimizer, p: Tensor) -> None:
