@@ -3,8 +3,8 @@ default ``$PYLO_ZOO_HOME/kernels``.
 
 A library is named after what it is made of: sources, flags, the machine's instruction set, and ``$CXX`` where it is
 set. ``$PYLO_ZOO_KERNEL_FLAGS`` adds flags, such as ``-fsanitize=address`` to look for wrong addresses; they are part of
-the name as well. To find one takes no compiler and writes nothing. It ends in the SHA-256 of what precedes, so that a damaged one is
-seen before it is loaded, and built again.
+the name as well. To find one takes no compiler and writes nothing. It ends in the SHA-256 of what precedes, so that a
+damaged one is seen before it is loaded, and built again.
 """
 
 from __future__ import annotations
