@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from pylo_zoo.kernels import Adam, Kernels
@@ -56,7 +55,7 @@ def adam_fused(
     for kernels, taken, of_taken in launches.values():
         counters = [item.state["step"] for item in taken]
         foreach._foreach_add_(counters, 1)
-        steps = torch.stack(counters).tolist()
+        steps = [int(counter) for counter in counters]
         tasks = [_task(*each, kernels) for each in zip(taken, of_taken, steps, strict=True)]
         kernels.adam(tasks, taken[0].scale)
         for item in taken:

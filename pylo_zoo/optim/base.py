@@ -34,6 +34,7 @@ from pylo_zoo.optim.contract import (
     state_dtype,
     wide_value,
 )
+from pylo_zoo.optim.state_checks import check_run_state
 from pylo_zoo.weights import load
 
 
@@ -103,13 +104,13 @@ class Item:
         direct = "master" not in self.state and self.parameter.dtype in dtypes
         value = self.parameter.detach() if direct else self.look()
         value = value.view(1) if value.ndim == 0 else value
-        self._p = value.contiguous()
+        self._p = value.contiguous().resolve_neg()
         self._home = None if self._p is value else value
         self._unseen = True
         g = self.gradient if self.own_scale is None else self.gradient * self.own_scale
         g = g + self.l2 * self.p if self.l2 else g
         g = g if g.dtype in dtypes else g.to(state_dtype(self.parameter))
-        return self._p, (g.view(1) if g.ndim == 0 else g).contiguous()
+        return self._p, (g.view(1) if g.ndim == 0 else g).contiguous().resolve_neg()
 
     def written(self) -> None:
         """Write ``p`` to the parameter, where it is a copy, and let it go."""
@@ -257,18 +258,23 @@ class LearnedOptimizer(ZooOptimizer):
         self._run_names = self._run_names or self.run_keys
         incomplete = not all(isinstance(first.get(key), Tensor) for key in self._run_names)
         begun = incomplete and any(self._is_primed(each) for each in due)
+        if incomplete:
+            run = self._completed_run_state(first, due, begun)
+        else:
+            expected = self.new_run_state(torch.device("meta"), torch.float32)
+            check_run_state(first, expected, due[0].parameter.device)
+            run = {}
         super()._prime(due)
         for p, _, group in () if self._fuses else due:  # what a graph finds made
             self._meta(p.device, state_dtype(p))
             self._axes_of(p, group)
-        if incomplete:
-            self._complete_run_state(first, due, begun)
+        first.update(run)
         for group in self.param_groups[1:]:
             if group.get("step") is not first["step"]:
                 group.update({key: first[key] for key in self.run_keys})
 
-    def _complete_run_state(self, first: Group, due: Sequence[Due], begun: bool) -> None:
-        """Make the run's state, or tensors of what wrappers or other packages left as numbers.
+    def _completed_run_state(self, first: Group, due: Sequence[Due], begun: bool) -> dict[str, Tensor]:
+        """The run's state, new or with tensors for what wrappers or other packages left as numbers.
 
         Raises:
             ZooError: a value is not a number, or the run has ``begun`` and part of its state is missing.
@@ -278,7 +284,7 @@ class LearnedOptimizer(ZooOptimizer):
         fresh = self.new_run_state(due[0].parameter.device, dtype)
         found = {key: first[key] for key in fresh if key in first}
         entries = found if begun else {**fresh, **found}
-        first.update(fitted(entries, fresh, due[0].parameter.device, "The state of the run"))
+        return fitted(entries, fresh, due[0].parameter.device, "The state of the run")
 
     def _item(self, due: Due, scale: Tensor | None) -> Item:
         p, _, group = due

@@ -14,18 +14,20 @@ from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 
 from pylo_zoo.errors import ZooError
+from pylo_zoo.optim.state_checks import check_saved
 
 
 def fitted(
     entry: Mapping[str, Any], expected: Mapping[str, Tensor], device: torch.device, what: str
 ) -> dict[str, Tensor]:
-    """Copies of saved tensors in the dtypes of ``expected``; counters, which those have on the CPU, stay there.
+    """Contiguous copies of saved tensors in the dtypes of ``expected``; counters stay on the CPU.
 
     Numbers, nested lists and NumPy arrays are accepted for tensors, as JSON files and other packages keep them.
 
     Raises:
         ZooError: a name or shape differs, a value is not numeric, or a counter is not a whole number.
     """
+    check_saved(entry, expected, device, what)
     tensors = {name: _as_tensor(value, f"{what} does not fit: {name}") for name, value in entry.items()}
     found = {name: tuple(value.shape) for name, value in tensors.items()}
     wanted = {name: tuple(value.shape) for name, value in expected.items()}
@@ -38,9 +40,9 @@ def fitted(
         if not expected[name].is_floating_point():
             tensors[name] = as_counter(name, value)
     return {
-        name: value.detach().to(
-            device="cpu" if expected[name].device.type == "cpu" else device, dtype=expected[name].dtype, copy=True
-        )
+        name: value.detach()
+        .to(device="cpu" if expected[name].device.type == "cpu" else device, dtype=expected[name].dtype, copy=True)
+        .contiguous()
         for name, value in tensors.items()
     }
 

@@ -29,6 +29,7 @@ from pylo_zoo.optim.checks import (
     require,
     takes_part,
 )
+from pylo_zoo.optim.state_checks import StateChecks
 from pylo_zoo.warn import warn
 
 Loss = Tensor | float
@@ -89,6 +90,11 @@ class ZooOptimizer(torch.optim.Optimizer):
     """
 
     needs_loss: ClassVar[bool] = False
+    state_options: ClassVar[tuple[str, ...]] = (
+        *("layout", "rule", "master_weights"),
+        *("accumulate", "use_muon", "use_fallback"),
+    )
+    """Group options that decide which state a parameter has."""
 
     def __init__(
         self, params: Any, defaults: dict[str, Any], nonfinite: str = "propagate", master_weights: bool = False
@@ -100,6 +106,7 @@ class ZooOptimizer(torch.optim.Optimizer):
         self._pending_loss: list[Loss] = []  # a list: compilers before torch 2.13 cannot set an optimizer's attribute
         self._warned: set[str] = set()
         self._state_names: set[str] = set()  # of the entries that this optimizer has made or seen
+        self._checks = StateChecks()
         common = {"master_weights": master_weights, "format_version": FORMAT_VERSION}
         super().__init__(params, {**defaults, **common})
 
@@ -182,9 +189,21 @@ class ZooOptimizer(torch.optim.Optimizer):
             f"The loss is not a real scalar: {type(loss).__name__}.",
             "Pass the mean loss of the batch, a tensor of one element or a number.",
         )
+        self._check_loss_value(loss)
+
+    def _check_loss_value(self, loss: Any) -> None:
+        """Raise if a step reads the loss, and it has no value."""
+        if isinstance(loss, Tensor) and loss.is_meta and (self.needs_loss or self.nonfinite != "propagate"):
+            require(
+                any(p.is_meta for group in self.param_groups for p in group["params"]),
+                "The loss is on the meta device and has no value.",
+                "Compute the loss on a real device.",
+            )
 
     def _is_finite(self, due: Sequence[Due], loss: Loss | None) -> bool:
         """Whether the loss and all gradients are; where not, count or raise, as ``nonfinite`` says."""
+        self._check_loss_value(loss)
+        self._check(due)
         sound = math.isfinite(loss) if isinstance(loss, Real) else not isinstance(loss, Tensor) or all_finite([loss])
         if sound and all_finite([each.gradient for each in due]):
             return True
@@ -203,14 +222,17 @@ class ZooOptimizer(torch.optim.Optimizer):
         self.skipped_steps += 1
 
     def _prime(self, due: Sequence[Due]) -> None:
-        """Make the state of parameters that have none, apart from compiled graphs (:func:`_keep_apart`).
+        """Check parameters, gradients and state, then make the state of parameters that have none.
+
+        It runs outside compiled graphs (:func:`_keep_apart`), before the step writes anything.
 
         Raises:
-            ZooError: a parameter without state cannot be optimized; checked for all before any state is made.
+            ZooError: a tensor does not fit the others (:mod:`pylo_zoo.optim.state_checks`), or a new parameter
+                cannot be optimized.
         """
+        if self._check(due):
+            return
         new = [each for each in due if not self._is_primed(each)]
-        for p, _, _ in new:
-            check_parameter(p, type(self).__name__)
         for p, _, group in new:
             self.state[p].update(self.expected_state(p, group))
         if new:
@@ -246,6 +268,19 @@ class ZooOptimizer(torch.optim.Optimizer):
         if self._state_names.isdisjoint(state):
             self._state_names.update(self.expected_state(due.parameter, due.group))
         return not self._state_names.isdisjoint(state)
+
+    def _check(self, due: Sequence[Due]) -> bool:
+        """Raise for tensors that do not fit each other; whether every parameter has a complete state."""
+        return self._checks.check(self, due)
+
+    def _check_new(self, due: Sequence[Due]) -> None:
+        """Raise if a parameter without state cannot be optimized."""
+        for each in due:
+            if not self._is_primed(each):
+                check_parameter(each.parameter, type(self).__name__)
+
+    def _check_side(self, p: Tensor, group: Group) -> None:
+        """Raise if a changed route is why the state of ``p`` does not fit."""
 
     # --- groups --------------------------------------------------------------------------------------------------
 
@@ -312,6 +347,7 @@ class ZooOptimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # torch's, for its own step functions; no option here
         self._pending_loss = []
+        self._checks = StateChecks()
         self._state_names = set()
         self.__dict__.setdefault("_warned", set())
 
@@ -445,7 +481,7 @@ def _keep_apart(cls: type[ZooOptimizer]) -> None:
     """
     if cls not in _APART:
         _APART.add(cls)
-        for name in ("_prime", "_take_apart", "_count_skipped"):
+        for name in ("_prime", "_check", "_take_apart", "_count_skipped"):
             if hasattr(cls, name):
                 setattr(cls, name, torch.compiler.disable(getattr(cls, name)))
 

@@ -180,6 +180,13 @@ class ControlledOptimizer(LearnedOptimizer):
         run["loss_sum"] += scalar_like(loss, run["loss_sum"])
         run["banked"] += 1
 
+    def _check(self, due: Sequence[Due]) -> bool:
+        """Check every parameter of this step and every one whose gradients wait, which the rule's step moves too."""
+        if self.param_groups[0]["accumulate"] > 1:
+            members = [(p, group) for group in self.param_groups for p in group["params"] if self.state.get(p)]
+            self._checks.check(self, [Due(p, p, group) for p, group in members if _waits(self.state[p])], "waiting")
+        return super()._check(due)
+
     def _withdraw(self) -> tuple[list[Due], Tensor]:
         """Means of the gradients and losses that waited, and the bank empty. An absent gradient counts as zeros."""
         run, due = self.param_groups[0], []
@@ -236,6 +243,12 @@ def decoupled(group: Group) -> float:
 def scalar_like(loss: Any, like: Tensor) -> Tensor:
     """The loss as a scalar without history, on the device and in the dtype of ``like``."""
     return torch.as_tensor(loss).detach().to(like).reshape(())
+
+
+def _waits(state: Mapping[str, Any]) -> bool:
+    """Whether gradients of a parameter wait for the step that they make together, or its count cannot be read."""
+    banked = state.get("banked", 0)
+    return banked is None or (isinstance(banked, Tensor) and (banked.is_meta or banked.numel() != 1)) or int(banked) > 0
 
 
 def _is_l2(group: Group) -> bool:

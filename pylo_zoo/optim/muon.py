@@ -157,8 +157,6 @@ class Muon(ZooOptimizer):
 
     def _step(self, due: Sequence[Due], loss: Loss | None) -> None:
         self._prime(due)
-        for p, _, group in due:
-            self._check_side(p, group)
         parts: list[tuple[list[Due], list[Due]]] = []
         for k, each in enumerate(due):
             if k == 0 or each.group is not due[k - 1].group:
@@ -324,7 +322,7 @@ def _adamw_together(
     steps = [state["step"] for state in states]
     foreach._foreach_add_(steps, 1)
     grads = [g.to(m[0].dtype) for g in grads]
-    counts = torch.stack(steps).tolist()
+    counts = [int(step) for step in steps]
     directions = adam_directions(m, v, grads, counts, group["betas"], group["eps"], group["nesterov"])
     decay_and_step_together(params, directions, group["lr"] * group["fallback_lr_scale"], group["weight_decay"])
 

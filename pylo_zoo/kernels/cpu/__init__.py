@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.errors import ZooError
+from pylo_zoo.kernels import guard
 from pylo_zoo.kernels.base import Adam, Normalized, Room, Task
 from pylo_zoo.kernels.cpu import build, records
 from pylo_zoo.ops.layout import Axes
@@ -21,6 +22,7 @@ FUNCTIONS = tuple(
     f"pylo_zoo_{name}" for name in ("workspace", "records", "advance", "moments", "move", "normalized", "adam")
 )
 """What the library has to export."""
+CPU = torch.device("cpu")
 
 
 @functools.cache
@@ -43,6 +45,7 @@ class Advanced(NamedTuple):
     """What the passes hand on; everything that the records point to is kept alive here."""
 
     tasks: Sequence[Task]
+    of_rule: Rule
     rule: bytes
     records: bytearray
     workspace: Tensor
@@ -71,11 +74,14 @@ class CpuKernels:
         return p.device.type == "cpu" and records.covered(tuple(p.shape), axes, rule, hidden)
 
     def advance(self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None, moments: bool = False) -> Advanced:
+        guard.check_tasks(tasks, self.dtypes, CPU)
+        guard.check_decays(tasks)
+        guard.check_numbers("scale", scale, 1)
         rows, of_rule = records.task_records(tasks), records.rule_record(rule, moments)
         count = ctypes.c_int64(len(tasks))
         floats = self._library.pylo_zoo_workspace(bytes(rows), count, of_rule)
         workspace = torch.empty(floats, dtype=torch.float32, device="cpu")
-        advanced = Advanced(tasks, of_rule, rows, workspace, None if scale is None else scale.float())
+        advanced = Advanced(tasks, rule, of_rule, rows, workspace, _on_cpu(scale))
         self._library.pylo_zoo_advance(*advanced.arguments(), _pointer(advanced.scale), torch.get_num_threads())
         return advanced
 
@@ -91,6 +97,8 @@ class CpuKernels:
         coefficient: Tensor | Sequence[float],
         shrink: Tensor | Sequence[float],
     ) -> None:
+        guard.check_numbers("coefficient", coefficient, len(advanced.tasks))
+        guard.check_numbers("shrink", shrink, len(advanced.tasks))
         factors = [
             torch.as_tensor(each, dtype=torch.float32, device="cpu").contiguous() for each in (coefficient, shrink)
         ]
@@ -107,16 +115,20 @@ class CpuKernels:
         coefficient: Tensor | Sequence[float],
         shrink: Tensor | Sequence[float],
     ) -> None:
+        guard.check_normalized(tasks, self.dtypes, CPU)
         factors = (each.tolist() if isinstance(each, Tensor) else each for each in (coefficient, shrink))
         rows = records.normalized_records(tasks, *factors)
         self._library.pylo_zoo_normalized(rows, ctypes.c_int64(len(tasks)), torch.get_num_threads())
 
     def adam(self, tasks: Sequence[Adam], scale: Tensor | None) -> None:
+        guard.check_adam(tasks, self.dtypes, CPU)
+        guard.check_numbers("scale", scale, 1)
         rows = records.adam_records(tasks)
-        scale = None if scale is None else scale.float()
+        scale = _on_cpu(scale)
         self._library.pylo_zoo_adam(bytes(rows), ctypes.c_int64(len(tasks)), _pointer(scale), torch.get_num_threads())
 
     def _network(self, advanced: Advanced, layers: Sequence[Layer], *to: Any) -> None:
+        guard.check_layers(layers, advanced.of_rule, len(advanced.tasks), CPU, records.MOST_HIDDEN)
         kept = [(weight.contiguous(), bias.contiguous()) for weight, bias in layers]
         of_layers, count = records.layer_records(kept), ctypes.c_int64(len(kept))
         arguments = (*advanced.arguments(), _pointer(advanced.scale), of_layers, count, *to)
@@ -127,6 +139,10 @@ def find() -> CpuKernels | str:
     """The CPU's kernels, compiled if they never were on this machine; or why there are none."""
     library = _library()
     return library if isinstance(library, str) else CpuKernels(library)
+
+
+def _on_cpu(scale: Tensor | None) -> Tensor | None:
+    return None if scale is None else scale.detach().to(CPU, torch.float32).contiguous()
 
 
 def _pointer(tensor: Tensor | None) -> ctypes.c_void_p | None:

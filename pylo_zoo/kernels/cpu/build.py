@@ -2,8 +2,9 @@
 default ``$PYLO_ZOO_HOME/kernels``.
 
 A library is named after what it is made of: sources, flags, the machine's instruction set, and ``$CXX`` where it is
-set. To find one takes no compiler and writes nothing. It ends in the SHA-256 of what precedes, so that a damaged one is
-seen before it is loaded, and built again. A library that another user can have written is not loaded
+set. ``$PYLO_ZOO_KERNEL_FLAGS`` adds flags, such as ``-fsanitize=address`` to look for wrong addresses; they are part of
+the name as well. To find one takes no compiler and writes nothing. It ends in the SHA-256 of what precedes, so that a
+damaged one is seen before it is loaded, and built again. A library that another user can have written is not loaded
 (:mod:`pylo_zoo.kernels.cpu.trust`).
 """
 
@@ -56,7 +57,7 @@ def load() -> ctypes.CDLL:
     if native is None or sys.platform == "win32":
         machine = f"{sys.platform} on {platform.machine()}"
         raise CannotBuild(f"There are no CPU kernels for {machine}.", "They are for Linux and macOS, x86-64 and ARM.")
-    flags = (*FLAGS, native)
+    flags = (*FLAGS, native, *_words("PYLO_ZOO_KERNEL_FLAGS"))
     folder = Path(os.path.realpath(os.environ.get("PYLO_ZOO_KERNELS") or home() / "kernels"))
     path = folder / f"{_digest(flags)}.so"
     with explained(path, ANOTHER_CACHE):
@@ -98,13 +99,18 @@ def _alone(path: Path) -> Iterator[None]:
         raise CannotBuild(f"{lock} is held by another process.", hint) from error
 
 
-def _named() -> list[str]:
-    """The words of ``$CXX``; none where it is not set."""
-    named = os.environ.get("CXX", "")
+def _words(variable: str) -> list[str]:
+    """The words of an environment variable; none if it is not set."""
+    value = os.environ.get(variable, "")
     try:
-        return shlex.split(named)
+        return shlex.split(value)
     except ValueError as error:
-        raise CannotBuild(f"CXX is {named!r}, which cannot be read: {error}.", INSTALL) from error
+        raise CannotBuild(f"{variable} is {value!r}, which cannot be read: {error}.", INSTALL) from error
+
+
+def _named() -> list[str]:
+    """The words of ``$CXX``."""
+    return _words("CXX")
 
 
 def _compiler() -> list[str]:

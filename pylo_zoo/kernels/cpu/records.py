@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from pylo_zoo.errors import ZooError
 from pylo_zoo.kernels.base import Adam, Normalized, Task
 from pylo_zoo.ops.accumulators import Decays
 from pylo_zoo.ops.features import ADAFAC_FEATURES, CELO2_UNFACTORED_FEATURES, VELO_FEATURES
@@ -79,9 +80,11 @@ def task_records(tasks: Sequence[Task]) -> bytearray:
             values = decays[id(each)] = decay_values(each)
         a, x, b, y, c, factored, outer_is_row = geometry(p.shape, axes.factored)
         first, second = factor_pointers(state, factored)
+        pointers = p.data_ptr(), g.data_ptr(), state["momentum"].data_ptr(), state["second_moment"].data_ptr(), first
+        if 0 in pointers or (factored and not second):
+            raise ZooError(f"A parameter of shape {tuple(p.shape)} has a tensor without memory.", "Allocate it first.")
         TASK.pack_into(
-            *(records, k * TASK.size, p.data_ptr(), g.data_ptr()),
-            *(state["momentum"].data_ptr(), state["second_moment"].data_ptr(), first, second),
+            *(records, k * TASK.size, *pointers, second),
             *(a, x, b, y, c, factored, outer_is_row, replace, limit, *values, 0.0),
         )
     return records
@@ -131,8 +134,11 @@ def adam_records(tasks: Sequence[Adam]) -> bytearray:
     records = bytearray(ADAM.size * len(tasks))
     for k, task in enumerate(tasks):
         p, g, m, v, step, (beta1, beta2), eps, eps_root, coefficient, shrink, limit, nesterov = task
+        pointers = p.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr()
+        if 0 in pointers and p.numel():
+            raise ZooError(f"A parameter of shape {tuple(p.shape)} has a tensor without memory.", "Allocate it first.")
         ADAM.pack_into(
-            *(records, k * ADAM.size, p.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr(), p.numel()),
+            *(records, k * ADAM.size, *pointers, p.numel()),
             *(beta1, beta2, eps, eps_root, coefficient, shrink, limit),
             *(1 / (1 - beta1**step), 1 / (1 - beta2**step), nesterov),
         )

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pylo_zoo.kernels import guard
 from pylo_zoo.kernels.base import Adam, Normalized, Room, Task
 from pylo_zoo.kernels.gpu import p0, p1, p2
 from pylo_zoo.kernels.gpu.adam import NUMBERS, adam_elements
@@ -45,6 +46,8 @@ MOVE_BLOCK, MULTIPLY_BLOCK = 512, 128
 ADAM_BLOCK = 1024
 LARGEST_SIZE = 2**30
 """Elements that a parameter must have fewer of: indices are 32-bit."""
+MOST_UNITS = 64
+"""Units of a hidden layer, at most."""
 PLANS = 16
 """Plans kept."""
 
@@ -98,11 +101,14 @@ class GpuKernels:
     def covers(self, p: Tensor, axes: Axes, rule: Rule, hidden: int) -> bool:
         span = axes.matrix if rule.per_matrix else axes.all
         adjacent = max(span) - min(span) == len(span) - 1
-        return 0 < p.numel() < LARGEST_SIZE and 0 < hidden <= 64 and adjacent and known(rule)
+        return 0 < p.numel() < LARGEST_SIZE and 0 < hidden <= MOST_UNITS and adjacent and known(rule)
 
     def advance(self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None, moments: bool = False) -> Advanced:
         # The moments are taken whether asked for or not: the pass waits for memory.
         device = tasks[0].p.device
+        guard.check_tasks(tasks, self.dtypes, device)
+        guard.check_decays(tasks)
+        guard.check_numbers("scale", scale, 1)
         plan: Plan = self._kept(signature(tasks, rule), lambda: Plan(tasks, rule))
         scale = _scale(scale, device)
         sums, samples = _floats(device, len(tasks), int(p1.MOMENTS)), _floats(device, len(tasks), 4)
@@ -121,13 +127,17 @@ class GpuKernels:
         coefficient: Tensor | Sequence[float],
         shrink: Tensor | Sequence[float],
     ) -> None:
-        device = advanced.moments.device
+        device, count = advanced.moments.device, advanced.plan.tasks
+        guard.check_layers(layers, advanced.rule, count, device, MOST_UNITS)
+        guard.check_numbers("coefficient", coefficient, count)
+        guard.check_numbers("shrink", shrink, count)
         factors = _factors(coefficient, device), _factors(shrink, device)
         network = pack(layers)
         for swept in advanced.swept:
             self._apply(advanced, swept, network, *factors, None)
 
     def steps(self, advanced: Advanced, layers: Sequence[Layer], room: Room) -> list[Tensor]:
+        guard.check_layers(layers, advanced.rule, advanced.plan.tasks, advanced.moments.device, MOST_UNITS)
         # Torch keeps a GPU's memory for the next step by itself.
         network, nothing = pack(layers), advanced.moments
         steps: dict[int, Tensor] = {}
@@ -145,6 +155,7 @@ class GpuKernels:
         coefficient: Tensor | Sequence[float],
         shrink: Tensor | Sequence[float],
     ) -> None:
+        guard.check_normalized(tasks, self.dtypes, tasks[0].p.device)
         factors = [_factors(each, tasks[0].p.device) for each in (coefficient, shrink)]
         # Torch's own kernels, some for all parameters of a shape: Newton–Schulz, before them, costs far more.
         for part in together([task.step for task in tasks]):
@@ -156,6 +167,8 @@ class GpuKernels:
 
     def adam(self, tasks: Sequence[Adam], scale: Tensor | None) -> None:
         device = tasks[0].p.device
+        guard.check_adam(tasks, self.dtypes, device)
+        guard.check_numbers("scale", scale, 1)
         scale = _scale(scale, device)
         numbers = upload(torch.tensor([_numbers(task) for task in tasks], dtype=torch.float32), device)
         kinds: dict[tuple[Any, ...], list[int]] = {}

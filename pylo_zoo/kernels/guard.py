@@ -1,0 +1,132 @@
+"""The last check before raw addresses: kernels read and write exactly the memory that these tensors own.
+
+Optimizers check names and shapes before a step (:mod:`pylo_zoo.optim.state_checks`). The functions here are for whoever
+calls kernels: they check device, dtype, number of elements and contiguity, which is what memory safety needs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from itertools import pairwise
+from operator import attrgetter
+
+import torch
+from torch import Tensor
+
+from pylo_zoo.errors import ZooError
+from pylo_zoo.kernels.base import Adam, Normalized, Task
+from pylo_zoo.ops.layout import Axes
+from pylo_zoo.ops.mlp import Layer
+from pylo_zoo.ops.rule import Rule
+
+_placement = attrgetter("dtype", "device")
+HINT = "Pass contiguous tensors of the documented shapes, on one device."
+FLOAT = (torch.float32,)
+
+
+def check_tasks(tasks: Sequence[Task], dtypes: Collection[torch.dtype], device: torch.device) -> None:
+    """Raise :class:`ZooError` unless every tensor of ``tasks`` has the memory that p0, p1 and p2 use."""
+    values, state, counts = [], [], []
+    for p, g, own, axes, _, _, _ in tasks:
+        n = p.numel()
+        values += (p, g)
+        try:
+            if axes.factored is None:
+                state += (own["momentum"], own["second_moment"], own["diag"])
+                counts += (3 * n, n, 3 * n)
+            else:
+                state += (own["momentum"], own["second_moment"], own["row"], own["col"])
+                counts += (3 * n, n, *table_sizes(p.shape, axes))
+        except KeyError as error:
+            raise ZooError(f"A parameter's state lacks {error}.", HINT) from None
+    _check_pairs(values, dtypes, device)
+    _check(state, counts, FLOAT, device)
+
+
+def check_decays(tasks: Sequence[Task]) -> None:
+    """Raise :class:`ZooError` unless decays are one per channel."""
+    for decays in {id(task.decays): task.decays for task in tasks}.values():
+        sizes = [each.numel() for each in decays]
+        if sizes != [3, 1, 3]:
+            raise ZooError(f"The decays have {sizes} channels; kernels need [3, 1, 3].", HINT)
+
+
+def check_adam(tasks: Sequence[Adam], dtypes: Collection[torch.dtype], device: torch.device) -> None:
+    """Raise :class:`ZooError` unless every tensor of ``tasks`` has as many elements as its parameter."""
+    values = [tensor for task in tasks for tensor in task[:2]]
+    moments = [tensor for task in tasks for tensor in task[2:4]]
+    _check_pairs(values, dtypes, device)
+    _check(moments, [values[k - k % 2].numel() for k in range(len(moments))], FLOAT, device)
+
+
+def check_normalized(tasks: Sequence[Normalized], dtypes: Collection[torch.dtype], device: torch.device) -> None:
+    """Raise :class:`ZooError` unless every step fits its parameter."""
+    values, steps = [task.p for task in tasks], [task.step for task in tasks]
+    counts = [p.numel() for p in values]
+    _check(values, counts, dtypes, device)
+    _check(steps, counts, FLOAT, device)
+    for task in tasks:
+        if not 1 <= len(task.over) <= 2 or not all(-task.p.ndim <= axis < 0 for axis in task.over):
+            raise ZooError(f"A step of {task.p.ndim} axes is normalized over {task.over}.", "Count one or two from -1.")
+
+
+def check_layers(layers: Sequence[Layer], rule: Rule, count: int, device: torch.device, most: int) -> None:
+    """Raise :class:`ZooError` unless ``layers`` are a network of the rule, one for all parameters or ``count``."""
+    inputs = 28 if rule.time else 30
+    shapes = [(tuple(weight.shape), tuple(bias.shape)) for weight, bias in layers]
+    fits = len(layers) >= 2 and all(
+        len(weight) in (2, 3) and weight[:-1] in (bias, (count, *bias)) and weight[:-2] in ((), (count,))
+        for weight, bias in shapes
+    )
+    fits = fits and all(below[0][-2] == above[0][-1] for below, above in pairwise(shapes))
+    fits = fits and shapes[0][0][-1] == inputs and shapes[-1][0][-2] >= 2
+    fits = fits and all(0 < weight[-2] <= most for weight, _ in shapes[:-1])
+    if not fits:
+        message = f"A network of layers {shapes} does not fit {count} parameters, {inputs} inputs and {most} units."
+        raise ZooError(message, HINT)
+    tensors = [tensor for layer in layers for tensor in layer]
+    _check(tensors, [tensor.numel() for tensor in tensors], FLOAT, device, contiguous=False)
+
+
+def check_numbers(name: str, values: Tensor | Sequence[float] | None, count: int) -> None:
+    """Raise :class:`ZooError` unless ``values`` are ``count`` numbers; None passes."""
+    size = count if values is None else values.numel() if isinstance(values, Tensor) else len(values)
+    if size != count:
+        raise ZooError(f"{name} has {size} numbers; kernels need {count}.", HINT)
+
+
+def table_sizes(shape: Sequence[int], axes: Axes) -> tuple[int, int]:
+    """Elements of ``row`` and ``col``, in three planes each."""
+    assert axes.factored is not None
+    d1, d0 = axes.factored
+    n = 3 * math.prod(shape)
+    return n // max(shape[d0], 1), n // max(shape[d1], 1)
+
+
+def _check_pairs(values: Sequence[Tensor], dtypes: Collection[torch.dtype], device: torch.device) -> None:
+    """Parameters and their gradients, in turn."""
+    counts = [p.numel() for p in values[::2] for _ in range(2)]
+    _check(values, counts, dtypes, device)
+
+
+def _check(
+    tensors: Sequence[Tensor],
+    counts: Sequence[int],
+    dtypes: Collection[torch.dtype],
+    device: torch.device,
+    contiguous: bool = True,
+) -> None:
+    allowed = {(dtype, device) for dtype in dtypes}
+    fit = allowed.issuperset(map(_placement, tensors)) and list(map(Tensor.numel, tensors)) == counts
+    if fit and (not contiguous or all(map(Tensor.is_contiguous, tensors))):
+        return
+    for tensor, count in zip(tensors, counts, strict=True):
+        if (
+            _placement(tensor) not in allowed
+            or tensor.numel() != count
+            or not (tensor.is_contiguous() or not contiguous)
+        ):
+            names = " or ".join(str(dtype)[6:] for dtype in dtypes)
+            has = f"{tuple(tensor.shape)} {str(tensor.dtype)[6:]} on {tensor.device} with strides {tensor.stride()}"
+            raise ZooError(f"Kernels got a tensor {has}; they need {count} of {names} on {device}.", HINT)

@@ -1,0 +1,329 @@
+"""Checks, before a step writes anything, that parameters, gradients and state fit each other.
+
+Users replace ``p.data``, assign ``state[p][name]`` or move tensors between steps, and kernels follow raw addresses. So
+every step reads shape, dtype, device and contiguity of each tensor that it will use. If parameters, groups and this
+metadata are those of the step before, comparing lists is all the work; any difference takes the slow path, which names
+the tensor that does not fit.
+
+Entries of ``state[p]`` that the optimizer does not know belong to other libraries (Lookahead, SAM) and are ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from numbers import Real
+from operator import attrgetter, itemgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pylo_zoo.errors import ZooError
+
+if TYPE_CHECKING:
+    from pylo_zoo.optim.contract import Due, Group, ZooOptimizer
+
+RATES = ("lr", "weight_decay")
+"""Group options that multiply every step; they reach kernels as numbers."""
+MASTER, COUNTER = "master", "step"
+REBUILD = "Build a new optimizer, or load_state_dict a state that fits."
+
+Reader = Callable[[Any], tuple[Any, ...]]
+
+_metadata = attrgetter("shape", "dtype", "device")
+
+
+class Entry(NamedTuple):
+    """What one tensor of a parameter's state has to be."""
+
+    name: str
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    def __str__(self) -> str:
+        return described(self.shape, self.dtype, self.device)
+
+
+class Passed(NamedTuple):
+    """The last step that passed: any difference from it needs the slow path."""
+
+    places: tuple[Any, ...]
+    """Inference mode, group options, and identities of parameters and groups."""
+    readers: list[Reader]
+    """One per parameter; reads the known entries of its state."""
+    counters: list[int]
+    """Positions of the Adam counters among all entries."""
+    masters: list[bool]
+    strides: list[Any]
+    metadata: list[Any]
+
+
+class StateChecks:
+    """The checks of one optimizer, and what they remember of its parameters."""
+
+    def __init__(self) -> None:
+        self._passed: dict[str, Passed] = {}
+        self._expected: dict[Any, list[Entry]] = {}
+
+    def check(self, optimizer: ZooOptimizer, due: Sequence[Due], kind: str = "due") -> bool:
+        """Raise unless parameters, gradients and state fit each other.
+
+        Args:
+            optimizer: the optimizer; its ``state`` may lack parameters that have never been stepped.
+            due: the parameters of a step.
+            kind: a name for these parameters; each kind is compared with its own last step.
+
+        Returns:
+            Whether every parameter has a complete state; else ``_prime`` has to complete it.
+
+        Raises:
+            ZooError: a tensor does not fit. Nothing has been written.
+        """
+        if not due:
+            return True
+        parameters, gradients, groups = zip(*due, strict=True)
+        find = optimizer.state.get
+        states: list[Any] = [find(p) for p in parameters]
+        options = [_options(optimizer, group) for group in optimizer.param_groups]
+        places = torch.is_inference_mode_enabled(), options, list(map(id, parameters)), list(map(id, groups))
+        passed = self._passed.pop(kind, None)
+        if passed is not None and _is_unchanged(passed, places, parameters, gradients, states):
+            self._passed[kind] = passed
+            return True
+        for group in optimizer.param_groups:
+            _check_rates(group)
+        optimizer._check_new(due)
+        names = [self._check_one(optimizer, *each) for each in zip(due, states, strict=True)]
+        complete = [each for each in names if each is not None]
+        if len(complete) < len(names):
+            return False
+        readers = [_reader(each) for each in complete]
+        counters = [k for k, name in enumerate(chain(*complete)) if name == COUNTER]
+        metadata = list(map(_metadata, chain(parameters, gradients, _flat(readers, states))))
+        self._passed[kind] = Passed(places, readers, counters, _masters(states), _strides(parameters), metadata)
+        return True
+
+    def _check_one(self, optimizer: ZooOptimizer, due: Due, state: Any) -> list[str] | None:
+        """Check one parameter; names of its state's entries, or None if parts of the state are yet to be made."""
+        p, g, group = due
+        _check_parameter(optimizer, p)
+        _check_gradient(optimizer, p, g)
+        if not optimizer._is_primed(due):
+            return None
+        wanted = self._entries(optimizer, p, group)
+        entries = [entry for entry in wanted if entry.name != MASTER or MASTER in state]
+        entries = [entry for entry in entries if not _is_plain_counter(entry, state)]
+        for entry in entries:
+            _check_entry(optimizer, p, group, entry, state)
+        if len(entries) < len(wanted) or (MASTER in state) != any(entry.name == MASTER for entry in entries):
+            return None
+        return [entry.name for entry in entries]
+
+    def _entries(self, optimizer: ZooOptimizer, p: Tensor, group: Group) -> list[Entry]:
+        """What the state of ``p`` has to be."""
+        key = (p.shape, p.dtype, p.device, *map(group.get, optimizer.state_options))
+        if key not in self._expected:
+            expected = optimizer.expected_state(torch.empty(p.shape, dtype=p.dtype, device="meta"), group)
+            self._expected[key] = [
+                Entry(name, each.shape, each.dtype, each.device if each.device.type == "cpu" else p.device)
+                for name, each in expected.items()
+            ]
+        return self._expected[key]
+
+
+def check_run_state(found: Mapping[str, Any], expected: Mapping[str, Tensor], device: torch.device) -> None:
+    """Raise unless the run's tensors are of the expected shapes and kinds, with memory; plain numbers pass.
+
+    Args:
+        found: a parameter group that has the run's state.
+        expected: the run's state before its first step, on any device.
+        device: of a parameter.
+
+    Raises:
+        ZooError: an entry does not fit. Nothing has been written.
+    """
+    for name, like in expected.items():
+        value = found.get(name)
+        if isinstance(value, Real):
+            continue
+        if not (isinstance(value, Tensor) and _fits_run(value, like, device)):
+            needs = f"{str(like.dtype)[6:]} {tuple(like.shape)}"
+            raise ZooError(f"The run's state {name!r} is {_named(value)}; a step needs {needs}.", REBUILD)
+    floats = [found[name] for name, like in expected.items() if like.is_floating_point()]
+    if len({(each.dtype, each.device) for each in floats if isinstance(each, Tensor)}) > 1:
+        kinds = ", ".join(_named(each) for each in floats)
+        raise ZooError(f"The run's state has tensors of different kinds: {kinds}.", REBUILD)
+
+
+def check_saved(entry: Mapping[str, Any], names: Iterable[str], device: torch.device, what: str) -> None:
+    """Raise unless the saved values of ``names`` can become tensors on ``device``: dense, real, with memory.
+
+    Raises:
+        ZooError: one cannot.
+    """
+    for name in names:
+        value = entry.get(name, 0)
+        if isinstance(value, Tensor):
+            fits = value.layout == torch.strided and _is_real(value) and (not value.is_meta or device.type == "meta")
+        else:
+            fits = value is not None and not isinstance(value, (str, bytes, dict))
+        if not fits:
+            raise ZooError(f"{what} has the entry {name!r}, which is {_named(value)}.", "Save the state again.")
+
+
+def described(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> str:
+    """Such as ``float32 (3, 6, 4) on cpu``."""
+    return f"{str(dtype).removeprefix('torch.')} {tuple(shape)} on {device}"
+
+
+# --- the fast path ---------------------------------------------------------------------------------------------------
+
+
+def _is_unchanged(
+    passed: Passed, places: Any, parameters: Sequence[Tensor], gradients: Sequence[Tensor], states: Sequence[Any]
+) -> bool:
+    """Whether this step has the metadata of the one that passed."""
+    if places != passed.places:
+        return False
+    try:
+        flat = _flat(passed.readers, states)
+        return (
+            list(map(_metadata, chain(parameters, gradients, flat))) == passed.metadata
+            and all(map(Tensor.is_contiguous, flat))
+            and min([0, *(flat[k].item() for k in passed.counters)]) == 0
+            and _masters(states) == passed.masters
+            and _strides(parameters) == passed.strides
+        )
+    except (AttributeError, KeyError, TypeError):  # something is missing or is not a tensor; the slow path says what
+        return False
+
+
+def _options(optimizer: ZooOptimizer, group: Group) -> tuple[Any, ...]:
+    rates = (group.get(name) for name in RATES)
+    kinds = (each.shape if isinstance(each, Tensor) else type(each) for each in rates)
+    return (*map(group.get, optimizer.state_options), *kinds)
+
+
+def _reader(names: Sequence[str]) -> Reader:
+    if not names:
+        return lambda state: ()
+    read = itemgetter(*names)
+    return read if len(names) > 1 else lambda state: (read(state),)
+
+
+def _flat(readers: Sequence[Reader], states: Sequence[Any]) -> list[Tensor]:
+    return [value for read, state in zip(readers, states, strict=True) for value in read(state)]
+
+
+def _masters(states: Sequence[Any]) -> list[bool]:
+    return [MASTER in state for state in states]
+
+
+def _strides(parameters: Sequence[Tensor]) -> list[Any]:
+    """None for each contiguous parameter, else its strides."""
+    return [None if p.is_contiguous() else p.stride() for p in parameters]
+
+
+# --- the slow path ---------------------------------------------------------------------------------------------------
+
+
+def _is_plain_counter(entry: Entry, state: Mapping[str, Any]) -> bool:
+    """Whether a wrapper or another package has left the count of steps as a number, which ``_prime`` converts."""
+    return entry.name == COUNTER and isinstance(state.get(entry.name), Real)
+
+
+def _check_rates(group: Group) -> None:
+    for name in RATES:
+        value = group.get(name, 0.0)
+        one = isinstance(value, Tensor) and value.numel() == 1 and _is_real(value)
+        if not (one or (isinstance(value, Real) and not isinstance(value, bool))):
+            raise ZooError(f"A parameter group has {name}={_named(value)}.", f"Set {name} to a number.")
+
+
+def _fits_run(value: Tensor, like: Tensor, device: torch.device) -> bool:
+    kind = value.dtype in (torch.float32, torch.float64) if like.is_floating_point() else _is_real(value)
+    readable = value.layout == torch.strided and (not value.is_meta or device.type == "meta")
+    return value.shape == like.shape and kind and readable and value.is_contiguous() and _is_writable(value)
+
+
+def _check_parameter(optimizer: ZooOptimizer, p: Tensor) -> None:
+    if not p.is_floating_point():
+        raise ZooError(f"{_place(optimizer, p)} has become {str(p.dtype)[6:]}.", "Use a real floating-point parameter.")
+    if p.layout != torch.strided or not (p.is_contiguous() or _is_apart(p)):
+        raise ZooError(
+            f"{_place(optimizer, p)} has become sparse, or its elements share memory.", "Set p.data = p.contiguous()."
+        )
+    if not _is_writable(p):
+        raise ZooError(
+            f"{_place(optimizer, p)} is an inference tensor, which no step outside inference mode can write.",
+            "Build the model outside torch.inference_mode().",
+        )
+
+
+def _check_gradient(optimizer: ZooOptimizer, p: Tensor, g: Tensor) -> None:
+    fits = g.shape == p.shape and g.device == p.device and g.is_floating_point() and g.layout == torch.strided
+    if not fits:
+        raise ZooError(
+            f"The gradient of {_place(optimizer, p)[0].lower()}{_place(optimizer, p)[1:]} is {_named(g)}; "
+            f"the parameter is {_named(p)}.",
+            "Set p.grad = None and compute the gradient again.",
+        )
+
+
+def _check_entry(optimizer: ZooOptimizer, p: Tensor, group: Group, entry: Entry, state: Mapping[str, Any]) -> None:
+    value = state.get(entry.name)
+    needs, hint = str(entry), REBUILD
+    if isinstance(value, Tensor) and value.layout == torch.strided and _metadata(value) == entry[1:]:
+        if not value.is_contiguous():
+            needs, hint = "a contiguous tensor", f"Assign its contiguous() copy to state[p][{entry.name!r}]."
+        elif entry.name == COUNTER and value.item() < 0:
+            raise ZooError(f"{_place(optimizer, p)}: state {COUNTER!r} is {value.item()}; it counts steps.", REBUILD)
+        elif not _is_writable(value):
+            needs, hint = "a tensor made outside inference mode", "Take every step outside torch.inference_mode()."
+        else:
+            return
+    optimizer._check_side(p, group)
+    has = _named(value) if entry.name in state else "missing"
+    raise ZooError(f"{_place(optimizer, p)}: state {entry.name!r} is {has}; a step needs {needs}.", hint)
+
+
+def _place(optimizer: ZooOptimizer, p: Tensor) -> str:
+    """Such as ``Parameter 3 (6, 4)``, with the number in the order of the groups, or its name."""
+    number = 0
+    for group in optimizer.param_groups:
+        names = group.get("param_names") or ()
+        for k, each in enumerate(group["params"]):
+            if each is p:
+                return f"Parameter {names[k] if k < len(names) else number} {tuple(p.shape)}"
+            number += 1
+    return f"A parameter {tuple(p.shape)}"
+
+
+def _named(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return "None" if value is None else f"a {type(value).__name__}"
+    extra = "" if value.layout == torch.strided else f", {str(value.layout)[6:]}"
+    if not extra and not value.is_contiguous():
+        extra = f" with strides {value.stride()}"
+    return described(value.shape, value.dtype, value.device) + extra
+
+
+def _is_real(value: Tensor) -> bool:
+    return not value.is_complex() and not value.is_quantized
+
+
+def _is_writable(value: Tensor) -> bool:
+    return torch.is_inference_mode_enabled() or not value.is_inference()
+
+
+def _is_apart(p: Tensor) -> bool:
+    """Whether no two elements share memory: each stride reaches beyond what the smaller ones span."""
+    reach = 0
+    for stride, size in sorted(zip(p.stride(), p.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return False
+            reach += stride * (size - 1)
+    return True

@@ -1,0 +1,187 @@
+"""CPU kernels at the sizes at which work is divided, with zero parameters, long vectors and awkward gradients.
+
+``plan.h`` cuts work into vectors of W elements, tiles of up to 4·W, units of UNIT elements, runs of up to UNIT_LENGTH
+elements, UNIT_RUNS runs and periods of up to LONGEST_PERIOD. A size one below, at and one above each of these reaches
+every branch of the division; what lies beyond is reached by the slow sanitizer test, which runs these tests as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from test_backends import optimizer
+from test_kernels_cpu import SUBJECTS, close, copied, network, of_parameter, plain
+from torch import Tensor, nn
+
+from pylo_zoo.kernels.base import Adam, Normalized, Room, Task
+from pylo_zoo.kernels.cpu import CpuKernels, build, find
+from pylo_zoo.ops.accumulators import Decays, advance_all, new_accumulators
+from pylo_zoo.ops.layout import axes_of
+
+LANES = (8, 16)  # W, by machine
+TILES = tuple(k * w for w in LANES for k in (1, 2, 4))
+UNIT, UNIT_LENGTH, UNIT_RUNS, LONG_RUN, LONGEST_PERIOD, LONGEST_CYCLE = 32768, 4096, 64, 128, 512, 64
+
+
+def around(*sizes: int) -> list[int]:
+    return sorted({size + k for size in sizes for k in (-1, 0, 1)})
+
+
+VECTORS = [(n,) for n in around(*TILES, UNIT_LENGTH, UNIT, 2 * UNIT)] + [(3 * UNIT + 5,)]
+RUNS = [(rows, 130) for rows in around(UNIT_RUNS)] + [(9, columns) for columns in around(LONG_RUN, UNIT_LENGTH)]
+PERIODS = [(12, b, 3) for b in around(LONGEST_PERIOD // 3)] + [(6, 5, c) for c in around(16, LONGEST_CYCLE)]
+STACKS = [(UNIT // 64 + k, 8, 8) for k in (-1, 0, 1)]  # groups of one unit
+ZEROS = [(1,), (7,), (300,), (16, 16), (9, 130), (6, 4, 3)]
+DECAYS = Decays(torch.tensor([0.9, 0.99, 0.999]), torch.tensor([0.95]), torch.tensor([0.9, 0.99, 0.999]))
+COEFFICIENT, SHRINK = 0.1, 0.01
+
+
+@pytest.fixture(scope="module")
+def kernels() -> CpuKernels:
+    found = find()
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found
+
+
+def test_the_boundaries_are_those_of_the_sources() -> None:
+    source = (build.SOURCES / "plan.h").read_text()
+    for name in ("UNIT", "UNIT_LENGTH", "UNIT_RUNS", "LONG_RUN", "LONGEST_PERIOD", "LONGEST_CYCLE"):
+        found = re.search(rf"constexpr Index {name} = (\d+);", source)
+        assert found is not None
+        assert int(found[1]) == globals()[name]
+    assert "TILE = 4 * W" in source
+
+
+def tasks_of(shapes: Sequence[tuple[int, ...]], name: str, kernels: CpuKernels, zero: bool = False) -> list[Task]:
+    """After one ordinary step; ``zero`` parameters are those of a zero-initialised layer."""
+    generator, subject, made = torch.Generator().manual_seed(5), SUBJECTS[name], []
+    for shape in shapes:
+        for layout in ("torch", "jax") if len(shape) > 2 else ("torch",):
+            axes = axes_of(shape, layout)
+            p = torch.zeros(shape) if zero else torch.randn(shape, generator=generator) * 0.5
+            if not kernels.covers(p, axes, subject.rule, subject.hidden):
+                continue
+            state = new_accumulators(p, axes)
+            advance_all(state, torch.randn(shape, generator=generator) * 0.1, DECAYS, axes)
+            g = torch.randn(shape, generator=generator) * 0.1
+            made.append(Task(p, g, state, axes, DECAYS, subject.limit, subject.replace))
+    assert made
+    return made
+
+
+def check(name: str, tasks: Sequence[Task], kernels: CpuKernels) -> list[Tensor]:
+    """Accumulators, steps and moved parameters against eager; returns the steps."""
+    subject, layers = SUBJECTS[name], network(SUBJECTS[name], len(tasks))
+    eager, truth = (
+        [plain(copied(t, dtype), subject.rule, of_parameter(layers, k, dtype)) for k, t in enumerate(tasks)]
+        for dtype in (torch.float32, torch.float64)
+    )
+    advanced = kernels.advance(tasks, subject.rule, None, moments=True)
+    steps = [step.clone() for step in kernels.steps(advanced, layers, Room())]
+    kernels.move(advanced, layers, [COEFFICIENT] * len(tasks), [SHRINK] * len(tasks))
+    typical = torch.cat([t.step.flatten() for t in truth]).abs().nanmedian()  # one element's outputs may cancel
+    for step, task, e, t in zip(steps, tasks, eager, truth, strict=True):
+        what = f"{tuple(task.p.shape)} {task.axes}"
+        for key, value in task.state.items():
+            close(value, e.state[key], t.state[key], t.state[key], f"{what} {key}")
+        close(step, e.step, t.step, torch.cat([t.step.flatten(), typical[None]]), f"{what} step")
+        close(task.p, e.moved, t.moved, torch.cat([t.moved.flatten(), COEFFICIENT * typical[None]]), f"{what} moved")
+    return steps
+
+
+@pytest.mark.parametrize("name", ["velo", "celo2-tanh", "adafac-16"])
+@pytest.mark.parametrize("shapes", [VECTORS, RUNS, PERIODS, STACKS], ids=["vectors", "runs", "periods", "stacks"])
+def test_sizes_around_every_boundary(kernels: CpuKernels, name: str, shapes: list[tuple[int, ...]]) -> None:
+    check(name, tasks_of(shapes, name, kernels), kernels)
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_zero_parameters_move(kernels: CpuKernels, name: str) -> None:
+    """``sqrt(mean(p²) + 1e-9)`` is 3.2e-5 for them: without the 1e-9 they would stay zero for good."""
+    steps = check(name, tasks_of(ZEROS, name, kernels, zero=True), kernels)
+    assert all(step.abs().sum() > 0 for step in steps)
+
+
+def test_every_element_of_a_long_vector_is_advanced_and_moved(kernels: CpuKernels) -> None:
+    """A unit that is left out keeps its bits, however small its part of the whole is."""
+    for shape in [(100_000,), (2 * UNIT + 1,), (300, 700)]:
+        (task, *_) = tasks_of([shape], "velo", kernels)
+        before = [x.clone() for x in (task.p, task.state["momentum"], task.state["second_moment"])]
+        subject, layers = SUBJECTS["velo"], network(SUBJECTS["velo"], 1)
+        kernels.move(kernels.advance([task], subject.rule, None), layers, [COEFFICIENT], [SHRINK])
+        for old, new in zip(before, (task.p, task.state["momentum"], task.state["second_moment"]), strict=True):
+            same = (old == new).double().mean()
+            assert same < 0.01, f"{shape}: {float(same):.1%} of the elements have not moved"
+
+
+@pytest.mark.parametrize("size", [*around(*LANES, UNIT, 2 * UNIT), 3 * UNIT + 5])
+def test_adam_and_the_normalized_pass_around_boundaries(kernels: CpuKernels, size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    p, g, step = (torch.randn(size, generator=generator) for _ in range(3))
+    m, v, moved, normalized = torch.zeros(1, size), torch.zeros(1, size), p.clone(), p.clone()
+    kernels.adam([Adam(moved, g, m, v, 1, (0.9, 0.95), 1e-8, 0.0, 0.1, 0.01, torch.inf, False)], None)
+    # At the first step m̂ is g and v̂ is g².
+    wanted = p.double() * 0.99 - 0.1 * g.double() / (g.double().abs() + 1e-8)
+    # p, decay and direction are each rounded once, the corrections twice: under ten roundings of at most |p| + 0.1.
+    assert ((moved - wanted).abs() <= 10 * 2**-24 * (p.abs() + 0.1)).all()
+    kernels.move_normalized([Normalized(normalized, step, (-1,), 1e-9)], [0.1], [0.01])
+    wanted = p.double() * 0.99 - 0.1 * step.double() * torch.rsqrt(step.double().square().mean() + 1e-9)
+    assert ((normalized - wanted).abs() <= 10 * 2**-24 * (p.abs() + 0.1 * step.abs())).all()
+
+
+GRADIENTS: dict[str, Any] = {
+    "transposed": lambda g: g.mT.contiguous().mT if g.ndim > 1 else g,
+    "every second": lambda g: torch.stack([g, -g], -1)[..., 0],
+    "unaligned": lambda g: torch.cat([torch.zeros(1), g.flatten()])[1:].view(g.shape),
+    "expanded": lambda g: g.flatten()[:1].expand(g.numel()).view(g.shape),
+}
+
+
+@pytest.mark.parametrize("how", GRADIENTS)
+@pytest.mark.parametrize("name", ["VeLO", "CELO2", "CELO2-base", "CeloAdam", "AdafacLO"])
+def test_gradients_with_other_strides(name: str, how: str) -> None:
+    """The same bits as from a contiguous gradient of these values."""
+    _same_as_contiguous(name, GRADIENTS[how], torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["VeLO", "CELO2", "CELO2-base", "CeloAdam", "AdafacLO"])
+def test_16_bit_gradients(name: str, dtype: torch.dtype) -> None:
+    """Parameters and gradients of 16 bits, contiguous or not, are the same bits."""
+    _same_as_contiguous(name, GRADIENTS["transposed"], dtype)
+
+
+def _same_as_contiguous(name: str, change: Any, dtype: torch.dtype) -> None:
+    shapes, found = ((), (7,), (300,), (24, 24), (33, 70), (8, 8, 3, 3)), []
+    for contiguous in (True, False):
+        generator = torch.Generator().manual_seed(3)
+        params = [nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes]
+        opt = optimizer(name, params, "auto")
+        for _ in range(2):
+            for p in params:
+                g = change(torch.randn(p.shape, generator=generator)).to(dtype)
+                p.grad = g.contiguous() if contiguous else g
+            opt.step(1.0)
+        found.append(params)
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("name", ["VeLO", "Celo"])
+def test_a_zero_initialised_parameter_moves_under_fused(name: str) -> None:
+    moved = {}
+    for backend in ("auto", "eager"):
+        params = [nn.Parameter(torch.zeros(shape)) for shape in ((40,), (12, 10))]
+        opt = optimizer(name, params, backend)
+        for p in params:
+            p.grad = torch.linspace(-1, 1, p.numel()).view(p.shape)
+        opt.step(1.0)
+        moved[backend] = params
+    for fused, eager in zip(moved["auto"], moved["eager"], strict=True):
+        assert eager.abs().min() > 0
+        # The first step from zero has no rounding of p: what is left is that of some forty products, 6e-8 each.
+        assert (fused - eager).norm() <= 4e-6 * eager.norm()

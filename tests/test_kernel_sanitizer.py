@@ -1,0 +1,76 @@
+"""The CPU kernels under AddressSanitizer, in their own process: mutated steps, and every tile and unit boundary."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+WRONG_ADDRESS = """
+import ctypes
+import torch
+from pylo_zoo.kernels.cpu import build
+from pylo_zoo.kernels.cpu.records import ADAM
+
+library = build.load()
+tensors = [torch.zeros(64) for _ in range(4)]
+size = 64 + {excess}
+record = ADAM.pack(*(x.data_ptr() for x in tensors), size, *[0.5] * 9, 0)
+library.pylo_zoo_adam(record, ctypes.c_int64(1), None, 1)
+print("passed")
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of a process whose kernels are built with AddressSanitizer; skips if the compiler has none."""
+    compiler = os.environ.get("CXX") or next((each for each in ("c++", "g++") if shutil.which(each)), None)
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    asked = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=False)
+    library = Path(asked.stdout.strip())
+    if asked.returncode or not library.is_absolute() or not library.exists():
+        pytest.skip(f"{compiler} has no AddressSanitizer (libasan.so)")
+    return {
+        **os.environ,
+        "PYLO_ZOO_KERNELS": str(tmp_path_factory.mktemp("kernels")),
+        "PYLO_ZOO_KERNEL_FLAGS": "-fsanitize=address -g1",
+        "LD_PRELOAD": str(library.resolve()),
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=environment, cwd=HERE, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_a_wrong_size_is_caught(environment: dict[str, str]) -> None:
+    """The sanitizer works: one element past a tensor's end is reported."""
+    sound = run(environment, "-c", WRONG_ADDRESS.format(excess=0))
+    assert sound.stdout.strip() == "passed", sound.stderr
+    wrong = run(environment, "-c", WRONG_ADDRESS.format(excess=1))
+    assert "passed" not in wrong.stdout
+    assert "AddressSanitizer: heap-buffer-overflow" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_mutated_steps_touch_no_memory_of_others(environment: dict[str, str]) -> None:
+    fuzzed = run(environment, "state_fuzz.py", "--steps", "1000", "--seed", "7", "--fused")
+    assert fuzzed.returncode == 0, fuzzed.stdout[-2000:] + fuzzed.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_every_boundary_touches_no_memory_of_others(environment: dict[str, str]) -> None:
+    """The sizes of test_kernel_boundaries.py, with the sanitizer watching what lies beyond each tensor."""
+    tests = ("-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", "test_kernel_boundaries.py")
+    checked = run(environment, *tests)
+    assert checked.returncode == 0, checked.stdout[-2000:] + checked.stderr[-2000:]
