@@ -232,6 +232,10 @@ class ZooOptimizer(torch.optim.Optimizer):
         """
         if self._check(due):
             return
+        for p, _, _ in due:
+            state = self.state.get(p, {})
+            if "step" in state and not isinstance(state["step"], Tensor):  # wrappers and other packages count in ints
+                state["step"] = as_counter("step", state["step"])
         new = [each for each in due if not self._is_primed(each)]
         for p, _, group in new:
             self.state[p].update(self.expected_state(p, group))
@@ -239,8 +243,6 @@ class ZooOptimizer(torch.optim.Optimizer):
             self._advise(new)
         for p, _, group in due:
             state = self.state[p]
-            if "step" in state and not isinstance(state["step"], Tensor):  # wrappers and other packages count in ints
-                state["step"] = as_counter("step", state["step"])
             if wants_master(p, group) != ("master" in state):  # the option has changed in mid-run
                 state.pop("master") if "master" in state else state.update(master_copy(p, group))
 

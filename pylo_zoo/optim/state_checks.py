@@ -231,7 +231,7 @@ def _strides(parameters: Sequence[Tensor]) -> list[Any]:
 
 def _is_plain_counter(entry: Entry, state: Mapping[str, Any]) -> bool:
     """Whether a wrapper or another package has left the count of steps as a number, which ``_prime`` converts."""
-    return entry.name == COUNTER and isinstance(state.get(entry.name), Real)
+    return entry.name == COUNTER and not isinstance(state.get(entry.name), (Tensor, type(None), str, bytes, dict))
 
 
 def _check_rates(group: Group) -> None:
