@@ -98,7 +98,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "an object array": (npz({"a": np.array([{}, {}])}), "dtype '|O'"),
     "a structured array": (npz({"a": np.zeros(2, "f4,f4")}), "dtype [("),
     "a text array": (npz({"a": np.array(["x"])}), "dtype '<U1'"),
-    "bf16 as numpy saves it": (npz({"a": np.zeros(2, "V2")}), "dtype '|V2'"),
+    "bf16 as numpy saves it": (npz({"a": np.zeros(2, "V2")}), "dtype V2, as numpy saves bfloat16"),
     "a name that leads outside": (archive({"a.npy": npy(LEAF), "../b.npy": npy(LEAF)}), "lead outside"),
     "an absolute name": (archive({"a.npy": npy(LEAF), "/b.npy": npy(LEAF)}), "lead outside"),
     "another system's name": (archive({"a.npy": npy(LEAF), "C:\\b.npy": npy(LEAF)}), "lead outside"),
