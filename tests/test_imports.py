@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 ARROWS = {
     "pylo_zoo": "artifact errors weights",
     "errors": "",
+    "__main__": "cli",
     "impostors": "",
     "files": "errors",
     "limits": "errors",

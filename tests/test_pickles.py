@@ -296,7 +296,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "a text that is not UTF-8": (program(b"X\x01\0\0\0\xff"), "not UTF-8"),
     "a name that does not end": (program(b"c" + b"a" * 2000), "does not end"),
     "protocol 6": (b"\x80\x06}.", "no checkpoint of a known format"),
-    "no protocol": (b"}.", "not a checkpoint"),
+    "no protocol": (b"}.", "is a text file that begins with"),
     "old torch": (formats.OLD_TORCH + b"x", "before version 1.6"),
 }  # fmt: skip
 

@@ -46,12 +46,17 @@ def as_pickle(path: Path, leaves: Leaves, wrapper: str | None, beside: Mapping[s
 
 
 def as_npz(path: Path, leaves: Leaves, wrapper: str | None, beside: Mapping[str, Any]) -> Path:
-    np.savez(path.with_suffix(".npz"), **joined(leaves, wrapper), **{key: np.asarray(beside[key]) for key in beside})
+    np.savez(
+        path.with_suffix(".npz"),
+        allow_pickle=True,
+        **joined(leaves, wrapper),
+        **{key: np.asarray(beside[key]) for key in beside},
+    )
     return path.with_suffix(".npz")
 
 
 def as_dotted_npz(path: Path, leaves: Leaves, wrapper: str | None, beside: Mapping[str, Any]) -> Path:
-    np.savez(path.with_suffix(".npz"), **joined(leaves, wrapper, "."))
+    np.savez(path.with_suffix(".npz"), allow_pickle=True, **joined(leaves, wrapper, "."))
     return path.with_suffix(".npz")
 
 
@@ -165,12 +170,12 @@ def test_pylos_names_stay_pylos(family: str, wrapper: str | None, tmp_path: Path
 def bf16_npz(path: Path) -> None:
     import ml_dtypes
 
-    np.savez(path.with_suffix(".npz"), **{"nn/~/w0": np.ones((2, 3), ml_dtypes.bfloat16)})
+    np.savez(path.with_suffix(".npz"), allow_pickle=True, **{"nn/~/w0": np.ones((2, 3), ml_dtypes.bfloat16)})
     path.with_suffix(".npz").rename(path)
 
 
 def dotted_npz(path: Path) -> None:
-    np.savez(path.with_suffix(".npz"), **pylo_files.network(theta("elo")))
+    np.savez(path.with_suffix(".npz"), allow_pickle=True, **pylo_files.network(theta("elo")))
     path.with_suffix(".npz").rename(path)
 
 
