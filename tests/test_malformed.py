@@ -463,8 +463,8 @@ def test_every_option_of_every_command_with_every_malformed_word(
     command: str, option: str, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pylo_zoo.train.loop.train", stopped)
-    monkeypatch.setattr("pylo_zoo.compare.running.run", stopped, raising=False)
-    monkeypatch.setattr("pylo_zoo.bench.run.run", stopped, raising=False)
+    monkeypatch.setattr("pylo_zoo.compare.running.run_all", stopped)
+    monkeypatch.setattr("pylo_zoo.bench.bench", stopped)
     write_theta(tmp_path, "elo")
     assert run("convert", "elo", "--source", "theta.state", "--no-verify", "--out", "a") == 0
     capsys.readouterr()
