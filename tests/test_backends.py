@@ -71,6 +71,7 @@ ALLOWED = 4
 """Of two runs in float32, how much further one strays than the other by chance."""
 
 
+@torch.no_grad()
 def storage(params: list[nn.Parameter], steps: int) -> float:
     """What rounding a parameter once a step, by random signs, costs relative to its movement."""
     moved = ((p - start).norm() for p, start in zip(params, parameters(), strict=True))
