@@ -248,7 +248,7 @@ def test_the_default_dtype_does_not_matter(name: str) -> None:
         finally:
             torch.set_default_dtype(torch.float32)
         found.append(params)
-    check_runs(*found, displaced(name, 1, lr=1e-3 / 3))
+    check_runs(found[0], found[1], displaced(name, 1, lr=1e-3 / 3))
 
 
 @pytest.mark.parametrize("backend", ["eager", "fused"])
