@@ -191,6 +191,8 @@ def close(got: Tensor, wanted: Expected, what: str) -> None:
 def test_accumulators_moments_steps_and_moves_agree(kernels: CpuKernels, name: str, regime: str) -> None:
     subject = SUBJECTS[name]
     tasks = cases(subject, regime, kernels)
+    if regime not in ("ordinary", "spikes"):  # those of several units of work take as long as all others
+        tasks = [task for task in tasks if task.p.numel() < 20_000]
     layers = network(subject, len(tasks))
     wanted = [expected(t, subject.rule, of_parameter(layers, k, torch.float32)) for k, t in enumerate(tasks)]
     advanced = kernels.advance(tasks, subject.rule, None, moments=True)
@@ -265,7 +267,7 @@ def test_a_corrupted_weight_is_caught(kernels: CpuKernels, name: str, layer: int
     tasks = [task for task in cases(subject, "ordinary", kernels) if 100 < task.p.numel() < 5000][:6]
     layers = network(subject, len(tasks))
     wanted = [expected(t, subject.rule, of_parameter(layers, k, torch.float32))["step"] for k, t in enumerate(tasks)]
-    layers[layer][0][..., 0, 1] *= 1.01
+    layers[layer][0][..., 0, 1] += 0.01  # by a product, a weight that is small by chance would hardly change
     steps = kernels.steps(kernels.advance(tasks, subject.rule, None), layers, Room())
     caught = 0
     for step, of_task in zip(steps, wanted, strict=True):
