@@ -223,7 +223,8 @@ def check_adam(dtype: torch.dtype) -> None:
         given, wanted = [], []
         for k, task in enumerate(tasks):
             nesterov, count = k % 2 == 1, torch.tensor(step, device=DEVICE)
-            given.append(Adam(task.p, task.g, *moments[k], step, betas, eps, root, rate, decay, 0.7, nesterov))
+            m, v = moments[k]
+            given.append(Adam(task.p, task.g, m, v, step, betas, eps, root, rate, decay, 0.7, nesterov))
             start = [task.p.double(), *(each.double() for each in moments[k])]
 
             def moved(

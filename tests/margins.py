@@ -27,13 +27,13 @@ def check(error: float, bound: float, what: str) -> None:
     assert error <= bound, f"{what}: error {error:.3g}, bound {bound:.3g}"
 
 
-def check_close(got: Any, wanted: Any, bound: Tensor | float, what: str = "") -> None:
+def check_close(got: Any, wanted: Any, bound: Any, what: str = "") -> None:
     """Every element of ``got`` is within ``bound`` of ``wanted``, in float64; the worst one's margin is recorded.
 
     Args:
         got: a tensor or what ``np.asarray`` takes.
         wanted: the same shape.
-        bound: one number, or one for each element.
+        bound: one number, or an array or tensor with one for each element.
         what: names the comparison in errors and in the report.
     """
     got, wanted = (_double(each) for each in (got, wanted))

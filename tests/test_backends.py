@@ -71,6 +71,7 @@ ALLOWED = 4
 """Of two runs in float32, how much further one strays than the other by chance."""
 
 
+@torch.no_grad()
 def storage(params: list[nn.Parameter], steps: int) -> float:
     """What rounding a parameter once a step, by random signs, costs relative to its movement."""
     moved = ((p - start).norm() for p, start in zip(params, parameters(), strict=True))
@@ -247,7 +248,7 @@ def test_the_default_dtype_does_not_matter(name: str) -> None:
         finally:
             torch.set_default_dtype(torch.float32)
         found.append(params)
-    check_runs(*found, displaced(name, 1, lr=1e-3 / 3))
+    check_runs(found[0], found[1], displaced(name, 1, lr=1e-3 / 3))
 
 
 @pytest.mark.parametrize("backend", ["eager", "fused"])

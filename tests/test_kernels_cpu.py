@@ -191,6 +191,8 @@ def close(got: Tensor, wanted: Expected, what: str) -> None:
 def test_accumulators_moments_steps_and_moves_agree(kernels: CpuKernels, name: str, regime: str) -> None:
     subject = SUBJECTS[name]
     tasks = cases(subject, regime, kernels)
+    if regime not in ("ordinary", "spikes"):  # those of several units of work take as long as all others
+        tasks = [task for task in tasks if task.p.numel() < 20_000]
     layers = network(subject, len(tasks))
     wanted = [expected(t, subject.rule, of_parameter(layers, k, torch.float32)) for k, t in enumerate(tasks)]
     advanced = kernels.advance(tasks, subject.rule, None, moments=True)
@@ -265,7 +267,7 @@ def test_a_corrupted_weight_is_caught(kernels: CpuKernels, name: str, layer: int
     tasks = [task for task in cases(subject, "ordinary", kernels) if 100 < task.p.numel() < 5000][:6]
     layers = network(subject, len(tasks))
     wanted = [expected(t, subject.rule, of_parameter(layers, k, torch.float32))["step"] for k, t in enumerate(tasks)]
-    layers[layer][0][..., 0, 1] *= 1.01
+    layers[layer][0][..., 0, 1] += 0.01  # by a product, a weight that is small by chance would hardly change
     steps = kernels.steps(kernels.advance(tasks, subject.rule, None), layers, Room())
     caught = 0
     for step, of_task in zip(steps, wanted, strict=True):
@@ -462,16 +464,17 @@ def test_two_processes_share_one_build_and_a_damaged_one_is_replaced(
 def test_steps_are_normalized_by_matrix(kernels: CpuKernels, layout: Layout) -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = [*SHAPES, (3, 700, 90), (16, 3, 16, 16), (2, 5, 40, 40)]
-    tasks, truths, eager = [], [], []
+    tasks, wanted = [], []
     for shape in shapes:
         shape = shape or (1,)
         axes, p = axes_of(shape, layout), torch.randn(shape, generator=generator)
         step = torch.randn(shape, generator=generator) * torch.linspace(0.1, 10, shape[-1])
-        for dtype, found in ((torch.float64, truths), (torch.float32, eager)):
-            x = step.to(dtype)
-            x = normalize(x, mean_square_of(x, axes.matrix), 1e-9)
-            found.append(p.to(dtype) - COEFFICIENT * x - SHRINK * p.to(dtype))
         tasks.append(Normalized(p, step, axes.matrix, 1e-9))
+        wanted.append(simulate(partial(normalized, p.double(), step.double(), axes.matrix), draws=draws_for(p.numel())))
     kernels.move_normalized(tasks, [COEFFICIENT] * len(tasks), torch.full((len(tasks),), SHRINK))
-    for task, truth, plainly in zip(tasks, truths, eager, strict=True):
-        close(task.p, plainly, truth, truth, f"{tuple(task.p.shape)} {task.over}")
+    for task, of_task in zip(tasks, wanted, strict=True):
+        check(size(task.p.double() - of_task.truth[0]), of_task.distance(0), f"{tuple(task.p.shape)} {task.over}")
+
+
+def normalized(p: Tensor, step: Tensor, over: tuple[int, ...]) -> list[Tensor]:
+    return [p - COEFFICIENT * normalize(step, mean_square_of(step, over), 1e-9) - SHRINK * p]
