@@ -316,7 +316,8 @@ def twin(run: Run, dtype: torch.dtype | None) -> Any:
             elif dtype is None:
                 value = p.detach().clone()
             else:
-                state = {k: v.clone() for k, v in (source.state.get(p) or {}).items() if isinstance(v, Tensor)}
+                wide = p.dtype == torch.float32 or not group["master_weights"]
+                state = {} if wide else {k: v.clone() for k, v in (source.state.get(p) or {}).items() if k == "master"}
                 value = wide_value(p.detach(), state).to(dtype) if p.numel() else p.detach().to(dtype)
             q = nn.Parameter(torch.zeros((), dtype=torch.float32))
             if g is not None:

@@ -12,6 +12,9 @@ import pytest
 
 HERE = Path(__file__).parent
 
+FLAGS = "-fsanitize=address -O1 --param asan-stack=0 --param asan-instrumentation-with-call-threshold=0"
+"""Memory of tensors alone is watched: with the stack as well, compiling takes minutes."""
+
 WRONG_ADDRESS = """
 import ctypes
 import torch
@@ -33,15 +36,18 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     compiler = os.environ.get("CXX") or next((each for each in ("c++", "g++") if shutil.which(each)), None)
     if compiler is None:
         pytest.skip("no C++ compiler")
-    asked = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=False)
-    library = Path(asked.stdout.strip())
-    if asked.returncode or not library.is_absolute() or not library.exists():
-        pytest.skip(f"{compiler} has no AddressSanitizer (libasan.so)")
+    preloaded = []
+    for name in ("libasan.so", "libstdc++.so.6"):  # the former has to find what throws exceptions
+        asked = subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=False)
+        library = Path(asked.stdout.strip())
+        if asked.returncode or not library.is_absolute() or not library.exists():
+            pytest.skip(f"{compiler} has no AddressSanitizer ({name})")
+        preloaded.append(str(library.resolve()))
     return {
         **os.environ,
         "PYLO_ZOO_KERNELS": str(tmp_path_factory.mktemp("kernels")),
-        "PYLO_ZOO_KERNEL_FLAGS": "-fsanitize=address -g1",
-        "LD_PRELOAD": str(library.resolve()),
+        "PYLO_ZOO_KERNEL_FLAGS": FLAGS,
+        "LD_PRELOAD": " ".join(preloaded),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
         "OMP_NUM_THREADS": "1",
     }

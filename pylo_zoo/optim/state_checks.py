@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 RATES = ("lr", "weight_decay")
 """Group options that multiply every step; they reach kernels as numbers."""
 MASTER, COUNTER = "master", "step"
+COUNTS = (torch.int64, torch.int32, torch.float32, torch.float64)
+"""Dtypes of counters of the run."""
 REBUILD = "Build a new optimizer, or load_state_dict a state that fits."
 
 Reader = Callable[[Any], tuple[Any, ...]]
@@ -149,7 +151,10 @@ def check_run_state(found: Mapping[str, Any], expected: Mapping[str, Tensor], de
         if isinstance(value, Real):
             continue
         if not (isinstance(value, Tensor) and _fits_run(value, like, device)):
-            needs = f"{str(like.dtype)[6:]} {tuple(like.shape)}"
+            inference = isinstance(value, Tensor) and not _is_writable(value)
+            needs = (
+                "a tensor made outside inference mode" if inference else f"{str(like.dtype)[6:]} {tuple(like.shape)}"
+            )
             raise ZooError(f"The run's state {name!r} is {_named(value)}; a step needs {needs}.", REBUILD)
     floats = [found[name] for name, like in expected.items() if like.is_floating_point()]
     if len({(each.dtype, each.device) for each in floats if isinstance(each, Tensor)}) > 1:
@@ -243,7 +248,7 @@ def _check_rates(group: Group) -> None:
 
 
 def _fits_run(value: Tensor, like: Tensor, device: torch.device) -> bool:
-    kind = value.dtype in (torch.float32, torch.float64) if like.is_floating_point() else _is_real(value)
+    kind = value.dtype in ((torch.float32, torch.float64) if like.is_floating_point() else COUNTS)
     readable = value.layout == torch.strided and (not value.is_meta or device.type == "meta")
     return value.shape == like.shape and kind and readable and value.is_contiguous() and _is_writable(value)
 
