@@ -184,7 +184,7 @@ def test_a_family_without_an_original_is_named(family: str) -> None:
 
 # --- for real ----------------------------------------------------------------------------------------------------
 
-REAL = [name for name in golden_data.RUNNABLE if golden_data.spec(name)["family"].replace("_", "-") in ORIGINALS]
+REAL = [name for name in golden_data.CASES if golden_data.spec(name)["family"].replace("_", "-") in ORIGINALS]
 
 
 @pytest.mark.parametrize("case", REAL)

@@ -187,7 +187,7 @@ FINE: dict[str, Broken] = {
 def test_what_fits_computes_what_eager_does(name: str, what: str) -> None:
     """The strides and values that each backend sees are the same; so is the step, to rounding of its movement."""
     more = {"ns_dtype": torch.float32} if name == "Muon" else {}
-    found = []
+    found, before = [], []
     for backend in BACKENDS:
         optimizer, params = stepped(name, backend, **more)
         before = [p.detach().clone() for p in params]

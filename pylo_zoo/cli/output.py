@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pylo_zoo import limits
-from pylo_zoo.config import is_finite
 from pylo_zoo.errors import one_line, printable
 
 if TYPE_CHECKING:
@@ -49,6 +48,8 @@ LARGEST_SEED = 2**62
 
 def finite(value: float | None) -> float | None:
     """Check an option that takes a number: a callback of Typer's."""
+    from pylo_zoo.config import is_finite
+
     if value is not None and not is_finite(value):
         raise typer.BadParameter(f"{value} is not a finite number.")
     return value

@@ -27,8 +27,8 @@ def fitted(
     Raises:
         ZooError: a name or shape differs, a value is not numeric, or a counter is not a whole number.
     """
-    check_saved(entry, expected, device, what)
     tensors = {name: _as_tensor(value, f"{what} does not fit: {name}") for name, value in entry.items()}
+    check_saved(tensors, expected, device, what)
     found = {name: tuple(value.shape) for name, value in tensors.items()}
     wanted = {name: tuple(value.shape) for name, value in expected.items()}
     require(
