@@ -68,24 +68,22 @@ def check_guard() -> None:
     """What does not fit is an error before anything is written."""
     rule, units, hidden = RULES["velo"]
     for name, change in {
-        "a dtype": lambda x: x.bfloat16(),
         "a wider dtype": lambda x: x.double(),
-        "a size": lambda x: x[..., :-1].contiguous(),
-        "strides": lambda x: x.mT.contiguous().mT,
+        "a size": lambda x: x[..., :-1, :].contiguous() if x.shape[-2] > 1 else x[..., :-1].contiguous(),
+        "strides": lambda x: torch.cat([x, x], -1)[..., : x.shape[-1]],
+        "no state": lambda x: x.flatten()[:0],
     }.items():
         for key in ("p", "g", "momentum", "second_moment", "row", "col"):
-            tasks = make_tasks([(6, 4), (6, 4)], "torch")
-            task = tasks[1]
-            old = getattr(task, key) if key in ("p", "g") else task.state[key]
-            new = change(old)
-            if (key in ("p", "g") and new.dtype == torch.bfloat16) or (new.is_contiguous() and new.shape == old.shape):
-                if new.dtype in (torch.bfloat16, torch.float32):  # the kernels' own, or strides that say the same
-                    if key in ("p", "g") or new.dtype == torch.float32:
-                        continue
-            wrong = task._replace(**{key: new}) if key in ("p", "g") else task._replace(state={**task.state, key: new})
-            before = [x.clone() for x in (tasks[0].p, *tasks[0].state.values())]
-            _refused(f"{name} of {key}", lambda w=wrong, t=tasks[0]: kernels().advance([t, w], rule, None))
-            assert all(map(torch.equal, before, (tasks[0].p, *tasks[0].state.values())))
+            first, task = make_tasks([(6, 4), (6, 4)], "torch")
+            if key in ("p", "g"):
+                wrong = task._replace(**{key: change(getattr(task, key))})
+            else:
+                wrong = task._replace(state={**task.state, key: change(task.state[key])})
+            if key == "col" and name == "strides":
+                continue  # of one column, these say the same
+            before = [x.clone() for x in (first.p, *first.state.values())]
+            _refused(f"{name} of {key}", lambda a=first, b=wrong: kernels().advance([a, b], rule, None))
+            assert all(map(torch.equal, before, (first.p, *first.state.values())))
     tasks = make_tasks([(6, 4)], "torch")
     layers, advanced = make_layers(rule, units, hidden), kernels().advance(tasks, rule, None)
     _refused("a coefficient less", lambda: kernels().move(advanced, layers, [], [0.0]))
