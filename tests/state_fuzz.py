@@ -363,7 +363,7 @@ def step(run: Run, ran: Counter[str]) -> bool:
         references = [twin(run, None), twin(run, torch.float64)]
     except Exception:  # of what cannot be copied nothing may be computed either
         references = None
-    start = [p.detach().double() for p in owned(references[1])] if references else []
+    start = [p.detach().double().clone() for p in owned(references[1])] if references else []
     try:
         run.optimizer.step(loss=loss)
     except ZooError as error:

@@ -315,3 +315,21 @@ def test_the_fuzzing_test_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pylo_zoo.optim.state_checks.StateChecks.check", lambda *args: False)
     with pytest.raises(state_fuzz.Wrong):
         state_fuzz.fuzz(400, seed=1, backends=["eager"])
+
+
+@each_optimizer
+def test_float64_parameters_beside_others_do_not_disturb_them(name: str) -> None:
+    """VeLO's LSTM then writes float64 weights, which kernels of float32 parameters must not read as they are."""
+    more = {"ns_dtype": torch.float32} if name == "Muon" else {}
+    found = []
+    for backend in BACKENDS:
+        params = [*parameters(torch.float64, [(5, 5)]), *parameters(torch.float32, SHAPES)]
+        before = [p.detach().clone() for p in params]
+        optimizer = make(TABLE[name], params, backend=backend, **more)
+        for k in range(2):
+            give_gradients(params, k)
+            optimizer.step(loss=1.0)
+        found.append(params)
+    for fused, eager, old in zip(*found, before, strict=True):
+        # As above.
+        assert (fused - eager).norm() <= 2e-4 * (eager - old).norm() + 1e-6 * eager.norm()

@@ -40,6 +40,8 @@ def check_tasks(tasks: Sequence[Task], dtypes: Collection[torch.dtype], device: 
                 counts += (3 * n, n, *table_sizes(p.shape, axes))
         except KeyError as error:
             raise ZooError(f"A parameter's state lacks {error}.", HINT) from None
+        except IndexError:
+            raise ZooError(f"A parameter of shape {tuple(p.shape)} is factored over {axes.factored}.", HINT) from None
     _check_pairs(values, dtypes, device)
     _check(state, counts, FLOAT, device)
 

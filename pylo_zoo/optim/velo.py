@@ -114,4 +114,4 @@ class VeLO(RuledOptimizer, ControlledOptimizer):
         if len(positions) < len(prepared):
             layers = [(w[positions], b[positions]) for w, b in layers]
             multipliers = multipliers[positions]
-        return layers, multipliers
+        return [(w.float(), b.float()) for w, b in layers], multipliers  # float64 if some parameter is
