@@ -164,7 +164,7 @@ def test_bounds_wider_than_their_derivation_are_refused(factor: float, monkeypat
 
 
 def test_verify_refuses_an_incomplete_proof(monkeypatch: pytest.MonkeyPatch) -> None:
-    def check(checks: Any, planted: Any, devices: Any) -> None:
+    def check(checks: Any, planted: Any, *more: Any) -> None:
         assert {each.level for each in checks} >= {"network", "step", "trajectory"}
         assert planted
         raise ZooError("The proof is incomplete.", "Report it.")
