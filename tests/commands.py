@@ -10,7 +10,7 @@ import pytest
 from pylo_zoo import cli, parity
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.parity import proof, targets
-from pylo_zoo.parity.report import Check, Error, Leaves, Report, Statements
+from pylo_zoo.parity.report import Check, Control, Error, Leaves, Report, Statements
 
 Capture = pytest.CaptureFixture[str]
 
@@ -44,7 +44,9 @@ def report_of(made: Artifact, error: float) -> Report:
     """A report with one check, which passes up to an error of 1e-5."""
     check = Check("network", "float32", "", "random inputs", 1, {"mlp": Error(error, 1e-5)})
     source = {"uri": made.source.uri, "sha256": made.source.sha256, "bytes": made.source.bytes}
-    return Report(made.name, made.family, source, made.fingerprint, Leaves(compared=3), Statements(), checks=[check])
+    planted = [Control("one bit", "a bit is flipped", "caught", "leaves")]
+    whose = made.name, made.family, source, made.fingerprint
+    return Report(*whose, Leaves(compared=3), Statements(), checks=[check], controls=planted)
 
 
 def without_jax(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,15 @@ def fail(here: Path) -> None:
 def do_not_run(here: Path) -> None:
     kept = ("schema_version", "name", "family", "source", "fingerprint", "leaves", "statements", "environment")
     report = json.loads((here / "parity.json").read_text())
-    bare = {"checks": [], "quantities": [], "controls": [], "settings": None, "explanation": None, "coverage": None}
+    bare = {
+        "checks": [],
+        "quantities": [],
+        "controls": [],
+        "kernels": [],
+        "settings": None,
+        "explanation": None,
+        "coverage": None,
+    }
     more = {"status": "not_run", "reason": "JAX is missing", "vectors_sha256": None, "created": ""}
     (here / "parity.json").write_text(json.dumps({key: report[key] for key in kept} | bare | more))
 

@@ -25,8 +25,8 @@ def first_difference(found: Sequence[Found]) -> Explanation | None:
 
 
 def worst(found: Sequence[Found]) -> Explanation | None:
-    """The quantity that comes nearest to its bound, in float64."""
-    double = [each for each in found if each.dtype == "float64" and len(each.errors)]
+    """The quantity that comes nearest to its bound, in float64, of the runs that show the whole chain."""
+    double = [each for each in found if each.dtype == "float64" and len(each.errors) and each.walked.run.noted]
     if not double:
         return None
     each = max(double, key=lambda each: each.excess.max())
