@@ -198,5 +198,8 @@ def _pack_array(code: int, array: np.ndarray) -> msgpack.ExtType:
 
 def _pack_field(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return _pack_array(value["ext"], np.array(value["value"], value["dtype"]))
+        array = np.array(value["value"]).astype(value["dtype"])  # numpy 1 wraps what np.array(value, dtype) cannot hold
+        if array != value["value"]:
+            raise OverflowError(f"{value['value']} is not a {value['dtype']}")
+        return _pack_array(value["ext"], array)
     return value
