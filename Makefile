@@ -2,11 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+OLDEST_PYTHON ?= python3.10
+OLDEST := .venv-oldest
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full lint docs clean
+.PHONY: help demo test test-full test-oldest lint docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +24,9 @@ test: lint  ## lint, types and the tests
 test-full: lint  ## the same, the slow tests, and a report of error margins, none above a half
 	$(PYTEST) -m "slow or not slow" --margins
 
+test-oldest: $(OLDEST)/.installed  ## the tests on the lowest versions that pyproject.toml allows; downloads 3 GB
+	PATH="$(CURDIR)/$(OLDEST)/bin:$$PATH" $(OLDEST)/bin/python -m pytest --numprocesses auto --dist loadfile
+
 lint: $(STAMP)  ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,7 +37,7 @@ docs: $(STAMP)  ## the documentation site, into site/; warnings are errors
 	@echo "site/index.html; to look at it: $(BIN)/mkdocs serve"
 
 clean:  ## remove the virtual environment, caches and everything built
-	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml setup.py constraints.txt
@@ -40,4 +45,10 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	@echo "or about twice that with a CUDA build of torch. pip shows its progress."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(OLDEST)/.installed: pyproject.toml setup.py constraints-oldest.txt
+	$(OLDEST_PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --upgrade pip  # the pip of Python 3.10 needs over ten minutes to resolve this
+	$(OLDEST)/bin/python -m pip install --constraint constraints-oldest.txt --editable '.[dev]'
 	@touch $@

@@ -7,11 +7,16 @@ are set where it keeps them; which these are depends on its version, and tests/t
 from __future__ import annotations
 
 import time
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hub_double import TOKEN, HubDouble
+
+httpx: Any = import_module("httpx2" if find_spec("httpx2") else "httpx")
+"""The HTTP library of the installed huggingface_hub: httpx2 since its release 2."""
 
 
 class Clock:

@@ -22,6 +22,7 @@ def check(error: float, bound: float, what: str) -> None:
 
     A bound of 0 asks for equality, which has no margin.
     """
+    error, bound = float(error), float(bound)  # plain numbers travel between the processes of a test run
     if bound > 0:
         _ratios.append((error / bound if math.isfinite(error) else math.inf, what))
     assert error <= bound, f"{what}: error {error:.3g}, bound {bound:.3g}"

@@ -9,11 +9,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import hub_client
 import hub_double
 import huggingface_hub
 import pytest
+from hub_client import httpx
 from hub_double import TOKEN, HubDouble, User
 from hub_files import FILES, WEIGHTS, commit
 from huggingface_hub import CommitOperationDelete, HfApi, constants, errors
@@ -314,11 +314,11 @@ def test_a_range(path: str, hub: HubDouble) -> None:
     data = FILES[path]
     url = f"{hub.url}/org/name/resolve/main/{path}"
     for asked, status, body in (("2-", 206, data[2:]), ("2-4", 206, data[2:5]), (f"{len(data)}-", 416, b"")):
-        got = httpx2.get(url, headers={"Range": f"bytes={asked}"}, follow_redirects=True)
+        got = httpx.get(url, headers={"Range": f"bytes={asked}"}, follow_redirects=True)
         assert (got.status_code, got.content) == (status, body)
-    assert httpx2.get(hub.cdn_url + "/" + hashlib.sha256(WEIGHTS).hexdigest()).status_code == 403, "it is not signed"
+    assert httpx.get(hub.cdn_url + "/" + hashlib.sha256(WEIGHTS).hexdigest()).status_code == 403, "it is not signed"
 
 
 def test_a_token_at_the_storage_is_noticed() -> None:
     with pytest.raises(AssertionError, match="A token went to the storage"), hub_double.serving() as hub:
-        httpx2.get(f"{hub.cdn_url}/x", headers={"Authorization": "Bearer x"})
+        httpx.get(f"{hub.cdn_url}/x", headers={"Authorization": "Bearer x"})

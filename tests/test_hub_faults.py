@@ -7,11 +7,11 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import hub_double
 import hub_faults
 import huggingface_hub
 import pytest
+from hub_client import httpx
 from hub_double import Exchange, Fault, HubDouble
 from hub_faults import Chaos
 from hub_files import FILES, WEIGHTS, commit
@@ -24,7 +24,7 @@ def test_a_lost_answer_to_a_commit(hub: HubDouble) -> None:
     repo = hub.create("org/name")
     before = repo.head
     hub.plant("POST", "/commit/", hub_faults.lost)
-    with pytest.raises(httpx2.TransportError):
+    with pytest.raises(httpx.TransportError):
         commit(HfApi(), parent_commit=before)
     assert HfApi().list_repo_commits("org/name")[0].commit_id == repo.head != before
     assert commit(HfApi(), parent_commit=before).oid == repo.head, "nothing is left to do"
@@ -34,7 +34,7 @@ def test_a_lost_answer_to_a_commit(hub: HubDouble) -> None:
 def test_a_commit_that_was_not_made(fault: Fault, hub: HubDouble) -> None:
     repo = hub.create("org/name")
     hub.plant("POST", "/commit/", fault)
-    with pytest.raises((httpx2.TransportError, errors.HfHubHTTPError)):
+    with pytest.raises((httpx.TransportError, errors.HfHubHTTPError)):
         commit(HfApi())
     assert len(repo.commits) == 1
 
@@ -111,7 +111,7 @@ def test_a_download_that_fails(fault: Fault, arrives: bool, hub: HubDouble) -> N
 def test_a_download_cut_by_a_reset(hub: HubDouble) -> None:
     hub.create("org/name", FILES)
     hub.plant("GET", LARGE, hub_faults.cut(20_000))
-    with pytest.raises(httpx2.ReadError):
+    with pytest.raises(httpx.ReadError):
         HfApi().hf_hub_download("org/name", "model.safetensors")
 
 
@@ -168,8 +168,8 @@ def test_a_mistake_in_a_hook_is_told() -> None:
     def asked() -> None:
         with hub_double.serving() as hub:
             hub.on("GET", "/x", lambda request: 1 // 0)
-            with pytest.raises(httpx2.TransportError):
-                httpx2.get(f"{hub.url}/x")
+            with pytest.raises(httpx.TransportError):
+                httpx.get(f"{hub.url}/x")
 
     with pytest.raises(ZeroDivisionError):
         asked()
@@ -180,12 +180,12 @@ def test_nobody_is_there_for_a_while(hub: HubDouble) -> None:
     path = HfApi().hf_hub_download("org/name", "config.json")
     with hub.offline():
         count = len(hub.log)
-        with pytest.raises(httpx2.ConnectError):
+        with pytest.raises(httpx.ConnectError):
             HfApi().model_info("org/name")
         assert HfApi().hf_hub_download("org/name", "config.json") == path
         assert len(hub.log) == count
     assert HfApi().model_info("org/name").id == "org/name"
-    with hub.offline("cdn"), pytest.raises(httpx2.ConnectError):
+    with hub.offline("cdn"), pytest.raises(httpx.ConnectError):
         HfApi().hf_hub_download("org/name", "model.safetensors")
 
 
@@ -201,7 +201,7 @@ def publish(hub: HubDouble) -> None:
             commit(api)
             api.create_tag("org/name", tag="v1", exist_ok=True)
             break
-        except (httpx2.TransportError, errors.HfHubHTTPError, RuntimeError):
+        except (httpx.TransportError, errors.HfHubHTTPError, RuntimeError):
             assert len(hub.log) < 500
 
 

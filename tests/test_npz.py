@@ -37,7 +37,7 @@ def npy(array: Any) -> bytes:
 
 def npz(arrays: dict[str, Any], *, compressed: bool = False) -> bytes:
     buffer = io.BytesIO()
-    (np.savez_compressed if compressed else np.savez)(buffer, allow_pickle=True, **arrays)
+    (np.savez_compressed if compressed else np.savez)(buffer, **arrays)
     return buffer.getvalue()
 
 

@@ -61,7 +61,7 @@ def test_what_orbax_writes(write: Callable[[Path, Any], Path], tmp_path: Path) -
 
 def test_wrapped_and_of_another_dtype(tmp_path: Path) -> None:
     jnp = pytest.importorskip("jax.numpy")
-    tree = {"params": {"a": jnp.ones(3, jnp.bfloat16), "b": np.ones((2, 3), np.float64)}, "step": np.int32(3)}
+    tree = {"params": {"a": jnp.ones(3, jnp.bfloat16), "b": np.ones((2, 3), np.float64)}, "step": np.array(3, np.int32)}
     read = formats.read(standard(tmp_path / "saved", tree))
     assert read.dtypes == {("a",): "bfloat16", ("b",): "float64"}
     assert read.layout["wrapper"] == "params"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ELSEWHERE = shutil.ignore_patterns(".git", ".venv", "zoo", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
+ELSEWHERE = shutil.ignore_patterns(".git", ".venv*", "zoo", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
 
 INSTALLED = """
 import json, pathlib, pylo_zoo, pylo_zoo.converters
@@ -59,6 +60,9 @@ CLUTTER = (
 )
 """Files that a checkout collects, and that nobody should be sent."""
 
+RANGE = re.compile(r"""["']([A-Za-z][\w.-]*)(?:\[\w+\])?>=([\w.]+)""")
+"""A requirement in pyproject.toml: its name and lower bound."""
+
 
 def check_output(*command: str, cwd: Path, env: dict[str, str] | None = None) -> str:
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
@@ -79,7 +83,15 @@ def test_the_sdist_has_what_a_build_and_a_test_need(built: Path) -> None:
     (path,) = (built / "dist").glob("*.tar.gz")
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"registry.yaml", "setup.py", "LICENSE", "README.md", "constraints.txt", "Makefile"} <= names
+    assert {
+        "registry.yaml",
+        "setup.py",
+        "LICENSE",
+        "README.md",
+        "constraints.txt",
+        "constraints-oldest.txt",
+        "Makefile",
+    } <= names
     assert {"converters/__init__.py", "tests/test_packaging.py"} <= names
     assert {str(path.relative_to(ROOT)) for path in documents()} <= names
     published = {f"tests/checkpoints/{name}" for name in ("LICENSE", "celo/theta.state", "celo-adam/theta.state")}
@@ -184,6 +196,16 @@ def test_the_installed_wheel_works(built: Path, tmp_path: Path) -> None:
     assert found["samples"] == [True, True]
     listing = check_output(sys.executable, "-c", "from pylo_zoo.cli import main; main(['list'])", cwd=tmp_path, env=env)
     assert "velo-sample" in listing
+
+
+def test_make_test_oldest_installs_the_lowest_versions_that_are_declared() -> None:
+    """Every range of pyproject.toml has a lower bound, and the constraints pin the first release that meets it."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    declared = {name.lower().replace("_", "-"): bound for name, bound in RANGE.findall(project)}
+    lines = (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert {"torch", "numpy", "huggingface-hub", "jax", "triton", "pytest"} <= declared.keys()
+    assert {name: pinned[name] for name in declared if not f"{pinned[name]}.".startswith(f"{declared[name]}.")} == {}
 
 
 def test_the_version_is_stated_once() -> None:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 SKIPPED = ("git clone", "cd ", "pip install", "make", "#")
 ELSEWHERE = shutil.ignore_patterns(
-    ".git", ".venv", "zoo", "site", "build", "dist", "*.egg-info", "__pycache__", ".*_cache"
+    ".git", ".venv*", "zoo", "site", "build", "dist", "*.egg-info", "__pycache__", ".*_cache"
 )
 
 pytestmark = pytest.mark.skipif(not README.is_file(), reason="README.md is not written yet")

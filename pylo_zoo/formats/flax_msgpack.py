@@ -236,6 +236,9 @@ def _header(value: Any) -> Any:
         case {"ext": 1 | 3 as code, "dtype": str(dtype), "value": int(number)} if (
             len(value) == 3 and dtype in PLAIN and np.dtype(dtype).kind in "iu" and type(number) is int
         ):
+            bounds = np.iinfo(dtype)  # numpy 1 wraps what a dtype cannot hold
+            if not bounds.min <= number <= bounds.max:
+                raise OverflowError(f"{str(number)[:40]} is not a {dtype}")
             return Extension(code, Array(np.array(number, dtype), dtype))
         case {"ext": 1 | 3 as code, "dtype": "float32" | "float64" as dtype, "value": float(number)} if len(
             value
