@@ -58,7 +58,7 @@ def check_long() -> None:
     advanced = kernels().advance([task], rule, None)
     kernels().move(advanced, make_layers(rule, units, hidden), [0.1], [0.01])
     for old, new in zip(before, (task.p, task.state["momentum"], task.state["second_moment"]), strict=True):
-        assert (old == new).double().mean() < 0.01
+        assert not (old == new).flatten().unfold(0, 64, 1).all(1).any()
 
 
 def check_guard() -> None:

@@ -105,7 +105,9 @@ class Kernels(Protocol):
         """Whether kernels can step a parameter of this shape by ``rule`` with ``hidden`` units a layer."""
         ...
 
-    def advance(self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None, moments: bool = False) -> Any:
+    def advance(
+        self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None, moments: bool = False, checked: bool = False
+    ) -> Any:
         """p0 and p1: advance every accumulator.
 
         Args:
@@ -113,6 +115,8 @@ class Kernels(Protocol):
             rule: their rule.
             scale: a scalar that multiplies gradients before anything else.
             moments: :meth:`moments` will be asked for.
+            checked: the caller has compared shape, dtype, device and contiguity of all state with its parameters in
+                this step (:mod:`pylo_zoo.optim.state_checks`); kernels then check parameters and gradients alone.
 
         Returns:
             What :meth:`moments`, :meth:`move` and :meth:`steps` need: sums, factors and row and column tables.
@@ -163,6 +167,6 @@ class Kernels(Protocol):
         """CELO2's last pass ``p ← p − coefficient·norm(step) − shrink·p`` for many parameters, in place."""
         ...
 
-    def adam(self, tasks: Sequence[Adam], scale: Tensor | None) -> None:
-        """AdamW for many parameters, in place."""
+    def adam(self, tasks: Sequence[Adam], scale: Tensor | None, checked: bool = False) -> None:
+        """AdamW for many parameters, in place; ``checked`` as in :meth:`advance`."""
         ...

@@ -21,16 +21,24 @@ from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.ops.rule import Rule
 
 _placement = attrgetter("dtype", "device")
+_dtype, _device, _is_cpu = map(attrgetter, ("dtype", "device", "is_cpu"))
 HINT = "Pass contiguous tensors of the documented shapes, on one device."
 FLOAT = (torch.float32,)
 
 
-def check_tasks(tasks: Sequence[Task], dtypes: Collection[torch.dtype], device: torch.device) -> None:
-    """Raise :class:`ZooError` unless every tensor of ``tasks`` has the memory that p0, p1 and p2 use."""
-    values, state, counts = [], [], []
-    for p, g, own, axes, _, _, _ in tasks:
+def check_tasks(
+    tasks: Sequence[Task], dtypes: Collection[torch.dtype], device: torch.device, checked: bool = False
+) -> None:
+    """Raise :class:`ZooError` unless every tensor of ``tasks`` has the memory that p0, p1 and p2 use.
+
+    ``checked``: the caller has compared the state with its parameters in this step.
+    """
+    _check_pairs([tensor for task in tasks for tensor in task[:2]], dtypes, device)
+    if checked:
+        return
+    state, counts = [], []
+    for p, _, own, axes, _, _, _ in tasks:
         n = p.numel()
-        values += (p, g)
         try:
             if axes.factored is None:
                 state += (own["momentum"], own["second_moment"], own["diag"])
@@ -42,7 +50,6 @@ def check_tasks(tasks: Sequence[Task], dtypes: Collection[torch.dtype], device: 
             raise ZooError(f"A parameter's state lacks {error}.", HINT) from None
         except IndexError:
             raise ZooError(f"A parameter of shape {tuple(p.shape)} is factored over {axes.factored}.", HINT) from None
-    _check_pairs(values, dtypes, device)
     _check(state, counts, FLOAT, device)
 
 
@@ -54,12 +61,18 @@ def check_decays(tasks: Sequence[Task]) -> None:
             raise ZooError(f"The decays have {sizes} channels; kernels need [3, 1, 3].", HINT)
 
 
-def check_adam(tasks: Sequence[Adam], dtypes: Collection[torch.dtype], device: torch.device) -> None:
-    """Raise :class:`ZooError` unless every tensor of ``tasks`` has as many elements as its parameter."""
+def check_adam(
+    tasks: Sequence[Adam], dtypes: Collection[torch.dtype], device: torch.device, checked: bool = False
+) -> None:
+    """Raise :class:`ZooError` unless every tensor of ``tasks`` has as many elements as its parameter.
+
+    ``checked``: the caller has compared the state with its parameters in this step.
+    """
     values = [tensor for task in tasks for tensor in task[:2]]
-    moments = [tensor for task in tasks for tensor in task[2:4]]
     _check_pairs(values, dtypes, device)
-    _check(moments, [values[k - k % 2].numel() for k in range(len(moments))], FLOAT, device)
+    if not checked:
+        moments = [tensor for task in tasks for tensor in task[2:4]]
+        _check(moments, [values[k - k % 2].numel() for k in range(len(moments))], FLOAT, device)
 
 
 def check_normalized(tasks: Sequence[Normalized], dtypes: Collection[torch.dtype], device: torch.device) -> None:
@@ -119,10 +132,11 @@ def _check(
     device: torch.device,
     contiguous: bool = True,
 ) -> None:
-    allowed = {(dtype, device) for dtype in dtypes}
-    fit = allowed.issuperset(map(_placement, tensors)) and list(map(Tensor.numel, tensors)) == counts
+    fit = set(dtypes).issuperset(map(_dtype, tensors)) and list(map(Tensor.numel, tensors)) == counts
+    fit = fit and (all(map(_is_cpu, tensors)) if device.type == "cpu" else {device}.issuperset(map(_device, tensors)))
     if fit and (not contiguous or all(map(Tensor.is_contiguous, tensors))):
         return
+    allowed = {(dtype, device) for dtype in dtypes}
     for tensor, count in zip(tensors, counts, strict=True):
         if (
             _placement(tensor) not in allowed

@@ -57,7 +57,7 @@ def adam_fused(
         foreach._foreach_add_(counters, 1)
         steps = [int(counter) for counter in counters]
         tasks = [_task(*each, kernels) for each in zip(taken, of_taken, steps, strict=True)]
-        kernels.adam(tasks, taken[0].scale)
+        kernels.adam(tasks, taken[0].scale, checked=True)
         for item in taken:
             item.written()
 

@@ -101,11 +101,15 @@ class Item:
 
         The value is the parameter's or the master copy's own wherever they can be; :meth:`written` ends the step.
         """
-        direct = "master" not in self.state and self.parameter.dtype in dtypes
-        value = self.parameter.detach() if direct else self.look()
-        value = value.view(1) if value.ndim == 0 else value
-        self._p = value.contiguous().resolve_neg()
-        self._home = None if self._p is value else value
+        p = self.parameter
+        direct = "master" not in self.state and p.dtype in dtypes
+        if direct and p.ndim and p.is_contiguous() and not p.is_neg():
+            self._p, self._home = p, None  # under no_grad; thousands of detached views take as long as the check
+        else:
+            value = p.detach() if direct else self.look()
+            value = value.view(1) if value.ndim == 0 else value
+            self._p = value.contiguous().resolve_neg()
+            self._home = None if self._p is value else value
         self._unseen = True
         g = self.gradient if self.own_scale is None else self.gradient * self.own_scale
         g = g + self.l2 * self.p if self.l2 else g

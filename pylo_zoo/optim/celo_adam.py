@@ -63,11 +63,12 @@ class CeloAdam(ControlledOptimizer):
         def options(k: int) -> AdamW:
             item, behavior = items[k], self.behavior
             lr, betas = item.group["lr"], (behavior.initial_momentum_decays[0], behavior.initial_rms_decays[0])
+            multiplier = lr_mults[k].item() if lr_mults[k].is_cpu else lr_mults[k]
             return AdamW(
                 betas,
                 EPS,
                 EPS_ROOT,
-                coefficient=lr * behavior.step_mult * lr_mults[k],
+                coefficient=lr * behavior.step_mult * multiplier,
                 shrink=lr * decoupled(item.group),
                 max_gradient=MAX_GRADIENT,
             )

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from numbers import Real
-from operator import attrgetter, itemgetter
+from operator import attrgetter, eq, itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -34,6 +34,7 @@ REBUILD = "Build a new optimizer, or load_state_dict a state that fits."
 Reader = Callable[[Any], tuple[Any, ...]]
 
 _metadata = attrgetter("shape", "dtype", "device")
+_shape, _dtype, _device, _is_cpu = map(attrgetter, ("shape", "dtype", "device", "is_cpu"))
 
 
 class Entry(NamedTuple):
@@ -59,7 +60,11 @@ class Passed(NamedTuple):
     """Positions of the Adam counters among all entries."""
     masters: list[bool]
     strides: list[Any]
-    metadata: list[Any]
+    dtypes: list[torch.dtype]
+    """Of parameters, gradients and all entries; so are the next ones."""
+    devices: list[torch.device]
+    on_cpu: bool
+    shapes: list[torch.Size]
 
 
 class StateChecks:
@@ -103,8 +108,10 @@ class StateChecks:
             return False
         readers = [_reader(each) for each in complete]
         counters = [k for k, name in enumerate(chain(*complete)) if name == COUNTER]
-        metadata = list(map(_metadata, chain(parameters, gradients, _flat(readers, states))))
-        self._passed[kind] = Passed(places, readers, counters, _masters(states), _strides(parameters), metadata)
+        tensors = [*parameters, *gradients, *_flat(readers, states)]
+        dtypes, devices, shapes = (list(map(read, tensors)) for read in (_dtype, _device, _shape))
+        kept = dtypes, devices, all(map(_is_cpu, tensors)), shapes
+        self._passed[kind] = Passed(places, readers, counters, _masters(states), _strides(parameters), *kept)
         return True
 
     def _check_one(self, optimizer: ZooOptimizer, due: Due, state: Any) -> list[str] | None:
@@ -194,8 +201,12 @@ def _is_unchanged(
         return False
     try:
         flat = _flat(passed.readers, states)
+        tensors = [*parameters, *gradients, *flat]
+        # Shapes are compared one by one: thousands of tuples alive would call the garbage collector.
         return (
-            list(map(_metadata, chain(parameters, gradients, flat))) == passed.metadata
+            list(map(_dtype, tensors)) == passed.dtypes
+            and (all(map(_is_cpu, tensors)) if passed.on_cpu else list(map(_device, tensors)) == passed.devices)
+            and all(map(eq, map(_shape, tensors), passed.shapes))
             and all(map(Tensor.is_contiguous, flat))
             and min([0, *(flat[k].item() for k in passed.counters)]) == 0
             and _masters(states) == passed.masters

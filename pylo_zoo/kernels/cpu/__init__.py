@@ -73,8 +73,10 @@ class CpuKernels:
     def covers(self, p: Tensor, axes: Axes, rule: Rule, hidden: int) -> bool:
         return p.device.type == "cpu" and records.covered(tuple(p.shape), axes, rule, hidden)
 
-    def advance(self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None, moments: bool = False) -> Advanced:
-        guard.check_tasks(tasks, self.dtypes, CPU)
+    def advance(
+        self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None, moments: bool = False, checked: bool = False
+    ) -> Advanced:
+        guard.check_tasks(tasks, self.dtypes, CPU, checked)
         guard.check_decays(tasks)
         guard.check_numbers("scale", scale, 1)
         rows, of_rule = records.task_records(tasks), records.rule_record(rule, moments)
@@ -120,8 +122,8 @@ class CpuKernels:
         rows = records.normalized_records(tasks, *factors)
         self._library.pylo_zoo_normalized(rows, ctypes.c_int64(len(tasks)), torch.get_num_threads())
 
-    def adam(self, tasks: Sequence[Adam], scale: Tensor | None) -> None:
-        guard.check_adam(tasks, self.dtypes, CPU)
+    def adam(self, tasks: Sequence[Adam], scale: Tensor | None, checked: bool = False) -> None:
+        guard.check_adam(tasks, self.dtypes, CPU, checked)
         guard.check_numbers("scale", scale, 1)
         rows = records.adam_records(tasks)
         scale = _on_cpu(scale)

@@ -103,10 +103,12 @@ class GpuKernels:
         adjacent = max(span) - min(span) == len(span) - 1
         return 0 < p.numel() < LARGEST_SIZE and 0 < hidden <= MOST_UNITS and adjacent and known(rule)
 
-    def advance(self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None, moments: bool = False) -> Advanced:
+    def advance(
+        self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None, moments: bool = False, checked: bool = False
+    ) -> Advanced:
         # The moments are taken whether asked for or not: the pass waits for memory.
         device = tasks[0].p.device
-        guard.check_tasks(tasks, self.dtypes, device)
+        guard.check_tasks(tasks, self.dtypes, device, checked)
         guard.check_decays(tasks)
         guard.check_numbers("scale", scale, 1)
         plan: Plan = self._kept(signature(tasks, rule), lambda: Plan(tasks, rule))
@@ -165,9 +167,9 @@ class GpuKernels:
             for members in alike.values():
                 _move_alike([tasks[k] for k in members], *(each[members] for each in factors))
 
-    def adam(self, tasks: Sequence[Adam], scale: Tensor | None) -> None:
+    def adam(self, tasks: Sequence[Adam], scale: Tensor | None, checked: bool = False) -> None:
         device = tasks[0].p.device
-        guard.check_adam(tasks, self.dtypes, device)
+        guard.check_adam(tasks, self.dtypes, device, checked)
         guard.check_numbers("scale", scale, 1)
         scale = _scale(scale, device)
         numbers = upload(torch.tensor([_numbers(task) for task in tasks], dtype=torch.float32), device)
