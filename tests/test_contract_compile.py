@@ -52,6 +52,7 @@ def run(
         stance = torch.compiler.set_stance("default" if compiler is None or call < warm else "fail_on_recompile")
         with stance, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")  # dynamo reads it
+            warnings.filterwarnings("ignore", "Guards may run slower on Python 3.13.0")  # of that Python, not of a step
             losses.append(float(step(x)))
         scheduler.step()
     return losses, list(model.parameters())
@@ -109,6 +110,7 @@ def run_bare(entry: Entry, batches: Tensor, compiler: str | None, **more: Any) -
     step = training_step if compiler is None else torch.compile(training_step, backend=compiler)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")  # dynamo reads it
+        warnings.filterwarnings("ignore", "Guards may run slower on Python 3.13.0")  # of that Python, not of a step
         for x in batches:
             step(x)
     return optimizer, list(model.parameters())
