@@ -62,6 +62,7 @@ def run(
         with stance, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "lr has fallen")
             warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")  # dynamo reads it
+            warnings.filterwarnings("ignore", "Guards may run slower on Python 3.13.0")  # of that Python, not of a step
             losses.append(float(step(x)))
         scheduler.step()
     return losses, list(model.parameters())
@@ -134,6 +135,7 @@ def run_bare(entry: Entry, batches: Tensor, compiler: str | None, **more: Any) -
     step = training_step if compiler is None else torch.compile(training_step, backend=compiler)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")  # dynamo reads it
+        warnings.filterwarnings("ignore", "Guards may run slower on Python 3.13.0")  # of that Python, not of a step
         for x in batches:
             step(x)
     return optimizer, list(model.parameters())

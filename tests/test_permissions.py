@@ -34,7 +34,7 @@ def pickled(leaves: Leaves) -> bytes:
 
 def npz(leaves: Leaves) -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **{"/".join(path): leaf for path, leaf in leaves.items()})
+    np.savez(buffer, **{"/".join(path): leaf for path, leaf in leaves.items()})
     return buffer.getvalue()
 
 
