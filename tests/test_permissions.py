@@ -34,7 +34,8 @@ def pickled(leaves: Leaves) -> bytes:
 
 def npz(leaves: Leaves) -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, **{"/".join(path): leaf for path, leaf in leaves.items()})
+    arrays: dict[str, Any] = {"/".join(path): leaf for path, leaf in leaves.items()}
+    np.savez(buffer, **arrays)
     return buffer.getvalue()
 
 
