@@ -41,8 +41,8 @@ ARROWS = {
     "compare": "errors fetch files jinja2 matplotlib parity pylo_zoo registry tasks torch train",
     "bench": "artifact config converters errors files ops optim pylo_zoo registry torch weights",
     "reference": "config errors flax jax numpy",
-    "parity": "artifact config convert converters errors fetch flax files formats hub jax jinja2 nets numpy ops optax "
-    "optim pylo_zoo reference registry rich torch warn weights",
+    "parity": "artifact config convert converters errors fetch flax files formats hub jax jinja2 kernels nets numpy "
+    "ops optax optim pylo_zoo reference registry rich torch warn weights",
     "usage": "optim",
     "samples": "config converters formats numpy",
     "publish": "artifact config converters errors fetch files hub huggingface_hub jinja2 matplotlib optim parity "
