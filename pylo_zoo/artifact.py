@@ -254,6 +254,7 @@ def _safetensors_bytes(path: Path, hint: str) -> bytes:
     """The content of a safetensors file whose size and header are within bounds."""
     data = read_regular(path, limits.max_bytes(), hint, large=limits.RAISE)
     if (size := int.from_bytes(data[:8], "little")) > MAX_HEADER_BYTES:
+        _check_impostor(path, data)
         raise ZooError(f"{path} claims a header of {size:,} bytes; up to {MAX_HEADER_BYTES:,} are read.", hint)
     return data
 

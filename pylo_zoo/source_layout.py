@@ -59,8 +59,8 @@ def _header(value: Any) -> bool:
     def field(item: Any) -> bool:
         if isinstance(item, dict):
             known = item.keys() == {"ext", "dtype", "value"}
-            return known and whole(item["ext"]) and _text(item["dtype"]) and whole(item["value"])
-        return whole(item) or _text(item)
+            return known and whole(item["ext"]) and _text(item["dtype"]) and is_finite(item["value"])
+        return item is None or isinstance(item, bool) or whole(item) or _text(item) or is_finite(item)
 
     return isinstance(value, dict) and all(map(field, value.values()))
 
@@ -69,7 +69,7 @@ FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "container": (_text, "a text"),
     "leaves": (_paths, "a list of paths"),
     "keys": (_texts, "a list of texts"),
-    "header": (_header, "an object of texts and whole numbers"),
+    "header": (_header, "an object of texts and numbers"),
     "files": (_texts, "a list of texts"),
     "exact": (lambda value: isinstance(value, bool), "true or false"),
     "cast": (_cast, "an object of `to` and `from`"),

@@ -207,7 +207,7 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     "bfloat16 npz": (bf16_npz, "has the dtype V2, as numpy saves bfloat16"),
     "torch's names in an npz": (dotted_npz, "its names have dots, such as network.input.weight"),
     "dots and slashes": (mixed, "some of its names are joined with dots and some with slashes"),
-    "integer keys": (integer_keys, "a key is int (1), not text"),
+    "integer keys": (integer_keys, "a key is int ("),
     "integer keys, pickled": (integer_keys_pickled, "key"),
     "integer keys in torch": (integer_keys_in_torch, "key"),
     "lists, pickled": (lists_pickled, "list"),

@@ -88,7 +88,7 @@ def unpack(path: Path) -> Vectors:
         raise ZooError(
             f"{path} is not there, so there is nothing to replay.", "pylo-zoo verify DIR writes it, with JAX."
         )
-    if path.stat().st_size > replay_file.MAX_FILE_BYTES:
+    if path.is_file() and path.stat().st_size > replay_file.MAX_FILE_BYTES:
         raise ZooError(f"{path} is larger than {replay_file.MAX_FILE_BYTES:,} bytes.", AGAIN)
     arrays, text = read_arrays(path)
     try:
