@@ -360,7 +360,7 @@ def step(run: Run, ran: Counter[str]) -> bool:
     before = snapshot(run.optimizer)
     loss = run.loss if run.name in CONTROLLED else None
     try:
-        references = [twin(run, None), twin(run, torch.float64)]
+        references = twin(run, None), twin(run, torch.float64)
     except Exception:  # of what cannot be copied nothing may be computed either
         references = None
     start = [p.detach().double().clone() for p in owned(references[1])] if references else []
@@ -378,7 +378,7 @@ def step(run: Run, ran: Counter[str]) -> bool:
         raise Wrong("a step computed something from tensors that cannot be copied")
     for each in references:
         each.step(loss=loss)
-    _compare(run, *references, start)
+    _compare(run, references[0], references[1], start)
     ran["like eager"] += 1
     return True
 

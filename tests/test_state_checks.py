@@ -187,7 +187,7 @@ FINE: dict[str, Broken] = {
 def test_what_fits_computes_what_eager_does(name: str, what: str) -> None:
     """The strides and values that each backend sees are the same; so is the step, to rounding of its movement."""
     more = {"ns_dtype": torch.float32} if name == "Muon" else {}
-    found = []
+    found, before = [], []
     for backend in BACKENDS:
         optimizer, params = stepped(name, backend, **more)
         before = [p.detach().clone() for p in params]
@@ -321,7 +321,7 @@ def test_the_fuzzing_test_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_float64_parameters_beside_others_do_not_disturb_them(name: str) -> None:
     """VeLO's LSTM then writes float64 weights, which kernels of float32 parameters must not read as they are."""
     more = {"ns_dtype": torch.float32} if name == "Muon" else {}
-    found = []
+    found, before = [], []
     for backend in BACKENDS:
         params = [*parameters(torch.float64, [(5, 5)]), *parameters(torch.float32, SHAPES)]
         before = [p.detach().clone() for p in params]
