@@ -386,7 +386,7 @@ def wants_master(p: Tensor, group: Group) -> bool:
 
 def master_copy(p: Tensor, group: Group) -> dict[str, Tensor]:
     """The state that ``master_weights`` adds to a 16-bit parameter: ``master [*shape]``, float32."""
-    return {"master": p.detach().to(state_dtype(p))} if wants_master(p, group) else {}
+    return {"master": p.detach().to(state_dtype(p)).contiguous()} if wants_master(p, group) else {}
 
 
 def wide_value(p: Tensor, state: Mapping[str, Tensor]) -> Tensor:
