@@ -311,8 +311,8 @@ def twin(run: Run, dtype: torch.dtype | None) -> Any:
         params = []
         for p in group["params"]:
             g = p.grad
-            if is_left_out(p):
-                value = torch.zeros(0)
+            if is_left_out(run, p):
+                g, value = None, torch.zeros(0)
             elif dtype is None:
                 value = p.detach().clone()
             else:
@@ -337,16 +337,18 @@ def twin(run: Run, dtype: torch.dtype | None) -> Any:
     for group, theirs in zip(other.param_groups, source.param_groups, strict=True):
         group.update({k: _copied(v, dtype) for k, v in theirs.items() if k != "params"})
     for p, q in pairs:
-        if source.state.get(p) and not is_left_out(p):
+        if source.state.get(p) and not is_left_out(run, p):
             other.state[q] = {k: _copied(v, dtype) for k, v in source.state[p].items()}
     for group in other.param_groups[1:]:  # one run's state
         group.update({k: other.param_groups[0][k] for k in getattr(other, "run_keys", ()) if k in group})
     return other
 
 
-def is_left_out(p: Tensor) -> bool:
-    """Whether no step reads ``p``: it has no gradient, and what it has become may be impossible to copy."""
-    return p.grad is None and (p.is_meta or not p.is_floating_point() or p.layout != torch.strided)
+def is_left_out(run: Run, p: Tensor) -> bool:
+    """Whether no step reads ``p``: it has no elements, or no gradient now and none that waits."""
+    banked = (run.optimizer.state.get(p) or {}).get("banked")
+    waits = isinstance(banked, Tensor) and banked.dtype == torch.int64 and banked.numel() == 1 and not banked.is_meta
+    return p.numel() == 0 or (p.grad is None and not (waits and banked.item() > 0))
 
 
 def _copied(value: Any, dtype: torch.dtype | None) -> Any:
@@ -359,10 +361,11 @@ def step(run: Run, ran: Counter[str]) -> bool:
     """One judged step; False if it was refused."""
     before = snapshot(run.optimizer)
     loss = run.loss if run.name in CONTROLLED else None
+    reason: Exception | None = None
     try:
-        references = [twin(run, None), twin(run, torch.float64)]
-    except Exception:  # of what cannot be copied nothing may be computed either
-        references = None
+        references = twin(run, None), twin(run, torch.float64)
+    except Exception as error:  # of what cannot be copied nothing may be computed either
+        references, reason = None, error
     start = [p.detach().double().clone() for p in owned(references[1])] if references else []
     try:
         run.optimizer.step(loss=loss)
@@ -375,11 +378,10 @@ def step(run: Run, ran: Counter[str]) -> bool:
         touched = "" if snapshot(run.optimizer) == before else ", after it wrote something"
         raise Wrong(f"{type(error).__name__}: {error}{touched}") from error
     if references is None:
-        raise Wrong("a step computed something from tensors that cannot be copied")
+        raise Wrong("a step computed something from tensors that cannot be copied") from reason
     for each in references:
         each.step(loss=loss)
-    eager, truth = references
-    _compare(run, eager, truth, start)
+    _compare(run, references[0], references[1], start)
     ran["like eager"] += 1
     return True
 
@@ -387,7 +389,7 @@ def step(run: Run, ran: Counter[str]) -> bool:
 @torch.no_grad()
 def _compare(run: Run, eager: Any, truth: Any, start: Sequence[Tensor]) -> None:
     together = zip(owned(run.optimizer), owned(eager), owned(truth), start, strict=True)
-    stepped = [each for each in together if each[0].grad is not None]
+    stepped = [each for each in together if not is_left_out(run, each[0])]
     squares = sum(float(_finite(t - old, t).square().sum()) for _, _, t, old in stepped)
     typical = math.sqrt(squares / max(1, sum(p.numel() for p, *_ in stepped)))  # one element's terms may cancel
     for p, q, t, old in stepped:

@@ -248,7 +248,10 @@ def scalar_like(loss: Any, like: Tensor) -> Tensor:
 def _waits(state: Mapping[str, Any]) -> bool:
     """Whether gradients of a parameter wait for the step that they make together, or its count cannot be read."""
     banked = state.get("banked", 0)
-    return banked is None or (isinstance(banked, Tensor) and (banked.is_meta or banked.numel() != 1)) or int(banked) > 0
+    if isinstance(banked, Tensor):
+        readable = banked.numel() == 1 and banked.dtype == torch.int64 and not banked.is_meta
+        return not readable or banked.item() > 0
+    return banked != 0
 
 
 def _is_l2(group: Group) -> bool:

@@ -143,9 +143,7 @@ class RuledOptimizer(LearnedOptimizer):
 
     def _advance(self, launch: Launch) -> None:
         tasks = [self._task(item, launch.kernels) for item in launch.items]
-        launch.advanced = launch.kernels.advance(
-            tasks, self.rule, launch.items[0].scale, self.looks_ahead, checked=True
-        )
+        launch.advanced = launch.kernels.advance(tasks, self.rule, launch.items[0].scale, self.looks_ahead, True)
 
     def _task(self, item: Item, kernels: Kernels) -> Task:
         p, g = item.taken(kernels.dtypes)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 RATES = ("lr", "weight_decay")
 """Group options that multiply every step; they reach kernels as numbers."""
 MASTER, COUNTER = "master", "step"
-COUNTS = (torch.int64, torch.int32, torch.float32, torch.float64)
+COUNTS = (torch.int64, torch.int32)
 """Dtypes of counters of the run."""
 REBUILD = "Build a new optimizer, or load_state_dict a state that fits."
 
