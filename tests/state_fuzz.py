@@ -348,7 +348,7 @@ def is_left_out(run: Run, p: Tensor) -> bool:
     """Whether no step reads ``p``: it has no elements, or no gradient now and none that waits."""
     banked = (run.optimizer.state.get(p) or {}).get("banked")
     waits = isinstance(banked, Tensor) and banked.dtype == torch.int64 and banked.numel() == 1 and not banked.is_meta
-    return p.numel() == 0 or (p.grad is None and not (waits and banked.item() > 0))
+    return p.numel() == 0 or (p.grad is None and not (waits and banked.item()  # pyright: ignore[reportOptionalMemberAccess] > 0))
 
 
 def _copied(value: Any, dtype: torch.dtype | None) -> Any:
