@@ -347,8 +347,14 @@ def twin(run: Run, dtype: torch.dtype | None) -> Any:
 def is_left_out(run: Run, p: Tensor) -> bool:
     """Whether no step reads ``p``: it has no elements, or no gradient now and none that waits."""
     banked = (run.optimizer.state.get(p) or {}).get("banked")
-    waits = isinstance(banked, Tensor) and banked.dtype == torch.int64 and banked.numel() == 1 and not banked.is_meta
-    return p.numel() == 0 or (p.grad is None and not (waits and banked.item()  # pyright: ignore[reportOptionalMemberAccess] > 0))
+    waits = (
+        isinstance(banked, Tensor)
+        and banked.dtype == torch.int64
+        and banked.numel() == 1
+        and not banked.is_meta
+        and banked.item() > 0
+    )
+    return p.numel() == 0 or (p.grad is None and not waits)
 
 
 def _copied(value: Any, dtype: torch.dtype | None) -> Any:
