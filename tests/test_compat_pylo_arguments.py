@@ -110,7 +110,7 @@ REFUSED = [
     ("AdafacLO_CUDA", {"eps": 1e-8}, "1e-30"),
     ("AdafacLO_CUDA", {"min_dim_size_to_factor": 128}, "never reads it"),
     ("AdafacLO_CUDA", {"unscaled_wd": True}, "never reads it"),
-    ("AdafacLO_CUDA", {"load_from_file": "absent.pt"}, "absent.pt holds no network"),
+    ("AdafacLO_CUDA", {"load_from_file": "absent.pt"}, "absent.pt cannot be read"),
     ("MuLO_naive", {"impl": torch.optim.Adam}, "impl is"),
 ]
 

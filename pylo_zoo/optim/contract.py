@@ -52,6 +52,8 @@ OWN_STATE = frozenset(
     ]
 )
 """Names that the optimizers here give to a parameter's state. Other names belong to wrappers such as Lookahead."""
+_TELLING = OWN_STATE - {"step"}
+"""Of these, the names that no wrapper uses."""
 
 
 class Due(NamedTuple):
@@ -267,6 +269,8 @@ class ZooOptimizer(torch.optim.Optimizer):
         state = self.state.get(due.parameter)
         if not state:
             return False
+        if not _TELLING.isdisjoint(state):  # also if the route has changed since, which _check_side reports
+            return True
         if self._state_names.isdisjoint(state):
             self._state_names.update(self.expected_state(due.parameter, due.group))
         return not self._state_names.isdisjoint(state)
