@@ -17,6 +17,7 @@ from test_backends import optimizer
 from test_kernels_cpu import SUBJECTS, Plain, close, expected, figures, network, of_parameter
 from torch import Tensor, nn
 
+from pylo_zoo.errors import ZooError
 from pylo_zoo.kernels.base import Adam, Normalized, Room, Task
 from pylo_zoo.kernels.cpu import CpuKernels, build, find
 from pylo_zoo.ops.accumulators import Decays, advance_all, new_accumulators
@@ -179,3 +180,79 @@ def test_a_zero_initialised_parameter_moves_under_fused(name: str) -> None:
         assert eager.abs().min() > 0
         # The first step from zero has no rounding of p: what is left is that of some forty products, 6e-8 each.
         assert (fused - eager).norm() <= 4e-6 * eager.norm()
+
+
+# --- the check before addresses --------------------------------------------------------------------------------------
+
+MISFITS: dict[str, Any] = {
+    "float64": lambda x: x.double(),
+    "bfloat16": lambda x: x.bfloat16(),
+    "an element less": lambda x: x.flatten()[1:].clone(),
+    "nothing": lambda x: x.flatten()[:0],
+    "other strides": lambda x: torch.stack([x, x], -1)[..., 0],
+    "the meta device": lambda x: x.to("meta"),
+}
+
+
+def refused(call: Any) -> None:
+    with pytest.raises(ZooError):
+        call()
+
+
+@pytest.mark.parametrize("what", MISFITS)
+def test_no_address_is_passed_unchecked(kernels: CpuKernels, what: str) -> None:
+    """Whoever calls the kernels: an error, and the parameter before the wrong one is untouched."""
+    rule, layers = SUBJECTS["adafac-4"].rule, network(SUBJECTS["adafac-4"], 1)
+    for shape in ((6, 4), (24,)):
+        names = ("p", "g", *new_accumulators(torch.empty(shape), axes_of(shape, "torch")))
+        for name in names:
+            first, task = tasks_of([shape, shape], "adafac-4", kernels)
+            if name in ("p", "g"):
+                wrong = task._replace(**{name: MISFITS[what](getattr(task, name))})
+            else:
+                wrong = task._replace(state={**task.state, name: MISFITS[what](task.state[name])})
+            before = [x.clone() for x in (first.p, *first.state.values())]
+            refused(lambda a=first, b=wrong: kernels.advance([a, b], rule, None))
+            assert all(map(torch.equal, before, (first.p, *first.state.values())))
+    tasks = tasks_of([(6, 4)], "adafac-4", kernels)
+    advanced = kernels.advance(tasks, rule, None)
+    for k in range(len(layers)):
+        for part in range(2):
+            pair = list(layers[k])
+            pair[part] = MISFITS[what](pair[part])
+            wrong_layers = [*layers[:k], (pair[0], pair[1]), *layers[k + 1 :]]
+            if what != "other strides":  # networks are copied
+                refused(lambda layers=wrong_layers: kernels.move(advanced, layers, [0.1], [0.0]))
+    p, g, moments = torch.ones(6, 4), torch.ones(6, 4), torch.zeros(1, 6, 4)
+    for k in range(4):
+        tensors = [p, g, moments, moments.clone()]
+        tensors[k] = MISFITS[what](tensors[k])
+        adam = Adam(tensors[0], tensors[1], tensors[2], tensors[3], 1, (0.9, 0.95), 1e-8, 0.0, 0.1, 0.0, 1.0, False)
+        refused(lambda adam=adam: kernels.adam([adam], None))
+    for one, other in ((MISFITS[what](p), g), (p, MISFITS[what](g))):
+        refused(lambda a=one, b=other: kernels.move_normalized([Normalized(a, b, (-1,), 1e-9)], [0.1], [0.0]))
+    assert (p == 1).all()
+
+
+def test_numbers_that_are_too_few_are_refused(kernels: CpuKernels) -> None:
+    rule, layers = SUBJECTS["adafac-4"].rule, network(SUBJECTS["adafac-4"], 1)
+    tasks = tasks_of([(6, 4), (7,)], "adafac-4", kernels)
+    refused(lambda: kernels.advance(tasks, rule, torch.ones(2)))
+    refused(lambda: kernels.adam([], torch.ones(0)))
+    advanced = kernels.advance(tasks, rule, None)
+    refused(lambda: kernels.move(advanced, layers, [0.1], [0.0, 0.0]))
+    refused(lambda: kernels.move(advanced, layers, [0.1, 0.1], torch.zeros(1)))
+    refused(lambda: kernels.move(advanced, layers[:1], [0.1, 0.1], [0.0, 0.0]))
+
+
+def test_a_lazily_negated_gradient_is_read_negated() -> None:
+    """``conj().imag`` of one element is contiguous, and its memory holds the other sign."""
+    moved: list[Tensor] = []
+    for backend in ("auto", "eager"):
+        p = nn.Parameter(torch.ones(1))
+        opt = optimizer("ELO", [p], backend)
+        p.grad = torch.tensor([1 + 2j]).conj().imag
+        assert p.grad.is_neg()
+        opt.step()
+        moved.append(opt.state[p]["momentum"].flatten())
+    assert torch.equal(moved[0], moved[1])

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from pylo_zoo.errors import ZooError
+from pylo_zoo.kernels.cpu import build
+
 HERE = Path(__file__).parent
 
 FLAGS = "-fsanitize=address -O1 --param asan-stack=0 --param asan-instrumentation-with-call-threshold=0"
@@ -80,3 +83,21 @@ def test_every_boundary_touches_no_memory_of_others(environment: dict[str, str])
     tests = ("-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", "test_kernel_boundaries.py")
     checked = run(environment, *tests)
     assert checked.returncode == 0, checked.stdout[-2000:] + checked.stderr[-2000:]
+
+
+def test_flags_make_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not any(map(shutil.which, build.COMPILERS)):
+        pytest.skip("no C++ compiler")
+    (tmp_path / "kernels.cpp").write_text('extern "C" int answer() { return ANSWER; }\n')
+    monkeypatch.setattr(build, "SOURCES", tmp_path)
+    monkeypatch.setenv("PYLO_ZOO_KERNELS", str(tmp_path / "built"))
+    for answer in (1, 2, 1):
+        monkeypatch.setenv("PYLO_ZOO_KERNEL_FLAGS", f"-DANSWER={answer}")
+        assert build.load().answer() == answer
+    assert len(list((tmp_path / "built").glob("*.so"))) == 2
+
+
+def test_flags_that_cannot_be_read_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYLO_ZOO_KERNEL_FLAGS", '-DA="')
+    with pytest.raises(ZooError, match="PYLO_ZOO_KERNEL_FLAGS is"):
+        build.load()

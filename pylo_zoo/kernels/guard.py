@@ -81,9 +81,9 @@ def check_normalized(tasks: Sequence[Normalized], dtypes: Collection[torch.dtype
     counts = [p.numel() for p in values]
     _check(values, counts, dtypes, device)
     _check(steps, counts, FLOAT, device)
-    for task in tasks:
-        if not 1 <= len(task.over) <= 2 or not all(-task.p.ndim <= axis < 0 for axis in task.over):
-            raise ZooError(f"A step of {task.p.ndim} axes is normalized over {task.over}.", "Count one or two from -1.")
+    for ndim, over in {(task.p.ndim, task.over) for task in tasks}:
+        if not 1 <= len(over) <= 2 or not all(-ndim <= axis < 0 for axis in over):
+            raise ZooError(f"A step of {ndim} axes is normalized over {over}.", "Count one or two from -1.")
 
 
 def check_layers(layers: Sequence[Layer], rule: Rule, count: int, device: torch.device, most: int) -> None:
@@ -121,7 +121,8 @@ def table_sizes(shape: Sequence[int], axes: Axes) -> tuple[int, int]:
 
 def _check_pairs(values: Sequence[Tensor], dtypes: Collection[torch.dtype], device: torch.device) -> None:
     """Parameters and their gradients, in turn."""
-    counts = [p.numel() for p in values[::2] for _ in range(2)]
+    counts = list(map(Tensor.numel, values))
+    counts[1::2] = counts[::2]
     _check(values, counts, dtypes, device)
 
 
