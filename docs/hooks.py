@@ -1,6 +1,6 @@
 """What the site has besides the pages in docs/: the command line's help, the Python reference, links into the tree.
 
-mkdocs calls the functions named ``on_…`` (mkdocs.yml). Generated pages are made anew at each build, so none can be old.
+mkdocs calls the functions named ``on_…`` (mkdocs.yml). Generated pages are written at each build.
 """
 
 from __future__ import annotations

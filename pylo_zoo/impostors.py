@@ -38,7 +38,7 @@ def recognise(head: bytes, size: int, *, text: bool = True) -> Impostor | None:
     Args:
         head: at least the first :data:`HEAD` bytes, or all of a shorter file.
         size: of the whole file.
-        text: whether plain text and JSON are impostors; they are not if the file should be a text.
+        text: whether text files and JSON are impostors; they are not if the file should be a text.
     """
     if size == 0:
         return Impostor("an empty file", "Download or copy it again.")

@@ -44,7 +44,7 @@ def load(
         max_bytes: the limit of :mod:`pylo_zoo.limits`, for its files.
 
     Raises:
-        ZooError: there is no such thing, it is damaged, or its files cannot be had.
+        ZooError: it does not exist, is damaged, or its files are unavailable.
     """
     if isinstance(weights, Artifact):
         return weights

@@ -178,5 +178,5 @@ def test_text_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", module)
     task = tasks.make("hub-text", {"dataset": "org/text", "rows": 3, "context": 8, "width": 8, "depth": 1})
     assert task.loss(task.model(0), task.batch(0, 0)).isfinite()
-    with pytest.raises(ZooError, match="org/other cannot be had"):
+    with pytest.raises(ZooError, match="org/other is unavailable"):
         tasks.make("hub-text", {"dataset": "org/other"})

@@ -20,7 +20,7 @@ from pylo_zoo import artifact, converters, parity
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access
 from pylo_zoo.fetch.errors import Unavailable
-from pylo_zoo.parity import bounds, cases, completeness, controls, targets
+from pylo_zoo.parity import bounds, cases, completeness, controls, kernel_faults, targets
 from pylo_zoo.parity.report import Control
 
 pytest.importorskip("jax")
@@ -129,7 +129,7 @@ def test_a_fault_that_slips_through_fails_the_run(
     assert "a planted fault was not caught (nothing)" in err
     monkeypatch.setattr(controls, "FAULTS", (replace(blind, data=lambda made: None),))
     monkeypatch.setattr(controls, "by_level", lambda *arguments, right: [])
-    monkeypatch.setattr(controls, "of_kernels", lambda *arguments, right: [])
+    monkeypatch.setattr(kernel_faults, "run", lambda *arguments, right: [])
     assert run(*words) == 1
     assert "No planted fault could be tried" in capsys.readouterr().err
 

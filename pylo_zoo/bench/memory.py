@@ -2,7 +2,7 @@
 
 Each figure is of a process of its own, which makes the state by a first step and measures the second. On Linux the
 kernel is asked: "5" to ``/proc/self/clear_refs`` puts the peak (``VmHWM``) back to what is resident (``VmRSS``), and
-after the step the peak is read again. The C library first gives back what it holds in reserve, and is told to take
+after the step the peak is read again. The C library first gives back what it holds in reserve, and is set to take
 memory for everything over 64 KiB from the kernel, so that memory that was freed before does not hide what the step
 takes. On a GPU torch's allocator counts. Elsewhere there is no figure.
 """

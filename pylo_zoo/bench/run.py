@@ -101,7 +101,7 @@ def bench(plan: Plan, progress: Progress | None = None) -> Report:
     """Measure.
 
     Raises:
-        ZooError: a name is unknown, a figure impossible, or weights cannot be had.
+        ZooError: a name is unknown, a figure impossible, or weights are unavailable.
     """
     todo, tell = plan.cells(), progress or (lambda what, done, total: None)
     load = report.load_average()

@@ -201,7 +201,7 @@ def find(name: str) -> Subject:
     ``random:FAMILY``.
 
     Raises:
-        ZooError: there is none, or its weights cannot be had.
+        ZooError: none exists, or its weights are unavailable.
     """
     if name in SUBJECTS:
         return SUBJECTS[name]

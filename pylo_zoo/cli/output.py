@@ -30,7 +30,7 @@ Lock = Annotated[
     typer.Option(metavar="FILE", help="Where hashes are recorded.  [default: ./zoo.lock if it exists, or the cache's]"),
 ]
 UpdateLock = Annotated[
-    bool, typer.Option("--update-lock", help="Fetch files without a known hash anew, and record what they are now.")
+    bool, typer.Option("--update-lock", help="Fetch files without a known hash again, and record what they are now.")
 ]
 
 Token = Annotated[

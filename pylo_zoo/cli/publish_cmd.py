@@ -122,7 +122,7 @@ def _show(found: Published, dry_run: bool, registry: Path | None, console: Conso
         table.add_row(name, output.size(len(data)) if data is not None else "", hashes.get(name, "")[:12], what)
     console.print(table)
     for name in found.plan.left_out:
-        why = ": the card is written anew" if name == "README.md" else ""
+        why = ": the card is written again" if name == "README.md" else ""
         console.print(f"{name} stays here{why}.")
     proof = "parity passed" if found.plan.verified else "UNVERIFIED, which its card says"
     private = {True: "private", False: "public", None: "visibility unknown"}[found.private]

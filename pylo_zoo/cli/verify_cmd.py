@@ -39,7 +39,7 @@ def verify(
     ] = None,
     all: Annotated[bool, typer.Option("--all", help="Every registry entry at hand, and every family.")] = False,
     require_all: Annotated[
-        bool, typer.Option("--require-all", help="With --all: entries whose files cannot be had fail, too.")
+        bool, typer.Option("--require-all", help="With --all: entries whose files are unavailable fail, too.")
     ] = False,
     replay: Annotated[
         bool, typer.Option("--replay", help="Without JAX: compare with the vectors that the proof left.")

@@ -122,7 +122,7 @@ def planned(wanted: Wanted, access: Access | None = None) -> Comparison:
     """``wanted`` with its task, its optimizers and their weights, which are fetched where they are not here.
 
     Raises:
-        ZooError: a name is unknown, a figure impossible, or data or weights cannot be had.
+        ZooError: a name is unknown, a figure impossible, or data or weights are unavailable.
     """
     names = list(dict.fromkeys(wanted.optimizers))
     if not names:

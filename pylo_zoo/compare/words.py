@@ -187,7 +187,7 @@ def _tuned(found: Entry) -> list[str]:
         said.append("Every optimizer was tuned, with a seed that is none of the runs'. Only the learning rate was.")
     elif len(untuned) < len(found["optimizers"]):
         said.append(
-            "Whoever was tuned saw the task before the runs that count, with a seed that is not among them; the others "
+            "Tuned optimizers saw the task before the runs that count, with a seed that is not among them; the others "
             "did not. That favours the tuned in the losses and burdens them in the cost, which counts it. Only the "
             "learning rate was tuned: no weight decay, no schedule, no warmup."
         )

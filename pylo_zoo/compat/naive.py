@@ -40,7 +40,7 @@ class VeLO_naive(Translated, DecayingAfter, VeLO):
         others: :data:`pylo_zoo.compat.arguments.VELO`.
 
     Raises:
-        ZooError: as ours, or an argument cannot be had.
+        ZooError: as ours, or an argument is unsupported.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class CELO2_naive(Translated, CELO2):
         others: :data:`pylo_zoo.compat.arguments.CELO2`.
 
     Raises:
-        ZooError: as ours, or an argument cannot be had.
+        ZooError: as ours, or an argument is unsupported.
     """
 
     clip_adam_gradients = True
@@ -153,7 +153,7 @@ class ELO_CELO2_naive(Translated, ELO_CELO2):
     ``initial_rms_decays[-1]`` are its betas.
 
     Raises:
-        ZooError: as ours, or an argument cannot be had.
+        ZooError: as ours, or an argument is unsupported.
     """
 
     own_state = ("use_adamw_for_1d",)
@@ -215,7 +215,7 @@ class ELO_naive(Translated, ELO):
         others: :data:`pylo_zoo.compat.arguments.ELO`.
 
     Raises:
-        ZooError: as ours, or an argument cannot be had.
+        ZooError: as ours, or an argument is unsupported.
     """
 
     def __init__(
@@ -251,7 +251,7 @@ class AdafacLO_naive(Translated, DecayingAfter, ClippedAlone, AdafacLO):
             published μLO as defaults.
 
     Raises:
-        ZooError: as ours, or an argument cannot be had.
+        ZooError: as ours, or an argument is unsupported.
     """
 
     own_state = ("max_grad_norm",)

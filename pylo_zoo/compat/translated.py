@@ -68,7 +68,7 @@ class Translated(LearnedOptimizer):
         if "loss_buffer" in state_dict or any(THEIR_STATE & set(entry) for entry in entries):
             raise ZooError(
                 "This state was written by PyLO, which factors and lays out its accumulators in another way.",
-                "Load the model's weights, and let the optimizer start anew.",
+                "Load the model's weights, and let the optimizer start from scratch.",
             )
         super().load_state_dict(state_dict)
 

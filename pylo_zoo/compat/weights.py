@@ -48,7 +48,7 @@ def choose(
         settings: what PyLO's files do not say (:func:`pylo_zoo.convert.convert`).
 
     Raises:
-        ZooError: nothing is given, or it cannot be had or is no network of the family.
+        ZooError: nothing is given, or the file is unavailable or not a network of the family.
     """
     if network is not None:
         return _of_network(family, network, settings)
@@ -72,7 +72,7 @@ def choose_velo(hf_key_rnn: Key, hf_key_mlp: Key) -> Artifact:
         hf_key_mlp: the same of the MLPs.
 
     Raises:
-        ZooError: they cannot be had, or are no VeLO.
+        ZooError: they are unavailable, or not VeLO's.
     """
     if hf_key_rnn is None or hf_key_mlp is None:
         raise ZooError("There are no weights: hf_key_rnn or hf_key_mlp is None.", "Give both, or leave both out.")

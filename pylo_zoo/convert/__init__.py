@@ -59,7 +59,7 @@ def convert(
 
     Args:
         name: with ``source`` a family, otherwise a registry entry.
-        source: a checkpoint file, or directory, of one's own, or its address. Where the registry knows its sha256
+        source: your own checkpoint file or directory, or its address. Where the registry knows its sha256
             and the family agrees, it is taken for that entry, and has its behaviour.
         settings: fields of the architecture or behaviour that no file says, or learned decays that a file leaves out.
         access: how to fetch a file that is not here.
@@ -70,7 +70,7 @@ def convert(
         The artifact, in memory. Nothing is written but what had to be fetched, into the cache.
 
     Raises:
-        ZooError: the file cannot be had or read or is not of this family, fields are unknown, or statements contradict.
+        ZooError: the file is unavailable, unreadable or of another family, a field is unknown, or statements contradict.
     """
     with limits.allow(max_bytes):
         return _converted(name, source, settings, access, allowed)[0]
@@ -165,7 +165,7 @@ def _elsewhere(made: Artifact, read: formats.Source) -> list[Statement]:
 
 
 def _own_uri(source: str | Path | None, read: formats.Source) -> str:
-    """What an artifact says of a file of one's own: its address, or its name and never its path."""
+    """What an artifact records of your own file: its address, or its name and never its path."""
     if isinstance(source, str) and is_uri(source):
         return parse(source).uri
     return "file:" + read.path.name.encode(errors="backslashreplace").decode()  # a name need not be valid UTF-8

@@ -76,7 +76,7 @@ def registered_file(name: str, access: Access | None = None) -> tuple[Entry, for
     """The file of the registry entry ``name``, which has to have the entry's size and sha256; fetched where need be.
 
     Raises:
-        ZooError: there is no such entry, its file cannot be had, or it is another file.
+        ZooError: the entry does not exist, or its file is unavailable or another one.
     """
     entries = registry.load_registry()
     if name in converters.FAMILIES and name not in entries:

@@ -47,7 +47,7 @@ class Access:
         progress: show a bar, where stderr is a terminal and ``HF_HUB_DISABLE_PROGRESS_BARS`` does not forbid it.
         offline: use caches alone. ``HF_HUB_OFFLINE=1`` means the same.
         lock: the lock file; by default as :func:`pylo_zoo.fetch.lockfile.location` finds it.
-        update_lock: fetch files without a known hash anew, and record what they are now.
+        update_lock: fetch files without a known hash again, and record what they are now.
         say: hears what somebody at the command line should know.
         policy: patience with servers.
         token: of the Hub; by default ``$HF_TOKEN``, or what ``hf auth login`` stored.

@@ -15,7 +15,7 @@ def download(
 ) -> Path:
     """Bring the file into huggingface_hub's own cache; its path there.
 
-    What the client believes of the bytes is not enough: whoever calls has to compare them with a hash.
+    The client's own check is not enough: the caller must compare the bytes with a hash.
 
     Args:
         where: a location of the kind "hub".
@@ -26,7 +26,7 @@ def download(
         token: by default the environment's, or the client's own.
 
     Raises:
-        FetchError: it cannot be had.
+        FetchError: it is unavailable.
         ZooError: the client's cache cannot be written.
     """
     import huggingface_hub

@@ -168,5 +168,5 @@ def _no_constant(text: str) -> Any:
 def _damaged(path: Path, what: str) -> ZooError:
     return ZooError(
         f"{path} is not a lock file: {' '.join(what.split())}.",
-        "Restore it from version control, or remove it: files are then recorded anew as they are today.",
+        "Restore it from version control, or remove it: files are then recorded again as they are today.",
     )

@@ -88,7 +88,7 @@ class Hub:
         return self._ask(repo, call)
 
     def read(self, repo: Repository, name: str) -> bytes:
-        """The file ``name``, downloaded anew, whatever any cache holds."""
+        """The file ``name``, downloaded again, without any cache."""
         import huggingface_hub
 
         def call() -> bytes:

@@ -41,7 +41,7 @@ def recorded(repo: Repository, access: Access, check: Check, *, look: bool) -> C
         look: ask where a branch or tag leads by now, and say so.
 
     Raises:
-        FetchError: it cannot be had, is another one, or ``check`` refuses it.
+        FetchError: it is unavailable, is another one, or ``check`` refuses it.
     """
     pins = {} if access.update_lock else lockfile.read_all(lockfile.location(access.lock)).repositories
     pin = pins.get(repo.uri)
@@ -63,7 +63,7 @@ def find(repo: Repository, snapshot: Snapshot, access: Access, check: Check) -> 
 
     Raises:
         ZooError: there is none, or more than one that it could be.
-        FetchError: it cannot be had, or ``check`` refuses it.
+        FetchError: it is unavailable, or ``check`` refuses it.
     """
     there = sorted(snapshot.files)
     fitting = [name for name in NAMES if name in there] or [name for name in there if name.endswith(SUFFIXES)]

@@ -84,7 +84,7 @@ def pull(
 
     Raises:
         NotAnArtifact: the repository holds something else.
-        FetchError: it cannot be had, or is not what the lock file, or ``expected``, says.
+        FetchError: it is unavailable, or is not what the lock file, or ``expected``, says.
         ZooError: its artifact is damaged; or the cache or the lock file cannot be used.
     """
     access = access or Access()

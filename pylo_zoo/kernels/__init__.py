@@ -1,6 +1,6 @@
 """The step of a rule as fused kernels, and the one place where a backend is chosen.
 
-``backend="eager"`` is the plain text of :mod:`pylo_zoo.ops.step`. ``"fused"`` are the kernels of the parameter's
+``backend="eager"`` is :mod:`pylo_zoo.ops.step`. ``"fused"`` are the kernels of the parameter's
 device: C++ on a CPU, compiled when first used, Triton on a GPU. ``"auto"`` takes kernels where the device has some.
 """
 
@@ -24,7 +24,7 @@ _told: set[str] = set()
 
 
 def kernels_for(backend: str, device: torch.device) -> Kernels | None:
-    """The kernels that step parameters on ``device``; None where the plain text does.
+    """The kernels that step parameters on ``device``; None if the eager implementation does.
 
     ``"auto"`` says once for each kind of device what it chose and why: in the log of ``pylo_zoo`` that it takes the
     kernels, and as a warning that it cannot.

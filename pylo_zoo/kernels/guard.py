@@ -1,7 +1,7 @@
 """The last check before raw addresses: kernels read and write exactly the memory that these tensors own.
 
-Optimizers check names and shapes before a step (:mod:`pylo_zoo.optim.state_checks`). The functions here are for whoever
-calls kernels: they check device, dtype, number of elements and contiguity, which is what memory safety needs.
+Optimizers check names and shapes before a step (:mod:`pylo_zoo.optim.state_checks`). The functions here are for callers
+of kernels: they check device, dtype, number of elements and contiguity, which is what memory safety needs.
 """
 
 from __future__ import annotations

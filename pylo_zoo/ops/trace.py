@@ -1,4 +1,4 @@
-"""Intermediate quantities of an update, for whoever wants to look; by default nobody does, and nothing is kept.
+"""Intermediate quantities of an update. They are recorded only while a listener is installed.
 
 Parity compares them with the reference's, so that a difference is named where it begins. ``note`` costs one test of a
 global where nobody listens.

@@ -197,7 +197,7 @@ class Muon(ZooOptimizer):
         require(
             takes_muon == ("momentum_buffer" in state),
             f"A parameter of shape {tuple(p.shape)} has changed sides ({reason}); its state has {', '.join(state)}.",
-            "Route parameters before their first step, or delete optimizer.state[p] to start it anew.",
+            "Route parameters before their first step, or delete optimizer.state[p] to start again.",
         )
 
     # --- groups --------------------------------------------------------------------------------------------------

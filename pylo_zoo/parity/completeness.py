@@ -1,8 +1,8 @@
-"""Whether a proof compared everything that a proof has to compare, stated apart from the tables that it was made of.
+"""Whether a proof compared everything that it must compare, independent of the tables that it was built from.
 
 A table that loses a regime, a layout or its parameters, a comparison whose bounds grow, and faults that are no longer
-planted would all leave a report that passes. The names and numbers here are literal on purpose: whoever changes a table
-states here what a proof is to hold.
+planted would all leave a report that passes. The names and numbers here are literal on purpose: a change of a table
+needs a change here.
 """
 
 from __future__ import annotations

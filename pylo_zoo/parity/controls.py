@@ -16,20 +16,17 @@ from torch import Tensor
 
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.formats import Source
-from pylo_zoo.kernels import Adam, Kernels, Normalized, Room
 from pylo_zoo.nets import in_range
 from pylo_zoo.ops.accumulators import Decays, advance, advance_all, advance_factored
 from pylo_zoo.ops.adam import adam_direction
 from pylo_zoo.ops.features import Inputs, normalize
 from pylo_zoo.ops.layout import Axes, Layout, axes_of
-from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.optim import optimizer_class
 from pylo_zoo.parity import forward, plan, trajectory
 from pylo_zoo.parity.explain import first_difference
 from pylo_zoo.parity.forward import Network
 from pylo_zoo.parity.leaves import check_leaves
 from pylo_zoo.parity.report import Check, Control
-from pylo_zoo.parity.sides import Tamper
 from pylo_zoo.parity.steps import Walk, compare
 from pylo_zoo.parity.trajectory import Original
 
@@ -356,118 +353,6 @@ def _beginning(original: Original) -> Original:
     return replace(
         original, course=course, grads=original.grads[:n], losses=original.losses[:n], truth=original.truth[: n + 1]
     )
-
-
-# --- faults of the kernels ---------------------------------------------------------------------------------------
-
-
-class Altered:
-    """A device's kernels with a fault: everything that a subclass does not replace is theirs."""
-
-    def __init__(self, kernels: Kernels) -> None:
-        self.kernels = kernels
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.kernels, name)
-
-
-class _OtherSign(Altered):
-    def _wrong(self, layers: Sequence[Layer]) -> list[Layer]:
-        *others, (weight, bias) = layers
-        weight, bias = weight.clone(), bias.clone()
-        weight.select(-2, 0).neg_()
-        bias.select(-1, 0).neg_()
-        return [*others, (weight, bias)]
-
-    def move(self, advanced: Any, layers: Sequence[Layer], coefficient: Any, shrink: Any) -> None:
-        self.kernels.move(advanced, self._wrong(layers), coefficient, shrink)
-
-    def steps(self, advanced: Any, layers: Sequence[Layer], room: Room) -> list[Tensor]:
-        return self.kernels.steps(advanced, self._wrong(layers), room)
-
-
-class _Unmoved(Altered):
-    """Elements that are not moved."""
-
-    advanced: Sequence[Tensor] = ()
-
-    def elements(self, p: Tensor) -> slice:
-        """Which of the flattened parameter."""
-        raise NotImplementedError
-
-    def _undone(self, parameters: Sequence[Tensor], move: Callable[[], None]) -> None:
-        kept = [(p.view(-1)[self.elements(p)], p.view(-1)[self.elements(p)].clone()) for p in parameters]
-        move()
-        for elements, values in kept:
-            elements.copy_(values)
-
-    def advance(self, tasks: Sequence[Any], *more: Any) -> Any:
-        self.advanced = [task.p for task in tasks]
-        return self.kernels.advance(tasks, *more)
-
-    def move(self, *arguments: Any) -> None:
-        self._undone(self.advanced, lambda: self.kernels.move(*arguments))
-
-    def move_normalized(self, tasks: Sequence[Normalized], *factors: Any) -> None:
-        self._undone([task.p for task in tasks], lambda: self.kernels.move_normalized(tasks, *factors))
-
-    def adam(self, tasks: Sequence[Adam], scale: Tensor | None) -> None:
-        self._undone([task.p for task in tasks], lambda: self.kernels.adam(tasks, scale))
-
-
-class _LastElement(_Unmoved):
-    def elements(self, p: Tensor) -> slice:
-        return slice(p.numel() - 1, None)
-
-
-class _LastUnit(_Unmoved):
-    def elements(self, p: Tensor) -> slice:
-        return slice(p.numel() - p.numel() % 4096 if p.numel() > 1 << 16 else p.numel(), None)
-
-
-class _ZeroParameters(_Unmoved):
-    def elements(self, p: Tensor) -> slice:
-        return slice(p.numel() if bool(p.any()) else 0, None)
-
-
-class KernelFault(NamedTuple):
-    """A fault of the kernels; ``run`` shows it, ``needs`` is a quantity without which there is none."""
-
-    name: str
-    what: str
-    tamper: Tamper
-    run: str = "ordinary"
-    needs: str = ""
-
-
-KERNEL_FAULTS = (
-    KernelFault("weights", "the weights of the direction have the other sign", _OtherSign, needs="magnitude"),
-    KernelFault("last element", "the last element of each parameter does not move", _LastElement),
-    KernelFault(
-        "zero parameters", "parameters of zero do not move", _ZeroParameters, "zero parameters", "parameter_scale"
-    ),
-    KernelFault("long tensors", "the end of tensors of over 65,536 elements does not move", _LastUnit, plan.LONG_RUN),
-)
-"""What every run plants in the kernels of each device."""
-
-
-def of_kernels(artifact: Artifact, device: str, walks: Mapping[str, Walk], *, right: bool) -> Iterator[Control]:
-    """Plant each of :data:`KERNEL_FAULTS` in the kernels of ``device``; the arguments are those of :func:`run`."""
-    for name, what, tamper, in_run, needs in KERNEL_FAULTS:
-        title = f"{name}, {device} kernels"
-        if not right:
-            yield Control(title, what, "not applicable", "the torch side is wrong without it")
-            continue
-        if needs and not any(quantity == needs for _, quantity in walks["ordinary"].ledger.keys):
-            yield Control(title, what, "not applicable", f"this family has no {needs}")
-            continue
-        walked = walks[in_run].first(1)
-        shown = first_difference([compare(artifact, walked, "float32", "torch", kernels=device, tamper=tamper)])
-        if shown is None:
-            yield Control(title, what, "missed", "nothing")
-            continue
-        link = next(link for link in shown.chain if link.quantity == shown.quantity)
-        yield Control(title, what, "caught", shown.quantity, shown.case, link.error, link.allowed)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def magnitude(error: float) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: shade, text, and a text for whoever points at it."""
+    """One cell: shade, text and tooltip."""
 
     tone: str
     text: str

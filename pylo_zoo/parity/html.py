@@ -34,7 +34,7 @@ class Page:
 
     @property
     def mark(self) -> str:
-        """The status as a sign, for whoever sees no colours."""
+        """The status as a sign, for readers who see no colours."""
         return MARKS[self.report.status]
 
     @property

@@ -23,6 +23,7 @@ from pylo_zoo.parity import (
     devices,
     explain,
     forward,
+    kernel_faults,
     leaves,
     live,
     plan,
@@ -142,7 +143,7 @@ def _proof(
     planted = [*controls.run(artifact, read, walks, right=right)]
     planted += controls.by_level(artifact, read, network, walks["ordinary"], originals[0], step_check, right=right)
     for device in fused:
-        planted += controls.of_kernels(artifact, device, walks, right=right)
+        planted += kernel_faults.run(artifact, device, walks, right=right)
     completeness.check(checks, planted, fused, max_error)
     kernels = [replace(each, uncovered=devices.uncovered(each.device, found)) for each in kernels]
     progress("done", total, total)

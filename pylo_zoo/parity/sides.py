@@ -416,7 +416,7 @@ def build_reference(artifact: Artifact, theta: Mapping[str, Any], hyper: Mapping
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """torch on one thread: these tensors are too small to share, and rounding shall not depend on the cores."""
+    """torch on one thread: these tensors are too small to share, and rounding must not depend on the cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -33,7 +33,7 @@ from pylo_zoo.parity.trajectory import Course, Original
 COURSES = 2
 """The first so many courses are kept; the long one is left to JAX."""
 FORMAT_VERSION = 1
-AGAIN = "Fetch the artifact again, or make the proof anew where JAX is: pylo-zoo verify DIR."
+AGAIN = "Fetch the artifact again, or repeat the proof where JAX is installed: pylo-zoo verify DIR."
 
 
 def pack(artifact: Artifact, network: Network, originals: Sequence[Original]) -> bytes:

@@ -43,8 +43,8 @@ class About:
         repo_id: ``ORG/NAME`` on the Hub.
         license: of the weights, as an SPDX identifier, ``unknown``, ``other``, or a name of its own.
         license_stated: whether the publisher stated it, since the registry did not.
-        entry: of the registry: whose work it is, and which paper describes it; None for a file of one's own.
-        verified: whether the proof was made anew, and passed, when this was published.
+        entry: of the registry: whose work it is, and which paper describes it; None for a file that no entry names.
+        verified: whether the proof was repeated, and passed, when this was published.
         files: the size in bytes of each file of the repository; only what is named here is linked to.
     """
 
@@ -187,7 +187,7 @@ class Card:
             return "Its proof of parity failed: it does not compute what its original computes. See below."
         if self.report.status == "not_run":
             return f"Whether it computes what its original computes was not tested ({self.report.reason})."
-        return None if self.about.verified else "Its publisher did not prove it anew when publishing it."
+        return None if self.about.verified else "Its publisher did not repeat the proof when publishing it."
 
     @property
     def parameters(self) -> int:
@@ -288,7 +288,7 @@ class Card:
     @property
     def files(self) -> list[tuple[Markdown, str, str]]:
         """Name, size and purpose of each file."""
-        drawn = (PAGE, PLOT)  # their sizes depend on what draws them, and the card shall not
+        drawn = (PAGE, PLOT)  # their sizes depend on what draws them, and the card must not
         sizes = {name: "–" if name in drawn else f"{size:,}" for name, size in sorted(self.about.files.items())}
         return [(code(name), size, words.FILES.get(name, "")) for name, size in sizes.items()]
 

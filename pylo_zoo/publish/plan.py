@@ -50,7 +50,7 @@ class Plan:
         entry: the registry entry that it was converted from, or None.
         license: of the weights.
         verified: whether parity passed.
-        left_out: files of the directory that stay here: a pickle, a card of one's own, and what proves something else.
+        left_out: files of the directory that stay here: a pickle, a card that the user wrote, proofs of something else.
     """
 
     repo: Repository
@@ -100,7 +100,7 @@ def prepare(
 
     Args:
         directory: an artifact's.
-        repo: where it shall go.
+        repo: where it goes.
         license: of the weights, as an SPDX identifier; by default what the artifact says.
         allow_unverified: publish without a passing parity report, and say so on the card.
         token: the one in use; no file may hold it.
@@ -183,7 +183,7 @@ def _license(made: Artifact, entry: Entry | None, stated: str | None) -> str:
     if stated is None and not said:
         raise ZooError(
             "Nobody has said under which licence these weights are, so that nobody may assume one.",
-            "Ask whoever trained them, and state it with --license, such as --license MIT.",
+            "Ask the authors, and state it with --license, such as --license MIT.",
         )
     if stated is not None and said and stated.lower() != known.lower():
         raise ZooError(f"These weights are under {known}, and --license says {stated}.", "Leave --license out.")

@@ -296,7 +296,7 @@ class _Push:
             history = self.hub.history(replace(self.plan.repo, revision=head))
             above = list(takewhile(lambda commit: commit.id != there.commit, history))
             if len(above) == len(history):
-                continue  # it stands on something older, or the branch was made anew
+                continue  # it stands on something older, or the branch was created again
             for commit in above:
                 if mark in commit.message or mark in commit.title:
                     return commit.id, request

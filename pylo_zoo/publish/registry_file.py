@@ -22,7 +22,7 @@ from pylo_zoo.publish.plan import Plan, is_of
 from pylo_zoo.registry import Entry
 
 PINNED: tuple[str, ...] = (artifact.CONFIG, artifact.WEIGHTS, artifact.PARITY, artifact.VECTORS)
-"""The files whose hashes are pinned: what an artifact is. Its card may be written anew."""
+"""The files whose hashes are pinned: what an artifact is. Its card may be written again."""
 KEY = "artifact"
 
 

@@ -75,7 +75,7 @@ def chosen(count: int, batch_size: int, seed: int, step: int) -> Tensor:
 
 
 def drawn(model: nn.Module, seed: int) -> nn.Module:
-    """``model`` with weights drawn anew from the seed: matrices N(0, 1/fan_in), biases 0, other vectors as they are.
+    """``model`` with weights drawn from the seed: matrices N(0, 1/fan_in), biases 0, other vectors as they are.
 
     torch's own initialisers draw from the process's generator, so that what else it was used for would show.
     """

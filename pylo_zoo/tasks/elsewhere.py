@@ -50,7 +50,7 @@ def torchvision(
                 parts.append(make_set(folder, split="train" if train else "test", download=True))
         except Exception as error:  # whatever its downloads raise
             raise ZooError(
-                f"{dataset} cannot be had: {' '.join(str(error).split())}.",
+                f"{dataset} is unavailable: {' '.join(str(error).split())}.",
                 f"It is downloaded by torchvision, into {folder}; check the network, or put it there.",
             ) from error
     images = [_pictures(part) for part in parts]
@@ -122,7 +122,7 @@ def hub_text(
         corpus = "\n\n".join(map(str, found[column]))
     except Exception as error:  # whatever its downloads raise
         raise ZooError(
-            f"{dataset} cannot be had: {' '.join(str(error).split())}.", "Check the name, the column and the network."
+            f"{dataset} is unavailable: {' '.join(str(error).split())}.", "Check the name, the column and the network."
         ) from error
     sizes = {"width": width, "depth": depth, "heads": heads, "context": context, "batch_size": batch_size}
     return text.over(corpus, "hub-text", f"{dataset} on the Hub: see its card for the licence", **sizes)

@@ -284,7 +284,7 @@ class Run:
                 self.result.evaluations = dict(kept["evaluations"])
             except (OSError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
                 raise ZooError(
-                    f"{path} cannot be read: {str(error).splitlines()[0]}", "Begin the run anew in another directory."
+                    f"{path} cannot be read: {str(error).splitlines()[0]}", "Start a new run in another directory."
                 ) from error
         self._cut()
         self.result.resumed_at = self.step
@@ -298,10 +298,10 @@ class Run:
         try:
             self.result.losses = [float(json.loads(line)["loss"]) for line in kept]
         except (ValueError, KeyError, TypeError) as error:
-            raise ZooError(f"{path} is damaged.", "Begin the run anew in another directory.") from error
+            raise ZooError(f"{path} is damaged.", "Start a new run in another directory.") from error
         if len(kept) < self.step:
             raise ZooError(
-                f"{path} has {len(kept)} steps, and the checkpoint {self.step}.", "Begin the run anew elsewhere."
+                f"{path} has {len(kept)} steps, and the checkpoint {self.step}.", "Start a new run elsewhere."
             )
         write_file(path, "".join(f"{line}\n" for line in kept).encode())
 
@@ -362,7 +362,7 @@ def train(
         run: the run, new.
         resume: whether to take it up where it was cut off.
         listen: hears of every step.
-        begun: is told when the directory is ready, or the checkpoint read, before the first step.
+        begun: called when the directory is ready, or the checkpoint read, before the first step.
 
     Returns:
         The result; one that diverged says why, and is no exception.

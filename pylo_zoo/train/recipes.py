@@ -142,7 +142,7 @@ def find(
         settings: other fields of the recipe, None for what is to stay.
 
     Raises:
-        ZooError: there is no such optimizer, or its weights cannot be had.
+        ZooError: the optimizer does not exist, or its weights are unavailable.
     """
     settings = {key: value for key, value in settings.items() if value is not None}
     if name in BASELINES:
@@ -189,7 +189,7 @@ def _own_lr(artifact: Artifact) -> float:
 
 
 def _loaded(name: str, access: Access | None) -> Artifact:
-    """As :func:`pylo_zoo.weights.load`; a registry entry that must not be fetched is told in a few words."""
+    """As :func:`pylo_zoo.weights.load`; a registry entry that must not be fetched is a short error."""
     try:
         return load(name, access=access)
     except Unavailable:

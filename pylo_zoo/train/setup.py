@@ -81,7 +81,7 @@ class Setup:
         """The run; the optimizer's weights are fetched where they are not here.
 
         Raises:
-            ZooError: a name is unknown, a figure impossible, or data or weights cannot be had.
+            ZooError: a name is unknown, a figure impossible, or data or weights are unavailable.
         """
         self.check()
         torch.set_num_threads(self.threads)
@@ -130,10 +130,10 @@ def of_directory(out: Path) -> Setup:
     try:
         setup = Setup(**asked)
     except TypeError as error:
-        raise ZooError(f"{out / RUN} is damaged: {error}.", "Begin the run anew.") from error
+        raise ZooError(f"{out / RUN} is damaged: {error}.", "Start a new run.") from error
     for name, sound in FIELDS.items():
         if not sound(value := getattr(setup, name)):
-            raise ZooError(f"{out / RUN} is damaged: {name} is {quoted(value)}.", "Begin the run anew.")
+            raise ZooError(f"{out / RUN} is damaged: {name} is {quoted(value)}.", "Start a new run.")
     return setup
 
 
