@@ -70,7 +70,7 @@ def convert(
         The artifact, in memory. Nothing is written but what had to be fetched, into the cache.
 
     Raises:
-        ZooError: the file is unavailable, unreadable or of another family, a field is unknown, or statements contradict.
+        ZooError: the file is unavailable, unreadable or of another family; a field is unknown; statements contradict.
     """
     with limits.allow(max_bytes):
         return _converted(name, source, settings, access, allowed)[0]
