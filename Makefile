@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OLDEST_PYTHON ?= python3.10
 OLDEST := .venv-oldest
 STAMP := $(VENV)/.installed
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-full test-oldest lint docs clean

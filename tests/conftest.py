@@ -35,6 +35,14 @@ os.environ.setdefault("PYLO_ZOO_KERNELS", str(Path(__file__).parent.parent / "bu
 torch.set_num_threads(1)  # as many processes as cores run tests, and these tensors are too small to share out
 
 
+LONGEST = ("test_readme", "test_parity", "test_kernels_gpu", "test_kernel_boundaries_gpu", "test_publish_faults")
+"""Files that take minutes. They run first, so that no worker waits for another at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(autouse=True)
 def zoo_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where this test's conversions keep their sources."""

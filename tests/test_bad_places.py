@@ -41,15 +41,18 @@ def made(capsys: Capture, tmp_path: Path) -> Path:
 
 
 def refusing(monkeypatch: pytest.MonkeyPatch, what: str, number: int, below: Path) -> None:
-    """Let ``Path.what`` fail for paths at and below ``below``."""
-    real: Callable[..., Any] = getattr(Path, what)
+    """Let ``Path.what`` and ``os.what`` fail for paths at and below ``below``."""
 
-    def refuse(self: Path, *arguments: Any, **options: Any) -> Any:
-        if self.absolute().is_relative_to(below.absolute()):
-            raise OSError(number, os.strerror(number), str(self))
-        return real(self, *arguments, **options)
+    def refusing_one(real: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(path: Any, *arguments: Any, **options: Any) -> Any:
+            if isinstance(path, (str, Path)) and Path(path).absolute().is_relative_to(below.absolute()):
+                raise OSError(number, os.strerror(number), str(path))
+            return real(path, *arguments, **options)
 
-    monkeypatch.setattr(Path, what, refuse)
+        return refuse
+
+    for module in (Path, os):
+        monkeypatch.setattr(module, what, refusing_one(getattr(module, what)))
 
 
 # --- permissions -------------------------------------------------------------------------------------------------

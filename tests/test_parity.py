@@ -26,11 +26,16 @@ from pylo_zoo.samples import velo_sample
 
 pytest.importorskip("jax")
 
+SLOW = {"celo", "celo2-base", "elo-celo2", "mulo"}
+"""Families whose whole proof only ``make test-full`` runs: the others reach the same code, and published Celo runs too."""
+FAMILIES = [
+    pytest.param(family, marks=pytest.mark.slow) if family in SLOW else family for family in converters.FAMILIES
+]
 SINGLE_STEP = 1e-10
 """What the project promises of every float64 step, in units of the update."""
 
 
-@pytest.mark.parametrize("family", converters.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_passes(family: str) -> None:
     made, _ = random_weights(family)
     assert made.architecture == SMALL.get(family, made.architecture)
@@ -40,7 +45,7 @@ def test_every_family_passes(family: str) -> None:
     json.dumps(report.to_dict(), allow_nan=False)
 
 
-@pytest.mark.parametrize("family", converters.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_float64_step_is_right_to_1e_10_of_the_update(family: str) -> None:
     checks = [check for check in proof(family).of_level("step") if check.dtype == "float64"]
     regimes = {(check.name, check.layout) for check in checks if check.kind == "regime"}
@@ -61,7 +66,7 @@ def planned(family: str) -> dict[str, tuple[set[str], int]]:
     return {run.name: ({case.name for case in run.cases}, run.steps) for run in runs}
 
 
-@pytest.mark.parametrize("family", converters.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_run_is_stepped_by_the_fused_kernels_too(family: str) -> None:
     """``backend="auto"`` trains with them; zero parameters and tensors of over 65,536 elements are among the runs."""
     report = proof(family)
@@ -176,7 +181,7 @@ def test_verify_refuses_an_incomplete_proof(monkeypatch: pytest.MonkeyPatch) -> 
         parity.verify(*random_weights("celo-adam"))
 
 
-@pytest.mark.parametrize("family", converters.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_whole_runs_of_1_10_and_200_steps(family: str) -> None:
     found = {(check.dtype, check.name, check.steps) for check in proof(family).of_level("trajectory")}
     assert found == {
@@ -189,7 +194,7 @@ def test_whole_runs_of_1_10_and_200_steps(family: str) -> None:
         assert max(check.by_step) == max(error.error for error in check.errors.values())
 
 
-@pytest.mark.parametrize("family", converters.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_planted_faults_are_caught_and_counted(family: str) -> None:
     found = {control.name: control for control in proof(family).controls}
     assert list(found)[: len(controls.FAULTS)] == [fault.name for fault in controls.FAULTS]

@@ -76,7 +76,7 @@ def test_other_floats_are_cast_where_that_is_said(
     assert library.export(made, theta=True)
 
 
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("writer", [flax, *(pytest.param(other, marks=pytest.mark.slow) for other in (pickled, npz))])
 def test_a_cast_artifact_is_proven_against_the_cast_original(writer: Callable[[Leaves], bytes], tmp_path: Path) -> None:
     pytest.importorskip("jax")
     path = write(tmp_path, writer(in_dtype("float64", scale=0.1)))

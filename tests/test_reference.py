@@ -137,6 +137,7 @@ def test_a_weight_off_by_one_per_cent_misses_it(case: str) -> None:
     assert max(worst.values()) > 5 * TOLERANCE
 
 
+@pytest.mark.slow
 def test_the_other_tie_rule_misses_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def first_of_equals(shape: tuple[int, ...]) -> tuple[int, int] | None:
         order = sorted(range(len(shape)), key=lambda axis: (shape[axis], -axis))

@@ -103,7 +103,7 @@ def test_the_quadratics_answer_is_known() -> None:
         ("digits", {}, "no task 'digits'. Did you mean 'digits-"),
         ("nonsense", {}, "no task 'nonsense'. Tasks: digits-mlp"),
         ("digits-mlp", {"widht": 3}, "no option 'widht'. Did you mean 'width'"),
-        ("digits-mlp", {"width": 0}, "width is 0. It has to be a whole number above 0"),
+        ("digits-mlp", {"width": 0}, "width is 0. It has to be a whole number from 1 to 1,000,000,000"),
         ("digits-mlp", {"width": "wide"}, "width is 'wide'"),
         ("digits-mlp", {"width": 2.5}, "width is 2.5"),
         ("quadratic", {"condition": True}, "condition is True"),

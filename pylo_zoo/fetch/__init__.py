@@ -253,7 +253,7 @@ def _check(part: Part, where: Location, sha256: str | None, bytes: int | None, r
         FetchError: so it is.
     """
     found, length = part.sha256, part.count
-    what = _named(part)
+    what = _named(part, where)
     if length == 0:
         part.discard()
         raise FetchError(f"{where.uri} is empty.", http.WRONG_FILE)
@@ -277,8 +277,9 @@ def _check(part: Part, where: Location, sha256: str | None, bytes: int | None, r
         )
 
 
-def _named(part: Part) -> str:
-    """``"a web page titled 'Sign in'"`` and the like; empty if the bytes in ``part`` may be a checkpoint."""
+def _named(part: Part, where: Location) -> str:
+    """Describe ``part`` as ``"a web page titled 'Sign in'"`` and the like; empty if it may be the file at ``where``."""
+    is_text = where.uri.partition("@")[0].endswith((".json", ".gin", ".md"))
     with part.path.open("rb") as file:
-        impostor = impostors.recognise(file.read(impostors.HEAD), part.count)
+        impostor = impostors.recognise(file.read(impostors.HEAD), part.count, text=not is_text)
     return impostor.what if impostor else ""
