@@ -31,7 +31,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pylo_zoo.kernels import gpu
-from pylo_zoo.kernels.base import Adam, Room, Task
+from pylo_zoo.kernels.base import Adam, ScratchBuffer, Task
 from pylo_zoo.ops.accumulators import Decays, new_accumulators
 from pylo_zoo.ops.layout import axes_of
 from pylo_zoo.ops.rule import Rule, adafac_rule, celo2_rule, velo_rule
@@ -110,7 +110,7 @@ def _steps(kernels: gpu.GpuKernels) -> Iterator[tuple[str, Any]]:
                 def step(task: Task = task, rule: Rule = rule, layers: Any = layers) -> None:
                     advanced = kernels.advance([task], rule, None)
                     if rule.per_matrix:  # its steps are orthogonalized before they move anything
-                        kernels.steps(advanced, layers, Room())
+                        kernels.steps(advanced, layers, ScratchBuffer())
                     kernels.move(advanced, layers, [0.1], [0.0])
 
                 yield f"{family}, {name}, {kind}", step
@@ -184,8 +184,8 @@ DEVICES = {
     "A100 80 GB": Device(2.039, 19.5, 156),
     "H100 SXM": Device(3.35, 67, 495),
 }
-MATRIX_BYTES = {"p0": 4, "p1": 40, "p2": 28}
-"""Of a matrix in float32: p0 reads g; p1 reads p, g, m, v and writes m, v; p2 reads p, g, m, v and writes p."""
+MATRIX_BYTES = {"factors": 4, "moments": 40, "move": 28}
+"""Per float32 element. Factors: read g. Moments: read p, g, m, v; write m, v. Move: read p, g, m, v; write p."""
 ADAMW_BYTES = 28
 
 
@@ -200,16 +200,16 @@ def roofline(kernels: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for kernel in kernels
         if kernel["target"] == "sm_80"
     }
-    blocks = {"p1": ("advance_elements", 256), "p2": ("move_elements", gpu.MOVE_BLOCK)}
+    blocks = {"moments": ("advance_elements", 256), "move": ("move_elements", gpu.MOVE_BLOCK)}
     for family, (rule, units) in FAMILIES.items():
         for device, (bandwidth, fp32, tf32) in DEVICES.items():
-            passes = {"p0": MATRIX_BYTES["p0"] / bandwidth}
+            passes = {"factors": MATRIX_BYTES["factors"] / bandwidth}
             wide = units > gpu.IN_REGISTERS
             for name, (kernel, block) in blocks.items():
-                same = "velo" if name == "p1" and not rule.time else "adafac-4" if name == "p1" else family
-                of_block = gpu.MULTIPLY_BLOCK if wide and name == "p2" else block
+                same = "velo" if name == "moments" and not rule.time else "adafac-4" if name == "moments" else family
+                of_block = gpu.MULTIPLY_BLOCK if wide and name == "move" else block
                 arithmetic = operations[kernel, f"{same}, matrix, float32"] / of_block / (fp32 / 2)
-                if wide and name == "p2":
+                if wide and name == "move":
                     arithmetic += 3 * 2 * (16 * units + units * units) / tf32
                 passes[name] = max(MATRIX_BYTES[name] / bandwidth, arithmetic)
             total, adamw = sum(passes.values()), ADAMW_BYTES / bandwidth

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from pylo_zoo.bench import TORCH, Entry, Plan, Report, ShapeSet, Subject, measuring, read, report, write
+from pylo_zoo.bench import TORCH, BenchPlan, Entry, Report, ShapeSet, Subject, measuring, read, report, write
 from pylo_zoo.bench.run import measure
 from pylo_zoo.bench.subjects import matmuls, newton_schulz
 from pylo_zoo.bench.tables import about_machine, figure
@@ -84,7 +84,9 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="make the page from the file, measuring nothing")
     arguments = parser.parse_args()
     if not arguments.page:
-        plan = Plan((), (), (), arguments.steps, arguments.seconds, arguments.threads, arguments.device, memory=False)
+        plan = BenchPlan(
+            (), (), (), arguments.steps, arguments.seconds, arguments.threads, arguments.device, memory=False
+        )
         load, end = report.load_average(), time.monotonic() + plan.seconds
         todo = [(subject, shapes) for shapes in SHAPES for subject in SUBJECTS]
         with measuring.threads(plan.threads) as count:

@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pylo_zoo.bench import BACKENDS, TORCH, Plan, Report, bench, read, write
+from pylo_zoo.bench import BACKENDS, TORCH, BenchPlan, Report, bench, read, write
 from pylo_zoo.bench.run import names_of
 from pylo_zoo.bench.tables import markdown
 
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="make the page from the files, measuring nothing")
     arguments = parser.parse_args()
     if not arguments.page:
-        plan = Plan(
+        plan = BenchPlan(
             names_of(arguments.optimizers),
             names_of(arguments.shapes),
             names_of(arguments.backends),

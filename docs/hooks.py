@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pylo_zoo"
 API: dict[str, tuple[str, ...]] = {
     "pylo_zoo": ("",),
-    "optim": ("optim", "optim.contract", "optim.controlled"),
+    "optim": ("optim", "optim.contract", "optim.lstm_controlled"),
     "weights": ("weights",),
     "artifact": ("artifact",),
     "registry": ("registry",),
@@ -46,7 +46,7 @@ API: dict[str, tuple[str, ...]] = {
 }
 """Pages of the Python reference, and the modules on each, within ``pylo_zoo``."""
 
-BASES = {"optim.contract": ["ZooOptimizer"], "optim.controlled": ["ControlledOptimizer"]}
+BASES = {"optim.contract": ["ZooOptimizer"], "optim.lstm_controlled": ["LSTMControlledOptimizer"]}
 """Modules of which only the class is shown that the others' arguments refer to."""
 
 log = logging.getLogger("mkdocs.hooks.pylo_zoo")

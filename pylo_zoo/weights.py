@@ -187,7 +187,7 @@ def _from_hub(uri: str, proven: bool, access: Access, *, look: bool) -> tuple[Ar
     try:
         return _pulled(repo, proven, access, look=look)
     except NotAnArtifact as error:
-        return _converted(checkpoint.find(repo, error.snapshot, access, _readable), access), None
+        return _converted(checkpoint.find_checkpoint(repo, error.snapshot, access, _readable), access), None
 
 
 def _of_registry(repo: Repository) -> Entry | None:

@@ -19,7 +19,7 @@ from gpu_truth import agree, expected_of
 from torch import Tensor
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.kernels.base import Adam, Normalized, Room, Task
+from pylo_zoo.kernels.base import Adam, Normalized, ScratchBuffer, Task
 
 BLOCKS = (64, 128, 256, 512, 1024)
 """TILE_X; TILE_Y, TABLE_BLOCK, MULTIPLY_BLOCK; LANES · PER_LANE; MOVE_BLOCK; ADAM_BLOCK and LEAST_TILES tiles."""
@@ -33,7 +33,7 @@ def check(name: str, tasks: Sequence[Task]) -> list[Tensor]:
     rule, units, hidden = RULES[name]
     layers = make_layers(rule, units, hidden)
     wanted = [expected_of(task, rule, layers) for task in tasks]
-    steps = kernels().steps(kernels().advance(tasks, rule, None), layers, Room())
+    steps = kernels().steps(kernels().advance(tasks, rule, None), layers, ScratchBuffer())
     for task, step, of_task in zip(tasks, steps, wanted, strict=True):
         for plane, got in {**task.state, "step": step}.items():
             agree(f"{plane} of {tuple(task.p.shape)}", got, of_task[plane])

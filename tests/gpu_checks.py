@@ -23,7 +23,7 @@ from rounding import Simulation, draws_for, one_rounding, simulate
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pylo_zoo.kernels.base import Adam, Normalized, Room, Task
+from pylo_zoo.kernels.base import Adam, Normalized, ScratchBuffer, Task
 from pylo_zoo.ops.accumulators import Decays, new_accumulators
 from pylo_zoo.ops.adam import adam_direction
 from pylo_zoo.ops.conditioning import moments as moments_of
@@ -109,7 +109,7 @@ def check_steps(name: str, layout: Layout, regime: str, shapes: Sequence[tuple[i
     tasks, layers = make_tasks(shapes, layout, regime), make_layers(rule, units, hidden)
     wanted = [expected_of(task, rule, layers) for task in tasks]
     advanced = kernels().advance(tasks, rule, None)
-    for task, step, of_task in zip(tasks, kernels().steps(advanced, layers, Room()), wanted, strict=True):
+    for task, step, of_task in zip(tasks, kernels().steps(advanced, layers, ScratchBuffer()), wanted, strict=True):
         assert (step.shape, step.dtype) == (task.p.shape, torch.float32)
         for plane, got in {**task.state, "step": step}.items():
             agree(f"{plane} of {tuple(task.p.shape)}", got, of_task[plane])
@@ -245,7 +245,7 @@ def check_adam(dtype: torch.dtype) -> None:
 
 
 def _stepped(tasks: Sequence[Task], rule: Rule, layers: Sequence[Layer]) -> list[Tensor]:
-    return kernels().steps(kernels().advance(tasks, rule, None), layers, Room())
+    return kernels().steps(kernels().advance(tasks, rule, None), layers, ScratchBuffer())
 
 
 def check_alone() -> None:

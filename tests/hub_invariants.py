@@ -18,14 +18,14 @@ from pylo_zoo.fetch import lockfile, store
 from pylo_zoo.files import left_behind
 from pylo_zoo.hub import Repository
 from pylo_zoo.hub.pull import LISTING, TAKEN
-from pylo_zoo.publish.plan import PUBLISHED, Plan, prepare
+from pylo_zoo.publish.plan import PUBLISHED, PublishPlan, prepare
 from pylo_zoo.publish.push import MARK
 
 NAME, TAG = "org/name", "v1"
 SECRETS = (TOKEN, "sekret")  # the latter is in every signed address of the double
 
 
-def small_plan(directory: Path) -> Plan:
+def small_plan(directory: Path) -> PublishPlan:
     """A publication of a few kilobytes: one large file, which goes to the storage, and two small ones."""
     with pytest.MonkeyPatch.context() as patch:  # the fixtures that call this come before each test's own cache
         patch.setenv("PYLO_ZOO_HOME", str(directory.parent / "home"))
@@ -37,7 +37,7 @@ def hashes(files: Mapping[str, bytes]) -> dict[str, str]:
     return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
 
 
-def check_published(hub: HubDouble, plan: Plan) -> None:
+def check_published(hub: HubDouble, plan: PublishPlan) -> None:
     """No commit holds a part of it, none was made twice, and a tag stands on all of it."""
     repo = hub.repos.get(plan.repo.id)
     if repo is None:

@@ -19,7 +19,7 @@ from pylo_zoo import artifact
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access, Policy
 from pylo_zoo.hub.names import Repository
-from pylo_zoo.publish import Options, Plan, Published, prepare
+from pylo_zoo.publish import Options, Published, PublishPlan, prepare
 from pylo_zoo.publish.push import MARK, _Push, send
 
 FAMILY = "celo-adam"
@@ -44,19 +44,19 @@ def proven(place: Path) -> Path:
 
 
 @functools.cache
-def plan() -> Plan:
+def plan() -> PublishPlan:
     """What is published of it."""
     return prepare(_proven(), Repository(REPO), license="MIT")
 
 
 @functools.cache
-def light() -> Plan:
+def light() -> PublishPlan:
     """The same without its larger files, which takes fewer requests."""
     kept = ("model.safetensors", "config.json", "README.md")
     return replace(plan(), files={name: plan().files[name] for name in kept})
 
 
-def other(number: int, like: Plan | None = None) -> Plan:
+def other(number: int, like: PublishPlan | None = None) -> PublishPlan:
     """A plan with another content."""
     like = like or light()
     card = like.files["README.md"] + f"\nNumber {number}.\n".encode()
@@ -68,7 +68,7 @@ def published(repo: Repo, rev: str = "main") -> list[Commit]:
     return [commit for commit in repo.history(rev) if MARK in commit.message]
 
 
-def holds(repo: Repo, plan: Plan, rev: str = "main") -> bool:
+def holds(repo: Repo, plan: PublishPlan, rev: str = "main") -> bool:
     """Whether the repository has all of a plan, and nothing of ours besides."""
     there: Mapping[str, bytes] = {name: data for name, data in repo.files(rev).items() if name in artifact.OWN_FILES}
     return there == dict(plan.files)
@@ -100,13 +100,13 @@ class Publisher:
     def access(self) -> Access:
         return Access(policy=self.policy, say=self.said.append)
 
-    def send(self, what: Plan | None = None, **options: Any) -> Published:
+    def send(self, what: PublishPlan | None = None, **options: Any) -> Published:
         return send(what or light(), Options(**options), self.access)
 
-    def dry(self, what: Plan | None = None, **options: Any) -> Published:
+    def dry(self, what: PublishPlan | None = None, **options: Any) -> Published:
         return _Push(what or light(), Options(**options), self.access).dry()
 
-    def refused(self, kind: type[ZooError], what: Plan | None = None, **options: Any) -> str:
+    def refused(self, kind: type[ZooError], what: PublishPlan | None = None, **options: Any) -> str:
         with pytest.raises(ZooError) as caught:
             self.send(what, **options)
         assert caught.type is kind

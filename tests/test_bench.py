@@ -19,10 +19,10 @@ from commands import Capture, refused, run
 from pylo_zoo.bench import (
     SHAPE_SETS,
     SUBJECTS,
+    BenchPlan,
     Cell,
     LeftOut,
     Machine,
-    Plan,
     Report,
     bench,
     measuring,
@@ -214,7 +214,7 @@ def test_near_misses(arguments: list[str], meant: str, capsys: Capture) -> None:
 def test_names() -> None:
     assert names_of("celo2, elo,,elo") == ("celo2", "elo")
     with pytest.raises(ZooError, match="There is no shape set"):
-        shapes.find("nothing at all")
+        shapes.find_shape_set("nothing at all")
 
 
 # --- whole runs ----------------------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ def test_a_run_end_to_end(tmp_path: Path, capsys: Capture, monkeypatch: pytest.M
 
 
 def test_backends_are_measured_one_after_the_other() -> None:
-    plan = Plan(("muon", "adamw"), ("tiny", "many"))
+    plan = BenchPlan(("muon", "adamw"), ("tiny", "many"))
     assert [(subject.name, backend, shape_set.name) for subject, backend, shape_set in plan.cells()] == [
         (name, backend, shape_set)
         for shape_set in ("tiny", "many")
@@ -259,7 +259,7 @@ def test_backends_are_measured_one_after_the_other() -> None:
 
 
 def test_what_is_left_out_is_said() -> None:
-    found = bench(Plan(("adamw", "muon"), ("tiny", "tiny"), ("fused",), 3, 1e-9, memory=False))
+    found = bench(BenchPlan(("adamw", "muon"), ("tiny", "tiny"), ("fused",), 3, 1e-9, memory=False))
     assert found.cells == ()
     assert tables.absences(found) == ["tiny, adamw, muon (fused): the 1e-09 seconds were over"]
 
@@ -311,7 +311,7 @@ def test_a_failure_is_reported_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPa
         raise RuntimeError("no memory\nand more")
 
     monkeypatch.setattr(subjects, "SUBJECTS", {**SUBJECTS, "broken": subjects.Subject("broken", "", broken)})
-    found = bench(Plan(("broken", "adamw"), ("tiny",), ("eager",), 3, 60, memory=False))
+    found = bench(BenchPlan(("broken", "adamw"), ("tiny",), ("eager",), 3, 60, memory=False))
     assert [cell.optimizer for cell in found.cells] == ["adamw"]
     assert found.left_out == (LeftOut("broken", "tiny", "RuntimeError: no memory", failed=True, backend="eager"),)
 

@@ -63,7 +63,7 @@ def test_every_optimizer_gets_the_same_weights_and_batches() -> None:
     comparison = planned(Wanted("digits-mlp", ["adamw", "sgd", "velo-sample"], {"width": 8}, steps=3))
     seen: list[list[torch.Tensor]] = []
     for entrant in comparison.entrants:
-        trained = Run(comparison.task, entrant.recipe, running.Plan(3, seed=1))
+        trained = Run(comparison.task, entrant.recipe, running.TrainPlan(3, seed=1))
         torch.rand(7)  # whatever else draws numbers
         weights = [p.detach().clone() for p in trained.model.parameters()]
         seen.append([*weights, *(each for step in range(3) for each in comparison.task.batch(1, step))])
@@ -258,8 +258,8 @@ def test_names_that_templates_and_fonts_could_trip_over(written: Path, tmp_path:
 
     found = json.loads((written / report.RESULTS).read_text())
     found["optimizers"][0]["label"] = "<b>x</b>|$y^2_"
-    assert "<b>x</b>|" not in page.render(found, {})
-    assert "<b>" not in markdown.render(found)
+    assert "<b>x</b>|" not in page.render_page(found, {})
+    assert "<b>" not in markdown.render_comparison(found)
 
 
 # --- the command -------------------------------------------------------------------------------------------------

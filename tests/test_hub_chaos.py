@@ -25,7 +25,7 @@ from pylo_zoo import weights
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access, FetchError, Policy, store
 from pylo_zoo.publish import Options, push
-from pylo_zoo.publish.plan import Plan
+from pylo_zoo.publish.plan import PublishPlan
 
 PUBLICATIONS, PULLS = range(60), range(72)
 """Seeds."""
@@ -85,7 +85,7 @@ class Battle:
 
     hub: HubDouble
     disk: Disk
-    plan: Plan
+    plan: PublishPlan
     here: Path
     faults: Counter[str] = field(default_factory=Counter)
     requests: Counter[str] = field(default_factory=Counter)
@@ -157,12 +157,12 @@ class Battle:
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+def plan(tmp_path_factory: pytest.TempPathFactory) -> PublishPlan:
     return invariants.small_plan(tmp_path_factory.mktemp("artifact") / "elo")
 
 
 @pytest.fixture
-def battle(hub: HubDouble, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Battle]:
+def battle(hub: HubDouble, plan: PublishPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Battle]:
     monkeypatch.chdir(tmp_path)
     asked = nobody_else(monkeypatch)
     battle = Battle(hub, Disk(monkeypatch), plan, tmp_path)

@@ -24,7 +24,7 @@ from hub_driver import Driver, Job
 from hub_invariants import NAME, TAG
 
 from pylo_zoo.files import left_behind
-from pylo_zoo.publish.plan import Plan
+from pylo_zoo.publish.plan import PublishPlan
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
 
@@ -75,7 +75,7 @@ def driver(serving: HubDouble) -> Iterator[Driver]:
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+def plan(tmp_path_factory: pytest.TempPathFactory) -> PublishPlan:
     return invariants.small_plan(tmp_path_factory.mktemp("artifact") / "elo")
 
 
@@ -91,7 +91,7 @@ def hub(serving: HubDouble) -> HubDouble:
 
 
 @pytest.fixture
-def publishing(plan: Plan, tmp_path: Path) -> Job:
+def publishing(plan: PublishPlan, tmp_path: Path) -> Job:
     assert plan.artifact.path is not None
     return Job("publish", str(tmp_path / "home"), str(plan.artifact.path))
 
@@ -101,7 +101,7 @@ def pulling(tmp_path: Path) -> Job:
     return Job("pull", str(tmp_path / "home"))
 
 
-def published(hub: HubDouble, plan: Plan) -> hub_double.Repo:
+def published(hub: HubDouble, plan: PublishPlan) -> hub_double.Repo:
     """A repository to pull from."""
     repo = hub.create(NAME)
     repo.commit(plan.files)
@@ -130,7 +130,7 @@ def done(driver: Driver, job: Job) -> dict[str, Any]:
     return said
 
 
-def finish_publishing(hub: HubDouble, driver: Driver, job: Job, plan: Plan) -> None:
+def finish_publishing(hub: HubDouble, driver: Driver, job: Job, plan: PublishPlan) -> None:
     invariants.check_published(hub, plan)
     said = done(driver, job)
     invariants.check_published(hub, plan)
@@ -155,7 +155,7 @@ def finish_pulling(hub: HubDouble, driver: Driver, job: Job) -> None:
 @BEFORE_AND_AFTER
 @pytest.mark.parametrize(("method", "pattern"), PUBLISHING)
 def test_publishing(
-    hub: HubDouble, driver: Driver, publishing: Job, plan: Plan, method: str, pattern: str, when: str
+    hub: HubDouble, driver: Driver, publishing: Job, plan: PublishPlan, method: str, pattern: str, when: str
 ) -> None:
     killed_at(hub, driver, publishing, method, pattern, when)
     finish_publishing(hub, driver, publishing, plan)
@@ -164,7 +164,7 @@ def test_publishing(
 @BEFORE_AND_AFTER
 @pytest.mark.parametrize(("method", "pattern"), PULLING)
 def test_pulling(
-    hub: HubDouble, driver: Driver, pulling: Job, plan: Plan, method: str, pattern: str, when: str
+    hub: HubDouble, driver: Driver, pulling: Job, plan: PublishPlan, method: str, pattern: str, when: str
 ) -> None:
     published(hub, plan)
     killed_at(hub, driver, pulling, method, pattern, when)
@@ -176,7 +176,7 @@ def test_pulling(
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_pull_between_two_changes_to_the_disk(
-    hub: HubDouble, driver: Driver, pulling: Job, plan: Plan, moment: int
+    hub: HubDouble, driver: Driver, pulling: Job, plan: PublishPlan, moment: int
 ) -> None:
     published(hub, plan)
     assert driver.wait(driver.start(replace(pulling, dies_at=moment))) == (signal.SIGKILL, {})
@@ -184,13 +184,15 @@ def test_a_pull_between_two_changes_to_the_disk(
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_pull_before_this_change(hub: HubDouble, driver: Driver, pulling: Job, plan: Plan, change: str) -> None:
+def test_a_pull_before_this_change(
+    hub: HubDouble, driver: Driver, pulling: Job, plan: PublishPlan, change: str
+) -> None:
     published(hub, plan)
     assert driver.wait(driver.start(replace(pulling, dies_on=change))) == (signal.SIGKILL, {})
     finish_pulling(hub, driver, pulling)
 
 
-def test_at_any_time(hub: HubDouble, driver: Driver, publishing: Job, pulling: Job, plan: Plan) -> None:
+def test_at_any_time(hub: HubDouble, driver: Driver, publishing: Job, pulling: Job, plan: PublishPlan) -> None:
     chance = random.Random(1)
     for job in (publishing, replace(pulling, home=pulling.home + "-2")):
         start = time.perf_counter()
@@ -216,7 +218,7 @@ def test_at_any_time(hub: HubDouble, driver: Driver, publishing: Job, pulling: J
 # --- two at once -------------------------------------------------------------------------------------------------
 
 
-def test_two_pulls_at_once_download_once(hub: HubDouble, driver: Driver, pulling: Job, plan: Plan) -> None:
+def test_two_pulls_at_once_download_once(hub: HubDouble, driver: Driver, pulling: Job, plan: PublishPlan) -> None:
     repo = published(hub, plan)
     hub.plant("GET", LARGE, hub_faults.delayed(0.3))
     jobs = [pulling, pulling]
@@ -228,7 +230,7 @@ def test_two_pulls_at_once_download_once(hub: HubDouble, driver: Driver, pulling
 
 
 def test_a_pull_killed_with_the_lock_in_its_hand_blocks_nobody(
-    hub: HubDouble, driver: Driver, pulling: Job, plan: Plan
+    hub: HubDouble, driver: Driver, pulling: Job, plan: PublishPlan
 ) -> None:
     repo = published(hub, plan)
     first_is_there, go_on = threading.Event(), threading.Event()

@@ -18,8 +18,8 @@ from test_kernels_cpu import SUBJECTS, Plain, close, expected, figures, network,
 from torch import Tensor, nn
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.kernels.base import Adam, Normalized, Room, Task
-from pylo_zoo.kernels.cpu import CpuKernels, build, find
+from pylo_zoo.kernels.base import Adam, Normalized, ScratchBuffer, Task
+from pylo_zoo.kernels.cpu import CpuKernels, build, find_kernels
 from pylo_zoo.ops.accumulators import Decays, advance_all, new_accumulators
 from pylo_zoo.ops.layout import axes_of
 
@@ -43,7 +43,7 @@ COEFFICIENT, SHRINK = 0.1, 0.01
 
 @pytest.fixture(scope="module")
 def kernels() -> CpuKernels:
-    found = find()
+    found = find_kernels()
     if isinstance(found, str):
         pytest.skip(found)
     return found
@@ -81,7 +81,7 @@ def check(name: str, tasks: Sequence[Task], kernels: CpuKernels) -> list[Tensor]
     wanted = [expected(t, subject.rule, of_parameter(layers, k, torch.float32)) for k, t in enumerate(tasks)]
     advanced = kernels.advance(tasks, subject.rule, None, moments=True)
     moments = kernels.moments(advanced)
-    steps = [step.clone() for step in kernels.steps(advanced, layers, Room())]
+    steps = [step.clone() for step in kernels.steps(advanced, layers, ScratchBuffer())]
     kernels.move(advanced, layers, [COEFFICIENT] * len(tasks), [SHRINK] * len(tasks))
     for k, (task, of_task) in enumerate(zip(tasks, wanted, strict=True)):
         for each, value in figures(Plain(task.state, moments[k], steps[k], task.p)).items():

@@ -23,8 +23,8 @@ from rounding import draws_for, simulate, size
 from torch import Tensor
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.kernels.base import Adam, Normalized, Room, Task
-from pylo_zoo.kernels.cpu import Advanced, CpuKernels, build, find
+from pylo_zoo.kernels.base import Adam, Normalized, ScratchBuffer, Task
+from pylo_zoo.kernels.cpu import Advanced, CpuKernels, build, find_kernels
 from pylo_zoo.ops.accumulators import Decays, advance_all, new_accumulators
 from pylo_zoo.ops.adam import adam_direction
 from pylo_zoo.ops.conditioning import moments
@@ -70,7 +70,7 @@ REGIMES = ("ordinary", "first", "tiny", "huge", "zeros", "spikes", "nan")
 @pytest.fixture(scope="module")
 def kernels() -> CpuKernels:
     """Compiled once, into the home that tests share."""
-    found = find()
+    found = find_kernels()
     if isinstance(found, str):
         pytest.skip(found)
     return found
@@ -197,7 +197,7 @@ def test_accumulators_moments_steps_and_moves_agree(kernels: CpuKernels, name: s
     layers = network(subject, len(tasks))
     wanted = [expected(t, subject.rule, of_parameter(layers, k, torch.float32)) for k, t in enumerate(tasks)]
     advanced = kernels.advance(tasks, subject.rule, None, moments=True)
-    taken, steps = kernels.moments(advanced), kernels.steps(advanced, layers, Room())
+    taken, steps = kernels.moments(advanced), kernels.steps(advanced, layers, ScratchBuffer())
     kernels.move(advanced, layers, [COEFFICIENT] * len(tasks), [SHRINK] * len(tasks))
     for k, (task, of_task) in enumerate(zip(tasks, wanted, strict=True)):
         got = figures(Plain(task.state, taken[k], steps[k], task.p))
@@ -210,7 +210,7 @@ def test_gradients_are_scaled_first(kernels: CpuKernels) -> None:
     tasks = cases(subject, "huge", kernels)
     layers = network(subject, len(tasks))
     wanted = [expected(t, subject.rule, of_parameter(layers, k, torch.float32), 0.25) for k, t in enumerate(tasks)]
-    steps = kernels.steps(kernels.advance(tasks, subject.rule, torch.tensor(0.25)), layers, Room())
+    steps = kernels.steps(kernels.advance(tasks, subject.rule, torch.tensor(0.25)), layers, ScratchBuffer())
     for step, of_task in zip(steps, wanted, strict=True):
         close(step, of_task["step"], f"step of {tuple(step.shape)}")
 
@@ -222,13 +222,13 @@ def test_moments_that_nobody_asks_for_change_no_bit(kernels: CpuKernels, name: s
     for asked in (True, False):
         tasks = cases(subject, "ordinary", kernels)
         advanced = kernels.advance(tasks, subject.rule, None, moments=asked)
-        steps = kernels.steps(advanced, network(subject, len(tasks)), Room())
+        steps = kernels.steps(advanced, network(subject, len(tasks)), ScratchBuffer())
         runs.append([*steps, *(x for task in tasks for x in task.state.values())])
     assert all(map(torch.equal, *runs))
 
 
 def test_room_is_used_again_and_grows() -> None:
-    room = Room()
+    room = ScratchBuffer()
     small = room.take([torch.Size([3, 5]), torch.Size([2])])
     assert [tuple(each.shape) for each in small] == [(3, 5), (2,)]
     assert all(each.is_contiguous() and each.data_ptr() % 64 == 0 for each in small)
@@ -269,7 +269,7 @@ def test_a_corrupted_weight_is_caught(kernels: CpuKernels, name: str, layer: int
     layers = network(subject, len(tasks))
     wanted = [expected(t, subject.rule, of_parameter(layers, k, torch.float32))["step"] for k, t in enumerate(tasks)]
     layers[layer][0][..., 0, 1] += 0.01  # by a product, a weight that is small by chance would hardly change
-    steps = kernels.steps(kernels.advance(tasks, subject.rule, None), layers, Room())
+    steps = kernels.steps(kernels.advance(tasks, subject.rule, None), layers, ScratchBuffer())
     caught = 0
     for step, of_task in zip(steps, wanted, strict=True):
         try:

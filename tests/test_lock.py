@@ -109,7 +109,7 @@ def test_a_lock_file_that_cannot_be_written(server: Files, access: Access, tmp_p
 
 def test_which_lock_file_is_in_force(tmp_path: Path, zoo_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert lockfile.location() == zoo_home / "zoo.lock"
-    Path("zoo.lock").write_bytes(lockfile.render(Lock()))
+    Path("zoo.lock").write_bytes(lockfile.render_lock(Lock()))
     assert lockfile.location() == Path("zoo.lock")
     monkeypatch.setenv("PYLO_ZOO_LOCK", "named.lock")
     assert lockfile.location() == Path("named.lock")
@@ -117,7 +117,7 @@ def test_which_lock_file_is_in_force(tmp_path: Path, zoo_home: Path, monkeypatch
 
 
 def test_an_empty_lock_file_in_the_project_collects(server: Files, access: Access, zoo_home: Path) -> None:
-    Path("zoo.lock").write_bytes(lockfile.render(Lock()))
+    Path("zoo.lock").write_bytes(lockfile.render_lock(Lock()))
     fetch(f"{server.url}/params", access=access)
     assert list(lockfile.read(Path("zoo.lock"))) == [f"{server.url}/params"]
     assert not (zoo_home / "zoo.lock").exists()
@@ -131,12 +131,12 @@ def test_the_same_pins_are_the_same_bytes(tmp_path: Path) -> None:
     pins = {"gs://b/y": PIN, "gs://b/x": PIN}
     repositories = {f"hf://org/{name}": RepositoryPin("c" * 40, {"config.json": "d" * 64}, PIN.date) for name in "yx"}
     lock = Lock(pins, repositories)
-    path.write_bytes(lockfile.render(lock))
+    path.write_bytes(lockfile.render_lock(lock))
     assert lockfile.read_all(path) == lock
     backwards = Lock(dict(reversed(pins.items())), dict(reversed(repositories.items())))
-    assert lockfile.render(lockfile.read_all(path)) == lockfile.render(backwards) == path.read_bytes()
+    assert lockfile.render_lock(lockfile.read_all(path)) == lockfile.render_lock(backwards) == path.read_bytes()
     assert lockfile.read_all(tmp_path / "absent") == Lock()
-    assert "repositories" not in json.loads(lockfile.render(Lock(pins))), "an older reader knows no such thing"
+    assert "repositories" not in json.loads(lockfile.render_lock(Lock(pins))), "an older reader knows no such thing"
 
 
 def test_recording_keeps_the_others(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from proofs import corrupted, random_weights, walk
 
 from pylo_zoo.ops import accumulators, adam, conditioning, features, layout, mlp, orthogonalize, step
-from pylo_zoo.optim import base, celo2, controlled, mulo, ruled, velo
+from pylo_zoo.optim import base, celo2, lstm_controlled, mlp_rule, mulo, velo
 from pylo_zoo.parity import cases, controls
 from pylo_zoo.parity.explain import first_difference
 from pylo_zoo.parity.report import Explanation
@@ -49,8 +49,8 @@ FAULTS = {
         conditioning, "advance_loss", "cap.abs()", "cap", "loss_average", regime="negative losses"
     ),
     "initial LSTM state": Fault(
-        controlled,
-        "ControlledOptimizer.new_state",
+        lstm_controlled,
+        "LSTMControlledOptimizer.new_state",
         "controller.initial_hidden[0], controller.initial_cell[0]",
         "controller.initial_cell[0], controller.initial_hidden[0]",
         "lstm_cell",
@@ -74,12 +74,12 @@ FAULTS = {
         "learned rule for all",
     ),
     "gradient clipped in place": Fault(
-        ruled, "Limits.condition", "else g.clamp(", "else g.clamp_(", "parameter", regime="huge"
+        mlp_rule, "Limits.condition", "else g.clamp(", "else g.clamp_(", "parameter", regime="huge"
     ),
     "row for column": Fault(
         accumulators, "factors", "return Factors(row, col,", "return Factors(col, row,", "features/row"
     ),
-    "an exception": Fault(ruled, "Limits.condition", "else g.clamp(", "else g[0, 0, 0, 0].clamp(", "parameter"),
+    "an exception": Fault(mlp_rule, "Limits.condition", "else g.clamp(", "else g[0, 0, 0, 0].clamp(", "parameter"),
     "order of spatial axes": Fault(layout, "jax_axes", "*axes[2:]", "*reversed(axes[2:])", "row", regime="spikes"),
     "tie of equal axes": Fault(layout, "axes_of", "by_size[-2], by_size[-1]", "by_size[-1], by_size[-2]", "row"),
     "guard of a squared gradient": Fault(
@@ -137,7 +137,7 @@ FAULTS = {
         velo, "VeLO.limits", "Limits(MAX_GRADIENT)", "Limits()", "features/gradient", regime="huge"
     ),
     "decay of the new parameter": Fault(
-        ruled, "RuledOptimizer.apply", "delta.add_(item.p, ", "delta.add_(item.p - delta, ", "parameter"
+        mlp_rule, "MLPRuleOptimizer.apply", "delta.add_(item.p, ", "delta.add_(item.p - delta, ", "parameter"
     ),
     "time from one": Fault(
         features, "time_features", "step.to(scales)", "(step + 1).to(scales)", "time_features", "elo"
@@ -164,10 +164,14 @@ FAULTS = {
         celo2, "CELO2._rule", 'return group["rule"]', 'return "learned"', "momentum", "celo2"
     ),
     "norm of the gradient by tensor": Fault(
-        base, "Item.g", "g * scale.to(g)", "g * scale.to(g) * scale.to(g)", "features/gradient", "elo"
+        base, "ParamStep.g", "g * scale.to(g)", "g * scale.to(g) * scale.to(g)", "features/gradient", "elo"
     ),
     "LSTM state not carried": Fault(
-        controlled, "ControlledOptimizer.prepare", "control.hidden, control.cell", "control.hidden, cell", "lstm_cell"
+        lstm_controlled,
+        "LSTMControlledOptimizer.prepare",
+        "control.hidden, control.cell",
+        "control.hidden, cell",
+        "lstm_cell",
     ),
 }
 """By name."""

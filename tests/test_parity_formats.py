@@ -41,19 +41,19 @@ def tokens(text: str) -> list[Token]:
 
 
 def test_the_card_has_verdict_levels_faults_and_versions() -> None:
-    text = markdown.render(passing())
+    text = markdown.render_markdown(passing())
     assert text.startswith("✅ **Passed.** The torch port of velo computes what its JAX original computes")
     assert "| single step | float64 | 4 of 4 | 2.0e-13 | 5.0e-13 | 12 | square dense (ordinary) | 40 % |" in text
     assert "| whole run | float32 | 1 of 1 | 8.0e-13 | 1.0e-12 | 12 | square dense (long) | 80 % |" in text
     assert "Planted faults: 1 of 1 caught (one bit)." in text
     assert "torch 2.13.0, jax 0.10.2, seed 7" in text
-    broken = markdown.render(failing())
+    broken = markdown.render_markdown(failing())
     assert broken.startswith("❌ **Failed.**")
     assert "The first quantity that differs: row of square dense, at step 2" in broken
-    assert markdown.render(not_run()).startswith("➖ **Not proven.**")
+    assert markdown.render_markdown(not_run()).startswith("➖ **Not proven.**")
 
 
-@pytest.mark.parametrize("make", [markdown.render, lambda report: markdown.render_many([report, passing()])])
+@pytest.mark.parametrize("make", [markdown.render_markdown, lambda report: markdown.render_many([report, passing()])])
 def test_what_strangers_wrote_is_text_in_markdown(make: Callable[[Report], str]) -> None:
     text = make(hostile())
     for token in [part for each in tokens(text) for part in (each, *(each.children or []))]:
@@ -77,7 +77,7 @@ def test_the_summary_has_a_line_a_report() -> None:
 
 
 def test_junit_has_a_case_for_everything_and_counts_right() -> None:
-    text = junit.render([passing(), failing(), not_run()], {"celo": "no file"}, {"elo": "damaged"})
+    text = junit.render_junit([passing(), failing(), not_run()], {"celo": "no file"}, {"elo": "damaged"})
     root = ET.fromstring(text)
     suites = {suite.get("name"): suite for suite in root.findall("testsuite")}
     assert list(suites) == ["velo", "broken", "unknown", "not at hand", "could not be run"]
@@ -100,7 +100,7 @@ def test_junit_has_a_case_for_everything_and_counts_right() -> None:
 
 
 def test_a_failure_in_junit_says_where_and_how_far() -> None:
-    root = ET.fromstring(junit.render([failing()]))
+    root = ET.fromstring(junit.render_junit([failing()]))
     (failure,) = root.findall(".//testcase[@name='single step, float64, torch layout, ordinary']/failure")
     assert failure.get("message") == "square dense: off by 1.2 of the update, 1.0e-12 is allowed"
     assert "beyond its bound: row of square dense" in (failure.text or "")
@@ -110,7 +110,7 @@ def test_a_failure_in_junit_says_where_and_how_far() -> None:
 
 
 def test_what_strangers_wrote_is_text_in_junit() -> None:
-    text = junit.render([hostile()], {HOSTILE: HOSTILE})
+    text = junit.render_junit([hostile()], {HOSTILE: HOSTILE})
     text.encode("utf-8")
     root = ET.fromstring(text)
     expected = HOSTILE.replace("\x00", "\ufffd").replace("\x1b", "\ufffd").replace("\ud800", "\ufffd")
@@ -201,7 +201,7 @@ def test_a_real_report_follows_the_schema_and_is_rendered(
         report = parity.verify(artifact, source)
         assert report.status == status
         validator.validate(json.loads(json.dumps(report.to_dict(), allow_nan=False)))
-        assert phrases.verdict(report).split(".")[0] in html.render([report])
-        assert "short" in markdown.render(report)
-        failures = ET.fromstring(junit.render([report])).get("failures")
+        assert phrases.verdict(report).split(".")[0] in html.render_html([report])
+        assert "short" in markdown.render_markdown(report)
+        failures = ET.fromstring(junit.render_junit([report])).get("failures")
         assert (failures == "0") == (status == "passed")

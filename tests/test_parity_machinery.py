@@ -31,7 +31,7 @@ FAMILY = "elo"
 def shown(report: Report) -> str:
     """What the terminal shows of ``report``, on one line."""
     console = Console(width=200, record=True, file=open("/dev/null", "w", encoding="utf-8"))  # noqa: SIM115
-    tables.render(report, console)
+    tables.print_report(report, console)
     console.file.close()
     return " ".join(console.export_text().split())
 

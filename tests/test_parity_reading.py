@@ -49,11 +49,11 @@ def through_json(report: Report) -> Any:
 
 def use(report: Report) -> None:
     """Everything that shows a report."""
-    html.render([report])
-    markdown.render(report)
+    html.render_html([report])
+    markdown.render_markdown(report)
     markdown.render_many([report])
     console = Console(file=open("/dev/null", "w", encoding="utf-8", errors="replace"), width=80)  # noqa: SIM115
-    tables.render(report, console, explained=True)
+    tables.print_report(report, console, explained=True)
     console.file.close()
 
 

@@ -61,7 +61,7 @@ class Page(HTMLParser):
 
 @pytest.mark.parametrize("reports", [[passing()], [failing()], [passing(), failing(), not_run()], [hostile()] * 2])
 def test_the_page_needs_nothing_and_runs_nothing(reports: Sequence[Report]) -> None:
-    page = Page(html.render(reports))
+    page = Page(html.render_html(reports))
     ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
     for tag, attributes in page.elements:
         assert tag not in ("script", "img", "link", "iframe", "object", "embed", "base", "form", "image", "use"), tag
@@ -73,7 +73,7 @@ def test_the_page_needs_nothing_and_runs_nothing(reports: Sequence[Report]) -> N
 
 
 def test_what_strangers_wrote_is_text_in_the_page() -> None:
-    text = html.render([hostile()])
+    text = html.render_html([hostile()])
     text.encode("utf-8")
     page = Page(text)
     shown = " ".join(phrases.plain(HOSTILE).split())
@@ -83,7 +83,7 @@ def test_what_strangers_wrote_is_text_in_the_page() -> None:
 
 def test_every_number_of_a_heat_map_is_the_reports() -> None:
     report = failing()
-    page = Page(html.render([report]))
+    page = Page(html.render_html([report]))
     found = [[text.strip("\n") for text in row] for row in page.rows if row[0].startswith(tuple(SHAPES))]
     expected = []
     for dtype in ("float64", "float32"):
@@ -100,7 +100,7 @@ def test_every_number_of_a_heat_map_is_the_reports() -> None:
 
 
 def test_the_verdict_has_the_numbers_that_count() -> None:
-    page = Page(html.render([passing()]))
+    page = Page(html.render_html([passing()]))
     said = "the worst float64 error of a single step is 2.0e-13 of the update (12 ULPs)"
     assert said in page.text
     assert "1 of 1 planted faults were caught" in page.text
@@ -111,7 +111,7 @@ def test_the_verdict_has_the_numbers_that_count() -> None:
 
 
 def test_a_failing_report_says_where_it_begins() -> None:
-    page = Page(html.render([failing()]))
+    page = Page(html.render_html([failing()]))
     for said in (
         "Where it begins: row of square dense",
         "run “ordinary”, step 2, float64, torch layout; parameter square dense 6×6",
@@ -128,13 +128,13 @@ def test_a_failing_report_says_where_it_begins() -> None:
     ):
         assert said in page.text, said
     assert "Here the port is off by itself" in page.text  # so that a fault that was caught proves little
-    right = Page(html.render([passing()])).text
+    right = Page(html.render_html([passing()])).text
     assert "Where it begins" not in right
     assert "Here the port is off by itself" not in right
 
 
 def test_several_reports_are_summed_up() -> None:
-    page = Page(html.render([passing(), failing(), not_run()]))
+    page = Page(html.render_html([passing(), failing(), not_run()]))
     assert "1 of 3 torch ports compute what their JAX originals compute" in page.text
     assert "Failed: broken. Not tested: unknown." in page.text
     assert [attributes["id"] for tag, attributes in page.elements if tag == "section"] == ["r1", "r2", "r3"]
@@ -143,11 +143,11 @@ def test_several_reports_are_summed_up() -> None:
 
 
 def test_the_page_is_the_same_for_the_same_report() -> None:
-    text = html.render([passing(), failing()])
-    assert html.render([passing(), failing()]) == text
+    text = html.render_html([passing(), failing()])
+    assert html.render_html([passing(), failing()]) == text
     later = "2027-01-01T00:00:00+00:00"
     moved = [replace(report, created=later) for report in (passing(), failing())]
-    assert html.render(moved) == text.replace(passing().created, later)
+    assert html.render_html(moved) == text.replace(passing().created, later)
 
 
 def test_a_page_of_nine_is_small() -> None:
@@ -159,7 +159,7 @@ def test_a_page_of_nine_is_small() -> None:
         for n in range(16)
     ]
     report = replace(passing(), checks=checks, quantities=[*passing().quantities] * 20)
-    assert len(html.render([report] * 9).encode()) < 400_000
+    assert len(html.render_html([report] * 9).encode()) < 400_000
 
 
 # --- charts ------------------------------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ def failed(names: tuple[str, ...]) -> Report:
 
 def terminal(report: Report, *, explained: bool) -> str:
     console = Console(width=240, record=True, file=open("/dev/null", "w", encoding="utf-8"))  # noqa: SIM115
-    tables.render(report, console, explained=explained)
+    tables.print_report(report, console, explained=explained)
     console.file.close()
     return " ".join(console.export_text().split())
 
@@ -138,7 +138,7 @@ def test_a_failed_report_says_what_failed_and_nothing_else(names: tuple[str, ...
     differs = bool({"step", "fused step"} & set(names))
     verdict, rest = phrases.verdict(report), hint(report)
     pages = [terminal(report, explained=False), terminal(report, explained=True)]
-    for text in (verdict, *pages, rest, markdown.render(report)):
+    for text in (verdict, *pages, rest, markdown.render_markdown(report)):
         assert "nothing is off" not in text
         assert differs or "irst difference" not in text
     assert ("The first quantity that differs" in verdict) == differs
@@ -147,13 +147,13 @@ def test_a_failed_report_says_what_failed_and_nothing_else(names: tuple[str, ...
         assert ("Every quantity of every single step is within its bound" in text) <= (
             not {"step", "fused step", "no step"} & set(names)
         )
-    assert ("Where it begins" in html.render([report])) == differs
+    assert ("Where it begins" in html.render_html([report])) == differs
     for name in names:
         said = FAILURES[name][1]
         if name == "no fault" and len(names) > 1:
             continue  # faults are not planted in what is wrong without them
         assert said in verdict, name
-    root = ET.fromstring(junit.render([report]))
+    root = ET.fromstring(junit.render_junit([report]))
     assert (root.get("failures") != "0") == (names != ("no fault",))
     begun = [each for each in root.iter("failure") if "It begins with" in (each.text or "")]
     assert bool(begun) == differs
@@ -192,8 +192,8 @@ def test_every_form_says_which_kernels_were_compared_and_why_not() -> None:
     report = passing()
     forms = {
         "terminal": terminal(report, explained=False),
-        "html": html.render([report]),
-        "markdown": markdown.render(report).replace("\\", ""),
+        "html": html.render_html([report]),
+        "markdown": markdown.render_markdown(report).replace("\\", ""),
     }
     for form, text in forms.items():
         assert "this machine has no CUDA device" in text, form
@@ -202,7 +202,7 @@ def test_every_form_says_which_kernels_were_compared_and_why_not() -> None:
     assert "cuda kernels not compared" in forms["terminal"]
     assert "Fused kernels on cpu were compared in float32 (eager steps vector)." in forms["markdown"]
     assert "single step, fused kernels on cpu" in forms["html"]
-    cases = {case.get("name"): case for case in ET.fromstring(junit.render([report])).iter("testcase")}
+    cases = {case.get("name"): case for case in ET.fromstring(junit.render_junit([report])).iter("testcase")}
     skipped = cases["fused kernels on cuda"].find("skipped")
     assert skipped is not None
     assert skipped.get("message") == "this machine has no CUDA device"

@@ -18,10 +18,10 @@ from trees import Leaves, encode, nested, theta
 
 from pylo_zoo import artifact
 from pylo_zoo import convert as library
-from pylo_zoo.convert import Permissions, convert, make
+from pylo_zoo.convert import ConversionPolicy, convert, make
 from pylo_zoo.errors import ZooError
 
-CAST, NONFINITE = Permissions(cast="float32"), Permissions(nonfinite=True)
+CAST, NONFINITE = ConversionPolicy(cast="float32"), ConversionPolicy(nonfinite=True)
 
 
 def flax(leaves: Leaves) -> bytes:
@@ -100,7 +100,7 @@ def test_pylos_file_is_proven(tmp_path: Path) -> None:
 
 def test_a_permission_that_is_not_needed_changes_nothing(tmp_path: Path) -> None:
     path = write(tmp_path, flax(theta("elo")))
-    made = convert("elo", source=path, allowed=Permissions(cast="float32", nonfinite=True))
+    made = convert("elo", source=path, allowed=ConversionPolicy(cast="float32", nonfinite=True))
     assert made.source.layout == convert("elo", source=path).source.layout
 
 
@@ -120,7 +120,7 @@ def test_what_becomes_infinite_is_not_finite(tmp_path: Path) -> None:
 
 def test_only_float32_is_cast_to() -> None:
     with pytest.raises(ZooError, match="cannot be cast to float16"):
-        Permissions(cast="float16")
+        ConversionPolicy(cast="float16")
 
 
 def not_finite(value: float = math.nan) -> Leaves:

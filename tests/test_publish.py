@@ -16,7 +16,7 @@ from publishing import REPO, Publisher, holds, light, other, plan, proven, publi
 
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access, Conflict, Forbidden, Unavailable
-from pylo_zoo.publish import Options, Plan, Published, publish
+from pylo_zoo.publish import Options, Published, PublishPlan, publish
 from pylo_zoo.publish.push import MARK, send
 
 pytest.importorskip("jax")
@@ -342,11 +342,11 @@ def test_a_commit_that_somebody_makes_meanwhile(hub: HubDouble, somebody: Publis
     assert repo.files()["theirs.bin"] == b"1"
 
 
-def at_once(plans: list[Plan], exist_ok: bool = False) -> list[Published | ZooError]:
+def at_once(plans: list[PublishPlan], exist_ok: bool = False) -> list[Published | ZooError]:
     """What comes of it when each is published by a thread of its own."""
     start = threading.Barrier(len(plans))
 
-    def one(mine: Plan) -> Published | ZooError:
+    def one(mine: PublishPlan) -> Published | ZooError:
         start.wait()
         try:
             return send(mine, Options(exist_ok=exist_ok), Publisher().access)

@@ -21,7 +21,7 @@ from pylo_zoo.errors import ZooError
 from pylo_zoo.parity.phrases import plain
 from pylo_zoo.parity.report import Report
 from pylo_zoo.publish import words
-from pylo_zoo.publish.card import About, render
+from pylo_zoo.publish.card import About, render_card
 
 FILES = {"config.json": 10, "model.safetensors": 2000, "parity.json": 30, "parity.png": 4, "parity.html": 5}
 VECTORS = {"parity-vectors.safetensors": 6}
@@ -67,7 +67,7 @@ def test_the_front_matter_says_what_the_hub_asks(made: Artifact) -> None:
     from huggingface_hub import ModelCard
 
     report = on(passing(), made)
-    card = render(made, report, about())
+    card = render_card(made, report, about())
     front, _ = halves(card)
     assert front["library_name"] == "pylo-zoo"
     assert front["license"] == "mit"
@@ -83,13 +83,13 @@ def test_the_front_matter_says_what_the_hub_asks(made: Artifact) -> None:
 
 
 def test_every_original_on_the_hub_is_a_base_model(made: Artifact) -> None:
-    both, _ = halves(render(made, None, about(entry=registry.get("velo-pylo"))))
+    both, _ = halves(render_card(made, None, about(entry=registry.get("velo-pylo"))))
     assert both["base_model"] == ["Pauljanson002/VeLO_RNN", "Pauljanson002/VeLO_MLP"]
-    none, _ = halves(render(made, None, about(entry=registry.get("velo-sample"))))
+    none, _ = halves(render_card(made, None, about(entry=registry.get("velo-sample"))))
     assert "base_model" not in none
     assert "model-index" not in none
     source = dataclasses.replace(made.source, uri="hf://someone/theirs@abc/theta.state")
-    own, _ = halves(render(dataclasses.replace(made, source=source), None, about(entry=None)))
+    own, _ = halves(render_card(dataclasses.replace(made, source=source), None, about(entry=None)))
     assert own["base_model"] == "someone/theirs"
 
 
@@ -106,7 +106,7 @@ def test_every_original_on_the_hub_is_a_base_model(made: Artifact) -> None:
     ],
 )
 def test_a_licence_is_one_that_the_hub_knows(made: Artifact, name: str, expected: dict[str, str]) -> None:
-    front, _ = halves(render(made, None, about(license=name)))
+    front, _ = halves(render_card(made, None, about(license=name)))
     assert expected.items() <= front.items()
     assert re.fullmatch(r"[a-z0-9.-]+", front.get("license_name", "x"))
 
@@ -116,7 +116,7 @@ def test_a_licence_is_one_that_the_hub_knows(made: Artifact, name: str, expected
 
 def test_what_is_not_proven_is_said_before_anything_else(made: Artifact) -> None:
     def first(report: Report | None, **changes: Any) -> str:
-        _, body = halves(render(made, report, about(**changes)))
+        _, body = halves(render_card(made, report, about(**changes)))
         return body.strip().partition("\n")[0]
 
     assert first(on(passing(), made)).startswith("# ")
@@ -128,13 +128,13 @@ def test_what_is_not_proven_is_said_before_anything_else(made: Artifact) -> None
 
 def test_a_report_on_other_weights_is_refused(made: Artifact) -> None:
     with pytest.raises(ZooError, match="another fingerprint"):
-        render(made, passing(), about())
+        render_card(made, passing(), about())
 
 
 @pytest.mark.parametrize("name", ["velo", "a/b/c", "../x", "a/b`", "a/b\n", "a /b", "ä/b", ""])
 def test_what_names_no_repository_is_refused(made: Artifact, name: str) -> None:
     with pytest.raises(ZooError, match="no name of a repository"):
-        render(made, None, about(repo_id=name))
+        render_card(made, None, about(repo_id=name))
 
 
 @pytest.mark.parametrize("name", registry.load_registry())
@@ -142,7 +142,7 @@ def test_the_card_of_every_entry_says_whose_it_is_and_how_to_use_it(made: Artifa
     """With one artifact's weights for all: what differs is what the registry says."""
     entry = registry.get(name)
     family = dataclasses.replace(made, name=name)
-    card = render(family, on(passing(), made), about(entry=entry, license=entry.license, repo_id=f"org/{name}"))
+    card = render_card(family, on(passing(), made), about(entry=entry, license=entry.license, repo_id=f"org/{name}"))
     _, body = halves(card)
     (code,) = re.findall(r"```python\n(.*?)```", body, re.DOTALL)
     assert f'weights="hf://org/{name}")' in code
@@ -160,7 +160,7 @@ def test_the_card_of_every_entry_says_whose_it_is_and_how_to_use_it(made: Artifa
 
 def test_only_files_that_are_there_are_linked_to(made: Artifact) -> None:
     report = on(passing(), made)
-    whole, bare = render(made, report, about()), render(made, report, about(files={"config.json": 1}))
+    whole, bare = render_card(made, report, about()), render_card(made, report, about(files={"config.json": 1}))
     for name in ("](parity.png)", "](parity.html)", "](parity.json)", "--replay"):
         assert name in whole
         assert name not in bare
@@ -170,7 +170,7 @@ def test_the_weights_own_learned_decays_are_shown(made: Artifact) -> None:
     import torch
 
     tensors = {**made.tensors, "momentum_decays": torch.tensor([0.25, -0.5, 0.0])}
-    body = render(dataclasses.replace(made, tensors=tensors), None, about())
+    body = render_card(dataclasses.replace(made, tensors=tensors), None, about())
     assert "| `momentum_decays` | `0.25, -0.5, 0` |" in body
 
 
@@ -187,7 +187,7 @@ def strange(made: Artifact, text: str) -> str:
     other = dataclasses.replace(
         made, name=text, source=source, converter=dataclasses.replace(made.converter, version=text)
     )
-    return render(other, on(hostile(text), other), about(entry=entry, license=text, files={text: 1, **FILES}))
+    return render_card(other, on(hostile(text), other), about(entry=entry, license=text, files={text: 1, **FILES}))
 
 
 ATTACKS = [
@@ -223,8 +223,8 @@ def test_the_same_in_the_same_out(made: Artifact, tmp_path: Path) -> None:
     report = on(passing(), made)
     moved = dataclasses.replace(made, path=tmp_path)
     backwards = about(files=dict(reversed([*about().files.items()])))
-    assert render(made, report, about()) == render(moved, report, backwards)
-    assert str(Path.home()) not in render(made, report, about())
+    assert render_card(made, report, about()) == render_card(moved, report, backwards)
+    assert str(Path.home()) not in render_card(made, report, about())
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hub_double import Exchange, HubDouble
 from publishing import REPO, Publisher, holds, light, plan, published, watched, words
 
 from pylo_zoo.fetch import FetchError, Unavailable
-from pylo_zoo.publish import Plan
+from pylo_zoo.publish import PublishPlan
 
 pytest.importorskip("jax")
 
@@ -52,7 +52,7 @@ FAULTS = {
 OPTIONS: dict[str, Any] = {"branch": "next", "tag": "v1"}
 
 
-def complete(hub: HubDouble, what: Plan) -> None:
+def complete(hub: HubDouble, what: PublishPlan) -> None:
     repo = hub.repos[REPO]
     assert holds(repo, what, "next")
     assert len(published(repo, "next")) == 1

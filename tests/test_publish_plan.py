@@ -22,7 +22,7 @@ from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
 from pylo_zoo.hub.names import Repository
 from pylo_zoo.parity.report import Report
-from pylo_zoo.publish import Plan, prepare, publish
+from pylo_zoo.publish import PublishPlan, prepare, publish
 from pylo_zoo.publish import plan as planning
 from pylo_zoo.publish.plan import PUBLISHED, entry_of
 
@@ -45,7 +45,7 @@ def refused(here: Path, hub: HubDouble, **how: Any) -> str:
     return words(caught.value)
 
 
-def drawn_up(here: Path, **how: Any) -> Plan:
+def drawn_up(here: Path, **how: Any) -> PublishPlan:
     return prepare(here, Repository(REPO), **{"license": "MIT", **how})
 
 

@@ -131,7 +131,7 @@ def test_which_lock_file(repo: Repo, access: Access, zoo_home: Path, monkeypatch
         return URI in lockfile.read_all(path).repositories
 
     assert recorded(zoo_home / "zoo.lock")
-    Path("zoo.lock").write_bytes(lockfile.render(lockfile.Lock()))
+    Path("zoo.lock").write_bytes(lockfile.render_lock(lockfile.Lock()))
     assert recorded(Path("zoo.lock"))
     monkeypatch.setenv("PYLO_ZOO_LOCK", "named.lock")
     assert recorded(Path("named.lock"))

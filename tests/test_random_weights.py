@@ -37,9 +37,9 @@ def test_every_family_takes_them_and_they_are_the_same_at_every_call(family: str
     assert same_state(*states)
     loaded = pylo_zoo.load(f"random:{family}")
     assert (loaded.family, loaded.name, loaded.parity) == (family, f"random:{family}", None)
-    assert recipes.find(f"random:{family}").artifact.fingerprint == loaded.fingerprint  # pyright: ignore
-    assert recipes.find(family, weights=f"random:{family}").label == family
-    assert subjects.find(f"random:{family}").weights == f"random:{family}"
+    assert recipes.find_recipe(f"random:{family}").artifact.fingerprint == loaded.fingerprint  # pyright: ignore
+    assert recipes.find_recipe(family, weights=f"random:{family}").label == family
+    assert subjects.find_subject(f"random:{family}").weights == f"random:{family}"
 
 
 def test_pylos_names_take_them() -> None:
@@ -47,7 +47,7 @@ def test_pylos_names_take_them() -> None:
     assert VeLO_naive(nn.Linear(2, 2).parameters(), hf_key_rnn=key, hf_key_mlp=key).artifact.name == key
 
 
-@pytest.mark.parametrize("find", [pylo_zoo.load, recipes.find, subjects.find])
+@pytest.mark.parametrize("find", [pylo_zoo.load, recipes.find_recipe, subjects.find_subject])
 @pytest.mark.parametrize(("name", "suggestion"), [("random:celo3", "celo"), ("random:Adafac_MLP", "adafac-mlp")])
 def test_an_unknown_family_is_an_error_with_a_suggestion(find: Any, name: str, suggestion: str) -> None:
     with pytest.raises(ZooError, match=rf"no family.*Did you mean '{suggestion}"):

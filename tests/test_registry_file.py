@@ -20,7 +20,7 @@ from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access, Policy
 from pylo_zoo.hub.names import Repository
-from pylo_zoo.publish import Options, Plan, publish, registry_file
+from pylo_zoo.publish import Options, PublishPlan, publish, registry_file
 from pylo_zoo.publish.push import send
 
 FAMILY = "celo-adam"
@@ -67,20 +67,20 @@ PIN = f"""\
 {"".join(f"      {name}: '{'0' * 64}'{chr(10)}" for name in registry_file.PINNED)}"""
 
 
-def plan_of(made: Artifact, repo: str = "org/tiny") -> Plan:
+def plan_of(made: Artifact, repo: str = "org/tiny") -> PublishPlan:
     files = dict.fromkeys(registry_file.PINNED, b"1")
-    return Plan(Repository(repo), files, made, None, None, "MIT", False, ())
+    return PublishPlan(Repository(repo), files, made, None, None, "MIT", False, ())
 
 
 @pytest.fixture
-def theirs() -> Plan:
+def theirs() -> PublishPlan:
     """What was converted from the file that the second entry has."""
     made = random_weights(FAMILY)[0]
     return plan_of(replace(made, source=replace(made.source, uri=URI)))
 
 
 @pytest.fixture
-def own() -> Plan:
+def own() -> PublishPlan:
     """What no entry has."""
     return plan_of(random_weights(FAMILY)[0])
 
@@ -92,13 +92,13 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def pinned(path: Path, plan: Plan, hashes: Mapping[str, str] = HASHES, commit: str = COMMIT) -> str:
+def pinned(path: Path, plan: PublishPlan, hashes: Mapping[str, str] = HASHES, commit: str = COMMIT) -> str:
     registry_file.check(path, plan)
     registry_file.pin(path, plan, commit, hashes)
     return path.read_bytes().decode()
 
 
-def refused(path: Path, plan: Plan) -> str:
+def refused(path: Path, plan: PublishPlan) -> str:
     before = path.read_bytes() if path.is_file() else None
     with pytest.raises(ZooError) as caught:
         registry_file.check(path, plan)
@@ -116,7 +116,7 @@ def entries(path: Path, tmp_path: Path) -> Mapping[str, registry.Entry]:
 # --- where it goes -----------------------------------------------------------------------------------------------
 
 
-def test_into_the_entry_of_its_checkpoint(path: Path, theirs: Plan, tmp_path: Path) -> None:
+def test_into_the_entry_of_its_checkpoint(path: Path, theirs: PublishPlan, tmp_path: Path) -> None:
     after = "    # Another line.\n\n"
     assert pinned(path, theirs) == TEXT.replace(after, after + PIN)
     found = entries(path, tmp_path)["second"]
@@ -126,7 +126,7 @@ def test_into_the_entry_of_its_checkpoint(path: Path, theirs: Plan, tmp_path: Pa
     assert found.notes == "One line.\n# Another line.\n"
 
 
-def test_in_the_place_of_an_old_pin(path: Path, theirs: Plan) -> None:
+def test_in_the_place_of_an_old_pin(path: Path, theirs: PublishPlan) -> None:
     first = pinned(path, theirs)
     other = {name: f"{number}" * 64 for number, name in enumerate(registry_file.PINNED, 1)}
     second = pinned(path, theirs, other, "1" * 40)
@@ -138,14 +138,14 @@ def test_in_the_place_of_an_old_pin(path: Path, theirs: Plan) -> None:
     assert pinned(path, theirs) == first
 
 
-def test_an_old_pin_in_the_middle(path: Path, theirs: Plan) -> None:
+def test_an_old_pin_in_the_middle(path: Path, theirs: PublishPlan) -> None:
     old = PIN.replace("'", "").replace("0" * 64, "a" * 64)
     moved = TEXT.replace("  license: unknown\n", old + "\n  # about the licence\n  license: unknown\n")
     path.write_text(moved)
     assert pinned(path, theirs) == moved.replace(old, PIN)
 
 
-def test_a_new_entry(path: Path, own: Plan, tmp_path: Path) -> None:
+def test_a_new_entry(path: Path, own: PublishPlan, tmp_path: Path) -> None:
     text = pinned(path, own)
     assert text.startswith(TEXT + "\ntiny:\n  family: celo-adam\n")
     found = entries(path, tmp_path)["tiny"]
@@ -165,7 +165,7 @@ def test_a_new_entry_of_each_family(family: str, path: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("text", ["", "\n", "# None yet.", "# None yet.\n\n# None at all."])
-def test_the_first_entry(text: str, path: Path, own: Plan, tmp_path: Path) -> None:
+def test_the_first_entry(text: str, path: Path, own: PublishPlan, tmp_path: Path) -> None:
     path.write_text(text)
     assert pinned(path, own).startswith(text)
     assert set(entries(path, tmp_path)) == {"tiny"}
@@ -178,7 +178,7 @@ def test_a_name_that_yaml_takes_for_something_else(path: Path, tmp_path: Path) -
     assert {"123", "true", "null", "1e5", "0x1f"} <= set(entries(path, tmp_path))
 
 
-def test_only_what_was_published_is_pinned(path: Path, theirs: Plan, tmp_path: Path) -> None:
+def test_only_what_was_published_is_pinned(path: Path, theirs: PublishPlan, tmp_path: Path) -> None:
     few = {name: HASHES[name] for name in ("config.json", "model.safetensors")}
     pinned(path, theirs, {**few, "README.md": "1" * 64, "parity.png": "1" * 64})
     found = entries(path, tmp_path)["second"].artifact
@@ -207,7 +207,7 @@ def test_only_what_was_published_is_pinned(path: Path, theirs: Plan, tmp_path: P
 def test_every_other_line_stays(which: str, change: Any, path: Path, request: pytest.FixtureRequest) -> None:
     before = change(TEXT)
     path.write_bytes(before.encode())
-    plan: Plan = request.getfixturevalue(which)
+    plan: PublishPlan = request.getfixturevalue(which)
     after = pinned(path, plan)
     lines, rest = before.splitlines(), iter(after.splitlines())
     assert all(line in rest for line in lines), "the same lines, in the same order"
@@ -234,7 +234,7 @@ def test_the_registry_of_this_project(path: Path, tmp_path: Path) -> None:
         assert replace(changed[name], artifact=None) == entry
 
 
-def test_its_mode_stays(path: Path, theirs: Plan) -> None:
+def test_its_mode_stays(path: Path, theirs: PublishPlan) -> None:
     path.chmod(0o640)
     pinned(path, theirs)
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
@@ -284,13 +284,13 @@ def test_an_entry_in_one_line(path: Path) -> None:
         (TEXT.encode() + b"...\n", "not valid YAML"),
     ],
 )
-def test_what_is_no_registry(content: bytes, said: str, path: Path, own: Plan) -> None:
+def test_what_is_no_registry(content: bytes, said: str, path: Path, own: PublishPlan) -> None:
     path.write_bytes(content)
     assert said in refused(path, own)
 
 
 def test_a_file_that_is_not_there_or_not_ones_own(
-    path: Path, own: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, own: PublishPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "There is no " in refused(tmp_path / "none.yaml", own)
     assert "is no registry" in refused(tmp_path, own)
@@ -347,7 +347,7 @@ def test_a_registry_that_changes_meanwhile(hub: HubDouble, path: Path, tmp_path:
     assert str(found.commit) in path.read_text()
 
 
-def test_send_alone_pins_too(hub: HubDouble, path: Path, theirs: Plan) -> None:
+def test_send_alone_pins_too(hub: HubDouble, path: Path, theirs: PublishPlan) -> None:
     card = b"---\nlicense: mit\n---\n# It\n"
     send(replace(theirs, files={**theirs.files, "README.md": card}), Options(registry=path), Access())
     assert "artifact:" in path.read_text()

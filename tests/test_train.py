@@ -18,7 +18,7 @@ from pylo_zoo import registry, tasks
 from pylo_zoo.convert import make
 from pylo_zoo.errors import ZooError
 from pylo_zoo.train import loop, recipes, schedules
-from pylo_zoo.train.loop import Plan, Run, Step, train
+from pylo_zoo.train.loop import Run, Step, TrainPlan, train
 from pylo_zoo.train.setup import Setup, of_directory
 
 STEPS = 9
@@ -27,7 +27,10 @@ STEPS = 9
 def run_of(out: Path | None, optimizer: str = "velo-sample", **plan: Any) -> Run:
     task = tasks.make("quadratic", {"size": 4, "noise": 0.1})
     return Run(
-        task, recipes.find(optimizer), Plan(**{"steps": STEPS, "save_every": 4, "evaluate_every": 3, **plan}), out
+        task,
+        recipes.find_recipe(optimizer),
+        TrainPlan(**{"steps": STEPS, "save_every": 4, "evaluate_every": 3, **plan}),
+        out,
     )
 
 
@@ -72,7 +75,7 @@ def test_what_is_written_down(tmp_path: Path) -> None:
     assert [line["step"] + 1 for line in lines if "evaluation" in line] == [3, 6, 9] == sorted(result.evaluations)
     described = json.loads((out / loop.RUN).read_text())
     assert described["options"] == {"size": 4, "condition": 1e4, "noise": 0.1, "batch_size": 1}
-    assert described["weights"] == recipes.find("velo-sample").artifact.fingerprint  # pyright: ignore
+    assert described["weights"] == recipes.find_recipe("velo-sample").artifact.fingerprint  # pyright: ignore
     found = json.loads((out / loop.RESULT).read_text())
     assert (found["steps"], found["diverged"], found["evaluation"]) == (STEPS, None, result.final)
     assert found["state_bytes"] > 4 * 16 * 4, "momentum of three decays, and the second moment"
@@ -107,7 +110,7 @@ def test_a_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
         lambda model, batch: model(),
         lambda model: {"nothing": 0.0},
     )
-    run = Run(task, recipes.find("adamw"), Plan(STEPS, save_every=4), tmp_path / "run")
+    run = Run(task, recipes.find_recipe("adamw"), TrainPlan(STEPS, save_every=4), tmp_path / "run")
     result = train(run)
     assert result.diverged is not None
     assert "The loss is nan at step 6" in result.diverged
@@ -178,7 +181,7 @@ def test_schedules() -> None:
 
 
 def test_the_learning_rate_follows_the_schedule_of_every_group() -> None:
-    run = Run(tasks.make("digits-mlp"), recipes.find("muon", schedule="linear", warmup=0.0), Plan(4))
+    run = Run(tasks.make("digits-mlp"), recipes.find_recipe("muon", schedule="linear", warmup=0.0), TrainPlan(4))
     seen = [[group["lr"] for group in run.optimizer.param_groups] for _ in run.steps()]
     assert [each[0] / run.base[0] for each in seen] == pytest.approx([1.0, 0.75, 0.5, 0.25])
     assert all(each[1] / run.base[1] == pytest.approx(each[0] / run.base[0]) for each in seen)
@@ -195,12 +198,12 @@ def test_the_learning_rate_follows_the_schedule_of_every_group() -> None:
 )
 def test_recipes_that_are_none(name: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ZooError) as error:
-        recipes.find(name, **arguments)
+        recipes.find_recipe(name, **arguments)
     assert message in str(error.value)
 
 
 def test_a_family_with_weights() -> None:
-    recipe = recipes.find("velo", weights="velo-sample", lr=0.5, schedule=None)
+    recipe = recipes.find_recipe("velo", weights="velo-sample", lr=0.5, schedule=None)
     assert (recipe.label, recipe.lr, recipe.schedule, recipe.needs_loss) == ("velo", 0.5, "constant", True)
     assert recipes.needs_download("velo-sample") is None
     assert recipes.needs_download("adamw") is None
@@ -212,7 +215,7 @@ def test_a_directory_of_that_name_needs_no_download(tmp_path: Path, monkeypatch:
     Path("velo").mkdir()
     assert recipes.needs_download("velo") is None
     with pytest.raises(ZooError) as error:  # as weights= has it: the directory, artifact or not
-        recipes.find("velo")
+        recipes.find_recipe("velo")
     assert "velo" in str(error.value)
 
 
@@ -220,9 +223,9 @@ def test_a_directory_of_that_name_needs_no_download(tmp_path: Path, monkeypatch:
     ("lr", "said"), [(1e9, "leave --lr out, or try --lr 0.01."), (0.03, "a third of it, --lr 0.01.")]
 )
 def test_what_to_do_about_a_divergence(lr: float, said: str) -> None:
-    assert recipes.find("sgd", lr=lr).remedy.endswith(said)
-    assert "sgd's own is 0.03" in recipes.find("sgd", lr=lr).remedy
-    assert recipes.find("velo-sample", lr=9.0).own_lr == 1.0
+    assert recipes.find_recipe("sgd", lr=lr).remedy.endswith(said)
+    assert "sgd's own is 0.03" in recipes.find_recipe("sgd", lr=lr).remedy
+    assert recipes.find_recipe("velo-sample", lr=9.0).own_lr == 1.0
 
 
 # --- what is asked for -------------------------------------------------------------------------------------------

@@ -1,11 +1,11 @@
 """Step time and memory of every optimizer against fused AdamW, measured in the same run.
 
->>> from pylo_zoo.bench import Plan, bench
->>> report = bench(Plan(("velo-sample",), ("tiny",), seconds=1.0))  # doctest: +SKIP
+>>> from pylo_zoo.bench import BenchPlan, bench
+>>> report = bench(BenchPlan(("velo-sample",), ("tiny",), seconds=1.0))  # doctest: +SKIP
 """
 
 from pylo_zoo.bench.report import BACKENDS, TORCH, Cell, LeftOut, Machine, Report, read, write
-from pylo_zoo.bench.run import Plan, bench
+from pylo_zoo.bench.run import BenchPlan, bench
 from pylo_zoo.bench.shapes import SHAPE_SETS, Entry, ShapeSet
 from pylo_zoo.bench.subjects import SUBJECTS, Subject
 
@@ -14,11 +14,11 @@ __all__ = [
     "SHAPE_SETS",
     "SUBJECTS",
     "TORCH",
+    "BenchPlan",
     "Cell",
     "Entry",
     "LeftOut",
     "Machine",
-    "Plan",
     "Report",
     "ShapeSet",
     "Subject",

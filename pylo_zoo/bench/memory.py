@@ -85,6 +85,8 @@ def child() -> None:
 
     subject, backend, shape_set, device, dtype, threads = json.loads(sys.argv[1])
     torch.set_num_threads(threads)
-    work = subjects.find(subject).make(shapes.find(shape_set).make(device, getattr(torch, dtype)), backend)
+    work = subjects.find_subject(subject).make(
+        shapes.find_shape_set(shape_set).make(device, getattr(torch, dtype)), backend
+    )
     work.step()
     print(json.dumps(peak_of(work.step, device)))

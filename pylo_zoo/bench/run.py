@@ -24,7 +24,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchPlan:
     """What to measure.
 
     Attributes:
@@ -59,9 +59,10 @@ class Plan:
             ZooError: a name is unknown, or a figure impossible.
         """
         self._check()
-        found = [subjects.find(name) for name in _expanded(self.optimizers, SUBJECTS)]
+        found = [subjects.find_subject(name) for name in _expanded(self.optimizers, SUBJECTS)]
         sets = [
-            shapes.find(name) for name in _expanded(self.shape_sets, [name for name in SHAPE_SETS if name != "tiny"])
+            shapes.find_shape_set(name)
+            for name in _expanded(self.shape_sets, [name for name in SHAPE_SETS if name != "tiny"])
         ]
         backends = _expanded(self.backends, report.BACKENDS)
         return [
@@ -97,7 +98,7 @@ def _expanded(names: Sequence[str], everything: Sequence[str] | object) -> list[
     return list(dict.fromkeys(found))
 
 
-def bench(plan: Plan, progress: Progress | None = None) -> Report:
+def bench(plan: BenchPlan, progress: Progress | None = None) -> Report:
     """Measure.
 
     Raises:
@@ -138,7 +139,7 @@ def bench(plan: Plan, progress: Progress | None = None) -> Report:
 class Peaks:
     """Peaks of a step, each measured once."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: BenchPlan) -> None:
         self.plan = plan
         self.found: dict[tuple[str, str, str], int | None] = {}
 
@@ -150,7 +151,7 @@ class Peaks:
 
 
 def measure(
-    subject: Subject, backend: str, shape_set: ShapeSet, plan: Plan, seconds: float, peaks: Peaks | None = None
+    subject: Subject, backend: str, shape_set: ShapeSet, plan: BenchPlan, seconds: float, peaks: Peaks | None = None
 ) -> Cell:
     """One cell; ``seconds`` are its share of the time, of which memory takes what it needs.
 
@@ -189,4 +190,4 @@ def names_of(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
-__all__ = ["ALL", "Plan", "bench", "measure", "names_of"]
+__all__ = ["ALL", "BenchPlan", "bench", "measure", "names_of"]

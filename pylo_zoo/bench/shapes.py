@@ -128,7 +128,7 @@ SHAPE_SETS: Mapping[str, ShapeSet] = {
 """Every shape set by name."""
 
 
-def find(name: str) -> ShapeSet:
+def find_shape_set(name: str) -> ShapeSet:
     """The shape set called ``name``.
 
     Raises:

@@ -196,7 +196,7 @@ SUBJECTS: Mapping[str, Subject] = {
 """Every subject by name."""
 
 
-def find(name: str) -> Subject:
+def find_subject(name: str) -> Subject:
     """The subject called ``name``: of :data:`SUBJECTS`, a registry entry, an artifact's directory, ``hf://ORG/NAME`` or
     ``random:FAMILY``.
 

@@ -14,7 +14,7 @@ from pylo_zoo.errors import ZooError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pylo_zoo.bench import Plan, Report
+    from pylo_zoo.bench import BenchPlan, Report
     from pylo_zoo.bench.run import Progress
 
 EXAMPLES = """
@@ -73,7 +73,7 @@ def bench(
 
     Machines are noisy: quote the ratio with its quartiles, and the machine.
     """
-    from pylo_zoo.bench import Plan, read, write
+    from pylo_zoo.bench import BenchPlan, read, write
     from pylo_zoo.bench import bench as measure
     from pylo_zoo.bench.run import names_of
 
@@ -81,7 +81,7 @@ def bench(
         report = read(saved)
     else:
         names = names_of(optimizers), names_of(shapes), names_of(backends)
-        plan = Plan(*names, steps, seconds, threads, device, dtype, memory)
+        plan = BenchPlan(*names, steps, seconds, threads, device, dtype, memory)
         if out is not None and (out.is_dir() or not out.parent.is_dir()):
             raise ZooError(f"{out} cannot be written.", "Give a file in a directory that is there.")
         with output.progress(quiet=quiet, every=PLAIN) as tell:
@@ -93,7 +93,7 @@ def bench(
     _judge(report)
 
 
-def _beginning(plan: Plan, tell: Progress, *, quiet: bool) -> Progress:
+def _beginning(plan: BenchPlan, tell: Progress, *, quiet: bool) -> Progress:
     """``tell``, which says before all else how much there is to do, and how long that may take."""
 
     def listen(what: str, done: int, total: int) -> None:

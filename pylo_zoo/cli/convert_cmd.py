@@ -13,7 +13,7 @@ from pylo_zoo.cli import complete, output
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pylo_zoo.convert import Made
+    from pylo_zoo.convert import ConversionResult
 
 
 class Format(str, Enum):
@@ -93,7 +93,7 @@ def convert(
                 verify=not no_verify,
                 pt=format is Format.pt,
                 access=output.access(offline=offline, lock=lock, update_lock=update_lock, quiet=quiet),
-                allowed=library.Permissions(cast.value if cast else None, allow_nonfinite),
+                allowed=library.ConversionPolicy(cast.value if cast else None, allow_nonfinite),
                 progress=progress,
             )
     except library.ParityError as error:
@@ -101,7 +101,9 @@ def convert(
 
         report = error.report
         output.emit(
-            {"directory": None, "parity": report.to_dict()}, lambda console: tables.render(report, console), json=json
+            {"directory": None, "parity": report.to_dict()},
+            lambda console: tables.print_report(report, console),
+            json=json,
         )
         raise
     if made.report.reason is not None:
@@ -111,7 +113,7 @@ def convert(
     )
 
 
-def _data(made: Made) -> dict[str, Any]:
+def _data(made: ConversionResult) -> dict[str, Any]:
     content = made.artifact.config()
     source = {key: value for key, value in content["source"].items() if key != "layout"}
     return {
@@ -123,11 +125,11 @@ def _data(made: Made) -> dict[str, Any]:
     }
 
 
-def _show(made: Made, console: Console) -> None:
+def _show(made: ConversionResult, console: Console) -> None:
     from pylo_zoo.parity import tables
 
     if made.report.checks:
-        tables.render(made.report, console)
+        tables.print_report(made.report, console)
     source = made.artifact.source
     known = f", the registry's {made.matched}" if made.matched else ""
     console.print(output.printable(str(made.directory)), style="bold cyan", soft_wrap=True)

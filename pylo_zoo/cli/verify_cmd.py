@@ -107,7 +107,7 @@ def verify(
 def _show(report: Report, explain: bool, json: bool, quiet: bool) -> None:
     from pylo_zoo.parity import tables
 
-    human = report.status if quiet else lambda console: tables.render(report, console, explained=explain)
+    human = report.status if quiet else lambda console: tables.print_report(report, console, explained=explain)
     output.emit(report.to_dict(), human, json=json)
 
 

@@ -9,7 +9,7 @@ from pylo_zoo.compare import words
 from pylo_zoo.parity.markdown import escaped
 
 
-def render(found: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
+def render_comparison(found: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
     """``found`` as a document; ``pictures`` are files beside it."""
     task = found["task"]
     parts = [

@@ -79,7 +79,7 @@ def main(words: str) -> None:
     """Measure what ``words``, JSON, say, and print the bytes. For a fresh process alone."""
     asked = json.loads(words)
     task = tasks.make(asked["task"], asked["options"])
-    recipe = recipes.find(asked["optimizer"], access=Access(offline=True))
+    recipe = recipes.find_recipe(asked["optimizer"], access=Access(offline=True))
     device = torch.device(asked["device"])
     model = task.model(0).to(device)
     optimizer = recipe.make(model, steps=100)

@@ -14,7 +14,7 @@ from pylo_zoo.parity.phrases import plain
 TEMPLATE = "comparison.html.j2"
 
 
-def render(found: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
+def render_page(found: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     """``found`` and its ``pictures``, PNG by file name, as a page; the colours and letters are those of parity's."""
     environment = Environment(
         loader=ChoiceLoader([PackageLoader("pylo_zoo.compare", ""), PackageLoader("pylo_zoo.parity", "")]),

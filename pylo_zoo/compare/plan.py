@@ -142,7 +142,7 @@ def planned(wanted: Wanted, access: Access | None = None) -> Comparison:
     if wanted.schedule is not None:
         schedules.check(wanted.schedule)
     # Unknown names first, all of them: the nearest is suggested before data or weights are loaded.
-    found = [recipes.find(name, lr=wanted.lrs.get(name), access=access) for name in names]
+    found = [recipes.find_recipe(name, lr=wanted.lrs.get(name), access=access) for name in names]
     setup = Setup(
         wanted.task, "adamw", wanted.options, steps=wanted.steps, device=wanted.device, threads=wanted.threads
     )

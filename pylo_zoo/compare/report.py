@@ -262,8 +262,8 @@ def write(found: Results, outcomes: Sequence[Outcome], out: Path) -> list[Path]:
     pictures = plots.draw(found, outcomes)
     content = {
         RESULTS: (json.dumps(found, indent=2, allow_nan=False) + "\n").encode(),
-        MARKDOWN: markdown.render(found, list(pictures)).encode(),
-        PAGE: page.render(found, pictures).encode(),
+        MARKDOWN: markdown.render_comparison(found, list(pictures)).encode(),
+        PAGE: page.render_page(found, pictures).encode(),
         **pictures,
     }
     for name, data in content.items():

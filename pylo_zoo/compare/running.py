@@ -31,9 +31,9 @@ from pylo_zoo.train.loop import (
     RESULT,
     RUN,
     Diverged,
-    Plan,
     Run,
     Step,
+    TrainPlan,
     train,
 )
 from pylo_zoo.train.recipes import Recipe
@@ -269,7 +269,7 @@ class _Runner:
         """The run of ``recipe`` with ``seed``, from the disk where it is finished."""
         tuning = seed == TUNING_SEED
         out = self.place / f"{slug(recipe.label)}-lr{recipe.lr:.6g}-{'tuning' if tuning else f'seed{seed}'}"
-        plan = Plan(
+        plan = TrainPlan(
             steps,
             seed,
             self.comparison.device,
@@ -304,7 +304,7 @@ class _Runner:
             if entrant.label in self.timed:
                 continue
             self.timed.add(entrant.label)
-            run = Run(self.comparison.task, entrant.recipe, Plan(PROBED, TUNING_SEED, self.comparison.device))
+            run = Run(self.comparison.task, entrant.recipe, TrainPlan(PROBED, TUNING_SEED, self.comparison.device))
             start, seconds = time.monotonic(), []
             with suppress(Diverged):
                 for step in run.steps():

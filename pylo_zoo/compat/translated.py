@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.optim.base import Group, Item, LearnedOptimizer, state_dtype
-from pylo_zoo.optim.contract import Due, require
-from pylo_zoo.optim.ruled import RuledOptimizer
+from pylo_zoo.optim.base import Group, LearnedOptimizer, ParamStep, state_dtype
+from pylo_zoo.optim.contract import ParamGrad, require
+from pylo_zoo.optim.mlp_rule import MLPRuleOptimizer
 
 PER_GROUP = frozenset(
     [
@@ -76,7 +76,7 @@ class Translated(LearnedOptimizer):
         return {**super().__getstate__(), **{name: getattr(self, name) for name in self.own_state}}
 
 
-class DecayingAfter(RuledOptimizer):
+class DecayingAfter(MLPRuleOptimizer):
     """With the weight decay taken off the updated parameter: ``p ← (p − lr·step) − lr·weight_decay·(…)``.
 
     That is PyLO's order for VeLO, AdafacLO and MuLO; the originals, and :mod:`pylo_zoo.optim`, decay the old value.
@@ -85,7 +85,7 @@ class DecayingAfter(RuledOptimizer):
     def decay(self, group: Group) -> float:
         return 0.0
 
-    def moved(self, item: Item) -> None:
+    def moved(self, item: ParamStep) -> None:
         if decay := item.group["weight_decay"]:
             item.p.sub_(item.group["lr"] * decay * item.p)
 
@@ -95,7 +95,7 @@ class ClippedAlone(LearnedOptimizer):
 
     max_grad_norm: float | None
 
-    def _item(self, due: Due, scale: Tensor | None) -> Item:
+    def _item(self, due: ParamGrad, scale: Tensor | None) -> ParamStep:
         item = super()._item(due, scale)
         max_norm = item.group.get("max_grad_norm", self.max_grad_norm)
         if max_norm is not None:  # as torch.nn.utils.clip_grad_norm_ of it alone

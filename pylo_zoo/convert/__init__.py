@@ -18,9 +18,9 @@ from pylo_zoo import __version__, artifact, config, converters, formats, limits
 from pylo_zoo.artifact import Artifact, Converter, SourceRecord
 from pylo_zoo.convert.cache import cached_source, home, keep
 from pylo_zoo.convert.inspection import Inspection, inspect
-from pylo_zoo.convert.leaves import Permissions, take
+from pylo_zoo.convert.leaves import ConversionPolicy, take
 from pylo_zoo.convert.sources import matched_entry, original, own_file, registered_file
-from pylo_zoo.convert.statements import SETTINGS, Statement, from_source, parse_settings, settle
+from pylo_zoo.convert.statements import SETTINGS, Statement, from_source, parse_settings, resolve_fields
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access, is_uri, parse
 from pylo_zoo.files import write_file
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from pylo_zoo.parity.report import Report
 
 __all__ = [
+    "ConversionPolicy",
+    "ConversionResult",
     "Inspection",
-    "Made",
     "ParityError",
-    "Permissions",
     "cached_source",
     "convert",
     "export",
@@ -52,7 +52,7 @@ def convert(
     source: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     access: Access | None = None,
-    allowed: Permissions | None = None,
+    allowed: ConversionPolicy | None = None,
     max_bytes: int | None = None,
 ) -> Artifact:
     """Convert a checkpoint.
@@ -81,7 +81,7 @@ def _converted(
     source: str | Path | None,
     settings: Mapping[str, Any] | None,
     access: Access | None,
-    allowed: Permissions | None,
+    allowed: ConversionPolicy | None,
 ) -> tuple[Artifact, formats.Source]:
     """What :func:`convert` returns, and the file that it read."""
     if source is not None:
@@ -94,9 +94,9 @@ def _converted(
         family = converters.get(entry.family, read.naming)
         said = [record for record in (entry.architecture, entry.behavior) if record is not None]
         origin = f"the registry entry {name}"
-    allowed = allowed or Permissions()
+    allowed = allowed or ConversionPolicy()
     leaves, fields, layout = take(family, read, entry, settings or {}, allowed)
-    architecture, behavior = settle(
+    architecture, behavior = resolve_fields(
         family,
         family.infer(leaves),
         [
@@ -133,7 +133,7 @@ def contradictions(made: Artifact, read: formats.Source) -> list[str]:
     own = Statement("the artifact", config.to_dict(made.behavior))
     try:
         family = converters.get(made.family, read.naming)
-        settle(family, made.architecture, [*_elsewhere(made, read), own])
+        resolve_fields(family, made.architecture, [*_elsewhere(made, read), own])
     except ZooError as error:
         return [error.message]
     return []
@@ -186,7 +186,7 @@ class ParityError(ZooError):
 
 
 @dataclass(frozen=True)
-class Made:
+class ConversionResult:
     """An artifact on disk.
 
     Attributes:
@@ -212,9 +212,9 @@ def make(
     verify: bool = True,
     pt: bool = False,
     access: Access | None = None,
-    allowed: Permissions | None = None,
+    allowed: ConversionPolicy | None = None,
     progress: Callable[[str, int, int], None] | None = None,
-) -> Made:
+) -> ConversionResult:
     """Convert, prove and write, all of it or nothing.
 
     Args:
@@ -242,7 +242,7 @@ def make(
         extra[artifact.VECTORS] = report.vectors
     artifact.write(made, directory, force=force, extra_files=extra)
     entry = matched_entry(made.source.sha256)
-    return Made(made, directory, report, entry.name if entry else None)
+    return ConversionResult(made, directory, report, entry.name if entry else None)
 
 
 def _proof(made: Artifact, path: Path, verify: bool, progress: Callable[[str, int, int], None] | None = None) -> Report:

@@ -37,7 +37,7 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 def cached_source(sha256: str) -> Path | None:
     """The copy of the source with this hash, or None where there is none whose bytes still have it."""
-    if found := store.find(sha256):
+    if found := store.find_cached(sha256):
         return found
     folder = store.directory(sha256)
     if not SHA256.fullmatch(sha256) or folder.is_symlink():

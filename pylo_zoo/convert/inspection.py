@@ -10,7 +10,7 @@ from typing import Any
 from pylo_zoo import config, converters, formats, limits
 from pylo_zoo.convert.leaves import needed
 from pylo_zoo.convert.sources import matched_entry
-from pylo_zoo.convert.statements import from_source, settle
+from pylo_zoo.convert.statements import from_source, resolve_fields
 from pylo_zoo.errors import ZooError
 
 
@@ -96,7 +96,7 @@ def _inspect(path: Path) -> Inspection:
         architecture = family.infer(prepared.leaves)
         try:
             statements = from_source(family, source)
-            architecture, settled = settle(family, architecture, statements)
+            architecture, settled = resolve_fields(family, architecture, statements)
             behavior = config.to_dict(settled) if statements else None
         except ZooError as error:
             problems.append(error.message)

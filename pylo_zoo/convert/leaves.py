@@ -22,7 +22,7 @@ DTYPES = ("float32",)
 
 
 @dataclass(frozen=True)
-class Permissions:
+class ConversionPolicy:
     """What may be done to a checkpoint that is not float32, or not finite. Nothing happens where it is not needed.
 
     Attributes:
@@ -39,7 +39,7 @@ class Permissions:
 
 
 def take(
-    family: Family, read: Source, entry: Entry | None, settings: Mapping[str, Any], allowed: Permissions
+    family: Family, read: Source, entry: Entry | None, settings: Mapping[str, Any], allowed: ConversionPolicy
 ) -> tuple[dict[tuple[str, ...], np.ndarray], dict[str, Any], dict[str, Any]]:
     """The leaves of ``read`` as ``family`` converts them.
 
@@ -80,7 +80,7 @@ def nonfinite(leaves: Mapping[tuple[str, ...], np.ndarray]) -> list[tuple[str, .
     return [path for path, leaf in leaves.items() if leaf.dtype.kind == "f" and not np.isfinite(leaf).all()]
 
 
-def _hint(family: Family, read: Source, leaves: Mapping[tuple[str, ...], np.ndarray], allowed: Permissions) -> str:
+def _hint(family: Family, read: Source, leaves: Mapping[tuple[str, ...], np.ndarray], allowed: ConversionPolicy) -> str:
     fits = converters.candidates(leaves, read.naming)
     if family.name in fits:
         strange = {dtype for dtype in read.dtypes.values() if dtype != "float32"} - CASTABLE

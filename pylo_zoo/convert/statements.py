@@ -72,7 +72,7 @@ def from_source(family: Family, source: Source) -> list[Statement]:
     return statements
 
 
-def settle(
+def resolve_fields(
     family: Family, inferred: Any, statements: Sequence[Statement], fallback: Any | None = None
 ) -> tuple[Any, Any]:
     """The architecture and behaviour that all statements agree on.

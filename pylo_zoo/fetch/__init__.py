@@ -189,7 +189,7 @@ def _cached(where: Location, sha256: str | None, bytes: int | None, access: Acce
     """The copy in the cache, where a hash is known; one of another length than the caller's is none."""
     recorded = _recorded(where, sha256, access)
     known = sha256 or (recorded.sha256 if recorded else None)
-    found = store.find(known) if known else None
+    found = store.find_cached(known) if known else None
     return found if found and bytes in (None, found.stat().st_size) else None
 
 

@@ -116,10 +116,10 @@ def record_repository(path: Path, uri: str, pin: RepositoryPin) -> None:
 def _change(path: Path, change: Callable[[Lock], Lock]) -> None:
     with store.locked(f"lock file {path.resolve()}"):
         sweep(path.resolve(), alone=True)
-        write_file(path, render(change(read_all(path))))
+        write_file(path, render_lock(change(read_all(path))))
 
 
-def render(lock: Lock) -> bytes:
+def render_lock(lock: Lock) -> bytes:
     """The content of a lock file, the same for the same pins."""
     files = {uri: asdict(lock.files[uri]) for uri in sorted(lock.files)}
     repositories = {uri: asdict(lock.repositories[uri]) for uri in sorted(lock.repositories)}

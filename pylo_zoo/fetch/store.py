@@ -36,7 +36,7 @@ def directory(sha256: str) -> Path:
     return home() / "sources" / sha256
 
 
-def find(sha256: str) -> Path | None:
+def find_cached(sha256: str) -> Path | None:
     """The file with this hash, or None where there is none whose bytes still have it. Links are not followed."""
     folder = directory(sha256)
     if not _SHA256.fullmatch(sha256):

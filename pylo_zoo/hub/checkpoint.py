@@ -58,7 +58,7 @@ def recorded(repo: Repository, access: Access, check: Check, *, look: bool) -> C
     return found
 
 
-def find(repo: Repository, snapshot: Snapshot, access: Access, check: Check) -> Checkpoint:
+def find_checkpoint(repo: Repository, snapshot: Snapshot, access: Access, check: Check) -> Checkpoint:
     """The checkpoint in ``snapshot``, which is what ``repo`` leads to, fetched, checked and recorded.
 
     Raises:

@@ -12,7 +12,7 @@ import logging
 import torch
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.kernels.base import Adam, Kernels, Normalized, Room, Task
+from pylo_zoo.kernels.base import Adam, Kernels, Normalized, ScratchBuffer, Task
 from pylo_zoo.warn import warn
 
 BACKENDS = ("auto", "eager", "fused")
@@ -65,14 +65,14 @@ def _find(kind: str) -> Kernels | str:
     if kind == "cpu":
         from pylo_zoo.kernels import cpu
 
-        return cpu.find()
+        return cpu.find_kernels()
     if kind == "cuda":
         if importlib.util.find_spec("triton") is None:
             return "Triton is not installed (pip install triton)."
         from pylo_zoo.kernels import gpu
 
-        return gpu.find()
+        return gpu.find_kernels()
     return f"there are no kernels for {kind}."
 
 
-__all__ = ["BACKENDS", "Adam", "Kernels", "Normalized", "Room", "Task", "check_backend", "kernels_for"]
+__all__ = ["BACKENDS", "Adam", "Kernels", "Normalized", "ScratchBuffer", "Task", "check_backend", "kernels_for"]

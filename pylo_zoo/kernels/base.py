@@ -1,12 +1,12 @@
 """What a device's kernels do: the step of :mod:`pylo_zoo.ops.step` for many parameters at once, in three passes.
 
-p0 sums ``g²`` along rows and columns and advances ``row`` and ``col``; p1 advances ``momentum``, ``second_moment`` (and
-``diag``) and sums each feature's squares; p2 rebuilds the features in registers, runs the network and writes the
-parameter. Nothing of the parameters' size is kept between the passes.
+- The factor pass sums ``g²`` along rows and columns, and advances ``row`` and ``col``.
+- The moment pass advances ``momentum``, ``second_moment`` and ``diag``, and sums each feature's squares.
+- The move pass recomputes the features in registers, runs the network and writes the parameter.
 
-Between p1 and p2 the normaliser is folded: it is a scale a channel, hence goes into the first layer's weights; features
-that are constant along an axis (``row``, ``col`` and their roots) become additions to the hidden layer, one a row and
-one a column.
+Nothing of the parameters' size is kept between the passes. Between the moment pass and the move pass, the normalizer is
+folded into the first layer's weights, because it is one scale per channel. Features that are constant along an axis
+(``row``, ``col`` and their roots) become additions to the hidden layer, one per row and one per column.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Normalized(NamedTuple):
     eps: float
 
 
-class Room:
+class ScratchBuffer:
     """A CPU's memory for steps that a later step uses again: new pages cost more than what is written to them."""
 
     ALIGNED = 16
@@ -108,7 +108,7 @@ class Kernels(Protocol):
     def advance(
         self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None, moments: bool = False, checked: bool = False
     ) -> Any:
-        """p0 and p1: advance every accumulator.
+        """The factor and moment passes: advance every accumulator.
 
         Args:
             tasks: the parameters.
@@ -138,7 +138,7 @@ class Kernels(Protocol):
         coefficient: Tensor | Sequence[float],
         shrink: Tensor | Sequence[float],
     ) -> None:
-        """p2: ``p ← p − coefficient·step − shrink·p``, in place, ``step`` times ``rms(p)`` if the rule says so.
+        """Run the move pass: ``p ← p − coefficient·step − shrink·p``, in place, ``step·rms(p)`` by some rules.
 
         Args:
             advanced: of :meth:`advance`.
@@ -151,8 +151,8 @@ class Kernels(Protocol):
         """
         ...
 
-    def steps(self, advanced: Any, layers: Sequence[Layer], room: Room) -> list[Tensor]:
-        """p2 without moving: each parameter's step, float32 ``[*shape]``, ``rms(p)`` included if the rule says so.
+    def steps(self, advanced: Any, layers: Sequence[Layer], room: ScratchBuffer) -> list[Tensor]:
+        """Compute each parameter's step, float32 ``[*shape]``, and write no parameter; some rules include ``rms(p)``.
 
         They may lie in ``room``, until its next use.
         """

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.ops.layout import Axes
-from pylo_zoo.ops.trace import note
+from pylo_zoo.ops.trace import record
 
 
 class Factors(NamedTuple):
@@ -88,6 +88,6 @@ def factors(state: Mapping[str, Tensor], axes: Axes) -> Factors:
     row, col = state["row"], state["col"]
     row_factor = torch.rsqrt((row / (row.mean(dim=d1, keepdim=True) + 1e-9)).clamp(min=1e-9))
     col_factor = torch.rsqrt(col.clamp(min=1e-9))
-    note("row_factor", row_factor)
-    note("col_factor", col_factor)
+    record("row_factor", row_factor)
+    record("col_factor", col_factor)
     return Factors(row, col, row_factor, col_factor)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pylo_zoo.ops.accumulators import advance
 from pylo_zoo.ops.apply import foreach
-from pylo_zoo.ops.trace import note
+from pylo_zoo.ops.trace import record
 
 
 def adam_direction(
@@ -38,10 +38,10 @@ def adam_direction(
     advance(v, g.square(), beta2)
     m = beta1 * m + (1 - beta1) * g if nesterov else m
     m_hat, v_hat = m[0] / (1 - beta1**count), v[0] / (1 - beta2**count)
-    note("m_hat", m_hat)
-    note("v_hat", v_hat)
+    record("m_hat", m_hat)
+    record("v_hat", v_hat)
     direction = m_hat / (eps + torch.sqrt(v_hat + eps_root))
-    note("direction", direction)
+    record("direction", direction)
     return direction
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.ops.accumulators import Factors
-from pylo_zoo.ops.trace import note
+from pylo_zoo.ops.trace import record
 
 TIME_SCALES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
 """τ of AdafacMLP's time features, in steps."""
@@ -103,8 +103,8 @@ def columns(
     def group(name: str) -> Tensor:
         feature = FEATURES[name](inputs)
         normalized = normalize(feature, mean_square(feature, axes) if means is None else means[name], eps)
-        note(f"features/{name}", feature)
-        note(f"normalized/{name}", normalized)
+        record(f"features/{name}", feature)
+        record(f"normalized/{name}", normalized)
         return normalized.expand(-1, *shape).flatten(1)
 
     return torch.cat([group(name) for name in names])
@@ -114,20 +114,20 @@ def time_features(step: Tensor, like: Tensor) -> Tensor:
     """AdafacMLP's time features ``tanh(t/τ − 1)``, ``[11]``; ``step`` is the 0-based t."""
     scales = torch.tensor(TIME_SCALES, dtype=like.dtype, device=like.device)
     features = torch.tanh(step.to(scales) / scales - 1)
-    note("time_features", features)
+    record("time_features", features)
     return features
 
 
 def step_of(outputs: Tensor, shape: Sequence[int], exp_mult: float) -> Tensor:
     """``direction · exp(magnitude · exp_mult)`` in the parameter's shape, from MLP outputs ``[≥ 2, n]``."""
     direction, magnitude = outputs[0].view(*shape), outputs[1].view(*shape)
-    note("direction", direction)
-    note("magnitude", magnitude)
+    record("direction", direction)
+    record("magnitude", magnitude)
     return direction * torch.exp(magnitude * exp_mult)
 
 
 def parameter_scale(p: Tensor) -> Tensor:
     """``sqrt(mean(p²) + 1e-9)`` over all axes, a scalar (SPEC §4, §6)."""
     scale = torch.sqrt(p.square().mean() + 1e-9)
-    note("parameter_scale", scale)
+    record("parameter_scale", scale)
     return scale

@@ -1,6 +1,6 @@
 """Intermediate quantities of an update. They are recorded only while a listener is installed.
 
-Parity compares them with the reference's, so that a difference is named where it begins. ``note`` costs one test of a
+Parity compares them with the reference's, so that a difference is named where it begins. ``record`` costs one test of a
 global where nobody listens.
 """
 
@@ -16,7 +16,7 @@ Listener = Callable[[str, Tensor], None]
 _listener: Listener | None = None
 
 
-def note(quantity: str, value: Tensor) -> None:
+def record(quantity: str, value: Tensor) -> None:
     """Show ``value`` to the listener, under a name of :data:`pylo_zoo.parity.quantities.QUANTITIES`.
 
     A listener that keeps it copies it: it may be written over later in the update.

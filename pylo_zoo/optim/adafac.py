@@ -12,11 +12,11 @@ from pylo_zoo.ops.accumulators import new_accumulators
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.rule import Rule, adafac_rule
 from pylo_zoo.ops.step import with_time
-from pylo_zoo.optim.base import Group, Item, Loss, state_dtype
-from pylo_zoo.optim.ruled import Network, RuledOptimizer
+from pylo_zoo.optim.base import Group, Loss, ParamStep, state_dtype
+from pylo_zoo.optim.mlp_rule import MLPRuleOptimizer, Network
 
 
-class AdafacLO(RuledOptimizer):
+class AdafacLO(MLPRuleOptimizer):
     """AdafacMLP (small_fc_lopt).
 
     Args:
@@ -59,13 +59,13 @@ class AdafacLO(RuledOptimizer):
     def rule(self) -> Rule:
         return adafac_rule(self.behavior.exp_mult)
 
-    def prepare(self, items: Sequence[Item], step: Tensor, loss: Loss | None) -> Sequence[Network]:
+    def prepare(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> Sequence[Network]:
         places = {(item.parameter.device, state_dtype(item.parameter)) for item in items}
         folded = {place: with_time(self._meta(*place).net.mlp.weights(), step) for place in places}  # pyright: ignore
         return [
             Network(folded[item.parameter.device, state_dtype(item.parameter)], self.step_mult(item)) for item in items
         ]
 
-    def step_mult(self, item: Item) -> float:
+    def step_mult(self, item: ParamStep) -> float:
         """What a parameter's step is multiplied by."""
         return self.behavior.step_mult

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pylo_zoo.kernels import Adam, Kernels
 from pylo_zoo.ops.apply import foreach
-from pylo_zoo.optim.base import Item, LearnedOptimizer
+from pylo_zoo.optim.base import LearnedOptimizer, ParamStep
 
 
 class AdamW(NamedTuple):
@@ -26,7 +26,7 @@ class AdamW(NamedTuple):
 
 def adam_fused(
     optimizer: LearnedOptimizer,
-    items: Sequence[Item],
+    items: Sequence[ParamStep],
     options: Callable[[int], AdamW],
     plain: Callable[[int], None],
 ) -> None:
@@ -38,7 +38,7 @@ def adam_fused(
         options: of the item at a position.
         plain: the plain step of the item at a position, which counts ``step`` itself.
     """
-    launches: dict[int, tuple[Kernels, list[Item], list[AdamW]]] = {}
+    launches: dict[int, tuple[Kernels, list[ParamStep], list[AdamW]]] = {}
     known: dict[int, Kernels | None] = {}
     for k, item in enumerate(items):
         kind, asked = id(item.meta), options(k)  # of a device and dtype
@@ -47,7 +47,7 @@ def adam_fused(
         kernels = known[kind]
         if kernels is None or _is_elsewhere(asked.coefficient) or _is_elsewhere(asked.shrink):
             plain(k)
-            item.written()
+            item.write_back()
             continue
         _, taken, of_taken = launches.setdefault(kind, (kernels, [], []))
         taken.append(item)
@@ -59,7 +59,7 @@ def adam_fused(
         tasks = [_task(*each, kernels) for each in zip(taken, of_taken, steps, strict=True)]
         kernels.adam(tasks, taken[0].scale, checked=True)
         for item in taken:
-            item.written()
+            item.write_back()
 
 
 def _is_elsewhere(factor: float | Tensor) -> bool:
@@ -67,8 +67,8 @@ def _is_elsewhere(factor: float | Tensor) -> bool:
     return isinstance(factor, Tensor) and factor.device.type != "cpu"
 
 
-def _task(item: Item, asked: AdamW, step: int, kernels: Kernels) -> Adam:
+def _task(item: ParamStep, asked: AdamW, step: int, kernels: Kernels) -> Adam:
     betas, eps, eps_root, coefficient, shrink, max_gradient = asked
     moments = item.state["momentum"], item.state["second_moment"]
     rest = float(coefficient), float(shrink), max_gradient, False
-    return Adam(*item.taken(kernels.dtypes), *moments, step, betas, eps, eps_root, *rest)
+    return Adam(*item.kernel_inputs(kernels.dtypes), *moments, step, betas, eps, eps_root, *rest)

@@ -25,9 +25,9 @@ from pylo_zoo.optim.advice import decay_warning
 from pylo_zoo.optim.checks import fitted, require
 from pylo_zoo.optim.contract import (
     OWN_STATE,
-    Due,
     Group,
     Loss,
+    ParamGrad,
     ZooOptimizer,
     entries_of_parameters,
     master_copy,
@@ -46,7 +46,7 @@ class Meta:
     decays: Decays
 
 
-class Item:
+class ParamStep:
     """One parameter that takes part in a step, and what its update needs.
 
     Attributes:
@@ -64,7 +64,7 @@ class Item:
         *("_p", "_home", "_unseen"),
     )
 
-    def __init__(self, due: Due, state: dict[str, Tensor], axes: Axes, meta: Meta, scale: Tensor | None) -> None:
+    def __init__(self, due: ParamGrad, state: dict[str, Tensor], axes: Axes, meta: Meta, scale: Tensor | None) -> None:
         self.parameter, self.gradient, self.group = due
         self.state, self.axes, self.meta, self.scale = state, axes, meta, scale
         self.own_scale: Tensor | None = None
@@ -77,7 +77,7 @@ class Item:
     @property
     def p(self) -> Tensor:
         """The value, ``[*shape]``, a scalar as ``[1]``, in the update's dtype: a view of the parameter wherever its
-        own dtype allows, else a copy, which :meth:`written` rounds to the parameter."""
+        own dtype allows, else a copy, which :meth:`write_back` rounds to the parameter."""
         if self._p is None:
             self._p = self.look()
         return self._p
@@ -96,10 +96,10 @@ class Item:
         value = wide_value(self.parameter, self.state)
         return value.view(1) if value.ndim == 0 else value
 
-    def taken(self, dtypes: Sequence[torch.dtype]) -> tuple[Tensor, Tensor]:
+    def kernel_inputs(self, dtypes: Sequence[torch.dtype]) -> tuple[Tensor, Tensor]:
         """Value and gradient as kernels take them: contiguous, in one of ``dtypes``, the gradient without ``scale``.
 
-        The value is the parameter's or the master copy's own wherever they can be; :meth:`written` ends the step.
+        The value is the parameter's or the master copy's own wherever they can be; :meth:`write_back` ends the step.
         """
         p = self.parameter
         direct = "master" not in self.state and p.dtype in dtypes
@@ -116,7 +116,7 @@ class Item:
         g = g if g.dtype in dtypes else g.to(state_dtype(self.parameter))
         return self._p, (g.view(1) if g.ndim == 0 else g).contiguous().resolve_neg()
 
-    def written(self) -> None:
+    def write_back(self) -> None:
         """Write ``p`` to the parameter, where it is a copy, and let it go."""
         if self._home is not None and self._p is not None:
             self._home.copy_(self._p)
@@ -202,10 +202,10 @@ class LearnedOptimizer(ZooOptimizer):
         """The state of one parameter before its first update; ``p`` is ``[*shape]``, a scalar ``[1]``."""
 
     @abstractmethod
-    def update(self, item: Item, step: Tensor, context: Any) -> None:
+    def update(self, item: ParamStep, step: Tensor, context: Any) -> None:
         """Advance one parameter and its state, in place; ``context`` is its entry of :meth:`prepare`."""
 
-    def prepare(self, items: Sequence[Item], step: Tensor, loss: Loss | None) -> Sequence[Any]:
+    def prepare(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> Sequence[Any]:
         """A stage over all tensors before the update, such as an LSTM; one context a parameter."""
         return [None] * len(items)
 
@@ -215,26 +215,26 @@ class LearnedOptimizer(ZooOptimizer):
 
     # --- stepping ------------------------------------------------------------------------------------------------
 
-    def _step(self, due: Sequence[Due], loss: Loss | None) -> None:
+    def _step(self, due: Sequence[ParamGrad], loss: Loss | None) -> None:
         self._prime(due)
         scale = None if self.clip_norm is None else global_norm_scale([each.gradient for each in due], self.clip_norm)
         step = self.param_groups[0]["step"]
         (self._take_apart if self._fuses else self._take)(due, scale, step, loss)
         step += 1
 
-    def _take(self, due: Sequence[Due], scale: Tensor | None, step: Tensor, loss: Loss | None) -> None:
+    def _take(self, due: Sequence[ParamGrad], scale: Tensor | None, step: Tensor, loss: Loss | None) -> None:
         """Move every parameter, by the backend that was asked for."""
         items = [self._item(each, scale) for each in due]
         (self._take_fused if self._fuses else self._take_plainly)(items, step, loss)
 
-    def _take_apart(self, due: Sequence[Due], scale: Tensor | None, step: Tensor, loss: Loss | None) -> None:
+    def _take_apart(self, due: Sequence[ParamGrad], scale: Tensor | None, step: Tensor, loss: Loss | None) -> None:
         """The same, out of compiled graphs."""
         self._take(due, scale, step, loss)
 
-    def _take_plainly(self, items: Sequence[Item], step: Tensor, loss: Loss | None) -> None:
+    def _take_plainly(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> None:
         self._update_each(items, self.prepare(items, step, loss), step)
 
-    def _take_fused(self, items: Sequence[Item], step: Tensor, loss: Loss | None) -> None:
+    def _take_fused(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> None:
         """With kernels where the family has some."""
         self._take_plainly(items, step, loss)
 
@@ -251,12 +251,12 @@ class LearnedOptimizer(ZooOptimizer):
         """The kernels that step ``p`` under this backend; None where plain torch does, as everything in float64."""
         return None if state_dtype(p) == torch.float64 else kernels_for(self.backend, p.device)
 
-    def _update_each(self, items: Iterable[Item], contexts: Iterable[Any], step: Tensor) -> None:
+    def _update_each(self, items: Iterable[ParamStep], contexts: Iterable[Any], step: Tensor) -> None:
         for item, context in zip(items, contexts, strict=True):
             self.update(item, step, context)
-            item.written()
+            item.write_back()
 
-    def _prime(self, due: Sequence[Due]) -> None:
+    def _prime(self, due: Sequence[ParamGrad]) -> None:
         self._fuses = any(self.kernels_of(each.parameter) is not None for each in due)
         first = self.param_groups[0]
         self._run_names = self._run_names or self.run_keys
@@ -277,7 +277,7 @@ class LearnedOptimizer(ZooOptimizer):
             if group.get("step") is not first["step"]:
                 group.update({key: first[key] for key in self.run_keys})
 
-    def _completed_run_state(self, first: Group, due: Sequence[Due], begun: bool) -> dict[str, Tensor]:
+    def _completed_run_state(self, first: Group, due: Sequence[ParamGrad], begun: bool) -> dict[str, Tensor]:
         """The run's state, new or with tensors for what wrappers or other packages left as numbers.
 
         Raises:
@@ -290,9 +290,9 @@ class LearnedOptimizer(ZooOptimizer):
         entries = found if begun else {**fresh, **found}
         return fitted(entries, fresh, due[0].parameter.device, "The state of the run")
 
-    def _item(self, due: Due, scale: Tensor | None) -> Item:
+    def _item(self, due: ParamGrad, scale: Tensor | None) -> ParamStep:
         p, _, group = due
-        return Item(due, self.state[p], self._axes_of(p, group), self._meta(p.device, state_dtype(p)), scale)
+        return ParamStep(due, self.state[p], self._axes_of(p, group), self._meta(p.device, state_dtype(p)), scale)
 
     def _axes_of(self, p: Tensor, group: Group) -> Axes:
         key = p.shape, group["layout"]
@@ -383,4 +383,4 @@ def new_counter() -> Tensor:
     return torch.tensor(0, device="cpu")
 
 
-__all__ = ["Group", "Item", "LearnedOptimizer", "Loss", "Meta", "new_counter", "state_dtype"]
+__all__ = ["Group", "LearnedOptimizer", "Loss", "Meta", "ParamStep", "new_counter", "state_dtype"]

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.optim.base import Item
+from pylo_zoo.optim.base import ParamStep
 from pylo_zoo.optim.velo import VeLO
 
 
@@ -38,5 +38,5 @@ class Celo(VeLO):
             params, num_steps, lr, weight_decay, weights, decay, accumulate, nonfinite, master_weights, backend
         )
 
-    def lstm_inputs(self, items: Sequence[Item], run_features: Tensor) -> Tensor:
+    def lstm_inputs(self, items: Sequence[ParamStep], run_features: Tensor) -> Tensor:
         return run_features.expand(len(items), -1)

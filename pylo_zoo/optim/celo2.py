@@ -11,27 +11,27 @@ from torch import Tensor
 
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
-from pylo_zoo.kernels import Normalized, Room
+from pylo_zoo.kernels import Normalized, ScratchBuffer
 from pylo_zoo.ops.accumulators import new_accumulators
 from pylo_zoo.ops.adam import adam_direction
 from pylo_zoo.ops.features import mean_square, normalize
 from pylo_zoo.ops.layout import Axes, axes_of
 from pylo_zoo.ops.orthogonalize import newton_schulz_all
 from pylo_zoo.ops.rule import Rule, celo2_rule
-from pylo_zoo.ops.trace import note
+from pylo_zoo.ops.trace import record
 from pylo_zoo.optim.adamw import AdamW, adam_fused
-from pylo_zoo.optim.base import Group, Item, Loss, new_counter
+from pylo_zoo.optim.base import Group, Loss, ParamStep, new_counter
 from pylo_zoo.optim.checks import check_betas, check_number
-from pylo_zoo.optim.contract import Due
+from pylo_zoo.optim.contract import ParamGrad
+from pylo_zoo.optim.mlp_rule import KernelBatch, Limits, MLPRuleOptimizer, Network, products
 from pylo_zoo.optim.route_table import Routes, routes_of
-from pylo_zoo.optim.ruled import Launch, Limits, Network, RuledOptimizer, products
 
 NORM_EPS = 1e-9
 PEERS = frozenset(["use_muon", "use_fallback", "algorithm", "is_embedding"])
 """Options that give a group to AdamW in other optimizers; here ``rule`` does."""
 
 
-class CELO2(RuledOptimizer):
+class CELO2(MLPRuleOptimizer):
     """CELO2, or CELO2-base with ``weights="celo2-base"``.
 
     A parameter takes the learned rule or AdamW. A group says which by ``rule="learned"`` or ``rule="adamw"``; where it
@@ -88,11 +88,11 @@ class CELO2(RuledOptimizer):
             "rule": None,
         }
         super().__init__(params, defaults, weights, clip_norm, nonfinite, master_weights, backend)
-        self._room = Room()
+        self._room = ScratchBuffer()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._room = Room()
+        self._room = ScratchBuffer()
 
     def _check_group(self, group: Group, given: frozenset[str]) -> None:
         super()._check_group(group, given)
@@ -127,7 +127,7 @@ class CELO2(RuledOptimizer):
         moments = {name: torch.zeros_like(p)[None] for name in ("momentum", "second_moment")}
         return {**moments, "step": new_counter()}
 
-    def _advise(self, new: Sequence[Due]) -> None:
+    def _advise(self, new: Sequence[ParamGrad]) -> None:
         if self.artifact.family != "celo2-base":  # which was trained with every parameter under its rule
             learned = [
                 each for each in new if self._rule(each.group, self._axes_of(each.parameter, each.group)) == "learned"
@@ -141,23 +141,23 @@ class CELO2(RuledOptimizer):
     def limits(self, group: Group) -> Limits:
         return Limits(group["grad_clip_val"])
 
-    def prepare(self, items: Sequence[Item], step: Tensor, loss: Loss | None) -> Sequence[Network]:
+    def prepare(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> Sequence[Network]:
         return [Network(item.meta.net.mlp.weights(), 1.0) for item in items]  # pyright: ignore
 
-    def update(self, item: Item, step: Tensor, context: Network) -> None:
+    def update(self, item: ParamStep, step: Tensor, context: Network) -> None:
         if self._rule(item.group, item.axes) == "adamw":
             self._adamw(item)
         else:
             super().update(item, step, context)
 
-    def _take_fused(self, items: Sequence[Item], step: Tensor, loss: Loss | None) -> None:
+    def _take_fused(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> None:
         adamw = [item for item in items if self._rule(item.group, item.axes) == "adamw"]
         learned = [item for item in items if self._rule(item.group, item.axes) == "learned"]
         adam_fused(self, adamw, lambda k: self._options(adamw[k]), lambda k: self._adamw(adamw[k]))
         if learned:
             super()._take_fused(learned, step, loss)
 
-    def _move(self, launch: Launch, prepared: Sequence[Network]) -> None:
+    def _move(self, launch: KernelBatch, prepared: Sequence[Network]) -> None:
         layers, _ = self.networks(prepared, launch.positions)
         deltas = self._orthogonalized(launch.items, launch.kernels.steps(launch.advanced, layers, self._room))
         tasks = [
@@ -170,19 +170,19 @@ class CELO2(RuledOptimizer):
         launch.kernels.move_normalized(tasks, multiplied, products(lrs, decays))
         for item in launch.items:
             self.moved(item)
-            item.written()
+            item.write_back()
 
     def _rule(self, group: Mapping[str, Any], axes: Axes) -> str:
         if group["rule"] is not None:
             return group["rule"]
         return "adamw" if axes.factored is None and self.artifact.family != "celo2-base" else "learned"
 
-    def apply(self, item: Item, delta: Tensor) -> None:
+    def apply(self, item: ParamStep, delta: Tensor) -> None:
         (delta,) = self._orthogonalized([item], [delta])
         delta = normalize(delta, mean_square(delta, item.axes.matrix), NORM_EPS)
         super().apply(item, delta.mul_(self.behavior.rmsmult))
 
-    def _orthogonalized(self, items: Sequence[Item], deltas: Sequence[Tensor]) -> list[Tensor]:
+    def _orthogonalized(self, items: Sequence[ParamStep], deltas: Sequence[Tensor]) -> list[Tensor]:
         """Steps with those of two axes and more orthogonalized, if the checkpoint says so; equal shapes together."""
         found, behavior = list(deltas), self.behavior
         chosen = [k for k, item in enumerate(items) if behavior.orthogonalize and item.axes.factored is not None]
@@ -190,17 +190,17 @@ class CELO2(RuledOptimizer):
         done = newton_schulz_all(matrices, [behavior.ns_coeffs] * behavior.ns_iters, behavior.ns_eps)
         for k, matrix in zip(chosen, done, strict=True):
             found[k] = matrix.movedim((-2, -1), items[k].axes.matrix)
-            note("orthogonalized", found[k])
+            record("orthogonalized", found[k])
         return [delta.contiguous() for delta in found]
 
-    def _options(self, item: Item) -> AdamW:
+    def _options(self, item: ParamStep) -> AdamW:
         group = item.group
         lr = group["lr"] * group["adam_lr_mult"]
         decay = group["weight_decay"] if group["adam_weight_decay"] is None else group["adam_weight_decay"]
         limit = group["grad_clip_val"] if self.clip_adam_gradients else math.inf
         return AdamW(group["adam_betas"], group["adam_eps"], 0.0, lr, lr * decay, limit)
 
-    def _adamw(self, item: Item) -> None:
+    def _adamw(self, item: ParamStep) -> None:
         p, state, asked = item.p, item.state, self._options(item)
         g = Limits(asked.max_gradient).condition(item.g)
         state["step"] += 1

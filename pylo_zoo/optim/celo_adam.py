@@ -12,16 +12,16 @@ from pylo_zoo.artifact import Artifact
 from pylo_zoo.nets import Control
 from pylo_zoo.ops.adam import adam_direction
 from pylo_zoo.ops.layout import Axes
-from pylo_zoo.ops.trace import note
+from pylo_zoo.ops.trace import record
 from pylo_zoo.optim.adamw import AdamW, adam_fused
-from pylo_zoo.optim.base import Group, Item, Loss, new_counter
-from pylo_zoo.optim.controlled import MAX_GRADIENT, ControlledOptimizer, decoupled
+from pylo_zoo.optim.base import Group, Loss, ParamStep, new_counter
+from pylo_zoo.optim.lstm_controlled import MAX_GRADIENT, LSTMControlledOptimizer, decoupled
 
 EPS = 1e-8
 EPS_ROOT = 1e-10
 
 
-class CeloAdam(ControlledOptimizer):
+class CeloAdam(LSTMControlledOptimizer):
     """celo-adam. Needs the training loss: ``opt.step(loss)``.
 
     Arguments and errors are those of :class:`~pylo_zoo.optim.velo.VeLO`, with weights of family celo-adam. State of a
@@ -51,13 +51,13 @@ class CeloAdam(ControlledOptimizer):
         moments = {name: torch.zeros_like(p)[None] for name in ("momentum", "second_moment")}
         return {**super().new_state(p, group, axes), **moments, "step": new_counter()}
 
-    def lstm_inputs(self, items: Sequence[Item], run_features: Tensor) -> Tensor:
+    def lstm_inputs(self, items: Sequence[ParamStep], run_features: Tensor) -> Tensor:
         return run_features.expand(len(items), -1)
 
-    def contexts(self, items: Sequence[Item], control: Control) -> Sequence[Tensor]:
+    def contexts(self, items: Sequence[ParamStep], control: Control) -> Sequence[Tensor]:
         return [control.lr_mult[k].to(item.state["momentum"]) for k, item in enumerate(items)]
 
-    def _take_fused(self, items: Sequence[Item], step: Tensor, loss: Loss | None) -> None:
+    def _take_fused(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> None:
         lr_mults = self.prepare(items, step, loss)
 
         def options(k: int) -> AdamW:
@@ -75,12 +75,12 @@ class CeloAdam(ControlledOptimizer):
 
         adam_fused(self, items, options, lambda k: self.update(items[k], step, lr_mults[k]))
 
-    def update(self, item: Item, step: Tensor, context: Tensor) -> None:
+    def update(self, item: ParamStep, step: Tensor, context: Tensor) -> None:
         p, state, decays = item.p, item.state, item.meta.decays
         state["step"] += 1
         g = item.g.clamp(-MAX_GRADIENT, MAX_GRADIENT)
         betas = decays.momentum, decays.rms
         direction = adam_direction(state["momentum"], state["second_moment"], g, state["step"], betas, EPS, EPS_ROOT)
         delta = self.behavior.step_mult * context * direction
-        note("step", delta)
+        record("step", delta)
         p.sub_(item.group["lr"] * (delta + decoupled(item.group) * p))

@@ -56,7 +56,7 @@ _TELLING = OWN_STATE - {"step"}
 """Of these, the names that no wrapper uses."""
 
 
-class Due(NamedTuple):
+class ParamGrad(NamedTuple):
     """One parameter that a step moves: its gradient ``[*shape]``, of any floating dtype, is never written."""
 
     parameter: Tensor
@@ -65,7 +65,7 @@ class Due(NamedTuple):
 
 
 @contextmanager
-def without_autocast(due: Sequence[Due]) -> Iterator[None]:
+def without_autocast(due: Sequence[ParamGrad]) -> Iterator[None]:
     """The matrix products of an update are of the update's dtype, whatever the model's are in."""
     with ExitStack() as stack:
         for kind in {each.parameter.device.type for each in due} - {"meta"}:
@@ -117,7 +117,7 @@ class ZooOptimizer(torch.optim.Optimizer):
         """One parameter's state before its first step, on ``p``'s device, the meta device included."""
 
     @abstractmethod
-    def _step(self, due: Sequence[Due], loss: Loss | None) -> None:
+    def _step(self, due: Sequence[ParamGrad], loss: Loss | None) -> None:
         """Advance the parameters that take part in this step; at least one, under ``torch.no_grad``."""
 
     # --- stepping ------------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ class ZooOptimizer(torch.optim.Optimizer):
         loss = self._take_loss(closure, loss)
         with torch.no_grad():
             due = [
-                Due(p, p.grad, group)
+                ParamGrad(p, p.grad, group)
                 for group in self.param_groups
                 for p in group["params"]
                 if p.grad is not None and takes_part(p)
@@ -202,7 +202,7 @@ class ZooOptimizer(torch.optim.Optimizer):
                 "Compute the loss on a real device.",
             )
 
-    def _is_finite(self, due: Sequence[Due], loss: Loss | None) -> bool:
+    def _is_finite(self, due: Sequence[ParamGrad], loss: Loss | None) -> bool:
         """Whether the loss and all gradients are; where not, count or raise, as ``nonfinite`` says."""
         self._check_loss_value(loss)
         self._check(due)
@@ -223,7 +223,7 @@ class ZooOptimizer(torch.optim.Optimizer):
         """Count one skipped step, outside compiled graphs (:func:`_keep_apart`): a count in them would recompile."""
         self.skipped_steps += 1
 
-    def _prime(self, due: Sequence[Due]) -> None:
+    def _prime(self, due: Sequence[ParamGrad]) -> None:
         """Check parameters, gradients and state, then make the state of parameters that have none.
 
         It runs outside compiled graphs (:func:`_keep_apart`), before the step writes anything.
@@ -248,10 +248,10 @@ class ZooOptimizer(torch.optim.Optimizer):
             if wants_master(p, group) != ("master" in state):  # the option has changed in mid-run
                 state.pop("master") if "master" in state else state.update(master_copy(p, group))
 
-    def _advise(self, new: Sequence[Due]) -> None:
+    def _advise(self, new: Sequence[ParamGrad]) -> None:
         """Warn about parameters in their first step that this optimizer would train badly; nothing by default."""
 
-    def _advise_on_embeddings(self, matrices: Sequence[Due], rule: str) -> None:
+    def _advise_on_embeddings(self, matrices: Sequence[ParamGrad], rule: str) -> None:
         """Warn if one of the parameters that take ``rule``, though their groups set none, looks like an embedding."""
         unset = [each for each in matrices if each.group.get("rule") is None and each.group["layout"] == "torch"]
         named = {id(p): n for group in self.param_groups for p, n in _with_names(group)} if unset else {}
@@ -264,7 +264,7 @@ class ZooOptimizer(torch.optim.Optimizer):
             self._warned.add(topic)
             warn(message)
 
-    def _is_primed(self, due: Due) -> bool:
+    def _is_primed(self, due: ParamGrad) -> bool:
         """Whether a parameter has this optimizer's state, whatever other entries wrappers have added."""
         state = self.state.get(due.parameter)
         if not state:
@@ -275,11 +275,11 @@ class ZooOptimizer(torch.optim.Optimizer):
             self._state_names.update(self.expected_state(due.parameter, due.group))
         return not self._state_names.isdisjoint(state)
 
-    def _check(self, due: Sequence[Due]) -> bool:
+    def _check(self, due: Sequence[ParamGrad]) -> bool:
         """Raise for tensors that do not fit each other; whether every parameter has a complete state."""
         return self._checks.check(self, due)
 
-    def _check_new(self, due: Sequence[Due]) -> None:
+    def _check_new(self, due: Sequence[ParamGrad]) -> None:
         """Raise if a parameter without state cannot be optimized."""
         for each in due:
             if not self._is_primed(each):

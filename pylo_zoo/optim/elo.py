@@ -8,8 +8,8 @@ from torch import Tensor
 
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.optim.adafac import AdafacLO
-from pylo_zoo.optim.base import Group, Item
-from pylo_zoo.optim.ruled import Limits
+from pylo_zoo.optim.base import Group, ParamStep
+from pylo_zoo.optim.mlp_rule import Limits
 
 
 class ELO(AdafacLO):
@@ -49,5 +49,5 @@ class ELO(AdafacLO):
     def limits(self, group: Group) -> Limits:
         return Limits(replace_nonfinite=True)
 
-    def step_mult(self, item: Item) -> float:
+    def step_mult(self, item: ParamStep) -> float:
         return 1.0

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pylo_zoo.errors import ZooError
 from pylo_zoo.optim.adafac import AdafacLO
-from pylo_zoo.optim.base import Group, Item, Loss
-from pylo_zoo.optim.ruled import Limits
+from pylo_zoo.optim.base import Group, Loss, ParamStep
+from pylo_zoo.optim.mlp_rule import Limits
 
 
 class MuLO(AdafacLO):
@@ -39,7 +39,7 @@ class MuLO(AdafacLO):
         ZooError: a ``width_mult`` that is no positive finite number, or ``infshape`` on some of the parameters only.
     """
 
-    def prepare(self, items: Sequence[Item], step: Tensor, loss: Loss | None) -> Sequence[Any]:
+    def prepare(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> Sequence[Any]:
         if "mup" in sys.modules and not any(_has_width(item.parameter, item.group) for item in items):
             self._warn_once(
                 "width",
@@ -52,7 +52,7 @@ class MuLO(AdafacLO):
     def limits(self, group: Group) -> Limits:
         return Limits(replace_nonfinite=True)
 
-    def step_mult(self, item: Item) -> float:
+    def step_mult(self, item: ParamStep) -> float:
         return self.behavior.step_mult / _width_mult(item.parameter, item.group)
 
     def _check_group(self, group: Group, given: frozenset[str]) -> None:

@@ -16,7 +16,7 @@ from pylo_zoo.ops.apply import as_scalar, decay_and_step, decay_and_step_togethe
 from pylo_zoo.ops.muon import BACKENDS, Recipe, muon, muon_route
 from pylo_zoo.ops.orthogonalize import Coefficients
 from pylo_zoo.optim.checks import check_betas, check_flag, check_number, require
-from pylo_zoo.optim.contract import Due, Group, Loss, ZooOptimizer, master_copy, state_dtype, wide_value
+from pylo_zoo.optim.contract import Group, Loss, ParamGrad, ZooOptimizer, master_copy, state_dtype, wide_value
 from pylo_zoo.optim.route_table import Routes, routes_of
 
 _log = logging.getLogger(__name__)
@@ -155,9 +155,9 @@ class Muon(ZooOptimizer):
         counter = {} if takes_muon else {"step": torch.tensor(0, device="cpu")}
         return {**state, **counter, **master_copy(p, group)}
 
-    def _step(self, due: Sequence[Due], loss: Loss | None) -> None:
+    def _step(self, due: Sequence[ParamGrad], loss: Loss | None) -> None:
         self._prime(due)
-        parts: list[tuple[list[Due], list[Due]]] = []
+        parts: list[tuple[list[ParamGrad], list[ParamGrad]]] = []
         for k, each in enumerate(due):
             if k == 0 or each.group is not due[k - 1].group:
                 parts.append(([], []))
@@ -169,7 +169,7 @@ class Muon(ZooOptimizer):
             if others:
                 self._fallback(others, others[0].group)
 
-    def _muon(self, due: Sequence[Due], group: Group) -> None:
+    def _muon(self, due: Sequence[ParamGrad], group: Group) -> None:
         options = {name: group[name] for name in ("lr", "weight_decay", "momentum", "nesterov", *RECIPE)}
         if group["layout"] == "torch-stacked":  # matrices of their own, not positions of a kernel
             options |= STACK
@@ -178,7 +178,7 @@ class Muon(ZooOptimizer):
         muon(values, [g for _, g, _ in due], buffers, **options, backend=self.backend)
         _written([p for p, _, _ in due], values)
 
-    def _fallback(self, due: Sequence[Due], group: Group) -> None:
+    def _fallback(self, due: Sequence[ParamGrad], group: Group) -> None:
         states = [self.state[p] for p, _, _ in due]
         values = [_value(p, state) for (p, _, _), state in zip(due, states, strict=True)]
         gradients = [g for _, g, _ in due]
@@ -239,7 +239,7 @@ class Muon(ZooOptimizer):
                 "Muon takes matrices: put vectors and scalars in a group with use_muon=False.",
             )
 
-    def _advise(self, new: Sequence[Due]) -> None:
+    def _advise(self, new: Sequence[ParamGrad]) -> None:
         matrices = [each for each in new if each.group["use_muon"] is None and _route(each.parameter, each.group)[0]]
         self._advise_on_embeddings(matrices, "Muon")
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from pylo_zoo.errors import ZooError
 
 if TYPE_CHECKING:
-    from pylo_zoo.optim.contract import Due, Group, ZooOptimizer
+    from pylo_zoo.optim.contract import Group, ParamGrad, ZooOptimizer
 
 RATES = ("lr", "weight_decay")
 """Group options that multiply every step; they reach kernels as numbers."""
@@ -74,7 +74,7 @@ class StateChecks:
         self._passed: dict[str, Passed] = {}
         self._expected: dict[Any, list[Entry]] = {}
 
-    def check(self, optimizer: ZooOptimizer, due: Sequence[Due], kind: str = "due") -> bool:
+    def check(self, optimizer: ZooOptimizer, due: Sequence[ParamGrad], kind: str = "due") -> bool:
         """Raise unless parameters, gradients and state fit each other.
 
         Args:
@@ -114,7 +114,7 @@ class StateChecks:
         self._passed[kind] = Passed(places, readers, counters, _masters(states), _strides(parameters), *kept)
         return True
 
-    def _check_one(self, optimizer: ZooOptimizer, due: Due, state: Any) -> list[str] | None:
+    def _check_one(self, optimizer: ZooOptimizer, due: ParamGrad, state: Any) -> list[str] | None:
         """Check one parameter; names of its state's entries, or None if parts of the state are yet to be made."""
         p, g, group = due
         _check_parameter(optimizer, p)

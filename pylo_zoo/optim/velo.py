@@ -15,10 +15,10 @@ from pylo_zoo.ops.accumulators import new_accumulators
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.ops.rule import Rule, velo_rule
-from pylo_zoo.ops.trace import note
-from pylo_zoo.optim.base import Group, Item
-from pylo_zoo.optim.controlled import MAX_GRADIENT, ControlledOptimizer, decoupled
-from pylo_zoo.optim.ruled import Limits, Network, RuledOptimizer
+from pylo_zoo.ops.trace import record
+from pylo_zoo.optim.base import Group, ParamStep
+from pylo_zoo.optim.lstm_controlled import MAX_GRADIENT, LSTMControlledOptimizer, decoupled
+from pylo_zoo.optim.mlp_rule import Limits, MLPRuleOptimizer, Network
 
 
 class Written(Sequence[Network]):
@@ -38,7 +38,7 @@ class Written(Sequence[Network]):
         return (self[k] for k in range(len(self)))
 
 
-class VeLO(RuledOptimizer, ControlledOptimizer):
+class VeLO(MLPRuleOptimizer, LSTMControlledOptimizer):
     """VeLO. Needs the training loss: ``opt.step(loss)``.
 
     Args:
@@ -47,7 +47,7 @@ class VeLO(RuledOptimizer, ControlledOptimizer):
         lr: multiplies every step; VeLO needs no tuning, and 1 is what it was trained with.
         weight_decay: decoupled, ``p ← p − lr·(step + weight_decay·p)``.
         weights: registry name, artifact directory or loaded artifact, of family velo.
-        decay, accumulate: :class:`~pylo_zoo.optim.controlled.ControlledOptimizer`.
+        decay, accumulate: :class:`~pylo_zoo.optim.lstm_controlled.LSTMControlledOptimizer`.
         nonfinite, master_weights, backend: :class:`~pylo_zoo.optim.base.LearnedOptimizer`. A loss that is not finite
             stays in the loss buffer for good: use ``nonfinite="skip"`` where one may come.
 
@@ -78,8 +78,8 @@ class VeLO(RuledOptimizer, ControlledOptimizer):
     def new_state(self, p: Tensor, group: Group, axes: Axes) -> dict[str, Tensor]:
         return {**super().new_state(p, group, axes), **new_accumulators(p, axes)}
 
-    def lstm_inputs(self, items: Sequence[Item], run_features: Tensor) -> Tensor:
-        def row(item: Item) -> Tensor:
+    def lstm_inputs(self, items: Sequence[ParamStep], run_features: Tensor) -> Tensor:
+        def row(item: ParamStep) -> Tensor:
             taken = item.moments
             if taken is None:
                 taken = conditioning.moments(item.look(), item.state["momentum"], item.state["second_moment"])
@@ -89,12 +89,12 @@ class VeLO(RuledOptimizer, ControlledOptimizer):
         of_tensors = conditioning.tensor_features(moments, [item.parameter.shape for item in items])
         return torch.cat([run_features.expand(len(items), -1), of_tensors], dim=1)
 
-    def contexts(self, items: Sequence[Item], control: Control) -> Written:
+    def contexts(self, items: Sequence[ParamStep], control: Control) -> Written:
         net: Any = self._meta(control.hidden.device, control.hidden.dtype).net
         layers = net.write(control.controls)
-        note("controls", control.controls)  # pyright: ignore[reportArgumentType]
+        record("controls", control.controls)  # pyright: ignore[reportArgumentType]
         for k, (weight, _) in enumerate(layers):
-            note(f"written/{k}", weight)
+            record(f"written/{k}", weight)
         likes = [item.state["momentum"] for item in items]
         return Written(layers, self.behavior.step_mult * control.lr_mult, likes)
 

@@ -10,8 +10,8 @@ from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
 from pylo_zoo.kernels import kernels_for
 from pylo_zoo.optim import optimizer_class
-from pylo_zoo.optim.controlled import ControlledOptimizer
-from pylo_zoo.optim.ruled import RuledOptimizer
+from pylo_zoo.optim.lstm_controlled import LSTMControlledOptimizer
+from pylo_zoo.optim.mlp_rule import MLPRuleOptimizer
 from pylo_zoo.parity.cases import CASES, LONG
 from pylo_zoo.parity.report import Kernels
 from pylo_zoo.parity.steps import Found
@@ -25,7 +25,7 @@ def kernels_of(artifact: Artifact) -> list[Kernels]:
 
 
 def _unavailable(artifact: Artifact, device: str) -> str:
-    if not issubclass(optimizer_class(artifact.family), (RuledOptimizer, ControlledOptimizer)):
+    if not issubclass(optimizer_class(artifact.family), (MLPRuleOptimizer, LSTMControlledOptimizer)):
         return f"the optimizer of {artifact.family} has no kernels"
     if device == "cuda" and not torch.cuda.is_available():
         return "this machine has no CUDA device"

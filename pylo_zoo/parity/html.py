@@ -171,7 +171,7 @@ def _environment() -> Environment:
     return made
 
 
-def render(reports: Sequence[Report]) -> str:
+def render_html(reports: Sequence[Report]) -> str:
     """One page about ``reports``: the verdict first, then where, how far and why; the same for the same reports.
 
     Args:

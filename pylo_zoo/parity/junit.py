@@ -124,7 +124,7 @@ def _absent(names: Mapping[str, str], title: str, outcome: str) -> ET.Element:
     return _counted(suite)
 
 
-def render(
+def render_junit(
     reports: Sequence[Report], missing: Mapping[str, str] | None = None, broken: Mapping[str, str] | None = None
 ) -> str:
     """A suite for each report, with a case for its leaves, its statements, every comparison and every planted fault.

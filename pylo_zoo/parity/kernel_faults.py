@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.kernels import Adam, Kernels, Normalized, Room
+from pylo_zoo.kernels import Adam, Kernels, Normalized, ScratchBuffer
 from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.parity import plan
 from pylo_zoo.parity.explain import first_difference
@@ -39,7 +39,7 @@ class _OtherSign(Altered):
     def move(self, advanced: Any, layers: Sequence[Layer], coefficient: Any, shrink: Any) -> None:
         self.kernels.move(advanced, self._wrong(layers), coefficient, shrink)
 
-    def steps(self, advanced: Any, layers: Sequence[Layer], room: Room) -> list[Tensor]:
+    def steps(self, advanced: Any, layers: Sequence[Layer], room: ScratchBuffer) -> list[Tensor]:
         return self.kernels.steps(advanced, self._wrong(layers), room)
 
 

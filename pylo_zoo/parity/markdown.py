@@ -75,7 +75,7 @@ def _not_covered(said: Sequence[str]) -> Iterator[str]:
         yield f"{len(each)} cases: {reason}" if len(each) > 1 else phrases.clipped(each[0], LONG)
 
 
-def render(report: Report) -> str:
+def render_markdown(report: Report) -> str:
     """``report`` as a section without a heading: the verdict, a table of levels, the faults, coverage and versions."""
     parts = [f"{MARKS[report.status]} **{WORDS[report.status]}.** {escaped(phrases.verdict(report))}"]
     if report.checks:

@@ -20,8 +20,8 @@ from pylo_zoo.errors import ZooError
 from pylo_zoo.kernels import Kernels
 from pylo_zoo.ops.trace import listening
 from pylo_zoo.optim import optimizer_class
-from pylo_zoo.optim.controlled import ControlledOptimizer
-from pylo_zoo.optim.ruled import RuledOptimizer
+from pylo_zoo.optim.lstm_controlled import LSTMControlledOptimizer
+from pylo_zoo.optim.mlp_rule import MLPRuleOptimizer
 from pylo_zoo.parity.cases import Case
 from pylo_zoo.parity.jax_mode import x64
 from pylo_zoo.parity.quantities import PARAMETER, PER_TENSOR
@@ -121,7 +121,7 @@ class TorchSide:
         hyper = dict(hyper)
         widths = hyper.pop("width_mult", {})
         cls: Any = optimizer_class(artifact.family)
-        if issubclass(cls, (RuledOptimizer, ControlledOptimizer)):  # every quantity of eager steps can be seen
+        if issubclass(cls, (MLPRuleOptimizer, LSTMControlledOptimizer)):  # every quantity of eager steps can be seen
             hyper["backend"] = "fused" if kernels else "eager"
         self.eager: set[str] = set()
         """Cases that the eager implementation stepped."""

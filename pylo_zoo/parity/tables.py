@@ -23,7 +23,7 @@ MOST_LINKS = 12
 """How many quantities after the first that is off a chain shows."""
 
 
-def render(report: Report, console: Console, *, explained: bool = False) -> None:
+def print_report(report: Report, console: Console, *, explained: bool = False) -> None:
     """Print one report: a line a run, the planted faults, what to look at where it failed, the verdict."""
     table = _table(f"Parity of {report.name} ({report.family}) with its JAX original")
     for column in ("check", "run"):

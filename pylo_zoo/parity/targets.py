@@ -196,14 +196,14 @@ def write_pages(found: Everything, pages: Pages) -> None:
     if pages.html:
         from pylo_zoo.parity import html
 
-        write_file(pages.html, html.render(found.reports).encode())
+        write_file(pages.html, html.render_html(found.reports).encode())
     if pages.markdown:
         from pylo_zoo.parity import markdown
 
         one = len(found.reports) == 1
-        text = markdown.render(found.reports[0]) if one else markdown.render_many(found.reports)
+        text = markdown.render_markdown(found.reports[0]) if one else markdown.render_many(found.reports)
         write_file(pages.markdown, text.encode())
     if pages.junit:
         from pylo_zoo.parity import junit
 
-        write_file(pages.junit, junit.render(found.reports, found.missing, found.broken).encode())
+        write_file(pages.junit, junit.render_junit(found.reports, found.missing, found.broken).encode())

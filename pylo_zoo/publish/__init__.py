@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from pylo_zoo.publish.plan import Plan, prepare
+from pylo_zoo.publish.plan import PublishPlan, prepare
 from pylo_zoo.publish.push import publish
 from pylo_zoo.publish.records import Options, Published
 
-__all__ = ["Options", "Plan", "Published", "prepare", "publish"]
+__all__ = ["Options", "PublishPlan", "Published", "prepare", "publish"]

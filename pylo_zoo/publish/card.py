@@ -62,7 +62,7 @@ class Markdown(str):
     __slots__ = ()
 
 
-def render(made: Artifact, report: Report | None, about: About) -> str:
+def render_card(made: Artifact, report: Report | None, about: About) -> str:
     """The card of ``made``: front matter for the Hub, then Markdown.
 
     Args:
@@ -173,7 +173,7 @@ class Card:
 
     @property
     def repo(self) -> Markdown:
-        """The repository, whose name :func:`render` has checked."""
+        """The repository, whose name :func:`render_card` has checked."""
         return Markdown(self.about.repo_id)
 
     @property
@@ -235,7 +235,7 @@ class Card:
     def parity(self) -> Markdown:
         """The section about the report."""
         assert self.report is not None
-        return Markdown(markdown.render(self.report).strip())
+        return Markdown(markdown.render_markdown(self.report).strip())
 
     @property
     def has(self) -> Mapping[str, bool]:

@@ -39,7 +39,7 @@ UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
-class Plan:
+class PublishPlan:
     """What goes to the Hub.
 
     Attributes:
@@ -95,7 +95,7 @@ def prepare(
     license: str | None = None,
     allow_unverified: bool = False,
     token: str | None = None,
-) -> Plan:
+) -> PublishPlan:
     """Check the artifact at ``directory`` and draw up what goes to ``repo``.
 
     Args:
@@ -131,7 +131,7 @@ def prepare(
         files={name: len(data) for name, data in files.items()},
     )
     timeless = replace(report, created="") if report is not None else None  # or each proof would make another card
-    files[artifact.CARD] = card.render(made, timeless, about).encode()
+    files[artifact.CARD] = card.render_card(made, timeless, about).encode()
     if _bytes(directory) != before:
         raise ZooError(f"{directory} was changed while it was looked at.", "Nothing was sent. Run this again.")
     ordered = {name: files[name] for name in PUBLISHED if name in files}
@@ -140,7 +140,7 @@ def prepare(
         artifact.CARD in names and read_regular(directory / artifact.CARD, limits.max_bytes()) != ordered[artifact.CARD]
     )
     left_out = tuple(name for name in names if name not in ordered or (replaced and name == artifact.CARD))
-    return Plan(Repository(repo.id), ordered, made, report, entry, stated, verified, left_out)
+    return PublishPlan(Repository(repo.id), ordered, made, report, entry, stated, verified, left_out)
 
 
 def _expected_files(directory: Path) -> tuple[str, ...]:
@@ -159,7 +159,7 @@ def _expected_files(directory: Path) -> tuple[str, ...]:
 
 
 def _refuse_secrets(directory: Path, files: Mapping[str, bytes], token: str | None) -> None:
-    if found := list(secrets.find(files, token)):
+    if found := list(secrets.find_secrets(files, token)):
         raise ZooError(f"{directory}: {'; '.join(found)}.", "Remove it there, and revoke it if anybody has seen it.")
 
 
@@ -244,7 +244,7 @@ def _files(made: Artifact, there: Mapping[str, bytes], report: Report | None) ->
         files[artifact.VECTORS] = vectors
     files[artifact.CONFIG] = (json.dumps(made.config(), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
     if report is not None and report.checks:
-        files[artifact.PAGE] = html.render([report]).encode()
+        files[artifact.PAGE] = html.render_html([report]).encode()
         files[artifact.PLOT] = plot.parity_png(report)
     return files
 

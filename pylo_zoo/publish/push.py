@@ -19,7 +19,7 @@ from pylo_zoo.fetch import Access, Conflict, FetchError, NotFound, Unavailable
 from pylo_zoo.hub.api import Hub, Refs, Snapshot
 from pylo_zoo.hub.names import COMMIT, MAIN, Repository, is_revision
 from pylo_zoo.publish import registry_file, secrets
-from pylo_zoo.publish.plan import DERIVED, PUBLISHED, Plan, prepare, without_time
+from pylo_zoo.publish.plan import DERIVED, PUBLISHED, PublishPlan, prepare, without_time
 from pylo_zoo.publish.records import Options, Published, Step
 
 MARK = "pylo-zoo content: sha256:"
@@ -65,7 +65,7 @@ def publish(
     return _Push(plan, options, access).dry() if dry_run else send(plan, options, access)
 
 
-def send(plan: Plan, options: Options, access: Access) -> Published:
+def send(plan: PublishPlan, options: Options, access: Access) -> Published:
     """Send what was prepared; raises as :func:`publish`."""
     return _Push(plan, options, access).run()
 
@@ -78,7 +78,7 @@ def _check_options(options: Options, token: str | None) -> None:
             raise ZooError(f"{word} {name[:100]!r} is no name.", "Use letters, digits, and . _ - + / between them.")
     if options.branch is not None and options.branch == options.tag:
         raise ZooError(f"A branch and a tag cannot both be called {options.tag}.", "Give one of them another name.")
-    if found := list(secrets.find({"--commit-message": (options.message or "").encode()}, token)):
+    if found := list(secrets.find_secrets({"--commit-message": (options.message or "").encode()}, token)):
         raise ZooError(f"{'; '.join(found)}.", "Nothing was sent. Revoke it if anybody has seen it.")
     if options.create_pr and (options.branch not in (None, MAIN) or options.tag is not None):
         raise ZooError(
@@ -97,7 +97,7 @@ def _token(access: Access) -> str | None:
 class _Push:
     """One publication under way."""
 
-    def __init__(self, plan: Plan, options: Options, access: Access) -> None:
+    def __init__(self, plan: PublishPlan, options: Options, access: Access) -> None:
         self.plan, self.options, self.access = plan, options, access
         self.hub = Hub(access)
         self.target = replace(plan.repo, revision=None if options.branch == MAIN else options.branch)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pylo_zoo.publish.plan import Plan
+from pylo_zoo.publish.plan import PublishPlan
 
 Step = Literal["added", "changed", "same", "deleted"]
 
@@ -51,7 +51,7 @@ class Published:
         sent: whether this very run made the commit.
     """
 
-    plan: Plan
+    plan: PublishPlan
     changes: Mapping[str, Step]
     url: str
     commit: str | None = None

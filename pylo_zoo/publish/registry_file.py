@@ -18,7 +18,7 @@ from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import store
 from pylo_zoo.files import read_regular, write_file
 from pylo_zoo.hub.names import Repository
-from pylo_zoo.publish.plan import Plan, is_of
+from pylo_zoo.publish.plan import PublishPlan, is_of
 from pylo_zoo.registry import Entry
 
 PINNED: tuple[str, ...] = (artifact.CONFIG, artifact.WEIGHTS, artifact.PARITY, artifact.VECTORS)
@@ -26,7 +26,7 @@ PINNED: tuple[str, ...] = (artifact.CONFIG, artifact.WEIGHTS, artifact.PARITY, a
 KEY = "artifact"
 
 
-def check(path: Path, plan: Plan) -> None:
+def check(path: Path, plan: PublishPlan) -> None:
     """Whether :func:`pin` will be able to do its work; worth asking before anything is sent.
 
     Raises:
@@ -41,7 +41,7 @@ def check(path: Path, plan: Plan) -> None:
     _changed(path, plan, "0" * 40, plan.hashes)
 
 
-def pin(path: Path, plan: Plan, commit: str, hashes: Mapping[str, str]) -> None:
+def pin(path: Path, plan: PublishPlan, commit: str, hashes: Mapping[str, str]) -> None:
     """Write the commit and the hashes of what was published into the registry at ``path``, in one step.
 
     The entry is the one of the checkpoint that was converted; without such a one, a new one named as the repository.
@@ -61,7 +61,7 @@ def pin(path: Path, plan: Plan, commit: str, hashes: Mapping[str, str]) -> None:
         path.chmod(mode)
 
 
-def _changed(path: Path, plan: Plan, commit: str, hashes: Mapping[str, str]) -> bytes:
+def _changed(path: Path, plan: PublishPlan, commit: str, hashes: Mapping[str, str]) -> bytes:
     """The registry at ``path`` with the pin in it, which reads as any other."""
     hint = "Give a registry.yaml of your own with --registry."
     try:
@@ -89,7 +89,7 @@ def _loaded(path: Path, text: str) -> Mapping[str, Entry]:
             raise ZooError(f"{path} cannot hold the pin: {error.message}", error.hint) from None
 
 
-def _place(entries: Mapping[str, Entry], plan: Plan) -> tuple[str, bool]:
+def _place(entries: Mapping[str, Entry], plan: PublishPlan) -> tuple[str, bool]:
     """The name of the entry that gets the pin, and whether it is a new one."""
     for entry in entries.values():
         if is_of(entry, plan.artifact):
@@ -107,7 +107,7 @@ def _place(entries: Mapping[str, Entry], plan: Plan) -> tuple[str, bool]:
     return name, False
 
 
-def _described(name: str, plan: Plan) -> dict[str, Any]:
+def _described(name: str, plan: PublishPlan) -> dict[str, Any]:
     """A new entry, without its pin."""
     made = plan.artifact
     behavior = to_dict(made.behavior)

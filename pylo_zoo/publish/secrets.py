@@ -25,7 +25,7 @@ PATTERNS: Mapping[str, re.Pattern[bytes]] = {
 }
 
 
-def find(files: Mapping[str, bytes], token: str | None = None) -> Iterator[str]:
+def find_secrets(files: Mapping[str, bytes], token: str | None = None) -> Iterator[str]:
     """What is in ``files`` that is nobody's business, as ``FILE has WHAT``; never the thing itself.
 
     Args:

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 from jax.lax import rsqrt
 
-from pylo_zoo.reference.trace import note
+from pylo_zoo.reference.trace import record
 
 
 class Decays(NamedTuple):
@@ -92,6 +92,6 @@ def factors(acc: Mapping[str, Array], shape: Sequence[int]) -> Factors | None:
     row, col = jnp.expand_dims(acc["row"], d0), jnp.expand_dims(acc["col"], d1)
     relative = row / (jnp.mean(row, axis=d1, keepdims=True) + 1e-9)
     row_factor, col_factor = rsqrt(jnp.maximum(relative, 1e-9)), rsqrt(jnp.maximum(col, 1e-9))
-    note("row_factor", row_factor)
-    note("col_factor", col_factor)
+    record("row_factor", row_factor)
+    record("col_factor", col_factor)
     return Factors(row, col, row_factor, col_factor)

@@ -14,7 +14,7 @@ from pylo_zoo.reference import accumulators
 from pylo_zoo.reference.accumulators import Decays
 from pylo_zoo.reference.features import ADAFAC_GROUPS, all_axes, groups, layers, mlp, stack, time_features
 from pylo_zoo.reference.tensors import at_least_1d, clip_by_global_norm
-from pylo_zoo.reference.trace import note, of_tensor
+from pylo_zoo.reference.trace import of_tensor, record
 
 
 def learned_decays(initial: tuple[float, ...], offset: Array) -> Array:
@@ -63,14 +63,14 @@ class Adafac:
         step_mult = getattr(self.behavior, "step_mult", 1.0)  # ELO has none
         width_mult = hyper.get("width_mult", {})  # μLO alone has it
         time = time_features(state["step"], str(next(iter(params.values())).dtype))
-        note("time_features", time)
+        record("time_features", time)
         new_params, learned = {}, {}
         for name, old in params.items():
             p, g = at_least_1d(old), at_least_1d(grads[name])
             with of_tensor(name):
                 step, learned[name] = self._step(weights, p, g, state["learned"][name], time)
                 step = step * step_mult / width_mult.get(name, 1.0)
-                note("step", step)
+                record("step", step)
             p = p - hyper["lr"] * (step + hyper["weight_decay"] * p)
             new_params[name] = p.reshape(old.shape)
         return new_params, {"step": state["step"] + 1, "learned": learned}
@@ -82,8 +82,8 @@ class Adafac:
         inputs = jnp.concatenate([features, jnp.broadcast_to(time, (*p.shape, 11))], axis=-1)
         out = mlp(weights["mlp"], inputs)
         direction, magnitude = out[..., 0], out[..., 1]
-        note("direction", direction)
-        note("magnitude", magnitude)
+        record("direction", direction)
+        record("magnitude", magnitude)
         return direction * jnp.exp(magnitude * self.behavior.exp_mult), acc
 
     def forward(self, weights, inputs) -> dict[str, Array]:

@@ -25,7 +25,7 @@ from pylo_zoo.reference.features import (
     stack,
 )
 from pylo_zoo.reference.tensors import at_least_1d, clip_by_global_norm, parameter_scale
-from pylo_zoo.reference.trace import note, of_tensor
+from pylo_zoo.reference.trace import of_tensor, record
 
 NORM_EPS = 1e-9
 
@@ -108,16 +108,16 @@ class CELO2:
         else:
             out = self._mlp(weights["mlp_unfactored"], stack(named, VECTOR_GROUPS, NORM_EPS, axes))
         direction, magnitude = out[..., 0], out[..., 1]
-        note("direction", direction)
-        note("magnitude", magnitude)
+        record("direction", direction)
+        record("magnitude", magnitude)
         step = direction * jnp.exp(magnitude * b.exp_mult)
         if b.param_scale_mult:
             step = step * parameter_scale(p)
         if b.orthogonalize and p.ndim > 1:
             step = orthogonalize(step, b.ns_coeffs, b.ns_iters, b.ns_eps)
-            note("orthogonalized", step)
+            record("orthogonalized", step)
         step = b.rmsmult * normalise(step, NORM_EPS, axes)
-        note("step", step)
+        record("step", step)
         return step, acc
 
     def _mlp(self, net: Layers, features: Array) -> Array:
@@ -138,9 +138,9 @@ def _adamw(hyper, p: Array, g: Array, acc, count: Array) -> tuple[Array, dict[st
     m = average(acc["momentum"], g, beta1)
     v = average(acc["second_moment"], g * g, beta2)
     m_hat, v_hat = m[0] / (1 - beta1**count), v[0] / (1 - beta2**count)
-    note("m_hat", m_hat)
-    note("v_hat", v_hat)
+    record("m_hat", m_hat)
+    record("v_hat", v_hat)
     direction = m_hat / (jnp.sqrt(v_hat) + hyper["adam_eps"])
-    note("direction", direction)
+    record("direction", direction)
     p = p - hyper["lr"] * hyper["adam_lr_mult"] * (direction + decay * p)
     return p, {"momentum": m, "second_moment": v}

@@ -15,7 +15,7 @@ from jax import Array
 from jax.lax import rsqrt
 
 from pylo_zoo.reference.accumulators import factors
-from pylo_zoo.reference.trace import note
+from pylo_zoo.reference.trace import record
 
 Layers = list[tuple[Array, Array]]
 
@@ -102,8 +102,8 @@ def stack(named: Mapping[str, Array], order: Sequence[str], eps: float, axes: Se
     """The normalised groups of ``order`` side by side, channels last: ``[*shape, channels]``."""
     normalised = {name: normalise(named[name], eps, axes) for name in order}
     for name in order:
-        note(f"features/{name}", named[name])
-        note(f"normalized/{name}", normalised[name])
+        record(f"features/{name}", named[name])
+        record(f"normalized/{name}", normalised[name])
     return jnp.moveaxis(jnp.concatenate(list(normalised.values())), 0, -1)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from jax import Array
 
-from pylo_zoo.reference.trace import note
+from pylo_zoo.reference.trace import record
 
 
 def at_least_1d(x: Array) -> Array:
@@ -32,5 +32,5 @@ def mean_square(p: Array) -> Array:
 def parameter_scale(p: Array) -> Array:
     """``sqrt(mean(p²) + 1e-9)`` over all axes."""
     scale = jnp.sqrt(mean_square(p) + 1e-9)
-    note("parameter_scale", scale)
+    record("parameter_scale", scale)
     return scale

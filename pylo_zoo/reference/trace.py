@@ -14,7 +14,7 @@ _notes: Notes | None = None
 _tensor = ""
 
 
-def note(quantity: str, value: Array) -> None:
+def record(quantity: str, value: Array) -> None:
     """Keep ``value`` under the tensor that :func:`of_tensor` is about, if anybody collects."""
     if _notes is not None:
         _notes[_tensor, quantity] = value

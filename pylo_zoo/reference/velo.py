@@ -26,7 +26,7 @@ from pylo_zoo.reference.lstm import (
     tensor_features,
 )
 from pylo_zoo.reference.tensors import at_least_1d, parameter_scale
-from pylo_zoo.reference.trace import note, of_tensor
+from pylo_zoo.reference.trace import of_tensor, record
 
 GRADIENT_LIMIT = 1000.0
 
@@ -64,18 +64,18 @@ class Controller(ABC):
         t, names = state["step"], sorted(params)
         seen = advance_loss(state, loss, weights["loss_decays"])
         progress = [fraction_features(t, hyper["num_steps"]), loss_features(seen, weights["loss_decays"])]
-        note("fraction_features", progress[0])
-        note("loss_features", progress[1])
+        record("fraction_features", progress[0])
+        record("loss_features", progress[1])
         old = [(at_least_1d(params[name]), state["learned"][name]) for name in names]
         z = self.lstm_inputs(jnp.concatenate(progress), old)
         steered = self.steer(weights, z, state["lstm_hidden"], state["lstm_cell"])
         written = self.write(weights, steered)
-        note("lstm_inputs", z)
-        note("lr_mult", steered["lr_mult"])
+        record("lstm_inputs", z)
+        record("lr_mult", steered["lr_mult"])
         if written:
-            note("controls", steered["controls"])
+            record("controls", steered["controls"])
         for k, (w, _) in enumerate(written):
-            note(f"written/{k}", w.mT)  # as torch keeps it, for the comparison
+            record(f"written/{k}", w.mT)  # as torch keeps it, for the comparison
 
         new_params, tensors = {}, {}
         for i, (name, (p, acc)) in enumerate(zip(names, old, strict=True)):
@@ -84,7 +84,7 @@ class Controller(ABC):
             with of_tensor(name):
                 step, tensors[name] = self.step(weights, net, p, g, acc, t)
                 step = step * self.behavior.step_mult * steered["lr_mult"][i]
-                note("step", step)
+                record("step", step)
             p = p - hyper["lr"] * (step + hyper["weight_decay"] * p)
             new_params[name] = p.reshape(params[name].shape)
 
@@ -141,10 +141,10 @@ class CeloAdam(Controller):
         beta2 = jnp.asarray(self.behavior.initial_rms_decays, p.dtype)
         m, v = average(acc["momentum"], g, beta1), average(acc["second_moment"], g * g, beta2)
         m_hat, v_hat = m[0] / (1 - beta1 ** (t + 1)), v[0] / (1 - beta2 ** (t + 1))
-        note("m_hat", m_hat)
-        note("v_hat", v_hat)
+        record("m_hat", m_hat)
+        record("v_hat", v_hat)
         direction = m_hat / (1e-8 + jnp.sqrt(v_hat + 1e-10))
-        note("direction", direction)
+        record("direction", direction)
         return direction, {"momentum": m, "second_moment": v}
 
 
@@ -185,8 +185,8 @@ class Celo(Controller):
         acc = accumulators.advance(acc, g, weights["decays"])
         out = mlp(net, stack(groups(p, g, acc, v_eps=1e-6), VELO_GROUPS, eps=1e-5, axes=all_axes(p)))
         direction, magnitude = out[..., 0], out[..., 1]
-        note("direction", direction)
-        note("magnitude", magnitude)
+        record("direction", direction)
+        record("magnitude", magnitude)
         return direction * jnp.exp(magnitude * self.behavior.exp_mult) * parameter_scale(p), acc
 
 

@@ -37,7 +37,7 @@ LEAST_FREE = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainPlan:
     """How long, on what, and how often to look.
 
     Attributes:
@@ -112,7 +112,12 @@ class Run:
     """
 
     def __init__(
-        self, task: Task, recipe: Recipe, plan: Plan, out: Path | None = None, asked: Mapping[str, Any] | None = None
+        self,
+        task: Task,
+        recipe: Recipe,
+        plan: TrainPlan,
+        out: Path | None = None,
+        asked: Mapping[str, Any] | None = None,
     ) -> None:
         check(recipe.schedule)
         self.task, self.recipe, self.plan, self.out, self.asked = task, recipe, plan, out, asked

@@ -128,7 +128,7 @@ class Recipe:
         return replace(self, lr=lr)
 
 
-def find(
+def find_recipe(
     name: str, *, weights: str | None = None, lr: float | None = None, access: Access | None = None, **settings: Any
 ) -> Recipe:
     """The recipe of the optimizer called ``name``.

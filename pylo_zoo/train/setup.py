@@ -18,7 +18,7 @@ from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.fetch import Access
 from pylo_zoo.files import read_text
 from pylo_zoo.train import recipes, schedules
-from pylo_zoo.train.loop import RUN, Plan, Run
+from pylo_zoo.train.loop import RUN, Run, TrainPlan
 
 
 def threads() -> int:
@@ -38,7 +38,7 @@ class Setup:
         optimizer: as for :func:`pylo_zoo.train.recipes.find`, like ``weights``, ``lr``, ``schedule``, ``warmup`` (a
             share of the run) and ``weight_decay``.
         options: of the task.
-        steps, seed, device, compile, evaluate_every, save_every: of :class:`~pylo_zoo.train.loop.Plan`; the device
+        steps, seed, device, compile, evaluate_every, save_every: of :class:`~pylo_zoo.train.loop.TrainPlan`; the device
             ``"auto"`` is a GPU where there is one.
         threads: of torch on the CPU. Several that wait for each other on shared cores make steps as small as these
             hundreds of times slower, and another number adds in another order.
@@ -86,7 +86,7 @@ class Setup:
         self.check()
         torch.set_num_threads(self.threads)
         task = tasks.make(self.task, self.options)
-        recipe = recipes.find(
+        recipe = recipes.find_recipe(
             self.optimizer,
             weights=self.weights,
             lr=self.lr,
@@ -95,7 +95,7 @@ class Setup:
             warmup=self.warmup,
             weight_decay=self.weight_decay,
         )
-        plan = Plan(
+        plan = TrainPlan(
             self.steps or task.steps,
             self.seed,
             str(_device(self.device)),

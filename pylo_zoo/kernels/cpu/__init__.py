@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pylo_zoo.errors import ZooError
 from pylo_zoo.kernels import guard
-from pylo_zoo.kernels.base import Adam, Normalized, Room, Task
+from pylo_zoo.kernels.base import Adam, Normalized, ScratchBuffer, Task
 from pylo_zoo.kernels.cpu import build, records
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.mlp import Layer
@@ -106,7 +106,7 @@ class CpuKernels:
         ]
         self._network(advanced, layers, *map(_pointer, factors), None)
 
-    def steps(self, advanced: Advanced, layers: Sequence[Layer], room: Room) -> list[Tensor]:
+    def steps(self, advanced: Advanced, layers: Sequence[Layer], room: ScratchBuffer) -> list[Tensor]:
         out = room.take([task.p.shape for task in advanced.tasks])
         self._network(advanced, layers, None, None, (ctypes.c_void_p * len(out))(*(each.data_ptr() for each in out)))
         return out
@@ -137,7 +137,7 @@ class CpuKernels:
         self._library.pylo_zoo_move(*arguments, torch.get_num_threads())
 
 
-def find() -> CpuKernels | str:
+def find_kernels() -> CpuKernels | str:
     """The CPU's kernels, compiled if they never were on this machine; or why there are none."""
     library = _library()
     return library if isinstance(library, str) else CpuKernels(library)
@@ -151,4 +151,4 @@ def _pointer(tensor: Tensor | None) -> ctypes.c_void_p | None:
     return None if tensor is None else ctypes.c_void_p(tensor.data_ptr())
 
 
-__all__ = ["Advanced", "CpuKernels", "find"]
+__all__ = ["Advanced", "CpuKernels", "find_kernels"]

@@ -1,4 +1,4 @@
-// p0: sums of squared gradients along rows and columns; and the factored second moment that they advance (SPEC §1).
+// The factor pass: sums of squared gradients along rows and columns; and the factored second moment that they advance (SPEC §1).
 #pragma once
 
 #include "features.h"

@@ -3,10 +3,10 @@
 //   vectors.h   vectors of floats and their functions
 //   plan.h      what Python hands over; how the work is divided
 //   features.h  gradients' conditioning; features of an element
-//   factors.h   p0: sums along rows and columns, the factored second moment
-//   moments.h   p1: the other accumulators, statistics, the normaliser's scales
+//   factors.h   the factor pass: sums along rows and columns, the factored second moment
+//   moments.h   the moment pass: the other accumulators, statistics, the normaliser's scales
 //   network.h   the network, with the normaliser in its first layer
-//   move.h      p2
+//   move.h      the move pass
 //   normalized.h  CELO2's last pass
 //   adam.h      AdamW
 //
@@ -44,7 +44,7 @@ void for_channels(const Plan& plan, const Rule& rule, F f) {
         rule.brief ? f(Channels<true, BRIEF>{}) : f(Channels<true, UNFACTORED>{});
 }
 
-// p1 of one unit.
+// The moment pass of one unit.
 template <class C, bool OLD>
 void advance_unit(const Work& work, const Rule& rule, Index i, const float* scale) {
     const Unit unit = work.units[i];
@@ -55,7 +55,7 @@ void advance_unit(const Work& work, const Rule& rule, Index i, const float* scal
     advance_moments<C, OLD, false>(plan, rule, unit.index, scale, s);
 }
 
-// p2 of one unit, by a network of H units a layer.
+// The move pass of one unit, by a network of H units a layer.
 template <class C, int H>
 void move_unit(const Work& work, const Rule& rule, const Move& move, Index i, const float* scale) {
     const Unit unit = work.units[i];

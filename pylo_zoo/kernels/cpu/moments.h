@@ -1,4 +1,4 @@
-// p1: momentum, second moment and diag advance (SPEC §1); sums of squares of every channel, for the normaliser.
+// The moment pass: momentum, second moment and diag advance (SPEC §1); sums of squares of every channel, for the normaliser.
 #pragma once
 
 #include "factors.h"

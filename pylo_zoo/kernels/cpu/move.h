@@ -1,4 +1,4 @@
-// p2: features again, the network, and the parameter's move.
+// The move pass: features again, the network, and the parameter's move.
 #pragma once
 
 #include "network.h"

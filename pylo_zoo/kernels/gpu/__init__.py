@@ -17,8 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from pylo_zoo.kernels import guard
-from pylo_zoo.kernels.base import Adam, Normalized, Room, Task
-from pylo_zoo.kernels.gpu import p0, p1, p2
+from pylo_zoo.kernels.base import Adam, Normalized, ScratchBuffer, Task
+from pylo_zoo.kernels.gpu import factor_pass, moment_pass, move_pass
 from pylo_zoo.kernels.gpu.adam import NUMBERS, adam_elements
 from pylo_zoo.kernels.gpu.launch import launch
 from pylo_zoo.kernels.gpu.network import IN_REGISTERS, Inputs, Network, inputs_of, known, pack
@@ -31,7 +31,7 @@ from pylo_zoo.kernels.gpu.plan import (
     PER_LANE,
     TABLE_BLOCK,
     Batch,
-    Plan,
+    BatchPlan,
     signature,
 )
 from pylo_zoo.kernels.gpu.records import STEPS, blocks, ceil_div, rows, upload
@@ -42,7 +42,7 @@ from pylo_zoo.ops.rule import Rule
 
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 MOVE_BLOCK, MULTIPLY_BLOCK = 512, 128
-"""Elements of a program of p2: networks in registers, four a thread; products of matrices, half a one."""
+"""Elements of a program of the move pass: networks in registers, four a thread; products of matrices, half a one."""
 ADAM_BLOCK = 1024
 LARGEST_SIZE = 2**30
 """Elements that a parameter must have fewer of: indices are 32-bit."""
@@ -53,7 +53,7 @@ PLANS = 16
 
 
 class Swept(NamedTuple):
-    """What p0 and p1 left of one batch."""
+    """What the factor and moment passes left of one batch."""
 
     batch: Batch
     inputs: Inputs
@@ -69,7 +69,7 @@ class Swept(NamedTuple):
 class Advanced(NamedTuple):
     """What :meth:`GpuKernels.advance` hands to the other methods."""
 
-    plan: Plan
+    plan: BatchPlan
     rule: Rule
     scale: Tensor
     samples: Tensor
@@ -111,9 +111,9 @@ class GpuKernels:
         guard.check_tasks(tasks, self.dtypes, device, checked)
         guard.check_decays(tasks)
         guard.check_numbers("scale", scale, 1)
-        plan: Plan = self._kept(signature(tasks, rule), lambda: Plan(tasks, rule))
+        plan: BatchPlan = self._kept(signature(tasks, rule), lambda: BatchPlan(tasks, rule))
         scale = _scale(scale, device)
-        sums, samples = _floats(device, len(tasks), int(p1.MOMENTS)), _floats(device, len(tasks), 4)
+        sums, samples = _floats(device, len(tasks), int(moment_pass.MOMENTS)), _floats(device, len(tasks), 4)
         swept = [_sweep(batch, batch.gradients(tasks), rule, scale, samples, sums) for batch in plan.batches]
         return Advanced(plan, rule, scale, samples, sums, swept)
 
@@ -138,7 +138,7 @@ class GpuKernels:
         for swept in advanced.swept:
             self._apply(advanced, swept, network, *factors, None)
 
-    def steps(self, advanced: Advanced, layers: Sequence[Layer], room: Room) -> list[Tensor]:
+    def steps(self, advanced: Advanced, layers: Sequence[Layer], room: ScratchBuffer) -> list[Tensor]:
         guard.check_layers(layers, advanced.rule, advanced.plan.tasks, advanced.moments.device, MOST_UNITS)
         # Torch keeps a GPU's memory for the next step by itself.
         network, nothing = pack(layers), advanced.moments
@@ -205,7 +205,7 @@ class GpuKernels:
         shrink: Tensor,
         steps: Tensor | None,
     ) -> None:
-        """p2 of one batch: the normaliser folded into the network, then the network."""
+        """The move pass of one batch: the normaliser folded into the network, then the network."""
         batch, rule, kind = swept.batch, advanced.rule, swept.batch.kind
         wide = network.units > IN_REGISTERS
         first = network.elements(swept.inputs)
@@ -218,7 +218,7 @@ class GpuKernels:
         if kind.factored:
             weights = network.tables(rule)
             launch(
-                p2.fold_tables, len(batch.entries), batch.tables, batch.entries, swept.table_scales,
+                move_pass.fold_tables, len(batch.entries), batch.tables, batch.entries, swept.table_scales,
                 weights, _stride(weights), bias, bias_stride, additions,
                 H=network.units, ROWS_OF_H=wide, BLOCK=TABLE_BLOCK,
             )  # fmt: skip
@@ -226,10 +226,10 @@ class GpuKernels:
         if rule.parameter_scale:
             size = torch.sqrt(advanced.moments[:, 0] + 1e-9)
         block = MULTIPLY_BLOCK if wide else MOVE_BLOCK
-        programs = batch.p2(block)
+        programs = batch.move_tiles(block)
         launch(
-            p2.move_elements, len(programs), batch.elements, swept.gradients, programs, advanced.scale, swept.factors,
-            additions, first, swept.scales, network.deep, _stride(network.deep), bias, bias_stride,
+            move_pass.move_elements, len(programs), batch.elements, swept.gradients, programs, advanced.scale,
+            swept.factors, additions, first, swept.scales, network.deep, _stride(network.deep), bias, bias_stride,
             coefficient, shrink, size, size if steps is None else steps,
             rule.rsqrt_eps, rule.diag_eps, rule.exp_mult,
             FACTORED=kind.factored, PLAIN=kind.plain, VARIED=kind.varied, ALIGNED=kind.aligned,
@@ -240,7 +240,7 @@ class GpuKernels:
 
 
 def _sweep(batch: Batch, gradients: Tensor, rule: Rule, scale: Tensor, samples: Tensor, moments: Tensor) -> Swept:
-    """p0 and p1 of one batch."""
+    """The factor and moment passes of one batch."""
     kind, device = batch.kind, batch.device
     inputs = inputs_of(rule.features if kind.factored else rule.unfactored, kind.factored)
     factors = _floats(device, 3 * batch.entries_total)
@@ -248,21 +248,24 @@ def _sweep(batch: Batch, gradients: Tensor, rule: Rule, scale: Tensor, samples: 
     if kind.factored:
         _sweep_tables(batch, gradients, scale, factors, table_scales, rule.norm_eps)
 
-    launch(p1.take_samples, len(batch.places), batch.elements, samples)
-    channels, means = len(inputs.select) + int(p1.MOMENTS), MEANS if kind.varied else 1
-    partials = _floats(device, len(batch.p1), channels * means)
+    launch(moment_pass.take_samples, len(batch.places), batch.elements, samples)
+    channels, means = len(inputs.select) + int(moment_pass.MOMENTS), MEANS if kind.varied else 1
+    partials = _floats(device, len(batch.moment_tiles), channels * means)
     tile = (MEANS_TILE, MEANS) if kind.varied else (LANES, PER_LANE)
     launch(
-        p1.advance_elements, len(batch.p1), batch.elements, gradients, batch.p1, scale, factors, samples, partials,
+        moment_pass.advance_elements, len(batch.moment_tiles), batch.elements, gradients,
+        batch.moment_tiles, scale, factors, samples, partials,
         rule.rsqrt_eps, rule.diag_eps,
         FACTORED=kind.factored, PLAIN=kind.plain, VARIED=kind.varied, ALIGNED=kind.aligned,
         P_TYPE=TYPES[kind.p], G_TYPE=TYPES[kind.g], SELECT=inputs.select, TILE_0=tile[0], TILE_1=tile[1], num_warps=4,
     )  # fmt: skip
     groups, width = len(batch.groups), channels * means
     sums = _floats(device, groups, channels, means)
-    launch(p1.combine, (groups, ceil_div(width, 64)), partials, batch.groups, sums, WIDTH=width, ROWS=64, BLOCK=64)
     launch(
-        p1.moments_of, len(batch.places), batch.elements, batch.groups_of, sums, moments,
+        moment_pass.combine, (groups, ceil_div(width, 64)), partials, batch.groups, sums, WIDTH=width, ROWS=64, BLOCK=64
+    )
+    launch(
+        moment_pass.moments_of, len(batch.places), batch.elements, batch.groups_of, sums, moments,
         CHANNELS=channels, MEANS=means, BLOCK=32,
     )  # fmt: skip
     scales = torch.rsqrt(rule.norm_eps + sums / batch.spans)
@@ -272,29 +275,30 @@ def _sweep(batch: Batch, gradients: Tensor, rule: Rule, scale: Tensor, samples: 
 def _sweep_tables(
     batch: Batch, gradients: Tensor, scale: Tensor, factors: Tensor, scales: Tensor, norm_eps: float
 ) -> None:
-    """p0 of one batch: ``row`` and ``col`` advanced, their factors, and the normaliser's scales of both."""
+    """The factor pass of one batch: ``row`` and ``col``, their factors and normalizer scales."""
     kind, tile = batch.kind, batch.tile
     partials = _floats(batch.device, batch.parts_total)
     launch(
-        p0.tile_sums, len(batch.p0), batch.elements, gradients, batch.p0_places, batch.p0, scale, partials,
+        factor_pass.tile_sums, len(batch.factor_tiles), batch.elements, gradients,
+        batch.factor_places, batch.factor_tiles, scale, partials,
         G_TYPE=TYPES[kind.g], ALIGNED=kind.aligned, TILE_X=tile[0], TILE_Y=tile[1], TILE_C=tile[2], num_warps=8,
     )  # fmt: skip
     launch(
-        p0.advance_tables, len(batch.entries), batch.tables, batch.entries, partials, factors,
+        factor_pass.advance_tables, len(batch.entries), batch.tables, batch.entries, partials, factors,
         BLOCK=TABLE_BLOCK,
     )  # fmt: skip
     launch(
-        p0.row_factors, len(batch.row_strips), batch.tables, batch.row_strips, factors,
+        factor_pass.row_factors, len(batch.row_strips), batch.tables, batch.row_strips, factors,
         ALONG=ALONG, ACROSS=ACROSS,
     )  # fmt: skip
     launch(
-        p0.table_scales, len(batch.scale_strips), batch.tables, batch.scale_strips, scales, norm_eps,
+        factor_pass.table_scales, len(batch.scale_strips), batch.tables, batch.scale_strips, scales, norm_eps,
         ALONG=ALONG, ACROSS=ACROSS,
     )  # fmt: skip
 
 
 def _floats(device: torch.device, *shape: int) -> Tensor:
-    """Room for float32, whatever torch's default type is."""
+    """ScratchBuffer for float32, whatever torch's default type is."""
     return torch.empty(shape, dtype=torch.float32, device=device)
 
 
@@ -355,6 +359,6 @@ def _adam_tables(records: Sequence[dict[str, int]], device: torch.device) -> tup
     return rows(STEPS, records, device), programs
 
 
-def find() -> GpuKernels:
+def find_kernels() -> GpuKernels:
     """The GPU's kernels; Triton compiles each when it is first used."""
     return GpuKernels()

@@ -23,12 +23,12 @@ from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.rule import Rule
 
 TILE_X, TILE_Y, TILE_C = 64, 128, 16
-"""Of p0: ``[TILE_X, TILE_Y]`` of matrices, ``[TILE_C, TILE_C, TILE_C]`` where the last axes are not factored."""
+"""Of the factor pass: ``[TILE_X, TILE_Y]``, or ``[TILE_C, TILE_C, TILE_C]`` if the last axes are not factored."""
 LANES, PER_LANE = 128, 2
-"""Of p1: a tile's elements; where means interleave, ``[MEANS_TILE, MEANS]``."""
+"""Of the moment pass: a tile's elements; where means interleave, ``[MEANS_TILE, MEANS]``."""
 MEANS_TILE, MEANS = 32, 16
 PROGRAMS_OF_A_MEAN, LEAST_TILES = 2048, 4
-"""Of p1: how many partial sums a mean may have, and how many tiles a program walks over at least, if there are."""
+"""Of the moment pass: the most partial sums per mean, and the fewest tiles per program."""
 TABLE_BLOCK = 128
 ALONG, ACROSS = 256, 4
 """Of reductions of tables: elements of a mean, and means, at once."""
@@ -116,7 +116,7 @@ class Place:
 
     @cached_property
     def walk(self) -> tuple[int, int, int]:
-        """Of p1: tiles of a program, programs of a mean (or of neighbouring means), and such means."""
+        """Of the moment pass: tiles of a program, programs of a mean (or of neighbouring means), and such means."""
         tile = MEANS_TILE if self.means.trailing > 1 else LANES * PER_LANE
         tiles = ceil_div(self.means.span, tile)
         each = min(tiles, max(LEAST_TILES, ceil_div(tiles, PROGRAMS_OF_A_MEAN)))
@@ -156,18 +156,18 @@ class Batch:
 
     @property
     def tile(self) -> tuple[int, int, int]:
-        """Of p0, ``(x, y, c)``."""
+        """Of the factor pass, ``(x, y, c)``."""
         return (TILE_C, TILE_C, TILE_C) if self.kind.trailing else (TILE_X, TILE_Y, 1)
 
     @cached_property
-    def p0(self) -> Tensor:
+    def factor_tiles(self) -> Tensor:
         """Tiles."""
         planes = [place.five[0] * place.five[2] for place in self.places]
         counts = [each * math.prod(self._tiles(place)) for each, place in zip(planes, self.places, strict=True)]
         return blocks(counts, self.device)
 
     @cached_property
-    def p0_places(self) -> Tensor:
+    def factor_places(self) -> Tensor:
         """Where partial sums of tiles begin, of the outer and the inner table, ``[N, 2]``."""
         return upload(torch.tensor([table["part"] for table in self._tables]).view(-1, 2), self.device)
 
@@ -185,12 +185,12 @@ class Batch:
         return blocks([self._strips(table, "span", "trailing") for table in self._tables], self.device)
 
     @cached_property
-    def p1(self) -> Tensor:
+    def moment_tiles(self) -> Tensor:
         return blocks([place.walk[1] * place.walk[2] for place in self.places], self.device)
 
     @cached_property
     def groups(self) -> Tensor:
-        """First program of p1 and number of programs of each group, ``[groups, 2]``, int32."""
+        """First program of the moment pass and number of programs of each group, ``[groups, 2]``, int32."""
         counts = [place.walk[1] for place in self.places for _ in range(place.walk[2])]
         return upload(torch.tensor([starts(counts)[:-1], counts], dtype=torch.int32).T.contiguous(), self.device)
 
@@ -214,7 +214,7 @@ class Batch:
         each = [float(place.means.span) for place in self.places for _ in range(place.walk[2])]
         return upload(torch.tensor(each, dtype=torch.float32), self.device)[:, None, None]
 
-    def p2(self, block: int) -> Tensor:
+    def move_tiles(self, block: int) -> Tensor:
         if block not in self._moves:
             means = [place.means for place in self.places]
             counts = [leading * ceil_div(span * trailing, block) for leading, span, trailing in means]
@@ -288,7 +288,7 @@ class Batch:
         return table["size"] // (table[span] * table[trailing]) * ceil_div(table[trailing], ACROSS)
 
 
-class Plan:
+class BatchPlan:
     """All parameters of a call, as batches of one kind each."""
 
     def __init__(self, tasks: Sequence[Task], rule: Rule) -> None:

@@ -12,8 +12,8 @@ from pylo_zoo.artifact import Artifact
 from pylo_zoo.nets import PROBE_ELEMENTS, Affine, FixedDecays
 from pylo_zoo.ops.accumulators import advance
 from pylo_zoo.ops.layout import Axes
-from pylo_zoo.ops.trace import note
-from pylo_zoo.optim.base import Group, Item, LearnedOptimizer
+from pylo_zoo.ops.trace import record
+from pylo_zoo.optim.base import Group, LearnedOptimizer, ParamStep
 
 from .converter import ToyArchitecture, ToyBehavior
 
@@ -65,12 +65,12 @@ class Toy(LearnedOptimizer):
     def new_state(self, p: Tensor, group: Group, axes: Axes) -> dict[str, Tensor]:
         return {name: torch.zeros_like(p)[None] for name in ("momentum", "second_moment")}
 
-    def update(self, item: Item, step: Tensor, context: None) -> None:
+    def update(self, item: ParamStep, step: Tensor, context: None) -> None:
         p, g, state, decays = item.p, item.g, item.state, item.meta.decays
         advance(state["momentum"], g, decays.momentum)
         advance(state["second_moment"], g.square(), decays.rms)
         rms = state["second_moment"][0].sqrt() + EPS
         delta = item.meta.net(torch.stack([g / rms, state["momentum"][0] / rms], dim=-1))[..., 0]
         delta = self.behavior.step_mult * delta
-        note("step", delta)
+        record("step", delta)
         p.sub_(item.group["lr"] * (delta + item.group["weight_decay"] * p))

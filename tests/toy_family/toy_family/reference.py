@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from pylo_zoo.reference import Specification
 from pylo_zoo.reference.tensors import clip_by_global_norm
-from pylo_zoo.reference.trace import note, of_tensor
+from pylo_zoo.reference.trace import of_tensor, record
 
 from .converter import ToyArchitecture, ToyBehavior
 
@@ -42,7 +42,7 @@ class ToyRule:
             features = jnp.stack([g, m[0]], axis=-1) / (jnp.sqrt(v[0]) + 1e-8)[..., None]
             with of_tensor(name):
                 step = self.behavior.step_mult * self.forward(weights, {"features": features})["mlp"][..., 0]
-                note("step", step)
+                record("step", step)
             moved[name] = p - hyper["lr"] * (step + hyper["weight_decay"] * p)
             learned[name] = {"momentum": m, "second_moment": v}
         return moved, {"step": state["step"] + 1, "learned": learned}

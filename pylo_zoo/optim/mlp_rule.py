@@ -15,8 +15,8 @@ from pylo_zoo.kernels import Kernels, Task
 from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.ops.rule import Rule
 from pylo_zoo.ops.step import learned_step
-from pylo_zoo.ops.trace import note
-from pylo_zoo.optim.base import Group, Item, LearnedOptimizer, Loss
+from pylo_zoo.ops.trace import record
+from pylo_zoo.optim.base import Group, LearnedOptimizer, Loss, ParamStep
 
 
 class Limits(NamedTuple):
@@ -41,17 +41,17 @@ class Network(NamedTuple):
 
 
 @dataclass
-class Launch:
+class KernelBatch:
     """Parameters that fused kernels step together."""
 
     kernels: Kernels
     positions: list[int]
     """Where they stand among the step's parameters."""
-    items: list[Item]
+    items: list[ParamStep]
     advanced: Any = None
 
 
-class RuledOptimizer(LearnedOptimizer):
+class MLPRuleOptimizer(LearnedOptimizer):
     """Base of the optimizers whose step is a :class:`~pylo_zoo.ops.rule.Rule`.
 
     A family says what its rule is, what it does to gradients, which network a parameter has and what the step is
@@ -80,19 +80,19 @@ class RuledOptimizer(LearnedOptimizer):
         """What :meth:`prepare` gave, for parameters on one device: layers alike for all or stacked, and multipliers."""
         return prepared[positions[0]].layers, [prepared[k].multiplier for k in positions]
 
-    def apply(self, item: Item, delta: Tensor) -> None:
+    def apply(self, item: ParamStep, delta: Tensor) -> None:
         """``p ← p − lr·(step + weight_decay·p)``; ``delta`` may be written over."""
-        note("step", delta)
+        record("step", delta)
         if decay := self.decay(item.group):
             delta.add_(item.p, alpha=decay)
         item.p.sub_(delta.mul_(item.group["lr"]))
 
-    def moved(self, item: Item) -> None:
+    def moved(self, item: ParamStep) -> None:
         """Called when ``item.p`` has been moved; nothing by default."""
 
     # --- plain ---------------------------------------------------------------------------------------------------
 
-    def update(self, item: Item, step: Tensor, context: Network) -> None:
+    def update(self, item: ParamStep, step: Tensor, context: Network) -> None:
         g = self.limits(item.group).condition(item.g)
         delta = learned_step(item.p, g, item.state, item.meta.decays, item.axes, self.rule, context.layers)
         self.apply(item, delta.mul_(context.multiplier))
@@ -100,7 +100,7 @@ class RuledOptimizer(LearnedOptimizer):
 
     # --- fused ---------------------------------------------------------------------------------------------------
 
-    def _take_fused(self, items: Sequence[Item], step: Tensor, loss: Loss | None) -> None:
+    def _take_fused(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> None:
         launches, rest = self._launches(items)
         for launch in launches if self.looks_ahead else ():
             self._advance(launch)
@@ -115,11 +115,11 @@ class RuledOptimizer(LearnedOptimizer):
             launch.advanced = None  # with it go copies of gradients
         self._update_each([items[k] for k in rest], [prepared[k] for k in rest], step)
 
-    def _launches(self, items: Sequence[Item]) -> tuple[list[Launch], list[int]]:
+    def _launches(self, items: Sequence[ParamStep]) -> tuple[list[KernelBatch], list[int]]:
         """Parameters that kernels take, in launches; and the positions of the others."""
-        launches: list[Launch] = []
+        launches: list[KernelBatch] = []
         rest: list[int] = []
-        sizes: dict[torch.device, tuple[Launch, int]] = {}
+        sizes: dict[torch.device, tuple[KernelBatch, int]] = {}
         rule, hidden = self.rule, items[0].meta.net.mlp.weights()[0][0].shape[-2]  # pyright: ignore
         known: dict[tuple[int, int], Kernels | None] = {}
         for k, item in enumerate(items):
@@ -134,29 +134,29 @@ class RuledOptimizer(LearnedOptimizer):
             device, count = p.device, p.numel()
             launch, size = sizes.get(device, (None, 0))
             if launch is None or (not self.looks_ahead and size + count > kernels.bucket):
-                launch, size = Launch(kernels, [], []), 0
+                launch, size = KernelBatch(kernels, [], []), 0
                 launches.append(launch)
             launch.positions.append(k)
             launch.items.append(item)
             sizes[device] = launch, size + count
         return launches, rest
 
-    def _advance(self, launch: Launch) -> None:
+    def _advance(self, launch: KernelBatch) -> None:
         tasks = [self._task(item, launch.kernels) for item in launch.items]
         launch.advanced = launch.kernels.advance(tasks, self.rule, launch.items[0].scale, self.looks_ahead, True)
 
-    def _task(self, item: Item, kernels: Kernels) -> Task:
-        p, g = item.taken(kernels.dtypes)
+    def _task(self, item: ParamStep, kernels: Kernels) -> Task:
+        p, g = item.kernel_inputs(kernels.dtypes)
         return Task(p, g, item.state, item.axes, item.meta.decays, *self.limits(item.group))
 
-    def _move(self, launch: Launch, prepared: Sequence[Network]) -> None:
+    def _move(self, launch: KernelBatch, prepared: Sequence[Network]) -> None:
         layers, multipliers = self.networks(prepared, launch.positions)
         lrs = [item.group["lr"] for item in launch.items]
         decays = [self.decay(item.group) for item in launch.items]
         launch.kernels.move(launch.advanced, layers, products(lrs, multipliers), products(lrs, decays))
         for item in launch.items:
             self.moved(item)
-            item.written()
+            item.write_back()
 
 
 def products(lrs: Sequence[float | Tensor], factors: Sequence[float] | Tensor) -> Sequence[float] | Tensor:

@@ -16,11 +16,11 @@ from pylo_zoo.nets import Control
 from pylo_zoo.ops import conditioning
 from pylo_zoo.ops.apply import foreach
 from pylo_zoo.ops.layout import Axes
-from pylo_zoo.ops.trace import note
+from pylo_zoo.ops.trace import record
 from pylo_zoo.optim.advice import LrWatch, schedule_warning
-from pylo_zoo.optim.base import Group, Item, LearnedOptimizer, Loss, new_counter, state_dtype
+from pylo_zoo.optim.base import Group, LearnedOptimizer, Loss, ParamStep, new_counter, state_dtype
 from pylo_zoo.optim.checks import is_of_one_process, require
-from pylo_zoo.optim.contract import Due
+from pylo_zoo.optim.contract import ParamGrad
 
 DECAYS = ("decoupled", "l2")
 OF_THE_RUN = ("num_steps", "accumulate")
@@ -31,7 +31,7 @@ MAX_GRADIENT = 1000.0
 """Gradients are clipped to this, element by element, before the update (SPEC §4)."""
 
 
-class ControlledOptimizer(LearnedOptimizer):
+class LSTMControlledOptimizer(LearnedOptimizer):
     """Base of the optimizers whose step sizes an LSTM chooses from the loss and the fraction of training done.
 
     Args:
@@ -124,11 +124,11 @@ class ControlledOptimizer(LearnedOptimizer):
         return max(1, self.num_steps // self.param_groups[0]["accumulate"])
 
     @abstractmethod
-    def lstm_inputs(self, items: Sequence[Item], run_features: Tensor) -> Tensor:
+    def lstm_inputs(self, items: Sequence[ParamStep], run_features: Tensor) -> Tensor:
         """The LSTM's inputs ``[N, inputs]``, from ``run_features [18]``: nine of the fraction, nine of the loss."""
 
     @abstractmethod
-    def contexts(self, items: Sequence[Item], control: Control) -> Sequence[Any]:
+    def contexts(self, items: Sequence[ParamStep], control: Control) -> Sequence[Any]:
         """What :meth:`update` needs of the LSTM's outputs, one entry a parameter."""
 
     def expected_state(self, p: Tensor, group: Group) -> dict[str, Tensor]:
@@ -151,7 +151,7 @@ class ControlledOptimizer(LearnedOptimizer):
             state |= {"loss_sum": torch.zeros((), device=device, dtype=dtype), "banked": new_counter()}
         return state
 
-    def _step(self, due: Sequence[Due], loss: Loss | None) -> None:
+    def _step(self, due: Sequence[ParamGrad], loss: Loss | None) -> None:
         if not torch.compiler.is_compiling() and is_of_one_process(loss):
             self._warn_once(
                 "mean",
@@ -165,12 +165,12 @@ class ControlledOptimizer(LearnedOptimizer):
             due, loss = self._withdraw()
         super()._step(due, loss)
 
-    def _prime(self, due: Sequence[Due]) -> None:
+    def _prime(self, due: Sequence[ParamGrad]) -> None:
         super()._prime(due)
         if "schedule" not in self._warned and (fall := self._lr_watch.fall(self.param_groups)):
             self._warn_once("schedule", schedule_warning(type(self).__name__, *fall))
 
-    def _bank(self, due: Sequence[Due], loss: Loss | None) -> None:
+    def _bank(self, due: Sequence[ParamGrad], loss: Loss | None) -> None:
         """Add gradients and loss to what waits for the step that they make together."""
         self._prime(due)
         for p, g, _ in due:
@@ -180,32 +180,34 @@ class ControlledOptimizer(LearnedOptimizer):
         run["loss_sum"] += scalar_like(loss, run["loss_sum"])
         run["banked"] += 1
 
-    def _check(self, due: Sequence[Due]) -> bool:
+    def _check(self, due: Sequence[ParamGrad]) -> bool:
         """Check every parameter of this step and every one whose gradients wait, which the rule's step moves too."""
         if self.param_groups[0]["accumulate"] > 1:
             members = [(p, group) for group in self.param_groups for p in group["params"] if self.state.get(p)]
-            self._checks.check(self, [Due(p, p, group) for p, group in members if _waits(self.state[p])], "waiting")
+            self._checks.check(
+                self, [ParamGrad(p, p, group) for p, group in members if _waits(self.state[p])], "waiting"
+            )
         return super()._check(due)
 
-    def _withdraw(self) -> tuple[list[Due], Tensor]:
+    def _withdraw(self) -> tuple[list[ParamGrad], Tensor]:
         """Means of the gradients and losses that waited, and the bank empty. An absent gradient counts as zeros."""
         run, due = self.param_groups[0], []
         for group in self.param_groups:
             for p in group["params"]:
                 if p in self.state and int(self.state[p].get("banked", 0)) > 0:
-                    due.append(Due(p, self.state[p]["gradient_sum"] / run["accumulate"], group))
+                    due.append(ParamGrad(p, self.state[p]["gradient_sum"] / run["accumulate"], group))
                     self.state[p].update(gradient_sum=torch.zeros_like(due[-1].gradient), banked=new_counter())
         loss = run["loss_sum"] / run["accumulate"]
         run["loss_sum"].zero_()
         run["banked"].zero_()
         return due, loss
 
-    def _item(self, due: Due, scale: Tensor | None) -> Item:
+    def _item(self, due: ParamGrad, scale: Tensor | None) -> ParamStep:
         item = super()._item(due, scale)
         item.l2 = item.group["weight_decay"] if _is_l2(item.group) else 0.0
         return item
 
-    def prepare(self, items: Sequence[Item], step: Tensor, loss: Loss | None) -> Sequence[Any]:
+    def prepare(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> Sequence[Any]:
         run, horizon = self.param_groups[0], self.horizon
         average, minimum = run["loss_average"], run["loss_minimum"]
         if not torch.compiler.is_compiling() and not step < horizon:  # in a graph, nothing reads the count back
@@ -220,15 +222,15 @@ class ControlledOptimizer(LearnedOptimizer):
         conditioning.advance_loss(average, minimum, t, seen, decays)
         fraction = conditioning.fraction_features(t.clamp(max=horizon - 1), horizon, average)
         losses = conditioning.loss_features(average, minimum, t + 1, decays)
-        note("fraction_features", fraction)
-        note("loss_features", losses)
+        record("fraction_features", fraction)
+        record("loss_features", losses)
 
         meta = self._meta(average.device, average.dtype)
         hidden, cell = (torch.stack([item.state[name].to(average) for item in items]) for name in _LSTM_STATE)
         inputs = self.lstm_inputs(items, torch.cat([fraction, losses]))
         control = meta.net(inputs, hidden, cell)
-        note("lstm_inputs", inputs)
-        note("lr_mult", control.lr_mult)
+        record("lstm_inputs", inputs)
+        record("lr_mult", control.lr_mult)
         if not getattr(self.behavior, "use_bugged_next_lstm_state", False):
             for name, following in zip(_LSTM_STATE, (control.hidden, control.cell), strict=True):
                 foreach._foreach_copy_([item.state[name] for item in items], following.unbind())

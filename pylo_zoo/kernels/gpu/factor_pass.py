@@ -1,4 +1,4 @@
-"""p0: ``g²`` summed along the factored axes, ``row`` and ``col`` advanced, and what features need of them (SPEC §1–2).
+"""The factor pass: ``g²`` summed along the factored axes, ``row`` and ``col`` advanced (SPEC §1–2).
 
 Four launches over many parameters: sums of tiles; tiles to means, and tables advanced; row factors, which need a mean
 of ``row``; the normaliser's means of the features that are tables.

@@ -1,4 +1,4 @@
-"""p2: the features rebuilt in registers, the network over them, and the parameter moved (SPEC §3–§6).
+"""The move pass: the features rebuilt in registers, the network over them, and the parameter moved (SPEC §3–§6).
 
 The normaliser is in the network's first layer by now: each weight is multiplied by its channel's
 ``rsqrt(eps + mean square)``. What is constant along an axis has become an addition to the hidden layer, one a row and
@@ -53,7 +53,7 @@ def fold_tables(
     """Additions to the hidden layer for each entry of ``row`` and ``col``; the bias is in the outer table's.
 
     Args:
-        scales: of :func:`pylo_zoo.kernels.gpu.p0.table_scales`.
+        scales: of :func:`pylo_zoo.kernels.gpu.factor_pass.table_scales`.
         weights: ``[1 or tasks, 2 (row, col), 6, H]``, of the table's three channels and of their rsqrt.
         additions: written; a table's ``[entries, H]`` if ``ROWS_OF_H``, else ``[H, entries]``.
     """

@@ -1,4 +1,4 @@
-"""p1: momentum, second moment and ``diag`` advanced, and each feature's squares summed (SPEC §1, §2).
+"""The moment pass: momentum, second moment and ``diag`` advanced, and each feature's squares summed (SPEC §1, §2).
 
 A program walks over a few tiles of one parameter, sums in registers and writes one partial sum a channel; partial sums
 are then combined in a fixed order. With ``VARIED`` the normaliser's means interleave in memory (a convolution in torch
