@@ -32,6 +32,10 @@ os.environ["HF_HOME"] = str(Path(tempfile.gettempdir(), "pylo-zoo-tests-have-no-
 os.environ["PYLO_ZOO_HOME"] = tempfile.mkdtemp(prefix="pylo-zoo-test-home-")
 # Compiling takes ten seconds: once for all tests, unless one has a directory of its own.
 os.environ.setdefault("PYLO_ZOO_KERNELS", str(Path(__file__).parent.parent / "build" / "kernels"))
+# So does XLA, a third of the time of a proof.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / "build" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 torch.set_num_threads(1)  # as many processes as cores run tests, and these tensors are too small to share out
 
 

@@ -26,7 +26,7 @@ from pylo_zoo.samples import velo_sample
 
 pytest.importorskip("jax")
 
-SLOW = {"celo", "celo2-base", "elo-celo2", "mulo"}
+SLOW = {"adafac-mlp", "celo", "celo2-base", "elo-celo2", "mulo"}
 """Families whose whole proof only ``make test-full`` runs: the others reach the same code."""
 FAMILIES = [
     pytest.param(family, marks=pytest.mark.slow) if family in SLOW else family for family in converters.FAMILIES
