@@ -43,6 +43,7 @@ def a_step(backend: str) -> set[tuple[str, str]]:
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 10))
     optimizer = VeLO(net.parameters(), num_steps=10, weights="velo-sample", backend=backend)
+    found: set[tuple[str, str]] = set()
     for _ in range(3):
         loss = net(torch.randn(4, 3, 8, 8)).square().mean()
         optimizer.zero_grad()
