@@ -1,4 +1,4 @@
-"""docs/zoo.md, the registry as a page; ``python tests/zoo_docs.py`` writes it."""
+"""Generate docs/zoo.md from the registry: ``python tests/zoo_docs.py``."""
 
 from __future__ import annotations
 
@@ -14,28 +14,27 @@ PAGE = ROOT / "docs" / "zoo.md"
 HEAD = """\
 # The zoo
 
-Every checkpoint that the [registry](../registry.yaml) knows; `pylo-zoo info NAME` has the rest of it: addresses,
-sha256, behaviour, how to train with it. This page is written by `python tests/zoo_docs.py`, and a test holds it to the
-registry.
+Every checkpoint in the [registry](../registry.yaml). `pylo-zoo info NAME` shows the details: addresses, sha256, behavior, and
+how to train with it. `python tests/zoo_docs.py` generates this page, and a test keeps it in sync with the registry.
 
-A licence that is *unknown* was stated by nobody, so nobody may assume one. A size without a figure is not known before
-the first download. *Published* is the converted artifact on the Hub, with its proof.
+License *unknown* means that the publisher states no license; do not assume one. A missing size is unknown until the first download.
+*Published* is the converted artifact on the Hub, with its proof.
 
-| name | optimizer | bytes | licence | paper (arXiv) | source | published |
+| name | optimizer | bytes | license | paper (arXiv) | source | published |
 | --- | --- | ---: | --- | --- | --- | --- |
 """
 
 
 def linked(text: str, address: str | None) -> str:
-    """A link, where there is an address."""
+    """``text``, as a link if ``address`` is known."""
     return f"[{escaped(text)}](<{address}>)" if address else escaped(text)
 
 
 def source(entry: Entry) -> str:
-    """Each place that the weights are fetched from, a Hub repository by its name."""
+    """Links to the places that the weights are fetched from; a Hub repository is shown by its name."""
     places = {}
     for each in entry.sources:
-        if each.format == "gin":  # lies beside the weights
+        if each.format == "gin":  # next to the weights
             continue
         on_the_hub = each.scheme == "hf"
         places["/".join(each.uri.split("/")[2:4]) if on_the_hub else each.origin] = web_address(each.uri)
@@ -43,7 +42,7 @@ def source(entry: Entry) -> str:
 
 
 def published(entry: Entry) -> str:
-    """The artifact on the Hub, a dash without."""
+    """A link to the artifact on the Hub, or a dash."""
     if entry.artifact is None:
         return "–"
     repo, _, commit = entry.artifact.uri.removeprefix("hf://").partition("@")
@@ -51,7 +50,7 @@ def published(entry: Entry) -> str:
 
 
 def row(entry: Entry) -> str:
-    """One line of the table."""
+    """One row of the table."""
     optimizer = converters.get(entry.family).optimizer.partition(":")[2]
     paper = linked(entry.paper.arxiv, f"https://arxiv.org/abs/{entry.paper.arxiv}") if entry.paper else "–"
     cells = (
@@ -66,13 +65,13 @@ def row(entry: Entry) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def rendered() -> str:
-    """The page. Entries that other installed packages declare are no part of it."""
+def render_page() -> str:
+    """The page, without entries that other installed packages declare."""
     entries = load_registry(ROOT / "registry.yaml")
-    said = {entry.name: filter(None, (entry.summary, entry.notes)) for entry in entries.values()}
-    notes = [f"- `{name}`: {' '.join(map(escaped, texts))}" for name, texts in said.items()]
+    texts = {entry.name: filter(None, (entry.summary, entry.notes)) for entry in entries.values()}
+    notes = [f"- `{name}`: {' '.join(map(escaped, parts))}" for name, parts in texts.items()]
     return HEAD + "\n".join([*map(row, entries.values()), "", *notes]) + "\n"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(rendered(), encoding="utf-8")
+    PAGE.write_text(render_page(), encoding="utf-8")
