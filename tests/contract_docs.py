@@ -1,4 +1,4 @@
-"""Generate the contract's table in docs/optimizers.md: ``python tests/contract_docs.py``."""
+"""Writes the contract table of docs/optimizers.md: ``python tests/contract_docs.py``."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ BEGIN, END = "<!-- the contract: written by tests/contract_docs.py -->", "<!-- e
 MODULES = sorted(path.stem for path in Path(__file__).parent.glob("test_contract_*.py"))
 
 
-def render_tables() -> str:
-    """One table per section, then the reasons; a cell is ✓ or the number of a reason."""
+def render_table() -> str:
+    """The table, one part per section; a cell is ✓ or the number of a reason listed below it."""
     for module in MODULES:
         importlib.import_module(module)
     reasons: dict[str, int] = {}
@@ -37,9 +37,9 @@ def render_tables() -> str:
 
 
 def update_page(page: str) -> str:
-    """``page`` with the generated tables up to date."""
+    """The page with the current table."""
     head, rest = page.split(BEGIN)
-    return f"{head}{BEGIN}\n\n{render_tables()}\n\n{END}{rest.split(END)[1]}"
+    return f"{head}{BEGIN}\n\n{render_table()}\n\n{END}{rest.split(END)[1]}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Generate the facts of each family in docs/families.md from the code: ``python tests/families_docs.py``.
+"""Writes the facts of each family into docs/families.md: ``python tests/families_docs.py``.
 
-The program replaces the text between the markers; the rest of the page is written by hand.
+It replaces the text between the markers; the rest of the page is written by hand.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "families.md"
 CLASSES = ("VeLO", "Celo", "CeloAdam", "CELO2", "ELO_CELO2", "ELO", "AdafacLO", "MuLO", "Muon")
 FAMILY_OF = {"AdafacLO": "adafac-mlp", "MuLO": "mulo"}
-"""The family that the page shows for a class that runs several; by default its first."""
+"""The family that the page shows for a class that runs several; by default the first one."""
 MATRIX, VECTOR = (48, 64), (64,)
 LARGE = 1024
 MARKS = re.compile(r"(<!-- (\w+): written by tests/families_docs\.py -->\n)(.*?)(<!-- end of \2 -->)", re.DOTALL)
@@ -36,7 +36,7 @@ def family_of(name: str) -> str | None:
 
 
 def released(family: str, seed: int = 0) -> Artifact:
-    """An artifact with random weights of the released sizes; sizes and states are read from it."""
+    """Random weights in the released sizes."""
     entry = converters.get(family)
     behavior = entry.behavior()
     random = torch.Generator().manual_seed(seed)
@@ -67,7 +67,7 @@ def state_of(name: str, artifact: Artifact | None, shape: tuple[int, ...]) -> di
 
 
 def signature(name: str) -> str:
-    """The constructor's signature, one line per argument."""
+    """The constructor, one argument per line."""
     parameters = list(inspect.signature(getattr(optim, name)).parameters.values())
     lines = [f"    {p.name}," if p.default is p.empty else f"    {p.name}={_shown(p.default)}," for p in parameters]
     return "\n".join([f"{name}(", *lines, ")"])
@@ -78,7 +78,7 @@ def _shown(value: Any) -> str:
 
 
 def facts(name: str) -> str:
-    """The generated block of one class."""
+    """The block of one class."""
     cls: Any = getattr(optim, name)
     family = family_of(name)
     artifact = None if family is None else released(family)
@@ -86,7 +86,7 @@ def facts(name: str) -> str:
     if family is not None:
         entries = [f"`{e.name}`" for e in load_registry(ROOT / "registry.yaml").values() if e.family in cls.families]
         rows.append(("checkpoints", f"{', '.join(entries)} ([the zoo](zoo.md))"))
-        rows.append(("network", _network(family)))
+        rows.append(("its network", _network(family)))
     rows += [("state per parameter", _state(name, artifact)), ("memory", _memory(name, artifact))]
     if family is not None:
         stated = converters.get(family).defaults
@@ -115,11 +115,11 @@ def _behavior(family: str) -> str:
 
 
 def _state(name: str, artifact: Artifact | None) -> str:
-    def listed(shape: tuple[int, ...]) -> str:
-        shapes = {key: list(tensor.shape) for key, tensor in state_of(name, artifact, shape).items()}
-        return ", ".join(f"`{key} {size}`" if size else f"`{key}`" for key, size in shapes.items())
+    def list_state(shape: tuple[int, ...]) -> str:
+        entries = {key: list(tensor.shape) for key, tensor in state_of(name, artifact, shape).items()}
+        return ", ".join(f"`{key} {shape}`" if shape else f"`{key}`" for key, shape in entries.items())
 
-    return f"matrix {list(MATRIX)}: {listed(MATRIX)}<br>vector {list(VECTOR)}: {listed(VECTOR)}"
+    return f"of a matrix {list(MATRIX)}: {list_state(MATRIX)}<br>of a vector {list(VECTOR)}: {list_state(VECTOR)}"
 
 
 def _memory(name: str, artifact: Artifact | None) -> str:
@@ -129,8 +129,8 @@ def _memory(name: str, artifact: Artifact | None) -> str:
 
 
 def overview() -> str:
-    """The table with one row per class."""
-    lines = ["| optimizer | rule | loss, `num_steps` | bytes of state per parameter | paper |"]
+    """One line per class."""
+    lines = ["| optimizer | in one line | loss, `num_steps` | bytes of state per parameter | paper |"]
     lines.append("| --- | --- | :-: | ---: | --- |")
     for name in CLASSES:
         cls: Any = getattr(optim, name)
@@ -146,20 +146,20 @@ def overview() -> str:
 
 
 ONE_LINE = {
-    "VeLO": "a per-tensor LSTM generates the weights of a per-element MLP",
-    "Celo": "VeLO's two levels; the LSTM sees only the run",
-    "CeloAdam": "Adam with step sizes from Celo's LSTM",
-    "CELO2": "a per-element MLP with an orthogonalized step for matrices; AdamW for the rest",
-    "ELO_CELO2": "CELO2's rule with ELO's recipe",
-    "ELO": "a per-element MLP, fixed decays",
-    "AdafacLO": "a per-element MLP over Adafactor's accumulators (small_fc_lopt)",
-    "MuLO": "AdafacLO under μP: steps divided by the width multiplier",
+    "VeLO": "a per-tensor LSTM generates the network that steps each parameter",
+    "Celo": "VeLO's two levels; the LSTM sees only the run's progress and loss",
+    "CeloAdam": "Adam with step sizes chosen by Celo's LSTM",
+    "CELO2": "a small network for matrices, with orthogonalized steps; AdamW for the rest",
+    "ELO_CELO2": "CELO2's rule under ELO's recipe",
+    "ELO": "a small per-parameter network with fixed decays",
+    "AdafacLO": "a small per-parameter network over Adafactor's accumulators (small_fc_lopt)",
+    "MuLO": "AdafacLO under μP: steps are divided by the width multiplier",
     "Muon": "orthogonalized momentum for matrices, AdamW for the rest; nothing learned",
 }
 
 
 def update_page(page: str) -> str:
-    """``page`` with its generated blocks up to date."""
+    """The page with the current facts."""
 
     def block(match: re.Match[str]) -> str:
         name = match[2]

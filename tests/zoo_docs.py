@@ -1,4 +1,4 @@
-"""Generate docs/zoo.md from the registry: ``python tests/zoo_docs.py``."""
+"""Writes docs/zoo.md, the registry as a page: ``python tests/zoo_docs.py``."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ PAGE = ROOT / "docs" / "zoo.md"
 HEAD = """\
 # The zoo
 
-Every checkpoint in the [registry](../registry.yaml). `pylo-zoo info NAME` shows the details: addresses, sha256, behavior, and
-how to train with it. `python tests/zoo_docs.py` generates this page, and a test keeps it in sync with the registry.
+Every checkpoint in the [registry](../registry.yaml). `pylo-zoo info NAME` shows the rest: addresses, sha256, behavior
+and how to train with it. `python tests/zoo_docs.py` writes this page, and a test compares it with the registry.
 
-License *unknown* means that the publisher states no license; do not assume one. A missing size is unknown until the first download.
-*Published* is the converted artifact on the Hub, with its proof.
+A license is *unknown* if the authors of the checkpoint state none; do not assume one. A size is missing if it is
+unknown before the first download. *Published* links to the converted artifact on the Hub, with its proof.
 
 | name | optimizer | bytes | license | paper (arXiv) | source | published |
 | --- | --- | ---: | --- | --- | --- | --- |
@@ -26,15 +26,15 @@ License *unknown* means that the publisher states no license; do not assume one.
 
 
 def linked(text: str, address: str | None) -> str:
-    """``text``, as a link if ``address`` is known."""
+    """A link, or plain text without an address."""
     return f"[{escaped(text)}](<{address}>)" if address else escaped(text)
 
 
 def source(entry: Entry) -> str:
-    """Links to the places that the weights are fetched from; a Hub repository is shown by its name."""
+    """Every place that the weights are fetched from; a Hub repository by its name."""
     places = {}
     for each in entry.sources:
-        if each.format == "gin":  # next to the weights
+        if each.format == "gin":  # an additional file of the weights
             continue
         on_the_hub = each.scheme == "hf"
         places["/".join(each.uri.split("/")[2:4]) if on_the_hub else each.origin] = web_address(each.uri)
@@ -50,7 +50,7 @@ def published(entry: Entry) -> str:
 
 
 def row(entry: Entry) -> str:
-    """One row of the table."""
+    """One line of the table."""
     optimizer = converters.get(entry.family).optimizer.partition(":")[2]
     paper = linked(entry.paper.arxiv, f"https://arxiv.org/abs/{entry.paper.arxiv}") if entry.paper else "–"
     cells = (
@@ -68,8 +68,8 @@ def row(entry: Entry) -> str:
 def render_page() -> str:
     """The page, without entries that other installed packages declare."""
     entries = load_registry(ROOT / "registry.yaml")
-    texts = {entry.name: filter(None, (entry.summary, entry.notes)) for entry in entries.values()}
-    notes = [f"- `{name}`: {' '.join(map(escaped, parts))}" for name, parts in texts.items()]
+    texts_of = {entry.name: filter(None, (entry.summary, entry.notes)) for entry in entries.values()}
+    notes = [f"- `{name}`: {' '.join(map(escaped, texts))}" for name, texts in texts_of.items()]
     return HEAD + "\n".join([*map(row, entries.values()), "", *notes]) + "\n"
 
 
