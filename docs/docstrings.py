@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from griffe import Docstring, Extension, Object
+from markdown.extensions.toc import slugify
 
 ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc|obj):`(~?)([\w.]+)`")
 LITERAL = re.compile(r"``(.+?)``", re.DOTALL)
 SHARED = re.compile(r"^(?P<indent> +)(?P<names>\w+(?:, \w+)+)(?P<rest>: .*(?:\n(?P=indent) +.*)*)", re.MULTILINE)
 SECTION = re.compile(r"^(Args|Attributes):\n(?:(?: +.*)?(?:\n|\Z))+", re.MULTILINE)
-SPEC = re.compile(r"\bSPEC\b(\s+§\d+)?|`?`?docs/spec\.md`?`?(\s+§\d+)")
+SPEC = re.compile(r"\bSPEC\b(?:\s+§(\d+))?|`?`?docs/spec\.md`?`?\s+§(\d+)")
 """A citation of docs/spec.md: ``SPEC``, ``SPEC §1`` or ``docs/spec.md §1``."""
+HEADINGS = re.findall(
+    r"^## (§(\d+) .+)$", Path(__file__).with_name("spec.md").read_text(encoding="utf-8"), re.MULTILINE
+)
+ANCHORS = {number: slugify(heading, "-") for heading, number in HEADINGS}
+"""The anchor of each section of docs/spec.md, by number."""
 PAGE = re.compile(r"`?`?docs/([\w-]+)\.md`?`?")
 """The path of a page in a docstring."""
 EXAMPLE = re.compile(r"^>>> .*(?:\n(?!$).+)*(?:\n\n>>> .*(?:\n(?!$).+)*)*", re.MULTILINE)
@@ -37,9 +44,9 @@ def split_shared(match: re.Match[str]) -> str:
 
 
 def cite(match: re.Match[str]) -> str:
-    """A citation as a link to the page of the mathematics."""
-    section = match[1] or match[2] or ""
-    return f"[spec{' ' if section else ''}{section.strip()}](../../spec.md)"
+    """A citation as a link to the section on the page of the mathematics."""
+    number = match[1] or match[2]
+    return f"[spec §{number}](../../spec.md#{ANCHORS[number]})" if number else "[spec](../../spec.md)"
 
 
 def markdown(text: str, owner: Object) -> str:
