@@ -1,6 +1,6 @@
-"""What the site has besides the pages in docs/: the command line's help, the Python reference, links into the tree.
+"""Generated parts of the site: the command line's help, the Python reference, links to files of the repository.
 
-mkdocs calls the functions named ``on_…`` (mkdocs.yml). Generated pages are written at each build.
+mkdocs calls the functions named ``on_…`` at each build (mkdocs.yml).
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ API: dict[str, tuple[str, ...]] = {
         "ops.trace",
     ),
 }
-"""Pages of the Python reference, and the modules on each, within ``pylo_zoo``."""
+"""Pages of the Python reference, with the modules of ``pylo_zoo`` on each."""
 
 BASES = {"optim.contract": ["ZooOptimizer"], "optim.lstm_controlled": ["LSTMControlledOptimizer"]}
-"""Modules of which only the class is shown that the others' arguments refer to."""
+"""Modules of which the reference shows only the class that other docstrings refer to."""
 
 log = logging.getLogger("mkdocs.hooks.pylo_zoo")
 
@@ -64,12 +64,12 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Turn links that leave docs/ into the repository's, or, where it has no known address, into the path itself."""
+    """Turn links that leave docs/ into links to the repository, or into the path if ``repo_url`` is not set."""
 
     def target(match: re.Match[str]) -> str:
         text, path = match.groups()
         if not (ROOT / "docs" / path).exists():
-            log.warning("%s links to %s, which is not there.", page.file.src_uri, path)
+            log.warning("%s links to %s, which does not exist.", page.file.src_uri, path)
         inside = (ROOT / "docs" / path).resolve().relative_to(ROOT.resolve()).as_posix()
         address = (config["repo_url"] or "").rstrip("/")
         if address:
@@ -83,13 +83,13 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def command_line() -> str:
-    """Every command's help, as the terminal shows it, 80 columns wide."""
+    """The page with the help of every command, as a terminal of 80 columns shows it."""
     parts = [
         "# Command line",
-        "What `--help` prints, written at each build of this site. Every command takes `--json`; results go to stdout, "
+        "The output of `--help`. Every command accepts `--json`. Results go to stdout, "
         "everything else to stderr. The exit status is 0 for success, 1 for failure, 2 for wrong usage and 130 for "
-        "Ctrl-C. `PYLO_ZOO_DEBUG=1` adds the traceback of a failure; [the environment variables]"
-        "(../sources.md#environment-variables) of the cache, the lock file and the Hub are on their own page.",
+        "Ctrl-C. `PYLO_ZOO_DEBUG=1` adds the traceback of a failure. See also [the environment variables]"
+        "(../sources.md#environment-variables) of the cache, the lock file and the Hub.",
     ]
     for name, text in helps().items():
         parts += [f"## {name}", f"```text\n{text}\n```"]
@@ -97,31 +97,31 @@ def command_line() -> str:
 
 
 def helps() -> dict[str, str]:
-    """The help text of the program and of each command, by what one types."""
+    """The help text of the program and of each command, by command line."""
     import typer.main
 
     from pylo_zoo.cli import app
 
-    before = {name: os.environ.get(name) for name in ("COLUMNS", "TERMINAL_WIDTH")}
-    os.environ |= dict.fromkeys(before, "80")
+    saved = {name: os.environ.get(name) for name in ("COLUMNS", "TERMINAL_WIDTH")}
+    os.environ |= dict.fromkeys(saved, "80")
     try:
         group: Any = typer.main.get_command(app)
         with group.make_context("pylo-zoo", ["list"], resilient_parsing=True) as context:
-            found = {"pylo-zoo": group.get_help(context)}
+            texts = {"pylo-zoo": group.get_help(context)}
             for name, command in group.commands.items():
                 with command.make_context(name, [], parent=context, resilient_parsing=True) as inner:
-                    found[f"pylo-zoo {name}"] = command.get_help(inner)
+                    texts[f"pylo-zoo {name}"] = command.get_help(inner)
     finally:
-        for name, value in before.items():
+        for name, value in saved.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
-    return {name: "\n".join(line.rstrip() for line in text.strip().splitlines()) for name, text in found.items()}
+    return {name: "\n".join(line.rstrip() for line in text.strip().splitlines()) for name, text in texts.items()}
 
 
 # --- the Python reference -----------------------------------------------------------------------------------------
 
 
 def reference(page: str, modules: tuple[str, ...]) -> str:
-    """A page of the reference: its module, and its submodules a section each."""
+    """A page of the reference: its module, and one section per submodule."""
     parts = [f"# {dotted(modules[0])}"]
     for number, module in enumerate(modules):
         if number:
@@ -136,7 +136,7 @@ def reference(page: str, modules: tuple[str, ...]) -> str:
 
 
 def dotted(module: str) -> str:
-    """``optim`` is ``pylo_zoo.optim``."""
+    """The dotted name: ``optim`` becomes ``pylo_zoo.optim``."""
     return f"pylo_zoo.{module}" if module else "pylo_zoo"
 
 
@@ -147,10 +147,10 @@ def source(module: str) -> Path:
 
 
 def exported(module: str) -> list[str]:
-    """What ``__all__`` names, apart from the version, in its order; nothing where there is none.
+    """The public names in ``__all__``, in its order; empty if the module has no ``__all__``.
 
-    A function with the name of a submodule beside it (``optim.muon``) is left out: the two are one name to the tool
-    that reads the code. It stands where it is defined.
+    A function with the name of a submodule (``optim.muon``) is omitted, because griffe cannot distinguish the two. The
+    reference shows it where it is defined.
     """
     if module in BASES:
         return BASES[module]
@@ -162,6 +162,6 @@ def exported(module: str) -> list[str]:
 
 
 def public_modules() -> Iterator[str]:
-    """Every module of the reference, dotted."""
+    """The dotted name of every module in the reference."""
     for modules in API.values():
         yield from map(dotted, modules)

@@ -47,7 +47,7 @@ DEFENCES: dict[str, str] = {
         test_pickles.test_a_small_file_that_real_numpy_would_give_gigabytes
         test_pull_faults.test_a_listing_that_contradicts_the_bytes test_security.test_hostile_weights
         test_security.test_hostile_texts""",
-    "a small file that asks": """test_hostile_files.test_the_published_bomb
+    "a small file that demands": """test_hostile_files.test_the_published_bomb
         test_hostile_files.test_a_small_file_that_asks_for_much_is_refused_before_it_gets_it
         test_hostile_files.test_a_legal_flax_file_takes_three_times_its_size_at_most
         test_orbax.test_what_an_array_claims_is_bounded_before_it_is_read""",
@@ -423,9 +423,9 @@ def test_what_the_page_says_of_this_machine() -> None:
     """Its sentences, and the tests that hold them."""
     text = PAGE.read_text(encoding="utf-8")
     for sentence, (module, name) in {
-        "written beside its place and moved in whole": ("test_pull_machine", "test_a_disk_that_refuses"),
+        "moved into place complete": ("test_pull_machine", "test_a_disk_that_refuses"),
         "leaves a hidden file": ("test_pull_machine", "test_what_a_killed_process_left"),
-        "within what lock file and registry pin": ("test_pull_pins", "test_a_listing_that_fits_other_weights"),
+        "except what the lock file and the registry pin": ("test_pull_pins", "test_a_listing_that_fits_other_weights"),
         "Symbolic links": ("test_pull_pins", "test_directories_that_are_links"),
         "Several processes may share it": ("test_pull_machine", "test_processes_share_a_cache"),
     }.items():
