@@ -1,4 +1,4 @@
-"""What the double of the Hub answers: its storage by signed addresses, and the Hub itself by tables of routes."""
+"""Responses of the Hub double: storage through signed addresses, and the Hub through route tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 import hub_reading
 import hub_writing
-from hub_calls import Answer, Call, ranged, signature, told
+from hub_calls import Answer, Call, error_answer, ranged, signature
 from hub_git import Refusal
 
 if TYPE_CHECKING:
@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 
 
 def answer(hub: HubDouble, request: Request) -> Answer:
-    """Do what is asked, all of it or nothing, and say so."""
+    """Apply a whole request or nothing, and return the response."""
     with hub.lock:
         try:
             return _storage(hub, request) if request.origin == "cdn" else _hub(hub, request)
         except Refusal as error:
             headers = {"X-Error-Message": str(error), **error.headers}
-            return told(error.body, error.status, **headers, **({"X-Error-Code": error.code} if error.code else {}))
+            return error_answer(
+                error.body, error.status, **headers, **({"X-Error-Code": error.code} if error.code else {})
+            )
 
 
 def _hub(hub: HubDouble, request: Request) -> Answer:

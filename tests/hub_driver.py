@@ -1,8 +1,8 @@
-"""A process that publishes and pulls in children of its own, for tests that kill these.
+"""A process that publishes and pulls in forked children, for tests that kill these children.
 
-Importing takes seconds and forking none, so that this is done once. It reads a line of JSON for each thing to do:
-``{"start": JOB}`` is answered with the child's process id, ``{"wait": ID}`` with the signal that ended the child, or 0,
-and what it has to say. As a script it needs the double's address: ``hub_driver.py URL``.
+Importing takes seconds and forking does not, so the imports happen once. The process reads one JSON object per line:
+``{"start": JOB}`` is answered with the child's process id, ``{"wait": ID}`` with the signal that ended the child (or 0)
+and its output. As a script it takes the double's address: ``hub_driver.py URL``.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ IMPORTED = (
     "pylo_zoo.publish.push",
     "pylo_zoo.weights",
 )
-"""What children need, so that none of them has to import it."""
+"""Imported once, so that children need not import it."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a child does.
+    """A child's job.
 
     Attributes:
         what: "publish" or "pull".
-        home: ``PYLO_ZOO_HOME``; in ``HOME-hf`` is huggingface_hub's cache, and in ``HOME.json`` what the child says.
-        directory: of the artifact to be published.
-        dies_at: of the changes that it makes to the disk, the one before which the child kills itself; 0 for none.
-        dies_on: the same by name: a regular expression of the function and the path that it changes.
+        home: ``PYLO_ZOO_HOME``; ``HOME-hf`` is huggingface_hub's cache and ``HOME.json`` the child's output.
+        directory: the artifact to publish.
+        dies_at: the number of the disk change before which the child kills itself; 0 for never.
+        dies_on: the same by name: a regular expression of function and path.
     """
 
     what: str
@@ -53,13 +53,13 @@ class Job:
 
 
 class Driver:
-    """The process, as a test has it."""
+    """A test's handle of the process."""
 
     def __init__(self, url: str) -> None:
         command = [sys.executable, "-W", "ignore", str(HERE), url]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def _ask(self, **line: Any) -> Any:
+    def _request(self, **line: Any) -> Any:
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(json.dumps(line) + "\n")
@@ -67,12 +67,12 @@ class Driver:
         return json.loads(self._process.stdout.readline())
 
     def start(self, job: Job) -> int:
-        """The id of a child that does it."""
-        return self._ask(start=asdict(job))
+        """Start a child; return its process id."""
+        return self._request(start=asdict(job))
 
     def wait(self, child: int) -> tuple[int, dict[str, Any]]:
-        """Its end: the signal or 0, and what it said; nothing of one that was killed."""
-        ended, said = self._ask(wait=child)
+        """Wait for a child; return its signal (or 0) and its output, empty if it was killed."""
+        ended, said = self._request(wait=child)
         return ended, said
 
     def close(self) -> None:
@@ -83,7 +83,7 @@ class Driver:
         self._process.stdout.close()
 
 
-# --- the process itself ------------------------------------------------------------------------------------------
+# --- the process -------------------------------------------------------------------------------------------------
 
 
 def main(url: str) -> None:
@@ -121,7 +121,7 @@ def _child(url: str, job: Job) -> int:
     os.environ["PYLO_ZOO_HOME"], os.environ["HF_TOKEN"] = job.home, TOKEN
     said: dict[str, Any] = {"said": []}
     try:
-        _mortal(job)
+        _kill_before_change(job)
         said |= {"publish": _publish, "pull": _pull}[job.what](job, said["said"].append)
     except ZooError as error:
         said["error"] = error.message
@@ -131,8 +131,8 @@ def _child(url: str, job: Job) -> int:
     return 0
 
 
-def _mortal(job: Job) -> None:
-    """Let this process be killed before a change that it makes to the disk."""
+def _kill_before_change(job: Job) -> None:
+    """Kill this process before a selected change to the disk."""
     count = 0
 
     def watch(holder: Any, name: str) -> None:

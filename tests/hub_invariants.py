@@ -1,4 +1,4 @@
-"""What has to hold after every attempt to publish or to pull, whatever went wrong in it."""
+"""Invariants that hold after every attempt to publish or pull, whatever failed."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ SECRETS = (TOKEN, "sekret")  # the latter is in every signed address of the doub
 
 
 def small_plan(directory: Path) -> PublishPlan:
-    """A publication of a few kilobytes: one large file, which goes to the storage, and two small ones."""
-    with pytest.MonkeyPatch.context() as patch:  # the fixtures that call this come before each test's own cache
+    """A publication of a few kilobytes: one large file, which uses the storage, and two small ones."""
+    with pytest.MonkeyPatch.context() as patch:  # fixtures call this before a test has its own cache
         patch.setenv("PYLO_ZOO_HOME", str(directory.parent / "home"))
         artifact.write(synthetic_artifact("elo"), directory)
         return prepare(directory, Repository(NAME), license="MIT", allow_unverified=True)
@@ -38,7 +38,7 @@ def hashes(files: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def check_published(hub: HubDouble, plan: PublishPlan) -> None:
-    """No commit holds a part of it, none was made twice, and a tag stands on all of it."""
+    """No commit holds only part of the plan, none is duplicated, and a tag refers to all of it."""
     repo = hub.repos.get(plan.repo.id)
     if repo is None:
         return
@@ -53,12 +53,12 @@ def check_published(hub: HubDouble, plan: PublishPlan) -> None:
 
 
 def check_pulled(home: Path, repo: Repo, *, killed: bool = False) -> None:
-    """What lies in the cache is whole and right, or not there; and so is what the lock file says.
+    """Every file in the cache is complete and correct, or absent, and the lock file agrees.
 
     Args:
         home: ``$PYLO_ZOO_HOME``.
-        repo: what was pulled.
-        killed: whether hidden things may have been left that the next run has to remove.
+        repo: the repository that was pulled.
+        killed: whether hidden files may remain that the next run must remove.
     """
 
     def listed(folder: Path) -> set[str]:
@@ -85,7 +85,7 @@ def check_pulled(home: Path, repo: Repo, *, killed: bool = False) -> None:
 
 
 def check_complete(home: Path, repo: Repo) -> None:
-    """All that there has to be after a pull that succeeded, and not a bit more."""
+    """A successful pull left all of its files and nothing else."""
     check_pulled(home, repo)
     (pin,) = lockfile.read_all(home / "zoo.lock").repositories.values()
     assert (home / "hub" / repo.id.replace("/", "--") / pin.commit).is_dir()
@@ -93,7 +93,7 @@ def check_complete(home: Path, repo: Repo) -> None:
 
 
 def check_error(error: ZooError) -> None:
-    """It says what happened and what to do, in one line each, and no secret, not even with its traceback."""
+    """Error and hint are one line each; neither they nor the traceback contain a secret."""
     assert error.message
     assert error.hint
     assert len(error.message.splitlines()) == len(error.hint.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""What the double of the Hub does for those who publish: repositories, uploads, commits, tags and branches."""
+"""Write routes of the Hub double: repositories, uploads, commits, tags and branches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any
 
-from hub_calls import GIT, MODEL, Answer, Call, Routes, router, signed, told
+from hub_calls import GIT, MODEL, Answer, Call, Routes, error_answer, router, signed
 from hub_git import Blob, Refusal, front_matter, is_large
 
 ROUTES: Routes = []
@@ -23,7 +23,7 @@ def _whoami(call: Call) -> Answer:
         token["fineGrained"] = {"canReadGatedRepos": True, "global": [], "scoped": entities}
     orgs = [{"type": "org", "name": name, "fullname": name, "roleInOrg": "write"} for name in user.orgs]
     auth = {"type": "access_token", "accessToken": token}
-    return told({"type": "user", "name": user.name, "fullname": user.name, "orgs": orgs, "auth": auth})
+    return error_answer({"type": "user", "name": user.name, "fullname": user.name, "orgs": orgs, "auth": auth})
 
 
 def _named(call: Call) -> str:
@@ -45,7 +45,7 @@ def _create(call: Call) -> Answer:
     if name in call.hub.repos:
         raise Refusal(409, "You already created this model repo", url=url)
     call.hub.create(name, private=call.json.get("visibility") == "private")
-    return told({"url": url, "name": name})
+    return error_answer({"url": url, "name": name})
 
 
 @route("DELETE", "/api/repos/delete")
@@ -63,14 +63,14 @@ def _settings(call: Call) -> Answer:
     if "visibility" in asked:
         repo.private = asked["visibility"] == "private"
     repo.gated = bool(asked.get("gated", repo.gated))
-    return told({"private": repo.private, "gated": repo.gated})
+    return error_answer({"private": repo.private, "gated": repo.gated})
 
 
 @route("POST", "/api/validate-yaml")
 def _validate(call: Call) -> Answer:
     data = front_matter(call.json["content"])
     warnings = [] if data else [{"message": "empty or missing yaml metadata in repo card"}]
-    return told({"errors": [], "warnings": warnings})
+    return error_answer({"errors": [], "warnings": warnings})
 
 
 @route("POST", rf"{MODEL}/preupload/(?P<rev>[^/]+)")
@@ -85,7 +85,7 @@ def _preupload(call: Call) -> Answer:
         mode = "lfs" if (large if repo.lfs is None else repo.lfs) else "regular"
         return {"path": file["path"], "uploadMode": mode, "shouldIgnore": False, **oid}
 
-    return told({"files": [info(file) for file in call.json["files"]]})
+    return error_answer({"files": [info(file) for file in call.json["files"]]})
 
 
 @route("POST", rf"{GIT}/batch")
@@ -100,7 +100,7 @@ def _batch(call: Call) -> Answer:
         return {"actions": {"upload": {"href": signed(call.hub, "PUT", oid)}, "verify": {"href": verify}}}
 
     asked = call.json["objects"]
-    return told({"transfer": "basic", "objects": [{**each, **actions(each["oid"])} for each in asked]})
+    return error_answer({"transfer": "basic", "objects": [{**each, **actions(each["oid"])} for each in asked]})
 
 
 @route("POST", rf"{GIT}/verify")
@@ -108,7 +108,7 @@ def _verify(call: Call) -> Answer:
     there = call.repo and call.signed_in and call.hub.store.get(call.json["oid"])
     if there is None or len(there) != call.json["size"]:
         raise Refusal(404, "The object is not in the storage.")
-    return told({})
+    return error_answer({})
 
 
 @route("POST", rf"{MODEL}/commit/(?P<rev>[^/]+)")
@@ -134,7 +134,7 @@ def _commit(call: Call) -> Answer:
     said = {"success": True, "commitOid": made, "commitUrl": f"{call.hub.url}/{repo.id}/commit/{made}"}
     if as_pull:
         said["pullRequestUrl"] = f"{call.hub.url}/{repo.id}/discussions/{max(repo.pulls)}"
-    return told(said)
+    return error_answer(said)
 
 
 def _written(call: Call, line: dict[str, Any]) -> Blob:
@@ -162,7 +162,7 @@ def _add_ref(call: Call) -> Answer:
     if name in refs:
         raise Refusal(409, f"Reference already exists: {name}")
     refs[name] = target
-    return told({})
+    return error_answer({})
 
 
 @route("DELETE", rf"{MODEL}/(?P<kind>tag|branch)/(?P<rev>[^/]+)")
@@ -173,4 +173,4 @@ def _drop_ref(call: Call) -> Answer:
         raise Refusal(403, "main cannot be deleted")
     if refs.pop(rev, None) is None:
         raise Refusal(404, f"Invalid rev id: {rev}", "RevisionNotFound")
-    return told({})
+    return error_answer({})

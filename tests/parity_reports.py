@@ -1,4 +1,4 @@
-"""Small reports of parity made by hand: one that passed, one that failed, one without JAX, and a hostile one."""
+"""Small parity reports written by hand: one that passed, one that failed, one without JAX, and a hostile one."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ SHAPES = {"vector": "7", "square dense": "6×6"}
 
 
 def errors(scale: float, allowed: float | None = 1e-12) -> dict[str, Error]:
-    """An error for each of two parameters, the second four times as large."""
+    """Errors of two parameters, the second four times as large."""
     return {"vector": Error(scale, allowed, 3.0), "square dense": Error(4 * scale, allowed, 12.0)}
 
 
 def passing(name: str = "velo") -> Report:
-    """A small report in which everything is right."""
+    """A small report in which everything passes."""
     steps = [
         Check("step", dtype, layout, setting, 3, errors(size * factor, 20 * size), kind, by_step=[size, size, size])
         for dtype, size in (("float64", 2.5e-14), ("float32", 1.5e-5))
@@ -99,7 +99,7 @@ def explanation(error: float) -> Explanation:
 
 
 def failing() -> Report:
-    """A report of a port that takes the wrong one of two axes, misses a fault and lost a leaf."""
+    """A report of a port that swaps two axes, misses a fault and lost a leaf."""
     report = passing("broken")
     wrong = replace(report.checks[1], errors=errors(0.3), broken=["row of square dense"])
     unfit = replace(report.checks[2], errors=errors(math.inf, 0.0))
@@ -115,13 +115,13 @@ def failing() -> Report:
 
 
 def not_run() -> Report:
-    """A report where JAX is missing."""
+    """A report without JAX."""
     kept = passing("unknown")
     return Report(kept.name, kept.family, kept.source, kept.fingerprint, kept.leaves, kept.statements, reason="no jax")
 
 
 def hostile(text: str = HOSTILE) -> Report:
-    """A failing report in which every word of a stranger is ``text``."""
+    """A failing report in which every third-party string is ``text``."""
     report = failing()
     checks = [
         replace(c, name=text, errors={text: c.errors[c.worst]}, broken=[text] if c.level == "step" else [])

@@ -1,4 +1,4 @@
-"""What the tests of pulling share: names, and where things are."""
+"""Shared by the tests of pulling: names and paths."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def sha256(data: bytes) -> str:
 
 
 def moved(repo: Repo) -> str:
-    """Publish other weights on the main branch; the commit."""
+    """Publish other weights on the main branch; return the commit."""
     return repo.commit(published.files(scale=0.2))
 
 
@@ -58,14 +58,14 @@ def directory(home: Path, commit: str) -> Path:
 
 
 def is_whole(home: Path, repo: Repo) -> bool:
-    """Whether the cache has the artifact that was published and no half of anything."""
+    """Whether the cache has the published artifact and no partial files."""
     here = weights.pull(ID, access=Access(offline=True))
     same = all((here.directory / name).read_bytes() == repo.files()[name] for name in published.TAKEN)
     return same and nothing_half(home)
 
 
 def nothing_half(home: Path) -> bool:
-    """Whether all there is in the cache are whole files, whole artifacts, locks and the lock file."""
+    """Whether the cache holds only whole files, whole artifacts, locks and the lock file."""
     artifacts = [path for path in (home / "hub").glob("*/*") if not left_behind(path.name)]
     complete = all((path / "SHA256SUMS").is_file() and len(path.name) == 40 for path in artifacts)
     return complete and all(name == "zoo.lock" or name.startswith("hub/") for name in leftovers(home))

@@ -1,6 +1,6 @@
-"""PyLO's signatures as recorded, and optimizers with its names to try them on.
+"""PyLO's recorded signatures, and helpers that build optimizers with its names.
 
-The facts were read from github.com/Belilovsky-Lab/pylo; docs/migrating-from-pylo.md says at which commits.
+Recorded from github.com/Belilovsky-Lab/pylo; docs/migrating-from-pylo.md lists the commits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files in PyLO's naming (SPEC §8), made of theta trees by hand: no table of the package is used."""
+"""Files in PyLO's naming (SPEC §8), built from theta trees by hand, without the package's tables."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def celo2(theta: Leaves) -> Tensors:
 
 
 def network(theta: Leaves) -> Tensors:
-    """ELO's and μLO's, with two hidden layers."""
+    """ELO and μLO, with two hidden layers."""
     found = {}
     for i, layer in enumerate(("input", "linear_0", "output")):
         found[f"network.{layer}.weight"] = theta["nn", "~", f"w{i}"].T
@@ -70,7 +70,7 @@ def network(theta: Leaves) -> Tensors:
 
 
 FILES = {"celo2": celo2, "celo2-base": celo2, "elo-celo2": celo2, "elo": network, "mulo": network}
-"""Family to what PyLO's one file of it holds."""
+"""Family to the content of PyLO's single file."""
 
 
 def contiguous(tensors: Tensors) -> Tensors:
@@ -78,7 +78,7 @@ def contiguous(tensors: Tensors) -> Tensors:
 
 
 def write(directory: Path, family: str, theta: Leaves) -> Path:
-    """PyLO's file of ``theta``, or the directory of its two files."""
+    """Write PyLO's file of ``theta``, or the directory of its two files."""
     if family != "velo":
         path = directory / "model.safetensors"
         save_file(FILES[family](theta), path)

@@ -165,7 +165,7 @@ def test_relative_links_and_anchors_lead_somewhere(page: Path) -> None:
 
 def test_families_say_what_the_code_does() -> None:
     page = families_docs.PAGE.read_text(encoding="utf-8")
-    assert page == families_docs.written(page), "Run: python tests/families_docs.py"
+    assert page == families_docs.update_page(page), "Run: python tests/families_docs.py"
     assert {*families_docs.CLASSES, "overview"} == {match[1] for match in families_docs.MARKS.findall(page)}
 
 

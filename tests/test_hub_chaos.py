@@ -19,7 +19,7 @@ from hub_client import connect
 from hub_double import HubDouble
 from hub_faults import Chaos
 from hub_invariants import NAME, TAG
-from hub_misfortunes import ALL, GONE, PASSING, Disk, nobody_else
+from hub_misfortunes import ALL, GONE, PASSING, Disk, block_other_hosts
 
 from pylo_zoo import weights
 from pylo_zoo.errors import ZooError
@@ -164,7 +164,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> PublishPlan:
 @pytest.fixture
 def battle(hub: HubDouble, plan: PublishPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Battle]:
     monkeypatch.chdir(tmp_path)
-    asked = nobody_else(monkeypatch)
+    asked = block_other_hosts(monkeypatch)
     battle = Battle(hub, Disk(monkeypatch), plan, tmp_path)
     yield battle
     assert not asked, "other machines were asked"

@@ -206,4 +206,4 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_the_page_of_the_zoo_is_current() -> None:
     import zoo_docs
 
-    assert zoo_docs.PAGE.read_text(encoding="utf-8") == zoo_docs.rendered(), "Run: python tests/zoo_docs.py"
+    assert zoo_docs.PAGE.read_text(encoding="utf-8") == zoo_docs.render_page(), "Run: python tests/zoo_docs.py"
