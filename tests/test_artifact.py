@@ -1,4 +1,4 @@
-"""Artifacts on disk: the same bytes each time, all or nothing, and strict when read."""
+"""Artifacts on disk: deterministic bytes, written whole or not at all, and read strictly."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def round_trip(family: str, source: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [*sorted(GOLDEN.glob("*/theta.state")), CELO, CELO_ADAM], ids=lambda p: p.parent.name)
-def test_every_real_checkpoint_comes_back_byte_for_byte(path: Path, tmp_path: Path) -> None:
+def test_real_checkpoints_round_trip_byte_for_byte(path: Path, tmp_path: Path) -> None:
     name = path.parent.name
     family = spec(name)["family"] if path.is_relative_to(GOLDEN) else name
     round_trip(family.replace("_", "-"), path, tmp_path)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_so_does_a_synthetic_one_of_every_family(family: str, tmp_path: Path) -> None:
+def test_synthetic_checkpoints_of_every_family_round_trip(family: str, tmp_path: Path) -> None:
     round_trip(family, write_theta(tmp_path, family), tmp_path)
 
 
 @pytest.mark.parametrize("write", [write_params, write_checkpoint])
-def test_and_googles_containers(write: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_google_containers_round_trip(write: Callable[[Path], Path], tmp_path: Path) -> None:
     round_trip("velo", write(tmp_path), tmp_path)
 
 
@@ -96,7 +96,7 @@ def test_an_existing_artifact_needs_force(tmp_path: Path, celo: Artifact) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "theta.state"]
 
 
-def test_an_empty_directory_does_not(tmp_path: Path, celo: Artifact) -> None:
+def test_an_empty_directory_needs_no_force(tmp_path: Path, celo: Artifact) -> None:
     (tmp_path / "out").mkdir()
     artifact.write(celo, tmp_path / "out")
 
@@ -110,7 +110,7 @@ def test_a_directory_with_other_things_in_it_is_never_replaced(tmp_path: Path, c
     assert [path.name for path in tmp_path.iterdir()] == ["theta.state"]
 
 
-def test_a_symbolic_link_stays_one(tmp_path: Path, celo: Artifact) -> None:
+def test_a_symbolic_link_stays_a_link(tmp_path: Path, celo: Artifact) -> None:
     artifact.write(celo, tmp_path / "real")
     (tmp_path / "link").symlink_to(tmp_path / "real")
     artifact.write(celo, tmp_path / "link", force=True, extra_files={"model.pt": b""})
@@ -146,7 +146,7 @@ def test_a_failure_leaves_the_old_artifact_and_nothing_else(
     assert digests(out) == before
 
 
-def test_parity_is_replaced_alone(tmp_path: Path, celo: Artifact) -> None:
+def test_parity_can_be_replaced_alone(tmp_path: Path, celo: Artifact) -> None:
     out = artifact.write(celo, tmp_path / "out")
     before = digests(out)
     artifact.write_parity(out, {"status": "failed"})
@@ -183,7 +183,7 @@ def test_the_pt_file_loads_weights_only(tmp_path: Path, celo: Artifact) -> None:
     assert artifact.state_dict_file(celo) == data
 
 
-def test_the_fingerprint_follows_what_the_update_depends_on(celo: Artifact) -> None:
+def test_the_fingerprint_depends_on_everything_that_affects_the_update(celo: Artifact) -> None:
     other = {name: tensor.clone() for name, tensor in celo.tensors.items()}
     other["controller.step_size.bias"][0] += 1
     changed = [
@@ -219,7 +219,7 @@ SPOILERS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 
 
 @pytest.mark.parametrize("case", SPOILERS)
-def test_a_config_that_is_off_is_refused(case: str, tmp_path: Path, celo: Artifact) -> None:
+def test_an_invalid_config_is_refused(case: str, tmp_path: Path, celo: Artifact) -> None:
     artifact.write(celo, tmp_path / "out")
     config = tmp_path / "out" / "config.json"
     content = json.loads(config.read_text())
@@ -231,20 +231,20 @@ def test_a_config_that_is_off_is_refused(case: str, tmp_path: Path, celo: Artifa
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"a": 1, "a": 2}', "\ud800", '{"a":' * 10**5], ids=range(6))
-def test_a_config_that_is_no_json_object_is_refused(text: str, tmp_path: Path, celo: Artifact) -> None:
+def test_a_config_that_is_not_a_json_object_is_refused(text: str, tmp_path: Path, celo: Artifact) -> None:
     artifact.write(celo, tmp_path / "out")
     (tmp_path / "out" / "config.json").write_text(text, encoding="utf-8", errors="surrogatepass")
     with pytest.raises(ZooError, match=r"config\.json"):
         artifact.read(tmp_path / "out")
 
 
-def test_a_directory_that_is_no_artifact_is_refused(tmp_path: Path) -> None:
+def test_a_directory_without_an_artifact_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ZooError, match="is no artifact"):
         artifact.read(tmp_path)
 
 
 @pytest.mark.parametrize("how", ["cut", "absent", "missing", "surplus", "float64", "nan"])
-def test_weights_that_are_off_are_refused(how: str, tmp_path: Path, celo: Artifact) -> None:
+def test_invalid_weights_are_refused(how: str, tmp_path: Path, celo: Artifact) -> None:
     path = artifact.write(celo, tmp_path / "out") / "model.safetensors"
     tensors = {name: tensor.clone() for name, tensor in celo.tensors.items()}
     name = "controller.step_size.bias"

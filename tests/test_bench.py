@@ -1,4 +1,4 @@
-"""The benchmark: what it counts, how it sums up, and what it says. No test asserts a time."""
+"""The benchmark: what it counts, its statistics and its output. No test asserts a time."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_shape_sets_have_the_stated_parameters(name: str, parameters: int, tenso
     assert (SHAPE_SETS[name].parameters, SHAPE_SETS[name].tensors) == (parameters, tensors)
 
 
-def test_parameters_are_made_as_stated() -> None:
+def test_parameters_have_the_stated_shapes() -> None:
     made = SHAPE_SETS["tiny"].make(dtype=torch.bfloat16, seed=3)
     again = SHAPE_SETS["tiny"].make(dtype=torch.bfloat16, seed=3)
     assert sum(p.numel() for p in made) == SHAPE_SETS["tiny"].parameters
@@ -87,14 +87,14 @@ def test_the_resnet_has_convolutions() -> None:
 # --- figures -------------------------------------------------------------------------------------------------------
 
 
-def test_the_spread_of_made_up_figures() -> None:
+def test_the_spread_of_known_times() -> None:
     found = measuring.spread([4.0, 1.0, 3.0, 2.0, 10.0])
     assert (found.least, found.lower, found.median, found.upper, found.most) == (1, 2, 3, 4, 10)
     assert set(vars(measuring.spread([7.0])).values()) == {7.0}
 
 
-def test_ratios_are_of_pairs() -> None:
-    assert CELL.ratio.median == 20  # of 20, 20 and 30; the ratio of the medians would be 20 as well, not so the rest
+def test_ratios_are_taken_per_pair() -> None:
+    assert CELL.ratio.median == 20  # of 20, 20 and 30; the ratio of the medians is also 20, but the quartiles differ
     assert (CELL.ratio.upper, CELL.ratio.most, CELL.ratio.least) == pytest.approx((25, 30, 20))
     assert CELL.time.median == 4
     assert CELL.state_per_parameter == 36
@@ -107,14 +107,14 @@ def test_ratios_are_of_pairs() -> None:
 @pytest.mark.parametrize(
     ("load", "others"), [((), 0), ((0.1, 2.2), 0.2), ((1.0, 2.0), 1.0), ((0.0, 3.0), 1.0), ((0.2, 0.1), 0.2)]
 )
-def test_a_busy_machine_is_told(load: tuple[float, ...], others: float) -> None:
+def test_a_busy_machine_is_reported(load: tuple[float, ...], others: float) -> None:
     machine = replace(MACHINE, load=load)
     assert machine.others == pytest.approx(others)
     assert machine.busy == ("busy" in tables.about_machine(machine, "float32")) == (others > 0.5)
     assert replace(report_of(CELL), machine=machine).to_dict()["busy"] == machine.busy
 
 
-def test_pairs_take_turns_and_leave_the_warmup_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_alternate_and_exclude_the_warmup(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
     clock: Iterator[float] = iter(float(i) for i in range(1000))
     monkeypatch.setattr(measuring, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
@@ -131,12 +131,12 @@ def test_pairs_take_turns_and_leave_the_warmup_out(monkeypatch: pytest.MonkeyPat
     assert times == measuring.Times((1.0,) * 4, (0.5,) * 4)
 
 
-def test_three_pairs_are_made_whatever_the_time() -> None:
+def test_at_least_three_pairs_are_measured() -> None:
     times = measuring.pairs(lambda: None, lambda: None, 30, 0.0)
     assert len(times.ours) == len(times.reference) == measuring.LEAST_PAIRS
 
 
-def test_threads_are_as_before() -> None:
+def test_the_number_of_threads_is_restored() -> None:
     before = torch.get_num_threads()
     with measuring.threads(before + 1) as count:
         assert count == torch.get_num_threads() == before + 1
@@ -147,7 +147,7 @@ def test_threads_are_as_before() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux's own count")
-def test_the_peak_is_what_a_step_takes() -> None:
+def test_the_peak_is_the_memory_of_a_step() -> None:
     size = 64 * 1024 * 1024
     taken = memory.peak_of(lambda: torch.ones(size, dtype=torch.uint8), "cpu")
     if taken is None:
@@ -155,7 +155,7 @@ def test_the_peak_is_what_a_step_takes() -> None:
     assert taken == pytest.approx(size, rel=0.2)
 
 
-def test_off_linux_nobody_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_not_measured_outside_linux(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "sys", SimpleNamespace(platform="darwin", executable=sys.executable))
     assert memory.peak_of(lambda: pytest.fail("a step for nothing"), "cpu") is None
     assert memory.in_a_child("muon", "eager", "tiny", "cpu", "float32", 1) is None
@@ -165,7 +165,7 @@ def test_off_linux_nobody_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_every_subject_works_and_stays_finite(name: str) -> None:
+def test_every_subject_steps_and_stays_finite(name: str) -> None:
     work = SUBJECTS[name].make(SHAPE_SETS["tiny"].make(), "eager")
     for _ in range(3):
         work.step()
@@ -181,7 +181,7 @@ def test_the_backend_reaches_the_optimizer() -> None:
         assert optimizer.backend == backend  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_the_matmuls_are_those_of_newton_schulz(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_matmul_counts_are_those_of_newton_schulz(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     counts = []
@@ -258,13 +258,13 @@ def test_backends_are_measured_one_after_the_other() -> None:
     ]
 
 
-def test_what_is_left_out_is_said() -> None:
+def test_what_is_left_out_is_reported() -> None:
     found = bench(BenchPlan(("adamw", "muon"), ("tiny", "tiny"), ("fused",), 3, 1e-9, memory=False))
     assert found.cells == ()
     assert tables.absences(found) == ["tiny, adamw, muon (fused): the 1e-09 seconds were over"]
 
 
-def test_the_command_says_what_is_ahead_and_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_the_command_shows_its_plan_and_progress(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     words = (
         "bench",
         "--shapes",
@@ -290,7 +290,7 @@ def test_the_command_says_what_is_ahead_and_how_far_it_is(monkeypatch: pytest.Mo
     assert capsys.readouterr().err == ""
 
 
-def test_numbers_that_are_none_are_reported(capsys: Capture, tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_reported(capsys: Capture, tmp_path: Path) -> None:
     write(report_of(replace(CELL, finite=False)), tmp_path / "nan.json")
     assert run("bench", "--from", tmp_path / "nan.json") == 1
     out, err = capsys.readouterr()
@@ -298,7 +298,7 @@ def test_numbers_that_are_none_are_reported(capsys: Capture, tmp_path: Path) -> 
     assert "celo2 on gpt ended in NaN" in err
 
 
-def test_a_diverging_optimizer_is_found_out() -> None:
+def test_a_diverging_optimizer_is_reported() -> None:
     parameters = SHAPE_SETS["tiny"].make()
     work = subjects.adamw(parameters, foreach=False)
     next(iter(parameters)).grad.fill_(math.nan)  # pyright: ignore[reportOptionalMemberAccess]
@@ -306,7 +306,7 @@ def test_a_diverging_optimizer_is_found_out() -> None:
     assert not work.finite
 
 
-def test_a_failure_is_reported_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_is_reported_and_the_rest_continues(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(parameters: shapes.Parameters, backend: str) -> subjects.Work:
         raise RuntimeError("no memory\nand more")
 
@@ -334,7 +334,7 @@ def test_figures() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 1}', '{"format": 2, "machine": {}}'])
-def test_other_files_are_no_reports(text: str, tmp_path: Path, capsys: Capture) -> None:
+def test_other_files_are_refused_as_reports(text: str, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "x.json").write_text(text)
     assert "is no report" in refused(capsys, "bench", "--from", tmp_path / "x.json")
 

@@ -1,4 +1,4 @@
-"""What the command line reads and says: completion, examples, near misses, narrow terminals, and others' names."""
+"""What the command line reads and prints: completion, examples, misspellings, narrow terminals, untrusted names."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def program(*argv: str, code: str = MAIN, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command line as a process of its own."""
+    """Run the command line in a separate process."""
     env = os.environ | environment
     return subprocess.run([sys.executable, "-c", code, *argv], env=env, capture_output=True, text=True, check=False)
 
@@ -40,7 +40,7 @@ def program(*argv: str, code: str = MAIN, **environment: str) -> subprocess.Comp
 # --- completion --------------------------------------------------------------------------------------------------
 
 
-def test_the_shell_gets_a_script() -> None:
+def test_completion_prints_a_shell_script() -> None:
     done = program(_PYLO_ZOO_COMPLETE="source_bash")
     assert done.returncode == 0, done.stderr
     assert "complete -o default -F _pylo_zoo_completion pylo-zoo" in done.stdout
@@ -79,7 +79,7 @@ def test_families_are_completed_too() -> None:
 
 
 @pytest.mark.parametrize("words", [[], *([name] for name in cli.COMMANDS)])
-def test_help_reads_well_at_80_columns(words: list[str], capsys: Capture) -> None:
+def test_help_fits_80_columns(words: list[str], capsys: Capture) -> None:
     assert run(*words, "--help") == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -97,10 +97,10 @@ def test_examples_are_commands_that_parse(name: str) -> None:
     for line in cli.COMMANDS[name][1].strip().splitlines():
         program_name, command, *arguments = shlex.split(line)
         assert (program_name, command) == ("pylo-zoo", name)
-        assert run(command, *arguments, "-h") == 0, line  # an option that is unknown, or lacks its value, is a 2
+        assert run(command, *arguments, "-h") == 0, line  # an unknown option, or one without its value, exits with 2
 
 
-# --- near misses ---------------------------------------------------------------------------------------------------
+# --- misspellings --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_examples_are_commands_that_parse(name: str) -> None:
         (["export", "zoo/x"], "--out"),
     ],
 )
-def test_wrong_usage_is_2_and_says_what_was_meant(words: list[str], suggestion: str, capsys: Capture) -> None:
+def test_wrong_usage_exits_with_2_and_a_suggestion(words: list[str], suggestion: str, capsys: Capture) -> None:
     assert run(*words) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -130,7 +130,7 @@ def test_wrong_usage_is_2_and_says_what_was_meant(words: list[str], suggestion: 
         (["convert", "elo", "--source", "theta.state", "--set", "exp_mlt=1"], "'exp_mult'"),
     ],
 )
-def test_names_that_were_nearly_right(words: list[str], suggestion: str, capsys: Capture, tmp_path: Path) -> None:
+def test_misspelled_names_get_a_suggestion(words: list[str], suggestion: str, capsys: Capture, tmp_path: Path) -> None:
     write_theta(tmp_path, "elo")
     assert f"Did you mean {suggestion}?" in refused(capsys, *words)
 
@@ -172,7 +172,7 @@ def test_narrow_info_and_inspect_cut_nothing(
         ("velo", "https://storage.googleapis.com/gresearch/learned_optimization/pretrained_lopts/"),
     ],
 )
-def test_info_gives_addresses_to_paste(
+def test_info_prints_addresses_on_one_line(
     name: str, address: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
@@ -184,12 +184,12 @@ def test_info_gives_addresses_to_paste(
     assert "https://" not in capsys.readouterr().out.partition("Source")[2]
 
 
-# --- others' names -------------------------------------------------------------------------------------------------
+# --- untrusted names -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="its file systems have no such names")
 @pytest.mark.parametrize("name", [ESCAPE, NEWLINE, MARKUP, BIDI, "caf\udce9"], ids=ascii)
-def test_file_names_are_shown_and_not_obeyed(name: str, capsys: Capture, tmp_path: Path) -> None:
+def test_escapes_in_file_names_are_neutralized(name: str, capsys: Capture, tmp_path: Path) -> None:
     write_theta(tmp_path, "elo").rename(name)
     assert run("inspect", name) == 0
     out, err = capsys.readouterr()
@@ -218,7 +218,7 @@ def test_leaf_names_are_shown_as_they_are(name: str, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize("name", [ESCAPE, NEWLINE, BIDI])
-def test_leaf_names_that_a_terminal_would_obey_are_refused(name: str, capsys: Capture) -> None:
+def test_leaf_names_with_terminal_escapes_are_refused(name: str, capsys: Capture) -> None:
     Path("theta.state").write_bytes(encode({name: np.zeros(2, np.float32)}))
     Path("theta.pickle").write_bytes(pickle.dumps({name: np.zeros(2, np.float32)}))
     np.savez("theta.npz", **{name: np.zeros(2, np.float32)})  # pyright: ignore[reportArgumentType]
@@ -232,10 +232,10 @@ def test_printable() -> None:
     assert output.printable("\u202e\udce9\x9b") == "\\u202e\\udce9\\x9b"
 
 
-# --- files that are nearly right -----------------------------------------------------------------------------------
+# --- files that are almost right -----------------------------------------------------------------------------------
 
 
-def test_trailing_bytes_are_called_that(capsys: Capture, tmp_path: Path) -> None:
+def test_trailing_bytes_are_named_in_the_error(capsys: Capture, tmp_path: Path) -> None:
     path = write_theta(tmp_path, "elo")
     path.write_bytes(path.read_bytes() + b"\0" * 1234)
     said = refused(capsys, "convert", "elo", "--source", path)
@@ -245,7 +245,7 @@ def test_trailing_bytes_are_called_that(capsys: Capture, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("family", ["celo", "velo", "mulo"])
-def test_nan_is_answered_with_its_flag(family: str, capsys: Capture) -> None:
+def test_a_nan_error_names_the_flag(family: str, capsys: Capture) -> None:
     leaves = theta(family)
     next(iter(leaves.values())).flat[0] = math.nan
     Path("theta.state").write_bytes(encode(nested(leaves)))

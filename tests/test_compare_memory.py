@@ -1,4 +1,4 @@
-"""The memory of a step, as a comparison measures it."""
+"""A comparison's measurement of a step's memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_the_peak_of_a_step_is_measured() -> None:
     assert "VmHWM" in found.method
 
 
-def test_what_cannot_be_measured_is_none() -> None:
+def test_a_failed_measurement_is_none() -> None:
     assert memory.measured("quadratic", {}, "adamw", "mps") == memory.Peak(None, memory.METHODS["none"])
     assert memory.measured("quadratic", {}, "nothing", "cpu").bytes is None
     assert memory.method("cuda:0") == "cuda"

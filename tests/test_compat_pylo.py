@@ -57,7 +57,7 @@ def test_the_names_and_their_classes() -> None:
         assert issubclass(getattr(pylo, name), ours)
 
 
-# --- the same updates as ours ------------------------------------------------------------------------------------
+# --- updates -----------------------------------------------------------------------------------------------------
 
 
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
@@ -82,7 +82,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "theirs", "ours"), CASES)
-def test_updates_are_ours_bit_for_bit(name: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+def test_updates_equal_ours_bit_for_bit(name: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
     one, other = parameters(), parameters()
     (made, *_) = keys(name).values()
     train(build(name, one, **theirs), one)
@@ -127,21 +127,21 @@ def test_mulo_splits_a_group_by_infshape() -> None:
 @pytest.mark.filterwarnings("ignore:weight_decay=")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["VeLO_naive", "AdafacLO_naive", "MuLO_naive"])
-def test_decay_is_taken_off_the_updated_parameter(name: str, dtype: torch.dtype) -> None:
+def test_decay_applies_to_the_updated_parameter(name: str, dtype: torch.dtype) -> None:
     lr, decay = 0.5, 0.25
     start, without, found = (parameters(dtype) for _ in range(3))
     train(build(name, without, lr=lr), without, range(1))
     train(build(name, found, lr=lr, weight_decay=decay), found, range(1))
     lr /= 4 if name == "MuLO_naive" else 1
     for p0, stepped, p in zip(start, without, found, strict=True):
-        # 1 − lr·decay, the product, and each run's last rounding, of the parameter or of what the step and decay left.
+        # 1 − lr·decay, the product, and each run's last rounding, of the parameter or of its decayed value.
         check_close(p, (1 - lr * decay) * stepped, gamma(4, dtype) * (stepped.abs() + (stepped - p0).abs()))
         on_the_old = stepped - lr * decay * p0
         assert (p - on_the_old).abs().max() > 0.3 * lr * decay * (stepped - p0).abs().max(), "the original's order"
 
 
 @pytest.mark.parametrize("name", ["CELO2_naive", "ELO_CELO2_naive", "ELO_naive"])
-def test_elsewhere_decay_is_taken_off_the_old_parameter(name: str) -> None:
+def test_other_decays_apply_to_the_old_parameter(name: str) -> None:
     lr, decay = 0.1, 0.5
     options = {"lr": lr, "clip_grad": False}
     start, without, found = (parameters() for _ in range(3))
@@ -153,7 +153,7 @@ def test_elsewhere_decay_is_taken_off_the_old_parameter(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["AdafacLO_naive", "MuLO_naive"])
-def test_max_grad_norm_clips_each_parameter_alone(name: str) -> None:
+def test_max_grad_norm_clips_each_parameter_separately(name: str) -> None:
     one, other, unclipped = parameters(), parameters(), parameters()
     limited, clipped_before, free = build(name, one, max_grad_norm=3.0), build(name, other), build(name, unclipped)
     for step in range(3):
@@ -167,7 +167,7 @@ def test_max_grad_norm_clips_each_parameter_alone(name: str) -> None:
         assert all(torch.equal(p.grad, g) for p, g in zip(one, given, strict=True) if p.grad is not None)
     for a, b, c, s in zip(one, other, unclipped, parameters(), strict=True):
         # Three steps. Clipping multiplies a gradient by a rounded factor; the rules are scaled by the gradient's norm,
-        # so a step changes by some roundings of itself, and the parameter is rounded thrice.
+        # so a step changes by a few of its roundings, and the parameter is rounded three times.
         moved = (b - s).abs().max()
         rounding = gamma(2 * 3, a.dtype) * b.abs().max() + gamma(3 * 64, a.dtype) * moved
         check_close(a, b, rounding)
@@ -210,7 +210,7 @@ def test_embeddings_and_vectors(name: str) -> None:
         build(name, groups(parameters(), is_embedding=True, rule="learned"))
 
 
-def test_celo2s_adamw_decays_by_the_constructors_value_and_clips() -> None:
+def test_celo2s_adamw_uses_the_constructors_decay_and_clips() -> None:
     (p,) = params = parameters(shapes=[(7,)])
     expected, m, v = p.detach().clone(), torch.zeros(7), torch.zeros(7)
     optimizer = build(
@@ -222,7 +222,7 @@ def test_celo2s_adamw_decays_by_the_constructors_value_and_clips() -> None:
         m, v = 0.9 * m + 0.1 * g.clamp(-1, 1), 0.95 * v + 0.05 * g.clamp(-1, 1).square()
         direction = m / (1 - 0.9**t) / ((v / (1 - 0.95**t)).sqrt() + 1e-8)
         expected -= 0.1 * (direction + 0.5 * expected)
-        # Some ten roundings and two roots make a direction of at most 1; each of t steps rounds the parameter as well.
+        # About ten roundings and two roots make a direction of at most 1; each of t steps also rounds the parameter.
         rounding = gamma(2 * (10 + 2 * FUNCTION), p.dtype) * 0.1 + gamma(2 * 3, p.dtype) * expected.abs()
         check_close(p.detach(), expected, t * rounding)
 
@@ -234,7 +234,7 @@ def test_elo_celo2s_adamw_shares_the_rules_decays() -> None:
     assert optimizer.param_groups[0]["adam_eps"] == 1e-8
 
 
-# --- what every optimizer owes -----------------------------------------------------------------------------------
+# --- the optimizer interface -------------------------------------------------------------------------------------
 
 every_name = pytest.mark.parametrize("name", [name for name in SIGNATURES if name.endswith("naive")])
 
@@ -265,7 +265,7 @@ def test_the_ways_to_give_a_loss(name: str) -> None:
 @pytest.mark.filterwarnings("ignore:weight_decay=")
 @every_name
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
-def test_copies_go_on_the_same(name: str, duplicate: Callable[[Any], Any]) -> None:
+def test_copies_continue_identically(name: str, duplicate: Callable[[Any], Any]) -> None:
     params = parameters()
     option = {"max_grad_norm": 0.5} if stem(name) in ("AdafacLO", "MuLO") else {}
     optimizer = build(name, params, weight_decay=0.1, **option)
@@ -279,7 +279,7 @@ def test_copies_go_on_the_same(name: str, duplicate: Callable[[Any], Any]) -> No
 
 
 @every_name
-def test_states_are_ours(name: str) -> None:
+def test_states_equal_ours(name: str) -> None:
     (made, *_) = keys(name).values()
     params, resumed = parameters(), parameters()
     optimizer = build(name, params)
@@ -298,7 +298,7 @@ def test_states_are_ours(name: str) -> None:
             fresh.load_state_dict(state)
 
 
-def test_the_network_is_there_to_look_at() -> None:
+def test_the_network_is_accessible() -> None:
     optimizer = build("ELO_naive", parameters())
     optimizer.network.requires_grad_(False)
     assert {name: tuple(p.shape) for name, p in optimizer.network.named_parameters()} == {

@@ -1,4 +1,4 @@
-"""PyLO's arguments that belong to a checkpoint: mapped to the artifact, or refused with a reason."""
+"""PyLO arguments that belong to a checkpoint: mapped to the artifact, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BEHAVIOR = [
 
 
 @pytest.mark.parametrize(("name", "theirs"), BEHAVIOR)
-def test_behaviour_is_the_artifacts_with_these_fields(name: str, theirs: dict[str, Any]) -> None:
+def test_behavior_arguments_override_the_artifacts(name: str, theirs: dict[str, Any]) -> None:
     (made, *_) = keys(name).values()
     expected = dataclasses.replace(made, behavior=dataclasses.replace(made.behavior, **plain_fields(theirs)))
     one, other = parameters(), parameters()
@@ -65,7 +65,7 @@ def test_learned_offsets() -> None:
     found = made.behavior.initial_momentum_decays, made.behavior.initial_rms_decays
     for each, before, name in zip(found, ([0.9, 0.99, 0.999], [0.9]), offsets, strict=False):
         effective = 1 - torch.exp(10 * (torch.log(1 - torch.tensor(before)) / 10 + torch.tensor(offsets[name])))
-        # A logarithm, a division, a sum of at most 1 and an exponential of ten times as much, in float32 here.
+        # A logarithm, a division, a sum of at most 1 and an exponential of ten times that, in float32.
         check_close(torch.tensor(each), effective.clamp(0, 1), gamma(10 + 4 * FUNCTION, torch.float32))
     build("VeLO_naive", parameters(), **offsets).step(torch.tensor(1.0))
 
@@ -116,14 +116,14 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "theirs", "said"), REFUSED)
-def test_refusals_say_why(name: str, theirs: dict[str, Any], said: str) -> None:
+def test_refusals_give_a_reason(name: str, theirs: dict[str, Any], said: str) -> None:
     with pytest.raises(ZooError) as caught:
         build(name, parameters(), **theirs)
     assert said in str(caught.value)
     assert caught.value.hint
 
 
-def test_backends_are_ours_to_choose() -> None:
+def test_backend_arguments_are_translated() -> None:
     for impl in ("naive", pylo.AdafacLO_naive, pylo.AdafacLO_CUDA, optim.AdafacLO):
         build("MuLO_naive", parameters(), impl=impl)
     for impl in ("cuda", "triton"):
@@ -137,6 +137,6 @@ def test_backends_are_ours_to_choose() -> None:
     ("name", "option"),
     [("CELO2_naive", {"orthogonalize": False}), ("ELO_naive", {"clip_grad": True}), ("VeLO_naive", {"exp_mult": 0.1})],
 )
-def test_a_group_cannot_carry_what_belongs_to_all(name: str, option: dict[str, Any]) -> None:
+def test_a_group_cannot_set_global_options(name: str, option: dict[str, Any]) -> None:
     with pytest.raises(ZooError, match=f"{next(iter(option))}.*belongs to the whole optimizer"):
         build(name, [{"params": parameters(), **option}])

@@ -1,4 +1,4 @@
-"""Where PyLO's optimizers find their weights, and a PyLO script with one import changed."""
+"""How PyLO's optimizers find their weights, and a PyLO script with one changed import."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tensors(family: str) -> dict[str, torch.Tensor]:
 
 
 class PyLOsModule(nn.Module):
-    """Stands in for one of PyLO's networks: its state_dict has PyLO's names."""
+    """A stand-in for a PyLO network: its state_dict has PyLO's names."""
 
     def __init__(self, family: str, activation: str | None = None) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class PyLOsModule(nn.Module):
             self.activation = activation
 
 
-# --- local ones --------------------------------------------------------------------------------------------------
+# --- local weights -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", OF)
@@ -81,7 +81,7 @@ def test_files_and_modules(name: str, tmp_path: Path) -> None:
         assert optimizer.artifact.fingerprint == expected, given
 
 
-def test_a_modules_activation_is_taken() -> None:
+def test_a_modules_activation_is_used() -> None:
     made = pylo.CELO2(parameters(), network=PyLOsModule("celo2", "tanh")).artifact
     assert made.behavior.mlp_activation == "tanh"
     with pytest.raises(ZooError, match="mlp_activation is 'gelu'"):
@@ -94,7 +94,7 @@ def test_orthogonalize_false_is_celo2_base_with_adamw_for_vectors(tmp_path: Path
     assert (optimizer.artifact.family, optimizer.behavior.orthogonalize) == ("celo2", False)
 
 
-def test_velos_halves(tmp_path: Path) -> None:
+def test_velo_from_its_two_files(tmp_path: Path) -> None:
     expected = convert("velo", source=write_theta(tmp_path, "velo")).fingerprint
     both = pylo_files.write(tmp_path, "velo", theta("velo"))
     rnn, mlp = both / "VeLO_RNN", both / "VeLO_MLP"
@@ -144,7 +144,7 @@ def test_load_from_file(tmp_path: Path) -> None:
         pylo.AdafacLO_CUDA(parameters(), load_from_file=path)
 
 
-# --- published ones ----------------------------------------------------------------------------------------------
+# --- published weights -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -233,13 +233,13 @@ def test_a_velo_script_runs_by_changing_one_import(monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def hub() -> Iterator[HubDouble]:
-    """For processes of their own: this one stays offline."""
+    """Environment for separate processes: this one stays offline."""
     with hub_double.serving() as hub:
         yield hub
 
 
 def released(family: str) -> dict[tuple[str, ...], np.ndarray]:
-    """Random leaves at the published size."""
+    """Random leaves of the published size."""
     random = np.random.default_rng(0)
     shapes = leaf_shapes(FAMILIES[family], FAMILIES[family].released)
     return {path: 0.1 * random.standard_normal(shape, dtype=np.float32) for path, shape in shapes.items()}
@@ -259,7 +259,7 @@ def test_a_celo2_script_fetches_its_default_weights(hub: HubDouble, tmp_path: Pa
     assert hub.requests("HEAD", "^/DiamondXL/celo2/resolve/main/model.safetensors$")
 
 
-def test_a_repository_of_ones_own(hub: HubDouble, tmp_path: Path) -> None:
+def test_a_custom_repository(hub: HubDouble, tmp_path: Path) -> None:
     velo = theta("velo")
     for repository, found in (("me/rnn", pylo_files.velo_rnn(velo)), ("me/mlp", pylo_files.velo_mlp(velo))):
         hub.create(repository, {"model.safetensors": save(found)})

@@ -1,4 +1,4 @@
-"""The table itself: no cell without a test or a reason, and the page shows it as it is."""
+"""The contract table: every cell has a test or a reason, and the page shows the current table."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The contract: what PyTorch's test-suite asks of its own optimizers, asked of these.
+"""The contract: the checks of PyTorch's own optimizer tests, applied to these optimizers.
 
-``torch.testing._internal.common_optimizers`` has the cases of errors, and they run as they are. The checks of
-``test/test_optim.py`` are not part of a PyTorch wheel; they are written here anew, under the names they have there.
+The error cases of ``torch.testing._internal.common_optimizers`` run unchanged. The checks of ``test/test_optim.py`` are
+not part of a PyTorch wheel; they are rewritten here under their original names.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 @holds("torch_errors")
 def test_errors(entry: Entry) -> None:
-    """``test_errors``: invalid, duplicate and half-named parameters, and a tensor lr of two elements."""
+    """``test_errors``: invalid, duplicate and partly named parameters, and a tensor lr with two elements."""
     from torch.testing._internal.common_optimizers import get_error_inputs_for_all_optims
 
     cases = get_error_inputs_for_all_optims("cpu", torch.float32)
@@ -56,7 +56,7 @@ def test_errors(entry: Entry) -> None:
 
 
 @holds("torch_direction")
-@pytest.mark.filterwarnings("ignore:lr has fallen")  # test_contract_advice.py has the warning
+@pytest.mark.filterwarnings("ignore:lr has fallen")  # test_contract_advice.py tests the warning
 @pytest.mark.parametrize("scheduler", [None, "StepLR", "ReduceLROnPlateau"])
 @pytest.mark.parametrize("contiguous", [True, False])
 def test_forloop_goes_right_direction(entry: Entry, contiguous: bool, scheduler: str | None) -> None:
@@ -113,7 +113,7 @@ MOVED = [name for name in TABLE if PROPERTIES["torch_zero"].reason(name) is not 
 
 
 @pytest.mark.parametrize("name", MOVED)
-def test_the_optimizers_that_zero_gradients_move(name: str) -> None:
+def test_zero_gradients_move_the_optimizers_left_out(name: str) -> None:
     """The reason in the table is true: without decay, zero gradients move a matrix by more than a rounding."""
     params = [nn.Parameter(torch.ones(6, 6)), nn.Parameter(torch.ones(7))]
     optimizer = make(TABLE[name], params, weight_decay=0.0)
@@ -135,15 +135,15 @@ def test_step_all_hooks(entry: Entry) -> None:
     hooked, other = make(entry, params), make(entry, alone)
     seen: list[str] = []
 
-    def noting(word: str) -> Any:
+    def recording(word: str) -> Any:
         return lambda opt, args, kwargs: seen.append(word) if opt is hooked else None
 
     handles = [
-        hooked.register_step_pre_hook(noting("pre")),
+        hooked.register_step_pre_hook(recording("pre")),
         hooked.register_step_pre_hook(lambda opt, args, kwargs: ((opt, loss_at(0)), {})),  # may replace the arguments
-        hooked.register_step_post_hook(noting("post")),
-        register_optimizer_step_pre_hook(noting("global pre")),
-        register_optimizer_step_post_hook(noting("global post")),
+        hooked.register_step_post_hook(recording("post")),
+        register_optimizer_step_pre_hook(recording("global pre")),
+        register_optimizer_step_post_hook(recording("global post")),
     ]
     try:
         give_gradients(params, 0)
@@ -197,7 +197,7 @@ def test_load_state_dict_hooks(entry: Entry) -> None:
     other.register_load_state_dict_post_hook(post)
     other.load_state_dict(saved)
     assert seen == ["first", "pre", "post"]
-    assert same_state(saved, optimizer.state_dict())  # what was loaded is as it was
+    assert same_state(saved, optimizer.state_dict())  # the loaded dict is unchanged
     assert same_state(other.state_dict()["state"], saved["state"])
 
 
