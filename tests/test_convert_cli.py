@@ -1,4 +1,4 @@
-"""``pylo-zoo convert``: what it prints, what it refuses, and what it leaves behind."""
+"""``pylo-zoo convert``: its output, what it refuses, and the files that it leaves."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_convert_and_export_round_trip(capsys: Capture, tmp_path: Path) -> None:
     assert Path("again.state").read_bytes() == path.read_bytes()
 
 
-def test_convert_says_it_as_json(capsys: Capture, tmp_path: Path) -> None:
+def test_convert_prints_json(capsys: Capture, tmp_path: Path) -> None:
     path = write_theta(tmp_path, "adafac-mlp")
     words = ["--out", "x", "--no-verify", "--json", "-q", "--set", "step_mult=1e-2"]
     assert run("convert", "mulo", "--source", path, *words) == 0
@@ -77,7 +77,7 @@ def test_format_pt(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_defaults_and_behaviour_are_the_released_ones(family: str, tmp_path: Path) -> None:
+def test_defaults_and_behavior_are_the_released_ones(family: str, tmp_path: Path) -> None:
     made = convert(family, source=write_theta(tmp_path, family))
     assert made.behavior == FAMILIES[family].behavior()
     assert made.defaults == {key: value for key, value in FAMILIES[family].defaults.items() if value is not None}
@@ -85,7 +85,7 @@ def test_defaults_and_behaviour_are_the_released_ones(family: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_optimizer_that_a_family_names_is_there(family: str) -> None:
+def test_the_optimizer_that_a_family_names_exists(family: str) -> None:
     found = optim.optimizer_class(family)
     assert FAMILIES[family].optimizer == f"pylo_zoo.optim:{found.__name__}"
     assert family in found.families
@@ -95,7 +95,7 @@ def test_the_optimizer_that_a_family_names_is_there(family: str) -> None:
 
 
 def planted(monkeypatch: pytest.MonkeyPatch, error: float) -> None:
-    """Let parity find this error."""
+    """Make parity report this error."""
 
     def verify(made: artifact.Artifact, source: Path, **how: object) -> Report:
         assert hashlib.sha256(source.read_bytes()).hexdigest() == made.source.sha256
@@ -104,7 +104,9 @@ def planted(monkeypatch: pytest.MonkeyPatch, error: float) -> None:
     monkeypatch.setattr(parity, "verify", verify)
 
 
-def test_parity_runs_by_default_and_is_kept(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parity_runs_by_default_and_its_report_is_stored(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     planted(monkeypatch, error=1e-7)
     assert run("convert", "elo", "--source", write_theta(tmp_path, "elo")) == 0
     out, err = capsys.readouterr()
@@ -151,7 +153,7 @@ def wrong_family(tmp_path: Path) -> tuple[list[object], str]:
     return ["velo", "--source", write_theta(tmp_path, "celo2")], r"no velo checkpoint.*\n.*fit celo2 or celo2-base"
 
 
-def nearly_a_family(tmp_path: Path) -> tuple[list[object], str]:
+def misspelled_family(tmp_path: Path) -> tuple[list[object], str]:
     leaves = theta("elo")
     del leaves["nn", "~", "b1"]
     (tmp_path / "theta.state").write_bytes(encode(nested(leaves)))
@@ -240,7 +242,7 @@ def entry_with_a_source(tmp_path: Path) -> tuple[list[object], str]:
     return ["velo-s", "--source", "f"], "the word is a family.*\n.*convert velo --source f"
 
 
-def entry_out_of_reach(tmp_path: Path) -> tuple[list[object], str]:
+def unreachable_entry(tmp_path: Path) -> tuple[list[object], str]:
     by_hand = (
         r"resolve/main/theta.state \(149,216 bytes, sha256 35683c.*`pylo-zoo convert celo --source theta.state --out"
     )
@@ -253,7 +255,7 @@ def entry_of_two_files(tmp_path: Path) -> tuple[list[object], str]:
 
 FAILURES = [
     wrong_family,
-    nearly_a_family,
+    misspelled_family,
     not_finite,
     damaged,
     absent,
@@ -271,7 +273,7 @@ FAILURES = [
     unknown_name,
     unknown_family,
     entry_with_a_source,
-    entry_out_of_reach,
+    unreachable_entry,
     entry_of_two_files,
 ]
 

@@ -1,4 +1,4 @@
-"""The defaults of a proven artifact cannot change unseen; artifacts and states of before still load."""
+"""The defaults of a proven artifact cannot change unnoticed; older artifacts and states still load."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 
 
 @pytest.mark.parametrize("case", CHANGES)
-def test_a_default_that_was_edited_is_refused_with_what_to_do(case: str, proven: Path, capsys: Capture) -> None:
+def test_an_edited_default_is_refused_with_a_remedy(case: str, proven: Path, capsys: Capture) -> None:
     change, reason = CHANGES[case]
     edit(proven, "config.json", change)
     with pytest.raises(ZooError, match=reason) as error:
@@ -70,24 +70,24 @@ def test_a_default_that_was_edited_is_refused_with_what_to_do(case: str, proven:
 
 
 @pytest.mark.parametrize("value", [5, [], "x", None, {"lr": "x"}, {}])
-def test_a_record_that_is_none_is_not_taken_for_agreement(value: Any, proven: Path) -> None:
+def test_an_invalid_record_does_not_count_as_agreement(value: Any, proven: Path) -> None:
     edit(proven, "parity.json", lambda c: c.update(defaults=value))
-    if value is None:  # as without one
+    if value is None:  # like an artifact without a record
         assert weights.load(proven)
         return
     with pytest.raises(ZooError):
         weights.load(proven)
 
 
-def test_an_artifact_of_before_loads(proven: Path) -> None:
+def test_an_older_artifact_loads(proven: Path) -> None:
     edit(proven, "parity.json", lambda c: c.pop("defaults"))
     made = weights.load(proven)
     assert made.parity is not None
     assert Report.from_dict(made.parity).defaults is None
 
 
-def test_a_saved_state_of_before_loads(proven: Path) -> None:
-    """Its ``weights`` are the fingerprint, which is what it was."""
+def test_an_older_saved_state_loads(proven: Path) -> None:
+    """Its ``weights`` are the fingerprint, which has not changed."""
     p = torch.nn.Parameter(torch.ones(3))
     made: Artifact = weights.load(proven)
     optimizer = ELO([p], weights=str(proven))
@@ -99,7 +99,7 @@ def test_a_saved_state_of_before_loads(proven: Path) -> None:
     ELO([torch.nn.Parameter(torch.ones(3))], weights=str(proven)).load_state_dict(state)
 
 
-def test_verify_records_what_is_there_now(proven: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_records_the_current_defaults(proven: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     from pylo_zoo.parity import targets
 
     edit(proven, "config.json", lambda c: c["defaults"].update(lr=0.125))
@@ -115,9 +115,9 @@ def test_verify_records_what_is_there_now(proven: Path, capsys: Capture, monkeyp
     assert weights.load(proven).defaults["lr"] == 0.125
 
 
-def test_the_fingerprint_is_what_it_was() -> None:
+def test_the_fingerprint_has_not_changed() -> None:
     assert convert("velo-sample").fingerprint == FINGERPRINT
 
 
 FINGERPRINT = "1cd0574888fd655326f2293cbee01ece44180c841417ddc0d9dbf72a426d18c5"
-"""Of the sample, as every earlier version computed it: saved states and published reports hold it."""
+"""The sample's fingerprint in every earlier version; saved states and published reports contain it."""

@@ -1,4 +1,4 @@
-"""The documentation site: it builds without a warning, loads nothing from elsewhere, and says what the code does."""
+"""The documentation site builds without warnings, loads nothing from elsewhere, and agrees with the code."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ LINK = re.compile(r"(?<!!)\[[^\]]*\]\(<?([^)>\s]+)>?\)")
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built site. Warnings are errors, and a page that the navigation lacks is a warning.
+    """The built site. Warnings are errors; a page that the navigation lacks is a warning.
 
-    Not with ``--quiet``: it hides warnings from ``--strict``, too.
+    Not with ``--quiet``, which hides warnings from ``--strict`` too.
     """
     made = tmp_path_factory.mktemp("site")
     done = subprocess.run(
@@ -58,7 +58,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Loads(HTMLParser):
-    """What a browser fetches by itself to show a page, and where its links lead."""
+    """Collects what a browser loads to show a page, and the page's links."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def parsed(page: Path) -> Loads:
 # --- the site -----------------------------------------------------------------------------------------------------
 
 
-def test_the_site_reads_without_a_network(site: Path) -> None:
+def test_the_site_loads_nothing_from_the_network(site: Path) -> None:
     pages = sorted(site.rglob("*.html"))
     assert len(pages) > 25
     for page in pages:
@@ -97,7 +97,7 @@ def test_the_site_reads_without_a_network(site: Path) -> None:
         assert not addresses, f"{style.relative_to(site)} loads {addresses}"
 
 
-def test_links_within_the_site_lead_somewhere(site: Path) -> None:
+def test_links_within_the_site_resolve(site: Path) -> None:
     found = {page: parsed(page) for page in site.rglob("*.html")}
     broken = []
     for page, content in found.items():
@@ -113,17 +113,17 @@ def test_links_within_the_site_lead_somewhere(site: Path) -> None:
     assert not broken
 
 
-def test_docstrings_leave_no_markup_of_another_kind(site: Path) -> None:
+def test_docstrings_leave_no_foreign_markup(site: Path) -> None:
     for page in (site / "reference" / "api").rglob("*.html"):
         text = re.sub(r"<[^>]+>", "", page.read_text(encoding="utf-8"))
         assert not re.findall(r":(?:class|func|meth|mod|data|attr|exc):", text), page
         assert "``" not in text, page
         assert "&gt;&gt;&gt; <p>" not in text, page
-        assert not re.search(r"\bSPEC\b", text), page  # no page of the site, nor a file of the tree
+        assert not re.search(r"\bSPEC\b", text), page  # neither a page of the site nor a file of the repository
         assert not re.findall(r"docs/[\w-]+\.md", text), page
 
 
-def test_every_page_and_every_command_is_there(site: Path) -> None:
+def test_every_page_and_every_command_exists(site: Path) -> None:
     from pylo_zoo.cli import COMMANDS
 
     page = (site / "reference" / "cli" / "index.html").read_text(encoding="utf-8")
@@ -140,7 +140,7 @@ def test_every_page_and_every_command_is_there(site: Path) -> None:
 
 
 def slugs(page: Path) -> set[str]:
-    """The anchors of a page's headings, as forges and the site make them."""
+    """The anchors of a page's headings, as forges and the site generate them."""
     found: set[str] = set()
     for heading in re.findall(r"^#+ +(.+?)\s*$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE):
         text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
@@ -149,21 +149,21 @@ def slugs(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_relative_links_and_anchors_lead_somewhere(page: Path) -> None:
+def test_relative_links_and_anchors_resolve(page: Path) -> None:
     broken = []
     for target in LINK.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
         parts = urlsplit(target)
         if parts.scheme:
             continue
         path = (page.parent / unquote(parts.path)).resolve() if parts.path else page
-        if "reference" in Path(parts.path).parts[:1] and page.parent == DOCS:  # made at build, and held above
+        if "reference" in Path(parts.path).parts[:1] and page.parent == DOCS:  # generated pages, checked above
             continue
         if not path.exists() or (parts.fragment and parts.fragment not in slugs(path)):
             broken.append(target)
     assert not broken
 
 
-def test_families_say_what_the_code_does() -> None:
+def test_the_families_page_is_current() -> None:
     page = families_docs.PAGE.read_text(encoding="utf-8")
     assert page == families_docs.update_page(page), "Run: python tests/families_docs.py"
     assert {*families_docs.CLASSES, "overview"} == {match[1] for match in families_docs.MARKS.findall(page)}
@@ -210,12 +210,12 @@ def _replica(rank: int, code: str, directory: str) -> None:
     model = namespace["train"](rank, 2, steps=20)
     torch.save(torch.cat([p.detach().flatten() for p in model.parameters()]), f"{directory}/{rank}.pt")
     del model
-    namespace.clear()  # the wrapped model before its group: in the other order the process aborted now and then
+    namespace.clear()  # the wrapped model before its group: in the other order the process sometimes aborted
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
-def test_replicas_stay_together(tmp_path: Path) -> None:
+def test_replicas_stay_equal(tmp_path: Path) -> None:
     (code,) = blocks((DOCS / "distributed.md").read_text(encoding="utf-8"), "python")
     spawn(_replica, (code, str(tmp_path)), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
@@ -225,11 +225,11 @@ def test_replicas_stay_together(tmp_path: Path) -> None:
 # --- the messages -------------------------------------------------------------------------------------------------
 
 TORCHS = ("got mixed torch.Tensor and DTensor",)
-"""Messages on the page that are not ours."""
+"""Messages on the page that come from other software."""
 
 
 def texts() -> set[str]:
-    """Every text in the code, what it fills in being ``…``, with the one that follows it in the same call."""
+    """Every text in the code, with ``…`` for inserted values, and the next text in the same call."""
     found: set[str] = set()
     for path in (ROOT / "pylo_zoo").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -252,7 +252,7 @@ def _text(node: ast.AST) -> str:
     return ""
 
 
-def test_messages_on_the_page_are_the_codes() -> None:
+def test_messages_on_the_page_exist_in_the_code() -> None:
     said = [line for block in blocks(troubleshooting(), "text") for line in block.splitlines()]
     known = texts()
     assert len(said) > 30
@@ -261,7 +261,7 @@ def test_messages_on_the_page_are_the_codes() -> None:
 
 
 def _same(line: str, text: str) -> bool:
-    """Whether ``line`` is ``text``, or a beginning of it; what the page spells out may be filled in by the code."""
+    """Whether ``line`` is ``text`` or its beginning; the page may spell out what the code inserts."""
     pattern = ".*".join(map(re.escape, text.split("…")))
     return text.startswith(line) or (len(text.replace("…", "")) > 15 and re.fullmatch(pattern, line) is not None)
 
@@ -274,7 +274,7 @@ def troubleshooting() -> str:
 
 
 def public(module: Any) -> dict[str, Any]:
-    """What a module of the reference offers: classes, functions, and their public methods, by dotted name."""
+    """The public classes, functions and methods of a reference page's module, by dotted name."""
     names = getattr(module, "__all__", None) or [
         name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__
     ]
@@ -296,7 +296,7 @@ def public(module: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", list(hooks.public_modules()))
 def test_public_names_have_docstrings(name: str) -> None:
-    """A method may have its base's."""
+    """A method may inherit the docstring of its base."""
     bare = [path for path, value in public(importlib.import_module(name)).items() if not inspect.getdoc(value)]
     inherited = {path for path in bare if _documented_above(importlib.import_module(name), path)}
     assert set(bare) <= inherited

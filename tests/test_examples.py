@@ -1,4 +1,4 @@
-"""The examples run, at toy size, as a reader would type them."""
+"""The examples run, at toy size, as a reader would run them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TOY = ("--steps", 6, "--every", 3, "--batch", 2, "--context", 16, "--width", 16,
 
 @pytest.fixture
 def example(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """What ``python examples/NAME WORDS`` prints; run in this process, which has torch loaded."""
+    """The output of ``python examples/NAME WORDS``, run in this process, which has torch loaded."""
     monkeypatch.setenv("COLUMNS", "120")
 
     def run(name: str, *words: object) -> str:
@@ -40,7 +40,7 @@ Example = Callable[..., str]
 
 
 def losses(shown: str) -> dict[int, str]:
-    """Step to the figures that stand behind it, but for the speed."""
+    """The printed values by step, without the speed."""
     return {
         int(step): figures
         for step, figures in re.findall(r"^step +(\d+)  (loss .*?)(?:  [\d.]+ steps/s)?$", shown, re.M)
@@ -55,16 +55,16 @@ def test_the_plain_loop_learns(example: Example, optimizer: str) -> None:
     assert last < first / 4
 
 
-def test_the_plain_loop_has_nothing_of_ours_but_the_optimizer() -> None:
+def test_the_plain_loop_uses_only_the_optimizer_from_pylo_zoo() -> None:
     text = (ROOT / "examples" / "loop.py").read_text(encoding="utf-8")
     assert re.findall(r"pylo_zoo\S*.*", text) == ["pylo_zoo.optim import VeLO"]
     assert len(text.splitlines()) <= 45
 
 
-def test_the_gpt_goes_on_where_it_was_cut_off(
+def test_the_gpt_resumes_after_an_interruption(
     example: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """VeLO and its loss, with accumulation, clipping and bfloat16: the second half again, figure for figure."""
+    """VeLO with its loss, accumulation, clipping and bfloat16 repeats the second half exactly."""
     save = torch.save
 
     def kept(what: dict[str, Any], path: Path) -> None:
@@ -85,7 +85,7 @@ def test_the_gpt_goes_on_where_it_was_cut_off(
 
 
 @pytest.mark.parametrize(("name", "near"), [("adamm", "adamw"), ("velo-sampel", "velo-sample"), ("nope", "")])
-def test_the_gpt_names_the_nearest_optimizer(example: Example, name: str, near: str) -> None:
+def test_the_gpt_suggests_the_nearest_optimizer(example: Example, name: str, near: str) -> None:
     with pytest.raises(SystemExit, match=f"Error: There is no optimizer '{name}'.\nHint: The nearest is '{near}"):
         example("nanogpt.py", *TOY, "--optimizer", name)
 
@@ -101,8 +101,8 @@ def test_the_gpt_trains_with(example: Example, optimizer: str, tmp_path: Path) -
     assert "nan" not in str(found)
 
 
-def test_two_processes_make_the_run_of_one(example: Example) -> None:
-    """Each takes half of the micro-batches, and all step on the mean of gradients and losses."""
+def test_two_processes_reproduce_the_run_of_one(example: Example) -> None:
+    """Each process takes half of the micro-batches; both step with the mean of gradients and losses."""
     if sys.platform != "linux":
         pytest.skip("torchrun is tried on Linux alone")
     words = (*TOY, "--accumulate", 4)

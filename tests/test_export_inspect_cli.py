@@ -1,4 +1,4 @@
-"""``pylo-zoo export`` and ``inspect``: what they print, what they refuse, and what they leave behind."""
+"""``pylo-zoo export`` and ``inspect``: their output, what they refuse, and the files that they leave."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def exported(capsys: Capture, tmp_path: Path) -> Path:
     return Path("zoo/elo")
 
 
-def test_export_says_what_it_wrote(exported: Path, capsys: Capture) -> None:
+def test_export_reports_what_it_wrote(exported: Path, capsys: Capture) -> None:
     assert run("export", exported, "--out", "new/x.state", "--json") == 0
     data = Path("theta.state").read_bytes()
     said = {"file": "new/x.state", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "identical": True}
     assert json.loads(capsys.readouterr().out) == said
 
 
-def test_export_replaces_with_force_alone(exported: Path, capsys: Capture) -> None:
+def test_export_replaces_only_with_force(exported: Path, capsys: Capture) -> None:
     Path("x").write_text("mine")
     assert "already exists" in refused(capsys, "export", exported, "--out", "x")
     assert Path("x").read_text() == "mine"
@@ -66,14 +66,14 @@ def test_export_refuses_an_artifact_whose_weights_were_changed(exported: Path, c
 def test_export_refuses_a_source_that_flax_did_not_write(tmp_path: Path) -> None:
     data = bytearray(encode(nested(theta("elo"))))
     assert data[1:4] == b"\xa2nn"
-    data[1:2] = b"\xd9\x02"  # the same text with a longer header
+    data[1:2] = b"\xd9\x02"  # the same content with a longer header
     (tmp_path / "theta.state").write_bytes(bytes(data))
     made = convert("elo", source="theta.state")
     with pytest.raises(ZooError, match="exact bytes cannot be rebuilt"):
         library.export(made)
 
 
-def test_export_refuses_what_is_no_artifact(capsys: Capture) -> None:
+def test_export_refuses_other_directories(capsys: Capture) -> None:
     assert "is no artifact" in refused(capsys, "export", ".", "--out", "x")
 
 
@@ -99,7 +99,7 @@ def test_inspect_shows_everything_in_80_columns(
     assert not Path("zoo").exists()
 
 
-def test_inspect_says_it_as_json(capsys: Capture, tmp_path: Path) -> None:
+def test_inspect_prints_json(capsys: Capture, tmp_path: Path) -> None:
     assert run("inspect", write_theta(tmp_path, "adafac-mlp"), "--json") == 0
     said = json.loads(capsys.readouterr().out)
     assert said["families"] == ["adafac-mlp", "mulo"]
@@ -123,7 +123,7 @@ def not_a_number(leaves: dict[tuple[str, ...], np.ndarray]) -> None:
         (not_a_number, "leaves with NaN or infinite values (1): rnn_params/linear/w"),
     ],
 )
-def test_inspect_names_what_would_stop_a_conversion(
+def test_inspect_reports_what_would_stop_a_conversion(
     spoil: Callable[[Any], None], complaint: str, capsys: Capture, tmp_path: Path
 ) -> None:
     leaves = theta("velo")

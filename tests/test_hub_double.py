@@ -1,4 +1,4 @@
-"""The double of the Hub behaves as one, to huggingface_hub itself."""
+"""The Hub double behaves like the Hub for huggingface_hub."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def api(hub: HubDouble) -> HfApi:
 # --- the client in this process ----------------------------------------------------------------------------------
 
 
-def test_the_client_is_pointed_at_the_double(hub: HubDouble) -> None:
+def test_the_client_is_connected_to_the_double(hub: HubDouble) -> None:
     assert huggingface_hub.is_offline_mode() is False
     assert HfApi().endpoint == hub.url
     assert huggingface_hub.get_token() == TOKEN
@@ -43,7 +43,7 @@ def test_the_client_is_pointed_at_the_double(hub: HubDouble) -> None:
     assert str(hub.requests("GET", "/api/models/")[0]) == "GET /api/models/org/name"
 
 
-def test_an_earlier_session_is_closed_and_the_settings_come_back(
+def test_an_earlier_session_is_closed_and_the_settings_are_restored(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
 
@@ -57,7 +57,7 @@ def test_an_earlier_session_is_closed_and_the_settings_come_back(
     assert (constants.HF_HUB_OFFLINE, constants.ENDPOINT) == (offline, endpoint) != (False, hub.url)
 
 
-def test_a_process_by_the_environment(hub: HubDouble, tmp_path: Path) -> None:
+def test_a_process_is_connected_by_its_environment(hub: HubDouble, tmp_path: Path) -> None:
     code = "import huggingface_hub as h; print(h.whoami()['name'], h.hf_hub_download('org/name', 'config.json'))"
     hub.create("org/name", FILES)
     env = hub.environment(tmp_path / "hf-home")
@@ -71,7 +71,7 @@ def test_a_process_by_the_environment(hub: HubDouble, tmp_path: Path) -> None:
 # --- writing -----------------------------------------------------------------------------------------------------
 
 
-def test_who_one_is(api: HfApi) -> None:
+def test_whoami(api: HfApi) -> None:
     me = api.whoami()
     assert (me["name"], [org["name"] for org in me["orgs"]]) == ("alice", ["org", "amoudgl"])
     assert me["auth"]["accessToken"]["role"] == "write"
@@ -125,12 +125,12 @@ def test_commit_and_read_again(hub: HubDouble, api: HfApi) -> None:
         api.create_commit("org/name", [CommitOperationDelete("config.json")], commit_message="less")
 
 
-def test_ids_are_gits_own(hub: HubDouble) -> None:
+def test_ids_equal_those_of_git(hub: HubDouble) -> None:
     blob = hub.create("org/name", {"a.txt": b"hello\n"}).tree()["a.txt"]
     assert blob.oid == "ce013625030ba8dba906f756967f9e9ca394464a", "as `echo hello | git hash-object --stdin` says"
 
 
-def test_what_has_not_changed_makes_no_commit(hub: HubDouble, api: HfApi) -> None:
+def test_unchanged_files_make_no_commit(hub: HubDouble, api: HfApi) -> None:
     repo = hub.create("org/name", FILES)
     assert commit(api).oid == repo.head
     assert len(repo.commits) == 1
@@ -154,7 +154,7 @@ def test_a_stale_parent_is_refused(hub: HubDouble, api: HfApi) -> None:
     assert {"other.txt", "config.json"} <= set(repo.files())
 
 
-def test_of_many_that_commit_at_once_one_wins(hub: HubDouble, api: HfApi) -> None:
+def test_one_of_many_concurrent_commits_wins(hub: HubDouble, api: HfApi) -> None:
     repo = hub.create("org/name")
     before, said = repo.head, []
 
@@ -226,7 +226,7 @@ def test_a_pull_request(hub: HubDouble, api: HfApi) -> None:
     assert repo.files() == {**FILES, "config.json": b"{}", "new.txt": b"x", "other.txt": b"y"}
 
 
-def test_who_may_write(hub: HubDouble, api: HfApi) -> None:
+def test_write_permissions(hub: HubDouble, api: HfApi) -> None:
     repo = hub.create("org/name")
     for token, status in ((READER, 403), (STRANGER, 403), (False, 401), ("hf_unknown", 401)):
         with pytest.raises(errors.HfHubHTTPError) as caught:
@@ -249,7 +249,7 @@ def test_a_commit_needs_its_large_files(hub: HubDouble, api: HfApi) -> None:
 
 
 @pytest.mark.parametrize(("private", "gated"), [(True, False), (False, True)])
-def test_who_may_read(private: bool, gated: bool, hub: HubDouble, api: HfApi) -> None:
+def test_read_permissions(private: bool, gated: bool, hub: HubDouble, api: HfApi) -> None:
     repo = hub.create("org/name", FILES, private=private, gated=gated)
     error: Any = errors.RepositoryNotFoundError if private else errors.GatedRepoError
     for token, status in ((STRANGER, 404 if private else 403), (False, 401)):
@@ -265,7 +265,7 @@ def test_who_may_read(private: bool, gated: bool, hub: HubDouble, api: HfApi) ->
         api.auth_check("org/name", token=STRANGER)
 
 
-def test_what_is_missing(hub: HubDouble, api: HfApi) -> None:
+def test_missing_repositories_and_files(hub: HubDouble, api: HfApi) -> None:
     hub.create("org/name", FILES)
     with pytest.raises(errors.RepositoryNotFoundError):
         api.hf_hub_download("org/nothing", "config.json")
@@ -319,6 +319,6 @@ def test_a_range(path: str, hub: HubDouble) -> None:
     assert httpx.get(hub.cdn_url + "/" + hashlib.sha256(WEIGHTS).hexdigest()).status_code == 403, "it is not signed"
 
 
-def test_a_token_at_the_storage_is_noticed() -> None:
+def test_a_token_sent_to_the_storage_is_detected() -> None:
     with pytest.raises(AssertionError, match="A token went to the storage"), hub_double.serving() as hub:
         httpx.get(f"{hub.cdn_url}/x", headers={"Authorization": "Bearer x"})
