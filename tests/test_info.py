@@ -1,4 +1,4 @@
-"""``pylo-zoo info`` of what lies in a directory or on the Hub; of the registry see test_cli_words.py."""
+"""``pylo-zoo info`` of a directory or a Hub repository; test_cli_words.py covers the registry."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def directory(tmp_path: Path) -> Path:
     return artifact.write(made, tmp_path / "made", extra_files={artifact.CARD: NASTY.encode()})
 
 
-def test_of_a_directory(directory: Path, capsys: Capture) -> None:
+def test_info_of_a_directory(directory: Path, capsys: Capture) -> None:
     assert run("info", directory) == 0
     text = capsys.readouterr().out
     for what in ("elo", "passed", "file:theta.state", "model.safetensors", "hidden_size", "ELO(param_groups(model)"):
@@ -38,7 +38,7 @@ def test_of_a_directory(directory: Path, capsys: Capture) -> None:
     assert sizes == {path.name: path.stat().st_size for path in directory.iterdir()}
 
 
-def test_of_the_hub_with_its_card(hub: HubDouble, directory: Path, capsys: Capture) -> None:
+def test_info_of_a_hub_repository_with_its_card(hub: HubDouble, directory: Path, capsys: Capture) -> None:
     repo = hub.create("org/mine", {path.name: path.read_bytes() for path in directory.iterdir()})
     assert run("info", "hf://org/mine") == 0
     text = " ".join(capsys.readouterr().out.split())
@@ -51,7 +51,7 @@ def test_of_the_hub_with_its_card(hub: HubDouble, directory: Path, capsys: Captu
     assert json.loads(capsys.readouterr().out)["card"] == NASTY
 
 
-def test_what_has_no_card(directory: Path, capsys: Capture) -> None:
+def test_info_without_a_card(directory: Path, capsys: Capture) -> None:
     (directory / artifact.CARD).unlink()
     assert "has no model card" in refused(capsys, "info", directory, "--card")
     assert run("info", directory, "--json") == 0

@@ -1,8 +1,8 @@
-"""CPU kernels at the sizes at which work is divided, with zero parameters, long vectors and awkward gradients.
+"""CPU kernels at the sizes at which work is split, with zero parameters, long vectors and unusual gradients.
 
-``plan.h`` cuts work into vectors of W elements, tiles of up to 4·W, units of UNIT elements, runs of up to UNIT_LENGTH
-elements, UNIT_RUNS runs and periods of up to LONGEST_PERIOD. A size one below, at and one above each of these reaches
-every branch of the division; what lies beyond is reached by the slow sanitizer test, which runs these tests as well.
+``plan.h`` splits work into vectors of W elements, tiles of up to 4·W, units of UNIT elements, runs of up to UNIT_LENGTH
+elements, UNIT_RUNS runs and periods of up to LONGEST_PERIOD. Sizes one below, at and one above each of these reach
+every branch of the split; the slow sanitizer test, which also runs these tests, detects accesses beyond the tensors.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def kernels() -> CpuKernels:
     return found
 
 
-def test_the_boundaries_are_those_of_the_sources() -> None:
+def test_the_boundaries_match_the_sources() -> None:
     source = (build.SOURCES / "plan.h").read_text()
     for name in ("UNIT", "UNIT_LENGTH", "UNIT_RUNS", "LONG_RUN", "LONGEST_PERIOD", "LONGEST_CYCLE"):
         found = re.search(rf"constexpr Index {name} = (\d+);", source)
@@ -59,7 +59,7 @@ def test_the_boundaries_are_those_of_the_sources() -> None:
 
 
 def tasks_of(shapes: Sequence[tuple[int, ...]], name: str, kernels: CpuKernels, zero: bool = False) -> list[Task]:
-    """After one ordinary step; ``zero`` parameters are those of a zero-initialised layer."""
+    """Tasks after one ordinary step; ``zero`` parameters are those of a zero-initialized layer."""
     generator, subject, made = torch.Generator().manual_seed(5), SUBJECTS[name], []
     for shape in shapes:
         for layout in ("torch", "jax") if len(shape) > 2 else ("torch",):
@@ -76,7 +76,7 @@ def tasks_of(shapes: Sequence[tuple[int, ...]], name: str, kernels: CpuKernels, 
 
 
 def check(name: str, tasks: Sequence[Task], kernels: CpuKernels) -> list[Tensor]:
-    """Accumulators, moments, steps and moved parameters against eager, within bounds from float32's roundings."""
+    """Compare accumulators, moments, steps and moved parameters with eager, within bounds from float32 roundings."""
     subject, layers = SUBJECTS[name], network(SUBJECTS[name], len(tasks))
     wanted = [expected(t, subject.rule, of_parameter(layers, k, torch.float32)) for k, t in enumerate(tasks)]
     advanced = kernels.advance(tasks, subject.rule, None, moments=True)
@@ -97,13 +97,13 @@ def test_sizes_around_every_boundary(kernels: CpuKernels, name: str, shapes: lis
 
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_zero_parameters_move(kernels: CpuKernels, name: str) -> None:
-    """``sqrt(mean(p²) + 1e-9)`` is 3.2e-5 for them: without the 1e-9 they would stay zero for good."""
+    """Their ``sqrt(mean(p²) + 1e-9)`` is 3.2e-5; without the 1e-9 they would stay zero forever."""
     steps = check(name, tasks_of(ZEROS, name, kernels, zero=True), kernels)
     assert all(step.abs().sum() > 0 for step in steps)
 
 
 def test_every_element_of_a_long_vector_is_advanced_and_moved(kernels: CpuKernels) -> None:
-    """A unit that is left out keeps its bits, however small its part of the whole is."""
+    """A skipped unit would keep its bits, however small its share of the whole is."""
     for shape in [(100_000,), (2 * UNIT + 1,), (300, 700)]:
         (task, *_) = tasks_of([shape], "velo", kernels)
         before = [x.clone() for x in (task.p, task.state["momentum"], task.state["second_moment"])]
@@ -140,14 +140,14 @@ GRADIENTS: dict[str, Any] = {
 @pytest.mark.parametrize("how", GRADIENTS)
 @pytest.mark.parametrize("name", ["VeLO", "CELO2", "CELO2-base", "CeloAdam", "AdafacLO"])
 def test_gradients_with_other_strides(name: str, how: str) -> None:
-    """The same bits as from a contiguous gradient of these values."""
+    """The same bits as from a contiguous gradient with these values."""
     _same_as_contiguous(name, GRADIENTS[how], torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["VeLO", "CELO2", "CELO2-base", "CeloAdam", "AdafacLO"])
 def test_16_bit_gradients(name: str, dtype: torch.dtype) -> None:
-    """Parameters and gradients of 16 bits, contiguous or not, are the same bits."""
+    """16-bit parameters and gradients, contiguous or not, give the same bits."""
     _same_as_contiguous(name, GRADIENTS["transposed"], dtype)
 
 
@@ -167,7 +167,7 @@ def _same_as_contiguous(name: str, change: Any, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", ["VeLO", "Celo"])
-def test_a_zero_initialised_parameter_moves_under_fused(name: str) -> None:
+def test_a_zero_initialized_parameter_moves_under_fused(name: str) -> None:
     moved = {}
     for backend in ("auto", "eager"):
         params = [nn.Parameter(torch.zeros(shape)) for shape in ((40,), (12, 10))]
@@ -178,11 +178,11 @@ def test_a_zero_initialised_parameter_moves_under_fused(name: str) -> None:
         moved[backend] = params
     for fused, eager in zip(moved["auto"], moved["eager"], strict=True):
         assert eager.abs().min() > 0
-        # The first step from zero has no rounding of p: what is left is that of some forty products, 6e-8 each.
+        # The first step from zero does not round p: the error is that of about forty products, 6e-8 each.
         assert (fused - eager).norm() <= 4e-6 * eager.norm()
 
 
-# --- the check before addresses --------------------------------------------------------------------------------------
+# --- pointer checks --------------------------------------------------------------------------------------------------
 
 MISFITS: dict[str, Any] = {
     "float64": lambda x: x.double(),
@@ -201,7 +201,7 @@ def refused(call: Any) -> None:
 
 @pytest.mark.parametrize("what", MISFITS)
 def test_no_address_is_passed_unchecked(kernels: CpuKernels, what: str) -> None:
-    """Whoever calls the kernels: an error, and the parameter before the wrong one is untouched."""
+    """Each kernel call raises an error, and the parameter before the invalid one is unchanged."""
     rule, layers = SUBJECTS["adafac-4"].rule, network(SUBJECTS["adafac-4"], 1)
     for shape in ((6, 4), (24,)):
         names = ("p", "g", *new_accumulators(torch.empty(shape), axes_of(shape, "torch")))
@@ -234,7 +234,7 @@ def test_no_address_is_passed_unchecked(kernels: CpuKernels, what: str) -> None:
     assert (p == 1).all()
 
 
-def test_numbers_that_are_too_few_are_refused(kernels: CpuKernels) -> None:
+def test_too_few_numbers_are_refused(kernels: CpuKernels) -> None:
     rule, layers = SUBJECTS["adafac-4"].rule, network(SUBJECTS["adafac-4"], 1)
     tasks = tasks_of([(6, 4), (7,)], "adafac-4", kernels)
     refused(lambda: kernels.advance(tasks, rule, torch.ones(2)))
@@ -245,8 +245,8 @@ def test_numbers_that_are_too_few_are_refused(kernels: CpuKernels) -> None:
     refused(lambda: kernels.move(advanced, layers[:1], [0.1, 0.1], [0.0, 0.0]))
 
 
-def test_a_lazily_negated_gradient_is_read_negated() -> None:
-    """``conj().imag`` of one element is contiguous, and its memory holds the other sign."""
+def test_a_lazily_negated_gradient_is_read_correctly() -> None:
+    """``conj().imag`` of one element is contiguous, but its memory has the other sign."""
     moved: list[Tensor] = []
     for backend in ("auto", "eager"):
         p = nn.Parameter(torch.ones(1))

@@ -1,4 +1,4 @@
-"""A compiled library is loaded only if nobody else can have written it."""
+"""A compiled library is loaded only if no other user could have written it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """A library that compiles in no time, and a process that has not looked for kernels yet."""
+    """A library that compiles quickly, and a process that has not loaded kernels yet."""
     sources = tmp_path / "sources"
     sources.mkdir()
     (sources / "kernels.cpp").write_text('extern "C" int answer() { return 42; }\n')
@@ -43,7 +43,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture
 def library(tmp_path: Path) -> Path:
-    """One that was compiled before."""
+    """A library that was compiled before."""
     build.load()
     (found,) = (tmp_path / "kernels").glob("*.so")
     return found
@@ -97,27 +97,27 @@ def refused(library: Path, spoil: Callable[[Path], object], reason: str) -> None
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_others_may_have_written_is_not_loaded(case: str, library: Path) -> None:
+def test_a_library_that_others_can_write_is_not_loaded(case: str, library: Path) -> None:
     refused(library, *REFUSED[case])
 
 
 @as_root
 @pytest.mark.parametrize("case", REFUSED_ROOT)
-def test_what_belongs_to_others_is_not_loaded(case: str, library: Path) -> None:
+def test_a_library_of_another_user_is_not_loaded(case: str, library: Path) -> None:
     refused(library, *REFUSED_ROOT[case])
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o700, 0o1777])
-def test_a_directory_of_ones_own_is_used_and_so_is_one_like_tmp(mode: int, library: Path) -> None:
+def test_a_users_own_directory_and_a_sticky_one_are_used(mode: int, library: Path) -> None:
     library.parent.chmod(mode)
     before = library.stat().st_mtime_ns
     assert build.load().answer() == 42
     assert library.stat().st_mtime_ns == before
 
 
-def test_a_library_of_ones_own_that_others_can_write_is_compiled_again(library: Path) -> None:
+def test_a_users_own_library_that_others_can_write_is_compiled_again(library: Path) -> None:
     content = library.read_bytes()
-    library.unlink()  # it is loaded in this process, and not to be changed under it
+    library.unlink()  # this process has loaded it, so it must not be changed in place
     library.write_bytes(content)
     library.chmod(0o666)
     before = library.stat().st_ino
@@ -138,7 +138,7 @@ def test_new_directories_are_private_whatever_the_umask(tmp_path: Path, monkeypa
     assert modes == [0o700, 0o700, 0o644]
 
 
-def test_a_file_in_place_of_the_directory(tmp_path: Path) -> None:
+def test_a_file_instead_of_the_directory(tmp_path: Path) -> None:
     (tmp_path / "kernels").write_bytes(b"")
     with pytest.raises(ZooError, match="is not a directory"):
         build.load()

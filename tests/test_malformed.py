@@ -48,7 +48,7 @@ def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def judged(capsys: Capture, *argv: object, fails: bool = False) -> str:
-    """Run a command; what it says, which must be short and in the words of an error if it fails."""
+    """Run a command; return its output, which must be a short error if the command fails."""
     status = run(*argv)
     out, err = capsys.readouterr()
     assert status in ((1, 2) if fails else (0, 1, 2)), err
@@ -62,7 +62,7 @@ def judged(capsys: Capture, *argv: object, fails: bool = False) -> str:
 
 
 def refusal(read: Callable[[Any], object], path: Any) -> str:
-    """The error that reading raises; empty without one. Any other exception is a failure."""
+    """The error that reading raises, empty without one. Any other exception fails the test."""
     try:
         read(path)
     except ZooError as error:
@@ -86,13 +86,15 @@ def recursive() -> Any:
     return value
 
 
-class Rude:
+class RaisesInRepr:
     def __repr__(self) -> str:
         raise RuntimeError
 
 
 @pytest.mark.parametrize(
-    "value", [*VALUES.values(), 10**10_000, bomb(), recursive(), Rude(), b"\xff" * 9999, {"a": bomb()}], ids=type
+    "value",
+    [*VALUES.values(), 10**10_000, bomb(), recursive(), RaisesInRepr(), b"\xff" * 9999, {"a": bomb()}],
+    ids=type,
 )
 def test_a_quoted_value_is_short_and_printable(value: Any) -> None:
     text = quoted(value)
@@ -119,7 +121,7 @@ def test_an_error_is_one_short_printable_line_for_python_too(text: str) -> None:
 
 
 def paths(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Of every field: where it is; of a list the first entry alone."""
+    """The path of every field; of a list only the first entry."""
     if at:
         yield at
     if isinstance(value, dict):
@@ -130,7 +132,7 @@ def paths(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def replaced(content: Any, at: tuple[Any, ...], value: Any) -> Any:
-    """A copy of ``content`` with another value at one place."""
+    """A copy of ``content`` with another value in one place."""
     copy = json.loads(json.dumps(content))
     node = copy
     for key in at[:-1]:
@@ -141,7 +143,7 @@ def replaced(content: Any, at: tuple[Any, ...], value: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An artifact whose ``source.layout`` and ``parity.json`` hold every field."""
+    """An artifact whose ``source.layout`` and ``parity.json`` have every field."""
     from parity_reports import failing, passing
 
     folder = tmp_path_factory.mktemp("whole")
@@ -164,7 +166,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fields(name: str) -> list[tuple[Any, ...]]:
-    """Of the file ``name`` of an artifact like :func:`whole`, in order; known before there is one."""
+    """The fields of the file ``name`` of an artifact like :func:`whole`, in order; known before one exists."""
     if name == "parity.json":
         from parity_reports import failing, passing
 
@@ -349,15 +351,15 @@ def test_every_field_of_a_registry(at: tuple[Any, ...], tmp_path: Path) -> None:
         assert len(said) <= 2 * LONGEST, label
 
 
-def test_a_number_beyond_float32_is_no_decay(capsys: Capture, tmp_path: Path) -> None:
+def test_a_number_beyond_float32_is_not_a_decay(capsys: Capture, tmp_path: Path) -> None:
     words = ["convert", "adafac-mlp", "--source", write_theta(tmp_path, "elo"), "--no-verify"]
     judged(capsys, *words, "--set", "rms_decays=[1e39]", fails=True)
 
 
-# --- a registry of somebody else's -----------------------------------------------------------------------------------
+# --- an untrusted registry -------------------------------------------------------------------------------------------
 
 
-def test_escapes_of_a_registry_are_shown_and_not_obeyed(
+def test_escapes_in_a_registry_are_neutralized(
     capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = json.dumps(f"{ESCAPES} words\nmore\u202e")
@@ -436,7 +438,7 @@ def options() -> Iterator[tuple[str, str]]:
                 yield name, next(option for option in parameter.opts if option.startswith("--"))
 
 
-def test_every_command_is_tried() -> None:
+def test_every_command_is_covered() -> None:
     assert COMMANDS.keys() == cli.COMMANDS.keys()
 
 

@@ -1,4 +1,4 @@
-"""Muon: against torch's, its fallback, its learning rates, and which parameter goes where."""
+"""Muon: agreement with torch's, its fallback, its learning rates, and routing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pylo_zoo.optim import Muon, param_groups
 ADAM = gamma(2 * (12 + 3 * FUNCTION), DOUBLE)
 """A step of AdamW in two float64 programs: a dozen operations and three divisions or roots each."""
 
-# --- against torch -----------------------------------------------------------------------------------------------
+# --- comparison with torch ---------------------------------------------------------------------------------------
 
 needs_torchs = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
 
@@ -33,7 +33,7 @@ needs_torchs = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this
 def test_torchs_muon_agrees(
     shape: tuple[int, int], nesterov: bool, adjust_lr_fn: str, arithmetic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torch iterates in bfloat16 alone; with its one cast replaced, the two texts are compared in float64."""
+    """torch iterates only in bfloat16; its one cast is replaced, so both implementations are compared in float64."""
     exact = arithmetic == "float64"
     if exact:
         monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor.to(torch.float64, copy=True))
@@ -51,11 +51,11 @@ def test_torchs_muon_agrees(
         matrix = parameters(torch.float64, [shape])[0].detach()
         return [orthogonalize(matrix, resolve_coefficients("original", 5), dtype=torch.float64)]
 
-    # Both programs round every product of the iteration, and torch its norm as well; a movement is a sum of such steps.
-    # A wrong scale, momentum or triple is off by far more in float64.
+    # Both programs round every product of the iteration, and torch rounds its norm; a movement is a sum of such steps.
+    # In float64, a wrong scale, momentum or coefficient is off by far more.
     simulation = simulate(iterated, torch.float64 if exact else torch.bfloat16)
     relative = 2 * simulation.distance(0, 2) / size(simulation.truth[0], 2)
-    storage = gamma(2 * 3 * 10, dtype) * size(theirs[0], 2)  # of three roundings in each of ten steps
+    storage = gamma(2 * 3 * 10, dtype) * size(theirs[0], 2)  # three roundings in each of ten steps
     check(size(ours[0] - theirs[0], 2), relative * movement.item() + storage, arithmetic)
 
 
@@ -73,7 +73,7 @@ def test_the_fallback_is_torchs_adamw() -> None:
         check_close(one, other, 20 * ADAM * (1 + other.abs()))
 
 
-def test_the_nesterov_fallback_is_nadamw_written_out() -> None:
+def test_the_nesterov_fallback_is_nadamw() -> None:
     params = parameters(torch.float64, [(7,)])
     optimizer = Muon(params, lr=0.03, weight_decay=0.1, nesterov=True)
     p, m, v = params[0].detach().clone(), torch.zeros(7), torch.zeros(7)
@@ -98,7 +98,7 @@ def test_adamw_lr_is_a_ratio_to_the_constructors_lr() -> None:
     assert not torch.equal(far[0], new[0])
 
 
-def test_schedulers_reach_both_sides() -> None:
+def test_schedulers_affect_both_routes() -> None:
     shapes = [(7,), (6, 6)]
     scheduled, by_hand = parameters(shapes=shapes), parameters(shapes=shapes)
     first, second = Muon(scheduled, lr=0.5, fallback_lr_scale=0.5), Muon(by_hand, lr=0.5, fallback_lr_scale=0.5)
@@ -128,7 +128,7 @@ def test_a_tensor_lr_acts_as_a_float() -> None:
 
 
 def test_it_learns() -> None:
-    """A student of the teacher's shape; float32 iterations, whose result does not hang on the machine's bfloat16."""
+    """A student with the teacher's shape; float32 iterations do not depend on the machine's bfloat16."""
     torch.manual_seed(0)
     teacher, student = (nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4)) for _ in range(2))
     x = torch.randn(128, 8)
@@ -186,7 +186,7 @@ def test_flags_of_a_group(options: dict[str, Any], rule: str, reason: str) -> No
     )
 
 
-def test_verbose_logs_a_line_a_parameter(caplog: pytest.LogCaptureFixture) -> None:
+def test_verbose_logs_one_line_per_parameter(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="pylo_zoo.optim.muon")
     Muon(parameters())
     assert caplog.messages == []
@@ -219,7 +219,7 @@ def test_param_groups_give_embeddings_to_adamw_and_declare_stacks() -> None:
     assert all(torch.isfinite(p).all() for p in owned(optimizer))
 
 
-def test_stacked_weights_are_matrices_of_their_own() -> None:
+def test_stacked_weights_are_separate_matrices() -> None:
     stack = parameters(torch.float64, [(3, 6, 4)])
     matrices = [nn.Parameter(matrix.T.clone()) for matrix in stack[0].detach()]
     options: dict[str, Any] = {"conv_mode": "batched", "normalize_spatial": False, "ns_dtype": torch.float64}
@@ -239,7 +239,7 @@ def test_stacked_weights_are_matrices_of_their_own() -> None:
     check_close(stack[0], torch.stack([m.detach().T for m in matrices]), rounding)
 
 
-def test_a_parameter_that_changes_sides_is_an_error_before_anything_moves() -> None:
+def test_a_parameter_that_changes_routes_is_an_error_before_anything_moves() -> None:
     params = parameters()
     optimizer = Muon(params)
     train(optimizer, params, range(1))
@@ -253,8 +253,8 @@ def test_a_parameter_that_changes_sides_is_an_error_before_anything_moves() -> N
     assert not same(params, before)
 
 
-def test_each_matrix_of_a_stack_is_orthogonalized_alone() -> None:
-    """A busy expert must not shrink the updates of the others, however the stack came to its layout."""
+def test_each_matrix_of_a_stack_is_orthogonalized_separately() -> None:
+    """A frequently used expert must not shrink the others' updates, however the stack is stored."""
 
     class Experts(nn.Module):
         def __init__(self) -> None:
@@ -276,7 +276,7 @@ def test_each_matrix_of_a_stack_is_orthogonalized_alone() -> None:
             optimizer.state.clear()
             optimizer.step()
             norms.append((model.up - before).detach().flatten(1).norm(dim=1))
-        # Scaling a matrix by 100 rounds its elements differently; the iteration amplifies that as any rounding.
+        # Scaling a matrix by 100 rounds its elements differently; the iteration amplifies that like any rounding.
         matrix = before[0].double()
         run = simulate(lambda m=matrix: [orthogonalize(m, resolve_coefficients("quintic", 5), dtype=torch.float64)])
         relative = 2 * run.distance(0, 2) / size(run.truth[0], 2)

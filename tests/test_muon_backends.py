@@ -1,4 +1,4 @@
-"""Muon's backends: one parameter at a time or all together, the same run with the same state."""
+"""Muon's backends, one parameter at a time or all together, give the same run and the same state."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def ended(backend: str, dtype: torch.dtype, options: dict[str, Any], **more: Any
 
 STEPS = 5
 STATE = STEPS * gamma(6, DOUBLE)
-"""Of averages: a product and a sum a step, in two runs."""
+"""Bound of averages: a product and a sum per step, in two runs."""
 
 
 @functools.cache
 def iterated() -> float:
-    """What float64 roundings change in an orthogonalized gradient, in any element, over the shapes of these runs."""
+    """The largest effect of float64 roundings on an element of an orthogonalized gradient, over these runs' shapes."""
     triples = resolve_coefficients("quintic", 5)
     matrices = [normal(*shape, seed=k) for k, shape in enumerate([(6, 6), (11, 5), (6, 45), (5, 11), (8, 3)])]
     runs = [simulate(lambda m=m: [orthogonalize(m, triples, dtype=DOUBLE)], DOUBLE) for m in matrices]
@@ -63,13 +63,15 @@ def iterated() -> float:
 
 
 def bound(p: Tensor) -> Tensor:
-    """Two float64 runs of five steps: the iteration's roundings, times rates of at most 1, and those of AdamW."""
+    """Bound of two float64 runs of five steps: the iteration's roundings, times rates of at most 1, and AdamW's."""
     return 2 * STEPS * iterated() + STEPS * gamma(2 * (12 + 3 * FUNCTION), DOUBLE) * (1 + p.detach().double().abs())
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("together", [1 << 18, 40])
-def test_both_make_the_same_run(options: dict[str, Any], together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_backends_give_the_same_run(
+    options: dict[str, Any], together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(apply.TOGETHER, "cpu", together)
     (one, expected), (other, found) = (ended(backend, DOUBLE, options) for backend in ("eager", "fused"))
     for p, q in zip(expected, found, strict=True):
@@ -83,11 +85,11 @@ def test_both_make_the_same_run(options: dict[str, Any], together: int, monkeypa
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("master", [False, True])
-def test_both_make_the_same_run_in_narrow_dtypes(dtype: torch.dtype, master: bool) -> None:
+def test_both_backends_give_the_same_run_in_narrow_dtypes(dtype: torch.dtype, master: bool) -> None:
     (one, expected), (other, found) = (
         ended(backend, dtype, {}, master_weights=master) for backend in ("eager", "fused")
     )
-    last = gamma(4, dtype)  # decay and step, in two runs, each rounded the other way
+    last = gamma(4, dtype)  # decay and step, in two runs, each rounded differently
     for p, q in zip(expected, found, strict=True):
         moved = STEPS * 0.02  # a step is at most as large as its rate
         check_close(q, p, STEPS * (last * p.double().abs() + gamma(8, torch.float32) * moved) + bound(p))
@@ -97,7 +99,7 @@ def test_both_make_the_same_run_in_narrow_dtypes(dtype: torch.dtype, master: boo
             check_close(other.state[q][name], value, rounding * (1 + value.double().abs()))
 
 
-def test_a_state_goes_from_one_to_the_other() -> None:
+def test_a_state_transfers_between_backends() -> None:
     ends = []
     for first, second in (("eager", "eager"), ("fused", "eager"), ("eager", "fused")):
         params = parameters(DOUBLE, MANY)
@@ -112,7 +114,7 @@ def test_a_state_goes_from_one_to_the_other() -> None:
             check_close(q, p, bound(p))
 
 
-def test_the_function_has_them_as_well() -> None:
+def test_the_function_has_both_backends() -> None:
     options: dict[str, Any] = {
         "lr": 0.1, "weight_decay": 0.2, "momentum": 0.9, "nesterov": True, "ns_steps": 5, "ns_coefficients": "quintic",
         "eps": 1e-7, "safety_factor": 1.0, "adjust_lr_fn": "original", "conv_mode": "flatten",
@@ -131,14 +133,14 @@ def test_the_function_has_them_as_well() -> None:
         muon([], [], [], **options, backend="triton")
 
 
-def test_a_step_holds_little_together() -> None:
+def test_a_step_uses_little_memory() -> None:
     tensors = [torch.empty(shape) for shape in ((1 << 17,), (8,), (1 << 17,), (1 << 19,), (8,), (0,), (2, 4))]
     parts = apply.together([*tensors, torch.empty(8, dtype=DOUBLE)])
     assert sorted(k for part in parts for k in part) == [0, 1, 2, 3, 4, 6, 7]
     assert parts == [[0, 2], [1, 4], [3], [6], [7]]
 
 
-def test_the_compiled_eager_step_is_the_step() -> None:
+def test_the_compiled_eager_step_matches() -> None:
     def step(backend: str, compiled: bool) -> list[nn.Parameter]:
         params = parameters(DOUBLE)
         optimizer = Muon(params, lr=torch.tensor(0.1), ns_dtype=DOUBLE, backend=backend)
@@ -152,7 +154,7 @@ def test_the_compiled_eager_step_is_the_step() -> None:
         check_close(q, p, bound(p))
 
 
-def test_the_choice_is_the_optimizers_and_is_kept() -> None:
+def test_the_backend_is_an_optimizer_option_and_is_kept() -> None:
     with pytest.raises(ZooError, match=r"backend is 'triton'.*auto, eager, fused"):
         Muon(parameters(), backend="triton")
     with pytest.raises(ZooError, match="A parameter group sets backend"):

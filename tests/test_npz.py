@@ -1,4 +1,4 @@
-"""``.npz`` archives: joined names, real numpy files, and archives that claim more than they hold."""
+"""``.npz`` archives: joined names, real numpy files, and archives that claim more than they contain."""
 
 from __future__ import annotations
 
@@ -135,11 +135,11 @@ def test_a_mutated_archive_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, compressed: bool, changes: list[tuple[int, int]], cut: int
 ) -> None:
     data = npz({"/".join(path): leaf for path, leaf in theta("elo").items()}, compressed=compressed)
-    if changes[0][1] % 3 == 0:  # the directory at the end, where the sizes stand
+    if changes[0][1] % 3 == 0:  # the directory at the end, which holds the sizes
         changes = [(len(data) - 1 - at % 500, byte) for at, byte in changes]
     read_or_refuse(tmp_path_factory.getbasetemp(), mutated(data, changes, cut))
 
 
-def test_names_that_collide(tmp_path: Path) -> None:
+def test_colliding_names(tmp_path: Path) -> None:
     with pytest.raises(ZooError, match="no array"):
         read(tmp_path, archive({"a.npy": npy(LEAF), "a": npy(LEAF)}))

@@ -1,4 +1,4 @@
-"""``--out`` that is a mount point, the working directory, or an existing empty directory, for every command with it."""
+"""``--out`` as a mount point, the working directory, or an existing empty directory, for every command that has it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ print("done")
 
 
 def may_mount() -> bool:
-    """Whether this process may have mounts of its own."""
+    """Whether this process can create mounts."""
     if sys.platform != "linux" or shutil.which("unshare") is None:
         return False
     words = ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
@@ -77,7 +77,7 @@ def test_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     before = out.stat().st_ino
     for force in ([], ["--force"]):
         assert run("convert", "celo2", "--source", source, "--out", ".", "--no-verify", *force) == 0
-        assert out.stat().st_ino == before  # a shell in it is not left in a deleted directory
+        assert out.stat().st_ino == before  # a shell in it must not end up in a deleted directory
     assert artifact.read(Path(".")).family == "celo2"
     copy = tmp_path / "copy"
     copy.mkdir()

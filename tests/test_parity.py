@@ -1,4 +1,4 @@
-"""The parity check: it passes where it should, says no where it must, and says where."""
+"""The parity check passes for correct ports, fails for incorrect ones, and reports where."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from pylo_zoo.samples import velo_sample
 pytest.importorskip("jax")
 
 SLOW = {"celo", "celo2-base", "elo-celo2", "mulo"}
-"""Families whose whole proof only ``make test-full`` runs: the others reach the same code."""
+"""Families whose whole proof only ``make test-full`` runs; the others reach the same code."""
 FAMILIES = [
     pytest.param(family, marks=pytest.mark.slow) if family in SLOW else family for family in converters.FAMILIES
 ]
 SINGLE_STEP = 1e-10
-"""What the project promises of every float64 step, in units of the update."""
+"""The promised accuracy of every float64 step, in units of the update."""
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -61,14 +61,14 @@ def test_every_float64_step_is_right_to_1e_10_of_the_update(family: str) -> None
 
 
 def planned(family: str) -> dict[str, tuple[set[str], int]]:
-    """Names of the parameters and number of steps of every run."""
+    """Parameter names and number of steps of every run."""
     runs = plan.plan(random_weights(family)[0])
     return {run.name: ({case.name for case in run.cases}, run.steps) for run in runs}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_run_is_stepped_by_the_fused_kernels_too(family: str) -> None:
-    """``backend="auto"`` trains with them; zero parameters and tensors of over 65,536 elements are among the runs."""
+    """``backend="auto"`` trains with them; the runs include zero parameters and tensors of over 65,536 elements."""
     report = proof(family)
     assert [each.device for each in report.kernels] == ["cpu", "cuda"]
     fused = [each.device for each in report.kernels if each.compared]
@@ -85,7 +85,7 @@ Gap = Callable[[list[Check], list[Control]], tuple[list[Check], list[Control]]]
 
 
 def without(**wanted: Any) -> Gap:
-    """Leave out the checks that have these attributes."""
+    """Leave out the checks with these attributes."""
     return lambda checks, controls: (
         [each for each in checks if any(getattr(each, name) != value for name, value in wanted.items())],
         controls,
@@ -93,7 +93,7 @@ def without(**wanted: Any) -> Gap:
 
 
 def emptied(**wanted: Any) -> Gap:
-    """Leave one parameter in the checks that have these attributes."""
+    """Keep one parameter in the checks with these attributes."""
 
     def change(check: Check) -> Check:
         here = all(getattr(check, name) == value for name, value in wanted.items())
@@ -160,7 +160,7 @@ def test_a_proof_without_its_kernels_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("factor", [2.0, 6e9])
-def test_bounds_wider_than_their_derivation_are_refused(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bounds_wider_than_derived_are_refused(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
     report = proof("celo-adam")
     right = bounds.allowed
     monkeypatch.setattr(bounds, "allowed", lambda *arguments: factor * right(*arguments))
@@ -212,7 +212,7 @@ def test_planted_faults_are_caught_and_counted(family: str) -> None:
         assert found["Newton–Schulz"].by == "orthogonalized"
 
 
-def test_a_family_tries_what_it_has() -> None:
+def test_a_family_plants_its_applicable_faults() -> None:
     names = {family: {run.name.partition(":")[0] for run in plan.plan(random_weights(family)[0])} for family in SMALL}
     assert {"clip_norm 0.01", "AdamW's own", "grad_clip_val 0.001", "switches thrown"} <= names["celo2"]
     assert "NaN" in names["elo"]
@@ -224,7 +224,7 @@ def test_a_family_tries_what_it_has() -> None:
 @pytest.mark.parametrize(("family", "source"), [("celo", CELO), ("celo-adam", CELO_ADAM)])
 def test_the_published_checkpoints_pass(family: str, source: Path) -> None:
     made = convert(family, source=source)
-    assert made.name == family  # the registry knows the file
+    assert made.name == family  # the registry has the file's hash
     assert parity.verify(made, source).passed
 
 
@@ -243,10 +243,10 @@ def test_one_weight_off_by_a_thousandth_fails_at_every_level() -> None:
 
 
 @pytest.mark.parametrize("behavior", [{"step_mult": 0.01}, {"initial_momentum_decays": (0.99, 0.9, 0.999)}])
-def test_a_behaviour_that_the_sources_own_files_contradict_fails(
+def test_a_behavior_that_contradicts_the_source_fails(
     behavior: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both sides take the artifact's behaviour, so only what is said elsewhere can show that it is wrong."""
+    """Both sides use the artifact's behavior, so only other sources can contradict it."""
     without_jax(monkeypatch)
     source = Path(velo_sample.__file__).parent / "velo-sample" / "params"
     made = convert("velo-sample")
@@ -258,7 +258,7 @@ def test_a_behaviour_that_the_sources_own_files_contradict_fails(
         convert("velo", source=source, settings=behavior)
 
 
-def test_training_refuses_what_changed_since_it_was_proven(tmp_path: Path) -> None:
+def test_training_refuses_artifacts_changed_after_the_proof(tmp_path: Path) -> None:
     source = write_theta(tmp_path, "elo")
     made = convert("elo", source=source)
     origin = {"uri": made.source.uri, "sha256": made.source.sha256}
@@ -310,7 +310,7 @@ def proven(tmp_path: Path) -> Path:
     return directory
 
 
-def test_verify_target_replaces_the_artifacts_proof(proven: Path) -> None:
+def test_verify_target_replaces_the_proof(proven: Path) -> None:
     recorded = read(proven).parity
     assert recorded is not None
     assert recorded["status"] == "passed"
@@ -326,18 +326,18 @@ def test_a_read_only_artifact_is_verified_with_a_warning(proven: Path, monkeypat
     assert {path.name: path.read_bytes() for path in proven.iterdir()} == before
 
 
-def test_behaviour_that_nobody_says_is_named() -> None:
+def test_behavior_without_a_source_is_named() -> None:
     made, source = random_weights("celo-adam")
     edited = replace(made, behavior=replace(made.behavior, step_mult=0.002))
     report = parity.verify(edited, source)
-    assert report.passed  # nothing could show it wrong
+    assert report.passed  # no source contradicts it
     assert "step_mult = 0.002, where the released value is 0.001" in report.statements.unsaid
     assert report.coverage is not None
     assert any("step_mult = 0.002" in each for each in report.coverage.not_covered)
     assert proof("celo-adam").statements.unsaid[0] == "step_mult = 0.001"
 
 
-def test_a_replay_needs_no_jax_and_catches_what_it_should(proven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replay_needs_no_jax_and_detects_faults(proven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_jax(monkeypatch)
     report = parity.replay(read(proven))
     assert report.passed
@@ -360,7 +360,7 @@ def test_a_replay_needs_no_jax_and_catches_what_it_should(proven: Path, monkeypa
     assert any(not check.passed for check in report.checks if check.level == "trajectory")
 
 
-def test_a_replay_refuses_what_is_not_its_own(proven: Path) -> None:
+def test_a_replay_refuses_other_vectors(proven: Path) -> None:
     vectors = proven / "parity-vectors.safetensors"
     whole = vectors.read_bytes()
     vectors.write_bytes(whole[:-8] + bytes(8))

@@ -1,4 +1,4 @@
-"""The proof itself put to the test: what its optimizer raises has a place, and a proof made vacuous does not pass."""
+"""Tests of the proof itself: exceptions of the optimizer are located, and a proof made vacuous does not pass."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FAMILY = "elo"
 
 
 def shown(report: Report) -> str:
-    """What the terminal shows of ``report``, on one line."""
+    """The terminal's rendering of ``report``, on one line."""
     console = Console(width=200, record=True, file=open("/dev/null", "w", encoding="utf-8"))  # noqa: SIM115
     tables.print_report(report, console)
     console.file.close()
@@ -37,7 +37,7 @@ def shown(report: Report) -> str:
 
 
 def test_the_quick_proof_passes() -> None:
-    """What the tests below break is right as it is."""
+    """The unmodified proof, which the tests below break, passes."""
     report = quick_proof(FAMILY)
     assert (report.status, report.missed) == ("passed", [])
 
@@ -46,7 +46,7 @@ def test_the_quick_proof_passes() -> None:
 
 
 def raising(error: Exception, step: int, case: int | None) -> Callable[[pytest.MonkeyPatch], None]:
-    """Have the eager optimizer raise at a step: in the update of the parameter of that place, or before any."""
+    """Make the eager optimizer raise at a step: in the update of the parameter at that place, or before any update."""
 
     def plant(patch: pytest.MonkeyPatch) -> None:
         cls: Any = optimizer_class(FAMILY)
@@ -78,7 +78,7 @@ RAISED = {
 
 
 @pytest.mark.parametrize("name", RAISED)
-def test_what_the_optimizer_raises_is_a_difference_with_a_place(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_of_the_optimizer_is_a_located_difference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant, said = RAISED[name]
     plant(monkeypatch)
     report = quick_proof(FAMILY)
@@ -93,7 +93,7 @@ def test_what_the_optimizer_raises_is_a_difference_with_a_place(name: str, monke
     Report.from_dict(json.loads(json.dumps(report.to_dict(), allow_nan=False)))
 
 
-def test_an_optimizer_that_raises_in_one_layout_fails_there_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_optimizer_that_raises_in_one_layout_fails_only_there(monkeypatch: pytest.MonkeyPatch) -> None:
     cls: Any = optimizer_class(FAMILY)
     right = cls.update
 
@@ -142,7 +142,7 @@ def test_kernels_that_raise_are_a_difference(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_weights_that_are_not_finite_in_the_original_prove_nothing() -> None:
-    """The reference has no finite first step: no step is compared, and the report says that instead of passing."""
+    """The reference has no finite first step: no step is compared, and the report states that instead of passing."""
     made, _ = random_weights(FAMILY)
     run = steps.Run("regime", "ordinary", "ordinary", cases.FEW, dict(converters.get(FAMILY).parity_hyper), steps=1)
     huge: Any = {"nn": {"~": {k: np.full_like(v, 1e30) for k, v in theta(FAMILY)["nn"]["~"].items()}}}
@@ -263,7 +263,7 @@ VACUOUS: dict[str, Callable[[Patch], None]] = {
 
 @pytest.mark.parametrize("name", VACUOUS)
 def test_a_proof_made_vacuous_fails_by_its_planted_faults(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The artifact is right, so that only the proof itself can fail."""
+    """The artifact is correct, so only the proof can fail."""
     quick_proof(FAMILY)  # the reference's side, before anything is broken
     VACUOUS[name](monkeypatch)
     report = quick_proof(FAMILY)
@@ -276,7 +276,7 @@ def test_a_report_without_planted_faults_does_not_pass() -> None:
     assert replace(report, controls=[]).status == "failed"
 
 
-# --- the clip of decays ------------------------------------------------------------------------------------------
+# --- clipping of decays ------------------------------------------------------------------------------------------
 
 CLIPPED = [family for family in converters.FAMILIES if family != "celo-adam"]
 
@@ -300,8 +300,8 @@ def test_every_family_with_learned_decays_reaches_the_clip() -> None:
 
 @pytest.mark.parametrize("family", ["adafac-mlp", "elo"])
 @pytest.mark.parametrize("decay", ["rms", "adafactor"])
-def test_one_unclipped_decay_is_shown(family: str, decay: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parity did not reach the clip before: unclipped rms decays passed."""
+def test_one_unclipped_decay_is_detected(family: str, decay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without clipped decays among the runs, unclipped rms decays would pass."""
     made, _ = random_weights(family)
     run = next(run for run in plan.plan(made) if run.name == plan.BELOW)
     walked = steps.walk(made, theta(family), run, seed=0)

@@ -1,4 +1,4 @@
-"""parity.json read back: the same report, and one clear error for whatever is none."""
+"""Reading parity.json: the same report, or one clear error for anything else."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from pylo_zoo.parity.report import Check, Error, Report
 
 
 def stranger() -> Report:
-    """A report whose every word is hostile, but which is one."""
+    """A valid report in which every text is hostile."""
     return replace(hostile(), created="")
 
 
 def original() -> Report:
-    """A report in which the group's own package took part."""
+    """A report that includes the group's own package."""
     report = passing()
     return replace(
         report, checks=[*report.checks, Check("original", "float32", "", "celo 1", 5, {"a": Error(0.0, 1e-4)})]
@@ -48,7 +48,7 @@ def through_json(report: Report) -> Any:
 
 
 def use(report: Report) -> None:
-    """Everything that shows a report."""
+    """Every rendering of a report."""
     html.render_html([report])
     markdown.render_markdown(report)
     markdown.render_many([report])
@@ -58,7 +58,7 @@ def use(report: Report) -> None:
 
 
 @pytest.mark.parametrize("name", REPORTS)
-def test_a_report_comes_back(name: str) -> None:
+def test_a_report_round_trips(name: str) -> None:
     report = REPORTS[name]()
     values = through_json(report)
     read = Report.from_dict(values)
@@ -70,7 +70,7 @@ def test_a_report_comes_back(name: str) -> None:
 
 @pytest.mark.parametrize("name", REPORTS)
 def test_a_report_of_version_2_is_still_read(name: str) -> None:
-    """What it lacks is what is said of kernels."""
+    """It lacks the statements about kernels."""
     values = through_json(older(REPORTS[name]()))
     values["schema_version"] = 2
     del values["kernels"]
@@ -90,8 +90,8 @@ def older(report: Report) -> Report:
     return replace(report, checks=[check for check in report.checks if not check.kernels], kernels=[])
 
 
-def test_what_four_digits_hide_is_kept() -> None:
-    """An error just beyond its bound, and which of two that look alike is larger."""
+def test_full_precision_is_kept() -> None:
+    """An error just beyond its bound, and the larger of two that look alike."""
     errors = {"a": Error(1.00001e-12, 1e-12), "b": Error(1.00002e-12, 1e-12), "c": Error(math.nan, 1e-12)}
     for names in (("a",), ("a", "b"), ("a", "b", "c")):
         check = Check("step", "float64", "jax", "ordinary", 1, {name: errors[name] for name in names}, "regime")
@@ -140,7 +140,7 @@ def nested(depth: int) -> Any:
 
 
 @pytest.mark.parametrize("name", LIES)
-def test_what_contradicts_itself_is_refused(name: str) -> None:
+def test_contradicting_reports_are_refused(name: str) -> None:
     values = through_json(failing())
     LIES[name](values)
     with pytest.raises(ZooError, match=r"parity\.json") as caught:
@@ -149,7 +149,7 @@ def test_what_contradicts_itself_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("values", [None, [], "passed", 3, {}, {"schema_version": 2}, {"schema_version": {}}])
-def test_what_is_no_report_at_all_is_refused(values: Any) -> None:
+def test_other_content_is_refused(values: Any) -> None:
     with pytest.raises(ZooError, match=r"parity\.json"):
         Report.from_dict(values)
 
@@ -187,7 +187,7 @@ ORIGINALS = [through_json(make()) for make in REPORTS.values()]
     st.sampled_from(ORIGINALS), st.integers(0, 2**32), st.lists(st.tuples(JUNK, st.booleans()), min_size=1, max_size=3)
 )
 def test_a_mutated_report_is_read_or_refused(whole: Any, seed: int, changes: list[tuple[Any, bool]]) -> None:
-    """Nothing but a report that all can show, and that says again what was read, or a ZooError."""
+    """The result is a report that every renderer accepts and that round-trips, or a ZooError."""
     values, chance = copy.deepcopy(whole), random.Random(seed)
     for junk, removed in changes:
         *path, last = chance.choice(places(values))
@@ -209,7 +209,7 @@ def test_a_mutated_report_is_read_or_refused(whole: Any, seed: int, changes: lis
 
 
 @pytest.mark.parametrize(("allowed", "said"), [(0.6, True), (0.05, False)])
-def test_a_large_error_that_passes_has_its_reason(allowed: float, said: bool) -> None:
+def test_a_large_error_that_passes_has_a_reason(allowed: float, said: bool) -> None:
     errors = {"a": Error(min(0.19, allowed), allowed, 9.0), "b": Error(1e-7, 1e-5, 1.0)}
     checks = [Check("step", "float32", "jax", "zeros", 3, errors, kind="regime")]
     checks += [Check("step", "float64", "jax", "zeros", 3, {"a": Error(1e-16, 1e-10, 1.0)}, kind="regime")]

@@ -1,4 +1,4 @@
-"""Pickles: every kind that numpy, jax, haiku and flax write is read, and none of them can do anything."""
+"""Pickles: every kind that numpy, jax, haiku and flax write is read, and none can run code."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def same(source: formats.Source, leaves: Leaves) -> bool:
 
 
 def numpy_1(data: bytes) -> bytes:
-    """A pickle as numpy 1 would have written it: the same calls, in its older core."""
+    """A pickle as numpy 1 would have written it: the same calls in its older core module."""
     replaced = data.replace(b"cnumpy._core.", b"cnumpy.core.")
     for module in (b"multiarray", b"numeric"):
         new, old = b"numpy._core." + module, b"numpy.core." + module
@@ -52,7 +52,7 @@ def test_dicts_of_arrays(protocol: int, family: str, tmp_path: Path) -> None:
     source = read(tmp_path, data)
     assert (source.format, source.naming, source.layout["exact"]) == ("pickle", "jax", False)
     assert same(source, leaves)
-    if protocol < 4:  # frames would have to be measured again
+    if protocol < 4:  # otherwise the frame lengths would be wrong
         assert b"numpy.core" in numpy_1(data)
         assert same(read(tmp_path, numpy_1(data)), leaves)
 
@@ -94,7 +94,7 @@ def test_narrow_floats_are_widened_exactly(name: str, protocol: int, tmp_path: P
     ml_dtypes = pytest.importorskip("ml_dtypes")
     dtype = np.dtype(getattr(ml_dtypes, name))
     count = 2 ** (8 * dtype.itemsize)
-    array = np.arange(count, dtype=f"u{dtype.itemsize}").view(dtype)  # every value that there is
+    array = np.arange(count, dtype=f"u{dtype.itemsize}").view(dtype)  # every possible value
     source = read(tmp_path, pickle.dumps({"a": array}, protocol))
     assert source.dtypes["a",] == name
     np.testing.assert_array_equal(source.leaves["a",], array.astype(np.float32))
@@ -116,7 +116,7 @@ def test_jax_arrays(protocol: int, tmp_path: Path) -> None:
 
 
 def flat_mapping(module: str) -> type:
-    """A class with haiku's name and its way of being pickled."""
+    """A class with haiku's name and pickling method."""
 
     class FlatMapping(dict[str, Any]):
         def __reduce__(self) -> tuple[Any, ...]:
@@ -149,7 +149,7 @@ def test_shared_arrays_are_read_at_each_place(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("beside", [{}, {"step": 3, "name": "x", "seed": np.int64(1), "none": None}])
 @pytest.mark.parametrize("key", ["params", "theta"])
-def test_a_wrapped_theta_is_found(key: str, beside: dict[str, Any], tmp_path: Path) -> None:
+def test_a_wrapped_theta_is_detected(key: str, beside: dict[str, Any], tmp_path: Path) -> None:
     source = read(tmp_path, pickle.dumps({**beside, key: nested(theta("elo"))}))
     assert same(source, theta("elo"))
     assert source.layout["wrapper"] == key
@@ -159,7 +159,7 @@ def test_a_wrapped_theta_is_found(key: str, beside: dict[str, Any], tmp_path: Pa
 @pytest.mark.parametrize(
     "other", [{"optimizer": {"m": LEAF}}, {"theta": {"a": LEAF}}, {"states": (LEAF,)}, {"m": LEAF}]
 )
-def test_but_not_where_another_may_be_meant(other: dict[str, Any], tmp_path: Path) -> None:
+def test_an_ambiguous_wrapper_is_refused(other: dict[str, Any], tmp_path: Path) -> None:
     error = refusal(tmp_path, pickle.dumps({"params": {"a": LEAF}, **other}))
     assert "stands beside" in error.message
 
@@ -212,8 +212,8 @@ NESTED = program(b"}" + (text("a") + b"}") * 40 + b"s" * 40)
 CYCLE = program(b"}q\0" + text("a") + b"h\0s")
 
 
-def laughs() -> bytes:
-    """Ten dicts, each of which holds the one before ten times: 10^10 values to who walks it all."""
+def nested_references() -> bytes:
+    """Ten nested dicts, each of which holds the previous one ten times: 10^10 values for a full traversal."""
     levels = [b"}q\0"]
     for level in range(10):
         items = b"".join(text(key) + b"h" + bytes((level,)) for key in "abcdefghij")
@@ -273,7 +273,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "many opcodes": (program(b"}" * 100_000), "more than 50,000 opcodes"),
     "many marks": (program(b"(" * 100_000), "more than 50,000 opcodes"),
     "a cycle": (CYCLE, "nested too deeply, or hold each other"),
-    "billion laughs": (laughs(), "nested too deeply, or hold each other"),
+    "billion laughs": (nested_references(), "nested too deeply, or hold each other"),
     "nested too deeply": (NESTED, "nested too deeply"),
     "the same key twice": (program(b"}(" + text("a") + b"N" + text("a") + b"Nu"), "'a' stands twice"),
     "a number as a key": (pickle.dumps({1: LEAF}), "a key is int"),
@@ -307,7 +307,7 @@ def test_anything_else_is_refused(case: str, tmp_path: Path) -> None:
     assert complaint in refusal(tmp_path, data).message
 
 
-def test_a_small_file_that_real_numpy_would_give_gigabytes() -> None:
+def test_a_small_file_for_which_numpy_would_allocate_gigabytes() -> None:
     data, _ = HOSTILE["a shape of 4 GiB"]
     assert len(data) < 300
 
