@@ -1,4 +1,4 @@
-"""What may be published: refused before anything is sent, or the same bytes each time."""
+"""What can be published: refused before anything is sent, or the same bytes every time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def here(tmp_path: Path) -> Path:
 
 
 def refused(here: Path, hub: HubDouble, **how: Any) -> str:
-    """Why it is not published; nothing is sent, and no directory changed."""
+    """Why publishing is refused; nothing is sent and no directory changes."""
     before = {path.name: path.read_bytes() for path in here.iterdir() if path.is_file()}
     with pytest.raises(ZooError) as caught:
         publish(here, REPO, **{"license": "MIT", **how})
@@ -45,7 +45,7 @@ def refused(here: Path, hub: HubDouble, **how: Any) -> str:
     return words(caught.value)
 
 
-def drawn_up(here: Path, **how: Any) -> PublishPlan:
+def prepared(here: Path, **how: Any) -> PublishPlan:
     return prepare(here, Repository(REPO), **{"license": "MIT", **how})
 
 
@@ -58,7 +58,7 @@ def edited(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 # --- the proof ---------------------------------------------------------------------------------------------------
 
 
-def test_what_goes() -> None:
+def test_published_files() -> None:
     assert list(plan().files) == list(PUBLISHED)
     assert plan().verified
     assert plan().left_out == ()
@@ -115,7 +115,7 @@ def other_vectors(here: Path) -> None:
 
 
 def wrong_vectors(here: Path) -> None:
-    """Vectors that the report speaks of, but of a run that the installed code does not reproduce."""
+    """Valid vectors that match the report, but of a run that the installed code does not reproduce."""
     path = here / "parity-vectors.safetensors"
     from safetensors import safe_open
 
@@ -150,9 +150,9 @@ def test_without_a_proof(kind: str, here: Path, hub: HubDouble) -> None:
 
 
 @pytest.mark.parametrize("kind", UNFIT)
-def test_without_a_proof_all_the_same(kind: str, here: Path) -> None:
+def test_without_a_proof_but_allowed(kind: str, here: Path) -> None:
     UNFIT[kind][0](here)
-    found = drawn_up(here, allow_unverified=True)
+    found = prepared(here, allow_unverified=True)
     assert not found.verified
     text = found.files["README.md"].decode().split("---\n", 2)[2]
     first = next(line for line in text.splitlines() if line.startswith(">"))
@@ -164,12 +164,12 @@ def test_without_a_proof_all_the_same(kind: str, here: Path) -> None:
     assert set(found.left_out) == {path.name for path in here.iterdir()} - found.files.keys()
 
 
-def test_a_proof_that_was_not_run_is_of_these_weights_or_none(here: Path) -> None:
+def test_a_report_without_a_run_must_match_the_weights(here: Path) -> None:
     do_not_run(here)
     report = (here / "parity.json").read_bytes()
     change_weights(here)
     (here / "parity.json").write_bytes(report)
-    assert "parity.json" not in drawn_up(here, allow_unverified=True).files
+    assert "parity.json" not in prepared(here, allow_unverified=True).files
 
 
 @pytest.mark.parametrize("allowed", [False, True])
@@ -180,7 +180,7 @@ def test_a_failed_proof_is_never_published(allowed: bool, here: Path, hub: HubDo
     assert "whatever is allowed" in said
 
 
-def test_weights_that_change_meanwhile(here: Path, hub: HubDouble, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_change_during_the_replay(here: Path, hub: HubDouble, monkeypatch: pytest.MonkeyPatch) -> None:
     true = planning.replay
 
     def slow(made: Artifact) -> Any:
@@ -190,26 +190,26 @@ def test_weights_that_change_meanwhile(here: Path, hub: HubDouble, monkeypatch: 
 
     monkeypatch.setattr(planning, "replay", slow)
     with pytest.raises(ZooError, match="was changed while it was looked at"):
-        drawn_up(here)
+        prepared(here)
 
 
 # --- the directory -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["notes.txt", ".env", ".git", "theta.state", "model.safetensors.bak", "config.json~"])
-def test_a_file_that_no_artifact_has(name: str, here: Path, hub: HubDouble) -> None:
+def test_an_unknown_file(name: str, here: Path, hub: HubDouble) -> None:
     (here / name).write_text("HF_TOKEN=1")
     said = refused(here, hub)
     assert f"holds what no artifact does: {name}" in said
     assert "Nothing was sent" in said
 
 
-def test_a_directory_within(here: Path, hub: HubDouble) -> None:
+def test_a_subdirectory(here: Path, hub: HubDouble) -> None:
     (here / "old").mkdir()
     assert "holds what no artifact does: old" in refused(here, hub)
 
 
-def test_what_is_no_regular_file(here: Path, hub: HubDouble, tmp_path: Path) -> None:
+def test_a_file_that_is_not_regular(here: Path, hub: HubDouble, tmp_path: Path) -> None:
     weights = here / "model.safetensors"
     weights.rename(tmp_path / "elsewhere")
     weights.symlink_to(tmp_path / "elsewhere")
@@ -223,12 +223,12 @@ def test_what_is_no_regular_file(here: Path, hub: HubDouble, tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("quick")
-def test_what_stays(here: Path) -> None:
+def test_files_that_are_not_published(here: Path) -> None:
     (here / "model.pt").write_bytes(b"a pickle")
     (here / "parity.html").write_text("an old one")
     (here / "README.md").write_text("an old one")
     (here / ".model.safetensors.new-0123abcd").write_text("left behind by a process that was killed")
-    found = drawn_up(here)
+    found = prepared(here)
     assert found.left_out == ("README.md", "model.pt")
     assert found.files.keys() == plan().files.keys()
     assert found.files["README.md"] != b"an old one" != found.files["parity.html"]
@@ -293,19 +293,19 @@ def test_a_secret(what: str, place: str, here: Path, monkeypatch: pytest.MonkeyP
     name, plant = PLACES[place]
     plant(here, secret)
     with pytest.raises(ZooError) as caught:
-        drawn_up(here, token=TOKEN)
+        prepared(here, token=TOKEN)
     said = caught.value.message + caught.value.hint
     assert f"{name} has {what}" in said
     assert secret not in said
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_secret_that_only_the_card_would_show(here: Path, hub: HubDouble, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_that_only_the_card_contains(here: Path, hub: HubDouble, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning.card, "render", lambda *_: SECRETS["an AWS key"])
     assert "README.md has an AWS key" in refused(here, hub)
 
 
-def test_a_secret_is_said_before_anything_else(here: Path, hub: HubDouble) -> None:
+def test_a_secret_is_reported_first(here: Path, hub: HubDouble) -> None:
     in_config(here, SECRETS["a GitHub token"])
     unproven(here)
     said = refused(here, hub, license=None)
@@ -313,12 +313,12 @@ def test_a_secret_is_said_before_anything_else(here: Path, hub: HubDouble) -> No
     assert SECRETS["a GitHub token"] not in said
 
 
-# --- the licence -------------------------------------------------------------------------------------------------
+# --- the license -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the replay and the picture, which take a second."""
+    """Skip the replay and the plot, which take a second."""
     monkeypatch.setattr(planning, "replay", lambda made: Report.from_dict(made.parity))
     monkeypatch.setattr(planning.plot, "parity_png", lambda report: b"a picture")
 
@@ -329,42 +329,42 @@ def licensed(here: Path, text: str) -> None:
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("said", ["unknown", "", "  ", "Unknown"])
-def test_a_licence_that_nobody_has_stated(said: str, here: Path, hub: HubDouble) -> None:
+def test_an_unstated_license(said: str, here: Path, hub: HubDouble) -> None:
     licensed(here, said)
     error = refused(here, hub, license=None)
     assert "Nobody has said under which licence" in error
     assert "--license" in error
-    assert drawn_up(here, license="CC-BY-4.0").license == "CC-BY-4.0"
+    assert prepared(here, license="CC-BY-4.0").license == "CC-BY-4.0"
 
 
 @pytest.mark.parametrize("said", ["unknown", "UNKNOWN", "", "x", "MIT\nlicense: other", "-MIT", "M I T", "a" * 65])
-def test_what_is_no_licence(said: str, here: Path, hub: HubDouble) -> None:
+def test_an_invalid_license(said: str, here: Path, hub: HubDouble) -> None:
     assert "is no licence" in refused(here, hub, license=said)
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_licence_cannot_contradict(here: Path, hub: HubDouble) -> None:
+def test_a_license_cannot_contradict_the_artifact(here: Path, hub: HubDouble) -> None:
     licensed(here, "Apache-2.0")
     assert "are under Apache-2.0, and --license says MIT" in refused(here, hub)
-    found = drawn_up(here, license="apache-2.0")
+    found = prepared(here, license="apache-2.0")
     assert found.license == "Apache-2.0"
     assert b"\nlicense: apache-2.0\n" in found.files["README.md"]
-    assert drawn_up(here, license=None).files == found.files
+    assert prepared(here, license=None).files == found.files
 
 
 @pytest.mark.usefixtures("quick")
-def test_the_registry_says_the_licence(here: Path, hub: HubDouble, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_license_from_the_registry(here: Path, hub: HubDouble, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = replace(registry.get("celo"), family=FAMILY, license="Apache-2.0")
     source = replace(entry.sources[0], sha256=random_weights(FAMILY)[0].source.sha256)
     monkeypatch.setattr(registry, "load_registry", lambda: {"mine": replace(entry, sources=(source,))})
     licensed(here, "MIT")
     assert "are under Apache-2.0" in refused(here, hub)
-    found = drawn_up(here, license=None)
+    found = prepared(here, license=None)
     assert found.license == "Apache-2.0"
     assert found.entry is not None
 
 
-def test_whose_checkpoint_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_origin_of_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     made = random_weights(FAMILY)[0]
     entry = replace(registry.get("celo"), family=FAMILY)
     source = replace(entry.sources[0], uri="hf://org/theirs/theta.state", sha256=None)
@@ -382,22 +382,22 @@ def test_whose_checkpoint_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not found(of_it, None, "velo")
 
 
-# --- the same again ----------------------------------------------------------------------------------------------
+# --- determinism -------------------------------------------------------------------------------------------------
 
 
 def test_the_same_bytes_each_time(here: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    again = drawn_up(proven(elsewhere))
+    again = prepared(proven(elsewhere))
     assert again.files == plan().files
     assert again.digest == plan().digest
     assert str(tmp_path).encode() not in b"".join(again.files.values())
 
 
-def test_a_later_proof_changes_no_card(here: Path) -> None:
+def test_a_later_proof_does_not_change_the_card(here: Path) -> None:
     path = here / "parity.json"
     path.write_bytes(path.read_bytes().replace(b'"created": "20', b'"created": "21'))
-    later = drawn_up(here)
+    later = prepared(here)
     assert later.files["parity.json"] != plan().files["parity.json"]
     assert later.files["README.md"] == plan().files["README.md"]
 

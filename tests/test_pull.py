@@ -1,4 +1,4 @@
-"""Pulling and loading artifacts from a double of the Hub: by every name, under every pin, online and offline."""
+"""Pulling and loading artifacts from the Hub double: by every kind of name, with every pin, online and offline."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def access(access: Access, said: list[str]) -> Access:
 
 @pytest.fixture
 def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Makes a text the registry of this test."""
+    """Sets the registry of this test to a text."""
 
     def become(text: str) -> None:
         path = tmp_path / "registry.yaml"
@@ -62,7 +62,7 @@ def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[s
     registry._load.cache_clear()
 
 
-# --- by which name -----------------------------------------------------------------------------------------------
+# --- names -------------------------------------------------------------------------------------------------------
 
 
 def test_the_first_pull(repo: Repo, zoo_home: Path, access: Access, said: list[str]) -> None:
@@ -93,7 +93,7 @@ def test_the_first_pull(repo: Repo, zoo_home: Path, access: Access, said: list[s
         ("hf://{id}@refs/pr/1", "refs/pr/1"),
     ],
 )
-def test_a_repository_in_every_spelling(name: str, revision: str | None, repo: Repo, access: Access) -> None:
+def test_every_spelling_of_a_repository(name: str, revision: str | None, repo: Repo, access: Access) -> None:
     first, main = repo.head, moved(repo)
     repo.tags["v1"] = repo.branches["feature/x"] = first
     repo.record({}, [], "main", "A proposal", "", "eve", as_pull=True)
@@ -118,13 +118,13 @@ def test_a_repository_in_every_spelling(name: str, revision: str | None, repo: R
         ("celo", "v1", "celo is a registry entry, which says its revision itself"),
     ],
 )
-def test_what_is_no_name(name: str, revision: str | None, complaint: str, hub: HubDouble, access: Access) -> None:
+def test_invalid_names(name: str, revision: str | None, complaint: str, hub: HubDouble, access: Access) -> None:
     with pytest.raises(ZooError, match=complaint):
         weights.pull(name, revision=revision, access=access)
     assert hub.log == []
 
 
-def test_into_a_directory_and_from_there(repo: Repo, access: Access, tmp_path: Path) -> None:
+def test_pull_into_a_directory_and_load_from_it(repo: Repo, access: Access, tmp_path: Path) -> None:
     out = tmp_path / "zoo" / "elo"
     here = weights.pull(ID, out=out, access=access)
     assert here.directory == out
@@ -141,7 +141,7 @@ def test_into_a_directory_and_from_there(repo: Repo, access: Access, tmp_path: P
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_a_directory_with_other_things_is_left_alone(
+def test_a_directory_with_other_files_is_not_changed(
     force: bool, repo: Repo, hub: HubDouble, access: Access, tmp_path: Path
 ) -> None:
     (tmp_path / "mine").mkdir()
@@ -173,7 +173,7 @@ def test_a_registry_entry_with_a_published_artifact(
     assert all("moved" not in line for line in said)
 
 
-def test_a_registry_entry_with_a_checkpoint_alone(
+def test_a_registry_entry_with_only_a_checkpoint(
     hub: HubDouble, zoo: Callable[[str], None], access: Access, tmp_path: Path, said: list[str]
 ) -> None:
     data = write_theta(tmp_path, "elo", scale=0.1).read_bytes()
@@ -205,7 +205,7 @@ def test_an_optimizer_by_address(family: str, hub: HubDouble) -> None:
         other(param_groups(model), weights="hf://org/theirs")
 
 
-def test_who_may_read(hub: HubDouble, repo: Repo, access: Access) -> None:
+def test_read_permissions(hub: HubDouble, repo: Repo, access: Access) -> None:
     closed = hub.create("org/closed", published.files(), private=True)
     hub.create("org/gated", published.files(), gated=True)
     stranger = dataclasses.replace(access, token=STRANGER)
@@ -226,7 +226,9 @@ def test_who_may_read(hub: HubDouble, repo: Repo, access: Access) -> None:
 # --- the command line --------------------------------------------------------------------------------------------
 
 
-def test_what_the_command_shows(repo: Repo, capsys: Capture, zoo_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_output_of_the_command(
+    repo: Repo, capsys: Capture, zoo_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert run("pull", ID) == 0
     out, err = capsys.readouterr()
@@ -262,7 +264,7 @@ def test_what_the_command_shows(repo: Repo, capsys: Capture, zoo_home: Path, mon
     assert capsys.readouterr().out.startswith("elo (elo): here already, 5 files verified.\n")
 
 
-def test_what_the_command_shows_of_a_checkpoint(hub: HubDouble, capsys: Capture, tmp_path: Path) -> None:
+def test_the_output_of_the_command_for_a_checkpoint(hub: HubDouble, capsys: Capture, tmp_path: Path) -> None:
     hub.create("org/theirs", {"theta.state": write_theta(tmp_path, "elo", scale=0.1).read_bytes()})
     assert run("pull", "org/theirs") == 0
     out, err = capsys.readouterr()
@@ -271,7 +273,7 @@ def test_what_the_command_shows_of_a_checkpoint(hub: HubDouble, capsys: Capture,
     assert "its parity was not checked" in err
 
 
-def test_statuses(repo: Repo, hub: HubDouble, capsys: Capture, tmp_path: Path) -> None:
+def test_exit_statuses(repo: Repo, hub: HubDouble, capsys: Capture, tmp_path: Path) -> None:
     assert "no revision v9" in refused(capsys, "pull", f"{ID}@v9")
     assert "no repository org/nosuch" in refused(capsys, "pull", "org/nosuch", "-q")
     assert "offline mode is on" in refused(capsys, "pull", ID, "--offline", "--json")

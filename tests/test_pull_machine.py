@@ -1,4 +1,4 @@
-"""Pulling on a machine that has faults of its own: its disk, its permissions, other processes."""
+"""Pulling on a machine with faults: its disk, its permissions, other processes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def access() -> Access:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
 @pytest.mark.parametrize("place", ["hub", "sources", "client", "out", "lock"])
-def test_a_disk_that_refuses(
+def test_a_disk_that_fails(
     place: str,
     number: int,
     repo: Repo,
@@ -117,7 +117,7 @@ def test_threads_share_a_cache(repo: Repo, hub: HubDouble, access: Access, zoo_h
     def work() -> None:
         try:
             found.append(weights.pull(ID, access=patient).files)
-        except Exception as error:  # for the assertion to show
+        except Exception as error:  # shown if the assertion fails
             found.append(error)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -146,7 +146,7 @@ def test_processes_share_a_cache(repo: Repo, hub: HubDouble, tmp_path: Path, zoo
     assert is_whole(zoo_home, repo)
 
 
-def test_what_a_killed_process_left(repo: Repo, access: Access, zoo_home: Path) -> None:
+def test_leftovers_of_a_killed_process(repo: Repo, access: Access, zoo_home: Path) -> None:
     place = zoo_home / "hub" / "org--elo"
     left = place / f".{repo.head}.new-0123abcd"
     left.mkdir(parents=True)
@@ -158,7 +158,9 @@ def test_what_a_killed_process_left(repo: Repo, access: Access, zoo_home: Path) 
     assert sorted(path.name for path in place.iterdir()) == sorted([repo.head, other.name])
 
 
-def test_nothing_is_recorded_before_all_is_there(repo: Repo, hub: HubDouble, access: Access, zoo_home: Path) -> None:
+def test_nothing_is_recorded_before_everything_is_complete(
+    repo: Repo, hub: HubDouble, access: Access, zoo_home: Path
+) -> None:
     hub.plant(*REQUESTS["card GET"], hub_faults.status(404, X_Error_Code="EntryNotFound"), times=9)
     refused(access, NotFound)
     assert not (zoo_home / "zoo.lock").exists()

@@ -1,4 +1,4 @@
-"""What is pulled stays what it is: pins, the cache, and without a network."""
+"""Pulled artifacts stay the same: pins, the cache, and offline use."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def access(access: Access, said: list[str]) -> Access:
 # --- pins --------------------------------------------------------------------------------------------------------
 
 
-def test_a_branch_that_moves_is_kept_until_that_is_accepted(
+def test_a_moved_branch_is_ignored_until_accepted(
     repo: Repo, hub: HubDouble, access: Access, said: list[str], zoo_home: Path
 ) -> None:
     first = repo.head
@@ -75,7 +75,7 @@ def test_a_tag_that_moves(repo: Repo, access: Access, said: list[str]) -> None:
 
 
 @pytest.mark.parametrize("what", ["repository", "tag", "hidden"])
-def test_what_is_gone_is_still_in_the_cache(
+def test_a_deleted_repository_is_still_in_the_cache(
     what: str, repo: Repo, hub: HubDouble, access: Access, said: list[str]
 ) -> None:
     first = repo.tags["v1"] = repo.head
@@ -91,7 +91,7 @@ def test_what_is_gone_is_still_in_the_cache(
     assert said[-1].endswith(f"Using {first[:12]}, as it was pulled.")
 
 
-def test_a_commit_that_is_gone_everywhere(repo: Repo, access: Access, zoo_home: Path) -> None:
+def test_a_commit_that_no_longer_exists_anywhere(repo: Repo, access: Access, zoo_home: Path) -> None:
     first = repo.head
     weights.pull(ID, access=access)
     repo.branches["main"] = moved(repo)
@@ -105,7 +105,7 @@ def test_a_commit_that_is_gone_everywhere(repo: Repo, access: Access, zoo_home: 
 
 
 @pytest.mark.parametrize("name", TAKEN)
-def test_a_lock_file_that_says_something_else(name: str, repo: Repo, access: Access, zoo_home: Path) -> None:
+def test_a_lock_file_with_other_hashes(name: str, repo: Repo, access: Access, zoo_home: Path) -> None:
     weights.pull(ID, access=access)
     lock = zoo_home / "zoo.lock"
     lock.write_text(lock.read_text().replace(sha256(repo.files()[name]), "0" * 64))
@@ -125,7 +125,7 @@ def test_a_lock_file_with_a_file_that_the_repository_lacks(repo: Repo, access: A
             pylo_zoo.load(URI, access=access)
 
 
-def test_which_lock_file(repo: Repo, access: Access, zoo_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_lock_file_applies(repo: Repo, access: Access, zoo_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def recorded(path: Path, **how: Path) -> bool:
         weights.pull(ID, access=dataclasses.replace(access, **how))
         return URI in lockfile.read_all(path).repositories
@@ -181,7 +181,7 @@ def test_a_damaged_copy_is_fetched_again_or_refused(
     pylo_zoo.load(URI, access=dataclasses.replace(access, offline=True))
 
 
-def test_files_that_nobody_listed(repo: Repo, hub: HubDouble, access: Access, zoo_home: Path, tmp_path: Path) -> None:
+def test_unlisted_files(repo: Repo, hub: HubDouble, access: Access, zoo_home: Path, tmp_path: Path) -> None:
     files = {name: data for name, data in published.files().items() if name != "parity.json"}
     repo.commit(files, delete=["parity.json"])
     folder = weights.pull(ID, access=access).directory
@@ -214,8 +214,8 @@ def test_directories_that_are_links(level: str, repo: Repo, access: Access, zoo_
     assert published.tree(target) == before, "what a link points to is left alone"
 
 
-def test_a_listing_that_fits_other_weights(repo: Repo, access: Access) -> None:
-    """Somebody replaces weights and listing alike: the lock file knows."""
+def test_a_listing_that_matches_other_weights(repo: Repo, access: Access) -> None:
+    """Weights and listing are both replaced; the lock file reveals it."""
     good = pylo_zoo.load(URI, access=access)
     folder = weights.pull(ID, access=access).directory
     other = published.files(scale=0.3)["model.safetensors"]
@@ -275,11 +275,11 @@ def test_the_hub_is_down(repo: Repo, hub: HubDouble, access: Access, said: list[
             weights.pull(ID, access=dataclasses.replace(access, update_lock=True))
 
 
-# --- what the proof speaks of ------------------------------------------------------------------------------------
+# --- the origin in the proof -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("what", ["name", "uri", "sha256"])
-def test_an_origin_that_the_proof_does_not_speak_of(what: str, hub: HubDouble, access: Access) -> None:
+def test_an_origin_that_the_proof_does_not_mention(what: str, hub: HubDouble, access: Access) -> None:
     files = dict(published.files())
     config = json.loads(files["config.json"])
     (config if what == "name" else config["source"])[what] = "f" * 64
@@ -289,7 +289,7 @@ def test_an_origin_that_the_proof_does_not_speak_of(what: str, hub: HubDouble, a
 
 
 @pytest.mark.parametrize("token", ["", "hf_a\nb", "hf_ünï", "two words"])
-def test_a_token_that_can_be_none_is_told_at_once(token: str, repo: Repo, hub: HubDouble, access: Access) -> None:
+def test_an_invalid_token_is_reported_at_once(token: str, repo: Repo, hub: HubDouble, access: Access) -> None:
     with pytest.raises(Forbidden, match=r"The token for the Hub (is empty|has signs)") as error:
         weights.pull(ID, access=dataclasses.replace(access, token=token))
     assert hub.log == []

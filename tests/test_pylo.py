@@ -1,4 +1,4 @@
-"""PyLO's torch files: the same artifact as from the JAX original, and nothing that torch is trusted to bound."""
+"""PyLO's torch files: the same artifact as from the JAX original, with sizes checked before torch allocates."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def decays() -> dict[str, list[float]]:
 
 
 def settings_of(family: str) -> dict[str, Any]:
-    """What PyLO's file of ``family`` does not say."""
+    """Fields that PyLO's file of ``family`` lacks."""
     return decays() if family == "mulo" else {}
 
 
 @pytest.mark.parametrize("family", NAMINGS["pylo"])
-def test_the_artifact_is_that_of_the_jax_original(family: str, tmp_path: Path) -> None:
+def test_the_artifact_equals_that_of_the_jax_original(family: str, tmp_path: Path) -> None:
     original = convert(family, source=write_theta(tmp_path, family))
     path = pylo_files.write(tmp_path, family, theta(family))
     made = convert(family, source=path, settings=settings_of(family))
@@ -61,8 +61,8 @@ def test_the_artifact_is_that_of_the_jax_original(family: str, tmp_path: Path) -
     assert any("lacks adafactor_decays" in note for note in found.notes) == ("mulo" in found.families)
 
 
-def test_the_published_sizes_fit_the_tables() -> None:
-    """No published file is here, but the registry knows their sizes: names and shapes have to come out at them."""
+def test_the_published_sizes_match_the_tables() -> None:
+    """No published file is in the repository, but the registry has their sizes: names and shapes must match these."""
     velo, pylo = theta_of_shapes("velo"), registry.get("velo-pylo").sources
     assert len(save(pylo_files.velo_rnn(velo))) == pylo[0].bytes
     assert len(save(pylo_files.network(theta_of_shapes("mulo")))) == registry.get("mulo").weights.bytes
@@ -108,7 +108,7 @@ def views(flat: torch.Tensor, like: dict[str, torch.Tensor]) -> list[torch.Tenso
 
 
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
-def test_what_torch_saves(wrapping: str, tmp_path: Path) -> None:
+def test_files_of_torch_save(wrapping: str, tmp_path: Path) -> None:
     value = WRAPPINGS[wrapping](tensors())
     data = saved(value)
     source = read(tmp_path, data)
@@ -182,7 +182,7 @@ def lying_header(shape: list[int], offsets: list[int]) -> bytes:
 
 
 def with_directory_size(size: int, *, moved: bool = False) -> bytes:
-    """torch's archive, whose 64-bit end counts, with another size of the directory, or with that end elsewhere."""
+    """torch's archive with another directory size in its 64-bit end record, or with that record elsewhere."""
     data = saved({"a": torch.ones(3)})
     at = data.rindex(b"PK\x06\x06")
     if moved:
@@ -257,11 +257,11 @@ def test_a_mutated_file_is_read_or_refused(
     read_or_refuse(tmp_path_factory.getbasetemp(), mutated(data, changes, cut))
 
 
-# --- safetensors beside the formats that it may begin like -------------------------------------------------------
+# --- safetensors and formats with similar beginnings -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("low", [0x80, 0x88, 0xDE, 0xDF])
-def test_a_safetensors_file_is_one_whatever_its_first_byte(low: int, tmp_path: Path) -> None:
+def test_a_safetensors_file_is_recognized_with_any_first_byte(low: int, tmp_path: Path) -> None:
     header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     size = 0x0200 + low
     data = struct.pack("<Q", size) + header.ljust(size) + bytes(4)
@@ -271,7 +271,7 @@ def test_a_safetensors_file_is_one_whatever_its_first_byte(low: int, tmp_path: P
 # --- VeLO's two files --------------------------------------------------------------------------------------------
 
 
-def test_one_of_velos_files_says_that_there_are_two(capsys: Capture, tmp_path: Path) -> None:
+def test_one_of_velos_two_files_is_refused(capsys: Capture, tmp_path: Path) -> None:
     path = pylo_files.write(tmp_path, "velo", theta("velo"))
     for name in ("VeLO_RNN", "VeLO_MLP"):
         said = refused(capsys, "convert", "velo", "--source", path / name / "model.safetensors")
@@ -310,7 +310,7 @@ def test_a_directory_is_kept_and_found_again(tmp_path: Path) -> None:
 # --- μLO's learned decays ----------------------------------------------------------------------------------------
 
 
-def test_the_registrys_decays_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_decays_come_from_the_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = pylo_files.write(tmp_path, "mulo", theta("mulo"))
     entry = registry.get("mulo")
     source = dataclasses.replace(entry.weights, bytes=None, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
@@ -338,12 +338,12 @@ def test_the_registrys_decays_stand_in(tmp_path: Path, monkeypatch: pytest.Monke
         ({**decays(), "rms_decays": [float("nan")]}, r"rms_decays is \[nan\]"),
     ],
 )
-def test_decays_of_an_unknown_file_have_to_be_said(said: dict[str, Any], complaint: str, tmp_path: Path) -> None:
+def test_decays_of_an_unknown_file_are_required(said: dict[str, Any], complaint: str, tmp_path: Path) -> None:
     with pytest.raises(ZooError, match=complaint):
         convert("mulo", source=pylo_files.write(tmp_path, "mulo", theta("mulo")), settings=said)
 
 
-def test_decays_that_the_file_holds_are_not_said_again(tmp_path: Path) -> None:
+def test_decays_in_the_file_cannot_be_given_again(tmp_path: Path) -> None:
     found = pylo_files.network(theta("mulo")) | {name: theta("mulo")[name,] for name in OFFSETS}
     (tmp_path / "x").write_bytes(save(found))
     assert convert("mulo", source=tmp_path / "x").tensors["rms_decays"].tolist() == decays()["rms_decays"]
@@ -380,7 +380,7 @@ def test_a_wrong_weight_fails_level_one(tmp_path: Path) -> None:
     assert check_leaves(made, formats.read(path)).passed
 
 
-def test_export_gives_the_jax_tree_and_no_pylo_file(capsys: Capture, tmp_path: Path) -> None:
+def test_export_writes_the_jax_tree_and_not_a_pylo_file(capsys: Capture, tmp_path: Path) -> None:
     path = pylo_files.write(tmp_path, "velo", theta("velo"))
     out = tmp_path / "out"
     assert run("convert", "velo", "--source", path, "--out", out, "--no-verify", "-q") == 0

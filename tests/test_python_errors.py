@@ -1,4 +1,4 @@
-"""Errors of ``weights=`` in Python: one traceback, and a hint that helps where there is no command line."""
+"""Errors of ``weights=`` in Python: one traceback, and a hint that does not mention the command line."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def error(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     return found.value
 
 
-def test_one_traceback(error: ZooError) -> None:
+def test_errors_have_one_traceback(error: ZooError) -> None:
     chain, cause = [], error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     while cause is not None:
         chain.append(cause)

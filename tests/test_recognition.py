@@ -1,4 +1,4 @@
-"""One tree in every container, with every wrapper and every way to join names; what cannot be read is named."""
+"""One tree in every container, with every wrapper and every way to join names; other content is named in the error."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ WRITERS: dict[str, tuple[Write, str]] = {
 
 @pytest.mark.parametrize("wrapper", [None, *WRAPPERS])
 @pytest.mark.parametrize("container", WRITERS)
-def test_a_tree_is_found(container: str, wrapper: str | None, tmp_path: Path) -> None:
+def test_a_tree_is_detected(container: str, wrapper: str | None, tmp_path: Path) -> None:
     write, format = WRITERS[container]
     for family in FAMILIES:
         leaves = theta(family)
@@ -110,7 +110,7 @@ def test_a_tree_is_found(container: str, wrapper: str | None, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("container", ["msgpack", "pickle", "npz", "safetensors", "torch", "flat torch"])
-def test_plain_values_beside_the_tree(container: str, tmp_path: Path) -> None:
+def test_plain_values_next_to_the_tree(container: str, tmp_path: Path) -> None:
     beside = {"step": np.int64(3)} if container in ("npz", "safetensors", "msgpack") else {"step": 3, "name": "x"}
     read = formats.read(WRITERS[container][0](tmp_path / "file", theta("elo"), "params", beside))
     assert read.leaves.keys() == theta("elo").keys()
@@ -118,7 +118,7 @@ def test_plain_values_beside_the_tree(container: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("container", ["msgpack", "pickle", "npz", "safetensors", "torch", "flat torch"])
-def test_arrays_beside_the_tree_are_refused(container: str, tmp_path: Path) -> None:
+def test_arrays_next_to_the_tree_are_refused(container: str, tmp_path: Path) -> None:
     moments = np.ones(3, np.float32)
     beside = {"ema": torch.ones(3) if "torch" in container else moments}
     path = WRITERS[container][0](tmp_path / "file", theta("elo"), "params", beside)
@@ -153,7 +153,7 @@ def test_conversion_proof_and_cache(container: str, family: str, tmp_path: Path)
 
 @pytest.mark.parametrize("family", [name for name in NAMINGS["pylo"] if name != "velo"])
 @pytest.mark.parametrize("wrapper", [None, "params", "state_dict"])
-def test_pylos_names_stay_pylos(family: str, wrapper: str | None, tmp_path: Path) -> None:
+def test_pylo_names_are_kept(family: str, wrapper: str | None, tmp_path: Path) -> None:
     found = pylo_files.FILES[family](theta(family))
     prefix = f"{wrapper}." if wrapper else ""
     save_file({prefix + name: tensor for name, tensor in found.items()}, tmp_path / "x.safetensors")
@@ -164,7 +164,7 @@ def test_pylos_names_stay_pylos(family: str, wrapper: str | None, tmp_path: Path
         assert read.leaves.keys() == {(each,) for each in found}
 
 
-# --- what is wrong, in one sentence ------------------------------------------------------------------------------
+# --- what is refused, with a one-sentence reason -----------------------------------------------------------------
 
 
 def bf16_npz(path: Path) -> None:
@@ -215,7 +215,7 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_wrong(case: str, tmp_path: Path) -> None:
+def test_refused_content(case: str, tmp_path: Path) -> None:
     write, complaint = WRONG[case]
     write(tmp_path / "file")
     with pytest.raises(ZooError) as error:

@@ -26,7 +26,7 @@ from pylo_zoo.train import setup
 from pylo_zoo.train.loop import RUN
 
 SECONDS = 60
-"""A read that blocks ends its test with an error, and not the whole run by hanging."""
+"""Seconds after which a blocking read fails its test instead of hanging the whole run."""
 ALLOWED = 4 * 1024 * 1024
 
 
@@ -42,7 +42,7 @@ def alarm() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-# --- what stands in a file's place -------------------------------------------------------------------------------
+# --- kinds of files ----------------------------------------------------------------------------------------------
 
 
 def fifo(path: Path) -> None:
@@ -70,7 +70,7 @@ def bound_socket(path: Path) -> None:
     server = socket.socket(socket.AF_UNIX)
     here = Path.cwd()
     try:
-        os.chdir(path.parent)  # the name of a socket has 108 bytes at most
+        os.chdir(path.parent)  # the name of a socket has at most 108 bytes
         server.bind(path.name)
     finally:
         os.chdir(here)
@@ -86,7 +86,7 @@ KINDS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a socket": (bound_socket, "socket"),
 }
 PIPES = ("a named pipe", "a link to /dev/zero")
-"""Where the words of the error differ from place to place, these two show that nothing blocks or fills memory."""
+"""Kinds whose error differs from place to place; the tests check that nothing blocks or fills memory."""
 
 
 def put(kind: str, path: Path) -> str:
@@ -162,7 +162,7 @@ def test_no_descriptor_stays_open(tmp_path: Path) -> None:
     assert len(os.listdir("/dev/fd")) == before
 
 
-# --- everywhere --------------------------------------------------------------------------------------------------
+# --- every place that reads a file -------------------------------------------------------------------------------
 
 
 def made(path: Path) -> Path:
@@ -232,7 +232,7 @@ PLACES: dict[str, Callable[[Path], tuple[Path, Callable[[], object]]]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("place", PLACES)
-def test_whatever_stands_there_is_one_error(place: str, kind: str, tmp_path: Path) -> None:
+def test_any_other_kind_of_file_is_one_error(place: str, kind: str, tmp_path: Path) -> None:
     if (place, kind) == ("a lock file", "a dangling link"):
         pytest.skip("there is no lock file yet; the first pin makes it")
     path, action = PLACES[place](tmp_path)
@@ -246,8 +246,8 @@ def test_whatever_stands_there_is_one_error(place: str, kind: str, tmp_path: Pat
 
 @pytest.mark.parametrize("kind", ["a named pipe", "a link to /dev/zero", "a socket"])
 @pytest.mark.parametrize("name", ["a/0", "a/.zarray", "d/more"])
-def test_a_directory_of_orbax_or_pylo_holds_files_alone(name: str, kind: str, tmp_path: Path) -> None:
-    """The directory is refused before orbax, which would wait for a pipe, sees it."""
+def test_a_directory_of_orbax_or_pylo_must_hold_only_files(name: str, kind: str, tmp_path: Path) -> None:
+    """The directory is refused before orbax, which would block on a pipe, reads it."""
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "_METADATA").write_text("{}")
     put(kind, tmp_path / "saved" / name)
@@ -265,7 +265,7 @@ def test_a_lock_of_the_cache_that_is_a_pipe(zoo_home: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", PIPES)
-def test_a_partial_download_that_is_no_file_begins_anew(kind: str, tmp_path: Path, zoo_home: Path) -> None:
+def test_a_partial_download_that_is_not_a_file_is_replaced(kind: str, tmp_path: Path, zoo_home: Path) -> None:
     source = write_theta(tmp_path, "elo")
     path = store.partial(f"local {source}")
     for each in (path, path.with_name(path.name + ".json")):

@@ -1,4 +1,4 @@
-"""A damaged ``parity-vectors.safetensors`` gets one clear error, before anything is computed from its numbers."""
+"""A damaged ``parity-vectors.safetensors`` causes one clear error before anything is computed from its numbers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CASE = "tall dense"
 
 
 def vectors_of(made: Artifact) -> bytes:
-    """A replay file whose original is the torch side itself, which needs no JAX."""
+    """A replay file whose original is the torch side itself, so it needs no JAX."""
     import torch
 
     some = tuple(case for case in cases.REDUCED if case.rule is None)
@@ -56,7 +56,7 @@ def proven(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, bytes]:
 
 
 def written(made: Artifact, data: bytes, tmp_path: Path) -> Path:
-    """An artifact with this replay file, whose report names it."""
+    """An artifact with this replay file and a report that names it."""
     report = {**report_of(made, 0).to_dict(), "vectors_sha256": hashlib.sha256(data).hexdigest()}
     folder = artifact.write(replace(made, parity=report), tmp_path / "a", extra_files={VECTORS: data})
     return folder
@@ -69,7 +69,7 @@ def content(proven: tuple[Artifact, bytes], tmp_path: Path) -> Content:
     return arrays, json.loads(about)
 
 
-def test_a_sound_file_passes(proven: tuple[Artifact, bytes], tmp_path: Path) -> None:
+def test_a_valid_file_passes(proven: tuple[Artifact, bytes], tmp_path: Path) -> None:
     report = replay_target(written(*proven, tmp_path))
     assert report.passed, report.statements
 
@@ -207,7 +207,7 @@ def test_a_damaged_file_is_refused(
     [b"", b"x" * 100, b"\xff" * 8, (10**6).to_bytes(8, "little") + b"{}", b"\x02" + bytes(7) + b"{}"],
     ids=range(5),
 )
-def test_what_is_no_safetensors_file_is_refused(
+def test_a_file_that_is_not_safetensors_is_refused(
     data: bytes, proven: tuple[Artifact, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = refused(capsys, "verify", written(proven[0], data, tmp_path), "--replay")
@@ -215,7 +215,7 @@ def test_what_is_no_safetensors_file_is_refused(
 
 
 @pytest.mark.parametrize("text", ["", "5", "[]", "null", "{", '{"a":' * 10_000, "9" * 5_000, "{}"], ids=range(8))
-def test_a_description_that_is_none_is_refused(
+def test_a_malformed_description_is_refused(
     text: str, proven: tuple[Artifact, bytes], content: Content, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = refused(capsys, "verify", written(proven[0], pack_arrays(content[0], text), tmp_path), "--replay")

@@ -1,4 +1,4 @@
-"""The error bounds of the suite: float32 stays within them whatever the order, and planted faults do not."""
+"""The suite's error bounds: float32 stays within them in any order of summation, and planted faults exceed them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def step(name: str, of: Task, dtype: torch.dtype) -> Tensor:
 
 
 def permuted(of: Task, order: Tensor) -> Task:
-    """Rows in another order, hence sums in another order."""
+    """Rows in another order, so sums in another order."""
     state = {k: v[:, order] if v.shape[1] == len(order) else v for k, v in of.state.items()}
     return of._replace(p=of.p[order], g=of.g[order], state=state)
 
@@ -96,7 +96,7 @@ def test_a_unit_lost_in_a_long_sum_exceeds_the_bound() -> None:
 
 
 def test_signs_follow_the_values() -> None:
-    """The same operation on the same numbers rounds alike, so what cancels exactly still does."""
+    """The same operation on the same numbers rounds alike, so exact cancellation stays exact."""
     x = torch.rand(100, dtype=torch.float64)
     with Roundings(torch.float32, 0):
         one, other, zeros = x * 3, x * 3, x * 3 - x * 3
