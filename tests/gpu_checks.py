@@ -286,7 +286,7 @@ def check_corrupted() -> None:
                 agree("step", step, wanted)
         except AssertionError:
             continue
-        raise AssertionError(f"{name}: a wrong weight went unnoticed")
+        raise AssertionError(f"{name}: a wrong weight was not detected")
 
 
 class Launches(TorchDispatchMode):

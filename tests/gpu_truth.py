@@ -82,7 +82,7 @@ def agree(what: str, got: Tensor, wanted: Expected) -> None:
     got = got.detach().cpu()
     finite = single.isfinite()
     same = torch.equal(got.isnan(), single.isnan()) and torch.equal(got[got.isinf()], single[single.isinf()])
-    assert same, f"{what}: other elements than eager's are not finite"
+    assert same, f"{what}: the non-finite elements differ from eager's"
     bound = SAFETY * max(size((draw - truth)[finite], 2) for draw in draws)
     if not truth[finite].isfinite().all() or size((single - truth)[finite], 2) > bound:
         truth = single.double()  # elements that overflow float32

@@ -44,12 +44,12 @@ def check_published(hub: HubDouble, plan: PublishPlan) -> None:
         return
     for commit in repo.commits:
         ours = {name: data for name, data in repo.files(commit).items() if name in PUBLISHED}
-        assert ours in ({}, dict(plan.files)), f"{commit} holds a part: {[*ours]}"
+        assert ours in ({}, dict(plan.files)), f"{commit} holds only a part: {[*ours]}"
     marked = [commit.title for commit in repo.commits.values() if MARK in commit.message]
     assert len(marked) <= 1, "published twice"
     assert set(repo.tags) <= {TAG}
     for commit in repo.tags.values():
-        assert repo.files(commit).items() >= dict(plan.files).items(), "a tag stands on something else"
+        assert repo.files(commit).items() >= dict(plan.files).items(), "a tag refers to something else"
 
 
 def check_pulled(home: Path, repo: Repo, *, killed: bool = False) -> None:
@@ -81,7 +81,7 @@ def check_pulled(home: Path, repo: Repo, *, killed: bool = False) -> None:
         assert uri == f"hf://{repo.id}" or uri.startswith(f"hf://{repo.id}@")
         assert pin.files == hashes(right(pin.commit))
     for path in (home / "sources").glob("[0-9a-f]*/*"):
-        assert store.digest(path) == path.parent.name, f"{path} is not what its place says"
+        assert store.digest(path) == path.parent.name, f"{path} does not match its directory's hash"
 
 
 def check_complete(home: Path, repo: Repo) -> None:
@@ -89,7 +89,7 @@ def check_complete(home: Path, repo: Repo) -> None:
     check_pulled(home, repo)
     (pin,) = lockfile.read_all(home / "zoo.lock").repositories.values()
     assert (home / "hub" / repo.id.replace("/", "--") / pin.commit).is_dir()
-    assert not list((home / "sources" / ".partial").glob("*.json")), "something would be gone on with"
+    assert not list((home / "sources" / ".partial").glob("*.json")), "leftovers that a later run would resume"
 
 
 def check_error(error: ZooError) -> None:
@@ -101,4 +101,4 @@ def check_error(error: ZooError) -> None:
 
 
 def check_silence(*said: str) -> None:
-    assert not [line for line in said if any(secret in line for secret in SECRETS)], "a secret is told"
+    assert not [line for line in said if any(secret in line for secret in SECRETS)], "a secret was printed"

@@ -167,7 +167,7 @@ def block_other_hosts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         name = host.decode() if isinstance(host, bytes) else str(host)
         if name not in ("127.0.0.1", "localhost"):
             asked.append(name)
-            raise socket.gaierror(socket.EAI_NONAME, "there is no network here")
+            raise socket.gaierror(socket.EAI_NONAME, "the tests have no network")
         return true(host, *arguments, **named)
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)

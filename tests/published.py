@@ -1,4 +1,4 @@
-"""Small artifacts as published, with a proof of their own weights, and helpers to list caches."""
+"""Small artifacts as published, with matching proofs, and helpers to list caches."""
 
 from __future__ import annotations
 

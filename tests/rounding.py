@@ -304,7 +304,7 @@ def _rounding(func: Any) -> tuple[float, Callable[..., Any] | None, bool] | None
         return *ROUNDED[op], name.startswith("_foreach_")
     if op in EXACT:
         return None
-    raise NotImplementedError(f"{name}: its rounding is not known here.")
+    raise NotImplementedError(f"{name}: its rounding is not in the table.")
 
 
 def _signs(values: Tensor, mix: int) -> Tensor:

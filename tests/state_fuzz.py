@@ -273,7 +273,7 @@ def load_changed(run: Run) -> None:
         run.optimizer.load_state_dict(saved)
     except ZooError:
         if snapshot(run.optimizer) != before:
-            raise Wrong("a refused state was half loaded") from None
+            raise Wrong("a refused state was partly loaded") from None
 
 
 MUTATIONS = (
@@ -425,7 +425,7 @@ def _close(what: str, got: Tensor, eager: Tensor, truth: Tensor, floor: float) -
     if (overflown & ~(truth.abs() > OVERFLOW)).any() or (
         ~truth.isfinite() & (got.isfinite() != eager.isfinite())
     ).any():
-        raise Wrong(f"{what}: other elements than eager's are not finite")
+        raise Wrong(f"{what}: the non-finite elements differ from eager's")
     finite = got.isfinite() & eager.isfinite() & truth.isfinite()
     error, yardstick = (float((x - truth)[finite].norm()) for x in (got, eager))
     if error > FACTOR * yardstick + floor:

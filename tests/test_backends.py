@@ -182,7 +182,7 @@ def test_fused_uses_the_kernels_and_eager_does_not(monkeypatch: pytest.MonkeyPat
     calls.clear()
     params = parameters(torch.float64)
     run(optimizer("VeLO", params, "fused"), params, 0, 1)
-    assert not calls, "float64 is the plain text's"
+    assert not calls, "float64 runs eager"
 
 
 @pytest.mark.parametrize("backend", ["auto", "fused"])

@@ -23,7 +23,7 @@ from pylo_zoo.files import left_behind
 
 PROGRAM = (sys.executable, "-c", "from pylo_zoo.cli import main; main()")
 as_root = pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root, and Windows, pass over a file's mode"
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root and Windows ignore a file's mode"
 )
 
 
@@ -144,7 +144,7 @@ def fill(what: str, command: Callable[[], None], check_unchanged: Callable[[], N
         if disk.calls < at:
             return at - 1
         check_unchanged()
-    raise AssertionError("it never ends")
+    raise AssertionError("the command never succeeded")
 
 
 def until_it_works(capsys: Capture, *words: object) -> Callable[[], None]:
@@ -231,7 +231,7 @@ main(sys.argv[5:])
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is unavailable")
 @pytest.mark.parametrize(
     ("owner", "name", "at", "how"),
     [
@@ -261,7 +261,7 @@ def test_a_killed_conversion_leaves_the_old_artifact_or_none(
     assert artifact.read(artifact_directory)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is unavailable")
 def test_leftovers_of_a_killed_verify_do_no_harm(artifact_directory: Path, capsys: Capture) -> None:
     code = "import sys; from pathlib import Path; from pylo_zoo import artifact; artifact.write_parity(sys.argv[1], {})"
     kill = "import os; from pylo_zoo import files; files.sync = lambda path: os.kill(os.getpid(), 9); "

@@ -146,18 +146,18 @@ def test_the_number_of_threads_is_restored() -> None:
 # --- memory --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux's own count")
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux counts the peak")
 def test_the_peak_is_the_memory_of_a_step() -> None:
     size = 64 * 1024 * 1024
     taken = memory.peak_of(lambda: torch.ones(size, dtype=torch.uint8), "cpu")
     if taken is None:
-        pytest.skip("this kernel does not let the peak be put back")
+        pytest.skip("this kernel cannot reset the peak")
     assert taken == pytest.approx(size, rel=0.2)
 
 
 def test_memory_is_not_measured_outside_linux(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "sys", SimpleNamespace(platform="darwin", executable=sys.executable))
-    assert memory.peak_of(lambda: pytest.fail("a step for nothing"), "cpu") is None
+    assert memory.peak_of(lambda: pytest.fail("an unnecessary step"), "cpu") is None
     assert memory.in_a_child("muon", "eager", "tiny", "cpu", "float32", 1) is None
 
 
@@ -278,7 +278,7 @@ def test_the_command_shows_its_plan_and_progress(monkeypatch: pytest.MonkeyPatch
         "--no-memory",
     )
     assert run(*words) == 0
-    assert capsys.readouterr().err == "3 to measure; --seconds ends it after 60\n", "in less than ten seconds"
+    assert capsys.readouterr().err == "3 to measure; --seconds ends it after 60\n", "takes less than ten seconds"
     monkeypatch.setattr(bench_cmd, "PLAIN", 0.0)
     assert run(*words) == 0
     assert capsys.readouterr().err.splitlines()[1:] == [

@@ -66,7 +66,7 @@ def test_list_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = run("list").splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[0].split() == ["name", "family", "size", "licence", "trained", "from"]
-    assert len(lines) == 1 + len(NAMES), "one line each, nothing wrapped"
+    assert len(lines) == 1 + len(NAMES), "one line per entry, nothing wrapped"
     assert "…" not in "".join(lines)
     celo = next(line for line in lines if line.startswith("celo "))
     assert celo.split() == ["celo", "celo", "149", "kB", "MIT", "yes", "amoudgl"]
@@ -93,7 +93,7 @@ def test_info(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(data["usage"]) == 3
     text = run("info", name)
     for source in data["sources"]:
-        assert source["uri"] in text, "never broken over two lines, so that it can be copied"
+        assert source["uri"] in text, "never broken over two lines, so it can be copied"
     for line in data["usage"]:
         assert f"  {line}\n" in text
 

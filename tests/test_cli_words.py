@@ -85,11 +85,13 @@ def test_help_fits_80_columns(words: list[str], capsys: Capture) -> None:
     assert err == ""
     assert max(map(len, out.splitlines())) <= 80
     assert "\b" not in out
-    assert "..." not in out.replace("[ARGS]...", ""), "nothing is cut short"
+    assert "..." not in out.replace("[ARGS]...", ""), "nothing is truncated"
     _, _, examples = out.partition("Examples:\n")
     lines = [line.strip() for line in examples.splitlines() if line.strip()]
     assert lines
-    assert all(line.startswith(" ".join(["pylo-zoo", *words])) for line in lines), "a line each, none filled"
+    assert all(line.startswith(" ".join(["pylo-zoo", *words])) for line in lines), (
+        "one line per example, without reflowing"
+    )
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
@@ -187,7 +189,7 @@ def test_info_prints_addresses_on_one_line(
 # --- untrusted names -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="its file systems have no such names")
+@pytest.mark.skipif(sys.platform == "win32", reason="the file system forbids such names")
 @pytest.mark.parametrize("name", [ESCAPE, NEWLINE, MARKUP, BIDI, "caf\udce9"], ids=ascii)
 def test_escapes_in_file_names_are_neutralized(name: str, capsys: Capture, tmp_path: Path) -> None:
     write_theta(tmp_path, "elo").rename(name)
@@ -257,7 +259,7 @@ def test_a_nan_error_names_the_flag(family: str, capsys: Capture) -> None:
 # --- streams -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="it has no such redirections")
+@pytest.mark.skipif(sys.platform == "win32", reason="the shell lacks these redirections")
 @pytest.mark.parametrize(
     ("redirection", "words", "status", "said"),
     [
@@ -273,7 +275,7 @@ def test_a_nan_error_names_the_flag(family: str, capsys: Capture) -> None:
 )
 def test_streams_that_are_closed_or_full(redirection: str, words: list[str], status: int, said: str) -> None:
     if redirection == ">/dev/full" and not Path("/dev/full").exists():
-        pytest.skip("there is no /dev/full")
+        pytest.skip("/dev/full does not exist")
     script = f'exec "$@" {redirection}'
     command = ["bash", "-c", script, "bash", sys.executable, "-c", MAIN, *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -137,7 +137,7 @@ def test_an_interrupted_comparison_ends_like_an_uninterrupted_one(tmp_path: Path
         compared(tmp_path / "cut", wanted, Interrupting())
     cut = compared(tmp_path / "cut", wanted)
     assert timeless(cut) == timeless(whole)
-    assert not list((tmp_path / "cut").rglob("checkpoint.pt")), "a run that is finished needs none"
+    assert not list((tmp_path / "cut").rglob("checkpoint.pt")), "a finished run needs no download"
 
     class Refusing(Nobody):
         def run(self, title: str, label: str, run: Run) -> Any:
@@ -242,7 +242,7 @@ def test_figures_are_valid_images(written: Path) -> None:
     for name in names:
         pixels = image.imread(written / name)
         assert pixels.shape[1] == 1200
-        assert pixels[..., :3].std() > 0.02, "there is something on it"
+        assert pixels[..., :3].std() > 0.02, "the image is not blank"
 
 
 def test_the_same_runs_draw_the_same_bytes(written: Path) -> None:
@@ -280,7 +280,7 @@ def test_the_command_shows_and_writes(no_memory: None, capsys: Capture, tmp_path
     assert err.splitlines()[1].startswith("1/2  adamw, lr 0.01, seed 0: loss ")
     results = json.loads(Path("runs/compare-quadratic/results.json").read_text())
     assert [each["schedule"] for each in results["optimizers"]] == ["linear", "constant"]
-    assert run(*results["command"].split()[1:], "-q") == 0, "the line makes the same comparison"
+    assert run(*results["command"].split()[1:], "-q") == 0, "the command repeats the comparison"
     out, err = capsys.readouterr()
     assert out.startswith("In the one seed")
     assert err == ""
@@ -304,7 +304,7 @@ def test_the_command_shows_and_writes(no_memory: None, capsys: Capture, tmp_path
 )
 def test_wrong_arguments_are_errors(words: tuple[str, ...], said: str, capsys: Capture) -> None:
     assert said in refused(capsys, "compare", *TINY, *words)
-    assert not Path("runs").exists(), "nothing was begun"
+    assert not Path("runs").exists(), "nothing was started"
 
 
 def test_a_download_is_announced_before_training_starts(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

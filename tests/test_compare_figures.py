@@ -64,7 +64,7 @@ def test_steps_to_a_loss() -> None:
     assert figures.steps_to(run, 3, 2) == 2
     assert figures.steps_to(run, 0, 2) == 4
     assert figures.steps_to(run, -1, 2) is None
-    assert figures.steps_to(course([0, 9, 9]), 1, 2) is None, "one lucky batch is no arrival"
+    assert figures.steps_to(course([0, 9, 9]), 1, 2) is None, "one lucky batch does not count"
     assert figures.steps_to(run, figures.final_loss(run, 2) or 0, 2) == 4, "a run reaches its own final loss"
 
 
@@ -95,7 +95,7 @@ def test_the_best_learning_rate_and_the_edge_of_the_grid() -> None:
     assert _beyond(grid(3, 1, 2)) is None
     assert _beyond(grid(3, 2, 1)) == 0.333
     assert _beyond(grid(1, 2, None)) == 0.00333
-    assert best(list(grid(None, None, None).values())).lr == 0.01, "where all diverge, less is tried"
+    assert best(list(grid(None, None, None).values())).lr == 0.01, "if all diverge, the smallest rate is chosen"
 
 
 # --- sentences ---------------------------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ def test_an_optimizer_looks_the_same_in_every_report() -> None:
         assert found["adamw"] == looks.KNOWN["adamw"]
         assert found["mine"] == looks.looks(["mine"])["mine"]
     many = [f"optimizer {i}" for i in range(len(looks.FREE))]
-    assert len({*looks.looks(many).values()}) == len(many), "all differ, as long as there are enough"
+    assert len({*looks.looks(many).values()}) == len(many), "all differ while colors last"
     assert looks.looks(many) == looks.looks(many[::-1])
 
 

@@ -7,7 +7,7 @@ import pytest
 from pylo_zoo.compare import memory
 
 
-@pytest.mark.skipif(memory.method("cpu") == "none", reason="the kernel has no high-water mark to set back")
+@pytest.mark.skipif(memory.method("cpu") == "none", reason="the kernel has no high-water mark to reset")
 def test_the_peak_of_a_step_is_measured() -> None:
     found = memory.measured("quadratic", {"size": 1024}, "muon", "cpu")
     assert found.bytes is not None

@@ -43,7 +43,7 @@ def test_signatures_are_pylos(name: str) -> None:
     parameters = list(inspect.signature(getattr(pylo, name)).parameters.values())
     assert parameters[0].name == "params"
     assert {each.name: plain(each.default) for each in parameters[1:]} == SIGNATURES[name]
-    assert [each.name for each in parameters[1:]] == list(SIGNATURES[name]), "they may be given by position"
+    assert [each.name for each in parameters[1:]] == list(SIGNATURES[name]), "positional arguments keep PyLO's order"
     by_keyword = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
     first = {"AdafacLO_CUDA": "foreach", "MuLO_naive": "momentum_decays", "MuLO_CUDA": "lr"}.get(name)
     assert by_keyword[:1] == ([first] if first else [])
@@ -176,7 +176,7 @@ def test_max_grad_norm_clips_each_parameter_separately(name: str) -> None:
     train(build(name, [{"params": unlimited, "max_grad_norm": None, "width_mult": 4.0}], max_grad_norm=0.5), unlimited)
     reference = parameters()
     train(build(name, reference), reference)
-    assert same(unlimited, reference), "a group's own wins"
+    assert same(unlimited, reference), "the group's value takes precedence"
 
 
 # --- CELO2's routes ----------------------------------------------------------------------------------------------

@@ -219,7 +219,7 @@ def test_the_same_names_in_another_order_are_an_error() -> None:
     named = [(f"layer.{k}", nn.Parameter(torch.ones(3, 3))) for k in range(2)]
     optimizer = make(entry, named)
     if "param_names" not in optimizer.param_groups[0]:
-        pytest.skip("this torch keeps no names")
+        pytest.skip("this torch version stores no names")
     train(optimizer, [p for _, p in named], range(1))
     with pytest.raises(ZooError, match="the same in another order"):
         make(entry, named[::-1]).load_state_dict(optimizer.state_dict())

@@ -49,7 +49,7 @@ def test_an_untouched_artifact_loads(proven: Path) -> None:
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "another rate": (lambda c: c["defaults"].update(lr=0.125), r"the default lr was [\d.e-]+ and is 0\.125"),
-    "a rate that is gone": (lambda c: c["defaults"].pop("lr"), r"the default lr was [\d.e-]+ and is None"),
+    "a missing rate": (lambda c: c["defaults"].pop("lr"), r"the default lr was [\d.e-]+ and is None"),
 }
 
 

@@ -104,7 +104,7 @@ def test_the_gpt_trains_with(example: Example, optimizer: str, tmp_path: Path) -
 def test_two_processes_reproduce_the_run_of_one(example: Example) -> None:
     """Each process takes half of the micro-batches; both step with the mean of gradients and losses."""
     if sys.platform != "linux":
-        pytest.skip("torchrun is tried on Linux alone")
+        pytest.skip("torchrun is tested only on Linux")
     words = (*TOY, "--accumulate", 4)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launch, str(EXAMPLES / "nanogpt.py"), *map(str, words)]

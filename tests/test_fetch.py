@@ -184,7 +184,7 @@ def test_errors_without_a_retry(
     assert "sekret" not in str(caught.value)
     assert len(server.log) == 1
     assert leftovers(zoo_home) == []
-    assert pinned(server, access).read_bytes() == DATA, "and the next run gets it"
+    assert pinned(server, access).read_bytes() == DATA, "the next run succeeds"
 
 
 def test_a_redirect_loop(server: Files, access: Access) -> None:
@@ -347,7 +347,7 @@ def test_a_query_is_treated_as_a_secret(server: Files, access: Access, zoo_home:
         fetch(url, access=access)
     texts = [str(caught.value), *said, *(str(path) for path in zoo_home.rglob("*"))]
     assert not any("sekret" in text for text in texts)
-    assert not (zoo_home / "zoo.lock").exists(), "such an address names a file for a while only"
+    assert not (zoo_home / "zoo.lock").exists(), "a signed address expires"
 
 
 # --- progress ----------------------------------------------------------------------------------------------------

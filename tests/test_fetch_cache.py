@@ -121,7 +121,7 @@ def test_a_full_disk(server: Files, access: Access, zoo_home: Path, monkeypatch:
         with pytest.raises(ZooError, match="No space left on device") as caught:
             pinned(server, access)
     assert "free space" in caught.value.hint
-    assert leftovers(zoo_home) == [], "what was taken is given back"
+    assert leftovers(zoo_home) == [], "the lock is released"
     assert pinned(server, access).read_bytes() == DATA
 
 
@@ -132,7 +132,7 @@ def test_a_cache_that_cannot_be_written(server: Files, access: Access, monkeypat
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr("pylo_zoo.fetch.store.FileLock.acquire", read_only)
-    assert pinned(server, access) == path, "what is there can be read"
+    assert pinned(server, access) == path, "existing files stay readable"
     path_elsewhere = "/other"
     server.files[path_elsewhere] = OTHER
     with pytest.raises(ZooError, match="cannot be written: Read-only file system"):

@@ -136,7 +136,7 @@ def test_wrong_bytes_of_the_right_length_are_refused(honest: bool, hub: Hub) -> 
     assert leftovers(hub.home) == []
     if honest:
         hub.repo.commit({FILE: DATA})
-    assert hub.fetch().read_bytes() == DATA, "although the client's cache holds the wrong ones"
+    assert hub.fetch().read_bytes() == DATA, "although the client's cache has the wrong bytes"
 
 
 def test_a_damaged_copy_in_the_clients_cache_is_fetched_again(hub: Hub) -> None:
@@ -210,7 +210,7 @@ def test_a_change_is_refused_until_it_is_accepted(hub: Hub) -> None:
     recorded = hub.fetch(sha256="")
     assert lockfile.read(lock)[URI].sha256 == SHA256
     hub.repo.commit({FILE: OTHER})
-    assert hub.fetch(sha256="") == recorded, "the cache has what was recorded, and nobody is asked"
+    assert hub.fetch(sha256="") == recorded, "the cache has the recorded file, so no request is sent"
     recorded.unlink()
     said = hub.refused(sha256="")
     assert "has changed since 20" in said
@@ -292,7 +292,7 @@ def test_convert_velo_fetches_and_records_the_gin_file_too(hub: Hub, registry: P
     # a change of either file is refused once the cache no longer has it
     hub.server.files["/gresearch/velo/config.gin"] += b"\n"
     again = ("convert", "velo", "--no-verify", "--force", "-q")
-    assert hub.python(CLI, str(registry), *again).returncode == 0, "the cache still has what was recorded"
+    assert hub.python(CLI, str(registry), *again).returncode == 0, "the cache still has the recorded file"
     for path in (hub.home / "sources").rglob("config.gin"):
         path.unlink()
     done = hub.python(CLI, str(registry), *again)
@@ -310,7 +310,7 @@ def test_an_address_as_source(hub: Hub, registry: Path) -> None:
         assert done.returncode == 0, done.stderr
         made = artifact.read(hub.cwd / "zoo" / "velo")
         assert made.source.uri == source.partition("?")[0]
-        assert made.behavior.use_bugged_loss_features is False, "its gin file was fetched as well"
+        assert made.behavior.use_bugged_loss_features is False, "the gin file was fetched too"
     del hub.server.files["/gresearch/velo/config.gin"]
     words = ("--source", f"{hub.server.url}/gresearch/velo/params", "--no-verify", "--out", "bare", "--update-lock")
     done = hub.python(CLI, str(registry), "convert", "velo", *words)

@@ -35,12 +35,12 @@ def test_a_directory_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
-@pytest.mark.skipif(not Path("/proc").exists(), reason="directories change places in one step on Linux only")
+@pytest.mark.skipif(not Path("/proc").exists(), reason="only Linux can exchange directories atomically")
 def test_a_reader_never_sees_it_missing_or_mixed(tmp_path: Path) -> None:
     target = tmp_path / "target"
     replace(target, "0")
     if not files._exchange(target, target):
-        pytest.skip("this file system cannot swap two directories")
+        pytest.skip("this file system cannot exchange directories")
     missing: list[str] = []
     done = threading.Event()
 
@@ -111,7 +111,7 @@ def busy(monkeypatch: pytest.MonkeyPatch, mount: Path) -> None:
 
 
 @pytest.mark.parametrize("old", [{}, {"one": "old", "three": "old"}], ids=["empty", "full"])
-@pytest.mark.parametrize("known", [True, False], ids=["seen as a mount", "seen when it refuses"])
+@pytest.mark.parametrize("known", [True, False], ids=["detected as a mount", "detected when the rename fails"])
 def test_a_mount_point_gets_the_files(
     old: dict[str, str], known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

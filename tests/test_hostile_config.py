@@ -102,7 +102,7 @@ LAYOUTS: dict[str, Callable[[dict[str, Any]], object]] = {
     "a float": header(dtype="float64"),
     "a list of numbers": header(value=[1, 2]),
     "a list in a list": header(value=[[1], [2, 3]]),
-    "a truth value": header(value=True),
+    "a boolean": header(value=True),
     "a number beyond its dtype": header(value=2**63),
     "a negative number of an unsigned dtype": header(dtype="uint8", value=-1),
     "another extension": header(ext=2),
@@ -192,7 +192,7 @@ def test_formats_that_can_contain_code_are_refused_before_decoding(
 ) -> None:
     (tmp_path / "theta.state").write_bytes(CODE[case])
     for name in ("read", "load", "detect"):
-        monkeypatch.setattr(formats, name, lambda *_, **__: pytest.fail("it was decoded"))
+        monkeypatch.setattr(formats, name, lambda *_, **__: pytest.fail("the file was decoded"))
     found = Checkpoint("hf://org/x/theta.state@main", tmp_path / "theta.state")
     with pytest.raises(ZooError, match="not opened from a repository unasked"):
         weights._converted(found, Access())

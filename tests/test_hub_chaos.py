@@ -167,7 +167,7 @@ def chaos_run(hub: HubDouble, plan: PublishPlan, tmp_path: Path, monkeypatch: py
     asked = block_other_hosts(monkeypatch)
     chaos_run = ChaosRun(hub, Disk(monkeypatch), plan, tmp_path)
     yield chaos_run
-    assert not asked, "other machines were asked"
+    assert not asked, "other hosts were contacted"
     print(
         f"{chaos_run.faults.total()} faults: {chaos_run.faults}; full disk: {chaos_run.disk.struck}; {chaos_run.errors}"
     )

@@ -127,7 +127,7 @@ def test_commit_and_read_again(hub: HubDouble, api: HfApi) -> None:
 
 def test_ids_equal_those_of_git(hub: HubDouble) -> None:
     blob = hub.create("org/name", {"a.txt": b"hello\n"}).tree()["a.txt"]
-    assert blob.oid == "ce013625030ba8dba906f756967f9e9ca394464a", "as `echo hello | git hash-object --stdin` says"
+    assert blob.oid == "ce013625030ba8dba906f756967f9e9ca394464a", "like `echo hello | git hash-object --stdin`"
 
 
 def test_unchanged_files_make_no_commit(hub: HubDouble, api: HfApi) -> None:
@@ -316,7 +316,9 @@ def test_a_range(path: str, hub: HubDouble) -> None:
     for asked, status, body in (("2-", 206, data[2:]), ("2-4", 206, data[2:5]), (f"{len(data)}-", 416, b"")):
         got = httpx.get(url, headers={"Range": f"bytes={asked}"}, follow_redirects=True)
         assert (got.status_code, got.content) == (status, body)
-    assert httpx.get(hub.cdn_url + "/" + hashlib.sha256(WEIGHTS).hexdigest()).status_code == 403, "it is not signed"
+    assert httpx.get(hub.cdn_url + "/" + hashlib.sha256(WEIGHTS).hexdigest()).status_code == 403, (
+        "the address is not signed"
+    )
 
 
 def test_a_token_sent_to_the_storage_is_detected() -> None:

@@ -27,7 +27,7 @@ def test_a_lost_answer_to_a_commit(hub: HubDouble) -> None:
     with pytest.raises(httpx.TransportError):
         commit(HfApi(), parent_commit=before)
     assert HfApi().list_repo_commits("org/name")[0].commit_id == repo.head != before
-    assert commit(HfApi(), parent_commit=before).oid == repo.head, "nothing is left to do"
+    assert commit(HfApi(), parent_commit=before).oid == repo.head, "every fault was used"
 
 
 @pytest.mark.parametrize("fault", [hub_faults.reset, hub_faults.status(500), hub_faults.silent(0.05)])
@@ -105,7 +105,7 @@ def test_a_download_that_fails(fault: Fault, arrives: bool, hub: HubDouble) -> N
     hub.plant("GET", LARGE, fault)
     got = Path(HfApi().hf_hub_download("org/name", "model.safetensors")).read_bytes()
     assert len(got) == len(WEIGHTS)
-    assert (got == WEIGHTS) == arrives, "the client does not look"
+    assert (got == WEIGHTS) == arrives, "the client does not check the hash"
 
 
 def test_a_download_cut_by_a_reset(hub: HubDouble) -> None:

@@ -146,7 +146,7 @@ def finish_pulling(hub: HubDouble, driver: Driver, job: Job) -> None:
     assert said["commit"] == repo.head
     invariants.check_complete(home, repo)
     left = [path for path in home.rglob("*") if left_behind(path.name)]
-    assert not left, "what the killed process had begun is still there"
+    assert not left, "leftovers of the killed process remain"
 
 
 # --- killed at a request -----------------------------------------------------------------------------------------

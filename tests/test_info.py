@@ -43,10 +43,10 @@ def test_info_of_a_hub_repository_with_its_card(hub: HubDouble, directory: Path,
     assert run("info", "hf://org/mine") == 0
     text = " ".join(capsys.readouterr().out.split())
     assert repo.head in text
-    assert "its publisher" in text, "whose word the proof is"
+    assert "its publisher" in text, "who made the proof"
     assert 'weights="hf://org/mine"' in text
     assert run("info", "hf://org/mine", "--card") == 0
-    assert capsys.readouterr().out == "a \\x1b[31mred\\x07 card\n", "nothing that a terminal would act upon"
+    assert capsys.readouterr().out == "a \\x1b[31mred\\x07 card\n", "no escape sequences"
     assert run("info", "org/mine", "--json", "--offline") == 0
     assert json.loads(capsys.readouterr().out)["card"] == NASTY
 

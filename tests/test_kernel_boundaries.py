@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from test_backends import optimizer
-from test_kernels_cpu import SUBJECTS, Plain, close, expected, figures, network, of_parameter
+from test_kernels_cpu import SUBJECTS, Eager, close, expected, figures, network, of_parameter
 from torch import Tensor, nn
 
 from pylo_zoo.errors import ZooError
@@ -84,7 +84,7 @@ def check(name: str, tasks: Sequence[Task], kernels: CpuKernels) -> list[Tensor]
     steps = [step.clone() for step in kernels.steps(advanced, layers, ScratchBuffer())]
     kernels.move(advanced, layers, [COEFFICIENT] * len(tasks), [SHRINK] * len(tasks))
     for k, (task, of_task) in enumerate(zip(tasks, wanted, strict=True)):
-        for each, value in figures(Plain(task.state, moments[k], steps[k], task.p)).items():
+        for each, value in figures(Eager(task.state, moments[k], steps[k], task.p)).items():
             close(value, of_task[each], f"{each} of {tuple(task.p.shape)} {task.axes}")
     return steps
 
@@ -187,7 +187,7 @@ def test_a_zero_initialized_parameter_moves_under_fused(name: str) -> None:
 MISFITS: dict[str, Any] = {
     "float64": lambda x: x.double(),
     "bfloat16": lambda x: x.bfloat16(),
-    "an element less": lambda x: x.flatten()[1:].clone(),
+    "one element less": lambda x: x.flatten()[1:].clone(),
     "nothing": lambda x: x.flatten()[:0],
     "other strides": lambda x: torch.stack([x, x], -1)[..., 0],
     "the meta device": lambda x: x.to("meta"),

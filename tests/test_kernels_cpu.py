@@ -277,7 +277,7 @@ def test_a_corrupted_weight_is_detected(kernels: CpuKernels, name: str, layer: i
                 close(step, of_task, "step")
         except AssertionError:
             caught += 1
-    assert caught >= len(tasks) // 2, "ReLU may switch a unit off for a whole parameter, but not for most"
+    assert caught >= len(tasks) // 2, "ReLU can switch off a unit for a whole parameter, but not for most"
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

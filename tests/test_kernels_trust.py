@@ -18,10 +18,12 @@ from pylo_zoo.kernels import cpu
 from pylo_zoo.kernels.cpu import build, trust
 
 pytestmark = [
-    pytest.mark.skipif(sys.platform == "win32", reason="there are no kernels for Windows"),
-    pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler"),
+    pytest.mark.skipif(sys.platform == "win32", reason="Windows has no kernels"),
+    pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler"),
 ]
-as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
+as_root = pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can change a file's owner"
+)
 ANOTHER = 12345
 CPU = torch.device("cpu")
 
@@ -71,17 +73,17 @@ def instead(make: Callable[[Path], object]) -> Callable[[Path], object]:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a directory that all may write": (folder_mode(0o777), r"can be written by others \(mode 777\)"),
-    "a directory that its group may write": (folder_mode(0o775), r"can be written by others \(mode 775\)"),
+    "a world-writable directory": (folder_mode(0o777), r"can be written by others \(mode 777\)"),
+    "a group-writable directory": (folder_mode(0o775), r"can be written by others \(mode 775\)"),
     "a directory": (instead(Path.mkdir), "is not a regular file"),
     "a FIFO": (instead(os.mkfifo), "is not a regular file"),
     "a link": (instead(lambda p: p.symlink_to(p.with_suffix(".kept"))), "is not a regular file"),
-    "a link that dangles": (instead(lambda p: p.symlink_to("nowhere")), "is not a regular file"),
+    "a dangling link": (instead(lambda p: p.symlink_to("nowhere")), "is not a regular file"),
 }
 REFUSED_ROOT: dict[str, tuple[Callable[[Path], object], str]] = {
-    "another's directory": (lambda library: given_away(library.parent), "belongs to another user"),
-    "another's library": (given_away, "belongs to another user"),
-    "another's library in a directory like /tmp": (sticky_and_not_mine, "belongs to another user"),
+    "another user's directory": (lambda library: given_away(library.parent), "belongs to another user"),
+    "another user's library": (given_away, "belongs to another user"),
+    "another user's library in a directory like /tmp": (sticky_and_not_mine, "belongs to another user"),
 }
 
 

@@ -77,7 +77,7 @@ def test_the_next_writer_removes_what_a_killed_one_left(tmp_path: Path, name: st
     other = tmp_path / f".other{found.removeprefix(f'.{name}')}"
     other.mkdir()
     replace(tmp_path / name)
-    assert leftovers(tmp_path) == [other.name], "only what was begun for this target is removed"
+    assert leftovers(tmp_path) == [other.name], "only leftovers of this target are removed"
 
 
 @pytest.mark.parametrize("name", ["artifact", "file.json"])

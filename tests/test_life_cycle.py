@@ -82,7 +82,7 @@ def test_from_a_checkpoint_and_back(
 
     # --- on this machine: convert, verify, publish ---
     assert run("convert", family, "--source", file, "--out", made, "--no-verify", "-q") == 0
-    assert run("publish", made, "--repo-id", REPO, "--license", "MIT") == 1, "nothing goes without its proof"
+    assert run("publish", made, "--repo-id", REPO, "--license", "MIT") == 1, "publishing requires a proof"
     assert "parity was not checked" in capsys.readouterr().err
     assert not hub.repos
     assert run("verify", made, "--source", file, "-q") == 0
@@ -108,7 +108,7 @@ def test_from_a_checkpoint_and_back(
     before, asked = digests(pulled), len(hub.log)
     whole, interrupted = model(), model()
     one, other = optimizer(family, whole), optimizer(family, interrupted)
-    assert len(hub.log) == asked, "loading what was pulled asks nobody"
+    assert len(hub.log) == asked, "loading a pulled artifact sends no request"
 
     # --- train, checkpoint, resume ---
     losses = train(whole, one, range(STEPS))
@@ -130,7 +130,7 @@ def test_from_a_checkpoint_and_back(
     assert run("verify", URI, "--replay", "-q") == 0
     assert run("export", pulled, "--out", "again.state", "-q") == 0
     assert Path("again.state").read_bytes() == file.read_bytes()
-    assert digests(pulled) == before, "nothing wrote into what was pulled"
+    assert digests(pulled) == before, "the pulled files are unchanged"
     out, err = capsys.readouterr()
     check_silence(out, err, json.dumps(published))
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]

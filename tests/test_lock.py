@@ -67,7 +67,7 @@ def test_a_change_is_refused_until_it_is_accepted(server: Files, access: Access,
     first = fetch(uri, access=access)
     before = (zoo_home / "zoo.lock").read_bytes()
     server.files["/params"] = b"other"
-    assert fetch(uri, access=access) == first, "what was recorded is at hand"
+    assert fetch(uri, access=access) == first, "the recorded file is cached"
     first.unlink()
     with pytest.raises(
         FetchError, match=r"has changed since 20\d\d-\d\d-\d\d: it has sha256 .*, and the lock file"
@@ -136,7 +136,7 @@ def test_equal_pins_give_equal_bytes(tmp_path: Path) -> None:
     backwards = Lock(dict(reversed(pins.items())), dict(reversed(repositories.items())))
     assert lockfile.render_lock(lockfile.read_all(path)) == lockfile.render_lock(backwards) == path.read_bytes()
     assert lockfile.read_all(tmp_path / "absent") == Lock()
-    assert "repositories" not in json.loads(lockfile.render_lock(Lock(pins))), "an older reader knows no such thing"
+    assert "repositories" not in json.loads(lockfile.render_lock(Lock(pins))), "older readers reject unknown keys"
 
 
 def test_recording_keeps_other_pins(tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ YAML: dict[str, str] = {
     + "*i]",
     "merge of a number": "{<<: 1}",
     "merge of itself": "&a {<<: *a}",
-    "unknown alias": "*nobody",
+    "unknown alias": "*unknown",
     "deep": "[" * 1_000,
     "deep and closed": "[" * 500 + "]" * 500,
     "400 digits": DIGITS,
@@ -277,18 +277,18 @@ YAML: dict[str, str] = {
     "binary": "!!binary Zm9v",
     "damaged binary": "!!binary \u00e9",
     "python": "!!python/object/apply:os.getcwd []",
-    "a tag of nobody's": "!x 1",
+    "an unknown tag": "!x 1",
     "int of a text": "!!int x",
     "float of a list": "!!float [1]",
     "bool of a text": "!!bool x",
     "sexagesimal": "1:99:99",
-    "keys that are no text": "{1: 2, null: 3, 2020-01-01: 4}",
+    "keys that are not strings": "{1: 2, null: 3, 2020-01-01: 4}",
     "a key that is a list": "{[1]: 2}",
     "two documents": "1\n--- 2",
     "directive": "%YAML 9.9\n--- 1",
     "nothing": "",
     "a tab": "\t",
-    "a control sign": "\x1b[31m",
+    "a control character": "\x1b[31m",
     "a surrogate": '"\\ud800"',
     "not UTF-8": "\udcff",
     "long": LONG,
@@ -299,7 +299,7 @@ YAML: dict[str, str] = {
 @pytest.mark.parametrize("case", YAML)
 def test_settings(case: str, capsys: Capture, tmp_path: Path) -> None:
     source = write_theta(tmp_path, "elo")
-    for field in ("exp_mult", "rms_decays", "nobody"):
+    for field in ("exp_mult", "rms_decays", "unknown"):
         words = ["convert", "elo", "--source", source, "--no-verify", "--set", f"{field}={YAML[case]}"]
         judged(capsys, *words, fails=True)
 
@@ -373,7 +373,7 @@ def test_escapes_in_a_registry_are_neutralized(
         judged(capsys, *argv)
     run("info", "mine", "--json")
     shown = json.loads(capsys.readouterr().out)
-    assert shown["summary"] == json.loads(words), "JSON escapes, and holds the very text"
+    assert shown["summary"] == json.loads(words), "JSON escapes the exact text"
 
 
 # --- zoo.lock --------------------------------------------------------------------------------------------------------

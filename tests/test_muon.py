@@ -22,7 +22,7 @@ ADAM = gamma(2 * (12 + 3 * FUNCTION), DOUBLE)
 
 # --- comparison with torch ---------------------------------------------------------------------------------------
 
-needs_torchs = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
+needs_torchs = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch version has no Muon")
 
 
 @needs_torchs

@@ -95,7 +95,7 @@ def test_a_shape_that_claims_memory_is_refused_before_it_is_read(
     (array,) = source.rglob(".zarray")
     described = json.loads(array.read_text())
     array.write_text(json.dumps({**described, "shape": [2**30]}))
-    monkeypatch.setattr(ocp.PyTreeCheckpointer, "restore", lambda *args, **kwargs: pytest.fail("it was read"))
+    monkeypatch.setattr(ocp.PyTreeCheckpointer, "restore", lambda *args, **kwargs: pytest.fail("the array was read"))
     with pytest.raises(ZooError, match=r"claim 1,073,741,824 values"):
         formats.read(source)
     array.write_text(json.dumps({**described, "chunks": [2**30]}))
@@ -117,7 +117,7 @@ def test_arrays_of_other_values_are_refused(value: Any, tmp_path: Path) -> None:
     try:
         source = pytree(tmp_path / "saved", {"a": np.ones(3, np.float32), "b": value})
     except ValueError:
-        pytest.skip("orbax does not write it")
+        pytest.skip("this orbax cannot write it")
     with pytest.raises(ZooError):
         formats.read(source)
 
@@ -153,7 +153,7 @@ def test_declared_sizes_are_bounded_before_reading(
 ) -> None:
     source = pytree(tmp_path / "saved", {"a": np.ones(4, np.float32)})
     described(source, **changes)
-    monkeypatch.setattr(ocp.PyTreeCheckpointer, "restore", lambda *args, **kwargs: pytest.fail("it was read"))
+    monkeypatch.setattr(ocp.PyTreeCheckpointer, "restore", lambda *args, **kwargs: pytest.fail("the array was read"))
     with pytest.raises(ZooError, match=complaint):
         formats.read(source)
 

@@ -53,7 +53,7 @@ def may_mount() -> bool:
     return subprocess.run(words, capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.skipif(not may_mount(), reason="no right to mount; test_files.py simulates what a mount point does")
+@pytest.mark.skipif(not may_mount(), reason="cannot mount; test_files.py simulates a mount point")
 def test_mount_points(tmp_path: Path) -> None:
     write_theta(tmp_path, "celo2", scale=0.1)
     for name in ("tmpfs", "bind", "beneath"):

@@ -95,7 +95,7 @@ def test_the_sdist_has_what_a_build_and_a_test_need(built: Path) -> None:
     assert {"converters/__init__.py", "tests/test_packaging.py"} <= names
     assert {str(path.relative_to(ROOT)) for path in documents()} <= names
     published = {f"tests/checkpoints/{name}" for name in ("LICENSE", "celo/theta.state", "celo-adam/theta.state")}
-    assert published <= names, "tests need the published checkpoints, and these their license"
+    assert published <= names, "tests need the published checkpoints with their license"
 
 
 def test_the_wheel_has_no_checkpoint_but_the_sample(built: Path) -> None:
@@ -178,7 +178,7 @@ def test_the_wheel_has_every_module_and_every_data_file(built: Path) -> None:
     assert "pylo_zoo/kernels/cpu/kernels.cpp" in kernels
     others = {"pylo_zoo/registry.yaml", "pylo_zoo/py.typed"}
     assert modules | converters | samples | templates | kernels | others <= names
-    assert {name.partition("/")[0] for name in names} == {"pylo_zoo"}, "nothing else lands in site-packages"
+    assert {name.partition("/")[0] for name in names} == {"pylo_zoo"}, "nothing else is installed into site-packages"
 
 
 def test_the_installed_wheel_works(built: Path, tmp_path: Path) -> None:

@@ -123,11 +123,11 @@ GAPS: dict[str, Gap] = {
     **{f"no {dtype} steps": without(level="step", dtype=dtype, kernels="") for dtype in ("float64", "float32")},
     **{f"no run {course.name}": without(level="trajectory", name=course.name) for course in trajectory.COURSES},
     "no network": without(level="network"),
-    "parameters of a regime emptied": emptied(level="step", name="huge"),
-    "long tensors emptied": emptied(name=plan.LONG_RUN),
-    "parameters of options emptied": emptied(kind="options"),
-    "parameters of flags emptied": emptied(kind="flags"),
-    "bounds of steps": widened(6e9),
+    "parameters of a regime left out": emptied(level="step", name="huge"),
+    "long tensors left out": emptied(name=plan.LONG_RUN),
+    "parameters of options left out": emptied(kind="options"),
+    "parameters of flags left out": emptied(kind="flags"),
+    "wider bounds of steps": widened(6e9),
     **{
         f"no fault {fault.name}": lambda checks, controls, name=fault.name: (
             checks,
@@ -135,7 +135,7 @@ GAPS: dict[str, Gap] = {
         )
         for fault in controls.FAULTS
     },
-    "no fault of a level": lambda checks, controls: (checks, [c for c in controls if ", by " not in c.name]),
+    "a level without faults": lambda checks, controls: (checks, [c for c in controls if ", by " not in c.name]),
 }
 
 

@@ -119,10 +119,10 @@ FAULTS = {
         "linspace(1, math.log10(num_steps + 1)",
         "loss_average",
     ),
-    "epsilon of the normaliser": Fault(
+    "epsilon of the normalization": Fault(
         features, "normalize", "torch.rsqrt(eps", "torch.rsqrt(2 * eps", "normalized/gradient"
     ),
-    "normaliser by deviation": Fault(
+    "normalization by deviation": Fault(
         features, "mean_square", "x.square().mean(", "x.var(unbiased=False, ", "normalized/gradient"
     ),
     "epsilon of the scale": Fault(features, "parameter_scale", "mean() + 1e-9", "mean() + 1e-8", "parameter_scale"),

@@ -72,7 +72,7 @@ RAISED = {
     "in the first step": (raising(ValueError("no"), 0, 1), "ValueError at step 1 of tall dense: no"),
     "in a later step": (raising(RuntimeError("shape"), 2, 0), "RuntimeError at step 3 of vector: shape"),
     "before any update": (raising(KeyError("momentum"), 1, None), "KeyError at step 2: 'momentum'"),
-    "an error of its own": (raising(ZooError("Bad state.", "Mend it."), 1, 2), "ZooError at step 2 of square experts"),
+    "a ZooError": (raising(ZooError("Bad state.", "Mend it."), 1, 2), "ZooError at step 2 of square experts"),
     "a long message": (raising(ValueError("x" * 10_000), 0, 0), "ValueError at step 1 of vector: x"),
 }
 

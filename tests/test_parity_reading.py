@@ -105,30 +105,30 @@ def test_full_precision_is_kept() -> None:
 LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "another version": lambda report: report.update(schema_version=1),
     "no version": lambda report: report.pop("schema_version"),
-    "passed where it failed": lambda report: report.update(status="passed"),
-    "not run where it was": lambda report: report.update(status="not_run", reason="no jax"),
-    "a check that failed and says not": lambda report: next(
+    "passed instead of failed": lambda report: report.update(status="passed"),
+    "not run instead of run": lambda report: report.update(status="not_run", reason="no jax"),
+    "a failed check marked as passed": lambda report: next(
         each for each in report["checks"] if not each["passed"]
     ).update(passed=True),
-    "a field too many": lambda report: report.update(comment="all good"),
-    "a field too few": lambda report: report.pop("fingerprint"),
-    "leaves that say they passed": lambda report: report["leaves"].update(passed=True),
-    "more leaves off than there are": lambda report: report["leaves"].update(compared=1),
+    "an additional field": lambda report: report.update(comment="all good"),
+    "a missing field": lambda report: report.pop("fingerprint"),
+    "failed leaves marked as passed": lambda report: report["leaves"].update(passed=True),
+    "more wrong leaves than leaves": lambda report: report["leaves"].update(compared=1),
     "another worst": lambda report: report["checks"][1].update(worst="vector"),
-    "a worst that is none": lambda report: report["checks"][1].update(worst="nobody"),
-    "true for a number": lambda report: report["checks"][0].update(steps=True),
+    "an unknown worst parameter": lambda report: report["checks"][1].update(worst="unknown"),
+    "true instead of a number": lambda report: report["checks"][0].update(steps=True),
     "an infinite error": lambda report: report["quantities"][0].update(error=math.inf),
     "a number with a thousand digits": lambda report: report["quantities"][0].update(error=10**1000),
-    "a number of steps that no run has": lambda report: report["checks"][0].update(steps=10**12),
+    "an impossible number of steps": lambda report: report["checks"][0].update(steps=10**12),
     "a million checks": lambda report: report.update(checks=[report["checks"][0]] * 10**6),
-    "more settings than a page has room for": lambda report: report.update(
+    "too many settings": lambda report: report.update(
         checks=[report["checks"][0] | {"name": str(each)} for each in range(1000)]
     ),
-    "a text as long as a book": lambda report: report.update(name="x" * 10**6),
-    "kernels of no device": lambda report: report["kernels"][0].update(device="abacus"),
-    "kernels that were compared for a reason": lambda report: report["kernels"][1].update(compared=True),
+    "a very long text": lambda report: report.update(name="x" * 10**6),
+    "kernels of an unknown device": lambda report: report["kernels"][0].update(device="abacus"),
+    "compared kernels with a reason against it": lambda report: report["kernels"][1].update(compared=True),
     "a network by kernels": lambda report: report["checks"][0].update(kernels="cpu"),
-    "settings without a bottom": lambda report: report["settings"].update(hyper=nested(500)),
+    "deeply nested settings": lambda report: report["settings"].update(hyper=nested(500)),
 }
 
 

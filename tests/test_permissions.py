@@ -61,7 +61,7 @@ def write(tmp_path: Path, data: bytes) -> Path:
 def test_other_floats_are_cast_with_permission(dtype: str, writer: Callable[[Leaves], bytes], tmp_path: Path) -> None:
     leaves = in_dtype(dtype)
     if writer is npz and dtype.startswith(("bfloat", "float8")):
-        pytest.skip("numpy saves no such dtype")
+        pytest.skip("numpy cannot save this dtype")
     path = write(tmp_path, writer(leaves))
     with pytest.raises(ZooError, match=rf"not float32 \(6\): .* {dtype}.*--cast float32"):
         convert("elo", source=path)

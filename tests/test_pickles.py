@@ -147,13 +147,13 @@ def test_shared_arrays_are_read_at_each_place(tmp_path: Path) -> None:
     assert same(source, {("a",): LEAF, ("b", "c"): LEAF})
 
 
-@pytest.mark.parametrize("beside", [{}, {"step": 3, "name": "x", "seed": np.int64(1), "none": None}])
+@pytest.mark.parametrize("extra", [{}, {"step": 3, "name": "x", "seed": np.int64(1), "none": None}])
 @pytest.mark.parametrize("key", ["params", "theta"])
-def test_a_wrapped_theta_is_detected(key: str, beside: dict[str, Any], tmp_path: Path) -> None:
-    source = read(tmp_path, pickle.dumps({**beside, key: nested(theta("elo"))}))
+def test_a_wrapped_theta_is_detected(key: str, extra: dict[str, Any], tmp_path: Path) -> None:
+    source = read(tmp_path, pickle.dumps({**extra, key: nested(theta("elo"))}))
     assert same(source, theta("elo"))
     assert source.layout["wrapper"] == key
-    assert source.layout.get("beside", []) == list(beside)
+    assert source.layout.get("beside", []) == list(extra)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "8-byte length of a bytearray": (program(b"\x96" + b"\0\0\0\0\x01\0\0\0", 5), "claims more bytes"),
     "8-byte length of a text": (program(b"\x8d" + b"\xff" * 8), "claims more bytes"),
     "a frame beyond the file": (program(b"\x95" + b"\xff" * 7 + b"\x7fN"), "frame claims"),
-    "a memo index that claims memory": (program(b"Nr\xff\xff\xff\x7f"), "holds NoneType"),
+    "a memo index that claims too much memory": (program(b"Nr\xff\xff\xff\x7f"), "holds NoneType"),
     "a long number": (program(b"\x8a\xff" + b"\x01" * 255), "takes 255 bytes"),
     "a very long number": (program(b"\x8b\xff\xff\0\0" + b"\x01" * 65535), "opcode LONG4"),
     "many opcodes": (program(b"}" * 100_000), "more than 50,000 opcodes"),
@@ -279,7 +279,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "a number as a key": (pickle.dumps({1: LEAF}), "a key is int"),
     "an unhashable key": (program(b"}]Ns"), "a key is list"),
     "terminal escape in a key": (pickle.dumps({"\x1b[2J": LEAF}), "control characters"),
-    "two leaves of one name": (pickle.dumps({"a/b": LEAF, "a": {"b": LEAF}}), "two leaves are called a/b"),
+    "two leaves with one name": (pickle.dumps({"a/b": LEAF, "a": {"b": LEAF}}), "two leaves are called a/b"),
     "a list": (pickle.dumps({"a": [LEAF]}), "a holds list"),
     "a number": (pickle.dumps({"a": 1.5}), "a holds float"),
     "an empty dict": (pickle.dumps({}), "empty map"),

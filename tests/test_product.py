@@ -18,7 +18,7 @@ LIBRARIES = {"torch": False, "oneDNN": True}
 @pytest.fixture(params=LIBRARIES)
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if LIBRARIES[request.param] and not torch.backends.mkldnn.is_available():
-        pytest.skip("torch has no oneDNN here")
+        pytest.skip("this torch has no oneDNN")
     monkeypatch.setattr(products, "_is_faster", lambda: LIBRARIES[request.param])
     return request.param
 

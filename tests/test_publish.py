@@ -369,7 +369,7 @@ def test_eight_concurrent_publications_of_different_contents(hub: HubDouble) -> 
     assert holds(repo, winner.plan)
     for mine in plans:
         Publisher().send(mine, exist_ok=True)
-    assert len(published(repo)) == 8 + (winner.plan is not plans[0]), "each loser's second run publishes on top"
+    assert len(published(repo)) == 8 + (winner.plan is not plans[0]), "a second run of each loser publishes on top"
 
 
 def test_eight_concurrent_publications_create_the_repository(hub: HubDouble) -> None:

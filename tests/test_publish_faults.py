@@ -29,14 +29,14 @@ CALLS = {
     "create": ("POST", "/repos/create$"),
     "refs": ("GET", "/refs$"),
     "branch": ("POST", "/branch/"),
-    "look at branch": ("GET", "/revision/next$"),
+    "read branch": ("GET", "/revision/next$"),
     "validate": ("POST", "/validate-yaml$"),
     "preupload": ("POST", "/preupload/"),
     "batch": ("POST", "/objects/batch$"),
     "upload": ("PUT", "^/[0-9a-f]{64}$"),
     "verify": ("POST", "/objects/verify$"),
     "commit": ("POST", "/commit/"),
-    "look back": ("GET", "/revision/[0-9a-f]{40}$"),
+    "read history": ("GET", "/revision/[0-9a-f]{40}$"),
     "head": ("HEAD", "/resolve/"),
     "small file": ("GET", "/resolve/"),
     "large file": ("GET", "^/[0-9a-f]{64}$"),
@@ -83,7 +83,7 @@ def test_a_permanent_fault(call: str, hub: HubDouble, publisher: Publisher) -> N
     assert "answered 503" in said
     for repo in hub.repos.values():
         heads = list(repo.branches)
-        assert all(not published(repo, head) or holds(repo, light(), head) for head in heads), "complete or not there"
+        assert all(not published(repo, head) or holds(repo, light(), head) for head in heads), "complete or absent"
         assert not repo.tags
     hub._planted.clear()
     publisher.send(**OPTIONS)
@@ -133,7 +133,7 @@ def test_a_fault_after_a_conflict_is_not_mistaken_for_one(hub: HubDouble, publis
     hub.plant("POST", "/commit/", hub_faults.both(hub_faults.applied, hub_faults.status(412)))
     hub.plant("GET", "/commits/", hub_faults.status(503))
     found = publisher.send(tag="v1")
-    assert hub._planted == [each for each in hub._planted if not each.times], "all of it happened"
+    assert hub._planted == [each for each in hub._planted if not each.times], "every fault was used"
     assert hub.repos[REPO].tags == {"v1": found.commit}
     assert len(published(hub.repos[REPO])) == 1
 
@@ -157,7 +157,7 @@ def test_the_hub_stores_other_bytes(call: str, name: str, hub: HubDouble, publis
 
 def test_the_hub_loses_a_file(hub: HubDouble, publisher: Publisher) -> None:
     gone = hub_faults.changed_json(lambda said: said["siblings"].pop())
-    hub.plant(*CALLS["look back"], gone)
+    hub.plant(*CALLS["read history"], gone)
     assert "was published, but model.safetensors is not there" in publisher.refused(FetchError)
 
 

@@ -377,8 +377,8 @@ def test_the_origin_of_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert found(of_it, None), "by its address"
     assert not found(made, None)
-    assert found(made, made.source.sha256), "by its hash, from wherever it came"
-    assert not found(of_it, "0" * 64), "an address is not enough where there is a hash"
+    assert found(made, made.source.sha256), "by its hash, from any address"
+    assert not found(of_it, "0" * 64), "an address is not enough if the entry has a hash"
     assert not found(of_it, None, "velo")
 
 

@@ -163,7 +163,7 @@ def test_a_registry_entry_with_a_published_artifact(
     assert weights.pull("pinned", access=access).commit == first
     count = len(hub.log)
     assert pylo_zoo.load("pinned").fingerprint == weights.pull("pinned", access=access).artifact.fingerprint
-    assert len(hub.log) == count, "a commit leads nowhere else"
+    assert len(hub.log) == count, "a commit is already resolved"
     zoo(f"{about}sha256: {json.dumps({**pins, 'config.json': 'a' * 64})}}}}}")
     with pytest.raises(FetchError, match=r"the lock file has another sha256 of config\.json than the registry"):
         weights.pull("pinned", access=access)
@@ -183,7 +183,7 @@ def test_a_registry_entry_with_only_a_checkpoint(
     here = weights.pull("mine", access=access)
     assert (here.commit, here.artifact.name, here.artifact.source.license) == (None, "mine", "MIT")
     count = len(hub.log)
-    assert weights.pull("hf://amoudgl/elo", access=access).directory == here.directory, "the registry's knowledge"
+    assert weights.pull("hf://amoudgl/elo", access=access).directory == here.directory, "from the registry"
     assert said[-1] == "hf://amoudgl/elo is the registry's mine, and is converted here."
     assert len(hub.log) == count
     offline = dataclasses.replace(access, offline=True)
@@ -219,7 +219,9 @@ def test_read_permissions(hub: HubDouble, repo: Repo, access: Access) -> None:
         pylo_zoo.load(URI, access=dataclasses.replace(access, token="hf_sekretwrong"))
     for name in ("closed", "gated"):
         assert pylo_zoo.load(f"hf://org/{name}", access=access).family == "elo", "by HF_TOKEN"
-    assert pylo_zoo.load(f"hf://org/closed@{closed.head}", access=stranger).family == "elo", "the cache asks nobody"
+    assert pylo_zoo.load(f"hf://org/closed@{closed.head}", access=stranger).family == "elo", (
+        "the cache needs no request"
+    )
     assert f"Bearer {STRANGER}" in {request.headers.get("authorization") for request in hub.log}
 
 

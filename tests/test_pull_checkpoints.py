@@ -59,7 +59,7 @@ def pylos(family: str) -> bytes:
         ("elo", {"theta.state": state(), "old.pickle": b"cos\nsystem\n"}),
         ("elo", {"theta.state": state(), "other.state": state(seed=1)}),
     ],
-    ids=["celo", "velo", "another name", "a pickle beside it", "two"],
+    ids=["celo", "velo", "another name", "a pickle next to it", "two"],
 )
 def test_a_checkpoint_is_converted(
     family: str, files: dict[str, bytes], hub: HubDouble, access: Access, said: list[str], zoo_home: Path
@@ -174,7 +174,7 @@ def test_several_families_with_one_tree(
         {"a.state": b"x", "b.safetensors": b"x"},
         {"params/x": b"x", "README.md": b"# x", "theta.npz": b"x"},
     ],
-    ids=["empty", "bin", "pickles", "two that are alike", "others"],
+    ids=["empty", "bin", "pickles", "two candidates", "others"],
 )
 def test_a_repository_without_a_checkpoint(
     files: dict[str, bytes], hub: HubDouble, access: Access, zoo_home: Path

@@ -87,7 +87,7 @@ def test_other_bytes_of_the_right_length(name: str, repo: Repo, hub: HubDouble, 
     assert nothing_half(zoo_home)
     hub._planted.clear()
     weights.pull(ID, access=access)
-    assert is_whole(zoo_home, repo), "although the client's cache has the wrong ones"
+    assert is_whole(zoo_home, repo), "although the client's cache has the wrong bytes"
 
 
 # --- permanent faults --------------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ def test_a_redirect_elsewhere_carries_no_token(name: str, repo: Repo, hub: HubDo
     hub.plant(*REQUESTS[name], hub_faults.redirect(f"{hub.cdn_url}/{'0' * 64}"), times=99)
     refused(access, FetchError)
     followed = [request for request in hub.log if request.origin == "cdn"]
-    assert followed or name == "config HEAD", "the place of a large file, which was none"
+    assert followed or name == "config HEAD", "the address of the large file"
     assert hub.leaks == []
 
 

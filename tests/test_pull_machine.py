@@ -126,7 +126,7 @@ def test_threads_share_a_cache(repo: Repo, hub: HubDouble, access: Access, zoo_h
     for thread in threads:
         thread.join(60)
     assert found == [found[0]] * 4
-    assert len(hub.requests("GET", STORAGE)) == 2, "the weights and the vectors, once"
+    assert len(hub.requests("GET", STORAGE)) == 2, "weights and vectors are downloaded once"
     assert is_whole(zoo_home, repo)
 
 

@@ -58,7 +58,7 @@ def test_a_moved_branch_is_ignored_until_accepted(
     assert (zoo_home / "zoo.lock").read_bytes() == before
     count, told = len(hub.log), len(said)
     old = pylo_zoo.load(URI, access=access)
-    assert (len(hub.log), len(said)) == (count, told), "loading asks nobody and says nothing"
+    assert (len(hub.log), len(said)) == (count, told), "loading sends no request and prints nothing"
     updating = dataclasses.replace(access, update_lock=True)
     assert weights.pull(ID, access=updating).commit == second
     assert pylo_zoo.load(URI).fingerprint != old.fingerprint
@@ -71,7 +71,7 @@ def test_a_tag_that_moves(repo: Repo, access: Access, said: list[str]) -> None:
     repo.tags["v1"] = moved(repo)
     assert weights.pull(f"{ID}@v1", access=access).commit == first
     assert "has moved on" in said[-1]
-    assert weights.pull(ID, access=access).commit == repo.head, "the main branch has a record of its own"
+    assert weights.pull(ID, access=access).commit == repo.head, "the main branch has a separate record"
 
 
 @pytest.mark.parametrize("what", ["repository", "tag", "hidden"])
@@ -211,7 +211,7 @@ def test_directories_that_are_links(level: str, repo: Repo, access: Access, zoo_
         pylo_zoo.load(URI, access=dataclasses.replace(access, offline=True))
     pylo_zoo.load(URI, access=access)
     assert not place.is_symlink()
-    assert published.tree(target) == before, "what a link points to is left alone"
+    assert published.tree(target) == before, "a link's target is not changed"
 
 
 def test_a_listing_that_matches_other_weights(repo: Repo, access: Access) -> None:
@@ -256,7 +256,7 @@ def test_offline(
     pylo_zoo.load(URI, access=access)
     pylo_zoo.load(f"{URI}@{first}", access=access)
     assert len(hub.log) == count
-    assert len(said) == told + 1, "the commit is recorded of its own accord"
+    assert len(said) == told + 1, "a commit needs no acceptance"
 
 
 def test_the_hub_is_down(repo: Repo, hub: HubDouble, access: Access, said: list[str]) -> None:
@@ -270,7 +270,7 @@ def test_the_hub_is_down(repo: Repo, hub: HubDouble, access: Access, said: list[
         assert said[-1].endswith(f"Using {first[:12]}, as it was pulled.")
         told = len(said)
         assert pylo_zoo.load(URI, access=access).family == "elo"
-        assert len(said) == told, "nobody was asked"
+        assert len(said) == told, "no request was sent"
         with pytest.raises(Unavailable, match="cannot be reached"):
             weights.pull(ID, access=dataclasses.replace(access, update_lock=True))
 

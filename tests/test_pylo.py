@@ -69,7 +69,7 @@ def test_the_published_sizes_match_the_tables() -> None:
     mlp = pylo_files.velo_mlp(velo)
     used = {name: tensor for name, tensor in mlp.items() if name.partition(".")[0].endswith("_")}
     assert pylo[1].bytes is not None
-    assert len(save(used)) < pylo[1].bytes <= len(save(mlp)), "some scratch, and no more than one of each"
+    assert len(save(used)) < pylo[1].bytes <= len(save(mlp)), "some scratch memory, and at most one copy"
 
 
 def theta_of_shapes(family: str) -> dict[tuple[str, ...], np.ndarray]:
@@ -192,7 +192,7 @@ def with_directory_size(size: int, *, moved: bool = False) -> bytes:
 
 HOSTILE: dict[str, tuple[bytes, str]] = {
     "a call": (saved({"a": Attack()}), "mentions '"),
-    "a storage that claims 4 GiB": (in_program(b"K\x03tq", b"J\0\0\0\x40tq"), "instead of 4294967296"),
+    "a storage with a claimed size of 4 GiB": (in_program(b"K\x03tq", b"J\0\0\0\x40tq"), "instead of 4294967296"),
     "a shape of 4 GiB": (in_program(b"K\x03\x85", b"J\0\0\0\x40\x85"), "larger than its storage"),
     "a negative shape": (in_program(b"K\x03\x85", b"J\xff\xff\xff\xff\x85"), "shape"),
     "an empty axis": (in_program(b"K\x03\x85", b"K\0\x85"), "shape"),
@@ -220,16 +220,19 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "only a tensor": (saved(torch.ones(3)), "no tensors by name"),
     "a number": (saved({"a": torch.ones(3), "step": 3}), "step is no tensor"),
     "an old torch file": (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19." + b"\x80\x02M\xe9\x03.", "before version 1.6"),
-    "a directory that claims memory": (with_directory_size(2**40), "far too many members"),
+    "a directory that claims too much memory": (with_directory_size(2**40), "far too many members"),
     "a directory elsewhere": (with_directory_size(1, moved=True), "does not end as"),
     "truncated": (saved({"a": torch.ones(3)})[:-3], "does not end as"),
     "safetensors, truncated": (save({"a": np.ones(3, np.float32)})[:-1], "no complete safetensors"),
-    "safetensors, bytes behind": (save({"a": np.ones(3, np.float32)}) + b"x", "no complete safetensors"),
+    "safetensors, trailing bytes": (save({"a": np.ones(3, np.float32)}) + b"x", "no complete safetensors"),
     "safetensors, a shape of 4 GiB": (lying_header([2**30], [0, 2**32]), "no complete safetensors"),
-    "safetensors, a shape that lies": (lying_header([2**30], [0, 4]), "no complete safetensors"),
+    "safetensors, a wrong shape": (lying_header([2**30], [0, 4]), "no complete safetensors"),
     "safetensors, an empty axis": (save({"a": np.ones((0, 3), np.float32)}), "shape"),
     "safetensors, no tensors": (save({}), "holds no array"),
-    "safetensors, a header that claims memory": (struct.pack("<Q", 2**40) + b"{}", "no checkpoint of a known format"),
+    "safetensors, a header that claims too much memory": (
+        struct.pack("<Q", 2**40) + b"{}",
+        "no checkpoint of a known format",
+    ),
     "safetensors, an escape in a name": (save({"a\x1b": np.ones(3, np.float32)}), "control characters"),
 }
 

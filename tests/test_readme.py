@@ -23,7 +23,7 @@ ELSEWHERE = shutil.ignore_patterns(
     ".git", ".venv*", "zoo", "site", "build", "dist", "*.egg-info", "__pycache__", ".*_cache"
 )
 
-pytestmark = pytest.mark.skipif(not README.is_file(), reason="README.md is not written yet")
+pytestmark = pytest.mark.skipif(not README.is_file(), reason="README.md does not exist")
 
 
 def blocks(text: str, *languages: str) -> list[str]:

@@ -29,43 +29,43 @@ def joined(leaves: Leaves, wrapper: str | None, sep: str = "/") -> dict[str, np.
     return {prefix + sep.join(path): np.ascontiguousarray(leaf) for path, leaf in leaves.items()}
 
 
-def wrapped(tree: Any, wrapper: str | None, beside: Mapping[str, Any]) -> Any:
-    return {wrapper: tree, **beside} if wrapper else tree
+def wrapped(tree: Any, wrapper: str | None, extra: Mapping[str, Any]) -> Any:
+    return {wrapper: tree, **extra} if wrapper else tree
 
 
-def as_msgpack(path: Path, leaves: Leaves, wrapper: str | None, beside: Mapping[str, Any]) -> Path:
-    path.write_bytes(encode(wrapped(nested(leaves), wrapper, beside)))
+def as_msgpack(path: Path, leaves: Leaves, wrapper: str | None, extra: Mapping[str, Any]) -> Path:
+    path.write_bytes(encode(wrapped(nested(leaves), wrapper, extra)))
     return path
 
 
-def as_pickle(path: Path, leaves: Leaves, wrapper: str | None, beside: Mapping[str, Any]) -> Path:
+def as_pickle(path: Path, leaves: Leaves, wrapper: str | None, extra: Mapping[str, Any]) -> Path:
     import pickle
 
-    path.write_bytes(pickle.dumps(wrapped(nested(leaves), wrapper, beside)))
+    path.write_bytes(pickle.dumps(wrapped(nested(leaves), wrapper, extra)))
     return path
 
 
-def as_npz(path: Path, leaves: Leaves, wrapper: str | None, beside: Mapping[str, Any]) -> Path:
+def as_npz(path: Path, leaves: Leaves, wrapper: str | None, extra: Mapping[str, Any]) -> Path:
     np.savez(
         path.with_suffix(".npz"),
         allow_pickle=True,
         **joined(leaves, wrapper),
-        **{key: np.asarray(beside[key]) for key in beside},
+        **{key: np.asarray(extra[key]) for key in extra},
     )
     return path.with_suffix(".npz")
 
 
-def as_dotted_npz(path: Path, leaves: Leaves, wrapper: str | None, beside: Mapping[str, Any]) -> Path:
+def as_dotted_npz(path: Path, leaves: Leaves, wrapper: str | None, extra: Mapping[str, Any]) -> Path:
     np.savez(path.with_suffix(".npz"), allow_pickle=True, **joined(leaves, wrapper, "."))
     return path.with_suffix(".npz")
 
 
-def as_safetensors(path: Path, leaves: Leaves, wrapper: str | None, beside: Mapping[str, Any]) -> Path:
-    save_file(joined(leaves, wrapper) | {key: np.asarray(beside[key]) for key in beside}, path)
+def as_safetensors(path: Path, leaves: Leaves, wrapper: str | None, extra: Mapping[str, Any]) -> Path:
+    save_file(joined(leaves, wrapper) | {key: np.asarray(extra[key]) for key in extra}, path)
     return path
 
 
-def as_dotted_safetensors(path: Path, leaves: Leaves, wrapper: str | None, beside: Mapping[str, Any]) -> Path:
+def as_dotted_safetensors(path: Path, leaves: Leaves, wrapper: str | None, extra: Mapping[str, Any]) -> Path:
     save_file(joined(leaves, wrapper, "."), path)
     return path
 
@@ -74,13 +74,13 @@ def tensors(tree: Any) -> Any:
     return {key: tensors(child) for key, child in tree.items()} if isinstance(tree, dict) else torch.tensor(tree)
 
 
-def as_torch(path: Path, leaves: Leaves, wrapper: str | None, beside: Mapping[str, Any]) -> Path:
-    torch.save(wrapped(tensors(nested(leaves)), wrapper, beside), path)
+def as_torch(path: Path, leaves: Leaves, wrapper: str | None, extra: Mapping[str, Any]) -> Path:
+    torch.save(wrapped(tensors(nested(leaves)), wrapper, extra), path)
     return path
 
 
-def as_flat_torch(path: Path, leaves: Leaves, wrapper: str | None, beside: Mapping[str, Any]) -> Path:
-    torch.save(wrapped(tensors(joined(leaves, None)), wrapper, beside), path)
+def as_flat_torch(path: Path, leaves: Leaves, wrapper: str | None, extra: Mapping[str, Any]) -> Path:
+    torch.save(wrapped(tensors(joined(leaves, None)), wrapper, extra), path)
     return path
 
 
@@ -111,8 +111,8 @@ def test_a_tree_is_detected(container: str, wrapper: str | None, tmp_path: Path)
 
 @pytest.mark.parametrize("container", ["msgpack", "pickle", "npz", "safetensors", "torch", "flat torch"])
 def test_plain_values_next_to_the_tree(container: str, tmp_path: Path) -> None:
-    beside = {"step": np.int64(3)} if container in ("npz", "safetensors", "msgpack") else {"step": 3, "name": "x"}
-    read = formats.read(WRITERS[container][0](tmp_path / "file", theta("elo"), "params", beside))
+    extra = {"step": np.int64(3)} if container in ("npz", "safetensors", "msgpack") else {"step": 3, "name": "x"}
+    read = formats.read(WRITERS[container][0](tmp_path / "file", theta("elo"), "params", extra))
     assert read.leaves.keys() == theta("elo").keys()
     assert read.layout["wrapper"] == "params"
 
@@ -120,17 +120,17 @@ def test_plain_values_next_to_the_tree(container: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("container", ["msgpack", "pickle", "npz", "safetensors", "torch", "flat torch"])
 def test_arrays_next_to_the_tree_are_refused(container: str, tmp_path: Path) -> None:
     moments = np.ones(3, np.float32)
-    beside = {"ema": torch.ones(3) if "torch" in container else moments}
-    path = WRITERS[container][0](tmp_path / "file", theta("elo"), "params", beside)
+    extra = {"ema": torch.ones(3) if "torch" in container else moments}
+    path = WRITERS[container][0](tmp_path / "file", theta("elo"), "params", extra)
     with pytest.raises(ZooError, match="params stands beside ema"):
         formats.read(path)
 
 
 @pytest.mark.parametrize(
-    "beside", [{}, {"step": 3}, {"gen_id": "5620"}, {"step": np.array(3), "lr": 0.5, "done": True, "none": None}]
+    "extra", [{}, {"step": 3}, {"gen_id": "5620"}, {"step": np.array(3), "lr": 0.5, "done": True, "none": None}]
 )
-def test_a_wrapped_theta_state_is_exported_byte_for_byte(beside: dict[str, Any], tmp_path: Path) -> None:
-    path = as_msgpack(tmp_path / "theta.state", theta("celo2"), "params", beside)
+def test_a_wrapped_theta_state_is_exported_byte_for_byte(extra: dict[str, Any], tmp_path: Path) -> None:
+    path = as_msgpack(tmp_path / "theta.state", theta("celo2"), "params", extra)
     made = make("celo2", source=path, out=tmp_path / "out", verify=False)
     data, identical = library.export_file(tmp_path / "out", tmp_path / "back.state")
     assert identical

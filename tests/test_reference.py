@@ -144,8 +144,8 @@ def test_another_tie_rule_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
         return (order[-1], order[-2]) if len(order) > 1 else None
 
     monkeypatch.setattr(accumulators, "factored_axes", first_of_equals)
-    anew = lambda function: jax.jit(lambda *args: function(*args), static_argnums=0)  # noqa: E731
-    monkeypatch.setattr(package, "_compiled", anew)  # cached compilations with the correct rule are not used
+    recompile = lambda function: jax.jit(lambda *args: function(*args), static_argnums=0)  # noqa: E731
+    monkeypatch.setattr(package, "_compiled", recompile)  # cached compilations with the correct rule are not used
     known = golden("celo2").only("e_tall", "f_square")
     worst = errors(run(known.build(), known)[0], known)
     assert worst["e_tall"] <= TOLERANCE < worst["f_square"]

@@ -65,7 +65,7 @@ def test_an_entry_states_what_its_files_lack() -> None:
 
 def test_sizes() -> None:
     assert registry.get("celo").bytes == 149_216
-    assert registry.get("velo").bytes == 9_282_564, "config.gin is no weights"
+    assert registry.get("velo").bytes == 9_282_564, "config.gin is not counted"
     assert registry.get("velo-pylo").bytes == 9_119_908 + 164_296, "both repositories"
     assert registry.get("velo-s").bytes is None
 
@@ -91,7 +91,7 @@ def test_allowed_sources(uri: str, filename: str, origin: str, tmp_path: Path) -
     sources = [{"uri": uri, "format": "flax-msgpack"}]
     weights = registry.load_registry(write(tmp_path, {"mine": GOOD | {"sources": sources}}))["mine"].weights
     assert (weights.filename, weights.origin) == (filename, origin)
-    assert parse(uri).name == filename, "what the registry accepts can be fetched"
+    assert parse(uri).name == filename, "accepted sources can be fetched"
 
 
 def test_entries_are_frozen() -> None:

@@ -202,7 +202,7 @@ def test_only_what_was_published_is_pinned(path: Path, second_plan: PublishPlan,
         lambda text: text.replace("    # Another line.\n\n", "    # Another line.\n"),
         lambda text: text[: text.index("# About the third")],
     ],
-    ids=["CRLF", "no last end", "blank lines", "BOM", "other letters", "deep", "no blank line", "at the end"],
+    ids=["CRLF", "no final newline", "blank lines", "BOM", "non-ASCII", "deep", "no blank line", "at the end"],
 )
 def test_every_other_line_is_kept(which: str, change: Any, path: Path, request: pytest.FixtureRequest) -> None:
     before = change(TEXT)

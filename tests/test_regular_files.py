@@ -33,7 +33,7 @@ ALLOWED = 4 * 1024 * 1024
 @pytest.fixture(autouse=True)
 def alarm() -> Iterator[None]:
     def ring(*_: object) -> None:
-        raise AssertionError(f"it still waits after {SECONDS} seconds")
+        raise AssertionError(f"the read still blocks after {SECONDS} seconds")
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.alarm(SECONDS)
@@ -234,7 +234,7 @@ PLACES: dict[str, Callable[[Path], tuple[Path, Callable[[], object]]]] = {
 @pytest.mark.parametrize("place", PLACES)
 def test_any_other_kind_of_file_is_one_error(place: str, kind: str, tmp_path: Path) -> None:
     if (place, kind) == ("a lock file", "a dangling link"):
-        pytest.skip("there is no lock file yet; the first pin makes it")
+        pytest.skip("the first pin creates the lock file")
     path, action = PLACES[place](tmp_path)
     complaint = put(kind, path)
     if (place, kind) == ("a checkpoint", "a directory"):

@@ -10,7 +10,7 @@ import margins
 import pytest
 import torch
 from rounding import Roundings, gamma, one_rounding, simulate, size
-from test_kernels_cpu import SUBJECTS, copied, network, of_parameter, plain
+from test_kernels_cpu import SUBJECTS, compute_eager, copied, network, of_parameter
 from torch import Tensor
 
 from pylo_zoo.kernels.base import Task
@@ -34,7 +34,7 @@ def task(shape: tuple[int, ...] = (24, 12), zero: bool = False) -> Task:
 
 def step(name: str, of: Task, dtype: torch.dtype) -> Tensor:
     subject = SUBJECTS[name]
-    return plain(copied(of, dtype), subject.rule, of_parameter(network(subject, 1), 0, dtype)).step
+    return compute_eager(copied(of, dtype), subject.rule, of_parameter(network(subject, 1), 0, dtype)).step
 
 
 def permuted(of: Task, order: Tensor) -> Task:
@@ -55,7 +55,7 @@ def test_other_orders_of_summation_stay_within_the_bound(name: str) -> None:
 
 FAULTS = {
     "a weight off by a thousandth": ("weight", 1e-3),
-    "the normaliser's epsilon doubled": ("norm_eps", 2.0),
+    "the normalization's epsilon doubled": ("norm_eps", 2.0),
     "the second moment's epsilon a tenth": ("rsqrt_eps", 0.1),
     "the exponent's factor off by a hundredth": ("exp_mult", 1.01),
 }
@@ -74,7 +74,7 @@ def test_planted_faults_exceed_the_bound(name: str, fault: str) -> None:
         layers[0][0][1] *= 1 + factor
     else:
         rule = replace(rule, **{field: getattr(rule, field) * factor})
-    found = plain(copied(given, torch.float32), rule, layers).step
+    found = compute_eager(copied(given, torch.float32), rule, layers).step
     with margins.forgotten(), pytest.raises(AssertionError, match="error"):
         margins.check(size(found.double() - simulation.truth[0]), simulation.distance(0), fault)
 
@@ -144,7 +144,7 @@ def test_the_report_is_sorted_and_a_margin_over_a_half_fails_the_run(
     pytester.makepyfile(SUITE)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     words = ["-n", workers, "-p", "no:cacheprovider", "-W", "ignore"]
-    assert pytester.runpytest_subprocess(*words).ret == 0, "without --margins only the bounds count"
+    assert pytester.runpytest_subprocess(*words).ret == 0, "without --margins only bounds fail a run"
     done = pytester.runpytest_subprocess(*words, "--margins")
     assert done.ret == 1
     done.stdout.fnmatch_lines(

@@ -51,7 +51,8 @@ DEFENSES: dict[str, str] = {
         test_hostile_files.test_a_small_file_with_large_allocations_is_refused_before_allocating
         test_hostile_files.test_a_legal_flax_file_takes_three_times_its_size_at_most
         test_orbax.test_declared_sizes_are_bounded_before_reading""",
-    "a pipe, a socket": """test_regular_files.test_any_other_kind_of_file_is_one_error test_regular_files.test_the_helper
+    "a pipe, a socket": """
+        test_regular_files.test_any_other_kind_of_file_is_one_error test_regular_files.test_the_helper
         test_regular_files.test_a_directory_of_orbax_or_pylo_must_hold_only_files test_regular_files.test_commands""",
     "a `config.json` with sizes": """test_hostile_config.test_a_size_beyond_what_the_weights_hold_is_refused
         test_hostile_config.test_sizes_that_together_exceed_memory_are_refused
@@ -126,7 +127,7 @@ def test_each_line_of_the_page_has_its_tests() -> None:
     assert len(claims()) == len(DEFENSES)
     for word in " ".join(DEFENSES.values()).split():
         module, _, name = word.partition(".")
-        assert name in functions(module), f"{word} is not there"
+        assert name in functions(module), f"{word} does not exist"
 
 
 @pytest.fixture(autouse=True)
@@ -164,7 +165,7 @@ CONFIG, PROOF = artifact.CONFIG, artifact.PARITY
 OTHER_WEIGHTS = published.files(scale=0.2)[PROOF]
 TEXTS: dict[str, tuple[Callable[[dict[str, bytes]], object], str]] = {
     "unknown key": (as_json(CONFIG, lambda c: c.update(run="rm")), "unknown key 'run'"),
-    "doubled key": (as_text(CONFIG, '"family"', '"family": "velo", "family"'), "the same key twice"),
+    "duplicate key": (as_text(CONFIG, '"family"', '"family": "velo", "family"'), "the same key twice"),
     "NaN": (as_json(CONFIG, lambda c: c["behavior"].update(exp_mult=float("nan"))), "exp_mult is nan|NaN"),
     "infinity": (as_json(CONFIG, lambda c: c["defaults"].update(lr=float("inf"))), "lr is inf|Infinity"),
     "NaN as a size": (as_json(CONFIG, lambda c: c["source"].update(bytes=float("nan"))), "bytes is nan|NaN"),
@@ -182,7 +183,7 @@ TEXTS: dict[str, tuple[Callable[[dict[str, bytes]], object], str]] = {
     "proof that is nested": (file(PROOF, b"[" * 100_000), "cannot be read"),
     "proof that is enormous": (file(PROOF, b"{" + b" " * 17 * 2**20 + b"}"), "more than 4,194,304"),
     "proof that is a list": (file(PROOF, b"[]"), "not a JSON object"),
-    "proof with a field too many": (as_json(PROOF, lambda p: p.update(comment="good")), "comment"),
+    "proof with an additional field": (as_json(PROOF, lambda p: p.update(comment="good")), "comment"),
     "proof that contradicts itself": (
         as_json(PROOF, lambda p: p["checks"][0]["errors"].update({k: {**v, "value": 1.0} for k, v in _errors(p)})),
         "parity.json",
@@ -424,9 +425,9 @@ def test_the_pages_statements_about_this_machine() -> None:
     """Its sentences and their tests."""
     text = PAGE.read_text(encoding="utf-8")
     for sentence, (module, name) in {
-        "written beside its place and moved in whole": ("test_pull_machine", "test_a_disk_that_refuses"),
-        "leaves a hidden file": ("test_pull_machine", "test_what_a_killed_process_left"),
-        "within what lock file and registry pin": ("test_pull_pins", "test_a_listing_that_fits_other_weights"),
+        "written beside its place and moved in whole": ("test_pull_machine", "test_a_disk_that_fails"),
+        "leaves a hidden file": ("test_pull_machine", "test_leftovers_of_a_killed_process"),
+        "within what lock file and registry pin": ("test_pull_pins", "test_a_listing_that_matches_other_weights"),
         "Symbolic links": ("test_pull_pins", "test_directories_that_are_links"),
         "Several processes may share it": ("test_pull_machine", "test_processes_share_a_cache"),
     }.items():

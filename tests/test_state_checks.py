@@ -93,7 +93,7 @@ def parameter_data(change: Callable[[Tensor], Tensor]) -> Broken:
 BROKEN: dict[str, Broken] = {
     "a larger parameter": replaced((12, 8)),
     "a smaller parameter": replaced((3, 2)),
-    "a parameter of as many elements": replaced((4, 9)),
+    "a parameter with as many elements": replaced((4, 9)),
     "a parameter without its gradient": replaced((12, 8), with_gradient=False),
     "a flat parameter": replaced((36,)),
     "a float64 parameter": parameter_data(Tensor.double),
@@ -105,16 +105,16 @@ BROKEN: dict[str, Broken] = {
     "complex state": each_entry(lambda x: x.to(torch.complex64)),
     "state of other strides": each_entry(lambda x: strided(x) if x.ndim >= 2 else x),
     "state of another shape": each_entry(lambda x: x[..., :1].clone() if x.ndim else x[None]),
-    "state with an axis more": each_entry(lambda x: x[None]),
+    "state with an additional axis": each_entry(lambda x: x[None]),
     "empty state": each_entry(lambda x: x.flatten()[:0]),
     "meta state": each_entry(lambda x: x.to("meta")),
     "sparse state": each_entry(lambda x: x.to_sparse()),
     "None in the state": each_entry(lambda x: None),
     "numbers in the state": each_entry(lambda x: 1.0),
-    "an entry less": without,
+    "a missing entry": without,
     "state.data": state_data,
     "a gradient of another shape": gradient_data(lambda g: torch.randn(12, 8)),
-    "a gradient of as many elements": gradient_data(lambda g: g.reshape(4, 9)),
+    "a gradient with as many elements": gradient_data(lambda g: g.reshape(4, 9)),
     "a short gradient": gradient_data(lambda g: g[:1]),
     "a complex gradient": gradient_data(lambda g: g.to(torch.complex64)),
     "an integer gradient": gradient_data(lambda g: g.to(torch.int32)),
@@ -205,7 +205,7 @@ def test_valid_state_gives_the_eager_result(name: str, what: str) -> None:
 def test_loading_makes_contiguous_copies(name: str, more: dict[str, Any]) -> None:
     """Equal values with other strides: the next step is bit-identical."""
     if "accumulate" in more and name not in CONTROLLED:
-        pytest.skip("it does not accumulate")
+        pytest.skip("the optimizer does not accumulate")
     dtype = torch.bfloat16 if more.get("master_weights") else torch.float32
     params = parameters(dtype, SHAPES)
     optimizer = make(TABLE[name], params, **more)

@@ -158,12 +158,12 @@ BROKEN = {
     "module that is absent": ("families", "nowhere:FAMILY", "ModuleNotFoundError"),
     "attribute that is absent": ("families", "broken:NONE", "AttributeError"),
     "module that raises": ("families", "raises:FAMILY", "RuntimeError: not today"),
-    "object that is no family": ("families", "broken:NUMBERS", "1 is no Family"),
-    "object that is no sequence": ("families", "broken:NUMBER", "TypeError"),
-    "name of ours": ("families", "broken:ELO", "elo is there already"),
-    "name that nobody can type": ("families", "broken:SPACED", "no name for a family"),
+    "object that is not a family": ("families", "broken:NUMBERS", "1 is no Family"),
+    "object that is not a sequence": ("families", "broken:NUMBER", "TypeError"),
+    "built-in name": ("families", "broken:ELO", "elo is there already"),
+    "invalid name": ("families", "broken:SPACED", "no name for a family"),
     "registry that is absent": ("registries", "broken:registry.yaml", "Cannot read the registry"),
-    "registry entry of ours": ("registries", "broken:ours.yaml", "velo-sample is there already"),
+    "built-in registry entry": ("registries", "broken:ours.yaml", "velo-sample is there already"),
     "registry entry of an unknown family": ("registries", "broken:unknown.yaml", "family 'nothing' is unknown"),
 }
 ENTRY = """{name}:

@@ -78,7 +78,7 @@ def test_the_files_of_a_run(tmp_path: Path) -> None:
     assert described["weights"] == recipes.find_recipe("velo-sample").artifact.fingerprint  # pyright: ignore
     found = json.loads((out / loop.RESULT).read_text())
     assert (found["steps"], found["diverged"], found["evaluation"]) == (STEPS, None, result.final)
-    assert found["state_bytes"] > 4 * 16 * 4, "momentum of three decays, and the second moment"
+    assert found["state_bytes"] > 4 * 16 * 4, "momentum with three decays, and the second moment"
     assert {path.name for path in out.iterdir()} == {loop.RUN, loop.METRICS, loop.CHECKPOINT, loop.RESULT}
 
 

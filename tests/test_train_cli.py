@@ -41,7 +41,7 @@ def test_a_run_and_its_files(capsys: Capture) -> None:
     out = Path("runs/quadratic-velo-sample-seed0")
     assert {path.name for path in out.iterdir()} == {loop.RUN, loop.METRICS, loop.CHECKPOINT, loop.RESULT}
     assert "in use already" in refused(capsys, "train", *SMALL, "--steps", 6)
-    assert run("train", "--resume", out, "--json") == 0, "a run that is over has nothing left to do"
+    assert run("train", "--resume", out, "--json") == 0, "a finished run has nothing left to do"
     assert json.loads(capsys.readouterr().out)["runs"][0]["resumed_at"] == 6
     assert json.loads((out / loop.RESULT).read_text())["optimizer_ms"] > 0, "and keeps its result"
     assert run("train", "--resume", out, "--steps", 9) == 2
@@ -132,7 +132,7 @@ def wait_for(steps: int, out: Path) -> None:
         if path.is_file() and path.read_bytes().count(b"\n") >= steps:
             return
         time.sleep(0.005)
-    raise AssertionError("the run never got there")
+    raise AssertionError("the run never reached the step")
 
 
 def losses(out: Path) -> list[Any]:
