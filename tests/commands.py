@@ -37,15 +37,15 @@ def refused(capsys: Capture, *argv: object) -> str:
 def passing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make parity pass without running anything."""
 
-    monkeypatch.setattr(parity, "verify", lambda made, source, **how: report_of(made, error=1e-7))
+    monkeypatch.setattr(parity, "verify", lambda artifact, source, **how: report_of(artifact, error=1e-7))
 
 
-def report_of(made: Artifact, error: float) -> Report:
+def report_of(artifact: Artifact, error: float) -> Report:
     """A report with one check, which passes if ``error`` is at most 1e-5."""
     check = Check("network", "float32", "", "random inputs", 1, {"mlp": Error(error, 1e-5)})
-    source = {"uri": made.source.uri, "sha256": made.source.sha256, "bytes": made.source.bytes}
+    source = {"uri": artifact.source.uri, "sha256": artifact.source.sha256, "bytes": artifact.source.bytes}
     planted = [Control("one bit", "a bit is flipped", "caught", "leaves")]
-    whose = made.name, made.family, source, made.fingerprint
+    whose = artifact.name, artifact.family, source, artifact.fingerprint
     return Report(*whose, Leaves(compared=3), Statements(), checks=[check], controls=planted)
 
 

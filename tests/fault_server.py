@@ -42,7 +42,7 @@ class Files(ThreadingHTTPServer):
 
     def gets(self, path: str) -> list[dict[str, str]]:
         """The headers of every GET of ``path``."""
-        return [headers for method, asked, headers in self.log if method == "GET" and asked == path]
+        return [headers for method, requested, headers in self.log if method == "GET" and requested == path]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignore clients that disconnect; tests do that on purpose."""
@@ -73,12 +73,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def file(self, data: bytes) -> None:
         """The correct response: the whole file, or the requested range if ``If-Range`` still matches."""
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         same = self.headers.get("If-Range", etag(data)) == etag(data)
-        if asked and same and int(asked[1]) >= len(data):
+        if match and same and int(match[1]) >= len(data):
             self.answer(416, b"")
-        elif asked and same:
-            start = int(asked[1])
+        elif match and same:
+            start = int(match[1])
             content_range = f"bytes {start}-{len(data) - 1}/{len(data)}"
             self.answer(206, data[start:], {"ETag": etag(data), "Content-Range": content_range})
         else:

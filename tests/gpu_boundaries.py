@@ -32,9 +32,9 @@ def check(name: str, tasks: Sequence[Task]) -> list[Tensor]:
     """Compare accumulators and steps with eager."""
     rule, units, hidden = RULES[name]
     layers = make_layers(rule, units, hidden)
-    wanted = [expected_of(task, rule, layers) for task in tasks]
+    expected = [expected_of(task, rule, layers) for task in tasks]
     steps = kernels().steps(kernels().advance(tasks, rule, None), layers, ScratchBuffer())
-    for task, step, of_task in zip(tasks, steps, wanted, strict=True):
+    for task, step, of_task in zip(tasks, steps, expected, strict=True):
         for plane, got in {**task.state, "step": step}.items():
             agree(f"{plane} of {tuple(task.p.shape)}", got, of_task[plane])
     return steps

@@ -107,9 +107,9 @@ def check_steps(name: str, layout: Layout, regime: str, shapes: Sequence[tuple[i
     """Compare accumulators, then steps."""
     rule, units, hidden = RULES[name]
     tasks, layers = make_tasks(shapes, layout, regime), make_layers(rule, units, hidden)
-    wanted = [expected_of(task, rule, layers) for task in tasks]
+    references = [expected_of(task, rule, layers) for task in tasks]
     advanced = kernels().advance(tasks, rule, None)
-    for task, step, of_task in zip(tasks, kernels().steps(advanced, layers, ScratchBuffer()), wanted, strict=True):
+    for task, step, of_task in zip(tasks, kernels().steps(advanced, layers, ScratchBuffer()), references, strict=True):
         assert (step.shape, step.dtype) == (task.p.shape, torch.float32)
         for plane, got in {**task.state, "step": step}.items():
             agree(f"{plane} of {tuple(task.p.shape)}", got, of_task[plane])
@@ -132,7 +132,7 @@ def check_features(name: str) -> None:
             for k, x in enumerate(made)
         }
 
-    wanted = [expected(partial(scales, task)) for task in tasks]
+    references = [expected(partial(scales, task)) for task in tasks]
     for swept in kernels().advance(tasks, rule, None).swept:
         for group, place in enumerate(swept.batch.places):
             for feature, members in CANDIDATES.items():
@@ -140,7 +140,7 @@ def check_features(name: str) -> None:
                     if k not in swept.inputs.select:
                         continue
                     got = swept.scales[group, swept.inputs.select.index(k), 0]
-                    of_task = wanted[place.index][f"{feature.replace('diag', 'row')} {channel}"]
+                    of_task = references[place.index][f"{feature.replace('diag', 'row')} {channel}"]
                     agree(f"scale of {feature} {channel} of {place.shape}", got.view(()), of_task)
 
 
@@ -149,14 +149,14 @@ def check_moments() -> None:
     tasks = make_tasks(FEW, "torch")
 
     def means(task: Task, dtype: torch.dtype) -> dict[str, Tensor]:
-        found = moments_of(task.p.to(dtype), *(task.state[name].to(dtype) for name in ("momentum", "second_moment")))
-        return {str(k): each for k, each in enumerate(found)}
+        result = moments_of(task.p.to(dtype), *(task.state[name].to(dtype) for name in ("momentum", "second_moment")))
+        return {str(k): each for k, each in enumerate(result)}
 
     for name in ("velo", "celo2-relu"):
-        wanted = [expected(partial(means, task)) for task in tasks]
-        found = kernels().moments(kernels().advance(tasks, RULES[name][0], None, moments=True))
-        assert found.shape == (len(tasks), 9)
-        for got, of_task in zip(found, wanted, strict=True):
+        references = [expected(partial(means, task)) for task in tasks]
+        result = kernels().moments(kernels().advance(tasks, RULES[name][0], None, moments=True))
+        assert result.shape == (len(tasks), 9)
+        for got, of_task in zip(result, references, strict=True):
             for k in range(9):
                 agree(f"moment {k}, {name}", got[k], of_task[str(k)])
 
@@ -168,14 +168,14 @@ def check_normalized() -> None:
         for dtype in (torch.float32, torch.bfloat16):
             p, step = (torch.randn(shape, generator=generator).to(DEVICE) for _ in range(2))
             p = p.to(dtype)
-            tasks, wanted = [], []
+            tasks, references = [], []
             rates, decays = [0.1, 0.2, 0.3], [0.0, 0.01, 0.02]
             for k in range(3):  # of one shape, so they are moved together
                 tasks.append(Normalized(p + k, step * (k - 1), over, 1e-9))
                 moved = partial(move_normalized, tasks[k], rates[k], decays[k], tasks[k].p.double())
-                wanted.append(simulate(moved, draws=draws_for(p.numel())))
+                references.append(simulate(moved, draws=draws_for(p.numel())))
             kernels().move_normalized(tasks, rates, decays)
-            for task, of_task in zip(tasks, wanted, strict=True):
+            for task, of_task in zip(tasks, references, strict=True):
                 rounded_once(f"{tuple(task.p.shape)} {dtype}", task.p, of_task)
 
 
@@ -185,11 +185,11 @@ def move_normalized(task: Normalized, rate: float, decay: float, p: Tensor) -> l
     return [p - decay * p - rate * normalized]
 
 
-def rounded_once(what: str, p: Tensor, wanted: Simulation) -> None:
+def rounded_once(what: str, p: Tensor, simulation: Simulation) -> None:
     """The kernel computes in float32 and rounds the parameter once; only the excess over that rounding is checked."""
-    truth = wanted.truth[0].cpu()
+    truth = simulation.truth[0].cpu()
     excess = (p.detach().cpu().double() - truth).abs() - one_rounding(truth, p.dtype)
-    margins.check(excess.clamp(min=0).max().item(), wanted.distance(0), what)
+    margins.check(excess.clamp(min=0).max().item(), simulation.distance(0), what)
 
 
 def check_move(dtype: torch.dtype, name: str, of_gradient: torch.dtype | None = None) -> None:
@@ -204,11 +204,11 @@ def check_move(dtype: torch.dtype, name: str, of_gradient: torch.dtype | None = 
         p = tasks[k].p.double()
         return [p - coefficient[k] * step - shrink[k] * p]
 
-    wanted = [simulate(partial(moved, k), draws=draws_for(task.p.numel())) for k, task in enumerate(tasks)]
+    references = [simulate(partial(moved, k), draws=draws_for(task.p.numel())) for k, task in enumerate(tasks)]
     advanced = kernels().advance(tasks, rule, torch.tensor(0.5, device=DEVICE))
-    given = coefficient if dtype == torch.float32 else torch.tensor(coefficient, device=DEVICE)
-    kernels().move(advanced, layers, given, shrink)
-    for task, of_task in zip(tasks, wanted, strict=True):
+    factor = coefficient if dtype == torch.float32 else torch.tensor(coefficient, device=DEVICE)
+    kernels().move(advanced, layers, factor, shrink)
+    for task, of_task in zip(tasks, references, strict=True):
         rounded_once(f"{tuple(task.p.shape)} {dtype}", task.p, of_task)
 
 
@@ -220,11 +220,11 @@ def check_adam(dtype: torch.dtype) -> None:
     betas, eps, root, rate, decay = (0.9, 0.95), 1e-8, 1e-10, 0.02, 0.003
     single = torch.tensor(betas, dtype=torch.float32).double().to(DEVICE)
     for step in (1, 2, 3):
-        given, wanted = [], []
+        inputs, references = [], []
         for k, task in enumerate(tasks):
             nesterov, count = k % 2 == 1, torch.tensor(step, device=DEVICE)
             m, v = moments[k]
-            given.append(Adam(task.p, task.g, m, v, step, betas, eps, root, rate, decay, 0.7, nesterov))
+            inputs.append(Adam(task.p, task.g, m, v, step, betas, eps, root, rate, decay, 0.7, nesterov))
             start = [task.p.double(), *(each.double() for each in moments[k])]
 
             def moved(
@@ -235,13 +235,13 @@ def check_adam(dtype: torch.dtype) -> None:
                 direction = adam_direction(m, v, clipped, count, (single[:1], single[1:]), eps, root, nesterov)
                 return [p - decay * p - rate * direction, m, v]
 
-            wanted.append(simulate(moved, draws=draws_for(task.p.numel())))
-        kernels().adam(given, torch.tensor(0.5, device=DEVICE))
+            references.append(simulate(moved, draws=draws_for(task.p.numel())))
+        kernels().adam(inputs, torch.tensor(0.5, device=DEVICE))
         for k, task in enumerate(tasks):
-            rounded_once(f"step {step}, {tuple(task.p.shape)}", task.p, wanted[k])
+            rounded_once(f"step {step}, {tuple(task.p.shape)}", task.p, references[k])
             for place, got in enumerate(moments[k], 1):
                 what = f"moment {place} in step {step}, {tuple(task.p.shape)}"
-                check_close(got, wanted[k].truth[place].cpu(), wanted[k].distance(place), what)
+                check_close(got, references[k].truth[place].cpu(), references[k].distance(place), what)
 
 
 def _stepped(tasks: Sequence[Task], rule: Rule, layers: Sequence[Layer]) -> list[Tensor]:
@@ -268,8 +268,8 @@ def check_long() -> None:
     rule, units, hidden = RULES["velo"]
     shapes, layers = [(70, 60), (2400,)], make_layers(rule, units, hidden)
     tasks = make_tasks(shapes, "torch")
-    wanted = [expected_of(task, rule, layers)["step"] for task in tasks]
-    for task, got, of_task in zip(tasks, _stepped(tasks, rule, layers), wanted, strict=True):
+    references = [expected_of(task, rule, layers)["step"] for task in tasks]
+    for task, got, of_task in zip(tasks, _stepped(tasks, rule, layers), references, strict=True):
         agree(f"step of {tuple(task.p.shape)}", got, of_task)
 
 
@@ -278,12 +278,12 @@ def check_corrupted() -> None:
     for name in ("velo", "adafac-32"):
         rule, units, hidden = RULES[name]
         tasks, layers = make_tasks([(32, 32)], "torch"), make_layers(rule, units, hidden)
-        wanted = expected_of(tasks[0], rule, layers)["step"]
+        reference = expected_of(tasks[0], rule, layers)["step"]
         layers[0][0][1, 2] *= 1.001
         (step,) = _stepped(tasks, rule, layers)
         try:
             with margins.forgotten():
-                agree("step", step, wanted)
+                agree("step", step, reference)
         except AssertionError:
             continue
         raise AssertionError(f"{name}: a wrong weight was not detected")

@@ -60,9 +60,10 @@ def expected(run: Callable[[torch.dtype], dict[str, Tensor]]) -> dict[str, Expec
     """The result of ``run`` with its simulated roundings; ``run`` computes in the dtype it receives, from copies."""
     single = {name: each.detach().cpu() for name, each in run(torch.float32).items()}
     elements = max(each.numel() for each in single.values())
-    found = simulate(lambda: [each.cpu() for each in run(torch.float64).values()], draws=draws_for(elements))
+    result = simulate(lambda: [each.cpu() for each in run(torch.float64).values()], draws=draws_for(elements))
     return {
-        name: Expected(found.truth[k], [draw[k] for draw in found.draws], single[name]) for k, name in enumerate(single)
+        name: Expected(result.truth[k], [draw[k] for draw in result.draws], single[name])
+        for k, name in enumerate(single)
     }
 
 
@@ -76,9 +77,9 @@ def expected_of(task: Task, rule: Rule, layers: Sequence[Layer], scale: float = 
     return expected(run)
 
 
-def agree(what: str, got: Tensor, wanted: Expected) -> None:
+def agree(what: str, got: Tensor, reference: Expected) -> None:
     """Check that ``got`` is within float32's bound, and that its elements overflow exactly if eager float32 does."""
-    truth, draws, single = wanted
+    truth, draws, single = reference
     got = got.detach().cpu()
     finite = single.isfinite()
     same = torch.equal(got.isnan(), single.isnan()) and torch.equal(got[got.isinf()], single[single.isinf()])

@@ -24,7 +24,7 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def error_answer(data: Any, status: int = 200, **headers: str) -> Answer:
+def json_answer(data: Any, status: int = 200, **headers: str) -> Answer:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return Answer(status, json.dumps(data).encode(), {"Content-Type": "application/json", **named})
 
@@ -32,10 +32,10 @@ def error_answer(data: Any, status: int = 200, **headers: str) -> Answer:
 def ranged(request: Request, data: bytes, headers: dict[str, str]) -> Answer:
     """A file, or the requested range of it."""
     headers = {"Accept-Ranges": "bytes", **headers}
-    asked = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("range", ""))
-    if not asked:
+    match = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("range", ""))
+    if not match:
         return Answer(200, data, headers)
-    start, end = int(asked[1]), min(int(asked[2] or len(data)), len(data) - 1)
+    start, end = int(match[1]), min(int(match[2] or len(data)), len(data) - 1)
     if start > end:
         return Answer(416, b"", {"Content-Range": f"bytes */{len(data)}"})
     return Answer(206, data[start : end + 1], {**headers, "Content-Range": f"bytes {start}-{end}/{len(data)}"})

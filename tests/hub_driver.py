@@ -102,9 +102,9 @@ def main(url: str) -> None:
             answer: Any = child
         else:
             _, status = os.waitpid(line["wait"], 0)
-            told = Path(jobs[line["wait"]].home + ".json")
-            said = json.loads(told.read_text()) if told.exists() else {}
-            told.unlink(missing_ok=True)
+            output_file = Path(jobs[line["wait"]].home + ".json")
+            said = json.loads(output_file.read_text()) if output_file.exists() else {}
+            output_file.unlink(missing_ok=True)
             answer = [os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0, said]
         print(json.dumps(answer), flush=True)
 

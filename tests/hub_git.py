@@ -155,10 +155,10 @@ class Repo:
             if pull and int(pull[1]) in self.pulls:
                 return self.pulls[int(pull[1])].head
             branch, tag = rev.removeprefix("refs/heads/"), rev.removeprefix("refs/tags/")
-            found = self.branches.get(branch) or self.tags.get(tag) or (rev if rev in self.commits else None)
-            if found is None:
+            result = self.branches.get(branch) or self.tags.get(tag) or (rev if rev in self.commits else None)
+            if result is None:
                 raise Refusal(404, f"Invalid rev id: {rev}", "RevisionNotFound")
-            return found
+            return result
 
     def tree(self, rev: str = "main") -> Mapping[str, Blob]:
         with self.lock:
@@ -172,11 +172,11 @@ class Repo:
         """The commits that led to ``rev``, newest first."""
         with self.lock:
             here: str | None = self.resolve(rev)
-            found = []
+            results = []
             while here is not None:
-                found.append(self.commits[here])
-                here = found[-1].parent
-            return found
+                results.append(self.commits[here])
+                here = results[-1].parent
+            return results
 
     def blob(self, path: str, data: bytes) -> Blob:
         """Store a file as this repository does."""
@@ -235,28 +235,28 @@ class Repo:
                 for name in gone:
                     del tree[name]
             tree = dict(sorted((tree | dict(blobs)).items()))
-            made = self._commit(base, title, message, author, tree)
-            self._lead(rev, made, as_pull, Pull(len(self.pulls) + 1, title, author, base or "", made))
-            return made
+            commit_id = self._commit(base, title, message, author, tree)
+            self._lead(rev, commit_id, as_pull, Pull(len(self.pulls) + 1, title, author, base or "", commit_id))
+            return commit_id
 
     def _commit(self, base: str | None, title: str, message: str, author: str, tree: Mapping[str, Blob]) -> str:
         date = datetime(2026, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=len(self.commits))
         listing = [(path, blob.oid) for path, blob in tree.items()]
         said = repr((self.id, base, title, message, author, date, listing)).encode()
-        made = hashlib.sha1(said, usedforsecurity=False).hexdigest()
-        self.commits[made] = Commit(made, base, title, message, author, date, tree)
-        return made
+        commit_id = hashlib.sha1(said, usedforsecurity=False).hexdigest()
+        self.commits[commit_id] = Commit(commit_id, base, title, message, author, date, tree)
+        return commit_id
 
-    def _lead(self, rev: str, made: str, as_pull: bool, pull: Pull) -> None:
+    def _lead(self, rev: str, commit_id: str, as_pull: bool, pull: Pull) -> None:
         onto = re.fullmatch(r"refs/pr/(\d+)", rev)
         if as_pull:
             self.pulls[pull.number] = pull
         elif onto:
-            self.pulls[int(onto[1])].head = made
+            self.pulls[int(onto[1])].head = commit_id
         elif rev.removeprefix("refs/heads/") in self.branches or not self.branches:
-            self.branches[rev.removeprefix("refs/heads/")] = made
+            self.branches[rev.removeprefix("refs/heads/")] = commit_id
         else:
-            del self.commits[made]
+            del self.commits[commit_id]
             raise Refusal(400, f"{rev} is not a branch.")
 
     def merge(self, number: int) -> str:
@@ -275,11 +275,11 @@ def front_matter(readme: str) -> dict[str, Any]:
     Raises:
         Refusal: the Hub would reject it.
     """
-    found = re.match(r"(?s)\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", readme)
-    if not found:
+    match = re.match(r"(?s)\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", readme)
+    if not match:
         return {}
     try:
-        data = yaml.safe_load(found[1])
+        data = yaml.safe_load(match[1])
     except yaml.YAMLError as error:
         raise _invalid(f"YAML: {' '.join(str(error).split())}") from None
     if data is None:

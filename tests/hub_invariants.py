@@ -71,10 +71,10 @@ def check_pulled(home: Path, repo: Repo, *, killed: bool = False) -> None:
     assert listed(home) <= {"hub", "sources", "zoo.lock"}
     for commit in listed(home / "hub" / repo.id.replace("/", "--")):
         folder = home / "hub" / repo.id.replace("/", "--") / commit
-        found = {name: (folder / name).read_bytes() for name in os.listdir(folder)}
-        listing = "".join(f"{sha256}  {name}\n" for name, sha256 in hashes(found).items() if name != LISTING)
-        assert sorted(found.pop(LISTING).decode().splitlines()) == sorted(listing.splitlines())
-        assert found == right(commit), f"{commit} is not what was published: {[*found]}"
+        cached = {name: (folder / name).read_bytes() for name in os.listdir(folder)}
+        listing = "".join(f"{sha256}  {name}\n" for name, sha256 in hashes(cached).items() if name != LISTING)
+        assert sorted(cached.pop(LISTING).decode().splitlines()) == sorted(listing.splitlines())
+        assert cached == right(commit), f"{commit} is not what was published: {[*cached]}"
     lock = lockfile.read_all(home / "zoo.lock")
     assert not lock.files
     for uri, pin in lock.repositories.items():

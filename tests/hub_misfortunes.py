@@ -161,14 +161,14 @@ class Disk:
 
 def block_other_hosts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Block DNS lookups of other hosts; return the list of attempted ones, which tests expect to be empty."""
-    true, asked = socket.getaddrinfo, []
+    true, attempted = socket.getaddrinfo, []
 
     def getaddrinfo(host: Any, *arguments: Any, **named: Any) -> Any:
         name = host.decode() if isinstance(host, bytes) else str(host)
         if name not in ("127.0.0.1", "localhost"):
-            asked.append(name)
+            attempted.append(name)
             raise socket.gaierror(socket.EAI_NONAME, "the tests have no network")
         return true(host, *arguments, **named)
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    return asked
+    return attempted

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import parse_qs
 
-from hub_calls import MODEL, Answer, Call, Routes, error_answer, ranged, router, signed
+from hub_calls import MODEL, Answer, Call, Routes, json_answer, ranged, router, signed
 from hub_git import Blob, Commit, Refusal, Repo, front_matter
 
 ROUTES: Routes = []
@@ -57,7 +57,7 @@ def _info(call: Call) -> Answer:
     }
     for key, value in (("cardData", card), ("library_name", card.get("library_name"))):
         about |= {key: value} if value else {}
-    return error_answer(json.loads(json.dumps({**about, "model-index": card.get("model-index")}, default=str)))
+    return json_answer(json.loads(json.dumps({**about, "model-index": card.get("model-index")}, default=str)))
 
 
 def _stamp(commit: Commit) -> str:
@@ -67,7 +67,7 @@ def _stamp(commit: Commit) -> str:
 @route("GET", rf"{MODEL}/auth-check(?P<write>/write)?")
 def _auth_check(call: Call) -> Answer:
     _let_in(call, call.writable if call.words.get("write") else call.repo)
-    return error_answer({})
+    return json_answer({})
 
 
 @route("GET", rf"{MODEL}/refs")
@@ -80,17 +80,17 @@ def _refs(call: Call) -> Answer:
     said = {"branches": listed(repo.branches.items(), "refs/heads/"), "tags": listed(repo.tags.items(), "refs/tags/")}
     if call.request.query.get("include_prs"):
         said["pullRequests"] = listed(((str(n), pull.head) for n, pull in repo.pulls.items()), "refs/pr/")
-    return error_answer({**said, "converts": []})
+    return json_answer({**said, "converts": []})
 
 
 @route("GET", rf"{MODEL}/commits/(?P<rev>[^/]+)")
 def _commits(call: Call) -> Answer:
-    found = call.repo.history(call.words["rev"])
+    result = call.repo.history(call.words["rev"])
     said = [
         {"id": at.id, "title": at.title, "message": at.message, "date": _stamp(at), "authors": [{"user": at.author}]}
-        for at in found
+        for at in result
     ]
-    return error_answer(said, X_Total_Count=str(len(said)))
+    return json_answer(said, X_Total_Count=str(len(said)))
 
 
 def _entries(repo: Repo, rev: str) -> dict[str, dict[str, Any]]:
@@ -116,17 +116,17 @@ def _tree(call: Call) -> Answer:
     inside = [each for path, each in entries.items() if not folder or path.startswith(f"{folder}/")]
     if call.request.query.get("recursive", "false").lower() not in ("true", "1"):
         inside = [each for each in inside if "/" not in each["path"].removeprefix(f"{folder}/" if folder else "")]
-    return error_answer(inside)
+    return json_answer(inside)
 
 
 @route("POST", rf"{MODEL}/paths-info/(?P<rev>[^/]+)")
 def _paths_info(call: Call) -> Answer:
     if "json" in call.request.headers.get("content-type", ""):
-        asked = call.json["paths"]
+        paths = call.json["paths"]
     else:
-        asked = parse_qs(call.request.body.decode()).get("paths", [])
+        paths = parse_qs(call.request.body.decode()).get("paths", [])
     entries = _entries(call.repo, call.words["rev"])
-    return error_answer([entries[path] for path in asked if path in entries])
+    return json_answer([entries[path] for path in paths if path in entries])
 
 
 def _let_in(call: Call, repo: Repo) -> None:

@@ -28,20 +28,20 @@ def check(error: float, bound: float, what: str) -> None:
     assert error <= bound, f"{what}: error {error:.3g}, bound {bound:.3g}"
 
 
-def check_close(got: Any, wanted: Any, bound: Any, what: str = "") -> None:
-    """Assert that every element of ``got`` is within ``bound`` of ``wanted``, in float64, and record the worst margin.
+def check_close(got: Any, expected: Any, bound: Any, what: str = "") -> None:
+    """Assert that every element of ``got`` is within ``bound`` of ``expected``, in float64, and record the worst margin.
 
     Args:
         got: a tensor, or anything that ``np.asarray`` accepts.
-        wanted: the same shape.
+        expected: the same shape.
         bound: one number, or an array or tensor with one bound per element.
         what: names the comparison in errors and in the report.
     """
-    got, wanted = (_double(each) for each in (got, wanted))
-    assert got.shape == wanted.shape, f"{what}: shape {tuple(got.shape)}, expected {tuple(wanted.shape)}"
+    got, expected = (_double(each) for each in (got, expected))
+    assert got.shape == expected.shape, f"{what}: shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
     if not got.numel():
         return
-    errors = (got - wanted).abs().flatten()
+    errors = (got - expected).abs().flatten()
     bounds = _double(bound).expand(got.shape).flatten()
     assert bool((bounds >= 0).all()), f"{what}: a bound is negative or NaN"
     ratios = torch.where(errors == 0, 0.0, errors / bounds)

@@ -129,7 +129,7 @@ def hostile(text: str = HOSTILE) -> Report:
     ]
     assert report.explanation is not None
     chain = [replace(link, quantity=text, meaning=text) for link in report.explanation.chain]
-    told = {"run": text, "case": text, "quantity": text, "meaning": text, "misfit": text}
+    texts = {"run": text, "case": text, "quantity": text, "meaning": text, "misfit": text}
     return replace(
         report,
         name=text,
@@ -142,7 +142,7 @@ def hostile(text: str = HOSTILE) -> Report:
         controls=[
             Control(text, text, status, text, text, 1.0, 0.5) for status in ("caught", "missed", "not applicable")
         ],
-        explanation=replace(report.explanation, **told, off_in=[text], right_in=[text], chain=chain),
+        explanation=replace(report.explanation, **texts, off_in=[text], right_in=[text], chain=chain),
         kernels=[Kernels("cpu", text, [text]), Kernels("cuda", "", [text])],
         coverage=Coverage({text: [text], "shape": [f"{text} 7"]}, [text]),
         environment={text: text},

@@ -22,11 +22,11 @@ SCALE = 0.1
 """A scale of random weights at which their runs stay finite."""
 
 
-def corrupted(made: Artifact, tensor: str, factor: float) -> Artifact:
+def corrupted(artifact: Artifact, tensor: str, factor: float) -> Artifact:
     """``artifact`` with one element of one weight multiplied by ``factor``."""
-    changed = made.tensors[tensor].clone()
+    changed = artifact.tensors[tensor].clone()
     changed.view(-1)[changed.abs().argmax()] *= factor
-    return replace(made, tensors={**made.tensors, tensor: changed})
+    return replace(artifact, tensors={**artifact.tensors, tensor: changed})
 
 
 @functools.cache
@@ -89,7 +89,7 @@ def quick_proof(family: str, artifact: Artifact | None = None) -> parity.Report:
     """A proof with few parameters, runs and steps; each process computes the reference's side once."""
     walks = [_quick_walk(family, name) for name in QUICK if name in runs(family)]
     original, network = _quick_original(family), _quick_network(family)
-    made, source = random_weights(family)
+    random_artifact, source = random_weights(family)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "plan", lambda artifact: [each.run for each in walks])
         patch.setattr(steps, "walk", lambda artifact, theta, run, seed: _quick_walk(family, run.name))
@@ -98,4 +98,4 @@ def quick_proof(family: str, artifact: Artifact | None = None) -> parity.Report:
         patch.setattr(forward, "probe", lambda *arguments: network)
         patch.setattr(completeness, "check", lambda *arguments: None)
         patch.setattr(vectors, "pack", lambda *arguments: b"vectors")
-        return parity.verify(artifact or made, source)
+        return parity.verify(artifact or random_artifact, source)

@@ -19,21 +19,21 @@ TAKEN = ("README.md", "config.json", "model.safetensors", "parity-vectors.safete
 """The files of :func:`files` that a pull downloads, in alphabetical order."""
 
 
-def report(made: Artifact, **changes: object) -> Report:
+def report(subject: Artifact, **changes: object) -> Report:
     """A passing report of the artifact's weights."""
-    source = {"uri": made.source.uri, "sha256": made.source.sha256, "bytes": made.source.bytes}
-    about = {"name": made.name, "family": made.family, "source": source, "fingerprint": made.fingerprint}
+    source = {"uri": subject.source.uri, "sha256": subject.source.sha256, "bytes": subject.source.bytes}
+    about = {"name": subject.name, "family": subject.family, "source": source, "fingerprint": subject.fingerprint}
     return replace(parity_reports.passing(), **{**about, **changes})
 
 
 @functools.cache
 def files(family: str = "elo", scale: float = 0.1) -> dict[str, bytes]:
     """The files of a published repository; another ``scale`` gives other weights."""
-    made = synthetic_artifact(family, scale)
-    proof = report(made)
+    synthetic = synthetic_artifact(family, scale)
+    proof = report(synthetic)
     extra = {artifact.VECTORS: b"vectors", artifact.CARD: CARD, artifact.PAGE: b"<html>", artifact.PLOT: b"png\0"}
     with TemporaryDirectory() as directory:
-        out = artifact.write(replace(made, parity=proof.to_dict()), Path(directory, "made"), extra_files=extra)
+        out = artifact.write(replace(synthetic, parity=proof.to_dict()), Path(directory, "made"), extra_files=extra)
         return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
 
 

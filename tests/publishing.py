@@ -30,9 +30,9 @@ WRITING = r"^/api/(?!whoami|validate|.*/paths-info)|\.git/info/lfs|^/[0-9a-f]{64
 
 @functools.cache
 def _proven() -> Path:
-    made, _ = random_weights(FAMILY)
+    random_artifact, _ = random_weights(FAMILY)
     here = Path(mkdtemp(prefix="pylo-zoo-test-")) / FAMILY
-    artifact.write(made, here)
+    artifact.write(random_artifact, here)
     report = proof(FAMILY)
     artifact.write_parity(here, report.to_dict(), report.vectors)
     return here

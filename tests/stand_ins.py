@@ -167,12 +167,12 @@ def scale_by_celo2(theta: Mapping[str, Any], **config: Any) -> Any:
     return optax.GradientTransformation(lambda params: reference.init(own(params)), update)
 
 
-def split(family: str, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def split(family: str, arguments: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Distribute arguments over the records that have them as fields; an unknown one is an error."""
     from pylo_zoo.reference import FAMILIES
 
     kinds = {"architecture": FAMILIES[family].architecture, "behavior": FAMILIES[family].behavior}
     names = {what: {field.name for field in dataclasses.fields(kind)} for what, kind in kinds.items()}
-    if unknown := set(given) - names["architecture"] - names["behavior"]:
+    if unknown := set(arguments) - names["architecture"] - names["behavior"]:
         raise TypeError(f"got unexpected keyword arguments {sorted(unknown)}")
-    return {what: {name: given[name] for name in own if name in given} for what, own in names.items()}
+    return {what: {name: arguments[name] for name in own if name in arguments} for what, own in names.items()}

@@ -161,23 +161,23 @@ def assign_gradient(run: Run) -> None:
 
 
 def change_state(run: Run) -> None:
-    found = run.one_entry()
-    if found is not None and isinstance(found[0][found[1]], Tensor):
-        state, name = found
+    result = run.one_entry()
+    if result is not None and isinstance(result[0][result[1]], Tensor):
+        state, name = result
         state[name] = changed(run, state[name])
 
 
 def change_state_data(run: Run) -> None:
-    found = run.one_entry()
-    if found is not None and isinstance(found[0][found[1]], Tensor):
-        state, name = found
+    result = run.one_entry()
+    if result is not None and isinstance(result[0][result[1]], Tensor):
+        state, name = result
         state[name].data = changed(run, state[name])
 
 
 def break_state(run: Run) -> None:
-    found = run.one_entry()
-    if found is not None:
-        state, name = found
+    result = run.one_entry()
+    if result is not None:
+        state, name = result
         state[name] = run.rng.choice((None, 3, 0.5, "text", [1.0]))
         if run.rng.random() < 0.3:
             del state[name]
@@ -485,18 +485,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep-going", action="store_true", help="print what is wrong and go on")
     parser.add_argument("--fused", action="store_true", help="the fused backend alone")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rng, ran, done = random.Random(asked.seed), Counter[str](), 0
-    while done < asked.steps:
-        name, backend = rng.choice(list(TABLE)), "fused" if asked.fused else rng.choice(("fused", "eager"))
+    rng, ran, done = random.Random(arguments.seed), Counter[str](), 0
+    while done < arguments.steps:
+        name, backend = rng.choice(list(TABLE)), "fused" if arguments.fused else rng.choice(("fused", "eager"))
         try:
             done += episode(name, backend, rng.randrange(2**31), ran)
         except Wrong as error:
             ran["wrong"] += 1
             done += 1
             print(str(error)[:600], flush=True)
-            if not asked.keep_going:
+            if not arguments.keep_going:
                 raise SystemExit(1) from None
     print(f"{done} mutated steps: {ran['like eager']} like eager, {ran['wrong']} wrong, the others refused")
     raise SystemExit(bool(ran["wrong"]))

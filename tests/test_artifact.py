@@ -33,10 +33,10 @@ def digests(directory: Path) -> dict[str, str]:
 
 
 def round_trip(family: str, source: Path, tmp_path: Path) -> None:
-    made = convert(family, source=source)
-    read = artifact.read(artifact.write(made, tmp_path / "out"))
-    assert read.config() == made.config()
-    assert read.fingerprint == made.fingerprint
+    converted = convert(family, source=source)
+    read = artifact.read(artifact.write(converted, tmp_path / "out"))
+    assert read.config() == converted.config()
+    assert read.fingerprint == converted.fingerprint
     assert export(read) == source.read_bytes()
 
 
@@ -159,12 +159,14 @@ def test_parity_can_be_replaced_alone(tmp_path: Path, celo: Artifact) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_network_has_the_weights_and_no_gradients(family: str, tmp_path: Path) -> None:
-    made = convert(family, source=write_theta(tmp_path, family))
-    net = made.net()
+    converted = convert(family, source=write_theta(tmp_path, family))
+    net = converted.net()
     assert not net.training
     assert not any(parameter.requires_grad for parameter in net.parameters())
-    assert all(torch.equal(tensor, made.tensors[name]) for name, tensor in net.state_dict().items())
-    assert set(made.tensors) - set(net.state_dict()) == {name for name in made.tensors if name.startswith("unused.")}
+    assert all(torch.equal(tensor, converted.tensors[name]) for name, tensor in net.state_dict().items())
+    assert set(converted.tensors) - set(net.state_dict()) == {
+        name for name in converted.tensors if name.startswith("unused.")
+    }
 
 
 def test_changing_a_network_does_not_change_the_artifact(celo: Artifact) -> None:

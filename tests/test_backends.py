@@ -59,11 +59,11 @@ def run(opt: ZooOptimizer, params: list[nn.Parameter], first: int, last: int) ->
 
 
 @torch.no_grad()
-def relative_distance(ours: list[nn.Parameter], theirs: list[nn.Parameter]) -> float:
+def relative_distance(one: list[nn.Parameter], other: list[nn.Parameter]) -> float:
     """The largest distance of two runs, relative to the parameter's own movement."""
-    moved = ((p - start).norm() for p, start in zip(theirs, parameters(), strict=True))
+    moved = ((p - start).norm() for p, start in zip(other, parameters(), strict=True))
     return max(
-        float((a - b).norm() / movement) for a, b, movement in zip(ours, theirs, moved, strict=True) if movement > 0
+        float((a - b).norm() / movement) for a, b, movement in zip(one, other, moved, strict=True) if movement > 0
     )
 
 
@@ -91,9 +91,9 @@ def displaced(name: str, steps: int, **options: Any) -> Simulation:
     return simulate(end, draws=2)
 
 
-def check_runs(ours: Sequence[Tensor], theirs: Sequence[Tensor], of: Simulation) -> None:
+def check_runs(one: Sequence[Tensor], other: Sequence[Tensor], of: Simulation) -> None:
     """Each run is within the displacement of the exact run, in norms, which average over elements."""
-    for k, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+    for k, (a, b) in enumerate(zip(one, other, strict=True)):
         check(size(a - b, 2), 2 * of.distance(k, 2), f"parameter {k}")
 
 
@@ -101,7 +101,7 @@ def check_runs(ours: Sequence[Tensor], theirs: Sequence[Tensor], of: Simulation)
 def test_runs_drift_no_further_than_rounding(name: str) -> None:
     """200 steps. ReLU's kinks amplify a rounding error, and so does CELO2's Newton–Schulz, which lifts small singular
     values. The bound is therefore the drift of eager float32 from float64."""
-    found = {}
+    results = {}
     for backend, dtype in (("eager", torch.float32), ("fused", torch.float32), ("eager", torch.float64)):
         params = parameters(dtype)
         run(
@@ -110,9 +110,9 @@ def test_runs_drift_no_further_than_rounding(name: str) -> None:
             0,
             200,
         )
-        found[backend, dtype] = [nn.Parameter(p.detach().double()) for p in params]
-    truth = found["eager", torch.float64]
-    fused, eager = (relative_distance(found[backend, torch.float32], truth) for backend in ("fused", "eager"))
+        results[backend, dtype] = [nn.Parameter(p.detach().double()) for p in params]
+    truth = results["eager", torch.float64]
+    fused, eager = (relative_distance(results[backend, torch.float32], truth) for backend in ("fused", "eager"))
     # ALLOWED times the drift of eager float32 on this machine; runs that hardly drift differ by roundings of p alone.
     check(fused, max(ALLOWED * eager, storage(truth, 200)), name)
 
@@ -138,18 +138,18 @@ def test_a_run_can_change_backends(name: str) -> None:
 def test_16_bit_parameters_master_weights_and_strides(name: str) -> None:
     """Results of the kernels' copies are written back: 16-bit parameters, master weights, channels_last."""
     for options, dtype in (({}, torch.bfloat16), ({"master_weights": True}, torch.bfloat16), ({}, torch.float32)):
-        found = []
+        results = []
         for backend in ("eager", "fused"):
             params = parameters(dtype)
             params[5].data = params[5].data.to(memory_format=torch.channels_last)
             opt = optimizer(name, params, backend, **options)
             run(opt, params, 0, 5)
-            found.append([p.detach().float() for p in params])
+            results.append([p.detach().float() for p in params])
             assert params[5].is_contiguous(memory_format=torch.channels_last)
         # In 16 bits, the last bit may be rounded differently in each of five steps, or once from a master copy.
         last_bits = gamma(2 * 5, dtype) if dtype == torch.bfloat16 else 0.0
         of = displaced(name, 5)
-        for k, (fused, eager) in enumerate(zip(found[1], found[0], strict=True)):
+        for k, (fused, eager) in enumerate(zip(results[1], results[0], strict=True)):
             check_close(fused, eager, last_bits * eager.abs() + 2 * of.distance(k), f"{options} {dtype} {k}")
 
 
@@ -237,7 +237,7 @@ def test_the_default_device_does_not_matter(name: str) -> None:
 
 @pytest.mark.parametrize("name", LEARNED)
 def test_the_default_dtype_does_not_matter(name: str) -> None:
-    found = []
+    results = []
     for dtype in (torch.float32, torch.bfloat16):
         params, loss = parameters(), torch.tensor(1.0)
         for p, g in zip(params, gradients(0), strict=True):
@@ -247,8 +247,8 @@ def test_the_default_dtype_does_not_matter(name: str) -> None:
             optimizer(name, params, "fused", lr=1e-3 / 3).step(loss)
         finally:
             torch.set_default_dtype(torch.float32)
-        found.append(params)
-    check_runs(found[0], found[1], displaced(name, 1, lr=1e-3 / 3))
+        results.append(params)
+    check_runs(results[0], results[1], displaced(name, 1, lr=1e-3 / 3))
 
 
 @pytest.mark.parametrize("backend", ["eager", "fused"])

@@ -88,8 +88,8 @@ def test_the_resnet_has_convolutions() -> None:
 
 
 def test_the_spread_of_known_times() -> None:
-    found = measuring.spread([4.0, 1.0, 3.0, 2.0, 10.0])
-    assert (found.least, found.lower, found.median, found.upper, found.most) == (1, 2, 3, 4, 10)
+    result = measuring.spread([4.0, 1.0, 3.0, 2.0, 10.0])
+    assert (result.least, result.lower, result.median, result.upper, result.most) == (1, 2, 3, 4, 10)
     assert set(vars(measuring.spread([7.0])).values()) == {7.0}
 
 
@@ -115,7 +115,7 @@ def test_a_busy_machine_is_reported(load: tuple[float, ...], others: float) -> N
 
 
 def test_pairs_alternate_and_exclude_the_warmup(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[str] = []
+    calls: list[str] = []
     clock: Iterator[float] = iter(float(i) for i in range(1000))
     monkeypatch.setattr(measuring, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     was_on = gc.isenabled()
@@ -123,11 +123,11 @@ def test_pairs_alternate_and_exclude_the_warmup(monkeypatch: pytest.MonkeyPatch)
     def seconds_of(step: object) -> float:
         assert not gc.isenabled()
         step()  # pyright: ignore[reportCallIssue]
-        return 1.0 if made[-1] == "a" else 0.5
+        return 1.0 if calls[-1] == "a" else 0.5
 
-    times = measuring.pairs(lambda: made.append("a"), lambda: made.append("b"), 4, 1e9, seconds_of)
+    times = measuring.pairs(lambda: calls.append("a"), lambda: calls.append("b"), 4, 1e9, seconds_of)
     assert gc.isenabled() == was_on
-    assert "".join(made) == "abab" + "abba" * 2
+    assert "".join(calls) == "abab" + "abba" * 2
     assert times == measuring.Times((1.0,) * 4, (0.5,) * 4)
 
 
@@ -318,9 +318,9 @@ def test_a_failure_is_reported_and_the_rest_continues(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(("width", "columns"), [(80, 9), (40, 5), (10, 4), (None, 13)])
 def test_narrow_terminals_get_fewer_columns(width: int | None, columns: int) -> None:
-    found = tables.fitting([CELL], MACHINE, width)
-    assert len(found) == columns
-    assert [column.heading for column in found][:3] == ["optimizer", "backend", "ms"]
+    result = tables.fitting([CELL], MACHINE, width)
+    assert len(result) == columns
+    assert [column.heading for column in result][:3] == ["optimizer", "backend", "ms"]
 
 
 def test_figures() -> None:

@@ -59,7 +59,7 @@ class Terminal(io.TextIOWrapper):
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkpoint with a Greek name, and the artifact ``made`` converted from it."""
+    """A checkpoint with a Greek name, and the artifact ``made``."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(report, "measured", lambda *words: memory.Peak(None, "not measured"))

@@ -61,14 +61,14 @@ def timeless(results: Any) -> Any:
 
 def test_every_optimizer_gets_the_same_weights_and_batches() -> None:
     comparison = planned(Wanted("digits-mlp", ["adamw", "sgd", "velo-sample"], {"width": 8}, steps=3))
-    seen: list[list[torch.Tensor]] = []
+    recorded: list[list[torch.Tensor]] = []
     for entrant in comparison.entrants:
         trained = Run(comparison.task, entrant.recipe, running.TrainPlan(3, seed=1))
         torch.rand(7)  # anything else that draws random numbers
         weights = [p.detach().clone() for p in trained.model.parameters()]
-        seen.append([*weights, *(each for step in range(3) for each in comparison.task.batch(1, step))])
-    for other in seen[1:]:
-        assert all(map(torch.equal, seen[0], other))
+        recorded.append([*weights, *(each for step in range(3) for each in comparison.task.batch(1, step))])
+    for other in recorded[1:]:
+        assert all(map(torch.equal, recorded[0], other))
 
 
 def test_initial_losses_are_equal_and_only_baselines_are_tuned(tmp_path: Path) -> None:

@@ -41,15 +41,15 @@ def test_the_final_loss_is_the_mean_of_the_last_steps() -> None:
     ],
 )
 def test_divergence(run: Course, why: str | None) -> None:
-    found = figures.diverged(run, 1)
-    assert (found is None) == (why is None)
-    assert why is None or why in (found or "")
+    result = figures.diverged(run, 1)
+    assert (result is None) == (why is None)
+    assert why is None or why in (result or "")
     assert (figures.final_loss(run, 1) is None) == (why is not None)
 
 
 def test_spread() -> None:
-    found = figures.spread([1.0, 2.0, 3.0])
-    assert found == figures.Spread(2.0, 1.0, 3.0, 1.0, 3)
+    result = figures.spread([1.0, 2.0, 3.0])
+    assert result == figures.Spread(2.0, 1.0, 3.0, 1.0, 3)
     assert figures.spread([5.0]) == figures.Spread(5.0, 5.0, 5.0, None, 1)
     assert figures.spread([]) is None
     assert figures.spread([1.0, math.nan]) is None
@@ -78,8 +78,8 @@ def test_arrival_is_a_median_and_never_if_fewer_than_half_arrive() -> None:
 
 
 def test_a_band_is_the_median_from_least_to_greatest() -> None:
-    found = figures.band([([1, 2], [1, 5]), ([1, 2], [3, 6]), ([1, 2, 3], [2, 9, 9])])
-    assert (found.x, found.middle, found.low, found.high) == ([1, 2], [2, 6], [1, 5], [3, 9])
+    result = figures.band([([1, 2], [1, 5]), ([1, 2], [3, 6]), ([1, 2, 3], [2, 9, 9])])
+    assert (result.x, result.middle, result.low, result.high) == ([1, 2], [2, 6], [1, 5], [3, 9])
     assert figures.band([]).x == []
 
 
@@ -189,7 +189,7 @@ def test_samples_are_described_as_hand_set() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "text"),
+    ("arrival", "text"),
     [
         (None, "–"),
         ({"steps": 1200, "reached": 3, "of": 3}, "1,200"),
@@ -198,8 +198,8 @@ def test_samples_are_described_as_hand_set() -> None:
         ({"steps": None, "reached": 0, "of": 3}, "never"),
     ],
 )
-def test_arrivals_are_described(found: dict[str, Any] | None, text: str) -> None:
-    assert words.arrival(found) == text
+def test_arrivals_are_described(arrival: dict[str, Any] | None, text: str) -> None:
+    assert words.arrival(arrival) == text
 
 
 def test_cells_have_a_secondary_text() -> None:
@@ -257,19 +257,19 @@ def test_no_target_loss_gives_no_time_statement() -> None:
     ],
 )
 def test_ranges_are_mentioned_only_if_they_exist(entries: list[dict[str, Any]], kind: str, said: str) -> None:
-    found = {"optimizers": entries, "seeds": list(range(len(entries[0]["runs"])))}
-    assert words.spreads(found) == kind
-    assert words.seeds_note(found).startswith(said)
+    result = {"optimizers": entries, "seeds": list(range(len(entries[0]["runs"])))}
+    assert words.spreads(result) == kind
+    assert words.seeds_note(result).startswith(said)
 
 
 def test_an_optimizer_looks_the_same_in_every_report() -> None:
     assert len({*looks.KNOWN.values()}) == len(looks.KNOWN)
     assert not {*looks.KNOWN.values()} & {*looks.FREE}
     for labels in (["mine", "adamw"], ["celo", "adamw", "mine", "muon"]):
-        found = looks.looks(labels)
-        assert list(found) == labels
-        assert found["adamw"] == looks.KNOWN["adamw"]
-        assert found["mine"] == looks.looks(["mine"])["mine"]
+        result = looks.looks(labels)
+        assert list(result) == labels
+        assert result["adamw"] == looks.KNOWN["adamw"]
+        assert result["mine"] == looks.looks(["mine"])["mine"]
     many = [f"optimizer {i}" for i in range(len(looks.FREE))]
     assert len({*looks.looks(many).values()}) == len(many), "all differ while colors last"
     assert looks.looks(many) == looks.looks(many[::-1])

@@ -81,12 +81,12 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "theirs", "ours"), CASES)
-def test_updates_equal_ours_bit_for_bit(name: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("name", "pylo_options", "options"), CASES)
+def test_updates_equal_ours_bit_for_bit(name: str, pylo_options: dict[str, Any], options: dict[str, Any]) -> None:
     one, other = parameters(), parameters()
-    (made, *_) = keys(name).values()
-    train(build(name, one, **theirs), one)
-    train(OURS[name](other, weights=made, **ours), other)
+    (artifact, *_) = keys(name).values()
+    train(build(name, one, **pylo_options), one)
+    train(OURS[name](other, weights=artifact, **options), other)
     assert same(one, other)
     assert not same(one, parameters())
 
@@ -108,8 +108,8 @@ def test_mulo_splits_a_group_by_infshape() -> None:
         shape = types.SimpleNamespace(ninf=lambda n=infinite: n, width_mult=lambda w=width: w)
         p.infshape = shape  # pyright: ignore[reportAttributeAccessIssue]
     optimizer = pylo.MuLO(params, lr=1.0, hf_key=MADE["mulo"])
-    found = {group["lr"]: [id(p) for p in group["params"]] for group in optimizer.param_groups}
-    assert found == {1 / 8: [id(params[0])], 1.0: [id(params[1])], 1 / 2: [id(params[2])]}
+    result = {group["lr"]: [id(p) for p in group["params"]] for group in optimizer.param_groups}
+    assert result == {1 / 8: [id(params[0])], 1.0: [id(params[1])], 1 / 2: [id(params[2])]}
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
     assert scheduler.get_last_lr() == [1 / 16, 0.5, 1 / 4]
     bare = parameters(shapes=[(3, 3)])
@@ -129,11 +129,11 @@ def test_mulo_splits_a_group_by_infshape() -> None:
 @pytest.mark.parametrize("name", ["VeLO_naive", "AdafacLO_naive", "MuLO_naive"])
 def test_decay_applies_to_the_updated_parameter(name: str, dtype: torch.dtype) -> None:
     lr, decay = 0.5, 0.25
-    start, without, found = (parameters(dtype) for _ in range(3))
+    start, without, result = (parameters(dtype) for _ in range(3))
     train(build(name, without, lr=lr), without, range(1))
-    train(build(name, found, lr=lr, weight_decay=decay), found, range(1))
+    train(build(name, result, lr=lr, weight_decay=decay), result, range(1))
     lr /= 4 if name == "MuLO_naive" else 1
-    for p0, stepped, p in zip(start, without, found, strict=True):
+    for p0, stepped, p in zip(start, without, result, strict=True):
         # 1 − lr·decay, the product, and each run's last rounding, of the parameter or of its decayed value.
         check_close(p, (1 - lr * decay) * stepped, gamma(4, dtype) * (stepped.abs() + (stepped - p0).abs()))
         on_the_old = stepped - lr * decay * p0
@@ -144,10 +144,10 @@ def test_decay_applies_to_the_updated_parameter(name: str, dtype: torch.dtype) -
 def test_other_decays_apply_to_the_old_parameter(name: str) -> None:
     lr, decay = 0.1, 0.5
     options = {"lr": lr, "clip_grad": False}
-    start, without, found = (parameters() for _ in range(3))
+    start, without, result = (parameters() for _ in range(3))
     train(build(name, without, weight_decay=0.0, **options), without, range(1))
-    train(build(name, found, weight_decay=decay, **options), found, range(1))
-    for p0, stepped, p in zip(start, without, found, strict=True):
+    train(build(name, result, weight_decay=decay, **options), result, range(1))
+    for p0, stepped, p in zip(start, without, result, strict=True):
         rounding = gamma(6, p.dtype) * (p0.abs() + (stepped - p0).abs())  # two runs of three roundings each
         check_close(p, stepped - lr * decay * p0, rounding)
 
@@ -159,12 +159,12 @@ def test_max_grad_norm_clips_each_parameter_separately(name: str) -> None:
     for step in range(3):
         for each in (one, other, unclipped):
             give_gradients(each, step, scale=1.0 + step)
-        given = [p.grad.clone() for p in one if p.grad is not None]
+        inputs = [p.grad.clone() for p in one if p.grad is not None]
         norms = [torch.nn.utils.clip_grad_norm_(p, 3.0) for p in other]
         assert min(norms) < 3 < max(norms)
         for optimizer in (limited, clipped_before, free):
             optimizer.step()
-        assert all(torch.equal(p.grad, g) for p, g in zip(one, given, strict=True) if p.grad is not None)
+        assert all(torch.equal(p.grad, g) for p, g in zip(one, inputs, strict=True) if p.grad is not None)
     for a, b, c, s in zip(one, other, unclipped, parameters(), strict=True):
         # Three steps. Clipping multiplies a gradient by a rounded factor; the rules are scaled by the gradient's norm,
         # so a step changes by a few of its roundings, and the parameter is rounded three times.
@@ -188,8 +188,8 @@ def test_embeddings_and_vectors(name: str) -> None:
         return [{"params": params[:-1]}, {"params": params[-1:], **embedding}]
 
     shapes = [(7,), (6, 6), (12, 4)]
-    (made,) = keys(name).values()
-    for theirs, option, first, second in (
+    (artifact,) = keys(name).values()
+    for pylo_options, option, first, second in (
         ({"is_embedding": True}, {}, None, "adamw"),
         ({"is_embedding": False}, {}, None, None),
         ({}, {"use_adamw_for_1d": False}, "learned", "learned"),
@@ -197,14 +197,14 @@ def test_embeddings_and_vectors(name: str) -> None:
         ({"use_adamw_for_1d": True, "is_embedding": True}, {"use_adamw_for_1d": False}, "learned", "adamw"),
     ):
         one, other = parameters(shapes=shapes), parameters(shapes=shapes)
-        optimizer = build(name, groups(one, **theirs), **option)
+        optimizer = build(name, groups(one, **pylo_options), **option)
         assert [group["rule"] for group in optimizer.param_groups] == [first, second]
-        layout = "jax" if theirs.get("is_embedding") else "torch"
+        layout = "jax" if pylo_options.get("is_embedding") else "torch"
         assert optimizer.param_groups[1]["layout"] == layout
         train(optimizer, one)
         ours = groups(other, rule=second, layout=layout)
         ours[0]["rule"] = first
-        train(OURS[name](ours, weights=made, adam_lr_mult=1.0), other)
+        train(OURS[name](ours, weights=artifact, adam_lr_mult=1.0), other)
         assert same(one, other)
     with pytest.raises(ZooError, match="rule='learned'"):
         build(name, groups(parameters(), is_embedding=True, rule="learned"))
@@ -271,16 +271,16 @@ def test_copies_continue_identically(name: str, duplicate: Callable[[Any], Any])
     optimizer = build(name, params, weight_decay=0.1, **option)
     train(optimizer, params, range(2))
     copied = duplicate(optimizer)
-    theirs = [p for group in copied.param_groups for p in group["params"]]
+    copied_params = [p for group in copied.param_groups for p in group["params"]]
     train(optimizer, params, range(2, 4))
-    train(copied, theirs, range(2, 4))
-    assert same(params, theirs)
+    train(copied, copied_params, range(2, 4))
+    assert same(params, copied_params)
     copied.add_param_group({"params": parameters(shapes=[(3,)]), "width_mult": 2.0})
 
 
 @every_name
 def test_states_equal_ours(name: str) -> None:
-    (made, *_) = keys(name).values()
+    (artifact, *_) = keys(name).values()
     params, resumed = parameters(), parameters()
     optimizer = build(name, params)
     train(optimizer, params, range(2))
@@ -291,9 +291,9 @@ def test_states_equal_ours(name: str) -> None:
     train(fresh, resumed, range(2, 4))
     assert same(params, resumed)
     planned = {"num_steps": 10_000} if name == "VeLO_naive" else {}
-    OURS[name](copy.deepcopy(params), weights=made, **planned).load_state_dict(optimizer.state_dict())
-    theirs = [{"state": {0: {"mom": torch.zeros(3)}}, "param_groups": []}, {"loss_buffer": {}, "state": {}}]
-    for state in theirs:
+    OURS[name](copy.deepcopy(params), weights=artifact, **planned).load_state_dict(optimizer.state_dict())
+    foreign_states = [{"state": {0: {"mom": torch.zeros(3)}}, "param_groups": []}, {"loss_buffer": {}, "state": {}}]
+    for state in foreign_states:
         with pytest.raises(ZooError, match="written by PyLO"):
             fresh.load_state_dict(state)
 

@@ -64,26 +64,26 @@ def test_files_and_modules(name: str, tmp_path: Path) -> None:
     safetensors = pylo_files.write(folder, family, theta(family))
     (folder / "config.json").write_text('{"hidden_size": 8}')
     torch.save(tensors(family), tmp_path / "network.pt")
-    made = write(convert(family, source=safetensors), tmp_path / "zoo")
-    for given in (
+    artifact = write(convert(family, source=safetensors), tmp_path / "zoo")
+    for inputs in (
         {"checkpoint_path": tmp_path / "network.pt"},
         {"checkpoint_path": str(safetensors)},
         {"hf_key": str(folder)},
         {"hf_key": safetensors.as_posix()},
-        {"hf_key": str(made)},
+        {"hf_key": str(artifact)},
         {"hf_key": tmp_path / "theta.state"},
         {"network": PyLOsModule(family)},
         {"network": PyLOsModule(family), "checkpoint_path": "absent.pt", "hf_key": "absent"},
         {"checkpoint_path": safetensors, "hf_key": "absent"},
         {"network": convert(family, source=safetensors)},
     ):
-        optimizer: Any = getattr(pylo, name)(parameters(), **given)
-        assert optimizer.artifact.fingerprint == expected, given
+        optimizer: Any = getattr(pylo, name)(parameters(), **inputs)
+        assert optimizer.artifact.fingerprint == expected, inputs
 
 
 def test_a_modules_activation_is_used() -> None:
-    made = pylo.CELO2(parameters(), network=PyLOsModule("celo2", "tanh")).artifact
-    assert made.behavior.mlp_activation == "tanh"
+    artifact = pylo.CELO2(parameters(), network=PyLOsModule("celo2", "tanh")).artifact
+    assert artifact.behavior.mlp_activation == "tanh"
     with pytest.raises(ZooError, match="mlp_activation is 'gelu'"):
         pylo.CELO2(parameters(), network=PyLOsModule("celo2", "gelu"))
 
@@ -148,7 +148,7 @@ def test_load_from_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "entry"),
+    ("name", "options", "entry"),
     [
         ("VeLO", {}, "velo-pylo"),
         ("VeLO_CUDA", {}, "velo-pylo"),
@@ -165,7 +165,7 @@ def test_load_from_file(tmp_path: Path) -> None:
     ],
 )
 def test_published_keys_are_registry_names(
-    name: str, given: dict[str, Any], entry: str, monkeypatch: pytest.MonkeyPatch
+    name: str, options: dict[str, Any], entry: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
 
@@ -174,7 +174,7 @@ def test_published_keys_are_registry_names(
         return synthetic_artifact(FAMILIES[entry].name if entry in FAMILIES else entry.partition("-")[0])
 
     monkeypatch.setattr(weights, "load", load)
-    getattr(pylo, name)([{"params": parameters(), "width_mult": 1.0}], **given)
+    getattr(pylo, name)([{"params": parameters(), "width_mult": 1.0}], **options)
     assert asked == [entry]
 
 
@@ -261,8 +261,8 @@ def test_a_celo2_script_fetches_its_default_weights(hub: HubDouble, tmp_path: Pa
 
 def test_a_custom_repository(hub: HubDouble, tmp_path: Path) -> None:
     velo = theta("velo")
-    for repository, found in (("me/rnn", pylo_files.velo_rnn(velo)), ("me/mlp", pylo_files.velo_mlp(velo))):
-        hub.create(repository, {"model.safetensors": save(found)})
+    for repository, result in (("me/rnn", pylo_files.velo_rnn(velo)), ("me/mlp", pylo_files.velo_mlp(velo))):
+        hub.create(repository, {"model.safetensors": save(result)})
     hub.create("me/elo", {"model.safetensors": save(pylo_files.network(theta("elo")))})
     code = """
 import torch

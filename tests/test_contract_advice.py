@@ -26,9 +26,9 @@ from pylo_zoo.optim.advice import SHRINKING, Candidate, embedding_evidence
 def test_a_decay_that_cancels_the_steps_warns_once(entry: Entry) -> None:
     groups = [{"params": parameters()}, {"params": parameters(), "weight_decay": 0.2}]
     complaint = r"weight_decay=0\.1 with lr=1 takes 0\.1 .*weight_decay=0\.001 or less"
-    with pytest.warns(UserWarning, match=complaint) as told:
+    with pytest.warns(UserWarning, match=complaint) as caught:
         optimizer = make(entry, groups, lr=1.0, weight_decay=0.1)
-    assert [each.filename for each in told] == [make.__code__.co_filename]  # the line of the caller
+    assert [each.filename for each in caught] == [make.__code__.co_filename]  # the line of the caller
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make(entry, parameters(), lr=1.0, weight_decay=0.99 * SHRINKING)
@@ -139,9 +139,9 @@ def test_an_embedding_without_a_rule_warns_once(entry: Entry) -> None:
     model = Tokens()
     optimizer = make(entry, model.parameters())
     complaint = r"shape \(256, 8\) looks like an embedding.*\(244 of the 256 rows.*param_groups\(model\)"
-    with pytest.warns(UserWarning, match=complaint) as told:
+    with pytest.warns(UserWarning, match=complaint) as caught:
         step_once(optimizer, model)
-    assert [each.filename for each in told] == [__file__]
+    assert [each.filename for each in caught] == [__file__]
     quiet: list[Any] = [
         param_groups(model),
         [{"params": model.table.parameters(), "rule": "adamw"}, {"params": model.inner.parameters()}],

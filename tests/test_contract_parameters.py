@@ -149,10 +149,10 @@ def test_a_parameter_written_from_outside_updates_its_master_copy(entry: Entry) 
 def test_master_weights_follow_the_option(entry: Entry) -> None:
     params = parameters(torch.bfloat16)
     optimizer = make(entry, params)
-    for step, wanted in enumerate((False, True, True, False)):
-        optimizer.param_groups[0]["master_weights"] = wanted
+    for step, expected in enumerate((False, True, True, False)):
+        optimizer.param_groups[0]["master_weights"] = expected
         train(optimizer, params, range(step, step + 1))
-        assert all(("master" in optimizer.state[p]) == wanted for p in params)
+        assert all(("master" in optimizer.state[p]) == expected for p in params)
         make(entry, params).load_state_dict(optimizer.state_dict())
 
 

@@ -40,15 +40,15 @@ def test_errors(entry: Entry) -> None:
     cases = get_error_inputs_for_all_optims("cpu", torch.float32)
     assert len(cases) >= 5
     for case in cases:
-        given = case.optimizer_error_input
-        params = parameters() if given.params is None else given.params
+        inputs = case.optimizer_error_input
+        params = parameters() if inputs.params is None else inputs.params
         expected = (
             pytest.warns(UserWarning, match=case.error_regex)
             if case.error_type is UserWarning
             else pytest.raises(case.error_type, match=case.error_regex)
         )
         with expected:
-            make(entry, params, **given.kwargs)
+            make(entry, params, **inputs.kwargs)
     with pytest.raises(TypeError, match="must be a dict"):
         make(entry, parameters()).add_param_group(parameters())
     with pytest.raises(ValueError, match="empty parameter list"):
@@ -163,12 +163,12 @@ def test_state_dict_hooks(entry: Entry) -> None:
     params = parameters()
     optimizer = make(entry, params)
     train(optimizer, params, range(1))
-    seen: list[str] = []
-    optimizer.register_state_dict_pre_hook(lambda opt: seen.append("pre"))
+    recorded: list[str] = []
+    optimizer.register_state_dict_pre_hook(lambda opt: recorded.append("pre"))
     optimizer.register_state_dict_post_hook(lambda opt, state: {**state, "mine": 1})
     optimizer.register_state_dict_post_hook(lambda opt, state: {**state, "first": "mine" not in state}, prepend=True)
     state = optimizer.state_dict()
-    assert seen == ["pre"]
+    assert recorded == ["pre"]
     assert (state["mine"], state["first"]) == (1, True)
 
 
@@ -179,24 +179,24 @@ def test_load_state_dict_hooks(entry: Entry) -> None:
     train(optimizer, params, range(2))
     saved = copy.deepcopy(optimizer.state_dict())
     other = make(entry, parameters())
-    seen: list[str] = []
+    recorded: list[str] = []
 
     def pre(opt: Any, state: dict[str, Any]) -> dict[str, Any]:
-        seen.append("pre")
+        recorded.append("pre")
         assert not opt.state
         groups = [{**group, "lr": 0.25} for group in state["param_groups"]]
         return {**state, "param_groups": groups}
 
     def post(opt: Any) -> None:
-        seen.append("post")
+        recorded.append("post")
         assert len(opt.state) == len(params)
         assert opt.param_groups[0]["lr"] == 0.25
 
     other.register_load_state_dict_pre_hook(pre)
-    other.register_load_state_dict_pre_hook(lambda opt, state: seen.append("first"), prepend=True)
+    other.register_load_state_dict_pre_hook(lambda opt, state: recorded.append("first"), prepend=True)
     other.register_load_state_dict_post_hook(post)
     other.load_state_dict(saved)
-    assert seen == ["first", "pre", "post"]
+    assert recorded == ["first", "pre", "post"]
     assert same_state(saved, optimizer.state_dict())  # the loaded dict is unchanged
     assert same_state(other.state_dict()["state"], saved["state"])
 
@@ -232,9 +232,11 @@ def test_can_load_from_to_named_state_dict(entry: Entry, named: tuple[bool, bool
     train(optimizer, params, range(2))
     other = build(parameters(), named[1])
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    theirs = torch.optim.AdamW(parameters() if not named[1] else [(f"p{k}", p) for k, p in enumerate(parameters())])
-    theirs.load_state_dict({**optimizer.state_dict(), "state": {}})
-    assert other.param_groups[0].get("param_names") == theirs.param_groups[0].get("param_names")
+    torch_optimizer = torch.optim.AdamW(
+        parameters() if not named[1] else [(f"p{k}", p) for k, p in enumerate(parameters())]
+    )
+    torch_optimizer.load_state_dict({**optimizer.state_dict(), "state": {}})
+    assert other.param_groups[0].get("param_names") == torch_optimizer.param_groups[0].get("param_names")
     assert same_state(other.state_dict()["state"], optimizer.state_dict()["state"])
 
 

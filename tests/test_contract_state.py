@@ -74,8 +74,8 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[nn
     env = {**os.environ, "PYLO_ZOO_HOME": str(file.parent / "home")}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
-    found = torch.load(file, weights_only=True)
-    return {key: (unbroken[key], found[key]["params"]) for key in unbroken}
+    result = torch.load(file, weights_only=True)
+    return {key: (unbroken[key], result[key]["params"]) for key in unbroken}
 
 
 @holds("resume")
@@ -84,8 +84,8 @@ def test_a_new_process_continues_bit_for_bit(
     entry: Entry, variant: str, resumed: dict[str, tuple[list[nn.Parameter], Any]]
 ) -> None:
     (name,) = (name for name, each in TABLE.items() if each == entry)
-    unbroken, found = resumed[f"{name}:{variant}"]
-    assert same(unbroken, found)
+    unbroken, result = resumed[f"{name}:{variant}"]
+    assert same(unbroken, result)
     assert variant == "bfloat16" or not same(unbroken, parameters(VARIANTS[variant][0]))
 
 

@@ -245,15 +245,19 @@ def test_every_torch_scheduler_is_covered() -> None:
 @pytest.mark.filterwarnings("ignore:The epoch parameter in:UserWarning")  # torch 2.6's SequentialLR triggers it
 def test_every_scheduler_sets_the_same_lr_as_for_adamw_and_the_step_uses_it(entry: Entry) -> None:
     for name, build in SCHEDULERS.items():
-        params, theirs, by_hand = (parameters(shapes=[(6, 6), (7,)]) for _ in range(3))
-        optimizer, adamw, third = make(entry, params, lr=0.05), torch.optim.AdamW(theirs, lr=0.05), make(entry, by_hand)
+        params, torch_params, by_hand = (parameters(shapes=[(6, 6), (7,)]) for _ in range(3))
+        optimizer, adamw, third = (
+            make(entry, params, lr=0.05),
+            torch.optim.AdamW(torch_params, lr=0.05),
+            make(entry, by_hand),
+        )
         scheduler, other = build(optimizer), build(adamw)
         for step in range(6):
             assert optimizer.param_groups[0]["lr"] == adamw.param_groups[0]["lr"], name
             third.param_groups[0]["lr"] = adamw.param_groups[0]["lr"]
             train(optimizer, params, range(step, step + 1))
             train(third, by_hand, range(step, step + 1))
-            give_gradients(theirs, step)
+            give_gradients(torch_params, step)
             adamw.step()
             for each in (scheduler, other):
                 each.step(1.0) if name == "ReduceLROnPlateau" else each.step()

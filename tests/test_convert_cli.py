@@ -35,11 +35,11 @@ def test_convert_and_export_round_trip(capsys: Capture, tmp_path: Path) -> None:
     assert out.startswith("zoo/celo\n")
     assert err == "Warning: parity was not checked: --no-verify.\n"
     assert sorted(digests(Path("zoo/celo"))) == ["config.json", "model.safetensors", "parity.json"]
-    found = artifact.read("zoo/celo").parity
-    assert found is not None
-    assert (found["status"], found["reason"]) == ("not_run", "--no-verify")
-    assert found["leaves"]["passed"]
-    assert found["leaves"]["compared"] == 33
+    report = artifact.read("zoo/celo").parity
+    assert report is not None
+    assert (report["status"], report["reason"]) == ("not_run", "--no-verify")
+    assert report["leaves"]["passed"]
+    assert report["leaves"]["compared"] == 33
     assert run("export", "zoo/celo", "--out", "again.state") == 0
     assert Path("again.state").read_bytes() == path.read_bytes()
 
@@ -86,9 +86,9 @@ def test_defaults_and_behavior_are_the_released_ones(family: str, tmp_path: Path
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_optimizer_that_a_family_names_exists(family: str) -> None:
-    found = optim.optimizer_class(family)
-    assert FAMILIES[family].optimizer == f"pylo_zoo.optim:{found.__name__}"
-    assert family in found.families
+    result = optim.optimizer_class(family)
+    assert FAMILIES[family].optimizer == f"pylo_zoo.optim:{result.__name__}"
+    assert family in result.families
 
 
 # --- parity ------------------------------------------------------------------------------------------------------
@@ -97,9 +97,9 @@ def test_the_optimizer_that_a_family_names_exists(family: str) -> None:
 def planted(monkeypatch: pytest.MonkeyPatch, error: float) -> None:
     """Make parity report this error."""
 
-    def verify(made: artifact.Artifact, source: Path, **how: object) -> Report:
-        assert hashlib.sha256(source.read_bytes()).hexdigest() == made.source.sha256
-        return report_of(made, error)
+    def verify(converted: artifact.Artifact, source: Path, **how: object) -> Report:
+        assert hashlib.sha256(source.read_bytes()).hexdigest() == converted.source.sha256
+        return report_of(converted, error)
 
     monkeypatch.setattr(parity, "verify", verify)
 
@@ -112,9 +112,9 @@ def test_parity_runs_by_default_and_its_report_is_stored(
     out, err = capsys.readouterr()
     assert "network" in out
     assert err == ""
-    found = artifact.read("zoo/elo").parity
-    assert found is not None
-    assert found["status"] == "passed"
+    report = artifact.read("zoo/elo").parity
+    assert report is not None
+    assert report["status"] == "passed"
 
 
 def test_without_jax_the_artifact_is_written_with_a_warning(
@@ -123,9 +123,9 @@ def test_without_jax_the_artifact_is_written_with_a_warning(
     without_jax(monkeypatch)
     assert run("convert", "elo", "--source", write_theta(tmp_path, "elo")) == 0
     assert capsys.readouterr().err.startswith("Warning: parity was not checked: jax and flax are not installed")
-    found = artifact.read("zoo/elo").parity
-    assert found is not None
-    assert (found["status"], found["leaves"]["passed"]) == ("not_run", True)
+    report = artifact.read("zoo/elo").parity
+    assert report is not None
+    assert (report["status"], report["leaves"]["passed"]) == ("not_run", True)
 
 
 @pytest.mark.parametrize("existing", [True, False])

@@ -43,9 +43,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Not with ``--quiet``, which hides warnings from ``--strict`` too.
     """
-    made = tmp_path_factory.mktemp("site")
+    built = tmp_path_factory.mktemp("site")
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(made)],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(built)],
         cwd=ROOT,
         env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
@@ -54,7 +54,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert done.returncode == 0, done.stderr
     assert not re.search(r"^(?!INFO)", done.stderr.strip(), re.MULTILINE), done.stderr
-    return made
+    return built
 
 
 class Loads(HTMLParser):
@@ -67,14 +67,14 @@ class Loads(HTMLParser):
         self.anchors: set[str] = set()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = {name: value or "" for name, value in attrs}
-        self.anchors |= {found[name] for name in ("id", "name") if name in found}
-        if tag in LOADING and LOADING[tag] in found:
-            self.loaded.append(found[LOADING[tag]])
-        if tag == "link" and found.get("rel") not in ("canonical", "next", "prev", "edit"):
-            self.loaded.append(found["href"])
-        if tag == "a" and "href" in found:
-            self.links.append(found["href"])
+        result = {name: value or "" for name, value in attrs}
+        self.anchors |= {result[name] for name in ("id", "name") if name in result}
+        if tag in LOADING and LOADING[tag] in result:
+            self.loaded.append(result[LOADING[tag]])
+        if tag == "link" and result.get("rel") not in ("canonical", "next", "prev", "edit"):
+            self.loaded.append(result["href"])
+        if tag == "a" and "href" in result:
+            self.links.append(result["href"])
 
 
 def parsed(page: Path) -> Loads:
@@ -98,16 +98,16 @@ def test_the_site_loads_nothing_from_the_network(site: Path) -> None:
 
 
 def test_links_within_the_site_resolve(site: Path) -> None:
-    found = {page: parsed(page) for page in site.rglob("*.html")}
+    result = {page: parsed(page) for page in site.rglob("*.html")}
     broken = []
-    for page, content in found.items():
+    for page, content in result.items():
         for href in content.links:
             parts = urlsplit(href)
             if parts.scheme or parts.netloc or page.name == "404.html":
                 continue
             target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
             target = target / "index.html" if target.is_dir() else target
-            anchors = found[target].anchors if target in found else set()
+            anchors = result[target].anchors if target in result else set()
             if not target.exists() or (parts.fragment and unquote(parts.fragment) not in anchors):
                 broken.append(f"{page.relative_to(site)}: {href}")
     assert not broken
@@ -141,11 +141,11 @@ def test_every_page_and_every_command_exists(site: Path) -> None:
 
 def slugs(page: Path) -> set[str]:
     """The anchors of a page's headings, as forges and the site generate them."""
-    found: set[str] = set()
+    results: set[str] = set()
     for heading in re.findall(r"^#+ +(.+?)\s*$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE):
         text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
-        found.add(re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", text).strip()))
-    return found
+        results.add(re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", text).strip()))
+    return results
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -230,14 +230,14 @@ TORCHS = ("got mixed torch.Tensor and DTensor",)
 
 def texts() -> set[str]:
     """Every text in the code, with ``…`` for inserted values, and the next text in the same call."""
-    found: set[str] = set()
+    results: set[str] = set()
     for path in (ROOT / "pylo_zoo").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             own = [_text(argument) for argument in node.args] if isinstance(node, ast.Call) else []
-            found |= {*own, *(f"{one} {other}" for one, other in pairwise(own))}
+            results |= {*own, *(f"{one} {other}" for one, other in pairwise(own))}
             if isinstance(node, ast.expr):
-                found.add(_text(node))
-    return {text for text in found if text}
+                results.add(_text(node))
+    return {text for text in results if text}
 
 
 def _text(node: ast.AST) -> str:
@@ -278,20 +278,20 @@ def public(module: Any) -> dict[str, Any]:
     names = getattr(module, "__all__", None) or [
         name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__
     ]
-    found: dict[str, Any] = {module.__name__: module}
+    result: dict[str, Any] = {module.__name__: module}
     for name in names:
         value = getattr(module, name)
         if name.startswith("_") or not (inspect.isclass(value) or inspect.isfunction(value)):
             continue
-        found[f"{module.__name__}.{name}"] = value
+        result[f"{module.__name__}.{name}"] = value
         fields = {field.name for field in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else set()
         for member in set(vars(value)) - fields if inspect.isclass(value) else ():
             defined = inspect.getattr_static(value, member)
             if not member.startswith("_") and isinstance(defined, (property, classmethod, staticmethod)):
-                found[f"{module.__name__}.{name}.{member}"] = getattr(value, member)
+                result[f"{module.__name__}.{name}.{member}"] = getattr(value, member)
             elif not member.startswith("_") and inspect.isfunction(defined):
-                found[f"{module.__name__}.{name}.{member}"] = defined
-    return found
+                result[f"{module.__name__}.{name}.{member}"] = defined
+    return result
 
 
 @pytest.mark.parametrize("name", list(hooks.public_modules()))

@@ -49,9 +49,9 @@ def losses(shown: str) -> dict[int, str]:
 
 @pytest.mark.parametrize("optimizer", ["velo", "adamw"])
 def test_the_plain_loop_learns(example: Example, optimizer: str) -> None:
-    found = losses(example("loop.py", "--optimizer", optimizer, "--steps", 120))
-    assert list(found) == [0, 100, 119]
-    first, *_, last = (float(figures.split()[1]) for figures in found.values())
+    result = losses(example("loop.py", "--optimizer", optimizer, "--steps", 120))
+    assert list(result) == [0, 100, 119]
+    first, *_, last = (float(figures.split()[1]) for figures in result.values())
     assert last < first / 4
 
 
@@ -94,11 +94,11 @@ def test_the_gpt_suggests_the_nearest_optimizer(example: Example, name: str, nea
 def test_the_gpt_trains_with(example: Example, optimizer: str, tmp_path: Path) -> None:
     name = optimizer
     if optimizer == "celo2":
-        made = convert("celo2", source=write_theta(tmp_path, "celo2", scale=0.1))
-        name = str(artifact.write(made, tmp_path / "celo2"))
-    found = losses(example("nanogpt.py", *TOY, "--optimizer", name))
-    assert list(found) == [0, 3, 5]
-    assert "nan" not in str(found)
+        converted = convert("celo2", source=write_theta(tmp_path, "celo2", scale=0.1))
+        name = str(artifact.write(converted, tmp_path / "celo2"))
+    result = losses(example("nanogpt.py", *TOY, "--optimizer", name))
+    assert list(result) == [0, 3, 5]
+    assert "nan" not in str(result)
 
 
 def test_two_processes_reproduce_the_run_of_one(example: Example) -> None:
@@ -126,8 +126,8 @@ def test_the_demo_script_runs(example: Example) -> None:
 
 
 def test_the_coordinate_check_runs(example: Example, tmp_path: Path) -> None:
-    made = convert("mulo", source=write_theta(tmp_path, "mulo", scale=0.1))
-    directory = artifact.write(made, tmp_path / "mulo")
+    converted = convert("mulo", source=write_theta(tmp_path, "mulo", scale=0.1))
+    directory = artifact.write(converted, tmp_path / "mulo")
     shown = example("coordinate_check.py", "--weights", directory, "--widths", 64, 128, "--steps", 1)
     assert "width/64" in shown
     assert "exponent" in shown

@@ -55,10 +55,10 @@ def test_export_replaces_only_with_force(exported: Path, capsys: Capture) -> Non
 
 
 def test_export_refuses_an_artifact_whose_weights_were_changed(exported: Path, capsys: Capture) -> None:
-    made = artifact.read(exported)
-    tensors = {name: tensor.clone() for name, tensor in made.tensors.items()}
+    loaded = artifact.read(exported)
+    tensors = {name: tensor.clone() for name, tensor in loaded.tensors.items()}
     tensors["mlp.layers.0.bias"][0] *= 1.001
-    artifact.write(dataclasses.replace(made, tensors=tensors), exported, force=True)
+    artifact.write(dataclasses.replace(loaded, tensors=tensors), exported, force=True)
     assert "changed after its conversion" in refused(capsys, "export", exported, "--out", "x")
     assert not Path("x").exists()
 
@@ -68,9 +68,9 @@ def test_export_refuses_a_source_that_flax_did_not_write(tmp_path: Path) -> None
     assert data[1:4] == b"\xa2nn"
     data[1:2] = b"\xd9\x02"  # the same content with a longer header
     (tmp_path / "theta.state").write_bytes(bytes(data))
-    made = convert("elo", source="theta.state")
+    converted = convert("elo", source="theta.state")
     with pytest.raises(ZooError, match="exact bytes cannot be rebuilt"):
-        library.export(made)
+        library.export(converted)
 
 
 def test_export_refuses_other_directories(capsys: Capture) -> None:

@@ -371,11 +371,11 @@ def test_progress_is_shown_on_terminals(
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     bar: Callable[..., Any] = progress.bar
-    seen = []
-    monkeypatch.setattr(progress, "bar", lambda name, show: seen.append(show) or bar(name, show))
+    recorded = []
+    monkeypatch.setattr(progress, "bar", lambda name, show: recorded.append(show) or bar(name, show))
     pinned(server, dataclasses.replace(access, progress=asked))
     out, err = capsys.readouterr()
-    assert seen == [shown]
+    assert recorded == [shown]
     assert out == ""
     assert ("theta.state" in err) == shown
 

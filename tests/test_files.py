@@ -159,20 +159,20 @@ def test_the_last_file_is_absent_while_a_directory_is_incomplete(
     for name in ("a", "config", "z"):
         (target / name).write_text("old")
     monkeypatch.chdir(target)
-    rename, seen = Path.rename, []
+    rename, recorded = Path.rename, []
 
     def watching(self: Path, place: Path) -> Path:
         moved = rename(self, place)
-        seen.append({path.name: path.read_text() for path in target.iterdir() if path.is_file()})
+        recorded.append({path.name: path.read_text() for path in target.iterdir() if path.is_file()})
         return moved
 
     monkeypatch.setattr(Path, "rename", watching)
     with staged_directory(target, last="config") as staging:
         for name in ("a", "config", "z"):
             (staging / name).write_text("new")
-    assert len(seen) == 6
-    assert all("config" not in each for each in seen[:-1])
-    assert seen[-1] == {"a": "new", "config": "new", "z": "new"}
+    assert len(recorded) == 6
+    assert all("config" not in each for each in recorded[:-1])
+    assert recorded[-1] == {"a": "new", "config": "new", "z": "new"}
 
 
 def test_a_file_that_is_a_mount_point_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,9 +48,9 @@ def run(
             p.grad = to_layout(data[f"grads.{step}.{each}"], kept[each]).to(device)
         optimizer.step(loss=torch.tensor(data["loss"][step], device=device) if "loss" in data else None)
         for each, p in parameters.items():
-            wanted = to_layout(data[f"params.{step + 1}.{each}"], kept[each])
-            error = (p.detach().cpu() - wanted).abs().max().item()
-            error = max(error - FLOOR * wanted.abs().max().item(), 0.0) if np.isfinite(error) else float("inf")
+            expected = to_layout(data[f"params.{step + 1}.{each}"], kept[each])
+            error = (p.detach().cpu() - expected).abs().max().item()
+            error = max(error - FLOOR * expected.abs().max().item(), 0.0) if np.isfinite(error) else float("inf")
             errors[each] = max(errors[each], error)
     start = {each: data[f"params.0.{each}"] for each in names}
     movement = {
@@ -70,10 +70,10 @@ def test_trajectories_agree_with_the_original(name: str, layout: str, backend: s
         check(error, TOLERANCE, each)
     data = trajectory(name)
     if "lstm.hidden" in data:
-        for key, wanted in (("lstm_hidden", data["lstm.hidden"]), ("lstm_cell", data["lstm.cell"])):
+        for key, expected in (("lstm_hidden", data["lstm.hidden"]), ("lstm_cell", data["lstm.cell"])):
             ours = torch.stack([state[key] for state in optimizer.state.values()]).cpu()
             # An element is a sum of one term per step, whose roundings differ between two programs.
-            check_close(ours, wanted, gamma(2 * 12, torch.float32) * np.abs(wanted).max(), key)
+            check_close(ours, expected, gamma(2 * 12, torch.float32) * np.abs(expected).max(), key)
 
 
 def test_there_are_13_cases() -> None:

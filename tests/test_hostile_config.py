@@ -151,7 +151,7 @@ VALUES += ["S1000000000", "float64", ["a"] * 50, [10**9] * 3]
 
 def scalars(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    return [path, *(found for key, child in items for found in scalars(child, (*path, key)))] if path or items else []
+    return [path, *(result for key, child in items for result in scalars(child, (*path, key)))] if path or items else []
 
 
 def test_any_value_of_a_config_is_read_or_refused(params: artifact.Artifact, tmp_path: Path) -> None:
@@ -162,9 +162,9 @@ def test_any_value_of_a_config_is_read_or_refused(params: artifact.Artifact, tmp
     random = np.random.default_rng(15)
 
     def used() -> None:
-        made = artifact.read(path)
-        made.fingerprint  # noqa: B018
-        export(made)
+        loaded = artifact.read(path)
+        loaded.fingerprint  # noqa: B018
+        export(loaded)
 
     for _ in range(150):
         config = copy.deepcopy(original)
@@ -193,9 +193,9 @@ def test_formats_that_can_contain_code_are_refused_before_decoding(
     (tmp_path / "theta.state").write_bytes(CODE[case])
     for name in ("read", "load", "detect"):
         monkeypatch.setattr(formats, name, lambda *_, **__: pytest.fail("the file was decoded"))
-    found = Checkpoint("hf://org/x/theta.state@main", tmp_path / "theta.state")
+    result = Checkpoint("hf://org/x/theta.state@main", tmp_path / "theta.state")
     with pytest.raises(ZooError, match="not opened from a repository unasked"):
-        weights._converted(found, Access())
+        weights._converted(result, Access())
 
 
 @pytest.mark.parametrize(

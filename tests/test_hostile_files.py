@@ -112,11 +112,11 @@ def test_a_legal_flax_file_takes_three_times_its_size_at_most(dtype: str, arrays
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
 def test_fp8_is_widened_exactly(dtype: str, tmp_path: Path) -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
-    found = read(tmp_path, craft.flax(dtype, 256)).leaves["a0",]
-    wanted = np.arange(256, dtype=np.uint8).view(getattr(ml_dtypes, dtype)).astype(np.float32)
-    assert found.dtype == np.float16
-    np.testing.assert_array_equal(found.astype(np.float32), wanted)
-    np.testing.assert_array_equal(np.signbit(found), np.signbit(wanted))
+    result = read(tmp_path, craft.flax(dtype, 256)).leaves["a0",]
+    expected = np.arange(256, dtype=np.uint8).view(getattr(ml_dtypes, dtype)).astype(np.float32)
+    assert result.dtype == np.float16
+    np.testing.assert_array_equal(result.astype(np.float32), expected)
+    np.testing.assert_array_equal(np.signbit(result), np.signbit(expected))
 
 
 # --- one error, and no other exception ---------------------------------------------------------------------------

@@ -101,8 +101,8 @@ def test_create_a_repository(hub: HubDouble, api: HfApi) -> None:
 def test_commit_and_read_again(hub: HubDouble, api: HfApi) -> None:
     repo = hub.create("org/name")
     first = repo.head
-    made = commit(api, parent_commit=first, commit_description="why")
-    assert (repo.head, made.oid) == (made.oid, made.oid)
+    commit_info = commit(api, parent_commit=first, commit_description="why")
+    assert (repo.head, commit_info.oid) == (commit_info.oid, commit_info.oid)
     assert repo.files() == {".gitattributes": repo.files()[".gitattributes"], **FILES}
     assert hub.store == {hashlib.sha256(WEIGHTS).hexdigest(): WEIGHTS}
     last = repo.history()[0]
@@ -120,7 +120,7 @@ def test_commit_and_read_again(hub: HubDouble, api: HfApi) -> None:
     assert [at.title for at in api.list_repo_commits("org/name")] == ["A message", "initial commit"]
     api.create_commit("org/name", [CommitOperationDelete("config.json")], commit_message="less")
     assert "config.json" not in repo.files()
-    assert repo.files(made.oid)["config.json"] == FILES["config.json"]
+    assert repo.files(commit_info.oid)["config.json"] == FILES["config.json"]
     with pytest.raises(errors.EntryNotFoundError):
         api.create_commit("org/name", [CommitOperationDelete("config.json")], commit_message="less")
 
@@ -212,11 +212,11 @@ def test_tags_and_branches(hub: HubDouble, api: HfApi) -> None:
 def test_a_pull_request(hub: HubDouble, api: HfApi) -> None:
     repo = hub.create("org/name", FILES)
     before = repo.head
-    made = commit(api, {"config.json": b"{}"}, create_pr=True, token=STRANGER)
-    assert (made.pr_num, made.pr_revision) == (1, "refs/pr/1")
+    commit_info = commit(api, {"config.json": b"{}"}, create_pr=True, token=STRANGER)
+    assert (commit_info.pr_num, commit_info.pr_revision) == (1, "refs/pr/1")
     assert repo.head == before
     assert repo.pulls[1].author == "eve"
-    more = commit(api, {"new.txt": b"x"}, revision="refs/pr/1", parent_commit=made.oid)
+    more = commit(api, {"new.txt": b"x"}, revision="refs/pr/1", parent_commit=commit_info.oid)
     assert repo.files("refs/pr/1") == {**FILES, "config.json": b"{}", "new.txt": b"x"}
     pulls = api.list_repo_refs("org/name", include_pull_requests=True).pull_requests
     assert pulls
@@ -299,9 +299,9 @@ def test_a_snapshot_and_a_listing(hub: HubDouble, api: HfApi) -> None:
     assert {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()} == repo.files()
     assert {entry.path for entry in api.list_repo_tree("org/name")} == {*FILES, "sub"}
     assert {entry.path for entry in api.list_repo_tree("org/name", "sub")} == {"sub/x.txt"}
-    found = {entry.path: entry for entry in api.get_paths_info("org/name", ["model.safetensors", "sub", "nothing"])}
-    assert set(found) == {"model.safetensors", "sub"}
-    weights = found["model.safetensors"]
+    result = {entry.path: entry for entry in api.get_paths_info("org/name", ["model.safetensors", "sub", "nothing"])}
+    assert set(result) == {"model.safetensors", "sub"}
+    weights = result["model.safetensors"]
     assert isinstance(weights, huggingface_hub.RepoFile)
     blob = repo.tree()["model.safetensors"]
     assert weights.lfs

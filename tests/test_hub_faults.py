@@ -41,13 +41,13 @@ def test_a_commit_that_was_not_made(fault: Fault, hub: HubDouble) -> None:
 
 def test_hooks_see_the_repository_before_and_after_a_commit(hub: HubDouble) -> None:
     repo = hub.create("org/name")
-    seen: list[int] = []
-    hub.on("POST", "/commit/", lambda request: seen.append(len(repo.commits)))
-    hub.on("POST", "/commit/", lambda request: seen.append(len(repo.commits)), when="after")
+    recorded: list[int] = []
+    hub.on("POST", "/commit/", lambda request: recorded.append(len(repo.commits)))
+    hub.on("POST", "/commit/", lambda request: recorded.append(len(repo.commits)), when="after")
     hub.plant("POST", "/commit/", hub_faults.both(hub_faults.applied, hub_faults.status(500)))
     with pytest.raises(errors.HfHubHTTPError):
         commit(HfApi())
-    assert seen == [1, 2]
+    assert recorded == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -132,15 +132,15 @@ def layer_of(name: str) -> str:
 
 def violations(root: Path) -> list[str]:
     """Violations of the table, one line each."""
-    found = []
+    results = []
     for each in read_imports(root):
         if each.layer not in LAYERS:
-            found.append(f"{each.where}: layer {each.layer} has no row in ARROWS")
+            results.append(f"{each.where}: layer {each.layer} has no row in ARROWS")
         elif each.target not in LAYERS[each.layer]:
-            found.append(f"{each.where}: {each.layer} must not import {each.target}")
+            results.append(f"{each.where}: {each.layer} must not import {each.target}")
         elif not each.lazy and each.target in LAZY.get(each.layer, ()):
-            found.append(f"{each.where}: {each.layer} must import {each.target} inside a function")
-    return found
+            results.append(f"{each.where}: {each.layer} must import {each.target} inside a function")
+    return results
 
 
 def test_imports_follow_the_table() -> None:

@@ -313,9 +313,9 @@ def test_a_page_of_the_hub_is_fetched_as_the_file(
     server.files["/o/r/resolve/main/theta.state"] = CHECKPOINT
     said: list[str] = []
     page = f"{server.url}/o/r/blob/main/theta.state"
-    made = convert("celo", source=page, access=dataclasses.replace(access, say=said.append))
-    assert made.source.uri == page.replace("blob", "resolve")
-    assert said[0].endswith(f"fetching {made.source.uri}.")
+    converted = convert("celo", source=page, access=dataclasses.replace(access, say=said.append))
+    assert converted.source.uri == page.replace("blob", "resolve")
+    assert said[0].endswith(f"fetching {converted.source.uri}.")
 
 
 @pytest.mark.parametrize("address", ["https://huggingface.co/o/r", "https://huggingface.co/o/r/blob/main/theta.state"])

@@ -20,9 +20,9 @@ NASTY = "a \x1b[31mred\x07 card"
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     """An artifact with a report that passed."""
-    made = convert("elo", source=write_theta(tmp_path, "elo"))
-    made = replace(made, parity=report_of(made, error=1e-7).to_dict())
-    return artifact.write(made, tmp_path / "made", extra_files={artifact.CARD: NASTY.encode()})
+    converted = convert("elo", source=write_theta(tmp_path, "elo"))
+    converted = replace(converted, parity=report_of(converted, error=1e-7).to_dict())
+    return artifact.write(converted, tmp_path / "made", extra_files={artifact.CARD: NASTY.encode()})
 
 
 def test_info_of_a_directory(directory: Path, capsys: Capture) -> None:
@@ -32,9 +32,9 @@ def test_info_of_a_directory(directory: Path, capsys: Capture) -> None:
         assert what in text
     assert "by its publisher" not in text
     assert run("info", directory, "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["parity"]["status"], found["commit"], found["license"]) == ("passed", None, "unknown")
-    sizes = {each["name"]: each["bytes"] for each in found["files"]}
+    result = json.loads(capsys.readouterr().out)
+    assert (result["parity"]["status"], result["commit"], result["license"]) == ("passed", None, "unknown")
+    sizes = {each["name"]: each["bytes"] for each in result["files"]}
     assert sizes == {path.name: path.stat().st_size for path in directory.iterdir()}
 
 

@@ -43,24 +43,24 @@ COEFFICIENT, SHRINK = 0.1, 0.01
 
 @pytest.fixture(scope="module")
 def kernels() -> CpuKernels:
-    found = find_kernels()
-    if isinstance(found, str):
-        pytest.skip(found)
-    return found
+    result = find_kernels()
+    if isinstance(result, str):
+        pytest.skip(result)
+    return result
 
 
 def test_the_boundaries_match_the_sources() -> None:
     source = (build.SOURCES / "plan.h").read_text()
     for name in ("UNIT", "UNIT_LENGTH", "UNIT_RUNS", "LONG_RUN", "LONGEST_PERIOD", "LONGEST_CYCLE"):
-        found = re.search(rf"constexpr Index {name} = (\d+);", source)
-        assert found is not None
-        assert int(found[1]) == globals()[name]
+        match = re.search(rf"constexpr Index {name} = (\d+);", source)
+        assert match is not None
+        assert int(match[1]) == globals()[name]
     assert "TILE = 4 * W" in source
 
 
 def tasks_of(shapes: Sequence[tuple[int, ...]], name: str, kernels: CpuKernels, zero: bool = False) -> list[Task]:
     """Tasks after one ordinary step; ``zero`` parameters are those of a zero-initialized layer."""
-    generator, subject, made = torch.Generator().manual_seed(5), SUBJECTS[name], []
+    generator, subject, tasks = torch.Generator().manual_seed(5), SUBJECTS[name], []
     for shape in shapes:
         for layout in ("torch", "jax") if len(shape) > 2 else ("torch",):
             axes = axes_of(shape, layout)
@@ -70,20 +70,20 @@ def tasks_of(shapes: Sequence[tuple[int, ...]], name: str, kernels: CpuKernels, 
             state = new_accumulators(p, axes)
             advance_all(state, torch.randn(shape, generator=generator) * 0.1, DECAYS, axes)
             g = torch.randn(shape, generator=generator) * 0.1
-            made.append(Task(p, g, state, axes, DECAYS, subject.limit, subject.replace))
-    assert made
-    return made
+            tasks.append(Task(p, g, state, axes, DECAYS, subject.limit, subject.replace))
+    assert tasks
+    return tasks
 
 
 def check(name: str, tasks: Sequence[Task], kernels: CpuKernels) -> list[Tensor]:
     """Compare accumulators, moments, steps and moved parameters with eager, within bounds from float32 roundings."""
     subject, layers = SUBJECTS[name], network(SUBJECTS[name], len(tasks))
-    wanted = [expected(t, subject.rule, of_parameter(layers, k, torch.float32)) for k, t in enumerate(tasks)]
+    references = [expected(t, subject.rule, of_parameter(layers, k, torch.float32)) for k, t in enumerate(tasks)]
     advanced = kernels.advance(tasks, subject.rule, None, moments=True)
     moments = kernels.moments(advanced)
     steps = [step.clone() for step in kernels.steps(advanced, layers, ScratchBuffer())]
     kernels.move(advanced, layers, [COEFFICIENT] * len(tasks), [SHRINK] * len(tasks))
-    for k, (task, of_task) in enumerate(zip(tasks, wanted, strict=True)):
+    for k, (task, of_task) in enumerate(zip(tasks, references, strict=True)):
         for each, value in figures(Eager(task.state, moments[k], steps[k], task.p)).items():
             close(value, of_task[each], f"{each} of {tuple(task.p.shape)} {task.axes}")
     return steps
@@ -121,12 +121,12 @@ def test_adam_and_the_normalized_pass_around_boundaries(kernels: CpuKernels, siz
     m, v, moved, normalized = torch.zeros(1, size), torch.zeros(1, size), p.clone(), p.clone()
     kernels.adam([Adam(moved, g, m, v, 1, (0.9, 0.95), 1e-8, 0.0, 0.1, 0.01, torch.inf, False)], None)
     # At the first step m̂ is g and v̂ is g².
-    wanted = p.double() * 0.99 - 0.1 * g.double() / (g.double().abs() + 1e-8)
+    reference = p.double() * 0.99 - 0.1 * g.double() / (g.double().abs() + 1e-8)
     # p, decay and direction are each rounded once, the corrections twice: under ten roundings of at most |p| + 0.1.
-    assert ((moved - wanted).abs() <= 10 * 2**-24 * (p.abs() + 0.1)).all()
+    assert ((moved - reference).abs() <= 10 * 2**-24 * (p.abs() + 0.1)).all()
     kernels.move_normalized([Normalized(normalized, step, (-1,), 1e-9)], [0.1], [0.01])
-    wanted = p.double() * 0.99 - 0.1 * step.double() * torch.rsqrt(step.double().square().mean() + 1e-9)
-    assert ((normalized - wanted).abs() <= 10 * 2**-24 * (p.abs() + 0.1 * step.abs())).all()
+    reference = p.double() * 0.99 - 0.1 * step.double() * torch.rsqrt(step.double().square().mean() + 1e-9)
+    assert ((normalized - reference).abs() <= 10 * 2**-24 * (p.abs() + 0.1 * step.abs())).all()
 
 
 GRADIENTS: dict[str, Any] = {
@@ -152,7 +152,7 @@ def test_16_bit_gradients(name: str, dtype: torch.dtype) -> None:
 
 
 def _same_as_contiguous(name: str, change: Any, dtype: torch.dtype) -> None:
-    shapes, found = ((), (7,), (300,), (24, 24), (33, 70), (8, 8, 3, 3)), []
+    shapes, result = ((), (7,), (300,), (24, 24), (33, 70), (8, 8, 3, 3)), []
     for contiguous in (True, False):
         generator = torch.Generator().manual_seed(3)
         params = [nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes]
@@ -162,8 +162,8 @@ def _same_as_contiguous(name: str, change: Any, dtype: torch.dtype) -> None:
                 g = change(torch.randn(p.shape, generator=generator)).to(dtype)
                 p.grad = g.contiguous() if contiguous else g
             opt.step(1.0)
-        found.append(params)
-    assert all(map(torch.equal, *found))
+        result.append(params)
+    assert all(map(torch.equal, *result))
 
 
 @pytest.mark.parametrize("name", ["VeLO", "Celo"])

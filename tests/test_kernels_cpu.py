@@ -70,10 +70,10 @@ REGIMES = ("ordinary", "first", "tiny", "huge", "zeros", "spikes", "nan")
 @pytest.fixture(scope="module")
 def kernels() -> CpuKernels:
     """Compiled once, into a directory that tests share."""
-    found = find_kernels()
-    if isinstance(found, str):
-        pytest.skip(found)
-    return found
+    result = find_kernels()
+    if isinstance(result, str):
+        pytest.skip(result)
+    return result
 
 
 def gradient(shape: Sequence[int], regime: str, generator: torch.Generator) -> Tensor:
@@ -91,7 +91,7 @@ def cases(subject: Subject, regime: str, kernels: CpuKernels) -> list[Task]:
     """A parameter of every shape in every layout that the kernels cover, after two ordinary steps."""
     generator = torch.Generator().manual_seed(1)
     decays = Decays(torch.tensor([0.9, 0.99, 0.999]), torch.tensor([0.95]), torch.tensor([0.9, 0.99, 0.999]))
-    made = []
+    tasks = []
     for shape in SHAPES:
         for layout in {axes_of(shape or (1,), layout): layout for layout in LAYOUTS}.values():
             p = torch.randn(shape or (1,), generator=generator) * 0.5
@@ -101,8 +101,8 @@ def cases(subject: Subject, regime: str, kernels: CpuKernels) -> list[Task]:
                 advance_all(state, gradient(p.shape, "ordinary", generator), decays, axes)
             g = gradient(p.shape, regime, generator)
             if kernels.covers(p, axes, subject.rule, subject.hidden):
-                made.append(Task(p, g, state, axes, decays, subject.limit, subject.replace))
-    return made
+                tasks.append(Task(p, g, state, axes, decays, subject.limit, subject.replace))
+    return tasks
 
 
 def network(subject: Subject, count: int) -> list[Layer]:
@@ -179,9 +179,9 @@ def expected(task: Task, rule: Rule, layers: Sequence[Layer], scale: float = 1.0
     }
 
 
-def close(got: Tensor, wanted: Expected, what: str) -> None:
+def close(got: Tensor, reference: Expected, what: str) -> None:
     """Check ``got`` within its bound of float64, and that the same elements as in eager float32 are not finite."""
-    truth, eager, bound = wanted
+    truth, eager, bound = reference
     assert torch.equal(got.isfinite(), eager.isfinite()), what
     finite = eager.isfinite() & truth.isfinite()
     check(size((got.double() - truth)[finite]), bound, what)
@@ -195,11 +195,11 @@ def test_accumulators_moments_steps_and_moves_agree(kernels: CpuKernels, name: s
     if regime not in ("ordinary", "spikes"):  # those of several units of work take as long as all others together
         tasks = [task for task in tasks if task.p.numel() < 20_000]
     layers = network(subject, len(tasks))
-    wanted = [expected(t, subject.rule, of_parameter(layers, k, torch.float32)) for k, t in enumerate(tasks)]
+    references = [expected(t, subject.rule, of_parameter(layers, k, torch.float32)) for k, t in enumerate(tasks)]
     advanced = kernels.advance(tasks, subject.rule, None, moments=True)
     taken, steps = kernels.moments(advanced), kernels.steps(advanced, layers, ScratchBuffer())
     kernels.move(advanced, layers, [COEFFICIENT] * len(tasks), [SHRINK] * len(tasks))
-    for k, (task, of_task) in enumerate(zip(tasks, wanted, strict=True)):
+    for k, (task, of_task) in enumerate(zip(tasks, references, strict=True)):
         got = figures(Eager(task.state, taken[k], steps[k], task.p))
         for each, value in got.items():
             close(value, of_task[each], f"{each} of {tuple(task.p.shape)} {task.axes}")
@@ -209,9 +209,9 @@ def test_gradients_are_scaled_first(kernels: CpuKernels) -> None:
     subject = SUBJECTS["velo"]
     tasks = cases(subject, "huge", kernels)
     layers = network(subject, len(tasks))
-    wanted = [expected(t, subject.rule, of_parameter(layers, k, torch.float32), 0.25) for k, t in enumerate(tasks)]
+    references = [expected(t, subject.rule, of_parameter(layers, k, torch.float32), 0.25) for k, t in enumerate(tasks)]
     steps = kernels.steps(kernels.advance(tasks, subject.rule, torch.tensor(0.25)), layers, ScratchBuffer())
-    for step, of_task in zip(steps, wanted, strict=True):
+    for step, of_task in zip(steps, references, strict=True):
         close(step, of_task["step"], f"step of {tuple(step.shape)}")
 
 
@@ -267,11 +267,13 @@ def test_a_corrupted_weight_is_detected(kernels: CpuKernels, name: str, layer: i
     subject = SUBJECTS[name]
     tasks = [task for task in cases(subject, "ordinary", kernels) if 100 < task.p.numel() < 5000][:6]
     layers = network(subject, len(tasks))
-    wanted = [expected(t, subject.rule, of_parameter(layers, k, torch.float32))["step"] for k, t in enumerate(tasks)]
+    references = [
+        expected(t, subject.rule, of_parameter(layers, k, torch.float32))["step"] for k, t in enumerate(tasks)
+    ]
     layers[layer][0][..., 0, 1] += 0.01  # multiplied, since a weight that is small by chance would hardly change
     steps = kernels.steps(kernels.advance(tasks, subject.rule, None), layers, ScratchBuffer())
     caught = 0
-    for step, of_task in zip(steps, wanted, strict=True):
+    for step, of_task in zip(steps, references, strict=True):
         try:
             with margins.forgotten():
                 close(step, of_task, "step")
@@ -285,14 +287,14 @@ def test_a_corrupted_weight_is_detected(kernels: CpuKernels, name: str, layer: i
 def test_adam_agrees(kernels: CpuKernels, nesterov: bool, limit: float) -> None:
     generator = torch.Generator().manual_seed(3)
     betas = 0.9, 0.95
-    tasks, wanted = [], []
+    tasks, references = [], []
     for k, shape in enumerate([(1,), (7,), (33, 127), (40000,), (70001,)]):
         p, g, m = (torch.randn(shape, generator=generator) for _ in range(3))
         moments = m[None], torch.rand(shape, generator=generator)[None]
         tasks.append(Adam(p, g, *moments, k + 1, betas, 1e-8, 1e-10, COEFFICIENT, SHRINK, limit, nesterov))
-        wanted.append(simulate(partial(adam, tasks[-1], 0.5), draws=draws_for(p.numel())))
+        references.append(simulate(partial(adam, tasks[-1], 0.5), draws=draws_for(p.numel())))
     kernels.adam(tasks, torch.tensor(0.5))
-    for task, of_task in zip(tasks, wanted, strict=True):
+    for task, of_task in zip(tasks, references, strict=True):
         for k, got in enumerate((task.p, task.momentum, task.second_moment)):
             check(size(got.double() - of_task.truth[k]), of_task.distance(k), f"{tuple(task.p.shape)} {k}")
 
@@ -469,15 +471,17 @@ def test_two_processes_share_one_build_and_a_damaged_one_is_replaced(
 def test_steps_are_normalized_by_matrix(kernels: CpuKernels, layout: Layout) -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = [*SHAPES, (3, 700, 90), (16, 3, 16, 16), (2, 5, 40, 40)]
-    tasks, wanted = [], []
+    tasks, references = [], []
     for shape in shapes:
         shape = shape or (1,)
         axes, p = axes_of(shape, layout), torch.randn(shape, generator=generator)
         step = torch.randn(shape, generator=generator) * torch.linspace(0.1, 10, shape[-1])
         tasks.append(Normalized(p, step, axes.matrix, 1e-9))
-        wanted.append(simulate(partial(normalized, p.double(), step.double(), axes.matrix), draws=draws_for(p.numel())))
+        references.append(
+            simulate(partial(normalized, p.double(), step.double(), axes.matrix), draws=draws_for(p.numel()))
+        )
     kernels.move_normalized(tasks, [COEFFICIENT] * len(tasks), torch.full((len(tasks),), SHRINK))
-    for task, of_task in zip(tasks, wanted, strict=True):
+    for task, of_task in zip(tasks, references, strict=True):
         check(size(task.p.double() - of_task.truth[0]), of_task.distance(0), f"{tuple(task.p.shape)} {task.over}")
 
 

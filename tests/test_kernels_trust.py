@@ -47,8 +47,8 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 def library(tmp_path: Path) -> Path:
     """A library that was compiled before."""
     build.load()
-    (found,) = (tmp_path / "kernels").glob("*.so")
-    return found
+    (result,) = (tmp_path / "kernels").glob("*.so")
+    return result
 
 
 def folder_mode(mode: int) -> Callable[[Path], object]:

@@ -73,8 +73,8 @@ def leftovers(folder: Path) -> list[str]:
 @pytest.mark.parametrize("name", ["artifact", "file.json"])
 def test_the_next_writer_removes_what_a_killed_one_left(tmp_path: Path, name: str, point: str) -> None:
     killed(tmp_path / name, point)
-    (found,) = leftovers(tmp_path)
-    other = tmp_path / f".other{found.removeprefix(f'.{name}')}"
+    (result,) = leftovers(tmp_path)
+    other = tmp_path / f".other{result.removeprefix(f'.{name}')}"
     other.mkdir()
     replace(tmp_path / name)
     assert leftovers(tmp_path) == [other.name], "only leftovers of this target are removed"

@@ -147,10 +147,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from parity_reports import failing, passing
 
     folder = tmp_path_factory.mktemp("whole")
-    made = make("elo", source=write_theta(folder, "elo"), out=folder / "a", verify=False).artifact
-    report = {**passing(made.name).to_dict(), "source": report_of(made, 0).to_dict()["source"]}
-    report |= {"fingerprint": made.fingerprint, "explanation": failing().to_dict()["explanation"]}
-    artifact.write_parity(folder / "a", {**report, "defaults": dict(made.defaults)})
+    converted = make("elo", source=write_theta(folder, "elo"), out=folder / "a", verify=False).artifact
+    report = {**passing(converted.name).to_dict(), "source": report_of(converted, 0).to_dict()["source"]}
+    report |= {"fingerprint": converted.fingerprint, "explanation": failing().to_dict()["explanation"]}
+    artifact.write_parity(folder / "a", {**report, "defaults": dict(converted.defaults)})
     config = json.loads((folder / "a" / "config.json").read_text())
     config["source"]["layout"] |= {
         "cast": {"to": "float32", "from": ["a"]},
@@ -172,17 +172,17 @@ def fields(name: str) -> list[tuple[Any, ...]]:
 
         report = {**passing().to_dict(), "defaults": {"lr": 1.0}, "explanation": failing().to_dict()["explanation"]}
         return list(paths(report))
-    made = convert("velo-sample").config()
+    converted = convert("velo-sample").config()
     layout = ("container", "leaves", "keys", "header", "files", "exact", "cast", "nonfinite", "ignored", "supplied")
     inner = [("cast", "to"), ("cast", "from"), ("cast", "from", 0), ("header", "step"), ("header", "step", "ext")]
     inner += [("header", "step", "dtype"), ("header", "step", "value"), ("supplied", "rms_decays"), ("leaves", 0)]
     inner += [("leaves", 0, 0), ("nonfinite", 0), ("supplied", "rms_decays", 0), ("keys", 0), ("files", 0)]
-    plain = [key for key in made["source"] if key != "layout"]
-    found = [(key,) for key in made] + [("source", key) for key in (*plain, "layout")]
-    found += [("source", "layout", key) for key in layout] + [("source", "layout", *key) for key in inner]
-    found += [("architecture", "hidden_size"), ("architecture", "hidden_layers"), ("behavior", "exp_mult")]
-    found += [("behavior", "initial_momentum_decays"), ("behavior", "initial_momentum_decays", 0), ("defaults", "lr")]
-    return [*found, ("converter", "version")]
+    plain = [key for key in converted["source"] if key != "layout"]
+    result = [(key,) for key in converted] + [("source", key) for key in (*plain, "layout")]
+    result += [("source", "layout", key) for key in layout] + [("source", "layout", *key) for key in inner]
+    result += [("architecture", "hidden_size"), ("architecture", "hidden_layers"), ("behavior", "exp_mult")]
+    result += [("behavior", "initial_momentum_decays"), ("behavior", "initial_momentum_decays", 0), ("defaults", "lr")]
+    return [*result, ("converter", "version")]
 
 
 def spoiled(whole: Path, tmp_path: Path, name: str, at: tuple[Any, ...], value: Any) -> Path:

@@ -151,8 +151,8 @@ def test_it_learns() -> None:
 def test_where_parameters_go_and_why() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 4))
     optimizer = Muon(model.named_parameters(), nesterov=True)
-    found = [(route.name, route.shape, route.rule, route.reason) for route in optimizer.routes()]
-    assert found == [
+    result = [(route.name, route.shape, route.rule, route.reason) for route in optimizer.routes()]
+    assert result == [
         ("0.weight", (8, 3, 3, 3), "muon", "ok"),
         ("0.bias", (8,), "nadamw", "insufficient_dims"),
         ("2.weight", (4, 8), "muon", "ok"),
@@ -208,8 +208,8 @@ def test_param_groups_give_embeddings_to_adamw_and_declare_stacks() -> None:
     model.linear = nn.Linear(6, 5)
     model.experts = nn.Parameter(torch.randn(3, 6, 4))
     optimizer = Muon(param_groups(model))
-    found = {route.shape: (route.layout, route.rule) for route in optimizer.routes()}
-    assert found == {
+    result = {route.shape: (route.layout, route.rule) for route in optimizer.routes()}
+    assert result == {
         (12, 6): ("jax", "adamw"),
         (5, 6): ("torch", "muon"),
         (5,): ("torch", "adamw"),

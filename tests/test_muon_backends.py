@@ -73,8 +73,8 @@ def test_both_backends_give_the_same_run(
     options: dict[str, Any], together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(apply.TOGETHER, "cpu", together)
-    (one, expected), (other, found) = (ended(backend, DOUBLE, options) for backend in ("eager", "fused"))
-    for p, q in zip(expected, found, strict=True):
+    (one, expected), (other, result) = (ended(backend, DOUBLE, options) for backend in ("eager", "fused"))
+    for p, q in zip(expected, result, strict=True):
         check_close(q, p, bound(p))
         assert one.state[p].keys() == other.state[q].keys()
         for name, value in one.state[p].items():
@@ -86,11 +86,11 @@ def test_both_backends_give_the_same_run(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("master", [False, True])
 def test_both_backends_give_the_same_run_in_narrow_dtypes(dtype: torch.dtype, master: bool) -> None:
-    (one, expected), (other, found) = (
+    (one, expected), (other, result) = (
         ended(backend, dtype, {}, master_weights=master) for backend in ("eager", "fused")
     )
     last = gamma(4, dtype)  # decay and step, in two runs, each rounded differently
-    for p, q in zip(expected, found, strict=True):
+    for p, q in zip(expected, result, strict=True):
         moved = STEPS * 0.02  # a step is at most as large as its rate
         check_close(q, p, STEPS * (last * p.double().abs() + gamma(8, torch.float32) * moved) + bound(p))
         assert ("master" in one.state[p]) == ("master" in other.state[q]) == (master and dtype != torch.float32)
@@ -126,8 +126,8 @@ def test_the_function_has_both_backends() -> None:
         p, g, buffers = ([normal(*shape, seed=10 * k + j) for j, shape in enumerate(shapes)] for k in range(3))
         muon(p, g, buffers, **options, backend=backend)
         ends.append((*p, *buffers))
-    for found in ends[1:]:
-        for a, b in zip(found, ends[0], strict=True):
+    for result in ends[1:]:
+        for a, b in zip(result, ends[0], strict=True):
             check_close(a, b, bound(b))
     with pytest.raises(ZooError, match="backend is 'triton'"):
         muon([], [], [], **options, backend="triton")

@@ -141,12 +141,12 @@ def test_singular_values_approach_one(preset: str, steps: int, low: float, high:
 def test_polar_express_converges_to_the_polar_factor(preset: str, shape: tuple[int, ...]) -> None:
     matrices = normal(*shape)
     u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
-    found = orthogonalize(matrices, resolve_coefficients(preset, 10), dtype=DOUBLE)
+    result = orthogonalize(matrices, resolve_coefficients(preset, 10), dtype=DOUBLE)
     # After ten steps only rounding errors remain, which the iteration and the SVD amplify by the condition number.
     run = simulate(
         lambda: [orthogonalize(displace(matrices), resolve_coefficients("polar_express", 10), dtype=DOUBLE)], DOUBLE
     )
-    check_close(found, u @ vh, 2 * run.distance(0))
+    check_close(result, u @ vh, 2 * run.distance(0))
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (48, 16), (16, 48), (5, 12, 20), (2, 3, 20, 12)])
@@ -154,12 +154,12 @@ def test_polar_express_converges_to_the_polar_factor(preset: str, shape: tuple[i
 def test_narrow_dtypes_compute_the_same(shape: tuple[int, ...], dtype: torch.dtype, limit: float) -> None:
     matrices, triples = normal(*shape, dtype=torch.float32), resolve_coefficients("original", 5)
     exact = orthogonalize(matrices.double(), triples, dtype=DOUBLE)
-    found = orthogonalize(matrices, triples, dtype=dtype)
-    assert found.dtype == torch.float32
-    assert found.shape == matrices.shape
+    result = orthogonalize(matrices, triples, dtype=dtype)
+    assert result.dtype == torch.float32
+    assert result.shape == matrices.shape
     # measured: 0.015 to 0.018 and 1.7e-3 to 2.1e-3; rounding each product twice gives 0.029 to 0.036 and 4e-3
-    assert (found - exact).norm() < limit * exact.norm()
-    assert (found - exact).norm() > 0
+    assert (result - exact).norm() < limit * exact.norm()
+    assert (result - exact).norm() > 0
 
 
 def test_a_stack_equals_its_matrices() -> None:
@@ -184,15 +184,15 @@ def test_many_tensors_give_the_same_results_as_each_alone(
     monkeypatch.setitem(STACKED, "cpu", most)
     tensors = [x.to(dtype) for x in tensors]
     before = [x.clone() for x in tensors]
-    found = newton_schulz_all(tensors, triples, 1e-8)
+    result = newton_schulz_all(tensors, triples, 1e-8)
     others = orthogonalize_all(tensors, triples, dtype=dtype)
     again = newton_schulz_all(tensors, triples, 1e-8)
     for k, one in enumerate(exact):
-        assert found[k].shape == others[k].shape == one.shape
-        assert found[k].dtype == others[k].dtype == dtype
-        assert torch.equal(found[k], again[k])
+        assert result[k].shape == others[k].shape == one.shape
+        assert result[k].dtype == others[k].dtype == dtype
+        assert torch.equal(result[k], again[k])
         assert torch.equal(tensors[k], before[k])
-        check(size(found[k] - one, 2), 2 * runs[k].distance(0, 2), f"{MANY[k]}")
+        check(size(result[k] - one, 2), 2 * runs[k].distance(0, 2), f"{MANY[k]}")
         epsilon = 1e-7 * size(one, 2)  # the norm's epsilon differs
         check(size(others[k] - one, 2), 2 * runs[k].distance(0, 2) + epsilon, f"{MANY[k]} with another epsilon")
 

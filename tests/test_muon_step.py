@@ -62,8 +62,8 @@ def test_a_step_follows_the_formulas(nesterov: bool) -> None:
     u = 0.1 * g + 0.9 * average if nesterov else average
     expected = p * (1 - 0.1 * 0.2) - 0.1 * 0.2 * math.sqrt(6) * polar(u)
     gradient = g.clone()
-    found = stepped(p, g, buffer, nesterov=nesterov, adjust_lr_fn="match_rms_adamw")
-    check_close(found, expected, rounding(u, 0.1 * 0.2 * math.sqrt(6)) + ADDED * p.abs())
+    result = stepped(p, g, buffer, nesterov=nesterov, adjust_lr_fn="match_rms_adamw")
+    check_close(result, expected, rounding(u, 0.1 * 0.2 * math.sqrt(6)) + ADDED * p.abs())
     check_close(buffer, average, ADDED * (buffer.abs() + g.abs()))
     assert torch.equal(g, gradient)
 
@@ -83,9 +83,9 @@ def test_convolutions_flattened_and_by_position(adjust_lr_fn: str | None, normal
         for j in range(3):
             batched[:, :, i, j] = polar(g[:, :, i, j]) * lr_scale(8, 3, adjust_lr_fn)
     batched *= 6**-0.5 if normalize_spatial else 1
-    found = stepped(p, g, zeros.clone(), conv_mode="batched", **more)
+    result = stepped(p, g, zeros.clone(), conv_mode="batched", **more)
     scale = 0.1 * lr_scale(8, 3, adjust_lr_fn)
-    check_close(found, p - 0.1 * batched, rounding(g.permute(2, 3, 0, 1), scale) + ADDED * p.abs())
+    check_close(result, p - 0.1 * batched, rounding(g.permute(2, 3, 0, 1), scale) + ADDED * p.abs())
 
 
 @pytest.mark.parametrize("conv_mode", ["flatten", "batched"])
@@ -96,10 +96,10 @@ def test_jax_layout_matches_torch_layout(shape: tuple[int, ...], conv_mode: str)
 
     p, g, zeros = normal(*shape), normal(*shape, seed=1), torch.zeros(shape, dtype=DOUBLE)
     more: dict[str, Any] = {"conv_mode": conv_mode, "adjust_lr_fn": "rms_to_rms"}
-    found = stepped(to_jax(p), to_jax(g), to_jax(zeros), layout="jax", **more)
+    result = stepped(to_jax(p), to_jax(g), to_jax(zeros), layout="jax", **more)
     matrices = g.reshape(7, -1) if conv_mode == "flatten" else g.reshape(7, 4, -1).permute(2, 0, 1)
     bound = 2 * rounding(matrices, 0.1 * math.sqrt(7)) + ADDED * p.abs().max()
-    check_close(found, to_jax(stepped(p, g, zeros, **more)), bound)
+    check_close(result, to_jax(stepped(p, g, zeros, **more)), bound)
 
 
 def test_a_bfloat16_parameter_is_rounded_once() -> None:

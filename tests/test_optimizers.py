@@ -66,8 +66,8 @@ def test_rules_route_by_group_and_by_shape() -> None:
         params = [p for group in optimizer.param_groups for p in group["params"]]
         give_gradients(params, 0)
         optimizer.step()
-        found = ["adamw" if "step" in optimizer.state[p] else "learned" for p in params]
-        assert found == [of_vector, "learned", "adamw"]
+        result = ["adamw" if "step" in optimizer.state[p] else "learned" for p in params]
+        assert result == [of_vector, "learned", "adamw"]
 
 
 def test_mulo_divides_by_the_width_multiplier() -> None:

@@ -54,8 +54,8 @@ def test_orbax_checkpoints_are_read(write: Callable[[Path, Any], Path], tmp_path
     assert (read.format, read.naming, read.layout["exact"]) == ("orbax", "jax", False)
     assert read.leaves.keys() == theta("velo").keys()
     original = convert("velo", source=write_theta(tmp_path, "velo"))
-    made = convert("velo", source=source)
-    assert made.fingerprint == original.fingerprint
+    artifact = convert("velo", source=source)
+    assert artifact.fingerprint == original.fingerprint
     assert library.inspect(source).families == ("velo",)
 
 
@@ -69,13 +69,13 @@ def test_a_wrapped_tree_of_other_dtypes(tmp_path: Path) -> None:
 
 def test_a_source_directory_is_kept(tmp_path: Path) -> None:
     source = standard(tmp_path / "saved", nested(theta("celo2", scale=0.1)))
-    made = make("celo2", source=source, out=tmp_path / "out", verify=False)
-    assert made.report.leaves.passed
-    kept = library.cached_source(made.artifact.source.sha256)
+    result = make("celo2", source=source, out=tmp_path / "out", verify=False)
+    assert result.report.leaves.passed
+    kept = library.cached_source(result.artifact.source.sha256)
     assert kept is not None
     shutil.rmtree(source)
-    assert formats.read(kept).sha256 == made.artifact.source.sha256
-    theirs = flatten(read_theta(made.artifact, formats.read(kept)))
+    assert formats.read(kept).sha256 == result.artifact.source.sha256
+    theirs = flatten(read_theta(result.artifact, formats.read(kept)))
     assert {path: leaf.tobytes() for path, leaf in theirs.items()} == {
         path: leaf.tobytes() for path, leaf in theta("celo2", scale=0.1).items()
     }

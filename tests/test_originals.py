@@ -63,8 +63,8 @@ def test_importable_packages_are_listed_with_versions() -> None:
 @pytest.mark.usefixtures("stand_in_packages")
 @pytest.mark.parametrize("family", ORIGINALS)
 def test_each_original_is_found_and_run(family: str) -> None:
-    given = request(family)
-    check = check_reference(family, **given)
+    inputs = request(family)
+    check = check_reference(family, **inputs)
     assert check.agrees, check.errors
     assert check.run.original == f"{ORIGINALS[family].module}.{ORIGINALS[family].name}"
     assert check.run.version == VERSIONS[ORIGINALS[family].package]
@@ -72,7 +72,7 @@ def test_each_original_is_found_and_run(family: str) -> None:
     assert len(check.run.params) == len(check.reference) == STEPS
     for name, shape in SHAPES.items():
         assert (check.run.params[-1][name].shape, check.run.params[-1][name].dtype) == (shape, np.float32)
-        assert not np.array_equal(check.run.params[-1][name], given["params"][name])
+        assert not np.array_equal(check.run.params[-1][name], inputs["params"][name])
 
 
 @pytest.mark.usefixtures("stand_in_packages")
@@ -84,13 +84,13 @@ def test_a_factor_that_is_a_literal_in_googles_class() -> None:
 @pytest.mark.usefixtures("stand_in_packages")
 @pytest.mark.parametrize("family", ["celo2", "celo2-base"])
 def test_celo2_is_composed_with_clipping_decay_and_adamw(family: str) -> None:
-    given = request(family)
-    given["hyper"] = {"lr": 0.1, "weight_decay": 0.2, "clip_norm": 0.5, "adam_weight_decay": 0.3, "adam_eps": 1e-3}
-    given["losses"] = None
-    check = check_reference(family, **given)
+    inputs = request(family)
+    inputs["hyper"] = {"lr": 0.1, "weight_decay": 0.2, "clip_norm": 0.5, "adam_weight_decay": 0.3, "adam_eps": 1e-3}
+    inputs["losses"] = None
+    check = check_reference(family, **inputs)
     assert check.agrees, check.errors
-    given["hyper"]["lr"] = 0.11
-    assert not np.allclose(run_original(family, **given).params[-1]["b"], check.run.params[-1]["b"], rtol=1e-4)
+    inputs["hyper"]["lr"] = 0.11
+    assert not np.allclose(run_original(family, **inputs).params[-1]["b"], check.run.params[-1]["b"], rtol=1e-4)
 
 
 def test_a_disagreement_is_reported(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_the_reference_agrees_with_the_installed_original(case: str) -> None:
     spec, tensors = golden_data.spec(case), golden_data.trajectory(case)
     family = spec["family"].replace("_", "-")
     artifact = golden_data.artifact(case)
-    given = {
+    inputs = {
         "theta": serialization.msgpack_restore(golden_data.theta_path(case).read_bytes()),
         "architecture": config.to_dict(artifact.architecture),
         "behavior": config.to_dict(artifact.behavior),
@@ -203,7 +203,7 @@ def test_the_reference_agrees_with_the_installed_original(case: str) -> None:
         "losses": tensors["loss"],
     }
     try:
-        check = check_reference(family, **given)
+        check = check_reference(family, **inputs)
     except ZooError as error:
         if "cannot be imported" not in error.message:
             raise
@@ -211,7 +211,7 @@ def test_the_reference_agrees_with_the_installed_original(case: str) -> None:
     assert check.agrees, (check.run.original, check.run.version, check.run.sha256, check.errors)
     for t, params in enumerate(check.run.params):
         for name, got in params.items():
-            start, expected = given["params"][name], tensors[f"params.{t + 1}.{name}"]
+            start, expected = inputs["params"][name], tensors[f"params.{t + 1}.{name}"]
             floor = originals.FLOOR * np.abs(expected).max()
             moved = np.abs(tensors[f"params.{spec['steps']}.{name}"] - start).max()
             assert np.abs(got - expected).max() <= TOLERANCE * moved + floor, (name, t)

@@ -33,8 +33,8 @@ class Model(nn.Module):
 
 
 def test_routes_have_layout_rule_and_reason() -> None:
-    found = {route.name: (route.layout, route.rule) for route in routes(Model())}
-    assert found == {
+    result = {route.name: (route.layout, route.rule) for route in routes(Model())}
+    assert result == {
         "experts": ("jax", "learned"),
         "embed.weight": ("jax", "adamw"),
         "conv.weight": ("torch", "learned"),
@@ -269,20 +269,20 @@ def test_names_and_patterns_override() -> None:
 
 
 def test_patterns_set_layouts_and_options() -> None:
-    found = by_name(
+    result = by_name(
         Model(),
         layouts={"exp*": "torch-stacked"},
         options={"*": {"lr": 1.0}, "conv": {"lr": 2.0, "weight_decay": 0.5}, "conv.bias": {"lr": 3.0}},
         weight_decay=0.1,
         decay_vectors=False,
     )
-    assert found["experts"].layout == "torch-stacked"
+    assert result["experts"].layout == "torch-stacked"
     both = by_name(Model(), layouts={"exp*": "torch-stacked"}, adamw="experts")["experts"].reason
     assert both == "named by adamw='experts': stack, layout by layouts['exp*']"
-    assert dict(found["conv.weight"].options) == {"lr": 2.0, "weight_decay": 0.5}
-    assert dict(found["conv.bias"].options) == {"lr": 3.0, "weight_decay": 0.5}
-    assert dict(found["norm.weight"].options) == {"lr": 1.0, "weight_decay": 0.0}
-    assert dict(found["gate.weight"].options) == {"lr": 1.0, "weight_decay": 0.1}
+    assert dict(result["conv.weight"].options) == {"lr": 2.0, "weight_decay": 0.5}
+    assert dict(result["conv.bias"].options) == {"lr": 3.0, "weight_decay": 0.5}
+    assert dict(result["norm.weight"].options) == {"lr": 1.0, "weight_decay": 0.0}
+    assert dict(result["gate.weight"].options) == {"lr": 1.0, "weight_decay": 0.1}
     said = by_name(Model(), adam_weight_decay=0.3, decay_vectors=False)["norm.bias"].options
     assert dict(said) == {"adam_weight_decay": 0.0, "weight_decay": 0.0}
 

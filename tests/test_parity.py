@@ -37,8 +37,8 @@ SINGLE_STEP = 1e-10
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_passes(family: str) -> None:
-    made, _ = random_weights(family)
-    assert made.architecture == SMALL.get(family, made.architecture)
+    random_artifact, _ = random_weights(family)
+    assert random_artifact.architecture == SMALL.get(family, random_artifact.architecture)
     report = proof(family)
     failed = [(check.name, check.dtype, check.worst, check.broken) for check in report.checks if not check.passed]
     assert (report.status, failed, report.missed) == ("passed", [], [])
@@ -84,19 +84,19 @@ def test_every_run_is_stepped_by_the_fused_kernels_too(family: str) -> None:
 Gap = Callable[[list[Check], list[Control]], tuple[list[Check], list[Control]]]
 
 
-def without(**wanted: Any) -> Gap:
+def without(**expected: Any) -> Gap:
     """Leave out the checks with these attributes."""
     return lambda checks, controls: (
-        [each for each in checks if any(getattr(each, name) != value for name, value in wanted.items())],
+        [each for each in checks if any(getattr(each, name) != value for name, value in expected.items())],
         controls,
     )
 
 
-def emptied(**wanted: Any) -> Gap:
+def emptied(**expected: Any) -> Gap:
     """Keep one parameter in the checks with these attributes."""
 
     def change(check: Check) -> Check:
-        here = all(getattr(check, name) == value for name, value in wanted.items())
+        here = all(getattr(check, name) == value for name, value in expected.items())
         return replace(check, errors=dict([*check.errors.items()][:1])) if here else check
 
     return lambda checks, controls: ([change(each) for each in checks], controls)
@@ -183,8 +183,8 @@ def test_verify_refuses_an_incomplete_proof(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_whole_runs_of_1_10_and_200_steps(family: str) -> None:
-    found = {(check.dtype, check.name, check.steps) for check in proof(family).of_level("trajectory")}
-    assert found == {
+    result = {(check.dtype, check.name, check.steps) for check in proof(family).of_level("trajectory")}
+    assert result == {
         (dtype, name, steps)
         for dtype in ("float64", "float32")
         for name, steps in (("ordinary", 10), ("spikes", 10), ("long", 200))
@@ -223,14 +223,14 @@ def test_a_family_plants_its_applicable_faults() -> None:
 
 @pytest.mark.parametrize(("family", "source"), [("celo", CELO), ("celo-adam", CELO_ADAM)])
 def test_the_published_checkpoints_pass(family: str, source: Path) -> None:
-    made = convert(family, source=source)
-    assert made.name == family  # the registry has the file's hash
-    assert parity.verify(made, source).passed
+    converted = convert(family, source=source)
+    assert converted.name == family  # the registry has the file's hash
+    assert parity.verify(converted, source).passed
 
 
 def test_one_weight_off_by_a_thousandth_fails_at_every_level() -> None:
-    made, source = random_weights("celo-adam")
-    report = parity.verify(corrupted(made, "controller.step_size.weight", 1.001), source)
+    random_artifact, source = random_weights("celo-adam")
+    report = parity.verify(corrupted(random_artifact, "controller.step_size.weight", 1.001), source)
     assert not report.passed
     assert len(report.leaves.differing) == 1
     failed = {(check.level, check.dtype) for check in report.checks if not check.passed}
@@ -249,9 +249,9 @@ def test_a_behavior_that_contradicts_the_source_fails(
     """Both sides use the artifact's behavior, so only other sources can contradict it."""
     without_jax(monkeypatch)
     source = Path(velo_sample.__file__).parent / "velo-sample" / "params"
-    made = convert("velo-sample")
-    assert parity.verify(made, source).status == "not_run"
-    report = parity.verify(replace(made, behavior=replace(made.behavior, **behavior)), source)
+    converted = convert("velo-sample")
+    assert parity.verify(converted, source).status == "not_run"
+    report = parity.verify(replace(converted, behavior=replace(converted.behavior, **behavior)), source)
     assert report.status == "failed"
     assert "config.gin" in report.statements.contradictions[0]
     with pytest.raises(ZooError, match=r"config\.gin"):
@@ -260,15 +260,15 @@ def test_a_behavior_that_contradicts_the_source_fails(
 
 def test_training_refuses_artifacts_changed_after_the_proof(tmp_path: Path) -> None:
     source = write_theta(tmp_path, "elo")
-    made = convert("elo", source=source)
-    origin = {"uri": made.source.uri, "sha256": made.source.sha256}
-    proven = {"status": "passed", "fingerprint": made.fingerprint, "name": made.name, "source": origin}
-    directory = write(replace(made, parity=proven), tmp_path / "elo")
-    assert load(directory).fingerprint == made.fingerprint
-    write(replace(corrupted(made, "mlp.layers.0.weight", 1.5), parity=proven), directory, force=True)
+    converted = convert("elo", source=source)
+    origin = {"uri": converted.source.uri, "sha256": converted.source.sha256}
+    proven = {"status": "passed", "fingerprint": converted.fingerprint, "name": converted.name, "source": origin}
+    directory = write(replace(converted, parity=proven), tmp_path / "elo")
+    assert load(directory).fingerprint == converted.fingerprint
+    write(replace(corrupted(converted, "mlp.layers.0.weight", 1.5), parity=proven), directory, force=True)
     with pytest.raises(ZooError, match="changed since"):
         load(directory)
-    write(replace(made, parity={"status": "failed"}), directory, force=True)
+    write(replace(converted, parity={"status": "failed"}), directory, force=True)
     with pytest.raises(ZooError, match="failed its parity"):
         load(directory)
 
@@ -288,14 +288,14 @@ def test_without_jax_the_leaves_are_still_compared(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_same_run_gives_the_same_report_and_the_same_vectors() -> None:
-    made, source = random_weights("celo-adam")
-    one, two = (parity.verify(made, source) for _ in range(2))
+    random_artifact, source = random_weights("celo-adam")
+    one, two = (parity.verify(random_artifact, source) for _ in range(2))
     assert {**one.to_dict(), "created": ""} == {**two.to_dict(), "created": ""}
     assert one.vectors == two.vectors
-    other = parity.verify(made, source, seed=1)
+    other = parity.verify(random_artifact, source, seed=1)
     assert other.passed
     assert other.to_dict()["checks"] != one.to_dict()["checks"]
-    assert not parity.verify(made, source, max_error=0.0).passed
+    assert not parity.verify(random_artifact, source, max_error=0.0).passed
 
 
 # --- replay ------------------------------------------------------------------------------------------------------
@@ -304,8 +304,8 @@ def test_the_same_run_gives_the_same_report_and_the_same_vectors() -> None:
 @pytest.fixture
 def proven(tmp_path: Path) -> Path:
     """The directory of an artifact with its proof."""
-    made, source = random_weights("celo-adam")
-    directory = write(made, tmp_path / "celo-adam")
+    random_artifact, source = random_weights("celo-adam")
+    directory = write(random_artifact, tmp_path / "celo-adam")
     assert verify_target(directory, source).passed
     return directory
 
@@ -327,8 +327,8 @@ def test_a_read_only_artifact_is_verified_with_a_warning(proven: Path, monkeypat
 
 
 def test_behavior_without_a_source_is_named() -> None:
-    made, source = random_weights("celo-adam")
-    edited = replace(made, behavior=replace(made.behavior, step_mult=0.002))
+    random_artifact, source = random_weights("celo-adam")
+    edited = replace(random_artifact, behavior=replace(random_artifact.behavior, step_mult=0.002))
     report = parity.verify(edited, source)
     assert report.passed  # no source contradicts it
     assert "step_mult = 0.002, where the released value is 0.001" in report.statements.unsaid
@@ -350,8 +350,8 @@ def test_a_replay_needs_no_jax_and_detects_faults(proven: Path, monkeypatch: pyt
         "one bit",
         "gate order",
     ]
-    made = read(proven)
-    write(corrupted(made, "controller.direct.weight", 1.001), proven.parent / "changed")
+    loaded = read(proven)
+    write(corrupted(loaded, "controller.direct.weight", 1.001), proven.parent / "changed")
     for name in ("parity.json", "parity-vectors.safetensors"):
         (proven.parent / "changed" / name).write_bytes((proven / name).read_bytes())
     report = parity.replay(read(proven.parent / "changed"))

@@ -220,17 +220,17 @@ def test_there_is_no_difference_without_a_fault(family: str) -> None:
 def test_a_planted_fault_is_located(name: str) -> None:
     fault = FAULTS[name]
     with planted(fault):
-        found = difference(fault.family, fault.regime)
-    assert found is not None
-    assert found.quantity == fault.shows
+        result = difference(fault.family, fault.regime)
+    assert result is not None
+    assert result.quantity == fault.shows
 
 
 def test_the_initial_loss_minimum_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run's first step uses the optimizer's own new state, not a synchronized one."""
     monkeypatch.setattr(conditioning, "LOSS_MINIMUM_START", 100.0)
-    found = difference("velo", "huge")
-    assert found is not None
-    assert (found.quantity, found.step) == ("loss_minimum", 0)
+    result = difference("velo", "huge")
+    assert result is not None
+    assert (result.quantity, result.step) == ("loss_minimum", 0)
 
 
 def test_an_exception_is_located() -> None:
@@ -266,8 +266,8 @@ def test_a_wrong_tie_shows_only_in_tied_shapes() -> None:
 )
 def test_a_wrong_weight_is_located(family: str, tensor: str, first: str) -> None:
     wrong = corrupted(random_weights(family)[0], tensor, 1.001)
-    found = first_difference([compare(wrong, walk(family, "ordinary"), "float64", "torch")])
-    assert found is not None
-    assert (found.quantity, found.step) == (first, 0)
-    assert found.ours != found.theirs
-    assert next(link.quantity for link in found.chain if not link.passed) == first
+    result = first_difference([compare(wrong, walk(family, "ordinary"), "float64", "torch")])
+    assert result is not None
+    assert (result.quantity, result.step) == (first, 0)
+    assert result.ours != result.theirs
+    assert next(link.quantity for link in result.chain if not link.passed) == first

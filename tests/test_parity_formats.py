@@ -186,18 +186,18 @@ def test_a_real_report_follows_the_schema_and_is_rendered(
     whole = plan.plan
     chosen = ("ordinary", "zeros", "zero parameters", plan.LONG_RUN, plan.BELOW)
 
-    def planned(*given: Any) -> list[Any]:
-        runs = [run for run in whole(*given) if run.name in chosen]
+    def planned(*inputs: Any) -> list[Any]:
+        runs = [run for run in whole(*inputs) if run.name in chosen]
         return [run if run.name == plan.LONG_RUN else replace(run, cases=REDUCED) for run in runs]
 
     monkeypatch.setattr(plan, "plan", planned)
     monkeypatch.setattr(completeness, "check", lambda *arguments: None)
     monkeypatch.setattr(trajectory, "COURSES", (trajectory.Course("short", "ordinary", 3, REDUCED, ("torch",)),))
     source = write_theta(tmp_path, "adafac-mlp", scale=0.1)
-    made = convert("adafac-mlp", source=source)
-    name, weight = next((name, tensor) for name, tensor in made.tensors.items() if tensor.ndim > 1)
-    broken = replace(made, tensors={**made.tensors, name: weight * 1.001})
-    for artifact, status in ((made, "passed"), (broken, "failed")):
+    converted = convert("adafac-mlp", source=source)
+    name, weight = next((name, tensor) for name, tensor in converted.tensors.items() if tensor.ndim > 1)
+    broken = replace(converted, tensors={**converted.tensors, name: weight * 1.001})
+    for artifact, status in ((converted, "passed"), (broken, "failed")):
         report = parity.verify(artifact, source)
         assert report.status == status
         validator.validate(json.loads(json.dumps(report.to_dict(), allow_nan=False)))

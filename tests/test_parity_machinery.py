@@ -111,13 +111,13 @@ def test_an_optimizer_that_raises_in_one_layout_fails_only_there(monkeypatch: py
         seed=0,
     )
     for layout, failed in (("torch", True), ("jax", False)):
-        found = explain.first_difference([steps.compare(random_weights(FAMILY)[0], walked, "float64", layout)])
-        assert (found is not None) == failed
+        result = explain.first_difference([steps.compare(random_weights(FAMILY)[0], walked, "float64", layout)])
+        assert (result is not None) == failed
 
 
 def test_a_network_that_raises_is_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, _ = random_weights(FAMILY)
-    monkeypatch.setattr(type(made.net()), "probe", lambda self, inputs: 1 / 0)
+    artifact, _ = random_weights(FAMILY)
+    monkeypatch.setattr(type(artifact.net()), "probe", lambda self, inputs: 1 / 0)
     report = quick_proof(FAMILY)
     network = report.of_level("network")
     assert [check.passed for check in network] == [False, False]
@@ -143,13 +143,13 @@ def test_kernels_that_raise_are_a_difference(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_weights_that_are_not_finite_in_the_original_prove_nothing() -> None:
     """The reference has no finite first step: no step is compared, and the report states that instead of passing."""
-    made, _ = random_weights(FAMILY)
+    artifact, _ = random_weights(FAMILY)
     run = steps.Run("regime", "ordinary", "ordinary", cases.FEW, dict(converters.get(FAMILY).parity_hyper), steps=1)
     huge: Any = {"nn": {"~": {k: np.full_like(v, 1e30) for k, v in theta(FAMILY)["nn"]["~"].items()}}}
-    walked = steps.walk(made, {**theta(FAMILY), **huge}, run, seed=0)
+    walked = steps.walk(artifact, {**theta(FAMILY), **huge}, run, seed=0)
     assert not walked.before
-    found = steps.compare(made, walked, "float64", "torch")
-    assert found.errors.shape == (0, len(walked.ledger.keys))
+    result = steps.compare(artifact, walked, "float64", "torch")
+    assert result.errors.shape == (0, len(walked.ledger.keys))
 
 
 # --- a proof made vacuous ----------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def leaves_are_always_right(patch: Patch) -> None:
 
 
 def no_difference_is_found(patch: Patch) -> None:
-    patch.setattr(controls, "first_difference", lambda found: None)
+    patch.setattr(controls, "first_difference", lambda result: None)
 
 
 def every_check_passes(patch: Patch) -> None:
@@ -284,13 +284,13 @@ CLIPPED = [family for family in converters.FAMILIES if family != "celo-adam"]
 @pytest.mark.parametrize("family", CLIPPED)
 def test_decays_outside_their_range_are_clipped_on_both_sides(family: str) -> None:
     """SPEC §1 and §3: decays of second moments are clipped to [0, 1], learned ones after the offset."""
-    made, _ = random_weights(family)
-    changes = plan.clamped(made)
+    artifact, _ = random_weights(family)
+    changes = plan.clamped(artifact)
     assert set(changes[plan.BELOW]) == {"initial_rms_decays", "initial_adafactor_decays"}
-    decays: Any = sides.with_behavior(made, changes[plan.BELOW]).net()
+    decays: Any = sides.with_behavior(artifact, changes[plan.BELOW]).net()
     assert decays.decays().rms.tolist() == [0.0]
     assert decays.decays().adafactor.tolist() == [0.0, 0.0, 0.0]
-    learned = "rms_decays" in made.tensors
+    learned = "rms_decays" in artifact.tensors
     assert (plan.ABOVE in changes) == (not learned)
 
 
@@ -302,11 +302,11 @@ def test_every_family_with_learned_decays_reaches_the_clip() -> None:
 @pytest.mark.parametrize("decay", ["rms", "adafactor"])
 def test_one_unclipped_decay_is_detected(family: str, decay: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without clipped decays among the runs, unclipped rms decays would pass."""
-    made, _ = random_weights(family)
-    run = next(run for run in plan.plan(made) if run.name == plan.BELOW)
-    walked = steps.walk(made, theta(family), run, seed=0)
-    assert explain.first_difference([steps.compare(made, walked, "float64", "torch")]) is None
-    net: Any = type(made.net())
+    artifact, _ = random_weights(family)
+    run = next(run for run in plan.plan(artifact) if run.name == plan.BELOW)
+    walked = steps.walk(artifact, theta(family), run, seed=0)
+    assert explain.first_difference([steps.compare(artifact, walked, "float64", "torch")]) is None
+    net: Any = type(artifact.net())
     right = net.decays
 
     def unclipped(self: Any) -> Any:
@@ -316,6 +316,6 @@ def test_one_unclipped_decay_is_detected(family: str, decay: str, monkeypatch: p
         return right(self)._replace(**{decay: getattr(free, decay)})
 
     monkeypatch.setattr(net, "decays", unclipped)
-    found = explain.first_difference([steps.compare(made, walked, "float64", "torch")])
+    found = explain.first_difference([steps.compare(artifact, walked, "float64", "torch")])
     assert found is not None
     assert re.fullmatch("second_moment" if decay == "rms" else "row|col|diag", found.quantity)

@@ -84,7 +84,7 @@ def test_untrusted_text_is_escaped_in_the_page() -> None:
 def test_heat_maps_show_the_numbers_of_the_report() -> None:
     report = failing()
     page = Page(html.render_html([report]))
-    found = [[text.strip("\n") for text in row] for row in page.rows if row[0].startswith(tuple(SHAPES))]
+    result = [[text.strip("\n") for text in row] for row in page.rows if row[0].startswith(tuple(SHAPES))]
     expected = []
     for dtype in ("float64", "float32"):
         for name, shape in SHAPES.items():
@@ -96,7 +96,7 @@ def test_heat_maps_show_the_numbers_of_the_report() -> None:
                 text = f"{math.log10(largest):.1f}".replace("-", "−") if math.isfinite(largest) else "∞"
                 row.append(text if all(error.passed for error in each) else f"✕\u2009{text}")
             expected.append(row)
-    assert found == expected
+    assert result == expected
 
 
 def test_the_verdict_has_the_key_numbers() -> None:
@@ -106,8 +106,8 @@ def test_the_verdict_has_the_key_numbers() -> None:
     assert "1 of 1 planted faults were caught" in page.text
     assert "3 of 3 leaves are equal bit for bit" in page.text
     assert "Planted faults: 1 of 1 caught" in page.text
-    for made in ("seed 7", "lr = 0.1", "torch 2.13.0", "a" * 64, "b" * 64, "2026-11-22T14:14:43+00:00"):
-        assert made in page.text
+    for fact in ("seed 7", "lr = 0.1", "torch 2.13.0", "a" * 64, "b" * 64, "2026-11-22T14:14:43+00:00"):
+        assert fact in page.text
 
 
 def test_a_failing_report_shows_the_first_difference() -> None:
@@ -216,8 +216,8 @@ def test_a_shade_shows_the_distance_to_the_bound(error: Error, tone: str) -> Non
 
 def test_a_parameters_quantity_is_explained_rather_than_the_runs() -> None:
     counter = Link("row", "a counter of the run", 0.0, 1e-14)
-    found = explanation(0.25)
-    both = replace(found, chain=[counter, *found.chain])
+    result = explanation(0.25)
+    both = replace(result, chain=[counter, *result.chain])
     link, drawn = phrases.link_of(both), charts.explained(both)
     assert link is not None
     assert link.error == 0.25

@@ -44,8 +44,8 @@ def fused_step(report: Report) -> Report:
     checks = [replace(c, errors=errors(0.25, 2e-4)) if _is(c, "step", "float32", "cpu") else c for c in report.checks]
     kept = report.explanation
     assert kept is not None
-    found = kept if kept.failed else replace(explanation(0.25), dtype="float32", kernels="cpu")
-    return replace(report, checks=checks, explanation=found)
+    result = kept if kept.failed else replace(explanation(0.25), dtype="float32", kernels="cpu")
+    return replace(report, checks=checks, explanation=result)
 
 
 def unstarted(report: Report) -> Report:

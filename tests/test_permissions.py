@@ -65,21 +65,21 @@ def test_other_floats_are_cast_with_permission(dtype: str, writer: Callable[[Lea
     path = write(tmp_path, writer(leaves))
     with pytest.raises(ZooError, match=rf"not float32 \(6\): .* {dtype}.*--cast float32"):
         convert("elo", source=path)
-    made = convert("elo", source=path, allowed=CAST)
-    assert made.source.layout["cast"] == {"to": "float32", "from": [dtype]}
+    converted = convert("elo", source=path, allowed=CAST)
+    assert converted.source.layout["cast"] == {"to": "float32", "from": [dtype]}
     expected = leaves["nn", "~", "w1"].astype(np.float32).T
-    np.testing.assert_array_equal(made.tensors["mlp.layers.1.weight"].numpy(), expected)
+    np.testing.assert_array_equal(converted.tensors["mlp.layers.1.weight"].numpy(), expected)
     with pytest.raises(ZooError, match=f"was cast from {dtype}" if writer is flax else "cannot be rebuilt"):
-        library.export(made)
-    assert library.export(made, theta=True)
+        library.export(converted)
+    assert library.export(converted, theta=True)
 
 
 @pytest.mark.parametrize("writer", [flax, *(pytest.param(other, marks=pytest.mark.slow) for other in (pickled, npz))])
 def test_a_cast_artifact_is_compared_with_the_cast_original(writer: Callable[[Leaves], bytes], tmp_path: Path) -> None:
     pytest.importorskip("jax")
     path = write(tmp_path, writer(in_dtype("float64", scale=0.1)))
-    made = make("elo", source=path, out=tmp_path / "out", allowed=CAST)
-    assert made.report.passed
+    result = make("elo", source=path, out=tmp_path / "out", allowed=CAST)
+    assert result.report.passed
     assert artifact.read(tmp_path / "out").source.layout["cast"]["from"] == ["float64"]
 
 
@@ -98,8 +98,8 @@ def test_pylos_file_is_proven(tmp_path: Path) -> None:
 
 def test_a_permission_that_is_not_needed_changes_nothing(tmp_path: Path) -> None:
     path = write(tmp_path, flax(theta("elo")))
-    made = convert("elo", source=path, allowed=ConversionPolicy(cast="float32", nonfinite=True))
-    assert made.source.layout == convert("elo", source=path).source.layout
+    converted = convert("elo", source=path, allowed=ConversionPolicy(cast="float32", nonfinite=True))
+    assert converted.source.layout == convert("elo", source=path).source.layout
 
 
 def test_integers_are_never_cast(tmp_path: Path) -> None:
@@ -133,12 +133,12 @@ def test_nan_and_infinities(value: float, writer: Callable[[Leaves], bytes], tmp
     path = write(tmp_path, writer(not_finite(value)))
     with pytest.raises(ZooError, match=r"infinite values \(1\): nn/~/b1.*--allow-nonfinite"):
         convert("elo", source=path)
-    made = make("elo", source=path, out=tmp_path / "out", allowed=NONFINITE)
-    assert made.artifact.source.layout["nonfinite"] == ["nn/~/b1"]
-    assert made.report.leaves.passed
-    assert made.report.status == "not_run"
+    result = make("elo", source=path, out=tmp_path / "out", allowed=NONFINITE)
+    assert result.artifact.source.layout["nonfinite"] == ["nn/~/b1"]
+    assert result.report.leaves.passed
+    assert result.report.status == "not_run"
     read = artifact.read(tmp_path / "out")
-    assert read.fingerprint == made.artifact.fingerprint
+    assert read.fingerprint == result.artifact.fingerprint
     if writer is flax:
         assert library.export(read) == path.read_bytes()
 

@@ -83,9 +83,9 @@ ARRAYS: dict[str, Any] = {
 def test_every_kind_of_array(kind: str, protocol: int, tmp_path: Path) -> None:
     array = ARRAYS[kind]
     source = read(tmp_path, pickle.dumps({"a": array}, protocol))
-    found = source.leaves["a",]
-    np.testing.assert_array_equal(found, array)
-    assert (found.shape, source.dtypes["a",]) == (array.shape, array.dtype.newbyteorder("=").name)
+    result = source.leaves["a",]
+    np.testing.assert_array_equal(result, array)
+    assert (result.shape, source.dtypes["a",]) == (array.shape, array.dtype.newbyteorder("=").name)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -197,8 +197,8 @@ RECONSTRUCT = name("numpy.core.multiarray._reconstruct") + name("numpy.ndarray")
 
 def array(shape: bytes, dtype: bytes, data: bytes = b"C\x04abcd") -> bytes:
     """A dict of one array, as protocol 3 stores it."""
-    made = RECONSTRUCT + b"K\0\x85C\x01b\x87R"
-    return program(b"}" + text("a") + made + b"(K\x01" + shape + dtype + b"\x89" + data + b"tbs")
+    header = RECONSTRUCT + b"K\0\x85C\x01b\x87R"
+    return program(b"}" + text("a") + header + b"(K\x01" + shape + dtype + b"\x89" + data + b"tbs")
 
 
 F4 = (

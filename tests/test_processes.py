@@ -56,8 +56,8 @@ def test_a_local_loss_warns_once_in_a_process_group(world: int, monkeypatch: pyt
 
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        for given in (loss().detach(), loss().item()):  # which may well be the mean
-            optimizer.step(given)
+        for inputs in (loss().detach(), loss().item()):  # which may well be the mean
+            optimizer.step(inputs)
         assert not said
         for _ in range(2):
             optimizer.step(loss())

@@ -31,17 +31,17 @@ def publisher(hub: HubDouble) -> Iterator[Publisher]:
 
 
 def test_the_first_publication(hub: HubDouble, publisher: Publisher) -> None:
-    found = publisher.send(plan(), tag="v1")
+    result = publisher.send(plan(), tag="v1")
     repo = hub.repos[REPO]
     assert holds(repo, plan())
     assert len(plan().files) == 7
     first, mine = reversed(repo.history())
-    assert (mine.parent, mine.id) == (first.id, found.commit)
+    assert (mine.parent, mine.id) == (first.id, result.commit)
     assert (mine.title, mine.message) == ("Publish celo-adam with pylo-zoo", f"{MARK}{plan().digest}")
-    assert repo.tags == {"v1": found.commit}
-    assert found.url == f"{hub.url}/{REPO}/tree/{found.commit}"
-    assert (found.created, found.exists, found.private, found.unchanged) == (True, False, False, False)
-    assert set(found.changes.values()) == {"added"}
+    assert repo.tags == {"v1": result.commit}
+    assert result.url == f"{hub.url}/{REPO}/tree/{result.commit}"
+    assert (result.created, result.exists, result.private, result.unchanged) == (True, False, False, False)
+    assert set(result.changes.values()) == {"added"}
     assert {name: blob.sha256 for name, blob in repo.tree().items() if name != ".gitattributes"} == plan().hashes
     front = yaml.safe_load(repo.files()["README.md"].split(b"---\n")[1])
     assert (front["license"], front["library_name"]) == ("mit", "pylo-zoo")
@@ -51,9 +51,9 @@ def test_the_first_publication(hub: HubDouble, publisher: Publisher) -> None:
 
 
 def test_a_directory(hub: HubDouble, publisher: Publisher, tmp_path: Path) -> None:
-    found = publish(proven(tmp_path), REPO, license="MIT", access=publisher.access)
+    result = publish(proven(tmp_path), REPO, license="MIT", access=publisher.access)
     assert holds(hub.repos[REPO], plan())
-    assert found.plan.digest == plan().digest
+    assert result.plan.digest == plan().digest
 
 
 def test_the_second_run_sends_nothing(hub: HubDouble, publisher: Publisher) -> None:
@@ -125,12 +125,12 @@ def test_a_merged_pull_request_is_not_reused(hub: HubDouble, publisher: Publishe
 def test_a_branch(hub: HubDouble, publisher: Publisher) -> None:
     publisher.send(revision_of := other(0))
     repo = hub.repos[REPO]
-    found = publisher.send(other(1), branch="next", exist_ok=True, tag="v2")
-    assert repo.branches["next"] == found.commit == repo.tags["v2"]
+    result = publisher.send(other(1), branch="next", exist_ok=True, tag="v2")
+    assert repo.branches["next"] == result.commit == repo.tags["v2"]
     assert holds(repo, other(1), "next")
     assert holds(repo, revision_of)
-    found = publisher.send(other(2), branch="next", exist_ok=True)
-    assert [commit.id for commit in published(repo, "next")][:1] == [found.commit]
+    result = publisher.send(other(2), branch="next", exist_ok=True)
+    assert [commit.id for commit in published(repo, "next")][:1] == [result.commit]
     hub.log.clear()
     assert publisher.send(other(2), branch="next").unchanged
     assert writes(hub) == []
@@ -138,8 +138,8 @@ def test_a_branch(hub: HubDouble, publisher: Publisher) -> None:
 
 
 def test_a_branch_of_a_new_repository(hub: HubDouble, publisher: Publisher) -> None:
-    found = publisher.send(branch="next")
-    assert found.created
+    result = publisher.send(branch="next")
+    assert result.created
     assert not published(hub.repos[REPO])
     assert holds(hub.repos[REPO], light(), "next")
 
@@ -176,10 +176,10 @@ def test_a_new_version(hub: HubDouble, publisher: Publisher) -> None:
     repo = hub.repos[REPO]
     repo.commit({"notes.txt": b"theirs", "model.pt": b"theirs, too"})
     assert "exists and holds something else" in publisher.refused(ZooError, other(1))
-    found = publisher.send(other(1), exist_ok=True, message="Second")
+    result = publisher.send(other(1), exist_ok=True, message="Second")
     gone = {"parity.json", "parity-vectors.safetensors", "parity.html", "parity.png"}
-    assert {name for name, what in found.changes.items() if what == "deleted"} == gone
-    assert {name for name, what in found.changes.items() if what == "same"} == {"model.safetensors", "config.json"}
+    assert {name for name, what in result.changes.items() if what == "deleted"} == gone
+    assert {name for name, what in result.changes.items() if what == "same"} == {"model.safetensors", "config.json"}
     assert repo.files().keys() == {*light().files, ".gitattributes", "notes.txt", "model.pt"}
     assert repo.history()[0].title == "Second"
 
@@ -218,16 +218,16 @@ def test_invalid_options(repo_id: str, options: Options, said: str, hub: HubDoub
 
 
 def test_a_dry_run(hub: HubDouble, publisher: Publisher) -> None:
-    found = publisher.dry(plan(), private=True)
-    assert set(found.changes.values()) == {"added"}
-    assert (found.exists, found.private, found.commit) == (False, True, None)
+    result = publisher.dry(plan(), private=True)
+    assert set(result.changes.values()) == {"added"}
+    assert (result.exists, result.private, result.commit) == (False, True, None)
     assert hub.repos == {}
     publisher.send(plan())
     hub.log.clear()
-    found = publisher.dry(other(1), exist_ok=True)
-    assert (found.exists, found.private) == (True, False)
-    assert found.changes["README.md"] == "changed"
-    assert found.changes["parity.json"] == "deleted"
+    result = publisher.dry(other(1), exist_ok=True)
+    assert (result.exists, result.private) == (True, False)
+    assert result.changes["README.md"] == "changed"
+    assert result.changes["parity.json"] == "deleted"
     assert publisher.dry(plan()).unchanged
     with pytest.raises(ZooError, match="exist"):
         publisher.dry(other(1))
@@ -360,9 +360,9 @@ def test_eight_concurrent_publications_of_different_contents(hub: HubDouble) -> 
     met = threading.Barrier(8)
     hub.on("POST", "/commit/", lambda request: met.wait(timeout=20), times=8)
     plans = [other(number) for number in range(8)]
-    found = publish_concurrently(plans)
-    (winner,) = [each for each in found if isinstance(each, Published)]
-    losers = [each for each in found if isinstance(each, ZooError)]
+    result = publish_concurrently(plans)
+    (winner,) = [each for each in result if isinstance(each, Published)]
+    losers = [each for each in result if isinstance(each, ZooError)]
     assert {type(each) for each in losers} == {Conflict}
     assert all(f"{repo.head[:12]}, 'Publish celo-adam" in words(each) for each in losers)
     assert [commit.id for commit in published(repo)] == [winner.commit] == [repo.head]
@@ -375,19 +375,19 @@ def test_eight_concurrent_publications_of_different_contents(hub: HubDouble) -> 
 def test_eight_concurrent_publications_create_the_repository(hub: HubDouble) -> None:
     met = threading.Barrier(8)
     hub.on("POST", "/repos/create", lambda request: met.wait(timeout=20), times=8)
-    found = publish_concurrently([other(number) for number in range(8)])
-    winners = [each for each in found if isinstance(each, Published)]
-    assert len(winners) == 1, found
+    result = publish_concurrently([other(number) for number in range(8)])
+    winners = [each for each in result if isinstance(each, Published)]
+    assert len(winners) == 1, result
     repo = hub.repos[REPO]
     assert [commit.id for commit in published(repo)] == [winners[0].commit]
     assert holds(repo, winners[0].plan)
-    assert all(str(each) and words(each) for each in found if isinstance(each, ZooError))
+    assert all(str(each) and words(each) for each in result if isinstance(each, ZooError))
 
 
 def test_eight_concurrent_publications_of_the_same_content(hub: HubDouble) -> None:
     repo = hub.create(REPO)
     met = threading.Barrier(8)
     hub.on("POST", "/commit/", lambda request: met.wait(timeout=20), times=8)
-    found = publish_concurrently([light()] * 8)
-    assert [each.commit for each in found if isinstance(each, Published)] == [repo.head] * 8
+    result = publish_concurrently([light()] * 8)
+    assert [each.commit for each in result if isinstance(each, Published)] == [repo.head] * 8
     assert len(published(repo)) == 1

@@ -38,8 +38,8 @@ def about(**changes: Any) -> About:
     return dataclasses.replace(usual, **changes)
 
 
-def on(report: Report, made: Artifact) -> Report:
-    return dataclasses.replace(report, fingerprint=made.fingerprint)
+def on(report: Report, artifact: Artifact) -> Report:
+    return dataclasses.replace(report, fingerprint=artifact.fingerprint)
 
 
 def split_card(card: str) -> tuple[Mapping[str, Any], str]:
@@ -56,8 +56,8 @@ def split_card(card: str) -> tuple[Mapping[str, Any], str]:
 
 def tokens(body: str) -> list[Token]:
     """The body's tokens for a renderer that allows HTML, inline parts flattened."""
-    found = MarkdownIt("commonmark", {"html": True}).enable("table").parse(body)
-    return [inner for token in found for inner in [token, *(token.children or [])]]
+    result = MarkdownIt("commonmark", {"html": True}).enable("table").parse(body)
+    return [inner for token in result for inner in [token, *(token.children or [])]]
 
 
 # --- front matter ------------------------------------------------------------------------------------------------
@@ -177,15 +177,15 @@ def test_learned_decays_are_shown(made: Artifact) -> None:
 # --- untrusted text ----------------------------------------------------------------------------------------------
 
 
-def untrusted_card(made: Artifact, text: str) -> str:
+def untrusted_card(artifact: Artifact, text: str) -> str:
     """A card in which every external text is ``text``."""
     entry = registry.get("velo-s")
     entry = dataclasses.replace(
         entry, summary=text, notes=text, license=text, paper=registry.Paper("2211.09760", title=text)
     )
-    source = dataclasses.replace(made.source, uri=text, format=text, license=text)
+    source = dataclasses.replace(artifact.source, uri=text, format=text, license=text)
     other = dataclasses.replace(
-        made, name=text, source=source, converter=dataclasses.replace(made.converter, version=text)
+        artifact, name=text, source=source, converter=dataclasses.replace(artifact.converter, version=text)
     )
     return render_card(other, on(hostile(text), other), about(entry=entry, license=text, files={text: 1, **FILES}))
 
@@ -207,14 +207,14 @@ def test_untrusted_text_is_escaped_in_the_card(made: Artifact, text: str) -> Non
     front, body = split_card(card)
     assert set(front) <= {"library_name", "license", "license_name", "tags", "base_model", "model-index"}
     assert front["model-index"][0]["name"] == " ".join(plain(text).split())
-    found, calm = tokens(body), tokens(split_card(untrusted_card(made, "calm"))[1])
+    result, calm = tokens(body), tokens(split_card(untrusted_card(made, "calm"))[1])
     kinds = ("heading_open", "fence", "table_open", "tr_open", "td_open", "image", "link_open", "html_block", "hr")
     for kind in (*kinds, "blockquote_open", "bullet_list_open", "list_item_open", "code_block"):
-        assert [token.type for token in found].count(kind) == [token.type for token in calm].count(kind), kind
-    assert {token.content for token in found if token.type == "html_inline"} == {"<sub>", "</sub>"}
+        assert [token.type for token in result].count(kind) == [token.type for token in calm].count(kind), kind
+    assert {token.content for token in result if token.type == "html_inline"} == {"<sub>", "</sub>"}
     bare = re.sub(r"```.*?```", "", body, flags=re.DOTALL)  # in code, an address is not a link
     assert not re.search(r"https?://evil|www\.evil", bare)
-    heading = next(token for token in found if token.type == "inline" and token.content.endswith(": VeLO for PyTorch"))
+    heading = next(token for token in result if token.type == "inline" and token.content.endswith(": VeLO for PyTorch"))
     shown = "".join(token.content for token in heading.children or [])
     assert shown == f"{' '.join(plain(text).split())}: VeLO for PyTorch"
 

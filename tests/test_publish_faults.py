@@ -132,9 +132,9 @@ def test_a_fault_after_a_conflict_is_not_mistaken_for_one(hub: HubDouble, publis
     hub.plant("GET", "/refs", passed, passed, hub_faults.status(503))
     hub.plant("POST", "/commit/", hub_faults.both(hub_faults.applied, hub_faults.status(412)))
     hub.plant("GET", "/commits/", hub_faults.status(503))
-    found = publisher.send(tag="v1")
+    result = publisher.send(tag="v1")
     assert hub._planted == [each for each in hub._planted if not each.times], "every fault was used"
-    assert hub.repos[REPO].tags == {"v1": found.commit}
+    assert hub.repos[REPO].tags == {"v1": result.commit}
     assert len(published(hub.repos[REPO])) == 1
 
 

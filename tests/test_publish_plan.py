@@ -96,9 +96,9 @@ def do_not_run(here: Path) -> None:
 
 
 def change_weights(here: Path) -> None:
-    made = corrupted(artifact.read(here), "controller.step_size.bias", 1.01)
+    changed = corrupted(artifact.read(here), "controller.step_size.bias", 1.01)
     vectors = (here / "parity-vectors.safetensors").read_bytes()
-    artifact.write(made, here, force=True, extra_files={"parity-vectors.safetensors": vectors})
+    artifact.write(changed, here, force=True, extra_files={"parity-vectors.safetensors": vectors})
 
 
 def another_version(here: Path) -> None:
@@ -152,16 +152,16 @@ def test_without_a_proof(kind: str, here: Path, hub: HubDouble) -> None:
 @pytest.mark.parametrize("kind", UNFIT)
 def test_without_a_proof_but_allowed(kind: str, here: Path) -> None:
     UNFIT[kind][0](here)
-    found = prepared(here, allow_unverified=True)
-    assert not found.verified
-    text = found.files["README.md"].decode().split("---\n", 2)[2]
+    result = prepared(here, allow_unverified=True)
+    assert not result.verified
+    text = result.files["README.md"].decode().split("---\n", 2)[2]
     first = next(line for line in text.splitlines() if line.startswith(">"))
     assert "NOT VERIFIED" in first
     assert text.index(first) < 200, "before anything else"
-    assert found.files.keys() >= {"model.safetensors", "config.json", "README.md"}
+    assert result.files.keys() >= {"model.safetensors", "config.json", "README.md"}
     proof = {"parity.json"} if kind == "not run" else set()
-    assert found.files.keys() & {"parity.json", "parity-vectors.safetensors", "parity.html", "parity.png"} == proof
-    assert set(found.left_out) == {path.name for path in here.iterdir()} - found.files.keys()
+    assert result.files.keys() & {"parity.json", "parity-vectors.safetensors", "parity.html", "parity.png"} == proof
+    assert set(result.left_out) == {path.name for path in here.iterdir()} - result.files.keys()
 
 
 def test_a_report_without_a_run_must_match_the_weights(here: Path) -> None:
@@ -183,10 +183,10 @@ def test_a_failed_proof_is_never_published(allowed: bool, here: Path, hub: HubDo
 def test_weights_that_change_during_the_replay(here: Path, hub: HubDouble, monkeypatch: pytest.MonkeyPatch) -> None:
     true = planning.replay
 
-    def slow(made: Artifact) -> Any:
-        found = true(made)
+    def slow(checked: Artifact) -> Any:
+        result = true(checked)
         change_weights(here)
-        return found
+        return result
 
     monkeypatch.setattr(planning, "replay", slow)
     with pytest.raises(ZooError, match="was changed while it was looked at"):
@@ -319,7 +319,7 @@ def test_a_secret_is_reported_first(here: Path, hub: HubDouble) -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the replay and the plot, which take a second."""
-    monkeypatch.setattr(planning, "replay", lambda made: Report.from_dict(made.parity))
+    monkeypatch.setattr(planning, "replay", lambda checked: Report.from_dict(checked.parity))
     monkeypatch.setattr(planning.plot, "parity_png", lambda report: b"a picture")
 
 
@@ -359,9 +359,9 @@ def test_the_license_from_the_registry(here: Path, hub: HubDouble, monkeypatch: 
     monkeypatch.setattr(registry, "load_registry", lambda: {"mine": replace(entry, sources=(source,))})
     licensed(here, "MIT")
     assert "are under Apache-2.0" in refused(here, hub)
-    found = prepared(here, license=None)
-    assert found.license == "Apache-2.0"
-    assert found.entry is not None
+    result = prepared(here, license=None)
+    assert result.license == "Apache-2.0"
+    assert result.entry is not None
 
 
 def test_the_origin_of_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:

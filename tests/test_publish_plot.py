@@ -61,11 +61,11 @@ def test_excess_rows_are_dropped_except_those_nearest_to_their_bounds() -> None:
 
 
 def test_a_group_is_represented_by_its_worst_error() -> None:
-    found = [
+    result = [
         Quantity(f"features/{name}", "float64", error, 1e-12, "ordinary", "torch", "", 0)
         for name, error in (("a", 1e-15), ("b", 5e-13), ("c", 0.0))
     ]
-    (row,) = plot._chain(replace(passing(), quantities=found))
+    (row,) = plot._chain(replace(passing(), quantities=result))
     assert row.name == "features (3)"
     assert [point.error for point in row.points] == [5e-13]
 

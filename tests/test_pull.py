@@ -192,15 +192,15 @@ def test_a_registry_entry_with_only_a_checkpoint(
 
 @pytest.mark.parametrize("family", ["velo", "celo2"])
 def test_an_optimizer_by_address(family: str, hub: HubDouble) -> None:
-    made: dict[str, Callable[..., ZooOptimizer]] = {"velo": functools.partial(VeLO, num_steps=10), "celo2": CELO2}
+    classes: dict[str, Callable[..., ZooOptimizer]] = {"velo": functools.partial(VeLO, num_steps=10), "celo2": CELO2}
     repo = hub.create("org/theirs", published.files(family))
     model = torch.nn.Linear(3, 2)
-    optimizer = made.pop(family)(param_groups(model), weights=f"hf://org/theirs@{repo.head}")
+    optimizer = classes.pop(family)(param_groups(model), weights=f"hf://org/theirs@{repo.head}")
     loss = model(torch.ones(1, 3)).sum()
     loss.backward()
     optimizer.step(loss=loss)
     assert pylo_zoo.load("hf://org/theirs").family == family
-    (other,) = made.values()
+    (other,) = classes.values()
     with pytest.raises(ZooError, match="cannot run"):
         other(param_groups(model), weights="hf://org/theirs")
 

@@ -66,12 +66,12 @@ def test_a_checkpoint_is_converted(
 ) -> None:
     repo = hub.create("org/theirs", files)
     here = weights.pull("org/theirs", access=access)
-    made, name = here.artifact, next(iter(files))
-    assert (made.family, made.source.license, made.parity) == (family, "unknown", None)
-    assert made.source.uri == f"{URI}/{name}@{repo.head}"
-    assert made.source.sha256 == hashlib.sha256(files[name]).hexdigest()
+    converted, name = here.artifact, next(iter(files))
+    assert (converted.family, converted.source.license, converted.parity) == (family, "unknown", None)
+    assert converted.source.uri == f"{URI}/{name}@{repo.head}"
+    assert converted.source.sha256 == hashlib.sha256(files[name]).hexdigest()
     pin = lockfile.read_all(zoo_home / "zoo.lock").repositories[URI]
-    assert (pin.commit, pin.files) == (repo.head, {name: made.source.sha256})
+    assert (pin.commit, pin.files) == (repo.head, {name: converted.source.sha256})
     first, last = said
     assert first == f"{URI} is {repo.head[:12]}: recorded in {zoo_home / 'zoo.lock'}."
     assert last.endswith("its parity was not checked.")
@@ -80,7 +80,7 @@ def test_a_checkpoint_is_converted(
     # the second time no request is sent, whatever was published since
     repo.commit({name: state("elo", seed=5)})
     count = len(hub.log)
-    assert pylo_zoo.load(URI).fingerprint == made.fingerprint
+    assert pylo_zoo.load(URI).fingerprint == converted.fingerprint
     assert weights.pull(URI, access=dataclasses.replace(access, offline=True)).directory == here.directory
     assert said[2].startswith(f"Offline: using {URI} as it was pulled")
     assert len(hub.log) == count
@@ -161,8 +161,8 @@ def test_several_families_with_one_tree(
         with pytest.raises(ZooError, match=f"fits {', '.join(fits)} alike") as error:
             pylo_zoo.load(URI, access=access)
         assert f"`pylo-zoo convert FAMILY --source {URI}/{name}@{repo.head}`" in error.value.hint
-    made = convert(family, source=f"{URI}/{name}@{repo.head}", access=access)
-    assert (made.family, made.source.uri) == (family, f"{URI}/{name}@{repo.head}")
+    artifact = convert(family, source=f"{URI}/{name}@{repo.head}", access=access)
+    assert (artifact.family, artifact.source.uri) == (family, f"{URI}/{name}@{repo.head}")
 
 
 @pytest.mark.parametrize(

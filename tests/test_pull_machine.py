@@ -111,21 +111,21 @@ def test_a_complete_cache_may_be_read_only(
 
 
 def test_threads_share_a_cache(repo: Repo, hub: HubDouble, access: Access, zoo_home: Path) -> None:
-    found: list[Any] = []
+    results: list[Any] = []
     patient = dataclasses.replace(access, policy=dataclasses.replace(access.policy, timeout=20))
 
     def work() -> None:
         try:
-            found.append(weights.pull(ID, access=patient).files)
+            results.append(weights.pull(ID, access=patient).files)
         except Exception as error:  # shown if the assertion fails
-            found.append(error)
+            results.append(error)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert found == [found[0]] * 4
+    assert results == [results[0]] * 4
     assert len(hub.requests("GET", STORAGE)) == 2, "weights and vectors are downloaded once"
     assert is_whole(zoo_home, repo)
 

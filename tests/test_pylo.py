@@ -48,13 +48,13 @@ def settings_of(family: str) -> dict[str, Any]:
 def test_the_artifact_equals_that_of_the_jax_original(family: str, tmp_path: Path) -> None:
     original = convert(family, source=write_theta(tmp_path, family))
     path = pylo_files.write(tmp_path, family, theta(family))
-    made = convert(family, source=path, settings=settings_of(family))
-    assert (made.architecture, made.behavior) == (original.architecture, original.behavior)
-    assert made.tensors.keys() == original.tensors.keys()
+    converted = convert(family, source=path, settings=settings_of(family))
+    assert (converted.architecture, converted.behavior) == (original.architecture, original.behavior)
+    assert converted.tensors.keys() == original.tensors.keys()
     for name, tensor in original.tensors.items():
-        assert made.tensors[name].numpy().tobytes() == tensor.numpy().tobytes(), name
-    assert made.fingerprint == original.fingerprint
-    assert made.source.format == "pylo-safetensors"
+        assert converted.tensors[name].numpy().tobytes() == tensor.numpy().tobytes(), name
+    assert converted.fingerprint == original.fingerprint
+    assert converted.source.format == "pylo-safetensors"
     assert family in library.inspect(path).families
     found = library.inspect(path)
     assert found.problems == ()
@@ -297,17 +297,17 @@ def test_a_link_in_a_directory_is_refused(tmp_path: Path) -> None:
 
 def test_a_directory_is_kept_and_found_again(tmp_path: Path) -> None:
     path = pylo_files.write(tmp_path, "velo", theta("velo", scale=0.1))
-    made = make("velo", source=path, out=tmp_path / "out", verify=False).artifact
-    kept = library.cached_source(made.source.sha256)
+    converted = make("velo", source=path, out=tmp_path / "out", verify=False).artifact
+    kept = library.cached_source(converted.source.sha256)
     assert kept is not None
     assert sorted(file.relative_to(kept).as_posix() for file in kept.rglob("*.*")) == [
         "VeLO_MLP/model.safetensors",
         "VeLO_RNN/model.safetensors",
     ]
-    assert formats.read(kept).sha256 == made.source.sha256
-    assert made.source.layout["ignored"]
+    assert formats.read(kept).sha256 == converted.source.sha256
+    assert converted.source.layout["ignored"]
     (kept / "VeLO_MLP" / "model.safetensors").write_bytes(b"spoilt")
-    assert library.cached_source(made.source.sha256) is None
+    assert library.cached_source(converted.source.sha256) is None
 
 
 # --- μLO's learned decays ----------------------------------------------------------------------------------------
@@ -320,11 +320,11 @@ def test_missing_decays_come_from_the_registry(tmp_path: Path, monkeypatch: pyte
     entry = dataclasses.replace(entry, sources=(source,))
     entries = {**registry.load_registry(), "mulo": entry}
     monkeypatch.setattr(registry, "load_registry", lambda path=None: entries)
-    made = convert("mulo", source=path)
+    converted = convert("mulo", source=path)
     assert entry.learned_decays is not None
     expected = np.array(entry.learned_decays.momentum, np.float32)
-    np.testing.assert_array_equal(made.tensors["momentum_decays"].numpy(), expected)
-    assert made.source.layout["supplied"]["rms_decays"] == [float(np.float32(0.01079706))]
+    np.testing.assert_array_equal(converted.tensors["momentum_decays"].numpy(), expected)
+    assert converted.source.layout["supplied"]["rms_decays"] == [float(np.float32(0.01079706))]
     assert library.inspect(path).families[0] == "mulo"
     with pytest.raises(ZooError, match="another value than the registry"):
         convert("mulo", source=path, settings={"rms_decays": [0.5]})
@@ -347,8 +347,8 @@ def test_decays_of_an_unknown_file_are_required(said: dict[str, Any], complaint:
 
 
 def test_decays_in_the_file_cannot_be_given_again(tmp_path: Path) -> None:
-    found = pylo_files.network(theta("mulo")) | {name: theta("mulo")[name,] for name in OFFSETS}
-    (tmp_path / "x").write_bytes(save(found))
+    result = pylo_files.network(theta("mulo")) | {name: theta("mulo")[name,] for name in OFFSETS}
+    (tmp_path / "x").write_bytes(save(result))
     assert convert("mulo", source=tmp_path / "x").tensors["rms_decays"].tolist() == decays()["rms_decays"]
     with pytest.raises(ZooError, match="which x holds itself"):
         convert("mulo", source=tmp_path / "x", settings=decays())
@@ -357,9 +357,9 @@ def test_decays_in_the_file_cannot_be_given_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", NAMINGS["pylo"])
 def test_parity_gets_the_jax_tree_of_the_file(family: str, tmp_path: Path) -> None:
     path = pylo_files.write(tmp_path, family, theta(family))
-    made = convert(family, source=path, settings=settings_of(family))
-    found = flatten(read_theta(made, formats.read(path)))
-    assert {key: leaf.tobytes() for key, leaf in found.items()} == {
+    converted = convert(family, source=path, settings=settings_of(family))
+    result = flatten(read_theta(converted, formats.read(path)))
+    assert {key: leaf.tobytes() for key, leaf in result.items()} == {
         key: leaf.tobytes() for key, leaf in theta(family).items()
     }
 
@@ -369,18 +369,18 @@ def test_parity_gets_the_jax_tree_of_the_file(family: str, tmp_path: Path) -> No
 def test_parity_passes(family: str, tmp_path: Path) -> None:
     pytest.importorskip("jax")
     path = pylo_files.write(tmp_path, family, theta(family, scale=0.1))
-    made = make(family, source=path, out=tmp_path / "out", settings=settings_of(family))
-    assert made.report.passed
-    assert made.report.leaves.compared == (26 - 6 if family == "velo" else 6 + 3)
+    result = make(family, source=path, out=tmp_path / "out", settings=settings_of(family))
+    assert result.report.passed
+    assert result.report.leaves.compared == (26 - 6 if family == "velo" else 6 + 3)
 
 
 def test_a_wrong_weight_fails_level_one(tmp_path: Path) -> None:
     path = pylo_files.write(tmp_path, "velo", theta("velo"))
-    made = convert("velo", source=path)
-    changed = {**made.tensors, "controller.lstm.weight": made.tensors["controller.lstm.weight"] * 1.001}
-    found = check_leaves(dataclasses.replace(made, tensors=changed), formats.read(path))
-    assert found.differing == ["lstm.linear.weight"]
-    assert check_leaves(made, formats.read(path)).passed
+    converted = convert("velo", source=path)
+    changed = {**converted.tensors, "controller.lstm.weight": converted.tensors["controller.lstm.weight"] * 1.001}
+    result = check_leaves(dataclasses.replace(converted, tensors=changed), formats.read(path))
+    assert result.differing == ["lstm.linear.weight"]
+    assert check_leaves(converted, formats.read(path)).passed
 
 
 def test_export_writes_the_jax_tree_and_not_a_pylo_file(capsys: Capture, tmp_path: Path) -> None:

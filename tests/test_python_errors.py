@@ -47,9 +47,9 @@ CASES: dict[str, Callable[[Path], object]] = {
 @pytest.fixture(params=CASES)
 def error(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ZooError:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ZooError) as found:
+    with pytest.raises(ZooError) as caught:
         CASES[request.param](tmp_path)
-    return found.value
+    return caught.value
 
 
 def test_errors_have_one_traceback(error: ZooError) -> None:

@@ -131,37 +131,37 @@ def test_arrays_next_to_the_tree_are_refused(container: str, tmp_path: Path) -> 
 )
 def test_a_wrapped_theta_state_is_exported_byte_for_byte(extra: dict[str, Any], tmp_path: Path) -> None:
     path = as_msgpack(tmp_path / "theta.state", theta("celo2"), "params", extra)
-    made = make("celo2", source=path, out=tmp_path / "out", verify=False)
+    result = make("celo2", source=path, out=tmp_path / "out", verify=False)
     data, identical = library.export_file(tmp_path / "out", tmp_path / "back.state")
     assert identical
     assert data == path.read_bytes()
-    assert made.artifact.fingerprint == convert("celo2", source=write_theta(tmp_path, "celo2")).fingerprint
+    assert result.artifact.fingerprint == convert("celo2", source=write_theta(tmp_path, "celo2")).fingerprint
 
 
 @pytest.mark.parametrize("family", ["celo", "celo2", "elo"])
 @pytest.mark.parametrize("container", ["safetensors", "torch", "dotted npz"])
 def test_conversion_proof_and_cache(container: str, family: str, tmp_path: Path) -> None:
     path = WRITERS[container][0](tmp_path / "x.file", theta(family, scale=0.1), "params", {})
-    made = make(family, source=path, out=tmp_path / "out", verify=False)
-    assert made.report.leaves.passed
-    assert made.artifact.fingerprint == convert(family, source=write_theta(tmp_path, family, scale=0.1)).fingerprint
-    kept = library.cached_source(made.artifact.source.sha256)
+    result = make(family, source=path, out=tmp_path / "out", verify=False)
+    assert result.report.leaves.passed
+    assert result.artifact.fingerprint == convert(family, source=write_theta(tmp_path, family, scale=0.1)).fingerprint
+    kept = library.cached_source(result.artifact.source.sha256)
     assert kept is not None
-    assert formats.read(kept).sha256 == made.artifact.source.sha256
+    assert formats.read(kept).sha256 == result.artifact.source.sha256
     assert family in library.inspect(path).families
 
 
 @pytest.mark.parametrize("family", [name for name in NAMINGS["pylo"] if name != "velo"])
 @pytest.mark.parametrize("wrapper", [None, "params", "state_dict"])
 def test_pylo_names_are_kept(family: str, wrapper: str | None, tmp_path: Path) -> None:
-    found = pylo_files.FILES[family](theta(family))
+    result = pylo_files.FILES[family](theta(family))
     prefix = f"{wrapper}." if wrapper else ""
-    save_file({prefix + name: tensor for name, tensor in found.items()}, tmp_path / "x.safetensors")
-    torch.save(wrapped(tensors(dict(found)), wrapper, {}), tmp_path / "x.pt")
+    save_file({prefix + name: tensor for name, tensor in result.items()}, tmp_path / "x.safetensors")
+    torch.save(wrapped(tensors(dict(result)), wrapper, {}), tmp_path / "x.pt")
     for name, format in (("x.safetensors", "pylo-safetensors"), ("x.pt", "pylo-torch")):
         read = formats.read(tmp_path / name)
         assert (read.format, read.naming) == (format, "pylo")
-        assert read.leaves.keys() == {(each,) for each in found}
+        assert read.leaves.keys() == {(each,) for each in result}
 
 
 # --- what is refused, with a one-sentence reason -----------------------------------------------------------------

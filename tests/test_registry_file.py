@@ -67,16 +67,16 @@ PIN = f"""\
 {"".join(f"      {name}: '{'0' * 64}'{chr(10)}" for name in registry_file.PINNED)}"""
 
 
-def plan_of(made: Artifact, repo: str = "org/tiny") -> PublishPlan:
+def plan_of(subject: Artifact, repo: str = "org/tiny") -> PublishPlan:
     files = dict.fromkeys(registry_file.PINNED, b"1")
-    return PublishPlan(Repository(repo), files, made, None, None, "MIT", False, ())
+    return PublishPlan(Repository(repo), files, subject, None, None, "MIT", False, ())
 
 
 @pytest.fixture
 def second_plan() -> PublishPlan:
     """An artifact converted from the second entry's file."""
-    made = random_weights(FAMILY)[0]
-    return plan_of(replace(made, source=replace(made.source, uri=URI)))
+    random_artifact = random_weights(FAMILY)[0]
+    return plan_of(replace(random_artifact, source=replace(random_artifact.source, uri=URI)))
 
 
 @pytest.fixture
@@ -148,20 +148,24 @@ def test_an_old_pin_in_the_middle_is_replaced(path: Path, second_plan: PublishPl
 def test_a_new_entry(path: Path, unlisted_plan: PublishPlan, tmp_path: Path) -> None:
     text = pinned(path, unlisted_plan)
     assert text.startswith(TEXT + "\ntiny:\n  family: celo-adam\n")
-    found = entries(path, tmp_path)["tiny"]
-    assert (found.license, found.behavior) == ("MIT", unlisted_plan.artifact.behavior)
-    assert dict(found.defaults) == dict(unlisted_plan.artifact.defaults)
-    assert found.weights.uri == f"hf://org/tiny/model.safetensors@{COMMIT}"
+    result = entries(path, tmp_path)["tiny"]
+    assert (result.license, result.behavior) == ("MIT", unlisted_plan.artifact.behavior)
+    assert dict(result.defaults) == dict(unlisted_plan.artifact.defaults)
+    assert result.weights.uri == f"hf://org/tiny/model.safetensors@{COMMIT}"
     assert pinned(path, unlisted_plan) == text, "once"
     assert pinned(path, unlisted_plan, commit="1" * 40) == text.replace(COMMIT, "1" * 40, 1)
 
 
 @pytest.mark.parametrize("family", converters.FAMILIES)
 def test_a_new_entry_of_each_family(family: str, path: Path, tmp_path: Path) -> None:
-    made = random_weights(family)[0]
-    pinned(path, plan_of(made, f"org/My_{family}.v2"))
-    found = entries(path, tmp_path)[f"my-{family}-v2"]
-    assert (found.family, found.behavior, dict(found.defaults)) == (family, made.behavior, dict(made.defaults))
+    random_artifact = random_weights(family)[0]
+    pinned(path, plan_of(random_artifact, f"org/My_{family}.v2"))
+    result = entries(path, tmp_path)[f"my-{family}-v2"]
+    assert (result.family, result.behavior, dict(result.defaults)) == (
+        family,
+        random_artifact.behavior,
+        dict(random_artifact.defaults),
+    )
 
 
 @pytest.mark.parametrize("text", ["", "\n", "# None yet.", "# None yet.\n\n# None at all."])
@@ -172,18 +176,18 @@ def test_the_first_entry(text: str, path: Path, unlisted_plan: PublishPlan, tmp_
 
 
 def test_a_name_that_yaml_would_parse_as_another_type(path: Path, tmp_path: Path) -> None:
-    made = random_weights(FAMILY)[0]
+    random_artifact = random_weights(FAMILY)[0]
     for name in ("123", "true", "null", "1e5", "0x1f"):
-        pinned(path, plan_of(made, f"org/{name}"))
+        pinned(path, plan_of(random_artifact, f"org/{name}"))
     assert {"123", "true", "null", "1e5", "0x1f"} <= set(entries(path, tmp_path))
 
 
 def test_only_what_was_published_is_pinned(path: Path, second_plan: PublishPlan, tmp_path: Path) -> None:
     few = {name: HASHES[name] for name in ("config.json", "model.safetensors")}
     pinned(path, second_plan, {**few, "README.md": "1" * 64, "parity.png": "1" * 64})
-    found = entries(path, tmp_path)["second"].artifact
-    assert found is not None
-    assert found.sha256 == few
+    result = entries(path, tmp_path)["second"].artifact
+    assert result is not None
+    assert result.sha256 == few
 
 
 # --- what is kept ------------------------------------------------------------------------------------------------
@@ -223,13 +227,13 @@ def test_the_registry_of_this_project(path: Path, tmp_path: Path) -> None:
     for name in ("velo-sample", "velo-s", "velo-pylo", [*registry.load_registry()][-1]):
         entry = registry.get(name)
         path.write_text(text, encoding="utf-8")
-        made = random_weights(FAMILY)[0]
-        source = replace(made.source, uri=entry.weights.uri, sha256=entry.weights.sha256 or "0" * 64)
-        after = pinned(path, plan_of(replace(made, family=entry.family, source=source)))
+        random_artifact = random_weights(FAMILY)[0]
+        source = replace(random_artifact.source, uri=entry.weights.uri, sha256=entry.weights.sha256 or "0" * 64)
+        after = pinned(path, plan_of(replace(random_artifact, family=entry.family, source=source)))
         added = [line for line in after.splitlines() if line not in text.splitlines()]
         assert added == PIN.splitlines(), name
-        found = entries(path, tmp_path)
-        changed = {each: other for each, other in found.items() if other.artifact}
+        result = entries(path, tmp_path)
+        changed = {each: other for each, other in result.items() if other.artifact}
         assert changed.keys() == {name}
         assert replace(changed[name], artifact=None) == entry
 
@@ -242,8 +246,8 @@ def test_the_file_mode_is_kept(path: Path, second_plan: PublishPlan) -> None:
 
 
 def test_two_concurrent_writers(path: Path, tmp_path: Path) -> None:
-    made = random_weights(FAMILY)[0]
-    plans = [plan_of(made, f"org/n{number}") for number in range(8)]
+    random_artifact = random_weights(FAMILY)[0]
+    plans = [plan_of(random_artifact, f"org/n{number}") for number in range(8)]
     threads = [threading.Thread(target=registry_file.pin, args=(path, each, COMMIT, HASHES)) for each in plans]
     for thread in threads:
         thread.start()
@@ -267,9 +271,9 @@ def test_an_entry_of_another_checkpoint(path: Path) -> None:
 
 
 def test_an_entry_in_one_line(path: Path) -> None:
-    made = random_weights("celo")[0]
+    random_artifact = random_weights("celo")[0]
     assert "third is not written as a block" in refused(
-        path, plan_of(replace(made, source=replace(made.source, uri="hf://a/b/c")))
+        path, plan_of(replace(random_artifact, source=replace(random_artifact.source, uri="hf://a/b/c")))
     )
 
 
@@ -326,10 +330,10 @@ def test_an_invalid_registry_is_refused_before_anything_is_sent(hub: HubDouble, 
 def test_a_pinned_artifact_loads_by_name(
     hub: HubDouble, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = publishing(tmp_path, path)
+    result = publishing(tmp_path, path)
     known = entries(path, tmp_path)
     assert known["tiny"].artifact is not None
-    assert known["tiny"].artifact.uri == f"hf://org/tiny@{found.commit}"
+    assert known["tiny"].artifact.uri == f"hf://org/tiny@{result.commit}"
     monkeypatch.setattr(registry, "load_registry", lambda: known)
     hub.repos["org/tiny"].commit({"README.md": b"Edited since.\n"})
     assert weights.load("tiny").fingerprint == random_weights(FAMILY)[0].fingerprint
@@ -341,10 +345,10 @@ def test_a_registry_that_changes_while_publishing(hub: HubDouble, path: Path, tm
         publishing(tmp_path, path)
     path.write_text("")
     hub.log.clear()
-    found = publishing(tmp_path, path)
-    assert found.unchanged
+    result = publishing(tmp_path, path)
+    assert result.unchanged
     assert not hub.requests("POST", "/commit/")
-    assert str(found.commit) in path.read_text()
+    assert str(result.commit) in path.read_text()
 
 
 def test_send_also_pins(hub: HubDouble, path: Path, second_plan: PublishPlan) -> None:

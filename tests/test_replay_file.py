@@ -30,35 +30,35 @@ STEPS = 4
 CASE = "tall dense"
 
 
-def vectors_of(made: Artifact) -> bytes:
+def vectors_of(subject: Artifact) -> bytes:
     """A replay file whose original is the torch side itself, so it needs no JAX."""
     import torch
 
     some = tuple(case for case in cases.REDUCED if case.rule is None)
     course = Course("ordinary", "ordinary", STEPS, some, ("torch",))
-    start, hyper = cases.parameters(0), trajectory.hyper_of(made, course)
+    start, hyper = cases.parameters(0), trajectory.hyper_of(subject, course)
     start = {case.name: start[case.name] for case in some}
     grads, losses = cases.gradients(0, "ordinary", STEPS), cases.losses(0, "ordinary", STEPS)
-    truth = TorchSide(made, some, start, hyper, "float64", "torch").run(grads, losses)
+    truth = TorchSide(subject, some, start, hyper, "float64", "torch").run(grads, losses)
     run = Original(course, hyper, start, grads, losses, truth, dict.fromkeys(start, 1e-6))
-    net: Any = made.net()
+    net: Any = subject.net()
     rng = np.random.default_rng(0)
     inputs = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in net.probe_shapes().items()}
     outputs = torch_forward(net.to(torch.float64), inputs)
-    return vectors.pack(made, Network(inputs, outputs, dict.fromkeys(outputs, 1e-6)), [run])
+    return vectors.pack(subject, Network(inputs, outputs, dict.fromkeys(outputs, 1e-6)), [run])
 
 
 @pytest.fixture(scope="module")
 def proven(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, bytes]:
     folder = tmp_path_factory.mktemp("proven")
-    made = make("elo", source=write_theta(folder, "elo", scale=0.1), out=folder / "a", verify=False).artifact
-    return made, vectors_of(made)
+    converted = make("elo", source=write_theta(folder, "elo", scale=0.1), out=folder / "a", verify=False).artifact
+    return converted, vectors_of(converted)
 
 
-def written(made: Artifact, data: bytes, tmp_path: Path) -> Path:
+def written(subject: Artifact, data: bytes, tmp_path: Path) -> Path:
     """An artifact with this replay file and a report that names it."""
-    report = {**report_of(made, 0).to_dict(), "vectors_sha256": hashlib.sha256(data).hexdigest()}
-    folder = artifact.write(replace(made, parity=report), tmp_path / "a", extra_files={VECTORS: data})
+    report = {**report_of(subject, 0).to_dict(), "vectors_sha256": hashlib.sha256(data).hexdigest()}
+    folder = artifact.write(replace(subject, parity=report), tmp_path / "a", extra_files={VECTORS: data})
     return folder
 
 
@@ -75,10 +75,10 @@ def test_a_valid_file_passes(proven: tuple[Artifact, bytes], tmp_path: Path) -> 
 
 
 def test_a_default_that_changed_since_is_named(proven: tuple[Artifact, bytes], tmp_path: Path) -> None:
-    made, data = proven
-    folder = written(made, data, tmp_path)
+    subject, data = proven
+    folder = written(subject, data, tmp_path)
     parity = json.loads((folder / "parity.json").read_text())
-    artifact.write_parity(folder, {**parity, "defaults": {**made.defaults, "lr": 123.0}})
+    artifact.write_parity(folder, {**parity, "defaults": {**subject.defaults, "lr": 123.0}})
     (said,) = replay_target(folder).statements.contradictions
     assert said.startswith("the default lr was 123.0 and is ")
 

@@ -45,12 +45,12 @@ def permuted(of: Task, order: Tensor) -> Task:
 
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_other_orders_of_summation_stay_within_the_bound(name: str) -> None:
-    given = task()
-    simulation = simulate(lambda: [step(name, given, torch.float64)], draws=2)
+    inputs = task()
+    simulation = simulate(lambda: [step(name, inputs, torch.float64)], draws=2)
     for seed in range(4):
         order = torch.randperm(24, generator=torch.Generator().manual_seed(seed))
-        found = step(name, permuted(given, order), torch.float32)
-        margins.check(size(found.double() - simulation.truth[0][order]), simulation.distance(0), f"order {seed}")
+        result = step(name, permuted(inputs, order), torch.float32)
+        margins.check(size(result.double() - simulation.truth[0][order]), simulation.distance(0), f"order {seed}")
 
 
 FAULTS = {
@@ -64,27 +64,27 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("name", ["velo", "celo2-tanh", "adafac-32"])
 def test_planted_faults_exceed_the_bound(name: str, fault: str) -> None:
-    given, subject = task(), SUBJECTS[name]
+    inputs, subject = task(), SUBJECTS[name]
     field, factor = FAULTS[fault]
     if field == "norm_eps" or field == "rsqrt_eps":
-        given = given._replace(g=given.g * 1e-3, state={k: v * 1e-6 for k, v in given.state.items()})
-    simulation = simulate(lambda: [step(name, given, torch.float64)], draws=2)
+        inputs = inputs._replace(g=inputs.g * 1e-3, state={k: v * 1e-6 for k, v in inputs.state.items()})
+    simulation = simulate(lambda: [step(name, inputs, torch.float64)], draws=2)
     layers, rule = of_parameter(network(subject, 1), 0, torch.float32), subject.rule
     if field == "weight":
         layers[0][0][1] *= 1 + factor
     else:
         rule = replace(rule, **{field: getattr(rule, field) * factor})
-    found = compute_eager(copied(given, torch.float32), rule, layers).step
+    result = compute_eager(copied(inputs, torch.float32), rule, layers).step
     with margins.forgotten(), pytest.raises(AssertionError, match="error"):
-        margins.check(size(found.double() - simulation.truth[0]), simulation.distance(0), fault)
+        margins.check(size(result.double() - simulation.truth[0]), simulation.distance(0), fault)
 
 
 def test_a_dropped_epsilon_of_the_parameter_scale_exceeds_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = task(zero=True)
-    simulation = simulate(lambda: [step("velo", given, torch.float64)])
+    inputs = task(zero=True)
+    simulation = simulate(lambda: [step("velo", inputs, torch.float64)])
     monkeypatch.setattr("pylo_zoo.ops.step.parameter_scale", lambda p: p.square().mean().sqrt())
     with margins.forgotten(), pytest.raises(AssertionError, match="error"):
-        margins.check(size(step("velo", given, torch.float32) - simulation.truth[0]), simulation.distance(0), "")
+        margins.check(size(step("velo", inputs, torch.float32) - simulation.truth[0]), simulation.distance(0), "")
 
 
 def test_a_unit_lost_in_a_long_sum_exceeds_the_bound() -> None:

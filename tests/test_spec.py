@@ -18,12 +18,12 @@ SUFFIXES = {".py", ".md", ".h", ".cpp", ".j2", ".json", ".yaml"}
 
 def citations() -> dict[int, list[str]]:
     """Section numbers cited in the repository, with the citing files."""
-    found: dict[int, list[str]] = {}
+    results: dict[int, list[str]] = {}
     files = [path for folder in CITING for path in (ROOT / folder).rglob("*") if path.suffix in SUFFIXES]
     for path in [*files, ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "registry.yaml"]:
         for number in re.findall(r"§(\d+)", path.read_text(encoding="utf-8")):
-            found.setdefault(int(number), []).append(str(path.relative_to(ROOT)))
-    return found
+            results.setdefault(int(number), []).append(str(path.relative_to(ROOT)))
+    return results
 
 
 def test_every_cited_section_exists() -> None:

@@ -187,14 +187,14 @@ FINE: dict[str, Broken] = {
 def test_valid_state_gives_the_eager_result(name: str, what: str) -> None:
     """Both backends see the same strides and values, and their steps agree up to rounding of the movement."""
     more = {"ns_dtype": torch.float32} if name == "Muon" else {}
-    found, before = [], []
+    results, before = [], []
     for backend in BACKENDS:
         optimizer, params = stepped(name, backend, **more)
         before = [p.detach().clone() for p in params]
         FINE[what](optimizer, params[0])
         optimizer.step(loss=1.0)
-        found.append(params)
-    for fused, eager, old in zip(*found, before, strict=True):
+        results.append(params)
+    for fused, eager, old in zip(*results, before, strict=True):
         assert (eager != old).any()
         # Two steps of about forty rounded products (6e-8 each), amplified by Newton–Schulz if the rule uses it.
         assert (fused - eager).norm() <= 2e-4 * (eager - old).norm() + 1e-6 * eager.norm()
@@ -321,7 +321,7 @@ def test_the_fuzz_test_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_float64_parameters_do_not_affect_others(name: str) -> None:
     """VeLO's LSTM then generates float64 weights, which kernels of float32 parameters must not read directly."""
     more = {"ns_dtype": torch.float32} if name == "Muon" else {}
-    found, before = [], []
+    results, before = [], []
     for backend in BACKENDS:
         params = [*parameters(torch.float64, [(5, 5)]), *parameters(torch.float32, SHAPES)]
         before = [p.detach().clone() for p in params]
@@ -329,7 +329,7 @@ def test_float64_parameters_do_not_affect_others(name: str) -> None:
         for k in range(2):
             give_gradients(params, k)
             optimizer.step(loss=1.0)
-        found.append(params)
-    for fused, eager, old in zip(*found, before, strict=True):
+        results.append(params)
+    for fused, eager, old in zip(*results, before, strict=True):
         # As above.
         assert (fused - eager).norm() <= 2e-4 * (eager - old).norm() + 1e-6 * eager.norm()

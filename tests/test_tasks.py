@@ -56,8 +56,8 @@ def test_a_task_is_learned_and_reproducible(name: str) -> None:
 def test_held_out_data_is_not_trained_on() -> None:
     for name in ("digits-mlp", "diabetes"):
         task = tasks.make(name, {"batch_size": 200})
-        seen = {row.numpy().tobytes() for step in range(8) for row in task.batch(0, step)[0]}
-        assert len(seen) > 300
+        recorded = {row.numpy().tobytes() for step in range(8) for row in task.batch(0, step)[0]}
+        assert len(recorded) > 300
         held: list[torch.Tensor] = []
 
         class Spy(torch.nn.Module):
@@ -70,7 +70,7 @@ def test_held_out_data_is_not_trained_on() -> None:
                 return torch.zeros(len(x), 10) if x.ndim == 4 else torch.zeros(len(x))
 
         task.evaluate(Spy())
-        assert not seen & {row.numpy().tobytes() for row in held[0]}
+        assert not recorded & {row.numpy().tobytes() for row in held[0]}
 
 
 def test_every_example_comes_once_an_epoch() -> None:

@@ -97,10 +97,10 @@ def test_generic(
 
 
 def test_the_generic_tests_are_collected() -> None:
-    found = {param.values[0].__name__ for param in generic_tests()}  # pyright: ignore[reportAttributeAccessIssue]
-    assert {"test_conversion_is_invertible", "test_every_family_passes", "test_joined_names"} <= found
-    assert {"test_a_saved_run_continues_bit_for_bit", "test_synthetic_checkpoints_of_every_family_round_trip"} <= found
-    assert len(found) >= 18
+    result = {param.values[0].__name__ for param in generic_tests()}  # pyright: ignore[reportAttributeAccessIssue]
+    assert {"test_conversion_is_invertible", "test_every_family_passes", "test_joined_names"} <= result
+    assert {"test_a_saved_run_continues_bit_for_bit", "test_synthetic_checkpoints_of_every_family_round_trip"} <= result
+    assert len(result) >= 18
 
 
 @pytest.fixture

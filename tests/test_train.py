@@ -168,11 +168,11 @@ def test_a_full_disk_is_reported_before_training_starts(tmp_path: Path, monkeypa
 
 def test_schedules() -> None:
     for name in schedules.SCHEDULES:
-        found = [schedules.factor(name, step, 100, 10) for step in range(100)]
-        assert found[:10] == [(step + 1) / 11 for step in range(10)]
-        assert found[10] == 1.0
-        assert all(0 <= b <= a for a, b in itertools.pairwise(found[10:]))
-        assert (found[-1] == 1.0) == (name == "constant")
+        result = [schedules.factor(name, step, 100, 10) for step in range(100)]
+        assert result[:10] == [(step + 1) / 11 for step in range(10)]
+        assert result[10] == 1.0
+        assert all(0 <= b <= a for a, b in itertools.pairwise(result[10:]))
+        assert (result[-1] == 1.0) == (name == "constant")
     assert schedules.factor("cosine", 55, 100, 10) == pytest.approx(0.5)
     assert schedules.factor("wsd", 80, 100) == pytest.approx(1.0)
     assert schedules.factor("wsd", 90, 100) == pytest.approx(0.5)
@@ -182,9 +182,9 @@ def test_schedules() -> None:
 
 def test_the_learning_rate_follows_the_schedule_of_every_group() -> None:
     run = Run(tasks.make("digits-mlp"), recipes.find_recipe("muon", schedule="linear", warmup=0.0), TrainPlan(4))
-    seen = [[group["lr"] for group in run.optimizer.param_groups] for _ in run.steps()]
-    assert [each[0] / run.base[0] for each in seen] == pytest.approx([1.0, 0.75, 0.5, 0.25])
-    assert all(each[1] / run.base[1] == pytest.approx(each[0] / run.base[0]) for each in seen)
+    recorded = [[group["lr"] for group in run.optimizer.param_groups] for _ in run.steps()]
+    assert [each[0] / run.base[0] for each in recorded] == pytest.approx([1.0, 0.75, 0.5, 0.25])
+    assert all(each[1] / run.base[1] == pytest.approx(each[0] / run.base[0]) for each in recorded)
 
 
 @pytest.mark.parametrize(

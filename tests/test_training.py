@@ -72,7 +72,7 @@ def test_bfloat16_increases_the_loss_and_master_weights_prevent_it() -> None:
 
 
 def test_load_accepts_names_directories_and_artifacts() -> None:
-    made = load("velo-sample")
-    assert load(made) is made
-    assert made.family == "velo"
-    assert made.behavior.ff_mult == velo_sample.FF_MULT
+    artifact = load("velo-sample")
+    assert load(artifact) is artifact
+    assert artifact.family == "velo"
+    assert artifact.behavior.ff_mult == velo_sample.FF_MULT

@@ -33,9 +33,9 @@ FAMILY = "celo-adam"
 @pytest.fixture(scope="module")
 def proven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An artifact's directory with its proof, made by the command itself, next to the original."""
-    made, source = random_weights(FAMILY)
+    random_artifact, source = random_weights(FAMILY)
     here = tmp_path_factory.mktemp("verify")
-    artifact.write(made, here / FAMILY)
+    artifact.write(random_artifact, here / FAMILY)
     (here / "theta.state").write_bytes(source.read_bytes())
     assert run("verify", here / FAMILY, "--source", here / "theta.state", "-q") == 0
     return here / FAMILY
@@ -119,7 +119,7 @@ def test_a_bound_can_be_tightened(proven: Path, capsys: Capture) -> None:
 def test_an_undetected_fault_fails_the_run(
     proven: Path, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blind = controls.Fault("nothing", "nothing at all", data=lambda made: made)
+    blind = controls.Fault("nothing", "nothing at all", data=lambda data: data)
     monkeypatch.setattr(controls, "FAULTS", (blind,))
     monkeypatch.setattr(completeness, "check", lambda *arguments: None)
     words = "verify", shutil.copytree(proven, tmp_path / "copy"), "--source", proven.parent / "theta.state"
@@ -127,7 +127,7 @@ def test_an_undetected_fault_fails_the_run(
     out, err = capsys.readouterr()
     assert "missed: nothing" in out
     assert "a planted fault was not caught (nothing)" in err
-    monkeypatch.setattr(controls, "FAULTS", (replace(blind, data=lambda made: None),))
+    monkeypatch.setattr(controls, "FAULTS", (replace(blind, data=lambda data: None),))
     monkeypatch.setattr(controls, "by_level", lambda *arguments, right: [])
     monkeypatch.setattr(kernel_faults, "run", lambda *arguments, right: [])
     assert run(*words) == 1
@@ -166,13 +166,13 @@ def test_a_report_that_cannot_be_written(proven: Path, capsys: Capture, tmp_path
 
 def everything(monkeypatch: pytest.MonkeyPatch, **outcomes: Any) -> None:
     """Set each target's outcome without running anything: an error of its one check, or an exception."""
-    made, _ = random_weights(FAMILY)
+    random_artifact, _ = random_weights(FAMILY)
 
     def verify_target(name: str, *args: Any, **kwargs: Any) -> parity.Report:
         outcome = outcomes.get(name.replace(":", "_").replace("-", "_"), 1e-9)
         if isinstance(outcome, Exception):
             raise outcome
-        return report_of(made, outcome)
+        return report_of(random_artifact, outcome)
 
     monkeypatch.setattr(targets, "verify_target", verify_target)
 
@@ -180,8 +180,8 @@ def everything(monkeypatch: pytest.MonkeyPatch, **outcomes: Any) -> None:
 def test_all_is_every_family_and_every_entry(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     everything(monkeypatch)
     assert run("verify", "--all", "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["status"], len(found["reports"]), found["missing"]) == ("passed", len(targets.targets()), {})
+    result = json.loads(capsys.readouterr().out)
+    assert (result["status"], len(result["reports"]), result["missing"]) == ("passed", len(targets.targets()), {})
     assert {f"random:{family}" for family in converters.OWN} <= set(targets.targets())
     assert {"velo", "celo", "velo-sample"} <= set(targets.targets())
 
@@ -201,17 +201,17 @@ def test_one_broken_entry_does_not_stop_the_others(capsys: Capture, monkeypatch:
     everything(monkeypatch, velo=ZooError("velo is not what it should be.", "Look."))
     assert run("verify", "--all", "--json") == 1
     out, err = capsys.readouterr()
-    found = json.loads(out)
-    assert (found["status"], list(found["broken"])) == ("failed", ["velo"])
-    assert len(found["reports"]) == len(targets.targets()) - 1
+    result = json.loads(out)
+    assert (result["status"], list(result["broken"])) == ("failed", ["velo"])
+    assert len(result["reports"]) == len(targets.targets()) - 1
     assert "velo could not be checked: velo is not what it should be." in err
 
 
 def test_files_outside_the_cache_are_missing_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "targets", lambda: ["velo", "celo2"])
-    found = targets.verify_all(Access(offline=True))
-    assert list(found.missing) == ["velo", "celo2"]
-    assert (found.passed, found.broken, found.reports) == (False, {}, [])
+    result = targets.verify_all(Access(offline=True))
+    assert list(result.missing) == ["velo", "celo2"]
+    assert (result.passed, result.broken, result.reports) == (False, {}, [])
 
 
 def test_one_failure_fails_all(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
