@@ -72,8 +72,8 @@ class Driver:
 
     def wait(self, child: int) -> tuple[int, dict[str, Any]]:
         """Wait for a child; return its signal (or 0) and its output, empty if it was killed."""
-        ended, said = self._request(wait=child)
-        return ended, said
+        ended, output = self._request(wait=child)
+        return ended, output
 
     def close(self) -> None:
         assert self._process.stdin
@@ -103,9 +103,9 @@ def main(url: str) -> None:
         else:
             _, status = os.waitpid(line["wait"], 0)
             output_file = Path(jobs[line["wait"]].home + ".json")
-            said = json.loads(output_file.read_text()) if output_file.exists() else {}
+            output = json.loads(output_file.read_text()) if output_file.exists() else {}
             output_file.unlink(missing_ok=True)
-            answer = [os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0, said]
+            answer = [os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0, output]
         print(json.dumps(answer), flush=True)
 
 
@@ -119,15 +119,15 @@ def _child(url: str, job: Job) -> int:
     hub = type("Address", (), {"url": url, "sleeps": []})()
     connect(cast(HubDouble, hub), pytest.MonkeyPatch(), Path(f"{job.home}-hf"))
     os.environ["PYLO_ZOO_HOME"], os.environ["HF_TOKEN"] = job.home, TOKEN
-    said: dict[str, Any] = {"said": []}
+    output: dict[str, Any] = {"said": []}
     try:
         _kill_before_change(job)
-        said |= {"publish": _publish, "pull": _pull}[job.what](job, said["said"].append)
+        output |= {"publish": _publish, "pull": _pull}[job.what](job, output["said"].append)
     except ZooError as error:
-        said["error"] = error.message
+        output["error"] = error.message
     except BaseException as error:
-        said["error"] = repr(error)
-    Path(job.home + ".json").write_text(json.dumps(said))
+        output["error"] = repr(error)
+    Path(job.home + ".json").write_text(json.dumps(output))
     return 0
 
 
@@ -173,8 +173,8 @@ def _pull(job: Job, say: Callable[[str], None]) -> dict[str, Any]:
     from pylo_zoo import weights
     from pylo_zoo.fetch import Access
 
-    here = weights.pull(f"hf://{NAME}", access=Access(progress=False, say=say))
-    return {"commit": here.commit, "fetched": here.fetched}
+    checkout = weights.pull(f"hf://{NAME}", access=Access(progress=False, say=say))
+    return {"commit": checkout.commit, "fetched": checkout.fetched}
 
 
 if __name__ == "__main__":

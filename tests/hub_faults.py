@@ -62,9 +62,9 @@ def headers(**changed: str) -> Fault:
     """The correct answer with other headers, ``X_Repo_Commit`` for ``X-Repo-Commit``; an empty value removes one."""
 
     def fault(exchange: Exchange) -> None:
-        kept = {name.lower(): value for name, value in exchange.answer.headers.items()}
-        kept |= {name.lower(): value for name, value in _named(changed).items()}
-        exchange.answer.headers = {name: value for name, value in kept.items() if value}
+        headers_by_name = {name.lower(): value for name, value in exchange.answer.headers.items()}
+        headers_by_name |= {name.lower(): value for name, value in _named(changed).items()}
+        exchange.answer.headers = {name: value for name, value in headers_by_name.items() if value}
 
     return fault
 
@@ -92,9 +92,9 @@ def changed_json(change: Callable[[dict], object]) -> Fault:
     """The correct JSON answer, modified by ``change``."""
 
     def fault(exchange: Exchange) -> None:
-        said = json.loads(exchange.answer.body)
-        change(said)
-        exchange.answer.body = json.dumps(said).encode()
+        answer = json.loads(exchange.answer.body)
+        change(answer)
+        exchange.answer.body = json.dumps(answer).encode()
 
     return fault
 

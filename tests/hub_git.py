@@ -74,8 +74,8 @@ class Blob:
     @cached_property
     def oid(self) -> str:
         """Git's id of the file."""
-        kept = self.pointer if self.lfs else self.data
-        return hashlib.sha1(b"blob %d\0" % len(kept) + kept, usedforsecurity=False).hexdigest()
+        stored = self.pointer if self.lfs else self.data
+        return hashlib.sha1(b"blob %d\0" % len(stored) + stored, usedforsecurity=False).hexdigest()
 
     @property
     def etag(self) -> str:
@@ -242,8 +242,8 @@ class Repo:
     def _commit(self, base: str | None, title: str, message: str, author: str, tree: Mapping[str, Blob]) -> str:
         date = datetime(2026, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=len(self.commits))
         listing = [(path, blob.oid) for path, blob in tree.items()]
-        said = repr((self.id, base, title, message, author, date, listing)).encode()
-        commit_id = hashlib.sha1(said, usedforsecurity=False).hexdigest()
+        content = repr((self.id, base, title, message, author, date, listing)).encode()
+        commit_id = hashlib.sha1(content, usedforsecurity=False).hexdigest()
         self.commits[commit_id] = Commit(commit_id, base, title, message, author, date, tree)
         return commit_id
 

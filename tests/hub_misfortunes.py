@@ -27,16 +27,16 @@ def lying(exchange: Exchange) -> None:
     if not exchange.answer.headers.get("Content-Type", "").endswith("json"):
         return hub_faults.headers(X_Repo_Commit="0" * 40, ETag='"0"', X_Linked_Etag='"0"')(exchange)
 
-    def change(said: Any) -> None:
+    def change(answer: Any) -> None:
         chance = random.Random(str(exchange.request) + str(len(exchange.hub.log)))
-        if not isinstance(said, dict):
+        if not isinstance(answer, dict):
             return
-        if "siblings" not in said:
-            said.clear()
+        if "siblings" not in answer:
+            answer.clear()
         elif chance.random() < 0.3:
-            said["sha"] = chance.choice(["0" * 40, "../../evil", None])
+            answer["sha"] = chance.choice(["0" * 40, "../../evil", None])
         else:
-            each = chance.choice(said["siblings"])
+            each = chance.choice(answer["siblings"])
             sizes: list[dict[str, Any]] = [{"size": size} for size in (10**18, -1, None, 3)]
             lies = [*sizes, {"blobId": "../x"}, {"blobId": "0" * 40}]
             each |= chance.choice([*lies, {"lfs": {"sha256": "0" * 64, "size": each["size"], "pointerSize": 1}}])
@@ -47,9 +47,9 @@ def lying(exchange: Exchange) -> None:
 def strange_names(exchange: Exchange) -> None:
     """The correct answer with additional files whose paths lead elsewhere."""
 
-    def change(said: Any) -> None:
-        if isinstance(said, dict) and "siblings" in said:
-            said["siblings"] += [{"rfilename": name, "size": 1, "blobId": "0" * 40} for name in HOSTILE_NAMES]
+    def change(answer: Any) -> None:
+        if isinstance(answer, dict) and "siblings" in answer:
+            answer["siblings"] += [{"rfilename": name, "size": 1, "blobId": "0" * 40} for name in HOSTILE_NAMES]
 
     if exchange.answer.headers.get("Content-Type", "").endswith("json"):
         hub_faults.changed_json(change)(exchange)

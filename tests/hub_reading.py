@@ -77,20 +77,20 @@ def _refs(call: Call) -> Answer:
     def listed(refs: Iterable[tuple[str, str]], prefix: str) -> list[dict[str, str]]:
         return [{"name": name, "ref": prefix + name, "targetCommit": commit} for name, commit in refs]
 
-    said = {"branches": listed(repo.branches.items(), "refs/heads/"), "tags": listed(repo.tags.items(), "refs/tags/")}
+    answer = {"branches": listed(repo.branches.items(), "refs/heads/"), "tags": listed(repo.tags.items(), "refs/tags/")}
     if call.request.query.get("include_prs"):
-        said["pullRequests"] = listed(((str(n), pull.head) for n, pull in repo.pulls.items()), "refs/pr/")
-    return json_answer({**said, "converts": []})
+        answer["pullRequests"] = listed(((str(n), pull.head) for n, pull in repo.pulls.items()), "refs/pr/")
+    return json_answer({**answer, "converts": []})
 
 
 @route("GET", rf"{MODEL}/commits/(?P<rev>[^/]+)")
 def _commits(call: Call) -> Answer:
     result = call.repo.history(call.words["rev"])
-    said = [
+    answer = [
         {"id": at.id, "title": at.title, "message": at.message, "date": _stamp(at), "authors": [{"user": at.author}]}
         for at in result
     ]
-    return json_answer(said, X_Total_Count=str(len(said)))
+    return json_answer(answer, X_Total_Count=str(len(answer)))
 
 
 def _entries(repo: Repo, rev: str) -> dict[str, dict[str, Any]]:

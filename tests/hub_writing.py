@@ -131,10 +131,10 @@ def _commit(call: Call) -> Answer:
         parent=header.get("parentCommit"),
         as_pull=as_pull,
     )
-    said = {"success": True, "commitOid": commit_id, "commitUrl": f"{call.hub.url}/{repo.id}/commit/{commit_id}"}
+    answer = {"success": True, "commitOid": commit_id, "commitUrl": f"{call.hub.url}/{repo.id}/commit/{commit_id}"}
     if as_pull:
-        said["pullRequestUrl"] = f"{call.hub.url}/{repo.id}/discussions/{max(repo.pulls)}"
-    return json_answer(said)
+        answer["pullRequestUrl"] = f"{call.hub.url}/{repo.id}/discussions/{max(repo.pulls)}"
+    return json_answer(answer)
 
 
 def _written(call: Call, line: dict[str, Any]) -> Blob:

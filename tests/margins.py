@@ -29,7 +29,7 @@ def check(error: float, bound: float, what: str) -> None:
 
 
 def check_close(got: Any, expected: Any, bound: Any, what: str = "") -> None:
-    """Assert that every element of ``got`` is within ``bound`` of ``expected``, in float64, and record the worst margin.
+    """Assert in float64 that all elements of ``got`` are within ``bound`` of ``expected``; record the worst margin.
 
     Args:
         got: a tensor, or anything that ``np.asarray`` accepts.

@@ -116,8 +116,10 @@ def failing() -> Report:
 
 def not_run() -> Report:
     """A report without JAX."""
-    kept = passing("unknown")
-    return Report(kept.name, kept.family, kept.source, kept.fingerprint, kept.leaves, kept.statements, reason="no jax")
+    report = passing("unknown")
+    return Report(
+        report.name, report.family, report.source, report.fingerprint, report.leaves, report.statements, reason="no jax"
+    )
 
 
 def hostile(text: str = HOSTILE) -> Report:

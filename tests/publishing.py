@@ -31,11 +31,11 @@ WRITING = r"^/api/(?!whoami|validate|.*/paths-info)|\.git/info/lfs|^/[0-9a-f]{64
 @functools.cache
 def _proven() -> Path:
     random_artifact, _ = random_weights(FAMILY)
-    here = Path(mkdtemp(prefix="pylo-zoo-test-")) / FAMILY
-    artifact.write(random_artifact, here)
+    directory = Path(mkdtemp(prefix="pylo-zoo-test-")) / FAMILY
+    artifact.write(random_artifact, directory)
     report = proof(FAMILY)
-    artifact.write_parity(here, report.to_dict(), report.vectors)
-    return here
+    artifact.write_parity(directory, report.to_dict(), report.vectors)
+    return directory
 
 
 def proven(place: Path) -> Path:
@@ -81,11 +81,11 @@ def writes(hub: HubDouble) -> list[Request]:
 
 def words(error: ZooError) -> str:
     """All text that a user sees of an error; it must contain no secret."""
-    said = f"{error.message} {error.hint} {error!r} {error.__cause__!r}"
-    assert TOKEN not in said
-    assert "sekret" not in said.lower()
-    assert "X-Amz" not in said
-    return said
+    text = f"{error.message} {error.hint} {error!r} {error.__cause__!r}"
+    assert TOKEN not in text
+    assert "sekret" not in text.lower()
+    assert "X-Amz" not in text
+    return text
 
 
 class Publisher:

@@ -157,11 +157,11 @@ def test_narrow_info_and_inspect_cut_nothing(
 ) -> None:
     path = write_theta(tmp_path, "velo")
     assert run("inspect", path, "--json") == 0
-    said = json.loads(capsys.readouterr().out)
+    output = json.loads(capsys.readouterr().out)
     monkeypatch.setenv("COLUMNS", columns)
     assert run("inspect", path) == 0
     out = capsys.readouterr().out
-    for word in [said["sha256"], *(leaf["path"] for leaf in said["leaves"])]:
+    for word in [output["sha256"], *(leaf["path"] for leaf in output["leaves"])]:
         assert word in out
     assert run("info", "velo") == 0
     assert "…" not in out + capsys.readouterr().out
@@ -203,8 +203,8 @@ def test_escapes_in_file_names_are_neutralized(name: str, capsys: Capture, tmp_p
     exported = capsys.readouterr().out
     assert len(exported.splitlines()) == 2
     Path(name).write_bytes(b"x")
-    said = refused(capsys, "inspect", name)
-    for text in (out, err, shown.out, shown.err, exported, said):
+    error = refused(capsys, "inspect", name)
+    for text in (out, err, shown.out, shown.err, exported, error):
         assert all(sign.isprintable() or sign == "\n" for sign in text)
     assert (MARKUP in out) == (name == MARKUP)
 
@@ -225,8 +225,8 @@ def test_leaf_names_with_terminal_escapes_are_refused(name: str, capsys: Capture
     Path("theta.pickle").write_bytes(pickle.dumps({name: np.zeros(2, np.float32)}))
     np.savez("theta.npz", **{name: np.zeros(2, np.float32)})  # pyright: ignore[reportArgumentType]
     for file in ("theta.state", "theta.pickle", "theta.npz"):
-        said = refused(capsys, "inspect", file)
-        assert all(sign.isprintable() or sign == "\n" for sign in said)
+        error = refused(capsys, "inspect", file)
+        assert all(sign.isprintable() or sign == "\n" for sign in error)
 
 
 def test_printable() -> None:
@@ -261,7 +261,7 @@ def test_a_nan_error_names_the_flag(family: str, capsys: Capture) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the shell lacks these redirections")
 @pytest.mark.parametrize(
-    ("redirection", "words", "status", "said"),
+    ("redirection", "words", "status", "message"),
     [
         ("<&-", ["convert", "velo-sample", "--no-verify", "-q"], 0, ""),
         (">&-", ["convert", "velo-sample", "--no-verify", "-q"], 0, ""),
@@ -273,15 +273,15 @@ def test_a_nan_error_names_the_flag(family: str, capsys: Capture) -> None:
         (">/dev/full", ["info", "celo", "--json"], 1, "Error: The output cannot be"),
     ],
 )
-def test_streams_that_are_closed_or_full(redirection: str, words: list[str], status: int, said: str) -> None:
+def test_streams_that_are_closed_or_full(redirection: str, words: list[str], status: int, message: str) -> None:
     if redirection == ">/dev/full" and not Path("/dev/full").exists():
         pytest.skip("/dev/full does not exist")
     script = f'exec "$@" {redirection}'
     command = ["bash", "-c", script, "bash", sys.executable, "-c", MAIN, *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == status, done.stderr
-    assert done.stderr.startswith(said)
-    assert len(done.stderr.splitlines()) == (2 if said else 0)
+    assert done.stderr.startswith(message)
+    assert len(done.stderr.splitlines()) == (2 if message else 0)
 
 
 def test_json_is_whole_or_absent(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -287,7 +287,7 @@ def test_the_command_shows_and_writes(no_memory: None, capsys: Capture, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("--optimizers", "adamm"), "Did you mean 'adamw'?"),
         (("--optimizers", "adamw,velo-smple"), "Did you mean 'velo-sample'?"),
@@ -302,8 +302,8 @@ def test_the_command_shows_and_writes(no_memory: None, capsys: Capture, tmp_path
         (("--optimizers", "adamw", "--device", "cudda"), "no device"),
     ],
 )
-def test_wrong_arguments_are_errors(words: tuple[str, ...], said: str, capsys: Capture) -> None:
-    assert said in refused(capsys, "compare", *TINY, *words)
+def test_wrong_arguments_are_errors(words: tuple[str, ...], message: str, capsys: Capture) -> None:
+    assert message in refused(capsys, "compare", *TINY, *words)
     assert not Path("runs").exists(), "nothing was started"
 
 

@@ -249,17 +249,17 @@ def test_no_target_loss_gives_no_time_statement() -> None:
 
 
 @pytest.mark.parametrize(
-    ("entries", "kind", "said"),
+    ("entries", "kind", "sentence"),
     [
         ([entry("adamw", [0.1], [0.5])], "one", "One seed"),
         ([entry("adamw", [0.1, 0.1], [0.5, 0.5]), entry("celo", [None, None])], "equal", "The same in each of 2 seeds"),
         ([entry("adamw", [0.1, 0.1], [0.5, 0.6])], "several", "Means over 2 seeds"),
     ],
 )
-def test_ranges_are_mentioned_only_if_they_exist(entries: list[dict[str, Any]], kind: str, said: str) -> None:
+def test_ranges_are_mentioned_only_if_they_exist(entries: list[dict[str, Any]], kind: str, sentence: str) -> None:
     result = {"optimizers": entries, "seeds": list(range(len(entries[0]["runs"])))}
     assert words.spreads(result) == kind
-    assert words.seeds_note(result).startswith(said)
+    assert words.seeds_note(result).startswith(sentence)
 
 
 def test_an_optimizer_looks_the_same_in_every_report() -> None:

@@ -115,11 +115,11 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "options", "said"), REFUSED)
-def test_refusals_give_a_reason(name: str, options: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(("name", "options", "message"), REFUSED)
+def test_refusals_give_a_reason(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ZooError) as caught:
         build(name, parameters(), **options)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert caught.value.hint
 
 

@@ -104,16 +104,16 @@ def test_velo_from_its_two_files(tmp_path: Path) -> None:
     sample = pylo.VeLO(parameters(), hf_key_rnn="velo-sample", hf_key_mlp="velo-sample").artifact
     assert sample.name == "velo-sample"
     (tmp_path / "empty").mkdir()
-    for one, other, said in (
+    for one, other, message in (
         (str(mlp), str(rnn), None),
         (str(tmp_path / "empty"), str(mlp), "holds no model.safetensors"),
         (sample, str(mlp), "'velo-sample' is a whole VeLO"),
         (str(rnn), str(rnn), "give a directory that holds both"),
     ):
-        if said is None:
+        if message is None:
             assert pylo.VeLO(parameters(), hf_key_rnn=one, hf_key_mlp=other).artifact.fingerprint == expected
             continue
-        with pytest.raises(ZooError, match=said):
+        with pytest.raises(ZooError, match=message):
             pylo.VeLO(parameters(), hf_key_rnn=one, hf_key_mlp=other)
 
 
@@ -167,15 +167,15 @@ def test_load_from_file(tmp_path: Path) -> None:
 def test_published_keys_are_registry_names(
     name: str, options: dict[str, Any], entry: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    requested = []
 
     def load(what: str) -> Any:
-        asked.append(what)
+        requested.append(what)
         return synthetic_artifact(FAMILIES[entry].name if entry in FAMILIES else entry.partition("-")[0])
 
     monkeypatch.setattr(weights, "load", load)
     getattr(pylo, name)([{"params": parameters(), "width_mult": 1.0}], **options)
-    assert asked == [entry]
+    assert requested == [entry]
 
 
 VELO_SCRIPT = """

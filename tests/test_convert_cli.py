@@ -49,11 +49,16 @@ def test_convert_prints_json(capsys: Capture, tmp_path: Path) -> None:
     words = ["--out", "x", "--no-verify", "--json", "-q", "--set", "step_mult=1e-2"]
     assert run("convert", "mulo", "--source", path, *words) == 0
     out, err = capsys.readouterr()
-    said = json.loads(out)
+    output = json.loads(out)
     assert err == ""
-    assert (said["directory"], said["family"], said["name"], said["matched_entry"]) == ("x", "mulo", "mulo", None)
-    assert said["behavior"]["step_mult"] == 0.01
-    assert said["source"] == {
+    assert (output["directory"], output["family"], output["name"], output["matched_entry"]) == (
+        "x",
+        "mulo",
+        "mulo",
+        None,
+    )
+    assert output["behavior"]["step_mult"] == 0.01
+    assert output["source"] == {
         "uri": "file:theta.state",
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "bytes": path.stat().st_size,
@@ -284,8 +289,8 @@ def test_a_refusal_is_two_lines_and_leaves_nothing(
 ) -> None:
     words, complaint = case(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    said = refused(capsys, "convert", *words, "--no-verify")
-    assert re.search(complaint, said), said
+    error = refused(capsys, "convert", *words, "--no-verify")
+    assert re.search(complaint, error), error
     assert sorted(tmp_path.rglob("*")) == before
     assert [path for path in zoo_home.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
 

@@ -183,16 +183,16 @@ def test_an_architecture_is_not_inferred_from_invalid_leaves(leaf: np.ndarray) -
 
 
 def test_fields_missing_from_a_gin_file_get_the_defaults_of_googles_class() -> None:
-    said = HYPER_V2.read({})
-    assert (said["lstm_hidden_size"], said["param_inits"], said["use_bugged_loss_features"]) == (128, 64, True)
-    assert "ff_mult" not in said
+    fields = HYPER_V2.read({})
+    assert (fields["lstm_hidden_size"], fields["param_inits"], fields["use_bugged_loss_features"]) == (128, 64, True)
+    assert "ff_mult" not in fields
 
 
 def test_values_in_a_gin_file_override_the_defaults() -> None:
     bound = {"lstm_hidden_size": 512, "use_bugged_loss_features": False, "reparam_decay": 10.0, "with_g": True}
-    said = HYPER_V2.read(bound)
-    assert (said["lstm_hidden_size"], said["use_bugged_loss_features"]) == (512, False)
-    assert not {"reparam_decay", "with_g"} & said.keys()
+    fields = HYPER_V2.read(bound)
+    assert (fields["lstm_hidden_size"], fields["use_bugged_loss_features"]) == (512, False)
+    assert not {"reparam_decay", "with_g"} & fields.keys()
 
 
 @pytest.mark.parametrize(

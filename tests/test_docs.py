@@ -253,10 +253,10 @@ def _text(node: ast.AST) -> str:
 
 
 def test_messages_on_the_page_exist_in_the_code() -> None:
-    said = [line for block in blocks(troubleshooting(), "text") for line in block.splitlines()]
+    messages = [line for block in blocks(troubleshooting(), "text") for line in block.splitlines()]
     known = texts()
-    assert len(said) > 30
-    missing = [line for line in said if line not in TORCHS and not any(_same(line, text) for text in known)]
+    assert len(messages) > 30
+    missing = [line for line in messages if line not in TORCHS and not any(_same(line, text) for text in known)]
     assert not missing
 
 

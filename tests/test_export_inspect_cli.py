@@ -40,8 +40,8 @@ def exported(capsys: Capture, tmp_path: Path) -> Path:
 def test_export_reports_what_it_wrote(exported: Path, capsys: Capture) -> None:
     assert run("export", exported, "--out", "new/x.state", "--json") == 0
     data = Path("theta.state").read_bytes()
-    said = {"file": "new/x.state", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "identical": True}
-    assert json.loads(capsys.readouterr().out) == said
+    output = {"file": "new/x.state", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "identical": True}
+    assert json.loads(capsys.readouterr().out) == output
 
 
 def test_export_replaces_only_with_force(exported: Path, capsys: Capture) -> None:
@@ -101,11 +101,11 @@ def test_inspect_shows_everything_in_80_columns(
 
 def test_inspect_prints_json(capsys: Capture, tmp_path: Path) -> None:
     assert run("inspect", write_theta(tmp_path, "adafac-mlp"), "--json") == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["families"] == ["adafac-mlp", "mulo"]
-    assert said["architecture"] == {"hidden_size": 4, "hidden_layers": 1}
-    assert said["leaves"][0] == {"path": "adafactor_decays", "shape": [3], "dtype": "float32"}
-    assert (said["problems"], said["exact"], said["matched"], said["config"]) == ([], True, None, None)
+    output = json.loads(capsys.readouterr().out)
+    assert output["families"] == ["adafac-mlp", "mulo"]
+    assert output["architecture"] == {"hidden_size": 4, "hidden_layers": 1}
+    assert output["leaves"][0] == {"path": "adafactor_decays", "shape": [3], "dtype": "float32"}
+    assert (output["problems"], output["exact"], output["matched"], output["config"]) == ([], True, None, None)
 
 
 def broken_tree(leaves: dict[tuple[str, ...], np.ndarray]) -> None:

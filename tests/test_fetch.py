@@ -100,14 +100,14 @@ def test_a_retry_succeeds(
 ) -> None:
     server.plant(PATH, *faults)
     assert pinned(server, access).read_bytes() == DATA
-    asked = server.gets(PATH)
-    assert len(asked) == requests
+    gets = server.gets(PATH)
+    assert len(gets) == requests
     assert len(sleeps) == requests - 1
     assert all(0.25 * 2**i <= pause <= 0.5 * 2**i for i, pause in enumerate(sleeps))
-    assert ("Range" in asked[1]) == resumed
+    assert ("Range" in gets[1]) == resumed
     if resumed:
-        assert int(asked[1]["Range"][len("bytes=") : -1]) in range(1, 50_001)
-        assert asked[1]["If-Range"] == fault_server.etag(DATA)
+        assert int(gets[1]["Range"][len("bytes=") : -1]) in range(1, 50_001)
+        assert gets[1]["If-Range"] == fault_server.etag(DATA)
     assert leftovers(zoo_home) == []
 
 
@@ -340,12 +340,12 @@ def test_a_hostile_name_stays_in_the_cache(path: str, name: str, server: Files, 
 
 def test_a_query_is_treated_as_a_secret(server: Files, access: Access, zoo_home: Path) -> None:
     url = f"{server.url}{PATH}?token=sekret"
-    said: list[str] = []
-    assert fetch(url, access=dataclasses.replace(access, say=said.append)).read_bytes() == DATA
+    messages: list[str] = []
+    assert fetch(url, access=dataclasses.replace(access, say=messages.append)).read_bytes() == DATA
     server.plant(PATH, fault_server.status(404))
     with pytest.raises(NotFound) as caught:
         fetch(url, access=access)
-    texts = [str(caught.value), *said, *(str(path) for path in zoo_home.rglob("*"))]
+    texts = [str(caught.value), *messages, *(str(path) for path in zoo_home.rglob("*"))]
     assert not any("sekret" in text for text in texts)
     assert not (zoo_home / "zoo.lock").exists(), "a signed address expires"
 
@@ -354,11 +354,11 @@ def test_a_query_is_treated_as_a_secret(server: Files, access: Access, zoo_home:
 
 
 @pytest.mark.parametrize(
-    ("asked", "terminal", "variable", "shown"),
+    ("requested", "terminal", "variable", "shown"),
     [(True, True, "", True), (False, True, "", False), (True, False, "", False), (True, True, "1", False)],
 )
 def test_progress_is_shown_on_terminals(
-    asked: bool,
+    requested: bool,
     terminal: bool,
     variable: str,
     shown: bool,
@@ -373,7 +373,7 @@ def test_progress_is_shown_on_terminals(
     bar: Callable[..., Any] = progress.bar
     recorded = []
     monkeypatch.setattr(progress, "bar", lambda name, show: recorded.append(show) or bar(name, show))
-    pinned(server, dataclasses.replace(access, progress=asked))
+    pinned(server, dataclasses.replace(access, progress=requested))
     out, err = capsys.readouterr()
     assert recorded == [shown]
     assert out == ""

@@ -131,8 +131,8 @@ def test_wrong_bytes_of_the_right_length_are_refused(honest: bool, hub: Hub) -> 
         hub.repo.commit({FILE: OTHER})
     else:
         hub.double.plant("GET", LARGE, hub_faults.body(OTHER), times=2)
-    said = hub.refused()
-    assert f"sha256 {hashlib.sha256(OTHER).hexdigest()}, not {SHA256}" in said
+    error = hub.refused()
+    assert f"sha256 {hashlib.sha256(OTHER).hexdigest()}, not {SHA256}" in error
     assert leftovers(hub.home) == []
     if honest:
         hub.repo.commit({FILE: DATA})
@@ -162,10 +162,10 @@ def test_offline_uses_only_the_caches(hub: Hub) -> None:
 
 
 def test_an_unreachable_hub(hub: Hub) -> None:
-    nobody = "http://127.0.0.1:9"
-    assert "cannot be reached (Connection refused), 3 times" in hub.refused(HF_ENDPOINT=nobody)
+    unreachable = "http://127.0.0.1:9"
+    assert "cannot be reached (Connection refused), 3 times" in hub.refused(HF_ENDPOINT=unreachable)
     hub.fetch().unlink()
-    done = hub.python(CHILD, URI, SHA256, "say", HF_ENDPOINT=nobody)
+    done = hub.python(CHILD, URI, SHA256, "say", HF_ENDPOINT=unreachable)
     assert (done.returncode, Path(done.stdout.strip()).read_bytes()) == (0, DATA)
     assert "Using the copy that huggingface_hub keeps" in done.stderr
 
@@ -184,8 +184,8 @@ def test_an_unreachable_hub(hub: Hub) -> None:
 )
 def test_errors_of_the_hub(fault: Fault, message: str, hub: Hub) -> None:
     hub.double.plant("HEAD|GET", f"^{PATH}$", fault, times=9)
-    said = hub.refused()
-    assert re.match(message, said), said
+    error = hub.refused()
+    assert re.match(message, error), error
 
 
 @pytest.mark.parametrize(

@@ -370,9 +370,9 @@ def test_a_torch_file_reads_as_torch_reads_it(tmp_path: Path) -> None:
     """The seed of the mutations is a valid file."""
     torch = pytest.importorskip("torch")
     (tmp_path / "x.pt").write_bytes(PT)
-    theirs = torch.load(tmp_path / "x.pt", weights_only=True)
+    expected = torch.load(tmp_path / "x.pt", weights_only=True)
     ours = formats.read(tmp_path / "x.pt")
-    assert {name: value.tolist() for name, value in theirs.items()} == {
+    assert {name: value.tolist() for name, value in expected.items()} == {
         "/".join(path): leaf.tolist() for path, leaf in ours.leaves.items()
     }
 

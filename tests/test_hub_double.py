@@ -156,21 +156,21 @@ def test_a_stale_parent_is_refused(hub: HubDouble, api: HfApi) -> None:
 
 def test_one_of_many_concurrent_commits_wins(hub: HubDouble, api: HfApi) -> None:
     repo = hub.create("org/name")
-    before, said = repo.head, []
+    before, outcomes = repo.head, []
 
     def publish(number: int) -> None:
         try:
             commit(api, {f"{number}.txt": b"x"}, parent_commit=before)
-            said.append(200)
+            outcomes.append(200)
         except errors.HfHubHTTPError as error:
-            said.append(error.response.status_code)
+            outcomes.append(error.response.status_code)
 
     threads = [threading.Thread(target=publish, args=(i,)) for i in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(said) == [200, 412, 412, 412]
+    assert sorted(outcomes) == [200, 412, 412, 412]
     assert len(repo.commits) == 2
 
 
@@ -313,8 +313,8 @@ def test_a_range(path: str, hub: HubDouble) -> None:
     hub.create("org/name", FILES)
     data = FILES[path]
     url = f"{hub.url}/org/name/resolve/main/{path}"
-    for asked, status, body in (("2-", 206, data[2:]), ("2-4", 206, data[2:5]), (f"{len(data)}-", 416, b"")):
-        got = httpx.get(url, headers={"Range": f"bytes={asked}"}, follow_redirects=True)
+    for byte_range, status, body in (("2-", 206, data[2:]), ("2-4", 206, data[2:5]), (f"{len(data)}-", 416, b"")):
+        got = httpx.get(url, headers={"Range": f"bytes={byte_range}"}, follow_redirects=True)
         assert (got.status_code, got.content) == (status, body)
     assert httpx.get(hub.cdn_url + "/" + hashlib.sha256(WEIGHTS).hexdigest()).status_code == 403, (
         "the address is not signed"

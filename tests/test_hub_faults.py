@@ -138,8 +138,8 @@ def test_hostile_names_and_headers_arrive(hub: HubDouble) -> None:
     assert set(HfApi().list_repo_files("org/name")) == {*FILES, *hub_faults.HOSTILE_NAMES}
     hostile = {"X_Repo_Commit": "../../x", "ETag": '"../../../evil"', "X_Linked_Etag": ""}
     hub.plant("HEAD", "/resolve/", hub_faults.headers(**hostile))
-    said = huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url("org/name", "model.safetensors"))
-    assert (said.commit_hash, said.etag) == ("../../x", "../../../evil")
+    metadata = huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url("org/name", "model.safetensors"))
+    assert (metadata.commit_hash, metadata.etag) == ("../../x", "../../../evil")
 
 
 def test_a_redirect_to_another_origin_brings_no_token(hub: HubDouble) -> None:

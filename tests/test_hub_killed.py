@@ -124,26 +124,26 @@ def killed_at(hub: HubDouble, driver: Driver, job: Job, method: str, pattern: st
 
 def done(driver: Driver, job: Job) -> dict[str, Any]:
     """Run the job to its end."""
-    ended, said = driver.wait(driver.start(job))
+    ended, output = driver.wait(driver.start(job))
     assert ended == 0
-    assert "error" not in said, said
-    return said
+    assert "error" not in output, output
+    return output
 
 
 def finish_publishing(hub: HubDouble, driver: Driver, job: Job, plan: PublishPlan) -> None:
     invariants.check_published(hub, plan)
-    said = done(driver, job)
+    output = done(driver, job)
     invariants.check_published(hub, plan)
     repo = hub.repos[NAME]
-    assert said["commit"] == repo.head == repo.tags[TAG]
+    assert output["commit"] == repo.head == repo.tags[TAG]
     assert repo.files().items() >= dict(plan.files).items()
 
 
 def finish_pulling(hub: HubDouble, driver: Driver, job: Job) -> None:
     home, repo = Path(job.home), hub.repos[NAME]
     invariants.check_pulled(home, repo, killed=True)
-    said = done(driver, job)
-    assert said["commit"] == repo.head
+    output = done(driver, job)
+    assert output["commit"] == repo.head
     invariants.check_complete(home, repo)
     left = [path for path in home.rglob("*") if left_behind(path.name)]
     assert not left, "leftovers of the killed process remain"
@@ -223,9 +223,9 @@ def test_two_pulls_at_once_download_once(hub: HubDouble, driver: Driver, pulling
     hub.plant("GET", LARGE, hub_faults.delayed(0.3))
     jobs = [pulling, pulling]
     both = [driver.start(job) for job in jobs]
-    said = [driver.wait(child)[1] for child in both]
+    outputs = [driver.wait(child)[1] for child in both]
     assert len(hub.requests("GET", LARGE)) == 1
-    assert not [each for each in said if "error" in each]
+    assert not [each for each in outputs if "error" in each]
     invariants.check_complete(Path(pulling.home), repo)
 
 
@@ -250,7 +250,7 @@ def test_a_pull_killed_while_holding_the_lock_does_not_block_others(
     assert driver.wait(first)[0] == signal.SIGKILL
     go_on.set()
     start = time.monotonic()
-    ended, said = driver.wait(second)
-    assert (ended, said.get("error")) == (0, None)
+    ended, output = driver.wait(second)
+    assert (ended, output.get("error")) == (0, None)
     assert time.monotonic() - start < 5
     invariants.check_complete(Path(pulling.home), repo)

@@ -311,11 +311,11 @@ def test_a_page_of_the_hub_is_fetched_as_the_file(
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     server.files["/o/r/blob/main/theta.state"] = IMPOSTORS["page"][0]
     server.files["/o/r/resolve/main/theta.state"] = CHECKPOINT
-    said: list[str] = []
+    messages: list[str] = []
     page = f"{server.url}/o/r/blob/main/theta.state"
-    converted = convert("celo", source=page, access=dataclasses.replace(access, say=said.append))
+    converted = convert("celo", source=page, access=dataclasses.replace(access, say=messages.append))
     assert converted.source.uri == page.replace("blob", "resolve")
-    assert said[0].endswith(f"fetching {converted.source.uri}.")
+    assert messages[0].endswith(f"fetching {converted.source.uri}.")
 
 
 @pytest.mark.parametrize("address", ["https://huggingface.co/o/r", "https://huggingface.co/o/r/blob/main/theta.state"])

@@ -26,5 +26,5 @@ def test_kernels_at_every_boundary(device: str) -> None:
     command = [sys.executable, str(HERE / "gpu_boundaries.py"), device]
     run = subprocess.run(command, env=environment, cwd=HERE, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    result = {name: said for name, said in json.loads(run.stdout).items() if said}
-    assert not result, "\n".join(f"{name}: {said}" for name, said in result.items())
+    result = {name: error for name, error in json.loads(run.stdout).items() if error}
+    assert not result, "\n".join(f"{name}: {error}" for name, error in result.items())

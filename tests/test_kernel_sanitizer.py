@@ -41,9 +41,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         pytest.skip("no C++ compiler")
     preloaded = []
     for name in ("libasan.so", "libstdc++.so.6"):  # the former must find the library that throws exceptions
-        asked = subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=False)
-        library = Path(asked.stdout.strip())
-        if asked.returncode or not library.is_absolute() or not library.exists():
+        run = subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=False)
+        library = Path(run.stdout.strip())
+        if run.returncode or not library.is_absolute() or not library.exists():
             pytest.skip(f"{compiler} has no AddressSanitizer ({name})")
         preloaded.append(str(library.resolve()))
     return {

@@ -219,9 +219,9 @@ def test_gradients_are_scaled_first(kernels: CpuKernels) -> None:
 def test_skipping_unused_moments_changes_no_bit(kernels: CpuKernels, name: str) -> None:
     subject = SUBJECTS[name]
     runs = []
-    for asked in (True, False):
+    for with_moments in (True, False):
         tasks = cases(subject, "ordinary", kernels)
-        advanced = kernels.advance(tasks, subject.rule, None, moments=asked)
+        advanced = kernels.advance(tasks, subject.rule, None, moments=with_moments)
         steps = kernels.steps(advanced, network(subject, len(tasks)), ScratchBuffer())
         runs.append([*steps, *(x for task in tasks for x in task.state.values())])
     assert all(map(torch.equal, *runs))

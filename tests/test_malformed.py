@@ -222,9 +222,9 @@ def test_every_field_of_a_report_with_every_wrong_value(at: tuple[Any, ...], who
     content = json.loads((whole / "parity.json").read_text())
     for label, value in VALUES.items():
         text = json.dumps(replaced(content, at, value))
-        said = refusal(lambda text: str(Report.from_dict(json.loads(text)).to_dict()), text)
-        assert said.isprintable(), label
-        assert len(said) <= 2 * LONGEST, label
+        error = refusal(lambda text: str(Report.from_dict(json.loads(text)).to_dict()), text)
+        assert error.isprintable(), label
+        assert len(error) <= 2 * LONGEST, label
 
 
 @pytest.mark.parametrize("at", [("status",), ("leaves",), ("source",), ("name",), ("fingerprint",), ("checks",)])
@@ -346,9 +346,9 @@ def test_every_field_of_a_registry(at: tuple[Any, ...], tmp_path: Path) -> None:
             json.dumps({"mine": replaced(ENTRY, at, value)}).replace("NaN", ".nan").replace("Infinity", ".inf")
         )
         registry._load.cache_clear()
-        said = refusal(registry.load_registry, path)
-        assert said.isprintable(), label
-        assert len(said) <= 2 * LONGEST, label
+        error = refusal(registry.load_registry, path)
+        assert error.isprintable(), label
+        assert len(error) <= 2 * LONGEST, label
 
 
 def test_a_number_beyond_float32_is_not_a_decay(capsys: Capture, tmp_path: Path) -> None:

@@ -39,13 +39,13 @@ def test_torchs_muon_agrees(
         monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor.to(torch.float64, copy=True))
     dtype = torch.float64 if exact else torch.float32
     options: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9, "nesterov": nesterov, "ns_steps": 5}
-    ours, theirs, start = parameters(dtype, [shape]), parameters(dtype, [shape]), parameters(dtype, [shape])
+    params, torch_params, start = parameters(dtype, [shape]), parameters(dtype, [shape]), parameters(dtype, [shape])
     ns_dtype = torch.float64 if exact else torch.bfloat16
-    first = Muon(ours, ns_coefficients="original", adjust_lr_fn=adjust_lr_fn, ns_dtype=ns_dtype, **options)
-    second = torch.optim.Muon(theirs, adjust_lr_fn=adjust_lr_fn, **options)
-    train(first, ours, range(10))
-    train(second, theirs, range(10))
-    movement = (theirs[0] - start[0]).norm()
+    first = Muon(params, ns_coefficients="original", adjust_lr_fn=adjust_lr_fn, ns_dtype=ns_dtype, **options)
+    second = torch.optim.Muon(torch_params, adjust_lr_fn=adjust_lr_fn, **options)
+    train(first, params, range(10))
+    train(second, torch_params, range(10))
+    movement = (torch_params[0] - start[0]).norm()
 
     def iterated() -> list[Tensor]:
         matrix = parameters(torch.float64, [shape])[0].detach()
@@ -55,21 +55,21 @@ def test_torchs_muon_agrees(
     # In float64, a wrong scale, momentum or coefficient is off by far more.
     simulation = simulate(iterated, torch.float64 if exact else torch.bfloat16)
     relative = 2 * simulation.distance(0, 2) / size(simulation.truth[0], 2)
-    storage = gamma(2 * 3 * 10, dtype) * size(theirs[0], 2)  # three roundings in each of ten steps
-    check(size(ours[0] - theirs[0], 2), relative * movement.item() + storage, arithmetic)
+    storage = gamma(2 * 3 * 10, dtype) * size(torch_params[0], 2)  # three roundings in each of ten steps
+    check(size(params[0] - torch_params[0], 2), relative * movement.item() + storage, arithmetic)
 
 
 def test_the_fallback_is_torchs_adamw() -> None:
     shapes = [(7,), (), (3, 40)]
-    ours, theirs = parameters(torch.float64, shapes), parameters(torch.float64, shapes)
+    ours, torch_params = parameters(torch.float64, shapes), parameters(torch.float64, shapes)
     first = Muon(ours, lr=0.03, weight_decay=0.1, betas=(0.8, 0.97), fallback_lr_scale=0.5)
-    second = torch.optim.AdamW(theirs, lr=0.015, weight_decay=0.1, betas=(0.8, 0.97), eps=1e-7)
-    for optimizer, params in ((first, ours), (second, theirs)):
+    second = torch.optim.AdamW(torch_params, lr=0.015, weight_decay=0.1, betas=(0.8, 0.97), eps=1e-7)
+    for optimizer, params in ((first, ours), (second, torch_params)):
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=25)
         for step in range(20):
             train(optimizer, params, range(step, step + 1))
             scheduler.step()
-    for one, other in zip(ours, theirs, strict=True):
+    for one, other in zip(ours, torch_params, strict=True):
         check_close(one, other, 20 * ADAM * (1 + other.abs()))
 
 

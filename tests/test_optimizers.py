@@ -46,16 +46,16 @@ def test_an_undeclared_3d_parameter_warns_once_and_a_declared_one_does_not() -> 
 
 
 def test_celo2s_adamw_equals_torchs() -> None:
-    ours, theirs = parameters(shapes=[(12,)]), parameters(shapes=[(12,)])
-    first = make(TABLE["CELO2"], ours, lr=1e-3, weight_decay=0.1, adam_lr_mult=20.0)
-    second = torch.optim.AdamW(theirs, lr=2e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    params, torch_params = parameters(shapes=[(12,)]), parameters(shapes=[(12,)])
+    first = make(TABLE["CELO2"], params, lr=1e-3, weight_decay=0.1, adam_lr_mult=20.0)
+    second = torch.optim.AdamW(torch_params, lr=2e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
     for step in range(20):
-        give_gradients(ours, step)
-        give_gradients(theirs, step)
+        give_gradients(params, step)
+        give_gradients(torch_params, step)
         first.step()
         second.step()
     simulation = displaced(TABLE["CELO2"], 20, [(12,)], lr=1e-3, weight_decay=0.1, adam_lr_mult=20.0)
-    check_close(ours[0], theirs[0], 2 * simulation.distance(0))
+    check_close(params[0], torch_params[0], 2 * simulation.distance(0))
 
 
 def test_rules_route_by_group_and_by_shape() -> None:

@@ -75,8 +75,8 @@ def test_a_source_directory_is_kept(tmp_path: Path) -> None:
     assert kept is not None
     shutil.rmtree(source)
     assert formats.read(kept).sha256 == result.artifact.source.sha256
-    theirs = flatten(read_theta(result.artifact, formats.read(kept)))
-    assert {path: leaf.tobytes() for path, leaf in theirs.items()} == {
+    restored = flatten(read_theta(result.artifact, formats.read(kept)))
+    assert {path: leaf.tobytes() for path, leaf in restored.items()} == {
         path: leaf.tobytes() for path, leaf in theta("celo2", scale=0.1).items()
     }
 

@@ -283,8 +283,8 @@ def test_patterns_set_layouts_and_options() -> None:
     assert dict(result["conv.bias"].options) == {"lr": 3.0, "weight_decay": 0.5}
     assert dict(result["norm.weight"].options) == {"lr": 1.0, "weight_decay": 0.0}
     assert dict(result["gate.weight"].options) == {"lr": 1.0, "weight_decay": 0.1}
-    said = by_name(Model(), adam_weight_decay=0.3, decay_vectors=False)["norm.bias"].options
-    assert dict(said) == {"adam_weight_decay": 0.0, "weight_decay": 0.0}
+    options = by_name(Model(), adam_weight_decay=0.3, decay_vectors=False)["norm.bias"].options
+    assert dict(options) == {"adam_weight_decay": 0.0, "weight_decay": 0.0}
 
 
 @pytest.mark.parametrize(

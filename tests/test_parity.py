@@ -96,8 +96,8 @@ def emptied(**expected: Any) -> Gap:
     """Keep one parameter in the checks with these attributes."""
 
     def change(check: Check) -> Check:
-        here = all(getattr(check, name) == value for name, value in expected.items())
-        return replace(check, errors=dict([*check.errors.items()][:1])) if here else check
+        selected = all(getattr(check, name) == value for name, value in expected.items())
+        return replace(check, errors=dict([*check.errors.items()][:1])) if selected else check
 
     return lambda checks, controls: ([change(each) for each in checks], controls)
 

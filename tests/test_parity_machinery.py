@@ -58,8 +58,8 @@ def raising(error: Exception, step: int, case: int | None) -> Callable[[pytest.M
             calls["case"] = calls["case"] + 1 if int(steps_taken) == calls["step"] else 0
             calls["step"] = int(steps_taken)
             of_case = [p for group in self.param_groups for p in group["params"]]
-            here = case is None or arguments[0].parameter is of_case[case]
-            if int(steps_taken) == step and here:
+            selected = case is None or arguments[0].parameter is of_case[case]
+            if int(steps_taken) == step and selected:
                 raise error
             return right(self, *arguments)
 

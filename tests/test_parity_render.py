@@ -101,8 +101,8 @@ def test_heat_maps_show_the_numbers_of_the_report() -> None:
 
 def test_the_verdict_has_the_key_numbers() -> None:
     page = Page(html.render_html([passing()]))
-    said = "the worst float64 error of a single step is 2.0e-13 of the update (12 ULPs)"
-    assert said in page.text
+    sentence = "the worst float64 error of a single step is 2.0e-13 of the update (12 ULPs)"
+    assert sentence in page.text
     assert "1 of 1 planted faults were caught" in page.text
     assert "3 of 3 leaves are equal bit for bit" in page.text
     assert "Planted faults: 1 of 1 caught" in page.text
@@ -112,7 +112,7 @@ def test_the_verdict_has_the_key_numbers() -> None:
 
 def test_a_failing_report_shows_the_first_difference() -> None:
     page = Page(html.render_html([failing()]))
-    for said in (
+    for phrase in (
         "Where it begins: row of square dense",
         "run “ordinary”, step 2, float64, torch layout; parameter square dense 6×6",
         "0.25 of its largest value, where 4.0e-14 is allowed",
@@ -126,7 +126,7 @@ def test_a_failing_report_shows_the_first_difference() -> None:
         "ff_mult is 1.0 in config.gin",
         "1 planted fault missed",
     ):
-        assert said in page.text, said
+        assert phrase in page.text, phrase
     assert "Here the port is off by itself" in page.text  # so detecting a fault proves little
     right = Page(html.render_html([passing()])).text
     assert "Where it begins" not in right

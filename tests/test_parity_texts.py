@@ -149,10 +149,10 @@ def test_a_failed_report_states_only_what_failed(names: tuple[str, ...]) -> None
         )
     assert ("Where it begins" in html.render_html([report])) == differs
     for name in names:
-        said = FAILURES[name][1]
+        sentence = FAILURES[name][1]
         if name == "no fault" and len(names) > 1:
             continue  # faults are not planted if the unmodified check fails
-        assert said in verdict, name
+        assert sentence in verdict, name
     root = ET.fromstring(junit.render_junit([report]))
     assert (root.get("failures") != "0") == (names != ("no fault",))
     begun = [each for each in root.iter("failure") if "It begins with" in (each.text or "")]
@@ -160,7 +160,7 @@ def test_a_failed_report_states_only_what_failed(names: tuple[str, ...]) -> None
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "phrase"),
     [
         (("network",), "look at the network's weights"),
         (("whole run",), "look at what single steps do not use"),
@@ -174,8 +174,8 @@ def test_a_failed_report_states_only_what_failed(names: tuple[str, ...]) -> None
         (("network", "whole run"), "look at the network's weights and its forward pass; and what single steps"),
     ],
 )
-def test_the_hint_points_to_existing_options(names: tuple[str, ...], said: str) -> None:
-    assert said in hint(failed(names))
+def test_the_hint_points_to_existing_options(names: tuple[str, ...], phrase: str) -> None:
+    assert phrase in hint(failed(names))
 
 
 def test_a_missed_fault_does_not_blame_the_port() -> None:

@@ -54,12 +54,12 @@ def test_a_local_loss_warns_once_in_a_process_group(world: int, monkeypatch: pyt
         value.backward()
         return value
 
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for inputs in (loss().detach(), loss().item()):  # which may well be the mean
             optimizer.step(inputs)
-        assert not said
+        assert not caught
         for _ in range(2):
             optimizer.step(loss())
-    assert [warning.filename for warning in said] == [__file__] * (world - 1)
-    assert all("dist.all_reduce(mean)" in str(warning.message) for warning in said)
+    assert [warning.filename for warning in caught] == [__file__] * (world - 1)
+    assert all("dist.all_reduce(mean)" in str(warning.message) for warning in caught)

@@ -191,7 +191,7 @@ def test_an_empty_repository_is_filled(hub: HubDouble, publisher: Publisher) -> 
 
 
 @pytest.mark.parametrize(
-    ("repo_id", "options", "said"),
+    ("repo_id", "options", "message"),
     [
         ("org/tiny@v1", Options(), "names a revision"),
         ("tiny", Options(), "no repository"),
@@ -207,10 +207,10 @@ def test_an_empty_repository_is_filled(hub: HubDouble, publisher: Publisher) -> 
         (REPO, Options(message="hf_" + "a" * 30), "--commit-message has a Hugging Face token"),
     ],
 )
-def test_invalid_options(repo_id: str, options: Options, said: str, hub: HubDouble, tmp_path: Path) -> None:
+def test_invalid_options(repo_id: str, options: Options, message: str, hub: HubDouble, tmp_path: Path) -> None:
     with pytest.raises(ZooError) as caught:
         publish(tmp_path, repo_id, options=options)
-    assert said in words(caught.value)
+    assert message in words(caught.value)
     assert hub.log == []
 
 

@@ -115,7 +115,7 @@ def test_a_token(hub: HubDouble, unproven: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ([], "no parity report"),
         (["--allow-unverified", "--license", "GPL 3"], "is no licence"),
@@ -124,8 +124,8 @@ def test_a_token(hub: HubDouble, unproven: Path, capsys: Capture) -> None:
         (["--allow-unverified", "--update-registry", "--registry", "nowhere.yaml"], "There is no nowhere.yaml"),
     ],
 )
-def test_failures(words: list[str], said: str, hub: HubDouble, unproven: Path, capsys: Capture) -> None:
-    assert said in refused(capsys, "publish", unproven, *WORDS, *words)
+def test_failures(words: list[str], message: str, hub: HubDouble, unproven: Path, capsys: Capture) -> None:
+    assert message in refused(capsys, "publish", unproven, *WORDS, *words)
     assert hub.log == []
 
 

@@ -142,10 +142,10 @@ UNFIT: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize("kind", UNFIT)
 def test_without_a_proof(kind: str, here: Path, hub: HubDouble) -> None:
-    spoil, said = UNFIT[kind]
+    spoil, message = UNFIT[kind]
     spoil(here)
     error = refused(here, hub)
-    assert said in error
+    assert message in error
     assert "--allow-unverified" in error
 
 
@@ -294,9 +294,9 @@ def test_a_secret(what: str, place: str, here: Path, monkeypatch: pytest.MonkeyP
     plant(here, secret)
     with pytest.raises(ZooError) as caught:
         prepared(here, token=TOKEN)
-    said = caught.value.message + caught.value.hint
-    assert f"{name} has {what}" in said
-    assert secret not in said
+    error = caught.value.message + caught.value.hint
+    assert f"{name} has {what}" in error
+    assert secret not in error
 
 
 @pytest.mark.usefixtures("quick")
@@ -328,9 +328,9 @@ def licensed(here: Path, text: str) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("said", ["unknown", "", "  ", "Unknown"])
-def test_an_unstated_license(said: str, here: Path, hub: HubDouble) -> None:
-    licensed(here, said)
+@pytest.mark.parametrize("license_text", ["unknown", "", "  ", "Unknown"])
+def test_an_unstated_license(license_text: str, here: Path, hub: HubDouble) -> None:
+    licensed(here, license_text)
     error = refused(here, hub, license=None)
     assert "Nobody has said under which licence" in error
     assert "--license" in error

@@ -66,17 +66,17 @@ def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[s
 
 
 def test_the_first_pull(repo: Repo, zoo_home: Path, access: Access, said: list[str]) -> None:
-    here = weights.pull(ID, access=access)
-    assert (here.commit, here.newer, here.fetched) == (repo.head, None, True)
-    assert here.directory == directory(zoo_home, repo.head)
-    assert sorted(path.name for path in here.directory.iterdir()) == sorted([*TAKEN, "SHA256SUMS"])
+    checkout = weights.pull(ID, access=access)
+    assert (checkout.commit, checkout.newer, checkout.fetched) == (repo.head, None, True)
+    assert checkout.directory == directory(zoo_home, repo.head)
+    assert sorted(path.name for path in checkout.directory.iterdir()) == sorted([*TAKEN, "SHA256SUMS"])
     assert {name: repo.files()[name] for name in TAKEN} == {
-        name: (here.directory / name).read_bytes() for name in TAKEN
+        name: (checkout.directory / name).read_bytes() for name in TAKEN
     }
-    assert here.files == {name: sha256(repo.files()[name]) for name in TAKEN}
+    assert checkout.files == {name: sha256(repo.files()[name]) for name in TAKEN}
     assert said == [f"{URI} is {repo.head[:12]}: recorded in {zoo_home / 'zoo.lock'}."]
     again = weights.pull(ID, access=access)
-    assert (again.fetched, again.files, len(said)) == (False, here.files, 1)
+    assert (again.fetched, again.files, len(said)) == (False, checkout.files, 1)
 
 
 @pytest.mark.parametrize(
@@ -98,9 +98,9 @@ def test_every_spelling_of_a_repository(name: str, revision: str | None, repo: R
     repo.tags["v1"] = repo.branches["feature/x"] = first
     repo.record({}, [], "main", "A proposal", "", "eve", as_pull=True)
     words = {"id": ID, "tag": "v1", "branch": "feature/x", "commit": first}
-    here = weights.pull(name.format(**words), revision=revision and revision.format(**words), access=access)
+    checkout = weights.pull(name.format(**words), revision=revision and revision.format(**words), access=access)
     newest = {"{id}": main, "hf://{id}": main, "hf://{id}@refs/pr/1": repo.pulls[1].head}
-    assert here.commit == (newest.get(name, first) if revision in (None, "refs/pr/1") else first)
+    assert checkout.commit == (newest.get(name, first) if revision in (None, "refs/pr/1") else first)
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,8 @@ def test_invalid_names(name: str, revision: str | None, complaint: str, hub: Hub
 
 def test_pull_into_a_directory_and_load_from_it(repo: Repo, access: Access, tmp_path: Path) -> None:
     out = tmp_path / "zoo" / "elo"
-    here = weights.pull(ID, out=out, access=access)
-    assert here.directory == out
+    checkout = weights.pull(ID, out=out, access=access)
+    assert checkout.directory == out
     assert sorted(path.name for path in out.iterdir()) == sorted(TAKEN)
     before, count = published.tree(out), len(repo.commits)
     with pytest.raises(ZooError, match="already exists"):
@@ -136,8 +136,8 @@ def test_pull_into_a_directory_and_load_from_it(repo: Repo, access: Access, tmp_
     weights.pull(ID, out=out, force=True, access=access)
     assert (published.tree(out), len(repo.commits)) == (before, count)
     local = weights.pull(str(out), access=access)
-    assert (local.directory, local.commit, local.files) == (out, None, here.files)
-    assert weights.pull(str(out), out=tmp_path / "copy", access=access).files == here.files
+    assert (local.directory, local.commit, local.files) == (out, None, checkout.files)
+    assert weights.pull(str(out), out=tmp_path / "copy", access=access).files == checkout.files
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -180,14 +180,14 @@ def test_a_registry_entry_with_only_a_checkpoint(
     hub.create("amoudgl/elo", {"theta.state": data})
     entry = "{family: elo, summary: A., license: MIT, trained: true, sources: [{uri: 'hf://amoudgl/elo/theta.state', "
     zoo(f"mine: {entry}format: flax-msgpack, sha256: {sha256(data)}}}]}}")
-    here = weights.pull("mine", access=access)
-    assert (here.commit, here.artifact.name, here.artifact.source.license) == (None, "mine", "MIT")
+    checkout = weights.pull("mine", access=access)
+    assert (checkout.commit, checkout.artifact.name, checkout.artifact.source.license) == (None, "mine", "MIT")
     count = len(hub.log)
-    assert weights.pull("hf://amoudgl/elo", access=access).directory == here.directory, "from the registry"
+    assert weights.pull("hf://amoudgl/elo", access=access).directory == checkout.directory, "from the registry"
     assert said[-1] == "hf://amoudgl/elo is the registry's mine, and is converted here."
     assert len(hub.log) == count
     offline = dataclasses.replace(access, offline=True)
-    assert weights.pull("mine", out=tmp_path / "out", access=offline).files == here.files
+    assert weights.pull("mine", out=tmp_path / "out", access=offline).files == checkout.files
 
 
 @pytest.mark.parametrize("family", ["velo", "celo2"])

@@ -65,8 +65,8 @@ def test_a_checkpoint_is_converted(
     family: str, files: dict[str, bytes], hub: HubDouble, access: Access, said: list[str], zoo_home: Path
 ) -> None:
     repo = hub.create("org/theirs", files)
-    here = weights.pull("org/theirs", access=access)
-    converted, name = here.artifact, next(iter(files))
+    checkout = weights.pull("org/theirs", access=access)
+    converted, name = checkout.artifact, next(iter(files))
     assert (converted.family, converted.source.license, converted.parity) == (family, "unknown", None)
     assert converted.source.uri == f"{URI}/{name}@{repo.head}"
     assert converted.source.sha256 == hashlib.sha256(files[name]).hexdigest()
@@ -81,10 +81,10 @@ def test_a_checkpoint_is_converted(
     repo.commit({name: state("elo", seed=5)})
     count = len(hub.log)
     assert pylo_zoo.load(URI).fingerprint == converted.fingerprint
-    assert weights.pull(URI, access=dataclasses.replace(access, offline=True)).directory == here.directory
+    assert weights.pull(URI, access=dataclasses.replace(access, offline=True)).directory == checkout.directory
     assert said[2].startswith(f"Offline: using {URI} as it was pulled")
     assert len(hub.log) == count
-    assert weights.pull(URI, access=access).directory == here.directory
+    assert weights.pull(URI, access=access).directory == checkout.directory
     assert f"{URI} has moved on to {repo.head[:12]}" in said[4]
 
 
@@ -92,7 +92,7 @@ def test_a_checkpoint_in_a_cache_that_cannot_be_written(
     hub: HubDouble, access: Access, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.create("org/theirs", {"theta.state": state()})
-    here = weights.pull("org/theirs", access=access)
+    checkout = weights.pull("org/theirs", access=access)
 
     def full(*anything: object, **options: object) -> None:
         raise OSError(30, "Read-only file system")
@@ -100,8 +100,8 @@ def test_a_checkpoint_in_a_cache_that_cannot_be_written(
     for name in ("mkdir", "touch", "write_bytes", "rename", "replace", "unlink"):
         monkeypatch.setattr(Path, name, full)
     monkeypatch.setattr(os, "mkdir", full)
-    assert weights.pull("org/theirs", access=access).directory == here.directory
-    assert pylo_zoo.load(URI).fingerprint == here.artifact.fingerprint
+    assert weights.pull("org/theirs", access=access).directory == checkout.directory
+    assert pylo_zoo.load(URI).fingerprint == checkout.artifact.fingerprint
 
 
 def test_a_branch_that_moves(hub: HubDouble, access: Access) -> None:

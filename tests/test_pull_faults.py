@@ -129,44 +129,44 @@ def test_a_listed_file_that_does_not_exist(repo: Repo, hub: HubDouble, access: A
     assert not (zoo_home / "hub").exists()
 
 
-def sibling(said: dict[str, Any], name: str) -> dict[str, Any]:
-    return next(each for each in said["siblings"] if each["rfilename"] == name)
+def sibling(description: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(each for each in description["siblings"] if each["rfilename"] == name)
 
 
-def smaller(said: dict[str, Any]) -> None:
-    sibling(said, "config.json")["size"] -= 1
+def smaller(description: dict[str, Any]) -> None:
+    sibling(description, "config.json")["size"] -= 1
 
 
-def another_hash(said: dict[str, Any]) -> None:
-    sibling(said, "model.safetensors")["lfs"]["sha256"] = "0" * 64
+def another_hash(description: dict[str, Any]) -> None:
+    sibling(description, "model.safetensors")["lfs"]["sha256"] = "0" * 64
 
 
-def another_blob(said: dict[str, Any]) -> None:
-    sibling(said, "config.json")["blobId"] = "0" * 40
+def another_blob(description: dict[str, Any]) -> None:
+    sibling(description, "config.json")["blobId"] = "0" * 40
 
 
-def path_for_a_hash(said: dict[str, Any]) -> None:
-    sibling(said, "model.safetensors")["lfs"]["sha256"] = "../../evil"
+def path_for_a_hash(description: dict[str, Any]) -> None:
+    sibling(description, "model.safetensors")["lfs"]["sha256"] = "../../evil"
 
 
-def negative(said: dict[str, Any]) -> None:
-    sibling(said, "config.json")["size"] = -1
+def negative(description: dict[str, Any]) -> None:
+    sibling(description, "config.json")["size"] = -1
 
 
-def enormous(said: dict[str, Any]) -> None:
-    sibling(said, "model.safetensors")["lfs"]["size"] = 10**15
+def enormous(description: dict[str, Any]) -> None:
+    sibling(description, "model.safetensors")["lfs"]["size"] = 10**15
 
 
-def large_text(said: dict[str, Any]) -> None:
-    sibling(said, "parity.json")["size"] = 17 * 2**20
+def large_text(description: dict[str, Any]) -> None:
+    sibling(description, "parity.json")["size"] = 17 * 2**20
 
 
-def another_commit(said: dict[str, Any]) -> None:
-    said["sha"] = "1" * 40
+def another_commit(description: dict[str, Any]) -> None:
+    description["sha"] = "1" * 40
 
 
-def no_commit(said: dict[str, Any]) -> None:
-    said["sha"] = "../../evil"
+def no_commit(description: dict[str, Any]) -> None:
+    description["sha"] = "../../evil"
 
 
 LIES: list[tuple[Callable[[dict[str, Any]], None], str]] = [
@@ -244,7 +244,7 @@ def test_names_that_lead_elsewhere(repo: Repo, hub: HubDouble, access: Access, z
     before = published.tree(tmp_path)
     weights.pull(ID, access=access)
     assert is_whole(zoo_home, repo)
-    theirs = hub.create("org/theirs", {"x.txt": b"x"})
+    other_repo = hub.create("org/theirs", {"x.txt": b"x"})
     for name in (
         "../evil.state",
         "/etc/evil.state",
@@ -253,7 +253,7 @@ def test_names_that_lead_elsewhere(repo: Repo, hub: HubDouble, access: Access, z
         "evil\n.state",
         "%2e.state",
     ):
-        theirs.extra_siblings[:] = [name]
+        other_repo.extra_siblings[:] = [name]
         refused(access, FetchError, name="org/theirs")
     assert published.tree(tmp_path) == before
     assert all("evil" not in request.path for request in hub.log)

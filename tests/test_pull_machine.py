@@ -98,7 +98,7 @@ def test_a_disk_that_fails(
 def test_a_complete_cache_may_be_read_only(
     repo: Repo, access: Access, zoo_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = weights.pull(ID, access=access)
+    checkout = weights.pull(ID, access=access)
 
     def full(*anything: object, **options: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
@@ -106,8 +106,8 @@ def test_a_complete_cache_may_be_read_only(
     for name in ("mkdir", "touch", "write_bytes", "write_text", "rename", "replace", "unlink"):
         monkeypatch.setattr(Path, name, full)
     monkeypatch.setattr(os, "mkdir", full)
-    assert weights.pull(ID, access=access).files == here.files
-    assert pylo_zoo.load(URI, access=access).fingerprint == here.artifact.fingerprint
+    assert weights.pull(ID, access=access).files == checkout.files
+    assert pylo_zoo.load(URI, access=access).fingerprint == checkout.artifact.fingerprint
 
 
 def test_threads_share_a_cache(repo: Repo, hub: HubDouble, access: Access, zoo_home: Path) -> None:

@@ -50,8 +50,8 @@ def test_a_moved_branch_is_ignored_until_accepted(
     weights.pull(ID, access=access)
     before = (zoo_home / "zoo.lock").read_bytes()
     second = moved(repo)
-    here = weights.pull(ID, access=access)
-    assert (here.commit, here.newer, here.fetched) == (first, second, False)
+    checkout = weights.pull(ID, access=access)
+    assert (checkout.commit, checkout.newer, checkout.fetched) == (first, second, False)
     assert f"{URI} has moved on to {second[:12]} since 20" in said[-1]
     assert f"keeping {first[:12]}" in said[-1]
     assert "--update-lock" in said[-1]
@@ -86,8 +86,8 @@ def test_a_deleted_repository_is_still_in_the_cache(
         del repo.tags["v1"]
     else:
         repo.private, hub.users[hub.TOKEN] = True, User("alice")
-    here = weights.pull(f"{ID}@v1", access=access)
-    assert (here.commit, here.newer) == (first, None)
+    checkout = weights.pull(f"{ID}@v1", access=access)
+    assert (checkout.commit, checkout.newer) == (first, None)
     assert said[-1].endswith(f"Using {first[:12]}, as it was pulled.")
 
 

@@ -331,7 +331,7 @@ def test_missing_decays_come_from_the_registry(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("said", "complaint"),
+    ("settings", "complaint"),
     [
         ({}, "lacks its learned decays, adafactor_decays, momentum_decays, rms_decays"),
         ({"rms_decays": [0.1]}, "lacks its learned decays, adafactor_decays, momentum_decays,"),
@@ -341,9 +341,9 @@ def test_missing_decays_come_from_the_registry(tmp_path: Path, monkeypatch: pyte
         ({**decays(), "rms_decays": [float("nan")]}, r"rms_decays is \[nan\]"),
     ],
 )
-def test_decays_of_an_unknown_file_are_required(said: dict[str, Any], complaint: str, tmp_path: Path) -> None:
+def test_decays_of_an_unknown_file_are_required(settings: dict[str, Any], complaint: str, tmp_path: Path) -> None:
     with pytest.raises(ZooError, match=complaint):
-        convert("mulo", source=pylo_files.write(tmp_path, "mulo", theta("mulo")), settings=said)
+        convert("mulo", source=pylo_files.write(tmp_path, "mulo", theta("mulo")), settings=settings)
 
 
 def test_decays_in_the_file_cannot_be_given_again(tmp_path: Path) -> None:

@@ -119,11 +119,11 @@ def entries(path: Path, tmp_path: Path) -> Mapping[str, registry.Entry]:
 def test_into_the_entry_of_its_checkpoint(path: Path, second_plan: PublishPlan, tmp_path: Path) -> None:
     after = "    # Another line.\n\n"
     assert pinned(path, second_plan) == TEXT.replace(after, after + PIN)
-    found = entries(path, tmp_path)["second"]
-    assert found.artifact is not None
-    assert found.artifact.uri == f"hf://org/tiny@{COMMIT}"
-    assert found.artifact.sha256 == HASHES
-    assert found.notes == "One line.\n# Another line.\n"
+    entry = entries(path, tmp_path)["second"]
+    assert entry.artifact is not None
+    assert entry.artifact.uri == f"hf://org/tiny@{COMMIT}"
+    assert entry.artifact.sha256 == HASHES
+    assert entry.notes == "One line.\n# Another line.\n"
 
 
 def test_an_old_pin_is_replaced(path: Path, second_plan: PublishPlan) -> None:
@@ -278,7 +278,7 @@ def test_an_entry_in_one_line(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"a: [", "not valid YAML"),
         (b"- 1\n", "must be a mapping"),
@@ -288,9 +288,9 @@ def test_an_entry_in_one_line(path: Path) -> None:
         (TEXT.encode() + b"...\n", "not valid YAML"),
     ],
 )
-def test_an_invalid_registry(content: bytes, said: str, path: Path, unlisted_plan: PublishPlan) -> None:
+def test_an_invalid_registry(content: bytes, message: str, path: Path, unlisted_plan: PublishPlan) -> None:
     path.write_bytes(content)
-    assert said in refused(path, unlisted_plan)
+    assert message in refused(path, unlisted_plan)
 
 
 def test_a_missing_or_unwritable_file(

@@ -68,12 +68,12 @@ def dangling(path: Path) -> None:
 
 def bound_socket(path: Path) -> None:
     server = socket.socket(socket.AF_UNIX)
-    here = Path.cwd()
+    cwd = Path.cwd()
     try:
         os.chdir(path.parent)  # the name of a socket has at most 108 bytes
         server.bind(path.name)
     finally:
-        os.chdir(here)
+        os.chdir(cwd)
         server.close()
 
 

@@ -222,14 +222,14 @@ def header(change: Callable[[dict[str, Any]], object]) -> bytes:
     """The weights under another header."""
     data = published.files()[artifact.WEIGHTS]
     length = int.from_bytes(data[:8], "little")
-    said = json.loads(data[8 : 8 + length])
-    change(said)
-    text = json.dumps(said).encode()
+    fields = json.loads(data[8 : 8 + length])
+    change(fields)
+    text = json.dumps(fields).encode()
     return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
-def first(said: dict[str, Any]) -> dict[str, Any]:
-    return next(value for name, value in said.items() if name != "__metadata__")
+def first(fields: dict[str, Any]) -> dict[str, Any]:
+    return next(value for name, value in fields.items() if name != "__metadata__")
 
 
 WEIGHTS: dict[str, bytes] = {
@@ -261,8 +261,8 @@ def test_a_proof_of_another_version_is_ignored(hub: HubDouble, access: Access) -
     as_json(PROOF, lambda p: p.update(schema_version=99, more=[1]))(files)
     hub.create(ID, files)
     said: list[str] = []
-    here = weights.pull(ID, access=replace(access, say=said.append))
-    assert here.artifact.parity is None
+    checkout = weights.pull(ID, access=replace(access, say=said.append))
+    assert checkout.artifact.parity is None
     assert said[-1] == f"The proof of {URI} was written by another version of pylo-zoo, and is not read."
 
 

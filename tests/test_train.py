@@ -220,10 +220,10 @@ def test_a_directory_of_that_name_needs_no_download(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("lr", "said"), [(1e9, "leave --lr out, or try --lr 0.01."), (0.03, "a third of it, --lr 0.01.")]
+    ("lr", "message"), [(1e9, "leave --lr out, or try --lr 0.01."), (0.03, "a third of it, --lr 0.01.")]
 )
-def test_the_remedy_for_a_divergence(lr: float, said: str) -> None:
-    assert recipes.find_recipe("sgd", lr=lr).remedy.endswith(said)
+def test_the_remedy_for_a_divergence(lr: float, message: str) -> None:
+    assert recipes.find_recipe("sgd", lr=lr).remedy.endswith(message)
     assert "sgd's own is 0.03" in recipes.find_recipe("sgd", lr=lr).remedy
     assert recipes.find_recipe("velo-sample", lr=9.0).own_lr == 1.0
 

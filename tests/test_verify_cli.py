@@ -34,11 +34,11 @@ FAMILY = "celo-adam"
 def proven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An artifact's directory with its proof, made by the command itself, next to the original."""
     random_artifact, source = random_weights(FAMILY)
-    here = tmp_path_factory.mktemp("verify")
-    artifact.write(random_artifact, here / FAMILY)
-    (here / "theta.state").write_bytes(source.read_bytes())
-    assert run("verify", here / FAMILY, "--source", here / "theta.state", "-q") == 0
-    return here / FAMILY
+    directory = tmp_path_factory.mktemp("verify")
+    artifact.write(random_artifact, directory / FAMILY)
+    (directory / "theta.state").write_bytes(source.read_bytes())
+    assert run("verify", directory / FAMILY, "--source", directory / "theta.state", "-q") == 0
+    return directory / FAMILY
 
 
 @pytest.fixture(autouse=True)
