@@ -24,21 +24,21 @@ TREE = r"^/api/models/org/elo/revision/"
 STORAGE = r"^/[0-9a-f]{64}$"
 
 
-def asked(method: str, name: str) -> tuple[str, str]:
+def request_to(method: str, name: str) -> tuple[str, str]:
     return method, rf"/resolve/[0-9a-f]{{40}}/{name}$"
 
 
 REQUESTS: dict[str, tuple[str, str]] = {
     "info": ("GET", INFO),
     "revision": ("GET", TREE),
-    "config HEAD": asked("HEAD", "config.json"),
-    "config GET": asked("GET", "config.json"),
-    "weights HEAD": asked("HEAD", "model.safetensors"),
+    "config HEAD": request_to("HEAD", "config.json"),
+    "config GET": request_to("GET", "config.json"),
+    "weights HEAD": request_to("HEAD", "model.safetensors"),
     "weights GET": ("GET", STORAGE),
-    "proof HEAD": asked("HEAD", "parity.json"),
-    "proof GET": asked("GET", "parity.json"),
-    "card HEAD": asked("HEAD", "README.md"),
-    "card GET": asked("GET", "README.md"),
+    "proof HEAD": request_to("HEAD", "parity.json"),
+    "proof GET": request_to("GET", "parity.json"),
+    "card HEAD": request_to("HEAD", "README.md"),
+    "card GET": request_to("GET", "README.md"),
 }
 """Every kind of request of a first pull."""
 BODIES = [name for name in REQUESTS if not name.endswith("HEAD")]

@@ -69,15 +69,15 @@ def test_shape_sets_have_the_stated_parameters(name: str, parameters: int, tenso
 
 
 def test_parameters_have_the_stated_shapes() -> None:
-    made = SHAPE_SETS["tiny"].make(dtype=torch.bfloat16, seed=3)
+    params = SHAPE_SETS["tiny"].make(dtype=torch.bfloat16, seed=3)
     again = SHAPE_SETS["tiny"].make(dtype=torch.bfloat16, seed=3)
-    assert sum(p.numel() for p in made) == SHAPE_SETS["tiny"].parameters
-    for p, same in zip(made, again, strict=True):
+    assert sum(p.numel() for p in params) == SHAPE_SETS["tiny"].parameters
+    for p, same in zip(params, again, strict=True):
         assert p.grad is not None
         assert p.dtype == p.grad.dtype == torch.bfloat16
         assert torch.equal(p, same)
-    assert [group.get("rule") for group in made.groups()] == ["adamw", None]
-    assert made.groups(learned=True)[0]["rule"] == "learned"
+    assert [group.get("rule") for group in params.groups()] == ["adamw", None]
+    assert params.groups(learned=True)[0]["rule"] == "learned"
 
 
 def test_the_resnet_has_convolutions() -> None:

@@ -150,17 +150,17 @@ def test_a_finished_comparison_is_reported_unchanged(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Machine, load, date and memory are those of the runs, not of the later report."""
-    asked: list[str] = []
+    measured_optimizers: list[str] = []
 
     def measured(task: str, options: object, optimizer: str, device: str) -> memory.Peak:
-        asked.append(optimizer)
+        measured_optimizers.append(optimizer)
         return memory.Peak(7, memory.METHODS["linux"])
 
     monkeypatch.setattr(report, "measured", measured)
     words = ("compare", *TINY, "--optimizers", "adamw,velo-sample", "--out", "out")
     monkeypatch.setattr(machine, "load", lambda: 99.0)
     assert run(*words) == 0
-    assert asked == ["adamw", "velo-sample"]
+    assert measured_optimizers == ["adamw", "velo-sample"]
     capsys.readouterr()
     first = json.loads(Path("out/results.json").read_text())
     assert first["machine"]["load"] == {"min": 99.0, "max": 99.0}
@@ -171,13 +171,13 @@ def test_a_finished_comparison_is_reported_unchanged(
     assert run(*words) == 0
     assert capsys.readouterr().err == f"finished already: {Path('out/report.html')}\n"
     assert json.loads(Path("out/results.json").read_text()) == first
-    assert len(asked) == 2, "memory is not measured again"
+    assert len(measured_optimizers) == 2, "memory is not measured again"
     assert run(*words, "--optimizers", "adamw,velo-sample,muon") == 0
     err = capsys.readouterr().err
     assert err.splitlines()[0].startswith("3 runs, 2 of them as they were found, about ")
     assert err.splitlines()[1].startswith("3/3  muon, lr 0.02, seed 0: loss ")
     grown = json.loads(Path("out/results.json").read_text())
-    assert asked[2:] == ["muon"]
+    assert measured_optimizers[2:] == ["muon"]
     assert (grown["machine"]["load"], grown["machine"]["busy_runs"]) == ({"min": 0.0, "max": 99.0}, 2)
 
 

@@ -182,7 +182,7 @@ def test_a_damaged_copy_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sha256", ["", "0" * 64, "../../../etc/passwd", "F" * 64])
-def test_what_is_not_kept_is_not_found(sha256: str) -> None:
+def test_sources_that_were_not_kept_are_not_found(sha256: str) -> None:
     assert cached_source(sha256) is None
 
 

@@ -151,9 +151,9 @@ class ChaosRun:
             seed, lambda: weights.pull(uri, access=self.access), lambda: invariants.check_pulled(home, repo)
         )
         invariants.check_complete(home, repo)
-        asked = len(self.hub.log)
+        count = len(self.hub.log)
         assert not weights.pull(uri, access=self.access).fetched
-        assert {str(request).split("/")[1] for request in self.hub.log[asked:]} == {"api"}
+        assert {str(request).split("/")[1] for request in self.hub.log[count:]} == {"api"}
 
 
 @pytest.fixture(scope="module")
@@ -164,10 +164,10 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> PublishPlan:
 @pytest.fixture
 def chaos_run(hub: HubDouble, plan: PublishPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ChaosRun]:
     monkeypatch.chdir(tmp_path)
-    asked = block_other_hosts(monkeypatch)
+    contacted = block_other_hosts(monkeypatch)
     chaos_run = ChaosRun(hub, Disk(monkeypatch), plan, tmp_path)
     yield chaos_run
-    assert not asked, "other hosts were contacted"
+    assert not contacted, "other hosts were contacted"
     print(
         f"{chaos_run.faults.total()} faults: {chaos_run.faults}; full disk: {chaos_run.disk.struck}; {chaos_run.errors}"
     )

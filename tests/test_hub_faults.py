@@ -165,14 +165,14 @@ def test_an_interrupted_request_is_not_executed(hub: HubDouble) -> None:
 
 
 def test_an_error_in_a_hook_is_reported() -> None:
-    def asked() -> None:
+    def broken_hook() -> None:
         with hub_double.serving() as hub:
             hub.on("GET", "/x", lambda request: 1 // 0)
             with pytest.raises(httpx.TransportError):
                 httpx.get(f"{hub.url}/x")
 
     with pytest.raises(ZeroDivisionError):
-        asked()
+        broken_hook()
 
 
 def test_the_hub_is_unreachable_for_a_while(hub: HubDouble) -> None:

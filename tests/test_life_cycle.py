@@ -78,23 +78,23 @@ def test_from_a_checkpoint_and_back(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     file = source(family, tmp_path)
-    made = Path("zoo") / family
+    directory = Path("zoo") / family
 
     # --- on this machine: convert, verify, publish ---
-    assert run("convert", family, "--source", file, "--out", made, "--no-verify", "-q") == 0
-    assert run("publish", made, "--repo-id", REPO, "--license", "MIT") == 1, "publishing requires a proof"
+    assert run("convert", family, "--source", file, "--out", directory, "--no-verify", "-q") == 0
+    assert run("publish", directory, "--repo-id", REPO, "--license", "MIT") == 1, "publishing requires a proof"
     assert "parity was not checked" in capsys.readouterr().err
     assert not hub.repos
-    assert run("verify", made, "--source", file, "-q") == 0
-    proof = json.loads((made / "parity.json").read_text())
-    assert (proof["status"], proof["fingerprint"]) == ("passed", artifact.read(made).fingerprint)
+    assert run("verify", directory, "--source", file, "-q") == 0
+    proof = json.loads((directory / "parity.json").read_text())
+    assert (proof["status"], proof["fingerprint"]) == ("passed", artifact.read(directory).fingerprint)
     capsys.readouterr()
-    assert run("publish", made, "--repo-id", REPO, "--license", "MIT", "--tag", TAG, "--json") == 0
+    assert run("publish", directory, "--repo-id", REPO, "--license", "MIT", "--tag", TAG, "--json") == 0
     published = json.loads(capsys.readouterr().out)
     repo = hub.repos[REPO]
     assert published["commit"] == repo.head == repo.tags[TAG]
     assert set(repo.files()) == {*PUBLISHED, ".gitattributes"}
-    assert repo.files()["model.safetensors"] == (made / "model.safetensors").read_bytes()
+    assert repo.files()["model.safetensors"] == (directory / "model.safetensors").read_bytes()
 
     # --- on another machine: pull and train ----
     monkeypatch.setenv("PYLO_ZOO_HOME", str(tmp_path / "elsewhere"))
@@ -105,10 +105,10 @@ def test_from_a_checkpoint_and_back(
     assert pulled.is_relative_to(tmp_path / "elsewhere")
     assert pulled.name == repo.head
     check_complete(store.home(), repo)
-    before, asked = digests(pulled), len(hub.log)
+    before, count = digests(pulled), len(hub.log)
     whole, interrupted = model(), model()
     one, other = optimizer(family, whole), optimizer(family, interrupted)
-    assert len(hub.log) == asked, "loading a pulled artifact sends no request"
+    assert len(hub.log) == count, "loading a pulled artifact sends no request"
 
     # --- train, checkpoint, resume ---
     losses = train(whole, one, range(STEPS))

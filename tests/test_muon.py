@@ -148,7 +148,7 @@ def test_it_learns() -> None:
 # --- routing -----------------------------------------------------------------------------------------------------
 
 
-def test_where_parameters_go_and_why() -> None:
+def test_routing_and_its_reasons() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 4))
     optimizer = Muon(model.named_parameters(), nesterov=True)
     result = [(route.name, route.shape, route.rule, route.reason) for route in optimizer.routes()]

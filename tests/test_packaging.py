@@ -79,7 +79,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_the_sdist_has_what_a_build_and_a_test_need(built: Path) -> None:
+def test_the_sdist_suffices_to_build_and_test(built: Path) -> None:
     (path,) = (built / "dist").glob("*.tar.gz")
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}

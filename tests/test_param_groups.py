@@ -192,7 +192,7 @@ def by_name(*args: Any, **options: Any) -> dict[str, Any]:
 # --- heads and shared parameters -------------------------------------------------------------------------------------
 
 
-def test_a_tied_head_is_the_embedding_and_an_untied_one_its_own() -> None:
+def test_a_tied_head_is_the_embedding_and_an_untied_one_is_separate() -> None:
     tied, untied = by_name(GPT(tied=True)), by_name(GPT(tied=False))
     assert "lm_head.weight" not in tied
     assert tied["wte.weight"].tied == ("lm_head.weight",)

@@ -165,7 +165,7 @@ def test_no_descriptor_stays_open(tmp_path: Path) -> None:
 # --- every place that reads a file -------------------------------------------------------------------------------
 
 
-def made(path: Path) -> Path:
+def write_artifact(path: Path) -> Path:
     path.mkdir(exist_ok=True)
     for name, data in published.files().items():
         (path / name).write_bytes(data)
@@ -173,7 +173,7 @@ def made(path: Path) -> Path:
 
 
 def of_artifact(name: str) -> Callable[[Path], tuple[Path, Callable[[], object]]]:
-    return lambda root: (made(root / "a") / name, lambda: artifact.read(root / "a"))
+    return lambda root: (write_artifact(root / "a") / name, lambda: artifact.read(root / "a"))
 
 
 def checkpoint(root: Path) -> tuple[Path, Callable[[], object]]:
@@ -276,7 +276,7 @@ def test_a_partial_download_that_is_not_a_file_is_replaced(kind: str, tmp_path: 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("command", ["info", "export", "verify", "train"])
 def test_commands(command: str, kind: str, tmp_path: Path, capsys: Capture) -> None:
-    path = made(tmp_path / "a")
+    path = write_artifact(tmp_path / "a")
     complaint = put(kind, path / artifact.WEIGHTS)
     words: dict[str, tuple[Any, ...]] = {
         "info": ("info", path),
@@ -289,7 +289,7 @@ def test_commands(command: str, kind: str, tmp_path: Path, capsys: Capture) -> N
 
 
 def test_max_bytes_is_an_option_of_the_commands_that_read(tmp_path: Path, capsys: Capture) -> None:
-    path, source = made(tmp_path / "a"), write_theta(tmp_path, "elo")
+    path, source = write_artifact(tmp_path / "a"), write_theta(tmp_path, "elo")
     for words in (
         ("inspect", source),
         ("convert", "elo", "--source", source, "--out", tmp_path / "out"),

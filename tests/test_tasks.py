@@ -73,7 +73,7 @@ def test_held_out_data_is_not_trained_on() -> None:
         assert not recorded & {row.numpy().tobytes() for row in held[0]}
 
 
-def test_every_example_comes_once_an_epoch() -> None:
+def test_every_example_appears_once_per_epoch() -> None:
     picked = torch.cat([chosen(10, 4, seed=0, step=step) for step in range(5)])
     assert sorted(picked[:10].tolist()) == sorted(picked[10:].tolist()) == list(range(10))
     assert picked[:10].tolist() != picked[10:].tolist()
