@@ -71,7 +71,7 @@ def passing(name: str = "velo") -> Report:
         ],
         controls=[
             Control("one bit", "a bit is flipped", "caught", "direction", "vector", 4e-9, 6e-14),
-            Control("gate order", "the gates are permuted", "not applicable", "there are none"),
+            Control("gate order", "the gates are permuted", "not applicable", "the rule has no gates"),
         ],
         explanation=explanation(2e-16),
         coverage=Coverage({"shape": [f"{n} {s}" for n, s in SHAPES.items()], "dtype": ["float64"]}, ["infinity"]),

@@ -57,7 +57,7 @@ VARIANTS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[nn.Parameter], Any]]:
-    """Per optimizer and variant: the parameters of an uninterrupted run, and of one that a new process resumed."""
+    """Per optimizer and variant: the parameters of an uninterrupted run and of a run resumed in a new process."""
     unbroken, runs = {}, {}
     file = tmp_path_factory.mktemp("resume") / "runs.pt"
     for name, entry in TABLE.items():

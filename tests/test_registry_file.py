@@ -35,7 +35,7 @@ first:   # the first one
   family: celo-adam
   summary: >-
     A summary
-    # that is no comment
+    # that is not a comment
   license: MIT
   trained: true
   sources:
@@ -193,7 +193,7 @@ def test_only_what_was_published_is_pinned(path: Path, second_plan: PublishPlan,
 # --- what is kept ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("which", ["theirs", "own"])
+@pytest.mark.parametrize("which", ["second_plan", "unlisted_plan"])
 @pytest.mark.parametrize(
     "change",
     [
