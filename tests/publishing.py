@@ -113,7 +113,7 @@ class Publisher:
         return words(caught.value)
 
 
-def watched(hub: HubDouble) -> Iterator[Publisher]:
+def watched_publisher(hub: HubDouble) -> Iterator[Publisher]:
     """A publisher whose token must appear nowhere but in headers."""
     publisher = Publisher()
     yield publisher

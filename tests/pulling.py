@@ -48,7 +48,7 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def moved(repo: Repo) -> str:
+def publish_other_weights(repo: Repo) -> str:
     """Publish other weights on the main branch; return the commit."""
     return repo.commit(published.files(scale=0.2))
 

@@ -40,7 +40,7 @@ def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "measured", lambda *words: memory.Peak(None, "not measured"))
 
 
-def compared(out: Path, wanted: Wanted = WANTED, watch: running.Watch | None = None) -> report.Results:
+def run_comparison(out: Path, wanted: Wanted = WANTED, watch: running.Watch | None = None) -> report.Results:
     comparison = planned(wanted)
     running.prepare(comparison, out)
     outcomes = run_all(comparison, out, watch)
@@ -49,11 +49,11 @@ def compared(out: Path, wanted: Wanted = WANTED, watch: running.Watch | None = N
     return results
 
 
-def timeless(results: Any) -> Any:
+def without_times(results: Any) -> Any:
     """``results`` without the fields that differ between runs."""
     if isinstance(results, dict):
-        return {key: timeless(value) for key, value in results.items() if key not in (*report.TIMES, "notes")}
-    return [timeless(each) for each in results] if isinstance(results, list) else results
+        return {key: without_times(value) for key, value in results.items() if key not in (*report.TIMES, "notes")}
+    return [without_times(each) for each in results] if isinstance(results, list) else results
 
 
 # --- training ----------------------------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ def test_every_optimizer_gets_the_same_weights_and_batches() -> None:
 
 
 def test_initial_losses_are_equal_and_only_baselines_are_tuned(tmp_path: Path) -> None:
-    results = compared(tmp_path / "out")
+    results = run_comparison(tmp_path / "out")
     adamw, sample = results["optimizers"]
     assert [each["initial_loss"] for each in adamw["runs"]] == [each["initial_loss"] for each in sample["runs"]]
     assert sample["tuning"] is None
@@ -95,7 +95,9 @@ def test_runs_take_turns(tmp_path: Path) -> None:
         def done(self, title: str, course: Course) -> None:
             order.append(title)
 
-    compared(tmp_path / "out", Wanted("quadratic", ["sgd", "adamw"], SMALL, seeds=2, steps=3, tune=[]), Recording())
+    run_comparison(
+        tmp_path / "out", Wanted("quadratic", ["sgd", "adamw"], SMALL, seeds=2, steps=3, tune=[]), Recording()
+    )
     assert [title.replace(", lr 0.03", "").replace(", lr 0.003", "") for title in order] == [
         "sgd, seed 0",
         "adamw, seed 0",
@@ -106,7 +108,7 @@ def test_runs_take_turns(tmp_path: Path) -> None:
 
 def test_a_diverging_optimizer_is_a_result(tmp_path: Path) -> None:
     wanted = Wanted("quadratic", ["adamw", "sgd"], SMALL, seeds=2, steps=40, tune=[], lrs={"sgd": 1e4})
-    results = compared(tmp_path / "out", wanted)
+    results = run_comparison(tmp_path / "out", wanted)
     assert results["optimizers"][1]["diverged"] == 2
     assert results["optimizers"][1]["loss"] is None
     assert "Diverged: sgd in 2 of 2." in results["verdict"]
@@ -119,7 +121,7 @@ def test_a_diverging_optimizer_is_a_result(tmp_path: Path) -> None:
 
 def test_an_interrupted_comparison_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
     wanted = Wanted("quadratic", ["adamw", "muon"], SMALL, seeds=2, steps=120, tune=["adamw"], tune_steps=20)
-    whole = compared(tmp_path / "whole", wanted)
+    whole = run_comparison(tmp_path / "whole", wanted)
 
     class Interrupting(Nobody):
         steps = 0
@@ -134,16 +136,16 @@ def test_an_interrupted_comparison_ends_like_an_uninterrupted_one(tmp_path: Path
             yield listen
 
     with pytest.raises(KeyboardInterrupt):
-        compared(tmp_path / "cut", wanted, Interrupting())
-    cut = compared(tmp_path / "cut", wanted)
-    assert timeless(cut) == timeless(whole)
+        run_comparison(tmp_path / "cut", wanted, Interrupting())
+    cut = run_comparison(tmp_path / "cut", wanted)
+    assert without_times(cut) == without_times(whole)
     assert not list((tmp_path / "cut").rglob("checkpoint.pt")), "a finished run needs no download"
 
     class Refusing(Nobody):
         def run(self, title: str, label: str, run: Run) -> Any:
             raise AssertionError(f"{title} was run again")
 
-    assert timeless(compared(tmp_path / "cut", wanted, Refusing())) == timeless(whole)
+    assert without_times(run_comparison(tmp_path / "cut", wanted, Refusing())) == without_times(whole)
 
 
 def test_a_finished_comparison_is_reported_unchanged(
@@ -183,38 +185,39 @@ def test_a_finished_comparison_is_reported_unchanged(
 
 def test_seeds_can_be_added_but_steps_cannot_change(tmp_path: Path) -> None:
     wanted = Wanted("quadratic", ["adamw"], SMALL, seeds=1, steps=5, tune=[])
-    compared(tmp_path / "out", wanted)
+    run_comparison(tmp_path / "out", wanted)
     assert (
-        len(compared(tmp_path / "out", Wanted("quadratic", ["adamw"], SMALL, 2, 5, []))["optimizers"][0]["runs"]) == 2
+        len(run_comparison(tmp_path / "out", Wanted("quadratic", ["adamw"], SMALL, 2, 5, []))["optimizers"][0]["runs"])
+        == 2
     )
     with pytest.raises(ZooError, match=r"another comparison: --steps is 5 there and 6 here\. "):
-        compared(tmp_path / "out", Wanted("quadratic", ["adamw"], SMALL, 1, 6, []))
+        run_comparison(tmp_path / "out", Wanted("quadratic", ["adamw"], SMALL, 1, 6, []))
     with pytest.raises(ZooError, match=r"--tune-steps is 5 there and 3 here; --threads is 1 there and 2 here\. "):
-        compared(tmp_path / "out", Wanted("quadratic", ["adamw"], SMALL, 1, 5, [], tune_steps=3, threads=2))
+        run_comparison(tmp_path / "out", Wanted("quadratic", ["adamw"], SMALL, 1, 5, [], tune_steps=3, threads=2))
     torch.set_num_threads(1)
 
 
 def test_a_damaged_run_is_named(tmp_path: Path) -> None:
     wanted = Wanted("quadratic", ["adamw"], SMALL, seeds=1, steps=5, tune=[])
-    compared(tmp_path / "out", wanted)
+    run_comparison(tmp_path / "out", wanted)
     next((tmp_path / "out").rglob("metrics.jsonl")).write_text("{")
     with pytest.raises(ZooError, match=r"adamw-lr0\.003-seed0 is damaged"):
-        compared(tmp_path / "out", wanted)
+        run_comparison(tmp_path / "out", wanted)
 
 
 # --- outputs -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("compare") / "out"
-    compared(out)
+    run_comparison(out)
     return out
 
 
-def test_markdown_shows_the_numbers_of_the_results(written: Path) -> None:
-    results = json.loads((written / report.RESULTS).read_text())
-    lines = [line for line in (written / report.MARKDOWN).read_text().splitlines() if line.startswith("| ")]
+def test_markdown_shows_the_numbers_of_the_results(results_directory: Path) -> None:
+    results = json.loads((results_directory / report.RESULTS).read_text())
+    lines = [line for line in (results_directory / report.MARKDOWN).read_text().splitlines() if line.startswith("| ")]
     for each, line in zip(results["optimizers"], lines[2:], strict=True):
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         assert cells[0].startswith(each["label"])
@@ -227,36 +230,36 @@ def test_markdown_shows_the_numbers_of_the_results(written: Path) -> None:
         assert loss["mean"] == pytest.approx(sum(losses) / len(losses))
 
 
-def test_the_page_is_self_contained(written: Path) -> None:
-    page = (written / report.PAGE).read_text()
+def test_the_page_is_self_contained(results_directory: Path) -> None:
+    page = (results_directory / report.PAGE).read_text()
     assert not re.search(r"https?://|<script|<link|@import|url\(", page)
     assert page.count("data:image/png;base64,") == 4
-    assert str(written) not in page
+    assert str(results_directory) not in page
 
 
-def test_figures_are_valid_images(written: Path) -> None:
+def test_figures_are_valid_images(results_directory: Path) -> None:
     from matplotlib import image
 
     names = {"loss-steps.png", "loss-seconds.png", "held-out.png", "optimizer-time.png"}
-    assert {path.name for path in written.glob("*.png")} == names
+    assert {path.name for path in results_directory.glob("*.png")} == names
     for name in names:
-        pixels = image.imread(written / name)
+        pixels = image.imread(results_directory / name)
         assert pixels.shape[1] == 1200
         assert pixels[..., :3].std() > 0.02, "the image is not blank"
 
 
-def test_the_same_runs_draw_the_same_bytes(written: Path) -> None:
+def test_the_same_runs_draw_the_same_bytes(results_directory: Path) -> None:
     comparison = planned(WANTED)
-    outcomes = run_all(comparison, written)
+    outcomes = run_all(comparison, results_directory)
     results = report.results(comparison, outcomes, command="", memory=False)
     for name, data in plots.draw(results, outcomes).items():
-        assert data == (written / name).read_bytes(), name
+        assert data == (results_directory / name).read_bytes(), name
 
 
-def test_names_with_markup_and_missing_glyphs(written: Path, tmp_path: Path) -> None:
+def test_names_with_markup_and_missing_glyphs(results_directory: Path, tmp_path: Path) -> None:
     from pylo_zoo.compare import markdown, page
 
-    results = json.loads((written / report.RESULTS).read_text())
+    results = json.loads((results_directory / report.RESULTS).read_text())
     results["optimizers"][0]["label"] = "<b>x</b>|$y^2_"
     assert "<b>x</b>|" not in page.render_page(results, {})
     assert "<b>" not in markdown.render_comparison(results)
@@ -366,8 +369,8 @@ def test_without_matplotlib_nothing_is_trained(capsys: Capture, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("width", [40, 60, 72, 80, 100, 160])
-def test_no_figure_is_broken_on_a_narrow_terminal(written: Path, width: int) -> None:
-    results = json.loads((written / report.RESULTS).read_text())
+def test_no_figure_is_broken_on_a_narrow_terminal(results_directory: Path, width: int) -> None:
+    results = json.loads((results_directory / report.RESULTS).read_text())
     console = Console(width=width, file=io.StringIO())
     console.print(comparing.table(results, console))
     assert isinstance(console.file, io.StringIO)
@@ -384,7 +387,7 @@ def test_every_field_of_a_comparison_is_documented() -> None:
     text = (Path(__file__).parent.parent / "docs/training.md").read_text()
     for title, fields in (
         ("`comparison.json`", planned(WANTED).shared()),
-        ("`results.json`", compared(Path("out"))),
+        ("`results.json`", run_comparison(Path("out"))),
     ):
         table = text.partition(f"| {title} |")[2].partition("\n\n")[0]
         rows = [line.split("|")[1] for line in table.splitlines()[2:]]

@@ -99,7 +99,7 @@ def test_the_optimizer_that_a_family_names_exists(family: str) -> None:
 # --- parity ------------------------------------------------------------------------------------------------------
 
 
-def planted(monkeypatch: pytest.MonkeyPatch, error: float) -> None:
+def plant_error(monkeypatch: pytest.MonkeyPatch, error: float) -> None:
     """Make parity report this error."""
 
     def verify(converted: artifact.Artifact, source: Path, **how: object) -> Report:
@@ -112,7 +112,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, error: float) -> None:
 def test_parity_runs_by_default_and_its_report_is_stored(
     capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planted(monkeypatch, error=1e-7)
+    plant_error(monkeypatch, error=1e-7)
     assert run("convert", "elo", "--source", write_theta(tmp_path, "elo")) == 0
     out, err = capsys.readouterr()
     assert "network" in out
@@ -142,7 +142,7 @@ def test_a_failing_parity_writes_nothing(
         assert run("convert", "elo", "--source", path, "--no-verify", "-q") == 0
         capsys.readouterr()
     before = digests(Path("zoo/elo")) if existing else None
-    planted(monkeypatch, error=0.5)
+    plant_error(monkeypatch, error=0.5)
     assert run("convert", "elo", "--source", path, "--force", "--json") == 1
     out, err = capsys.readouterr()
     assert json.loads(out)["parity"]["status"] == "failed"

@@ -30,36 +30,36 @@ def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.fixture
-def exported(capsys: Capture, tmp_path: Path) -> Path:
+def artifact_directory(capsys: Capture, tmp_path: Path) -> Path:
     """An artifact's directory."""
     assert run("convert", "elo", "--source", write_theta(tmp_path, "elo"), "--no-verify", "-q") == 0
     capsys.readouterr()
     return Path("zoo/elo")
 
 
-def test_export_reports_what_it_wrote(exported: Path, capsys: Capture) -> None:
-    assert run("export", exported, "--out", "new/x.state", "--json") == 0
+def test_export_reports_what_it_wrote(artifact_directory: Path, capsys: Capture) -> None:
+    assert run("export", artifact_directory, "--out", "new/x.state", "--json") == 0
     data = Path("theta.state").read_bytes()
     output = {"file": "new/x.state", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "identical": True}
     assert json.loads(capsys.readouterr().out) == output
 
 
-def test_export_replaces_only_with_force(exported: Path, capsys: Capture) -> None:
+def test_export_replaces_only_with_force(artifact_directory: Path, capsys: Capture) -> None:
     Path("x").write_text("mine")
-    assert "already exists" in refused(capsys, "export", exported, "--out", "x")
+    assert "already exists" in refused(capsys, "export", artifact_directory, "--out", "x")
     assert Path("x").read_text() == "mine"
-    assert run("export", exported, "--out", "x", "--force") == 0
+    assert run("export", artifact_directory, "--out", "x", "--force") == 0
     capsys.readouterr()
     assert Path("x").read_bytes() == Path("theta.state").read_bytes()
-    assert "is a directory" in refused(capsys, "export", exported, "--out", "zoo", "--force")
+    assert "is a directory" in refused(capsys, "export", artifact_directory, "--out", "zoo", "--force")
 
 
-def test_export_refuses_an_artifact_whose_weights_were_changed(exported: Path, capsys: Capture) -> None:
-    loaded = artifact.read(exported)
+def test_export_refuses_an_artifact_whose_weights_were_changed(artifact_directory: Path, capsys: Capture) -> None:
+    loaded = artifact.read(artifact_directory)
     tensors = {name: tensor.clone() for name, tensor in loaded.tensors.items()}
     tensors["mlp.layers.0.bias"][0] *= 1.001
-    artifact.write(dataclasses.replace(loaded, tensors=tensors), exported, force=True)
-    assert "changed after its conversion" in refused(capsys, "export", exported, "--out", "x")
+    artifact.write(dataclasses.replace(loaded, tensors=tensors), artifact_directory, force=True)
+    assert "changed after its conversion" in refused(capsys, "export", artifact_directory, "--out", "x")
     assert not Path("x").exists()
 
 

@@ -122,7 +122,7 @@ def killed_at(hub: HubDouble, driver: Driver, job: Job, method: str, pattern: st
     assert driver.wait(child) == (signal.SIGKILL, {})
 
 
-def done(driver: Driver, job: Job) -> dict[str, Any]:
+def run_job(driver: Driver, job: Job) -> dict[str, Any]:
     """Run the job to its end."""
     ended, output = driver.wait(driver.start(job))
     assert ended == 0
@@ -132,7 +132,7 @@ def done(driver: Driver, job: Job) -> dict[str, Any]:
 
 def finish_publishing(hub: HubDouble, driver: Driver, job: Job, plan: PublishPlan) -> None:
     invariants.check_published(hub, plan)
-    output = done(driver, job)
+    output = run_job(driver, job)
     invariants.check_published(hub, plan)
     repo = hub.repos[NAME]
     assert output["commit"] == repo.head == repo.tags[TAG]
@@ -142,7 +142,7 @@ def finish_publishing(hub: HubDouble, driver: Driver, job: Job, plan: PublishPla
 def finish_pulling(hub: HubDouble, driver: Driver, job: Job) -> None:
     home, repo = Path(job.home), hub.repos[NAME]
     invariants.check_pulled(home, repo, killed=True)
-    output = done(driver, job)
+    output = run_job(driver, job)
     assert output["commit"] == repo.head
     invariants.check_complete(home, repo)
     left = [path for path in home.rglob("*") if left_behind(path.name)]
@@ -196,7 +196,7 @@ def test_at_any_time(hub: HubDouble, driver: Driver, publishing: Job, pulling: J
     chance = random.Random(1)
     for job in (publishing, replace(pulling, home=pulling.home + "-2")):
         start = time.perf_counter()
-        done(driver, replace(job, home=job.home + "-whole"))
+        run_job(driver, replace(job, home=job.home + "-whole"))
         whole = time.perf_counter() - start
         if job is publishing:
             hub.repos.clear()

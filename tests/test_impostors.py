@@ -55,7 +55,7 @@ def impostor(request: pytest.FixtureRequest) -> tuple[bytes, str]:
     return request.param[1]
 
 
-def of(error: pytest.ExceptionInfo[ZooError]) -> str:
+def full_text(error: pytest.ExceptionInfo[ZooError]) -> str:
     return f"{error.value.message} {error.value.hint}"
 
 
@@ -70,7 +70,7 @@ def test_an_impostor_file_is_identified(impostor: tuple[bytes, str], capsys: pyt
             formats.read(name)
         assert f"{name} is " in error.value.message
         assert what in error.value.message
-        assert len(of(error)) < 250
+        assert len(full_text(error)) < 250
     Path("config.gin").unlink(missing_ok=True)
     assert what in refused(capsys, "inspect", "theta.state")
     assert what in refused(capsys, "convert", "celo", "--source", "theta.state", "--out", "out")
@@ -322,5 +322,5 @@ def test_a_page_of_the_hub_is_fetched_as_the_file(
 def test_weights_rejects_the_address_of_a_page(address: str) -> None:
     with pytest.raises(ZooError) as error:
         pylo_zoo.load(address)
-    assert "hf://https" not in of(error)
+    assert "hf://https" not in full_text(error)
     assert "hf://ORG/NAME" in error.value.hint

@@ -55,16 +55,16 @@ def folder_mode(mode: int) -> Callable[[Path], object]:
     return lambda library: library.parent.chmod(mode)
 
 
-def given_away(path: Path) -> None:
+def give_away(path: Path) -> None:
     os.chown(path, ANOTHER, ANOTHER)
 
 
-def sticky_and_not_mine(library: Path) -> None:
+def give_away_in_a_sticky_directory(library: Path) -> None:
     library.parent.chmod(0o1777)
-    given_away(library)
+    give_away(library)
 
 
-def instead(make: Callable[[Path], object]) -> Callable[[Path], object]:
+def replace_library_by(make: Callable[[Path], object]) -> Callable[[Path], object]:
     def replace(library: Path) -> None:
         library.rename(library.with_suffix(".kept"))
         make(library)
@@ -75,15 +75,15 @@ def instead(make: Callable[[Path], object]) -> Callable[[Path], object]:
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a world-writable directory": (folder_mode(0o777), r"can be written by others \(mode 777\)"),
     "a group-writable directory": (folder_mode(0o775), r"can be written by others \(mode 775\)"),
-    "a directory": (instead(Path.mkdir), "is not a regular file"),
-    "a FIFO": (instead(os.mkfifo), "is not a regular file"),
-    "a link": (instead(lambda p: p.symlink_to(p.with_suffix(".kept"))), "is not a regular file"),
-    "a dangling link": (instead(lambda p: p.symlink_to("nowhere")), "is not a regular file"),
+    "a directory": (replace_library_by(Path.mkdir), "is not a regular file"),
+    "a FIFO": (replace_library_by(os.mkfifo), "is not a regular file"),
+    "a link": (replace_library_by(lambda p: p.symlink_to(p.with_suffix(".kept"))), "is not a regular file"),
+    "a dangling link": (replace_library_by(lambda p: p.symlink_to("nowhere")), "is not a regular file"),
 }
 REFUSED_ROOT: dict[str, tuple[Callable[[Path], object], str]] = {
-    "another user's directory": (lambda library: given_away(library.parent), "belongs to another user"),
-    "another user's library": (given_away, "belongs to another user"),
-    "another user's library in a directory like /tmp": (sticky_and_not_mine, "belongs to another user"),
+    "another user's directory": (lambda library: give_away(library.parent), "belongs to another user"),
+    "another user's library": (give_away, "belongs to another user"),
+    "another user's library in a directory like /tmp": (give_away_in_a_sticky_directory, "belongs to another user"),
 }
 
 

@@ -51,7 +51,7 @@ def begin(target: Path, point: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def killed(target: Path, point: str) -> None:
+def kill_at(target: Path, point: str) -> None:
     process = begin(target, point)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -72,7 +72,7 @@ def leftovers(folder: Path) -> list[str]:
 @pytest.mark.parametrize("point", ["sync", "replace"])
 @pytest.mark.parametrize("name", ["artifact", "file.json"])
 def test_the_next_writer_removes_what_a_killed_one_left(tmp_path: Path, name: str, point: str) -> None:
-    killed(tmp_path / name, point)
+    kill_at(tmp_path / name, point)
     (result,) = leftovers(tmp_path)
     other = tmp_path / f".other{result.removeprefix(f'.{name}')}"
     other.mkdir()
@@ -96,7 +96,7 @@ def test_files_of_a_running_process_are_kept(tmp_path: Path, name: str) -> None:
 def test_a_directory_that_was_set_aside_is_restored(tmp_path: Path) -> None:
     target = tmp_path / "artifact"
     replace(target)
-    killed(target, "between")
+    kill_at(target, "between")
     assert not target.exists()
     sweep(target)
     assert (target / "one").read_text() == "mine"

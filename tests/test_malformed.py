@@ -47,7 +47,7 @@ def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(tmp_path)
 
 
-def judged(capsys: Capture, *argv: object, fails: bool = False) -> str:
+def run_and_check(capsys: Capture, *argv: object, fails: bool = False) -> str:
     """Run a command; return its output, which must be a short error if the command fails."""
     status = run(*argv)
     out, err = capsys.readouterr()
@@ -185,7 +185,7 @@ def fields(name: str) -> list[tuple[Any, ...]]:
     return [*result, ("converter", "version")]
 
 
-def spoiled(whole: Path, tmp_path: Path, name: str, at: tuple[Any, ...], value: Any) -> Path:
+def write_spoiled(whole: Path, tmp_path: Path, name: str, at: tuple[Any, ...], value: Any) -> Path:
     folder = tmp_path / "a"
     folder.mkdir()
     for path in whole.iterdir():
@@ -199,7 +199,7 @@ PLACES = [pytest.param(at, id=".".join(map(str, at))) for at in fields("config.j
 REPORT_PLACES = [pytest.param(at, id=".".join(map(str, at))) for at in fields("parity.json")]
 
 
-def exported(folder: Path) -> bytes:
+def export_artifact(folder: Path) -> bytes:
     return export(artifact.read(folder))
 
 
@@ -207,14 +207,14 @@ def exported(folder: Path) -> bytes:
 def test_every_field_of_a_config_with_every_wrong_value(
     at: tuple[Any, ...], whole: Path, capsys: Capture, tmp_path: Path
 ) -> None:
-    folder = spoiled(whole, tmp_path, "config.json", at, None)
+    folder = write_spoiled(whole, tmp_path, "config.json", at, None)
     content = json.loads((whole / "config.json").read_text())
     for label, value in VALUES.items():
         (folder / "config.json").write_text(json.dumps(replaced(content, at, value)))
-        assert refusal(exported, folder).isprintable(), label
+        assert refusal(export_artifact, folder).isprintable(), label
     for label in ("number", "long"):
         (folder / "config.json").write_text(json.dumps(replaced(content, at, VALUES[label])))
-        judged(capsys, "info", folder)
+        run_and_check(capsys, "info", folder)
 
 
 @pytest.mark.parametrize("at", REPORT_PLACES)
@@ -229,18 +229,18 @@ def test_every_field_of_a_report_with_every_wrong_value(at: tuple[Any, ...], who
 
 @pytest.mark.parametrize("at", [("status",), ("leaves",), ("source",), ("name",), ("fingerprint",), ("checks",)])
 def test_commands_with_a_wrong_report(at: tuple[Any, ...], whole: Path, capsys: Capture, tmp_path: Path) -> None:
-    folder = spoiled(whole, tmp_path, "parity.json", at, None)
+    folder = write_spoiled(whole, tmp_path, "parity.json", at, None)
     content = json.loads((whole / "parity.json").read_text())
     for label in ("null", "number", "huge", "long", "list"):
         (folder / "parity.json").write_text(json.dumps(replaced(content, at, VALUES[label])))
-        judged(capsys, "info", folder)
-        judged(capsys, "pull", folder, "--out", "copy", "--force", "-q")
+        run_and_check(capsys, "info", folder)
+        run_and_check(capsys, "pull", folder, "--out", "copy", "--force", "-q")
 
 
 @pytest.mark.parametrize("value", [5, "x", [], True, {"to": "float32"}, {"to": 1, "from": ["a"]}])
 def test_a_cast_of_a_wrong_type_is_named(value: Any, whole: Path, capsys: Capture, tmp_path: Path) -> None:
-    folder = spoiled(whole, tmp_path, "config.json", ("source", "layout", "cast"), value)
-    assert "config.json: source.layout.cast is " in judged(capsys, "export", folder, "--out", "x", fails=True)
+    folder = write_spoiled(whole, tmp_path, "config.json", ("source", "layout", "cast"), value)
+    assert "config.json: source.layout.cast is " in run_and_check(capsys, "export", folder, "--out", "x", fails=True)
 
 
 # --- YAML ------------------------------------------------------------------------------------------------------------
@@ -301,13 +301,13 @@ def test_settings(case: str, capsys: Capture, tmp_path: Path) -> None:
     source = write_theta(tmp_path, "elo")
     for field in ("exp_mult", "rms_decays", "unknown"):
         words = ["convert", "elo", "--source", source, "--no-verify", "--set", f"{field}={YAML[case]}"]
-        judged(capsys, *words, fails=True)
+        run_and_check(capsys, *words, fails=True)
 
 
 @pytest.mark.parametrize("case", YAML)
 def test_options_of_a_task(case: str, capsys: Capture) -> None:
     words = ["train", "quadratic", "--steps", "1", "--set", f"size={YAML[case]}", "--out", "run"]
-    judged(capsys, *words, fails=True)
+    run_and_check(capsys, *words, fails=True)
 
 
 @pytest.mark.parametrize("case", [case for case in YAML if case not in ("nothing", "not UTF-8")])
@@ -353,7 +353,7 @@ def test_every_field_of_a_registry(at: tuple[Any, ...], tmp_path: Path) -> None:
 
 def test_a_number_beyond_float32_is_not_a_decay(capsys: Capture, tmp_path: Path) -> None:
     words = ["convert", "adafac-mlp", "--source", write_theta(tmp_path, "elo"), "--no-verify"]
-    judged(capsys, *words, "--set", "rms_decays=[1e39]", fails=True)
+    run_and_check(capsys, *words, "--set", "rms_decays=[1e39]", fails=True)
 
 
 # --- an untrusted registry -------------------------------------------------------------------------------------------
@@ -370,7 +370,7 @@ def test_escapes_in_a_registry_are_neutralized(
     entries = registry.load_registry(path)
     monkeypatch.setattr(registry, "load_registry", lambda path=None: entries)
     for argv in (["list"], ["list", "-q"], ["list", "--json"], ["info", "mine"], ["info", "mine", "--json"]):
-        judged(capsys, *argv)
+        run_and_check(capsys, *argv)
     run("info", "mine", "--json")
     shown = json.loads(capsys.readouterr().out)
     assert shown["summary"] == json.loads(words), "JSON escapes the exact text"
@@ -397,7 +397,7 @@ def test_every_field_of_a_lock_file(at: tuple[Any, ...], tmp_path: Path) -> None
 
 
 def test_every_field_of_a_run(capsys: Capture, tmp_path: Path) -> None:
-    judged(capsys, "train", "quadratic", "--set", "size=4", "--steps", "2", "--out", "run", "-q")
+    run_and_check(capsys, "train", "quadratic", "--set", "size=4", "--steps", "2", "--out", "run", "-q")
     path = Path("run", "run.json")
     content = json.loads(path.read_text())
     for at in paths(content):
@@ -407,7 +407,7 @@ def test_every_field_of_a_run(capsys: Capture, tmp_path: Path) -> None:
         if at[0] == "asked" or len(at) == 1:
             for label in ("text",):
                 path.write_text(json.dumps(replaced(content, at, VALUES[label])))
-                judged(capsys, "train", "--resume", "run", "-q")
+                run_and_check(capsys, "train", "--resume", "run", "-q")
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
@@ -464,17 +464,17 @@ FREE = {"--set", "--title", "--summary", "--license", "--message", "--token"}
 def test_every_option_of_every_command_with_every_malformed_word(
     command: str, option: str, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pylo_zoo.train.loop.train", stopped)
-    monkeypatch.setattr("pylo_zoo.compare.running.run_all", stopped)
-    monkeypatch.setattr("pylo_zoo.bench.bench", stopped)
+    monkeypatch.setattr("pylo_zoo.train.loop.train", stop)
+    monkeypatch.setattr("pylo_zoo.compare.running.run_all", stop)
+    monkeypatch.setattr("pylo_zoo.bench.bench", stop)
     write_theta(tmp_path, "elo")
     assert run("convert", "elo", "--source", "theta.state", "--no-verify", "--out", "a") == 0
     capsys.readouterr()
     for word in WORDS:
-        judged(capsys, command, *COMMANDS[command], f"{option}={word}")
+        run_and_check(capsys, command, *COMMANDS[command], f"{option}={word}")
 
 
-def stopped(*arguments: Any, **options: Any) -> Any:
+def stop(*arguments: Any, **options: Any) -> Any:
     raise ZooError("The test stops here.", "It is about what comes before.")
 
 
@@ -482,4 +482,4 @@ def stopped(*arguments: Any, **options: Any) -> Any:
 def test_every_argument_of_every_command_with_every_malformed_word(command: str, capsys: Capture) -> None:
     for word in WORDS:
         rest = ["--repo-id", "org/name", "--dry-run"] if command == "publish" else []
-        judged(capsys, command, *rest, "--", word, fails=True)
+        run_and_check(capsys, command, *rest, "--", word, fails=True)

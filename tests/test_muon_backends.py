@@ -35,7 +35,9 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-def ended(backend: str, dtype: torch.dtype, options: dict[str, Any], **more: Any) -> tuple[Muon, list[nn.Parameter]]:
+def run_to_end(
+    backend: str, dtype: torch.dtype, options: dict[str, Any], **more: Any
+) -> tuple[Muon, list[nn.Parameter]]:
     params = parameters(dtype, MANY)
     groups = [{"params": params[0::2], **options}, {"params": params[1::2], **options, "lr": 0.01}]
     optimizer = Muon(groups, weight_decay=0.1, ns_dtype=DOUBLE, backend=backend, **more)
@@ -54,7 +56,7 @@ STATE = STEPS * gamma(6, DOUBLE)
 
 
 @functools.cache
-def iterated() -> float:
+def iteration_error() -> float:
     """The largest effect of float64 roundings on an element of an orthogonalized gradient, over these runs' shapes."""
     triples = resolve_coefficients("quintic", 5)
     matrices = [normal(*shape, seed=k) for k, shape in enumerate([(6, 6), (11, 5), (6, 45), (5, 11), (8, 3)])]
@@ -64,7 +66,9 @@ def iterated() -> float:
 
 def bound(p: Tensor) -> Tensor:
     """Bound of two float64 runs of five steps: the iteration's roundings, times rates of at most 1, and AdamW's."""
-    return 2 * STEPS * iterated() + STEPS * gamma(2 * (12 + 3 * FUNCTION), DOUBLE) * (1 + p.detach().double().abs())
+    return 2 * STEPS * iteration_error() + STEPS * gamma(2 * (12 + 3 * FUNCTION), DOUBLE) * (
+        1 + p.detach().double().abs()
+    )
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -73,7 +77,7 @@ def test_both_backends_give_the_same_run(
     options: dict[str, Any], together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(apply.TOGETHER, "cpu", together)
-    (one, expected), (other, result) = (ended(backend, DOUBLE, options) for backend in ("eager", "fused"))
+    (one, expected), (other, result) = (run_to_end(backend, DOUBLE, options) for backend in ("eager", "fused"))
     for p, q in zip(expected, result, strict=True):
         check_close(q, p, bound(p))
         assert one.state[p].keys() == other.state[q].keys()
@@ -87,7 +91,7 @@ def test_both_backends_give_the_same_run(
 @pytest.mark.parametrize("master", [False, True])
 def test_both_backends_give_the_same_run_in_narrow_dtypes(dtype: torch.dtype, master: bool) -> None:
     (one, expected), (other, result) = (
-        ended(backend, dtype, {}, master_weights=master) for backend in ("eager", "fused")
+        run_to_end(backend, dtype, {}, master_weights=master) for backend in ("eager", "fused")
     )
     last = gamma(4, dtype)  # decay and step, in two runs, each rounded differently
     for p, q in zip(expected, result, strict=True):

@@ -12,7 +12,7 @@ import hub_faults
 import pytest
 import yaml
 from hub_double import TOKEN, HubDouble, User
-from publishing import REPO, Publisher, holds, light, other, plan, proven, published, watched, words, writes
+from publishing import REPO, Publisher, holds, light, other, plan, proven, published, watched_publisher, words, writes
 
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access, Conflict, Forbidden, Unavailable
@@ -24,7 +24,7 @@ pytest.importorskip("jax")
 
 @pytest.fixture
 def publisher(hub: HubDouble) -> Iterator[Publisher]:
-    yield from watched(hub)
+    yield from watched_publisher(hub)
 
 
 # --- outcomes ----------------------------------------------------------------------------------------------------

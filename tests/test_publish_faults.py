@@ -10,7 +10,7 @@ from typing import Any
 import hub_faults
 import pytest
 from hub_double import Exchange, HubDouble
-from publishing import REPO, Publisher, holds, light, plan, published, watched, words
+from publishing import REPO, Publisher, holds, light, plan, published, watched_publisher, words
 
 from pylo_zoo.fetch import FetchError, Unavailable
 from pylo_zoo.publish import PublishPlan
@@ -20,7 +20,7 @@ pytest.importorskip("jax")
 
 @pytest.fixture
 def publisher(hub: HubDouble) -> Iterator[Publisher]:
-    yield from watched(hub)
+    yield from watched_publisher(hub)
 
 
 CALLS = {

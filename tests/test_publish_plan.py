@@ -49,7 +49,7 @@ def prepared(here: Path, **how: Any) -> PublishPlan:
     return prepare(here, Repository(REPO), **{"license": "MIT", **how})
 
 
-def edited(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     values = json.loads(path.read_text())
     change(values)
     path.write_text(json.dumps(values))
@@ -66,20 +66,20 @@ def test_published_files() -> None:
     assert json.loads(plan().files["config.json"])["source"]["license"] == "MIT"
 
 
-def unproven(here: Path) -> None:
+def remove_proof(here: Path) -> None:
     (here / "parity.json").unlink()
     (here / "parity-vectors.safetensors").unlink()
 
 
-def fail(here: Path) -> None:
+def mark_as_failed(here: Path) -> None:
     def change(report: dict[str, Any]) -> None:
         report["leaves"] = {**report["leaves"], "differing": ["a"], "passed": False}
         report["status"] = "failed"
 
-    edited(here / "parity.json", change)
+    edit_json(here / "parity.json", change)
 
 
-def do_not_run(here: Path) -> None:
+def mark_as_not_run(here: Path) -> None:
     kept = ("schema_version", "name", "family", "source", "fingerprint", "leaves", "statements", "environment")
     report = json.loads((here / "parity.json").read_text())
     bare = {
@@ -102,7 +102,7 @@ def change_weights(here: Path) -> None:
 
 
 def another_version(here: Path) -> None:
-    edited(here / "parity.json", lambda report: report["environment"].update({"pylo-zoo": "0.0.1"}))
+    edit_json(here / "parity.json", lambda report: report["environment"].update({"pylo-zoo": "0.0.1"}))
 
 
 def without_vectors(here: Path) -> None:
@@ -126,12 +126,12 @@ def wrong_vectors(here: Path) -> None:
     arrays[name] = arrays[name] * 1.5 + 1
     path.write_bytes(save(arrays, about))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    edited(here / "parity.json", lambda report: report.update(vectors_sha256=digest))
+    edit_json(here / "parity.json", lambda report: report.update(vectors_sha256=digest))
 
 
 UNFIT: dict[str, tuple[Callable[[Path], None], str]] = {
-    "no report": (unproven, "has no parity report"),
-    "not run": (do_not_run, "was not checked (JAX is missing)"),
+    "no report": (remove_proof, "has no parity report"),
+    "not run": (mark_as_not_run, "was not checked (JAX is missing)"),
     "other weights": (change_weights, "has changed since its parity was checked"),
     "another version": (another_version, "checked by another pylo-zoo"),
     "no vectors": (without_vectors, "is missing"),
@@ -165,7 +165,7 @@ def test_without_a_proof_but_allowed(kind: str, here: Path) -> None:
 
 
 def test_a_report_without_a_run_must_match_the_weights(here: Path) -> None:
-    do_not_run(here)
+    mark_as_not_run(here)
     report = (here / "parity.json").read_bytes()
     change_weights(here)
     (here / "parity.json").write_bytes(report)
@@ -174,7 +174,7 @@ def test_a_report_without_a_run_must_match_the_weights(here: Path) -> None:
 
 @pytest.mark.parametrize("allowed", [False, True])
 def test_a_failed_proof_is_never_published(allowed: bool, here: Path, hub: HubDouble) -> None:
-    fail(here)
+    mark_as_failed(here)
     said = refused(here, hub, allow_unverified=allowed)
     assert "its parity failed" in said
     assert "whatever is allowed" in said
@@ -255,15 +255,15 @@ SECRETS = {
 
 
 def in_config(here: Path, secret: str) -> None:
-    edited(here / "config.json", lambda config: config.update(name=secret))
+    edit_json(here / "config.json", lambda config: config.update(name=secret))
 
 
 def in_source(here: Path, secret: str) -> None:
-    edited(here / "config.json", lambda config: config["source"].update(uri=secret))
+    edit_json(here / "config.json", lambda config: config["source"].update(uri=secret))
 
 
 def in_parity(here: Path, secret: str) -> None:
-    edited(here / "parity.json", lambda report: report.update(name=secret))
+    edit_json(here / "parity.json", lambda report: report.update(name=secret))
 
 
 def in_weights(here: Path, secret: str) -> None:
@@ -307,7 +307,7 @@ def test_a_secret_that_only_the_card_contains(here: Path, hub: HubDouble, monkey
 
 def test_a_secret_is_reported_first(here: Path, hub: HubDouble) -> None:
     in_config(here, SECRETS["a GitHub token"])
-    unproven(here)
+    remove_proof(here)
     said = refused(here, hub, license=None)
     assert "config.json has a GitHub token" in said
     assert SECRETS["a GitHub token"] not in said
@@ -323,14 +323,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning.plot, "parity_png", lambda report: b"a picture")
 
 
-def licensed(here: Path, text: str) -> None:
-    edited(here / "config.json", lambda config: config["source"].update(license=text))
+def set_license(here: Path, text: str) -> None:
+    edit_json(here / "config.json", lambda config: config["source"].update(license=text))
 
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("license_text", ["unknown", "", "  ", "Unknown"])
 def test_an_unstated_license(license_text: str, here: Path, hub: HubDouble) -> None:
-    licensed(here, license_text)
+    set_license(here, license_text)
     error = refused(here, hub, license=None)
     assert "Nobody has said under which licence" in error
     assert "--license" in error
@@ -344,7 +344,7 @@ def test_an_invalid_license(said: str, here: Path, hub: HubDouble) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_a_license_cannot_contradict_the_artifact(here: Path, hub: HubDouble) -> None:
-    licensed(here, "Apache-2.0")
+    set_license(here, "Apache-2.0")
     assert "are under Apache-2.0, and --license says MIT" in refused(here, hub)
     found = prepared(here, license="apache-2.0")
     assert found.license == "Apache-2.0"
@@ -357,7 +357,7 @@ def test_the_license_from_the_registry(here: Path, hub: HubDouble, monkeypatch: 
     entry = replace(registry.get("celo"), family=FAMILY, license="Apache-2.0")
     source = replace(entry.sources[0], sha256=random_weights(FAMILY)[0].source.sha256)
     monkeypatch.setattr(registry, "load_registry", lambda: {"mine": replace(entry, sources=(source,))})
-    licensed(here, "MIT")
+    set_license(here, "MIT")
     assert "are under Apache-2.0" in refused(here, hub)
     result = prepared(here, license=None)
     assert result.license == "Apache-2.0"

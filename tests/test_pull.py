@@ -14,7 +14,7 @@ import torch
 from commands import Capture, refused, run
 from hub_double import HubDouble, Repo, User
 from published import TAKEN
-from pulling import ID, STRANGER, URI, directory, moved, sha256
+from pulling import ID, STRANGER, URI, directory, publish_other_weights, sha256
 from trees import write_theta
 
 import pylo_zoo
@@ -94,7 +94,7 @@ def test_the_first_pull(repo: Repo, zoo_home: Path, access: Access, said: list[s
     ],
 )
 def test_every_spelling_of_a_repository(name: str, revision: str | None, repo: Repo, access: Access) -> None:
-    first, main = repo.head, moved(repo)
+    first, main = repo.head, publish_other_weights(repo)
     repo.tags["v1"] = repo.branches["feature/x"] = first
     repo.record({}, [], "main", "A proposal", "", "eve", as_pull=True)
     words = {"id": ID, "tag": "v1", "branch": "feature/x", "commit": first}
@@ -159,7 +159,7 @@ def test_a_registry_entry_with_a_published_artifact(
     about = f"pinned: {{family: elo, summary: A., license: MIT, trained: true, artifact: {{uri: '{URI}@{repo.head}', "
     zoo(f"{about}sha256: {json.dumps(pins)}}}}}")
     first = repo.head
-    moved(repo)
+    publish_other_weights(repo)
     assert weights.pull("pinned", access=access).commit == first
     count = len(hub.log)
     assert pylo_zoo.load("pinned").fingerprint == weights.pull("pinned", access=access).artifact.fingerprint
@@ -287,7 +287,7 @@ def test_exit_statuses(repo: Repo, hub: HubDouble, capsys: Capture, tmp_path: Pa
     assert capsys.readouterr() == (f"{out}\n", "")
     assert list(lockfile.read_all(lock).repositories) == [f"{URI}@main"]
     assert "already exists" in refused(capsys, "pull", ID, "--out", out)
-    second = moved(repo)
+    second = publish_other_weights(repo)
     assert run("pull", ID, "--revision", "main", "--out", out, "-f", "--lock", lock, "--update-lock", "--json") == 0
     assert json.loads(capsys.readouterr().out)["commit"] == second
     assert out.is_dir()

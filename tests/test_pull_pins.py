@@ -11,7 +11,7 @@ import published
 import pytest
 from hub_double import HubDouble, Repo, User
 from published import TAKEN
-from pulling import ID, STRANGER, URI, directory, moved, sha256
+from pulling import ID, STRANGER, URI, directory, publish_other_weights, sha256
 
 import pylo_zoo
 from pylo_zoo import weights
@@ -49,7 +49,7 @@ def test_a_moved_branch_is_ignored_until_accepted(
     first = repo.head
     weights.pull(ID, access=access)
     before = (zoo_home / "zoo.lock").read_bytes()
-    second = moved(repo)
+    second = publish_other_weights(repo)
     checkout = weights.pull(ID, access=access)
     assert (checkout.commit, checkout.newer, checkout.fetched) == (first, second, False)
     assert f"{URI} has moved on to {second[:12]} since 20" in said[-1]
@@ -68,7 +68,7 @@ def test_a_moved_branch_is_ignored_until_accepted(
 def test_a_tag_that_moves(repo: Repo, access: Access, said: list[str]) -> None:
     first = repo.tags["v1"] = repo.head
     weights.pull(f"{ID}@v1", access=access)
-    repo.tags["v1"] = moved(repo)
+    repo.tags["v1"] = publish_other_weights(repo)
     assert weights.pull(f"{ID}@v1", access=access).commit == first
     assert "has moved on" in said[-1]
     assert weights.pull(ID, access=access).commit == repo.head, "the main branch has a separate record"
@@ -94,7 +94,7 @@ def test_a_deleted_repository_is_still_in_the_cache(
 def test_a_commit_that_no_longer_exists_anywhere(repo: Repo, access: Access, zoo_home: Path) -> None:
     first = repo.head
     weights.pull(ID, access=access)
-    repo.branches["main"] = moved(repo)
+    repo.branches["main"] = publish_other_weights(repo)
     del repo.commits[first]
     for place in ("hub", "sources"):
         shutil.rmtree(zoo_home / place)
@@ -136,7 +136,7 @@ def test_which_lock_file_applies(repo: Repo, access: Access, zoo_home: Path, mon
     monkeypatch.setenv("PYLO_ZOO_LOCK", "named.lock")
     assert recorded(Path("named.lock"))
     assert recorded(Path("given.lock"), lock=Path("given.lock"))
-    moved(repo)
+    publish_other_weights(repo)
     assert weights.pull(ID, access=dataclasses.replace(access, lock=Path("fifth.lock"))).commit == repo.head
     assert weights.pull(ID, access=access).commit != repo.head
 
@@ -246,7 +246,7 @@ def test_offline(
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     first = repo.head
     weights.pull(ID, access=online)
-    moved(repo)
+    publish_other_weights(repo)
     if by == "environment":
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     count = len(hub.log)

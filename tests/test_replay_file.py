@@ -55,7 +55,7 @@ def proven(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, bytes]:
     return converted, vectors_of(converted)
 
 
-def written(subject: Artifact, data: bytes, tmp_path: Path) -> Path:
+def write_artifact_with(subject: Artifact, data: bytes, tmp_path: Path) -> Path:
     """An artifact with this replay file and a report that names it."""
     report = {**report_of(subject, 0).to_dict(), "vectors_sha256": hashlib.sha256(data).hexdigest()}
     folder = artifact.write(replace(subject, parity=report), tmp_path / "a", extra_files={VECTORS: data})
@@ -70,13 +70,13 @@ def content(proven: tuple[Artifact, bytes], tmp_path: Path) -> Content:
 
 
 def test_a_valid_file_passes(proven: tuple[Artifact, bytes], tmp_path: Path) -> None:
-    report = replay_target(written(*proven, tmp_path))
+    report = replay_target(write_artifact_with(*proven, tmp_path))
     assert report.passed, report.statements
 
 
 def test_a_default_that_changed_since_is_named(proven: tuple[Artifact, bytes], tmp_path: Path) -> None:
     subject, data = proven
-    folder = written(subject, data, tmp_path)
+    folder = write_artifact_with(subject, data, tmp_path)
     parity = json.loads((folder / "parity.json").read_text())
     artifact.write_parity(folder, {**parity, "defaults": {**subject.defaults, "lr": 123.0}})
     (said,) = replay_target(folder).statements.contradictions
@@ -194,7 +194,7 @@ def test_a_damaged_file_is_refused(
     spoil, reason = SPOILED[case]
     spoil(*content)
     arrays, described = content
-    folder = written(proven[0], pack_arrays(arrays, json.dumps(described)), tmp_path)
+    folder = write_artifact_with(proven[0], pack_arrays(arrays, json.dumps(described)), tmp_path)
     said = refused(capsys, "verify", folder, "--replay")
     assert "bug in pylo-zoo" not in said
     import re
@@ -210,7 +210,7 @@ def test_a_damaged_file_is_refused(
 def test_a_file_that_is_not_safetensors_is_refused(
     data: bytes, proven: tuple[Artifact, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = refused(capsys, "verify", written(proven[0], data, tmp_path), "--replay")
+    said = refused(capsys, "verify", write_artifact_with(proven[0], data, tmp_path), "--replay")
     assert "bug in pylo-zoo" not in said
 
 
@@ -218,7 +218,9 @@ def test_a_file_that_is_not_safetensors_is_refused(
 def test_a_malformed_description_is_refused(
     text: str, proven: tuple[Artifact, bytes], content: Content, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = refused(capsys, "verify", written(proven[0], pack_arrays(content[0], text), tmp_path), "--replay")
+    said = refused(
+        capsys, "verify", write_artifact_with(proven[0], pack_arrays(content[0], text), tmp_path), "--replay"
+    )
     assert "is damaged" in said
 
 
@@ -226,11 +228,11 @@ def test_a_file_beyond_the_limit_is_not_opened(
     proven: tuple[Artifact, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replay_file, "MAX_FILE_BYTES", 100)
-    assert "larger than 100 bytes" in refused(capsys, "verify", written(*proven, tmp_path), "--replay")
+    assert "larger than 100 bytes" in refused(capsys, "verify", write_artifact_with(*proven, tmp_path), "--replay")
 
 
 def test_the_path_need_not_be_utf8(proven: tuple[Artifact, bytes], tmp_path: Path) -> None:
-    folder = written(*proven, tmp_path)
+    folder = write_artifact_with(*proven, tmp_path)
     other = folder.with_name(os.fsdecode(b"\xff"))
     folder.rename(other)
     assert replay_target(other).passed
