@@ -1,4 +1,4 @@
-"""The contract: what every optimizer guarantees, as one table of optimizers × properties.
+"""The contract: what every optimizer promises, as one table of optimizers × properties.
 
 A test selects a row with :func:`holds`, which runs it over every optimizer that the row does not leave out.
 docs/optimizers.md shows the same table; ``python tests/contract_docs.py`` writes it.
@@ -68,52 +68,52 @@ TRAINED: dict[type[ZooOptimizer], Callable[[], Artifact]] = {
 LEARNED = tuple(name for name in TABLE if name != "Muon")
 UNCONTROLLED = tuple(name for name in TABLE if name not in CONTROLLED)
 
-NO_LOSS = dict.fromkeys(UNCONTROLLED, "uses no loss: `step()` requires none and returns the one it receives")
-NO_HORIZON = dict.fromkeys(UNCONTROLLED, "has no `num_steps`: its run has no planned end")
-NOT_LONG = dict.fromkeys(UNCONTROLLED, "has no limit on steps; accumulate outside, as with any torch optimizer")
-NO_CLIP = "has no `clip_norm`, like its original; call `clip_grad_norm_`, as with torch's optimizers"
-DECOUPLED = "only decoupled decay, like its original; L2 takes one line before the step: `p.grad.add_(p, alpha=wd)`"
+NO_LOSS = dict.fromkeys(UNCONTROLLED, "does not read the loss; `step()` returns what it receives")
+NO_HORIZON = dict.fromkeys(UNCONTROLLED, "has no `num_steps`")
+NOT_LONG = dict.fromkeys(
+    UNCONTROLLED, "no limit on steps; accumulate gradients outside, as with other torch optimizers"
+)
+NO_CLIP = "no `clip_norm`, like the original; use `clip_grad_norm_`"
+DECOUPLED = "decoupled decay only, like the original; L2 is one line outside: `p.grad.add_(p, alpha=wd)`"
 
 STEPS, STATE, PARAMETERS, TRAINING, TORCH = (
     "Steps, losses and groups",
     "State",
     "Parameters",
     "Training loops",
-    "PyTorch's own checks (`test_optim.py`, `common_optimizers.py`)",
+    "PyTorch's optimizer tests (`test_optim.py`, `common_optimizers.py`)",
 )
 PROPERTIES = {
     "losses": Property(
-        STEPS, "closure, `step(loss)`, `loss=` and `set_loss`, with tensors or numbers, give the same run"
+        STEPS, "closure, `step(loss)`, `loss=` and `set_loss`, with tensors and numbers, give the same run"
     ),
-    "missing_loss": Property(
-        STEPS, "a missing, duplicate or malformed loss is an error before anything moves", NO_LOSS
+    "missing_loss": Property(STEPS, "a missing, ambiguous or invalid loss is an error; nothing changes", NO_LOSS),
+    "pending_loss": Property(STEPS, "the loss of `set_loss` is used once; a newer loss replaces it", NO_LOSS),
+    "zero_grad": Property(STEPS, "`zero_grad(set_to_none=…)` works; gradients are never modified"),
+    "none_grads": Property(STEPS, "parameters without gradient and frozen parameters do not change"),
+    "skipped": Property(
+        STEPS, "a step without gradients needs no loss and advances no counter; a closure may return None"
     ),
-    "pending_loss": Property(STEPS, "a loss from `set_loss` is used once; a newer loss replaces it", NO_LOSS),
-    "zero_grad": Property(STEPS, "`zero_grad(set_to_none=…)`; gradients are never written"),
-    "none_grads": Property(STEPS, "absent gradients and frozen parameters are left alone"),
-    "skipped": Property(STEPS, "a step without gradients needs no loss and counts nothing; a closure may return None"),
-    "added_later": Property(STEPS, "`add_param_group` and unfreezing in the middle of a run"),
-    "groups": Property(STEPS, "several groups, each with its own options"),
-    "bad_groups": Property(STEPS, "an invalid group is an error and is not added"),
+    "added_later": Property(STEPS, "`add_param_group` and unfreezing during a run"),
+    "groups": Property(STEPS, "each group has its own options"),
+    "bad_groups": Property(STEPS, "an invalid group is an error and is not kept"),
     "foreign_options": Property(
-        STEPS, "unsupported options that would change a step (`maximize`, another optimizer's) are an error"
+        STEPS, "unsupported options that would change a step (`maximize`, other optimizers' options) are errors"
     ),
     "schedulers": Property(
-        STEPS, "every `torch.optim.lr_scheduler`, warm restarts included, sets the same `lr`s as for AdamW"
+        STEPS, "every `torch.optim.lr_scheduler`, including warm restarts, sets the same `lr` as for AdamW"
     ),
-    "tensor_lr": Property(STEPS, "a tensor `lr` acts like a float `lr`"),
-    "horizon": Property(STEPS, "past `num_steps`, steps continue with the last fraction and warn once", NO_HORIZON),
+    "tensor_lr": Property(STEPS, "a tensor `lr` gives the same run as a float `lr`"),
+    "horizon": Property(STEPS, "past `num_steps`, the run continues with the last fraction and warns once", NO_HORIZON),
     "decay_warning": Property(
         STEPS,
-        "a `weight_decay` that cancels the steps warns once, with the number",
-        dict.fromkeys(
-            ("CELO2", "CELO2-base", "ELO_CELO2", "ELO", "Muon"), "its `lr` scales both its steps and its decay"
-        ),
+        "a `weight_decay` that undoes the steps warns once and names a smaller value",
+        dict.fromkeys(("CELO2", "CELO2-base", "ELO_CELO2", "ELO", "Muon"), "`lr` scales the steps and the decay"),
     ),
     "schedule_warning": Property(
         STEPS,
         "a falling `lr` warns once",
-        dict.fromkeys(UNCONTROLLED, "has no built-in schedule, so it needs one"),
+        dict.fromkeys(UNCONTROLLED, "no learned schedule; use a scheduler"),
     ),
     "embedding_warning": Property(
         STEPS,
@@ -125,91 +125,98 @@ PROPERTIES = {
     ),
     "routes": Property(
         STEPS,
-        "`routes()`: the rule of every parameter, and why",
+        "`routes()` shows each parameter's rule and the reason",
         {
             **dict.fromkeys((*CONTROLLED, "ELO", "AdafacLO", "MuLO"), "updates every parameter by one rule"),
         },
     ),
-    "repr": Property(STEPS, "`repr` shows options, not buffers"),
-    "resume": Property(STATE, "saved and loaded in a new process: the next 50 steps are bit-identical"),
-    "copies": Property(STATE, "`deepcopy` and pickle continue bit for bit"),
-    "state_dtype": Property(STATE, "state is float32 for 16-bit parameters and float64 for float64; loading keeps it"),
-    "devices": Property(STATE, "state moves to the parameters' device; counters stay on the CPU"),
+    "repr": Property(STEPS, "`repr` shows options, not state"),
+    "resume": Property(STATE, "after saving and loading in a new process, the next 50 steps are bit-identical"),
+    "copies": Property(STATE, "runs continue bit-identically after `deepcopy` and pickle"),
+    "state_dtype": Property(STATE, "state stays float32 for 16-bit parameters and float64 for float64"),
+    "devices": Property(STATE, "loaded state moves to the parameters' device; counters stay on the CPU"),
     "misfit": Property(
-        STATE, "a missing or misshapen entry, or another optimizer's state, is an error and changes nothing"
+        STATE, "a missing or misshapen entry, or another optimizer's state, is an error; nothing changes"
     ),
-    "run_misfit": Property(STATE, "the same for the run's state", {"Muon": "keeps only per-parameter state"}),
-    "foreign": Property(
-        STATE, "entries that wrappers (Lookahead, SAM) add to state and groups are kept, copied and loaded"
-    ),
-    "numbers": Property(STATE, "counters and run state given as ints, floats, lists or NumPy arrays become tensors"),
+    "run_misfit": Property(STATE, "the same for the state of the run", {"Muon": "has per-parameter state only"}),
+    "foreign": Property(STATE, "wrappers' entries (Lookahead, SAM) in state and groups are kept, copied and loaded"),
+    "numbers": Property(STATE, "counters and run state stored as ints, floats, lists or NumPy arrays become tensors"),
     "checkpoint": Property(
-        STATE, "`torch.distributed.checkpoint.state_dict` gets and sets the state bit for bit (one process)"
+        STATE, "`torch.distributed.checkpoint.state_dict` gets and sets the state exactly (one process)"
     ),
     "format_version": Property(STATE, "an unknown `format_version` is an error; older states load"),
-    "shapes": Property(PARAMETERS, "0-d, empty and size-1 parameters"),
-    "strides": Property(PARAMETERS, "non-contiguous and channels_last parameters and gradients"),
-    "tied": Property(PARAMETERS, "a tied parameter steps once; an expanded one is an error"),
-    "half": Property(PARAMETERS, "bfloat16 and float16 parameters: finite steps, float32 state, rounded once per step"),
+    "shapes": Property(PARAMETERS, "0-d, empty and size-1 parameters work"),
+    "strides": Property(
+        PARAMETERS, "strides of parameters and gradients (non-contiguous, channels_last) do not matter"
+    ),
+    "tied": Property(PARAMETERS, "tied parameters are updated once; expanded parameters are errors"),
+    "half": Property(PARAMETERS, "bfloat16 and float16 parameters: finite steps, float32 state, one rounding"),
     "master": Property(
-        PARAMETERS, "`master_weights=True`: a float32 run, rounded; a parameter written from outside is picked up"
+        PARAMETERS, "`master_weights=True`: the float32 run, rounded; writes to parameters are detected"
     ),
     "float64": Property(PARAMETERS, "float64 parameters are updated in float64"),
-    "refused": Property(PARAMETERS, "complex, integer and sparse parameters with gradients are an error"),
+    "refused": Property(PARAMETERS, "complex, integer and sparse parameters with gradients are errors"),
     "frozen": Property(PARAMETERS, "frozen parameters of any dtype and layout are accepted, as in quantized models"),
-    "lazy": Property(PARAMETERS, "a lazy parameter without a shape is an error"),
-    "meta": Property(PARAMETERS, "built, stepped and loaded on the meta device"),
-    "autocast": Property(TRAINING, "a step inside autocast equals a step outside it"),
-    "grad_scaler": Property(TRAINING, "`GradScaler`: a skipped step leaves all state unchanged and no stale loss"),
-    "accumulation": Property(TRAINING, "gradients accumulated by the caller: micro-batches equal the batch"),
-    "long_runs": Property(TRAINING, "`accumulate=`, as Google does beyond 150,000 steps; part of the state", NOT_LONG),
-    "clipping": Property(TRAINING, "`clip_norm` is `clip_grad_norm_`", dict.fromkeys((*CONTROLLED, "Muon"), NO_CLIP)),
+    "lazy": Property(PARAMETERS, "an uninitialized lazy parameter is an error"),
+    "meta": Property(PARAMETERS, "construction, steps and loading work on the meta device"),
+    "autocast": Property(TRAINING, "autocast does not change a step"),
+    "grad_scaler": Property(TRAINING, "`GradScaler`: a skipped step changes no state and leaves no stale loss"),
+    "accumulation": Property(TRAINING, "gradients accumulated over micro-batches give the step of the whole batch"),
+    "long_runs": Property(
+        TRAINING, "`accumulate=` (Google's, for runs over 150,000 steps) is saved in the state", NOT_LONG
+    ),
+    "clipping": Property(
+        TRAINING, "`clip_norm` equals `clip_grad_norm_`", dict.fromkeys((*CONTROLLED, "Muon"), NO_CLIP)
+    ),
     "nonfinite": Property(TRAINING, '`nonfinite=`: "propagate", "skip", "raise", for loss and gradients'),
-    "decoupled": Property(TRAINING, "decoupled decay is `p·(1 − lr·wd)`, separate from the step"),
+    "decoupled": Property(TRAINING, "decoupled decay is `p·(1 − lr·wd)`, independent of the step"),
     "l2": Property(
         TRAINING,
-        '`decay="l2"`, Google\'s, equals adding it to the gradient by hand',
+        '`decay="l2"` (Google\'s) equals adding it to gradients and loss by hand',
         dict.fromkeys(UNCONTROLLED, DECOUPLED),
     ),
-    "compile": Property(
-        TRAINING, "`torch.compile` of a training step: the same run, no recompilation when `lr` changes"
-    ),
+    "compile": Property(TRAINING, "a compiled training step gives the same run; a changing `lr` does not recompile"),
     "capturable": Property(
         TRAINING,
         "CUDA graphs (`capturable`)",
-        {"*": "not supported: counters live on the CPU, and no graph was tested on a GPU"},
+        {"*": "not supported: counters are on the CPU; not tested on a GPU"},
     ),
     "torch_errors": Property(TORCH, "constructor errors that all optimizers share (`get_error_inputs_for_all_optims`)"),
     "torch_direction": Property(
         TORCH,
-        "the loss goes down, contiguous or not",
+        "the loss decreases, with contiguous and non-contiguous parameters",
         dict.fromkeys(
             [name for name in LEARNED if name not in CONTROLLED],
-            "its weights here are random: their steps have no direction",
+            "the test weights are random, so steps have no direction",
         ),
     ),
-    "torch_hooks": Property(TORCH, "step pre and post hooks, global ones, in order"),
-    "torch_state_hooks": Property(TORCH, "`state_dict` and `load_state_dict` hooks, in order, replacing included"),
-    "torch_noop": Property(TORCH, "a step without gradients does nothing"),
+    "torch_hooks": Property(TORCH, "step pre- and post-hooks, including global ones, run in order"),
+    "torch_state_hooks": Property(
+        TORCH, "`state_dict` and `load_state_dict` hooks run in order and may replace the state"
+    ),
+    "torch_noop": Property(TORCH, "a step without gradients changes nothing"),
     "torch_zero": Property(
         TORCH,
-        "with zero gradients and no decay a step moves nothing",
+        "a step with zero gradients and no decay changes nothing",
         dict.fromkeys(
-            [name for name in LEARNED if name != "CeloAdam"], "its network has biases, so it moves; a test shows it"
+            [name for name in LEARNED if name != "CeloAdam"],
+            "its network has biases; a test shows that parameters move",
         ),
     ),
-    "torch_state": Property(TORCH, "`state_dict` is deterministic; loads with `weights_only`, with named parameters"),
-    "torch_copies": Property(TORCH, "`deepcopy` has all public attributes; state is there after a step"),
+    "torch_state": Property(
+        TORCH, "`state_dict` is deterministic and loads with `weights_only` and with named parameters"
+    ),
+    "torch_copies": Property(TORCH, "`deepcopy` copies all public attributes; state exists after a step"),
     "torch_counter": Property(TORCH, "a saved `step` that is a number loads (`load_nontensor_step`)"),
-    "torch_complex": Property(TORCH, "complex parameters", {"*": "refused with an error: `torch.view_as_real`"}),
-    "torch_sparse": Property(TORCH, "sparse gradients (rosenbrock)", {"*": "refused: the rules read every element"}),
+    "torch_complex": Property(TORCH, "complex parameters", {"*": "an error that suggests `torch.view_as_real`"}),
+    "torch_sparse": Property(TORCH, "sparse gradients (rosenbrock)", {"*": "an error: the rules read every element"}),
     "torch_impls": Property(
         TORCH,
-        "`foreach`, `fused`, `differentiable`, `maximize`, `capturable` agree with the plain loop",
-        {"*": "these options do not exist here, so there is nothing to compare"},
+        "`foreach`, `fused`, `differentiable`, `maximize`, `capturable` agree with the for-loop implementation",
+        {"*": "these options do not exist here"},
     ),
     "torch_gpus": Property(
-        TORCH, "parameters of several GPUs in one optimizer", {"*": "not tested: it needs several GPUs"}
+        TORCH, "parameters of several GPUs in one optimizer", {"*": "not tested: no GPU was available"}
     ),
 }
 HELD: dict[str, list[str]] = {}

@@ -40,7 +40,7 @@ def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "measured", lambda *words: memory.Peak(None, "not measured"))
 
 
-def run_comparison(out: Path, wanted: Wanted = WANTED, watch: running.Watch | None = None) -> report.Results:
+def compared(out: Path, wanted: Wanted = WANTED, watch: running.Watch | None = None) -> report.Results:
     comparison = planned(wanted)
     running.prepare(comparison, out)
     outcomes = run_all(comparison, out, watch)
@@ -72,7 +72,7 @@ def test_every_optimizer_gets_the_same_weights_and_batches() -> None:
 
 
 def test_initial_losses_are_equal_and_only_baselines_are_tuned(tmp_path: Path) -> None:
-    results = run_comparison(tmp_path / "out")
+    results = compared(tmp_path / "out")
     adamw, sample = results["optimizers"]
     assert [each["initial_loss"] for each in adamw["runs"]] == [each["initial_loss"] for each in sample["runs"]]
     assert sample["tuning"] is None
@@ -91,13 +91,11 @@ def test_initial_losses_are_equal_and_only_baselines_are_tuned(tmp_path: Path) -
 def test_runs_take_turns(tmp_path: Path) -> None:
     order: list[str] = []
 
-    class Recording(Nobody):
+    class Noting(Nobody):
         def done(self, title: str, course: Course) -> None:
             order.append(title)
 
-    run_comparison(
-        tmp_path / "out", Wanted("quadratic", ["sgd", "adamw"], SMALL, seeds=2, steps=3, tune=[]), Recording()
-    )
+    compared(tmp_path / "out", Wanted("quadratic", ["sgd", "adamw"], SMALL, seeds=2, steps=3, tune=[]), Noting())
     assert [title.replace(", lr 0.03", "").replace(", lr 0.003", "") for title in order] == [
         "sgd, seed 0",
         "adamw, seed 0",
@@ -108,7 +106,7 @@ def test_runs_take_turns(tmp_path: Path) -> None:
 
 def test_a_diverging_optimizer_is_a_result(tmp_path: Path) -> None:
     wanted = Wanted("quadratic", ["adamw", "sgd"], SMALL, seeds=2, steps=40, tune=[], lrs={"sgd": 1e4})
-    results = run_comparison(tmp_path / "out", wanted)
+    results = compared(tmp_path / "out", wanted)
     assert results["optimizers"][1]["diverged"] == 2
     assert results["optimizers"][1]["loss"] is None
     assert "Diverged: sgd in 2 of 2." in results["verdict"]
@@ -121,7 +119,7 @@ def test_a_diverging_optimizer_is_a_result(tmp_path: Path) -> None:
 
 def test_an_interrupted_comparison_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
     wanted = Wanted("quadratic", ["adamw", "muon"], SMALL, seeds=2, steps=120, tune=["adamw"], tune_steps=20)
-    whole = run_comparison(tmp_path / "whole", wanted)
+    whole = compared(tmp_path / "whole", wanted)
 
     class Interrupting(Nobody):
         steps = 0
@@ -136,8 +134,8 @@ def test_an_interrupted_comparison_ends_like_an_uninterrupted_one(tmp_path: Path
             yield listen
 
     with pytest.raises(KeyboardInterrupt):
-        run_comparison(tmp_path / "cut", wanted, Interrupting())
-    cut = run_comparison(tmp_path / "cut", wanted)
+        compared(tmp_path / "cut", wanted, Interrupting())
+    cut = compared(tmp_path / "cut", wanted)
     assert without_times(cut) == without_times(whole)
     assert not list((tmp_path / "cut").rglob("checkpoint.pt")), "a finished run needs no download"
 
@@ -145,7 +143,7 @@ def test_an_interrupted_comparison_ends_like_an_uninterrupted_one(tmp_path: Path
         def run(self, title: str, label: str, run: Run) -> Any:
             raise AssertionError(f"{title} was run again")
 
-    assert without_times(run_comparison(tmp_path / "cut", wanted, Refusing())) == without_times(whole)
+    assert without_times(compared(tmp_path / "cut", wanted, Refusing())) == without_times(whole)
 
 
 def test_a_finished_comparison_is_reported_unchanged(
@@ -185,24 +183,23 @@ def test_a_finished_comparison_is_reported_unchanged(
 
 def test_seeds_can_be_added_but_steps_cannot_change(tmp_path: Path) -> None:
     wanted = Wanted("quadratic", ["adamw"], SMALL, seeds=1, steps=5, tune=[])
-    run_comparison(tmp_path / "out", wanted)
+    compared(tmp_path / "out", wanted)
     assert (
-        len(run_comparison(tmp_path / "out", Wanted("quadratic", ["adamw"], SMALL, 2, 5, []))["optimizers"][0]["runs"])
-        == 2
+        len(compared(tmp_path / "out", Wanted("quadratic", ["adamw"], SMALL, 2, 5, []))["optimizers"][0]["runs"]) == 2
     )
     with pytest.raises(ZooError, match=r"another comparison: --steps is 5 there and 6 here\. "):
-        run_comparison(tmp_path / "out", Wanted("quadratic", ["adamw"], SMALL, 1, 6, []))
+        compared(tmp_path / "out", Wanted("quadratic", ["adamw"], SMALL, 1, 6, []))
     with pytest.raises(ZooError, match=r"--tune-steps is 5 there and 3 here; --threads is 1 there and 2 here\. "):
-        run_comparison(tmp_path / "out", Wanted("quadratic", ["adamw"], SMALL, 1, 5, [], tune_steps=3, threads=2))
+        compared(tmp_path / "out", Wanted("quadratic", ["adamw"], SMALL, 1, 5, [], tune_steps=3, threads=2))
     torch.set_num_threads(1)
 
 
 def test_a_damaged_run_is_named(tmp_path: Path) -> None:
     wanted = Wanted("quadratic", ["adamw"], SMALL, seeds=1, steps=5, tune=[])
-    run_comparison(tmp_path / "out", wanted)
+    compared(tmp_path / "out", wanted)
     next((tmp_path / "out").rglob("metrics.jsonl")).write_text("{")
     with pytest.raises(ZooError, match=r"adamw-lr0\.003-seed0 is damaged"):
-        run_comparison(tmp_path / "out", wanted)
+        compared(tmp_path / "out", wanted)
 
 
 # --- outputs -----------------------------------------------------------------------------------------------------
@@ -211,7 +208,7 @@ def test_a_damaged_run_is_named(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def results_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("compare") / "out"
-    run_comparison(out)
+    compared(out)
     return out
 
 
@@ -387,7 +384,7 @@ def test_every_field_of_a_comparison_is_documented() -> None:
     text = (Path(__file__).parent.parent / "docs/training.md").read_text()
     for title, fields in (
         ("`comparison.json`", planned(WANTED).shared()),
-        ("`results.json`", run_comparison(Path("out"))),
+        ("`results.json`", compared(Path("out"))),
     ):
         table = text.partition(f"| {title} |")[2].partition("\n\n")[0]
         rows = [line.split("|")[1] for line in table.splitlines()[2:]]

@@ -52,7 +52,7 @@ def error(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     return caught.value
 
 
-def test_errors_have_one_traceback(error: ZooError) -> None:
+def test_one_traceback(error: ZooError) -> None:
     chain, cause = [], error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     while cause is not None:
         chain.append(cause)
