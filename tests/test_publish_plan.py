@@ -301,7 +301,7 @@ def test_a_secret(what: str, place: str, here: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("quick")
 def test_a_secret_that_only_the_card_contains(here: Path, hub: HubDouble, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning.card, "render", lambda *_: SECRETS["an AWS key"])
+    monkeypatch.setattr(planning.card, "render_card", lambda *_: SECRETS["an AWS key"])
     assert "README.md has an AWS key" in refused(here, hub)
 
 
