@@ -214,7 +214,7 @@ def test_directories_that_are_links(level: str, repo: Repo, access: Access, zoo_
     assert published.tree(target) == before, "a link's target is not changed"
 
 
-def test_a_listing_that_matches_other_weights(repo: Repo, access: Access) -> None:
+def test_a_listing_of_other_weights(repo: Repo, access: Access) -> None:
     """Weights and listing are both replaced; the lock file reveals it."""
     good = pylo_zoo.load(URI, access=access)
     folder = weights.pull(ID, access=access).directory

@@ -427,7 +427,7 @@ def test_the_pages_statements_about_this_machine() -> None:
     for sentence, (module, name) in {
         "written beside its place and moved in whole": ("test_pull_machine", "test_a_disk_that_fails"),
         "leaves a hidden file": ("test_pull_machine", "test_leftovers_of_a_killed_process"),
-        "within what lock file and registry pin": ("test_pull_pins", "test_a_listing_that_matches_other_weights"),
+        "within what lock file and registry pin": ("test_pull_pins", "test_a_listing_of_other_weights"),
         "Symbolic links": ("test_pull_pins", "test_directories_that_are_links"),
         "Several processes may share it": ("test_pull_machine", "test_processes_share_a_cache"),
     }.items():
