@@ -61,7 +61,7 @@ def torch_file(
     return buffer.getvalue()
 
 
-def memoised(arrays: int, size: int, *, order: str = "C", code: str = "f4", latin1: bool = False) -> bytes:
+def memoized(arrays: int, size: int, *, order: str = "C", code: str = "f4", latin1: bool = False) -> bytes:
     """A pickle of ``arrays`` arrays that share one bytes object of ``size`` bytes."""
     item = int(code[1])
     shape = numbers([64, size // item // 64])

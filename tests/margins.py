@@ -55,7 +55,7 @@ def _double(values: Any) -> Tensor:
 
 
 @contextmanager
-def forgotten() -> Iterator[None]:
+def without_recording() -> Iterator[None]:
     """Do not record margins of planted faults, which must exceed their bounds."""
     before = _ratios[:]
     try:

@@ -23,7 +23,7 @@ from stand_ins import LearnedOptimizer
 
 class HyperV2(LearnedOptimizer):
     family = "velo"
-    settled = {"ff_mult": 100.0}
+    fixed = {"ff_mult": 100.0}
 """
 ADAFAC = """
 from stand_ins import LearnedOptimizer
@@ -98,16 +98,16 @@ class State(NamedTuple):
 class LearnedOptimizer:
     """One of ``learned_optimization``'s optimizers, computed by the reference of ``family``.
 
-    ``settled`` holds behavior fields that the original has no argument for; ``off`` lengthens each step by that factor.
+    ``fixed`` holds behavior fields that the original has no argument for; ``off`` lengthens each step by that factor.
     """
 
     family: str
-    settled: Mapping[str, Any] = {}
+    fixed: Mapping[str, Any] = {}
     off = 0.0
 
     def __init__(self, **arguments: Any) -> None:
-        self.records: Any = split(self.family, {**arguments, **self.settled})
-        if not set(arguments).isdisjoint(self.settled):
+        self.records: Any = split(self.family, {**arguments, **self.fixed})
+        if not set(arguments).isdisjoint(self.fixed):
             raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument")
 
     def init(self, key: Any) -> dict[str, Any]:

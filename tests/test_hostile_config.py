@@ -180,7 +180,7 @@ def test_any_value_of_a_config_is_read_or_refused(params: artifact.Artifact, tmp
 # --- checkpoints in a repository ---------------------------------------------------------------------------------
 
 CODE = {
-    "pickle": craft.memoised(1, 256),
+    "pickle": craft.memoized(1, 256),
     "pylo-torch": craft.torch_file(1, 64),
     "a bomb": craft.torch_file(1_900, 1 << 20),
 }

@@ -46,9 +46,9 @@ AMPLIFIED: dict[str, Callable[[], bytes]] = {
     "pt: a view of stride 0": lambda: craft.torch_file(40, LIMIT // 4, [LIMIT // 4], [0]),
     "pt: an axis of stride 0": lambda: craft.torch_file(40, LIMIT // 8, [8, LIMIT // 64], [0, 1]),
     "pt: bfloat16, widened": lambda: craft.torch_file(3, LIMIT // 4, kind="BFloat16"),
-    "pickle: shared bytes": lambda: craft.memoised(20, MIB),
-    "pickle: shared bytes, Fortran order": lambda: craft.memoised(20, MIB, order="F"),
-    "pickle: shared text": lambda: craft.memoised(20, MIB, latin1=True),
+    "pickle: shared bytes": lambda: craft.memoized(20, MIB),
+    "pickle: shared bytes, Fortran order": lambda: craft.memoized(20, MIB, order="F"),
+    "pickle: shared text": lambda: craft.memoized(20, MIB, latin1=True),
     "flax: fp8, widened": lambda: craft.flax("float8_e5m2", MIB // 2, 3),
     "flax: bfloat16, widened": lambda: craft.flax("bfloat16", MIB // 2, 3),
     "npz: a zip bomb": lambda: craft.archive({"a.npy": craft.npy(np.zeros(5 * MIB, "f4"))}, zipfile.ZIP_DEFLATED),
@@ -332,7 +332,7 @@ def test_any_safetensors(tmp_path_factory: pytest.TempPathFactory, entries: dict
     read_or_refused(tmp_path_factory.getbasetemp(), craft.safetensors(entries, bytes(content)))
 
 
-PICKLE = craft.memoised(3, 256, code="f4")
+PICKLE = craft.memoized(3, 256, code="f4")
 NPZ = craft.archive(TWO)
 PT = craft.torch_file(2, 16)
 FLAX = encode({"params": nested(theta("adafac-mlp")), "gen_id": "x", "step": np.int64(7)})

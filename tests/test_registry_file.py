@@ -140,7 +140,7 @@ def test_an_old_pin_is_replaced(path: Path, second_plan: PublishPlan) -> None:
 
 def test_an_old_pin_in_the_middle_is_replaced(path: Path, second_plan: PublishPlan) -> None:
     old = PIN.replace("'", "").replace("0" * 64, "a" * 64)
-    moved = TEXT.replace("  license: unknown\n", old + "\n  # about the licence\n  license: unknown\n")
+    moved = TEXT.replace("  license: unknown\n", old + "\n  # about the license\n  license: unknown\n")
     path.write_text(moved)
     assert pinned(path, second_plan) == moved.replace(old, PIN)
 

@@ -75,7 +75,7 @@ def test_planted_faults_exceed_the_bound(name: str, fault: str) -> None:
     else:
         rule = replace(rule, **{field: getattr(rule, field) * factor})
     result = compute_eager(copied(inputs, torch.float32), rule, layers).step
-    with margins.forgotten(), pytest.raises(AssertionError, match="error"):
+    with margins.without_recording(), pytest.raises(AssertionError, match="error"):
         margins.check(size(result.double() - simulation.truth[0]), simulation.distance(0), fault)
 
 
@@ -83,7 +83,7 @@ def test_a_dropped_epsilon_of_the_parameter_scale_exceeds_the_bound(monkeypatch:
     inputs = task(zero=True)
     simulation = simulate(lambda: [step("velo", inputs, torch.float64)])
     monkeypatch.setattr("pylo_zoo.ops.step.parameter_scale", lambda p: p.square().mean().sqrt())
-    with margins.forgotten(), pytest.raises(AssertionError, match="error"):
+    with margins.without_recording(), pytest.raises(AssertionError, match="error"):
         margins.check(size(step("velo", inputs, torch.float32) - simulation.truth[0]), simulation.distance(0), "")
 
 
@@ -91,7 +91,7 @@ def test_a_unit_lost_in_a_long_sum_exceeds_the_bound() -> None:
     x = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
     simulation = simulate(lambda: [x.double().square().mean()])
     margins.check(size(x.square().mean() - simulation.truth[0]), simulation.distance(0), "mean")
-    with margins.forgotten(), pytest.raises(AssertionError, match="error"):
+    with margins.without_recording(), pytest.raises(AssertionError, match="error"):
         margins.check(size(x[:-19].square().sum() / len(x) - simulation.truth[0]), simulation.distance(0), "")
 
 
@@ -131,7 +131,7 @@ def test_far(error):
     margins.check_close(torch.tensor([0.1, error]), torch.zeros(2), torch.tensor([1.0, 1.0]), "far")
 
 def test_none():
-    with margins.forgotten(), pytest.raises(AssertionError):
+    with margins.without_recording(), pytest.raises(AssertionError):
         margins.check(float("nan"), 1.0, "")
 """
 
