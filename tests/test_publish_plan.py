@@ -21,6 +21,7 @@ from pylo_zoo import artifact, registry
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
 from pylo_zoo.hub.names import Repository
+from pylo_zoo.parity.reading import read_report
 from pylo_zoo.parity.report import Report
 from pylo_zoo.publish import PublishPlan, prepare, publish
 from pylo_zoo.publish import plan as planning
@@ -319,7 +320,7 @@ def test_a_secret_is_said_before_anything_else(here: Path, hub: HubDouble) -> No
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the replay and the picture, which take a second."""
-    monkeypatch.setattr(planning, "replay", lambda made: Report.from_dict(made.parity))
+    monkeypatch.setattr(planning, "replay", lambda made: read_report(made.parity))
     monkeypatch.setattr(planning.plot, "parity_png", lambda report: b"a picture")
 
 
