@@ -22,7 +22,6 @@ from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
 from pylo_zoo.hub.names import Repository
 from pylo_zoo.parity.reading import read_report
-from pylo_zoo.parity.report import Report
 from pylo_zoo.publish import PublishPlan, prepare, publish
 from pylo_zoo.publish import plan as planning
 from pylo_zoo.publish.plan import PUBLISHED, entry_of

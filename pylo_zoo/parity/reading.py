@@ -196,7 +196,9 @@ def _check(value: Any, path: str) -> Check:
 
 def _error(value: Any, path: str) -> Error:
     values = _object(value, ("error", "allowed", "ulps"), path)
-    return Error(_infinite(values["error"], path), *(_size(values[key], f"{path}.{key}") for key in ("allowed", "ulps")))
+    return Error(
+        _infinite(values["error"], path), *(_size(values[key], f"{path}.{key}") for key in ("allowed", "ulps"))
+    )
 
 
 def _beyond(error: Error) -> Error:

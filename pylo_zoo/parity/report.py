@@ -88,7 +88,7 @@ class Check:
         kind: for a step check, "regime", "options" or "flags".
         broken: intermediate quantities beyond their bounds, as "quantity of parameter".
         by_step: the largest error of any parameter after each step.
-        recorded_worst: :attr:`worst` as stored in a file, because numbers rounded to four digits may not determine it.
+        recorded_worst: :attr:`worst` as stored in a file, whose numbers are rounded to four digits.
         kernels: device whose fused kernels ran the torch side, such as "cpu"; "" for the eager implementation.
     """
 
@@ -279,7 +279,6 @@ class Report:
     reason: str | None = None
     recorded_sha256: str | None = field(default=None, repr=False)
     defaults: Mapping[str, float] | None = None
-
 
     @property
     def vectors_sha256(self) -> str | None:
