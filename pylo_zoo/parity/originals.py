@@ -241,11 +241,11 @@ def _load(original: Original) -> Callable[..., Any]:
         raise _failed(original, "cannot be imported", error) from error
 
 
-def _failed(original: Original, what: str, error: Exception, hint: str = "") -> ZooError:
+def _failed(original: Original, problem: str, error: Exception, hint: str = "") -> ZooError:
     cause = f"{type(error).__name__}: {error}".splitlines()[0]
     install = f"Install {original.package} from {HOMES[original.package]}, in a version that runs on this JAX."
     return ZooError(
-        f"The original, {original.module}.{original.name} (version {_version(original)}), {what}: {cause}.",
+        f"The original, {original.module}.{original.name} (version {_version(original)}), {problem}: {cause}.",
         f"{install} {hint}".strip(),
     )
 

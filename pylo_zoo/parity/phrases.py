@@ -73,10 +73,10 @@ def format_pair(ours: float, theirs: float) -> tuple[str, str]:
     return next((pair for digits in (6, 9, 13) if len(set(pair := formatted(digits))) == 2), formatted(17))
 
 
-def count(n: int, what: str) -> str:
+def count(n: int, noun: str) -> str:
     """``1 leaf``, ``2 leaves``."""
-    plural = {"leaf": "leaves", "quantity": "quantities", "family": "families"}.get(what, what + "s")
-    return f"{n:,} {what if n == 1 else plural}"
+    plural = {"leaf": "leaves", "quantity": "quantities", "family": "families"}.get(noun, noun + "s")
+    return f"{n:,} {noun if n == 1 else plural}"
 
 
 def short_name(name: str) -> str:
@@ -146,14 +146,14 @@ class Row:
 
 def rows(report: Report) -> list[Row]:
     """One row per level, backend and dtype that has a bounded error."""
-    found = []
+    table = []
     for level in LEVELS:
         for kernels in report.devices:
             for dtype in DTYPES:
                 checks = [check for check in report.of_level(level, kernels) if check.dtype == dtype]
                 if any(compared(check) for check in checks):
-                    found.append(_row(level, dtype, checks, kernels))
-    return found
+                    table.append(_row(level, dtype, checks, kernels))
+    return table
 
 
 def _row(level: str, dtype: str, checks: Sequence[Check], kernels: str) -> Row:
@@ -274,8 +274,8 @@ def _worst_of(wrong: Sequence[Check]) -> str:
         return f"Nothing was compared: {describe_check(check)}."
     error = check.errors[check.worst]
     if error.passed or (check.broken and check.level != "step"):
-        what = check.broken[0] if check.broken else check.worst
-        return f"Failed: {what} ({describe_check(check)})."
+        first = check.broken[0] if check.broken else check.worst
+        return f"Failed: {first} ({describe_check(check)})."
     return (
         f"Worst: {check.worst} ({describe_check(check)}), off by {number(error.error)} {UNITS[check.level]} "
         f"(allowed: {number(error.allowed)})."

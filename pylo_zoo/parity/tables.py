@@ -17,8 +17,8 @@ from pylo_zoo.parity.report import Check, Control, Error, Explanation, Report
 LEGEND = (
     "Errors are the largest over all shapes, steps and layouts, relative to the update (whole\n"
     "runs: to the movement; network: to the largest output). ulps are of float32. The column\n"
-    "tightest at names the error nearest to its bound. --html FILE shows everything, --explain\n"
-    "one chain."
+    "'tightest at' names the error nearest to its bound. --html FILE shows everything,\n"
+    "--explain one chain."
 )
 MOST_LINKS = 12
 """Number of quantities shown from the first one beyond its bound."""
@@ -131,7 +131,7 @@ def explain(explanation: Explanation, console: Console, *, whole: bool = False) 
     if failed and e.off_in:
         console.print(f"  off in: {'; '.join(e.off_in)}", soft_wrap=True)
         console.print(f"  right in: {'; '.join(e.right_in) or 'none'}", soft_wrap=True)
-    table = _table("All quantities of that step, in the order of computation")
+    table = _table("Quantities of that step, in order")
     table.add_column("quantity", no_wrap=True)
     table.add_column("error", justify="right")
     table.add_column("allowed", justify="right")

@@ -131,7 +131,7 @@ def _original(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Ori
 
 
 def replay(artifact: Artifact) -> Report:
-    """Check the artifact at ``artifact.path`` against its own vectors, with torch alone.
+    """Compare the artifact at ``artifact.path`` with its stored vectors, without JAX.
 
     Returns:
         A report with checks of the network and of whole runs, and the planted faults. It is not written to
