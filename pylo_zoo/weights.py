@@ -219,13 +219,14 @@ def _judged(made: Artifact, uri: str, access: Access) -> Artifact:
 
     One of another version, which cannot be read, counts for nothing.
     """
-    from pylo_zoo.parity.report import READABLE_VERSIONS, Report
+    from pylo_zoo.parity.reading import read_report
+    from pylo_zoo.parity.report import READABLE_VERSIONS
 
     if made.parity is not None and made.parity.get("schema_version") not in READABLE_VERSIONS:
         access.say(f"The proof of {uri} was written by another version of pylo-zoo, and is not read.")
         return replace(made, parity=None)
     if made.parity is not None:
-        Report.from_dict(made.parity)
+        read_report(made.parity)
     return made
 
 

@@ -17,6 +17,7 @@ from pylo_zoo.artifact import Artifact
 from pylo_zoo.convert import convert, make
 from pylo_zoo.errors import ZooError
 from pylo_zoo.optim import ELO
+from pylo_zoo.parity.reading import read_report
 from pylo_zoo.parity.report import Report
 from pylo_zoo.publish import plan
 
@@ -40,7 +41,7 @@ def test_the_report_records_the_defaults(tmp_path: Path) -> None:
     converted = make("elo", source=write_theta(tmp_path, "elo"), out=tmp_path / "a", verify=False).artifact
     recorded = json.loads((tmp_path / "a" / "parity.json").read_text())["defaults"]
     assert recorded == dict(converted.defaults) != {}
-    assert Report.from_dict(json.loads((tmp_path / "a" / "parity.json").read_text())).defaults == recorded
+    assert read_report(json.loads((tmp_path / "a" / "parity.json").read_text())).defaults == recorded
 
 
 def test_an_untouched_artifact_loads(proven: Path) -> None:
@@ -64,7 +65,7 @@ def test_an_edited_default_is_refused_with_a_remedy(case: str, proven: Path, cap
     refused(capsys, "train", "quadratic", "--optimizer", proven, "--steps", "1", "--out", proven.parent / "run")
     loaded = artifact.read(proven)
     assert loaded.parity is not None
-    fault = plan._fault(loaded, proven, Report.from_dict(loaded.parity))
+    fault = plan._fault(loaded, proven, read_report(loaded.parity))
     assert fault is not None
     assert fault.startswith("its default lr was ")
 
@@ -83,7 +84,7 @@ def test_an_older_artifact_loads(proven: Path) -> None:
     edit(proven, "parity.json", lambda c: c.pop("defaults"))
     loaded = weights.load(proven)
     assert loaded.parity is not None
-    assert Report.from_dict(loaded.parity).defaults is None
+    assert read_report(loaded.parity).defaults is None
 
 
 def test_an_older_saved_state_loads(proven: Path) -> None:

@@ -15,7 +15,7 @@ from pylo_zoo import artifact, cli, registry
 from pylo_zoo.convert import convert, export, make
 from pylo_zoo.errors import LONGEST, QUOTED, ZooError, quoted
 from pylo_zoo.fetch import lockfile
-from pylo_zoo.parity.report import Report
+from pylo_zoo.parity.reading import read_report
 from pylo_zoo.train.setup import of_directory
 
 DIGITS = "9" * 400
@@ -222,7 +222,7 @@ def test_every_field_of_a_report_with_every_wrong_value(at: tuple[Any, ...], who
     content = json.loads((whole / "parity.json").read_text())
     for label, value in VALUES.items():
         text = json.dumps(replaced(content, at, value))
-        error = refusal(lambda text: str(Report.from_dict(json.loads(text)).to_dict()), text)
+        error = refusal(lambda text: str(read_report(json.loads(text)).to_dict()), text)
         assert error.isprintable(), label
         assert len(error) <= 2 * LONGEST, label
 

@@ -178,7 +178,7 @@ def test_mismatches_are_named(family: str, change: dict[str, Any], complaint: st
 
 @pytest.mark.parametrize("family", ["elo", "elo-celo2", "mulo", "adam"])
 def test_a_family_without_an_original_is_named(family: str) -> None:
-    with pytest.raises(ZooError, match=f"No original in JAX is known here for {family}"):
+    with pytest.raises(ZooError, match=f"No original in JAX is known for {family}"):
         run_original(family, {}, architecture={}, behavior={}, hyper={}, params={}, grads=[])
 
 

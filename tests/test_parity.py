@@ -21,7 +21,7 @@ from pylo_zoo.convert import convert
 from pylo_zoo.errors import ZooError
 from pylo_zoo.parity import bounds, cases, completeness, controls, plan, trajectory
 from pylo_zoo.parity.report import Check, Control, Error
-from pylo_zoo.parity.targets import How, verify_target
+from pylo_zoo.parity.targets import VerifySettings, verify_target
 from pylo_zoo.samples import velo_sample
 
 pytest.importorskip("jax")
@@ -321,8 +321,8 @@ def test_verify_target_replaces_the_proof(proven: Path) -> None:
 def test_a_read_only_artifact_is_verified_with_a_warning(proven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path.name: path.read_bytes() for path in proven.iterdir()}
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.warns(UserWarning, match="is read-only, so the proof was not put into it"):
-        assert verify_target(proven, random_weights("celo-adam")[1], how=How(seed=5)).passed
+    with pytest.warns(UserWarning, match="is read-only, so the proof was not written to it"):
+        assert verify_target(proven, random_weights("celo-adam")[1], settings=VerifySettings(seed=5)).passed
     assert {path.name: path.read_bytes() for path in proven.iterdir()} == before
 
 
@@ -364,7 +364,7 @@ def test_a_replay_refuses_other_vectors(proven: Path) -> None:
     vectors = proven / "parity-vectors.safetensors"
     whole = vectors.read_bytes()
     vectors.write_bytes(whole[:-8] + bytes(8))
-    with pytest.raises(ZooError, match=r"not the file that parity\.json speaks of"):
+    with pytest.raises(ZooError, match=r"sha256 .*, but parity\.json records another"):
         parity.replay(read(proven))
     vectors.write_bytes(whole[:1000])
     with pytest.raises(ZooError, match="cannot be read"):

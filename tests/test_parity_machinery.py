@@ -21,6 +21,7 @@ from pylo_zoo.kernels import kernels_for
 from pylo_zoo.optim import optimizer_class
 from pylo_zoo.parity import bounds, cases, controls, explain, forward, plan, sides, steps, tables, trajectory
 from pylo_zoo.parity.leaves import Leaves
+from pylo_zoo.parity.reading import read_report
 from pylo_zoo.parity.report import Check, Report
 
 pytest.importorskip("jax")
@@ -90,7 +91,7 @@ def test_an_exception_of_the_optimizer_is_a_located_difference(name: str, monkey
     assert len(report.explanation.misfit) < 400
     assert f"the optimizer raised {said}" in shown(report)
     assert not any(check.passed for check in report.of_level("trajectory"))
-    Report.from_dict(json.loads(json.dumps(report.to_dict(), allow_nan=False)))
+    read_report(json.loads(json.dumps(report.to_dict(), allow_nan=False)))
 
 
 def test_an_optimizer_that_raises_in_one_layout_fails_only_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,7 +101,7 @@ def test_heat_maps_show_the_numbers_of_the_report() -> None:
 
 def test_the_verdict_has_the_key_numbers() -> None:
     page = Page(html.render_html([passing()]))
-    sentence = "the worst float64 error of a single step is 2.0e-13 of the update (12 ULPs)"
+    sentence = "the largest float64 error of a single step is 2.0e-13 of the update (12 ULPs)"
     assert sentence in page.text
     assert "1 of 1 planted faults were caught" in page.text
     assert "3 of 3 leaves are equal bit for bit" in page.text
@@ -113,30 +113,30 @@ def test_the_verdict_has_the_key_numbers() -> None:
 def test_a_failing_report_shows_the_first_difference() -> None:
     page = Page(html.render_html([failing()]))
     for phrase in (
-        "Where it begins: row of square dense",
+        "First difference: row of square dense",
         "run “ordinary”, step 2, float64, torch layout; parameter square dense 6×6",
-        "0.25 of its largest value, where 4.0e-14 is allowed",
+        "0.25 of its largest value (allowed: 4.0e-14)",
         "[4, 0] of shape (6, 1)",
         "torch has 0.5",
         "the original has 0.75",
         "✕ row is off for 1 square dense 6×6",
-        "✓ and right for 1 vector 7",
+        "✓ right for 1 vector 7",
         "1 leaf missing a/b",
         "1 leaf differing mlp/w0",
         "ff_mult is 1.0 in config.gin",
         "1 planted fault missed",
     ):
         assert phrase in page.text, phrase
-    assert "Here the port is off by itself" in page.text  # so detecting a fault proves little
+    assert "The port itself is wrong" in page.text  # so detecting a fault proves little
     right = Page(html.render_html([passing()])).text
-    assert "Where it begins" not in right
-    assert "Here the port is off by itself" not in right
+    assert "First difference" not in right
+    assert "The port itself is wrong" not in right
 
 
 def test_several_reports_are_summarized() -> None:
     page = Page(html.render_html([passing(), failing(), not_run()]))
-    assert "1 of 3 torch ports compute what their JAX originals compute" in page.text
-    assert "Failed: broken. Not tested: unknown." in page.text
+    assert "1 of 3 torch ports match their JAX originals" in page.text
+    assert "Failed: broken. Not compared: unknown." in page.text
     assert [attributes["id"] for tag, attributes in page.elements if tag == "section"] == ["r1", "r2", "r3"]
     overview = next(row for row in page.rows if row[0].startswith("square dense"))
     assert [text.strip() for text in overview[1:]] == ["−12.7", "✕\u2009∞", ""]
@@ -218,12 +218,12 @@ def test_a_parameters_quantity_is_explained_rather_than_the_runs() -> None:
     counter = Link("row", "a counter of the run", 0.0, 1e-14)
     result = explanation(0.25)
     both = replace(result, chain=[counter, *result.chain])
-    link, drawn = phrases.link_of(both), charts.explained(both)
+    link, drawn = phrases.explained_link(both), charts.explained(both)
     assert link is not None
     assert link.error == 0.25
     assert drawn is not None
     assert [step.name for step in drawn.steps] == ["row (run)", "momentum", "row", "step"]
-    own = phrases.link_of(replace(both, case=""))
+    own = phrases.explained_link(replace(both, case=""))
     assert own == counter
 
 
@@ -252,16 +252,16 @@ def test_numbers_are_rounded_to_two_digits(value: float | None, text: str) -> No
 
 
 def test_two_close_values_are_distinguishable() -> None:
-    assert phrases.apart(0.1, 0.2) == ("0.1", "0.2")
-    ours, theirs = phrases.apart(1.0, 1.0 + 2e-16)
+    assert phrases.format_pair(0.1, 0.2) == ("0.1", "0.2")
+    ours, theirs = phrases.format_pair(1.0, 1.0 + 2e-16)
     assert ours != theirs
-    assert phrases.apart(1.0, 1.0)[0] == phrases.apart(1.0, 1.0)[1]
+    assert phrases.format_pair(1.0, 1.0)[0] == phrases.format_pair(1.0, 1.0)[1]
 
 
 def test_a_vague_error_does_not_represent_its_level() -> None:
     vague = {"zeros": Error(7.0, 450.0, 1.0), "none": Error(9.0, None), "telling": Error(1e-5, 1e-3, 2.0)}
     report = replace(passing(), checks=[Check("step", "float32", "torch", "zeros", 3, vague, "regime")])
     (row,) = phrases.rows(report)
-    assert (row.where, row.numbers, row.vague) == ("telling", 3, 2)
+    assert (row.where, row.numbers, row.loose) == ("telling", 3, 2)
     beyond = replace(report.checks[0], errors=vague | {"zeros": Error(500.0, 450.0)})
     assert phrases.rows(replace(report, checks=[beyond]))[0].where == "zeros"

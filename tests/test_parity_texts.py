@@ -16,7 +16,7 @@ from pylo_zoo.cli import verify_cmd
 from pylo_zoo.errors import ZooError
 from pylo_zoo.parity import html, junit, markdown, phrases, tables
 from pylo_zoo.parity.report import Check, Control, Error, Leaves, Report, Statements
-from pylo_zoo.parity.targets import Everything
+from pylo_zoo.parity.targets import VerifyResults
 
 
 def leaves(report: Report) -> Report:
@@ -127,7 +127,7 @@ def terminal(report: Report, *, explained: bool) -> str:
 
 def hint(report: Report) -> str:
     with pytest.raises(ZooError) as caught:
-        verify_cmd._judge(Everything([report]), False)
+        verify_cmd._judge(VerifyResults([report]), False)
     return caught.value.hint or ""
 
 
@@ -147,7 +147,7 @@ def test_a_failed_report_states_only_what_failed(names: tuple[str, ...]) -> None
         assert ("Every quantity of every single step is within its bound" in text) <= (
             not {"step", "fused step", "no step"} & set(names)
         )
-    assert ("Where it begins" in html.render_html([report])) == differs
+    assert ("First difference" in html.render_html([report])) == differs
     for name in names:
         sentence = FAILURES[name][1]
         if name == "no fault" and len(names) > 1:
@@ -155,23 +155,23 @@ def test_a_failed_report_states_only_what_failed(names: tuple[str, ...]) -> None
         assert sentence in verdict, name
     root = ET.fromstring(junit.render_junit([report]))
     assert (root.get("failures") != "0") == (names != ("no fault",))
-    begun = [each for each in root.iter("failure") if "It begins with" in (each.text or "")]
+    begun = [each for each in root.iter("failure") if "First difference" in (each.text or "")]
     assert bool(begun) == differs
 
 
 @pytest.mark.parametrize(
     ("names", "phrase"),
     [
-        (("network",), "look at the network's weights"),
-        (("whole run",), "look at what single steps do not use"),
-        (("fused run",), "look at what single steps do not use"),
-        (("original",), "look at the reference"),
+        (("network",), "check the network's weights"),
+        (("whole run",), "check the state that one step passes to the next"),
+        (("fused run",), "check the state that one step passes to the next"),
+        (("original",), "check the reference"),
         (("leaves",), "Convert the checkpoint again"),
-        (("statements",), "Correct the behaviour"),
-        (("no step",), "the original is not finite there"),
-        (("step",), "The first difference says where to look"),
-        (("fused step",), "The first difference says where to look"),
-        (("network", "whole run"), "look at the network's weights and its forward pass; and what single steps"),
+        (("statements",), "correct the contradicted fields with --set"),
+        (("no step",), "because the original is not finite"),
+        (("step",), "Start at the first difference"),
+        (("fused step",), "Start at the first difference"),
+        (("network", "whole run"), "check the network's weights and forward pass; and the state that one step"),
     ],
 )
 def test_the_hint_points_to_existing_options(names: tuple[str, ...], phrase: str) -> None:
@@ -181,8 +181,8 @@ def test_the_hint_points_to_existing_options(names: tuple[str, ...], phrase: str
 def test_a_missed_fault_does_not_blame_the_port() -> None:
     """The port may be correct: the failed run proves nothing."""
     for names in (("missed fault",), ("no fault",)):
-        assert "was not proven to be its JAX original" in phrases.verdict(failed(names))
-    assert "is not its JAX original" in phrases.verdict(failed(("network",)))
+        assert "was not proven to match its JAX original" in phrases.verdict(failed(names))
+    assert "does not match its JAX original" in phrases.verdict(failed(("network",)))
 
 
 # --- kernels in every form of the report -------------------------------------------------------------------------
@@ -200,7 +200,9 @@ def test_every_format_states_which_kernels_were_compared_or_why_not() -> None:
         assert "kernels" in text, form
     assert "cpu kernels single steps, 1 run" in forms["terminal"]
     assert "cuda kernels not compared" in forms["terminal"]
-    assert "Fused kernels on cpu were compared in float32 (eager steps vector)." in forms["markdown"]
+    assert (
+        "Fused kernels on cpu were compared in float32 (the eager implementation updates vector)." in forms["markdown"]
+    )
     assert "single step, fused kernels on cpu" in forms["html"]
     cases = {case.get("name"): case for case in ET.fromstring(junit.render_junit([report])).iter("testcase")}
     skipped = cases["fused kernels on cuda"].find("skipped")

@@ -21,7 +21,7 @@ from pylo_zoo import artifact, registry
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
 from pylo_zoo.hub.names import Repository
-from pylo_zoo.parity.report import Report
+from pylo_zoo.parity.reading import read_report
 from pylo_zoo.publish import PublishPlan, prepare, publish
 from pylo_zoo.publish import plan as planning
 from pylo_zoo.publish.plan import PUBLISHED, entry_of
@@ -319,7 +319,7 @@ def test_a_secret_is_reported_first(here: Path, hub: HubDouble) -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the replay and the plot, which take a second."""
-    monkeypatch.setattr(planning, "replay", lambda checked: Report.from_dict(checked.parity))
+    monkeypatch.setattr(planning, "replay", lambda checked: read_report(checked.parity))
     monkeypatch.setattr(planning.plot, "parity_png", lambda report: b"a picture")
 
 

@@ -324,9 +324,9 @@ def test_addresses_in_an_artifact_cause_no_request(
     hub.create(ID, files)
     weights.pull(ID, access=access)
     count = len(hub.log)
-    with pytest.raises(ZooError, match="is not at hand") as error:
+    with pytest.raises(ZooError, match="is not available") as error:
         verify_target(URI, access=access)
-    assert error.value.hint == "Give it with --source FILE."
+    assert error.value.hint == "Pass it with --source FILE."
     assert len(hub.log) == count
 
 

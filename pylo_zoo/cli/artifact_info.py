@@ -23,11 +23,11 @@ def data(here: Here, weights: str) -> dict[str, Any]:
     from pylo_zoo import artifact
     from pylo_zoo.files import read_regular
     from pylo_zoo.parity import phrases
-    from pylo_zoo.parity.report import Report
+    from pylo_zoo.parity.reading import read_report
     from pylo_zoo.usage import training
 
     made = here.artifact
-    report = Report.from_dict(made.parity) if made.parity is not None else None
+    report = read_report(made.parity) if made.parity is not None else None
     card = here.directory / artifact.CARD
     config = made.config()
     return {

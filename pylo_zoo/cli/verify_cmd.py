@@ -13,7 +13,7 @@ from pylo_zoo.errors import ZooError
 
 if TYPE_CHECKING:
     from pylo_zoo.parity import Report
-    from pylo_zoo.parity.targets import Everything
+    from pylo_zoo.parity.targets import VerifyResults
 
 EXAMPLES = """
 pylo-zoo verify zoo/celo
@@ -88,14 +88,15 @@ def verify(
     targets.check_pages(pages)
     access = output.access(offline=offline, lock=lock, quiet=quiet, token=token)
     with output.progress(quiet=quiet) as progress:
-        default = targets.How(seed=seed, progress=progress)
-        how = default if max_error is None else targets.How(seed, max_error, progress)
+        settings = targets.VerifySettings(seed=seed, progress=progress)
+        settings = settings if max_error is None else targets.VerifySettings(seed, max_error, progress)
         if all:
-            found = targets.verify_all(access, how)
+            found = targets.verify_all(access, settings)
         elif replay:
-            found = targets.Everything([targets.replay_target(target or "", access=access)])
+            found = targets.VerifyResults([targets.replay_target(target or "", access=access)])
         else:
-            found = targets.Everything([targets.verify_target(target or "", source, access=access, how=how)])
+            report = targets.verify_target(target or "", source, access=access, settings=settings)
+            found = targets.VerifyResults([report])
     if all:
         _show_all(found, json, quiet)
     else:
@@ -111,7 +112,7 @@ def _show(report: Report, explain: bool, json: bool, quiet: bool) -> None:
     output.emit(report.to_dict(), human, json=json)
 
 
-def _show_all(found: Everything, json: bool, quiet: bool) -> None:
+def _show_all(found: VerifyResults, json: bool, quiet: bool) -> None:
     from pylo_zoo.parity import tables
 
     status = "passed" if found.passed else "failed"
@@ -125,7 +126,7 @@ def _show_all(found: Everything, json: bool, quiet: bool) -> None:
     output.emit(data, human, json=json)
 
 
-def _judge(found: Everything, require_all: bool) -> None:
+def _judge(found: VerifyResults, require_all: bool) -> None:
     """Raise what ends the command with status 1, unless everything passed."""
     from pylo_zoo.parity import jax_is_missing, phrases
 

@@ -1,9 +1,9 @@
-"""Parity: does the torch side compute what the JAX original computes?
+"""Parity: tests whether an artifact computes in torch what its original computes in JAX.
 
-Every leaf of the source is accounted for bit for bit; the meta-network's forward pass is compared on random inputs;
-the optimizer's every intermediate quantity over single steps from synchronised states; and its parameters over whole
-runs: in float64 and float32, and in both layouts. Faults planted on purpose have to be caught. The JAX side reads the
-original file itself, where it is flax's through flax, and never a weight of the artifact. ``docs/parity.md`` says more.
+A proof compares the leaves bit for bit, the network's forward pass on random inputs, every intermediate quantity of
+single steps from synchronized states, and the parameters over whole runs, in float64 and float32 and in both layouts.
+It must also catch planted faults. The JAX side reads the original file and never uses the artifact's weights. See
+``docs/parity.md``.
 """
 
 from __future__ import annotations

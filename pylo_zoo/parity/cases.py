@@ -1,4 +1,4 @@
-"""What parity is tried on: a table of shapes, and regimes of gradients and losses, all seeded."""
+"""Inputs of parity runs: a table of parameter shapes, and seeded regimes of gradients and losses."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Arrays = dict[str, Array]
 
 @dataclass(frozen=True)
 class Case:
-    """One parameter of the shape table, ``shape`` in JAX layout.
+    """One parameter of the shape table; ``shape`` is in JAX layout.
 
-    ``torch`` is the layout that such a parameter has in torch: "torch" for weights, "torch-stacked" for stacks of
-    matrices, and "jax" where torch keeps it as JAX does.
+    ``torch`` is the layout of this parameter in torch: "torch" for weights, "torch-stacked" for stacks of matrices, and
+    "jax" if torch and JAX use the same layout.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Case:
 
     @property
     def ndim(self) -> int:
-        """Axes of the parameter as the update sees it: a scalar has one."""
+        """Number of axes in the update, which treats a scalar as 1-d."""
         return max(1, len(self.shape))
 
 
@@ -67,26 +67,29 @@ REDUCED = tuple(
     if case.name
     in ("scalar", "vector", "tall dense", "square dense", "conv2d, in = out", "square experts", "embedding")
 )
-"""For what does not depend on the shape, such as an argument of the optimizer."""
-
+"""For runs about something that does not depend on the shape, such as an argument of the optimizer."""
 
 FEW = tuple(case for case in REDUCED if case.name in ("vector", "tall dense", "square experts"))
-"""For what every accumulator shows by itself: unfactored, factored, and batched."""
+"""One unfactored, one factored and one batched parameter."""
 
 LONG = (
     Case("long vector", (70_001,)),
     Case("long vector, learned", (70_001,), rule="learned"),
     Case("long matrix", (283, 251)),
 )
-"""Over 65,536 elements: several units of work of the kernels, the last one not full. The rules that route parameters
-take the second vector; the first is AdamW's there."""
+"""Over 65,536 elements, so the kernels split them into several units of work, the last one partly filled. In families
+that route parameters, AdamW updates the first vector and the learned rule the second."""
 
 
 @dataclass(frozen=True)
 class Regime:
-    """How gradients and losses behave over a run of ``steps`` steps that begins at step ``start`` of its training.
+    """A distribution of gradients and losses over a run.
 
-    ``scale`` multiplies the parameters that it begins with.
+    Attributes:
+        meaning: description.
+        steps: number of steps of the run.
+        start: value of the step counter at the beginning of the run.
+        scale: factor of the initial parameters.
     """
 
     name: str
@@ -100,24 +103,24 @@ REGIMES: Mapping[str, Regime] = MappingProxyType(
     {
         regime.name: regime
         for regime in (
-            Regime("ordinary", "a direction and noise, at a scale of each tensor's own; past the end of the run", 10),
+            Regime("ordinary", "a direction plus noise, with a scale per tensor; runs past num_steps", 10),
             Regime("spikes", "scales from 1e-6 to 1e3 by step, elements that are always zero, tensors of zeros", 4),
             Regime("tiny", "ordinary, times 1e-12; losses times 1e-9", 5),
-            Regime("huge", "ordinary, times 1e6; losses too", 3),
-            Regime("zeros", "every gradient zero, the loss constant", 3),
-            Regime("single", "one non-zero element a tensor", 3),
-            Regime("growing", "ordinary, eight times larger each step, from step 20,000 on", 4, start=20_000),
-            Regime("zero parameters", "every parameter begins at zero, as biases do; gradients ordinary", 4, scale=0.0),
-            Regime("large parameters", "parameters a thousand times larger; gradients ordinary", 3, scale=1e3),
-            Regime("negative losses", "losses that cross zero and stay below it; gradients ordinary", 5),
-            Regime("NaN", "one in five elements is NaN; for rules that define what happens then", 3),
+            Regime("huge", "ordinary, times 1e6; losses times 1e6", 3),
+            Regime("zeros", "zero gradients, constant loss", 3),
+            Regime("single", "one non-zero element per tensor", 3),
+            Regime("growing", "ordinary, eight times larger each step, starting at step 20,000", 4, start=20_000),
+            Regime("zero parameters", "ordinary gradients; every parameter starts at zero", 4, scale=0.0),
+            Regime("large parameters", "ordinary gradients; parameters a thousand times larger", 3, scale=1e3),
+            Regime("negative losses", "ordinary gradients; losses that fall below zero and stay there", 5),
+            Regime("NaN", "one in five elements is NaN; only for rules that define the result", 3),
         )
     }
 )
 
 
 def parameters(seed: int, scale: float = 1.0, table: Sequence[Case] = CASES) -> Arrays:
-    """Starting values by case of ``table``, in JAX layout: normal, ``scale/sqrt(fan_in)``; float32 in float64."""
+    """Initial parameters by case, in JAX layout: normal with deviation ``scale/sqrt(fan_in)``, rounded to float32."""
     rng = np.random.default_rng(seed)
     return {
         case.name: rounded(
@@ -128,26 +131,26 @@ def parameters(seed: int, scale: float = 1.0, table: Sequence[Case] = CASES) -> 
 
 
 def rounded(value: Array | float) -> Array:
-    """``value`` rounded to float32, in float64: where both dtypes can start. What float32 cannot hold is infinite."""
+    """``value`` rounded to float32, as float64, so both dtypes can represent it. Overflow becomes infinity."""
     with np.errstate(over="ignore"):
         return np.asarray(value, np.float32).astype(np.float64)
 
 
 def gradients(seed: int, regime: str, steps: int, table: Sequence[Case] = CASES) -> list[Arrays]:
-    """Gradients by step and case of ``table``, float32 numbers in float64."""
+    """Gradients by step and case, rounded to float32."""
     rng = np.random.default_rng([seed, 1])
     scales = {case.name: 10.0 ** rng.uniform(-3, 0) for case in table}
     direction = {case.name: rng.standard_normal(case.shape) for case in table}
-    found = []
+    by_step = []
     for step in range(steps):
         gradient = {
             case.name: scales[case.name] * (direction[case.name] + rng.standard_normal(case.shape)) for case in table
         }
-        found.append({name: rounded(_shaped(rng, regime, step, np.asarray(g))) for name, g in gradient.items()})
-    return found
+        by_step.append({name: rounded(_in_regime(rng, regime, step, np.asarray(g))) for name, g in gradient.items()})
+    return by_step
 
 
-def _shaped(rng: np.random.Generator, regime: str, step: int, g: Array) -> Array:
+def _in_regime(rng: np.random.Generator, regime: str, step: int, g: Array) -> Array:
     if regime == "spikes":
         g = g * 10.0 ** rng.choice([-6, -3, 0, 0, 3], p=[0.2, 0.2, 0.25, 0.25, 0.1])
         if g.size > 1:
@@ -163,7 +166,7 @@ def _shaped(rng: np.random.Generator, regime: str, step: int, g: Array) -> Array
 
 
 def losses(seed: int, regime: str, steps: int) -> list[float]:
-    """A falling, noisy loss of each step, with one spike, that all but vanishes in the end; float32 numbers."""
+    """A falling, noisy loss per step with one spike and values near zero at the end, rounded to float32."""
     if regime == "zeros":
         return [0.5] * steps
     rng = np.random.default_rng([seed, 2])

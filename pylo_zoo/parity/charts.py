@@ -1,7 +1,7 @@
-"""The geometry of the charts of a report: numbers and paths alone; the markup stands in the templates.
+"""The geometry of a report's charts: numbers and SVG paths. The templates contain the markup.
 
-Paths hold all marks of one series, a point being a segment of no length that a round cap makes visible. Lengths are in
-units of the drawing, which are pixels at its natural size.
+One path holds all marks of a series; a point is a segment of length zero that a round cap makes visible. Lengths are
+in SVG units, which are pixels at the natural size.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pylo_zoo.parity import phrases
-from pylo_zoo.parity.phrases import DTYPES, brief, clipped, number
+from pylo_zoo.parity.phrases import DTYPES, clipped, number, short_name
 from pylo_zoo.parity.report import Check, Explanation, Report
 
 LOWEST = 1e-19
@@ -20,7 +20,7 @@ HIGHEST = 1e6
 
 @dataclass(frozen=True)
 class Tick:
-    """A mark of an axis: where, and its text, a power of ten's exponent where ``power``."""
+    """A tick of an axis: position and text; the text is an exponent of ten if ``power``."""
 
     at: float
     text: str
@@ -29,9 +29,9 @@ class Tick:
 
 @dataclass(frozen=True)
 class LogScale:
-    """From powers of ten to places; ``low`` and ``high`` are exponents, ``start`` and ``end`` their places.
+    """Maps the exponents ``low`` to ``high`` to the positions ``start`` to ``end``.
 
-    What is zero stands a little before ``start``, what is infinite or not a number a little behind ``end``.
+    Zero is placed ``aside`` before ``start``; infinity and NaN are placed ``aside`` behind ``end``.
     """
 
     low: int
@@ -50,13 +50,13 @@ class LogScale:
         return round(self.start + min(1.0, max(0.0, share)) * (self.end - self.start), 1)
 
     def ticks(self, every: int) -> list[Tick]:
-        """Powers of ten, ``every`` so many."""
+        """Ticks at the exponents that are multiples of ``every``."""
         exponents = [each for each in range(self.low, self.high + 1) if each % every == 0]
         return [Tick(self(10.0**each), str(each).replace("-", "−"), power=True) for each in exponents]
 
 
 def log_scale(values: Iterable[float], start: float, end: float) -> LogScale:
-    """A scale on which all finite ``values`` above zero lie, within reason."""
+    """A scale that covers all positive finite ``values`` between ``LOWEST`` and ``HIGHEST``."""
     finite = [min(max(value, LOWEST), HIGHEST) for value in values if math.isfinite(value) and value > 0]
     low, high = (math.log10(min(finite)), math.log10(max(finite))) if finite else (-1.0, 0.0)
     return LogScale(math.floor(low), max(math.ceil(high), math.floor(low) + 1), start, end)
@@ -67,7 +67,7 @@ def log_scale(values: Iterable[float], start: float, end: float) -> LogScale:
 
 @dataclass(frozen=True)
 class Series:
-    """One line: dtype, layout, its path, and the path of the points that no scale holds."""
+    """One line: dtype, layout, path of the finite points, and path of the others."""
 
     dtype: str
     layout: str
@@ -77,7 +77,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Band:
-    """Between the tightest and the widest bound of a dtype's parameters."""
+    """The range from the tightest to the widest bound of a dtype's parameters."""
 
     dtype: str
     top: float
@@ -86,7 +86,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Panel:
-    """One whole run: title, whether it failed, left and right end, ticks of its steps, bands and lines."""
+    """The plot of one whole run; ``label`` describes it for screen readers."""
 
     title: str
     failed: bool
@@ -96,12 +96,12 @@ class Panel:
     ticks: Sequence[Tick]
     bands: Sequence[Band]
     series: Sequence[Series]
-    said: str
+    label: str
 
 
 @dataclass(frozen=True)
 class Runs:
-    """Whole runs beside each other, on one scale of errors. ``labels`` at the right end have dtype, text and place."""
+    """Whole runs side by side on one error scale. ``labels`` at the right end have dtype, text and position."""
 
     width: float
     height: float
@@ -114,7 +114,7 @@ class Runs:
 
 
 def runs(report: Report, width: float = 1000.0, height: float = 330.0) -> Runs | None:
-    """The error of the worst parameter after each step of the whole runs; None without any."""
+    """The largest error of any parameter after each step of the whole runs; None if the report has no such run."""
     courses: dict[str, list[Check]] = {}
     for check in report.of_level("trajectory"):
         if check.by_step:
@@ -126,10 +126,10 @@ def runs(report: Report, width: float = 1000.0, height: float = 330.0) -> Runs |
     top, bottom, left, right, gap = 30.0, height - 46.0, 44.0, width - 66.0, 22.0
     scale = log_scale([*(value for check in every for value in check.by_step), *limits], bottom - 24.0, top)
     weights = {name: max(2.0, math.log2(1 + max(c.steps for c in checks))) for name, checks in courses.items()}
-    room = (right - left - gap * (len(courses) - 1)) / sum(weights.values())
+    unit = (right - left - gap * (len(courses) - 1)) / sum(weights.values())
     panels, start = [], left
     for name, checks in courses.items():
-        end = start + room * weights[name]
+        end = start + unit * weights[name]
         panels.append(_panel(name, checks, scale, start, end))
         start = end + gap
     last = [*courses.values()][-1]
@@ -139,11 +139,11 @@ def runs(report: Report, width: float = 1000.0, height: float = 330.0) -> Runs |
 
 
 def _spread(labels: Sequence[tuple[str, str, float]], pitch: float = 14.0) -> list[tuple[str, str, float]]:
-    """``labels`` from the top down, no two nearer than ``pitch``."""
-    found: list[tuple[str, str, float]] = []
+    """``labels`` from top to bottom, at least ``pitch`` apart."""
+    spread: list[tuple[str, str, float]] = []
     for dtype, text, y in sorted(labels, key=lambda label: label[2]):
-        found.append((dtype, text, max(y, found[-1][2] + pitch) if found else y))
-    return found
+        spread.append((dtype, text, max(y, spread[-1][2] + pitch) if spread else y))
+    return spread
 
 
 def _panel(name: str, checks: Sequence[Check], scale: LogScale, left: float, right: float) -> Panel:
@@ -166,9 +166,9 @@ def _panel(name: str, checks: Sequence[Check], scale: LogScale, left: float, rig
         if limits:
             bands.append(Band(dtype, scale(max(limits)), scale(min(limits))))
     ticks = [Tick(x(step), str(step)) for step in _steps(longest)]
-    said = ", ".join(f"{c.dtype} {c.layout} layout up to {number(max(c.by_step))}" for c in checks)
+    label = ", ".join(f"{c.dtype} {c.layout} layout up to {number(max(c.by_step))}" for c in checks)
     failed, title = not all(check.passed for check in checks), clipped(name, round((right - left) / 8))
-    return Panel(title, failed, longest, left, right, ticks, bands, series, said)
+    return Panel(title, failed, longest, left, right, ticks, bands, series, label)
 
 
 def _steps(longest: int) -> Iterator[int]:
@@ -182,7 +182,7 @@ def _steps(longest: int) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Mark:
-    """Errors of one dtype, as paths: from each to its bound, bounds, errors within, no error at all, errors beyond."""
+    """Paths of one dtype: lines from errors to bounds, bounds, errors within them, zero errors, errors beyond them."""
 
     dtype: str
     links: str
@@ -194,7 +194,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Step:
-    """One quantity of the chain: place, name, note at the right, and whether it is off, and the first that is."""
+    """One quantity of the chain; ``off`` if it exceeds its bound, ``first`` if it is the first that does."""
 
     y: float
     name: str
@@ -205,7 +205,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Chain:
-    """Quantities below each other, errors on a logarithmic scale from left to right."""
+    """Quantities from top to bottom, errors on a logarithmic scale from left to right."""
 
     width: float
     height: float
@@ -237,8 +237,8 @@ class _Paths:
                 self.links.append(f"M{at:g} {y:g}H{limit:g}")
 
     def mark(self, dtype: str) -> Mark:
-        found = self.links, self.bounds, self.within, self.zeros, self.beyond
-        return Mark(dtype, *("".join(each) for each in found))
+        paths = self.links, self.bounds, self.within, self.zeros, self.beyond
+        return Mark(dtype, *("".join(each) for each in paths))
 
 
 Point = tuple[str, float, "float | None"]
@@ -264,8 +264,8 @@ def _chain(entries: Sequence[tuple[str, str, Sequence[Point]]], notes: float, wi
             )
         )
         for dtype, error, allowed in points:
-            same = len(points) == 2 and points[0][1] == points[1][1]  # else one dot would hide the other
-            nudge = 0.0 if not same else -2.5 if dtype == DTYPES[0] else 2.5
+            equal = len(points) == 2 and points[0][1] == points[1][1]  # one dot would hide the other
+            nudge = 0.0 if not equal else -2.5 if dtype == DTYPES[0] else 2.5
             paths.setdefault(dtype, _Paths()).add(y, error, allowed, scale, nudge)
     height = top + pitch * len(entries) + 26.0
     marks = [each.mark(dtype) for dtype, each in paths.items()]
@@ -273,25 +273,27 @@ def _chain(entries: Sequence[tuple[str, str, Sequence[Point]]], notes: float, wi
 
 
 def chain(report: Report) -> Chain | None:
-    """Every quantity where it came nearest to its bound, float64 and float32; None without any."""
-    found: dict[str, dict[str, tuple[Point, str]]] = {}
+    """The error of every quantity that came nearest to its bound, in both dtypes; None if the report has none."""
+    quantities: dict[str, dict[str, tuple[Point, str]]] = {}
     for each in report.quantities:
         of = f", {each.case}" if each.case else ""
-        note = f"{brief(each.run)}{of}, step {each.step + 1}"
-        found.setdefault(each.name, {})[each.dtype] = (each.dtype, each.error, each.allowed), note
+        note = f"{short_name(each.run)}{of}, step {each.step + 1}"
+        quantities.setdefault(each.name, {})[each.dtype] = (each.dtype, each.error, each.allowed), note
     entries = [
         (name, by[DTYPES[0]][1] if DTYPES[0] in by else "", [by[dtype][0] for dtype in DTYPES if dtype in by])
-        for name, by in found.items()
+        for name, by in quantities.items()
     ]
     return _chain(entries, 262.0) if entries else None
 
 
 def explained(explanation: Explanation) -> Chain | None:
-    """The chain of one parameter at one step; None without any."""
+    """The chain of one parameter at one step; None if it is empty."""
     names = [link.quantity for link in explanation.chain]
     entries = [
         (
-            f"{link.quantity} (run)" if link.quantity in names[place + 1 :] else link.quantity,  # a name of both
+            f"{link.quantity} (run)"
+            if link.quantity in names[place + 1 :]
+            else link.quantity,  # run and parameter may share a name
             link.meaning,
             [(explanation.dtype, link.error, link.allowed if math.isfinite(link.allowed) else None)],
         )
@@ -301,7 +303,7 @@ def explained(explanation: Explanation) -> Chain | None:
 
 
 def affected(report: Report, explanation: Explanation) -> Mapping[str, list[tuple[str, str]]]:
-    """Name and shape of the parameters for which the quantity is "off", and of those for which it is "right"."""
+    """Names and shapes of the parameters for which the explained quantity is "off" and for which it is "right"."""
     shapes = phrases.shapes(report)
     sides = {"off": explanation.off_in, "right": explanation.right_in}
     return {word: [(name, shapes.get(name, "")) for name in names] for word, names in sides.items()}

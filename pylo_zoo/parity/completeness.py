@@ -1,8 +1,7 @@
-"""Whether a proof compared everything that it must compare, independent of the tables that it was built from.
+"""Checks that a proof made every required comparison, independently of the tables that define the runs.
 
-A table that loses a regime, a layout or its parameters, a comparison whose bounds grow, and faults that are no longer
-planted would all leave a report that passes. The names and numbers here are literal on purpose: a change of a table
-needs a change here.
+If a table lost a regime, a layout, parameters or planted faults, or if bounds grew, the report would still pass. The
+names and numbers here are literals, so a change of a table requires a change here.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ REGIMES = (
 )
 RUNS = ("ordinary", "spikes", "long")
 PARAMETERS = 26
-"""Of every regime, from 0-d to 5-d."""
+"""Number of parameters in every regime, from 0-d to 5-d."""
 LONG = {"long tensors": 2}
-"""Parameters of over 65,536 elements."""
+"""Number of parameters with over 65,536 elements."""
 OPTIONS = 7
-"""Parameters of a run with an option or another behaviour; the runs of ``FEW`` have fewer."""
+"""Number of parameters in a run with a changed option or behavior; the runs of ``FEW`` have fewer."""
 FEW = {"decays below 0": 3, "decays above 1": 3}
 LARGEST_BOUND = 1e-10
-"""Of a parameter's error in a float64 step."""
+"""Largest bound on a parameter's error in a float64 step."""
 FAULTS = (
     *("tied axes", "layout", "epsilon", "Adam's epsilon", "old accumulator", "Adam's old moments", "guard"),
     *("clip of decays", "decays", "transposed weight", "one bit", "gate order", "Newton–Schulz"),
@@ -44,23 +43,23 @@ KERNEL_FAULTS = ("weights", "last element", "zero parameters", "long tensors")
 def check(
     checks: Sequence[Check], controls: Sequence[Control], devices: Sequence[str], max_error: float = LARGEST_BOUND
 ) -> None:
-    """Raise if a proof of these comparisons would prove less than a proof has to.
+    """Raise if these comparisons and planted faults are not a complete proof.
 
     Args:
         checks: all comparisons.
         controls: all planted faults.
-        devices: whose fused kernels were to be compared.
-        max_error: bound on float64 steps that was asked for.
+        devices: the devices whose fused kernels had to be compared.
+        max_error: the requested bound on float64 steps.
 
     Raises:
         ZooError: a comparison or a planted fault is missing, or a bound is too wide.
     """
     for gap in gaps(checks, controls, devices, max(max_error, LARGEST_BOUND)):
-        raise ZooError(f"The proof is incomplete: {gap}.", "This is a fault of pylo-zoo: report it with its version.")
+        raise ZooError(f"The proof is incomplete: {gap}.", "This is a bug in pylo-zoo: report it with the version.")
 
 
 def gaps(checks: Sequence[Check], controls: Sequence[Control], devices: Sequence[str], largest: float) -> Iterator[str]:
-    """What is missing, a clause each."""
+    """One clause per missing comparison or planted fault."""
     sides = [("float64", ""), ("float32", ""), *(("float32", device) for device in devices)]
     compared = {(each.level, each.name, each.dtype, each.layout, each.kernels): each for each in checks}
     for dtype, kernels in sides:
@@ -68,11 +67,11 @@ def gaps(checks: Sequence[Check], controls: Sequence[Control], devices: Sequence
         if not kernels and ("network", "random inputs", dtype, "", "") not in compared:
             yield f"the network is not compared in {by}"
         for name, layout, least in _steps():
-            found = compared.get(("step", name, dtype, layout, kernels))
-            if found is None:
+            step = compared.get(("step", name, dtype, layout, kernels))
+            if step is None:
                 yield f"single steps {name!r} are not compared in {by}, {layout} layout"
-            elif len(found.errors) < least:
-                yield f"single steps {name!r} compare {len(found.errors)} parameters in {by}, not {least}"
+            elif len(step.errors) < least:
+                yield f"single steps {name!r} compare {len(step.errors)} parameters in {by}, not {least}"
         for name in RUNS:
             for layout in ("torch",) if name == "long" else ("torch", "jax"):
                 if ("trajectory", name, dtype, layout, kernels) not in compared:
@@ -83,19 +82,19 @@ def gaps(checks: Sequence[Check], controls: Sequence[Control], devices: Sequence
             yield f"{each.name.partition(':')[0]!r} compares {len(each.errors)} parameters, not {least}"
     yield from _wide(checks, largest)
     planted = {control.name for control in controls}
-    wanted = [*FAULTS, *(f"{fault}, {device} kernels" for device in devices for fault in KERNEL_FAULTS)]
-    yield from (f"the fault {name!r} is not planted" for name in wanted if name not in planted)
+    required = [*FAULTS, *(f"{fault}, {device} kernels" for device in devices for fault in KERNEL_FAULTS)]
+    yield from (f"the fault {name!r} is not planted" for name in required if name not in planted)
 
 
 def _steps() -> Iterator[tuple[str, str, int]]:
-    """Name and layout of the single steps that every family has, with the least number of parameters."""
+    """Name, layout and minimum number of parameters of the single steps that every family must have."""
     for layout in ("torch", "jax"):
         yield from ((name, layout, PARAMETERS) for name in REGIMES)
     yield from ((name, "torch", least) for name, least in LONG.items())
 
 
 def _wide(checks: Sequence[Check], largest: float) -> Iterator[str]:
-    """Bounds that are wider than docs/parity.md derives."""
+    """One clause per bound that is wider than docs/parity.md derives."""
     noise = np.array([0.0, 1e-6])
     for dtype, eps, finer in (("float32", 2.0**-23, 1.0), ("float64", 2.0**-52, 2.0**-29)):
         if (bounds.allowed(noise, dtype) > 1.001 * (64 * noise * finer + 64 * eps)).any():

@@ -1,6 +1,6 @@
-"""Negative controls: faults that real ports have had, planted in the torch side, which this very run has to catch.
+"""Negative controls: faults of real ports, planted in the torch side, which every proof must catch.
 
-A fault of the data is another artifact; a fault of the code replaces a function of the torch side while it lasts.
+A data fault is a changed artifact. A code fault temporarily replaces a function of the torch side.
 """
 
 from __future__ import annotations
@@ -31,33 +31,31 @@ from pylo_zoo.parity.steps import Walk, compare
 from pylo_zoo.parity.trajectory import Original
 
 STEPS = 3
-"""So many steps of a walk each fault is tried on."""
-
-
+"""Number of steps of a walk in which each fault is planted."""
 Substitutions = Sequence[tuple[Callable[..., Any], Callable[..., Any]]]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One kind of fault.
+    """One planted fault.
 
     Attributes:
-        name, what: for the report.
-        code: functions of the torch side that have it, each with what takes its place.
-        data: makes the artifact that has it; None where the artifact has nothing to go wrong in this way.
-        needs: a quantity of the original without which there is nothing to go wrong; "" where there always is.
-        regime: of the gradients that show it.
+        name, description: texts for the report.
+        code: functions of the torch side, each with its faulty replacement.
+        data: returns a faulty artifact, or None if the fault cannot occur in this artifact.
+        needs: quantity that the fault affects; the fault does not apply to families without it. "" for all families.
+        regime: regime of the gradients that shows the fault.
     """
 
     name: str
-    what: str
+    description: str
     code: Substitutions = field(default_factory=list)
     data: Callable[[Artifact], Artifact | None] | None = None
     needs: str = ""
     regime: str = "ordinary"
 
 
-# --- faults of the data ------------------------------------------------------------------------------------------
+# --- data faults -------------------------------------------------------------------------------------------------
 
 
 def _with(artifact: Artifact, name: str, tensor: Tensor) -> Artifact | None:
@@ -67,20 +65,20 @@ def _with(artifact: Artifact, name: str, tensor: Tensor) -> Artifact | None:
 
 
 def _matrices(artifact: Artifact) -> list[str]:
-    """The network's weights of two axes and more, those of an MLP first."""
-    found = [name for name, tensor in artifact.state_dict().items() if tensor.ndim > 1 and min(tensor.shape[-2:]) > 1]
-    return sorted(found, key=lambda name: (not name.startswith("mlp"), name))
+    """Names of the network's weights with two or more axes, MLP weights first."""
+    names = [name for name, tensor in artifact.state_dict().items() if tensor.ndim > 1 and min(tensor.shape[-2:]) > 1]
+    return sorted(names, key=lambda name: (not name.startswith("mlp"), name))
 
 
 def _untransposed(artifact: Artifact) -> Artifact | None:
     for name in _matrices(artifact):
         tensor = artifact.tensors[name]
-        if (made := _with(artifact, name, tensor.mT.reshape(tensor.shape))) is not None:
-            return made
+        if (faulty := _with(artifact, name, tensor.mT.reshape(tensor.shape))) is not None:
+            return faulty
     return None
 
 
-def _one_bit(artifact: Artifact) -> Artifact | None:
+def _flip_one_bit(artifact: Artifact) -> Artifact | None:
     name = _matrices(artifact)[0]
     tensor = artifact.tensors[name]
     bits = tensor.clone().view(torch.int32)
@@ -88,20 +86,20 @@ def _one_bit(artifact: Artifact) -> Artifact | None:
     return _with(artifact, name, bits.view(torch.float32))
 
 
-def _gates(artifact: Artifact) -> Artifact | None:
-    made = artifact
+def _swap_gates(artifact: Artifact) -> Artifact | None:
+    faulty = artifact
     for name in ("controller.lstm.weight", "controller.lstm.bias"):
-        if name not in made.tensors:
+        if name not in faulty.tensors:
             return None
-        i, g, f, o = made.tensors[name].chunk(4)
-        made = _with(made, name, torch.cat([i, f, g, o])) or made
-    return None if made is artifact else made
+        i, g, f, o = faulty.tensors[name].chunk(4)
+        faulty = _with(faulty, name, torch.cat([i, f, g, o])) or faulty
+    return None if faulty is artifact else faulty
 
 
-def _decays(artifact: Artifact) -> Artifact | None:
+def _permute_decays(artifact: Artifact) -> Artifact | None:
     learned = artifact.tensors.get("momentum_decays")
-    if learned is not None and (made := _with(artifact, "momentum_decays", learned.roll(1))) is not None:
-        return made
+    if learned is not None and (faulty := _with(artifact, "momentum_decays", learned.roll(1))) is not None:
+        return faulty
     behavior = artifact.behavior
     momentum: tuple[float, ...] = getattr(behavior, "initial_momentum_decays", ())
     if len(set(momentum)) > 1:
@@ -113,38 +111,38 @@ def _decays(artifact: Artifact) -> Artifact | None:
     return replace(artifact, behavior=replace(behavior, **changes))
 
 
-def _iterations(artifact: Artifact) -> Artifact | None:
+def _fewer_iterations(artifact: Artifact) -> Artifact | None:
     behavior = artifact.behavior
     if not getattr(behavior, "orthogonalize", False) or behavior.ns_iters < 2:
         return None
     return replace(artifact, behavior=replace(behavior, ns_iters=behavior.ns_iters - 1))
 
 
-# --- faults of the code ------------------------------------------------------------------------------------------
+# --- code faults -------------------------------------------------------------------------------------------------
 
 
-def _tied(shape: tuple[int, ...], kept: Layout) -> Axes:
-    axes = axes_of(shape, kept)
+def _swap_tied_axes(shape: tuple[int, ...], layout: Layout) -> Axes:
+    axes = axes_of(shape, layout)
     if axes.factored is None or shape[axes.factored[0]] != shape[axes.factored[1]]:
         return axes
     return axes._replace(factored=axes.factored[::-1])
 
 
-def _as_jax(shape: tuple[int, ...], kept: Layout) -> Axes:
+def _always_jax_layout(shape: tuple[int, ...], layout: Layout) -> Axes:
     return axes_of(shape, "jax")
 
 
-def _doubled(x: Tensor, mean_square: Tensor, eps: float) -> Tensor:
+def _double_eps(x: Tensor, mean_square: Tensor, eps: float) -> Tensor:
     return normalize(x, mean_square, 2 * eps)
 
 
-def _adam_doubled(
+def _adam_double_eps(
     m: Tensor, v: Tensor, g: Tensor, count: Tensor, betas: tuple[Tensor, Tensor], eps: float, eps_root: float = 0.0
 ) -> Tensor:
     return adam_direction(m, v, g, count, betas, 2 * eps, 2 * eps_root)
 
 
-def _adam_late(
+def _adam_old_moments(
     m: Tensor, v: Tensor, g: Tensor, count: Tensor, betas: tuple[Tensor, Tensor], eps: float, eps_root: float = 0.0
 ) -> Tensor:
     m_hat, v_hat = (old[0] / (1 - beta**count) for old, beta in zip((m, v), betas, strict=True))
@@ -152,7 +150,7 @@ def _adam_late(
     return m_hat / (eps + torch.sqrt(v_hat + eps_root))
 
 
-def _unguarded(state: Mapping[str, Tensor], gradient: Tensor, decay: Tensor, axes: Axes) -> None:
+def _without_guard(state: Mapping[str, Tensor], gradient: Tensor, decay: Tensor, axes: Axes) -> None:
     square = gradient.square()
     if axes.factored is None:
         advance(state["diag"], square, decay)
@@ -162,55 +160,59 @@ def _unguarded(state: Mapping[str, Tensor], gradient: Tensor, decay: Tensor, axe
     advance(state["col"], square.mean(dim=d1, keepdim=True), decay)
 
 
-def _unclipped(decays: Tensor) -> Tensor:
+def _without_clip(decays: Tensor) -> Tensor:
     return decays
 
 
-_before: dict[int, Tensor] = {}
+_old_momentum: dict[int, Tensor] = {}
 
 
-def _remembering(state: Mapping[str, Tensor], gradient: Tensor, decays: Decays, axes: Axes) -> None:
-    _before[state["momentum"].data_ptr()] = state["momentum"].clone()
+def _keep_old_momentum(state: Mapping[str, Tensor], gradient: Tensor, decays: Decays, axes: Axes) -> None:
+    _old_momentum[state["momentum"].data_ptr()] = state["momentum"].clone()
     advance_all(state, gradient, decays, axes)
 
 
-def _late(p: Tensor, g: Tensor, m: Tensor, *others: Any, **more: Any) -> Inputs:
-    return Inputs(p, g, _before.pop(m.data_ptr()), *others, **more)
+def _use_old_momentum(p: Tensor, g: Tensor, m: Tensor, *args: Any, **kwargs: Any) -> Inputs:
+    return Inputs(p, g, _old_momentum.pop(m.data_ptr()), *args, **kwargs)
 
 
 FAULTS = (
-    Fault("tied axes", "of two axes of one size, the other is taken for the largest", ((axes_of, _tied),), needs="row"),
-    Fault("layout", "torch's order of axes is read as JAX's", ((axes_of, _as_jax),), needs="row"),
-    Fault("epsilon", "the epsilon of the feature normaliser is doubled", ((normalize, _doubled),)),
-    Fault("Adam's epsilon", "the epsilons of Adam's rule are doubled", ((adam_direction, _adam_doubled),)),
+    Fault("tied axes", "the wrong one of two equal axes is factored", ((axes_of, _swap_tied_axes),), needs="row"),
+    Fault("layout", "torch's order of axes is read as JAX's", ((axes_of, _always_jax_layout),), needs="row"),
+    Fault("epsilon", "the epsilon of the feature normalization is doubled", ((normalize, _double_eps),)),
+    Fault("Adam's epsilon", "the epsilons of Adam's rule are doubled", ((adam_direction, _adam_double_eps),)),
     Fault(
         "old accumulator",
-        "features read the momentum from before this step's gradient",
-        ((advance_all, _remembering), (Inputs, _late)),
+        "features use the momentum from before the step",
+        ((advance_all, _keep_old_momentum), (Inputs, _use_old_momentum)),
     ),
-    Fault("Adam's old moments", "Adam's rule reads the moments from before this step", ((adam_direction, _adam_late),)),
+    Fault(
+        "Adam's old moments",
+        "Adam's rule uses the moments from before the step",
+        ((adam_direction, _adam_old_moments),),
+    ),
     Fault(
         "guard",
         "1e-30 is not added to the squared gradient",
-        ((advance_factored, _unguarded),),
+        ((advance_factored, _without_guard),),
         needs="row",
         regime="zeros",
     ),
-    Fault("clip of decays", "decays are not clipped to [0, 1]", ((in_range, _unclipped),), regime=plan.BELOW),
-    Fault("decays", "the decays are permuted", data=_decays),
-    Fault("transposed weight", "a matrix is read without transposing it", data=_untransposed),
-    Fault("one bit", "the last bit of one weight is flipped", data=_one_bit),
-    Fault("gate order", "the LSTM's gates stand in another order", data=_gates),
-    Fault("Newton–Schulz", "one iteration is left out", data=_iterations),
+    Fault("clip of decays", "decays are not clipped to [0, 1]", ((in_range, _without_clip),), regime=plan.BELOW),
+    Fault("decays", "the decays are permuted", data=_permute_decays),
+    Fault("transposed weight", "a matrix is not transposed", data=_untransposed),
+    Fault("one bit", "the last bit of one weight is flipped", data=_flip_one_bit),
+    Fault("gate order", "two of the LSTM's gates are swapped", data=_swap_gates),
+    Fault("Newton–Schulz", "one iteration is left out", data=_fewer_iterations),
 )
-"""What every run is tried with."""
+"""The faults that every proof plants."""
 
 
-# --- trying them -------------------------------------------------------------------------------------------------
+# --- planting ----------------------------------------------------------------------------------------------------
 
 
-class Shown(NamedTuple):
-    """Where a fault showed: quantity, parameter, error and bound."""
+class Detection(NamedTuple):
+    """The first sign of a fault: quantity, parameter, error and bound."""
 
     by: str
     case: str = ""
@@ -218,60 +220,62 @@ class Shown(NamedTuple):
     allowed: float | None = None
 
 
-Comparison = Callable[[Artifact], "Shown | None"]
-"""Compares an artifact that may have a fault with the original; None where nothing shows."""
+Comparison = Callable[[Artifact], "Detection | None"]
+"""Compares an artifact with the original and returns the first difference, or None."""
+ALREADY_WRONG = "the torch side is already wrong"
+"""The reason why no fault is planted in an artifact that disagrees with the original."""
 
 
 def run(artifact: Artifact, source: Source, walks: Mapping[str, Walk], *, right: bool) -> Iterator[Control]:
-    """Plant each fault, and see whether single steps in float64 show it, or else the leaves.
+    """Plant each fault, and check that the leaves or single float64 steps show it.
 
     Args:
-        artifact: the torch side, without fault.
+        artifact: the torch side without a fault.
         source: the original file.
         walks: the reference's side, by regime.
-        right: whether the artifact agrees with the original; planting another fault in a wrong one shows nothing.
+        right: whether the artifact agrees with the original. If not, no fault is planted.
     """
     for fault in FAULTS:
         if not right:
-            yield Control(fault.name, fault.what, "not applicable", "the torch side is wrong without it")
+            yield Control(fault.name, fault.description, "not applicable", ALREADY_WRONG)
             continue
         if fault.regime not in walks:
-            yield Control(fault.name, fault.what, "not applicable", f"this family has no run {fault.regime!r}")
+            yield Control(fault.name, fault.description, "not applicable", f"this family has no run {fault.regime!r}")
             continue
-        walked = walks[fault.regime].first(STEPS)
-        if fault.needs and not any(quantity == fault.needs for _, quantity in walked.ledger.keys):
-            yield Control(fault.name, fault.what, "not applicable", f"this family has no {fault.needs}")
+        walk = walks[fault.regime].first(STEPS)
+        if fault.needs and not any(quantity == fault.needs for _, quantity in walk.ledger.keys):
+            yield Control(fault.name, fault.description, "not applicable", f"this family has no {fault.needs}")
             continue
 
-        def compared(faulty: Artifact, walked: Walk = walked) -> Shown | None:
-            shown = first_difference([compare(faulty, walked, "float64", "torch")])
-            if shown is None:
-                return None if check_leaves(faulty, source).passed else Shown("leaves")
-            link = next(link for link in shown.chain if link.quantity == shown.quantity)
-            return Shown(shown.quantity, shown.case, link.error, link.allowed)
+        def detect(faulty: Artifact, walk: Walk = walk) -> Detection | None:
+            difference = first_difference([compare(faulty, walk, "float64", "torch")])
+            if difference is None:
+                return None if check_leaves(faulty, source).passed else Detection("leaves")
+            link = next(link for link in difference.chain if link.quantity == difference.quantity)
+            return Detection(difference.quantity, difference.case, link.error, link.allowed)
 
-        yield plant(fault, artifact, compared)
+        yield plant(fault, artifact, detect)
 
 
-def plant(fault: Fault, artifact: Artifact, compared: Comparison) -> Control:
-    """Plant ``fault``, and see whether ``compared`` notices."""
+def plant(fault: Fault, artifact: Artifact, detect: Comparison) -> Control:
+    """Plant ``fault``, and report whether ``detect`` finds a difference."""
     if fault.data is not None:
         faulty = fault.data(artifact)
         if faulty is None:
-            return Control(fault.name, fault.what, "not applicable", "this checkpoint has none to go wrong")
-        shown = compared(faulty)
+            return Control(fault.name, fault.description, "not applicable", "it cannot occur in this checkpoint")
+        detection = detect(faulty)
     else:
         with substituted(fault.code, optimizer_class(artifact.family).__module__) as calls:
-            shown = compared(artifact)
+            detection = detect(artifact)
         if not calls:
-            used = fault.code[0][0].__name__
-            return Control(fault.name, fault.what, "not applicable", f"this family does not use {used}")
-    if shown is None:
-        return Control(fault.name, fault.what, "missed", "nothing")
-    return Control(fault.name, fault.what, "caught", *shown)
+            unused = fault.code[0][0].__name__
+            return Control(fault.name, fault.description, "not applicable", f"this family does not use {unused}")
+    if detection is None:
+        return Control(fault.name, fault.description, "missed", "nothing")
+    return Control(fault.name, fault.description, "caught", *detection)
 
 
-# --- every level by itself ---------------------------------------------------------------------------------------
+# --- each level alone --------------------------------------------------------------------------------------------
 
 
 def _nan(artifact: Artifact, name: str) -> Artifact:
@@ -287,67 +291,68 @@ def _scaled(artifact: Artifact, name: str) -> Artifact:
 
 
 WEIGHT_FAULTS: Sequence[tuple[str, str, Callable[[Artifact, str], Artifact]]] = (
-    ("weight", "one weight is off by a hundredth", _scaled),
-    ("NaN", "one weight is not a number", _nan),
+    ("weight", "one weight is off by 1 %", _scaled),
+    ("NaN", "one weight is NaN", _nan),
 )
-"""What each level alone has to show: name, meaning, and the artifact with one weight of that name changed."""
+"""Faults that each level must show alone: name, description, and a function that changes the named weight."""
 LEVELS = ("leaves", "network", "single steps", "whole runs")
 SHORT = 3
-"""Steps of a whole run in which these faults are looked for."""
+"""Number of steps of a whole run in which these faults are planted."""
 
 
 def by_level(
     artifact: Artifact,
     source: Source,
     network: Network,
-    walked: Walk,
+    walk: Walk,
     original: Original,
     step_check: Callable[[Any], Check],
     *,
     right: bool,
 ) -> Iterator[Control]:
-    """Plant faults that every level has to show by itself, so that no comparison passes whatever it is given.
+    """Plant faults that every level must show alone, which proves that no level accepts everything.
 
     Args:
-        artifact: the torch side, without fault.
+        artifact: the torch side without a fault.
         source: the original file.
         network: the original's outputs.
-        walked: the reference's side of single steps, ordinary ones.
-        original: the reference's ordinary whole run.
-        step_check: judges single steps as the report does.
-        right: whether the artifact agrees with the original.
+        walk: the reference's single steps in the ordinary regime.
+        original: the reference's whole run in the ordinary regime.
+        step_check: turns a comparison of single steps into a check.
+        right: whether the artifact agrees with the original. If not, no fault is planted.
     """
-    short = _beginning(original)
+    short = _first_steps(original)
 
     def checks(level: str, faulty: Artifact) -> Iterator[Check]:
         if level == "network":
             yield next(iter(forward.checks(faulty, network)))
         elif level == "single steps":
-            yield step_check(compare(faulty, walked.first(1), "float64", "torch"))
+            yield step_check(compare(faulty, walk.first(1), "float64", "torch"))
         else:
             yield from trajectory.checks(faulty, short, ("float64",))
 
-    def shown(level: str, faulty: Artifact) -> Shown | None:
+    def detect(level: str, faulty: Artifact) -> Detection | None:
         if level == "leaves":
-            return None if check_leaves(faulty, source).passed else Shown("leaves")
-        found = next((check for check in checks(level, faulty) if not check.passed), None)
-        if found is None:
+            return None if check_leaves(faulty, source).passed else Detection("leaves")
+        failed = next((check for check in checks(level, faulty) if not check.passed), None)
+        if failed is None:
             return None
-        error = found.errors[found.worst]
-        return Shown(found.broken[0] if error.passed and found.broken else found.worst, "", error.error, error.allowed)
+        error = failed.errors[failed.worst]
+        by = failed.broken[0] if error.passed and failed.broken else failed.worst
+        return Detection(by, "", error.error, error.allowed)
 
     for level in LEVELS:
-        for name, what, change in WEIGHT_FAULTS:
-            title, what = f"{name}, by {level}", f"{what}: seen by {level} alone"
+        for name, description, change in WEIGHT_FAULTS:
+            control = f"{name}, by {level}", f"{description}; {level} alone must show it"
             if not right:
-                yield Control(title, what, "not applicable", "the torch side is wrong without it")
+                yield Control(*control, "not applicable", ALREADY_WRONG)
                 continue
-            found = (shown(level, change(artifact, tensor)) for tensor in _matrices(artifact))
-            first = next((each for each in found if each is not None), None)  # a weight may have no effect
-            yield Control(title, what, "missed", "nothing") if first is None else Control(title, what, "caught", *first)
+            detections = (detect(level, change(artifact, tensor)) for tensor in _matrices(artifact))
+            first = next((each for each in detections if each is not None), None)  # a weight may have no effect
+            yield Control(*control, "missed", "nothing") if first is None else Control(*control, "caught", *first)
 
 
-def _beginning(original: Original) -> Original:
+def _first_steps(original: Original) -> Original:
     course = replace(original.course, steps=min(SHORT, original.course.steps), layouts=("torch",))
     n = course.steps
     return replace(
@@ -357,13 +362,14 @@ def _beginning(original: Original) -> Original:
 
 @contextmanager
 def substituted(pairs: Substitutions, optimizer: str) -> Iterator[list[str]]:
-    """Within this context, the torch side calls the second of each pair where it called the first.
+    """Within this context, the torch side calls the second function of each pair instead of the first.
 
-    Gives a list that fills with the names of what was called. The modules of parity itself keep the right ones.
+    Yields a list to which the name of each replaced function is added when it is called. The modules of
+    ``pylo_zoo.parity`` keep the original functions.
 
     Args:
-        pairs: functions, and what takes their place.
-        optimizer: module of the optimizer, which another package may have brought.
+        pairs: functions and their replacements.
+        optimizer: module of the optimizer, which may belong to another package.
     """
     calls: list[str] = []
 

@@ -1,4 +1,4 @@
-"""What a run tried and what it did not, as the report says it."""
+"""What a proof covered and what it did not, for the report."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from pylo_zoo.parity.cases import CASES, LONG
 from pylo_zoo.parity.plan import NOT_COVERED
 from pylo_zoo.parity.quantities import order
 from pylo_zoo.parity.report import Check, Coverage
-from pylo_zoo.parity.steps import Found
+from pylo_zoo.parity.steps import StepComparison
 from pylo_zoo.parity.trajectory import COURSES
 
 PLANNED = {course.name: course.steps for course in COURSES}
 LOOSE = 0.1
-"""A bound above this says little."""
+"""A bound above this is too loose to show much."""
 
 
-def coverage(checks: Sequence[Check], found: Sequence[Found], besides: Sequence[str]) -> Coverage:
-    """The dimensions of the table and what each was tried on; ``besides`` is more that was not covered."""
-    tried = {name for check in checks if check.level != "network" for name in check.errors}
-    table = [case for case in (*CASES, *LONG) if case.name in tried]
+def coverage(
+    checks: Sequence[Check], comparisons: Sequence[StepComparison], also_not_covered: Sequence[str]
+) -> Coverage:
+    """What ``checks`` and ``comparisons`` covered, by dimension, and what they did not."""
+    compared = {name for check in checks if check.level != "network" for name in check.errors}
+    table = [case for case in (*CASES, *LONG) if case.name in compared]
     ranks = {len(case.shape) for case in table}
     steps = [check for check in checks if check.level == "step"]
     covered = {
@@ -34,34 +36,34 @@ def coverage(checks: Sequence[Check], found: Sequence[Found], besides: Sequence[
         "length": [
             f"{n} steps" for n in sorted({1, *(check.steps for check in checks if check.level == "trajectory")})
         ],
-        "quantity": _unique(what for each in found for _, what in each.walked.ledger.keys),
+        "quantity": _unique(quantity for each in comparisons for _, quantity in each.walk.ledger.keys),
     }
-    return Coverage(covered, [*_unique(_left_out(checks, found)), *besides, *NOT_COVERED])
+    return Coverage(covered, [*_unique(_not_covered(checks, comparisons)), *also_not_covered, *NOT_COVERED])
 
 
-def _left_out(checks: Sequence[Check], found: Sequence[Found]) -> Iterable[str]:
+def _not_covered(checks: Sequence[Check], comparisons: Sequence[StepComparison]) -> Iterable[str]:
     for check in checks:
-        none = [name for name, error in check.errors.items() if error.allowed is None]
-        if none:
+        unbounded = [name for name, error in check.errors.items() if error.allowed is None]
+        if unbounded:
             run = check.name.partition(":")[0]
-            yield f"{run} in {check.dtype}: {'; '.join(none)}, where the original itself gives no number"
-    for each in found:
-        run = each.walked.run
+            yield f"{run} in {check.dtype}: {'; '.join(unbounded)}, because the original's result is not finite"
+    for each in comparisons:
+        run = each.walk.run
         if len(each.errors) < run.steps and each.dtype == "float64" and each.layout == run.layouts[0]:
-            yield f"{run.name}: steps after the first {len(each.errors)}, where the original is no longer finite"
+            yield f"{run.name}: steps after step {len(each.errors)}, because the original is no longer finite"
     for check in checks:
         if check.level == "trajectory" and check.steps < PLANNED.get(check.name, 0):
-            yield f"whole run {check.name}: steps after the first {check.steps}, where the original is no longer finite"
+            yield f"whole run {check.name}: steps after step {check.steps}, because the original is no longer finite"
     loose: dict[str, set[str]] = {}
-    for each in found:
+    for each in comparisons:
         if each.dtype == "float32" and not each.kernels:
-            allowed = zip(each.walked.ledger.keys, each.allowed, strict=True)
-            loose.setdefault(each.walked.run.name, set()).update(what for (_, what), bound in allowed if bound > LOOSE)
+            bounds = zip(each.walk.ledger.keys, each.allowed, strict=True)
+            loose.setdefault(each.walk.run.name, set()).update(name for (_, name), bound in bounds if bound > LOOSE)
     for run, names in loose.items():
         if names:
             shown = ", ".join(sorted(names, key=order)[:4])
-            more = f" and {len(names) - 4} after it" if len(names) > 4 else ""
-            yield f"{run} in float32: {shown}{more}, where the original itself is rough (float64 covers them)"
+            more = f" and {len(names) - 4} later quantities" if len(names) > 4 else ""
+            yield f"{run} in float32: {shown}{more}, because the original is imprecise there (float64 covers them)"
 
 
 def _shape(shape: Sequence[int]) -> str:

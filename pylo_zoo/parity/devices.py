@@ -1,4 +1,4 @@
-"""Which fused kernels a proof compares: those of the CPU, and of a GPU if this machine has one."""
+"""The fused kernels that a proof compares: CPU kernels, and CUDA kernels if the machine has a CUDA GPU."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pylo_zoo.optim.lstm_controlled import LSTMControlledOptimizer
 from pylo_zoo.optim.mlp_rule import MLPRuleOptimizer
 from pylo_zoo.parity.cases import CASES, LONG
 from pylo_zoo.parity.report import Kernels
-from pylo_zoo.parity.steps import Found
+from pylo_zoo.parity.steps import StepComparison
 
 DEVICES = ("cpu", "cuda")
 
 
 def kernels_of(artifact: Artifact) -> list[Kernels]:
-    """The kernels of each device, with the reason if they cannot be compared here; compiles those of the CPU once."""
+    """The kernels of each device, with a reason if they cannot be compared. Compiles the CPU kernels if necessary."""
     return [Kernels(device, _unavailable(artifact, device)) for device in DEVICES]
 
 
@@ -36,7 +36,7 @@ def _unavailable(artifact: Artifact, device: str) -> str:
     return ""
 
 
-def uncovered(device: str, found: Sequence[Found]) -> list[str]:
-    """The parameters that the eager implementation stepped in the runs of a device's kernels."""
-    eager = {name for each in found if each.kernels == device for name in each.eager}
+def uncovered(device: str, comparisons: Sequence[StepComparison]) -> list[str]:
+    """The parameters that the eager implementation updated in the runs with kernels of ``device``."""
+    eager = {name for each in comparisons if each.kernels == device for name in each.eager}
     return [case.name for case in (*CASES, *LONG) if case.name in eager]

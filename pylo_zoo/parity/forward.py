@@ -1,7 +1,7 @@
-"""The meta-network alone, on random inputs, in torch and in JAX.
+"""Compares the forward pass of the meta-network on random inputs in torch and in JAX.
 
-A network says itself what it is tried on: ``probe_shapes()`` names its inputs, and ``probe(inputs)`` gives its outputs
-as the reference's ``forward`` names them (:mod:`pylo_zoo.nets`).
+A network's ``probe_shapes()`` names the inputs, and ``probe(inputs)`` returns the outputs under the names that the
+reference's ``forward`` uses (:mod:`pylo_zoo.nets`).
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Network:
-    """What the network was tried on, what the original makes of it in float64, and by output the error of its float32,
-    relative to the largest value."""
+    """Inputs, float64 outputs of the original, and the relative error of its float32 outputs."""
 
     inputs: Mapping[str, np.ndarray]
     outputs: Mapping[str, np.ndarray]
@@ -36,35 +35,36 @@ class Network:
 
 
 def probe(artifact: Artifact, theta: Mapping[str, Any], seed: int) -> Network:
-    """Run the original's network on random inputs, standard normal."""
+    """Run the original's network on standard normal inputs."""
     rng = np.random.default_rng(seed)
     net: Any = artifact.net()
     inputs = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in net.probe_shapes().items()}
     hyper = converters.get(artifact.family).parity_hyper
     with x64():
-        truth, single = (
-            {name: np.asarray(value, np.float64) for name, value in found.items()}
-            for found in (build_reference(artifact, theta, hyper, dtype).forward(inputs) for dtype in DTYPES)
+        double, single = (
+            {name: np.asarray(value, np.float64) for name, value in outputs.items()}
+            for outputs in (build_reference(artifact, theta, hyper, dtype).forward(inputs) for dtype in DTYPES)
         )
-    return Network(inputs, truth, {name: relative(single[name], truth[name]) for name in truth})
+    return Network(inputs, double, {name: relative(single[name], double[name]) for name in double})
 
 
 def checks(artifact: Artifact, network: Network) -> Iterator[Check]:
-    """The torch side's outputs against the original's."""
+    """Compare the torch side's outputs with the original's in both dtypes."""
     for dtype in DTYPES:
         try:
             ours = torch_forward(artifact.net().to(getattr(torch, dtype)), network.inputs)
         except ZooError:
             raise
-        except Exception as error:  # a difference of every output
+        except Exception as error:  # reported as a difference of every output
             raised = f"the network raised {type(error).__name__}: {' '.join(str(error).split())[:LONGEST_MESSAGE]}"
             errors = {name: Error(float("inf"), 0.0) for name in network.outputs}
             yield Check("network", dtype, "", "random inputs", 1, errors, broken=[raised])
             continue
         if ours.keys() != network.outputs.keys():
             raise ZooError(
-                f"The network's probe() gives {sorted(ours)}, the reference's forward() {sorted(network.outputs)}.",
-                "Name the outputs alike on both sides.",
+                f"The network's probe() returns {sorted(ours)}, but the reference's forward() returns "
+                f"{sorted(network.outputs)}.",
+                "Use the same output names in both.",
             )
         errors = {
             name: Error(relative(ours[name], truth), float(bounds.allowed(np.asarray(network.noise[name]), dtype)))
@@ -74,7 +74,7 @@ def checks(artifact: Artifact, network: Network) -> Iterator[Check]:
 
 
 def torch_forward(net: Any, inputs: Mapping[str, np.ndarray]) -> Arrays:
-    """The torch side's outputs, named as the reference names them; computed in the dtype of ``net``."""
+    """The torch side's outputs by name, computed in the dtype of ``net``."""
     like = next(net.parameters())
     tensors = {name: torch.as_tensor(np.array(value)).to(like) for name, value in inputs.items()}
     with torch.no_grad():
@@ -82,7 +82,7 @@ def torch_forward(net: Any, inputs: Mapping[str, np.ndarray]) -> Arrays:
 
 
 def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest difference, relative to the largest value; infinite for another shape or what is no number."""
+    """The largest difference relative to the largest value; infinite if shapes differ or a value is not finite."""
     if ours.shape != theirs.shape:
         return float("inf")
     error = np.abs(ours.astype(np.float64) - theirs) / max(np.abs(theirs).max(), np.finfo(np.float64).tiny)

@@ -1,4 +1,4 @@
-"""The heat maps of a report: errors of single steps by parameter, and by setting or by report."""
+"""Heat maps of single-step errors by parameter, and by setting or by report."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pylo_zoo.parity import phrases
-from pylo_zoo.parity.phrases import DTYPES, brief, number
+from pylo_zoo.parity.phrases import DTYPES, number, short_name
 from pylo_zoo.parity.report import Check, Error, Report
 
 TONES = ((0.001, "a"), (0.01, "b"), (0.03, "c"), (0.1, "d"), (0.3, "e"), (1.0, "f"))
-"""Shades of a cell, by the share of the bound that is used up to there; "x" is beyond, "z" no error, "n" no bound, "l"
-one so loose that keeping to it says little."""
+"""Upper limits of the ratio of error to bound, and their shades. Other shades: "x" beyond the bound, "z" no error, "n"
+no bound, "l" a loose bound."""
 
 
 def tone(error: Error) -> str:
@@ -45,9 +45,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """One column: text at its head, in full, what kind of setting it is, how many quantities are off in it.
+    """One column.
 
-    ``starts`` is whether another kind of setting begins here.
+    Attributes:
+        text, full: short and full name at its head.
+        kind: kind of setting.
+        off: number of quantities beyond their bounds.
+        starts: whether this is the first column of its kind.
     """
 
     text: str
@@ -59,7 +63,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Line:
-    """One row: name and shape of the parameter, and a cell a column, None where nothing was tried."""
+    """One row: name and shape of the parameter, and one cell per column; None if the setting was not run."""
 
     name: str
     shape: str
@@ -68,7 +72,7 @@ class Line:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """What the map is of, a dtype if anything, the columns and the rows."""
+    """A title (the dtype, or empty), columns and rows."""
 
     title: str
     columns: Sequence[Column]
@@ -76,12 +80,12 @@ class HeatMap:
 
 
 def cell(errors: Iterable[Error]) -> Cell | None:
-    """``errors`` in one: the largest that is held against a bound as a number, the nearest to its bound as a shade."""
+    """A cell for ``errors``: its number is the largest error, its shade that of the error nearest to its bound."""
     every = list(errors)
-    found = [each for each in every if each.allowed is not None]
-    if not found:
+    bounded = [each for each in every if each.allowed is not None]
+    if not bounded:
         return Cell("n", "·", "not compared") if every else None
-    largest, nearest = max(found, key=phrases.size), max(found, key=lambda each: each.excess)
+    largest, nearest = max(bounded, key=phrases.sort_key), max(bounded, key=lambda each: each.excess)
     title = f"{number(largest.error)} of {number(largest.allowed)}"
     if nearest.excess > largest.excess:
         title += f"; nearest to its bound: {number(nearest.error)} of {number(nearest.allowed)}"
@@ -89,9 +93,9 @@ def cell(errors: Iterable[Error]) -> Cell | None:
 
 
 def heat_maps(report: Report) -> list[HeatMap]:
-    """Parameters by setting, single steps, the worse of the two layouts: a map for each dtype that was compared."""
-    found = [_heat_map(report, dtype) for dtype in DTYPES]
-    return [each for each in found if each.lines]
+    """One map of parameters by setting for each compared dtype; a cell covers both layouts."""
+    maps = [_heat_map(report, dtype) for dtype in DTYPES]
+    return [each for each in maps if each.lines]
 
 
 def _heat_map(report: Report, dtype: str) -> HeatMap:
@@ -102,8 +106,8 @@ def _heat_map(report: Report, dtype: str) -> HeatMap:
         settings.setdefault((check.kind, check.name), []).append(check)
     columns: list[Column] = []
     for (kind, name), checks in settings.items():
-        off = len({what for check in checks for what in check.broken})
-        columns.append(Column(brief(name), name, kind, off, bool(columns) and columns[-1].kind != kind))
+        off = len({quantity for check in checks for quantity in check.broken})
+        columns.append(Column(short_name(name), name, kind, off, bool(columns) and columns[-1].kind != kind))
     return HeatMap(dtype, columns, _lines(names, phrases.shapes(report), [*settings.values()]))
 
 
@@ -119,7 +123,7 @@ def _lines(names: Sequence[str], shapes: Mapping[str, str], columns: Sequence[Se
 
 
 def overview(reports: Sequence[Report]) -> HeatMap:
-    """Parameters by report: single float64 steps, the worst of all settings and layouts."""
+    """A map of parameters by report, for single float64 steps; a cell covers all settings and layouts."""
     steps = [[check for check in report.of_level("step") if check.dtype == "float64"] for report in reports]
     names = list(dict.fromkeys(name for checks in steps for check in checks for name in check.errors))
     shapes: dict[str, str] = {name: shape for report in reports for name, shape in phrases.shapes(report).items()}

@@ -1,4 +1,4 @@
-"""Reports as one HTML page that needs nothing else: no script, no font, no picture from anywhere."""
+"""Renders reports as one self-contained HTML page without scripts, fonts or images from elsewhere."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ from pylo_zoo.parity.report import Check, Link, Report
 TEMPLATE = "report.html.j2"
 MARKS = {"passed": "✓", "failed": "✕", "not_run": "○"}
 MOST = 8
-"""So many failed comparisons are listed; the heat map has the others."""
-
-
+"""Number of failed comparisons listed; the heat maps show the others."""
 TITLED = 3
-"""Of more reports, the cells of the heat maps have no text to point at, which would double the page."""
+"""Pages with more reports have no tooltips in their heat maps, because these would double the file size."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """One report as the template reads it: the records themselves, and what is worked out of them."""
+    """One report and the values derived from it, as the template reads them."""
 
     report: Report
     rows: Sequence[phrases.Row]
@@ -34,37 +32,37 @@ class Page:
 
     @property
     def mark(self) -> str:
-        """The status as a sign, for readers who see no colours."""
+        """The status as a symbol, for readers who cannot distinguish the colors."""
         return MARKS[self.report.status]
 
     @property
     def word(self) -> str:
-        """The status in a word."""
+        """The status as a word."""
         return phrases.WORDS[self.report.status]
 
     @property
     def verdict(self) -> str:
-        """The judgement in a sentence."""
+        """The verdict as text."""
         return phrases.verdict(self.report)
 
     @property
     def equal(self) -> int:
-        """Leaves that are equal bit for bit."""
+        """Number of leaves that are equal bit for bit."""
         return phrases.equal_leaves(self.report)
 
     @property
     def caught(self) -> int:
-        """Planted faults that showed."""
+        """Number of planted faults that were caught."""
         return phrases.caught(self.report)
 
     @property
     def applicable(self) -> int:
-        """Faults that could be planted."""
+        """Number of planted faults that apply."""
         return phrases.applicable(self.report)
 
     def _row(self, level: str, dtype: str) -> phrases.Row | None:
-        wanted = level, dtype, ""
-        return next((row for row in self.rows if (row.level, row.dtype, row.kernels) == wanted), None)
+        key = level, dtype, ""
+        return next((row for row in self.rows if (row.level, row.dtype, row.kernels) == key), None)
 
     @property
     def step64(self) -> phrases.Row | None:
@@ -82,36 +80,36 @@ class Page:
         return self._row("trajectory", "float64")
 
     @property
-    def wrong(self) -> list[Check]:
+    def failed_checks(self) -> list[Check]:
         """The comparisons that failed."""
         return [check for check in self.report.checks if not check.passed]
 
     @property
-    def long(self) -> list[tuple[str, str]]:
-        """Short and remaining name of the settings that list what they set."""
+    def long_names(self) -> list[tuple[str, str]]:
+        """The short name and the rest, for settings whose name lists the fields that they change."""
         columns = [column for each in self.heats for column in each.columns]
         names = dict.fromkeys(column.full for column in columns if column.full != column.text)
-        return [(phrases.brief(name), name[len(phrases.brief(name)) :]) for name in names]
+        return [(phrases.short_name(name), name[len(phrases.short_name(name)) :]) for name in names]
 
     @property
     def shapes(self) -> dict[str, str]:
-        """Shapes of the parameters, by name, in JAX layout."""
+        """Shapes of the parameters in JAX layout, by name."""
         return phrases.shapes(self.report)
 
     @property
     def link(self) -> Link | None:
-        """The link of the chain that the explanation is about."""
-        return phrases.link_of(self.report.explanation) if self.report.explanation else None
+        """The link of the explained quantity."""
+        return phrases.explained_link(self.report.explanation) if self.report.explanation else None
 
     @property
     def values(self) -> tuple[str, str]:
-        """The two values of the explanation: torch's and the original's."""
+        """The explained quantity's value in torch and in the original."""
         explanation = self.report.explanation
-        return phrases.apart(explanation.ours, explanation.theirs) if explanation else ("", "")
+        return phrases.format_pair(explanation.ours, explanation.theirs) if explanation else ("", "")
 
     @property
     def sides(self) -> Any:
-        """For which parameters the explained quantity is off, and for which right."""
+        """The parameters for which the explained quantity is off, and those for which it is right."""
         explanation = self.report.explanation
         return charts.affected(self.report, explanation) if explanation else {}
 
@@ -121,25 +119,25 @@ class Page:
         return charts.explained(self.report.explanation) if self.report.explanation else None
 
     @property
-    def made(self) -> list[tuple[str, str]]:
-        """How the report was made: name and value."""
-        return [(name, value) for name, value in _made(self.report) if value]
+    def facts(self) -> list[tuple[str, str]]:
+        """Names and values of the settings, versions and hashes."""
+        return [(name, value) for name, value in _facts(self.report) if value]
 
 
 def page(report: Report) -> Page:
-    """``report``, laid out."""
+    """The :class:`Page` of ``report``."""
     not_covered = list(dict.fromkeys(report.coverage.not_covered)) if report.coverage else []
     rows, heats = phrases.rows(report), heat.heat_maps(report)
     return Page(report, rows, heats, charts.runs(report), charts.chain(report), not_covered)
 
 
-def _made(report: Report) -> Iterator[tuple[str, str]]:
+def _facts(report: Report) -> Iterator[tuple[str, str]]:
     yield "created", report.created
     yield "versions", " · ".join(f"{name} {version}" for name, version in report.environment.items())
     if report.settings:
         yield "seed", str(report.settings.seed)
-        yield "optimizer's arguments", _listed(report.settings.hyper)
-        yield "behaviour", _listed(report.settings.behavior)
+        yield "optimizer arguments", _listed(report.settings.hyper)
+        yield "behavior", _listed(report.settings.behavior)
     yield "source", " · ".join(f"{key} {value}" for key, value in report.source.items() if key != "sha256")
     yield "source sha256", str(report.source.get("sha256", ""))
     yield "fingerprint", report.fingerprint
@@ -156,7 +154,7 @@ def _clean(value: Any) -> Any:
 
 
 def _environment() -> Environment:
-    made = Environment(
+    environment = Environment(
         loader=PackageLoader("pylo_zoo.parity", ""),
         autoescape=True,
         undefined=StrictUndefined,
@@ -164,18 +162,17 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_clean,
     )
-    words = {"number": phrases.number, "ulps": phrases.ulps, "count": phrases.count, "brief": phrases.brief}
-    more = {"located": phrases.located, "measured": phrases.measured, "levels": phrases.LEVELS}
-    more |= {"backend": phrases.backend, "of_kernels": phrases.of_kernels}
-    made.globals.update({**words, **more, "percent": phrases.percent, "most": MOST})
-    return made
+    functions = ("number", "ulps", "count", "short_name", "located", "measured", "backend", "kernel_clauses", "percent")
+    environment.globals.update({name: getattr(phrases, name) for name in functions})
+    environment.globals.update({"levels": phrases.LEVELS, "most": MOST})
+    return environment
 
 
 def render_html(reports: Sequence[Report]) -> str:
-    """One page about ``reports``: the verdict first, then where, how far and why; the same for the same reports.
+    """One page about ``reports``; equal reports produce an equal page.
 
     Args:
-        reports: one, or several in the order in which they are to stand.
+        reports: one or more reports, in the order of their sections.
     """
     title = f"Parity of {reports[0].name}" if len(reports) == 1 else f"Parity of {len(reports)} learned optimizers"
     content = (

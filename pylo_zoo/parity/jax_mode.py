@@ -1,4 +1,4 @@
-"""JAX with float64 at hand."""
+"""Availability of JAX, and its float64 mode."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 
 def jax_is_missing() -> bool:
-    """Whether the reference cannot be run here."""
+    """Whether jax or flax, which the reference requires, is not installed."""
     return find_spec("jax") is None or find_spec("flax") is None
 
 
 def x64() -> AbstractContextManager[Any]:
-    """JAX with float64 enabled, as each of its versions spells it."""
+    """Context with float64 enabled in JAX; the function's module depends on the JAX version."""
     import jax
     from jax import experimental
 

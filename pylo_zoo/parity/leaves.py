@@ -1,4 +1,4 @@
-"""Level 1: every leaf of the source stands in the artifact, bit for bit."""
+"""Compares every leaf of the source with the artifact, bit for bit."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def nest(leaves: Mapping[Path, Any]) -> dict[str, Any]:
 
 
 def source_leaves(artifact: Artifact, source: Source) -> dict[Path, np.ndarray]:
-    """The leaves of ``source`` in its own naming, with what the artifact's record says was done to them.
+    """The leaves of ``source`` in its own naming, with the changes that the artifact's config records.
 
-    That is: known scratch left out, floats cast, and learned decays that no file holds taken from the record.
+    These are: scratch leaves left out, floats cast, and learned decays added that the file lacks.
     """
     layout = artifact.source.layout
     family = converters.get(artifact.family, source.naming)
@@ -49,12 +49,7 @@ def source_leaves(artifact: Artifact, source: Source) -> dict[Path, np.ndarray]:
 
 
 def check_leaves(artifact: Artifact, source: Source) -> Leaves:
-    """Compare the artifact, mapped back to the names and layouts of its source, with the leaves of the source.
-
-    Args:
-        artifact: the torch side.
-        source: the original, as read.
-    """
+    """Map ``artifact`` back to the names and layouts of ``source``, and compare the leaves."""
     tensors = {name: tensor.numpy() for name, tensor in artifact.tensors.items()}
     family = converters.get(artifact.family, source.naming)
     ours = converters.to_jax(family, tensors, artifact.architecture, finite=False)

@@ -1,4 +1,4 @@
-"""The reference held against the group's own package, where this machine has it."""
+"""Compares the reference with the group's own package, if it is installed."""
 
 from __future__ import annotations
 
@@ -18,33 +18,30 @@ STEPS = 5
 
 
 def live(artifact: Artifact, theta: Mapping[str, Any], seed: int) -> Check | str:
-    """The reference against the original optimizer itself, over a short ordinary run in float32.
+    """Compare the reference with the original optimizer over a short ordinary run in float32.
+
+    Errors are those of :func:`pylo_zoo.parity.originals.check_reference`. An original that disagrees fails the proof.
 
     Returns:
-        The check, or why there is none: the package is not importable, or there is no original that stands alone.
-
-    Its errors are those of :func:`pylo_zoo.parity.originals.check_reference`, past a floor of four roundings of the
-    parameter, and an original that runs and disagrees fails the proof.
+        The check, or the reason why it did not run: the package cannot be imported, or no standalone original exists.
     """
     from pylo_zoo.parity.originals import ORIGINALS, TOLERANCE, check_reference
 
     original = ORIGINALS.get(artifact.family)
     if original is None:
-        return f"the reference against an original: none of {artifact.family} stands alone"
+        return f"the reference compared with an original: {artifact.family} has no standalone original"
     if find_spec(original.package) is None:
-        return f"the reference against {original.package}, which is not installed here"
-    given = {
-        key: value for key, value in converters.get(artifact.family).parity_hyper.items() if key not in original.only
-    }
+        return f"the reference compared with {original.package}: the package is not installed"
+    hyper = converters.get(artifact.family).parity_hyper
     start = cases.parameters(seed)
-    names = [case.name for case in cases.CASES if case.rule is None]  # originals route by rank alone
+    names = [case.name for case in cases.CASES if case.rule is None]  # originals route by rank only
     try:
-        found = check_reference(
+        check = check_reference(
             artifact.family,
             theta,
             architecture=config.to_dict(artifact.architecture),
             behavior=config.to_dict(artifact.behavior),
-            hyper=given,
+            hyper={key: value for key, value in hyper.items() if key not in original.only},
             params={name: np.float32(start[name]) for name in names},
             grads=[
                 {name: np.float32(step[name]) for name in names} for step in cases.gradients(seed, "ordinary", STEPS)
@@ -52,6 +49,6 @@ def live(artifact: Artifact, theta: Mapping[str, Any], seed: int) -> Check | str
             losses=cases.losses(seed, "ordinary", STEPS),
         )
     except ZooError as error:
-        return f"the reference against {original.package}: {error.message}"
-    errors = {name: Error(float(np.nan_to_num(error, nan=np.inf)), TOLERANCE) for name, error in found.errors.items()}
-    return Check("original", "float32", "", f"{found.run.original} {found.run.version}", STEPS, errors)
+        return f"the reference compared with {original.package}: {error.message}"
+    errors = {name: Error(float(np.nan_to_num(error, nan=np.inf)), TOLERANCE) for name, error in check.errors.items()}
+    return Check("original", "float32", "", f"{check.run.original} {check.run.version}", STEPS, errors)

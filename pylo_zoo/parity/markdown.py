@@ -1,4 +1,4 @@
-"""Reports as Markdown, for a model card or a summary of a CI job."""
+"""Renders reports as Markdown, for model cards and CI job summaries."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pylo_zoo.parity.report import Report
 
 MARKS = {"passed": "✅", "failed": "❌", "not_run": "➖"}
 LONG = 120
-"""Characters of what is not covered; the report has the rest."""
+"""Number of characters shown per entry of what is not covered; the report has the full text."""
 _ACTIVE = re.compile(r"([\\`*_{}\[\]<>|#~$!&])")
 _LINKS = {"://": "&#58;//", "www.": "www&#46;", "@": "&#64;"}
-"""What renderers make links of without being asked."""
+"""Text that renderers turn into links."""
 
 
 def escaped(text: str) -> str:
-    """``text`` as Markdown shows it literally, in a table too: on one line, without anything active."""
-    found = " ".join(plain(text).split())
-    found = _ACTIVE.sub(lambda match: {"<": "&lt;", ">": "&gt;", "&": "&amp;"}.get(match[1], "\\" + match[1]), found)
+    """``text`` on one line, with every active character escaped, so Markdown shows it literally even in a table."""
+    line = " ".join(plain(text).split())
+    line = _ACTIVE.sub(lambda match: {"<": "&lt;", ">": "&gt;", "&": "&amp;"}.get(match[1], "\\" + match[1]), line)
     for active, harmless in _LINKS.items():
-        found = re.sub(re.escape(active), harmless, found, flags=re.IGNORECASE)
-    return found
+        line = re.sub(re.escape(active), harmless, line, flags=re.IGNORECASE)
+    return line
 
 
 def _table(head: Sequence[str], right: Sequence[int], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """A table, the columns ``right`` aligned right; cells are escaped here."""
+    """The lines of a table with the columns ``right`` right-aligned; cells are escaped here."""
     yield f"| {' | '.join(head)} |"
     yield f"| {' | '.join('---:' if place in right else '---' for place in range(len(head)))} |"
     for row in rows:
@@ -39,7 +39,7 @@ def _error(row: phrases.Row | None) -> str:
 
 
 def _levels(report: Report) -> Iterator[str]:
-    head = "level", "dtype", "comparisons", "largest error", "allowed there", "ULPs", "where", "bound used, at most"
+    head = "level", "dtype", "comparisons", "largest error", "allowed", "ULPs", "where", "bound used, at most"
     rows = [
         (
             row.label,
@@ -48,7 +48,7 @@ def _levels(report: Report) -> Iterator[str]:
             number(row.error.error),
             number(row.error.allowed),
             ulps(row.error.ulps),
-            f"{row.where} ({phrases.brief(row.check.name)})",
+            f"{row.where} ({phrases.short_name(row.check.name)})",
             percent(row.used),
         )
         for row in phrases.rows(report)
@@ -58,52 +58,53 @@ def _levels(report: Report) -> Iterator[str]:
 
 def _coverage(report: Report) -> str:
     assert report.coverage is not None
-    tried = (
-        phrases.count(len(each), {"dtype": "dtype", "options": "option", "flags": "changed behaviour"}.get(what, what))
-        for what, each in report.coverage.covered.items()
-        if each
+    covered = (
+        phrases.count(len(values), {"options": "option", "flags": "changed behavior"}.get(dimension, dimension))
+        for dimension, values in report.coverage.covered.items()
+        if values
     )
-    return f"Tried: {', '.join(tried)}. Not: {'; '.join(_not_covered(report.coverage.not_covered)) or 'nothing named'}."
+    not_covered = "; ".join(_shortened(report.coverage.not_covered)) or "nothing recorded"
+    return f"Covered: {', '.join(covered)}. Not covered: {not_covered}."
 
 
-def _not_covered(said: Sequence[str]) -> Iterator[str]:
-    """``said``, where several differ in the case alone, their number and the reason, and nothing at length."""
-    cases: dict[str, list[str]] = {}
-    for each in dict.fromkeys(said):
-        cases.setdefault(each.rpartition(": ")[2], []).append(each)
-    for reason, each in cases.items():
-        yield f"{len(each)} cases: {reason}" if len(each) > 1 else phrases.clipped(each[0], LONG)
+def _shortened(entries: Sequence[str]) -> Iterator[str]:
+    """``entries``, with those that have the same reason counted instead of listed, and long ones cut."""
+    by_reason: dict[str, list[str]] = {}
+    for entry in dict.fromkeys(entries):
+        by_reason.setdefault(entry.rpartition(": ")[2], []).append(entry)
+    for reason, group in by_reason.items():
+        yield f"{len(group)} cases: {reason}" if len(group) > 1 else phrases.clipped(group[0], LONG)
 
 
 def render_markdown(report: Report) -> str:
-    """``report`` as a section without a heading: the verdict, a table of levels, the faults, coverage and versions."""
+    """A section about ``report`` without a heading: verdict, table of levels, planted faults, coverage, versions."""
     parts = [f"{MARKS[report.status]} **{WORDS[report.status]}.** {escaped(phrases.verdict(report))}"]
     if report.checks:
         parts.append("\n".join(_levels(report)))
         parts.append(
-            "Errors of a network are relative to its largest output, of a single step to the update, of a whole run to "
-            "the movement of the parameter; the largest is of those with a bound under a tenth. ULPs are units in the "
-            "last place of the parameter."
+            "Errors are relative to the largest output of the network, to the update of a single step, or to a "
+            "parameter's movement in a whole run. The largest error leaves out bounds over a tenth of that unit. ULPs "
+            "are units in the last place of the parameter."
         )
-    if said := phrases.of_kernels(report):
-        parts.append(escaped(". ".join(each[:1].upper() + each[1:] for each in said) + "."))
+    if clauses := phrases.kernel_clauses(report):
+        parts.append(escaped(". ".join(each[:1].upper() + each[1:] for each in clauses) + "."))
     if report.controls:
         missed = f"; missed: {', '.join(each.name for each in report.missed)}" if report.missed else ""
         names = ", ".join(each.name for each in report.controls if each.status == "caught")
-        said = f"{phrases.caught(report)} of {phrases.applicable(report)} caught ({names}){missed}."
-        parts.append(f"Planted faults: {escaped(said)}")
+        faults = f"{phrases.caught(report)} of {phrases.applicable(report)} caught ({names}){missed}."
+        parts.append(f"Planted faults: {escaped(faults)}")
     if report.coverage:
         parts.append(escaped(_coverage(report)))
-    made = [f"{name} {version}" for name, version in report.environment.items()]
-    made += [f"seed {report.settings.seed}"] if report.settings else []
-    made += [f"source sha256 {report.source.get('sha256', 'unknown')}", f"fingerprint {report.fingerprint}"]
-    made += [report.created] if report.created else []
-    parts.append(f"<sub>{escaped(', '.join(made))}</sub>")
+    facts = [f"{name} {version}" for name, version in report.environment.items()]
+    facts += [f"seed {report.settings.seed}"] if report.settings else []
+    facts += [f"source sha256 {report.source.get('sha256', 'unknown')}", f"fingerprint {report.fingerprint}"]
+    facts += [report.created] if report.created else []
+    parts.append(f"<sub>{escaped(', '.join(facts))}</sub>")
     return "\n\n".join(parts) + "\n"
 
 
 def render_many(reports: Sequence[Report]) -> str:
-    """A sentence about all ``reports``, and a line of a table for each."""
+    """A summary of all ``reports``, and a table with one row per report."""
     head = (
         "optimizer",
         "verdict",

@@ -1,8 +1,9 @@
-"""The JAX reference held live against the groups' own optimizers, where a user has those importable.
+"""Compares the JAX reference with the research groups' own optimizers, if their packages can be imported.
 
-The reference judges the torch side; golden trajectories judge the reference. This asks the originals themselves, on
-any checkpoint, parameters and gradients: ``learned_optimization`` (VeLO, AdafacMLP), ``celo`` (Celo, celo-adam) and
-``celo2_optax`` (CELO2, CELO2-base). None is a dependency, and none is imported before a function here is called.
+Parity tests the torch side against the reference, and golden trajectories test the reference. This module runs the
+originals on any checkpoint, parameters and gradients: ``learned_optimization`` (VeLO, AdafacMLP), ``celo`` (Celo,
+celo-adam) and ``celo2_optax`` (CELO2, CELO2-base). These packages are optional and are imported only when a function
+of this module is called.
 
     check = check_reference("velo", theta, architecture=..., behavior=..., hyper={"num_steps": 100},
                             params=params, grads=grads, losses=losses)
@@ -40,25 +41,26 @@ __all__ = [
 ]
 
 TOLERANCE = 1e-4
-"""Of a parameter's largest movement. Two float32 programs part by some 1e-5 over a dozen steps, by rounding alone; a
-weight off by one per cent leaves 1e-3 and more. tests/golden/README.md has the same bar for the same reason."""
+"""Relative to a parameter's largest movement. Over a dozen steps, rounding separates two float32 programs by about
+1e-5, and a weight that is off by 1 % causes 1e-3 or more. tests/golden/README.md uses the same tolerance."""
 FLOOR = 4 * float(np.finfo(np.float32).eps)
-"""Of a parameter's largest value: what keeping it in float32 may cost, taken off the error first."""
+"""Relative to a parameter's largest value: the rounding error of storing it in float32, subtracted from each error."""
 
 Params = Mapping[str, Any]
-"""Name to array, in JAX's layout."""
+"""Arrays by name, in JAX layout."""
 
 
 @dataclass(frozen=True)
 class Original:
-    """Where one family's own implementation is found, and how it is run.
+    """The original implementation of one family.
 
     Attributes:
-        module, name: the class or function, called with the fields of the architecture and the behaviour.
-        drive: ``(callable, arguments, theta, hyper, params, grads, losses)`` to the params after each step.
+        module, name: the class or function, called with the fields of the architecture and the behavior.
+        drive: called with ``(callable, arguments, theta, hyper, params, grads, losses)``; yields the parameters after
+            each step.
         fixed: further arguments of the callable.
         needs_loss: whether the rule reads the loss.
-        only: hyperparameters that the original does not have, with the one value at which ours does nothing.
+        only: hyperparameters that the original lacks, with the value at which ours has no effect.
     """
 
     module: str
@@ -70,19 +72,19 @@ class Original:
 
     @property
     def package(self) -> str:
-        """The name that a user imports."""
+        """The package to import."""
         return self.module.partition(".")[0]
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What the original computed.
+    """The result of running an original.
 
     Attributes:
-        original: dotted name of what ran.
-        version: its distribution's version, or "unknown".
-        sha256: of the source file that ran, or "": ``learned_optimization`` has called itself 0.0.1 for years.
-        params: after each step, name to float32 array.
+        original: dotted name of the class or function.
+        version: version of its distribution, or "unknown".
+        sha256: sha256 of its source file, or ""; the version of ``learned_optimization`` has been 0.0.1 for years.
+        params: float32 parameters after each step, by name.
     """
 
     original: str
@@ -93,12 +95,12 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Check:
-    """The reference beside the original, from the same start over the same gradients and losses.
+    """A comparison of the reference with the original, with the same initial parameters, gradients and losses.
 
     Attributes:
-        run: the original's.
-        reference: the reference's params after each step.
-        errors: each parameter's worst error over the run, past the floor and relative to its largest movement.
+        run: the original's run.
+        reference: the reference's parameters after each step.
+        errors: largest error of each parameter, minus the floor, relative to its largest movement.
     """
 
     run: Run
@@ -107,31 +109,31 @@ class Check:
 
     @property
     def agrees(self) -> bool:
-        """Whether every parameter is within :data:`TOLERANCE`; a NaN is not."""
+        """Whether every error is within :data:`TOLERANCE`; NaN is not."""
         return all(error <= TOLERANCE for error in self.errors.values())
 
     @property
     def worst(self) -> tuple[str, float]:
-        """The parameter that is furthest off, and by how much; a NaN is furthest."""
+        """The parameter with the largest error, and that error; NaN is the largest."""
         return max(self.errors.items(), key=lambda item: (np.isnan(item[1]), item[1]))
 
 
-# --- asking ------------------------------------------------------------------------------------------------------
+# --- running -----------------------------------------------------------------------------------------------------
 
 
 def available() -> dict[str, str]:
-    """The originals' packages that can be imported here, with their versions ("unknown" where none is recorded).
+    """The originals' packages that can be imported, with their versions or "unknown".
 
-    This imports them, which can take seconds. One package may hold some families' originals and not others'.
+    Importing them can take seconds. A package may contain the originals of only some of its families.
     """
-    found = {}
+    versions = {}
     for original in ORIGINALS.values():
         try:
             _load(original)
         except ZooError:
             continue
-        found[original.package] = _version(original)
-    return found
+        versions[original.package] = _version(original)
+    return versions
 
 
 def run_original(
@@ -145,19 +147,21 @@ def run_original(
     grads: Sequence[Params],
     losses: Sequence[Any] | None = None,
 ) -> Run:
-    """Run a family's original, in float32.
+    """Run a family's original in float32.
 
     Args:
         family: a key of :data:`ORIGINALS`.
         theta: the meta-parameters, nested as ``flax.serialization.msgpack_restore`` returns them.
         architecture, behavior: the fields of the family's records in ``pylo_zoo.config``.
-        hyper: hyperparameters by the torch constructor's names; a missing one takes its default. In CELO2, AdamW takes
-            the 0-d and 1-d parameters.
-        params: the start, name to array in JAX's layout; ``grads``: the same a step; ``losses``: a number a step.
+        hyper: hyperparameters, named as in the torch constructor; missing ones have their defaults. In CELO2, AdamW
+            updates the 0-d and 1-d parameters.
+        params: initial parameters by name, in JAX layout.
+        grads: gradients by name, for each step.
+        losses: one loss per step.
 
     Raises:
-        ZooError: no original of this family is known, or importable; it fails to run; it has no such
-            hyperparameter; or the inputs do not fit each other.
+        ZooError: the family has no known or importable original, the original fails to run, a hyperparameter is
+            unknown, or the inputs do not fit each other.
     """
     original = _original(family)
     make = _load(original)
@@ -174,13 +178,13 @@ def run_original(
         **original.fixed,
     }
     with _quiet_float32():
-        given = jax.tree.map(lambda x: jnp.asarray(x, "float32"), (theta, dict(params), [*map(dict, grads)], losses))
-        weights, start, steps, seen = given
+        inputs = theta, dict(params), [*map(dict, grads)], losses
+        weights, start, gradients, losses = jax.tree.map(lambda x: jnp.asarray(x, "float32"), inputs)
         try:
-            moved = list(original.drive(make, arguments, weights, complete, start, steps, seen))
+            steps = list(original.drive(make, arguments, weights, complete, start, gradients, losses))
         except Exception as error:
-            raise _failed(original, "fails to run", error, "Check that theta is of this architecture.") from error
-    trajectory = [{name: np.asarray(p) for name, p in step.items()} for step in moved]
+            raise _failed(original, "fails to run", error, "Check that theta has this architecture.") from error
+    trajectory = [{name: np.asarray(p) for name, p in step.items()} for step in steps]
     return Run(f"{original.module}.{original.name}", _version(original), _sha256(original), trajectory)
 
 
@@ -195,7 +199,7 @@ def check_reference(
     grads: Sequence[Params],
     losses: Sequence[Any] | None = None,
 ) -> Check:
-    """Run a family's original and our reference, and compare them; arguments and errors of :func:`run_original`."""
+    """Run a family's original and the reference, and compare them; arguments and errors as :func:`run_original`."""
     records: dict[str, Any] = {"architecture": architecture, "behavior": behavior, "hyper": hyper}
     run = run_original(family, theta, **records, params=params, grads=grads, losses=losses)
     from pylo_zoo.reference import build
@@ -203,45 +207,46 @@ def check_reference(
     trajectory = []
     with _quiet_float32():
         reference = build(family, theta, **records)
-        now: Any = params
+        current: Any = params
         state = reference.init(params)
         for t, gradient in enumerate(grads):
-            now, state = reference.update(now, gradient, state, None if losses is None else losses[t])
-            trajectory.append({name: np.asarray(p) for name, p in now.items()})
+            current, state = reference.update(current, gradient, state, None if losses is None else losses[t])
+            trajectory.append({name: np.asarray(p) for name, p in current.items()})
     return Check(run, trajectory, {name: _error(name, params, run.params, trajectory) for name in params})
 
 
 def _error(name: str, start: Params, expected: list[dict[str, np.ndarray]], got: list[dict[str, np.ndarray]]) -> float:
-    """The worst error of one parameter, past the floor, of its largest movement in ``expected``."""
+    """The largest error of one parameter, minus the floor, relative to its largest movement in ``expected``."""
     original, ours = (np.stack([step[name].astype(np.float64) for step in run]) for run in (expected, got))
     movement = np.abs(original - np.asarray(start[name], np.float32)).max()
-    error = np.maximum(np.abs(ours - original).max() - FLOOR * np.abs(original).max(), 0)  # lets a NaN through
+    error = np.maximum(np.abs(ours - original).max() - FLOOR * np.abs(original).max(), 0)  # NaN stays NaN
     return float(error) if error == 0 else float(np.divide(error, movement)) if movement else float("inf")
 
 
-# --- finding -----------------------------------------------------------------------------------------------------
+# --- importing ---------------------------------------------------------------------------------------------------
 
 
 def _original(family: str) -> Original:
     if family in ORIGINALS:
         return ORIGINALS[family]
-    raise ZooError(f"No original in JAX is known here for {family}.", f"There is one for {', '.join(ORIGINALS)}.")
+    raise ZooError(f"No original in JAX is known for {family}.", f"Choose one of {', '.join(ORIGINALS)}.")
 
 
 def _load(original: Original) -> Callable[..., Any]:
-    """Import an original. Whatever goes wrong in a third party's import is one error here: it is not importable."""
+    """Import an original. Any exception of the import becomes one error."""
     try:
         with _quiet_float32():
             return getattr(importlib.import_module(original.module), original.name)
     except Exception as error:
-        raise _failed(original, "cannot be imported", error, "No package index has a whole one.") from error
+        raise _failed(original, "cannot be imported", error) from error
 
 
-def _failed(original: Original, what: str, error: Exception, hint: str) -> ZooError:
-    said = f"{type(error).__name__}: {error}".splitlines()[0]
+def _failed(original: Original, problem: str, error: Exception, hint: str = "") -> ZooError:
+    cause = f"{type(error).__name__}: {error}".splitlines()[0]
+    install = f"Install {original.package} from {HOMES[original.package]}, in a version that runs on this JAX."
     return ZooError(
-        f"The original, {original.module}.{original.name} (version {_version(original)}), {what}: {said}.",
-        f"Install {original.package} from {HOMES[original.package]}, in a version that runs on this JAX. {hint}",
+        f"The original, {original.module}.{original.name} (version {_version(original)}), {problem}: {cause}.",
+        f"{install} {hint}".strip(),
     )
 
 
@@ -259,7 +264,7 @@ def _sha256(original: Original) -> str:
 
 @contextmanager
 def _quiet_float32() -> Iterator[None]:
-    """float32 whatever the caller has enabled, products in full precision, and no third party's warnings."""
+    """Use float32 with full-precision matrix products, and ignore warnings of third-party packages."""
     import jax
     from jax import experimental
 
@@ -269,23 +274,23 @@ def _quiet_float32() -> Iterator[None]:
         yield
 
 
-# --- checking what was given -------------------------------------------------------------------------------------
+# --- checking inputs ---------------------------------------------------------------------------------------------
 
 
 def _hyper(family: str, original: Original, hyper: Mapping[str, Any]) -> dict[str, Any]:
-    """All hyperparameters of the family, those in ``original.only`` at the value where they do nothing."""
+    """All hyperparameters of the family; those in ``original.only`` must have the value without effect."""
     from pylo_zoo.reference import FAMILIES, REQUIRED
 
     known = FAMILIES[family].hyper
     if unknown := sorted(set(hyper) - set(known)):
-        raise ZooError(f"hyper: unknown {', '.join(unknown)}.", f"{family} knows {', '.join(known)}.")
+        raise ZooError(f"hyper: unknown {', '.join(unknown)}.", f"{family} has {', '.join(known)}.")
     complete = {**known, **hyper}
     if missing := [name for name, value in complete.items() if value is REQUIRED]:
-        raise ZooError(f"hyper: {', '.join(missing)} missing.", f"{family} needs it.")
+        raise ZooError(f"hyper: {', '.join(missing)} missing.", f"Set it: {family} requires it.")
     for name, neutral in original.only.items():
         if complete[name] != neutral:
             raise ZooError(
-                f"hyper: {name} is {complete[name]!r}, and the original of {family} has no such thing to set.",
+                f"hyper: {name} is {complete[name]!r}, but the original of {family} has no such argument.",
                 f"Leave it at {neutral!r}.",
             )
     return complete
@@ -294,28 +299,31 @@ def _hyper(family: str, original: Original, hyper: Mapping[str, Any]) -> dict[st
 def _check_inputs(
     original: Original, params: Params, grads: Sequence[Params], losses: Sequence[Any] | None
 ) -> list[float]:
-    """The losses, zeros where none are read."""
+    """Check shapes and lengths, and return the losses; zeros if the rule reads none."""
     shapes = {name: np.shape(p) for name, p in params.items()}
     if not shapes or not grads:
-        raise ZooError("There is nothing to run.", "Give at least one parameter and one step of gradients.")
+        raise ZooError("There is nothing to run.", "Pass at least one parameter and one step of gradients.")
     for t, step in enumerate(grads):
         if {name: np.shape(g) for name, g in step.items()} != shapes:
-            raise ZooError(f"The gradients of step {t} do not fit the parameters.", "Names and shapes must be theirs.")
+            raise ZooError(
+                f"The gradients of step {t} do not fit the parameters.", "Use the names and shapes of the parameters."
+            )
     if losses is None and not original.needs_loss:
         return [0.0] * len(grads)
     if losses is None or len(losses) != len(grads):
-        given = 0 if losses is None else len(losses)
-        raise ZooError(f"{given} losses are given for {len(grads)} steps.", "Give one loss a step.")
+        count = 0 if losses is None else len(losses)
+        raise ZooError(f"{count} losses are given for {len(grads)} steps.", "Pass one loss per step.")
     return [float(loss) for loss in losses]
 
 
-# --- driving -----------------------------------------------------------------------------------------------------
+# --- interfaces of the originals ---------------------------------------------------------------------------------
 
 
 def _drive_lopt(make: Any, arguments: dict, theta: Any, hyper: Any, params: Any, grads: Any, losses: Any) -> Iterator:
-    """``learned_optimization``'s interface: the state holds the params; a key is split, and never used.
+    """The interface of ``learned_optimization``: the state holds the parameters, and the random key is not used.
 
-    Theta takes the structure of a fresh one, as where a checkpoint is loaded: the LSTM's state is a class of haiku's.
+    Theta is converted to the structure of freshly initialized weights, as when a checkpoint is loaded, because the
+    LSTM's state is a haiku class.
     """
     import jax
     from flax import serialization
@@ -329,7 +337,7 @@ def _drive_lopt(make: Any, arguments: dict, theta: Any, hyper: Any, params: Any,
 
 
 def _drive_velo(make: Any, arguments: dict, theta: Any, *rest: Any) -> Iterator:
-    """Google's class has ff_mult as a literal 100; any other factor is the same as a scaled stack of MLPs."""
+    """Google's class has ff_mult as a literal 100; scaling the stack of MLPs has the effect of another factor."""
     import jax
 
     scale = arguments.pop("ff_mult") / 100.0
@@ -340,9 +348,9 @@ def _drive_velo(make: Any, arguments: dict, theta: Any, *rest: Any) -> Iterator:
 def _drive_celo2(
     vectors: str, make: Any, arguments: dict, theta: Any, hyper: Any, params: Any, grads: Any, losses: Any
 ) -> Iterator:
-    """``celo2_optax``'s interface: a transformation, composed with AdamW and decay as its README says.
+    """The interface of ``celo2_optax``: a transformation, combined with AdamW and weight decay as in its README.
 
-    ``vectors`` is the rule of 0-d and 1-d parameters, "learned" or "adamw"; nothing reads the losses.
+    ``vectors`` is the rule of 0-d and 1-d parameters, "learned" or "adamw". The losses are not used.
     """
     import optax
 
@@ -373,8 +381,8 @@ HOMES = {
     "celo": "https://github.com/amoudgl/celo",
     "celo2_optax": "https://github.com/amoudgl/celo2",
 }
-"""Where the packages are published. ``learned_optimization`` is on PyPI too, as of 2022: without VeLO, with an older
-AdafacMLP (no epsilon in its last feature of unfactored tensors), and for a JAX older than the reference's."""
+"""Repositories of the packages. PyPI's ``learned_optimization`` is from 2022: it lacks VeLO, has an older AdafacMLP (no
+epsilon in its last feature of unfactored tensors), and requires a JAX older than the reference's."""
 
 _PLAIN = {"lr": 1.0, "weight_decay": 0.0}
 _LIMIT = {"grad_clip_val": 1000.0}
@@ -393,4 +401,4 @@ ORIGINALS: dict[str, Original] = {
         only={**_PLAIN, "clip_norm": None},
     ),
 }
-"""The families whose original is a JAX program that can be called; ELO's and μLO's have none that stands alone."""
+"""The families whose original is a callable JAX program. ELO and μLO have no standalone original."""

@@ -1,4 +1,4 @@
-"""What a report says, in words and rounded numbers: the same in HTML, Markdown and JUnit."""
+"""Sentences and rounded numbers of a report, shared by the terminal, HTML, Markdown and JUnit renderers."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ UNITS = {
     "trajectory": "of the movement over the run",
     "original": "of the movement over the run",
 }
-"""What the errors of each level are relative to."""
+"""The unit of each level's errors."""
 LOOSE = 0.1
-"""A bound above this, in the unit of its level, is so loose that keeping to it says little."""
+"""A bound above this, in the unit of its level, is too loose to show much."""
 
 
 def plain(text: str) -> str:
-    """``text`` without what no document may hold or what reorders it on the screen: control and format characters."""
+    """``text`` without control and format characters, which are invalid in documents or reorder text on screen."""
     return "".join(
         each if each in "\n\t" or unicodedata.category(each) not in ("Cc", "Cf", "Cs", "Cn") else "\ufffd"
         for each in text
@@ -38,12 +38,12 @@ def plain(text: str) -> str:
 
 
 def clipped(text: str, most: int) -> str:
-    """``text``, cut where it has more than ``most`` characters."""
+    """``text``, cut to at most ``most`` characters."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """``value`` to ``digits`` significant digits; a dash where there is none."""
+    """``value`` to ``digits`` significant digits; a dash for None."""
     if value is None:
         return NONE
     if not math.isfinite(value):
@@ -57,72 +57,73 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def ulps(value: float | None) -> str:
-    """A count of units in the last place."""
+    """Format an error in units in the last place."""
     if value is None or not math.isfinite(value):
         return NONE
     return number(value) if value < 10 or value >= 1e6 else f"{value:,.0f}"
 
 
-def apart(ours: float, theirs: float) -> tuple[str, str]:
-    """Two values, to as many digits as show that they differ."""
+def format_pair(ours: float, theirs: float) -> tuple[str, str]:
+    """Two values with enough digits to show that they differ."""
 
-    def told(digits: int) -> tuple[str, str]:
+    def formatted(digits: int) -> tuple[str, str]:
         a, b = (f"{each:.{digits}g}" if math.isfinite(each) else number(each) for each in (ours, theirs))
         return a, b
 
-    return next((found for digits in (6, 9, 13) if len(set(found := told(digits))) == 2), told(17))
+    return next((pair for digits in (6, 9, 13) if len(set(pair := formatted(digits))) == 2), formatted(17))
 
 
-def count(n: int, what: str) -> str:
+def count(n: int, noun: str) -> str:
     """``1 leaf``, ``2 leaves``."""
-    plural = {"leaf": "leaves", "quantity": "quantities", "family": "families"}.get(what, what + "s")
-    return f"{n:,} {what if n == 1 else plural}"
+    plural = {"leaf": "leaves", "quantity": "quantities", "family": "families"}.get(noun, noun + "s")
+    return f"{n:,} {noun if n == 1 else plural}"
 
 
-def brief(name: str) -> str:
-    """The name of a run without the list of what it sets."""
+def short_name(name: str) -> str:
+    """The name of a run without the list of fields that it changes."""
     return name.partition(":")[0]
 
 
 def backend(kernels: str) -> str:
-    """The implementation that stepped the torch side; empty for the eager one."""
+    """The backend that ran the torch side; empty for the eager implementation."""
     return f"fused kernels on {kernels}" if kernels else ""
 
 
-def place(check: Check) -> str:
-    """Which comparison: level, dtype, layout of the torch side, kernels, name."""
+def describe_check(check: Check) -> str:
+    """Level, dtype, layout, backend and name of a comparison."""
     layout, level = f"{check.layout} layout" if check.layout else "", LEVELS.get(check.level, check.level)
     return ", ".join(part for part in (level, check.dtype, layout, backend(check.kernels), check.name) if part)
 
 
 def compared(check: Check) -> dict[str, Error]:
-    """The errors of ``check`` that are held against a bound."""
+    """The errors of ``check`` that have a bound."""
     return {name: error for name, error in check.errors.items() if error.allowed is not None}
 
 
-def size(error: Error) -> float:
-    """The error for sorting: not a number is beyond everything."""
+def sort_key(error: Error) -> float:
+    """The error, with NaN as infinity."""
     return math.inf if math.isnan(error.error) else error.error
 
 
 def loose(error: Error) -> bool:
-    """Whether the original's own rounding is so large there that the bound says little."""
+    """Whether the original's rounding error is so large that the bound shows little."""
     return error.allowed is not None and error.allowed > LOOSE
 
 
 @dataclass(frozen=True)
 class Row:
-    """All comparisons of one level, dtype and implementation.
+    """All comparisons of one level, dtype and backend.
 
     Attributes:
         level, dtype: of the comparisons.
-        kernels: device whose fused kernels stepped the torch side; "" for the eager implementation.
-        checks, failed: how many there are, and how many went beyond a bound.
-        error: the largest that is held against a bound that is not :func:`loose` (or is beyond it), in the unit of its
-            level (:data:`UNITS`); where all are, the largest.
-        where: its parameter or output; ``check`` has it.
-        used: the largest share of a bound that any error takes up.
-        numbers, vague: how many errors there are, and how many of them have a loose bound or none.
+        kernels: device whose fused kernels ran the torch side; "" for the eager implementation.
+        checks, failed: number of comparisons, and of those that failed.
+        error: the largest error among those that exceed their bound or whose bound is not :func:`loose`, in the unit
+            of its level (:data:`UNITS`); if none qualify, the largest of all.
+        where: its parameter or output.
+        check: its comparison.
+        used: the largest ratio of an error to its bound.
+        numbers, loose: number of errors, and of those with a loose bound or none.
     """
 
     level: str
@@ -134,85 +135,85 @@ class Row:
     check: Check
     used: float
     numbers: int
-    vague: int
+    loose: int
     kernels: str = ""
 
     @property
     def label(self) -> str:
-        """Level and implementation, in words."""
+        """Level and backend."""
         return ", ".join(part for part in (LEVELS[self.level], backend(self.kernels)) if part)
 
 
 def rows(report: Report) -> list[Row]:
-    """The comparisons by level, implementation and dtype, of which something is held against a bound."""
-    found = []
+    """One row per level, backend and dtype that has a bounded error."""
+    table = []
     for level in LEVELS:
         for kernels in report.devices:
             for dtype in DTYPES:
                 checks = [check for check in report.of_level(level, kernels) if check.dtype == dtype]
                 if any(compared(check) for check in checks):
-                    found.append(_row(level, dtype, checks, kernels))
-    return found
+                    table.append(_row(level, dtype, checks, kernels))
+    return table
 
 
 def _row(level: str, dtype: str, checks: Sequence[Check], kernels: str) -> Row:
     errors = [(check, name, error) for check in checks for name, error in compared(check).items()]
-    telling = [item for item in errors if not loose(item[2]) or not item[2].passed]
-    check, name, error = max(telling or errors, key=lambda item: size(item[2]))
+    significant = [item for item in errors if not loose(item[2]) or not item[2].passed]
+    check, name, error = max(significant or errors, key=lambda item: sort_key(item[2]))
     used = max(each.excess for _, _, each in errors)
     failed = sum(not each.passed for each in checks)
     numbers = sum(len(each.errors) for each in checks)
-    vague = numbers - sum(not loose(each) for _, _, each in errors)
-    return Row(level, dtype, len(checks), failed, error, name, check, used, numbers, vague, kernels)
+    tight = sum(not loose(each) for _, _, each in errors)
+    return Row(level, dtype, len(checks), failed, error, name, check, used, numbers, numbers - tight, kernels)
 
 
 def worst(report: Report, level: str = "step", dtype: str = "float64", kernels: str = "") -> Row | None:
-    """One row of :func:`rows`; None without."""
-    wanted = level, dtype, kernels
-    return next((row for row in rows(report) if (row.level, row.dtype, row.kernels) == wanted), None)
+    """The row of :func:`rows` with this level, dtype and backend; None if there is no such row."""
+    key = level, dtype, kernels
+    return next((row for row in rows(report) if (row.level, row.dtype, row.kernels) == key), None)
 
 
-def of_kernels(report: Report) -> list[str]:
-    """What the report says of the fused kernels of each device, a clause each; nothing if it is older than they are."""
-    found = []
+def kernel_clauses(report: Report) -> list[str]:
+    """One clause per device on the comparison of its fused kernels; empty for a report of version 2."""
+    clauses = []
     for each in report.kernels:
         if not each.compared:
-            found.append(f"fused kernels on {each.device} were not compared: {each.reason}")
+            clauses.append(f"fused kernels on {each.device} were not compared: {each.reason}")
             continue
-        eager = f" (eager steps {', '.join(each.uncovered)})" if each.uncovered else ""
-        found.append(f"fused kernels on {each.device} were compared in float32{eager}")
-    return found
+        eager = f" (the eager implementation updates {', '.join(each.uncovered)})" if each.uncovered else ""
+        clauses.append(f"fused kernels on {each.device} were compared in float32{eager}")
+    return clauses
 
 
 def applicable(report: Report) -> int:
-    """How many faults could be planted."""
+    """Number of planted faults that apply to the checkpoint."""
     return sum(control.status != "not applicable" for control in report.controls)
 
 
 def caught(report: Report) -> int:
-    """How many planted faults showed."""
+    """Number of planted faults that a comparison caught."""
     return sum(control.status == "caught" for control in report.controls)
 
 
 def equal_leaves(report: Report) -> int:
-    """Leaves of the source that the artifact has, bit for bit."""
+    """Number of source leaves that equal the artifact's bit for bit."""
     return report.leaves.compared - len(report.leaves.missing) - len(report.leaves.differing)
 
 
 def shapes(report: Report) -> dict[str, str]:
-    """The shape of each parameter, by name, in JAX layout, as the coverage has it; without coverage, nothing."""
-    said = report.coverage.covered.get("shape", ()) if report.coverage else ()
-    return {name: shape for name, _, shape in (each.rpartition(" ") for each in said)}
+    """Shape of each parameter in JAX layout, by name, from the report's coverage."""
+    entries = report.coverage.covered.get("shape", ()) if report.coverage else ()
+    return {name: shape for name, _, shape in (each.rpartition(" ") for each in entries)}
 
 
-def link_of(explanation: Explanation) -> Link | None:
-    """The link of the chain that is explained: of the parameter, where the run has one of the same name too."""
-    found = [link for link in explanation.chain if link.quantity == explanation.quantity]
-    return found[-1 if explanation.case else 0] if found else None
+def explained_link(explanation: Explanation) -> Link | None:
+    """The link of the explained quantity. If the run has a quantity of the same name, the parameter's comes last."""
+    links = [link for link in explanation.chain if link.quantity == explanation.quantity]
+    return links[-1 if explanation.case else 0] if links else None
 
 
 def located(explanation: Explanation) -> str:
-    """Quantity, parameter, step (from 1), run, dtype, layout and implementation."""
+    """Quantity, parameter, step (counted from 1), run, dtype, layout and backend."""
     of = f" of {explanation.case}" if explanation.case else ""
     side = explanation.dtype, f"{explanation.layout} layout", backend(explanation.kernels)
     return (
@@ -222,18 +223,18 @@ def located(explanation: Explanation) -> str:
 
 
 def measured(explanation: Explanation) -> str:
-    """How far off it is."""
+    """The error of the explained quantity, or the reason why it has none."""
     if explanation.misfit:
-        return f"is off before any number: {explanation.misfit}"
-    link = link_of(explanation)
+        return f"because {explanation.misfit}"
+    link = explained_link(explanation)
     if link is None:
-        return "{} instead of {}".format(*apart(explanation.ours, explanation.theirs))
+        return "{} instead of {}".format(*format_pair(explanation.ours, explanation.theirs))
     unit = "the update" if explanation.quantity == "parameter" else "its largest value"
-    return f"off by {number(link.error)} of {unit}, where {number(link.allowed)} is allowed"
+    return f"off by {number(link.error)} of {unit} (allowed: {number(link.allowed)})"
 
 
 def broken_leaves(report: Report) -> str:
-    """What is wrong with the leaves, in words; empty where nothing is."""
+    """Counts of missing, extra and differing leaves; empty if all leaves agree."""
     leaves = report.leaves
     parts = [
         f"{len(names)} {word}"
@@ -244,18 +245,16 @@ def broken_leaves(report: Report) -> str:
 
 
 def failures(report: Report) -> Iterator[str]:
-    """Every reason for which a report fails, the first cause before the rest, a sentence each."""
+    """The reasons why a report failed, one sentence each, causes first."""
     if broken := broken_leaves(report):
         yield f"Leaves: {broken}."
     elif not report.leaves.passed:
         yield "No leaf was compared."
-    if said := report.statements.contradictions:
-        yield f"{count(len(said), 'statement')} of the source contradicted: {'; '.join(said)}."
+    if contradictions := report.statements.contradictions:
+        yield f"{count(len(contradictions), 'contradiction')}: {'; '.join(contradictions)}."
     if wrong := [check for check in report.checks if not check.passed]:
         levels = list(dict.fromkeys(", ".join(filter(None, (LEVELS[c.level], backend(c.kernels)))) for c in wrong))
-        yield (
-            f"{len(wrong)} of {count(len(report.checks), 'comparison')} are beyond their bounds ({'; '.join(levels)})."
-        )
+        yield f"{len(wrong)} of {count(len(report.checks), 'comparison')} failed ({'; '.join(levels)})."
         if report.explanation and report.explanation.failed:
             yield f"The first quantity that differs: {located(report.explanation)}, {measured(report.explanation)}."
         else:
@@ -269,61 +268,62 @@ def failures(report: Report) -> Iterator[str]:
 
 
 def _worst_of(wrong: Sequence[Check]) -> str:
-    """The failed comparison that is furthest beyond its bounds."""
+    """A sentence about the failed comparison with the largest error relative to its bound."""
     check = max(wrong, key=lambda each: max((error.excess for error in each.errors.values()), default=0.0))
     if not check.errors or not check.steps:
-        return f"Nothing was compared: {place(check)}."
+        return f"Nothing was compared: {describe_check(check)}."
     error = check.errors[check.worst]
     if error.passed or (check.broken and check.level != "step"):
-        return f"Off: {check.broken[0]} ({place(check)})." if check.broken else f"Failed: {place(check)}."
+        first = check.broken[0] if check.broken else check.worst
+        return f"Failed: {first} ({describe_check(check)})."
     return (
-        f"Worst: {check.worst} ({place(check)}), off by {number(error.error)} {UNITS[check.level]}, "
-        f"where {number(error.allowed)} is allowed."
+        f"Worst: {check.worst} ({describe_check(check)}), off by {number(error.error)} {UNITS[check.level]} "
+        f"(allowed: {number(error.allowed)})."
     )
 
 
-LOOK = {
-    "network": "the network's weights and its forward pass",
-    "trajectory": "what single steps do not use: the state that one step leaves to the next",
-    "original": "the reference: it disagrees with the original package",
+SUSPECTS = {
+    "network": "the network's weights and forward pass",
+    "trajectory": "the state that one step passes to the next",
+    "original": "the reference, which disagrees with the original package",
 }
-"""Where to look when a level fails and every single step agrees."""
+"""What to check if a level fails although every single step agrees."""
 
 
 def where_to_look(report: Report) -> str:
-    """What to do about a report that failed, in a sentence."""
+    """A hint on what to do about a failed report."""
     if report.explanation and report.explanation.failed:
-        return "The first difference says where to look; --explain and --html show more."
+        return "Start at the first difference; --explain and --html show more."
     if levels := list(dict.fromkeys(check.level for check in report.checks if not check.passed)):
         if "step" in levels:
-            return "Some single steps were not compared: the original is not finite there; --html shows which."
-        return f"Single steps agree: look at {joined([LOOK[level] for level in levels])}; --html shows more."
+            return "Some single steps were not compared, because the original is not finite; --html lists them."
+        return f"All single steps agree, so check {joined([SUSPECTS[level] for level in levels])}; --html shows more."
     if not report.leaves.passed:
         return "Convert the checkpoint again: leaves are missing, extra or different; --html lists them."
-    return "Correct the behaviour with --set when you convert: the report lists what the source contradicts."
+    return "Convert the checkpoint again, and correct the contradicted fields with --set."
 
 
 def evidence(report: Report) -> Iterator[str]:
-    """What speaks for a report that passed, a clause each."""
+    """The evidence of a report that passed, one clause each."""
     step, run = worst(report), worst(report, "trajectory")
     if step is not None:
         names = {name for check in report.of_level("step") for name in check.errors}
         settings = {(check.kind, check.name) for check in report.of_level("step")}
         yield (
-            f"over {count(len(names), 'shape')} and {count(len(settings), 'setting')}, the worst float64 error of a "
+            f"over {count(len(names), 'shape')} and {count(len(settings), 'setting')}, the largest float64 error of a "
             f"single step is {number(step.error.error)} of the update ({ulps(step.error.ulps)} ULPs)"
         )
     if run is not None:
         steps = max(check.steps for check in report.of_level("trajectory"))
         yield (
-            f"over whole runs of up to {count(steps, 'step')} the float64 parameters stay within "
-            f"{number(run.error.error)} of their movement"
+            f"over whole runs of up to {count(steps, 'step')}, the largest float64 error is "
+            f"{number(run.error.error)} of a parameter's movement"
         )
     for kernels in report.devices[1:]:
         if row := worst(report, "step", "float32", kernels):
             yield (
-                f"the {backend(kernels)} stay within {number(row.error.error)} of the update in single float32 steps, "
-                f"at most {percent(row.used)} of a bound"
+                f"with {backend(kernels)}, the largest float32 error of a single step is {number(row.error.error)} of "
+                f"the update, and errors reach at most {percent(row.used)} of their bound"
             )
     if applicable(report):
         yield f"{caught(report)} of {applicable(report)} planted faults were caught"
@@ -331,42 +331,41 @@ def evidence(report: Report) -> Iterator[str]:
 
 
 def verdict(report: Report) -> str:
-    """The judgement in one sentence or a few, that says what was compared and how far apart it was."""
+    """The verdict in one or more sentences: what was compared, and how large the errors are."""
     if report.status == "passed":
-        return f"The torch port of {report.name} computes what its JAX original computes: {joined(evidence(report))}."
+        return f"The torch port of {report.name} matches its JAX original: {joined(evidence(report))}."
     if report.status == "failed":
-        right = all(each.passed for each in (report.leaves, report.statements, *report.checks))
-        said = "was not proven to be its JAX original" if right else "is not its JAX original"
-        return f"The torch port of {report.name} {said}. " + " ".join(failures(report))
+        outcome = "was not proven to match" if report.comparisons_passed else "does not match"
+        return f"The torch port of {report.name} {outcome} its JAX original. " + " ".join(failures(report))
     leaves = f"{equal_leaves(report)} of {report.leaves.compared} leaves are equal bit for bit"
-    return f"Whether the torch port of {report.name} computes the same was not tested: {report.reason}. Yet {leaves}."
+    return f"The torch port of {report.name} was not compared with its JAX original: {report.reason}. But {leaves}."
 
 
 def joined(parts: Iterator[str] | Sequence[str]) -> str:
-    """Clauses as one sentence."""
+    """Clauses joined into one sentence."""
     *before, last = parts
     return f"{'; '.join(before)}; and {last}" if before else last
 
 
 def percent(share: float) -> str:
-    """A share of a bound, in words."""
+    """A share of a bound, as text."""
     if not math.isfinite(share) or share > 1:
-        return f"✕ {number(share)}-fold"
+        return f"✕ {number(share)}×"
     return "0 %" if share == 0 else f"{number(100 * share)} %"
 
 
 def summary(reports: Sequence[Report]) -> str:
-    """The judgement on several reports, in a sentence or a few."""
-    by = {status: [each for each in reports if each.status == status] for status in WORDS}
-    found = [f"{len(by['passed'])} of {len(reports)} torch ports compute what their JAX originals compute"]
-    steps = [row for each in by["passed"] if (row := worst(each))]
+    """The verdict on several reports, in one or more sentences."""
+    by_status = {status: [each for each in reports if each.status == status] for status in WORDS}
+    sentences = [f"{len(by_status['passed'])} of {len(reports)} torch ports match their JAX originals"]
+    steps = [row for each in by_status["passed"] if (row := worst(each))]
     if steps:
         row = max(steps, key=lambda row: row.error.error)
-        found[0] += f": no float64 step of theirs is off by more than {number(row.error.error)} of the update"
+        sentences[0] += f": the largest error of a float64 step is {number(row.error.error)} of the update"
     if planted := sum(applicable(each) for each in reports):
-        found.append(f"{sum(map(caught, reports))} of {planted} planted faults were caught")
-    if by["failed"]:
-        found.append(f"failed: {', '.join(each.name for each in by['failed'])}")
-    if by["not_run"]:
-        found.append(f"not tested: {', '.join(each.name for each in by['not_run'])}")
-    return ". ".join(each[:1].upper() + each[1:] for each in found) + "."
+        sentences.append(f"{sum(map(caught, reports))} of {planted} planted faults were caught")
+    if by_status["failed"]:
+        sentences.append(f"failed: {', '.join(each.name for each in by_status['failed'])}")
+    if by_status["not_run"]:
+        sentences.append(f"not compared: {', '.join(each.name for each in by_status['not_run'])}")
+    return ". ".join(each[:1].upper() + each[1:] for each in sentences) + "."

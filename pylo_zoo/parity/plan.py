@@ -1,4 +1,4 @@
-"""Which runs a checkpoint is tried on: every regime, every option of its optimizer, every field of its behaviour."""
+"""The runs of single steps in a proof: every regime, every option of the optimizer, every field of the behavior."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "AdamW's own": {"adam_lr_mult": 3.0, "adam_betas": (0.8, 0.99), "adam_eps": 1e-4, "adam_weight_decay": 0.05},
     "width multipliers": {"width_mult": WIDTHS},
 }
-"""Arguments of the optimizers by name of the run; a family takes part in those that its reference knows."""
+"""Arguments of the optimizers, by name of the run. A family runs those that its reference has."""
 SCHEDULE = (0.0, 0.5, 2.0)
-"""What the learning rate is multiplied by, step by step: a warm-up."""
+"""Factors of the learning rate at each step: a warm-up."""
 
 LONG_RUN = "long tensors"
 LARGEST_OFFSET = 8.0
-"""Of a learned decay: ``exp(10·8)`` is still a float32 number. A decay with an offset below minus this is 1."""
+"""Largest magnitude of a learned decay's offset: ``exp(10·8)`` still fits float32. Below minus this, the decay is 1."""
 BELOW, ABOVE = "decays below 0", "decays above 1"
 
 NOT_COVERED = (
-    "infinite gradients: their square overflows, and the original's result is not a number",
-    "NaN gradients of rules that say nothing of them, and losses that are not finite",
-    "16-bit parameters and gradients (the update is computed in float32 for them), eager steps on a GPU",
-    "parameters of more than five axes, of more than 71,033 elements, and empty ones",
-    "parameters without a gradient, widths from mup's infshape, and what param_groups decides",
+    "infinite gradients: their square overflows, and the original's result is NaN",
+    "NaN gradients in rules that do not define the result, and losses that are not finite",
+    "16-bit parameters and gradients (their update is computed in float32), eager steps on a GPU",
+    "parameters with more than five axes, with more than 71,033 elements, or empty",
+    "parameters without a gradient, widths from mup's infshape, and the choices of param_groups",
     "runs of more than 200 steps",
     "torch.compile, sharded parameters, kernels on several threads, tensors that are not contiguous, lr as a tensor",
-    "several parameter groups with options of their own, L2 decay, accumulated gradients, skipped steps and master "
+    "several parameter groups with different options, L2 decay, accumulated gradients, skipped steps and master "
     "copies (the project's tests cover them)",
 )
-"""What no run of this table shows, whatever the family."""
+"""What no run covers, in any family."""
 
 
 def plan(artifact: Artifact) -> Iterator[Run]:
-    """The runs of synchronised steps for ``artifact``."""
+    """The runs of synchronized steps for ``artifact``."""
     family = converters.get(artifact.family)
     assert family.reference is not None
     reference = family.load(family.reference)
@@ -58,7 +58,7 @@ def plan(artifact: Artifact) -> Iterator[Run]:
         if regime.name != "NaN":
             yield Run("regime", regime.name, regime.name, CASES, hyper, steps=regime.steps)
     long = LONG if reference.rule.routes else tuple(case for case in LONG if case.rule is None)
-    yield Run("regime", LONG_RUN, "ordinary", long, hyper, steps=2, layouts=("torch",), table=LONG, noted=False)
+    yield Run("regime", LONG_RUN, "ordinary", long, hyper, steps=2, layouts=("torch",), table=LONG, traced=False)
     if reference.defines_nan:
         without = {"clip_norm": None} if "clip_norm" in reference.hyper else {}
         yield Run("regime", "NaN", "NaN", REDUCED, hyper | without, steps=REGIMES["NaN"].steps)
@@ -78,7 +78,7 @@ def plan(artifact: Artifact) -> Iterator[Run]:
 
 
 def flags(behavior: Any) -> dict[str, dict[str, Any]]:
-    """Other behaviours than the artifact's: every switch thrown at once, every number changed at once."""
+    """Two changed behaviors: one with every switch flipped, one with every number changed."""
     hints = typing.get_type_hints(type(behavior))
     switches: dict[str, Any] = {}
     numbers: dict[str, Any] = {}
@@ -90,35 +90,38 @@ def flags(behavior: Any) -> dict[str, dict[str, Any]]:
             options = typing.get_args(kind)
             switches[field.name] = options[(options.index(value) + 1) % len(options)]
         elif isinstance(value, (int, float, tuple)):
-            numbers[field.name] = _other(value)
-    found = {"switches thrown: " + ", ".join(switches): switches, "numbers changed: " + ", ".join(numbers): numbers}
-    return {name: changes for name, changes in found.items() if changes}
+            numbers[field.name] = _changed(value)
+    behaviors = {
+        "switches thrown: " + ", ".join(switches): switches,
+        "numbers changed: " + ", ".join(numbers): numbers,
+    }
+    return {name: changes for name, changes in behaviors.items() if changes}
 
 
 def clamped(artifact: Artifact) -> dict[str, dict[str, Any]]:
-    """Behaviours whose decays of second moments leave [0, 1], where they are clipped (SPEC §1, §3).
+    """Behaviors whose second-moment decays are outside [0, 1], to test that they are clipped (SPEC §1, §3).
 
-    Learned decays ``1 − (1 − d0)·exp(10·offset)`` are below 1 whatever the offset: initial values are chosen that take
-    each to -0.5. Above 1 only the decay of ``second_moment`` is tried: where ``diag`` stays at zero, VeLO's
-    ``m·diag^-½`` divides by it.
+    Learned decays ``1 − (1 − d0)·exp(10·offset)`` are below 1 for every offset, so initial values are chosen that set
+    each to -0.5. Only the decay of ``second_moment`` is set above 1, because VeLO's ``m·diag^-½`` would divide by a
+    ``diag`` that stays zero.
     """
     behavior, offsets = artifact.behavior, artifact.tensors
-    if not hasattr(behavior, "initial_adafactor_decays"):  # celo-adam's moments are Adam's own, and are not clipped
+    if not hasattr(behavior, "initial_adafactor_decays"):  # celo-adam uses Adam's moments, which are not clipped
         return {}
-    found: dict[str, dict[str, Any]] = {BELOW: {}, ABOVE: {}}
+    changes: dict[str, dict[str, Any]] = {BELOW: {}, ABOVE: {}}
     for name in ("rms", "adafactor"):
         field, learned = f"initial_{name}_decays", offsets.get(f"{name}_decays")
         if learned is None:
-            found[BELOW][field] = (-0.5,) * len(getattr(behavior, field))
+            changes[BELOW][field] = (-0.5,) * len(getattr(behavior, field))
             if name == "rms":
-                found[ABOVE][field] = (1.5,) * len(getattr(behavior, field))
+                changes[ABOVE][field] = (1.5,) * len(getattr(behavior, field))
         elif min(learned.tolist()) > -LARGEST_OFFSET:
-            found[BELOW][field] = tuple(min(0.0, 1 - 1.5 * math.exp(-10 * each)) for each in learned.tolist())
-    return {name: changes for name, changes in found.items() if changes}
+            changes[BELOW][field] = tuple(min(0.0, 1 - 1.5 * math.exp(-10 * each)) for each in learned.tolist())
+    return {name: fields for name, fields in changes.items() if fields}
 
 
-def _other(value: Any) -> Any:
-    """Another number of the same kind; decays stay in [0, 1], and steps get smaller rather than larger."""
+def _changed(value: Any) -> Any:
+    """A different value of the same type. Decays stay in [0, 1], and other floats shrink."""
     if isinstance(value, tuple):
         return tuple(0.9 * each for each in value)
     if isinstance(value, int):

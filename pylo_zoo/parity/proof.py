@@ -1,4 +1,4 @@
-"""The proof itself: everything that is checked of one artifact, in order, into one report."""
+"""The complete proof: all comparisons and planted faults for one artifact, collected in one report."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ from pylo_zoo.parity.theta import read_theta
 
 SEED = 0
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many parts are done, and how many there are."""
+"""Called with the current task, the number of finished parts, and their total."""
 
 
-def silent(what: str, done: int, total: int) -> None:
-    """Progress that nobody looks at."""
+def silent(task: str, done: int, total: int) -> None:
+    """A progress callback that does nothing."""
 
 
 def verify(
@@ -55,43 +55,43 @@ def verify(
     max_error: float = bounds.MAX_ERROR,
     progress: Progress | None = None,
 ) -> Report:
-    """Prove, or disprove, that ``artifact`` is the checkpoint ``source`` in torch.
+    """Prove or disprove that ``artifact`` computes in torch what the checkpoint ``source`` computes in JAX.
 
     Args:
         artifact: the torch side.
         source: the original checkpoint file.
-        seed: of everything random.
-        max_error: largest float64 error of a single step, in units of the update.
-        progress: told how far it is.
+        seed: seed of all random numbers.
+        max_error: largest allowed float64 error of a single step, relative to the update.
+        progress: called before each part of the proof.
 
     Returns:
-        The report; without JAX the leaves alone, as "not_run" with the reason; likewise for a family without a
-        reference.
+        The report. Without JAX, or for a family without a reference, it is "not_run" with a reason and covers only
+        leaves and statements.
 
     Raises:
-        ZooError: ``source`` cannot be read, or is not the file that the artifact was made of.
+        ZooError: ``source`` cannot be read, or is not the file that the artifact was converted from.
     """
     read = formats.read(source)
     if read.sha256 != artifact.source.sha256:
         raise ZooError(
             f"{source} is not the file that {artifact.name} was converted from "
             f"(sha256 {read.sha256[:12]}…, not {artifact.source.sha256[:12]}…).",
-            "Give the original with --source, or convert this one.",
+            "Pass the original with --source.",
         )
     report = without_jax(artifact, read, reason="jax and flax are not installed")
     if converters.get(artifact.family).reference is None:
-        return replace(report, reason=f"there is no JAX reference of the family {artifact.family}")
+        return replace(report, reason=f"the family {artifact.family} has no JAX reference")
     if jax_is_missing():
         return report
     if nonfinite := artifact.source.layout.get("nonfinite"):
-        reason = f"the checkpoint holds NaN or infinite values ({', '.join(nonfinite[:4])}), which no bound compares"
+        reason = f"the checkpoint contains NaN or infinite values ({', '.join(nonfinite[:4])})"
         return replace(report, reason=reason)
     with one_thread():
         return _proof(report, artifact, read, seed, max_error, progress or silent)
 
 
 def without_jax(artifact: Artifact, read: formats.Source, reason: str) -> Report:
-    """What can be checked without the reference: every leaf, and what is said of the behaviour; else "not_run"."""
+    """A "not_run" report with the checks that need no reference: leaves and statements."""
     return Report(
         name=artifact.name,
         family=artifact.family,
@@ -118,26 +118,26 @@ def _proof(
     progress("the network", next(parts), total)
     network = forward.probe(artifact, theta, seed)
     checks = [*forward.checks(artifact, network)]
-    found: list[steps.Found] = []
+    comparisons: list[steps.StepComparison] = []
     walks: dict[str, steps.Walk] = {}
     quantities = Tally()
     for run in runs:
         progress(f"single steps: {run.name}", next(parts), total)
-        walked = steps.walk(artifact, theta, run, seed)
+        walk = steps.walk(artifact, theta, run, seed)
         if run.kind == "regime" or run.name.partition(":")[0] == plan.BELOW:
-            walks[run.name] = walked
+            walks[run.name] = walk
         for dtype, layout, device in steps.all_sides(run, fused):
-            each = steps.compare(artifact, walked, dtype, layout, max_error, device)
-            checks.append(step_check(each))
-            quantities.add(each)
-            found.append(each)
+            comparison = steps.compare(artifact, walk, dtype, layout, max_error, device)
+            checks.append(step_check(comparison))
+            quantities.add(comparison)
+            comparisons.append(comparison)
     originals = []
     for course in trajectory.COURSES:
         progress(f"whole runs: {course.name}", next(parts), total)
         originals.append(trajectory.original(artifact, theta, course, seed))
         checks += trajectory.checks(artifact, originals[-1], devices=fused)
-    beside = live.live(artifact, theta, seed)
-    checks += [beside] if isinstance(beside, Check) else []
+    original_check = live.live(artifact, theta, seed)
+    checks += [original_check] if isinstance(original_check, Check) else []
     progress("planted faults", next(parts), total)
     right = all(check.passed for check in checks)
     planted = [*controls.run(artifact, read, walks, right=right)]
@@ -145,22 +145,22 @@ def _proof(
     for device in fused:
         planted += kernel_faults.run(artifact, device, walks, right=right)
     completeness.check(checks, planted, fused, max_error)
-    kernels = [replace(each, uncovered=devices.uncovered(each.device, found)) for each in kernels]
+    kernels = [replace(each, uncovered=devices.uncovered(each.device, comparisons)) for each in kernels]
     progress("done", total, total)
     hyper = dict(converters.get(artifact.family).parity_hyper)
-    besides = [
-        f"behaviour that neither the source's files nor the registry say: {each}" for each in report.statements.unsaid
+    not_covered = [
+        f"behavior that neither the source's files nor the registry state: {each}" for each in report.statements.unsaid
     ]
-    besides += [beside] if isinstance(beside, str) else []
-    besides += [f"fused kernels on {each.device}: {each.reason}" for each in kernels if not each.compared]
+    not_covered += [original_check] if isinstance(original_check, str) else []
+    not_covered += [f"fused kernels on {each.device}: {each.reason}" for each in kernels if not each.compared]
     return replace(
         report,
         settings=Settings(seed, max_error, bounds.FACTOR, bounds.FLOOR, hyper, config.to_dict(artifact.behavior)),
         checks=checks,
         quantities=quantities.list(),
         controls=planted,
-        explanation=explain.first_difference(found) or explain.worst(found),
-        coverage=coverage(checks, found, besides),
+        explanation=explain.first_difference(comparisons) or explain.worst(comparisons),
+        coverage=coverage(checks, comparisons, not_covered),
         kernels=kernels,
         vectors=vectors.pack(artifact, network, originals[: vectors.COURSES]),
         created=now(),
@@ -168,83 +168,82 @@ def _proof(
     )
 
 
-def step_check(found: steps.Found) -> Check:
-    """The single steps of one run, dtype and layout, as the report has them."""
-    run, ledger = found.walked.run, found.walked.ledger
+def step_check(comparison: steps.StepComparison) -> Check:
+    """The :class:`Check` of a comparison of single steps."""
+    run, ledger = comparison.walk.run, comparison.walk.ledger
     errors: dict[str, Error] = {}
-    places = []
-    for case in run.cases:
-        place = ledger.index[case.name, PARAMETER]
-        places.append(place)
-        largest, allowed = (float(found.errors[:, place].max()) if len(found.errors) else 0.0), found.allowed[place]
-        ulps = _ulps(found, case.name)
+    columns = [ledger.index[case.name, PARAMETER] for case in run.cases]
+    for case, column in zip(run.cases, columns, strict=True):
+        largest = float(comparison.errors[:, column].max()) if len(comparison.errors) else 0.0
+        allowed = comparison.allowed[column]
+        ulps = _ulps(comparison, case.name)
         errors[case.name] = Error(largest, None if np.isinf(allowed) else float(allowed), ulps)
-    broken = [ledger.keys[key] for key in np.nonzero(found.off.any(axis=0))[0] if key not in places]
+    broken = [ledger.keys[key] for key in np.nonzero(comparison.off.any(axis=0))[0] if key not in columns]
     return Check(
         level="step",
-        dtype=found.dtype,
-        layout=found.layout,
+        dtype=comparison.dtype,
+        layout=comparison.layout,
         name=run.name,
-        steps=len(found.errors),
+        steps=len(comparison.errors),
         errors=errors,
         kind=run.kind,
         broken=[f"{quantity} of {case or 'the run'}" for case, quantity in broken],
-        by_step=[float(each[places].max()) for each in found.errors],
-        kernels=found.kernels,
+        by_step=[float(each[columns].max()) for each in comparison.errors],
+        kernels=comparison.kernels,
     )
 
 
-def _ulps(found: steps.Found, case: str) -> float:
-    part = found.walked.ledger.slice((case, PARAMETER))
+def _ulps(comparison: steps.StepComparison, case: str) -> float:
+    part = comparison.walk.ledger.slice((case, PARAMETER))
     worst = 0.0
-    for ours, truth in zip(found.ours, found.walked.truth, strict=False):
+    for ours, truth in zip(comparison.ours, comparison.walk.truth, strict=False):
         error = float(np.abs(ours[part] - truth[part]).max())
-        worst = max(worst, bounds.ulps(error, float(np.abs(truth[part]).max()), found.dtype))
+        worst = max(worst, bounds.ulps(error, float(np.abs(truth[part]).max()), comparison.dtype))
     return worst
 
 
 class Tally:
-    """For each intermediate quantity and dtype, where it came nearest to its bound."""
+    """Collects, for each intermediate quantity and dtype, the error that came nearest to its bound."""
 
     def __init__(self) -> None:
         self._worst: dict[tuple[str, str], tuple[float, Quantity]] = {}
 
-    def add(self, found: steps.Found) -> None:
-        """Take in one comparison of the eager implementation, which shows every quantity."""
-        if found.kernels or not len(found.errors):
+    def add(self, comparison: steps.StepComparison) -> None:
+        """Add a comparison. Those of kernels are skipped, because kernels do not expose every quantity."""
+        if comparison.kernels or not len(comparison.errors):
             return
-        excess, run, keys = found.excess, found.walked.run, found.walked.ledger.keys
+        excess, run, keys = comparison.excess, comparison.walk.run, comparison.walk.ledger.keys
         at = excess.argmax(axis=0)
         for key, (case, name) in enumerate(keys):
             step = int(at[key])
             value = float(excess[step, key])
-            if value > self._worst.get((name, found.dtype), (-1.0,))[0]:
-                allowed = float(found.allowed[key])
+            if value > self._worst.get((name, comparison.dtype), (-1.0,))[0]:
+                allowed = float(comparison.allowed[key])
                 quantity = Quantity(
                     name,
-                    found.dtype,
-                    float(found.errors[step, key]),
+                    comparison.dtype,
+                    float(comparison.errors[step, key]),
                     None if np.isinf(allowed) else allowed,
                     run.name,
-                    found.layout,
+                    comparison.layout,
                     case,
                     step,
                 )
-                self._worst[name, found.dtype] = value, quantity
+                self._worst[name, comparison.dtype] = value, quantity
 
     def list(self) -> list[Quantity]:
-        """In the order of the chain, float64 first."""
-        found = [quantity for _, quantity in self._worst.values()]
-        return sorted(found, key=lambda each: (each.dtype == "float32", order(each.name), each.name))
+        """The collected quantities: float64 first, then in the order of the chain."""
+        quantities = [quantity for _, quantity in self._worst.values()]
+        return sorted(quantities, key=lambda each: (each.dtype == "float32", order(each.name), each.name))
 
 
 def now() -> str:
-    """The time, for ``created``."""
+    """The current time for the field ``created``."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def environment() -> dict[str, str]:
-    """Versions and platform."""
+    """Package versions and platform."""
     packages = {}
     for name in ("pylo-zoo", "torch", "jax", "flax", "numpy"):
         with suppress(PackageNotFoundError):

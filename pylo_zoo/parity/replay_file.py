@@ -1,7 +1,7 @@
-"""What ``parity-vectors.safetensors`` says of itself, checked before anything is computed from it.
+"""Validates the description in ``parity-vectors.safetensors`` before anything is computed from it.
 
-The file may be a stranger's. Every number that sizes a loop or an array is bounded, and every array has the shape and
-the dtype that the description needs.
+The file is untrusted. Every number that sizes a loop or an array is bounded, and every array must have the described
+shape and dtype.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class Damaged(ValueError):
-    """The file contradicts itself; the message is the end of a sentence."""
+    """The file is malformed or contradicts itself; the message is a clause."""
 
 
 def check(about: Any, arrays: Arrays) -> None:
-    """Check the description ``about`` and the arrays of the file against each other.
+    """Check that the description ``about`` is valid and fits the arrays of the file.
 
     Raises:
-        Damaged: a field is missing, of a wrong type or out of bounds, or an array is not what it says.
+        Damaged: a field is missing, has the wrong type or is out of bounds, or an array does not fit the description.
     """
-    _object(about, ("format_version", "fingerprint", "network_noise", "visible_faults", "runs"), "it")
+    _object(about, ("format_version", "fingerprint", "network_noise", "visible_faults", "runs"), "the description")
     _require(
         isinstance(about["fingerprint"], str) and _SHA256.fullmatch(about["fingerprint"]),
-        f"fingerprint is {quoted(about['fingerprint'])}",
+        f"fingerprint is {quoted(about['fingerprint'])}, not a sha256",
     )
     _texts(about["visible_faults"], "visible_faults")
     outputs = [name.removeprefix("network.outputs.") for name in arrays if name.startswith("network.outputs.")]
@@ -56,119 +56,121 @@ def check(about: Any, arrays: Arrays) -> None:
         _values(arrays, name, None, "float32" if name.startswith("network.inputs.") else "float64")
     runs = about["runs"]
     _require(isinstance(runs, list) and 0 < len(runs) <= MAX_RUNS, f"runs is {quoted(runs)}")
-    for place, run in enumerate(runs):
-        _run(run, arrays, f"runs[{place}]")
+    for index, run in enumerate(runs):
+        _run(run, arrays, f"runs[{index}]")
     names = [run["name"] for run in runs]
-    _require(len(set(names)) == len(names), "two of its runs have the same name")
-    _require(any(run["regime"] == "ordinary" for run in runs), "none of its runs has the regime ordinary")
+    _require(len(set(names)) == len(names), "two runs have the same name")
+    _require(any(run["regime"] == "ordinary" for run in runs), "no run has the regime ordinary")
 
 
 def check_for(artifact: Artifact, inputs: Arrays, hypers: Sequence[Mapping[str, Any]]) -> None:
-    """Check that the network's inputs and the optimizer's arguments are those that ``artifact`` takes.
+    """Check that the network's inputs and the optimizer's arguments fit ``artifact``.
 
     Raises:
-        Damaged: they are not.
+        Damaged: they do not.
     """
     net: Any = artifact.net()
-    shapes = {name: tuple(shape) for name, shape in net.probe_shapes().items()}
-    found = {name: value.shape for name, value in inputs.items()}
-    _require(found == shapes, f"the network's inputs are {quoted(found)}, not {quoted(shapes)}")
+    expected = {name: tuple(shape) for name, shape in net.probe_shapes().items()}
+    shapes = {name: value.shape for name, value in inputs.items()}
+    _require(shapes == expected, f"the network's inputs have the shapes {quoted(shapes)}, not {quoted(expected)}")
     known = converters.get(artifact.family).parity_hyper
     for hyper in hypers:
         _require(hyper.keys() == known.keys(), f"hyper has {quoted(sorted(hyper))}, not {quoted(sorted(known))}")
         for name, value in hyper.items():
-            _require(_alike(value, known[name]), f"hyper.{name} is {quoted(value)}, not like {quoted(known[name])}")
+            _require(
+                _same_type(value, known[name]),
+                f"hyper.{name} is {quoted(value)}, not a value of the type of {quoted(known[name])}",
+            )
 
 
-def _alike(value: Any, like: Any) -> bool:
-    """Whether ``value`` has the type of ``like`` and, if a whole number, a size that a run can have."""
+def _same_type(value: Any, like: Any) -> bool:
+    """Whether ``value`` has the type of ``like``; an integer must also be positive and not too large."""
     if isinstance(like, (tuple, list)):
-        same = isinstance(value, (tuple, list)) and len(value) == len(like)
-        return same and all(map(_alike, value, like))
+        same_length = isinstance(value, (tuple, list)) and len(value) == len(like)
+        return same_length and all(map(_same_type, value, like))
     if isinstance(like, bool) or like is None or isinstance(like, str):
         return type(value) is type(like)
-    whole = isinstance(value, int) and not isinstance(value, bool)
     if isinstance(like, int):
-        return whole and 0 < value <= MAX_ELEMENTS
+        return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_ELEMENTS
     return is_finite(value)
 
 
-def _run(run: Any, arrays: Arrays, what: str) -> None:
-    _object(run, _RUN, what)
-    _texts([run["name"]], f"{what}.name")
-    _require(isinstance(run["regime"], str) and run["regime"] in REGIMES, f"{what}.regime is {quoted(run['regime'])}")
-    steps = _whole(run["steps"], MAX_STEPS, f"{what}.steps")
-    _require(isinstance(run["hyper"], dict), f"{what}.hyper is {quoted(run['hyper'])}")
+def _run(run: Any, arrays: Arrays, path: str) -> None:
+    _object(run, _RUN, path)
+    _texts([run["name"]], f"{path}.name")
+    _require(isinstance(run["regime"], str) and run["regime"] in REGIMES, f"{path}.regime is {quoted(run['regime'])}")
+    steps = _integer(run["steps"], MAX_STEPS, f"{path}.steps")
+    _require(isinstance(run["hyper"], dict), f"{path}.hyper is {quoted(run['hyper'])}")
     cases = run["cases"]
-    _require(isinstance(cases, list) and 0 < len(cases) <= MAX_CASES, f"{what}.cases is {quoted(cases)}")
+    _require(isinstance(cases, list) and 0 < len(cases) <= MAX_CASES, f"{path}.cases is {quoted(cases)}")
     lengths = set()
-    for place, case in enumerate(cases):
-        name, shape = _case(case, f"{what}.cases[{place}]")
+    for index, case in enumerate(cases):
+        name, shape = _case(case, f"{path}.cases[{index}]")
         _values(arrays, f"{run['name']}.grads.{name}", (steps, *shape), "float32")
         params = _values(arrays, f"{run['name']}.params.{name}", (None, *shape), "float64")
         _require(1 <= len(params) <= steps + 1, f"{run['name']}.params.{name} has {len(params):,} steps, not {steps}")
         lengths.add(len(params))
     names = [case["name"] for case in cases]
-    _require(len(set(names)) == len(names), f"two cases of {what} have the same name")
-    _require(len(lengths) == 1, f"the parameters of {what} have different numbers of steps")
+    _require(len(set(names)) == len(names), f"two cases of {path} have the same name")
+    _require(len(lengths) == 1, f"the parameters of {path} have different numbers of steps")
     _values(arrays, f"{run['name']}.losses", (steps,), "float64")
-    _noise(run["noise"], names, f"{what}.noise")
+    _noise(run["noise"], names, f"{path}.noise")
 
 
-def _case(case: Any, what: str) -> tuple[str, tuple[int, ...]]:
-    _object(case, ("name", "shape", "torch", "rule"), what)
-    _texts([case["name"]], f"{what}.name")
+def _case(case: Any, path: str) -> tuple[str, tuple[int, ...]]:
+    _object(case, ("name", "shape", "torch", "rule"), path)
+    _texts([case["name"]], f"{path}.name")
     shape = case["shape"]
-    _require(isinstance(shape, list) and len(shape) <= MAX_AXES, f"{what}.shape is {quoted(shape)}")
+    _require(isinstance(shape, list) and len(shape) <= MAX_AXES, f"{path}.shape is {quoted(shape)}")
     total = 1
     for size in shape:
-        total *= _whole(size, MAX_ELEMENTS, f"{what}.shape")
-    _require(total <= MAX_ELEMENTS, f"{what}.shape is {quoted(shape)}")
+        total *= _integer(size, MAX_ELEMENTS, f"{path}.shape")
+    _require(total <= MAX_ELEMENTS, f"{path}.shape is {quoted(shape)}, with more than {MAX_ELEMENTS:,} elements")
     stacked = case["torch"] == "torch-stacked" and len(shape) != STACKED_AXES
-    _require(case["torch"] in LAYOUTS and not stacked, f"{what}.torch is {quoted(case['torch'])}")
-    _require(case["rule"] in RULES, f"{what}.rule is {quoted(case['rule'])}")
+    _require(case["torch"] in LAYOUTS and not stacked, f"{path}.torch is {quoted(case['torch'])}")
+    _require(case["rule"] in RULES, f"{path}.rule is {quoted(case['rule'])}")
     return case["name"], tuple(shape)
 
 
 def _values(arrays: Arrays, name: str, shape: tuple[int | None, ...] | None, dtype: str) -> np.ndarray:
-    """The array ``name``, of this dtype and shape (None: any size) and finite."""
+    """The array ``name``, which must be finite and have this dtype and shape (None: any size)."""
     if name not in arrays:
         _refuse(f"{quoted(name)} is missing")
     value = arrays[name]
     _require(value.dtype == dtype, f"{quoted(name)} is {value.dtype}, not {dtype}")
     if shape is not None:
-        same = len(shape) == value.ndim and all(
-            size in (None, there) for size, there in zip(shape, value.shape, strict=False)
+        fits = len(shape) == value.ndim and all(
+            expected in (None, size) for expected, size in zip(shape, value.shape, strict=False)
         )
-        _require(same, f"{quoted(name)} has the shape {quoted(list(value.shape))}, not {quoted(list(shape))}")
+        _require(fits, f"{quoted(name)} has the shape {quoted(list(value.shape))}, not {quoted(list(shape))}")
     _require(value.size > 0, f"{quoted(name)} is empty")
-    _require(bool(np.isfinite(value).all()), f"{quoted(name)} holds NaN or infinity")
+    _require(bool(np.isfinite(value).all()), f"{quoted(name)} contains NaN or infinity")
     return value
 
 
-def _noise(value: Any, names: Sequence[str], what: str) -> None:
-    _require(isinstance(value, dict) and value.keys() == set(names), f"{what} is {quoted(value)}")
+def _noise(value: Any, names: Sequence[str], path: str) -> None:
+    _require(isinstance(value, dict) and value.keys() == set(names), f"{path} is {quoted(value)}")
     for name, each in value.items():
-        _require(is_finite(each) and each >= 0, f"{what} of {quoted(name)} is {quoted(each)}")
+        _require(is_finite(each) and each >= 0, f"{path} of {quoted(name)} is {quoted(each)}")
 
 
-def _object(value: Any, keys: Sequence[str], what: str) -> None:
-    _require(isinstance(value, dict), f"{what} is {quoted(value)}, not an object")
+def _object(value: Any, keys: Sequence[str], path: str) -> None:
+    _require(isinstance(value, dict), f"{path} is {quoted(value)}, not an object")
     for key in keys:
-        _require(key in value, f"{what} lacks {key}")
+        _require(key in value, f"{path} lacks {key}")
     for key in value:
-        _require(key in keys, f"{what} has the unknown field {quoted(key)}")
+        _require(key in keys, f"{path} has the unknown field {quoted(key)}")
 
 
-def _texts(value: Any, what: str) -> None:
-    sound = isinstance(value, list) and len(value) <= MAX_NAMES
-    sound = sound and all(isinstance(text, str) and 0 < len(text) <= MAX_NAMES and text.isprintable() for text in value)
-    _require(sound, f"{what} is {quoted(value)}")
+def _texts(value: Any, path: str) -> None:
+    valid = isinstance(value, list) and len(value) <= MAX_NAMES
+    valid = valid and all(isinstance(text, str) and 0 < len(text) <= MAX_NAMES and text.isprintable() for text in value)
+    _require(valid, f"{path} is {quoted(value)}")
 
 
-def _whole(value: Any, most: int, what: str) -> int:
-    sound = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
-    _require(sound, f"{what} is {quoted(value)}, not a whole number from 1 to {most:,}")
+def _integer(value: Any, most: int, path: str) -> int:
+    valid = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
+    _require(valid, f"{path} is {quoted(value)}, not an integer from 1 to {most:,}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""What a parity run found: the records, the judgement, and their JSON (docs/parity.schema.json)."""
+"""The records of a parity report, its verdict, and its JSON form (docs/parity.schema.json)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 SCHEMA_VERSION = 3
 READABLE_VERSIONS = (2, 3)
-"""Version 2 lacks what is said of kernels: its checks ran the eager implementation."""
+"""Version 2 has no fields about kernels: its checks ran the eager implementation only."""
 DIGITS = 4
 """Significant digits of an error in JSON."""
 
 
 @dataclass(frozen=True)
 class Leaves:
-    """The source's leaves against the artifact's, bit for bit; paths joined by ``/``."""
+    """Bitwise comparison of the source's leaves with the artifact's; paths are joined by ``/``."""
 
     compared: int
     missing: Sequence[str] = ()
@@ -31,9 +31,9 @@ class Leaves:
 
 @dataclass(frozen=True)
 class Statements:
-    """Architecture and behaviour against what the source's own files, or the registry of this file, say of them.
+    """Architecture and behavior compared with the source's own files and the registry entry.
 
-    ``unsaid`` are the fields, with their values, that neither says anything of: nothing can show that they are wrong.
+    ``unsaid`` lists fields, with values, that neither of them states: no check can show that these are wrong.
     """
 
     contradictions: Sequence[str] = ()
@@ -46,12 +46,13 @@ class Statements:
 
 @dataclass(frozen=True)
 class Error:
-    """How far apart the two sides are, and how far they may be.
+    """The largest difference between the two sides, and its bound.
 
     Attributes:
-        error: in units of the update (of a parameter), or of the largest value (of any other quantity).
-        allowed: in the same unit; None where the original's own float32 gives no number, so that nothing is compared.
-        ulps: of a parameter, the error in units in the last place of its largest value.
+        error: for a parameter, relative to the update; for any other quantity, relative to its largest value.
+        allowed: the bound, in the same unit; None if the original's float32 result is not finite, so nothing is
+            compared.
+        ulps: the error of a parameter in units in the last place of its largest value.
     """
 
     error: float
@@ -64,7 +65,7 @@ class Error:
 
     @property
     def excess(self) -> float:
-        """The error for what is allowed, not a number being beyond everything."""
+        """The error divided by its bound; infinite for NaN."""
         if self.allowed is None:
             return 0.0
         if math.isnan(self.error):
@@ -74,21 +75,21 @@ class Error:
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison of numbers.
+    """One comparison of the two sides.
 
     Attributes:
-        level: "network", "step" (single steps from synchronised states), "trajectory" (whole runs) or "original" (the
+        level: "network", "step" (single steps from synchronized states), "trajectory" (whole runs) or "original" (the
             reference against the group's own package).
-        dtype: on both sides.
-        layout: of the torch side's parameters; "" for a network.
-        name: regime, option, flags or length.
-        steps: how many were compared.
-        errors: by output or parameter, the largest of any step.
-        kind: of a step check, "regime", "options" or "flags".
+        dtype: dtype of both sides.
+        layout: layout of the torch side's parameters; "" for a network.
+        name: the regime, option, flags or length.
+        steps: number of compared steps.
+        errors: largest error over all steps, by output or parameter.
+        kind: for a step check, "regime", "options" or "flags".
         broken: intermediate quantities beyond their bounds, as "quantity of parameter".
         by_step: the largest error of any parameter after each step.
-        recorded_worst: :attr:`worst` as a file has it, whose four digits may no longer tell it.
-        kernels: device whose fused kernels stepped the torch side, such as "cpu"; "" for the eager implementation.
+        recorded_worst: :attr:`worst` as stored in a file, whose numbers are rounded to four digits.
+        kernels: device whose fused kernels ran the torch side, such as "cpu"; "" for the eager implementation.
     """
 
     level: str
@@ -105,7 +106,7 @@ class Check:
 
     @property
     def worst(self) -> str:
-        """Where the error is largest for what is allowed there."""
+        """The output or parameter whose error is largest relative to its bound."""
         if self.recorded_worst is not None:
             return self.recorded_worst
         return max(self.errors, key=lambda name: self.errors[name].excess)
@@ -115,14 +116,14 @@ class Check:
         return self.steps > 0 and bool(self.errors) and not self.broken and all(e.passed for e in self.errors.values())
 
     def to_dict(self) -> dict[str, Any]:
-        found = {**asdict(self), "passed": self.passed, "worst": self.worst, "broken": list(self.broken)}
-        del found["recorded_worst"]
-        return found | {"errors": {name: asdict(error) for name, error in self.errors.items()}}
+        values = {**asdict(self), "passed": self.passed, "worst": self.worst, "broken": list(self.broken)}
+        del values["recorded_worst"]
+        return values | {"errors": {name: asdict(error) for name, error in self.errors.items()}}
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """An intermediate quantity over all step checks of one dtype: where it came nearest to its bound."""
+    """The error of an intermediate quantity that came nearest to its bound, over all step checks of one dtype."""
 
     name: str
     dtype: str
@@ -136,7 +137,7 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Link:
-    """One quantity of the chain of an update, at one step of one parameter."""
+    """One quantity in the chain of an update, for one parameter at one step."""
 
     quantity: str
     meaning: str
@@ -150,18 +151,18 @@ class Link:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The first quantity that differs or, where none does, the one that came nearest to its bound.
+    """The first quantity that differs or, if none does, the one that came nearest to its bound.
 
     Attributes:
-        run, dtype, layout, step: where; ``step`` is 0-based.
-        kernels: device whose fused kernels stepped the torch side; "" for the eager implementation.
-        case, shape: the parameter, ``""`` for what belongs to the run, and the shape of the quantity in JAX layout.
-        quantity, meaning: the quantity.
-        index: of the element that is off most, in JAX layout, behind the channel.
+        run, dtype, layout, step: the step check and its step, counted from 0.
+        kernels: device whose fused kernels ran the torch side; "" for the eager implementation.
+        case, shape: the parameter, or ``""`` for a quantity of the run, and the quantity's shape in JAX layout.
+        quantity, meaning: the quantity's name and description.
+        index: index of the element with the largest error: channel first, then JAX layout.
         ours, theirs: its two values.
-        misfit: what is wrong besides numbers: state of another shape, or an exception.
-        off_in, right_in: the parameters for which this quantity is off at this step, and those for which it is not.
-        chain: every quantity of the parameter at this step, first things first.
+        misfit: a difference that is not numeric, such as state of another shape or an exception.
+        off_in, right_in: the parameters for which this quantity is beyond or within its bound at this step.
+        chain: every quantity of the parameter at this step, in the order of computation.
     """
 
     run: str
@@ -189,13 +190,14 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Control:
-    """A seeded fault, and whether this run would have caught it.
+    """A planted fault, and whether the comparison caught it.
 
     Attributes:
-        name, fault: what was planted.
+        name, fault: name and description of the fault.
         status: "caught", "missed" or "not applicable".
-        by: the first quantity that showed it, or "leaves"; the reason, where it does not apply.
-        case: the parameter in which it showed, and by how much, ``error`` against ``allowed``.
+        by: the first quantity that showed the fault, or "leaves"; the reason if the fault is not applicable.
+        case: the parameter in which the fault showed.
+        error, allowed: the error there and its bound.
     """
 
     name: str
@@ -214,7 +216,7 @@ class Kernels:
     Attributes:
         device: "cpu" or "cuda".
         reason: why they were not compared; "" if they were.
-        uncovered: parameters that the kernels do not cover, so that the eager implementation steps them.
+        uncovered: parameters that the kernels do not cover and the eager implementation updates instead.
     """
 
     device: str
@@ -228,7 +230,7 @@ class Kernels:
 
 @dataclass(frozen=True)
 class Coverage:
-    """What was tried, by dimension, and what was not."""
+    """What the run covered, by dimension, and what it did not cover."""
 
     covered: Mapping[str, Sequence[str]]
     not_covered: Sequence[str]
@@ -236,7 +238,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Settings:
-    """How the run was made; the same settings give the same report on the same platform."""
+    """Settings of the run; the same settings on the same platform produce the same report."""
 
     seed: int
     max_error: float
@@ -248,12 +250,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Report:
-    """The judgement on one artifact. ``status`` is "passed", "failed" or "not_run", then with a ``reason``.
+    """The parity result for one artifact, written to ``parity.json``.
 
-    ``fingerprint`` is that of the artifact (:attr:`pylo_zoo.artifact.Artifact.fingerprint`) that was judged;
-    ``vectors`` is the content of the ``parity-vectors.safetensors`` that belongs to it; the JSON has its sha256,
-    which a report that was read from there keeps as ``recorded_sha256``. ``defaults`` are the artifact's defaults at
-    the time, which the fingerprint leaves out; None in a report of an older version.
+    Attributes:
+        fingerprint: :attr:`pylo_zoo.artifact.Artifact.fingerprint` of the compared artifact.
+        vectors: content of ``parity-vectors.safetensors``; the JSON holds its sha256 only.
+        recorded_sha256: that sha256, in a report that was read from JSON.
+        defaults: the artifact's defaults at the time, which the fingerprint does not cover; None in older reports.
+        reason: why ``status`` is "not_run"; None otherwise.
     """
 
     name: str
@@ -276,64 +280,57 @@ class Report:
     recorded_sha256: str | None = field(default=None, repr=False)
     defaults: Mapping[str, float] | None = None
 
-    @staticmethod
-    def from_dict(values: Any) -> Report:
-        """The report whose :meth:`to_dict` gave ``values``, which may be anybody's.
-
-        Raises:
-            ZooError: they are no report, or contradict themselves (:func:`pylo_zoo.parity.reading.read`).
-        """
-        from pylo_zoo.parity.reading import read
-
-        return read(values)
-
     @property
     def vectors_sha256(self) -> str | None:
-        """sha256 of the vectors that belong to it; None without any."""
+        """sha256 of the report's vectors; None if it has none."""
         return hashlib.sha256(self.vectors).hexdigest() if self.vectors else self.recorded_sha256
 
     @property
     def status(self) -> str:
-        """One of "passed", "failed", or "not_run" where no numbers were compared."""
-        right = all(each.passed for each in (self.leaves, self.statements, *self.checks))
-        if not right or self.missed or self.untried:
+        """One of "passed", "failed", or "not_run" if no numbers were compared."""
+        if not self.comparisons_passed or self.missed or self.untried:
             return "failed"
         return "passed" if self.checks else "not_run"
 
     @property
+    def comparisons_passed(self) -> bool:
+        """Whether every comparison that ran passed, planted faults aside."""
+        return all(each.passed for each in (self.leaves, self.statements, *self.checks))
+
+    @property
     def passed(self) -> bool:
-        """Whether everything was compared and is right, planted faults caught included."""
+        """Whether every comparison ran and passed, and every applicable planted fault was caught."""
         return self.status == "passed"
 
     @property
     def missed(self) -> list[Control]:
-        """The planted faults that slipped through."""
+        """The planted faults that the comparisons did not catch."""
         return [control for control in self.controls if control.status == "missed"]
 
     @property
     def untried(self) -> bool:
-        """Whether everything is right, and no planted fault could be tried: such a run cannot fail."""
-        none = bool(self.checks) and all(control.status == "not applicable" for control in self.controls)
-        return none and all(each.passed for each in (self.leaves, self.statements, *self.checks))
+        """Whether every comparison passed but no planted fault applied: such a proof could not have failed."""
+        none_applied = bool(self.checks) and all(control.status == "not applicable" for control in self.controls)
+        return none_applied and self.comparisons_passed
 
     def of_level(self, level: str, kernels: str = "") -> list[Check]:
-        """The checks of one level: of the eager implementation, or of the kernels of a device."""
+        """The checks of one level that ran the eager implementation, or the kernels of one device."""
         return [check for check in self.checks if check.level == level and check.kernels == kernels]
 
     @property
     def devices(self) -> list[str]:
-        """The devices whose kernels were compared, after "" for the eager implementation."""
+        """The empty string for the eager implementation, then the devices whose kernels were compared."""
         return list(dict.fromkeys(["", *(check.kernels for check in self.checks)]))
 
     def worst_step(self, dtype: str) -> tuple[str, Error] | None:
-        """Parameter and error of the largest single-step error of a parameter in ``dtype``; None without any."""
-        found = [item for check in self.of_level("step") if check.dtype == dtype for item in check.errors.items()]
-        compared = [item for item in found if item[1].allowed is not None]
+        """The parameter with the largest single-step error in ``dtype``, and that error; None if none was compared."""
+        errors = [item for check in self.of_level("step") if check.dtype == dtype for item in check.errors.items()]
+        compared = [item for item in errors if item[1].allowed is not None]
         return max(compared, key=lambda item: item[1].error) if compared else None
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``parity.json``."""
-        found = {
+        values = {
             "schema_version": SCHEMA_VERSION,
             "status": self.status,
             "name": self.name,
@@ -354,14 +351,14 @@ class Report:
             "created": self.created,
         }
         if self.defaults is not None:
-            found["defaults"] = dict(self.defaults)
-        return _json(found | ({"reason": self.reason} if self.reason else {}))
+            values["defaults"] = dict(self.defaults)
+        return _json(values | ({"reason": self.reason} if self.reason else {}))
 
 
 def _json(value: Any) -> Any:
-    """``value`` as JSON has it: lists for tuples, None for what is no finite number, errors to four digits."""
+    """``value`` for JSON: tuples become lists, non-finite numbers None, and floats have four significant digits."""
     if isinstance(value, Mapping):
-        return {key: each if key in EXACT else _json(each) for key, each in value.items()}
+        return {key: each if key in UNROUNDED else _json(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [_json(each) for each in value]
     if isinstance(value, float):
@@ -369,4 +366,5 @@ def _json(value: Any) -> Any:
     return value
 
 
-EXACT = ("settings", "source", "defaults")
+UNROUNDED = ("settings", "source", "defaults")
+"""Fields whose numbers are written in full."""

@@ -1,8 +1,8 @@
-"""Single steps from synchronised states: both sides begin where the reference stands, and every quantity is compared.
+"""Single steps from synchronized states: both sides begin with the reference's state, and every quantity is compared.
 
-The reference walks a run in float64, rounded to float32 before each step, so that float32 and float64 on both sides
-begin with the very same numbers. Its own float32 step against its float64 step measures how much rounding matters,
-there and then, for each quantity; what a right port may be off by is derived from that (:mod:`bounds`).
+The reference runs in float64. Its state is rounded to float32 before each step, so float32 and float64 steps of both
+sides begin with the same numbers. The difference between the reference's float32 step and its float64 step measures
+the effect of rounding on each quantity; :mod:`bounds` derives the allowed error from it.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from pylo_zoo.errors import ZooError
 from pylo_zoo.parity import bounds, cases
 from pylo_zoo.parity.cases import CASES, Case
 from pylo_zoo.parity.quantities import PARAMETER, PER_TENSOR, order
-from pylo_zoo.parity.sides import JaxSide, Misfit, Outcome, Snapshot, Tamper, TorchSide, with_behavior
+from pylo_zoo.parity.sides import JaxSide, Outcome, Snapshot, StateMismatch, Tamper, TorchSide, with_behavior
 
 DTYPES = ("float64", "float32")
 LAYOUTS = ("torch", "jax")
 Key = tuple[str, str]
-"""Case, ``""`` for the run, and quantity."""
+"""Case (``""`` for the run) and quantity."""
 LONGEST_MESSAGE = 300
 """Characters of an exception's message that a report keeps."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run of synchronised steps.
+    """A run of synchronized steps.
 
     Attributes:
-        kind: "regime", "options" or "flags": what the run is about.
-        name: of the regime, or of what is set.
-        regime: of the gradients.
-        cases: parameters.
+        kind: "regime", "options" or "flags": what the run varies.
+        name: the regime, or the changed options or fields.
+        regime: regime of the gradients and losses.
+        cases: the parameters.
         hyper: arguments of the optimizer.
-        behavior: fields of the behaviour that differ from the artifact's.
-        lrs: learning rates by step, where a schedule changes them.
-        steps: how many.
-        layouts: of the torch side.
-        table: all parameters of which ``cases`` are some; parameters and gradients are drawn for all of them.
-        noted: whether intermediate quantities are compared, besides state and parameters.
+        behavior: fields of the behavior that differ from the artifact's.
+        lrs: learning rate of each step, if a schedule changes it.
+        steps: number of steps.
+        layouts: layouts of the torch side.
+        table: the table that contains ``cases``; parameters and gradients are drawn for the whole table.
+        traced: whether intermediate quantities are compared, in addition to state and parameters.
     """
 
     kind: str
@@ -56,15 +56,18 @@ class Run:
     steps: int = 3
     layouts: Sequence[str] = LAYOUTS
     table: Sequence[Case] = CASES
-    noted: bool = True
+    traced: bool = True
 
 
 @dataclass(frozen=True)
 class Walk:
-    """The reference's side of a run: where each step begins, and what the two dtypes make of it.
+    """The reference's side of a run.
 
-    ``truth`` and ``single`` are the quantities after each step, flat, in float64 and float32; ``units`` what errors are
-    relative to; ``noise`` by key the largest error of float32, in units.
+    Attributes:
+        before: the state before each step.
+        truth, single: the quantities after each step in float64 and float32, as flat arrays.
+        units: the values that errors are relative to, by step, as flat arrays.
+        noise: largest error of the float32 steps by key, in units.
     """
 
     run: Run
@@ -78,21 +81,21 @@ class Walk:
     noise: np.ndarray
 
     def first(self, steps: int) -> Walk:
-        """The beginning of the walk."""
+        """The first ``steps`` steps of the walk."""
         cut = {name: getattr(self, name)[:steps] for name in ("before", "truth", "single", "units")}
         return replace(self, **cut)
 
 
 class Ledger:
-    """How the quantities of a step stand in one flat array."""
+    """The layout of a step's quantities in one flat array."""
 
     def __init__(self, outcome: Outcome) -> None:
-        found = quantities(outcome)
-        self.keys: list[Key] = sorted(found, key=lambda key: (order(key[1]), key[0]))
-        self.shapes = {key: found[key].shape for key in self.keys}
-        sizes = np.array([found[key].size for key in self.keys])
+        values = quantities(outcome)
+        self.keys: list[Key] = sorted(values, key=lambda key: (order(key[1]), key[0]))
+        self.shapes = {key: values[key].shape for key in self.keys}
+        sizes = np.array([values[key].size for key in self.keys])
         self.starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(int)
-        channels = [_channels(key, found[key].shape) for key in self.keys]
+        channels = [_channels(key, values[key].shape) for key in self.keys]
         self._channel_starts = np.concatenate(
             [start + np.arange(n) * (size // n) for start, size, n in zip(self.starts, sizes, channels, strict=True)]
         ).astype(int)
@@ -102,14 +105,14 @@ class Ledger:
         self.index = {key: place for place, key in enumerate(self.keys)}
 
     def flat(self, outcome: Outcome) -> np.ndarray:
-        """The quantities of ``outcome``, in float64; NaN where it lacks one."""
-        found = quantities(outcome)
-        return np.concatenate([self._part(found.get(key), self.shapes[key]) for key in self.keys])
+        """The quantities of ``outcome`` as float64; NaN for missing ones."""
+        values = quantities(outcome)
+        return np.concatenate([self._part(values.get(key), self.shapes[key]) for key in self.keys])
 
     def _part(self, value: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
         if value is None:
             return np.full(int(np.prod(shape)), np.nan)
-        if value.size == 1 and not shape:  # a scalar, which the update sees as [1]
+        if value.size == 1 and not shape:  # the update receives a scalar as shape [1]
             value = value.reshape(())
         try:
             return np.broadcast_to(value, shape).ravel()
@@ -117,82 +120,82 @@ class Ledger:
             return np.full(int(np.prod(shape)), np.nan)
 
     def units(self, truth: np.ndarray, before: Snapshot) -> np.ndarray:
-        """The largest magnitude of each quantity, a channel apart; of the parameters, of their movement."""
-        moved = truth.copy()
+        """The largest magnitude of each quantity per channel; for parameters, of the update."""
+        values = truth.copy()
         for name, value in before.params.items():
             part = self.slice((name, PARAMETER))
-            moved[part] -= np.asarray(value, np.float64).ravel()
-        largest = np.maximum.reduceat(np.nan_to_num(np.abs(moved)), self._channel_starts)
+            values[part] -= np.asarray(value, np.float64).ravel()
+        largest = np.maximum.reduceat(np.nan_to_num(np.abs(values)), self._channel_starts)
         return np.repeat(largest, self._channel_sizes)
 
     def errors(self, ours: np.ndarray, truth: np.ndarray, units: np.ndarray) -> np.ndarray:
-        """Elementwise, in units; infinite where only one side is a number."""
+        """Elementwise errors, in units; infinite if only one side is NaN."""
         with np.errstate(all="ignore"):
             difference = np.abs(ours - truth)
-            found = np.where(difference == 0, 0.0, difference / units)
-        same = np.isnan(ours) & np.isnan(truth) | (ours == truth)
-        return np.where(same, 0.0, np.where(np.isnan(found), np.inf, found))
+            relative = np.where(difference == 0, 0.0, difference / units)
+        equal = np.isnan(ours) & np.isnan(truth) | (ours == truth)
+        return np.where(equal, 0.0, np.where(np.isnan(relative), np.inf, relative))
 
     def worst(self, errors: np.ndarray) -> np.ndarray:
-        """By key, the largest of its elements."""
+        """The largest element of each key."""
         return np.maximum.reduceat(errors, self.starts)
 
     def slice(self, key: Key) -> slice:
-        """Where ``key`` stands."""
+        """The position of ``key`` in the flat array."""
         start = self.starts[self.index[key]]
         return slice(start, start + int(np.prod(self.shapes[key])))
 
 
 def _channels(key: Key, shape: tuple[int, ...]) -> int:
-    """How many channels with units of their own a quantity has: those of accumulators and features."""
-    led = key[1].startswith(("features/", "normalized/")) or key[1] in ("momentum", "row", "col", "diag")
-    return shape[0] if led and shape else 1
+    """Number of channels with separate units. Only accumulators and features have a leading channel axis."""
+    has_channels = key[1].startswith(("features/", "normalized/")) or key[1] in ("momentum", "row", "col", "diag")
+    return shape[0] if has_channels and shape else 1
 
 
 def quantities(outcome: Outcome) -> dict[Key, np.ndarray]:
-    """Everything that a step gave: notes, state and parameters."""
+    """All quantities of a step: trace, state and parameters."""
     after = outcome.after
     state = {(name, key): value for name, own in after.state.items() for key, value in own.items()}
     run = {("", "count" if key == "step" else key): value for key, value in after.run.items()}
-    return {**outcome.notes, **state, **run, **{(name, PARAMETER): value for name, value in after.params.items()}}
+    return {**outcome.trace, **state, **run, **{(name, PARAMETER): value for name, value in after.params.items()}}
 
 
 def walk(artifact: Artifact, theta: Mapping[str, Any], run: Run, seed: int) -> Walk:
-    """Walk the reference along ``run``, while it is finite."""
+    """Run the reference along ``run`` while it is finite."""
     changed = with_behavior(artifact, run.behavior)
     start = cases.parameters(seed, cases.REGIMES[run.regime].scale, run.table)
     grads = cases.gradients(seed, run.regime, run.steps, run.table)
     losses = cases.losses(seed, run.regime, run.steps)
     double, single = (JaxSide(changed, theta, run.cases, start, run.hyper, dtype) for dtype in DTYPES)
-    now = rounded(double.fresh())
-    if "step" in now.run:
-        now.run["step"] = np.asarray(cases.REGIMES[run.regime].start)  # pyright: ignore[reportIndexIssue]
+    state = rounded(double.fresh())
+    if "step" in state.run:
+        state.run["step"] = np.asarray(cases.REGIMES[run.regime].start)  # pyright: ignore[reportIndexIssue]
     ledger: Ledger | None = None
     before, truths, singles, units = [], [], [], []
     noise: np.ndarray | None = None
     for step in range(run.steps):
         lr = run.lrs[step] if run.lrs else None
-        exact = double.step(now, grads[step], losses[step], lr, noted=run.noted)
+        exact = double.step(state, grads[step], losses[step], lr, traced=run.traced)
         ledger = ledger or Ledger(exact)
         truth = ledger.flat(exact)
         if not np.isfinite(truth).all():
             break
-        unit = ledger.units(truth, now)
-        rough = ledger.flat(single.step(now, grads[step], losses[step], lr, noted=run.noted))
+        unit = ledger.units(truth, state)
+        rough = ledger.flat(single.step(state, grads[step], losses[step], lr, traced=run.traced))
         errors = ledger.worst(ledger.errors(rough, truth, unit))
         noise = errors if noise is None else np.maximum(noise, errors)
-        before.append(now)
+        before.append(state)
         truths.append(truth)
         singles.append(rough)
         units.append(unit)
-        now = rounded(exact.after)
+        state = rounded(exact.after)
     assert ledger is not None
     noise = np.zeros(len(ledger.keys)) if noise is None else noise
     return Walk(run, grads, losses, before, ledger, truths, singles, units, noise)
 
 
 def rounded(snapshot: Snapshot) -> Snapshot:
-    """``snapshot`` in float32 numbers; counters stay."""
+    """``snapshot`` with every value rounded to float32; integer counters stay."""
 
     def values(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {k: v if np.issubdtype(v.dtype, np.integer) else cases.rounded(v) for k, v in arrays.items()}
@@ -202,22 +205,22 @@ def rounded(snapshot: Snapshot) -> Snapshot:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a torch side made of a walk.
+class StepComparison:
+    """The torch side of a walk, compared with the reference's.
 
     Attributes:
-        walked: the reference's side.
-        dtype, layout: of the torch side.
-        ours: the quantities after each step, flat.
-        errors: by step and key, in units.
-        allowed: by key; infinite where the original's own float32 gives no number, so that nothing is compared.
-        misfits: state that could not be put in place, or what the optimizer raised, by key.
-        kernels: device whose fused kernels stepped; "" for the eager implementation.
-        compared: by key, whether the side shows the quantity; kernels show no intermediate quantity of a parameter.
-        eager: cases that the eager implementation stepped.
+        walk: the reference's side.
+        dtype, layout: dtype and layout of the torch side.
+        ours: the torch side's quantities after each step, as flat arrays.
+        errors: errors by step and key, in units.
+        allowed: bounds by key; infinite if the original's float32 result is not finite, so nothing is compared.
+        misfits: differences that are not numeric, by key: state of another shape, or an exception.
+        kernels: device whose fused kernels ran; "" for the eager implementation.
+        compared: by key, whether the torch side exposes the quantity. Kernels expose no feature of a parameter.
+        eager: cases that the eager implementation updated.
     """
 
-    walked: Walk
+    walk: Walk
     dtype: str
     layout: str
     ours: Sequence[np.ndarray]
@@ -230,96 +233,95 @@ class Found:
 
     @property
     def excess(self) -> np.ndarray:
-        """By step and key, the error for what is allowed; 0 where nothing is compared."""
+        """Error divided by bound, by step and key; 0 if nothing is compared."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(np.isinf(self.allowed) | (self.errors == 0), 0.0, self.errors / self.allowed)
 
     @property
     def off(self) -> np.ndarray:
-        """By step and key, whether the error is beyond its bound."""
+        """Whether the error exceeds its bound, by step and key."""
         return self.errors > self.allowed
 
 
 def compare(
     artifact: Artifact,
-    walked: Walk,
+    walk: Walk,
     dtype: str,
     layout: str,
     max_error: float = bounds.MAX_ERROR,
     kernels: str = "",
     tamper: Tamper | None = None,
-) -> Found:
-    """Take every step of ``walked`` with the torch optimizer, from the same beginnings.
+) -> StepComparison:
+    """Run every step of ``walk`` with the torch optimizer, from the same states.
 
     Args:
-        artifact: of the torch side.
-        walked: the reference's side.
-        dtype: "float32" or "float64"; kernels have float32 alone.
+        artifact: the torch side.
+        walk: the reference's side.
+        dtype: "float32" or "float64"; kernels support float32 only.
         layout: "torch" or "jax".
-        max_error: largest float64 error of a parameter.
-        kernels: device whose fused kernels step; "" for the eager implementation.
+        max_error: largest allowed float64 error of a parameter.
+        kernels: device whose fused kernels run; "" for the eager implementation.
         tamper: plants a fault in these kernels.
 
     Raises:
         ZooError: the optimizer cannot be built, or the two sides do not keep the same state.
     """
-    run, ledger = walked.run, walked.ledger
+    run, ledger = walk.run, walk.ledger
     side: TorchSide | None = None
     ours, errors, misfits = [], [], {}
-    for step, before in enumerate(walked.before):
+    for step, before in enumerate(walk.before):
         try:
             side = side or TorchSide(
                 *(with_behavior(artifact, run.behavior), run.cases, before.params, run.hyper, dtype, layout),
                 kernels=kernels,
                 tamper=tamper,
             )
-            outcome = side.step(before, walked.grads[step], walked.losses[step], run.lrs[step] if run.lrs else None)
-        except Exception as error:  # whatever a broken port raises is a difference, and has a place
-            if isinstance(error, Misfit) or (side is None and isinstance(error, ZooError)):
+            outcome = side.step(before, walk.grads[step], walk.losses[step], run.lrs[step] if run.lrs else None)
+        except Exception as error:  # an exception of a broken port is reported as a difference
+            if isinstance(error, StateMismatch) or (side is None and isinstance(error, ZooError)):
                 raise
-            place, misfits_here = _raised(error, side, step, run)
-            misfits |= misfits_here
-            ours.append(walked.truth[step])
+            key, misfits[key] = _describe_exception(error, side, step, run)
+            ours.append(walk.truth[step])
             errors.append(np.zeros(len(ledger.keys)))
-            errors[-1][ledger.index[place]] = np.inf
+            errors[-1][ledger.index[key]] = np.inf
             break
         flat = ledger.flat(outcome)
         ours.append(flat)
-        errors.append(ledger.worst(ledger.errors(flat, walked.truth[step], walked.units[step])))
+        errors.append(ledger.worst(ledger.errors(flat, walk.truth[step], walk.units[step])))
     table = np.array(errors).reshape(len(errors), len(ledger.keys))
-    compared = np.array([not kernels or _shown_by_kernels(key, walked) for key in ledger.keys])
+    compared = np.array([not kernels or _exposed_by_kernels(key, walk) for key in ledger.keys])
     table[:, ~compared] = 0.0
     for key, why in side.misfits.items() if side else ():
-        place = key if key in ledger.index else (key[0], PARAMETER)
-        table[:, ledger.index[place]] = np.inf
-        misfits[place] = why
-    allowed = bounds.allowed(walked.noise, dtype)
+        key = key if key in ledger.index else (key[0], PARAMETER)
+        table[:, ledger.index[key]] = np.inf
+        misfits[key] = why
+    allowed = bounds.allowed(walk.noise, dtype)
     if dtype == "float64":
         updates = [ledger.index[name, PARAMETER] for name in (case.name for case in run.cases)]
         allowed[updates] = np.minimum(allowed[updates], max_error)
     eager = frozenset(side.eager if side else ())
-    return Found(walked, dtype, layout, ours, table, allowed, misfits, kernels, compared, eager)
+    return StepComparison(walk, dtype, layout, ours, table, allowed, misfits, kernels, compared, eager)
 
 
-def _raised(error: Exception, side: TorchSide | None, step: int, run: Run) -> tuple[Key, dict[Key, str]]:
-    """The place of an exception, and what the report says of it there."""
+def _describe_exception(error: Exception, side: TorchSide | None, step: int, run: Run) -> tuple[Key, str]:
+    """The key under which the report shows an exception, and its text there."""
     subject = side.subject if side else ""
     message = " ".join(str(error).split())[:LONGEST_MESSAGE]
-    when = f"at step {step + 1}" + (f" of {subject}" if subject else "") if side else "when it was built"
-    place = subject or run.cases[0].name, PARAMETER
-    return place, {place: f"the optimizer raised {type(error).__name__} {when}: {message}"}
+    when = f"at step {step + 1}" + (f" of {subject}" if subject else "") if side else "in its constructor"
+    key = subject or run.cases[0].name, PARAMETER
+    return key, f"the optimizer raised {type(error).__name__} {when}: {message}"
 
 
-def _shown_by_kernels(key: Key, walked: Walk) -> bool:
-    """Whether a side that runs kernels shows this quantity: state, parameters, and what is computed before them."""
+def _exposed_by_kernels(key: Key, walk: Walk) -> bool:
+    """Whether fused kernels expose this quantity: parameters, state, and what is computed before the update."""
     case, quantity = key
     if not case or quantity == PARAMETER or quantity.startswith(PER_TENSOR):
         return True
-    return bool(walked.before) and quantity in walked.before[0].state[case]
+    return bool(walk.before) and quantity in walk.before[0].state[case]
 
 
 def all_sides(run: Run, devices: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """Each dtype, layout and device of kernels ("" for the eager implementation) that ``run`` is tried in."""
+    """Each combination of dtype, layout and device of kernels ("" for eager) in which ``run`` is compared."""
     for dtype, kernels in [*((dtype, "") for dtype in DTYPES), *(("float32", device) for device in devices)]:
         for layout in run.layouts:
             yield dtype, layout, kernels

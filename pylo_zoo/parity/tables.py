@@ -1,4 +1,4 @@
-"""Reports as tables on a terminal."""
+"""Prints reports as tables on a terminal."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from pylo_zoo.parity import bounds, phrases
 from pylo_zoo.parity.report import Check, Control, Error, Explanation, Report
 
 LEGEND = (
-    "Largest errors over every shape, step and layout, in units of the update (whole runs:\n"
-    "of the movement; network: of the largest output); ulps: of float32. Tightest at names\n"
-    "what came nearest to its bound. --html FILE shows everything, --explain one chain."
+    "Errors are the largest over all shapes, steps and layouts, relative to the update (whole\n"
+    "runs: to the movement; network: to the largest output). ulps are of float32. The column\n"
+    "'tightest at' names the error nearest to its bound. --html FILE shows everything,\n"
+    "--explain one chain."
 )
 MOST_LINKS = 12
-"""How many quantities after the first that is off a chain shows."""
+"""Number of quantities shown from the first one beyond its bound."""
 
 
 def print_report(report: Report, console: Console, *, explained: bool = False) -> None:
-    """Print one report: a line a run, the planted faults, what to look at where it failed, the verdict."""
+    """Print one report: one line per run, the planted faults, the reasons of a failure, and the verdict."""
     table = _table(f"Parity of {report.name} ({report.family}) with its JAX original")
     for column in ("check", "run"):
         table.add_column(column)
@@ -32,23 +33,27 @@ def print_report(report: Report, console: Console, *, explained: bool = False) -
         table.add_column(column, justify="right")
     table.add_column("tightest at")
     table.add_column("")
-    _add_texts(table, report)
+    _add_leaves_and_statements(table, report)
     for (level, kind, name), checks in _grouped(report.checks).items():
         table.add_row(
-            _what(level, kind), _run(name, checks), *_numbers(checks), _verdict(all(c.passed for c in checks))
+            _describe_level(level, kind),
+            _describe_run(name, checks),
+            *_numbers(checks),
+            _verdict(all(c.passed for c in checks)),
         )
     _add_kernels(table, report)
     _add_controls(table, report.controls)
     console.print(table)
     if report.checks:
         console.print(LEGEND, soft_wrap=True)
-        for reason in wide(report.checks):
+        for reason in wide_bounds(report.checks):
             console.print(reason, soft_wrap=True)
     for contradiction in report.statements.contradictions:
         console.print(Text(contradiction, style="red"), soft_wrap=True)
     for each in report.statements.unsaid:
-        if "where the released value" in each:
-            console.print(Text(f"Neither its files nor the registry say it: {each}.", style="yellow"), soft_wrap=True)
+        if "released value" in each:
+            text = f"Neither the source's files nor the registry state {each}."
+            console.print(Text(text, style="yellow"), soft_wrap=True)
     if report.explanation and (explained or report.explanation.failed):
         explain(report.explanation, console, whole=explained)
     if report.status == "failed" and not (report.explanation and report.explanation.failed):
@@ -57,33 +62,33 @@ def print_report(report: Report, console: Console, *, explained: bool = False) -
     console.print(verdict(report), soft_wrap=True)
 
 
-def wide(checks: Sequence[Check]) -> list[str]:
-    """Why a large error passes, a sentence per run and dtype: the bound follows the original's own rounding."""
-    found: dict[tuple[str, str], tuple[Error, str]] = {}
+def wide_bounds(checks: Sequence[Check]) -> list[str]:
+    """One sentence per run and dtype in which a large error passes: why its bound is so wide."""
+    largest_by_run: dict[tuple[str, str], tuple[Error, str]] = {}
     for check in checks:
         errors = [error for error in phrases.compared(check).values() if phrases.loose(error) and error.passed]
         largest = max(errors, key=lambda error: error.error, default=None)
         if largest is None or largest.error <= phrases.LOOSE:
             continue
-        run = (check.dtype, _run(check.name, [check]))
-        if run not in found or found[run][0].error < largest.error:
-            found[run] = largest, phrases.UNITS[check.level]
+        run = (check.dtype, _describe_run(check.name, [check]))
+        if run not in largest_by_run or largest_by_run[run][0].error < largest.error:
+            largest_by_run[run] = largest, phrases.UNITS[check.level]
     return [
-        f"{dtype}, {run}: {error.error:.1e} {unit} is ok, because the original's own float32 error is up to "
-        f"{(error.allowed or 0.0) / bounds.FACTOR:.1e} there, and {bounds.FACTOR} times that is allowed."
-        for (dtype, run), (error, unit) in found.items()
+        f"{dtype}, {run}: {error.error:.1e} {unit} passes, because the original's own float32 error is up to "
+        f"{(error.allowed or 0.0) / bounds.FACTOR:.1e}, and {bounds.FACTOR} times that is allowed."
+        for (dtype, run), (error, unit) in largest_by_run.items()
     ]
 
 
 def verdict(report: Report) -> Text:
-    """The outcome in one line."""
+    """The status in one line."""
     if report.reason:
-        return Text(f"parity: not checked, {report.reason}")
+        return Text(f"parity: not checked ({report.reason})")
     return Text(f"parity: {report.status}", style="green" if report.passed else "bold red")
 
 
 def summary(reports: Sequence[Report], missing: Mapping[str, str], broken: Mapping[str, str], console: Console) -> None:
-    """Print a line an entry."""
+    """Print one line per entry."""
     table = _table("Parity")
     for column in ("name", "family"):
         table.add_column(column)
@@ -101,20 +106,20 @@ def summary(reports: Sequence[Report], missing: Mapping[str, str], broken: Mappi
 
 
 def caught(controls: Sequence[Control]) -> str:
-    """How many of the planted faults that apply were caught."""
+    """Numbers of planted faults that were caught and that apply."""
     statuses = [control.status for control in controls]
-    tried = len(statuses) - statuses.count("not applicable")
-    return f"{statuses.count('caught')} of {tried}" if tried else "–"
+    applicable = len(statuses) - statuses.count("not applicable")
+    return f"{statuses.count('caught')} of {applicable}" if applicable else "–"
 
 
 def explain(explanation: Explanation, console: Console, *, whole: bool = False) -> None:
-    """Print where a difference begins, and the chain of quantities of that parameter at that step."""
+    """Print the explained quantity, and the chain of quantities of its parameter at that step."""
     e = explanation
-    first = next((place for place, link in enumerate(e.chain) if link.quantity == e.quantity), 0)
+    first = next((index for index, link in enumerate(e.chain) if link.quantity == e.quantity), 0)
     failed = e.failed
-    what = "First difference" if failed else "Nearest to its bound (no quantity of a single step is off)"
-    where = f"of {e.case!r} {list(e.shape)}" if e.case else "of the run"
-    console.print(Text(f"\n{what}: {e.quantity} {where}", style="bold red" if failed else "bold"), soft_wrap=True)
+    title = "First difference" if failed else "Nearest to its bound (no quantity of a single step is off)"
+    of = f"of {e.case!r} {list(e.shape)}" if e.case else "of the run"
+    console.print(Text(f"\n{title}: {e.quantity} {of}", style="bold red" if failed else "bold"), soft_wrap=True)
     console.print(f"  {e.meaning}", soft_wrap=True)
     by = f", {phrases.backend(e.kernels)}" if e.kernels else ""
     console.print(f"  in the run {e.run!r}, step {e.step + 1}, {e.dtype}, {e.layout} layout{by}", soft_wrap=True)
@@ -126,7 +131,7 @@ def explain(explanation: Explanation, console: Console, *, whole: bool = False) 
     if failed and e.off_in:
         console.print(f"  off in: {'; '.join(e.off_in)}", soft_wrap=True)
         console.print(f"  right in: {'; '.join(e.right_in) or 'none'}", soft_wrap=True)
-    table = _table("The chain at that step, first things first")
+    table = _table("Quantities of that step, in order")
     table.add_column("quantity", no_wrap=True)
     table.add_column("error", justify="right")
     table.add_column("allowed", justify="right")
@@ -141,20 +146,20 @@ def _table(title: str) -> Table:
     return Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
 
 
-def _add_texts(table: Table, report: Report) -> None:
+def _add_leaves_and_statements(table: Table, report: Report) -> None:
     broken = [*report.leaves.missing, *report.leaves.extra, *report.leaves.differing]
     where = broken[0] if broken else f"{report.leaves.compared} leaves"
     table.add_row("leaves", "bit for bit", f"{len(broken)} off", "", "", where, _verdict(report.leaves.passed))
     off, unsaid = f"{len(report.statements.contradictions)} off", len(report.statements.unsaid)
-    nobody = f"{unsaid} fields nobody says" if unsaid else ""
-    table.add_row("behaviour", "as its files say", off, "", "", nobody, _verdict(report.statements.passed))
+    unchecked = f"{phrases.count(unsaid, 'field')} not stated" if unsaid else ""
+    table.add_row("behavior", "as its source states", off, "", "", unchecked, _verdict(report.statements.passed))
 
 
 def _add_controls(table: Table, controls: Sequence[Control]) -> None:
     if not controls:
         return
     if all(control.status == "not applicable" for control in controls):
-        table.add_row("planted faults", "not tried", "", "", "", controls[0].by)
+        table.add_row("planted faults", "not planted", "", "", "", controls[0].by)
         return
     missed = [control.name for control in controls if control.status == "missed"]
     where = f"missed: {', '.join(missed)}" if missed else ""
@@ -162,62 +167,62 @@ def _add_controls(table: Table, controls: Sequence[Control]) -> None:
 
 
 def _add_kernels(table: Table, report: Report) -> None:
-    """A row for the single steps and one for the whole runs of each device; the reason for a device without."""
+    """Add two rows per compared device, for single steps and whole runs, and the reason for each other device."""
     for each in report.kernels:
         if not each.compared:
             table.add_row(f"{each.device} kernels", "not compared", "", "", "", each.reason)
     for device in report.devices[1:]:
-        for level, what in (("step", "single steps"), ("trajectory", "whole runs")):
-            if found := report.of_level(level, device):
-                runs, right = len({check.name for check in found}), all(check.passed for check in found)
-                checks = [_telling(check) for check in found]
-                checks = [c for c in checks if not all(map(phrases.loose, c.errors.values()))] or checks
-                row = f"{device} kernels", f"{what}, {phrases.count(runs, 'run')}"
-                table.add_row(*row, *_numbers(checks), _verdict(right))
+        for level, title in (("step", "single steps"), ("trajectory", "whole runs")):
+            if checks := report.of_level(level, device):
+                runs, passed = len({check.name for check in checks}), all(check.passed for check in checks)
+                significant = [_without_loose_errors(check) for check in checks]
+                tight = [check for check in significant if not all(map(phrases.loose, check.errors.values()))]
+                row = f"{device} kernels", f"{title}, {phrases.count(runs, 'run')}"
+                table.add_row(*row, *_numbers(tight or significant), _verdict(passed))
 
 
-def _telling(check: Check) -> Check:
-    """``check`` without the errors whose bound says little, if others are left."""
+def _without_loose_errors(check: Check) -> Check:
+    """``check`` without passing errors that have a loose bound, if other errors are left."""
     errors = {name: each for name, each in check.errors.items() if not (phrases.loose(each) and each.passed)}
     return replace(check, errors=errors or check.errors)
 
 
 def _grouped(checks: Sequence[Check]) -> dict[tuple[str, str, str], list[Check]]:
     """The checks of the eager implementation by level, kind and name."""
-    found: dict[tuple[str, str, str], list[Check]] = {}
+    groups: dict[tuple[str, str, str], list[Check]] = {}
     for check in (check for check in checks if not check.kernels):
-        found.setdefault((check.level, check.kind, check.name), []).append(check)
-    return found
+        groups.setdefault((check.level, check.kind, check.name), []).append(check)
+    return groups
 
 
-def _what(level: str, kind: str) -> str:
+def _describe_level(level: str, kind: str) -> str:
     if level == "step":
         return {"regime": "single steps", "options": "… with options", "flags": "… with flags"}[kind]
     return {"network": "network", "trajectory": "whole runs", "original": "reference, original"}[level]
 
 
-def _run(name: str, checks: Sequence[Check]) -> str:
+def _describe_run(name: str, checks: Sequence[Check]) -> str:
     short = name.partition(":")[0]
     return f"{short}, {checks[0].steps} steps" if checks[0].level == "trajectory" else short
 
 
 def _numbers(checks: Sequence[Check]) -> tuple[str, str, str, str]:
-    """The largest errors in either dtype, the float32 one in ulps, and what came nearest to its bound."""
-    worst = {
+    """The largest error in each dtype, the largest float32 error in ulps, and the name of the tightest comparison."""
+    errors = {
         dtype: [error for check in checks if check.dtype == dtype for error in check.errors.values()]
         for dtype in ("float64", "float32")
     }
     largest = {
-        dtype: max((e.error for e in errors if e.allowed is not None), default=None) for dtype, errors in worst.items()
+        dtype: max((e.error for e in each if e.allowed is not None), default=None) for dtype, each in errors.items()
     }
-    ulps = max((e.ulps for e in worst["float32"] if e.ulps is not None and e.allowed is not None), default=None)
+    ulps = max((e.ulps for e in errors["float32"] if e.ulps is not None and e.allowed is not None), default=None)
     check = max(checks, key=lambda check: (bool(check.broken), check.errors[check.worst].excess))
     where = check.broken[0] if check.broken else check.worst
     return _number(largest["float64"]), _number(largest["float32"]), _number(ulps, ".2g"), where
 
 
-def _worst(found: tuple[str, Error] | None) -> str:
-    return _number(found[1].error) if found else ""
+def _worst(item: tuple[str, Error] | None) -> str:
+    return _number(item[1].error) if item else ""
 
 
 def _number(value: float | None, form: str = ".1e") -> str:

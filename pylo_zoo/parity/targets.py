@@ -1,4 +1,4 @@
-"""What can be verified: an artifact's directory, a registry entry, random weights of a family, or everything."""
+"""Verifies an artifact's directory, a registry entry, random weights of a family, or everything."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from pylo_zoo.warn import warn
 from pylo_zoo.weights import load
 
 PUBLIC = ("hf://", "gs://")
-"""Where an original is looked for that is not at hand."""
+"""Addresses from which a missing original is downloaded automatically."""
 SCALE = 0.1
 """Standard deviation of random weights."""
 
 
 @dataclass(frozen=True)
-class How:
-    """How to verify: the arguments of :func:`pylo_zoo.parity.verify`."""
+class VerifySettings:
+    """Optional arguments of :func:`pylo_zoo.parity.verify`."""
 
     seed: int = SEED
     max_error: float = bounds.MAX_ERROR
@@ -45,31 +45,34 @@ class How:
 
 
 def verify_target(
-    target: str | Path, source: str | Path | None = None, *, access: Access | None = None, how: How | None = None
+    target: str | Path,
+    source: str | Path | None = None,
+    *,
+    access: Access | None = None,
+    settings: VerifySettings | None = None,
 ) -> Report:
-    """:func:`~pylo_zoo.parity.verify` an artifact's directory, whose proof is replaced, a registry entry, one on the
-    Hub, or random weights.
+    """Run :func:`~pylo_zoo.parity.verify` on ``target``, and write the proof into the artifact's directory.
 
     Args:
         target: directory, registry name, ``hf://ORG/NAME``, or ``random:FAMILY``.
-        source: the original checkpoint file, or its address; by default the copy that the conversion kept, or what is
-            at the address on the Hub or in a bucket that the artifact names, if that has the hash that it names.
-        access: how to fetch.
-        how: seed, bound and progress.
+        source: the original checkpoint file or its URI. By default the copy that the conversion kept, or else a
+            download from the artifact's source URI, which must have the recorded sha256.
+        access: how to fetch files.
+        settings: seed, bound and progress callback.
 
     Raises:
-        ZooError: as :func:`~pylo_zoo.parity.verify`, or the original is not at hand.
+        ZooError: as :func:`~pylo_zoo.parity.verify`, or the original is not available.
     """
-    how = how or How()
+    settings = settings or VerifySettings()
     if isinstance(target, str) and target.startswith(RANDOM):
-        return _verify_random(target.removeprefix(RANDOM), how)
+        return _verify_random(target.removeprefix(RANDOM), settings)
     artifact = load(target, proven=False, access=access)
-    report = _run(artifact, _original(artifact, source, access), how)
+    report = _verify(artifact, _original(artifact, source, access), settings)
     if artifact.path is not None and report.status != "not_run" and not is_pulled(artifact.path):
         if os.access(artifact.path, os.W_OK):
             write_parity(artifact.path, report.to_dict(), report.vectors)
         else:
-            warn(f"{artifact.path} is read-only, so the proof was not put into it.")
+            warn(f"{artifact.path} is read-only, so the proof was not written to it.")
     return report
 
 
@@ -77,38 +80,36 @@ def _original(artifact: Artifact, source: str | Path | None, access: Access | No
     """The file that ``artifact`` was converted from."""
     pin, uri = artifact.source, artifact.source.uri
     if source is None:
-        if found := original(pin.sha256):
-            return found
+        if kept := original(pin.sha256):
+            return kept
         if not uri.startswith(PUBLIC):
             raise ZooError(
-                f"The original of {artifact.name} ({uri}, sha256 {pin.sha256}) is not at hand.",
-                "Give it with --source FILE.",
+                f"The original of {artifact.name} ({uri}, sha256 {pin.sha256}) is not available.",
+                "Pass it with --source FILE.",
             )
-        source = uri  # a stranger's artifact may name an address anywhere: only these are asked unasked
+        source = uri  # an untrusted artifact may name any URI, so only the public ones are fetched
     if isinstance(source, str) and is_uri(source):
         return fetch(source, sha256=pin.sha256, bytes=pin.bytes, access=access)
     return Path(source)
 
 
 def replay_target(target: str | Path, *, access: Access | None = None) -> Report:
-    """:func:`~pylo_zoo.parity.replay` the artifact that ``target``, a directory or ``hf://ORG/NAME``, is."""
+    """Run :func:`~pylo_zoo.parity.replay` on ``target``, a directory or ``hf://ORG/NAME``."""
     on_the_hub = isinstance(target, str) and target.startswith("hf://")
     return replay(load(target if on_the_hub else Path(target), proven=False, access=access))
 
 
-def _run(artifact: Artifact, path: Path, how: How) -> Report:
-    return parity.verify(artifact, path, seed=how.seed, max_error=how.max_error, progress=how.progress)
+def _verify(artifact: Artifact, path: Path, settings: VerifySettings) -> Report:
+    return parity.verify(artifact, path, seed=settings.seed, max_error=settings.max_error, progress=settings.progress)
 
 
-def _verify_random(name: str, how: How) -> Report:
+def _verify_random(name: str, settings: VerifySettings) -> Report:
     family = converters.get(name)
     if jax_is_missing():
-        raise ZooError(
-            "Random weights are compared with JAX alone, which is not installed.", "pip install 'pylo-zoo[jax]'."
-        )
+        raise ZooError("Verifying random weights requires JAX, which is not installed.", "pip install 'pylo-zoo[jax]'.")
     from flax import serialization
 
-    random = np.random.default_rng(how.seed)
+    random = np.random.default_rng(settings.seed)
     leaves = {
         path: np.float32(SCALE) * random.standard_normal(shape, dtype=np.float32)
         for path, shape in sorted(leaf_shapes(family, family.released).items())
@@ -116,18 +117,18 @@ def _verify_random(name: str, how: How) -> Report:
     with TemporaryDirectory() as directory:
         path = Path(directory) / "theta.state"
         path.write_bytes(serialization.msgpack_serialize(nest(leaves)))
-        report = _run(replace(convert(name, source=path), name=RANDOM + name), path, how)
-    return replace(report, source={**report.source, "uri": f"{RANDOM}{name} (seed {how.seed})"})
+        report = _verify(replace(convert(name, source=path), name=RANDOM + name), path, settings)
+    return replace(report, source={**report.source, "uri": f"{RANDOM}{name} (seed {settings.seed})"})
 
 
 @dataclass
-class Everything:
-    """What came of verifying all there is.
+class VerifyResults:
+    """The results of one or more verifications.
 
     Attributes:
-        reports: of what could be tried.
-        missing: the entries whose files could not be had, with the reason.
-        broken: those that could not be read or run for another reason, with that.
+        reports: the reports.
+        missing: entries whose files are unavailable, with the reason.
+        broken: entries that could not be read or run, with the error message.
     """
 
     reports: list[Report] = field(default_factory=list)
@@ -139,40 +140,43 @@ class Everything:
         return bool(self.reports) and not self.broken and all(report.passed for report in self.reports)
 
 
-def verify_all(access: Access | None = None, how: How | None = None) -> Everything:
-    """Verify random weights of every family that has a reference, and every registry entry whose files can be had."""
-    how = how or How()
+def verify_all(access: Access | None = None, settings: VerifySettings | None = None) -> VerifyResults:
+    """Verify random weights of every family with a reference, and every registry entry whose files are available."""
+    settings = settings or VerifySettings()
     if jax_is_missing():
         raise ZooError("Parity runs the original in JAX, which is not installed.", "pip install 'pylo-zoo[jax]'.")
-    found = Everything()
+    results = VerifyResults()
     for name in targets():
         try:
-            found.reports.append(verify_target(name, access=access, how=_named(how, name)))
+            results.reports.append(verify_target(name, access=access, settings=_with_name(settings, name)))
         except (NotFound, Forbidden, Unavailable) as error:
-            found.missing[name] = error.message
+            results.missing[name] = error.message
         except ZooError as error:
-            found.broken[name] = error.message
-        except Exception as error:  # one family's fault must not lose the others' reports
-            found.broken[name] = f"{type(error).__name__}: {error}"
-    return found
+            results.broken[name] = error.message
+        except Exception as error:  # one failing entry must not lose the other reports
+            results.broken[name] = f"{type(error).__name__}: {error}"
+    return results
 
 
 def targets() -> list[str]:
-    """What :func:`verify_all` verifies, in order."""
+    """The targets of :func:`verify_all`, in order."""
     families = [f"{RANDOM}{name}" for name, family in converters.FAMILIES.items() if family.reference is not None]
     return [*families, *registry.load_registry()]
 
 
-def _named(how: How, name: str) -> How:
-    tell = how.progress
-    return how if tell is None else replace(how, progress=lambda what, *parts: tell(f"{name}: {what}", *parts))
+def _with_name(settings: VerifySettings, name: str) -> VerifySettings:
+    """``settings`` with progress messages that begin with ``name``."""
+    report = settings.progress
+    if report is None:
+        return settings
+    return replace(settings, progress=lambda task, *parts: report(f"{name}: {task}", *parts))
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
 
 
 class Pages(NamedTuple):
-    """Where to write reports for people and for machines; None leaves one out."""
+    """Paths of the report files to write; None skips one."""
 
     html: Path | None = None
     markdown: Path | None = None
@@ -180,30 +184,30 @@ class Pages(NamedTuple):
 
 
 def check_pages(pages: Pages) -> None:
-    """Whether :func:`write_pages` can write them; worth asking before long work.
+    """Check that :func:`write_pages` can write ``pages``, before the verification takes its time.
 
     Raises:
-        ZooError: the directory of one is not there, or one is a directory.
+        ZooError: a path is a directory, or its parent directory does not exist.
     """
     for path in pages:
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
-            what = "is a directory" if path.is_dir() else f"cannot be written: {path.parent} is no directory"
-            raise ZooError(f"{path} {what}.", "Give a file in a directory that is there.")
+            problem = "it is a directory" if path.is_dir() else f"{path.parent} is not a directory"
+            raise ZooError(f"{path} cannot be written: {problem}.", "Give a file in an existing directory.")
 
 
-def write_pages(found: Everything, pages: Pages) -> None:
-    """Write what was found, each file in one step."""
+def write_pages(results: VerifyResults, pages: Pages) -> None:
+    """Render ``results`` and write each file atomically."""
+    reports = results.reports
     if pages.html:
         from pylo_zoo.parity import html
 
-        write_file(pages.html, html.render_html(found.reports).encode())
+        write_file(pages.html, html.render_html(reports).encode())
     if pages.markdown:
         from pylo_zoo.parity import markdown
 
-        one = len(found.reports) == 1
-        text = markdown.render_markdown(found.reports[0]) if one else markdown.render_many(found.reports)
+        text = markdown.render_markdown(reports[0]) if len(reports) == 1 else markdown.render_many(reports)
         write_file(pages.markdown, text.encode())
     if pages.junit:
         from pylo_zoo.parity import junit
 
-        write_file(pages.junit, junit.render_junit(found.reports, found.missing, found.broken).encode())
+        write_file(pages.junit, junit.render_junit(reports, results.missing, results.broken).encode())

@@ -1,4 +1,4 @@
-"""The original's meta-parameters, as its own file has them."""
+"""Reads the meta-parameters from the original file."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pylo_zoo.parity import leaves
 
 
 def read_theta(artifact: Artifact, original: formats.Source) -> dict[str, Any]:
-    """The theta tree of the original file; of the artifact, only what its record says was done to the leaves.
+    """The theta tree of the original file, with the changes to its leaves that the artifact's config records.
 
-    A flax checkpoint is read by flax itself, apart from :mod:`pylo_zoo.formats`. Of the other formats the reader is the
-    one that the conversion used, and so is the table that takes PyLO's names back to JAX's: what these two get wrong,
-    the forward pass and the trajectories cannot show. Tests hold them against files and mappings written by hand.
+    flax reads flax checkpoints, independently of :mod:`pylo_zoo.formats`. Other formats are read by the same code as in
+    the conversion, and PyLO's names are mapped back by the same table, so parity cannot show an error of these two.
+    Tests compare them with files and mappings written by hand.
     """
     if original.format not in formats.WRITABLE:
-        found = leaves.source_leaves(artifact, original)
+        by_path = leaves.source_leaves(artifact, original)
         if original.naming != "jax":
             renamed = converters.get(artifact.family, original.naming)
-            tensors = converters.to_torch(renamed, found, artifact.architecture)
-            found = converters.to_jax(converters.get(artifact.family), tensors, artifact.architecture)
-        return leaves.nest(found)
+            tensors = converters.to_torch(renamed, by_path, artifact.architecture)
+            by_path = converters.to_jax(converters.get(artifact.family), tensors, artifact.architecture)
+        return leaves.nest(by_path)
     from flax import serialization
 
     tree: Any = serialization.msgpack_restore(read_regular(original.path, limits.max_bytes()))

@@ -1,4 +1,4 @@
-"""Whole runs, each side on its own: how far rounding carries the two apart."""
+"""Whole runs of both sides, which start together and then run separately."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Trajectory = Sequence[Mapping[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Course:
-    """A whole run: name, regime of the gradients, length, parameters and layouts."""
+    """A planned whole run: name, regime of the gradients, length, parameters and layouts."""
 
     name: str
     regime: str
@@ -41,15 +41,15 @@ COURSES = (
 
 @dataclass(frozen=True)
 class Original:
-    """The reference's float64 run of a course, what it was given, and how far its own float32 run was off.
+    """The reference's float64 run of a course, its inputs, and the error of the reference's float32 run.
 
     Attributes:
-        course: what was run.
+        course: the planned run.
         hyper: arguments of the optimizer.
         start: parameters before the first step, by case, in JAX layout.
         grads, losses: by step.
-        truth: parameters before the first step and after each, while both dtypes are finite.
-        noise: by case, the largest distance of the float32 run, as a number.
+        truth: parameters before the first step and after each step, while both dtypes are finite.
+        noise: largest absolute difference between the float32 and the float64 run, by case.
     """
 
     course: Course
@@ -62,18 +62,18 @@ class Original:
 
     @property
     def steps(self) -> int:
-        """How many are compared."""
+        """Number of compared steps."""
         return len(self.truth) - 1
 
 
 def hyper_of(artifact: Artifact, course: Course) -> dict[str, Any]:
-    """The optimizer's arguments: parity's, with the long run's own length where the family has to know it."""
+    """The optimizer's arguments. If the family requires ``num_steps``, the long run sets it to its length."""
     hyper = dict(converters.get(artifact.family).parity_hyper)
     return {**hyper, "num_steps": LONG} if "num_steps" in hyper and course.steps == LONG else hyper
 
 
 def original(artifact: Artifact, theta: Mapping[str, Any], course: Course, seed: int) -> Original:
-    """Run the reference along ``course``."""
+    """Run the reference along ``course`` in both dtypes."""
     start = {case.name: value for case in course.cases for value in [cases.parameters(seed)[case.name]]}
     grads = cases.gradients(seed, course.regime, course.steps)
     losses = cases.losses(seed, course.regime, course.steps)
@@ -93,7 +93,7 @@ def original(artifact: Artifact, theta: Mapping[str, Any], course: Course, seed:
 def checks(
     artifact: Artifact, run: Original, dtypes: Sequence[str] = DTYPES, devices: Sequence[str] = ()
 ) -> Iterator[Check]:
-    """The torch side's runs against the original's: in ``dtypes``, and in float32 by the kernels of ``devices``."""
+    """Compare the torch side's runs in ``dtypes``, and with the kernels of ``devices`` in float32, with ``run``."""
     backends = [*((dtype, "") for dtype in dtypes), *(("float32", device) for device in devices)]
     for dtype, kernels in backends:
         for layout in run.course.layouts:
@@ -101,7 +101,7 @@ def checks(
 
 
 def _run(artifact: Artifact, run: Original, dtype: str, layout: str, kernels: str) -> Trajectory:
-    """The torch side's run; NaN if the optimizer raises, which single steps report with its place."""
+    """The torch side's run; NaN if the optimizer raises, because single steps report the exception."""
     try:
         side = TorchSide(artifact, run.course.cases, run.start, run.hyper, dtype, layout, kernels)
         return side.run(run.grads, run.losses)
@@ -110,13 +110,13 @@ def _run(artifact: Artifact, run: Original, dtype: str, layout: str, kernels: st
 
 
 def judge(run: Original, ours: Trajectory, dtype: str, layout: str, kernels: str = "") -> Check:
-    """By case, the largest error of any step, relative to the parameter's largest movement.
+    """Compare two whole runs: the largest error of each parameter, relative to its largest movement.
 
-    Compared are the steps over which the original is finite. Where those are under :data:`LEAST_STEPS`,
-    the original does not move or ours is not finite, there is nothing to show parity with, and the error is infinite.
+    Only the steps over which the original is finite are compared. The error is infinite if these are fewer than
+    :data:`LEAST_STEPS`, if the original does not move, or if ``ours`` is not finite.
     """
     steps = run.steps
-    found: dict[str, Error] = {}
+    errors: dict[str, Error] = {}
     by_step = np.zeros(steps)
     for case in run.course.cases:
         a, truth = (
@@ -125,7 +125,7 @@ def judge(run: Original, ours: Trajectory, dtype: str, layout: str, kernels: str
         )
         movement = float(np.abs(truth - truth[0]).max())
         if steps < min(LEAST_STEPS, run.course.steps) or movement == 0 or not np.isfinite(a).all():
-            found[case.name] = Error(float("inf"), 0.0)
+            errors[case.name] = Error(float("inf"), 0.0)
             continue
         axes = tuple(range(1, truth.ndim))
         distance = np.abs(a - truth).max(axis=axes)
@@ -133,12 +133,12 @@ def judge(run: Original, ours: Trajectory, dtype: str, layout: str, kernels: str
         largest = float(np.abs(truth).max())
         allowed = float(bounds.allowed(np.asarray(run.noise[case.name] / movement), dtype, 1.0 + largest / movement))
         error = float(distance.max())
-        found[case.name] = Error(error / movement, allowed, bounds.ulps(error, largest, dtype))
+        errors[case.name] = Error(error / movement, allowed, bounds.ulps(error, largest, dtype))
     name, by = run.course.name, by_step.tolist()
-    return Check("trajectory", dtype, layout, name, steps, found, by_step=by, kernels=kernels)
+    return Check("trajectory", dtype, layout, name, steps, errors, by_step=by, kernels=kernels)
 
 
 def finite_steps(trajectory: Trajectory) -> int:
-    """Steps before the first one at which any parameter is not finite: a checkpoint may well diverge."""
+    """Number of steps before any parameter is no longer finite; a checkpoint may diverge."""
     finite = [all(np.isfinite(value).all() for value in step.values()) for step in trajectory]
     return finite.index(False) - 1 if False in finite else len(finite) - 1

@@ -1,8 +1,8 @@
-"""The proof without JAX: what the original computed, kept beside the artifact, and a replay against it.
+"""Replay: comparing the torch side with stored results of the original, without JAX.
 
-``parity-vectors.safetensors`` holds the inputs and float64 outputs of the network and two whole runs of ten steps, in
-JAX's layout, with the distance of the original's own float32 run. It says which fingerprint it belongs to, and
-``parity.json`` says its sha256.
+``parity-vectors.safetensors`` in the artifact's directory holds the network's inputs and float64 outputs, and two whole
+runs of ten steps in JAX layout with the error of the original's float32 run. It records the artifact's fingerprint, and
+``parity.json`` records its sha256.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from pylo_zoo.parity.steps import LAYOUTS
 from pylo_zoo.parity.trajectory import Course, Original
 
 COURSES = 2
-"""The first so many courses are kept; the long one is left to JAX."""
+"""Number of courses that are stored; the long one is not."""
 FORMAT_VERSION = 1
-AGAIN = "Fetch the artifact again, or repeat the proof where JAX is installed: pylo-zoo verify DIR."
+AGAIN = "Download the artifact again, or run `pylo-zoo verify DIR` with JAX installed."
 
 
 def pack(artifact: Artifact, network: Network, originals: Sequence[Original]) -> bytes:
@@ -70,7 +70,7 @@ def pack(artifact: Artifact, network: Network, originals: Sequence[Original]) ->
 
 
 class Vectors(NamedTuple):
-    """The content of the file: whose it is, the network's vectors, the runs, and the faults that show in them."""
+    """The content of the file; ``visible`` names the planted faults that its runs show."""
 
     fingerprint: str
     network: Network
@@ -85,9 +85,7 @@ def unpack(path: Path) -> Vectors:
         ZooError: the file is missing, damaged or of another version.
     """
     if not os.path.lexists(path):
-        raise ZooError(
-            f"{path} is not there, so there is nothing to replay.", "pylo-zoo verify DIR writes it, with JAX."
-        )
+        raise ZooError(f"There is nothing to replay: {path} does not exist.", AGAIN)
     if path.is_file() and path.stat().st_size > replay_file.MAX_FILE_BYTES:
         raise ZooError(f"{path} is larger than {replay_file.MAX_FILE_BYTES:,} bytes.", AGAIN)
     arrays, text = read_arrays(path)
@@ -133,22 +131,22 @@ def _original(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Ori
 
 
 def replay(artifact: Artifact) -> Report:
-    """Check the artifact at ``artifact.path`` against its own vectors, with torch alone.
+    """Compare the artifact at ``artifact.path`` with its stored vectors, without JAX.
 
     Returns:
-        A report with the checks of the network and of the whole runs, and the planted faults; it replaces no
+        A report with checks of the network and of whole runs, and the planted faults. It is not written to
         ``parity.json``.
 
     Raises:
-        ZooError: there are no vectors, they are damaged, or not those that ``parity.json`` speaks of.
+        ZooError: the vectors are missing, damaged, or do not match the sha256 in ``parity.json``.
     """
     if artifact.path is None or artifact.parity is None:
-        raise ZooError(f"{artifact.name} has no proof to replay.", "pylo-zoo verify DIR makes one, with JAX.")
+        raise ZooError(f"{artifact.name} has no proof to replay.", "Run `pylo-zoo verify DIR` with JAX installed.")
     path = artifact.path / VECTORS
     fingerprint, network, originals, visible = unpack(path)
     sha256 = hashlib.sha256(read_regular(path, limits.max_bytes())).hexdigest()
     if artifact.parity.get("vectors_sha256") != sha256:
-        raise ZooError(f"{path} is not the file that {artifacts.PARITY} speaks of (sha256 {sha256[:12]}…).", AGAIN)
+        raise ZooError(f"{path} has sha256 {sha256[:12]}…, but {artifacts.PARITY} records another.", AGAIN)
     try:
         replay_file.check_for(artifact, network.inputs, [run.hyper for run in originals])
     except replay_file.Damaged as error:
@@ -160,18 +158,18 @@ def replay(artifact: Artifact) -> Report:
         for run in originals:
             checks += trajectory.checks(artifact, run, devices=fused)
         planted = _controls(artifact, originals, visible) if all(check.passed for check in checks) else []
-    said = []
+    contradictions = []
     if fingerprint != artifact.fingerprint:
-        said.append("the weights or the behaviour changed since the proof was made")
+        contradictions.append("the weights or the behavior changed since the proof")
     if change := artifact.changed_default():
-        said.append(f"the default {change} since the proof was made")
+        contradictions.append(f"the default {change} now")
     return Report(
         name=artifact.name,
         family=artifact.family,
         source={key: getattr(artifact.source, key) for key in ("uri", "sha256", "bytes")},
         fingerprint=artifact.fingerprint,
         leaves=_leaves(artifact.parity),
-        statements=Statements(said),
+        statements=Statements(contradictions),
         settings=Settings(0, bounds.MAX_ERROR, bounds.FACTOR, bounds.FLOOR),
         checks=checks,
         controls=planted,
@@ -184,20 +182,21 @@ def _leaves(parity: Mapping[str, Any]) -> Leaves:
 
 
 def _controls(artifact: Artifact, originals: Sequence[Original], visible: Sequence[str] | None = None) -> list[Control]:
-    """The planted faults, seen through an ordinary whole run alone; ``visible`` names those that have to be."""
+    """Plant the faults in the ordinary whole run. With ``visible``, plant only the faults that it names."""
     run = next(run for run in originals if run.course.regime == "ordinary")
     run = replace(run, course=replace(run.course, layouts=("torch",)))
 
-    def compared(faulty: Artifact) -> controls.Shown | None:
+    def detect(faulty: Artifact) -> controls.Detection | None:
         check = next(trajectory.checks(faulty, run, ("float64",)))
         error = check.errors[check.worst]
         if not check.passed:
-            return controls.Shown("parameter", check.worst, error.error, error.allowed)
-        return controls.Shown("fingerprint") if faulty.fingerprint != artifact.fingerprint else None
+            return controls.Detection("parameter", check.worst, error.error, error.allowed)
+        return controls.Detection("fingerprint") if faulty.fingerprint != artifact.fingerprint else None
 
-    def planted(fault: controls.Fault) -> Control:
+    def plant(fault: controls.Fault) -> Control:
         if visible is not None and fault.name not in visible:
-            return Control(fault.name, fault.what, "not applicable", "it does not reach the parameters of whole runs")
-        return controls.plant(fault, artifact, compared)
+            reason = "it does not change the parameters of whole runs"
+            return Control(fault.name, fault.description, "not applicable", reason)
+        return controls.plant(fault, artifact, detect)
 
-    return [planted(fault) for fault in controls.FAULTS]
+    return [plant(fault) for fault in controls.FAULTS]

@@ -18,6 +18,7 @@ from pylo_zoo.files import left_behind, read_regular
 from pylo_zoo.hub.api import RemoteFile
 from pylo_zoo.hub.names import Repository
 from pylo_zoo.parity import html, replay
+from pylo_zoo.parity.reading import read_report
 from pylo_zoo.parity.report import SCHEMA_VERSION, Report
 from pylo_zoo.publish import card, plot, secrets
 from pylo_zoo.registry import Entry
@@ -117,7 +118,7 @@ def prepare(
     entry = entry_of(made)
     stated = _license(made, entry, license)
     made = replace(made, source=replace(made.source, license=stated))
-    report = Report.from_dict(made.parity) if made.parity is not None else None
+    report = read_report(made.parity) if made.parity is not None else None
     verified = _verified(made, directory, report, allow_unverified)
     if not verified and report is not None and (report.status, report.fingerprint) != ("not_run", made.fingerprint):
         report, made = None, replace(made, parity=None)  # a proof of something else is none
