@@ -84,6 +84,7 @@ REFUSED = [
     ("VeLO_naive", {"hidden_layers": 2}, "has 1"),
     ("VeLO_naive", {"momentum_decays": [0.1]}, "Give 3 finite numbers"),
     ("VeLO_naive", {"rms_decays": ["x"]}, "Give 1 finite numbers"),
+    ("VeLO_naive", {"rms_decays": [10**400]}, "Give 1 finite numbers"),
     ("VeLO_naive", {"initial_rms_decays": (0.9, 0.99)}, "list of length 1"),
     ("VeLO_naive", {"num_steps": None}, "num_steps is None"),
     ("VeLO_naive", {"hf_key_rnn": None}, "There are no weights"),

@@ -104,6 +104,22 @@ def test_skip_and_raise_touch_nothing(entry: Entry, where: str) -> None:
 
 
 @holds("nonfinite")
+@pytest.mark.parametrize("loss", [10**400, -(10**400)], ids=["positive", "negative"])
+def test_an_integer_loss_beyond_float_range_is_not_finite(entry: Entry, loss: int) -> None:
+    params = parameters(shapes=[(6, 6)])
+    give_gradients(params, 0)
+    optimizer = make(entry, params, nonfinite="skip")
+    optimizer.step(loss=loss)
+    assert optimizer.skipped_steps == 1
+    optimizer.nonfinite = "raise"
+    with pytest.raises(ZooError, match="The loss is not finite"):
+        optimizer.step(loss=loss)
+    assert same(params, parameters(shapes=[(6, 6)]))
+    optimizer.nonfinite = "propagate"
+    optimizer.step(loss=loss)
+
+
+@holds("nonfinite")
 def test_by_default_the_rule_gets_it_as_the_original_does(entry: Entry) -> None:
     params = parameters(shapes=[(6, 6)])
     optimizer = make(entry, params)

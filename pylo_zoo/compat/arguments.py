@@ -17,7 +17,7 @@ import torch
 
 from pylo_zoo import config
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, quoted
 
 
 @dataclass(frozen=True)
@@ -196,9 +196,9 @@ def _check(made: Artifact, name: str, value: Any, rule: Rule, where: str) -> Non
 
 def _offsets(value: Any, length: int, what: str) -> tuple[float, ...]:
     numbers = value if isinstance(value, tuple) else (value,)
-    good = all(isinstance(each, (int, float)) and math.isfinite(each) for each in numbers)
+    good = all(config.is_finite(each) for each in numbers)
     if not good or len(numbers) != length:
-        raise ZooError(f"{what} is {value!r}.", f"Give {length} finite numbers, one a decay.")
+        raise ZooError(f"{what} is {quoted(value)}.", f"Give {length} finite numbers, one a decay.")
     return tuple(float(each) for each in numbers)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -25,7 +23,7 @@ from pylo_zoo.compat.weights import Key
 from pylo_zoo.errors import ZooError
 from pylo_zoo.optim import AdafacLO, MuLO
 from pylo_zoo.optim.base import Group
-from pylo_zoo.optim.mulo import infshape_width
+from pylo_zoo.optim.mulo import check_width, infshape_width
 from pylo_zoo.warn import warn
 
 
@@ -103,11 +101,7 @@ def by_width(param_group: Group, lr: Rate) -> Iterable[Group]:
 
 def _width(p: Tensor, group: Group) -> float:
     if "width_mult" in group:
-        given = group["width_mult"]
-        width = float(given) if isinstance(given, Real) and not isinstance(given, bool) else math.nan
-        if not (math.isfinite(width) and width > 0):
-            raise ZooError(f"width_mult is {given!r}.", "Give width over base width, a positive finite number.")
-        return width
+        return check_width(group["width_mult"], "width_mult")
     width = infshape_width(p)
     if width is None:
         raise ZooError(

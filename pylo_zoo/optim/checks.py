@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.optim.state_checks import check_saved
 
 
@@ -149,6 +149,14 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
     return all(bool(torch.stack(each).all()) for each in by_device.values())
 
 
+def as_float(value: Real) -> float:
+    """``value`` as a float; infinity if it is too large for one, such as an integer of 400 digits."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
 def check_number(name: str, value: Any, below: float = math.inf) -> None:
     """Raise :class:`ZooError` unless ``value`` is a finite number in [0, ``below``); ``lr`` may be a tensor of one."""
     if isinstance(value, Tensor):
@@ -158,11 +166,12 @@ def check_number(name: str, value: Any, below: float = math.inf) -> None:
         require(single, about, "Use a number; lr may be a scalar.")
     else:
         number = isinstance(value, Real) and not isinstance(value, bool)
-        require(number, f"{name} is {value!r}.", f"{name} must be a number.")
+        require(number, f"{name} is {quoted(value)}.", f"{name} must be a number.")
     if isinstance(value, Tensor) and value.is_meta:
         return
     limit = "0 or more" if below == math.inf else f"at least 0 and under {below:g}"
-    require(0 <= float(value) < below, f"{name} is {value}.", f"{name} must be {limit}, and finite.")
+    shown = value if isinstance(value, Tensor) else quoted(value)
+    require(0 <= as_float(value) < below, f"{name} is {shown}.", f"{name} must be {limit}, and finite.")
 
 
 def check_betas(name: str, betas: Any) -> None:

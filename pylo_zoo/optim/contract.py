@@ -14,11 +14,12 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.ops.layout import LAYOUTS
 from pylo_zoo.optim.advice import Candidate, embedding_evidence, embedding_warning
 from pylo_zoo.optim.checks import (
     all_finite,
+    as_float,
     as_counter,
     check_flag,
     check_initialized,
@@ -206,12 +207,20 @@ class ZooOptimizer(torch.optim.Optimizer):
         """Whether the loss and all gradients are; where not, count or raise, as ``nonfinite`` says."""
         self._check_loss_value(loss)
         self._check(due)
-        sound = math.isfinite(loss) if isinstance(loss, Real) else not isinstance(loss, Tensor) or all_finite([loss])
+        sound = (
+            math.isfinite(as_float(loss))
+            if isinstance(loss, Real)
+            else not isinstance(loss, Tensor) or all_finite([loss])
+        )
         if sound and all_finite([each.gradient for each in due]):
             return True
         if self.nonfinite == "raise":
             bad = [tuple(each.gradient.shape) for each in due if not all_finite([each.gradient])]
-            what = f"{len(bad)} of {len(due)} gradients are, the first of shape {bad[0]}" if bad else f"it is {loss}"
+            what = (
+                f"{len(bad)} of {len(due)} gradients are, the first of shape {bad[0]}"
+                if bad
+                else f"it is {loss if isinstance(loss, Tensor) else quoted(loss)}"
+            )
             raise ZooError(
                 f"{'A gradient' if bad else 'The loss'} is not finite: {what}.",
                 'Look for what overflows, or let nonfinite="skip" leave such steps out. Nothing has been touched.',

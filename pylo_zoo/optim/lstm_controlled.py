@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.nets import Control
 from pylo_zoo.ops import conditioning
 from pylo_zoo.ops.apply import foreach
@@ -19,7 +19,7 @@ from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.trace import record
 from pylo_zoo.optim.advice import LrWatch, schedule_warning
 from pylo_zoo.optim.base import Group, LearnedOptimizer, Loss, ParamStep, new_counter, state_dtype
-from pylo_zoo.optim.checks import is_of_one_process, require
+from pylo_zoo.optim.checks import as_float, is_of_one_process, require
 from pylo_zoo.optim.contract import ParamGrad
 
 DECAYS = ("decoupled", "l2")
@@ -244,6 +244,8 @@ def decoupled(group: Group) -> float:
 
 def scalar_like(loss: Any, like: Tensor) -> Tensor:
     """The loss as a scalar without history, on the device and in the dtype of ``like``."""
+    if isinstance(loss, int) and not -(2**63) <= loss < 2**63:  # more than torch.as_tensor converts
+        loss = as_float(loss)
     return torch.as_tensor(loss).detach().to(like).reshape(())
 
 
@@ -261,8 +263,8 @@ def _is_l2(group: Group) -> bool:
 
 
 def _check_whole(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ZooError(f"{name} is {value!r}.", f"Give {name} as a whole number, 1 or more, such as 10_000.")
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value < 2**63:
+        raise ZooError(f"{name} is {quoted(value)}.", f"Give {name} as a whole number, 1 or more, such as 10_000.")
 
 
 _LSTM_STATE = ("lstm_hidden", "lstm_cell")

@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.optim.adafac import AdafacLO
 from pylo_zoo.optim.base import Group, Loss, ParamStep
+from pylo_zoo.optim.checks import as_float
 from pylo_zoo.optim.mlp_rule import Limits
 
 
@@ -83,12 +84,12 @@ def infshape_width(parameter: Tensor) -> float | None:
             f"A parameter of shape {tuple(parameter.shape)} is infinite in {infshape.ninf()} dimensions.",
             "The parametrization knows two at most: put it in a group with a width_mult of its own.",
         )
-    return _checked(infshape.width_mult(), "infshape.width_mult()") if infshape.ninf() == 2 else 1.0
+    return check_width(infshape.width_mult(), "infshape.width_mult()") if infshape.ninf() == 2 else 1.0
 
 
 def _width_mult(parameter: Tensor, group: Group) -> float:
     if "width_mult" in group:
-        return _checked(group["width_mult"], "width_mult")
+        return check_width(group["width_mult"], "width_mult")
     width = infshape_width(parameter)
     return 1.0 if width is None else width
 
@@ -97,11 +98,16 @@ def _has_width(parameter: Tensor, group: Group) -> bool:
     return "width_mult" in group or hasattr(parameter, "infshape")
 
 
-def _checked(width: Any, what: str) -> float:
-    value = float(width) if isinstance(width, Real) and not isinstance(width, bool) else math.nan
+def check_width(width: Any, name: str) -> float:
+    """``width`` as a float.
+
+    Raises:
+        ZooError: it is not a positive finite number.
+    """
+    value = as_float(width) if isinstance(width, Real) and not isinstance(width, bool) else math.nan
     if not (math.isfinite(value) and value > 0):
-        raise ZooError(f"{what} is {width!r}.", "Give width over base width, a positive finite number.")
+        raise ZooError(f"{name} is {quoted(width)}.", "Give width over base width, a positive finite number.")
     return value
 
 
-__all__ = ["MuLO", "infshape_width"]
+__all__ = ["MuLO", "check_width", "infshape_width"]
