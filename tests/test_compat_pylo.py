@@ -119,6 +119,8 @@ def test_mulo_splits_a_group_by_infshape() -> None:
         optimizer.add_param_group({"params": bare, "width_mult": 0})
     with pytest.raises(ZooError, match="width_mult is a number of 401 digits"):
         optimizer.add_param_group({"params": bare, "width_mult": 10**400})
+    with pytest.raises(ZooError, match=r"no shape yet.*Run the model once"):
+        optimizer.add_param_group({"params": nn.LazyLinear(2).parameters()})
     with pytest.raises(ValueError, match="some parameters appear in more than one"):
         optimizer.add_param_group({"params": [*bare, params[0]], "width_mult": 2.0})
     assert len(optimizer.param_groups) == 3

@@ -23,6 +23,7 @@ from pylo_zoo.compat.weights import Key
 from pylo_zoo.errors import ZooError
 from pylo_zoo.optim import AdafacLO, MuLO
 from pylo_zoo.optim.base import Group
+from pylo_zoo.optim.checks import check_initialized
 from pylo_zoo.optim.mulo import check_width, infshape_width
 from pylo_zoo.warn import warn
 
@@ -93,6 +94,8 @@ def by_width(param_group: Group, lr: Rate) -> Iterable[Group]:
     split: dict[float, list[Any]] = {}
     for each in [params] if isinstance(params, Tensor) else params:
         p = each[1] if isinstance(each, tuple) else each
+        if isinstance(p, Tensor):
+            check_initialized(p)
         split.setdefault(_width(p, param_group), []).append(each)
     lr = param_group.get("lr", lr)
     for width, members in split.items():
