@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from pylo_zoo import optim
 from pylo_zoo.compat import pylo
-from pylo_zoo.compat.arguments import plain
+from pylo_zoo.compat.arguments import to_tuples
 from pylo_zoo.errors import ZooError
 from pylo_zoo.optim.base import LearnedOptimizer
 
@@ -42,7 +42,7 @@ from pylo_zoo.optim.base import LearnedOptimizer
 def test_signatures_are_pylos(name: str) -> None:
     parameters = list(inspect.signature(getattr(pylo, name)).parameters.values())
     assert parameters[0].name == "params"
-    assert {each.name: plain(each.default) for each in parameters[1:]} == SIGNATURES[name]
+    assert {each.name: to_tuples(each.default) for each in parameters[1:]} == SIGNATURES[name]
     assert [each.name for each in parameters[1:]] == list(SIGNATURES[name]), "they may be given by position"
     by_keyword = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
     first = {"AdafacLO_CUDA": "foreach", "MuLO_naive": "momentum_decays", "MuLO_CUDA": "lr"}.get(name)

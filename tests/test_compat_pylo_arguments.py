@@ -14,7 +14,7 @@ from torch import nn
 
 from pylo_zoo import optim
 from pylo_zoo.compat import pylo
-from pylo_zoo.compat.arguments import plain
+from pylo_zoo.compat.arguments import to_tuples
 from pylo_zoo.errors import ZooError
 
 BEHAVIOR = [
@@ -43,7 +43,7 @@ def test_behaviour_is_the_artifacts_with_these_fields(name: str, theirs: dict[st
 
 
 def plain_fields(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: plain(value) for name, value in fields.items()}
+    return {name: to_tuples(value) for name, value in fields.items()}
 
 
 def test_defaults_follow_the_artifact() -> None:

@@ -320,7 +320,7 @@ def test_steps_past_the_horizon_go_on_and_warn_once(entry: Entry) -> None:
 
 @holds("horizon")
 def test_num_steps_belongs_to_the_run(entry: Entry) -> None:
-    with pytest.raises(ZooError, match="num_steps=7, the run 100"):
+    with pytest.raises(ZooError, match="num_steps=7, but the run has 100"):
         make(entry, [{"params": parameters(), "num_steps": 7}])
     for wrong in (0, -3, 2.5, True, 10**400):
         with pytest.raises(ZooError, match="num_steps"):

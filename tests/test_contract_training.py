@@ -207,7 +207,7 @@ def test_accumulate_auto_is_googles_and_belongs_to_the_run(entry: Entry) -> None
     for wrong in (0, 1.5, "always", True):
         with pytest.raises(ZooError, match="accumulate is"):
             make(entry, parameters(), accumulate=wrong)
-    with pytest.raises(ZooError, match="accumulate=2, the run 1"):
+    with pytest.raises(ZooError, match="accumulate=2, but the run has 1"):
         make(entry, [{"params": parameters(), "accumulate": 2}])
     banked = make(entry, parameters(), accumulate=2)
     with pytest.raises(ZooError, match=r"accumulate=2.*has 1"):

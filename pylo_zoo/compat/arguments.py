@@ -41,7 +41,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Refused:
+class Unsupported:
     """Only PyLO's default, or one of ``same``, which mean the same, can be had; ``why`` and ``hint`` say so."""
 
     why: str
@@ -49,18 +49,18 @@ class Refused:
     same: tuple[Any, ...] = ()
 
 
-Rule = Behavior | Offsets | Size | Refused
+Rule = Behavior | Offsets | Size | Unsupported
 Table = Mapping[str, Rule]
 
-UNREAD = Refused("PyLO takes it and never reads it, so it changes nothing there either")
-UNREAD_CLIP = Refused(
+UNREAD = Unsupported("PyLO takes it and never reads it, so it changes nothing there either")
+UNREAD_CLIP = Unsupported(
     "PyLO takes it and never reads it: gradients are not clipped there either",
     "Leave it out, or call torch.nn.utils.clip_grad_norm_ before step().",
 )
-UNREAD_LRS = Refused(
+UNREAD_LRS = Unsupported(
     "PyLO takes it and never reads it", 'Leave it out; set "lr" in the parameter groups, or use MuLO_naive.'
 )
-ONE_INPUT = Refused("the features are part of the update rule, and their number with them")
+ONE_INPUT = Unsupported("the features are part of the update rule, and their number with them")
 
 INITIAL: Table = {
     "initial_momentum_decays": Behavior(),
@@ -97,24 +97,24 @@ ADAFAC: Table = {
     **UNUSED,
     **MLP,
     "input_size": ONE_INPUT,
-    "clip_grad": Refused(UNREAD_CLIP.why, "Leave it out; max_grad_norm clips the gradient of each parameter."),
+    "clip_grad": Unsupported(UNREAD_CLIP.why, "Leave it out; max_grad_norm clips the gradient of each parameter."),
     "mup_lrs": UNREAD_LRS,
 }
 ADAFAC_CUDA: Table = {
     **INITIAL,
     **OFFSETS,
     **MULTIPLIERS,
-    "min_dim_size_to_factor": Refused("PyLO never reads it: every parameter of two axes is factored"),
+    "min_dim_size_to_factor": Unsupported("PyLO never reads it: every parameter of two axes is factored"),
     "decay_rate": UNREAD,
     "decay_offset": UNREAD,
     "beta2_cap": UNREAD,
     "clipping_threshold": UNREAD,
     "unscaled_wd": UNREAD,
-    "momentum_dtype": Refused(
+    "momentum_dtype": Unsupported(
         "accumulators are float32, and float64 for float64 parameters", same=("float32", torch.float32)
     ),
-    "eps": Refused("what is added to squared gradients is 1e-30, as in the original", same=(1e-30,)),
-    "foreach": Refused("PyLO has no multi-tensor version either", same=(None,)),
+    "eps": Unsupported("what is added to squared gradients is 1e-30, as in the original", same=(1e-30,)),
+    "foreach": Unsupported("PyLO has no multi-tensor version either", same=(None,)),
 }
 ELO: Table = {**INITIAL, **MLP, "exp_mult": Behavior()}
 CELO2: Table = {
@@ -137,7 +137,9 @@ def defaults_of(constructor: Callable[..., Any]) -> dict[str, Any]:
     return {each.name: each.default for each in parameters if each.default is not each.empty}
 
 
-def translate(made: Artifact, table: Table, given: Mapping[str, Any], constructor: Callable[..., Any]) -> Artifact:
+def apply_arguments(
+    made: Artifact, table: Table, given: Mapping[str, Any], constructor: Callable[..., Any]
+) -> Artifact:
     """``made``, changed as the arguments say.
 
     Args:
@@ -153,7 +155,7 @@ def translate(made: Artifact, table: Table, given: Mapping[str, Any], constructo
         ZooError: an argument is refused, malformed, or contradicts the network's sizes.
     """
     default = defaults_of(constructor)
-    said = {name: plain(given[name]) for name in table if plain(given[name]) != plain(default[name])}
+    said = {name: to_tuples(given[name]) for name in table if to_tuples(given[name]) != to_tuples(default[name])}
     where = constructor.__qualname__.partition(".")[0]
     for name, value in said.items():
         _check(made, name, value, table[name], where)
@@ -175,15 +177,15 @@ def translate(made: Artifact, table: Table, given: Mapping[str, Any], constructo
     return replace(made, behavior=behavior, tensors=tensors, parity=None, path=None) if changed else made
 
 
-def plain(value: Any) -> Any:
+def to_tuples(value: Any) -> Any:
     """``value`` so that two that mean the same are equal: tensors, arrays and lists as tuples."""
     if hasattr(value, "tolist"):
         value = value.tolist()
-    return tuple(plain(each) for each in value) if isinstance(value, (list, tuple)) else value
+    return tuple(to_tuples(each) for each in value) if isinstance(value, (list, tuple)) else value
 
 
 def _check(made: Artifact, name: str, value: Any, rule: Rule, where: str) -> None:
-    if isinstance(rule, Refused) and value not in rule.same:
+    if isinstance(rule, Unsupported) and value not in rule.same:
         raise ZooError(f"{where}: {name} is {value!r}: {rule.why}.", rule.hint)
     if isinstance(rule, Size):
         has = getattr(made.architecture, rule.field) - rule.more

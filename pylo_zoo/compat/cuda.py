@@ -14,7 +14,7 @@ from torch import nn
 
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.compat import arguments
-from pylo_zoo.compat.arguments import defaults_of, translate
+from pylo_zoo.compat.arguments import apply_arguments, defaults_of
 from pylo_zoo.compat.mulo import MuLO_naive, check_impl
 from pylo_zoo.compat.naive import (
     MULO_ADAFACTOR,
@@ -27,9 +27,9 @@ from pylo_zoo.compat.naive import (
     Floats,
     Rate,
     VeLO_naive,
-    published_mulo,
+    load_mulo,
 )
-from pylo_zoo.compat.weights import OFFSETS, Key, of_meta_training
+from pylo_zoo.compat.weights import OFFSETS, Key, load_meta_training
 from pylo_zoo.warn import warn
 
 
@@ -153,7 +153,7 @@ class AdafacLO_CUDA(AdafacLO_naive):
         foreach: bool | None = False,
         hf_key: Key = "btherien/mulo",
     ) -> None:
-        made = of_cuda_arguments(dict(locals()), AdafacLO_CUDA)
+        made = cuda_artifact(dict(locals()), AdafacLO_CUDA)
         super().__init__(params, lr=lr, max_grad_norm=max_grad_norm, weight_decay=weight_decay, hf_key=made)
 
 
@@ -194,16 +194,16 @@ class MuLO_CUDA(MuLO_naive):
     ) -> None:
         given = dict(locals())
         check_impl(impl)
-        made = of_cuda_arguments(given, MuLO_CUDA)
+        made = cuda_artifact(given, MuLO_CUDA)
         super().__init__(params, lr=lr, max_grad_norm=max_grad_norm, weight_decay=weight_decay, hf_key=made)
 
 
-def of_cuda_arguments(given: dict[str, Any], owner: type[Any]) -> Artifact:
+def cuda_artifact(given: dict[str, Any], owner: type[Any]) -> Artifact:
     """The network that the arguments of AdafacLO_CUDA and MuLO_CUDA mean, with what they say of its behaviour."""
     if given["load_from_file"] is None:
-        made = published_mulo(given["hf_key"])
+        made = load_mulo(given["hf_key"])
     else:
-        made = of_meta_training(given["load_from_file"])
+        made = load_meta_training(given["load_from_file"])
         default = defaults_of(owner.__init__)
         given = {**given, **{name: default[name] for name in OFFSETS}}
-    return translate(made, arguments.ADAFAC_CUDA, given, owner.__init__)
+    return apply_arguments(made, arguments.ADAFAC_CUDA, given, owner.__init__)

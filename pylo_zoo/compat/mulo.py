@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from pylo_zoo.compat import arguments
-from pylo_zoo.compat.arguments import translate
+from pylo_zoo.compat.arguments import apply_arguments
+from pylo_zoo.compat.base import DecayAfterUpdate, PerParameterClipping, PyLOOptimizer, check_norm
 from pylo_zoo.compat.naive import (
     MULO_ADAFACTOR,
     MULO_MOMENTUM,
@@ -16,9 +17,8 @@ from pylo_zoo.compat.naive import (
     AdafacLO_naive,
     Floats,
     Rate,
-    published_mulo,
+    load_mulo,
 )
-from pylo_zoo.compat.translated import ClippedAlone, DecayingAfter, Translated, checked_norm
 from pylo_zoo.compat.weights import Key
 from pylo_zoo.errors import ZooError
 from pylo_zoo.optim import AdafacLO, MuLO
@@ -28,7 +28,7 @@ from pylo_zoo.optim.mulo import check_width, infshape_width
 from pylo_zoo.warn import warn
 
 
-class MuLO_naive(Translated, DecayingAfter, ClippedAlone, MuLO):
+class MuLO_naive(PyLOOptimizer, DecayAfterUpdate, PerParameterClipping, MuLO):
     """:class:`pylo_zoo.optim.MuLO` with PyLO's arguments, those of :class:`AdafacLO_naive` by keyword.
 
     As in PyLO, parameters are grouped by their width multiplier, and a group's ``lr`` is divided by it: schedulers see
@@ -44,7 +44,7 @@ class MuLO_naive(Translated, DecayingAfter, ClippedAlone, MuLO):
         ZooError: as AdafacLO_naive, or a parameter has no width.
     """
 
-    own_state = ("max_grad_norm",)
+    pickled_attributes = ("max_grad_norm",)
 
     def __init__(
         self,
@@ -74,21 +74,21 @@ class MuLO_naive(Translated, DecayingAfter, ClippedAlone, MuLO):
     ) -> None:
         given = dict(locals())
         check_impl(impl)
-        made = translate(published_mulo(hf_key), arguments.ADAFAC, given, MuLO_naive.__init__)
-        self.max_grad_norm = checked_norm(max_grad_norm)
+        made = apply_arguments(load_mulo(hf_key), arguments.ADAFAC, given, MuLO_naive.__init__)
+        self.max_grad_norm = check_norm(max_grad_norm)
         super().__init__(params, lr, weight_decay, weights=made)
 
     def add_param_group(self, param_group: Group) -> None:
         before = len(self.param_groups)
         try:
-            for group in by_width(param_group, self.defaults["lr"]):
+            for group in split_by_width(param_group, self.defaults["lr"]):
                 super().add_param_group(group)
         except (TypeError, ValueError):
             del self.param_groups[before:]
             raise
 
 
-def by_width(param_group: Group, lr: Rate) -> Iterable[Group]:
+def split_by_width(param_group: Group, lr: Rate) -> Iterable[Group]:
     """The group split by width multiplier, ``lr`` divided by it (arXiv 2203.03466); ``width_mult`` is 1 after that."""
     params = param_group["params"]
     split: dict[float, list[Any]] = {}

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.compat import arguments
-from pylo_zoo.compat.arguments import translate
-from pylo_zoo.compat.translated import ClippedAlone, DecayingAfter, Translated, checked_norm
-from pylo_zoo.compat.weights import Key, choose, choose_velo
+from pylo_zoo.compat.arguments import apply_arguments
+from pylo_zoo.compat.base import DecayAfterUpdate, PerParameterClipping, PyLOOptimizer, check_norm
+from pylo_zoo.compat.weights import Key, load_network, load_velo
 from pylo_zoo.errors import ZooError
 from pylo_zoo.optim import CELO2, ELO, ELO_CELO2, AdafacLO, VeLO
 from pylo_zoo.optim.base import Group
@@ -30,7 +30,7 @@ MULO_ADAFACTOR = (0.18621896, -0.10864615, -0.06185547)
 """Learned offsets of the published μLO's decays, which its file leaves out (SPEC §3)."""
 
 
-class VeLO_naive(Translated, DecayingAfter, VeLO):
+class VeLO_naive(PyLOOptimizer, DecayAfterUpdate, VeLO):
     """:class:`pylo_zoo.optim.VeLO` with PyLO's arguments: lr 1e-3, 10,000 steps; decay is applied to the updated p.
 
     Args:
@@ -72,11 +72,11 @@ class VeLO_naive(Translated, DecayingAfter, VeLO):
         hf_key_mlp: Key = "Pauljanson002/VeLO_MLP",
     ) -> None:
         given = dict(locals())
-        made = translate(choose_velo(hf_key_rnn, hf_key_mlp), arguments.VELO, given, VeLO_naive.__init__)
+        made = apply_arguments(load_velo(hf_key_rnn, hf_key_mlp), arguments.VELO, given, VeLO_naive.__init__)
         super().__init__(params, num_steps, lr, weight_decay, made)
 
 
-class CELO2_naive(Translated, CELO2):
+class CELO2_naive(PyLOOptimizer, CELO2):
     """:class:`pylo_zoo.optim.CELO2` with PyLO's arguments: ``adam_lr_mult`` 1.
 
     Args:
@@ -94,7 +94,7 @@ class CELO2_naive(Translated, CELO2):
     """
 
     clip_adam_gradients = True
-    own_state = ("use_adamw_for_1d",)
+    pickled_attributes = ("use_adamw_for_1d",)
 
     def __init__(
         self,
@@ -126,8 +126,8 @@ class CELO2_naive(Translated, CELO2):
         network: nn.Module | Artifact | None = None,
     ) -> None:
         given = dict(locals())
-        made = choose("celo2", hf_key, checkpoint_path, network)
-        made = translate(made, arguments.CELO2, given, CELO2_naive.__init__)
+        made = load_network("celo2", hf_key, checkpoint_path, network)
+        made = apply_arguments(made, arguments.CELO2, given, CELO2_naive.__init__)
         self.use_adamw_for_1d = use_adamw_for_1d
         super().__init__(
             params,
@@ -143,10 +143,10 @@ class CELO2_naive(Translated, CELO2):
         )
 
     def add_param_group(self, param_group: Group) -> None:
-        super().add_param_group(routed(param_group, self.use_adamw_for_1d))
+        super().add_param_group(with_rule(param_group, self.use_adamw_for_1d))
 
 
-class ELO_CELO2_naive(Translated, ELO_CELO2):
+class ELO_CELO2_naive(PyLOOptimizer, ELO_CELO2):
     """:class:`pylo_zoo.optim.ELO_CELO2` with PyLO's arguments, those of :class:`CELO2_naive` but AdamW's betas and eps.
 
     AdamW reads the learned rule's first momentum and its second moment, so ``initial_momentum_decays[0]`` and
@@ -156,7 +156,7 @@ class ELO_CELO2_naive(Translated, ELO_CELO2):
         ZooError: as ours, or an argument is unsupported.
     """
 
-    own_state = ("use_adamw_for_1d",)
+    pickled_attributes = ("use_adamw_for_1d",)
 
     def __init__(
         self,
@@ -186,8 +186,8 @@ class ELO_CELO2_naive(Translated, ELO_CELO2):
         network: nn.Module | Artifact | None = None,
     ) -> None:
         given = dict(locals())
-        made = choose("elo-celo2", hf_key, checkpoint_path, network)
-        made = translate(made, arguments.CELO2, given, ELO_CELO2_naive.__init__)
+        made = load_network("elo-celo2", hf_key, checkpoint_path, network)
+        made = apply_arguments(made, arguments.CELO2, given, ELO_CELO2_naive.__init__)
         self.use_adamw_for_1d = use_adamw_for_1d
         super().__init__(
             params,
@@ -202,10 +202,10 @@ class ELO_CELO2_naive(Translated, ELO_CELO2):
         )
 
     def add_param_group(self, param_group: Group) -> None:
-        super().add_param_group(routed(param_group, self.use_adamw_for_1d))
+        super().add_param_group(with_rule(param_group, self.use_adamw_for_1d))
 
 
-class ELO_naive(Translated, ELO):
+class ELO_naive(PyLOOptimizer, ELO):
     """:class:`pylo_zoo.optim.ELO` with PyLO's arguments.
 
     Args:
@@ -236,11 +236,13 @@ class ELO_naive(Translated, ELO):
         network: nn.Module | Artifact | None = None,
     ) -> None:
         given = dict(locals())
-        made = translate(choose("elo", hf_key, checkpoint_path, network), arguments.ELO, given, ELO_naive.__init__)
+        made = apply_arguments(
+            load_network("elo", hf_key, checkpoint_path, network), arguments.ELO, given, ELO_naive.__init__
+        )
         super().__init__(params, lr, weight_decay, clip_norm if clip_grad else None, made)
 
 
-class AdafacLO_naive(Translated, DecayingAfter, ClippedAlone, AdafacLO):
+class AdafacLO_naive(PyLOOptimizer, DecayAfterUpdate, PerParameterClipping, AdafacLO):
     """:class:`pylo_zoo.optim.AdafacLO` with PyLO's arguments; decay is applied to the updated parameter.
 
     Args:
@@ -254,7 +256,7 @@ class AdafacLO_naive(Translated, DecayingAfter, ClippedAlone, AdafacLO):
         ZooError: as ours, or an argument is unsupported.
     """
 
-    own_state = ("max_grad_norm",)
+    pickled_attributes = ("max_grad_norm",)
 
     def __init__(
         self,
@@ -281,18 +283,18 @@ class AdafacLO_naive(Translated, DecayingAfter, ClippedAlone, AdafacLO):
         hf_key: Key = "btherien/mulo",
     ) -> None:
         given = dict(locals())
-        made = translate(published_mulo(hf_key), arguments.ADAFAC, given, AdafacLO_naive.__init__)
-        self.max_grad_norm = checked_norm(max_grad_norm)
+        made = apply_arguments(load_mulo(hf_key), arguments.ADAFAC, given, AdafacLO_naive.__init__)
+        self.max_grad_norm = check_norm(max_grad_norm)
         super().__init__(params, lr, weight_decay, weights=made)
 
 
-def published_mulo(hf_key: Key) -> Artifact:
+def load_mulo(hf_key: Key) -> Artifact:
     """The network of ``hf_key``; PyLO's files of it say no offsets, so they get the published μLO's."""
     offsets = {"momentum_decays": MULO_MOMENTUM, "rms_decays": MULO_RMS, "adafactor_decays": MULO_ADAFACTOR}
-    return choose("mulo", hf_key, settings={name: list(value) for name, value in offsets.items()})
+    return load_network("mulo", hf_key, settings={name: list(value) for name, value in offsets.items()})
 
 
-def routed(param_group: Group, use_adamw_for_1d: bool) -> Group:
+def with_rule(param_group: Group, use_adamw_for_1d: bool) -> Group:
     """The group with the ``rule`` that PyLO's ``is_embedding`` and ``use_adamw_for_1d`` mean (SPEC §6)."""
     group = dict(param_group)
     adamw = group.pop("use_adamw_for_1d", use_adamw_for_1d)

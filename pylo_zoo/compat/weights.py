@@ -30,7 +30,7 @@ Key = str | Path | Artifact | None
 Settings = Mapping[str, Any] | None
 
 
-def choose(
+def load_network(
     family: str,
     hf_key: Key,
     checkpoint_path: str | Path | None = None,
@@ -63,7 +63,7 @@ def choose(
     return _of_key(family, hf_key, settings)
 
 
-def choose_velo(hf_key_rnn: Key, hf_key_mlp: Key) -> Artifact:
+def load_velo(hf_key_rnn: Key, hf_key_mlp: Key) -> Artifact:
     """The artifact of VeLO's two halves.
 
     Args:
@@ -89,7 +89,7 @@ def choose_velo(hf_key_rnn: Key, hf_key_mlp: Key) -> Artifact:
         return convert("velo", source=both)
 
 
-def of_meta_training(path: str | Path) -> Artifact:
+def load_meta_training(path: str | Path) -> Artifact:
     """The network and learned offsets in a file of PyLO's meta-training, ``{"state_dict": …, "decays": …}``.
 
     Such a file goes through ``torch.load(…, weights_only=True)``.

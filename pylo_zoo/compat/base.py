@@ -13,7 +13,7 @@ from pylo_zoo.optim.base import Group, LearnedOptimizer, ParamStep, state_dtype
 from pylo_zoo.optim.contract import ParamGrad, require
 from pylo_zoo.optim.mlp_rule import MLPRuleOptimizer
 
-PER_GROUP = frozenset(
+GROUP_ARGUMENTS = frozenset(
     [
         "params",
         "lr",
@@ -29,35 +29,35 @@ PER_GROUP = frozenset(
     ]
 )
 """Arguments of PyLO's constructors that a parameter group may carry here."""
-THEIR_STATE = frozenset(
+PYLO_STATE = frozenset(
     ["mom", "rms", "fac_vec_row", "fac_vec_col", "fac_vec_v", "exp_avg_sq_r", "exp_avg_sq_c", "fac_r", "fac_c"]
 )
 
 
-class Translated(LearnedOptimizer):
+class PyLOOptimizer(LearnedOptimizer):
     """Base of the optimizers with PyLO's names.
 
     A parameter group may carry PyLO's ``is_embedding``: the table is then kept as ``(…, in, out)`` (SPEC §1).
     """
 
-    own_state: ClassVar[tuple[str, ...]] = ()
+    pickled_attributes: ClassVar[tuple[str, ...]] = ()
     """Attributes that pickling and copying keep beyond ours."""
 
     @property
     def network(self) -> nn.Module:
         """The meta-network in use for the first parameter's device and dtype."""
         p = self.param_groups[0]["params"][0]
-        return self._meta(p.device, state_dtype(p)).net
+        return self._meta_network(p.device, state_dtype(p)).net
 
     def add_param_group(self, param_group: Group) -> None:
         group = dict(param_group)
-        own = set(inspect.signature(type(self).__init__).parameters) - PER_GROUP
+        own = set(inspect.signature(type(self).__init__).parameters) - GROUP_ARGUMENTS
         if wrong := sorted(own & group.keys()):
             raise ZooError(
                 f"A parameter group sets {', '.join(wrong)}.",
                 f"Give it to {type(self).__name__}() itself: here it belongs to the whole optimizer.",
             )
-        checked_norm(group.get("max_grad_norm"))
+        check_norm(group.get("max_grad_norm"))
         if group.pop("is_embedding", False):
             group.setdefault("layout", "jax")
         super().add_param_group(group)
@@ -65,7 +65,7 @@ class Translated(LearnedOptimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As the other optimizers here; a state that PyLO wrote is refused, since it keeps other accumulators."""
         entries = state_dict.get("state", {}).values()
-        if "loss_buffer" in state_dict or any(THEIR_STATE & set(entry) for entry in entries):
+        if "loss_buffer" in state_dict or any(PYLO_STATE & set(entry) for entry in entries):
             raise ZooError(
                 "This state was written by PyLO, which factors and lays out its accumulators in another way.",
                 "Load the model's weights, and let the optimizer start from scratch.",
@@ -73,10 +73,10 @@ class Translated(LearnedOptimizer):
         super().load_state_dict(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in self.own_state}}
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in self.pickled_attributes}}
 
 
-class DecayingAfter(MLPRuleOptimizer):
+class DecayAfterUpdate(MLPRuleOptimizer):
     """With the weight decay taken off the updated parameter: ``p ← (p − lr·step) − lr·weight_decay·(…)``.
 
     That is PyLO's order for VeLO, AdafacLO and MuLO; the originals, and :mod:`pylo_zoo.optim`, decay the old value.
@@ -85,25 +85,25 @@ class DecayingAfter(MLPRuleOptimizer):
     def decay(self, group: Group) -> float:
         return 0.0
 
-    def moved(self, item: ParamStep) -> None:
+    def after_update(self, item: ParamStep) -> None:
         if decay := item.group["weight_decay"]:
             item.p.sub_(item.group["lr"] * decay * item.p)
 
 
-class ClippedAlone(LearnedOptimizer):
+class PerParameterClipping(LearnedOptimizer):
     """With the norm of each parameter's own gradient at most ``max_grad_norm``; a group may set it, None clips none."""
 
     max_grad_norm: float | None
 
-    def _item(self, due: ParamGrad, scale: Tensor | None) -> ParamStep:
-        item = super()._item(due, scale)
+    def _param_step(self, grads: ParamGrad, scale: Tensor | None) -> ParamStep:
+        item = super()._param_step(grads, scale)
         max_norm = item.group.get("max_grad_norm", self.max_grad_norm)
         if max_norm is not None:  # as torch.nn.utils.clip_grad_norm_ of it alone
             item.own_scale = (max_norm / (torch.linalg.vector_norm(item.g) + 1e-6)).clamp(max=1.0)
         return item
 
 
-def checked_norm(max_grad_norm: float | None) -> float | None:
+def check_norm(max_grad_norm: float | None) -> float | None:
     """``max_grad_norm``, a positive number or None."""
     require(
         max_grad_norm is None or max_grad_norm > 0,
