@@ -1,4 +1,4 @@
-"""What all classes with PyLO's names do beyond ours: read its parameter groups, refuse its states, decay as it does."""
+"""Base classes of the optimizers with PyLO's names: parameter groups, states, weight decay and clipping as in PyLO."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ GROUP_ARGUMENTS = frozenset(
         "use_adamw_for_1d",
     ]
 )
-"""Arguments of PyLO's constructors that a parameter group may carry here."""
+"""Arguments of PyLO's constructors that a parameter group may set here."""
 PYLO_STATE = frozenset(
     ["mom", "rms", "fac_vec_row", "fac_vec_col", "fac_vec_v", "exp_avg_sq_r", "exp_avg_sq_c", "fac_r", "fac_c"]
 )
 
 
 class PyLOOptimizer(LearnedOptimizer):
-    """Base of the optimizers with PyLO's names.
+    """Base class of the optimizers with PyLO's names.
 
-    A parameter group may carry PyLO's ``is_embedding``: the table is then kept as ``(…, in, out)`` (SPEC §1).
+    A parameter group may set PyLO's ``is_embedding``, which implies ``layout="jax"`` (SPEC §1).
     """
 
     pickled_attributes: ClassVar[tuple[str, ...]] = ()
-    """Attributes that pickling and copying keep beyond ours."""
+    """Additional attributes that pickling and copying keep."""
 
     @property
     def network(self) -> nn.Module:
-        """The meta-network in use for the first parameter's device and dtype."""
+        """The network for the first parameter's device and dtype."""
         p = self.param_groups[0]["params"][0]
         return self._meta_network(p.device, state_dtype(p)).net
 
@@ -55,7 +55,7 @@ class PyLOOptimizer(LearnedOptimizer):
         if wrong := sorted(own & group.keys()):
             raise ZooError(
                 f"A parameter group sets {', '.join(wrong)}.",
-                f"Give it to {type(self).__name__}() itself: here it belongs to the whole optimizer.",
+                f"Pass it to {type(self).__name__}(): here it belongs to the whole optimizer.",
             )
         check_norm(group.get("max_grad_norm"))
         if group.pop("is_embedding", False):
@@ -63,12 +63,12 @@ class PyLOOptimizer(LearnedOptimizer):
         super().add_param_group(group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As the other optimizers here; a state that PyLO wrote is refused, since it keeps other accumulators."""
+        """Like the other optimizers here, but reject states written by PyLO, which has other accumulators."""
         entries = state_dict.get("state", {}).values()
         if "loss_buffer" in state_dict or any(PYLO_STATE & set(entry) for entry in entries):
             raise ZooError(
-                "This state was written by PyLO, which factors and lays out its accumulators in another way.",
-                "Load the model's weights, and let the optimizer start from scratch.",
+                "This state was written by PyLO, whose accumulators have other shapes.",
+                "Load the model's weights and start with a new optimizer state.",
             )
         super().load_state_dict(state_dict)
 
@@ -77,9 +77,9 @@ class PyLOOptimizer(LearnedOptimizer):
 
 
 class DecayAfterUpdate(MLPRuleOptimizer):
-    """With the weight decay taken off the updated parameter: ``p ← (p − lr·step) − lr·weight_decay·(…)``.
+    """Applies weight decay to the updated parameter: ``p ← p − lr·step``, then ``p ← p − lr·weight_decay·p``.
 
-    That is PyLO's order for VeLO, AdafacLO and MuLO; the originals, and :mod:`pylo_zoo.optim`, decay the old value.
+    This is PyLO's order for VeLO, AdafacLO and MuLO. The originals and :mod:`pylo_zoo.optim` decay the old value.
     """
 
     def decay(self, group: Group) -> float:
@@ -91,23 +91,23 @@ class DecayAfterUpdate(MLPRuleOptimizer):
 
 
 class PerParameterClipping(LearnedOptimizer):
-    """With the norm of each parameter's own gradient at most ``max_grad_norm``; a group may set it, None clips none."""
+    """Clips the norm of each parameter's gradient to ``max_grad_norm``. Groups may override it; None disables it."""
 
     max_grad_norm: float | None
 
-    def _param_step(self, grads: ParamGrad, scale: Tensor | None) -> ParamStep:
-        item = super()._param_step(grads, scale)
+    def _param_step(self, param_grad: ParamGrad, scale: Tensor | None) -> ParamStep:
+        item = super()._param_step(param_grad, scale)
         max_norm = item.group.get("max_grad_norm", self.max_grad_norm)
-        if max_norm is not None:  # as torch.nn.utils.clip_grad_norm_ of it alone
+        if max_norm is not None:  # like torch.nn.utils.clip_grad_norm_ for one parameter
             item.own_scale = (max_norm / (torch.linalg.vector_norm(item.g) + 1e-6)).clamp(max=1.0)
         return item
 
 
 def check_norm(max_grad_norm: float | None) -> float | None:
-    """``max_grad_norm``, a positive number or None."""
+    """Return ``max_grad_norm``; raise :class:`ZooError` unless it is a positive number or None."""
     require(
         max_grad_norm is None or max_grad_norm > 0,
         f"max_grad_norm is {max_grad_norm}.",
-        "Use a positive number, or None, which does not clip.",
+        "Use a positive number, or None to disable clipping.",
     )
     return max_grad_norm
