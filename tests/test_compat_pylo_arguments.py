@@ -68,6 +68,8 @@ def test_learned_offsets() -> None:
         # A logarithm, a division, a sum of at most 1 and an exponential of ten times as much, in float32 here.
         check_close(torch.tensor(each), effective.clamp(0, 1), gamma(10 + 4 * FUNCTION, torch.float32))
     build("VeLO_naive", parameters(), **offsets).step(torch.tensor(1.0))
+    huge = build("VeLO_naive", parameters(), momentum_decays=(100.0, 0.0, -100.0)).artifact
+    assert huge.behavior.initial_momentum_decays == (0.0, 0.99, 1.0)
 
 
 REFUSED = [

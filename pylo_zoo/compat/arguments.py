@@ -204,4 +204,5 @@ def _offsets(value: Any, length: int, label: str) -> tuple[float, ...]:
 
 def _offset_decay(decay: float, offset: float) -> float:
     """``1 − exp(10·(ln(1 − decay)/10 + offset))``, in [0, 1]."""
-    return min(max(1 - (1 - decay) * math.exp(10 * offset), 0.0), 1.0)
+    exponent = min(10 * offset, 700.0)  # math.exp overflows above 709
+    return min(max(1 - (1 - decay) * math.exp(exponent), 0.0), 1.0)
