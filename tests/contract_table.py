@@ -1,4 +1,4 @@
-"""The contract: what every optimizer owes its user, as one table of optimizers × properties.
+"""The contract: what every optimizer promises, as one table of optimizers × properties.
 
 A test takes a row with :func:`holds`, which runs it over every optimizer of the row that has no reason to be left out;
 docs/optimizers.md shows the same table, written by ``python tests/contract_docs.py``.
@@ -68,44 +68,52 @@ TRAINED: dict[type[ZooOptimizer], Callable[[], Artifact]] = {
 LEARNED = tuple(name for name in TABLE if name != "Muon")
 UNCONTROLLED = tuple(name for name in TABLE if name not in CONTROLLED)
 
-NO_LOSS = dict.fromkeys(UNCONTROLLED, "reads no loss: `step()` needs none, and returns what it is given")
-NO_HORIZON = dict.fromkeys(UNCONTROLLED, "knows no `num_steps`: its run has no planned end")
-NOT_LONG = dict.fromkeys(UNCONTROLLED, "has no limit of steps; accumulate outside, as with any torch optimizer")
-NO_CLIP = "has no `clip_norm`, as its original: `clip_grad_norm_` outside does it, as for torch's optimizers"
-DECOUPLED = "decoupled alone, as its original; L2 is one line outside, `p.grad.add_(p, alpha=wd)`"
+NO_LOSS = dict.fromkeys(UNCONTROLLED, "does not read the loss; `step()` returns what it receives")
+NO_HORIZON = dict.fromkeys(UNCONTROLLED, "has no `num_steps`")
+NOT_LONG = dict.fromkeys(
+    UNCONTROLLED, "no limit on steps; accumulate gradients outside, as with other torch optimizers"
+)
+NO_CLIP = "no `clip_norm`, like the original; use `clip_grad_norm_`"
+DECOUPLED = "decoupled decay only, like the original; L2 is one line outside: `p.grad.add_(p, alpha=wd)`"
 
 STEPS, STATE, PARAMETERS, TRAINING, TORCH = (
     "Steps, losses and groups",
     "State",
     "Parameters",
     "Training loops",
-    "PyTorch's own checks (`test_optim.py`, `common_optimizers.py`)",
+    "PyTorch's optimizer tests (`test_optim.py`, `common_optimizers.py`)",
 )
 PROPERTIES = {
-    "losses": Property(STEPS, "closure, `step(loss)`, `loss=`, `set_loss`; tensors and numbers: the same run"),
-    "missing_loss": Property(STEPS, "a missing, double or odd loss: an error before anything moves", NO_LOSS),
-    "pending_loss": Property(STEPS, "`set_loss` is used once, and superseded by a newer loss", NO_LOSS),
-    "zero_grad": Property(STEPS, "`zero_grad(set_to_none=…)`; gradients are never written"),
-    "none_grads": Property(STEPS, "absent gradients and frozen parameters are left alone"),
-    "skipped": Property(STEPS, "a step without gradients needs no loss and counts nothing; a closure may return None"),
-    "added_later": Property(STEPS, "`add_param_group` in mid-run, unfreezing included"),
-    "groups": Property(STEPS, "several groups, each with its own options"),
-    "bad_groups": Property(STEPS, "a group that cannot be is an error, and is not kept"),
-    "foreign_options": Property(
-        STEPS, "options that change a step and do not exist here (`maximize`, another optimizer's): an error"
+    "losses": Property(
+        STEPS, "closure, `step(loss)`, `loss=` and `set_loss`, with tensors and numbers, give the same run"
     ),
-    "schedulers": Property(STEPS, "every `torch.optim.lr_scheduler`, warm restarts included: AdamW's `lr`s, used"),
-    "tensor_lr": Property(STEPS, "a tensor `lr` is a float `lr`"),
-    "horizon": Property(STEPS, "past `num_steps`: goes on with the last fraction, warns once", NO_HORIZON),
+    "missing_loss": Property(STEPS, "a missing, ambiguous or invalid loss is an error; nothing changes", NO_LOSS),
+    "pending_loss": Property(STEPS, "the loss of `set_loss` is used once; a newer loss replaces it", NO_LOSS),
+    "zero_grad": Property(STEPS, "`zero_grad(set_to_none=…)` works; gradients are never modified"),
+    "none_grads": Property(STEPS, "parameters without gradient and frozen parameters do not change"),
+    "skipped": Property(
+        STEPS, "a step without gradients needs no loss and advances no counter; a closure may return None"
+    ),
+    "added_later": Property(STEPS, "`add_param_group` and unfreezing during a run"),
+    "groups": Property(STEPS, "each group has its own options"),
+    "bad_groups": Property(STEPS, "an invalid group is an error and is not kept"),
+    "foreign_options": Property(
+        STEPS, "unsupported options that would change a step (`maximize`, other optimizers' options) are errors"
+    ),
+    "schedulers": Property(
+        STEPS, "every `torch.optim.lr_scheduler`, including warm restarts, sets the same `lr` as for AdamW"
+    ),
+    "tensor_lr": Property(STEPS, "a tensor `lr` gives the same run as a float `lr`"),
+    "horizon": Property(STEPS, "past `num_steps`, the run continues with the last fraction and warns once", NO_HORIZON),
     "decay_warning": Property(
         STEPS,
-        "a `weight_decay` that undoes the steps warns once, with the number",
-        dict.fromkeys(("CELO2", "CELO2-base", "ELO_CELO2", "ELO", "Muon"), "its `lr` scales its steps and its decay"),
+        "a `weight_decay` that undoes the steps warns once and names a smaller value",
+        dict.fromkeys(("CELO2", "CELO2-base", "ELO_CELO2", "ELO", "Muon"), "`lr` scales the steps and the decay"),
     ),
     "schedule_warning": Property(
         STEPS,
         "a falling `lr` warns once",
-        dict.fromkeys(UNCONTROLLED, "has no schedule of its own: give it one"),
+        dict.fromkeys(UNCONTROLLED, "no learned schedule; use a scheduler"),
     ),
     "embedding_warning": Property(
         STEPS,
@@ -117,79 +125,98 @@ PROPERTIES = {
     ),
     "routes": Property(
         STEPS,
-        "`routes()`: the rule of every parameter, and why",
+        "`routes()` shows each parameter's rule and the reason",
         {
             **dict.fromkeys((*CONTROLLED, "ELO", "AdafacLO", "MuLO"), "updates every parameter by one rule"),
         },
     ),
-    "repr": Property(STEPS, "`repr` shows options, not buffers"),
-    "resume": Property(STATE, "saved, loaded in a fresh process: the next 50 steps bit-identical"),
-    "copies": Property(STATE, "`deepcopy` and pickle go on bit for bit"),
-    "state_dtype": Property(STATE, "float32 state of 16-bit parameters stays float32; float64 of float64"),
-    "devices": Property(STATE, "a state moves to its parameters' device; counters stay on the CPU"),
-    "misfit": Property(STATE, "an own entry missing, misshapen or of another optimizer: an error, nothing changed"),
-    "run_misfit": Property(
-        STATE, "the same for the state of the run", {"Muon": "keeps no state of the run, but that of its parameters"}
+    "repr": Property(STEPS, "`repr` shows options, not state"),
+    "resume": Property(STATE, "after saving and loading in a new process, the next 50 steps are bit-identical"),
+    "copies": Property(STATE, "runs continue bit-identically after `deepcopy` and pickle"),
+    "state_dtype": Property(STATE, "state stays float32 for 16-bit parameters and float64 for float64"),
+    "devices": Property(STATE, "loaded state moves to the parameters' device; counters stay on the CPU"),
+    "misfit": Property(
+        STATE, "a missing or misshapen entry, or another optimizer's state, is an error; nothing changes"
     ),
-    "foreign": Property(STATE, "entries of wrappers (Lookahead, SAM) in state and groups are kept, copied and loaded"),
-    "numbers": Property(STATE, "counters and run state that are ints, floats, lists or NumPy's become tensors"),
-    "checkpoint": Property(STATE, "`torch.distributed.checkpoint.state_dict`: got and set, bit for bit (one process)"),
-    "format_version": Property(STATE, "`format_version`; an unknown one is an error; older states load"),
-    "shapes": Property(PARAMETERS, "0-d, empty and size-1 parameters"),
-    "strides": Property(PARAMETERS, "non-contiguous and channels_last parameters and gradients"),
-    "tied": Property(PARAMETERS, "tied parameters step once; expanded ones are an error"),
-    "half": Property(PARAMETERS, "bfloat16 and float16 parameters: finite, float32 state, rounded once"),
-    "master": Property(PARAMETERS, "`master_weights=True`: float32's run, rounded; written-to parameters are heard"),
+    "run_misfit": Property(STATE, "the same for the state of the run", {"Muon": "has per-parameter state only"}),
+    "foreign": Property(STATE, "wrappers' entries (Lookahead, SAM) in state and groups are kept, copied and loaded"),
+    "numbers": Property(STATE, "counters and run state stored as ints, floats, lists or NumPy arrays become tensors"),
+    "checkpoint": Property(
+        STATE, "`torch.distributed.checkpoint.state_dict` gets and sets the state exactly (one process)"
+    ),
+    "format_version": Property(STATE, "an unknown `format_version` is an error; older states load"),
+    "shapes": Property(PARAMETERS, "0-d, empty and size-1 parameters work"),
+    "strides": Property(
+        PARAMETERS, "strides of parameters and gradients (non-contiguous, channels_last) do not matter"
+    ),
+    "tied": Property(PARAMETERS, "tied parameters are updated once; expanded parameters are errors"),
+    "half": Property(PARAMETERS, "bfloat16 and float16 parameters: finite steps, float32 state, one rounding"),
+    "master": Property(
+        PARAMETERS, "`master_weights=True`: the float32 run, rounded; writes to parameters are detected"
+    ),
     "float64": Property(PARAMETERS, "float64 parameters are updated in float64"),
-    "refused": Property(PARAMETERS, "complex, integer and sparse parameters with gradients: an error"),
+    "refused": Property(PARAMETERS, "complex, integer and sparse parameters with gradients are errors"),
     "frozen": Property(PARAMETERS, "frozen parameters of any dtype and layout are accepted, as in quantized models"),
-    "lazy": Property(PARAMETERS, "a lazy parameter without a shape: an error"),
-    "meta": Property(PARAMETERS, "built, stepped and loaded on the meta device"),
-    "autocast": Property(TRAINING, "autocast: a step inside it is a step outside it"),
-    "grad_scaler": Property(TRAINING, "`GradScaler`: a skipped step leaves all state alone, and no stale loss"),
-    "accumulation": Property(TRAINING, "gradients accumulated outside: micro-batches make the batch"),
-    "long_runs": Property(TRAINING, "`accumulate=`, Google's past 150,000 steps; in the state", NOT_LONG),
-    "clipping": Property(TRAINING, "`clip_norm` is `clip_grad_norm_`", dict.fromkeys((*CONTROLLED, "Muon"), NO_CLIP)),
-    "nonfinite": Property(TRAINING, '`nonfinite=`: "propagate", "skip", "raise", for loss and gradients'),
-    "decoupled": Property(TRAINING, "decoupled decay is `p·(1 − lr·wd)`, apart from the step"),
-    "l2": Property(
-        TRAINING, '`decay="l2"`, Google\'s, is done outside by hand', dict.fromkeys(UNCONTROLLED, DECOUPLED)
+    "lazy": Property(PARAMETERS, "an uninitialized lazy parameter is an error"),
+    "meta": Property(PARAMETERS, "construction, steps and loading work on the meta device"),
+    "autocast": Property(TRAINING, "autocast does not change a step"),
+    "grad_scaler": Property(TRAINING, "`GradScaler`: a skipped step changes no state and leaves no stale loss"),
+    "accumulation": Property(TRAINING, "gradients accumulated over micro-batches give the step of the whole batch"),
+    "long_runs": Property(
+        TRAINING, "`accumulate=` (Google's, for runs over 150,000 steps) is saved in the state", NOT_LONG
     ),
-    "compile": Property(TRAINING, "`torch.compile` of a training step: the same run, no recompilation as `lr` changes"),
+    "clipping": Property(
+        TRAINING, "`clip_norm` equals `clip_grad_norm_`", dict.fromkeys((*CONTROLLED, "Muon"), NO_CLIP)
+    ),
+    "nonfinite": Property(TRAINING, '`nonfinite=`: "propagate", "skip", "raise", for loss and gradients'),
+    "decoupled": Property(TRAINING, "decoupled decay is `p·(1 − lr·wd)`, independent of the step"),
+    "l2": Property(
+        TRAINING,
+        '`decay="l2"` (Google\'s) equals adding it to gradients and loss by hand',
+        dict.fromkeys(UNCONTROLLED, DECOUPLED),
+    ),
+    "compile": Property(TRAINING, "a compiled training step gives the same run; a changing `lr` does not recompile"),
     "capturable": Property(
         TRAINING,
         "CUDA graphs (`capturable`)",
-        {"*": "not offered: counters live on the CPU, and no GPU was at hand to test a graph on"},
+        {"*": "not supported: counters are on the CPU; not tested on a GPU"},
     ),
     "torch_errors": Property(TORCH, "constructor errors that all optimizers share (`get_error_inputs_for_all_optims`)"),
     "torch_direction": Property(
         TORCH,
-        "the loss goes down, contiguous or not",
+        "the loss decreases, with contiguous and non-contiguous parameters",
         dict.fromkeys(
             [name for name in LEARNED if name not in CONTROLLED],
-            "its weights here are random: their steps have no direction",
+            "the test weights are random, so steps have no direction",
         ),
     ),
-    "torch_hooks": Property(TORCH, "step pre and post hooks, global ones, in order"),
-    "torch_state_hooks": Property(TORCH, "`state_dict` and `load_state_dict` hooks, in order, replacing included"),
-    "torch_noop": Property(TORCH, "without gradients a step is none"),
+    "torch_hooks": Property(TORCH, "step pre- and post-hooks, including global ones, run in order"),
+    "torch_state_hooks": Property(
+        TORCH, "`state_dict` and `load_state_dict` hooks run in order and may replace the state"
+    ),
+    "torch_noop": Property(TORCH, "a step without gradients changes nothing"),
     "torch_zero": Property(
         TORCH,
-        "with zero gradients and no decay a step moves nothing",
-        dict.fromkeys([name for name in LEARNED if name != "CeloAdam"], "its network has biases: a test shows it move"),
+        "a step with zero gradients and no decay changes nothing",
+        dict.fromkeys(
+            [name for name in LEARNED if name != "CeloAdam"],
+            "its network has biases; a test shows that parameters move",
+        ),
     ),
-    "torch_state": Property(TORCH, "`state_dict` is deterministic; loads with `weights_only`, with named parameters"),
-    "torch_copies": Property(TORCH, "`deepcopy` has all public attributes; state is there after a step"),
+    "torch_state": Property(
+        TORCH, "`state_dict` is deterministic and loads with `weights_only` and with named parameters"
+    ),
+    "torch_copies": Property(TORCH, "`deepcopy` copies all public attributes; state exists after a step"),
     "torch_counter": Property(TORCH, "a saved `step` that is a number loads (`load_nontensor_step`)"),
-    "torch_complex": Property(TORCH, "complex parameters", {"*": "refused with an error: `torch.view_as_real`"}),
-    "torch_sparse": Property(TORCH, "sparse gradients (rosenbrock)", {"*": "refused: the rules read every element"}),
+    "torch_complex": Property(TORCH, "complex parameters", {"*": "an error that suggests `torch.view_as_real`"}),
+    "torch_sparse": Property(TORCH, "sparse gradients (rosenbrock)", {"*": "an error: the rules read every element"}),
     "torch_impls": Property(
         TORCH,
-        "`foreach`, `fused`, `differentiable`, `maximize`, `capturable` agree with the plain loop",
-        {"*": "these options do not exist here: one text of the maths, nothing to compare"},
+        "`foreach`, `fused`, `differentiable`, `maximize`, `capturable` agree with the for-loop implementation",
+        {"*": "these options do not exist here"},
     ),
     "torch_gpus": Property(
-        TORCH, "parameters of several GPUs in one optimizer", {"*": "no GPU was at hand; never tried"}
+        TORCH, "parameters of several GPUs in one optimizer", {"*": "not tested: no GPU was available"}
     ),
 }
 HELD: dict[str, list[str]] = {}
