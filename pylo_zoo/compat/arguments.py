@@ -1,7 +1,7 @@
 """How PyLO's constructor arguments apply here: one table per optimizer, and one function that applies it.
 
 Some of PyLO's arguments (network sizes, decays, multipliers) belong to the artifact here. PyLO's default values are
-ignored and the artifact decides. Other values change the artifact's behaviour, must match its sizes, or are errors.
+ignored and the artifact decides. Other values change the artifact's behavior, must match its sizes, or are errors.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from pylo_zoo.errors import ZooError, quoted
 
 @dataclass(frozen=True)
 class Behavior:
-    """Sets the checkpoint's behaviour field of the same name."""
+    """Sets the checkpoint's behavior field of the same name."""
 
 
 @dataclass(frozen=True)
 class Offsets:
-    """Learned offsets of the decays in the behaviour field ``initial`` (SPEC §3)."""
+    """Learned offsets of the decays in the behavior field ``initial`` (SPEC §3)."""
 
     initial: str
 

@@ -197,7 +197,7 @@ class LearnedOptimizer(ZooOptimizer):
 
     @property
     def behavior(self) -> Any:
-        """The checkpoint's behaviour record (:mod:`pylo_zoo.config`)."""
+        """The checkpoint's behavior record (:mod:`pylo_zoo.config`)."""
         return self.artifact.behavior
 
     @property

@@ -230,7 +230,7 @@ class ZooOptimizer(torch.optim.Optimizer):
         self.skipped_steps += 1
 
     def _init_state(self, grads: Sequence[ParamGrad]) -> None:
-        """Check parameters, gradients and state, then create missing state. Nothing has been written before.
+        """Check parameters, gradients and state before the step writes anything, then create missing state.
 
         Runs outside compiled graphs (:func:`_exclude_from_compile`).
 

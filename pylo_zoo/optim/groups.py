@@ -4,8 +4,8 @@ Patterns may use any name of a shared parameter, and names of frozen parameters.
 
 The output head uses AdamW by default. CELO2's published recipe (arXiv 2602.19142, README of github.com/amoudgl/celo2)
 uses AdamW for parameters with "embed" in their name, and the language-model code that it builds on
-(github.com/martin-marek/batch-size) calls the untied head ``token_embed_out``. Muon's author recommends the same. CELO2
-was meta-trained on perceptrons with every matrix under the learned rule, which is ``head="learned"``.
+(github.com/martin-marek/batch-size) calls the untied head ``token_embed_out``. Muon's author recommends the same. Use
+``head="learned"`` for CELO2's meta-training setup: perceptrons with every matrix under the learned rule.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ def _recognize_by_name(owner: Owner, shape: Shape, label: str) -> Trait:
     """Recognize a custom module's parameter by name and shape."""
     name = owner.name.lower()
     local = owner.tensor.lower()
-    if isinstance(owner.module, (nn.ParameterList, nn.ParameterDict)):  # the container's name is the telling one
+    if isinstance(owner.module, (nn.ParameterList, nn.ParameterDict)):  # only the container's name is meaningful
         local = ".".join(name.split(".")[-2:]).removesuffix(f".{local}" if local.isdecimal() else "")
     if local.endswith("bias"):
         return Trait("bias", "jax", "adamw", "biases, stacked or shaped to broadcast")
