@@ -166,7 +166,7 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
     return all(bool(torch.stack(each).all()) for each in by_device.values())
 
 
-def as_float(value: Real) -> float:
+def as_float(value: Any) -> float:
     """``value`` as a float; infinity if it is too large for one, such as an integer of 400 digits."""
     try:
         return float(value)

@@ -175,7 +175,7 @@ class ZooOptimizer(torch.optim.Optimizer):
         source: Any = pending if closure is None and loss is None else closure if loss is None else loss
         if callable(source):
             with torch.enable_grad():
-                return source()
+                source = source()
         return source
 
     def _check_loss(self, loss: Any) -> None:
