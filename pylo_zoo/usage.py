@@ -1,4 +1,4 @@
-"""How to train with a checkpoint, in lines to copy: the same wherever they are shown."""
+"""Example code for training with a checkpoint. Every command that shows such code uses this text."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import inspect
 
 
 def training(family: str, weights: str) -> list[str]:
-    """The two lines of Python that make the optimizer of ``family`` with ``weights``, in terms of a ``model``.
+    """Two lines of Python that build the optimizer of ``family`` for a model called ``model``.
 
     Args:
-        family: of the checkpoint.
-        weights: what ``weights=`` is given: a registry name, a directory, or an address on the Hub.
+        family: the checkpoint's family.
+        weights: the value of the ``weights`` argument: a registry name, a directory or a Hub address.
     """
     from pylo_zoo import optim
 
     optimizer = optim.optimizer_class(family)
     name = optimizer.__name__
     arguments = inspect.signature(optimizer).parameters
-    # Layouts belong to the modules, and so does what goes to AdamW; CELO2-base has its own rule for everything.
-    everything = ', learned="*"' if family == "celo2-base" else ""
+    # CELO2-base was trained with every parameter under its rule; the others need AdamW for embeddings and heads.
+    learn_all = ', learned="*"' if family == "celo2-base" else ""
     steps = "num_steps=10_000, " if "num_steps" in arguments else ""
-    ours = getattr(optim, name, None) is optimizer
     imports = [f"from pylo_zoo.optim import {name}, param_groups"]
-    if not ours:  # another package's
+    if getattr(optim, name, None) is not optimizer:  # from another package
         imports = [f"from pylo_zoo.optim import param_groups; from {optimizer.__module__} import {name}"]
-    return [*imports, f'opt = {name}(param_groups(model{everything}), {steps}weights="{weights}")']
+    return [*imports, f'opt = {name}(param_groups(model{learn_all}), {steps}weights="{weights}")']

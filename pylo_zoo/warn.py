@@ -8,14 +8,15 @@ import warnings
 from pylo_zoo.errors import one_line
 
 LONGEST = 1_000
-"""Characters of a warning, whatever it quotes."""
-OWN = ("pylo_zoo", "torch")
+"""Maximum length of a warning, including quoted values."""
+INTERNAL = ("pylo_zoo", "torch")
+"""Packages whose frames are skipped when a warning looks for the user's line."""
 
 
 def warn(message: str) -> None:
-    """Warn in one short printable line, in the name of the nearest caller outside this package and torch."""
+    """Issue ``message`` as one printable line, attributed to the nearest caller outside pylo_zoo and torch."""
     frame, level = sys._getframe(), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in OWN:
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in INTERNAL:
         frame, level = frame.f_back, level + 1
     warnings.warn(one_line(message, LONGEST), stacklevel=level)
 

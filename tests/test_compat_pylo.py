@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from pylo_zoo import optim
 from pylo_zoo.compat import pylo
-from pylo_zoo.compat.arguments import plain
+from pylo_zoo.compat.arguments import to_tuples
 from pylo_zoo.errors import ZooError
 from pylo_zoo.optim.base import LearnedOptimizer
 
@@ -42,7 +42,7 @@ from pylo_zoo.optim.base import LearnedOptimizer
 def test_signatures_are_pylos(name: str) -> None:
     parameters = list(inspect.signature(getattr(pylo, name)).parameters.values())
     assert parameters[0].name == "params"
-    assert {each.name: plain(each.default) for each in parameters[1:]} == SIGNATURES[name]
+    assert {each.name: to_tuples(each.default) for each in parameters[1:]} == SIGNATURES[name]
     assert [each.name for each in parameters[1:]] == list(SIGNATURES[name]), "positional arguments keep PyLO's order"
     by_keyword = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
     first = {"AdafacLO_CUDA": "foreach", "MuLO_naive": "momentum_decays", "MuLO_CUDA": "lr"}.get(name)
@@ -117,6 +117,10 @@ def test_mulo_splits_a_group_by_infshape() -> None:
         optimizer.add_param_group({"params": bare})
     with pytest.raises(ZooError, match="width_mult is 0"):
         optimizer.add_param_group({"params": bare, "width_mult": 0})
+    with pytest.raises(ZooError, match="width_mult is a number of 401 digits"):
+        optimizer.add_param_group({"params": bare, "width_mult": 10**400})
+    with pytest.raises(ZooError, match=r"no shape yet.*Run the model once"):
+        optimizer.add_param_group({"params": nn.LazyLinear(2).parameters()})
     with pytest.raises(ValueError, match="some parameters appear in more than one"):
         optimizer.add_param_group({"params": [*bare, params[0]], "width_mult": 2.0})
     assert len(optimizer.param_groups) == 3

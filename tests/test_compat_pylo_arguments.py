@@ -14,7 +14,7 @@ from torch import nn
 
 from pylo_zoo import optim
 from pylo_zoo.compat import pylo
-from pylo_zoo.compat.arguments import plain
+from pylo_zoo.compat.arguments import to_tuples
 from pylo_zoo.errors import ZooError
 
 BEHAVIOR = [
@@ -43,7 +43,7 @@ def test_behavior_arguments_override_the_artifacts(name: str, options: dict[str,
 
 
 def plain_fields(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: plain(value) for name, value in fields.items()}
+    return {name: to_tuples(value) for name, value in fields.items()}
 
 
 def test_defaults_follow_the_artifact() -> None:
@@ -68,6 +68,8 @@ def test_learned_offsets() -> None:
         # A logarithm, a division, a sum of at most 1 and an exponential of ten times that, in float32.
         check_close(torch.tensor(each), effective.clamp(0, 1), gamma(10 + 4 * FUNCTION, torch.float32))
     build("VeLO_naive", parameters(), **offsets).step(torch.tensor(1.0))
+    huge = build("VeLO_naive", parameters(), momentum_decays=(100.0, 0.0, -100.0)).artifact
+    assert huge.behavior.initial_momentum_decays == (0.0, 0.99, 1.0)
 
 
 REFUSED = [
@@ -82,11 +84,12 @@ REFUSED = [
     ("VeLO_naive", {"param_inits": 64}, "has 3"),
     ("VeLO_naive", {"hidden_size": 8}, "has 4"),
     ("VeLO_naive", {"hidden_layers": 2}, "has 1"),
-    ("VeLO_naive", {"momentum_decays": [0.1]}, "Give 3 finite numbers"),
-    ("VeLO_naive", {"rms_decays": ["x"]}, "Give 1 finite numbers"),
+    ("VeLO_naive", {"momentum_decays": [0.1]}, "Pass 3 finite numbers"),
+    ("VeLO_naive", {"rms_decays": ["x"]}, "Pass 1 finite numbers"),
+    ("VeLO_naive", {"rms_decays": [10**400]}, "Pass 1 finite numbers"),
     ("VeLO_naive", {"initial_rms_decays": (0.9, 0.99)}, "list of length 1"),
     ("VeLO_naive", {"num_steps": None}, "num_steps is None"),
-    ("VeLO_naive", {"hf_key_rnn": None}, "There are no weights"),
+    ("VeLO_naive", {"hf_key_rnn": None}, "No weights"),
     ("VeLO_naive", {"hf_key_mlp": "velo-sample"}, "is a whole VeLO"),
     ("CELO2_naive", {"ff_hidden_size": 16}, "has 8"),
     ("CELO2_naive", {"ff_hidden_layers": 4}, "has 3"),
@@ -94,7 +97,7 @@ REFUSED = [
     ("CELO2_naive", {"orthogonalize": "yes"}, "true or false"),
     ("CELO2_naive", {"hf_key": None}, "a random network"),
     ("CELO2_naive", {"hf_key": "celo3"}, "No checkpoint called 'celo3'"),
-    ("CELO2_naive", {"network": "celo2"}, "network is str"),
+    ("CELO2_naive", {"network": "celo2"}, "network is a str"),
     ("CELO2_naive", {"network": nn.Linear(2, 2)}, "is no celo2 checkpoint"),
     ("CELO2_naive", {"checkpoint_path": "absent.pt"}, "absent.pt"),
     ("CELO2_naive", {"hf_key": MADE["elo"]}, "cannot run 'elo'"),

@@ -106,7 +106,7 @@ def test_velo_from_its_two_files(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for one, other, message in (
         (str(mlp), str(rnn), None),
-        (str(tmp_path / "empty"), str(mlp), "holds no model.safetensors"),
+        (str(tmp_path / "empty"), str(mlp), "contains no model.safetensors"),
         (sample, str(mlp), "'velo-sample' is a whole VeLO"),
         (str(rnn), str(rnn), "give a directory that holds both"),
     ):
@@ -140,7 +140,7 @@ def test_load_from_file(tmp_path: Path) -> None:
             assert torch.equal(optimizer.artifact.tensors[name], value)
         assert optimizer.artifact.behavior.step_mult == 0.01
     torch.save(tensors("mulo"), path)
-    with pytest.raises(ZooError, match="no network with its decays"):
+    with pytest.raises(ZooError, match="not a saved network with its decays"):
         pylo.AdafacLO_CUDA(parameters(), load_from_file=path)
 
 

@@ -25,7 +25,7 @@ from pylo_zoo.optim.advice import SHRINKING, Candidate, embedding_evidence
 @holds("decay_warning")
 def test_a_decay_that_cancels_the_steps_warns_once(entry: Entry) -> None:
     groups = [{"params": parameters()}, {"params": parameters(), "weight_decay": 0.2}]
-    complaint = r"weight_decay=0\.1 with lr=1 takes 0\.1 .*weight_decay=0\.001 or less"
+    complaint = r"weight_decay=0\.1 with lr=1 shrinks every parameter by 0\.1 .*weight_decay=0\.001 or less"
     with pytest.warns(UserWarning, match=complaint) as caught:
         optimizer = make(entry, groups, lr=1.0, weight_decay=0.1)
     assert [each.filename for each in caught] == [make.__code__.co_filename]  # the line of the caller
@@ -240,4 +240,4 @@ def test_routes_list_frozen_parameters() -> None:
     frozen = nn.Parameter(torch.ones(6, 6, dtype=torch.uint8), requires_grad=False)
     for optimizer in (Muon([nn.Parameter(torch.ones(6, 6)), frozen]), make(TABLE["CELO2"], [*parameters(), frozen])):
         assert len(optimizer.routes().frozen) == 1
-        assert "left out, since they need no gradient: 1" in str(optimizer.routes())
+        assert "frozen (requires_grad=False): 1" in str(optimizer.routes())

@@ -196,12 +196,12 @@ def test_a_state_that_does_not_fit_changes_nothing(entry: Entry) -> None:
         (lambda s: s["param_groups"].append(s["param_groups"][0]), "groups hold"),
         (lambda s: s["param_groups"][0].update(lr=-1.0), "lr is -1.0"),
         (lambda s: s["param_groups"][0].update(layout="rows"), "layout is 'rows'"),
-        (lambda s: s["state"].update({99: {}}), "no parameter"),
-        (lambda s: s.pop("state"), r"no optimizer's state.*'state'"),
-        (lambda s: s.update(other.state_dict()), "other weights|does not fit"),
+        (lambda s: s["state"].update({99: {}}), "belong to no parameter"),
+        (lambda s: s.pop("state"), r"not an optimizer state.*'state'"),
+        (lambda s: s.update(other.state_dict()), "saved with weights|does not fit"),
         (
             lambda s: s.update(torch.optim.AdamW(parameters()).state_dict()),
-            "other weights|betas|layout|lr|does not fit",
+            "saved with weights|betas|layout|lr|does not fit",
         ),
     ]
     for change, complaint in changes[: len(changes) if entry.weights is not None else -1]:
@@ -232,7 +232,7 @@ def test_a_run_state_that_does_not_fit_changes_nothing(entry: Entry) -> None:
     train(optimizer, params, range(2))
     good = copy.deepcopy(optimizer.state_dict())
     changes: list[tuple[Change, str]] = [
-        (lambda s: s["param_groups"][0].update(weights="other"), "other weights"),
+        (lambda s: s["param_groups"][0].update(weights="other"), "saved with weights other"),
         (lambda s: s["param_groups"][0].update(step=torch.zeros(2)), "state of the run does not fit"),
     ]
     for key in optimizer.run_keys:

@@ -199,6 +199,7 @@ def test_an_invalid_group_is_an_error_and_not_added(entry: Entry) -> None:
         ({"lr": torch.ones(2)}, "lr is a tensor"),
         ({"weight_decay": -1.0}, "weight_decay is -1.0"),
         ({"weight_decay": True}, "weight_decay is True"),
+        ({"lr": 10**400}, "lr is a number of 401 digits"),
         ({"master_weights": 1}, "master_weights is 1"),
     ]
     for option, complaint in options:
@@ -323,9 +324,9 @@ def test_steps_past_num_steps_continue_and_warn_once(entry: Entry) -> None:
 
 @holds("horizon")
 def test_num_steps_is_part_of_the_run_state(entry: Entry) -> None:
-    with pytest.raises(ZooError, match="num_steps=7, the run 100"):
+    with pytest.raises(ZooError, match="num_steps=7, but the run has 100"):
         make(entry, [{"params": parameters(), "num_steps": 7}])
-    for wrong in (0, -3, 2.5, True):
+    for wrong in (0, -3, 2.5, True, 10**400):
         with pytest.raises(ZooError, match="num_steps"):
             make(entry, parameters(), num_steps=wrong)
 

@@ -104,6 +104,22 @@ def test_skip_and_raise_touch_nothing(entry: Entry, where: str) -> None:
 
 
 @holds("nonfinite")
+@pytest.mark.parametrize("loss", [10**400, -(10**400)], ids=["positive", "negative"])
+def test_an_integer_loss_beyond_float_range_is_not_finite(entry: Entry, loss: int) -> None:
+    params = parameters(shapes=[(6, 6)])
+    give_gradients(params, 0)
+    optimizer = make(entry, params, nonfinite="skip")
+    optimizer.step(loss=loss)
+    assert optimizer.skipped_steps == 1
+    optimizer.nonfinite = "raise"
+    with pytest.raises(ZooError, match="The loss is not finite"):
+        optimizer.step(loss=loss)
+    assert same(params, parameters(shapes=[(6, 6)]))
+    optimizer.nonfinite = "propagate"
+    optimizer.step(loss=loss)
+
+
+@holds("nonfinite")
 def test_by_default_non_finite_values_reach_the_rule_as_in_the_original(entry: Entry) -> None:
     params = parameters(shapes=[(6, 6)])
     optimizer = make(entry, params)
@@ -191,7 +207,7 @@ def test_accumulate_auto_follows_google_and_is_part_of_the_state(entry: Entry) -
     for wrong in (0, 1.5, "always", True):
         with pytest.raises(ZooError, match="accumulate is"):
             make(entry, parameters(), accumulate=wrong)
-    with pytest.raises(ZooError, match="accumulate=2, the run 1"):
+    with pytest.raises(ZooError, match="accumulate=2, but the run has 1"):
         make(entry, [{"params": parameters(), "accumulate": 2}])
     banked = make(entry, parameters(), accumulate=2)
     with pytest.raises(ZooError, match=r"accumulate=2.*has 1"):

@@ -104,7 +104,9 @@ def test_weight_decay_is_not_divided() -> None:
     check_close(with_decay - without, -0.25 * start, rounding)
 
 
-@pytest.mark.parametrize("width", [0.0, -2.0, float("nan"), float("inf"), True, "4", None])
+@pytest.mark.parametrize(
+    "width", [0.0, -2.0, float("nan"), float("inf"), 10**400, True, "4", None], ids=lambda width: f"{width!r:.9}"
+)
 def test_a_width_mult_that_is_not_a_positive_finite_number_is_an_error(width: Any) -> None:
     with pytest.raises(ZooError, match="width_mult is"):
         mulo([{"params": [parameter(None, None)], "width_mult": width}])

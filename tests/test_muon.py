@@ -245,7 +245,7 @@ def test_a_parameter_that_changes_routes_is_an_error_before_anything_moves() -> 
     train(optimizer, params, range(1))
     before = copy.deepcopy(params)
     optimizer.param_groups[0]["use_fallback"] = True
-    with pytest.raises(ZooError, match=r"changed sides \(use_fallback_flag\); its state has momentum_buffer"):
+    with pytest.raises(ZooError, match=r"changed its rule \(use_fallback_flag\); its state has momentum_buffer"):
         optimizer.step()
     assert same(params, before)
     optimizer.state.clear()

@@ -68,7 +68,7 @@ TABLE: dict[str, tuple[Callable[[], nn.Module], str, str, tuple[str, str | None]
     "group norm": (lambda: nn.GroupNorm(2, 4), "bias", "norm", AUTO, "GroupNorm"),
     "RMS norm": (lambda: nn.RMSNorm(4), "weight", "norm", AUTO, "RMSNorm"),
     "custom norm": (lambda: LlamaRMSNorm((4,)), "weight", "norm", AUTO, "LlamaRMSNorm"),
-    "norm of matrices": (lambda: nn.LayerNorm([4, 5]), "weight", "norm", ADAMW, "no matrix"),
+    "norm of matrices": (lambda: nn.LayerNorm([4, 5]), "weight", "norm", ADAMW, "not a matrix"),
     "grouped": (lambda: nn.Conv2d(4, 6, 3, groups=2), "weight", "convolution", TORCH, "2 groups"),
     "depthwise": (lambda: nn.Conv1d(4, 8, 3, groups=4), "weight", "convolution", TORCH, "depthwise"),
     "transposed": (lambda: nn.ConvTranspose2d(4, 6, 3), "weight", "convolution", TORCH, "transposed"),
@@ -295,10 +295,10 @@ def test_patterns_set_layouts_and_options() -> None:
         ({"layouts": {"xyz": "jax"}}, "'xyz'. Names are"),
         ({"options": {"hed.*": {}}}, "Did you mean 'head'"),
         ({"layouts": {"experts": "rows"}}, "layout is 'rows'. Use one of torch, jax, torch-stacked"),
-        ({"options": {"gate": {"rule": "adamw"}}}, r"\['rule'\] are no options"),
-        ({"layout": "jax"}, r"\['layout'\] are no options"),
+        ({"options": {"gate": {"rule": "adamw"}}}, r"\['rule'\] are not group options"),
+        ({"layout": "jax"}, r"\['layout'\] are not group options"),
         ({"head": "sgd"}, "head is 'sgd'"),
-        ({"adamw": "gate", "learned": "gate"}, r"\['gate'\] stand in"),
+        ({"adamw": "gate", "learned": "gate"}, r"\['gate'\] are in"),
     ],
 )
 def test_unmatched_or_contradicting_patterns_are_errors(options: dict[str, Any], message: str) -> None:
@@ -357,10 +357,10 @@ def test_groups_that_do_not_fit_the_model_are_errors() -> None:
     spent = model.parameters()
     list(spent)
     for groups, message in (
-        ([{"params": spent}], "nothing left"),
-        ([torch.ones(3)], r"no parameter of the model: shape \(3,\)"),
-        ([{"params": [model.experts]}, {"params": [model.experts]}], "stands in two groups"),
-        ([{"params": [model.experts]}, model.experts], "Group 1 is no parameter group"),
+        ([{"params": spent}], "exhausted"),
+        ([torch.ones(3)], r"not a parameter of the model: shape \(3,\)"),
+        ([{"params": [model.experts]}, {"params": [model.experts]}], "is in two groups"),
+        ([{"params": [model.experts]}, model.experts], "Group 1 is not a parameter group"),
     ):
         with pytest.raises(ZooError, match=message):
             param_groups(model, groups)
@@ -437,7 +437,7 @@ def test_shapes_of_up_and_down_projections_determine_the_layout_of_a_stack(trans
 def test_a_stack_without_such_a_pair_is_read_in_jax_layout() -> None:
     alone = by_name(Raw("experts", 2, 4, 4))["experts"]
     assert alone.layout == "jax"
-    assert 'else say "torch-stacked"' in alone.reason
+    assert 'set its layout to "torch-stacked"' in alone.reason
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -460,7 +460,7 @@ def test_the_table_is_complete_and_merges_numbered_layers() -> None:
 
 def test_the_table_counts_by_rule_and_names_omitted_parameters() -> None:
     *_, numbers, auto, frozen = str(routes(Model())).splitlines()
-    assert numbers == "7 parameters, 222 numbers: learned 141, adamw 66, auto 15"
+    assert numbers == "7 parameters, 222 elements: learned 141, adamw 66, auto 15"
     assert "CELO2-base" in auto
     assert frozen.endswith("2 (frozen.weight, frozen.bias)")
     assert "0 parameters" in str(routes(nn.ReLU()))

@@ -131,7 +131,7 @@ FAULTS = {
     ),
     "activation": Fault(mlp, "mlp", "torch.relu_(x) if", "torch.tanh_(x) if", "direction"),
     "written weights without bias": Fault(
-        velo, "Written.__getitem__", "b[k].to(like)", "0 * b[k].to(like)", "direction"
+        velo, "GeneratedMLPs.__getitem__", "b[k].to(like)", "0 * b[k].to(like)", "direction"
     ),
     "gradients without clipping": Fault(
         velo, "VeLO.limits", "Limits(MAX_GRADIENT)", "Limits()", "features/gradient", regime="huge"

@@ -211,7 +211,7 @@ def figures(root: Path) -> tuple[Path, Callable[[], object]]:
 
 
 def meta_training(root: Path) -> tuple[Path, Callable[[], object]]:
-    return root / "x.pth", lambda: compat.of_meta_training(root / "x.pth")
+    return root / "x.pth", lambda: compat.load_meta_training(root / "x.pth")
 
 
 PLACES: dict[str, Callable[[Path], tuple[Path, Callable[[], object]]]] = {

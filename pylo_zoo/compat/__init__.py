@@ -1,1 +1,1 @@
-"""Other packages' names and arguments for the optimizers of this one: :mod:`pylo_zoo.compat.pylo`."""
+"""Other packages' names and arguments for this package's optimizers: :mod:`pylo_zoo.compat.pylo`."""

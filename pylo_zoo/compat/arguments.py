@@ -1,8 +1,7 @@
-"""What becomes of PyLO's constructor arguments: one table an optimizer, and one function that applies it.
+"""How PyLO's constructor arguments apply here: one table per optimizer, and one function that applies it.
 
-PyLO keeps in constructor arguments what belongs to a checkpoint: sizes of the network, decays, multipliers. Here that
-belongs to the artifact. A value that is PyLO's own default says nothing, and the artifact decides; any other value
-changes the artifact's behaviour, has to agree with its sizes, or is refused with a reason.
+Some of PyLO's arguments (network sizes, decays, multipliers) belong to the artifact here. PyLO's default values are
+ignored and the artifact decides. Other values change the artifact's behavior, must match its sizes, or are errors.
 """
 
 from __future__ import annotations
@@ -17,50 +16,50 @@ import torch
 
 from pylo_zoo import config
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, quoted
 
 
 @dataclass(frozen=True)
 class Behavior:
-    """Sets the field of the checkpoint's behaviour that has the argument's name."""
+    """Sets the checkpoint's behavior field of the same name."""
 
 
 @dataclass(frozen=True)
 class Offsets:
-    """Learned offsets of the decays that the behaviour's field ``initial`` holds (SPEC §3)."""
+    """Learned offsets of the decays in the behavior field ``initial`` (SPEC §3)."""
 
     initial: str
 
 
 @dataclass(frozen=True)
 class Size:
-    """A size of the network; ``field`` of the architecture is ``more`` larger than the argument."""
+    """A size that must match the network: the architecture's ``field`` minus ``difference``."""
 
     field: str
-    more: int = 0
+    difference: int = 0
 
 
 @dataclass(frozen=True)
-class Refused:
-    """Only PyLO's default, or one of ``same``, which mean the same, can be had; ``why`` and ``hint`` say so."""
+class Unsupported:
+    """Only PyLO's default, or an ``equivalent`` value, is accepted."""
 
-    why: str
+    reason: str
     hint: str = "Leave it out."
-    same: tuple[Any, ...] = ()
+    equivalent: tuple[Any, ...] = ()
 
 
-Rule = Behavior | Offsets | Size | Refused
+Rule = Behavior | Offsets | Size | Unsupported
 Table = Mapping[str, Rule]
 
-UNREAD = Refused("PyLO takes it and never reads it, so it changes nothing there either")
-UNREAD_CLIP = Refused(
-    "PyLO takes it and never reads it: gradients are not clipped there either",
+UNREAD = Unsupported("PyLO accepts it but never reads it")
+UNREAD_CLIP = Unsupported(
+    "PyLO accepts it but never reads it",
     "Leave it out, or call torch.nn.utils.clip_grad_norm_ before step().",
 )
-UNREAD_LRS = Refused(
-    "PyLO takes it and never reads it", 'Leave it out; set "lr" in the parameter groups, or use MuLO_naive.'
+UNREAD_LRS = Unsupported(
+    "PyLO accepts it but never reads it", 'Leave it out; set "lr" in the parameter groups, or use MuLO_naive.'
 )
-ONE_INPUT = Refused("the features are part of the update rule, and their number with them")
+ONE_INPUT = Unsupported("the number of features is part of the update rule")
 
 INITIAL: Table = {
     "initial_momentum_decays": Behavior(),
@@ -74,7 +73,7 @@ OFFSETS: Table = {
 }
 MULTIPLIERS: Table = {"exp_mult": Behavior(), "step_mult": Behavior()}
 UNUSED: Table = dict.fromkeys(("concat_weights", "make_separate_weights", "split_weights"), UNREAD)
-MLP: Table = {"hidden_size": Size("hidden_size"), "hidden_layers": Size("hidden_layers", more=1)}
+MLP: Table = {"hidden_size": Size("hidden_size"), "hidden_layers": Size("hidden_layers", difference=1)}
 
 VELO: Table = {
     **INITIAL,
@@ -84,7 +83,7 @@ VELO: Table = {
     "input_size": ONE_INPUT,
     "lstm_input_size": ONE_INPUT,
     "hidden_size": Size("ff_hidden_size"),
-    "hidden_layers": Size("ff_hidden_layers", more=1),
+    "hidden_layers": Size("ff_hidden_layers", difference=1),
     "lstm_hidden_size": Size("lstm_hidden_size"),
     "param_inits": Size("param_inits"),
     "clip_grad": UNREAD_CLIP,
@@ -97,24 +96,24 @@ ADAFAC: Table = {
     **UNUSED,
     **MLP,
     "input_size": ONE_INPUT,
-    "clip_grad": Refused(UNREAD_CLIP.why, "Leave it out; max_grad_norm clips the gradient of each parameter."),
+    "clip_grad": Unsupported(UNREAD_CLIP.reason, "Leave it out; max_grad_norm clips each parameter's gradient."),
     "mup_lrs": UNREAD_LRS,
 }
 ADAFAC_CUDA: Table = {
     **INITIAL,
     **OFFSETS,
     **MULTIPLIERS,
-    "min_dim_size_to_factor": Refused("PyLO never reads it: every parameter of two axes is factored"),
+    "min_dim_size_to_factor": Unsupported("PyLO accepts it but never reads it: every matrix is factored"),
     "decay_rate": UNREAD,
     "decay_offset": UNREAD,
     "beta2_cap": UNREAD,
     "clipping_threshold": UNREAD,
     "unscaled_wd": UNREAD,
-    "momentum_dtype": Refused(
-        "accumulators are float32, and float64 for float64 parameters", same=("float32", torch.float32)
+    "momentum_dtype": Unsupported(
+        "accumulators are float32, or float64 for float64 parameters", equivalent=("float32", torch.float32)
     ),
-    "eps": Refused("what is added to squared gradients is 1e-30, as in the original", same=(1e-30,)),
-    "foreach": Refused("PyLO has no multi-tensor version either", same=(None,)),
+    "eps": Unsupported("squared gradients get 1e-30, as in the original", equivalent=(1e-30,)),
+    "foreach": Unsupported("PyLO has no multi-tensor version either", equivalent=(None,)),
 }
 ELO: Table = {**INITIAL, **MLP, "exp_mult": Behavior()}
 CELO2: Table = {
@@ -137,71 +136,73 @@ def defaults_of(constructor: Callable[..., Any]) -> dict[str, Any]:
     return {each.name: each.default for each in parameters if each.default is not each.empty}
 
 
-def translate(made: Artifact, table: Table, given: Mapping[str, Any], constructor: Callable[..., Any]) -> Artifact:
-    """``made``, changed as the arguments say.
+def apply_arguments(
+    artifact: Artifact, table: Table, values: Mapping[str, Any], constructor: Callable[..., Any]
+) -> Artifact:
+    """Apply the constructor arguments in ``table`` to an artifact.
 
     Args:
-        made: the artifact.
-        table: what becomes of each argument.
-        given: the arguments' values; others than the table's may be among them.
-        constructor: whose arguments they are, with PyLO's defaults in its signature.
+        artifact: the artifact.
+        table: how each argument applies.
+        values: the arguments' values; names that are not in the table are ignored.
+        constructor: the constructor, with PyLO's defaults in its signature.
 
     Returns:
-        ``made`` itself where every argument of the table has its default.
+        The changed artifact, or ``artifact`` itself if every argument has its default.
 
     Raises:
-        ZooError: an argument is refused, malformed, or contradicts the network's sizes.
+        ZooError: an argument is unsupported or malformed, or contradicts the network's sizes.
     """
-    default = defaults_of(constructor)
-    said = {name: plain(given[name]) for name in table if plain(given[name]) != plain(default[name])}
-    where = constructor.__qualname__.partition(".")[0]
-    for name, value in said.items():
-        _check(made, name, value, table[name], where)
-    fields = {name: value for name, value in said.items() if isinstance(table[name], Behavior)}
-    tensors = dict(made.tensors)
-    behavior = config.parse(type(made.behavior), {**config.to_dict(made.behavior), **fields}, where)
-    for name, value in said.items():
+    defaults = defaults_of(constructor)
+    changes = {name: to_tuples(values[name]) for name in table if to_tuples(values[name]) != to_tuples(defaults[name])}
+    owner = constructor.__qualname__.partition(".")[0]
+    for name, value in changes.items():
+        _check(artifact, name, value, table[name], owner)
+    fields = {name: value for name, value in changes.items() if isinstance(table[name], Behavior)}
+    tensors = dict(artifact.tensors)
+    behavior = config.parse(type(artifact.behavior), {**config.to_dict(artifact.behavior), **fields}, owner)
+    for name, value in changes.items():
         rule = table[name]
         if not isinstance(rule, Offsets):
             continue
         initial = getattr(behavior, rule.initial)
-        offsets = _offsets(value, len(initial), f"{where}: {name}")
+        offsets = _offsets(value, len(initial), f"{owner}: {name}")
         if name in tensors:
             tensors[name] = torch.tensor(offsets, dtype=torch.float32)
         else:
-            moved = tuple(_moved(decay, offset) for decay, offset in zip(initial, offsets, strict=True))
-            behavior = replace(behavior, **{rule.initial: moved})
-    changed = behavior != made.behavior or any(tensors[name] is not made.tensors[name] for name in tensors)
-    return replace(made, behavior=behavior, tensors=tensors, parity=None, path=None) if changed else made
+            decays = tuple(_offset_decay(decay, offset) for decay, offset in zip(initial, offsets, strict=True))
+            behavior = replace(behavior, **{rule.initial: decays})
+    changed = behavior != artifact.behavior or any(tensors[name] is not artifact.tensors[name] for name in tensors)
+    return replace(artifact, behavior=behavior, tensors=tensors, parity=None, path=None) if changed else artifact
 
 
-def plain(value: Any) -> Any:
-    """``value`` so that two that mean the same are equal: tensors, arrays and lists as tuples."""
+def to_tuples(value: Any) -> Any:
+    """``value`` with tensors, arrays and lists as tuples, so that equivalent values compare equal."""
     if hasattr(value, "tolist"):
         value = value.tolist()
-    return tuple(plain(each) for each in value) if isinstance(value, (list, tuple)) else value
+    return tuple(to_tuples(each) for each in value) if isinstance(value, (list, tuple)) else value
 
 
-def _check(made: Artifact, name: str, value: Any, rule: Rule, where: str) -> None:
-    if isinstance(rule, Refused) and value not in rule.same:
-        raise ZooError(f"{where}: {name} is {value!r}: {rule.why}.", rule.hint)
+def _check(artifact: Artifact, name: str, value: Any, rule: Rule, owner: str) -> None:
+    if isinstance(rule, Unsupported) and value not in rule.equivalent:
+        raise ZooError(f"{owner}: {name} is {quoted(value)}, but {rule.reason}.", rule.hint)
     if isinstance(rule, Size):
-        has = getattr(made.architecture, rule.field) - rule.more
-        if value != has:
+        expected = getattr(artifact.architecture, rule.field) - rule.difference
+        if value != expected:
             raise ZooError(
-                f"{where}: {name} is {value!r}, and the network of {made.name!r} has {has}.",
-                "Sizes come from the checkpoint: leave it out, or give another checkpoint.",
+                f"{owner}: {name} is {quoted(value)}, but the network of {artifact.name!r} has {expected}.",
+                "Leave it out, or use another checkpoint: sizes come from the checkpoint.",
             )
 
 
-def _offsets(value: Any, length: int, what: str) -> tuple[float, ...]:
+def _offsets(value: Any, length: int, label: str) -> tuple[float, ...]:
     numbers = value if isinstance(value, tuple) else (value,)
-    good = all(isinstance(each, (int, float)) and math.isfinite(each) for each in numbers)
-    if not good or len(numbers) != length:
-        raise ZooError(f"{what} is {value!r}.", f"Give {length} finite numbers, one a decay.")
+    if len(numbers) != length or not all(config.is_finite(each) for each in numbers):
+        raise ZooError(f"{label} is {quoted(value)}.", f"Pass {length} finite numbers, one per decay.")
     return tuple(float(each) for each in numbers)
 
 
-def _moved(decay: float, offset: float) -> float:
+def _offset_decay(decay: float, offset: float) -> float:
     """``1 − exp(10·(ln(1 − decay)/10 + offset))``, in [0, 1]."""
-    return min(max(1 - (1 - decay) * math.exp(10 * offset), 0.0), 1.0)
+    exponent = min(10 * offset, 700.0)  # math.exp overflows above 709
+    return min(max(1 - (1 - decay) * math.exp(exponent), 0.0), 1.0)

@@ -1,7 +1,7 @@
-"""PyLO's ``*_CUDA`` names. The rules are those of the naive classes, on any device: the backend is ours to choose.
+"""PyLO's ``*_CUDA`` classes: the naive classes' rules on any device, with the arguments of PyLO's CUDA classes.
 
-Where the arguments of PyLO's pairs differ, so do these. Where its kernels compute something else than its naive
-classes, the naive ones are followed: its VeLO kernel multiplies the weight decay by the learned step size, for example.
+Where PyLO's kernels differ from its naive classes, these follow the naive ones. For example, PyLO's VeLO kernel
+multiplies the weight decay by the learned step size.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import nn
 
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.compat import arguments
-from pylo_zoo.compat.arguments import defaults_of, translate
+from pylo_zoo.compat.arguments import apply_arguments, defaults_of
 from pylo_zoo.compat.mulo import MuLO_naive, check_impl
 from pylo_zoo.compat.naive import (
     MULO_ADAFACTOR,
@@ -27,14 +27,14 @@ from pylo_zoo.compat.naive import (
     Floats,
     Rate,
     VeLO_naive,
-    published_mulo,
+    load_mulo,
 )
-from pylo_zoo.compat.weights import OFFSETS, Key, of_meta_training
+from pylo_zoo.compat.weights import OFFSETS, Key, load_meta_training
 from pylo_zoo.warn import warn
 
 
 class VeLO_CUDA(VeLO_naive):
-    """:class:`VeLO_naive`. ``legacy``, which chooses one of PyLO's two implementations, warns: here they are one."""
+    """:class:`VeLO_naive`. ``legacy``, which selects one of PyLO's two implementations, has no effect and warns."""
 
     def __init__(
         self,
@@ -65,22 +65,22 @@ class VeLO_CUDA(VeLO_naive):
         hf_key_mlp: Key = "Pauljanson002/VeLO_MLP",
         legacy: bool = False,
     ) -> None:
-        given = dict(locals())
+        values = dict(locals())
         if legacy:
-            warn("legacy=True is ignored: there is one implementation here.")
-        super().__init__(params, **{name: given[name] for name in defaults_of(VeLO_naive.__init__)})
+            warn("legacy=True is ignored: pylo-zoo has one implementation.")
+        super().__init__(params, **{name: values[name] for name in defaults_of(VeLO_naive.__init__)})
 
 
 class CELO2_CUDA(CELO2_naive):
-    """:class:`CELO2_naive`, whose arguments PyLO's CUDA class has."""
+    """:class:`CELO2_naive`; PyLO's CUDA class has the same arguments."""
 
 
 class ELO_CUDA(ELO_naive):
-    """:class:`ELO_naive`, whose arguments PyLO's CUDA class has."""
+    """:class:`ELO_naive`; PyLO's CUDA class has the same arguments."""
 
 
 class ELO_CELO2_CUDA(ELO_CELO2_naive):
-    """:class:`ELO_CELO2_naive` with the one default that PyLO's CUDA class has otherwise, ``adam_lr_mult=20``."""
+    """:class:`ELO_CELO2_naive` with ``adam_lr_mult=20``, the one default that differs in PyLO's CUDA class."""
 
     def __init__(
         self,
@@ -109,21 +109,21 @@ class ELO_CELO2_CUDA(ELO_CELO2_naive):
         checkpoint_path: str | Path | None = None,
         network: nn.Module | Artifact | None = None,
     ) -> None:
-        given = dict(locals())
-        super().__init__(params, **{name: given[name] for name in defaults_of(ELO_CELO2_naive.__init__)})
+        values = dict(locals())
+        super().__init__(params, **{name: values[name] for name in defaults_of(ELO_CELO2_naive.__init__)})
 
 
 class AdafacLO_CUDA(AdafacLO_naive):
     """:class:`AdafacLO_naive` with the arguments of PyLO's CUDA class.
 
     Args:
-        params, lr, weight_decay, max_grad_norm, hf_key: as AdafacLO_naive.
-        load_from_file: a file of PyLO's meta-training, ``{"state_dict": …, "decays": …}``; it wins over ``hf_key`` and
-            over the ``*_decays``.
-        others: :data:`pylo_zoo.compat.arguments.ADAFAC_CUDA`.
+        params, lr, weight_decay, max_grad_norm, hf_key: as for AdafacLO_naive.
+        load_from_file: a file of PyLO's meta-training, ``{"state_dict": …, "decays": …}``. It overrides ``hf_key`` and
+            the ``*_decays``.
+        others: see :data:`pylo_zoo.compat.arguments.ADAFAC_CUDA`.
 
     Raises:
-        ZooError: as AdafacLO_naive.
+        ZooError: as for AdafacLO_naive.
     """
 
     def __init__(
@@ -153,15 +153,15 @@ class AdafacLO_CUDA(AdafacLO_naive):
         foreach: bool | None = False,
         hf_key: Key = "btherien/mulo",
     ) -> None:
-        made = of_cuda_arguments(dict(locals()), AdafacLO_CUDA)
-        super().__init__(params, lr=lr, max_grad_norm=max_grad_norm, weight_decay=weight_decay, hf_key=made)
+        artifact = cuda_artifact(dict(locals()), AdafacLO_CUDA)
+        super().__init__(params, lr=lr, max_grad_norm=max_grad_norm, weight_decay=weight_decay, hf_key=artifact)
 
 
 class MuLO_CUDA(MuLO_naive):
-    """:class:`MuLO_naive` with the arguments of :class:`AdafacLO_CUDA`, by keyword.
+    """:class:`MuLO_naive` with the arguments of :class:`AdafacLO_CUDA`, as keywords.
 
     Raises:
-        ZooError: as MuLO_naive.
+        ZooError: as for MuLO_naive.
     """
 
     def __init__(
@@ -192,18 +192,18 @@ class MuLO_CUDA(MuLO_naive):
         foreach: bool | None = False,
         hf_key: Key = "btherien/mulo",
     ) -> None:
-        given = dict(locals())
+        values = dict(locals())
         check_impl(impl)
-        made = of_cuda_arguments(given, MuLO_CUDA)
-        super().__init__(params, lr=lr, max_grad_norm=max_grad_norm, weight_decay=weight_decay, hf_key=made)
+        artifact = cuda_artifact(values, MuLO_CUDA)
+        super().__init__(params, lr=lr, max_grad_norm=max_grad_norm, weight_decay=weight_decay, hf_key=artifact)
 
 
-def of_cuda_arguments(given: dict[str, Any], owner: type[Any]) -> Artifact:
-    """The network that the arguments of AdafacLO_CUDA and MuLO_CUDA mean, with what they say of its behaviour."""
-    if given["load_from_file"] is None:
-        made = published_mulo(given["hf_key"])
+def cuda_artifact(values: dict[str, Any], owner: type[Any]) -> Artifact:
+    """The artifact for constructor arguments of AdafacLO_CUDA or MuLO_CUDA."""
+    if values["load_from_file"] is None:
+        artifact = load_mulo(values["hf_key"])
     else:
-        made = of_meta_training(given["load_from_file"])
-        default = defaults_of(owner.__init__)
-        given = {**given, **{name: default[name] for name in OFFSETS}}
-    return translate(made, arguments.ADAFAC_CUDA, given, owner.__init__)
+        artifact = load_meta_training(values["load_from_file"])
+        defaults = defaults_of(owner.__init__)
+        values = {**values, **{name: defaults[name] for name in OFFSETS}}
+    return apply_arguments(artifact, arguments.ADAFAC_CUDA, values, owner.__init__)

@@ -1,16 +1,15 @@
-"""PyLO's ``MuLO_naive``: AdafacLO's rule in groups by width, each group's lr divided by its width multiplier."""
+"""PyLO's ``MuLO_naive``: AdafacLO's rule with groups split by width, each ``lr`` divided by the width multiplier."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from numbers import Real
 from typing import Any
 
 from torch import Tensor
 
 from pylo_zoo.compat import arguments
-from pylo_zoo.compat.arguments import translate
+from pylo_zoo.compat.arguments import apply_arguments
+from pylo_zoo.compat.base import DecayAfterUpdate, PerParameterClipping, PyLOOptimizer, check_norm
 from pylo_zoo.compat.naive import (
     MULO_ADAFACTOR,
     MULO_MOMENTUM,
@@ -18,34 +17,34 @@ from pylo_zoo.compat.naive import (
     AdafacLO_naive,
     Floats,
     Rate,
-    published_mulo,
+    load_mulo,
 )
-from pylo_zoo.compat.translated import ClippedAlone, DecayingAfter, Translated, checked_norm
 from pylo_zoo.compat.weights import Key
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.optim import AdafacLO, MuLO
 from pylo_zoo.optim.base import Group
-from pylo_zoo.optim.mulo import infshape_width
+from pylo_zoo.optim.checks import check_initialized
+from pylo_zoo.optim.mulo import check_width, infshape_width
 from pylo_zoo.warn import warn
 
 
-class MuLO_naive(Translated, DecayingAfter, ClippedAlone, MuLO):
-    """:class:`pylo_zoo.optim.MuLO` with PyLO's arguments, those of :class:`AdafacLO_naive` by keyword.
+class MuLO_naive(PyLOOptimizer, DecayAfterUpdate, PerParameterClipping, MuLO):
+    """:class:`pylo_zoo.optim.MuLO` with PyLO's arguments: those of :class:`AdafacLO_naive`, as keywords.
 
-    As in PyLO, parameters are grouped by their width multiplier, and a group's ``lr`` is divided by it: schedulers see
-    the divided ``lr``, and weight decay, applied to the updated parameter, is divided with it. ``mup.set_base_shapes``
-    has to be called first, or groups have to carry ``width_mult``.
+    As in PyLO, parameters are grouped by their width multiplier, and a group's ``lr`` is divided by it. Schedulers see
+    the divided ``lr``, which also scales the weight decay. Call ``mup.set_base_shapes`` first, or set ``width_mult`` in
+    the groups.
 
     Args:
         params: parameters or parameter groups.
-        impl: whose update rule; ``"naive"``, :class:`AdafacLO_naive` and its CUDA twin are one rule here.
-        others: as :class:`AdafacLO_naive`.
+        impl: the update rule: ``"naive"``, :class:`AdafacLO_naive` or its CUDA class, which are the same here.
+        others: as for :class:`AdafacLO_naive`.
 
     Raises:
-        ZooError: as AdafacLO_naive, or a parameter has no width.
+        ZooError: as for AdafacLO_naive, or a parameter has no width.
     """
 
-    own_state = ("max_grad_norm",)
+    pickled_attributes = ("max_grad_norm",)
 
     def __init__(
         self,
@@ -73,41 +72,39 @@ class MuLO_naive(Translated, DecayingAfter, ClippedAlone, MuLO):
         mup_lrs: Any = None,
         hf_key: Key = "btherien/mulo",
     ) -> None:
-        given = dict(locals())
+        values = dict(locals())
         check_impl(impl)
-        made = translate(published_mulo(hf_key), arguments.ADAFAC, given, MuLO_naive.__init__)
-        self.max_grad_norm = checked_norm(max_grad_norm)
-        super().__init__(params, lr, weight_decay, weights=made)
+        artifact = apply_arguments(load_mulo(hf_key), arguments.ADAFAC, values, MuLO_naive.__init__)
+        self.max_grad_norm = check_norm(max_grad_norm)
+        super().__init__(params, lr, weight_decay, weights=artifact)
 
     def add_param_group(self, param_group: Group) -> None:
         before = len(self.param_groups)
         try:
-            for group in by_width(param_group, self.defaults["lr"]):
+            for group in split_by_width(param_group, self.defaults["lr"]):
                 super().add_param_group(group)
         except (TypeError, ValueError):
             del self.param_groups[before:]
             raise
 
 
-def by_width(param_group: Group, lr: Rate) -> Iterable[Group]:
-    """The group split by width multiplier, ``lr`` divided by it (arXiv 2203.03466); ``width_mult`` is 1 after that."""
+def split_by_width(param_group: Group, lr: Rate) -> Iterable[Group]:
+    """Split the group by width multiplier, divide ``lr`` by it (arXiv 2203.03466) and set ``width_mult`` to 1."""
     params = param_group["params"]
-    split: dict[float, list[Any]] = {}
+    by_width: dict[float, list[Any]] = {}
     for each in [params] if isinstance(params, Tensor) else params:
         p = each[1] if isinstance(each, tuple) else each
-        split.setdefault(_width(p, param_group), []).append(each)
+        if isinstance(p, Tensor):
+            check_initialized(p)
+        by_width.setdefault(_width(p, param_group), []).append(each)
     lr = param_group.get("lr", lr)
-    for width, members in split.items():
+    for width, members in by_width.items():
         yield {**param_group, "params": members, "lr": lr / width, "width_mult": 1.0}
 
 
 def _width(p: Tensor, group: Group) -> float:
     if "width_mult" in group:
-        given = group["width_mult"]
-        width = float(given) if isinstance(given, Real) and not isinstance(given, bool) else math.nan
-        if not (math.isfinite(width) and width > 0):
-            raise ZooError(f"width_mult is {given!r}.", "Give width over base width, a positive finite number.")
-        return width
+        return check_width(group["width_mult"], "width_mult")
     width = infshape_width(p)
     if width is None:
         raise ZooError(
@@ -118,11 +115,8 @@ def _width(p: Tensor, group: Group) -> float:
 
 
 def check_impl(impl: Any) -> None:
-    """Warn or raise where ``impl`` asks for another update rule, or for a backend."""
+    """Warn if ``impl`` names a backend; raise if it is another update rule."""
     if impl in ("cuda", "triton"):
         warn(f"impl={impl!r} is ignored: pylo-zoo chooses the backend, and every backend computes the same rule.")
     elif impl != "naive" and not (isinstance(impl, type) and issubclass(impl, AdafacLO)):
-        raise ZooError(
-            f"impl is {impl!r}: MuLO is AdafacLO's update rule with steps divided by width.",
-            'Leave it out, or give "naive" or AdafacLO_naive.',
-        )
+        raise ZooError(f"impl is {quoted(impl)}, not AdafacLO's update rule.", 'Use "naive" or AdafacLO_naive.')

@@ -1,7 +1,7 @@
-"""PyLO's ``*_naive`` optimizers, but for MuLO_naive: its argument names, order and defaults; our update rules.
+"""PyLO's ``*_naive`` optimizers except MuLO_naive: PyLO's argument names, order and defaults with our update rules.
 
-The signatures were read from github.com/Belilovsky-Lab/pylo (docs/migrating-from-pylo.md says at which commits).
-:mod:`pylo_zoo.compat.arguments` says what becomes of each argument.
+The signatures come from github.com/Belilovsky-Lab/pylo (docs/migrating-from-pylo.md names the commits).
+:mod:`pylo_zoo.compat.arguments` defines how each argument applies.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.compat import arguments
-from pylo_zoo.compat.arguments import translate
-from pylo_zoo.compat.translated import ClippedAlone, DecayingAfter, Translated, checked_norm
-from pylo_zoo.compat.weights import Key, choose, choose_velo
+from pylo_zoo.compat.arguments import apply_arguments
+from pylo_zoo.compat.base import DecayAfterUpdate, PerParameterClipping, PyLOOptimizer, check_norm
+from pylo_zoo.compat.weights import Key, load_network, load_velo
 from pylo_zoo.errors import ZooError
 from pylo_zoo.optim import CELO2, ELO, ELO_CELO2, AdafacLO, VeLO
 from pylo_zoo.optim.base import Group
@@ -27,20 +27,20 @@ Rate = float | Tensor
 MULO_MOMENTUM = (0.15216392, 0.14245212, 0.06812963)
 MULO_RMS = (0.01079706,)
 MULO_ADAFACTOR = (0.18621896, -0.10864615, -0.06185547)
-"""Learned offsets of the published μLO's decays, which its file leaves out (SPEC §3)."""
+"""Learned offsets of the published μLO's decays, which its file does not contain (SPEC §3)."""
 
 
-class VeLO_naive(Translated, DecayingAfter, VeLO):
-    """:class:`pylo_zoo.optim.VeLO` with PyLO's arguments: lr 1e-3, 10,000 steps; decay is applied to the updated p.
+class VeLO_naive(PyLOOptimizer, DecayAfterUpdate, VeLO):
+    """:class:`pylo_zoo.optim.VeLO` with PyLO's arguments: lr 1e-3, 10,000 steps, decay of the updated parameter.
 
     Args:
-        params, lr, num_steps, weight_decay: as ours.
-        hf_key_rnn, hf_key_mlp: repositories, files or directories of VeLO's halves; given the same in both, a
-            registry name, an artifact or its directory.
-        others: :data:`pylo_zoo.compat.arguments.VELO`.
+        params, lr, num_steps, weight_decay: as for VeLO.
+        hf_key_rnn, hf_key_mlp: repositories, files or directories of the LSTM and the MLPs; or, the same value in both,
+            a registry name, an artifact or its directory.
+        others: see :data:`pylo_zoo.compat.arguments.VELO`.
 
     Raises:
-        ZooError: as ours, or an argument is unsupported.
+        ZooError: as for VeLO, or an argument is unsupported.
     """
 
     def __init__(
@@ -71,30 +71,30 @@ class VeLO_naive(Translated, DecayingAfter, VeLO):
         hf_key_rnn: Key = "Pauljanson002/VeLO_RNN",
         hf_key_mlp: Key = "Pauljanson002/VeLO_MLP",
     ) -> None:
-        given = dict(locals())
-        made = translate(choose_velo(hf_key_rnn, hf_key_mlp), arguments.VELO, given, VeLO_naive.__init__)
-        super().__init__(params, num_steps, lr, weight_decay, made)
+        values = dict(locals())
+        artifact = apply_arguments(load_velo(hf_key_rnn, hf_key_mlp), arguments.VELO, values, VeLO_naive.__init__)
+        super().__init__(params, num_steps, lr, weight_decay, artifact)
 
 
-class CELO2_naive(Translated, CELO2):
+class CELO2_naive(PyLOOptimizer, CELO2):
     """:class:`pylo_zoo.optim.CELO2` with PyLO's arguments: ``adam_lr_mult`` 1.
 
     Args:
-        params: a group may carry ``is_embedding=True``, which gives it to AdamW, and ``use_adamw_for_1d``.
-        lr, weight_decay, adam_lr_mult, adam_betas, adam_eps: as ours.
-        adam_weight_decay: None takes this constructor's ``weight_decay``, also in groups with another one.
-        use_adamw_for_1d: False gives everything to the learned rule, embeddings included.
+        params: a group may set ``is_embedding=True``, which selects AdamW, and ``use_adamw_for_1d``.
+        lr, weight_decay, adam_lr_mult, adam_betas, adam_eps: as for CELO2.
+        adam_weight_decay: None uses this constructor's ``weight_decay``, even in groups with another one.
+        use_adamw_for_1d: False uses the learned rule for all parameters, including embeddings.
         clip_grad, clip_norm: True clips the global norm to ``clip_norm``.
-        grad_clip_val: largest absolute value of a gradient's element, AdamW's included.
-        hf_key, checkpoint_path, network: :func:`pylo_zoo.compat.weights.choose`.
-        others: :data:`pylo_zoo.compat.arguments.CELO2`.
+        grad_clip_val: maximum absolute value of a gradient's elements, under AdamW as well.
+        hf_key, checkpoint_path, network: see :func:`pylo_zoo.compat.weights.load_network`.
+        others: see :data:`pylo_zoo.compat.arguments.CELO2`.
 
     Raises:
-        ZooError: as ours, or an argument is unsupported.
+        ZooError: as for CELO2, or an argument is unsupported.
     """
 
     clip_adam_gradients = True
-    own_state = ("use_adamw_for_1d",)
+    pickled_attributes = ("use_adamw_for_1d",)
 
     def __init__(
         self,
@@ -125,9 +125,9 @@ class CELO2_naive(Translated, CELO2):
         checkpoint_path: str | Path | None = None,
         network: nn.Module | Artifact | None = None,
     ) -> None:
-        given = dict(locals())
-        made = choose("celo2", hf_key, checkpoint_path, network)
-        made = translate(made, arguments.CELO2, given, CELO2_naive.__init__)
+        values = dict(locals())
+        artifact = load_network("celo2", hf_key, checkpoint_path, network)
+        artifact = apply_arguments(artifact, arguments.CELO2, values, CELO2_naive.__init__)
         self.use_adamw_for_1d = use_adamw_for_1d
         super().__init__(
             params,
@@ -137,26 +137,26 @@ class CELO2_naive(Translated, CELO2):
             adam_betas=adam_betas,
             adam_eps=adam_eps,
             clip_norm=clip_norm if clip_grad else None,
-            weights=made,
+            weights=artifact,
             adam_weight_decay=weight_decay if adam_weight_decay is None else adam_weight_decay,
             grad_clip_val=grad_clip_val,
         )
 
     def add_param_group(self, param_group: Group) -> None:
-        super().add_param_group(routed(param_group, self.use_adamw_for_1d))
+        super().add_param_group(with_rule(param_group, self.use_adamw_for_1d))
 
 
-class ELO_CELO2_naive(Translated, ELO_CELO2):
-    """:class:`pylo_zoo.optim.ELO_CELO2` with PyLO's arguments, those of :class:`CELO2_naive` but AdamW's betas and eps.
+class ELO_CELO2_naive(PyLOOptimizer, ELO_CELO2):
+    """:class:`pylo_zoo.optim.ELO_CELO2` with PyLO's arguments: those of :class:`CELO2_naive` except AdamW's betas, eps.
 
-    AdamW reads the learned rule's first momentum and its second moment, so ``initial_momentum_decays[0]`` and
-    ``initial_rms_decays[-1]`` are its betas.
+    In the original, AdamW shares the learned rule's first momentum and second moment, so its betas are
+    ``initial_momentum_decays[0]`` and ``initial_rms_decays[-1]``.
 
     Raises:
-        ZooError: as ours, or an argument is unsupported.
+        ZooError: as for ELO_CELO2, or an argument is unsupported.
     """
 
-    own_state = ("use_adamw_for_1d",)
+    pickled_attributes = ("use_adamw_for_1d",)
 
     def __init__(
         self,
@@ -185,37 +185,37 @@ class ELO_CELO2_naive(Translated, ELO_CELO2):
         checkpoint_path: str | Path | None = None,
         network: nn.Module | Artifact | None = None,
     ) -> None:
-        given = dict(locals())
-        made = choose("elo-celo2", hf_key, checkpoint_path, network)
-        made = translate(made, arguments.CELO2, given, ELO_CELO2_naive.__init__)
+        values = dict(locals())
+        artifact = load_network("elo-celo2", hf_key, checkpoint_path, network)
+        artifact = apply_arguments(artifact, arguments.CELO2, values, ELO_CELO2_naive.__init__)
         self.use_adamw_for_1d = use_adamw_for_1d
         super().__init__(
             params,
             lr=lr,
             weight_decay=weight_decay,
             adam_lr_mult=adam_lr_mult,
-            adam_betas=(made.behavior.initial_momentum_decays[0], made.behavior.initial_rms_decays[-1]),
+            adam_betas=(artifact.behavior.initial_momentum_decays[0], artifact.behavior.initial_rms_decays[-1]),
             clip_norm=clip_norm if clip_grad else None,
-            weights=made,
+            weights=artifact,
             adam_weight_decay=weight_decay if adam_weight_decay is None else adam_weight_decay,
             grad_clip_val=grad_clip_val,
         )
 
     def add_param_group(self, param_group: Group) -> None:
-        super().add_param_group(routed(param_group, self.use_adamw_for_1d))
+        super().add_param_group(with_rule(param_group, self.use_adamw_for_1d))
 
 
-class ELO_naive(Translated, ELO):
+class ELO_naive(PyLOOptimizer, ELO):
     """:class:`pylo_zoo.optim.ELO` with PyLO's arguments.
 
     Args:
-        params, lr, weight_decay: as ours.
+        params, lr, weight_decay: as for ELO.
         clip_grad, clip_norm: True clips the global norm to ``clip_norm``.
-        hf_key, checkpoint_path, network: :func:`pylo_zoo.compat.weights.choose`.
-        others: :data:`pylo_zoo.compat.arguments.ELO`.
+        hf_key, checkpoint_path, network: see :func:`pylo_zoo.compat.weights.load_network`.
+        others: see :data:`pylo_zoo.compat.arguments.ELO`.
 
     Raises:
-        ZooError: as ours, or an argument is unsupported.
+        ZooError: as for ELO, or an argument is unsupported.
     """
 
     def __init__(
@@ -235,26 +235,28 @@ class ELO_naive(Translated, ELO):
         checkpoint_path: str | Path | None = None,
         network: nn.Module | Artifact | None = None,
     ) -> None:
-        given = dict(locals())
-        made = translate(choose("elo", hf_key, checkpoint_path, network), arguments.ELO, given, ELO_naive.__init__)
-        super().__init__(params, lr, weight_decay, clip_norm if clip_grad else None, made)
+        values = dict(locals())
+        artifact = apply_arguments(
+            load_network("elo", hf_key, checkpoint_path, network), arguments.ELO, values, ELO_naive.__init__
+        )
+        super().__init__(params, lr, weight_decay, clip_norm if clip_grad else None, artifact)
 
 
-class AdafacLO_naive(Translated, DecayingAfter, ClippedAlone, AdafacLO):
-    """:class:`pylo_zoo.optim.AdafacLO` with PyLO's arguments; decay is applied to the updated parameter.
+class AdafacLO_naive(PyLOOptimizer, DecayAfterUpdate, PerParameterClipping, AdafacLO):
+    """:class:`pylo_zoo.optim.AdafacLO` with PyLO's arguments and decay of the updated parameter.
 
     Args:
-        params, lr, weight_decay: as ours.
-        max_grad_norm: largest norm of each single parameter's gradient; ``p.grad`` itself stays as it is.
-        hf_key: :func:`pylo_zoo.compat.weights.choose`.
-        others: :data:`pylo_zoo.compat.arguments.ADAFAC`; the ``*_decays`` are the learned offsets, with those of the
-            published μLO as defaults.
+        params, lr, weight_decay: as for AdafacLO.
+        max_grad_norm: maximum norm of each parameter's gradient; ``p.grad`` is not modified.
+        hf_key: see :func:`pylo_zoo.compat.weights.load_network`.
+        others: see :data:`pylo_zoo.compat.arguments.ADAFAC`. The ``*_decays`` are learned offsets; the defaults are the
+            published μLO's.
 
     Raises:
-        ZooError: as ours, or an argument is unsupported.
+        ZooError: as for AdafacLO, or an argument is unsupported.
     """
 
-    own_state = ("max_grad_norm",)
+    pickled_attributes = ("max_grad_norm",)
 
     def __init__(
         self,
@@ -280,26 +282,26 @@ class AdafacLO_naive(Translated, DecayingAfter, ClippedAlone, AdafacLO):
         mup_lrs: Any = None,
         hf_key: Key = "btherien/mulo",
     ) -> None:
-        given = dict(locals())
-        made = translate(published_mulo(hf_key), arguments.ADAFAC, given, AdafacLO_naive.__init__)
-        self.max_grad_norm = checked_norm(max_grad_norm)
-        super().__init__(params, lr, weight_decay, weights=made)
+        values = dict(locals())
+        artifact = apply_arguments(load_mulo(hf_key), arguments.ADAFAC, values, AdafacLO_naive.__init__)
+        self.max_grad_norm = check_norm(max_grad_norm)
+        super().__init__(params, lr, weight_decay, weights=artifact)
 
 
-def published_mulo(hf_key: Key) -> Artifact:
-    """The network of ``hf_key``; PyLO's files of it say no offsets, so they get the published μLO's."""
+def load_mulo(hf_key: Key) -> Artifact:
+    """The artifact of ``hf_key``. PyLO's files contain no decay offsets, so they get the published μLO's."""
     offsets = {"momentum_decays": MULO_MOMENTUM, "rms_decays": MULO_RMS, "adafactor_decays": MULO_ADAFACTOR}
-    return choose("mulo", hf_key, settings={name: list(value) for name, value in offsets.items()})
+    return load_network("mulo", hf_key, settings={name: list(value) for name, value in offsets.items()})
 
 
-def routed(param_group: Group, use_adamw_for_1d: bool) -> Group:
-    """The group with the ``rule`` that PyLO's ``is_embedding`` and ``use_adamw_for_1d`` mean (SPEC §6)."""
+def with_rule(param_group: Group, use_adamw_for_1d: bool) -> Group:
+    """The group with ``rule`` set from PyLO's ``is_embedding`` and ``use_adamw_for_1d`` (SPEC §6)."""
     group = dict(param_group)
     adamw = group.pop("use_adamw_for_1d", use_adamw_for_1d)
     rule = ("adamw" if group.get("is_embedding") else None) if adamw else "learned"
     if rule is not None and group.setdefault("rule", rule) not in (None, rule):
         raise ZooError(
-            f"A parameter group has rule={group['rule']!r}, and is_embedding and use_adamw_for_1d mean {rule!r}.",
-            "Say it once: rule= is this package's word, the other two are PyLO's.",
+            f"A parameter group has rule={group['rule']!r}, but is_embedding and use_adamw_for_1d select {rule!r}.",
+            "Set either rule or PyLO's two options.",
         )
     return group if rule is None else {**group, "rule": rule}

@@ -1,17 +1,16 @@
-"""PyLO's optimizers by its names: ``from pylo_zoo.compat.pylo import VeLO`` instead of ``from pylo.optim import VeLO``.
+"""PyLO's optimizers by name: ``from pylo_zoo.compat.pylo import VeLO`` instead of ``from pylo.optim import VeLO``.
 
-Arguments, their order and their defaults are PyLO's (arXiv 2506.10315, github.com/Belilovsky-Lab/pylo), each mapped to
-this package's or refused with a reason; docs/migrating-from-pylo.md has them one by one. What belongs to a training
-recipe is as in PyLO: VeLO's lr of 1e-3, ``adam_lr_mult`` 1 in CELO2, weight decay applied to the updated parameter in
-VeLO, AdafacLO and MuLO, the lr that MuLO divides by width, gradients clipped one parameter at a time by
-``max_grad_norm``.
+Arguments, their order and their defaults are PyLO's (arXiv 2506.10315, github.com/Belilovsky-Lab/pylo). Each one maps
+to an argument of this package or raises an error with a reason; docs/migrating-from-pylo.md lists them. The training
+recipe is PyLO's: VeLO's lr of 1e-3, ``adam_lr_mult`` 1 in CELO2, weight decay of the updated parameter in VeLO,
+AdafacLO and MuLO, an lr divided by width in MuLO, and per-parameter gradient clipping by ``max_grad_norm``.
 
-The update rules are this package's, so trajectories differ where PyLO's deviate from the originals: it reads torch's
-``(out, in)`` as JAX's ``(in, out)`` and has three rules for ties, which changes the updates of square matrices and of
-convolutions by 29 to 180 %. None of that is reproduced. Nor are its state dicts: each has its own layout.
+The update rules are this package's, so trajectories differ where PyLO deviates from the originals. PyLO reads torch's
+``(out, in)`` as JAX's ``(in, out)`` and has three rules for ties, which changes the updates of square matrices and
+convolutions by 29 to 180 %. These deviations are not reproduced, and PyLO's state dicts cannot be loaded.
 
-Each class is one of :mod:`pylo_zoo.optim`'s, too: ``isinstance(VeLO_naive(…), pylo_zoo.optim.VeLO)``. The names
-without a suffix are the naive ones, as in PyLO without its CUDA extensions.
+Each class is a subclass of one in :mod:`pylo_zoo.optim`: ``isinstance(VeLO_naive(…), pylo_zoo.optim.VeLO)``. The names
+without a suffix are the naive classes, as in PyLO without its CUDA extensions.
 """
 
 from pylo_zoo.compat.cuda import CELO2_CUDA, ELO_CELO2_CUDA, ELO_CUDA, AdafacLO_CUDA, MuLO_CUDA, VeLO_CUDA

@@ -1,4 +1,4 @@
-"""Where PyLO's optimizers find their network, as an artifact: a Hub key, a local file, or a module."""
+"""Loads the artifact for PyLO's weight arguments: a Hub key, a local file or a module."""
 
 from __future__ import annotations
 
@@ -22,63 +22,62 @@ from pylo_zoo.files import open_regular
 from pylo_zoo.weights import load
 
 MODEL = "model.safetensors"
-"""What a repository of PyLO's calls its weights."""
+"""The weights file in PyLO's repositories."""
 OFFSETS = ("momentum_decays", "rms_decays", "adafactor_decays")
-"""What AdafacMLP's learned offsets are called (SPEC §3)."""
+"""Names of AdafacMLP's learned decay offsets (SPEC §3)."""
 
 Key = str | Path | Artifact | None
 Settings = Mapping[str, Any] | None
 
 
-def choose(
+def load_network(
     family: str,
     hf_key: Key,
     checkpoint_path: str | Path | None = None,
     network: Any = None,
     settings: Settings = None,
 ) -> Artifact:
-    """The artifact that PyLO's three arguments mean: ``network`` wins over ``checkpoint_path``, that over ``hf_key``.
+    """The artifact for PyLO's three arguments: ``network`` overrides ``checkpoint_path``, which overrides ``hf_key``.
 
     Args:
-        family: as what a file is converted.
-        hf_key: a Hub repository; here also a registry name, an artifact or its directory, a checkpoint's file or
-            directory, or its address.
+        family: the family that files are converted to.
+        hf_key: a Hub repository; here also a registry name, an artifact or its directory, or a checkpoint's file,
+            directory or address.
         checkpoint_path: a file, such as PyLO's ``.pt``.
-        network: one of PyLO's modules, whose weights are copied; or an artifact.
-        settings: what PyLO's files do not say (:func:`pylo_zoo.convert.convert`).
+        network: one of PyLO's modules, whose weights are copied, or an artifact.
+        settings: settings that PyLO's files do not contain (:func:`pylo_zoo.convert.convert`).
 
     Raises:
-        ZooError: nothing is given, or the file is unavailable or not a network of the family.
+        ZooError: all three are None, or the file is unavailable or not a network of the family.
     """
     if network is not None:
-        return _of_network(family, network, settings)
+        return _from_network(family, network, settings)
     if checkpoint_path is not None:
-        return _of_file(family, Path(checkpoint_path), settings)
+        return _from_file(family, Path(checkpoint_path), settings)
     if hf_key is None:
         raise ZooError(
-            "There are no weights: hf_key, checkpoint_path and network are None. PyLO would start a random network, "
-            "which has learned nothing.",
-            "Give one of the three; hf_key also takes a name of `pylo-zoo list`.",
+            "No weights: hf_key, checkpoint_path and network are None; PyLO would use a random network.",
+            "Pass one of them; hf_key accepts names from `pylo-zoo list`.",
         )
-    return _of_key(family, hf_key, settings)
+    return _from_key(family, hf_key, settings)
 
 
-def choose_velo(hf_key_rnn: Key, hf_key_mlp: Key) -> Artifact:
+def load_velo(hf_key_rnn: Key, hf_key_mlp: Key) -> Artifact:
     """The artifact of VeLO's two halves.
 
     Args:
-        hf_key_rnn: repository, file or directory of the LSTM; or, the same in both, whatever :func:`choose` takes as
-            ``hf_key`` and has both halves in it.
-        hf_key_mlp: the same of the MLPs.
+        hf_key_rnn: a repository, file or directory of the LSTM. If both keys are equal, any ``hf_key`` of
+            :func:`load_network` that contains both halves.
+        hf_key_mlp: the same for the MLPs.
 
     Raises:
-        ZooError: they are unavailable, or not VeLO's.
+        ZooError: a half is unavailable or does not belong to VeLO.
     """
     if hf_key_rnn is None or hf_key_mlp is None:
-        raise ZooError("There are no weights: hf_key_rnn or hf_key_mlp is None.", "Give both, or leave both out.")
+        raise ZooError("No weights: hf_key_rnn or hf_key_mlp is None.", "Pass both, or neither.")
     if hf_key_rnn == hf_key_mlp:
-        return _of_key("velo", hf_key_rnn, None)
-    if entry := _entry([hf_key_rnn, hf_key_mlp]):
+        return _from_key("velo", hf_key_rnn, None)
+    if entry := _registry_name([hf_key_rnn, hf_key_mlp]):
         return load(entry)
     files = [_half(hf_key_rnn), _half(hf_key_mlp)]
     with TemporaryDirectory() as directory:
@@ -89,13 +88,13 @@ def choose_velo(hf_key_rnn: Key, hf_key_mlp: Key) -> Artifact:
         return convert("velo", source=both)
 
 
-def of_meta_training(path: str | Path) -> Artifact:
+def load_meta_training(path: str | Path) -> Artifact:
     """The network and learned offsets in a file of PyLO's meta-training, ``{"state_dict": …, "decays": …}``.
 
-    Such a file goes through ``torch.load(…, weights_only=True)``.
+    The file is read with ``torch.load(…, weights_only=True)``.
 
     Raises:
-        ZooError: the file cannot be read, or is no such file.
+        ZooError: the file cannot be read or has another structure.
     """
     try:
         with open_regular(Path(path)) as file:
@@ -108,58 +107,57 @@ def of_meta_training(path: str | Path) -> Artifact:
         raise ZooError(f"{path} cannot be read: {error.strerror or error}.", "Check the path.") from error
     except (EOFError, pickle.UnpicklingError, RuntimeError, AttributeError, LookupError, TypeError) as error:
         raise ZooError(
-            f"{path} holds no network with its decays ({type(error).__name__}).",
-            'load_from_file takes what torch.save wrote of {"state_dict": …, "decays": …}; give others as hf_key.',
+            f"{path} is not a saved network with its decays ({type(error).__name__}).",
+            'Pass a torch.save file of {"state_dict": …, "decays": …}; use hf_key for other files.',
         ) from error
-    return _of_tensors("mulo", state_dict, offsets)
+    return _from_tensors("mulo", state_dict, offsets)
 
 
-def _of_key(family: str, key: Key, settings: Settings) -> Artifact:
+def _from_key(family: str, key: Key, settings: Settings) -> Artifact:
     if isinstance(key, Artifact):
         return key
     text = str(key)
     if Path(text).exists():
-        return _of_file(family, Path(text), settings)
+        return _from_file(family, Path(text), settings)
     if is_uri(text):
         return convert(family, source=text, settings=settings)
     if "/" not in text:
         return load(text)
-    if entry := _entry([text]):
+    if entry := _registry_name([text]):
         return load(entry)
     return convert(family, source=f"hf://{text}/{MODEL}", settings=settings)
 
 
-def _of_file(family: str, path: Path, settings: Settings) -> Artifact:
+def _from_file(family: str, path: Path, settings: Settings) -> Artifact:
     config = path / CONFIG
-    if config.is_file() and b'"format_version"' in config.read_bytes():  # PyLO's repositories have a config.json, too
+    if config.is_file() and b'"format_version"' in config.read_bytes():  # PyLO's repositories have a config.json too
         return load(path)
-    theirs = settings is not None and formats.read(path).naming == "pylo"
-    return convert(family, source=path, settings=settings if theirs else None)
+    is_pylo = settings is not None and formats.read(path).naming == "pylo"
+    return convert(family, source=path, settings=settings if is_pylo else None)
 
 
-def _of_network(family: str, network: Any, settings: Settings) -> Artifact:
+def _from_network(family: str, network: Any, settings: Settings) -> Artifact:
     if isinstance(network, Artifact):
         return network
     if not isinstance(network, nn.Module):
         raise ZooError(
-            f"network is {type(network).__name__}.",
-            "Give a torch.nn.Module of PyLO's, or an artifact of pylo_zoo.load.",
+            f"network is a {type(network).__name__}.", "Pass one of PyLO's modules or an artifact from pylo_zoo.load."
         )
-    said = dict(settings or {})
+    all_settings = dict(settings or {})
     if (activation := getattr(network, "activation", "relu")) != "relu":
-        said["mlp_activation"] = activation
-    return _of_tensors(family, network.state_dict(), said)
+        all_settings["mlp_activation"] = activation
+    return _from_tensors(family, network.state_dict(), all_settings)
 
 
-def _of_tensors(family: str, tensors: Mapping[str, Tensor], settings: Settings) -> Artifact:
+def _from_tensors(family: str, tensors: Mapping[str, Tensor], settings: Settings) -> Artifact:
     with TemporaryDirectory() as directory:
         path = Path(directory) / "network.pt"
         torch.save({name: value.detach().cpu() for name, value in tensors.items()}, path)
         return convert(family, source=path, settings=settings)
 
 
-def _entry(keys: Sequence[Any]) -> str | None:
-    """The registry's name for the checkpoint whose files lie in these repositories of the Hub, one in each."""
+def _registry_name(keys: Sequence[Any]) -> str | None:
+    """The registry name of the checkpoint with one file in each of these Hub repositories."""
     for entry in registry.load_registry().values():
         uris = [source.uri for source in entry.sources]
         if len(uris) == len(keys) and all(uri.startswith(f"hf://{key}/") for uri, key in zip(uris, keys, strict=True)):
@@ -171,16 +169,12 @@ def _half(key: Key) -> Path:
     """The file of one half of VeLO."""
     if isinstance(key, Artifact) or ("/" not in str(key) and not Path(str(key)).exists()):
         name = key.name if isinstance(key, Artifact) else key
-        raise ZooError(
-            f"{name!r} is a whole VeLO, and hf_key_rnn and hf_key_mlp name its halves.", "Give it as both of them."
-        )
+        raise ZooError(f"{name!r} is a whole VeLO, not one of its halves.", "Pass it as hf_key_rnn and as hf_key_mlp.")
     path = Path(str(key))
     if path.is_dir():
-        return path / MODEL if (path / MODEL).is_file() else _missing(path)
+        if not (path / MODEL).is_file():
+            raise ZooError(f"{path} contains no {MODEL}.", "Pass that half's file.")
+        return path / MODEL
     if path.is_file():
         return path
     return fetch(str(key) if is_uri(str(key)) else f"hf://{key}/{MODEL}")
-
-
-def _missing(directory: Path) -> Path:
-    raise ZooError(f"{directory} holds no {MODEL}.", "Give the file of that half itself.")

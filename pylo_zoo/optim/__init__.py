@@ -1,4 +1,4 @@
-"""``torch.optim`` optimizers that train with learned update rules, one file a family, and Muon."""
+"""``torch.optim`` optimizers: learned update rules, one file per family, and Muon."""
 
 from pylo_zoo import converters
 from pylo_zoo.optim.adafac import AdafacLO
@@ -36,10 +36,10 @@ __all__ = [
 
 
 def optimizer_class(family: str) -> type[LearnedOptimizer]:
-    """The optimizer that trains with checkpoints of ``family``.
+    """The optimizer class for checkpoints of ``family``.
 
     Raises:
-        ZooError: there is no such family.
+        ZooError: the family is unknown.
     """
-    found = converters.get(family)
-    return found.load(found.optimizer)
+    converter = converters.get(family)
+    return converter.load(converter.optimizer)

@@ -1,4 +1,4 @@
-"""AdafacMLP, also called small_fc_lopt (arXiv 2203.11860; SPEC §3): one MLP a parameter over 39 features."""
+"""AdafacMLP, also called small_fc_lopt (arXiv 2203.11860; SPEC §3): a per-parameter MLP over 39 features."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class AdafacLO(MLPRuleOptimizer):
 
     Args:
         params: parameters or parameter groups (:class:`~pylo_zoo.optim.base.LearnedOptimizer`).
-        lr: multiplies every step; 1 is what the weights were trained with.
+        lr: factor on every step; the weights were trained with 1.
         weight_decay: decoupled, ``p ← p − lr·(step + weight_decay·p)``. The original has none.
-        clip_norm: largest global norm of the gradient; None does not clip.
-        weights: registry name, artifact directory or loaded artifact, of family adafac-mlp or mulo; ``step_mult``
-            and the learned decays come from it.
-        nonfinite, master_weights, backend: :class:`~pylo_zoo.optim.base.LearnedOptimizer`.
+        clip_norm: maximum global norm of the gradient; None disables clipping.
+        weights: registry name, artifact directory or loaded artifact of family adafac-mlp or mulo. It provides
+            ``step_mult`` and the learned decays.
+        nonfinite, master_weights, backend: see :class:`~pylo_zoo.optim.base.LearnedOptimizer`.
 
-    State of a parameter: ``momentum [3, *shape]``, ``second_moment [1, *shape]`` and its factors ``row`` and ``col``,
-    or ``diag`` where it is not factored.
+    State of a parameter: ``momentum [3, *shape]``, ``second_moment [1, *shape]``, and ``row`` and ``col`` if the second
+    moment is factored, else ``diag``.
 
     Raises:
-        ZooError: bad arguments, or weights of another family.
+        ZooError: an argument is invalid, or the weights belong to another family.
     """
 
     families = ("adafac-mlp", "mulo")
@@ -60,12 +60,13 @@ class AdafacLO(MLPRuleOptimizer):
         return adafac_rule(self.behavior.exp_mult)
 
     def prepare(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> Sequence[Network]:
-        places = {(item.parameter.device, state_dtype(item.parameter)) for item in items}
-        folded = {place: with_time(self._meta(*place).net.mlp.weights(), step) for place in places}  # pyright: ignore
+        # The time features are equal for all elements, so their share of the first layer is added to its bias.
+        kinds = {(item.parameter.device, state_dtype(item.parameter)) for item in items}
+        layers = {kind: with_time(self._meta_network(*kind).net.mlp.weights(), step) for kind in kinds}  # pyright: ignore
         return [
-            Network(folded[item.parameter.device, state_dtype(item.parameter)], self.step_mult(item)) for item in items
+            Network(layers[item.parameter.device, state_dtype(item.parameter)], self.step_mult(item)) for item in items
         ]
 
     def step_mult(self, item: ParamStep) -> float:
-        """What a parameter's step is multiplied by."""
+        """The factor on a parameter's step."""
         return self.behavior.step_mult

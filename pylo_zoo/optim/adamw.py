@@ -1,4 +1,4 @@
-"""AdamW by fused kernels: for the parameters that CELO2 leaves to it, and under celo-adam's step sizes."""
+"""AdamW with fused kernels: for the parameters that CELO2 does not learn, and for celo-adam's step sizes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pylo_zoo.optim.base import LearnedOptimizer, ParamStep
 
 
 class AdamW(NamedTuple):
-    """``p ← p − coefficient·m̂/(sqrt(v̂ + eps_root) + eps) − shrink·p`` (SPEC §5, §6)."""
+    """Options of ``p ← p − coefficient·m̂/(sqrt(v̂ + eps_root) + eps) − shrink·p`` (SPEC §5, §6)."""
 
     betas: tuple[float, float]
     eps: float
@@ -28,47 +28,47 @@ def adam_fused(
     optimizer: LearnedOptimizer,
     items: Sequence[ParamStep],
     options: Callable[[int], AdamW],
-    plain: Callable[[int], None],
+    update_eager: Callable[[int], None],
 ) -> None:
-    """Step every item whose device has kernels with these, many at a time, and the others by ``plain``.
+    """Update items in batches with the kernels of their device, or one by one without kernels.
 
     Args:
-        optimizer: whose backend decides.
-        items: parameters, with ``momentum`` and ``second_moment`` ``[1, *shape]`` and ``step`` in their state.
-        options: of the item at a position.
-        plain: the plain step of the item at a position, which counts ``step`` itself.
+        optimizer: chooses the kernels.
+        items: parameters with ``momentum`` and ``second_moment`` ``[1, *shape]`` and ``step`` in their state.
+        options: returns the options of the item at an index.
+        update_eager: updates the item at an index and advances its ``step``.
     """
-    launches: dict[int, tuple[Kernels, list[ParamStep], list[AdamW]]] = {}
-    known: dict[int, Kernels | None] = {}
+    batches: dict[int, tuple[Kernels, list[ParamStep], list[AdamW]]] = {}
+    kernels_of: dict[int, Kernels | None] = {}
     for k, item in enumerate(items):
-        kind, asked = id(item.meta), options(k)  # of a device and dtype
-        if kind not in known:
-            known[kind] = optimizer.kernels_of(item.parameter)
-        kernels = known[kind]
-        if kernels is None or _is_elsewhere(asked.coefficient) or _is_elsewhere(asked.shrink):
-            plain(k)
+        kind, item_options = id(item.meta), options(k)  # one MetaNetwork exists per device and dtype
+        if kind not in kernels_of:
+            kernels_of[kind] = optimizer.kernels_of(item.parameter)
+        kernels = kernels_of[kind]
+        if kernels is None or _is_on_device(item_options.coefficient) or _is_on_device(item_options.shrink):
+            update_eager(k)
             item.write_back()
             continue
-        _, taken, of_taken = launches.setdefault(kind, (kernels, [], []))
-        taken.append(item)
-        of_taken.append(asked)
-    for kernels, taken, of_taken in launches.values():
-        counters = [item.state["step"] for item in taken]
+        _, batch, batch_options = batches.setdefault(kind, (kernels, [], []))
+        batch.append(item)
+        batch_options.append(item_options)
+    for kernels, batch, batch_options in batches.values():
+        counters = [item.state["step"] for item in batch]
         foreach._foreach_add_(counters, 1)
         steps = [int(counter) for counter in counters]
-        tasks = [_task(*each, kernels) for each in zip(taken, of_taken, steps, strict=True)]
-        kernels.adam(tasks, taken[0].scale, checked=True)
-        for item in taken:
+        tasks = [_task(*each, kernels) for each in zip(batch, batch_options, steps, strict=True)]
+        kernels.adam(tasks, batch[0].scale, checked=True)
+        for item in batch:
             item.write_back()
 
 
-def _is_elsewhere(factor: float | Tensor) -> bool:
-    """Whether a factor is on a device, which is not asked for it: kernels take numbers."""
+def _is_on_device(factor: float | Tensor) -> bool:
+    """Whether a factor is on an accelerator. Kernels need numbers, and reading it would wait for the device."""
     return isinstance(factor, Tensor) and factor.device.type != "cpu"
 
 
-def _task(item: ParamStep, asked: AdamW, step: int, kernels: Kernels) -> Adam:
-    betas, eps, eps_root, coefficient, shrink, max_gradient = asked
+def _task(item: ParamStep, options: AdamW, step: int, kernels: Kernels) -> Adam:
+    betas, eps, eps_root, coefficient, shrink, max_gradient = options
     moments = item.state["momentum"], item.state["second_moment"]
     rest = float(coefficient), float(shrink), max_gradient, False
     return Adam(*item.kernel_inputs(kernels.dtypes), *moments, step, betas, eps, eps_root, *rest)

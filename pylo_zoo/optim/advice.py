@@ -1,6 +1,6 @@
-"""Warnings about settings that train badly without an error: strong decay, a second schedule, embeddings as matrices.
+"""Warnings about settings that train badly: strong weight decay, an extra schedule, embeddings treated as matrices.
 
-docs/training.md, "Schedules and decay", has the measurements (``benchmarks/decay.py``).
+See docs/training.md, "Schedules and decay", for the measurements (``benchmarks/decay.py``).
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 SHRINKING = 3e-3
-"""Smallest ``lr·weight_decay`` that broke training: half of a parameter is gone in 230 steps. At 1e-3 runs trained."""
+"""Smallest ``lr·weight_decay`` that broke training: it halves a parameter in 230 steps. Runs at 1e-3 trained."""
 PAGE = 'docs/training.md, "Schedules and decay"'
 
 
 def decay_warning(optimizer: str, lr: Any, weight_decay: float) -> str | None:
-    """The warning about a decay that shrinks parameters faster than steps of a learned size can restore; or None.
+    """The warning about a weight decay that shrinks parameters faster than the learned steps restore them, or None.
 
     Args:
-        optimizer: name of the class.
-        lr, weight_decay: of a group with decoupled decay. The ``lr`` multiplies steps of a size that was learned.
+        optimizer: the optimizer's class name.
+        lr, weight_decay: options of a group with decoupled decay, for a rule that learned its step sizes.
     """
     if isinstance(lr, Tensor) and lr.is_meta:
         return None
@@ -30,41 +30,41 @@ def decay_warning(optimizer: str, lr: Any, weight_decay: float) -> str | None:
     if shrink < SHRINKING:
         return None
     return (
-        f"weight_decay={weight_decay:g} with lr={float(lr):g} takes {shrink:.2g} of every parameter away at each step, "
-        f"more than {optimizer}'s steps restore: use weight_decay={1e-3 / float(lr):.1g} or less ({PAGE})."
+        f"weight_decay={weight_decay:g} with lr={float(lr):g} shrinks every parameter by {shrink:.2g} of its value per "
+        f"step, more than {optimizer}'s steps restore: use weight_decay={1e-3 / float(lr):.1g} or less ({PAGE})."
     )
 
 
-class LrWatch:
-    """Notices that something lowers the learning rates of a run, from the value at each step."""
+class LRWatch:
+    """Detects falling learning rates by comparing each step's values with earlier ones."""
 
     def __init__(self) -> None:
-        self._seen: dict[int, tuple[float, float]] = {}
+        self._last_and_peak: dict[int, tuple[float, float]] = {}
 
-    def fall(self, groups: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
-        """The highest and the present ``lr`` of a group whose ``lr`` falls; None if none does.
+    def detect_fall(self, groups: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
+        """The highest and the current ``lr`` of a group whose ``lr`` falls, or None.
 
-        A scheduler is recognized by the ``initial_lr`` that it leaves in the group, at its first fall. Without one,
-        the ``lr`` must have fallen to half. An ``lr`` of 0 is not a fall: it freezes a group. An ``lr`` on an
-        accelerator is not read, because that would wait for the device.
+        With a scheduler, recognized by ``initial_lr`` in the group, any decrease counts. Without one, the ``lr`` must
+        fall to half. An ``lr`` of 0 freezes a group and does not count. An ``lr`` on an accelerator is not read,
+        because that would wait for the device.
         """
         for number, group in enumerate(groups):
             lr = group["lr"]
             if isinstance(lr, Tensor) and lr.device.type != "cpu":
                 continue
             now = float(lr)
-            last, peak = self._seen.get(number, (now, now))
-            self._seen[number] = now, max(peak, now)
+            last, peak = self._last_and_peak.get(number, (now, now))
+            self._last_and_peak[number] = now, max(peak, now)
             if 0 < now < last and ("initial_lr" in group or now <= peak / 2):
                 return peak, now
         return None
 
 
 def schedule_warning(optimizer: str, peak: float, lr: float) -> str:
-    """The warning about a learning rate that falls under an optimizer with a schedule of its own."""
+    """The warning about a falling learning rate under an optimizer that learned its own schedule."""
     return (
-        f"lr has fallen from {peak:.6g} to {lr:.6g}. {optimizer} plans its own schedule from num_steps and the loss, "
-        f"and a falling lr shortens its steps twice: keep lr constant ({PAGE})."
+        f"lr has fallen from {peak:.6g} to {lr:.6g}, but {optimizer} already schedules its steps by num_steps and the "
+        f"loss: keep lr constant ({PAGE})."
     )
 
 
@@ -75,15 +75,15 @@ NAMES = re.compile(
     r"(emb|embed|embeds|embedding|embeddings|embed_tokens))(\.weight)?$"
 )
 TALL_ROWS, TALL_RATIO, LORA_RANKS = 4096, 8, 128
-"""A matrix with at least so many rows, so many times its columns, is a table or an output head. Up to so many columns
-it may be a LoRA factor instead."""
+"""A matrix with at least this many rows, and this many times more rows than columns, is a table or an output head. With
+at most ``LORA_RANKS`` columns it may be a LoRA factor instead."""
 MIN_ROWS, ZERO_ROWS = 64, 0.75
-"""A gradient with more than this share of its rows 0 is that of a table of which a batch reads few rows. Half the rows
-may be 0 for a layer before a ReLU in a batch of one; so many of so many are not."""
+"""If a gradient has at least ``MIN_ROWS`` rows and more than this fraction of them are 0, the parameter is an
+embedding: a batch reads few of its rows. A layer before a ReLU can have half its rows 0 in a batch of one."""
 
 
 class Candidate(NamedTuple):
-    """A parameter that a matrix rule would take, although nobody chose that."""
+    """A parameter that gets a matrix rule by default."""
 
     parameter: Tensor
     gradient: Tensor
@@ -91,19 +91,19 @@ class Candidate(NamedTuple):
 
 
 def embedding_evidence(candidates: Iterable[Candidate]) -> tuple[Tensor, str] | None:
-    """The first candidate that looks like an embedding or an output head, and why; None if none does.
+    """The first candidate that looks like an embedding or an output head, with the reason, or None.
 
-    Names and shapes decide first. Then the gradients do: a batch leaves most rows of an embedding without gradient.
-    One number per candidate is read back from its device, all of one device together.
+    Names and shapes are checked first, then gradients: a batch leaves most rows of an embedding's gradient zero. This
+    reads one number per candidate back, in one transfer per device.
     """
-    tables = [each for each in candidates if each.parameter.ndim == 2]
-    for p, _, name in tables:
+    matrices = [each for each in candidates if each.parameter.ndim == 2]
+    for p, _, name in matrices:
         rows, columns = p.shape
         if name is not None and NAMES.search(name):
             return p, f"its name is {name}"
         if rows >= TALL_ROWS and rows >= TALL_RATIO * columns and columns > LORA_RANKS:
             return p, f"it has {rows / columns:.0f} times as many rows as columns"
-    long = [each for each in tables if each.parameter.shape[0] >= MIN_ROWS and not each.gradient.is_meta]
+    long = [each for each in matrices if each.parameter.shape[0] >= MIN_ROWS and not each.gradient.is_meta]
     for device in {each.gradient.device for each in long}:
         here = [each for each in long if each.gradient.device == device]
         counts = torch.stack([(each.gradient == 0).all(dim=1).sum() for each in here]).tolist()
@@ -115,17 +115,17 @@ def embedding_evidence(candidates: Iterable[Candidate]) -> tuple[Tensor, str] | 
 
 
 def embedding_warning(p: Tensor, why: str, rule: str) -> str:
-    """The warning about an embedding, or output head, that takes ``rule``."""
+    """The warning about an embedding or output head that gets ``rule``."""
     return (
         f"a parameter of shape {tuple(p.shape)} looks like an embedding or output head ({why}) and takes {rule}, which "
-        f'is meant for dense layers. Build the groups with param_groups(model), or set rule="adamw" in its group; '
-        f'rule="learned" keeps it there and silences this warning ({PAGE}).'
+        f'is for dense layers. Build groups with param_groups(model), or set rule="adamw" in its group; '
+        f'rule="learned" silences this warning ({PAGE}).'
     )
 
 
 __all__ = [
     "Candidate",
-    "LrWatch",
+    "LRWatch",
     "decay_warning",
     "embedding_evidence",
     "embedding_warning",

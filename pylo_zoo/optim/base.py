@@ -1,8 +1,7 @@
-"""The step loop that every learned optimizer shares: weights, clipping, the state of parameters and of the run.
+"""The step loop of the learned optimizers: weights, gradient clipping, per-parameter state and state of the run.
 
-A family adds three things: the state of one parameter (:meth:`LearnedOptimizer.new_state`), optionally a stage over
-all tensors before the update (:meth:`LearnedOptimizer.prepare`), and the update of one parameter
-(:meth:`LearnedOptimizer.update`).
+A family implements :meth:`LearnedOptimizer.new_state` (the state of one parameter), :meth:`LearnedOptimizer.update`
+(the update of one parameter) and, if needed, :meth:`LearnedOptimizer.prepare` (a stage over all parameters before it).
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from pylo_zoo.ops.accumulators import Decays
 from pylo_zoo.ops.gradients import global_norm_scale
 from pylo_zoo.ops.layout import Axes, axes_of
 from pylo_zoo.optim.advice import decay_warning
-from pylo_zoo.optim.checks import fitted, require
+from pylo_zoo.optim.checks import require, to_state_tensors
 from pylo_zoo.optim.contract import (
     OWN_STATE,
     Group,
     Loss,
     ParamGrad,
     ZooOptimizer,
-    entries_of_parameters,
     master_copy,
+    parameter_entries,
     state_dtype,
     wide_value,
 )
@@ -39,7 +38,7 @@ from pylo_zoo.weights import load
 
 
 @dataclass(frozen=True)
-class Meta:
+class MetaNetwork:
     """A checkpoint's network and decays on one device, in one dtype."""
 
     net: nn.Module
@@ -47,114 +46,125 @@ class Meta:
 
 
 class ParamStep:
-    """One parameter that takes part in a step, and what its update needs.
+    """One parameter during a step, with everything its update reads.
 
     Attributes:
-        parameter: the parameter itself; ``gradient``, as it came.
-        state: its state; ``group``, its parameter group; ``axes``; ``meta``, network and decays on its device and in
-            the dtype of its update.
-        scale: what the gradient is multiplied by, a scalar, where the global norm is clipped; else None.
-        own_scale: what this gradient alone is multiplied by, after that; None for nothing.
-        l2: L2 decay, ``g + l2·p``; 0 for none.
-        moments: :func:`pylo_zoo.ops.conditioning.moments`, where a fused backend has taken them already.
+        parameter: the parameter.
+        gradient: its gradient, unmodified.
+        group: its parameter group.
+        state: its optimizer state.
+        axes: the axes of its factored second moment.
+        meta: the network and decays on the parameter's device, in the dtype of the update.
+        scale: scalar factor on the gradient from global-norm clipping, or None.
+        own_scale: scalar factor on this gradient alone, applied after ``scale``, or None.
+        l2: coefficient of L2 decay, ``g + l2·p``; 0 for none.
+        moments: output of :func:`pylo_zoo.ops.conditioning.moments` if a kernel has computed it, else None.
     """
 
     __slots__ = (
         *("parameter", "gradient", "group", "state", "axes", "meta", "scale", "own_scale", "l2", "moments"),
-        *("_p", "_home", "_unseen"),
+        *("_p", "_copy_target", "_bypassed_autograd"),
     )
 
-    def __init__(self, due: ParamGrad, state: dict[str, Tensor], axes: Axes, meta: Meta, scale: Tensor | None) -> None:
-        self.parameter, self.gradient, self.group = due
+    def __init__(
+        self,
+        param_grad: ParamGrad,
+        state: dict[str, Tensor],
+        axes: Axes,
+        meta: MetaNetwork,
+        scale: Tensor | None,
+    ) -> None:
+        self.parameter, self.gradient, self.group = param_grad
         self.state, self.axes, self.meta, self.scale = state, axes, meta, scale
         self.own_scale: Tensor | None = None
         self.l2 = 0.0
         self.moments: Tensor | None = None
         self._p: Tensor | None = None
-        self._home: Tensor | None = None
-        self._unseen = False  # kernels write past autograd
+        self._copy_target: Tensor | None = None
+        self._bypassed_autograd = False
 
     @property
     def p(self) -> Tensor:
-        """The value, ``[*shape]``, a scalar as ``[1]``, in the update's dtype: a view of the parameter wherever its
-        own dtype allows, else a copy, which :meth:`write_back` rounds to the parameter."""
+        """The parameter's value in the update's dtype, ``[*shape]`` or ``[1]`` for a scalar.
+
+        It is a view of the parameter if the dtypes agree, else a copy that :meth:`write_back` rounds to the parameter.
+        """
         if self._p is None:
-            self._p = self.look()
+            self._p = self.read_value()
         return self._p
 
     @property
     def g(self) -> Tensor:
-        """The gradient in ``p``'s shape and dtype, clipped by the global norm; read only, it may be the original."""
+        """The scaled gradient, in the shape and dtype of ``p``. Read-only: it may be ``parameter.grad`` itself."""
         g = self.gradient.to(state_dtype(self.parameter))
         for scale in (self.scale, self.own_scale):
             g = g if scale is None else g * scale.to(g)
         g = g.view(1) if g.ndim == 0 else g
         return g + self.l2 * self.p if self.l2 else g
 
-    def look(self) -> Tensor:
-        """The value as :attr:`p`, but kept by nobody: of all 16-bit parameters together, copies would be large."""
+    def read_value(self) -> Tensor:
+        """The value as in :attr:`p`, without caching it: cached copies of all 16-bit parameters would be large."""
         value = wide_value(self.parameter, self.state)
         return value.view(1) if value.ndim == 0 else value
 
     def kernel_inputs(self, dtypes: Sequence[torch.dtype]) -> tuple[Tensor, Tensor]:
-        """Value and gradient as kernels take them: contiguous, in one of ``dtypes``, the gradient without ``scale``.
+        """Contiguous value and gradient for kernels, in one of ``dtypes``; ``scale`` is not applied to the gradient.
 
-        The value is the parameter's or the master copy's own wherever they can be; :meth:`write_back` ends the step.
+        The value shares memory with the parameter or its master copy if possible. Call :meth:`write_back` afterwards.
         """
         p = self.parameter
         direct = "master" not in self.state and p.dtype in dtypes
         if direct and p.ndim and p.is_contiguous() and not p.is_neg():
-            self._p, self._home = p, None  # under no_grad; thousands of detached views take as long as the check
+            self._p, self._copy_target = p, None  # a step runs under no_grad; thousands of views are slow
         else:
-            value = p.detach() if direct else self.look()
+            value = p.detach() if direct else self.read_value()
             value = value.view(1) if value.ndim == 0 else value
             self._p = value.contiguous().resolve_neg()
-            self._home = None if self._p is value else value
-        self._unseen = True
+            self._copy_target = None if self._p is value else value
+        self._bypassed_autograd = True
         g = self.gradient if self.own_scale is None else self.gradient * self.own_scale
         g = g + self.l2 * self.p if self.l2 else g
         g = g if g.dtype in dtypes else g.to(state_dtype(self.parameter))
         return self._p, (g.view(1) if g.ndim == 0 else g).contiguous().resolve_neg()
 
     def write_back(self) -> None:
-        """Write ``p`` to the parameter, where it is a copy, and let it go."""
-        if self._home is not None and self._p is not None:
-            self._home.copy_(self._p)
+        """Copy ``p`` to the parameter if it is not a view of it, and release it."""
+        if self._copy_target is not None and self._p is not None:
+            self._copy_target.copy_(self._p)
         if self._p is not None and self._p.dtype != self.parameter.dtype:
             self.parameter.copy_(self._p.view_as(self.parameter))
-        if self._unseen:  # a graph that saved the old value must not be differentiated with the new one
+        if self._bypassed_autograd:  # backward through a graph that saved the old value must fail
             torch.autograd.graph.increment_version(self.parameter)
-        self._p = self._home = None
+        self._p = self._copy_target = None
 
 
 class LearnedOptimizer(ZooOptimizer):
-    """Base of the optimizers that run a learned update rule.
+    """Base class of the optimizers with a learned update rule.
 
     Args:
-        params: parameters or parameter groups. Besides ``lr``, ``weight_decay`` and the family's own options, a group
-            may set ``layout``: ``"torch"``, the default, ``"jax"`` for weights kept as ``(…, in, out)``, such as
-            stacked experts ``(experts, in, out)`` and embedding tables (SPEC §1), or ``"torch-stacked"`` for stacks
-            kept as ``(experts, out, in)``.
-        defaults: values of a group's options where it does not set them.
-        weights: a registry name, the directory of an artifact, or an :class:`~pylo_zoo.artifact.Artifact`.
-        clip_norm: largest global norm of the gradient; None does not clip.
-        nonfinite: ``"propagate"``, ``"skip"`` or ``"raise"`` (:class:`~pylo_zoo.optim.contract.ZooOptimizer`).
-        master_weights: keep float32 copies of 16-bit parameters, ``master [*shape]`` (the same).
-        backend: ``"eager"``, plain torch; ``"fused"``, the kernels of the parameters' device; or ``"auto"``, kernels
-            where there are some (:mod:`pylo_zoo.kernels`). They agree up to rounding, and share one state. ``"fused"``
-            compiles the kernels here, if they never were; ``"auto"`` with the first step.
+        params: parameters or parameter groups. A group may set ``lr``, ``weight_decay``, the family's own options and
+            ``layout``: ``"torch"`` (default), ``"jax"`` for weights stored as ``(…, in, out)``, such as stacked experts
+            ``(experts, in, out)`` and embedding tables, or ``"torch-stacked"`` for stacks stored as
+            ``(experts, out, in)`` (SPEC §1).
+        defaults: values of the options that a group does not set.
+        weights: a registry name, an artifact's directory, or an :class:`~pylo_zoo.artifact.Artifact`.
+        clip_norm: maximum global norm of the gradient; None disables clipping.
+        nonfinite, master_weights: see :class:`~pylo_zoo.optim.contract.ZooOptimizer`.
+        backend: ``"eager"`` for torch operations, ``"fused"`` for the kernels of the parameters' device, or ``"auto"``
+            for kernels if they are available (:mod:`pylo_zoo.kernels`). The backends agree up to rounding and share one
+            state. ``"fused"`` compiles missing kernels in the constructor, ``"auto"`` in the first step.
 
-    Accumulators and arithmetic are float32 for 16- and 32-bit parameters and float64 for float64 ones.
+    Accumulators and arithmetic are float32 for 16- and 32-bit parameters and float64 for float64 parameters.
 
     Raises:
-        ZooError: the weights are of another family, a parameter or group cannot be optimized, or ``backend="fused"``
-            and there are no kernels for a parameter's device.
+        ZooError: the weights belong to another family, a parameter or group is invalid, or ``backend="fused"`` has no
+            kernels for a parameter's device.
     """
 
     families: ClassVar[tuple[str, ...]]
-    """Families of checkpoints whose rule this class computes."""
+    """Families of checkpoints that this class runs."""
     learns_step_sizes: ClassVar[bool] = False
-    """The rule was trained to choose the size of its steps under ``lr=1``, so that decay must be small beside them."""
+    """The rule was trained to choose its step size with ``lr=1``, so only a small weight decay works."""
 
     def __init__(
         self,
@@ -172,14 +182,14 @@ class LearnedOptimizer(ZooOptimizer):
         if self.artifact.family not in self.families:
             raise ZooError(
                 f"{type(self).__name__} cannot run {self.artifact.name!r}: it is a {self.artifact.family} checkpoint.",
-                f"{type(self).__name__} runs {' and '.join(self.families)}; `pylo-zoo list` shows what there is.",
+                f"Use weights of family {' or '.join(self.families)}; `pylo-zoo list` shows them.",
             )
-        require(clip_norm is None or clip_norm > 0, f"clip_norm is {clip_norm}.", "Use a positive number, or None.")
+        require(clip_norm is None or clip_norm > 0, f"clip_norm is {clip_norm}.", "Use a positive number or None.")
         self.clip_norm = clip_norm
-        self._metas: dict[tuple[torch.device, torch.dtype], Meta] = {}
+        self._meta_networks: dict[tuple[torch.device, torch.dtype], MetaNetwork] = {}
         self._axes: dict[tuple[torch.Size, str], Axes] = {}
-        self._fuses = False
-        self._run_names: tuple[str, ...] = ()
+        self._uses_kernels = False
+        self._run_keys: tuple[str, ...] = ()
         defaults = {**defaults, "layout": "torch", "weights": self.artifact.fingerprint[:16]}
         super().__init__(params, defaults, nonfinite, master_weights)
         if backend == "fused":
@@ -187,112 +197,114 @@ class LearnedOptimizer(ZooOptimizer):
 
     @property
     def behavior(self) -> Any:
-        """The checkpoint's behaviour record (:mod:`pylo_zoo.config`)."""
+        """The checkpoint's behavior record (:mod:`pylo_zoo.config`)."""
         return self.artifact.behavior
 
     @property
     def run_keys(self) -> tuple[str, ...]:
-        """Names of the run's state; kept, shared, in every parameter group, where checkpointing libraries carry it."""
+        """Keys of the run's state.
+
+        Every parameter group holds the same tensors under these keys, because checkpointing libraries save groups.
+        """
         return tuple(self.new_run_state(torch.device("meta"), torch.float32))
 
-    # --- what a family adds --------------------------------------------------------------------------------------
+    # --- implemented by each family ------------------------------------------------------------------------------
 
     @abstractmethod
     def new_state(self, p: Tensor, group: Group, axes: Axes) -> dict[str, Tensor]:
-        """The state of one parameter before its first update; ``p`` is ``[*shape]``, a scalar ``[1]``."""
+        """The state of one parameter before its first update; ``p`` is ``[*shape]``, or ``[1]`` for a scalar."""
 
     @abstractmethod
     def update(self, item: ParamStep, step: Tensor, context: Any) -> None:
-        """Advance one parameter and its state, in place; ``context`` is its entry of :meth:`prepare`."""
+        """Update one parameter and its state in place; ``context`` is its element of :meth:`prepare`'s result."""
 
     def prepare(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> Sequence[Any]:
-        """A stage over all tensors before the update, such as an LSTM; one context a parameter."""
+        """A stage over all parameters before the updates, such as an LSTM; returns one context per parameter."""
         return [None] * len(items)
 
     def new_run_state(self, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-        """State of the whole run before its first step."""
+        """The run's state before the first step."""
         return {"step": new_counter()}
 
     # --- stepping ------------------------------------------------------------------------------------------------
 
-    def _step(self, due: Sequence[ParamGrad], loss: Loss | None) -> None:
-        self._prime(due)
-        scale = None if self.clip_norm is None else global_norm_scale([each.gradient for each in due], self.clip_norm)
+    def _step(self, grads: Sequence[ParamGrad], loss: Loss | None) -> None:
+        self._init_state(grads)
+        scale = None if self.clip_norm is None else global_norm_scale([each.gradient for each in grads], self.clip_norm)
         step = self.param_groups[0]["step"]
-        (self._take_apart if self._fuses else self._take)(due, scale, step, loss)
+        if self._uses_kernels:
+            self._step_fused(grads, scale, step, loss)
+        else:
+            self._update_all([self._param_step(each, scale) for each in grads], step, loss)
         step += 1
 
-    def _take(self, due: Sequence[ParamGrad], scale: Tensor | None, step: Tensor, loss: Loss | None) -> None:
-        """Move every parameter, by the backend that was asked for."""
-        items = [self._item(each, scale) for each in due]
-        (self._take_fused if self._fuses else self._take_plainly)(items, step, loss)
+    def _step_fused(self, grads: Sequence[ParamGrad], scale: Tensor | None, step: Tensor, loss: Loss | None) -> None:
+        """Runs outside compiled graphs (``_exclude_from_compile``)."""
+        self._update_fused([self._param_step(each, scale) for each in grads], step, loss)
 
-    def _take_apart(self, due: Sequence[ParamGrad], scale: Tensor | None, step: Tensor, loss: Loss | None) -> None:
-        """The same, out of compiled graphs."""
-        self._take(due, scale, step, loss)
-
-    def _take_plainly(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> None:
+    def _update_all(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> None:
         self._update_each(items, self.prepare(items, step, loss), step)
 
-    def _take_fused(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> None:
-        """With kernels where the family has some."""
-        self._take_plainly(items, step, loss)
-
-    def prepare_kernels(self) -> None:
-        """Have the kernels of the parameters' devices compiled now, if they never were, rather than by the first step.
-
-        Raises:
-            ZooError: ``backend="fused"``, and there are none.
-        """
-        for p in (p for group in self.param_groups for p in group["params"]):
-            self.kernels_of(p)
-
-    def kernels_of(self, p: Tensor) -> Kernels | None:
-        """The kernels that step ``p`` under this backend; None where plain torch does, as everything in float64."""
-        return None if state_dtype(p) == torch.float64 else kernels_for(self.backend, p.device)
+    def _update_fused(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> None:
+        """Update with kernels; families without kernels use the eager implementation."""
+        self._update_all(items, step, loss)
 
     def _update_each(self, items: Iterable[ParamStep], contexts: Iterable[Any], step: Tensor) -> None:
         for item, context in zip(items, contexts, strict=True):
             self.update(item, step, context)
             item.write_back()
 
-    def _prime(self, due: Sequence[ParamGrad]) -> None:
-        self._fuses = any(self.kernels_of(each.parameter) is not None for each in due)
+    def prepare_kernels(self) -> None:
+        """Compile the kernels of the parameters' devices now instead of in the first step.
+
+        Raises:
+            ZooError: ``backend="fused"`` and a device has no kernels.
+        """
+        for p in (p for group in self.param_groups for p in group["params"]):
+            self.kernels_of(p)
+
+    def kernels_of(self, p: Tensor) -> Kernels | None:
+        """The kernels that update ``p`` under this backend; None for the eager implementation, as always in float64."""
+        return None if state_dtype(p) == torch.float64 else kernels_for(self.backend, p.device)
+
+    def _init_state(self, grads: Sequence[ParamGrad]) -> None:
+        self._uses_kernels = any(self.kernels_of(each.parameter) is not None for each in grads)
         first = self.param_groups[0]
-        self._run_names = self._run_names or self.run_keys
-        incomplete = not all(isinstance(first.get(key), Tensor) for key in self._run_names)
-        begun = incomplete and any(self._is_primed(each) for each in due)
+        self._run_keys = self._run_keys or self.run_keys
+        incomplete = not all(isinstance(first.get(key), Tensor) for key in self._run_keys)
+        started = incomplete and any(self._has_state(each) for each in grads)
         if incomplete:
-            run = self._completed_run_state(first, due, begun)
+            run = self._complete_run_state(first, grads, started)
         else:
             expected = self.new_run_state(torch.device("meta"), torch.float32)
-            check_run_state(first, expected, due[0].parameter.device)
+            check_run_state(first, expected, grads[0].parameter.device)
             run = {}
-        super()._prime(due)
-        for p, _, group in () if self._fuses else due:  # what a graph finds made
-            self._meta(p.device, state_dtype(p))
+        super()._init_state(grads)
+        for p, _, group in () if self._uses_kernels else grads:  # fill the caches that a compiled graph reads
+            self._meta_network(p.device, state_dtype(p))
             self._axes_of(p, group)
         first.update(run)
         for group in self.param_groups[1:]:
             if group.get("step") is not first["step"]:
                 group.update({key: first[key] for key in self.run_keys})
 
-    def _completed_run_state(self, first: Group, due: Sequence[ParamGrad], begun: bool) -> dict[str, Tensor]:
-        """The run's state, new or with tensors for what wrappers or other packages left as numbers.
+    def _complete_run_state(self, first: Group, grads: Sequence[ParamGrad], started: bool) -> dict[str, Tensor]:
+        """The run's state as tensors: new, or converted from numbers that wrappers or other packages left.
 
         Raises:
-            ZooError: a value is not a number, or the run has ``begun`` and part of its state is missing.
+            ZooError: a value is not a number, or the run has ``started`` and part of its state is missing.
         """
-        dtypes = {state_dtype(each.parameter) for each in due}
+        dtypes = {state_dtype(each.parameter) for each in grads}
         dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-        fresh = self.new_run_state(due[0].parameter.device, dtype)
-        found = {key: first[key] for key in fresh if key in first}
-        entries = found if begun else {**fresh, **found}
-        return fitted(entries, fresh, due[0].parameter.device, "The state of the run")
+        new = self.new_run_state(grads[0].parameter.device, dtype)
+        present = {key: first[key] for key in new if key in first}
+        entries = present if started else {**new, **present}
+        return to_state_tensors(entries, new, grads[0].parameter.device, "The state of the run")
 
-    def _item(self, due: ParamGrad, scale: Tensor | None) -> ParamStep:
-        p, _, group = due
-        return ParamStep(due, self.state[p], self._axes_of(p, group), self._meta(p.device, state_dtype(p)), scale)
+    def _param_step(self, param_grad: ParamGrad, scale: Tensor | None) -> ParamStep:
+        p, _, group = param_grad
+        meta = self._meta_network(p.device, state_dtype(p))
+        return ParamStep(param_grad, self.state[p], self._axes_of(p, group), meta, scale)
 
     def _axes_of(self, p: Tensor, group: Group) -> Axes:
         key = p.shape, group["layout"]
@@ -300,31 +312,30 @@ class LearnedOptimizer(ZooOptimizer):
             self._axes[key] = axes_of(tuple(p.shape) or (1,), group["layout"])
         return self._axes[key]
 
-    def _meta(self, device: torch.device, dtype: torch.dtype) -> Meta:
-        if (device, dtype) not in self._metas:
+    def _meta_network(self, device: torch.device, dtype: torch.dtype) -> MetaNetwork:
+        if (device, dtype) not in self._meta_networks:
             net = self.artifact.net().to(device=device, dtype=dtype).requires_grad_(False)
-            self._metas[device, dtype] = Meta(net, net.decays())  # pyright: ignore[reportCallIssue]
-        return self._metas[device, dtype]
+            self._meta_networks[device, dtype] = MetaNetwork(net, net.decays())  # pyright: ignore[reportCallIssue]
+        return self._meta_networks[device, dtype]
 
     # --- groups --------------------------------------------------------------------------------------------------
 
-    def _check_group(self, group: Group, given: frozenset[str]) -> None:
-        super()._check_group(group, given)
+    def _check_group(self, group: Group, explicit: frozenset[str]) -> None:
+        super()._check_group(group, explicit)
         require(
-            "weights" not in given or group["weights"] == self.defaults["weights"],
+            "weights" not in explicit or group["weights"] == self.defaults["weights"],
             f"A parameter group sets weights={group['weights']!r}.",
-            "Weights belong to the whole optimizer: give them to the constructor.",
+            "Pass weights to the constructor: they apply to the whole optimizer.",
         )
         decoupled = self.learns_step_sizes and bool(group["params"]) and group.get("decay") != "l2"
         if decoupled and (warning := decay_warning(type(self).__name__, group["lr"], group["weight_decay"])):
             self._warn_once("decay", warning)
         for p in group["params"]:
-            if p.ndim == 3 and p.requires_grad and "layout" not in given:
+            if p.ndim == 3 and p.requires_grad and "layout" not in explicit:
                 self._warn_once(
                     "3d",
                     f"a parameter of shape {tuple(p.shape)} is read as a 1-d convolution (out, in, width). For stacked "
-                    'weights (experts, in, out) put it in a group with layout="jax"; layout="torch" keeps this reading '
-                    "and silences this warning.",
+                    'weights (experts, in, out), set layout="jax" in its group; layout="torch" silences this warning.',
                 )
 
     # --- saving and loading --------------------------------------------------------------------------------------
@@ -334,53 +345,53 @@ class LearnedOptimizer(ZooOptimizer):
         return {**super().__getstate__(), **own}  # pyright: ignore[reportAttributeAccessIssue]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if "artifact" in state:  # a pickle, where loading brings only state and groups; old ones have no backend
+        if "artifact" in state:  # unpickling; load_state_dict passes only state and groups. Old pickles lack backend.
             state = {"backend": "auto", **state}
         super().__setstate__(state)
-        self._metas, self._axes, self._fuses, self._run_names = {}, {}, False, ()
+        self._meta_networks, self._axes, self._uses_kernels, self._run_keys = {}, {}, False, ()
 
     def expected_state(self, p: Tensor, group: Group) -> dict[str, Tensor]:
-        shell = torch.empty(p.shape or (1,), device=p.device, dtype=state_dtype(p))
-        state = self.new_state(shell, group, axes_of(tuple(shell.shape), group["layout"]))
+        value = torch.empty(p.shape or (1,), device=p.device, dtype=state_dtype(p))
+        state = self.new_state(value, group, axes_of(tuple(value.shape), group["layout"]))
         return {**state, **master_copy(p, group)}
 
     def _check_saved_groups(self, incoming: Mapping[str, Any]) -> None:
         first: Group = incoming["param_groups"][0]
-        saved, mine = first.get("weights"), self.param_groups[0]["weights"]
+        saved, current = first.get("weights"), self.param_groups[0]["weights"]
         require(
-            saved == mine,
-            f"The state was written with other weights ({saved}) than this optimizer's ({mine}).",
-            "Build the optimizer with the checkpoint that the run began with.",
+            saved == current,
+            f"The state was saved with weights {saved}; this optimizer has {current}.",
+            "Build the optimizer with the checkpoint that the run started with.",
         )
         super()._check_saved_groups(incoming)
-        if self._has_begun(incoming) or all(key in first for key in self.run_keys):
-            self._fitted_run_state(first)
+        if self._has_started(incoming) or all(key in first for key in self.run_keys):
+            self._saved_run_state(first)
 
-    def _has_begun(self, incoming: Mapping[str, Any]) -> bool:
-        """Whether a parameter has been stepped: wrappers may add entries of their own before the first step."""
+    def _has_started(self, incoming: Mapping[str, Any]) -> bool:
+        """Whether a saved state comes from a run that has stepped. Entries of wrappers alone do not show that."""
         p, group = self.param_groups[0]["params"][0], {**self.defaults, **incoming["param_groups"][0]}
         names = {*OWN_STATE, *self.expected_state(torch.empty(p.shape, device="meta"), group)}
-        return any(not entry or not names.isdisjoint(entry) for entry in entries_of_parameters(incoming).values())
+        return any(not entry or not names.isdisjoint(entry) for entry in parameter_entries(incoming).values())
 
     def _after_loading(self) -> None:
         super()._after_loading()
         first = self.param_groups[0]
-        run = self._fitted_run_state(first) if all(key in first for key in self.run_keys) else {}
+        run = self._saved_run_state(first) if all(key in first for key in self.run_keys) else {}
         for group in self.param_groups:
             group.update(run)
 
-    def _fitted_run_state(self, first: Group) -> dict[str, Tensor]:
-        """The run's state that a group brings, on the device and in the dtype that it has here."""
+    def _saved_run_state(self, first: Group) -> dict[str, Tensor]:
+        """The run's state from a saved group, in this optimizer's device and dtype."""
         parameters = [p for group in self.param_groups for p in group["params"]]
         double = any(p.dtype == torch.float64 for p in parameters)
         expected = self.new_run_state(torch.device("meta"), torch.float64 if double else torch.float32)
-        found = {key: first[key] for key in self.run_keys if key in first}
-        return fitted(found, expected, parameters[0].device, "The state of the run")
+        entries = {key: first[key] for key in self.run_keys if key in first}
+        return to_state_tensors(entries, expected, parameters[0].device, "The state of the run")
 
 
 def new_counter() -> Tensor:
-    """A count of steps, 0, kept on the CPU: reading it there stops no accelerator."""
+    """A step counter, 0, on the CPU, where reading it does not wait for an accelerator."""
     return torch.tensor(0, device="cpu")
 
 
-__all__ = ["Group", "LearnedOptimizer", "Loss", "Meta", "ParamStep", "new_counter", "state_dtype"]
+__all__ = ["Group", "LearnedOptimizer", "Loss", "MetaNetwork", "ParamStep", "new_counter", "state_dtype"]

@@ -1,4 +1,4 @@
-"""Celo (arXiv 2501.12670; SPEC §5): VeLO's update under an LSTM that sees only the run."""
+"""Celo (arXiv 2501.12670; SPEC §5): VeLO's update with an LSTM that reads features of the run only."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pylo_zoo.optim.velo import VeLO
 class Celo(VeLO):
     """Celo. Needs the training loss: ``opt.step(loss)``.
 
-    Arguments, state and errors are those of :class:`~pylo_zoo.optim.velo.VeLO`, with weights of family celo.
+    Arguments, state and errors are those of :class:`~pylo_zoo.optim.velo.VeLO`; the weights are of family celo.
     """
 
     families = ("celo",)
-    looks_ahead = False
+    prepare_reads_state = False
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""CELO2 and CELO2-base (arXiv 2602.19142; SPEC §6): one MLP a parameter, then orthogonalization; AdamW for the rest."""
+"""CELO2 and CELO2-base (arXiv 2602.19142; SPEC §6): a per-parameter MLP with orthogonalization; AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -23,39 +23,40 @@ from pylo_zoo.optim.adamw import AdamW, adam_fused
 from pylo_zoo.optim.base import Group, Loss, ParamStep, new_counter
 from pylo_zoo.optim.checks import check_betas, check_number
 from pylo_zoo.optim.contract import ParamGrad
-from pylo_zoo.optim.mlp_rule import KernelBatch, Limits, MLPRuleOptimizer, Network, products
+from pylo_zoo.optim.mlp_rule import KernelBatch, Limits, MLPRuleOptimizer, Network, lr_products
 from pylo_zoo.optim.route_table import Routes, routes_of
 
 NORM_EPS = 1e-9
-PEERS = frozenset(["use_muon", "use_fallback", "algorithm", "is_embedding"])
-"""Options that give a group to AdamW in other optimizers; here ``rule`` does."""
+FOREIGN_OPTIONS = frozenset(["use_muon", "use_fallback", "algorithm", "is_embedding"])
+"""Group options that select AdamW in other optimizers; here ``rule`` does."""
 
 
 class CELO2(MLPRuleOptimizer):
     """CELO2, or CELO2-base with ``weights="celo2-base"``.
 
-    A parameter takes the learned rule or AdamW. A group says which by ``rule="learned"`` or ``rule="adamw"``; where it
-    does not, parameters of fewer than two axes take AdamW and all others the rule, and with CELO2-base all take the
-    rule. Embeddings belong to AdamW as well: :func:`~pylo_zoo.optim.param_groups` sets their rule.
+    A group selects the learned rule or AdamW with ``rule="learned"`` or ``rule="adamw"``. Without it, CELO2 updates
+    parameters of fewer than two axes with AdamW and all others with the learned rule; CELO2-base uses the learned rule
+    for all. Embeddings need AdamW as well: :func:`~pylo_zoo.optim.param_groups` sets their rule.
 
     Args:
         params: parameters or parameter groups (:class:`~pylo_zoo.optim.base.LearnedOptimizer`).
-        lr: step size; the root mean square of an orthogonalized step.
+        lr: step size: the root mean square of an orthogonalized step.
         weight_decay: decoupled, ``p ← p − lr·(step + weight_decay·p)``.
         adam_lr_mult: AdamW's learning rate is ``lr · adam_lr_mult``.
         adam_betas: AdamW's decays.
         adam_eps: AdamW's epsilon, outside the root.
-        clip_norm: largest global norm of the gradient; None does not clip.
-        weights: registry name, artifact directory or loaded artifact, of family celo2 or celo2-base.
-        adam_weight_decay: AdamW's weight decay; None follows ``weight_decay``.
-        grad_clip_val: largest absolute value of a gradient's element on the learned path.
-        nonfinite, master_weights, backend: :class:`~pylo_zoo.optim.base.LearnedOptimizer`.
+        clip_norm: maximum global norm of the gradient; None disables clipping.
+        weights: registry name, artifact directory or loaded artifact of family celo2 or celo2-base.
+        adam_weight_decay: AdamW's weight decay; None uses ``weight_decay``.
+        grad_clip_val: maximum absolute value of a gradient's elements under the learned rule.
+        nonfinite, master_weights, backend: see :class:`~pylo_zoo.optim.base.LearnedOptimizer`.
 
-    State of a parameter: ``momentum [3, *shape]``, ``second_moment [1, *shape]`` and its factors ``row`` and ``col``,
-    or ``diag`` where it is not factored; under AdamW ``momentum`` and ``second_moment``, ``[1, *shape]``, and ``step``.
+    State of a parameter, learned rule: ``momentum [3, *shape]``, ``second_moment [1, *shape]``, and ``row`` and ``col``
+    if the second moment is factored, else ``diag``. AdamW: ``momentum`` and ``second_moment`` ``[1, *shape]``, and
+    ``step``.
 
     Raises:
-        ZooError: bad arguments, or weights of another family.
+        ZooError: an argument is invalid, or the weights belong to another family.
     """
 
     families = ("celo2", "celo2-base")
@@ -88,17 +89,17 @@ class CELO2(MLPRuleOptimizer):
             "rule": None,
         }
         super().__init__(params, defaults, weights, clip_norm, nonfinite, master_weights, backend)
-        self._room = ScratchBuffer()
+        self._scratch = ScratchBuffer()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._room = ScratchBuffer()
+        self._scratch = ScratchBuffer()
 
-    def _check_group(self, group: Group, given: frozenset[str]) -> None:
-        super()._check_group(group, given)
-        for option in sorted(given & PEERS):
+    def _check_group(self, group: Group, explicit: frozenset[str]) -> None:
+        super()._check_group(group, explicit)
+        for option in sorted(explicit & FOREIGN_OPTIONS):
             raise ZooError(
-                f"A parameter group has {option}={group[option]!r}, which {type(self).__name__} does not read.",
+                f"A parameter group has {option}={group[option]!r}, which {type(self).__name__} does not support.",
                 'Set the group\'s rule to "adamw" or "learned".',
             )
         for option in ("adam_lr_mult", "adam_eps", "grad_clip_val"):
@@ -108,17 +109,17 @@ class CELO2(MLPRuleOptimizer):
         check_betas("adam_betas", group["adam_betas"])
 
     def routes(self) -> Routes:
-        """The rule of every parameter, by group: "learned" or "adamw", and why. ``print`` shows a table."""
+        """Each parameter's rule, "learned" or "adamw", with the reason. ``print`` shows a table."""
         return routes_of(self.param_groups, self._route)
 
     def _route(self, p: Tensor, group: Mapping[str, Any]) -> tuple[str, str]:
         if group["rule"] is not None:
-            return group["rule"], "rule of its group"
+            return group["rule"], "set by its group"
         axes = axes_of(tuple(p.shape) or (1,), group["layout"])
         if self.artifact.family == "celo2-base":
             reason = "CELO2-base updates every parameter"
         else:
-            reason = "a vector or scalar" if axes.factored is None else "two axes or more"
+            reason = "a vector or scalar" if axes.factored is None else "two or more axes"
         return self._rule(group, axes), reason
 
     def new_state(self, p: Tensor, group: Group, axes: Axes) -> dict[str, Tensor]:
@@ -127,12 +128,12 @@ class CELO2(MLPRuleOptimizer):
         moments = {name: torch.zeros_like(p)[None] for name in ("momentum", "second_moment")}
         return {**moments, "step": new_counter()}
 
-    def _advise(self, new: Sequence[ParamGrad]) -> None:
-        if self.artifact.family != "celo2-base":  # which was trained with every parameter under its rule
+    def _warn_about_settings(self, new: Sequence[ParamGrad]) -> None:
+        if self.artifact.family != "celo2-base":  # meta-trained with every parameter under the learned rule
             learned = [
                 each for each in new if self._rule(each.group, self._axes_of(each.parameter, each.group)) == "learned"
             ]
-            self._advise_on_embeddings(learned, "the learned rule")
+            self._warn_about_embeddings(learned, "the learned rule")
 
     @property
     def rule(self) -> Rule:
@@ -150,26 +151,26 @@ class CELO2(MLPRuleOptimizer):
         else:
             super().update(item, step, context)
 
-    def _take_fused(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> None:
+    def _update_fused(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> None:
         adamw = [item for item in items if self._rule(item.group, item.axes) == "adamw"]
         learned = [item for item in items if self._rule(item.group, item.axes) == "learned"]
         adam_fused(self, adamw, lambda k: self._options(adamw[k]), lambda k: self._adamw(adamw[k]))
         if learned:
-            super()._take_fused(learned, step, loss)
+            super()._update_fused(learned, step, loss)
 
-    def _move(self, launch: KernelBatch, prepared: Sequence[Network]) -> None:
-        layers, _ = self.networks(prepared, launch.positions)
-        deltas = self._orthogonalized(launch.items, launch.kernels.steps(launch.advanced, layers, self._room))
+    def _move(self, batch: KernelBatch, prepared: Sequence[Network]) -> None:
+        layers, _ = self.networks(prepared, batch.positions)
+        deltas = self._orthogonalize(batch.items, batch.kernels.steps(batch.advanced, layers, self._scratch))
         tasks = [
             Normalized(item.p, delta, item.axes.matrix, NORM_EPS)
-            for item, delta in zip(launch.items, deltas, strict=True)
+            for item, delta in zip(batch.items, deltas, strict=True)
         ]
-        lrs = [item.group["lr"] for item in launch.items]
-        decays = [self.decay(item.group) for item in launch.items]
-        multiplied = products(lrs, [self.behavior.rmsmult] * len(lrs))
-        launch.kernels.move_normalized(tasks, multiplied, products(lrs, decays))
-        for item in launch.items:
-            self.moved(item)
+        lrs = [item.group["lr"] for item in batch.items]
+        decays = [self.decay(item.group) for item in batch.items]
+        multiplied = lr_products(lrs, [self.behavior.rmsmult] * len(lrs))
+        batch.kernels.move_normalized(tasks, multiplied, lr_products(lrs, decays))
+        for item in batch.items:
+            self.after_update(item)
             item.write_back()
 
     def _rule(self, group: Mapping[str, Any], axes: Axes) -> str:
@@ -178,20 +179,20 @@ class CELO2(MLPRuleOptimizer):
         return "adamw" if axes.factored is None and self.artifact.family != "celo2-base" else "learned"
 
     def apply(self, item: ParamStep, delta: Tensor) -> None:
-        (delta,) = self._orthogonalized([item], [delta])
+        (delta,) = self._orthogonalize([item], [delta])
         delta = normalize(delta, mean_square(delta, item.axes.matrix), NORM_EPS)
         super().apply(item, delta.mul_(self.behavior.rmsmult))
 
-    def _orthogonalized(self, items: Sequence[ParamStep], deltas: Sequence[Tensor]) -> list[Tensor]:
-        """Steps with those of two axes and more orthogonalized, if the checkpoint says so; equal shapes together."""
-        found, behavior = list(deltas), self.behavior
+    def _orthogonalize(self, items: Sequence[ParamStep], deltas: Sequence[Tensor]) -> list[Tensor]:
+        """Orthogonalize the steps of two or more axes, if the checkpoint does so; equal shapes are stacked."""
+        steps, behavior = list(deltas), self.behavior
         chosen = [k for k, item in enumerate(items) if behavior.orthogonalize and item.axes.factored is not None]
         matrices = [deltas[k].movedim(items[k].axes.matrix, (-2, -1)) for k in chosen]
-        done = newton_schulz_all(matrices, [behavior.ns_coeffs] * behavior.ns_iters, behavior.ns_eps)
-        for k, matrix in zip(chosen, done, strict=True):
-            found[k] = matrix.movedim((-2, -1), items[k].axes.matrix)
-            record("orthogonalized", found[k])
-        return [delta.contiguous() for delta in found]
+        results = newton_schulz_all(matrices, [behavior.ns_coeffs] * behavior.ns_iters, behavior.ns_eps)
+        for k, matrix in zip(chosen, results, strict=True):
+            steps[k] = matrix.movedim((-2, -1), items[k].axes.matrix)
+            record("orthogonalized", steps[k])
+        return [step.contiguous() for step in steps]
 
     def _options(self, item: ParamStep) -> AdamW:
         group = item.group
@@ -201,10 +202,10 @@ class CELO2(MLPRuleOptimizer):
         return AdamW(group["adam_betas"], group["adam_eps"], 0.0, lr, lr * decay, limit)
 
     def _adamw(self, item: ParamStep) -> None:
-        p, state, asked = item.p, item.state, self._options(item)
-        g = Limits(asked.max_gradient).condition(item.g)
+        p, state, options = item.p, item.state, self._options(item)
+        g = Limits(options.max_gradient).condition(item.g)
         state["step"] += 1
-        beta1, beta2 = (torch.tensor([beta], dtype=p.dtype, device=p.device) for beta in asked.betas)
+        beta1, beta2 = (torch.tensor([beta], dtype=p.dtype, device=p.device) for beta in options.betas)
         moments = state["momentum"], state["second_moment"]
-        direction = adam_direction(*moments, g, state["step"], (beta1, beta2), asked.eps)
-        p.sub_(asked.coefficient * direction + asked.shrink * p)
+        direction = adam_direction(*moments, g, state["step"], (beta1, beta2), options.eps)
+        p.sub_(options.coefficient * direction + options.shrink * p)

@@ -1,4 +1,4 @@
-"""celo-adam (arXiv 2501.12670; SPEC §5): Adam with step sizes that Celo's LSTM chooses."""
+"""celo-adam (arXiv 2501.12670; SPEC §5): Adam with step sizes from Celo's LSTM."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.trace import record
 from pylo_zoo.optim.adamw import AdamW, adam_fused
 from pylo_zoo.optim.base import Group, Loss, ParamStep, new_counter
-from pylo_zoo.optim.lstm_controlled import MAX_GRADIENT, LSTMControlledOptimizer, decoupled
+from pylo_zoo.optim.lstm_controlled import MAX_GRADIENT, LSTMControlledOptimizer, decoupled_decay
 
 EPS = 1e-8
 EPS_ROOT = 1e-10
@@ -24,8 +24,10 @@ EPS_ROOT = 1e-10
 class CeloAdam(LSTMControlledOptimizer):
     """celo-adam. Needs the training loss: ``opt.step(loss)``.
 
-    Arguments and errors are those of :class:`~pylo_zoo.optim.velo.VeLO`, with weights of family celo-adam. State of a
-    parameter: ``momentum`` and ``second_moment`` ``[1, *shape]``, ``step``, ``lstm_hidden`` and ``lstm_cell`` ``[H]``.
+    Arguments and errors are those of :class:`~pylo_zoo.optim.velo.VeLO`; the weights are of family celo-adam.
+
+    State of a parameter: ``momentum`` and ``second_moment`` ``[1, *shape]``, ``step``, ``lstm_hidden`` and
+    ``lstm_cell`` ``[H]``.
     """
 
     families = ("celo-adam",)
@@ -57,7 +59,7 @@ class CeloAdam(LSTMControlledOptimizer):
     def contexts(self, items: Sequence[ParamStep], control: Control) -> Sequence[Tensor]:
         return [control.lr_mult[k].to(item.state["momentum"]) for k, item in enumerate(items)]
 
-    def _take_fused(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> None:
+    def _update_fused(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> None:
         lr_mults = self.prepare(items, step, loss)
 
         def options(k: int) -> AdamW:
@@ -69,7 +71,7 @@ class CeloAdam(LSTMControlledOptimizer):
                 EPS,
                 EPS_ROOT,
                 coefficient=lr * behavior.step_mult * multiplier,
-                shrink=lr * decoupled(item.group),
+                shrink=lr * decoupled_decay(item.group),
                 max_gradient=MAX_GRADIENT,
             )
 
@@ -83,4 +85,4 @@ class CeloAdam(LSTMControlledOptimizer):
         direction = adam_direction(state["momentum"], state["second_moment"], g, state["step"], betas, EPS, EPS_ROOT)
         delta = self.behavior.step_mult * context * direction
         record("step", delta)
-        p.sub_(item.group["lr"] * (delta + decoupled(item.group) * p))
+        p.sub_(item.group["lr"] * (delta + decoupled_decay(item.group) * p))

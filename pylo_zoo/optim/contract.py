@@ -1,4 +1,4 @@
-"""What every optimizer of this package promises: how it takes losses, checks its groups, and loads a state."""
+"""The base class of all optimizers here: losses, group checks, saving and loading (docs/optimizers.md)."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.ops.layout import LAYOUTS
 from pylo_zoo.optim.advice import Candidate, embedding_evidence, embedding_warning
 from pylo_zoo.optim.checks import (
     all_finite,
     as_counter,
+    as_float,
     check_flag,
     check_initialized,
     check_number,
     check_parameter,
-    fitted,
-    moved_to,
+    copy_to_device,
+    needs_update,
     require,
-    takes_part,
+    to_state_tensors,
 )
 from pylo_zoo.optim.state_checks import StateChecks
 from pylo_zoo.warn import warn
@@ -36,28 +37,28 @@ Loss = Tensor | float
 Group = dict[str, Any]
 
 FORMAT_VERSION = 1
-"""Of the state: names, shapes and meanings of its entries. It stands in every parameter group."""
+"""Version of the state's names, shapes and meanings; stored in every parameter group."""
 NONFINITE = ("propagate", "skip", "raise")
 RULES = ("learned", "adamw")
 GROUP_OPTIONS = ("params", "param_names", "layout", "rule", "width_mult", "initial_lr", "max_lr", "min_lr")
-"""Options that groups may have beside an optimizer's own; what else users and schedulers put there is left alone."""
+"""Group options of all optimizers. Other keys that users and schedulers add are ignored."""
 NOT_PER_GROUP = ("nonfinite", "backend", "clip_norm")
-"""Arguments of constructors that apply to the whole optimizer."""
+"""Constructor arguments that apply to the whole optimizer."""
 UNSUPPORTED = ("maximize", "amsgrad", "differentiable")
-"""Options of torch's optimizers that change the update and that no optimizer here has; False is accepted."""
+"""Options of torch's optimizers that change the update and do not exist here; False is accepted."""
 OWN_STATE = frozenset(
     [
         *("step", "master", "momentum", "second_moment", "row", "col", "diag", "lstm_hidden", "lstm_cell"),
         *("gradient_sum", "banked", "momentum_buffer", "exp_avg", "exp_avg_sq"),
     ]
 )
-"""Names that the optimizers here give to a parameter's state. Other names belong to wrappers such as Lookahead."""
-_TELLING = OWN_STATE - {"step"}
-"""Of these, the names that no wrapper uses."""
+"""Keys of the per-parameter state of all optimizers here. Other keys belong to wrappers such as Lookahead."""
+_UNAMBIGUOUS_STATE = OWN_STATE - {"step"}
+"""The keys that wrappers do not use."""
 
 
 class ParamGrad(NamedTuple):
-    """One parameter that a step moves: its gradient ``[*shape]``, of any floating dtype, is never written."""
+    """A parameter that a step updates, its gradient (read-only) and its group."""
 
     parameter: Tensor
     gradient: Tensor
@@ -65,30 +66,31 @@ class ParamGrad(NamedTuple):
 
 
 @contextmanager
-def without_autocast(due: Sequence[ParamGrad]) -> Iterator[None]:
-    """The matrix products of an update are of the update's dtype, whatever the model's are in."""
+def without_autocast(grads: Sequence[ParamGrad]) -> Iterator[None]:
+    """Disable autocast on the parameters' devices, so matrix products keep the update's dtype."""
     with ExitStack() as stack:
-        for kind in {each.parameter.device.type for each in due} - {"meta"}:
-            if torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
+        for device_type in {each.parameter.device.type for each in grads} - {"meta"}:
+            if torch.is_autocast_enabled(device_type):
+                stack.enter_context(torch.autocast(device_type, enabled=False))
         yield
 
 
 class ZooOptimizer(torch.optim.Optimizer):
-    """Base of the optimizers here: a subclass adds its step, and the state that a parameter has before its first one.
+    """Base class of the optimizers here. A subclass implements the step and a parameter's initial state.
 
     Args:
-        params: as of :class:`torch.optim.Optimizer`.
-        defaults: values of a group's options where it does not set them.
-        nonfinite: what a step does where the loss or a gradient is NaN or infinite. ``"propagate"``, as torch's
-            optimizers and the originals do, leaves it to the rule. ``"skip"`` touches nothing: no parameter,
-            accumulator, loss buffer or counter; ``skipped_steps`` counts them. ``"raise"`` touches nothing and raises.
-            The last two read one number back from each device, and break a compiled graph there.
-        master_weights: keep a float32 copy of 16-bit parameters in the state, and step on that. Without it, steps
-            smaller than half the last bit of a parameter (2⁻⁹ to 2⁻⁸ of it in bfloat16) are lost. A group's option.
+        params: as for :class:`torch.optim.Optimizer`.
+        defaults: values of the options that a group does not set.
+        nonfinite: what a step does if the loss or a gradient is NaN or infinite. ``"propagate"`` passes it to the rule,
+            as torch's optimizers and the original implementations do. ``"skip"`` changes nothing (parameters,
+            accumulators, loss buffer, counters) and counts the step in ``skipped_steps``. ``"raise"`` changes nothing
+            and raises. The last two read one number back from each device and break compiled graphs there.
+        master_weights: keep a float32 copy of each 16-bit parameter in the state and update that copy. Without it,
+            steps smaller than half of a parameter's last bit (2⁻⁹ to 2⁻⁸ of its value in bfloat16) are lost. Groups may
+            override it.
 
     Raises:
-        ZooError: a parameter or group cannot be optimized.
+        ZooError: a parameter or group is invalid.
     """
 
     needs_loss: ClassVar[bool] = False
@@ -96,38 +98,38 @@ class ZooOptimizer(torch.optim.Optimizer):
         *("layout", "rule", "master_weights"),
         *("accumulate", "use_muon", "use_fallback"),
     )
-    """Group options that decide which state a parameter has."""
+    """Group options that determine which state a parameter has."""
 
     def __init__(
         self, params: Any, defaults: dict[str, Any], nonfinite: str = "propagate", master_weights: bool = False
     ) -> None:
         require(nonfinite in NONFINITE, f"nonfinite is {nonfinite!r}.", f"Use one of {', '.join(NONFINITE)}.")
-        _keep_apart(type(self))
+        _exclude_from_compile(type(self))
         self.nonfinite = nonfinite
         self.skipped_steps = 0
-        self._pending_loss: list[Loss] = []  # a list: compilers before torch 2.13 cannot set an optimizer's attribute
+        self._pending_loss: list[Loss] = []  # a list: torch.compile before 2.13 cannot set attributes of an optimizer
         self._warned: set[str] = set()
-        self._state_names: set[str] = set()  # of the entries that this optimizer has made or seen
+        self._state_names: set[str] = set()  # keys of this optimizer's own entries, collected from expected_state
         self._checks = StateChecks()
         common = {"master_weights": master_weights, "format_version": FORMAT_VERSION}
         super().__init__(params, {**defaults, **common})
 
     @abstractmethod
     def expected_state(self, p: Tensor, group: Group) -> dict[str, Tensor]:
-        """One parameter's state before its first step, on ``p``'s device, the meta device included."""
+        """The state of ``p`` before its first step, on its device, which may be the meta device."""
 
     @abstractmethod
-    def _step(self, due: Sequence[ParamGrad], loss: Loss | None) -> None:
-        """Advance the parameters that take part in this step; at least one, under ``torch.no_grad``."""
+    def _step(self, grads: Sequence[ParamGrad], loss: Loss | None) -> None:
+        """Update these parameters, at least one. Called under ``torch.no_grad``."""
 
     # --- stepping ------------------------------------------------------------------------------------------------
 
     def set_loss(self, loss: Loss) -> None:
-        """Leave the loss for the next bare ``step()``, for loops that cannot pass it.
+        """Store the loss for the next ``step()`` without arguments, for loops that cannot pass it.
 
-        It is used once, and a bare step without a new one is an error. A later ``set_loss``, a loss given to ``step``
-        and a loaded state take its place: ``GradScaler`` skips steps by never calling ``step``, and the loss that such
-        a step leaves behind must neither reach the next one nor stop it. Give the loss itself, not the scaled one.
+        The loss must be unscaled. The next step uses it up. A later ``set_loss``, a loss passed to ``step`` or a loaded
+        state replaces it: ``GradScaler`` skips a step by not calling it, and the loss of a skipped step must not reach
+        the next one.
         """
         self._pending_loss[:] = [loss]
 
@@ -135,50 +137,49 @@ class ZooOptimizer(torch.optim.Optimizer):
         """One optimizer step.
 
         Args:
-            closure: re-evaluates the model and returns the loss; or the loss itself.
-            loss: the loss, a scalar. VeLO and Celo need it; the others return it untouched.
+            closure: a function that re-evaluates the model and returns the loss; or the loss.
+            loss: the loss, a scalar. VeLO, Celo and CeloAdam need it; the others only return it.
 
         Returns:
-            The loss, as it came.
+            The loss, unchanged.
 
-        A step in which no parameter has a gradient does nothing: it needs no loss, and counts nothing. It does use up
-        a loss from ``set_loss``, which belonged to it.
+        If no parameter has a gradient, the step needs no loss, advances no counter and changes nothing; it does use up
+        the loss from ``set_loss``.
 
         Raises:
-            ZooError: a loss is needed and there is none, there are two, a gradient is sparse, a parameter with a
-                gradient cannot be optimized, or something is not finite and ``nonfinite="raise"``. Nothing has been
-                touched then.
+            ZooError: the loss is missing or ambiguous, a gradient is sparse, a parameter with a gradient is invalid, or
+                a value is not finite and ``nonfinite="raise"``. Nothing has changed then.
         """
         loss = self._take_loss(closure, loss)
         with torch.no_grad():
-            due = [
+            grads = [
                 ParamGrad(p, p.grad, group)
                 for group in self.param_groups
                 for p in group["params"]
-                if p.grad is not None and takes_part(p)
+                if p.grad is not None and needs_update(p)
             ]
-            if due:
+            if grads:
                 self._check_loss(loss)
-            if due and (self.nonfinite == "propagate" or self._is_finite(due, loss)):
-                with without_autocast(due):
-                    self._step(due, loss)
+            if grads and (self.nonfinite == "propagate" or self._is_finite(grads, loss)):
+                with without_autocast(grads):
+                    self._step(grads, loss)
         return loss
 
     def _take_loss(self, closure: Callable[[], Loss] | Loss | None, loss: Loss | None) -> Loss | None:
-        left = self._pending_loss.pop() if self._pending_loss else None
+        pending = self._pending_loss.pop() if self._pending_loss else None
         require(
             closure is None or loss is None,
             "step() has more than one loss to choose from.",
-            "Give a closure, or the loss, or loss=: one of them.",
+            "Pass either a closure, a loss or loss=.",
         )
-        given: Any = left if closure is None and loss is None else closure if loss is None else loss
-        if callable(given):
+        source: Any = pending if closure is None and loss is None else closure if loss is None else loss
+        if callable(source):
             with torch.enable_grad():
-                given = given()
-        return given
+                source = source()
+        return source
 
     def _check_loss(self, loss: Any) -> None:
-        """Raise if this optimizer needs a loss and ``loss`` cannot be one; called for steps with gradients only."""
+        """Raise if this optimizer needs a loss and ``loss`` is not a valid one."""
         if not self.needs_loss:
             return
         require(
@@ -189,12 +190,12 @@ class ZooOptimizer(torch.optim.Optimizer):
         require(
             _is_real_scalar(loss),
             f"The loss is not a real scalar: {type(loss).__name__}.",
-            "Pass the mean loss of the batch, a tensor of one element or a number.",
+            "Pass the batch's mean loss as a number or a tensor of one element.",
         )
         self._check_loss_value(loss)
 
     def _check_loss_value(self, loss: Any) -> None:
-        """Raise if a step reads the loss, and it has no value."""
+        """Raise if a step reads the loss but the loss is a meta tensor."""
         if isinstance(loss, Tensor) and loss.is_meta and (self.needs_loss or self.nonfinite != "propagate"):
             require(
                 any(p.is_meta for group in self.param_groups for p in group["params"]),
@@ -202,123 +203,127 @@ class ZooOptimizer(torch.optim.Optimizer):
                 "Compute the loss on a real device.",
             )
 
-    def _is_finite(self, due: Sequence[ParamGrad], loss: Loss | None) -> bool:
-        """Whether the loss and all gradients are; where not, count or raise, as ``nonfinite`` says."""
+    def _is_finite(self, grads: Sequence[ParamGrad], loss: Loss | None) -> bool:
+        """Whether the loss and all gradients are finite; if not, count a skipped step or raise (``nonfinite``)."""
         self._check_loss_value(loss)
-        self._check(due)
-        sound = math.isfinite(loss) if isinstance(loss, Real) else not isinstance(loss, Tensor) or all_finite([loss])
-        if sound and all_finite([each.gradient for each in due]):
+        self._check(grads)
+        if isinstance(loss, Real):
+            loss_is_finite = math.isfinite(as_float(loss))
+        else:
+            loss_is_finite = not isinstance(loss, Tensor) or all_finite([loss])
+        if loss_is_finite and all_finite([each.gradient for each in grads]):
             return True
         if self.nonfinite == "raise":
-            bad = [tuple(each.gradient.shape) for each in due if not all_finite([each.gradient])]
-            what = f"{len(bad)} of {len(due)} gradients are, the first of shape {bad[0]}" if bad else f"it is {loss}"
+            bad = [tuple(each.gradient.shape) for each in grads if not all_finite([each.gradient])]
+            shown = loss if isinstance(loss, Tensor) else quoted(loss)
             raise ZooError(
-                f"{'A gradient' if bad else 'The loss'} is not finite: {what}.",
-                'Look for what overflows, or let nonfinite="skip" leave such steps out. Nothing has been touched.',
+                f"A gradient is not finite: {len(bad)} of {len(grads)} are not, the first of shape {bad[0]}."
+                if bad
+                else f"The loss is not finite: it is {shown}.",
+                'Find the overflow, or set nonfinite="skip" to skip such steps.',
             )
         self._count_skipped()
         return False
 
     def _count_skipped(self) -> None:
-        """Count one skipped step, outside compiled graphs (:func:`_keep_apart`): a count in them would recompile."""
+        """Runs outside compiled graphs (:func:`_exclude_from_compile`): the changed attribute would recompile them."""
         self.skipped_steps += 1
 
-    def _prime(self, due: Sequence[ParamGrad]) -> None:
-        """Check parameters, gradients and state, then make the state of parameters that have none.
+    def _init_state(self, grads: Sequence[ParamGrad]) -> None:
+        """Check parameters, gradients and state before the step writes anything, then create missing state.
 
-        It runs outside compiled graphs (:func:`_keep_apart`), before the step writes anything.
+        Runs outside compiled graphs (:func:`_exclude_from_compile`).
 
         Raises:
-            ZooError: a tensor does not fit the others (:mod:`pylo_zoo.optim.state_checks`), or a new parameter
-                cannot be optimized.
+            ZooError: a tensor does not fit (:mod:`pylo_zoo.optim.state_checks`), or a new parameter is invalid.
         """
-        if self._check(due):
+        if self._check(grads):
             return
-        for p, _, _ in due:
+        for p, _, _ in grads:
             state = self.state.get(p, {})
-            if "step" in state and not isinstance(state["step"], Tensor):  # wrappers and other packages count in ints
+            if "step" in state and not isinstance(state["step"], Tensor):  # wrappers may store an int
                 state["step"] = as_counter("step", state["step"])
-        new = [each for each in due if not self._is_primed(each)]
+        new = [each for each in grads if not self._has_state(each)]
         for p, _, group in new:
             self.state[p].update(self.expected_state(p, group))
         if new:
-            self._advise(new)
-        for p, _, group in due:
+            self._warn_about_settings(new)
+        for p, _, group in grads:
             state = self.state[p]
-            if wants_master(p, group) != ("master" in state):  # the option has changed in mid-run
+            if needs_master(p, group) != ("master" in state):  # the option changed during the run
                 state.pop("master") if "master" in state else state.update(master_copy(p, group))
 
-    def _advise(self, new: Sequence[ParamGrad]) -> None:
-        """Warn about parameters in their first step that this optimizer would train badly; nothing by default."""
+    def _warn_about_settings(self, new: Sequence[ParamGrad]) -> None:
+        """Warn about parameters in their first step that this optimizer would train badly."""
 
-    def _advise_on_embeddings(self, matrices: Sequence[ParamGrad], rule: str) -> None:
-        """Warn if one of the parameters that take ``rule``, though their groups set none, looks like an embedding."""
+    def _warn_about_embeddings(self, matrices: Sequence[ParamGrad], rule: str) -> None:
+        """Warn if a parameter gets ``rule`` by default and looks like an embedding."""
         unset = [each for each in matrices if each.group.get("rule") is None and each.group["layout"] == "torch"]
-        named = {id(p): n for group in self.param_groups for p, n in _with_names(group)} if unset else {}
-        found = embedding_evidence(Candidate(p, g, named.get(id(p))) for p, g, _ in unset)
-        if found is not None:
-            self._warn_once("embedding", embedding_warning(*found, rule))
+        names = {id(p): n for group in self.param_groups for p, n in _named_parameters(group)} if unset else {}
+        evidence = embedding_evidence(Candidate(p, g, names.get(id(p))) for p, g, _ in unset)
+        if evidence is not None:
+            self._warn_once("embedding", embedding_warning(*evidence, rule))
 
     def _warn_once(self, topic: str, message: str) -> None:
         if topic not in self._warned:
             self._warned.add(topic)
             warn(message)
 
-    def _is_primed(self, due: ParamGrad) -> bool:
-        """Whether a parameter has this optimizer's state, whatever other entries wrappers have added."""
-        state = self.state.get(due.parameter)
+    def _has_state(self, param_grad: ParamGrad) -> bool:
+        """Whether a parameter has this optimizer's state; entries of wrappers do not count."""
+        state = self.state.get(param_grad.parameter)
         if not state:
             return False
-        if not _TELLING.isdisjoint(state):  # also if the route has changed since, which _check_side reports
+        if not _UNAMBIGUOUS_STATE.isdisjoint(state):  # true after a route change as well; _check_route reports that
             return True
         if self._state_names.isdisjoint(state):
-            self._state_names.update(self.expected_state(due.parameter, due.group))
+            self._state_names.update(self.expected_state(param_grad.parameter, param_grad.group))
         return not self._state_names.isdisjoint(state)
 
-    def _check(self, due: Sequence[ParamGrad]) -> bool:
-        """Raise for tensors that do not fit each other; whether every parameter has a complete state."""
-        return self._checks.check(self, due)
+    def _check(self, grads: Sequence[ParamGrad]) -> bool:
+        """Raise if tensors do not fit each other; return whether every parameter has its complete state."""
+        return self._checks.check(self, grads)
 
-    def _check_new(self, due: Sequence[ParamGrad]) -> None:
-        """Raise if a parameter without state cannot be optimized."""
-        for each in due:
-            if not self._is_primed(each):
+    def _check_new(self, grads: Sequence[ParamGrad]) -> None:
+        """Raise if a parameter without state is invalid."""
+        for each in grads:
+            if not self._has_state(each):
                 check_parameter(each.parameter, type(self).__name__)
 
-    def _check_side(self, p: Tensor, group: Group) -> None:
-        """Raise if a changed route is why the state of ``p`` does not fit."""
+    def _check_route(self, p: Tensor, group: Group) -> None:
+        """Raise if the state of ``p`` does not fit because its route changed."""
 
     # --- groups --------------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: Group) -> None:
-        """Add a group, as :meth:`torch.optim.Optimizer.add_param_group`, with its options checked."""
-        given = frozenset(param_group)
+        """Check and add a group (:meth:`torch.optim.Optimizer.add_param_group`); an invalid group is not kept."""
+        explicit = frozenset(param_group)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            self._check_group(group, given)
+            self._check_group(group, explicit)
         except ZooError:
             self.param_groups.pop()
             raise
 
-    def _check_group(self, group: Group, given: frozenset[str]) -> None:
-        """Raise for what cannot be; ``given`` are the options that the caller wrote, the others are defaults."""
-        for option in given:
-            near = difflib.get_close_matches(option, (*self.defaults, *GROUP_OPTIONS), n=1, cutoff=0.8)
+    def _check_group(self, group: Group, explicit: frozenset[str]) -> None:
+        """Raise if an option is invalid; ``explicit`` are the options that the caller set, the others are defaults."""
+        for option in explicit:
+            similar = difflib.get_close_matches(option, (*self.defaults, *GROUP_OPTIONS), n=1, cutoff=0.8)
             require(
-                option in self.defaults or option in GROUP_OPTIONS or not near,
+                option in self.defaults or option in GROUP_OPTIONS or not similar,
                 f"A parameter group has the unknown option {option!r}.",
-                f"Did you mean {near[0] if near else None!r}?",
+                f"Did you mean {similar[0] if similar else None!r}?",
             )
-        for option in given.intersection(NOT_PER_GROUP):
-            taken = option in inspect.signature(type(self).__init__).parameters
-            remedy = "give it to the constructor" if taken else "use torch.nn.utils.clip_grad_norm_ before the step"
-            raise ZooError(f"A parameter group sets {option}.", f"It applies to the whole optimizer: {remedy}.")
+        for option in explicit.intersection(NOT_PER_GROUP):
+            exists = option in inspect.signature(type(self).__init__).parameters
+            action = "pass it to the constructor" if exists else "use torch.nn.utils.clip_grad_norm_ before the step"
+            raise ZooError(f"A parameter group sets {option}.", f"It applies to the whole optimizer: {action}.")
         for option in UNSUPPORTED:
             require(
                 not group.get(option),
                 f"A parameter group has {option}={group.get(option)!r}.",
-                f"{type(self).__name__} has no such option: leave it out.",
+                f"Remove {option}: {type(self).__name__} does not support it.",
             )
         require(group["layout"] in LAYOUTS, f"layout is {group['layout']!r}.", f"Use one of {', '.join(LAYOUTS)}.")
         check_number("lr", group["lr"])
@@ -328,11 +333,11 @@ class ZooOptimizer(torch.optim.Optimizer):
             require(group["rule"] in (None, *RULES), f"rule is {group['rule']!r}.", 'Use "learned" or "adamw".')
         for p in group["params"]:
             check_initialized(p)
-            if p.requires_grad:  # a frozen parameter may be of any kind, as in quantized models
+            if p.requires_grad:  # frozen parameters may have any dtype and layout, as in quantized models
                 check_parameter(p, type(self).__name__)
 
     def __repr__(self) -> str:
-        """The options of each group; not the state of the run, nor what no user chose."""
+        """The options of each group, without the run's state."""
         lines = [f"{type(self).__name__} ("]
         for number, group in enumerate(self.param_groups):
             count = sum(p.numel() for p in group["params"])
@@ -349,46 +354,49 @@ class ZooOptimizer(torch.optim.Optimizer):
         return {**super().__getstate__(), **own}  # pyright: ignore[reportAttributeAccessIssue]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        _keep_apart(type(self))
+        _exclude_from_compile(type(self))
         super().__setstate__(state)
-        self.defaults.pop("differentiable", None)  # torch's, for its own step functions; no option here
+        self.defaults.pop("differentiable", None)  # added by torch for its own optimizers
         self._pending_loss = []
         self._checks = StateChecks()
         self._state_names = set()
         self.__dict__.setdefault("_warned", set())
 
     def state_dict(self) -> dict[str, Any]:
-        """As :meth:`torch.optim.Optimizer.state_dict`, without the empty entries that reading ``state[p]`` leaves."""
+        """Like :meth:`torch.optim.Optimizer.state_dict`, without the empty entries that reading ``state[p]`` adds."""
         saved = super().state_dict()
         if any(isinstance(entry, dict) and not entry for entry in saved["state"].values()):
             saved["state"] = {key: entry for key, entry in saved["state"].items() if entry}
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state as :meth:`torch.optim.Optimizer.load_state_dict`, but checked first and kept in its own dtype.
+        """Check a state, then load it as :meth:`torch.optim.Optimizer.load_state_dict` does, but keep its dtypes.
 
-        torch casts state to the parameter's dtype, which would silently halve the precision of the float32
-        accumulators of a 16-bit parameter; here only the device is changed. Entries that wrappers such as Lookahead
-        keep beside the optimizer's own are kept. Numbers and lists, as JSON has them, become tensors.
+        torch casts state to the parameter's dtype, which would round the float32 accumulators of 16-bit parameters;
+        here only the device changes. Entries of wrappers such as Lookahead are kept. Numbers and lists, as in JSON
+        files, become tensors.
 
         Raises:
-            ZooError: the state comes from another run, or one of the optimizer's own entries is missing or of another
-                shape. The optimizer is as it was.
+            ZooError: the state comes from another run, or one of the optimizer's own entries is missing or has another
+                shape. Nothing has changed then.
         """
         loaded: list[dict[int, dict[str, Any]]] = []
 
-        def take(_: torch.optim.Optimizer, incoming: dict[str, Any]) -> dict[str, Any]:
+        def check_and_remove(_: torch.optim.Optimizer, incoming: dict[str, Any]) -> dict[str, Any]:
             loaded.append(self._checked_state(incoming))
-            ours = entries_of_parameters(incoming)
-            return {**incoming, "state": {key: each for key, each in incoming["state"].items() if key not in ours}}
+            own = parameter_entries(incoming)
+            return {**incoming, "state": {key: each for key, each in incoming["state"].items() if key not in own}}
 
-        def put(_: torch.optim.Optimizer) -> None:
+        def assign(_: torch.optim.Optimizer) -> None:
             parameters = [p for group in self.param_groups for p in group["params"]]
             for index, state in loaded[0].items():
                 self.state[parameters[index]] = state
             self._after_loading()
 
-        hooks = [self.register_load_state_dict_pre_hook(take), self.register_load_state_dict_post_hook(put, True)]
+        hooks = [
+            self.register_load_state_dict_pre_hook(check_and_remove),
+            self.register_load_state_dict_post_hook(assign, True),
+        ]
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -396,50 +404,50 @@ class ZooOptimizer(torch.optim.Optimizer):
                 hook.remove()
 
     def _check_saved_groups(self, incoming: Mapping[str, Any]) -> None:
-        """Raise where incoming groups, as many and as large as this optimizer's, cannot be or are of another run."""
+        """Raise if saved groups are invalid or belong to another run. Their number and sizes have been checked."""
         for group in incoming["param_groups"]:
             self._check_group({**self.defaults, **group, "params": []}, frozenset())
 
     def _after_loading(self) -> None:
-        """Called when state and groups have been replaced, before the caller's own hooks."""
-        for group in self.param_groups:  # a state from before an option existed
+        """Called after state and groups are replaced, before the user's hooks."""
+        for group in self.param_groups:  # an older version saved fewer options
             for option, value in self.defaults.items():
                 group.setdefault(option, value)
 
     def _checked_state(self, incoming: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-        """The incoming state by position of the parameter, on the parameters' devices; raises where it cannot be."""
+        """The saved state by parameter position, on the parameters' devices; raises if it does not fit."""
         missing = [key for key in ("state", "param_groups") if key not in incoming]
-        require(not missing, f"This is no optimizer's state: it has no {missing}.", "Load what state_dict() returned.")
+        require(not missing, f"This is not an optimizer state: it lacks {missing}.", "Load what state_dict() returned.")
         groups: list[Group] = incoming["param_groups"]
-        mine: list[Group] = self.param_groups
-        sizes = [len(group["params"]) for group in groups], [len(group["params"]) for group in mine]
+        own_groups: list[Group] = self.param_groups
+        sizes = [len(group["params"]) for group in groups], [len(group["params"]) for group in own_groups]
         require(
             sizes[0] == sizes[1],
             f"The state's parameter groups hold {sizes[0]} parameters; this optimizer's hold {sizes[1]}.",
-            "Build the optimizer over the same groups before loading.",
+            "Build the optimizer with the same groups before loading.",
         )
-        versions = {group.get("format_version", FORMAT_VERSION) for group in groups}  # there was none before it was 1
+        versions = {group.get("format_version", FORMAT_VERSION) for group in groups}  # old states have none
         require(
             versions == {FORMAT_VERSION},
             f"The state has format_version {', '.join(map(str, versions))}; this pylo-zoo reads {FORMAT_VERSION}.",
-            "Load it with the release of pylo-zoo that wrote it, or a later one.",
+            "Load it with the pylo-zoo release that wrote it, or a later one.",
         )
-        for theirs, ours in zip(groups, mine, strict=True):
-            names = [list(group.get("param_names") or ()) for group in (theirs, ours)]
+        for saved, current in zip(groups, own_groups, strict=True):
+            names = [list(group.get("param_names") or ()) for group in (saved, current)]
             require(
                 names[0] == names[1] or sorted(names[0]) != sorted(names[1]),
                 f"The state's parameters are the same in another order: {names[0][:3]}…, here {names[1][:3]}….",
-                "States are matched by position: build the optimizer over the parameters in the order they had.",
+                "Build the optimizer with the parameters in the saved order.",
             )
         self._check_saved_groups(incoming)
         keys = [key for group in groups for key in group["params"]]
-        parameters = [p for group in mine for p in group["params"]]
-        entries = entries_of_parameters(incoming)
-        for key in keys:  # JSON turns the numbers of parameters into text
+        parameters = [p for group in own_groups for p in group["params"]]
+        entries = parameter_entries(incoming)
+        for key in keys:  # JSON turns parameter numbers into strings
             if key not in entries and str(key) in entries:
                 entries[key] = entries.pop(str(key))
-        unknown = [key for key in entries if key not in keys]
-        require(not unknown, f"The state has entries of no parameter: {sorted(unknown, key=str)}.", "Save it again.")
+        unknown = sorted((key for key in entries if key not in keys), key=str)
+        require(not unknown, f"The state has entries {unknown} that belong to no parameter.", "Save it again.")
         saved_groups = [group for group in groups for _ in group["params"]]
         return {
             index: self._checked_entry(index, entries[key], p, {**self.defaults, **group})
@@ -448,26 +456,26 @@ class ZooOptimizer(torch.optim.Optimizer):
         }
 
     def _checked_entry(self, index: int, entry: Mapping[str, Any], p: Tensor, group: Group) -> dict[str, Any]:
-        """The state of one parameter on its device: the optimizer's own entries checked, others as they are.
+        """The state of one parameter on its device: the optimizer's own entries are checked, others are copied.
 
-        A parameter that has not been stepped may have entries of wrappers alone.
+        Before its first step, a parameter may have entries of wrappers only.
         """
-        what = f"The state of parameter {index}, of shape {tuple(p.shape)},"
-        require(isinstance(entry, Mapping), f"{what} is {type(entry).__name__}.", "Load what state_dict() returned.")
+        owner = f"The state of parameter {index}, of shape {tuple(p.shape)},"
+        require(isinstance(entry, Mapping), f"{owner} is a {type(entry).__name__}.", "Load what state_dict() returned.")
         expected: dict[str, Tensor] = {}
         if p.is_floating_point():
             expected = self.expected_state(torch.empty(p.shape, device="meta", dtype=p.dtype), group)
         own = {name: value for name, value in entry.items() if name in expected or name in OWN_STATE}
-        others = {name: moved_to(value, p.device) for name, value in entry.items() if name not in own}
-        return {**fitted(own, expected, p.device, what), **others} if own or not others else others
+        others = {name: copy_to_device(value, p.device) for name, value in entry.items() if name not in own}
+        return {**to_state_tensors(own, expected, p.device, owner), **others} if own or not others else others
 
 
-def _with_names(group: Group) -> Iterable[tuple[Tensor, str]]:
+def _named_parameters(group: Group) -> Iterable[tuple[Tensor, str]]:
     return zip(group["params"], group.get("param_names") or (), strict=False)
 
 
-def entries_of_parameters(incoming: Mapping[str, Any]) -> dict[Any, Any]:
-    """The entries of a state that belong to parameters, or number some. Wrappers use other keys for entries of none."""
+def parameter_entries(incoming: Mapping[str, Any]) -> dict[Any, Any]:
+    """The entries of a saved state whose keys are parameter numbers. Wrappers store other entries under other keys."""
     keys = {key for group in incoming["param_groups"] for key in group["params"]}
 
     def of_parameter(key: Any) -> bool:
@@ -476,42 +484,42 @@ def entries_of_parameters(incoming: Mapping[str, Any]) -> dict[Any, Any]:
     return {key: entry for key, entry in incoming["state"].items() if of_parameter(key)}
 
 
-_APART: set[type[ZooOptimizer]] = set()
+_EXCLUDED: set[type[ZooOptimizer]] = set()
 
 
-def _keep_apart(cls: type[ZooOptimizer]) -> None:
-    """Keep the making of state out of compiled graphs, which then find it made and need no second one; and kernels.
+def _exclude_from_compile(cls: type[ZooOptimizer]) -> None:
+    """Exclude state creation, checks and kernels of ``cls`` from compiled graphs.
 
-    Done when a class is first built, as torch does with hooks of ``step``: dynamo takes most of a second to import,
-    which ``import pylo_zoo`` need not spend, and torch's own ``add_param_group`` does.
+    If state were created inside a graph, the next step would need a second graph. This runs when a class is first
+    instantiated, because importing dynamo takes most of a second; torch's ``add_param_group`` imports it anyway.
     """
-    if cls not in _APART:
-        _APART.add(cls)
-        for name in ("_prime", "_check", "_take_apart", "_count_skipped"):
+    if cls not in _EXCLUDED:
+        _EXCLUDED.add(cls)
+        for name in ("_init_state", "_check", "_step_fused", "_count_skipped"):
             if hasattr(cls, name):
                 setattr(cls, name, torch.compiler.disable(getattr(cls, name)))
 
 
 def state_dtype(p: Tensor) -> torch.dtype:
-    """The dtype of accumulators: float64 for float64 parameters, float32 for all others."""
+    """The dtype of accumulators: float64 for float64 parameters, else float32."""
     return torch.float64 if p.dtype == torch.float64 else torch.float32
 
 
-def wants_master(p: Tensor, group: Group) -> bool:
-    """Whether ``p`` is narrower than its state and its group wants a master copy."""
+def needs_master(p: Tensor, group: Group) -> bool:
+    """Whether ``p`` needs a master copy: its dtype is narrower than its state's and its group sets the option."""
     return group["master_weights"] and p.dtype != state_dtype(p)
 
 
 def master_copy(p: Tensor, group: Group) -> dict[str, Tensor]:
     """The state that ``master_weights`` adds to a 16-bit parameter: ``master [*shape]``, float32."""
-    return {"master": p.detach().to(state_dtype(p)).contiguous()} if wants_master(p, group) else {}
+    return {"master": p.detach().to(state_dtype(p)).contiguous()} if needs_master(p, group) else {}
 
 
 def wide_value(p: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-    """The value ``[*shape]`` that an update is computed on and written to, in :func:`state_dtype`.
+    """The tensor ``[*shape]`` that an update reads and writes, in :func:`state_dtype`.
 
-    The parameter itself where its dtype allows it; else its master copy, or a copy for this step. Where a parameter is
-    no longer its master rounded, somebody has written to it since, and its own value is taken.
+    It is the parameter if its dtype fits, else its master copy or a temporary copy. Where the parameter no longer
+    equals its rounded master copy, other code has written to the parameter, and its value replaces the master's.
     """
     if "master" not in state:
         return p.detach().to(state_dtype(p))

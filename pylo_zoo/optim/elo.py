@@ -13,21 +13,21 @@ from pylo_zoo.optim.mlp_rule import Limits
 
 
 class ELO(AdafacLO):
-    """ELO. Non-finite gradients are replaced: NaN by 0, infinities by the largest finite number.
+    """ELO. In gradients, NaN becomes 0 and infinities become the largest finite number.
 
     Args:
         params: parameters or parameter groups (:class:`~pylo_zoo.optim.base.LearnedOptimizer`).
         lr: step size.
         weight_decay: decoupled, ``p ← p − lr·(step + weight_decay·p)``.
-        clip_norm: largest global norm of the gradient; None does not clip.
-        weights: registry name, artifact directory or loaded artifact, of family elo.
-        nonfinite, master_weights, backend: :class:`~pylo_zoo.optim.base.LearnedOptimizer`.
+        clip_norm: maximum global norm of the gradient; None disables clipping.
+        weights: registry name, artifact directory or loaded artifact of family elo.
+        nonfinite, master_weights, backend: see :class:`~pylo_zoo.optim.base.LearnedOptimizer`.
 
-    State of a parameter: ``momentum [3, *shape]``, ``second_moment [1, *shape]`` and its factors ``row`` and ``col``,
-    or ``diag`` where it is not factored.
+    State of a parameter: ``momentum [3, *shape]``, ``second_moment [1, *shape]``, and ``row`` and ``col`` if the second
+    moment is factored, else ``diag``.
 
     Raises:
-        ZooError: bad arguments, or weights of another family.
+        ZooError: an argument is invalid, or the weights belong to another family.
     """
 
     families = ("elo",)

@@ -1,4 +1,4 @@
-"""ELO-CELO2 (arXiv 2506.10315; SPEC §6): CELO2's rule with another recipe around it."""
+"""ELO-CELO2 (arXiv 2506.10315; SPEC §6): CELO2's rule with other defaults."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pylo_zoo.optim.celo2 import CELO2
 class ELO_CELO2(CELO2):
     """ELO-CELO2: :class:`~pylo_zoo.optim.celo2.CELO2` with weights of family elo-celo2.
 
-    Differs in its defaults (weight decay 0.1, global norm clipped to 1, ``adam_lr_mult`` 1) and in clipping AdamW's
-    gradients to ``grad_clip_val`` too. Arguments, state and errors are CELO2's.
+    The defaults differ (``weight_decay`` 0.1, ``clip_norm`` 1, ``adam_lr_mult`` 1), and ``grad_clip_val`` clips AdamW's
+    gradients as well. Arguments, state and errors are CELO2's.
     """
 
     families = ("elo-celo2",)

@@ -1,14 +1,11 @@
-"""Parameter groups for a model: which layout and which rule each parameter has, and why.
+"""Parameter groups for a model: each parameter's layout and rule, with the reason.
 
-A pattern is a parameter's name, a name with wildcards (``*``, ``?``), or a module's name, which means all that is in
-it. It may use any name of a shared parameter, and a frozen one's. Where several match, the one with most characters
-that are no wildcards wins.
+Patterns may use any name of a shared parameter, and names of frozen parameters.
 
-The output head goes to AdamW by default; tied to an embedding, it goes there anyway. CELO2's published recipe (arXiv
-2602.19142, README of github.com/amoudgl/celo2) gives AdamW what has "embed" in its name, and in the language-model code
-that it builds on (github.com/martin-marek/batch-size) the untied head is called ``token_embed_out``. Muon's author
-recommends the same. What CELO2 was meta-trained on, perceptrons with every matrix under the learned rule, is
-``head="learned"``.
+The output head uses AdamW by default. CELO2's published recipe (arXiv 2602.19142, README of github.com/amoudgl/celo2)
+uses AdamW for parameters with "embed" in their name, and the language-model code that it builds on
+(github.com/martin-marek/batch-size) calls the untied head ``token_embed_out``. Muon's author recommends the same. Use
+``head="learned"`` for CELO2's meta-training setup: perceptrons with every matrix under the learned rule.
 """
 
 from __future__ import annotations
@@ -24,6 +21,7 @@ from torch import Tensor, nn
 
 from pylo_zoo.errors import ZooError
 from pylo_zoo.ops.layout import LAYOUTS
+from pylo_zoo.optim.checks import require
 from pylo_zoo.optim.contract import RULES, Group
 from pylo_zoo.optim.mulo import infshape_width
 from pylo_zoo.optim.recognize import VECTORS, Owner, Trait, output_heads, owners, recognize
@@ -46,36 +44,36 @@ def param_groups(
 ) -> list[Group]:
     """Sort a model's parameters into groups with ``layout`` and ``rule`` (SPEC §1, §6).
 
-    ``print(routes(model, …))``, with the same arguments, shows what it decides and why.
+    ``print(routes(model, …))`` with the same arguments shows the decisions and the reasons.
 
-    A pattern is a parameter's name, a name with wildcards (``*``, ``?``), or a module's name, which means all that is
-    in it. Where several match, the one with most characters that are no wildcards wins.
+    A pattern is a parameter's name, a name with wildcards (``*``, ``?``), or a module's name for all parameters inside.
+    If several patterns match, the one with the most non-wildcard characters wins.
 
     Args:
-        model: parameters that need no gradient are left out; a shared parameter counts once, and as an embedding if
-            it is one anywhere.
-        groups: your own groups, as ``torch.optim`` takes them: parameters, ``(name, parameter)`` pairs or dicts.
-            Each is split as its parameters need and keeps its options; a ``layout`` or ``rule`` that it sets stands.
-            Parameters in none of them are left out. None takes all parameters.
-        adamw: patterns of parameters to give to AdamW in any case.
-        learned: the same for the learned rule; ``"*"`` gives it all, as CELO2-base wants.
+        model: parameters without ``requires_grad`` are left out. A shared parameter appears once, as an embedding if
+            any of its modules is one.
+        groups: your own groups, as ``torch.optim`` accepts them: parameters, ``(name, parameter)`` pairs or dicts. They
+            are split as needed and keep their options, including ``layout`` and ``rule``. Parameters in no group are
+            left out. None selects all parameters.
+        adamw: patterns of parameters that always use AdamW.
+        learned: patterns of parameters that always use the learned rule; ``"*"`` for CELO2-base.
         layouts: layouts by pattern, such as ``{"experts": "torch-stacked"}``.
-        head: rule of the output head: "adamw", or "learned" to treat it as any other matrix.
-        options: further options by pattern, such as ``{"head": {"lr": 1e-4}}``; they win over ``defaults``, over your
-            groups' and over ``decay_vectors``.
-        decay_vectors: False sets ``weight_decay`` to 0 for biases, norms and other vectors. It cannot reach an
-            ``adam_weight_decay`` given to the optimizer: give that here.
-        defaults: options of every group, such as ``weight_decay=0.1``; your groups' own win.
+        head: rule of the output head: "adamw", or "learned" to treat it like other matrices.
+        options: more options by pattern, such as ``{"head": {"lr": 1e-4}}``. They override ``defaults``, your groups'
+            options and ``decay_vectors``.
+        decay_vectors: False sets ``weight_decay`` to 0 for biases, norms and other vectors. To apply it to
+            ``adam_weight_decay`` as well, pass that option here instead of to the optimizer.
+        defaults: options of every group, such as ``weight_decay=0.1``. Options of your groups override them.
 
     Returns:
-        Groups for any optimizer of this package, with ``width_mult`` where the parameters carry ``infshape`` of the
-        ``mup`` package, and with ``param_names``: torch 2.6 and newer then want names in groups added later, too.
-        Optimizers without an AdamW path ignore ``rule``.
+        Groups for any optimizer of this package. They have ``param_names``, so torch 2.6 and newer require names in
+        groups added later, and ``width_mult`` if all parameters have ``infshape`` of the ``mup`` package. Optimizers
+        without AdamW ignore ``rule``.
 
     Raises:
-        ZooError: a pattern matches no parameter, a value is unknown, or a group holds what is not the model's.
+        ZooError: a pattern matches no parameter, a value is unknown, or a group has a parameter of another model.
     """
-    found = routes(
+    decided = routes(
         model,
         groups,
         adamw=adamw,
@@ -87,17 +85,17 @@ def param_groups(
         **defaults,
     )
     parameters = dict(model.named_parameters())
-    made: list[tuple[Route, Group]] = []
-    for route in sorted(found, key=lambda route: route.group):
-        group = next((group for first, group in made if _same_group(first, route)), None)
+    result: list[tuple[Route, Group]] = []
+    for route in sorted(decided, key=lambda route: route.group):
+        group = next((group for first, group in result if _same_group(first, route)), None)
         if group is None:
             group = {"params": [], "param_names": [], "layout": route.layout, "rule": route.rule, **route.options}
-            if route.kind == "stack":  # for Muon: each matrix alone
+            if route.kind == "stack":  # Muon updates each matrix separately
                 group = {"conv_mode": "batched", "normalize_spatial": False, **group}
-            made.append((route, group))
+            result.append((route, group))
         group["params"].append(parameters[route.name])
         group["param_names"].append(route.name)
-    return [group for _, group in made]
+    return [group for _, group in result]
 
 
 def routes(
@@ -112,97 +110,97 @@ def routes(
     decay_vectors: bool = True,
     **defaults: Any,
 ) -> Routes:
-    """What :func:`param_groups` decides for each parameter, in the model's order, with the reason."""
-    members = _members(model)
-    rules = {"adamw": _listed(adamw), "learned": _listed(learned)}
+    """The layout and rule that :func:`param_groups` gives each parameter, in the model's order, with the reason."""
+    members = _model_parameters(model)
+    rules = {"adamw": _as_list(adamw), "learned": _as_list(learned)}
     layouts, options = layouts or {}, options or {}
     for pattern in (*rules["adamw"], *rules["learned"], *layouts, *options):
         _check_pattern(pattern, members)
-    for what, value, allowed in (("head", head, RULES), *(("layout", each, LAYOUTS) for each in layouts.values())):
-        _require(value in allowed, f"{what} is {value!r}.", f"Use one of {', '.join(allowed)}.")
+    for name, value, allowed in (("head", head, RULES), *(("layout", each, LAYOUTS) for each in layouts.values())):
+        require(value in allowed, f"{name} is {value!r}.", f"Use one of {', '.join(allowed)}.")
     both = set(rules["adamw"]) & set(rules["learned"])
-    _require(not both, f"{sorted(both)} stand in adamw= and in learned=.", "Keep each in one of them.")
+    require(not both, f"{sorted(both)} are in adamw= and in learned=.", "Keep each in one of them.")
 
-    for said in (defaults, *options.values()):
-        wrong = [key for key in ("params", "param_names", "layout", "rule") if key in said]
-        _require(not wrong, f"{wrong} are no options.", "Say layouts={pattern: layout}, adamw= and learned= instead.")
+    for group_options in (defaults, *options.values()):
+        wrong = [key for key in ("params", "param_names", "layout", "rule") if key in group_options]
+        require(not wrong, f"{wrong} are not group options here.", "Use layouts=, adamw= or learned=.")
 
     heads = output_heads(model)
-    chosen = _chosen(groups, members)
-    taken = [member for member in members if member.parameter.requires_grad and id(member.parameter) in chosen]
-    found = []
-    for member in taken:
-        index, own = chosen[id(member.parameter)]
-        trait = _overruled(_trait(member, heads, head), member, rules, layouts, own)
-        said = {**defaults, **{key: value for key, value in own.items() if key not in ("layout", "rule")}}
+    selected = _user_groups(groups, members)
+    trained = [member for member in members if member.parameter.requires_grad and id(member.parameter) in selected]
+    result = []
+    for member in trained:
+        index, own = selected[id(member.parameter)]
+        trait = _apply_user_choices(_trait(member, heads, head), member, rules, layouts, own)
+        merged = {**defaults, **{key: value for key, value in own.items() if key not in ("layout", "rule")}}
         if not decay_vectors and trait.kind in VECTORS:
-            said |= {key: 0.0 for key in ("weight_decay", *said) if key.endswith("weight_decay")}
+            merged |= {key: 0.0 for key in ("weight_decay", *merged) if key.endswith("weight_decay")}
         for pattern in _matching(options, member.names):
-            said |= options[pattern]
+            merged |= options[pattern]
         name, *tied = member.names
         shape = tuple(member.parameter.shape)
-        found.append(Route(name, shape, trait.layout, trait.rule, trait.reason, trait.kind, tuple(tied), said, index))
+        result.append(
+            Route(name, shape, trait.layout, trait.rule, trait.reason, trait.kind, tuple(tied), merged, index)
+        )
     frozen = [member.names[0] for member in members if not member.parameter.requires_grad]
-    return Routes(_with_widths(found, taken), frozen)
+    return Routes(_with_widths(result, trained), frozen)
 
 
-def _with_widths(found: list[Route], taken: Sequence[Member]) -> list[Route]:
-    """The routes with ``width_mult`` from ``infshape``, unless some have neither: MuLO will say what is wrong then."""
+def _with_widths(decided: list[Route], members: Sequence[ModelParameter]) -> list[Route]:
+    """The routes with ``width_mult`` from ``infshape``; unchanged if a parameter has no width (MuLO reports that)."""
     widths = [
-        (route.options if "width_mult" in route.options else {"width_mult": infshape_width(member.parameter)})[
-            "width_mult"
-        ]
-        for route, member in zip(found, taken, strict=True)
+        route.options["width_mult"] if "width_mult" in route.options else infshape_width(member.parameter)
+        for route, member in zip(decided, members, strict=True)
     ]
     if None in widths:
-        return found
+        return decided
     return [
         replace(route, options={**route.options, "width_mult": width})
-        for route, width in zip(found, widths, strict=True)
+        for route, width in zip(decided, widths, strict=True)
     ]
 
 
-class Member(NamedTuple):
-    """One parameter of the model and the places where it stands."""
+class ModelParameter(NamedTuple):
+    """A parameter and all modules that register it."""
 
     parameter: nn.Parameter
     owners: list[Owner]
 
     @property
     def names(self) -> list[str]:
-        """Its names; the first is that of ``model.named_parameters()``."""
+        """All names of the parameter; the first is the one in ``model.named_parameters()``."""
         return [owner.name for owner in self.owners]
 
 
-def _members(model: nn.Module) -> list[Member]:
-    _require(
+def _model_parameters(model: nn.Module) -> list[ModelParameter]:
+    require(
         isinstance(model, nn.Module),
-        f"param_groups needs the model, and got {type(model).__name__}.",
-        "Pass the nn.Module first, since its modules say what each parameter is, and groups of your own as groups=.",
+        f"param_groups needs the model, but got a {type(model).__name__}.",
+        "Pass the nn.Module first, and your own groups as groups=.",
     )
-    found: dict[int, Member] = {}
+    members: dict[int, ModelParameter] = {}
     for owner, parameter in owners(model):
-        _require(
+        require(
             not isinstance(parameter, nn.parameter.UninitializedParameter),
-            f"{owner.name} has no shape yet.",
-            "Run the lazy model once before sorting its parameters.",
+            f"{owner.name} has no shape yet: it belongs to a lazy module.",
+            "Run the model once on a batch before you build the groups.",
         )
-        found.setdefault(id(parameter), Member(parameter, [])).owners.append(owner)
-    return list(found.values())
+        members.setdefault(id(parameter), ModelParameter(parameter, [])).owners.append(owner)
+    return list(members.values())
 
 
-def _trait(member: Member, heads: set[int], head: str) -> Trait:
-    """What the parameter is; of the places of a shared one, an embedding decides, else a table, else the first."""
+def _trait(member: ModelParameter, heads: set[int], head: str) -> Trait:
+    """The trait of a parameter. For a shared one, an embedding has priority, then a table, then the first owner."""
     shape = tuple(member.parameter.shape)
     traits = [recognize(owner, shape, id(owner.module) in heads) for owner in member.owners]
     trait = min(traits, key=lambda trait: {"embedding": 0, "table": 1}.get(trait.kind, 2))
     return trait._replace(rule=head) if trait.kind == "head" else trait
 
 
-def _overruled(
-    trait: Trait, member: Member, rules: Mapping[str, list[str]], layouts: Mapping[str, str], own: Group
+def _apply_user_choices(
+    trait: Trait, member: ModelParameter, rules: Mapping[str, list[str]], layouts: Mapping[str, str], own: Group
 ) -> Trait:
-    """The trait with what the user says about it: by pattern, else in a group."""
+    """The trait with the user's layout and rule: from a pattern, else from the group."""
     layout, reason = trait.layout, trait.reason
     named = _matching(layouts, member.names)
     if named or "layout" in own:
@@ -211,7 +209,7 @@ def _overruled(
     matches = [(pattern, rule) for rule in RULES for pattern in _matching(rules[rule], member.names)]
     rule = trait.rule
     if matches:
-        pattern, rule = max(matches, key=lambda match: _weight(match[0]))
+        pattern, rule = max(matches, key=lambda match: _specificity(match[0]))
         reason = f"named by {rule}={pattern!r}: {reason}"
     elif "rule" in own:
         rule, reason = own["rule"], f"rule by its group: {reason}"
@@ -221,89 +219,83 @@ def _overruled(
 # --- patterns --------------------------------------------------------------------------------------------------------
 
 
-def _listed(patterns: Patterns) -> list[str]:
+def _as_list(patterns: Patterns) -> list[str]:
     return [patterns] if isinstance(patterns, str) else list(patterns)
 
 
 def _matching(patterns: Iterable[str], names: Sequence[str]) -> list[str]:
     """The patterns that match one of a parameter's names, from the least to the most specific."""
-    return sorted((pattern for pattern in patterns if any(_matches(pattern, name) for name in names)), key=_weight)
+    return sorted((pattern for pattern in patterns if any(_matches(pattern, name) for name in names)), key=_specificity)
 
 
 def _matches(pattern: str, name: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
 
 
-def _weight(pattern: str) -> int:
+def _specificity(pattern: str) -> int:
     return sum(character not in "*?" for character in pattern)
 
 
-def _check_pattern(pattern: str, members: Sequence[Member]) -> None:
+def _check_pattern(pattern: str, members: Sequence[ModelParameter]) -> None:
     names = [name for member in members for name in member.names]
     if any(_matches(pattern, name) for name in names):
         return
     parts = [name.split(".") for name in names]
     known = {".".join(each[:end]) for each in parts for end in range(1, len(each) + 1)}
-    bare = pattern.strip("*?.")
-    near = difflib.get_close_matches(bare, sorted(known), n=1)
-    hint = f"Did you mean {near[0]!r}? " if near else ""
-    raise ZooError(f"No parameter is called {pattern!r}.", f"{hint}Names are those of model.named_parameters().")
+    similar = difflib.get_close_matches(pattern.strip("*?."), sorted(known), n=1)
+    hint = f"Did you mean {similar[0]!r}? " if similar else ""
+    raise ZooError(f"No parameter matches {pattern!r}.", f"{hint}Names are those of model.named_parameters().")
 
 
 # --- the user's groups -----------------------------------------------------------------------------------------------
 
 
-def _chosen(groups: Iterable[Any] | None, members: Sequence[Member]) -> dict[int, tuple[int, Group]]:
-    """``id`` of each parameter that takes part, to the number and the options of the user's group that holds it."""
+def _user_groups(groups: Iterable[Any] | None, members: Sequence[ModelParameter]) -> dict[int, tuple[int, Group]]:
+    """Map the ``id`` of each selected parameter to the index and the options of the user's group that contains it."""
     if groups is None:
         return {id(member.parameter): (0, {}) for member in members}
-    given = list(groups)
-    if not any(isinstance(each, Mapping) for each in given):
-        given = [{"params": given}]
-    mine = {id(member.parameter) for member in members}
-    chosen: dict[int, tuple[int, Group]] = {}
-    for index, group in enumerate(given):
-        _require(
+    user_groups = list(groups)
+    if not any(isinstance(each, Mapping) for each in user_groups):
+        user_groups = [{"params": user_groups}]
+    model_parameters = {id(member.parameter) for member in members}
+    selected: dict[int, tuple[int, Group]] = {}
+    for index, group in enumerate(user_groups):
+        require(
             isinstance(group, Mapping) and "params" in group,
-            f"Group {index} is no parameter group.",
-            'Give parameters alone, or dicts with "params" alone.',
+            f"Group {index} is not a parameter group.",
+            'Pass either parameters or dicts with "params", not both.',
         )
         params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
-        _require(
+        require(
             bool(params) or not isinstance(group["params"], Iterator),
-            f"Group {index} holds an iterator with nothing left.",
-            "An iterator such as model.parameters() serves once: make it a list.",
+            f"Group {index} holds an exhausted iterator.",
+            "Pass a list: an iterator such as model.parameters() works only once.",
         )
         own = {key: value for key, value in group.items() if key not in ("params", "param_names")}
         for each in params:
             p = each[1] if isinstance(each, tuple) else each
-            _require(
-                id(p) in mine,
-                f"Group {index} holds what is no parameter of the model: {_described(p)}.",
+            require(
+                id(p) in model_parameters,
+                f"Group {index} holds something that is not a parameter of the model: {_describe(p)}.",
                 "Pass the model that the parameters belong to.",
             )
-            _require(id(p) not in chosen, f"A parameter of {_described(p)} stands in two groups.", "Keep it in one.")
-            chosen[id(p)] = index, own
-    return chosen
+            require(id(p) not in selected, f"A parameter of {_describe(p)} is in two groups.", "Keep it in one.")
+            selected[id(p)] = index, own
+    return selected
 
 
-def _described(p: Any) -> str:
+def _describe(p: Any) -> str:
     return f"shape {tuple(p.shape)}" if isinstance(p, Tensor) else repr(p)
 
 
 def _same_group(one: Route, other: Route) -> bool:
-    def what(route: Route) -> tuple[Any, ...]:
+    def criteria(route: Route) -> tuple[Any, ...]:
         return route.group, route.layout, route.rule, route.kind == "stack", route.options.keys()
 
-    if what(one) != what(other):
+    if criteria(one) != criteria(other):
         return False
     return all(_same(value, other.options[key]) for key, value in one.options.items())
 
 
 def _same(one: Any, other: Any) -> bool:
     return one is other or (not isinstance(one, torch.Tensor) and not isinstance(other, torch.Tensor) and one == other)
-
-
-def _require(condition: bool, message: str, hint: str) -> None:
-    if not condition:
-        raise ZooError(message, hint)

@@ -22,11 +22,11 @@ from pylo_zoo.optim.route_table import Routes, routes_of
 _log = logging.getLogger(__name__)
 
 RECIPE = tuple(field.name for field in fields(Recipe))
-"""The options that say how an update is made."""
+"""Group options of the update itself."""
 FLAGS = ("nesterov", "use_fallback")
 ALGORITHMS = {"muon": True, "adamw": False}
-"""``use_muon`` for the ``algorithm`` of a group of microsoft/dion's optimizers."""
-PEERS = {
+"""``use_muon`` by ``algorithm``, the group option of microsoft/dion's optimizers."""
+FOREIGN_OPTIONS = {
     **dict.fromkeys(("mu", "muon_momentum"), "momentum"),
     **dict.fromkeys(("epsilon", "adamw_eps"), "eps"),
     **dict.fromkeys(("beta1", "beta2", "adamw_betas", "adam_betas"), "betas"),
@@ -36,55 +36,54 @@ PEERS = {
     "flatten": "conv_mode",
     "is_embedding": 'rule to "adamw"',
 }
-"""Options of other implementations' groups, with ours for each. They change a step, so none is ignored silently."""
+"""Group options of other implementations, with the option to use here. They change a step, so they are errors."""
 STACK = {"conv_mode": "batched", "normalize_spatial": False}
-"""How a stack of matrices is orthogonalized: each alone."""
+"""Options for stacks of matrices: each matrix is orthogonalized separately."""
 
 
 class Muon(ZooOptimizer):
-    """Muon for matrices and convolutions, AdamW (NAdamW with ``nesterov``) for everything else. It needs no weights.
+    """Muon for matrices and convolutions, AdamW (NAdamW with ``nesterov``) for other parameters. Needs no weights.
 
-    Which parameter takes what is decided by its group and its shape: ``use_fallback=True``, ``use_muon=False`` or
-    ``rule="adamw"`` in a group give it to AdamW, and so do shapes that Newton–Schulz does not suit
-    (:func:`~pylo_zoo.ops.muon.muon_route`). ``use_muon=True`` gives parameters of two axes or more to Muon, whatever
-    their shape, as in Keller Jordan's and timm's groups; ``algorithm="muon"`` and ``"adamw"``, of Dion's groups, are
-    read as ``use_muon``. Embeddings and output heads are matrices that belong to AdamW too:
-    :func:`~pylo_zoo.optim.param_groups` sets the embeddings' rule. Every argument but ``adamw_lr``, ``verbose``,
-    ``nonfinite`` and ``backend`` is a default that a group may replace.
+    Options of a group and the shape decide which rule a parameter gets. ``use_fallback=True``, ``use_muon=False`` or
+    ``rule="adamw"`` select AdamW, and so do shapes that are unsuitable for Newton–Schulz
+    (:func:`~pylo_zoo.ops.muon.muon_route`). ``use_muon=True`` selects Muon for any shape with two or more axes, as in
+    Keller Jordan's and timm's groups. ``algorithm="muon"`` and ``"adamw"``, from Dion's groups, set ``use_muon``.
+    Embeddings and output heads are matrices but need AdamW: :func:`~pylo_zoo.optim.param_groups` sets their rule. All
+    arguments except ``adamw_lr``, ``verbose``, ``nonfinite`` and ``backend`` are defaults that groups may override.
 
     Args:
-        params: parameters, named parameters or parameter groups. A group's ``layout`` is ``"torch"``, the default,
-            ``(out, in, *spatial)``, or ``"jax"``, ``(*spatial, in, out)``. Stacked weights ``(stack, in, out)`` are
-            ``"jax"``, with ``conv_mode="batched"`` and ``normalize_spatial=False`` for each matrix its own update.
+        params: parameters, named parameters or parameter groups. A group's ``layout`` is ``"torch"`` (default),
+            ``(out, in, *spatial)``, or ``"jax"``, ``(*spatial, in, out)``. To update the matrices of a stack
+            ``(stack, in, out)`` separately, set ``layout="jax"``, ``conv_mode="batched"`` and
+            ``normalize_spatial=False``.
         lr: step size, a number or a tensor of one element.
-        weight_decay: decoupled: ``p ← p·(1 − lr·weight_decay)`` before the step, in the fallback with its own lr.
-        momentum: decay of the momentum buffer, at least 0 and under 1.
-        nesterov: look one step ahead, in the fallback as well.
-        ns_steps: Newton–Schulz iterations; they cut a preset's list of triples or repeat its last.
+        weight_decay: decoupled, ``p ← p·(1 − lr·weight_decay)`` before the step; the fallback uses its own lr.
+        momentum: decay of the momentum buffer, at least 0 and less than 1.
+        nesterov: use Nesterov momentum, in the fallback as well.
+        ns_steps: number of Newton–Schulz iterations; truncates a preset's list of triples or repeats its last triple.
         ns_coefficients: ``"original"``, ``"quintic"``, ``"polar_express"``, ``"polar_express_safer"``, one triple
             ``(a, b, c)``, or a sequence of triples (:func:`~pylo_zoo.ops.orthogonalize.resolve_coefficients`).
-        eps: smallest norm that a matrix is divided by; also AdamW's epsilon, outside the root.
-        safety_factor: multiplies that norm; 1.01 is usual with the Polar Express presets.
+        eps: lower bound of the norm that a matrix is divided by; also AdamW's epsilon, outside the root.
+        safety_factor: factor on that norm; 1.01 is usual with the Polar Express presets.
         adjust_lr_fn: ``"original"``, ``"match_rms_adamw"``, ``"rms_to_rms"`` or None
             (:func:`~pylo_zoo.ops.muon.lr_scale`).
-        conv_mode: ``"flatten"``, one matrix ``(out, in·spatial)``, or ``"batched"``, one ``(out, in)`` a position.
-        normalize_spatial: under ``"batched"``, divide the update by the root of the number of positions.
+        conv_mode: ``"flatten"`` for one matrix ``(out, in·spatial)``, ``"batched"`` for one ``(out, in)`` per position.
+        normalize_spatial: with ``"batched"``, divide the update by the square root of the number of positions.
         ns_dtype: dtype of the iterations: bfloat16, float16, float32 or float64.
         betas: AdamW's decays.
-        fallback_lr_scale: the fallback's learning rate is its group's ``lr`` times this, so that schedulers reach it.
-        adamw_lr: the older way to say ``fallback_lr_scale = adamw_lr / lr``, with this constructor's ``lr``.
-        verbose: log where each parameter goes, and why, a line each at level INFO of ``pylo_zoo.optim.muon``.
-        nonfinite: ``"propagate"``, ``"skip"`` or ``"raise"`` (:class:`~pylo_zoo.optim.contract.ZooOptimizer`).
-        master_weights: keep float32 copies of 16-bit parameters, ``master [*shape]`` (the same).
-        backend: ``"eager"`` steps one parameter at a time, ``"fused"`` those of a group together: equal shapes are
-            orthogonalized in stacks, and torch's operations over lists do the rest. Both have the same state, and agree
-            to rounding; ``"auto"`` is ``"fused"``.
+        fallback_lr_scale: the fallback's learning rate is the group's ``lr`` times this factor.
+        adamw_lr: older name for ``fallback_lr_scale = adamw_lr / lr``, with this constructor's ``lr``.
+        verbose: log each parameter's rule and the reason (logger ``pylo_zoo.optim.muon``, level INFO).
+        nonfinite, master_weights: see :class:`~pylo_zoo.optim.contract.ZooOptimizer`.
+        backend: ``"eager"`` updates one parameter at a time. ``"fused"`` updates a group together: equal shapes are
+            orthogonalized in stacks, and torch's foreach operations do the rest. Both share one state and agree up to
+            rounding. ``"auto"`` is ``"fused"``.
 
-    State of a parameter, in float32 for 16- and 32-bit parameters and float64 for float64 ones: ``momentum_buffer
-    [*shape]``; in the fallback ``exp_avg`` and ``exp_avg_sq`` ``[*shape]`` and ``step``.
+    State of a parameter, in float32 for 16- and 32-bit parameters and float64 for float64 parameters:
+    ``momentum_buffer [*shape]``; in the fallback ``exp_avg`` and ``exp_avg_sq`` ``[*shape]`` and ``step``.
 
     Raises:
-        ZooError: an argument, parameter or group cannot be.
+        ZooError: an argument, parameter or group is invalid.
     """
 
     def __init__(
@@ -114,7 +113,7 @@ class Muon(ZooOptimizer):
         self.verbose = verbose
         self.backend = backend
         if adamw_lr is not None:
-            fallback_lr_scale = _scale_of(adamw_lr, lr, fallback_lr_scale)
+            fallback_lr_scale = _fallback_scale(adamw_lr, lr, fallback_lr_scale)
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
@@ -140,7 +139,7 @@ class Muon(ZooOptimizer):
     # --- routing -------------------------------------------------------------------------------------------------
 
     def routes(self) -> Routes:
-        """Where every parameter goes, by group: ``rule`` is "muon", "adamw" or "nadamw"; why, as :func:`muon_route`.
+        """Each parameter's rule, "muon", "adamw" or "nadamw", with the reason (:func:`muon_route`).
 
         ``print`` shows a table.
         """
@@ -155,49 +154,49 @@ class Muon(ZooOptimizer):
         counter = {} if takes_muon else {"step": torch.tensor(0, device="cpu")}
         return {**state, **counter, **master_copy(p, group)}
 
-    def _step(self, due: Sequence[ParamGrad], loss: Loss | None) -> None:
-        self._prime(due)
+    def _step(self, grads: Sequence[ParamGrad], loss: Loss | None) -> None:
+        self._init_state(grads)
         parts: list[tuple[list[ParamGrad], list[ParamGrad]]] = []
-        for k, each in enumerate(due):
-            if k == 0 or each.group is not due[k - 1].group:
+        for k, each in enumerate(grads):
+            if k == 0 or each.group is not grads[k - 1].group:
                 parts.append(([], []))
             matrices, others = parts[-1]
             (matrices if "momentum_buffer" in self.state[each.parameter] else others).append(each)
         for matrices, others in parts:
             if matrices:
-                self._muon(matrices, matrices[0].group)
+                self._step_muon(matrices, matrices[0].group)
             if others:
-                self._fallback(others, others[0].group)
+                self._step_fallback(others, others[0].group)
 
-    def _muon(self, due: Sequence[ParamGrad], group: Group) -> None:
+    def _step_muon(self, grads: Sequence[ParamGrad], group: Group) -> None:
         options = {name: group[name] for name in ("lr", "weight_decay", "momentum", "nesterov", *RECIPE)}
-        if group["layout"] == "torch-stacked":  # matrices of their own, not positions of a kernel
+        if group["layout"] == "torch-stacked":  # separate matrices, not positions of a convolution kernel
             options |= STACK
-        buffers = [self.state[p]["momentum_buffer"] for p, _, _ in due]
-        values = [_value(p, self.state[p]) for p, _, _ in due]
-        muon(values, [g for _, g, _ in due], buffers, **options, backend=self.backend)
-        _written([p for p, _, _ in due], values)
+        buffers = [self.state[p]["momentum_buffer"] for p, _, _ in grads]
+        values = [_updated_tensor(p, self.state[p]) for p, _, _ in grads]
+        muon(values, [g for _, g, _ in grads], buffers, **options, backend=self.backend)
+        _write_back([p for p, _, _ in grads], values)
 
-    def _fallback(self, due: Sequence[ParamGrad], group: Group) -> None:
-        states = [self.state[p] for p, _, _ in due]
-        values = [_value(p, state) for (p, _, _), state in zip(due, states, strict=True)]
-        gradients = [g for _, g, _ in due]
-        if self.backend == "eager" or torch.compiler.is_compiling():  # it fuses by itself, and cannot read counters
+    def _step_fallback(self, grads: Sequence[ParamGrad], group: Group) -> None:
+        states = [self.state[p] for p, _, _ in grads]
+        values = [_updated_tensor(p, state) for (p, _, _), state in zip(grads, states, strict=True)]
+        gradients = [g for _, g, _ in grads]
+        if self.backend == "eager" or torch.compiler.is_compiling():  # the compiler fuses, and cannot read counters
             for value, g, state in zip(values, gradients, states, strict=True):
                 _adamw(value, g, state, group)
         else:
-            for some in together([state["exp_avg"] for state in states]):
-                mine = [values[k] for k in some], [gradients[k] for k in some], [states[k] for k in some]
-                _adamw_together(*mine, group)
-        _written([p for p, _, _ in due], values)
+            for batch in together([state["exp_avg"] for state in states]):
+                selected = [values[k] for k in batch], [gradients[k] for k in batch], [states[k] for k in batch]
+                _adamw_together(*selected, group)
+        _write_back([p for p, _, _ in grads], values)
 
-    def _check_side(self, p: Tensor, group: Group) -> None:
+    def _check_route(self, p: Tensor, group: Group) -> None:
         takes_muon, reason = _route(p, group)
         state = self.state[p]
         require(
             takes_muon == ("momentum_buffer" in state),
-            f"A parameter of shape {tuple(p.shape)} has changed sides ({reason}); its state has {', '.join(state)}.",
-            "Route parameters before their first step, or delete optimizer.state[p] to start again.",
+            f"A parameter of shape {tuple(p.shape)} changed its rule ({reason}); its state has {', '.join(state)}.",
+            "Set its rule before its first step, or delete optimizer.state[p] to start again.",
         )
 
     # --- groups --------------------------------------------------------------------------------------------------
@@ -211,13 +210,13 @@ class Muon(ZooOptimizer):
             for route in (route for route in self.routes() if route.group == number):
                 _log.info("%s %s: %s (%s)", route.name, route.shape, route.rule, route.reason)
 
-    def _check_group(self, group: Group, given: frozenset[str]) -> None:
-        super()._check_group(group, given)
-        for option in sorted(given & PEERS.keys()):
-            scale = ": the fallback's learning rate is lr times that" if option in ("adamw_lr", "adam_lr") else ""
+    def _check_group(self, group: Group, explicit: frozenset[str]) -> None:
+        super()._check_group(group, explicit)
+        for option in sorted(explicit & FOREIGN_OPTIONS.keys()):
+            note = ", the factor on lr in the fallback" if option in ("adamw_lr", "adam_lr") else ""
             raise ZooError(
                 f"A parameter group has the option {option!r}, which Muon does not have here.",
-                f"Set the group's {PEERS[option]}{scale}.",
+                f"Set the group's {FOREIGN_OPTIONS[option]}{note}.",
             )
         check_number("fallback_lr_scale", group["fallback_lr_scale"])
         check_number("momentum", group["momentum"], below=1.0)
@@ -230,31 +229,31 @@ class Muon(ZooOptimizer):
         require(
             not forced or group["rule"] != "adamw",
             "A parameter group has use_muon=True and rule='adamw'.",
-            "Set one of them.",
+            "Remove one of them.",
         )
         for p in group["params"] if forced else ():
             require(
                 p.ndim > 1 or not p.requires_grad,
                 f"A parameter of shape {tuple(p.shape)} is in a group with use_muon=True.",
-                "Muon takes matrices: put vectors and scalars in a group with use_muon=False.",
+                "Put vectors and scalars in a group with use_muon=False.",
             )
 
-    def _advise(self, new: Sequence[ParamGrad]) -> None:
+    def _warn_about_settings(self, new: Sequence[ParamGrad]) -> None:
         matrices = [each for each in new if each.group["use_muon"] is None and _route(each.parameter, each.group)[0]]
-        self._advise_on_embeddings(matrices, "Muon")
+        self._warn_about_embeddings(matrices, "Muon")
 
     # --- saving and loading --------------------------------------------------------------------------------------
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As :meth:`ZooOptimizer.load_state_dict`; a saved ``use_muon=True`` counts if the group here has it too.
+        """Like :meth:`ZooOptimizer.load_state_dict`; ignores a saved ``use_muon=True`` that the current group lacks.
 
-        Older versions saved True for groups that left the choice to the shape.
+        Older versions saved True for groups in which the shape decides.
         """
         groups = state_dict.get("param_groups", ())
         if len(groups) == len(self.param_groups):
             groups = [
-                {**saved, "use_muon": None} if saved.get("use_muon") and not mine["use_muon"] else saved
-                for saved, mine in zip(groups, self.param_groups, strict=True)
+                {**saved, "use_muon": None} if saved.get("use_muon") and not current["use_muon"] else saved
+                for saved, current in zip(groups, self.param_groups, strict=True)
             ]
             state_dict = {**state_dict, "param_groups": groups}
         super().load_state_dict(state_dict)
@@ -275,28 +274,28 @@ def _rule_of(p: Tensor, group: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _use_muon(group: Group) -> bool:
-    """What ``algorithm``, the word of Dion's groups, means here."""
+    """``use_muon`` from Dion's group option ``algorithm``."""
     algorithm = group["algorithm"]
     require(
         isinstance(algorithm, str) and algorithm in ALGORITHMS,
         f"A parameter group has algorithm={algorithm!r}.",
-        f"Muon reads {' and '.join(map(repr, ALGORITHMS))}; it does not implement others.",
+        f"Use {' or '.join(map(repr, ALGORITHMS))}.",
     )
     use_muon = ALGORITHMS[algorithm]
     require(
         group.get("use_muon", use_muon) is use_muon,
         f"A parameter group has algorithm={algorithm!r} and use_muon={group.get('use_muon')}.",
-        "Set one of them.",
+        "Remove one of them.",
     )
     return use_muon
 
 
-def _value(p: Tensor, state: dict[str, Tensor]) -> Tensor:
-    """What a step writes: the parameter, or its master copy."""
+def _updated_tensor(p: Tensor, state: dict[str, Tensor]) -> Tensor:
+    """The tensor that a step updates: the parameter or its master copy."""
     return wide_value(p, state) if "master" in state else p
 
 
-def _written(params: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+def _write_back(params: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     for p, value in zip(params, values, strict=True):
         if value is not p:
             p.copy_(value)
@@ -317,7 +316,7 @@ def _adamw(p: Tensor, g: Tensor, state: dict[str, Tensor], group: Group) -> None
 def _adamw_together(
     params: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[dict[str, Tensor]], group: Group
 ) -> None:
-    """:func:`_adamw` on parameters whose moments are of one dtype, on one device."""
+    """:func:`_adamw` for parameters whose moments have the same dtype and device."""
     m, v = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
     steps = [state["step"] for state in states]
     foreach._foreach_add_(steps, 1)
@@ -327,11 +326,11 @@ def _adamw_together(
     decay_and_step_together(params, directions, group["lr"] * group["fallback_lr_scale"], group["weight_decay"])
 
 
-def _scale_of(adamw_lr: float, lr: float | Tensor, fallback_lr_scale: float) -> float:
-    require(fallback_lr_scale == 1.0, "Both adamw_lr and fallback_lr_scale are given.", "Give fallback_lr_scale alone.")
+def _fallback_scale(adamw_lr: float, lr: float | Tensor, fallback_lr_scale: float) -> float:
+    require(fallback_lr_scale == 1.0, "Both adamw_lr and fallback_lr_scale are set.", "Set fallback_lr_scale only.")
     check_number("adamw_lr", adamw_lr)
     check_number("lr", lr)
-    require(float(lr) > 0, "adamw_lr is a ratio to lr, and lr is 0.", "Give fallback_lr_scale instead.")
+    require(float(lr) > 0, "adamw_lr is relative to lr, which is 0.", "Set fallback_lr_scale instead.")
     return float(adamw_lr) / float(lr)
 
 

@@ -1,11 +1,11 @@
-"""Checks, before a step writes anything, that parameters, gradients and state fit each other.
+"""Checks that parameters, gradients and state fit each other, before a step writes anything.
 
-Users replace ``p.data``, assign ``state[p][name]`` or move tensors between steps, and kernels follow raw addresses. So
-every step reads shape, dtype, device and contiguity of each tensor that it will use. If parameters, groups and this
-metadata are those of the step before, comparing lists is all the work; any difference takes the slow path, which names
-the tensor that does not fit.
+Users replace ``p.data``, assign ``state[p][name]`` or move tensors between steps, and kernels use raw addresses. So
+every step reads the shape, dtype, device and contiguity of each tensor that it uses. On the fast path, this metadata
+equals the previous step's, and comparing lists is enough. Any difference takes the slow path, which reports the tensor
+that does not fit.
 
-Entries of ``state[p]`` that the optimizer does not know belong to other libraries (Lookahead, SAM) and are ignored.
+Unknown entries of ``state[p]`` belong to other libraries (Lookahead, SAM) and are ignored.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from pylo_zoo.optim.contract import Group, ParamGrad, ZooOptimizer
 
 RATES = ("lr", "weight_decay")
-"""Group options that multiply every step; they reach kernels as numbers."""
+"""Group options that kernels receive as numbers."""
 MASTER, COUNTER = "master", "step"
-COUNTS = (torch.int64, torch.int32)
-"""Dtypes of counters of the run."""
+COUNTER_DTYPES = (torch.int64, torch.int32)
+"""Dtypes of the run's counters."""
 REBUILD = "Build a new optimizer, or load_state_dict a state that fits."
 
 Reader = Callable[[Any], tuple[Any, ...]]
@@ -38,7 +38,7 @@ _shape, _dtype, _device, _is_cpu = map(attrgetter, ("shape", "dtype", "device", 
 
 
 class Entry(NamedTuple):
-    """What one tensor of a parameter's state has to be."""
+    """The expected metadata of one state tensor."""
 
     name: str
     shape: torch.Size
@@ -46,63 +46,63 @@ class Entry(NamedTuple):
     device: torch.device
 
     def __str__(self) -> str:
-        return described(self.shape, self.dtype, self.device)
+        return describe(self.shape, self.dtype, self.device)
 
 
-class Passed(NamedTuple):
-    """The last step that passed: any difference from it needs the slow path."""
+class Snapshot(NamedTuple):
+    """The metadata of the last step that passed the checks."""
 
-    places: tuple[Any, ...]
+    setup: tuple[Any, ...]
     """Inference mode, group options, and identities of parameters and groups."""
     readers: list[Reader]
     """One per parameter; reads the known entries of its state."""
     counters: list[int]
-    """Positions of the Adam counters among all entries."""
+    """Indices of Adam's counters among all entries."""
     masters: list[bool]
     strides: list[Any]
     dtypes: list[torch.dtype]
-    """Of parameters, gradients and all entries; so are the next ones."""
+    """Of parameters, gradients and all entries, like the following fields."""
     devices: list[torch.device]
     on_cpu: bool
     shapes: list[torch.Size]
 
 
 class StateChecks:
-    """The checks of one optimizer, and what they remember of its parameters."""
+    """The checks of one optimizer, with snapshots of the last steps that passed."""
 
     def __init__(self) -> None:
-        self._passed: dict[str, Passed] = {}
+        self._snapshots: dict[str, Snapshot] = {}
         self._expected: dict[Any, list[Entry]] = {}
 
-    def check(self, optimizer: ZooOptimizer, due: Sequence[ParamGrad], kind: str = "due") -> bool:
+    def check(self, optimizer: ZooOptimizer, grads: Sequence[ParamGrad], kind: str = "step") -> bool:
         """Raise unless parameters, gradients and state fit each other.
 
         Args:
-            optimizer: the optimizer; its ``state`` may lack parameters that have never been stepped.
-            due: the parameters of a step.
-            kind: a name for these parameters; each kind is compared with its own last step.
+            optimizer: the optimizer; parameters that have never been updated may lack state.
+            grads: the parameters of a step and their gradients.
+            kind: a name for these parameters; each kind has its own snapshot.
 
         Returns:
-            Whether every parameter has a complete state; else ``_prime`` has to complete it.
+            Whether every parameter has its complete state; if not, ``_init_state`` completes it.
 
         Raises:
             ZooError: a tensor does not fit. Nothing has been written.
         """
-        if not due:
+        if not grads:
             return True
-        parameters, gradients, groups = zip(*due, strict=True)
-        find = optimizer.state.get
-        states: list[Any] = [find(p) for p in parameters]
+        parameters, gradients, groups = zip(*grads, strict=True)
+        get_state = optimizer.state.get
+        states: list[Any] = [get_state(p) for p in parameters]
         options = [_options(optimizer, group) for group in optimizer.param_groups]
-        places = torch.is_inference_mode_enabled(), options, list(map(id, parameters)), list(map(id, groups))
-        passed = self._passed.pop(kind, None)
-        if passed is not None and _is_unchanged(passed, places, parameters, gradients, states):
-            self._passed[kind] = passed
+        setup = torch.is_inference_mode_enabled(), options, list(map(id, parameters)), list(map(id, groups))
+        snapshot = self._snapshots.pop(kind, None)
+        if snapshot is not None and _is_unchanged(snapshot, setup, parameters, gradients, states):
+            self._snapshots[kind] = snapshot
             return True
         for group in optimizer.param_groups:
             _check_rates(group)
-        optimizer._check_new(due)
-        names = [self._check_one(optimizer, *each) for each in zip(due, states, strict=True)]
+        optimizer._check_new(grads)
+        names = [self._check_one(optimizer, *each) for each in zip(grads, states, strict=True)]
         complete = [each for each in names if each is not None]
         if len(complete) < len(names):
             return False
@@ -110,28 +110,27 @@ class StateChecks:
         counters = [k for k, name in enumerate(chain(*complete)) if name == COUNTER]
         tensors = [*parameters, *gradients, *_flat(readers, states)]
         dtypes, devices, shapes = (list(map(read, tensors)) for read in (_dtype, _device, _shape))
-        kept = dtypes, devices, all(map(_is_cpu, tensors)), shapes
-        self._passed[kind] = Passed(places, readers, counters, _masters(states), _strides(parameters), *kept)
+        metadata = dtypes, devices, all(map(_is_cpu, tensors)), shapes
+        self._snapshots[kind] = Snapshot(setup, readers, counters, _masters(states), _strides(parameters), *metadata)
         return True
 
-    def _check_one(self, optimizer: ZooOptimizer, due: ParamGrad, state: Any) -> list[str] | None:
-        """Check one parameter; names of its state's entries, or None if parts of the state are yet to be made."""
-        p, g, group = due
+    def _check_one(self, optimizer: ZooOptimizer, param_grad: ParamGrad, state: Any) -> list[str] | None:
+        """Check one parameter; returns the names of its state entries, or None if its state is incomplete."""
+        p, g, group = param_grad
         _check_parameter(optimizer, p)
         _check_gradient(optimizer, p, g)
-        if not optimizer._is_primed(due):
+        if not optimizer._has_state(param_grad):
             return None
-        wanted = self._entries(optimizer, p, group)
-        entries = [entry for entry in wanted if entry.name != MASTER or MASTER in state]
-        entries = [entry for entry in entries if not _is_plain_counter(entry, state)]
+        expected = self._expected_entries(optimizer, p, group)
+        entries = [entry for entry in expected if entry.name != MASTER or MASTER in state]
+        entries = [entry for entry in entries if not _is_number_counter(entry, state)]
         for entry in entries:
             _check_entry(optimizer, p, group, entry, state)
-        if len(entries) < len(wanted) or (MASTER in state) != any(entry.name == MASTER for entry in entries):
+        if len(entries) < len(expected) or (MASTER in state) != any(entry.name == MASTER for entry in entries):
             return None
         return [entry.name for entry in entries]
 
-    def _entries(self, optimizer: ZooOptimizer, p: Tensor, group: Group) -> list[Entry]:
-        """What the state of ``p`` has to be."""
+    def _expected_entries(self, optimizer: ZooOptimizer, p: Tensor, group: Group) -> list[Entry]:
         key = (p.shape, p.dtype, p.device, *map(group.get, optimizer.state_options))
         if key not in self._expected:
             expected = optimizer.expected_state(torch.empty(p.shape, dtype=p.dtype, device="meta"), group)
@@ -142,19 +141,19 @@ class StateChecks:
         return self._expected[key]
 
 
-def check_run_state(found: Mapping[str, Any], expected: Mapping[str, Tensor], device: torch.device) -> None:
-    """Raise unless the run's tensors are of the expected shapes and kinds, with memory; plain numbers pass.
+def check_run_state(group: Mapping[str, Any], expected: Mapping[str, Tensor], device: torch.device) -> None:
+    """Raise unless the run's tensors have the expected shapes, dtypes and memory; numbers are accepted.
 
     Args:
-        found: a parameter group that has the run's state.
+        group: a parameter group with the run's state.
         expected: the run's state before its first step, on any device.
-        device: of a parameter.
+        device: the device of a parameter.
 
     Raises:
         ZooError: an entry does not fit. Nothing has been written.
     """
     for name, like in expected.items():
-        value = found.get(name)
+        value = group.get(name)
         if isinstance(value, Real):
             continue
         if not (isinstance(value, Tensor) and _fits_run(value, like, device)):
@@ -162,31 +161,31 @@ def check_run_state(found: Mapping[str, Any], expected: Mapping[str, Tensor], de
             needs = (
                 "a tensor made outside inference mode" if inference else f"{str(like.dtype)[6:]} {tuple(like.shape)}"
             )
-            raise ZooError(f"The run's state {name!r} is {_named(value)}; a step needs {needs}.", REBUILD)
-    floats = [found[name] for name, like in expected.items() if like.is_floating_point()]
+            raise ZooError(f"The run's state {name!r} is {_describe(value)}; a step needs {needs}.", REBUILD)
+    floats = [group[name] for name, like in expected.items() if like.is_floating_point()]
     if len({(each.dtype, each.device) for each in floats if isinstance(each, Tensor)}) > 1:
-        kinds = ", ".join(_named(each) for each in floats)
-        raise ZooError(f"The run's state has tensors of different kinds: {kinds}.", REBUILD)
+        kinds = ", ".join(_describe(each) for each in floats)
+        raise ZooError(f"The run's state has tensors of different dtypes or devices: {kinds}.", REBUILD)
 
 
-def check_saved(entry: Mapping[str, Any], names: Iterable[str], device: torch.device, what: str) -> None:
-    """Raise unless the saved values of ``names`` can become tensors on ``device``: dense, real, with memory.
+def check_saved(saved: Mapping[str, Any], names: Iterable[str], device: torch.device, owner: str) -> None:
+    """Check that the saved values of ``names`` can become tensors on ``device``: dense, real, with memory.
 
     Raises:
-        ZooError: one cannot.
+        ZooError: a value cannot; the message names ``owner``.
     """
     for name in names:
-        value = entry.get(name, 0)
+        value = saved.get(name, 0)
         if isinstance(value, Tensor):
             fits = value.layout == torch.strided and _is_real(value) and (not value.is_meta or device.type == "meta")
         else:
             fits = value is not None and not isinstance(value, (str, bytes, dict))
         if not fits:
-            raise ZooError(f"{what} has the entry {name!r}, which is {_named(value)}.", "Save the state again.")
+            raise ZooError(f"{owner} has the entry {name!r}, which is {_describe(value)}.", "Save the state again.")
 
 
-def described(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> str:
-    """Such as ``float32 (3, 6, 4) on cpu``."""
+def describe(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> str:
+    """A description such as ``float32 (3, 6, 4) on cpu``."""
     return f"{str(dtype).removeprefix('torch.')} {tuple(shape)} on {device}"
 
 
@@ -194,25 +193,25 @@ def described(shape: Sequence[int], dtype: torch.dtype, device: torch.device) ->
 
 
 def _is_unchanged(
-    passed: Passed, places: Any, parameters: Sequence[Tensor], gradients: Sequence[Tensor], states: Sequence[Any]
+    snapshot: Snapshot, setup: Any, parameters: Sequence[Tensor], gradients: Sequence[Tensor], states: Sequence[Any]
 ) -> bool:
-    """Whether this step has the metadata of the one that passed."""
-    if places != passed.places:
+    """Whether this step's metadata equals the snapshot."""
+    if setup != snapshot.setup:
         return False
     try:
-        flat = _flat(passed.readers, states)
+        flat = _flat(snapshot.readers, states)
         tensors = [*parameters, *gradients, *flat]
-        # Shapes are compared one by one: thousands of tuples alive would call the garbage collector.
+        # Shapes are compared one at a time: a list of thousands of tuples would trigger garbage collection.
         return (
-            list(map(_dtype, tensors)) == passed.dtypes
-            and (all(map(_is_cpu, tensors)) if passed.on_cpu else list(map(_device, tensors)) == passed.devices)
-            and all(map(eq, map(_shape, tensors), passed.shapes))
+            list(map(_dtype, tensors)) == snapshot.dtypes
+            and (all(map(_is_cpu, tensors)) if snapshot.on_cpu else list(map(_device, tensors)) == snapshot.devices)
+            and all(map(eq, map(_shape, tensors), snapshot.shapes))
             and all(map(Tensor.is_contiguous, flat))
-            and min([0, *(flat[k].item() for k in passed.counters)]) == 0
-            and _masters(states) == passed.masters
-            and _strides(parameters) == passed.strides
+            and min([0, *(flat[k].item() for k in snapshot.counters)]) == 0
+            and _masters(states) == snapshot.masters
+            and _strides(parameters) == snapshot.strides
         )
-    except (AttributeError, KeyError, TypeError):  # something is missing or is not a tensor; the slow path says what
+    except (AttributeError, KeyError, TypeError):  # an entry is missing or is not a tensor; the slow path reports it
         return False
 
 
@@ -245,8 +244,8 @@ def _strides(parameters: Sequence[Tensor]) -> list[Any]:
 # --- the slow path ---------------------------------------------------------------------------------------------------
 
 
-def _is_plain_counter(entry: Entry, state: Mapping[str, Any]) -> bool:
-    """Whether a wrapper or another package has left the count of steps as a number, which ``_prime`` converts."""
+def _is_number_counter(entry: Entry, state: Mapping[str, Any]) -> bool:
+    """Whether a wrapper or another package stored the step counter as a number, which ``_init_state`` converts."""
     return entry.name == COUNTER and not isinstance(state.get(entry.name), (Tensor, type(None), str, bytes, dict))
 
 
@@ -255,25 +254,28 @@ def _check_rates(group: Group) -> None:
         value = group.get(name, 0.0)
         one = isinstance(value, Tensor) and value.numel() == 1 and _is_real(value)
         if not (one or (isinstance(value, Real) and not isinstance(value, bool))):
-            raise ZooError(f"A parameter group has {name}={_named(value)}.", f"Set {name} to a number.")
+            raise ZooError(f"A parameter group has {name}={_describe(value)}.", f"Set {name} to a number.")
 
 
 def _fits_run(value: Tensor, like: Tensor, device: torch.device) -> bool:
-    kind = value.dtype in ((torch.float32, torch.float64) if like.is_floating_point() else COUNTS)
+    dtype_fits = value.dtype in ((torch.float32, torch.float64) if like.is_floating_point() else COUNTER_DTYPES)
     readable = value.layout == torch.strided and (not value.is_meta or device.type == "meta")
-    return value.shape == like.shape and kind and readable and value.is_contiguous() and _is_writable(value)
+    return value.shape == like.shape and dtype_fits and readable and value.is_contiguous() and _is_writable(value)
 
 
 def _check_parameter(optimizer: ZooOptimizer, p: Tensor) -> None:
     if not p.is_floating_point():
-        raise ZooError(f"{_place(optimizer, p)} has become {str(p.dtype)[6:]}.", "Use a real floating-point parameter.")
-    if p.layout != torch.strided or not (p.is_contiguous() or _is_apart(p)):
         raise ZooError(
-            f"{_place(optimizer, p)} has become sparse, or its elements share memory.", "Set p.data = p.contiguous()."
+            f"{_parameter_label(optimizer, p)} has become {str(p.dtype)[6:]}.", "Use a real floating-point parameter."
+        )
+    if p.layout != torch.strided or not (p.is_contiguous() or _has_distinct_elements(p)):
+        raise ZooError(
+            f"{_parameter_label(optimizer, p)} has become sparse, or its elements share memory.",
+            "Set p.data = p.contiguous().",
         )
     if not _is_writable(p):
         raise ZooError(
-            f"{_place(optimizer, p)} is an inference tensor, which no step outside inference mode can write.",
+            f"{_parameter_label(optimizer, p)} is an inference tensor, which this step cannot write.",
             "Build the model outside torch.inference_mode().",
         )
 
@@ -281,9 +283,9 @@ def _check_parameter(optimizer: ZooOptimizer, p: Tensor) -> None:
 def _check_gradient(optimizer: ZooOptimizer, p: Tensor, g: Tensor) -> None:
     fits = g.shape == p.shape and g.device == p.device and g.is_floating_point() and g.layout == torch.strided
     if not fits:
+        label = _parameter_label(optimizer, p)
         raise ZooError(
-            f"The gradient of {_place(optimizer, p)[0].lower()}{_place(optimizer, p)[1:]} is {_named(g)}; "
-            f"the parameter is {_named(p)}.",
+            f"The gradient of {label[0].lower()}{label[1:]} is {_describe(g)}; the parameter is {_describe(p)}.",
             "Set p.grad = None and compute the gradient again.",
         )
 
@@ -295,18 +297,20 @@ def _check_entry(optimizer: ZooOptimizer, p: Tensor, group: Group, entry: Entry,
         if not value.is_contiguous():
             needs, hint = "a contiguous tensor", f"Assign its contiguous() copy to state[p][{entry.name!r}]."
         elif entry.name == COUNTER and value.item() < 0:
-            raise ZooError(f"{_place(optimizer, p)}: state {COUNTER!r} is {value.item()}; it counts steps.", REBUILD)
+            raise ZooError(
+                f"{_parameter_label(optimizer, p)}: state {COUNTER!r} is {value.item()}; it counts steps.", REBUILD
+            )
         elif not _is_writable(value):
             needs, hint = "a tensor made outside inference mode", "Take every step outside torch.inference_mode()."
         else:
             return
-    optimizer._check_side(p, group)
-    has = _named(value) if entry.name in state else "missing"
-    raise ZooError(f"{_place(optimizer, p)}: state {entry.name!r} is {has}; a step needs {needs}.", hint)
+    optimizer._check_route(p, group)
+    has = _describe(value) if entry.name in state else "missing"
+    raise ZooError(f"{_parameter_label(optimizer, p)}: state {entry.name!r} is {has}; a step needs {needs}.", hint)
 
 
-def _place(optimizer: ZooOptimizer, p: Tensor) -> str:
-    """Such as ``Parameter 3 (6, 4)``, with the number in the order of the groups, or its name."""
+def _parameter_label(optimizer: ZooOptimizer, p: Tensor) -> str:
+    """A label such as ``Parameter 3 (6, 4)``, with the parameter's name or its number in the order of the groups."""
     number = 0
     for group in optimizer.param_groups:
         names = group.get("param_names") or ()
@@ -317,13 +321,13 @@ def _place(optimizer: ZooOptimizer, p: Tensor) -> str:
     return f"A parameter {tuple(p.shape)}"
 
 
-def _named(value: Any) -> str:
+def _describe(value: Any) -> str:
     if not isinstance(value, Tensor):
         return "None" if value is None else f"a {type(value).__name__}"
     extra = "" if value.layout == torch.strided else f", {str(value.layout)[6:]}"
     if not extra and not value.is_contiguous():
         extra = f" with strides {value.stride()}"
-    return described(value.shape, value.dtype, value.device) + extra
+    return describe(value.shape, value.dtype, value.device) + extra
 
 
 def _is_real(value: Tensor) -> bool:
@@ -334,8 +338,8 @@ def _is_writable(value: Tensor) -> bool:
     return torch.is_inference_mode_enabled() or not value.is_inference()
 
 
-def _is_apart(p: Tensor) -> bool:
-    """Whether no two elements share memory: each stride reaches beyond what the smaller ones span."""
+def _has_distinct_elements(p: Tensor) -> bool:
+    """Whether no two elements share memory: each stride is larger than the span of all smaller ones."""
     reach = 0
     for stride, size in sorted(zip(p.stride(), p.shape, strict=True)):
         if size > 1:

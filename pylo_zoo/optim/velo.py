@@ -1,4 +1,4 @@
-"""VeLO (arXiv 2211.09760; SPEC §4): an LSTM a tensor writes the weights of an MLP a parameter."""
+"""VeLO (arXiv 2211.09760; SPEC §4): a per-tensor LSTM generates the weights of a per-parameter MLP."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.ops.rule import Rule, velo_rule
 from pylo_zoo.ops.trace import record
 from pylo_zoo.optim.base import Group, ParamStep
-from pylo_zoo.optim.lstm_controlled import MAX_GRADIENT, LSTMControlledOptimizer, decoupled
+from pylo_zoo.optim.lstm_controlled import MAX_GRADIENT, LSTMControlledOptimizer, decoupled_decay
 from pylo_zoo.optim.mlp_rule import Limits, MLPRuleOptimizer, Network
 
 
-class Written(Sequence[Network]):
-    """What the LSTM wrote for N tensors: layers ``[N, …]`` and step sizes ``[N]``; an item is that of one tensor."""
+class GeneratedMLPs(Sequence[Network]):
+    """The MLPs that the LSTM generated for N tensors: layers ``[N, …]`` and multipliers ``[N]``.
+
+    An element is the network of one tensor, in the dtype and on the device of its ``like``.
+    """
 
     def __init__(self, layers: Sequence[Layer], multipliers: Tensor, likes: Sequence[Tensor]) -> None:
         self.layers, self.multipliers, self._likes = layers, multipliers, likes
@@ -43,20 +46,23 @@ class VeLO(MLPRuleOptimizer, LSTMControlledOptimizer):
 
     Args:
         params: parameters or parameter groups (:class:`~pylo_zoo.optim.base.LearnedOptimizer`).
-        num_steps: steps that the run will take.
-        lr: multiplies every step; VeLO needs no tuning, and 1 is what it was trained with.
+        num_steps: planned number of steps.
+        lr: factor on every step; VeLO was trained with 1 and needs no tuning.
         weight_decay: decoupled, ``p ← p − lr·(step + weight_decay·p)``.
-        weights: registry name, artifact directory or loaded artifact, of family velo.
-        decay, accumulate: :class:`~pylo_zoo.optim.lstm_controlled.LSTMControlledOptimizer`.
-        nonfinite, master_weights, backend: :class:`~pylo_zoo.optim.base.LearnedOptimizer`. A loss that is not finite
-            stays in the loss buffer for good: use ``nonfinite="skip"`` where one may come.
+        weights: registry name, artifact directory or loaded artifact of family velo.
+        decay, accumulate: see :class:`~pylo_zoo.optim.lstm_controlled.LSTMControlledOptimizer`.
+        nonfinite, master_weights, backend: see :class:`~pylo_zoo.optim.base.LearnedOptimizer`. A loss that is not
+            finite stays in the loss buffer forever: use ``nonfinite="skip"`` if one can occur.
+
+    State of a parameter: ``momentum [3, *shape]``, ``second_moment [1, *shape]``, ``row`` and ``col`` if the second
+    moment is factored, else ``diag``, and ``lstm_hidden`` and ``lstm_cell`` ``[H]``.
 
     Raises:
-        ZooError: bad arguments, weights of another family, or a step without a loss.
+        ZooError: an argument is invalid, the weights belong to another family, or a step has no loss.
     """
 
     families = ("velo",)
-    looks_ahead = True
+    prepare_reads_state = True
 
     def __init__(
         self,
@@ -80,23 +86,23 @@ class VeLO(MLPRuleOptimizer, LSTMControlledOptimizer):
 
     def lstm_inputs(self, items: Sequence[ParamStep], run_features: Tensor) -> Tensor:
         def row(item: ParamStep) -> Tensor:
-            taken = item.moments
-            if taken is None:
-                taken = conditioning.moments(item.look(), item.state["momentum"], item.state["second_moment"])
-            return taken.to(run_features)
+            moments = item.moments
+            if moments is None:
+                moments = conditioning.moments(item.read_value(), item.state["momentum"], item.state["second_moment"])
+            return moments.to(run_features)
 
         moments = torch.stack([row(item) for item in items])
-        of_tensors = conditioning.tensor_features(moments, [item.parameter.shape for item in items])
-        return torch.cat([run_features.expand(len(items), -1), of_tensors], dim=1)
+        tensor_features = conditioning.tensor_features(moments, [item.parameter.shape for item in items])
+        return torch.cat([run_features.expand(len(items), -1), tensor_features], dim=1)
 
-    def contexts(self, items: Sequence[ParamStep], control: Control) -> Written:
-        net: Any = self._meta(control.hidden.device, control.hidden.dtype).net
+    def contexts(self, items: Sequence[ParamStep], control: Control) -> GeneratedMLPs:
+        net: Any = self._meta_network(control.hidden.device, control.hidden.dtype).net
         layers = net.write(control.controls)
         record("controls", control.controls)  # pyright: ignore[reportArgumentType]
         for k, (weight, _) in enumerate(layers):
             record(f"written/{k}", weight)
         likes = [item.state["momentum"] for item in items]
-        return Written(layers, self.behavior.step_mult * control.lr_mult, likes)
+        return GeneratedMLPs(layers, self.behavior.step_mult * control.lr_mult, likes)
 
     @property
     def rule(self) -> Rule:
@@ -106,12 +112,12 @@ class VeLO(MLPRuleOptimizer, LSTMControlledOptimizer):
         return Limits(MAX_GRADIENT)
 
     def decay(self, group: Group) -> float:
-        return decoupled(group)
+        return decoupled_decay(group)
 
     def networks(self, prepared: Sequence[Network], positions: Sequence[int]) -> tuple[Sequence[Layer], Tensor]:
-        assert isinstance(prepared, Written)
+        assert isinstance(prepared, GeneratedMLPs)
         layers, multipliers = prepared.layers, prepared.multipliers
         if len(positions) < len(prepared):
             layers = [(w[positions], b[positions]) for w, b in layers]
             multipliers = multipliers[positions]
-        return [(w.float(), b.float()) for w, b in layers], multipliers  # float64 if some parameter is
+        return [(w.float(), b.float()) for w, b in layers], multipliers  # layers are float64 if any parameter is
