@@ -78,7 +78,7 @@ def test_own_triples_come_alone_or_in_a_list() -> None:
 @pytest.mark.parametrize(
     ("coefficients", "steps", "complaint"),
     [
-        ("quintik", 5, "no coefficient preset 'quintik'"),
+        ("quintik", 5, "Unknown coefficient preset 'quintik'"),
         ([], 5, "ns_coefficients is"),
         (3.0, 5, "ns_coefficients is 3.0"),
         (None, 5, "ns_coefficients is None"),
@@ -289,7 +289,7 @@ def test_matrices_of_a_convolution(spatial: tuple[int, ...], strides: str) -> No
 
 @pytest.mark.parametrize(
     ("shape", "mode", "complaint"),
-    [((4,), "flatten", "is no matrix"), ((), "batched", "is no matrix"), ((4, 4), "x", "conv_mode")],
+    [((4,), "flatten", "is not a matrix"), ((), "batched", "is not a matrix"), ((4, 4), "x", "conv_mode")],
 )
 def test_what_has_no_matrices(shape: tuple[int, ...], mode: str, complaint: str) -> None:
     with pytest.raises(ZooError, match=complaint):
