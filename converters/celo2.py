@@ -1,4 +1,4 @@
-"""CELO2, CELO2-base and ELO-CELO2 (SPEC §6): one MLP, the same tree; they differ in behaviour and defaults."""
+"""CELO2, CELO2-base and ELO-CELO2 (SPEC §6). They share one tree and differ in behavior and defaults."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def infer(leaves: Leaves) -> CELO2Architecture:
 
 
 def pylo_table(architecture: CELO2Architecture) -> Table:
-    """PyLO keeps JAX's ``(in, out)``, and one parameter a feature group."""
+    """PyLO keeps JAX's ``(in, out)`` layout, with one tensor per feature group."""
     groups = tuple((f"w0.{k}",) for k in range(len(GROUPS)))
     rows = [
         Rename(groups, "mlp.layers.0.weight", Transpose(GROUPS, name="concatenate groups + transpose")),

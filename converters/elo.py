@@ -1,4 +1,4 @@
-"""ELO (SPEC §3): the ``nn`` subtree alone; what meta-training adds to it is not part of the optimizer."""
+"""ELO (SPEC §3): the ``nn`` subtree. The subtrees that meta-training adds are not part of the optimizer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def infer(leaves: Leaves) -> MLPArchitecture:
 
 
 def pylo_table(architecture: MLPArchitecture) -> Table:
-    """PyLO's ``hidden_layers`` counts the layers between ``input`` and ``output``: one less than ours."""
+    """PyLO's ``hidden_layers`` counts the layers between ``input`` and ``output``: one less than here."""
     last = architecture.hidden_layers
     layers = {0: "input", last: "output"} | {i: f"linear_{i - 1}" for i in range(1, last)}
     return unchanged(

@@ -404,7 +404,7 @@ def test_a_library_that_is_there_needs_no_compiler_and_no_leave_to_write(
     finally:
         library.parent.chmod(0o755)
     (small / "kernels.cpp").write_text('extern "C" int answer() { return 43; }\n')
-    with pytest.raises(ZooError, match="There is no|is not installed"):
+    with pytest.raises(ZooError, match=r"There is no|is not installed"):
         build.load()
 
 

@@ -275,7 +275,7 @@ def test_one_of_velos_files_says_that_there_are_two(capsys: Capture, tmp_path: P
     path = pylo_files.write(tmp_path, "velo", theta("velo"))
     for name in ("VeLO_RNN", "VeLO_MLP"):
         said = refused(capsys, "convert", "velo", "--source", path / name / "model.safetensors")
-        assert "give a directory that holds both" in said
+        assert "Pass a directory with both" in said
 
 
 def test_files_of_two_checkpoints_are_refused(tmp_path: Path) -> None:
@@ -394,5 +394,5 @@ def test_export_gives_the_jax_tree_and_no_pylo_file(capsys: Capture, tmp_path: P
 
 @pytest.mark.parametrize("family", ["celo", "celo-adam", "adafac-mlp"])
 def test_families_that_pylo_does_not_publish(family: str, tmp_path: Path) -> None:
-    with pytest.raises(ZooError, match=f"no names for {family}"):
+    with pytest.raises(ZooError, match=f"PyLO has none for {family}"):
         convert(family, source=pylo_files.write(tmp_path, "elo", theta("elo")))

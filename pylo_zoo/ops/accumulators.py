@@ -48,7 +48,7 @@ def advance(average: Tensor, value: Tensor, decay: Tensor) -> None:
 
 
 def new_accumulators(p: Tensor, axes: Axes) -> dict[str, Tensor]:
-    """Zeros ``momentum [3, *shape]``, ``second_moment [1, *shape]``, and ``row`` and ``col``, or ``diag``, ``[3, …]``."""
+    """Zeros ``momentum [3, *shape]``, ``second_moment [1, *shape]``, ``row`` and ``col``, or ``diag``, ``[3, …]``."""
     shape = tuple(p.shape)
     shapes = {"momentum": (3, *shape), "second_moment": (1, *shape)}
     if axes.factored is None:
