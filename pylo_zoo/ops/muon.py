@@ -8,15 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 
 import torch
 from torch import Tensor
 
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.ops.apply import as_scalar, decay_and_step, decay_and_step_together, foreach, together
 from pylo_zoo.ops.layout import LAYOUTS, Layout
-from pylo_zoo.ops.orthogonalize import Coefficients, orthogonalize_all, resolve_coefficients
+from pylo_zoo.ops.orthogonalize import Coefficients, is_finite_number, orthogonalize_all, resolve_coefficients
 
 LR_SCALES = ("original", "match_rms_adamw", "rms_to_rms")
 CONV_MODES = ("flatten", "batched")
@@ -149,8 +148,8 @@ class Recipe:
                 raise ZooError(f"{name} is {value!r}.", f"Use one of: {', '.join(map(str, allowed))}.")
         for name in ("eps", "safety_factor"):
             value = getattr(self, name)
-            if not (isinstance(value, Real) and 0 < float(value) < math.inf):
-                raise ZooError(f"{name} is {value!r}.", f"{name} must be a positive number.")
+            if not (is_finite_number(value) and value > 0):
+                raise ZooError(f"{name} is {quoted(value)}.", "Use a positive finite number.")
         if not isinstance(self.normalize_spatial, bool):
             raise ZooError(f"normalize_spatial is {self.normalize_spatial!r}.", "Use True or False.")
 

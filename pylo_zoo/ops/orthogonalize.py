@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.ops.product import by_onednn, product
 
 Triple = tuple[float, float, float]
@@ -142,7 +142,7 @@ def resolve_coefficients(coefficients: Coefficients, steps: int) -> tuple[Triple
         ZooError: an unknown preset, no triples, a triple that is not three finite numbers, or ``steps`` below 1.
     """
     if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1:
-        raise ZooError(f"ns_steps is {steps!r}.", "Use a whole number of iterations, 1 or more; 5 is usual.")
+        raise ZooError(f"ns_steps is {quoted(steps)}.", "Use a whole number of iterations, 1 or more; 5 is usual.")
     triples = _triples(coefficients)
     return (*triples, *[triples[-1]] * (int(steps) - len(triples)))[: int(steps)]
 
@@ -150,21 +150,28 @@ def resolve_coefficients(coefficients: Coefficients, steps: int) -> tuple[Triple
 def _triples(coefficients: Any) -> tuple[Triple, ...]:
     if isinstance(coefficients, str):
         if coefficients not in COEFFICIENTS:
-            raise ZooError(f"Unknown coefficient preset {coefficients!r}.", f"Use one of {', '.join(COEFFICIENTS)}.")
+            message = f"Unknown coefficient preset {quoted(coefficients)}."
+            raise ZooError(message, f"Use one of {', '.join(COEFFICIENTS)}.")
         return COEFFICIENTS[coefficients]
     usage = 'Use a preset such as "quintic", one triple (a, b, c), or a sequence of triples.'
     if not isinstance(coefficients, Sequence) or not coefficients:
-        raise ZooError(f"ns_coefficients is {coefficients!r}.", usage)
+        raise ZooError(f"ns_coefficients is {quoted(coefficients)}.", usage)
     triples = [coefficients] if all(isinstance(each, Real) for each in coefficients) else coefficients
     for triple in triples:
-        numbers = isinstance(triple, Sequence) and all(_is_finite_number(each) for each in triple)
+        numbers = isinstance(triple, Sequence) and all(map(is_finite_number, triple))
         if not numbers or len(triple) != 3:
-            raise ZooError(f"ns_coefficients has {triple!r}, which is not three finite numbers.", usage)
+            raise ZooError(f"ns_coefficients has {quoted(triple)}, which is not three finite numbers.", usage)
     return tuple((float(a), float(b), float(c)) for a, b, c in triples)
 
 
-def _is_finite_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+def is_finite_number(value: Any) -> bool:
+    """Whether ``value`` is a real number for a float: not a bool, NaN, infinite or an integer of 400 digits."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _frobenius(matrices: Tensor, dtype: torch.dtype) -> Tensor:
