@@ -42,7 +42,7 @@ def kernels_for(backend: str, device: torch.device) -> Kernels | None:
     if isinstance(kernels, str) and backend == "fused":
         raise ZooError(
             f'backend="fused" is unavailable on {kind}: {kernels}',
-            'Use backend="eager" (the same result, slower) or "auto".',
+            'Use backend="eager", which is slower, or "auto".',
         )
     if kind not in _reported:
         _reported.add(kind)

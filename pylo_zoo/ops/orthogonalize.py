@@ -165,7 +165,7 @@ def _triples(coefficients: Any) -> tuple[Triple, ...]:
 
 
 def is_finite_number(value: Any) -> bool:
-    """Whether ``value`` is a real number for a float: not a bool, NaN, infinite or an integer of 400 digits."""
+    """Whether ``value`` is a finite real number within a float's range, and not a bool."""
     if not isinstance(value, Real) or isinstance(value, bool):
         return False
     try:

@@ -28,7 +28,7 @@ FF_MULT = 100.0
 """The constant of Google's class that multiplies the generated weights."""
 
 PEAK, VECTOR_BONUS = 4.0, 4.0
-"""Initial ``lr_mult``, and the addition for vectors and scalars. The best of five pairs tried on the digits."""
+"""Initial ``lr_mult``, and the addition for vectors and scalars. Chosen from five pairs tried on the digits."""
 STAIRS = {3: 0.2, 4: 0.25, 5: 0.25, 6: 0.15, 7: 0.15}
 """Share of the decrease at the fractions 0.4, 0.6, 0.8, 0.9 and 1.0, by index of the fraction feature."""
 TURN, LEAN = 3, 0.5

@@ -38,7 +38,7 @@ FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapp
 COMPILE_SECONDS = 300
 DIGEST = hashlib.sha256().digest_size
 NATIVE = {"x86_64": "-march=native", "amd64": "-march=native", "aarch64": "-mcpu=native", "arm64": "-mcpu=native"}
-INSTALL = "Install a C++ compiler, such as g++ or clang++, or name one in CXX."
+INSTALL = "Install a C++ compiler such as g++ or clang++, or set CXX to one."
 
 _log = logging.getLogger("pylo_zoo")
 
