@@ -29,7 +29,7 @@ from pylo_zoo.converters.base import (
 from pylo_zoo.converters.celo import CELO, CELO_ADAM
 from pylo_zoo.converters.celo2 import CELO2, CELO2_BASE, ELO_CELO2
 from pylo_zoo.converters.elo import ELO
-from pylo_zoo.converters.prepared import Prepared, prepare, used
+from pylo_zoo.converters.prepared import Prepared, prepare, used_leaves
 from pylo_zoo.converters.velo import VELO
 from pylo_zoo.errors import ZooError
 
@@ -76,10 +76,10 @@ class Families(Mapping[str, Family]):
 @functools.cache
 def third_party() -> Mapping[str, Family]:
     """The families that other installed packages declare, loaded once. A broken one is left out with a warning."""
-    return MappingProxyType(plugins.collect(plugins.FAMILIES, _declared, OWN))
+    return MappingProxyType(plugins.collect(plugins.FAMILIES, _load_declared, OWN))
 
 
-def _declared(point: EntryPoint) -> dict[str, Family]:
+def _load_declared(point: EntryPoint) -> dict[str, Family]:
     value = point.load()
     families = (value,) if isinstance(value, Family) else tuple(value)
     for family in families:
@@ -135,11 +135,11 @@ def diagnose(
         dtypes: names of the dtypes in the file, if they differ from the arrays'.
         finite: whether NaN and infinities are problems.
     """
-    return [*_misfits(family, leaves), *value_problems("leaves", used(family, leaves), dtypes, finite=finite)]
+    return [*_misfits(family, leaves), *value_problems("leaves", used_leaves(family, leaves), dtypes, finite=finite)]
 
 
 def _misfits(family: Family, leaves: Leaves) -> list[str]:
-    leaves = used(family, leaves)
+    leaves = used_leaves(family, leaves)
     try:
         shapes = leaf_shapes(family, family.infer(leaves))
     except ZooError as error:

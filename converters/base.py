@@ -396,5 +396,6 @@ def axis(leaves: Leaves, path: Path, index: int) -> int:
         raise ZooError(f"leaf {'/'.join(path)} missing", "Run `pylo-zoo inspect FILE` to see every leaf.")
     shape = leaves[path].shape
     if not -len(shape) <= index < len(shape):
-        raise ZooError(f"leaf {'/'.join(path)} of shape {list(shape)}", "Pass a leaf with more axes.")
+        hint = "Run `pylo-zoo inspect FILE` to see every leaf."
+        raise ZooError(f"leaf {'/'.join(path)} of shape {list(shape)}, which has too few axes", hint)
     return shape[index]

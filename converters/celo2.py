@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from pylo_zoo.config import CELO2Architecture, CELO2BaseBehavior, CELO2Behavior
 from pylo_zoo.converters.base import IDENTITY, TRANSPOSE, Family, Leaves, Naming, Rename, Table, Transpose, axis, record
-from pylo_zoo.converters.tables import FF_STACK, GROUPS, hidden_layers, mlp, numbered
+from pylo_zoo.converters.tables import FF_STACK, GROUPS, count_numbered, hidden_layers, mlp
 
 DEFAULTS = {
     "lr": 1e-3,
@@ -48,7 +48,7 @@ def pylo_infer(leaves: Leaves) -> CELO2Architecture:
     return record(
         CELO2Architecture,
         ff_hidden_size=axis(leaves, ("b0",), -1),
-        ff_hidden_layers=numbered(leaves, r"dense_[wb]\.(\d{1,4})"),
+        ff_hidden_layers=count_numbered(leaves, r"dense_[wb]\.(\d{1,4})"),
     )
 
 

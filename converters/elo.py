@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pylo_zoo.config import ELOBehavior, MLPArchitecture
 from pylo_zoo.converters.base import Family, Leaves, Naming, Table, axis, record
-from pylo_zoo.converters.tables import NN, hidden_layers, mlp, numbered, unchanged
+from pylo_zoo.converters.tables import NN, count_numbered, hidden_layers, mlp, unchanged
 
 
 def table(architecture: MLPArchitecture) -> Table:
@@ -36,7 +36,7 @@ def pylo_infer(leaves: Leaves) -> MLPArchitecture:
     return record(
         MLPArchitecture,
         hidden_size=axis(leaves, ("network.input.bias",), 0),
-        hidden_layers=1 + numbered(leaves, r"network\.linear_(\d{1,4})\.(?:weight|bias)"),
+        hidden_layers=1 + count_numbered(leaves, r"network\.linear_(\d{1,4})\.(?:weight|bias)"),
     )
 
 

@@ -32,7 +32,7 @@ class Prepared:
 
 def prepare(family: Family, leaves: Leaves, dtypes: Mapping[Path, str], *, cast: bool) -> Prepared:
     """Leave out the leaves that ``family`` ignores. With ``cast``, round floats of other dtypes to float32."""
-    kept = used(family, leaves)
+    kept = used_leaves(family, leaves)
     changed = {path for path in kept if cast and dtypes[path] in CASTABLE}
     with np.errstate(over="ignore"):  # the check for infinities comes later
         kept |= {path: kept[path].astype(np.float32) for path in changed}
@@ -44,7 +44,7 @@ def prepare(family: Family, leaves: Leaves, dtypes: Mapping[Path, str], *, cast:
     )
 
 
-def used(family: Family, leaves: Leaves) -> dict[Path, np.ndarray]:
+def used_leaves(family: Family, leaves: Leaves) -> dict[Path, np.ndarray]:
     """``leaves`` without those that ``family`` ignores."""
     pattern = family.ignored
     return {path: leaf for path, leaf in leaves.items() if not (pattern and pattern.fullmatch("/".join(path)))}

@@ -43,7 +43,7 @@ def unchanged(names: Mapping[str, str], like: Mapping[str, str] | None = None) -
     return tuple(Rename(((name,),), tensor, IDENTITY, likes.get(tensor)) for name, tensor in names.items())
 
 
-def numbered(leaves: Leaves, pattern: str) -> int:
+def count_numbered(leaves: Leaves, pattern: str) -> int:
     """Number of leaves in a numbered series, from the highest number. ``pattern`` has the number as its group."""
     matches = (re.fullmatch(pattern, path[-1]) for path in leaves)
     return min(max((int(match[1]) + 1 for match in matches if match), default=0), len(leaves))
@@ -71,8 +71,7 @@ CONTROLLER: Table = (
 """The LSTM of VeLO, Celo and celo-adam (SPEC §4). ``rnn/linear`` is one key with a slash."""
 
 CONTROLLED_HYPER = {"num_steps": 8, "lr": 1.0, "weight_decay": 0.0001}
-"""Hyperparameters of parity's runs of these families. Its 10 steps go past the planned end, and decay is smaller than a
-step."""
+"""Parity's hyperparameters for these families: the 10 steps go past the planned end, and decay is less than a step."""
 
 CONTROLS: Table = affine(("rnn_params", "rnn_to_controls"), "controller.controls")
 """The LSTM's additional output in VeLO and Celo: the mixture of MLPs."""

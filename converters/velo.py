@@ -19,9 +19,9 @@ from pylo_zoo.converters.tables import (
     FF_STACK,
     GROUPS,
     HIDDEN,
+    count_numbered,
     hidden_layers,
     mlp,
-    numbered,
     unchanged,
 )
 
@@ -127,7 +127,7 @@ def pylo_infer(leaves: Leaves) -> HyperNetArchitecture:
         lstm_hidden_size=axis(leaves, ("lstm_init_state.0",), -1),
         param_inits=axis(leaves, ("rnn_to_controls.bias",), 0),
         ff_hidden_size=axis(leaves, ("input_bias_",), -1),
-        ff_hidden_layers=1 + numbered(leaves, r"hidden_(?:weights|bias)_\.(\d{1,4})"),
+        ff_hidden_layers=1 + count_numbered(leaves, r"hidden_(?:weights|bias)_\.(\d{1,4})"),
     )
 
 
