@@ -1,4 +1,4 @@
-# Everything runs in .venv, which each target creates where it is missing or out of date.
+# Everything runs in .venv, which each target creates if it is missing or out of date.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,7 +21,7 @@ demo: $(STAMP)  ## convert a checkpoint, prove parity, train with the result
 test: lint  ## lint, types and the tests
 	$(PYTEST)
 
-test-full: lint  ## the same, the slow tests, and a report of error margins, none above a half
+test-full: lint  ## all tests including slow ones, and a report of error margins, which must be at most a half
 	$(PYTEST) -m "slow or not slow" --margins
 
 test-oldest: $(OLDEST)/.installed  ## the tests on the lowest versions that pyproject.toml allows; downloads 3 GB
@@ -32,23 +32,23 @@ lint: $(STAMP)  ## ruff and pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-docs: $(STAMP)  ## the documentation site, into site/; warnings are errors
+docs: $(STAMP)  ## build the documentation site in site/; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	@echo "site/index.html; to look at it: $(BIN)/mkdocs serve"
+	@echo "Built site/index.html. To view it, run: $(BIN)/mkdocs serve"
 
 clean:  ## remove the virtual environment, caches and everything built
 	rm -rf $(VENV) $(OLDEST) build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml setup.py constraints.txt
-	@echo "Installing torch, jax and the development tools into $(VENV), once: a few minutes; 3 GB on disk,"
-	@echo "or about twice that with a CUDA build of torch. pip shows its progress."
+	@echo "Installing torch, jax and the development tools into $(VENV), once. This takes a few minutes and 3 GB on disk,"
+	@echo "or about 6 GB with a CUDA build of torch."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 $(OLDEST)/.installed: pyproject.toml setup.py constraints-oldest.txt
 	$(OLDEST_PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip install --upgrade pip  # the pip of Python 3.10 needs over ten minutes to resolve this
+	$(OLDEST)/bin/python -m pip install --upgrade pip  # Python 3.10's pip needs over ten minutes to resolve this
 	$(OLDEST)/bin/python -m pip install --constraint constraints-oldest.txt --editable '.[dev]'
 	@touch $@

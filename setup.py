@@ -1,7 +1,7 @@
-"""The package layout, which pyproject.toml cannot spell: two top-level places belong to ``pylo_zoo``.
+"""The package layout, which pyproject.toml cannot express.
 
-``converters/`` is the package ``pylo_zoo.converters``. ``registry.yaml`` becomes ``pylo_zoo/registry.yaml`` when a
-wheel is built; in a checkout (editable) it is read where it lies.
+``converters/`` is the package ``pylo_zoo.converters``. ``registry.yaml`` is copied to ``pylo_zoo/registry.yaml`` in a
+wheel, and read in place in an editable install.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithRegistry(build_py):
-    """``build_py`` that puts ``registry.yaml`` inside the package."""
+    """``build_py`` that copies ``registry.yaml`` into the package."""
 
     def run(self) -> None:
         super().run()

@@ -1,10 +1,10 @@
-"""Every GPU kernel compiled ahead of time, for GPUs that need not be there: registers, spills, shared memory, roofline.
+"""Compiles every GPU kernel without a GPU, and reports registers, spills, shared memory and a roofline.
 
     python benchmarks/compile_kernels.py [--targets sm_80,sm_90,gfx942] [--out benchmarks/kernels.json]
 
-What is compiled is what :class:`~pylo_zoo.kernels.gpu.GpuKernels` would launch: its launches for a small model of every
-kind of parameter are recorded instead of started. Fails if a kernel spills registers to memory. The roofline is
-computed from bytes and operations, not measured.
+It records the launches of :class:`~pylo_zoo.kernels.gpu.GpuKernels` for a small model with every kind of parameter, and
+compiles their kernels. Fails if a kernel spills registers to memory. The roofline is computed from bytes and
+operations, not measured.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # as the launches ask for
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # as in pylo_zoo.kernels.gpu.launch
 
 import torch
 import triton
@@ -48,7 +48,7 @@ FAMILIES: dict[str, tuple[Rule, int]] = {
     "adafac-4": (adafac_rule(0.001), 4),
     "small-fc": (adafac_rule(0.001), 32),
 }
-"""Rule and hidden units, in two hidden layers."""
+"""Rule, and units of each of the two hidden layers."""
 MODEL = {
     "matrix": (64, 64),
     "odd matrix": (5, 3),
@@ -61,18 +61,18 @@ TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", t
 
 
 class Launch(NamedTuple):
-    """One specialisation."""
+    """One specialization of a kernel."""
 
     kernel: Any
     what: str
-    """Family, parameter, type: the first that launches it."""
+    """Family, parameter and dtype of the first launch."""
     types: tuple[str, ...]
     constants: tuple[tuple[str, Any], ...]
     options: tuple[tuple[str, int], ...]
 
 
-def recorded(precision: str) -> list[Launch]:
-    """The launches of one step of every family, each specialisation once."""
+def record_launches(precision: str) -> list[Launch]:
+    """The launches of one step of every family, each specialization once."""
     launches: dict[tuple[Any, ...], Launch] = {}
     what = ""
 
@@ -82,12 +82,12 @@ def recorded(precision: str) -> list[Launch]:
         launch = Launch(kernel, what, types, tuple(options.items()), (("num_warps", warps),))
         launches.setdefault((kernel.fn.__name__, types, str(launch.constants)), launch)
 
-    started, gpu.launch = gpu.launch, record
+    original, gpu.launch = gpu.launch, record
     try:
         for what, step in _steps(gpu.GpuKernels(precision)):  # noqa: B007
             step()
     finally:
-        gpu.launch = started
+        gpu.launch = original
     return list(launches.values())
 
 
@@ -109,7 +109,7 @@ def _steps(kernels: gpu.GpuKernels) -> Iterator[tuple[str, Any]]:
 
                 def step(task: Task = task, rule: Rule = rule, layers: Any = layers) -> None:
                     advanced = kernels.advance([task], rule, None)
-                    if rule.per_matrix:  # its steps are orthogonalized before they move anything
+                    if rule.per_matrix:  # these steps are orthogonalized before they are applied
                         kernels.steps(advanced, layers, ScratchBuffer())
                     kernels.move(advanced, layers, [0.1], [0.0])
 
@@ -121,37 +121,37 @@ def _steps(kernels: gpu.GpuKernels) -> Iterator[tuple[str, Any]]:
             yield f"adam, {name}, {kind}", lambda adam=adam: kernels.adam([adam], None)
 
 
-def compiled(launch: Launch, target: str) -> dict[str, Any]:
-    """One kernel for one target: what it takes."""
+def compile_kernel(launch: Launch, target: str) -> dict[str, Any]:
+    """Compile one kernel for one target, and return its resource usage."""
     constants = dict(launch.constants)
     names = [name for name in launch.kernel.arg_names if name not in constants]
     signature = dict(zip(names, launch.types, strict=True)) | dict.fromkeys(constants, "constexpr")
     aligned = {
         (k,): [["tt.divisibility", 16]]
         for k, name in enumerate(launch.kernel.arg_names)
-        if signature[name].startswith("*")  # as torch allocates
+        if signature[name].startswith("*")  # torch's allocator aligns to 16 bytes
     }
     source = ASTSource(launch.kernel, signature, constants, aligned)
     options = {**dict(launch.options), "enable_fp_fusion": True}
     result = triton.compile(source, target=TARGETS[target], options=options)
-    made = result.asm
-    taken = _nvidia(made["ptx"], made["cubin"]) if "ptx" in made else _amd(made["amdgcn"])
+    asm = result.asm
+    usage = _nvidia(asm["ptx"], asm["cubin"]) if "ptx" in asm else _amd(asm["amdgcn"])
     name = {"target": target, "kernel": launch.kernel.fn.__name__, "for": launch.what}
     warps = dict(launch.options)["num_warps"]
-    return {**name, **taken, "shared": result.metadata.shared, "threads": warps * TARGETS[target].warp_size}
+    return {**name, **usage, "shared": result.metadata.shared, "threads": warps * TARGETS[target].warp_size}
 
 
 def _nvidia(ptx: str, binary: bytes) -> dict[str, int]:
-    """What NVIDIA's assembler, which Triton brings, made of a kernel: spilled registers lie on the stack.
+    """Resource usage from the NVIDIA tools that Triton includes. Spilled registers are on the stack.
 
-    ``operations`` are float32 ones, per thread.
+    ``operations`` is the number of float32 operations per thread.
     """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
         file.flush()
         command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    (registers,), (stack,), (local,) = (re.findall(rf" {name}:(\d+)", said) for name in ("REG", "STACK", "LOCAL"))
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    (registers,), (stack,), (local,) = (re.findall(rf" {name}:(\d+)", output) for name in ("REG", "STACK", "LOCAL"))
     operations = re.findall(r"^\s*(?:@\S+ )?(?:fma|add|sub|mul|div|rsqrt|sqrt|ex2|setp|min|max)\.\S*f32", ptx, re.M)
     return {
         "registers": int(registers),
@@ -162,7 +162,7 @@ def _nvidia(ptx: str, binary: bytes) -> dict[str, int]:
 
 
 def _amd(assembly: str) -> dict[str, int]:
-    """What AMD's assembly says of itself. Scalar registers spill into vector registers, not into memory."""
+    """Resource usage from AMD's assembly. Scalar registers spill to vector registers, not to memory."""
 
     def field(name: str) -> int:
         return int(re.findall(rf"\.{name}:\s+(\d+)", assembly)[0])
@@ -172,7 +172,7 @@ def _amd(assembly: str) -> dict[str, int]:
 
 
 class Device(NamedTuple):
-    """Peak figures, from the makers' data sheets, in units of 1e12 a second."""
+    """Peak rates from the vendors' data sheets, in 1e12 per second."""
 
     bandwidth: float
     fp32: float
@@ -185,14 +185,14 @@ DEVICES = {
     "H100 SXM": Device(3.35, 67, 495),
 }
 MATRIX_BYTES = {"factors": 4, "moments": 40, "move": 28}
-"""Per float32 element. Factors: read g. Moments: read p, g, m, v; write m, v. Move: read p, g, m, v; write p."""
+"""Bytes per float32 element. Factors: read g. Moments: read p, g, m, v; write m, v. Move: read p, g, m, v; write p."""
 ADAMW_BYTES = 28
 
 
 def roofline(kernels: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Picoseconds a parameter of each pass, computed: the longer of bytes and operations.
+    """Computed picoseconds per parameter of each pass: the longer of the times for bytes and for operations.
 
-    Products of matrices are three TF32 products each, beside the float32 of everything else.
+    A matrix product counts as three TF32 products. Everything else is float32.
     """
     rows = []
     operations = {
@@ -239,14 +239,14 @@ def main() -> None:
     arguments = parser.parse_args()
     kernels = []
     for target in arguments.targets.split(","):
-        for launch in recorded("ieee" if TARGETS[target].backend == "hip" else "tf32x3"):
-            kernels.append(compiled(launch, target))
+        for launch in record_launches("ieee" if TARGETS[target].backend == "hip" else "tf32x3"):
+            kernels.append(compile_kernel(launch, target))
             print(json.dumps(kernels[-1]), file=sys.stderr, flush=True)
     report = {"triton": triton.__version__, "kernels": kernels}
     print(table(kernels))
     if "sm_80" in arguments.targets:
         report["roofline, picoseconds a parameter of a matrix, computed and not measured"] = rows = roofline(kernels)
-        print(f"\nRoofline, picoseconds a parameter of a matrix, computed and not measured:\n\n{table(rows)}")
+        print(f"\nRoofline in picoseconds per parameter of a matrix, computed and not measured:\n\n{table(rows)}")
     lines = [f'  "{name}": {_lines(value)}' for name, value in report.items()]
     arguments.out.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     spilling = [kernel for kernel in kernels if kernel["spills"]]
@@ -255,7 +255,7 @@ def main() -> None:
 
 
 def _lines(value: Any) -> str:
-    """JSON with a line a row."""
+    """JSON with one line per row."""
     if not isinstance(value, list):
         return json.dumps(value)
     return "[\n" + ",\n".join(f"    {json.dumps(row)}" for row in value) + "\n  ]"

@@ -1,4 +1,4 @@
-"""How weight decay and learning-rate schedules change runs of VeLO, Celo and CeloAdam: accuracy on the digits.
+"""Effect of weight decay and learning-rate schedules on the loss and accuracy of VeLO, Celo and CeloAdam on the digits.
 
     python benchmarks/decay.py [NAME_OR_DIRECTORY ...] [--steps 500] [--seeds 2]
 
@@ -30,7 +30,7 @@ LAST = 20
 
 
 class Outcome(NamedTuple):
-    """Training loss at the end of a run, and the accuracy on held-out images; means over the seeds."""
+    """Training loss at the end of a run and accuracy on held-out images, averaged over the seeds."""
 
     loss: float
     accuracy: float
@@ -53,7 +53,7 @@ def outcome(
 
 
 def _scheduler(optimizer: torch.optim.Optimizer, schedule: str, steps: int) -> Callable[[float], None]:
-    """What to call after each step."""
+    """A callback for the end of each step."""
     if schedule == "constant":
         return lambda loss: None
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(schedule, step, steps))
@@ -72,17 +72,18 @@ def main() -> None:
         **{f"{schedule} schedule": {"schedule": schedule} for schedule in SCHEDULES},
     }
     artifacts = [pylo_zoo.load(name) for name in arguments.weights]
-    found = {
+    outcomes = {
         label: {each.name: outcome(each, arguments.steps, arguments.seeds, **setting) for each in artifacts}
         for label, setting in settings.items()
     }
     if arguments.json:
-        print(json.dumps({label: {name: each._asdict() for name, each in row.items()} for label, row in found.items()}))
+        rows = {label: {name: each._asdict() for name, each in row.items()} for label, row in outcomes.items()}
+        print(json.dumps(rows))
         return
     table = Table(title=f"{arguments.steps} steps, {arguments.seeds} seeds: loss, accuracy", title_justify="left")
     for column in ("setting", *(each.name for each in artifacts)):
         table.add_column(column)
-    for label, row in found.items():
+    for label, row in outcomes.items():
         table.add_row(label, *(f"{each.loss:.2g}, {each.accuracy:.3f}" for each in row.values()))
     Console().print(table)
 

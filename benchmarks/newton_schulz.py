@@ -1,10 +1,10 @@
-"""Newton–Schulz against its bare matrix products, in turn, in float32 (CELO2) and bfloat16 (Muon).
+"""Time of Newton–Schulz relative to its matrix products alone, in float32 (CELO2) and bfloat16 (Muon).
 
     python benchmarks/newton_schulz.py [--seconds 600] [--threads N] [--device cuda]
 
-The products are the fifteen of five iterations, without anything between them, into memory that is there already. A
-ratio of 1.2 is the most that is allowed. Every time goes to benchmarks/newton-schulz.json, as of ``pylo-zoo bench``,
-and the table into docs/performance.md. ``--page`` does only that.
+The products are the fifteen of five iterations, into allocated memory, without other operations. The two are measured
+alternately; the largest allowed ratio is 1.2. Writes every time to benchmarks/newton-schulz.json, in the format of
+``pylo-zoo bench``, and the table to docs/performance.md. ``--page`` only writes the table.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ SUBJECTS = [
 ]
 
 
-def table(found: Report) -> str:
-    """A row a set of matrices and dtype."""
+def table(results: Report) -> str:
+    """The table, with one row per set of matrices and dtype."""
     about = {each.name: each.about for each in SHAPES}
     lines = [
-        f"Measured on: {about_machine(found.machine, 'as below')}.",
+        f"Measured on: {about_machine(results.machine, 'as below')}.",
         "",
         "| matrices | dtype | ms | products' ms | ratio | quartiles | of least | pairs |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for cell in found.cells:
+    for cell in results.cells:
         times = [figure(1000 * each.median) for each in (cell.time, cell.against_time)]
         ratio = cell.ratio
         row = [about[cell.shapes], cell.optimizer, *times, figure(ratio.median)]
@@ -69,7 +69,7 @@ def table(found: Report) -> str:
 
 
 def with_table(page: str) -> str:
-    """``page`` with the table of the file between its two marks."""
+    """``page`` with the table between its two markers."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n\n{table(read(FILE))}\n\n{END}{after}"
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--page", action="store_true", help="make the page from the file, measuring nothing")
+    parser.add_argument("--page", action="store_true", help="only write the table, from the file")
     arguments = parser.parse_args()
     if not arguments.page:
         plan = BenchPlan(

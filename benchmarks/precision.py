@@ -1,9 +1,9 @@
-"""What 16-bit parameters cost, with and without a float32 master copy: training losses on the digits.
+"""Training losses on the digits with 16-bit parameters, with and without float32 master weights.
 
     python benchmarks/precision.py [NAME_OR_DIRECTORY ...]
 
-Trains one classifier a dtype, each from the same start, with each checkpoint, Muon and torch's AdamW, and prints the
-mean loss of the last 20 steps, over three seeds.
+Trains one classifier per dtype, from the same start, with each checkpoint, Muon and torch's AdamW. Prints the mean loss
+of the last 20 steps, averaged over three seeds.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RUNS: dict[str, tuple[torch.dtype, bool]] = {
 
 
 class Narrow(nn.Module):
-    """The classifier in ``dtype``; its logits, and with them the loss, in float32."""
+    """The classifier in ``dtype``, with float32 logits and loss."""
 
     def __init__(self, seed: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Narrow(nn.Module):
 
 
 def builders(names: list[str]) -> dict[str, Callable[[Any, bool], torch.optim.Optimizer | None]]:
-    """By heading: an optimizer over parameters, with a master copy or not; None where it offers none."""
+    """By column title: a function from parameters and ``master_weights`` to an optimizer, or None if unsupported."""
 
     def learned(artifact: pylo_zoo.Artifact) -> Callable[[Any, bool], torch.optim.Optimizer]:
         cls: Any = optimizer_class(artifact.family)
@@ -64,17 +64,17 @@ def builders(names: list[str]) -> dict[str, Callable[[Any, bool], torch.optim.Op
 def final_loss(
     build: Callable[[Any, bool], torch.optim.Optimizer | None], run: str, seeds: int = SEEDS
 ) -> float | None:
-    """Mean loss of the last 20 steps, over the seeds."""
+    """Mean loss of the last 20 steps, averaged over the seeds."""
     dtype, master = RUNS[run]
-    found = []
+    means = []
     for seed in range(seeds):
         model = Narrow(seed, dtype)
         optimizer = build(model.parameters(), master)
         if optimizer is None:
             return None
         losses = digits.train(model, optimizer, digits.load_digits(), STEPS, seed)
-        found.append(statistics.mean(losses[-20:]))
-    return statistics.mean(found)
+        means.append(statistics.mean(losses[-20:]))
+    return statistics.mean(means)
 
 
 def main() -> None:

@@ -1,11 +1,11 @@
-"""The figures of docs/performance.md: optimizers, backends and shape sets, against fused AdamW in the same run.
+"""The tables of docs/performance.md: step times of optimizers, backends and shape sets, relative to fused AdamW.
 
     python benchmarks/step_time.py [--seconds 1800] [--shapes gpt,many] [--optimizers celo2,muon] [--backends fused]
     python benchmarks/step_time.py --page
 
-Measures as ``pylo-zoo bench`` does, writes every time to benchmarks/BACKEND.json (eager, fused, and torch for what has
-no such choice, unless the file there is of more sets), and makes the page's tables from those files. ``--page`` does
-only that.
+Measures like ``pylo-zoo bench`` and writes every time to benchmarks/BACKEND.json, where BACKEND is eager, fused, or
+torch for optimizers without a backend. A torch.json with more shape sets is kept. Then writes the page's tables from
+these files. ``--page`` only writes the tables.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ BEGIN, END = "<!-- the figures: written by benchmarks/step_time.py -->", "<!-- e
 
 
 def with_figures(page: str) -> str:
-    """``page`` with the tables of the files between its two marks."""
+    """``page`` with the tables between its two markers."""
     tables = markdown(*(read(file) for file in FILES if file.exists()))
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n\n{tables}\n{END}{after}"
 
 
-def _says_more(file: Path, report: Report) -> bool:
-    """Whether the file is of more sets of shapes: torch's own rows come along with every run."""
+def _has_more_sets(file: Path, report: Report) -> bool:
+    """Whether the file has more shape sets than ``report``. Every run measures torch's optimizers again."""
     return file.exists() and set(read(file).asked["shape_sets"]) > set(report.asked["shape_sets"])
 
 
@@ -44,8 +44,8 @@ def main() -> None:
     parser.add_argument("--backends", default="all")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=1800)
-    parser.add_argument("--threads", type=int, help="torch's, where it is not given")
-    parser.add_argument("--page", action="store_true", help="make the page from the files, measuring nothing")
+    parser.add_argument("--threads", type=int, help="number of threads; torch's default if not given")
+    parser.add_argument("--page", action="store_true", help="only write the tables, from the files")
     arguments = parser.parse_args()
     if not arguments.page:
         plan = BenchPlan(
@@ -57,10 +57,10 @@ def main() -> None:
             arguments.threads,
         )
         report = bench(plan, lambda what, done, total: print(f"{done}/{total} {what}", file=sys.stderr))
-        for backend, its in report.by_backend().items():
+        for backend, part in report.by_backend().items():
             file = HERE / f"{backend}.json"
-            if not (backend == TORCH and _says_more(file, its)):
-                write(its, file)
+            if not (backend == TORCH and _has_more_sets(file, part)):
+                write(part, file)
     PAGE.write_text(with_figures(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""JAX theta trees, and PyLO's tensors, to torch state_dicts and back: a file a family, each of rename tables.
+"""Conversion of JAX theta trees and PyLO's tensors to torch state_dicts and back. Each family has a file of tables.
 
 >>> from pylo_zoo.converters import FAMILIES, to_torch
 >>> family = FAMILIES["velo"]
@@ -29,7 +29,7 @@ from pylo_zoo.converters.base import (
 from pylo_zoo.converters.celo import CELO, CELO_ADAM
 from pylo_zoo.converters.celo2 import CELO2, CELO2_BASE, ELO_CELO2
 from pylo_zoo.converters.elo import ELO
-from pylo_zoo.converters.prepared import Prepared, prepare, used
+from pylo_zoo.converters.prepared import Prepared, prepare, used_leaves
 from pylo_zoo.converters.velo import VELO
 from pylo_zoo.errors import ZooError
 
@@ -51,9 +51,9 @@ OWN = {family.name: family for family in (VELO, CELO, CELO_ADAM, CELO2, CELO2_BA
 
 
 class Families(Mapping[str, Family]):
-    """Families by name in one naming of their leaves: ours, then those of other packages.
+    """Families by name, for one naming of their leaves: this package's, then those of other packages.
 
-    The others are loaded when the families are listed, or one is asked for that is not ours.
+    Other packages are loaded when families are listed, or when a name is not one of this package's.
     """
 
     def __init__(self, named: Callable[[Family], Family | None]) -> None:
@@ -75,67 +75,71 @@ class Families(Mapping[str, Family]):
 
 @functools.cache
 def third_party() -> Mapping[str, Family]:
-    """The families that other installed packages declare; loaded once. A broken one is a warning, and left out."""
-    return MappingProxyType(plugins.collect(plugins.FAMILIES, _declared, OWN))
+    """The families that other installed packages declare, loaded once. A broken one is left out with a warning."""
+    return MappingProxyType(plugins.collect(plugins.FAMILIES, _load_declared, OWN))
 
 
-def _declared(point: EntryPoint) -> dict[str, Family]:
-    found = point.load()
-    families = (found,) if isinstance(found, Family) else tuple(found)
+def _load_declared(point: EntryPoint) -> dict[str, Family]:
+    value = point.load()
+    families = (value,) if isinstance(value, Family) else tuple(value)
     for family in families:
         if not isinstance(family, Family):
-            raise ZooError(f"{family!r} is no Family.", "Name a pylo_zoo.converters.Family, or a sequence of them.")
+            hint = "Declare a pylo_zoo.converters.Family, or a sequence of them."
+            raise ZooError(f"{family!r} is not a Family.", hint)
         if not NAME.fullmatch(family.name):
-            raise ZooError(f"{family.name!r} is no name for a family.", "Use lower case, digits, - and _.")
+            raise ZooError(f"{family.name!r} is not a valid family name.", "Use lower case, digits, - and _.")
     return {family.name: family for family in families}
 
 
 NAME = re.compile(r"[a-z0-9]+([-_][a-z0-9]+)*")
-"""What users can type as the name of a family."""
+"""A valid name of a family."""
 
 FAMILIES: Mapping[str, Family] = Families(lambda family: family)
 """Every family by the name that users type."""
 
 NAMINGS: Mapping[str, Mapping[str, Family]] = MappingProxyType({"jax": FAMILIES, "pylo": Families(Family.in_pylo)})
-"""The families in each naming of their leaves."""
+"""The families, for each naming of their leaves."""
 
 
 def get(name: str, naming: str = "jax") -> Family:
-    """The family called ``name``, its leaves named as ``naming`` says.
+    """The family called ``name``, with its leaves named as in ``naming``.
 
     Raises:
-        ZooError: there is no such family, or it has no such names.
+        ZooError: the family is unknown, or it has no such naming.
     """
     if name not in FAMILIES:
         near = difflib.get_close_matches(name.lower().replace("_", "-"), FAMILIES, n=1)
         listing = f"Known families: {', '.join(FAMILIES)}."
-        raise ZooError(f"There is no family {name!r}.", f"Did you mean {near[0]!r}? {listing}" if near else listing)
+        raise ZooError(f"Unknown family {name!r}.", f"Did you mean {near[0]!r}? {listing}" if near else listing)
     if name not in NAMINGS[naming]:
         raise ZooError(
-            f"This is a torch file; those are read in PyLO's naming, which has no names for {name}.",
-            f"PyLO publishes {', '.join(NAMINGS[naming])}; for {name}, give the JAX checkpoint.",
+            f"A torch file must have PyLO's names, and PyLO has none for {name}.",
+            f"Pass the JAX checkpoint of {name}; PyLO publishes {', '.join(NAMINGS[naming])}.",
         )
     return NAMINGS[naming][name]
 
 
 def candidates(leaves: Leaves, naming: str = "jax") -> list[str]:
-    """Names of the families whose names and shapes ``leaves`` have; more than one where families share a tree."""
+    """Names of the families that match the names and shapes of ``leaves``. Several families can share a tree."""
     return [name for name, family in NAMINGS[naming].items() if not _misfits(family, leaves)]
 
 
 def diagnose(
     family: Family, leaves: Leaves, dtypes: Mapping[Path, str] | None = None, *, finite: bool = True
 ) -> list[str]:
-    """What keeps ``leaves`` from being this family's theta; empty where nothing does.
+    """The differences of ``leaves`` from this family's theta, as sentences. Empty if they match.
 
-    ``dtypes`` names those that the file has, where they are not the arrays' own; ``finite`` is false where NaN and
-    infinities are no problem.
+    Args:
+        family: the family.
+        leaves: path to array.
+        dtypes: names of the dtypes in the file, if they differ from the arrays'.
+        finite: whether NaN and infinities are problems.
     """
-    return [*_misfits(family, leaves), *value_problems("leaves", used(family, leaves), dtypes, finite=finite)]
+    return [*_misfits(family, leaves), *value_problems("leaves", used_leaves(family, leaves), dtypes, finite=finite)]
 
 
 def _misfits(family: Family, leaves: Leaves) -> list[str]:
-    leaves = used(family, leaves)
+    leaves = used_leaves(family, leaves)
     try:
         shapes = leaf_shapes(family, family.infer(leaves))
     except ZooError as error:
@@ -145,7 +149,7 @@ def _misfits(family: Family, leaves: Leaves) -> list[str]:
 
 
 def nearest(leaves: Leaves, naming: str = "jax") -> Family:
-    """The family that shares most leaf names with ``leaves``, to say what is wrong with a tree that fits none."""
+    """The family that shares most leaf names with ``leaves``, for the error message of a tree without a match."""
 
     def distance(family: Family) -> tuple[int, int]:
         expected = {path for row in family.table(family.released) for path in row.leaves}

@@ -1,4 +1,4 @@
-"""AdafacMLP (small_fc_lopt) and μLO (SPEC §3): ELO's tree and the learned offsets of the decays."""
+"""AdafacMLP (small_fc_lopt) and μLO (SPEC §3): ELO's tree and learned decay offsets."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ADAFAC_MLP = Family(
 
 
 def pylo_table(architecture: MLPArchitecture) -> Table:
-    """PyLO's files hold the network alone; the offsets stand in its code (SPEC §3)."""
+    """PyLO's files have only the network. The decay offsets are constants in PyLO's code (SPEC §3)."""
     return (*elo.pylo_table(architecture), *DECAYS)
 
 

@@ -1,8 +1,7 @@
-"""What a checkpoint family's file declares, and the accounting that every conversion goes through.
+"""The declaration of a checkpoint family, and the conversion with its checks.
 
-A family is a table of :class:`Rename` rows. A row is data: JAX leaves, torch name, and a named change of layout that
-carries its own inverse. Conversion, export and the leaf check are all derived from the rows, and the expected shapes
-from the network itself.
+A family has a table of :class:`Rename` rows. A row is data: JAX leaves, a torch name, and a named layout change with
+its inverse. Conversion, export and checks are derived from the rows, and expected shapes from the network.
 """
 
 from __future__ import annotations
@@ -26,21 +25,21 @@ Leaves = Mapping[Path, np.ndarray]
 Shape = tuple[int, ...]
 
 SHOWN = 4
-"""How many of the leaves that are wrong in one way an error lists."""
+"""Most leaves that an error lists for one kind of problem."""
 MAX_SIZE = 1 << 16
-"""Largest size in an architecture: a hostile file must not make even the shapes of a network costly."""
+"""Largest size in an architecture, so that a hostile file cannot make the network's shapes costly."""
 MAX_LAYERS = 256
-"""Most layers in an architecture: each costs a module and rows of a table. Published ones have three at most."""
+"""Most layers in an architecture, because each costs a module and table rows. Published ones have at most three."""
 BYTES_PER_VALUE = 4
 UNUSED = "unused."
-"""Begins the torch names of leaves that the network does not read, kept so that an export is exact."""
+"""Prefix of the torch names of leaves that the network does not use. They are kept for an exact export."""
 
 
 # --- layout changes ----------------------------------------------------------------------------------------------
 
 
 class Change(Protocol):
-    """A change of layout with its inverse; both work on float32 arrays and move values without touching them."""
+    """A layout change with its inverse. Both rearrange float32 arrays without changing values."""
 
     @property
     def name(self) -> str: ...
@@ -52,7 +51,7 @@ class Change(Protocol):
 
 @dataclass(frozen=True)
 class Identity:
-    """One leaf as it is."""
+    """One leaf, unchanged."""
 
     name: str = "identity"
 
@@ -66,7 +65,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Transpose:
-    """``[*bank, in, out]`` → ``[*bank, out, in]``; with ``groups``, the inputs stand in one leaf a group of them."""
+    """``[*bank, in, out]`` → ``[*bank, out, in]``. With ``groups``, each group of inputs is a separate leaf."""
 
     groups: tuple[int, ...] = ()
     name: str = "transpose"
@@ -88,9 +87,9 @@ TRANSPOSE = Transpose()
 
 @dataclass(frozen=True)
 class Rename:
-    """One torch tensor and the JAX leaves that it is made of.
+    """One torch tensor and its JAX leaves.
 
-    ``like`` names the network's tensor whose shape a known-unused leaf has, since the network has none for it.
+    ``like`` is for an unused leaf, which is not a tensor of the network: it names a tensor of the same shape.
     """
 
     leaves: tuple[Path, ...]
@@ -104,15 +103,15 @@ Table = tuple[Rename, ...]
 
 @dataclass(frozen=True)
 class GinClass:
-    """The class that Google's ``config.gin`` configures, by the names of its constructor's arguments.
+    """The class that Google's ``config.gin`` configures, and the arguments of its constructor.
 
     Attributes:
         name: the class.
-        defaults: arguments that an architecture or behaviour field of the same name holds, with the class's defaults,
-            which apply when a gin file is there but silent.
-        optional: such arguments that say nothing when absent.
-        fixed: arguments that must have this value, since the mathematics here knows no other.
-        ignored: arguments without any effect on the update.
+        defaults: arguments that are fields of the architecture or behavior, with the class's defaults, which apply if a
+            gin file does not set them.
+        optional: such arguments without a default.
+        fixed: arguments with the only value that is implemented.
+        ignored: arguments without an effect on the update.
     """
 
     name: str
@@ -122,22 +121,22 @@ class GinClass:
     ignored: frozenset[str]
 
     def read(self, bindings: Mapping[str, Any]) -> dict[str, Any]:
-        """Architecture and behaviour values that a gin file with these ``bindings`` of the class states.
+        """Architecture and behavior values of a gin file with these ``bindings`` of the class.
 
         Raises:
-            ZooError: an argument is unknown, or has a value that changes the update in a way unknown here.
+            ZooError: an argument is unknown, or has a value that is not implemented.
         """
         known = {*self.defaults, *self.optional, *self.fixed, *self.ignored}
         for name, value in bindings.items():
             if name not in known:
                 raise ZooError(
                     f"config.gin: {self.name}.{name} is unknown.",
-                    f"Only the arguments of Google's {self.name} are understood; remove it if it has no effect.",
+                    f"Remove it if it has no effect: only the arguments of Google's {self.name} are supported.",
                 )
             if name in self.fixed and value != self.fixed[name]:
                 raise ZooError(
                     f"config.gin: {self.name}.{name} = {value!r} is another update rule.",
-                    f"Only {self.name}.{name} = {self.fixed[name]!r} is implemented.",
+                    f"Use a checkpoint with {self.name}.{name} = {self.fixed[name]!r}.",
                 )
         return {**self.defaults, **{key: value for key, value in bindings.items() if key in self._stated}}
 
@@ -148,14 +147,14 @@ class GinClass:
 
 @dataclass(frozen=True, eq=False)
 class Naming:
-    """Other names of a family's tensors, with a table and an inference of their own.
+    """Another naming of a family's leaves.
 
     Attributes:
-        table: the renames, given an architecture.
-        infer: the architecture, given the leaves.
-        ignored: names of leaves that are there and that no update reads.
-        optional: leaves that the files leave out, so that somebody else has to say them.
-        hint: what to do where leaves are missing.
+        table: returns the renames for an architecture.
+        infer: returns the architecture of leaves.
+        ignored: names of leaves in the files that no update uses.
+        optional: leaves that the files lack, so that the user must supply them.
+        hint: the hint of an error for missing leaves.
     """
 
     table: Callable[[Any], Table]
@@ -170,26 +169,27 @@ class Family:
     """A family of checkpoints.
 
     Attributes:
-        name: as users type it.
-        title: as papers write it.
+        name: the name that users type.
+        title: the name in papers.
         paper: arXiv number.
-        optimizer: ``"module:Class"`` of the optimizer that trains with it.
-        architecture: record of what the leaves' shapes say.
-        behavior: record of what no shape says.
+        optimizer: ``"module:Class"`` of the optimizer.
+        architecture: record of the sizes, which follow from the leaves' shapes.
+        behavior: record of the settings that do not follow from shapes.
         released: the architecture of the published checkpoint.
-        net: ``"module:Class"`` of the network, built from the two. Parity runs its ``probe`` (:mod:`pylo_zoo.nets`).
-        table: the renames, given an architecture.
-        infer: the architecture, given the leaves; raises ZooError where it cannot be read off.
-        defaults: arguments of the optimizer that an artifact may set, with the family's own values; None is off.
-        reference: ``"module:NAME"`` of the :class:`pylo_zoo.reference.Specification` in JAX that parity runs; without
-            one, parity compares the leaves alone and says "not_run".
+        net: ``"module:Class"`` of the network, which is built from an architecture and a behavior. Parity runs its
+            ``probe`` (:mod:`pylo_zoo.nets`).
+        table: returns the renames for an architecture.
+        infer: returns the architecture of leaves, or raises ZooError.
+        defaults: arguments of the optimizer that an artifact can set, with the family's values. None disables one.
+        reference: ``"module:NAME"`` of the JAX :class:`pylo_zoo.reference.Specification` that parity runs. Without one,
+            parity compares only the leaves and reports "not_run".
         parity_hyper: arguments of the optimizer in parity's runs: those of a plausible run of 10 steps, with weight
-            decay and clipping where the family has them.
+            decay and clipping if the family has them.
         gin: the class that a ``config.gin`` configures for this family.
-        containers: behaviour that the kind of container a checkpoint comes in says.
-        assumed: behaviour that it is given by that where nobody else says anything.
-        pylo: PyLO's names, for the families that PyLO publishes.
-        naming: whose names ``table`` and ``infer`` have: ``"jax"``, or ``"pylo"`` in what :meth:`in_pylo` gives.
+        containers: behavior by the checkpoint's container format.
+        assumed: default behavior by container format, if nothing else sets it.
+        pylo: PyLO's naming, for families that PyLO publishes.
+        naming: the naming of ``table`` and ``infer``: ``"jax"``, or ``"pylo"`` in the result of :meth:`in_pylo`.
         ignored: as in :class:`Naming`, like ``optional`` and ``hint``.
     """
 
@@ -216,11 +216,11 @@ class Family:
     hint: str = ""
 
     def in_pylo(self) -> Family | None:
-        """The same family with PyLO's names for its leaves."""
+        """The same family with PyLO's naming, or None if PyLO has none."""
         return None if self.pylo is None else replace(self, naming="pylo", pylo=None, **vars(self.pylo))
 
     def build(self, architecture: Any, behavior: Any) -> Any:
-        """The network as a ``torch.nn.Module``, its parameters unset and on the meta device."""
+        """The network as a ``torch.nn.Module`` on the meta device."""
         import torch
 
         net = self.load(self.net)
@@ -228,17 +228,17 @@ class Family:
             return net(architecture, behavior)
 
     def load(self, name: str) -> Any:
-        """What the import string ``name``, one of the family's own, stands for.
+        """Import the object with the import string ``name``.
 
         Raises:
-            ZooError: there is no such thing.
+            ZooError: the import fails.
         """
         module, _, attribute = name.partition(":")
         try:
             return getattr(import_module(module), attribute)
         except (ImportError, AttributeError, ValueError) as error:
             what = f"The family {self.name} names {name!r}, which cannot be imported: {error}."
-            raise ZooError(what, "It must be 'module:NAME', in a package that is installed.") from error
+            raise ZooError(what, "Use 'module:NAME' of an installed package.") from error
 
 
 @lru_cache(maxsize=32)
@@ -247,17 +247,17 @@ def net_shapes(family: Family, architecture: Any) -> dict[str, Shape]:
     for name, size in vars(architecture).items():
         limit = MAX_LAYERS if "layers" in name else MAX_SIZE
         if isinstance(size, int) and size > limit:
-            raise ZooError(f"A {family.name} with {name} {size:,} is not read.", f"{name} goes up to {limit:,}.")
+            raise ZooError(f"{name} of {family.name} is {size:,}.", f"Use a checkpoint with at most {limit:,}.")
     net = family.build(architecture, family.behavior())
     shapes = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
     size = BYTES_PER_VALUE * sum(map(math.prod, shapes.values()))
     if size > (limit := limits.max_bytes()):
-        raise ZooError(f"A {family.name} of this architecture has {size:,} bytes, more than {limit:,}.", limits.RAISE)
+        raise ZooError(f"{family.name} with this architecture has {size:,} bytes, over {limit:,}.", limits.RAISE)
     return shapes
 
 
 def tensor_shapes(family: Family, architecture: Any) -> dict[str, Shape]:
-    """Name to shape of all tensors of an artifact: the network's, then the known-unused ones."""
+    """Name to shape of all tensors of an artifact: those of the network, then the unused ones."""
     shapes = dict(net_shapes(family, architecture))
     for row in family.table(architecture):
         if row.like is not None:
@@ -266,7 +266,7 @@ def tensor_shapes(family: Family, architecture: Any) -> dict[str, Shape]:
 
 
 def leaf_shapes(family: Family, architecture: Any) -> dict[Path, Shape]:
-    """Path to shape of all leaves of a checkpoint: the tensors' shapes, taken through the inverse changes."""
+    """Path to shape of all leaves of a checkpoint, from the tensors' shapes and the inverse layout changes."""
     tensors = tensor_shapes(family, architecture)
     shapes: dict[Path, Shape] = {}
     for row in family.table(architecture):
@@ -284,14 +284,14 @@ def to_torch(family: Family, leaves: Leaves, architecture: Any, *, finite: bool 
     Args:
         family: the family.
         leaves: path to array, as read from a checkpoint.
-        architecture: as inferred from the leaves, or stated.
-        finite: refuse NaN and infinities.
+        architecture: the architecture, inferred from the leaves or given.
+        finite: whether to reject NaN and infinities.
 
     Returns:
-        state_dict name to float32 array, known-unused leaves under ``unused.*``.
+        state_dict name to float32 array, with unused leaves under ``unused.*``.
 
     Raises:
-        ZooError: listing every kind of leaf that is missing, left over, of another shape or dtype, or not finite.
+        ZooError: leaves are missing, unknown, of another shape or dtype, or not finite. It lists the leaves by kind.
     """
     expected = leaf_shapes(family, architecture)
     problems = [*structure_problems("leaves", leaves, expected), *value_problems("leaves", leaves, finite=finite)]
@@ -304,7 +304,7 @@ def to_torch(family: Family, leaves: Leaves, architecture: Any, *, finite: bool 
 def to_jax(
     family: Family, tensors: Mapping[str, np.ndarray], architecture: Any, *, finite: bool = True
 ) -> dict[Path, np.ndarray]:
-    """The inverse of :func:`to_torch`, with the same checks of the tensors."""
+    """The inverse of :func:`to_torch`, with the same checks."""
     expected = tensor_shapes(family, architecture)
     problems = [*structure_problems("tensors", tensors, expected), *value_problems("tensors", tensors, finite=finite)]
     _refuse(family, problems, "artifact")
@@ -314,21 +314,21 @@ def to_jax(
     return leaves
 
 
-def structure_problems(what: str, found: Mapping[Any, np.ndarray], expected: Mapping[Any, Shape]) -> list[str]:
-    """How the names and shapes of ``found`` differ from the ``expected`` ones; empty where they do not.
+def structure_problems(what: str, arrays: Mapping[Any, np.ndarray], expected: Mapping[Any, Shape]) -> list[str]:
+    """The differences of names and shapes between ``arrays`` and ``expected``, as sentences. Empty if they match.
 
     Args:
-        what: how to call them, such as ``"leaves"``.
-        found: leaf path, or tensor name, to array.
+        what: the noun in the sentences, such as ``"leaves"``.
+        arrays: leaf path, or tensor name, to array.
         expected: the same keys to shapes.
     """
-    return _listed(
+    return _list_by_kind(
         {
-            f"{what} missing": [f"{_name(key)} {list(shape)}" for key, shape in expected.items() if key not in found],
-            f"{what} that this family does not have": [_name(key) for key in found if key not in expected],
+            f"{what} missing": [f"{_name(key)} {list(shape)}" for key, shape in expected.items() if key not in arrays],
+            f"{what} that this family does not have": [_name(key) for key in arrays if key not in expected],
             f"{what} of another shape": [
                 f"{_name(key)} {list(array.shape)} instead of {list(expected[key])}"
-                for key, array in found.items()
+                for key, array in arrays.items()
                 if key in expected and array.shape != expected[key]
             ],
         }
@@ -336,24 +336,24 @@ def structure_problems(what: str, found: Mapping[Any, np.ndarray], expected: Map
 
 
 def value_problems(
-    what: str, found: Mapping[Any, np.ndarray], dtypes: Mapping[Any, str] | None = None, *, finite: bool = True
+    what: str, arrays: Mapping[Any, np.ndarray], dtypes: Mapping[Any, str] | None = None, *, finite: bool = True
 ) -> list[str]:
-    """Which arrays of ``found`` are not float32, or not finite.
+    """The arrays that are not float32, or not finite, as sentences.
 
     Args:
-        what: how to call them, such as ``"leaves"``.
-        found: leaf path, or tensor name, to array.
-        dtypes: names of the dtypes that their file has, where these may be others.
-        finite: whether NaN and infinities are a problem.
+        what: the noun in the sentences, such as ``"leaves"``.
+        arrays: leaf path, or tensor name, to array.
+        dtypes: names of the dtypes in the file, if they differ from the arrays'.
+        finite: whether NaN and infinities are problems.
     """
-    named = {key: array.dtype.name for key, array in found.items()} | dict(dtypes or {})
+    named = {key: array.dtype.name for key, array in arrays.items()} | dict(dtypes or {})
     wrong = {_name(key): dtype for key, dtype in named.items() if dtype != "float32"}
-    return _listed(
+    return _list_by_kind(
         {
             f"{what} that are not float32": [f"{name} {dtype}" for name, dtype in wrong.items()],
             f"{what} with NaN or infinite values": [
                 _name(key)
-                for key, array in found.items()
+                for key, array in arrays.items()
                 if finite and _name(key) not in wrong and not np.isfinite(array).all()
             ],
         }
@@ -364,8 +364,8 @@ def _name(key: Path | str) -> str:
     return key if isinstance(key, str) else "/".join(key)
 
 
-def _listed(kinds: Mapping[str, Sequence[str]]) -> list[str]:
-    """One sentence for every kind that has any, naming the first few."""
+def _list_by_kind(kinds: Mapping[str, Sequence[str]]) -> list[str]:
+    """One sentence per kind of problem, with the first few names."""
     sentences: list[str] = []
     for kind, names in kinds.items():
         if names:
@@ -377,8 +377,8 @@ def _listed(kinds: Mapping[str, Sequence[str]]) -> list[str]:
 def _refuse(family: Family, problems: Sequence[str], what: str) -> None:
     if problems:
         raise ZooError(
-            f"This {what} is no {family.name}: {'; '.join(problems)}.",
-            "`pylo-zoo inspect FILE` shows every leaf and the families that fit.",
+            f"This {what} does not match {family.name}: {'; '.join(problems)}.",
+            "Run `pylo-zoo inspect FILE` to see every leaf and the matching families.",
         )
 
 
@@ -386,15 +386,16 @@ def _refuse(family: Family, problems: Sequence[str], what: str) -> None:
 
 
 def record(kind: type[config.Record], **sizes: int) -> config.Record:
-    """An architecture record of ``sizes``, checked."""
+    """Build and check an architecture record of ``sizes``."""
     return config.parse(kind, sizes, "architecture")
 
 
 def axis(leaves: Leaves, path: Path, index: int) -> int:
-    """The size of an axis of the leaf at ``path``, from which an architecture is read off."""
+    """The size of an axis of the leaf at ``path``, which determines a size of the architecture."""
     if path not in leaves:
-        raise ZooError(f"leaf {'/'.join(path)} missing", "`pylo-zoo inspect FILE` shows every leaf.")
+        raise ZooError(f"leaf {'/'.join(path)} missing", "Run `pylo-zoo inspect FILE` to see every leaf.")
     shape = leaves[path].shape
     if not -len(shape) <= index < len(shape):
-        raise ZooError(f"leaf {'/'.join(path)} of shape {list(shape)}", "It has too few axes.")
+        hint = "Run `pylo-zoo inspect FILE` to see every leaf."
+        raise ZooError(f"leaf {'/'.join(path)} of shape {list(shape)}, which has too few axes", hint)
     return shape[index]

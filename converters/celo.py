@@ -1,4 +1,4 @@
-"""Celo and celo-adam (SPEC §5): VeLO's tree with fewer inputs, and its controller alone."""
+"""Celo and celo-adam (SPEC §5). Celo has VeLO's tree with fewer inputs; celo-adam has only the controller."""
 
 from __future__ import annotations
 

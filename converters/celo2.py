@@ -1,4 +1,4 @@
-"""CELO2, CELO2-base and ELO-CELO2 (SPEC §6): one MLP, the same tree; they differ in behaviour and defaults."""
+"""CELO2, CELO2-base and ELO-CELO2 (SPEC §6). They share one tree and differ in behavior and defaults."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from pylo_zoo.config import CELO2Architecture, CELO2BaseBehavior, CELO2Behavior
 from pylo_zoo.converters.base import IDENTITY, TRANSPOSE, Family, Leaves, Naming, Rename, Table, Transpose, axis, record
-from pylo_zoo.converters.tables import FF_STACK, GROUPS, hidden_layers, mlp, numbered
+from pylo_zoo.converters.tables import FF_STACK, GROUPS, count_numbered, hidden_layers, mlp
 
 DEFAULTS = {
     "lr": 1e-3,
@@ -32,7 +32,7 @@ def infer(leaves: Leaves) -> CELO2Architecture:
 
 
 def pylo_table(architecture: CELO2Architecture) -> Table:
-    """PyLO keeps JAX's ``(in, out)``, and one parameter a feature group."""
+    """PyLO keeps JAX's ``(in, out)`` layout, with one tensor per feature group."""
     groups = tuple((f"w0.{k}",) for k in range(len(GROUPS)))
     rows = [
         Rename(groups, "mlp.layers.0.weight", Transpose(GROUPS, name="concatenate groups + transpose")),
@@ -48,7 +48,7 @@ def pylo_infer(leaves: Leaves) -> CELO2Architecture:
     return record(
         CELO2Architecture,
         ff_hidden_size=axis(leaves, ("b0",), -1),
-        ff_hidden_layers=numbered(leaves, r"dense_[wb]\.(\d{1,4})"),
+        ff_hidden_layers=count_numbered(leaves, r"dense_[wb]\.(\d{1,4})"),
     )
 
 

@@ -1,10 +1,10 @@
-"""ELO (SPEC §3): the ``nn`` subtree alone; what meta-training adds to it is not part of the optimizer."""
+"""ELO (SPEC §3): the ``nn`` subtree. The subtrees that meta-training adds are not part of the optimizer."""
 
 from __future__ import annotations
 
 from pylo_zoo.config import ELOBehavior, MLPArchitecture
 from pylo_zoo.converters.base import Family, Leaves, Naming, Table, axis, record
-from pylo_zoo.converters.tables import NN, hidden_layers, mlp, numbered, unchanged
+from pylo_zoo.converters.tables import NN, count_numbered, hidden_layers, mlp, unchanged
 
 
 def table(architecture: MLPArchitecture) -> Table:
@@ -20,7 +20,7 @@ def infer(leaves: Leaves) -> MLPArchitecture:
 
 
 def pylo_table(architecture: MLPArchitecture) -> Table:
-    """PyLO's ``hidden_layers`` counts the layers between ``input`` and ``output``: one less than ours."""
+    """PyLO's ``hidden_layers`` counts the layers between ``input`` and ``output``: one less than here."""
     last = architecture.hidden_layers
     layers = {0: "input", last: "output"} | {i: f"linear_{i - 1}" for i in range(1, last)}
     return unchanged(
@@ -36,7 +36,7 @@ def pylo_infer(leaves: Leaves) -> MLPArchitecture:
     return record(
         MLPArchitecture,
         hidden_size=axis(leaves, ("network.input.bias",), 0),
-        hidden_layers=1 + numbered(leaves, r"network\.linear_(\d{1,4})\.(?:weight|bias)"),
+        hidden_layers=1 + count_numbered(leaves, r"network\.linear_(\d{1,4})\.(?:weight|bias)"),
     )
 
 

@@ -1,4 +1,4 @@
-"""Rows that several families' tables share: affine maps, the LSTM controller and the per-parameter MLP."""
+"""Table rows that families share: affine maps, the LSTM controller and the per-parameter MLP."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pylo_zoo.converters.base import IDENTITY, TRANSPOSE, UNUSED, Leaves, Path, Rename, Table, Transpose
 
 GROUPS = (1, 1, 1, 3, 1, 3, 1, 3, 1, 3, 3, 3, 3, 3)
-"""Channels of each of the 14 feature groups of VeLO, Celo and CELO2 (SPEC §4); leaf ``w0__k`` has those of group k."""
+"""Channels of each of the 14 feature groups of VeLO, Celo and CELO2 (SPEC §4). Leaf ``w0__k`` belongs to group k."""
 
 LAYER = re.compile(r"[wb](\d{1,4})(?:__\d+)?")
-"""Leaves of an MLP's layer i: ``wi``, ``bi``, or ``wi__k`` for a group of inputs."""
+"""The leaves of an MLP's layer i: ``wi``, ``bi``, or ``wi__k`` for a group of inputs."""
 
 FF_STACK: Path = ("ff_mod_stack", "~")
 NN: Path = ("nn", "~")
@@ -27,7 +27,7 @@ def affine(path: Path, tensor: str) -> Table:
 
 
 def mlp(path: Path, hidden_layers: int, groups: tuple[int, ...] = ()) -> Table:
-    """``path/w{i}`` and ``path/b{i}`` of every layer; with ``groups``, layer 0 is ``w0__0``, ``w0__1``, …"""
+    """``path/w{i}`` and ``path/b{i}`` of every layer. With ``groups``, layer 0 has leaves ``w0__0``, ``w0__1``, …"""
     rows: list[Rename] = []
     for i in range(hidden_layers + 1):
         names = [f"w0__{k}" for k in range(len(groups))] if groups and i == 0 else [f"w{i}"]
@@ -38,19 +38,19 @@ def mlp(path: Path, hidden_layers: int, groups: tuple[int, ...] = ()) -> Table:
 
 
 def unchanged(names: Mapping[str, str], like: Mapping[str, str] | None = None) -> Table:
-    """Leaves of one key that are torch's tensors as they are; ``like`` as in :class:`Rename`, by tensor."""
+    """Renames without a layout change, from leaf to tensor. ``like`` is that of :class:`Rename`, by tensor."""
     likes = like or {}
     return tuple(Rename(((name,),), tensor, IDENTITY, likes.get(tensor)) for name, tensor in names.items())
 
 
-def numbered(leaves: Leaves, pattern: str) -> int:
-    """How many leaves fit ``pattern``, which has the number as its group; by the highest number."""
-    found = (re.fullmatch(pattern, path[-1]) for path in leaves)
-    return min(max((int(match[1]) + 1 for match in found if match), default=0), len(leaves))
+def count_numbered(leaves: Leaves, pattern: str) -> int:
+    """Number of leaves in a numbered series, from the highest number. ``pattern`` has the number as its group."""
+    matches = (re.fullmatch(pattern, path[-1]) for path in leaves)
+    return min(max((int(match[1]) + 1 for match in matches if match), default=0), len(leaves))
 
 
 def hidden_layers(leaves: Leaves, path: Path) -> int:
-    """Hidden layers of the MLP at ``path``: the highest number in its names, so that an absent leaf is noticed."""
+    """Hidden layers of the MLP at ``path``: the highest number in its names, so that a missing leaf is detected."""
     names = (LAYER.fullmatch(leaf[-1]) for leaf in leaves if leaf[:-1] == path)
     return min(max((int(name[1]) for name in names if name), default=0), len(leaves))
 
@@ -62,16 +62,16 @@ CONTROLLER: Table = (
     *affine(("rnn_params", "linear_2"), "controller.direct"),
     *affine(("rnn_params", "rnn/linear"), "controller.lstm"),
     *affine(("rnn_params", "step_size"), "controller.step_size"),
-    # The original computes with `linear` and then overwrites the result: it is trained by nothing and read by nothing.
+    # The original overwrites the result of `linear`, so it is neither trained nor used.
     Rename(
         (("rnn_params", "linear", "w"),), f"{UNUSED}rnn_params.linear.w", TRANSPOSE, like="controller.pooled.weight"
     ),
     Rename((("rnn_params", "linear", "b"),), f"{UNUSED}rnn_params.linear.b", IDENTITY, like="controller.pooled.bias"),
 )
-"""The LSTM of VeLO, Celo and celo-adam (SPEC §4); ``rnn/linear`` is one key with a slash."""
+"""The LSTM of VeLO, Celo and celo-adam (SPEC §4). ``rnn/linear`` is one key with a slash."""
 
 CONTROLLED_HYPER = {"num_steps": 8, "lr": 1.0, "weight_decay": 0.0001}
-"""What parity runs these families with: its 10 steps go past the planned end; decay is no larger than a step."""
+"""Parity's hyperparameters for these families: the 10 steps go past the planned end, and decay is less than a step."""
 
 CONTROLS: Table = affine(("rnn_params", "rnn_to_controls"), "controller.controls")
-"""Its further output in VeLO and Celo: the mixture of the MLPs."""
+"""The LSTM's additional output in VeLO and Celo: the mixture of MLPs."""

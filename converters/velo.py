@@ -1,4 +1,4 @@
-"""VeLO (SPEC §4): an LSTM a tensor, a bank of MLPs, and Google's gin configuration."""
+"""VeLO (SPEC §4): a per-tensor LSTM, a bank of MLPs, and Google's gin configuration."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from pylo_zoo.converters.tables import (
     FF_STACK,
     GROUPS,
     HIDDEN,
+    count_numbered,
     hidden_layers,
     mlp,
-    numbered,
     unchanged,
 )
 
@@ -44,7 +44,7 @@ FEATURE_SWITCHES = (
     "param_scale_mult",
     "mix_layers",
 )
-"""Parts of the update that SPEC §4 always has."""
+"""Switches of the update that are always on in SPEC §4."""
 
 PROBES = (
     "precondition_output",
@@ -52,7 +52,7 @@ PROBES = (
     "with_validation_feature_dim",
     "validation_mode",
 )
-"""Changes of the update that SPEC §4 never has."""
+"""Switches of the update that are always off in SPEC §4."""
 
 HYPER_V2 = GinClass(
     name="HyperV2",
@@ -78,11 +78,11 @@ HYPER_V2 = GinClass(
     },
     ignored=frozenset({"reparam_decay", "summarize_each_layer", "summarize_all_control"}),
 )
-"""The arguments of Google's class. Its ``ff_mult`` is no argument but a constant, 100, as is the record's default."""
+"""The arguments of Google's class. Its ``ff_mult`` is a constant, 100, which is also the record's default."""
 
 
 def table(architecture: HyperNetArchitecture) -> Table:
-    """The renames of VeLO and Celo; the MLP's leaves lead with the bank's axis."""
+    """The renames of VeLO and Celo. The first axis of the MLP's leaves is the bank's."""
     return (*CONTROLLER, *CONTROLS, *mlp(FF_STACK, architecture.ff_hidden_layers, GROUPS))
 
 
@@ -104,11 +104,11 @@ PYLO_CONTROLLER = {
     "rnn_to_controls": "controller.controls",
     "step_size": "controller.step_size",
 }
-"""PyLO's names of the affine maps; its weights stand as torch keeps them, so that nothing is transposed."""
+"""PyLO's names of the affine maps. Its weights are in torch's layout, so nothing is transposed."""
 
 
 def pylo_table(architecture: HyperNetArchitecture) -> Table:
-    """PyLO's two files together: VeLO_RNN, then VeLO_MLP."""
+    """The names in PyLO's two files, VeLO_RNN and VeLO_MLP."""
     names = {"lstm_init_state.0": "controller.initial_hidden", "lstm_init_state.1": "controller.initial_cell"}
     for theirs, ours in PYLO_CONTROLLER.items():
         weight, bias = (".w", ".b") if ours.startswith(UNUSED) else (".weight", ".bias")
@@ -127,7 +127,7 @@ def pylo_infer(leaves: Leaves) -> HyperNetArchitecture:
         lstm_hidden_size=axis(leaves, ("lstm_init_state.0",), -1),
         param_inits=axis(leaves, ("rnn_to_controls.bias",), 0),
         ff_hidden_size=axis(leaves, ("input_bias_",), -1),
-        ff_hidden_layers=1 + numbered(leaves, r"hidden_(?:weights|bias)_\.(\d{1,4})"),
+        ff_hidden_layers=1 + count_numbered(leaves, r"hidden_(?:weights|bias)_\.(\d{1,4})"),
     )
 
 
@@ -152,6 +152,6 @@ VELO = Family(
         pylo_table,
         pylo_infer,
         ignored=re.compile(r"(?:input|output)_(?:weights|bias)|hidden_(?:weights|bias)\.\d{1,4}"),  # scratch
-        hint="PyLO publishes VeLO as two files, VeLO_RNN and VeLO_MLP: give a directory that holds both.",
+        hint="Pass a directory with both of PyLO's files, VeLO_RNN and VeLO_MLP.",
     ),
 )

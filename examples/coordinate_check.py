@@ -1,9 +1,9 @@
-"""Does MuLO's step carry over from one width to another? The coordinate check, with its width multipliers and without.
+"""The coordinate check: does MuLO's step transfer between widths, with and without its width multipliers?
 
 python examples/coordinate_check.py --weights zoo/mulo
 
-Prints how far four steps move the outputs of each layer of a perceptron, over widths, and the exponent with which
-that grows: about 0 with the multipliers; about 1 in the hidden layer without.
+Prints the change of each layer's outputs after four steps, for several widths of a perceptron, and the exponent of its
+growth with the width. It is about 0 with the multipliers, and about 1 in the hidden layer without them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pylo_zoo.tasks.coordinates import MuMLP, coordinate_check, growth
 
 
 def make(width: int, artifact: Artifact, scaled: bool) -> tuple[nn.Module, MuLO]:
-    """A perceptron and its optimizer; ``scaled`` divides the hidden weights' steps by the width multiplier."""
+    """A perceptron and its optimizer. ``scaled``: divide the hidden weights' steps by the width multiplier."""
     model = MuMLP(width)
     options = {"hidden.weight": {"width_mult": model.width_mult}} if scaled else {}
     return model, MuLO(param_groups(model, width_mult=1.0, options=options), weights=artifact)
@@ -30,7 +30,7 @@ def make(width: int, artifact: Artifact, scaled: bool) -> tuple[nn.Module, MuLO]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", default="mulo", help="registry name or artifact directory, of family mulo")
+    parser.add_argument("--weights", default="mulo", help="registry name or artifact directory of family mulo")
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256, 512, 1024])
     parser.add_argument("--steps", type=int, default=4)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Train a digits classifier with a learned optimizer and, beside it, with AdamW.
+"""Train a digits classifier with a learned optimizer and, for comparison, with AdamW.
 
 python examples/digits.py --weights zoo/velo-sample
 """
@@ -33,7 +33,7 @@ class Result:
 
 
 def run(name: str, make: MakeOptimizer, data: digits.Digits, steps: int, seed: int, progress: Progress) -> Result:
-    """One training run; every run of a seed has the same weights at the start and the same batches."""
+    """One training run. All runs with a seed have the same initial weights and batches."""
     model = digits.classifier(seed)
     optimizer = make(model)
     task = progress.add_task(name, total=steps, loss=float("nan"))
@@ -83,14 +83,14 @@ def main() -> None:
         title=f"digits, 64-32-10 network, batch {digits.BATCH}, {arguments.steps} steps", title_justify="left"
     )
     table.add_column("optimizer")
-    for column in ("loss, last 20", "test accuracy", "ms a step"):
+    for column in ("loss, last 20", "test accuracy", "ms per step"):
         table.add_column(column, justify="right")
     for result in results:
         table.add_row(result.name, f"{result.loss:.5f}", f"{result.accuracy:.2%}", f"{result.milliseconds:.2f}")
     if artifact.name == "velo-sample":
-        console.print("velo-sample is set by hand, two of its constants on this very task: no measure of VeLO.")
-    console.print("Training loss is the mean of the last 20 steps; times are medians, the model's own work included.")
-    console.print("AdamW's rate is constant; a learned optimizer that knows the run's length lets its steps fall.")
+        console.print("velo-sample is set by hand, with two constants tuned on this task. It does not represent VeLO.")
+    console.print("The loss is the mean of the last 20 training steps. Times are medians and include the model.")
+    console.print("AdamW's rate is constant; optimizers that receive num_steps decrease their steps over the run.")
     console.print(table)
 
 

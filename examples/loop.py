@@ -1,4 +1,4 @@
-"""A training loop as anybody writes it; a learned optimizer in place of AdamW is two lines of it.
+"""An ordinary training loop. A learned optimizer replaces AdamW in two lines.
 
 python examples/loop.py
 python examples/loop.py --optimizer adamw
@@ -17,14 +17,14 @@ arguments = parser.parse_args()
 
 torch.manual_seed(0)
 x = torch.rand(1024, 2) * 6 - 3
-y = torch.sin(x[:, :1]) * torch.cos(x[:, 1:])  # a surface to be learned
+y = torch.sin(x[:, :1]) * torch.cos(x[:, 1:])
 model = torch.nn.Sequential(
     torch.nn.Linear(2, 64), torch.nn.Tanh(), torch.nn.Linear(64, 64), torch.nn.Tanh(), torch.nn.Linear(64, 1)
 )
 
 if arguments.optimizer == "velo":
-    # No learning rate: VeLO chooses its steps itself. It plans the whole run, so that it has to know its length.
-    # velo-sample ships with the package and is set by hand; weights="velo" is Google's trained one.
+    # VeLO chooses its step sizes, so it has no learning rate. It plans the whole run, so it requires its length.
+    # velo-sample is set by hand and ships with the package. weights="velo" is Google's trained VeLO.
     optimizer = VeLO(model.parameters(), num_steps=arguments.steps, weights="velo-sample")
 else:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -35,7 +35,7 @@ for step in range(arguments.steps):
     optimizer.zero_grad()
     loss.backward()
     if isinstance(optimizer, VeLO):
-        optimizer.step(loss=loss.item())  # VeLO reads whether the loss falls, and how fast
+        optimizer.step(loss=loss.item())  # VeLO's step sizes depend on the course of the loss
     else:
         optimizer.step()
     if step % 100 == 0 or step == arguments.steps - 1:

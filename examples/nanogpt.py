@@ -1,12 +1,12 @@
-"""A small GPT over characters, in the manner of nanoGPT, with AdamW, Muon or a learned optimizer.
+"""A small character-level GPT in the style of nanoGPT, trained with AdamW, Muon or a learned optimizer.
 
     python examples/nanogpt.py                                  # velo-sample, on the topics of Python's help()
     python examples/nanogpt.py --optimizer adamw --lr 3e-3
     python examples/nanogpt.py --optimizer zoo/celo2 --accumulate 4 --clip 1 --bf16
-    python examples/nanogpt.py --text book.txt --out gpt.pt     # the same line again goes on where it stopped
-    torchrun --nproc-per-node 2 examples/nanogpt.py             # each process takes a part of the micro-batches
+    python examples/nanogpt.py --text book.txt --out gpt.pt     # run it again to resume
+    torchrun --nproc-per-node 2 examples/nanogpt.py             # divides the micro-batches among processes
 
-Nothing is tuned. velo-sample is set by hand: it shows the machinery, not what VeLO can do.
+Nothing is tuned. velo-sample is set by hand: it does not show VeLO's performance.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pylo_zoo.registry import load_registry
 
 
 class Block(nn.Module):
-    """Causal attention, then an MLP, each on normalised tokens and added to them."""
+    """A pre-norm transformer block: causal attention, then an MLP, with residual connections."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Tokens ``[n, t]`` to logits ``[n, t, vocabulary]``; the output layer is the embedding's own matrix (GPT-2)."""
+    """Tokens ``[n, t]`` to logits ``[n, t, vocabulary]``, with tied embeddings as in GPT-2."""
 
     def __init__(self, vocabulary: int, context: int, width: int, depth: int, heads: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class GPT(nn.Module):
         self.lm_head.weight = self.wte.weight
         for name, p in self.named_parameters():
             if p.ndim == 2:
-                last = name.endswith(("out.weight", "mlp.2.weight"))  # those that add to the residual stream
+                last = name.endswith(("out.weight", "mlp.2.weight"))  # the outputs that add to the residual stream
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * depth) if last else 0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
@@ -80,7 +80,7 @@ class GPT(nn.Module):
 
 
 def make_optimizer(name: str, model: nn.Module, steps: int, lr: float | None) -> tuple[torch.optim.Optimizer, bool]:
-    """The optimizer, and whether it plans its step sizes itself, so that a schedule would be one too many."""
+    """The optimizer, and whether it plans its step sizes, so that it needs no schedule."""
     if name == "adamw":
         return torch.optim.AdamW(model.parameters(), lr=lr or 1e-3, betas=(0.9, 0.95), weight_decay=0.1), False
     if name == "muon":
@@ -88,19 +88,19 @@ def make_optimizer(name: str, model: nn.Module, steps: int, lr: float | None) ->
     known = ["adamw", "muon", *load_registry()]
     if name not in known and not Path(name).is_dir() and not name.startswith("hf://"):
         near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.0)[0]
-        raise ZooError(f"There is no optimizer {name!r}.", f"The nearest is {near!r}. There are {', '.join(known)}.")
+        raise ZooError(f"Unknown optimizer {name!r}.", f"Did you mean {near!r}? Use one of {', '.join(known)}.")
     artifact = pylo_zoo.load(name)
     cls = optimizer_class(artifact.family)
     options: dict[str, Any] = {**artifact.defaults, **({} if lr is None else {"lr": lr})}
-    if cls.needs_loss:  # VeLO and Celo plan the whole run; steps are the optimizer's, whatever is accumulated
+    if cls.needs_loss:  # VeLO and Celo plan the whole run; num_steps counts optimizer steps, not micro-batches
         options["num_steps"] = steps
-    # param_groups says which matrices are embeddings and heads: the rules treat them, or leave them to AdamW.
+    # param_groups finds embeddings and heads, which CELO2 and Muon leave to AdamW.
     groups = param_groups(model, learned="*" if artifact.family == "celo2-base" else ())
     return cls(groups, weights=artifact, **options), cls.needs_loss
 
 
 def rate(step: int, steps: int) -> float:
-    """Of the learning rate at ``step``: a warmup over a twentieth of the run, then a cosine to a tenth."""
+    """Factor of the learning rate at ``step``: warmup over a twentieth of the run, then a cosine to a tenth."""
     warmup = max(1, steps // 20)
     if step < warmup:
         return (step + 1) / warmup
@@ -111,7 +111,7 @@ def rate(step: int, steps: int) -> float:
 
 
 def read_text(path: Path | None) -> str:
-    """The file's, or what Python itself has to say on its own language: some half a million characters."""
+    """The file's text, or by default the topics of Python's help(): about half a million characters."""
     if path is not None:
         return path.read_text(encoding="utf-8")
     from pydoc_data.topics import topics
@@ -120,14 +120,14 @@ def read_text(path: Path | None) -> str:
 
 
 def windows(data: Tensor, starts: Tensor, context: int) -> tuple[Tensor, Tensor]:
-    """Sequences of ``data`` from ``starts``, and the same one token later."""
-    found = data[starts[:, None] + torch.arange(context + 1, device=data.device)]
-    return found[:, :-1], found[:, 1:]
+    """Sequences of ``data`` from ``starts``, and their targets, one token later."""
+    sequences = data[starts[:, None] + torch.arange(context + 1, device=data.device)]
+    return sequences[:, :-1], sequences[:, 1:]
 
 
 def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    tokens, following = batch
-    return cross_entropy(model(tokens).float().flatten(0, 1), following.flatten())
+    tokens, targets = batch
+    return cross_entropy(model(tokens).float().flatten(0, 1), targets.flatten())
 
 
 def train(arguments: argparse.Namespace, rank: int, world: int) -> None:
@@ -149,7 +149,7 @@ def train(arguments: argparse.Namespace, rank: int, world: int) -> None:
     if rank == 0:
         print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(data):,} characters, step {start}")
         if start >= steps:
-            print(f"The run in {arguments.out} is finished. To start over, remove it, or give another --out.")
+            print(f"The run in {arguments.out} is finished. To start a new one, remove it or use another --out.")
 
     begun = time.perf_counter()
     for step in range(start, steps):
@@ -158,7 +158,7 @@ def train(arguments: argparse.Namespace, rank: int, world: int) -> None:
         optimizer.zero_grad()
         total = torch.zeros((), device=device)
         for micro in range(rank, arguments.accumulate, world):
-            # What a micro-batch holds depends on its number alone: any number of processes sees the same run.
+            # A micro-batch depends only on its number, so the run does not depend on the number of processes.
             generator = torch.Generator().manual_seed(
                 arguments.seed + 1_000_003 * (step * arguments.accumulate + micro)
             )
@@ -174,8 +174,8 @@ def train(arguments: argparse.Namespace, rank: int, world: int) -> None:
             distributed.all_reduce(total)
         if arguments.clip:
             nn.utils.clip_grad_norm_(model.parameters(), arguments.clip)
-        # A learned optimizer gets the loss that its gradients are of: the mean over all micro-batches and processes.
-        # The same in each process, it keeps their states alike. AdamW and Muon have no use for it.
+        # Pass the mean loss over all micro-batches and processes, like the gradients. It must be the same in every
+        # process, so that the optimizers' states stay equal. AdamW and Muon ignore it.
         mean = total.item()
         optimizer.step(lambda mean=mean: mean)
         if rank == 0 and (step % arguments.every == 0 or step == steps - 1):
@@ -188,21 +188,21 @@ def train(arguments: argparse.Namespace, rank: int, world: int) -> None:
 
 
 def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Write all that a run needs to go on, and put it into place in one move."""
+    """Write a checkpoint, atomically."""
     staging = path.with_name(path.name + ".new")
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, staging)
     staging.replace(path)
 
 
 def resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Take up what :func:`save` left, if it is there; how many steps are done."""
+    """Load the checkpoint if it exists, and return the number of finished steps."""
     if not path.exists():
         return 0
     saved = torch.load(path, map_location="cpu", weights_only=True)
     try:
         model.load_state_dict(saved["model"])
     except RuntimeError as error:
-        raise ZooError(f"{path} holds another model.", "Give its sizes and text again, or another --out.") from error
+        raise ZooError(f"{path} contains another model.", "Use the same sizes and text, or another --out.") from error
     optimizer.load_state_dict(saved["optimizer"])
     return saved["step"]
 
@@ -212,26 +212,26 @@ def main() -> None:
     parser.add_argument("--optimizer", default="velo-sample", help="adamw, muon, a registry name or a directory")
     parser.add_argument("--lr", type=float, help="peak learning rate; by default the optimizer's own")
     parser.add_argument("--text", type=Path, help="file to learn from")
-    parser.add_argument("--out", type=Path, help="checkpoint: written, and resumed where it is there")
+    parser.add_argument("--out", type=Path, help="checkpoint file to write, and to resume from if it exists")
     parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--every", type=int, default=50, help="steps between two looks, and two checkpoints")
-    parser.add_argument("--batch", type=int, default=16, help="sequences a micro-batch")
-    parser.add_argument("--accumulate", type=int, default=2, help="micro-batches a step, over all processes")
+    parser.add_argument("--every", type=int, default=50, help="steps between evaluations, and between checkpoints")
+    parser.add_argument("--batch", type=int, default=16, help="sequences per micro-batch")
+    parser.add_argument("--accumulate", type=int, default=2, help="micro-batches per step, over all processes")
     parser.add_argument("--clip", type=float, default=0.0, help="largest global norm of the gradient; 0 is off")
-    parser.add_argument("--bf16", action="store_true", help="run the model in bfloat16 where autocast finds it right")
+    parser.add_argument("--bf16", action="store_true", help="run the model with bfloat16 autocast")
     parser.add_argument("--context", type=int, default=64)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--depth", type=int, default=2)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="on the CPU, of each process")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads per process")
     arguments = parser.parse_args()
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if arguments.accumulate % world:
         parser.error(f"--accumulate {arguments.accumulate} does not divide among {world} processes")
     for path in (arguments.text, arguments.out and arguments.out.absolute().parent):
         if path and not path.exists():
-            parser.error(f"there is no {path}")
+            parser.error(f"{path} does not exist")
     torch.set_num_threads(arguments.threads)
     if world > 1:
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")

@@ -1,10 +1,10 @@
 """The meta-networks: their parameters, forward passes and learned decays.
 
-Each network is built from an architecture and a behaviour (:mod:`pylo_zoo.config`); its ``state_dict`` is what an
-artifact's ``model.safetensors`` holds. Weights stand as torch keeps them, ``[outputs, inputs]``.
+A network is built from an architecture and a behavior (:mod:`pylo_zoo.config`). Its ``state_dict`` is the content of an
+artifact's ``model.safetensors``. Weights are in torch's layout, ``[outputs, inputs]``.
 
-For parity, a network names the inputs that it is tried on, ``probe_shapes()``, and computes its outputs from them,
-``probe(inputs)``; there, in contrast to the rest, one row is a parameter, as JAX has it.
+Parity compares networks on random inputs: ``probe_shapes()`` returns the shapes of the inputs, and ``probe(inputs)``
+the outputs. Only there, as in JAX, an element is a row of features; elsewhere it is a column.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from pylo_zoo.ops.product import product
 VELO_CHANNELS = 30
 """Per-parameter features of VeLO, Celo and CELO2 (SPEC §4)."""
 ADAFAC_CHANNELS = 39
-"""Per-parameter features of AdafacMLP, μLO and ELO, time features included (SPEC §3)."""
+"""Per-parameter features of AdafacMLP, μLO and ELO, including time features (SPEC §3)."""
 UNFACTORED_CHANNELS = 15
-"""Those of CELO2 for a parameter without row and column."""
+"""Per-parameter features of CELO2 if the second moment is not factored."""
 VELO_LSTM_INPUTS = 30
 CELO_LSTM_INPUTS = 18
 
 PROBE_TENSORS = 5
 PROBE_ELEMENTS = 64
-"""How many tensors and parameters parity tries a network on."""
+"""Number of tensors and of elements in parity's probes."""
 
 
 class Control(NamedTuple):
-    """What the LSTM says of N tensors: ``hidden``, ``cell`` ``[N, H]``, ``controls [N, inits]``, ``lr_mult [N]``."""
+    """The LSTM's outputs for N tensors: ``hidden``, ``cell`` ``[N, H]``, ``controls [N, inits]``, ``lr_mult [N]``."""
 
     hidden: Tensor
     cell: Tensor
@@ -56,7 +56,7 @@ class Control(NamedTuple):
 
 
 class Affine(nn.Module):
-    """An affine map: ``weight [*bank, outputs, inputs]``, ``bias [*bank, outputs]``; unset until a state is loaded."""
+    """An affine map: ``weight [*bank, outputs, inputs]``, ``bias [*bank, outputs]``, uninitialized."""
 
     def __init__(self, inputs: int, outputs: int, *bank: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Affine(nn.Module):
 
 
 class MLP(nn.Module):
-    """``hidden_layers`` hidden layers of ``hidden`` units; with ``bank``, that many stacked sets of weights."""
+    """``hidden_layers`` hidden layers of ``hidden`` units. With ``bank``, that many stacked sets of weights."""
 
     def __init__(self, inputs: int, hidden: int, hidden_layers: int, outputs: int, *bank: int) -> None:
         super().__init__()
@@ -80,9 +80,9 @@ class MLP(nn.Module):
 
 
 class Controller(nn.Module):
-    """The LSTM that runs once a tensor and step (SPEC §4).
+    """The LSTM that runs once per tensor and step (SPEC §4).
 
-    Gates stand in the order i, g, f, o in one affine map of ``[input, hidden]``; the forget gate has 1 added.
+    One affine map of ``[input, hidden]`` computes the gates, in the order i, g, f, o. 1 is added to the forget gate.
     """
 
     def __init__(self, inputs: int, hidden: int, controls: int | None) -> None:
@@ -101,7 +101,7 @@ class Controller(nn.Module):
         of_inputs, of_hidden = self.lstm.weight.split(hidden.shape[-1], dim=-1)
         direct, shift = self.direct.weight, self.direct.bias + pooled
         gates = product(hidden, of_hidden)
-        if len(inputs) > inputs.shape[-1]:  # three factors, in the order that costs less: half of all for many tensors
+        if len(inputs) > inputs.shape[-1]:  # the cheaper order of three factors: half the cost for many tensors
             gates.addmm_(inputs, (of_inputs @ direct).T).add_(of_inputs @ shift)
         else:
             gates.addmm_(torch.addmm(shift, inputs, direct.T), of_inputs.T)
@@ -113,7 +113,7 @@ class Controller(nn.Module):
 
 
 def controller_shapes(inputs: int, hidden: int) -> dict[str, tuple[int, int]]:
-    """The shapes that a :class:`Controller` is tried on."""
+    """The shapes of a :class:`Controller`'s probe inputs."""
     states = {"hidden": (PROBE_TENSORS, hidden), "cell": (PROBE_TENSORS, hidden)}
     return {"lstm_inputs": (PROBE_TENSORS, inputs), **states}
 
@@ -124,17 +124,17 @@ def in_range(decays: Tensor) -> Tensor:
 
 
 class FixedDecays:
-    """Mixin of the networks whose decays are the behaviour's own (everything but AdafacMLP and μLO)."""
+    """Mixin for networks with the behavior's decays: all except AdafacMLP and μLO, which learn them."""
 
     behavior: Any  # a record with initial decays
 
     def decays(self) -> Decays:
-        """The initial decays; those of second moments clipped to [0, 1]."""
+        """The initial decays, with those of second moments clipped to [0, 1]."""
         momentum, rms, adafactor = self.initial_decays()
         return Decays(momentum, in_range(rms), in_range(adafactor))
 
     def initial_decays(self) -> Decays:
-        """The decays as the behaviour has them."""
+        """The decays in the behavior, as tensors."""
         like = next(self.parameters())  # pyright: ignore[reportAttributeAccessIssue]
         adafactor = getattr(self.behavior, "initial_adafactor_decays", ())
         momentum, rms, adafactor = (
@@ -157,13 +157,13 @@ class VeLONet(FixedDecays, nn.Module):
         self.mlp = MLP(VELO_CHANNELS, a.ff_hidden_size, a.ff_hidden_layers, 3, a.param_inits)
 
     def forward(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> Control:
-        """The LSTM's step; ``controls`` and ``lr_mult`` are ready for :meth:`write` and the update."""
+        """One LSTM step. ``controls`` is the input of :meth:`write`, and ``lr_mult`` scales the update."""
         return self.controller(inputs, hidden, cell)
 
     def write(self, controls: Tensor) -> list[Layer]:
-        """The MLPs' weights for N tensors: layers of ``[N, outputs, inputs]`` and ``[N, outputs]``.
+        """Generate the MLPs of N tensors: layers of ``[N, outputs, inputs]`` and ``[N, outputs]``.
 
-        Every weight is ``ff_mult · mean over inits(control · bank)``, as one matrix product a leaf.
+        Every weight is ``ff_mult · mean over inits(controls · bank)``, computed as one matrix product per leaf.
         """
         assert isinstance(self.behavior, VeLOBehavior)
         return self._mix(controls * self.behavior.ff_mult)
@@ -175,8 +175,8 @@ class VeLONet(FixedDecays, nn.Module):
     def probe(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         control = self(inputs["lstm_inputs"], inputs["hidden"], inputs["cell"])
         layers, x = self.write(control.controls), inputs["features"].T.contiguous()
-        written = [mlp([(w[k], b[k]) for w, b in layers], x).T for k in range(PROBE_TENSORS)]
-        return {**control._asdict(), "mlp": torch.stack(written)}
+        outputs = [mlp([(w[k], b[k]) for w, b in layers], x).T for k in range(PROBE_TENSORS)]
+        return {**control._asdict(), "mlp": torch.stack(outputs)}
 
     def _mix(self, controls: Tensor) -> list[Layer]:
         scaled = controls / self.architecture.param_inits
@@ -188,7 +188,7 @@ class VeLONet(FixedDecays, nn.Module):
 
 
 class CeloNet(VeLONet):
-    """Celo (SPEC §5): 18 inputs, softmax over the inits, a log-scale step size, no ff_mult."""
+    """Celo (SPEC §5): 18 inputs, a softmax over the inits, an exponential step size, and no ``ff_mult``."""
 
     lstm_inputs = CELO_LSTM_INPUTS
 
@@ -201,7 +201,7 @@ class CeloNet(VeLONet):
 
 
 class CeloAdamNet(FixedDecays, nn.Module):
-    """celo-adam (SPEC §5): Celo's controller alone."""
+    """celo-adam (SPEC §5): Celo's controller without an MLP."""
 
     def __init__(self, architecture: ControllerArchitecture, behavior: CeloAdamBehavior) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ class CeloAdamNet(FixedDecays, nn.Module):
         self.controller = Controller(CELO_LSTM_INPUTS, architecture.lstm_hidden_size, None)
 
     def decays(self) -> Decays:
-        """Adam's own decays, which SPEC §5 does not clip."""
+        """Adam's decays, which are not clipped (SPEC §5)."""
         return self.initial_decays()
 
     def forward(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> Control:
@@ -250,7 +250,7 @@ class CELO2Net(FixedDecays, nn.Module):
 
 
 class ELONet(FixedDecays, nn.Module):
-    """ELO (SPEC §3): one MLP ``39 → 32 → 32 → 2``; the decays are the initial ones."""
+    """ELO (SPEC §3): one MLP ``39 → 32 → 32 → 2`` with the initial decays."""
 
     def __init__(self, architecture: MLPArchitecture, behavior: ELOBehavior) -> None:
         super().__init__()
@@ -269,7 +269,7 @@ class ELONet(FixedDecays, nn.Module):
 
 
 class AdafacNet(ELONet):
-    """AdafacMLP and μLO (SPEC §3): ELO's MLP, with learned offsets of the decays."""
+    """AdafacMLP and μLO (SPEC §3): ELO's MLP with learned offsets of the decays."""
 
     def __init__(self, architecture: MLPArchitecture, behavior: AdafacBehavior) -> None:
         super().__init__(architecture, behavior)
@@ -291,6 +291,6 @@ class AdafacNet(ELONet):
         )
 
     def probe(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The decays in force, too: they are learned."""
+        """Includes the effective decays, because they are learned."""
         decays = {f"{name}_decays": value for name, value in self.decays()._asdict().items()}
         return {**super().probe(inputs), **decays}

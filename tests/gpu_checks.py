@@ -133,13 +133,13 @@ def check_features(name: str) -> None:
         }
 
     references = [expected(partial(scales, task)) for task in tasks]
-    for swept in kernels().advance(tasks, rule, None).swept:
-        for group, place in enumerate(swept.batch.places):
+    for results in kernels().advance(tasks, rule, None).batches:
+        for group, place in enumerate(results.batch.places):
             for feature, members in CANDIDATES.items():
                 for channel, k in enumerate(members):
-                    if k not in swept.inputs.select:
+                    if k not in results.inputs.select:
                         continue
-                    got = swept.scales[group, swept.inputs.select.index(k), 0]
+                    got = results.scales[group, results.inputs.select.index(k), 0]
                     of_task = references[place.index][f"{feature.replace('diag', 'row')} {channel}"]
                     agree(f"scale of {feature} {channel} of {place.shape}", got.view(()), of_task)
 

@@ -203,7 +203,7 @@ SPOILERS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "unknown key": (lambda c: c.update(extra=1), "unknown key 'extra'"),
     "missing key": (lambda c: c.pop("behavior"), "key 'behavior' is missing"),
     "later version": (lambda c: c.update(format_version=2), "format_version 2"),
-    "unknown family": (lambda c: c.update(family="adam"), "no family 'adam'"),
+    "unknown family": (lambda c: c.update(family="adam"), "family 'adam'"),
     "family that is not a string": (lambda c: c.update(family=[]), r"family is \[\]"),
     "architecture that is not an object": (lambda c: c.update(architecture=3), "architecture is 3"),
     "unknown architecture field": (lambda c: c["architecture"].update(depth=3), "unknown field 'depth'"),

@@ -270,18 +270,18 @@ def test_an_unknown_backend_is_refused() -> None:
 
 
 def test_auto_logs_once_what_runs_fused(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pylo_zoo.kernels, "_told", set())
+    monkeypatch.setattr(pylo_zoo.kernels, "_reported", set())
     with caplog.at_level(logging.INFO, logger="pylo_zoo"):
         for _ in range(2):
             kernels_for("auto", CPU)
     assert [record.getMessage() for record in caplog.records] == [
-        f"steps on cpu take fused kernels: C++, compiled on this machine, {torch.get_num_threads()} threads"
+        f"steps on cpu use fused kernels: C++, compiled on this machine, {torch.get_num_threads()} threads"
     ]
 
 
 def test_without_kernels_auto_warns_once_and_fused_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pylo_zoo.kernels, "_told", set())
-    monkeypatch.setattr(pylo_zoo.kernels, "_found", {"cpu": "There is no C++ compiler."})
+    monkeypatch.setattr(pylo_zoo.kernels, "_reported", set())
+    monkeypatch.setattr(pylo_zoo.kernels, "_by_device", {"cpu": "There is no C++ compiler."})
     with pytest.warns(UserWarning, match='backend="eager", which is many times slower'):
         assert kernels_for("auto", CPU) is None
     with warnings.catch_warnings():
@@ -293,9 +293,9 @@ def test_without_kernels_auto_warns_once_and_fused_is_an_error(monkeypatch: pyte
 
 def test_fused_without_kernels_is_refused_when_the_optimizer_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     pickled = pickle.dumps(optimizer("ELO", parameters(), "fused"))
-    monkeypatch.setattr(pylo_zoo.kernels, "_found", {"cpu": "There is no C++ compiler."})
+    monkeypatch.setattr(pylo_zoo.kernels, "_by_device", {"cpu": "There is no C++ compiler."})
     for name in LEARNED:
-        with pytest.raises(ZooError, match="not possible on cpu: There is no C\\+\\+ compiler"):
+        with pytest.raises(ZooError, match="unavailable on cpu: There is no C\\+\\+ compiler"):
             optimizer(name, parameters(), "fused")
     optimizer("ELO", parameters(), "auto")
     optimizer("ELO", parameters(torch.float64), "fused")  # already plain torch
@@ -304,11 +304,11 @@ def test_fused_without_kernels_is_refused_when_the_optimizer_is_built(monkeypatc
 
 
 def test_the_warning_points_at_the_users_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pylo_zoo.kernels, "_found", {"cpu": "There is no C++ compiler."})
+    monkeypatch.setattr(pylo_zoo.kernels, "_by_device", {"cpu": "There is no C++ compiler."})
     params = parameters()
     opt = optimizer("ELO", params, "auto")
     for call in (lambda: run(opt, params, 0, 1), opt.prepare_kernels):  # pyright: ignore[reportAttributeAccessIssue]
-        monkeypatch.setattr(pylo_zoo.kernels, "_told", set())
+        monkeypatch.setattr(pylo_zoo.kernels, "_reported", set())
         with pytest.warns(UserWarning, match="many times slower") as caught:
             call()
         assert [each.filename for each in caught] == [__file__]

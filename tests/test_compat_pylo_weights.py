@@ -108,7 +108,7 @@ def test_velo_from_its_two_files(tmp_path: Path) -> None:
         (str(mlp), str(rnn), None),
         (str(tmp_path / "empty"), str(mlp), "contains no model.safetensors"),
         (sample, str(mlp), "'velo-sample' is a whole VeLO"),
-        (str(rnn), str(rnn), "give a directory that holds both"),
+        (str(rnn), str(rnn), "Pass a directory with both"),
     ):
         if message is None:
             assert pylo.VeLO(parameters(), hf_key_rnn=one, hf_key_mlp=other).artifact.fingerprint == expected

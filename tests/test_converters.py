@@ -115,7 +115,7 @@ def test_a_damaged_tree_is_compared_with_the_nearest_family(family: converters.F
 
 
 def test_an_unknown_family_is_refused() -> None:
-    with pytest.raises(ZooError, match="no family 'adam'"):
+    with pytest.raises(ZooError, match="family 'adam'"):
         converters.get("adam")
 
 

@@ -79,14 +79,14 @@ def test_the_gpt_resumes_after_an_interruption(
     assert half == {step: whole[step] for step in (3, 4, 5)}
     again = example("nanogpt.py", *words, "--out", tmp_path / "half.pt")
     assert losses(again) == {}
-    assert f"The run in {tmp_path / 'half.pt'} is finished. To start over, remove it" in again
-    with pytest.raises(SystemExit, match="holds another model"):
+    assert f"The run in {tmp_path / 'half.pt'} is finished. To start a new one, remove it" in again
+    with pytest.raises(SystemExit, match="contains another model"):
         example("nanogpt.py", *words, "--width", 8, "--out", tmp_path / "half.pt")
 
 
 @pytest.mark.parametrize(("name", "near"), [("adamm", "adamw"), ("velo-sampel", "velo-sample"), ("nope", "")])
 def test_the_gpt_suggests_the_nearest_optimizer(example: Example, name: str, near: str) -> None:
-    with pytest.raises(SystemExit, match=f"Error: There is no optimizer '{name}'.\nHint: The nearest is '{near}"):
+    with pytest.raises(SystemExit, match=f"Error: Unknown optimizer '{name}'.\nHint: Did you mean '{near}"):
         example("nanogpt.py", *TOY, "--optimizer", name)
 
 

@@ -36,8 +36,8 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     (sources / "kernels.cpp").write_text('extern "C" int answer() { return 42; }\n')
     monkeypatch.setattr(build, "SOURCES", sources)
     monkeypatch.setenv("PYLO_ZOO_KERNELS", str(tmp_path / "kernels"))
-    monkeypatch.setattr(kernels, "_found", {})
-    monkeypatch.setattr(kernels, "_told", set())
+    monkeypatch.setattr(kernels, "_by_device", {})
+    monkeypatch.setattr(kernels, "_reported", set())
     cpu._library.cache_clear()
     yield
     cpu._library.cache_clear()

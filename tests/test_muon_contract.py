@@ -94,6 +94,8 @@ def test_zero_gradients_move_nothing_but_the_decay() -> None:
         ({"ns_coefficients": (1.0, 2.0)}, "three finite numbers"),
         ({"eps": 0.0}, "eps is 0.0"),
         ({"eps": None}, "eps is None"),
+        ({"eps": 10**400}, "eps is a number of 401 digits"),
+        ({"safety_factor": 10**5000}, "safety_factor is a number of 5,001 digits"),
         ({"safety_factor": 0.0}, "safety_factor is 0.0"),
         ({"adjust_lr_fn": "none"}, "adjust_lr_fn is 'none'"),
         ({"conv_mode": "none"}, "conv_mode is 'none'"),

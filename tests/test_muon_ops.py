@@ -78,7 +78,7 @@ def test_custom_coefficients_as_a_triple_or_a_list() -> None:
 @pytest.mark.parametrize(
     ("coefficients", "steps", "complaint"),
     [
-        ("quintik", 5, "no coefficient preset 'quintik'"),
+        ("quintik", 5, "Unknown coefficient preset 'quintik'"),
         ([], 5, "ns_coefficients is"),
         (3.0, 5, "ns_coefficients is 3.0"),
         (None, 5, "ns_coefficients is None"),
@@ -88,9 +88,13 @@ def test_custom_coefficients_as_a_triple_or_a_list() -> None:
         ((1.0, math.nan, 3.0), 5, "not three finite numbers"),
         ((1.0, math.inf, 3.0), 5, "not three finite numbers"),
         ((1.0, True, 3.0), 5, "not three finite numbers"),
+        ((1.0, 10**400, 3.0), 5, "a number of 401 digits.*not three finite numbers"),
+        ((1.0, 10**5000, 3.0), 5, "a number of 5,001 digits.*not three finite numbers"),
+        pytest.param(10**5000, 5, "ns_coefficients is a number of 5,001 digits", id="a long integer"),
         (["abc"], 5, "not three finite numbers"),
         ("quintic", 0, "ns_steps is 0"),
         ("quintic", -1, "ns_steps is -1"),
+        pytest.param("quintic", -(10**5000), "ns_steps is a number of 5,001 digits", id="a long number of steps"),
         ("quintic", 2.5, "ns_steps is 2.5"),
         ("quintic", True, "ns_steps is True"),
     ],
@@ -289,7 +293,7 @@ def test_matrices_of_a_convolution(spatial: tuple[int, ...], strides: str) -> No
 
 @pytest.mark.parametrize(
     ("shape", "mode", "complaint"),
-    [((4,), "flatten", "is no matrix"), ((), "batched", "is no matrix"), ((4, 4), "x", "conv_mode")],
+    [((4,), "flatten", "is not a matrix"), ((), "batched", "is not a matrix"), ((4, 4), "x", "conv_mode")],
 )
 def test_invalid_shapes_and_modes(shape: tuple[int, ...], mode: str, complaint: str) -> None:
     with pytest.raises(ZooError, match=complaint):

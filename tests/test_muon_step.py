@@ -139,7 +139,7 @@ def test_a_tensor_lr_causes_no_recompilation_and_no_graph_break() -> None:
         ({"grads": []}, "2 parameters, 0 gradients and 2 momentum buffers"),
         ({"grads": [torch.zeros(6, 4), torch.zeros(4, 6)]}, "have shapes"),
         ({"momentum_bufs": [torch.zeros(6, 4), torch.zeros(4)]}, "have shapes"),
-        ({key: [torch.zeros(6, 4), torch.zeros(4)] for key in ("params", "grads", "momentum_bufs")}, "is no matrix"),
+        ({key: [torch.zeros(6, 4), torch.zeros(4)] for key in ("params", "grads", "momentum_bufs")}, "is not a matrix"),
         ({"grads": [torch.zeros(6, 4), torch.zeros(6, 4).to_sparse()]}, "sparse"),
         ({"params": [torch.zeros(6, 4), torch.zeros(6, 4, dtype=torch.complex64)]}, "complex64"),
         ({"ns_coefficients": "none"}, "preset"),

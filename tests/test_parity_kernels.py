@@ -58,7 +58,7 @@ def own_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(build, "SOURCES", source)
     monkeypatch.setattr(build, "FLAGS", tuple(flag for flag in build.FLAGS if flag != "-O3"))
     monkeypatch.setenv("PYLO_ZOO_KERNELS", str(tmp_path / "kernels"))
-    monkeypatch.setattr(pylo_zoo.kernels, "_found", {})
+    monkeypatch.setattr(pylo_zoo.kernels, "_by_device", {})
     cpu._library.cache_clear()
     return source
 
@@ -92,7 +92,7 @@ def test_a_fault_in_the_kernels_source_fails_the_proof(name: str, own_kernels: P
 
 
 def test_a_report_states_why_kernels_were_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pylo_zoo.kernels, "_found", {"cpu": "There is no C++ compiler."})
+    monkeypatch.setattr(pylo_zoo.kernels, "_by_device", {"cpu": "There is no C++ compiler."})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     report = quick_proof("elo")
     assert report.passed

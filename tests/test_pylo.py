@@ -278,7 +278,7 @@ def test_one_of_velos_two_files_is_refused(capsys: Capture, tmp_path: Path) -> N
     path = pylo_files.write(tmp_path, "velo", theta("velo"))
     for name in ("VeLO_RNN", "VeLO_MLP"):
         said = refused(capsys, "convert", "velo", "--source", path / name / "model.safetensors")
-        assert "give a directory that holds both" in said
+        assert "Pass a directory with both" in said
 
 
 def test_files_of_two_checkpoints_are_refused(tmp_path: Path) -> None:
@@ -397,5 +397,5 @@ def test_export_writes_the_jax_tree_and_not_a_pylo_file(capsys: Capture, tmp_pat
 
 @pytest.mark.parametrize("family", ["celo", "celo-adam", "adafac-mlp"])
 def test_families_that_pylo_does_not_publish(family: str, tmp_path: Path) -> None:
-    with pytest.raises(ZooError, match=f"no names for {family}"):
+    with pytest.raises(ZooError, match=f"PyLO has none for {family}"):
         convert(family, source=pylo_files.write(tmp_path, "elo", theta("elo")))

@@ -325,7 +325,7 @@ def test_rules_route_a_parameter() -> None:
     new, state = reference.update(params, {name: 0.1 * p for name, p in params.items()}, state)
     assert set(new) == set(params)
     assert (list(state["learned"]), list(state["adamw"])) == (["b"], ["w"])
-    with pytest.raises(ZooError, match="rules: v"):
+    with pytest.raises(ZooError, match="Invalid rules: v"):
         reference.init(params, {"v": "adamw"})
 
 

@@ -1,7 +1,7 @@
-"""The step of a rule as fused kernels, and the one place where a backend is chosen.
+"""Fused kernels, and the choice of a backend.
 
-``backend="eager"`` is :mod:`pylo_zoo.ops.step`. ``"fused"`` are the kernels of the parameter's
-device: C++ on a CPU, compiled when first used, Triton on a GPU. ``"auto"`` takes kernels where the device has some.
+``backend="eager"`` is :mod:`pylo_zoo.ops.step`. ``"fused"`` uses the kernels of the parameter's device: C++ on a CPU,
+compiled at first use, and Triton on a GPU. ``"auto"`` uses kernels if the device has them.
 """
 
 from __future__ import annotations
@@ -18,41 +18,42 @@ from pylo_zoo.warn import warn
 BACKENDS = ("auto", "eager", "fused")
 
 _log = logging.getLogger("pylo_zoo")
-_found: dict[str, Kernels | str] = {}
-"""By kind of device: its kernels, or why there are none."""
-_told: set[str] = set()
+_by_device: dict[str, Kernels | str] = {}
+"""By device type: its kernels, or why they are unavailable."""
+_reported: set[str] = set()
+"""Device types whose choice by ``"auto"`` was reported."""
 
 
 def kernels_for(backend: str, device: torch.device) -> Kernels | None:
     """The kernels that step parameters on ``device``; None if the eager implementation does.
 
-    ``"auto"`` says once for each kind of device what it chose and why: in the log of ``pylo_zoo`` that it takes the
-    kernels, and as a warning that it cannot.
+    ``"auto"`` reports its choice once per device type: kernels in the log of ``pylo_zoo``, the eager implementation as
+    a warning with the reason.
 
     Raises:
-        ZooError: ``backend="fused"``, and there are none for this device or machine.
+        ZooError: ``backend`` is ``"fused"`` and the device or machine has no kernels.
     """
     if backend == "eager" or device.type == "meta":
         return None
     kind = device.type
-    if kind not in _found:
-        _found[kind] = _find(kind)
-    found = _found[kind]
-    if isinstance(found, str) and backend == "fused":
+    if kind not in _by_device:
+        _by_device[kind] = _find(kind)
+    kernels = _by_device[kind]
+    if isinstance(kernels, str) and backend == "fused":
         raise ZooError(
-            f'backend="fused" is not possible on {kind}: {found}',
-            'Use backend="eager", which computes the same more slowly, or "auto", which falls back to it.',
+            f'backend="fused" is unavailable on {kind}: {kernels}',
+            'Use backend="eager", which is slower, or "auto".',
         )
-    if kind not in _told:
-        _told.add(kind)
-        if isinstance(found, str):
+    if kind not in _reported:
+        _reported.add(kind)
+        if isinstance(kernels, str):
             warn(
-                f'steps on {kind} take backend="eager", which is many times slower than "fused": {found} '
-                'Give backend="eager" to say so and silence this.'
+                f'steps on {kind} use backend="eager", which is many times slower than "fused": {kernels} '
+                'Pass backend="eager" to silence this warning.'
             )
         else:
-            _log.info("steps on %s take fused kernels: %s", kind, found)
-    return None if isinstance(found, str) else found
+            _log.info("steps on %s use fused kernels: %s", kind, kernels)
+    return None if isinstance(kernels, str) else kernels
 
 
 def check_backend(backend: str) -> None:
@@ -72,7 +73,7 @@ def _find(kind: str) -> Kernels | str:
         from pylo_zoo.kernels import gpu
 
         return gpu.find_kernels()
-    return f"there are no kernels for {kind}."
+    return f"pylo-zoo has no kernels for {kind}."
 
 
 __all__ = ["BACKENDS", "Adam", "Kernels", "Normalized", "ScratchBuffer", "Task", "check_backend", "kernels_for"]

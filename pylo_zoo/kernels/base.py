@@ -1,12 +1,12 @@
-"""What a device's kernels do: the step of :mod:`pylo_zoo.ops.step` for many parameters at once, in three passes.
+"""The interface of a device's kernels. They compute :mod:`pylo_zoo.ops.step` for many parameters, in three passes.
 
 - The factor pass sums ``g²`` along rows and columns, and advances ``row`` and ``col``.
 - The moment pass advances ``momentum``, ``second_moment`` and ``diag``, and sums each feature's squares.
 - The move pass recomputes the features in registers, runs the network and writes the parameter.
 
-Nothing of the parameters' size is kept between the passes. Between the moment pass and the move pass, the normalizer is
-folded into the first layer's weights, because it is one scale per channel. Features that are constant along an axis
-(``row``, ``col`` and their roots) become additions to the hidden layer, one per row and one per column.
+No intermediate result has the size of a parameter. Before the move pass, the normalizer is folded into the first
+layer's weights, because it is one scale per channel. Features that are constant along an axis (``row``, ``col`` and
+their roots) become additions to the first layer's output, one per row and one per column.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from pylo_zoo.ops.rule import Rule
 
 
 class Task(NamedTuple):
-    """One parameter of a fused step; all tensors contiguous, on one device."""
+    """One parameter of a fused step. All tensors are contiguous and on one device."""
 
     p: Tensor
-    """``[*shape]``, at least one axis, of a dtype among :attr:`Kernels.dtypes`."""
+    """``[*shape]``, with at least one axis, in one of :attr:`Kernels.dtypes`."""
     g: Tensor
-    """The gradient, ``[*shape]``, of a dtype among :attr:`Kernels.dtypes`; read only."""
+    """The gradient ``[*shape]``, in one of :attr:`Kernels.dtypes`. Not modified."""
     state: Mapping[str, Tensor]
-    """float32 ``momentum [3, *shape]``, ``second_moment [1, *shape]``, and ``row``, ``col`` or ``diag`` ``[3, …]``
+    """float32 ``momentum [3, *shape]``, ``second_moment [1, *shape]``, and ``row`` and ``col``, or ``diag``, ``[3, …]``
     (:func:`pylo_zoo.ops.accumulators.new_accumulators`), advanced in place."""
     axes: Axes
     decays: Decays
     max_gradient: float
-    """Gradients are clipped to ±this, element by element; ``inf`` clips nothing. NaN stays."""
+    """Gradients are clipped elementwise to ± this value; ``inf`` disables clipping. NaN stays."""
     replace_nonfinite: bool
-    """Gradients pass ``torch.nan_to_num`` first."""
+    """Whether ``torch.nan_to_num`` is applied to gradients first."""
 
 
 class Adam(NamedTuple):
@@ -51,7 +51,7 @@ class Adam(NamedTuple):
     second_moment: Tensor
     """float32 ``[1, *shape]``"""
     step: int
-    """Of this update, 1-based, for the bias correction."""
+    """The 1-based number of this update, for the bias correction."""
     betas: tuple[float, float]
     eps: float
     eps_root: float
@@ -59,50 +59,50 @@ class Adam(NamedTuple):
     shrink: float
     max_gradient: float
     nesterov: bool
-    """``β1·m + (1 − β1)·g`` takes the place of ``m`` in ``m̂`` (NAdamW, SPEC §7)."""
+    """Use ``β1·m + (1 − β1)·g`` instead of ``m`` in ``m̂`` (NAdamW, SPEC §7)."""
 
 
 class Normalized(NamedTuple):
     """One parameter of CELO2's last pass (SPEC §6)."""
 
     p: Tensor
-    """``[*shape]``, contiguous, of a dtype among :attr:`Kernels.dtypes`."""
+    """``[*shape]``, contiguous, in one of :attr:`Kernels.dtypes`."""
     step: Tensor
-    """float32 ``[*shape]``, contiguous; may be written over."""
+    """float32 ``[*shape]``, contiguous. Can be overwritten."""
     over: tuple[int, ...]
-    """Axes that the mean square is taken over, one or two, counted from the end."""
+    """One or two axes of the mean square, as negative indices."""
     eps: float
 
 
 class ScratchBuffer:
-    """A CPU's memory for steps that a later step uses again: new pages cost more than what is written to them."""
+    """CPU memory for steps, reused by later calls: allocating new pages costs more than filling them."""
 
     ALIGNED = 16
-    """Floats between the starts of two steps."""
+    """Each step starts at a multiple of this many floats."""
 
     def __init__(self) -> None:
         self._kept: Tensor | None = None
 
     def take(self, shapes: Sequence[torch.Size]) -> list[Tensor]:
-        """float32 ``[*shape]`` for each shape, contiguous, not filled; those of an earlier call are lost."""
+        """One uninitialized contiguous float32 tensor per shape. The tensors of an earlier call become invalid."""
         sizes = [-(-shape.numel() // self.ALIGNED) * self.ALIGNED for shape in shapes]
         if self._kept is None or len(self._kept) < sum(sizes):
-            self._kept = None  # before there is a larger one
+            self._kept = None  # free it before the larger allocation
             self._kept = torch.empty(sum(sizes), dtype=torch.float32, device="cpu")
         pieces = self._kept[: sum(sizes)].split(sizes)
         return [piece[: shape.numel()].view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
 class Kernels(Protocol):
-    """The kernels of one kind of device. Reductions are deterministic: the same figures from the same input."""
+    """The kernels of one device type. Reductions are deterministic: the same input gives the same result."""
 
     dtypes: tuple[torch.dtype, ...]
-    """Of parameters and gradients that the kernels read and write themselves; others come as float32 copies."""
+    """Dtypes of parameters and gradients that the kernels support. The caller copies others to float32."""
     bucket: int
-    """Elements of parameters that are best taken at once: what a cache holds, or what copies may cost."""
+    """Best number of elements per call, limited by the size of the cache or of copies."""
 
     def covers(self, p: Tensor, axes: Axes, rule: Rule, hidden: int) -> bool:
-        """Whether kernels can step a parameter of this shape by ``rule`` with ``hidden`` units a layer."""
+        """Whether the kernels support a parameter of this shape, ``rule``, and ``hidden`` units per layer."""
         ...
 
     def advance(
@@ -113,21 +113,21 @@ class Kernels(Protocol):
         Args:
             tasks: the parameters.
             rule: their rule.
-            scale: a scalar that multiplies gradients before anything else.
-            moments: :meth:`moments` will be asked for.
-            checked: the caller has compared shape, dtype, device and contiguity of all state with its parameters in
-                this step (:mod:`pylo_zoo.optim.state_checks`); kernels then check parameters and gradients alone.
+            scale: a scalar that multiplies gradients first.
+            moments: whether :meth:`moments` will be called.
+            checked: whether the caller has checked shape, dtype, device and contiguity of all state in this step
+                (:mod:`pylo_zoo.optim.state_checks`). If so, only parameters and gradients are checked here.
 
         Returns:
-            What :meth:`moments`, :meth:`move` and :meth:`steps` need: sums, factors and row and column tables.
+            The argument of :meth:`moments`, :meth:`move` and :meth:`steps`: sums, factors and row and column tables.
         """
         ...
 
     def moments(self, advanced: Any) -> Tensor:
         """:func:`pylo_zoo.ops.conditioning.moments` of p and the *old* accumulators, float32 ``[N, 9]``.
 
-        Only after ``advance(…, moments=True)``. Variances are taken around the mean of a few elements, or exactly; of
-        one element they are 0.
+        Requires ``advance(…, moments=True)``. Variances are computed relative to the mean of a few elements, which
+        avoids cancellation. The variance of one element is 0.
         """
         ...
 
@@ -138,23 +138,23 @@ class Kernels(Protocol):
         coefficient: Tensor | Sequence[float],
         shrink: Tensor | Sequence[float],
     ) -> None:
-        """Run the move pass: ``p ← p − coefficient·step − shrink·p``, in place, ``step·rms(p)`` by some rules.
+        """Run the move pass: ``p ← p − coefficient·step − shrink·p``, in place. Some rules multiply the step by rms(p).
 
         Args:
-            advanced: of :meth:`advance`.
-            layers: the network, float32: weights ``[outputs, inputs]`` alike for all parameters, or ``[N, outputs,
-                inputs]`` one a parameter. First-layer inputs are the rule's channels (30 or 28), time features being in
-                the bias already; for a parameter with fewer (``rule.unfactored``) the first of them. The last layer may
-                have outputs after direction and magnitude, unused.
-            coefficient: one a parameter.
-            shrink: one a parameter.
+            advanced: the result of :meth:`advance`.
+            layers: the network in float32, with weights ``[outputs, inputs]`` for all parameters or
+                ``[N, outputs, inputs]``, one per parameter. The first layer's inputs are the rule's channels (30 or
+                28); time features are in its bias. Parameters with fewer channels (``rule.unfactored``) use the first
+                ones. Outputs of the last layer after direction and magnitude are not used.
+            coefficient: one per parameter.
+            shrink: one per parameter.
         """
         ...
 
-    def steps(self, advanced: Any, layers: Sequence[Layer], room: ScratchBuffer) -> list[Tensor]:
-        """Compute each parameter's step, float32 ``[*shape]``, and write no parameter; some rules include ``rms(p)``.
+    def steps(self, advanced: Any, layers: Sequence[Layer], scratch: ScratchBuffer) -> list[Tensor]:
+        """The step of each parameter, float32 ``[*shape]``, without applying it. Some rules multiply it by rms(p).
 
-        They may lie in ``room``, until its next use.
+        The steps can be stored in ``scratch``, so they are valid until its next use.
         """
         ...
 

@@ -1,7 +1,7 @@
-"""The last check before raw addresses: kernels read and write exactly the memory that these tensors own.
+"""The last checks before raw addresses are passed to kernels, so that kernels stay within the tensors' memory.
 
-Optimizers check names and shapes before a step (:mod:`pylo_zoo.optim.state_checks`). The functions here are for callers
-of kernels: they check device, dtype, number of elements and contiguity, which is what memory safety needs.
+Optimizers check names and shapes before a step (:mod:`pylo_zoo.optim.state_checks`). The functions here check what
+memory safety requires: device, dtype, number of elements and contiguity.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ FLOAT = (torch.float32,)
 def check_tasks(
     tasks: Sequence[Task], dtypes: Collection[torch.dtype], device: torch.device, checked: bool = False
 ) -> None:
-    """Raise :class:`ZooError` unless every tensor of ``tasks`` has the memory that p0, p1 and p2 use.
+    """Raise :class:`ZooError` unless every tensor of ``tasks`` has the memory that the three passes access.
 
-    ``checked``: the caller has compared the state with its parameters in this step.
+    With ``checked``, the caller has checked the state in this step.
     """
     _check_pairs([tensor for task in tasks for tensor in task[:2]], dtypes, device)
     if checked:
         return
     state, counts = [], []
-    for p, _, own, axes, _, _, _ in tasks:
+    for p, _, entry, axes, _, _, _ in tasks:
         n = p.numel()
         try:
             if axes.factored is None:
-                state += (own["momentum"], own["second_moment"], own["diag"])
+                state += (entry["momentum"], entry["second_moment"], entry["diag"])
                 counts += (3 * n, n, 3 * n)
             else:
-                state += (own["momentum"], own["second_moment"], own["row"], own["col"])
+                state += (entry["momentum"], entry["second_moment"], entry["row"], entry["col"])
                 counts += (3 * n, n, *table_sizes(p.shape, axes))
         except KeyError as error:
             raise ZooError(f"A parameter's state lacks {error}.", HINT) from None
@@ -54,7 +54,7 @@ def check_tasks(
 
 
 def check_decays(tasks: Sequence[Task]) -> None:
-    """Raise :class:`ZooError` unless decays are one per channel."""
+    """Raise :class:`ZooError` unless there is one decay per channel."""
     for decays in {id(task.decays): task.decays for task in tasks}.values():
         sizes = [each.numel() for each in decays]
         if sizes != [3, 1, 3]:
@@ -66,7 +66,7 @@ def check_adam(
 ) -> None:
     """Raise :class:`ZooError` unless every tensor of ``tasks`` has as many elements as its parameter.
 
-    ``checked``: the caller has compared the state with its parameters in this step.
+    With ``checked``, the caller has checked the state in this step.
     """
     values = [tensor for task in tasks for tensor in task[:2]]
     _check_pairs(values, dtypes, device)
@@ -76,18 +76,18 @@ def check_adam(
 
 
 def check_normalized(tasks: Sequence[Normalized], dtypes: Collection[torch.dtype], device: torch.device) -> None:
-    """Raise :class:`ZooError` unless every step fits its parameter."""
+    """Raise :class:`ZooError` unless every step matches its parameter."""
     values, steps = [task.p for task in tasks], [task.step for task in tasks]
     counts = [p.numel() for p in values]
     _check(values, counts, dtypes, device)
     _check(steps, counts, FLOAT, device)
     for ndim, over in {(task.p.ndim, task.over) for task in tasks}:
         if not 1 <= len(over) <= 2 or not all(-ndim <= axis < 0 for axis in over):
-            raise ZooError(f"A step of {ndim} axes is normalized over {over}.", "Count one or two from -1.")
+            raise ZooError(f"A step of {ndim} axes is normalized over {over}.", "Pass one or two negative axes.")
 
 
 def check_layers(layers: Sequence[Layer], rule: Rule, count: int, device: torch.device, most: int) -> None:
-    """Raise :class:`ZooError` unless ``layers`` are a network of the rule, one for all parameters or ``count``."""
+    """Raise :class:`ZooError` unless ``layers`` are a network for ``rule``, shared or one for each of ``count``."""
     inputs = 28 if rule.time else 30
     shapes = [(tuple(weight.shape), tuple(bias.shape)) for weight, bias in layers]
     fits = len(layers) >= 2 and all(
@@ -98,21 +98,21 @@ def check_layers(layers: Sequence[Layer], rule: Rule, count: int, device: torch.
     fits = fits and shapes[0][0][-1] == inputs and shapes[-1][0][-2] >= 2
     fits = fits and all(0 < weight[-2] <= most for weight, _ in shapes[:-1])
     if not fits:
-        message = f"A network of layers {shapes} does not fit {count} parameters, {inputs} inputs and {most} units."
+        message = f"A network of layers {shapes} does not match {count} parameters, {inputs} inputs, ≤ {most} units."
         raise ZooError(message, HINT)
     tensors = [tensor for layer in layers for tensor in layer]
     _check(tensors, [tensor.numel() for tensor in tensors], FLOAT, device, contiguous=False)
 
 
 def check_numbers(name: str, values: Tensor | Sequence[float] | None, count: int) -> None:
-    """Raise :class:`ZooError` unless ``values`` are ``count`` numbers; None passes."""
+    """Raise :class:`ZooError` unless ``values`` is None or has ``count`` numbers."""
     size = count if values is None else values.numel() if isinstance(values, Tensor) else len(values)
     if size != count:
         raise ZooError(f"{name} has {size} numbers; kernels need {count}.", HINT)
 
 
 def table_sizes(shape: Sequence[int], axes: Axes) -> tuple[int, int]:
-    """Elements of ``row`` and ``col``, in three planes each."""
+    """Number of elements of ``row`` and of ``col``, over their three planes."""
     assert axes.factored is not None
     d1, d0 = axes.factored
     n = 3 * math.prod(shape)
@@ -120,7 +120,7 @@ def table_sizes(shape: Sequence[int], axes: Axes) -> tuple[int, int]:
 
 
 def _check_pairs(values: Sequence[Tensor], dtypes: Collection[torch.dtype], device: torch.device) -> None:
-    """Parameters and their gradients, in turn."""
+    """Check ``values``, which alternates parameters and their gradients."""
     counts = list(map(Tensor.numel, values))
     counts[1::2] = counts[::2]
     _check(values, counts, dtypes, device)
@@ -146,4 +146,4 @@ def _check(
         ):
             names = " or ".join(str(dtype)[6:] for dtype in dtypes)
             has = f"{tuple(tensor.shape)} {str(tensor.dtype)[6:]} on {tensor.device} with strides {tensor.stride()}"
-            raise ZooError(f"Kernels got a tensor {has}; they need {count} of {names} on {device}.", HINT)
+            raise ZooError(f"A tensor is {has}; kernels need {count} elements of {names} on {device}.", HINT)

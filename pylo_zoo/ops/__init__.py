@@ -1,5 +1,5 @@
-"""The mathematics of learned optimizers, stated once, as pure functions of tensors (SPEC).
+"""The eager implementation: the mathematics of docs/spec.md as pure functions of tensors.
 
-Everything here is defined by the *JAX layout* of a parameter; :mod:`pylo_zoo.ops.layout` says which axes of a
-torch-layout parameter that means, and nothing is ever transposed for it.
+All of it is defined in JAX layout. :mod:`pylo_zoo.ops.layout` maps the axes to those of a torch-layout parameter, so
+nothing is transposed.
 """

@@ -1,7 +1,7 @@
 """Accumulators of the gradient's moments, advanced in place (SPEC §1).
 
-Each accumulator is one contiguous plane a decay, ``[channels, *shape]``. A factored second moment keeps ``row`` and
-``col`` with the averaged axis at size 1, so that they broadcast against the parameter as they are.
+An accumulator has one contiguous plane per decay: ``[channels, *shape]``. In a factored second moment, the averaged
+axis of ``row`` and ``col`` has size 1, so they broadcast against the parameter.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pylo_zoo.ops.trace import record
 
 
 class Factors(NamedTuple):
-    """The factored second moment as features read it, ``[3, *shape]`` with broadcast axes of size 1.
+    """The factored second moment as features read it: ``[3, *shape]`` with broadcast axes of size 1.
 
-    For an unfactored parameter ``row`` and ``col`` are both ``diag``, and ``col_factor`` is None.
+    For an unfactored parameter, ``row`` and ``col`` are both ``diag``, and ``col_factor`` is None.
     """
 
     row: Tensor
@@ -29,7 +29,7 @@ class Factors(NamedTuple):
 
 
 class Decays(NamedTuple):
-    """Effective decays of the accumulators: ``momentum [k]``, ``rms [1]`` and ``adafactor [3]``, one a channel."""
+    """Effective decays of the accumulators, one per channel: ``momentum [k]``, ``rms [1]`` and ``adafactor [3]``."""
 
     momentum: Tensor
     rms: Tensor
@@ -37,18 +37,18 @@ class Decays(NamedTuple):
 
 
 def planes(values: Tensor, ndim: int) -> Tensor:
-    """``values [channels]`` as ``[channels, 1, …]``, to broadcast against planes of ``ndim`` axes."""
+    """View ``values [channels]`` as ``[channels, 1, …]``, to broadcast against planes of ``ndim`` axes."""
     return values.view(-1, *[1] * ndim)
 
 
 def advance(average: Tensor, value: Tensor, decay: Tensor) -> None:
-    """``average ← decay · average + (1 − decay) · value``, in place, without a temporary; ``decay`` one a plane."""
+    """``average ← decay · average + (1 − decay) · value``, in place, with one ``decay`` per plane."""
     decay = planes(decay, value.ndim)
     average.mul_(decay).addcmul_(value, 1 - decay)
 
 
 def new_accumulators(p: Tensor, axes: Axes) -> dict[str, Tensor]:
-    """Zeros: ``momentum [3, *shape]``, ``second_moment [1, *shape]``; ``row`` and ``col``, or ``diag``, ``[3, …]``."""
+    """Zeros ``momentum [3, *shape]``, ``second_moment [1, *shape]``, ``row`` and ``col``, or ``diag``, ``[3, …]``."""
     shape = tuple(p.shape)
     shapes = {"momentum": (3, *shape), "second_moment": (1, *shape)}
     if axes.factored is None:
@@ -80,7 +80,7 @@ def advance_factored(state: Mapping[str, Tensor], gradient: Tensor, decay: Tenso
 
 
 def factors(state: Mapping[str, Tensor], axes: Axes) -> Factors:
-    """Row and column factors of the advanced accumulators; ``rsqrt`` of the diagonal where unfactored."""
+    """Row and column factors of the advanced accumulators, or the ``rsqrt`` of ``diag`` if unfactored."""
     if axes.factored is None:
         diag = state["diag"]
         return Factors(diag, diag, torch.rsqrt((diag + 1e-9).clamp(min=1e-9)), None)

@@ -26,12 +26,14 @@ def adam_direction(
     """Advance the moments by ``g``, in place, and return ``m̂ / (eps + sqrt(v̂ + eps_root))``.
 
     Args:
-        m: first moment ``[1, *shape]``; v: second moment ``[1, *shape]``.
+        m: first moment ``[1, *shape]``.
+        v: second moment ``[1, *shape]``.
         g: gradient ``[*shape]``.
-        count: updates including this one, a scalar from 1 on.
+        count: number of updates including this one, a scalar.
         betas: decays of m and v, ``[1]`` each.
-        eps: added outside the root; eps_root: added inside it.
-        nesterov: look one step ahead: ``β1·m + (1 − β1)·g`` takes the place of ``m`` in ``m̂`` (NAdamW, SPEC §7).
+        eps: added outside the root.
+        eps_root: added inside the root.
+        nesterov: use ``β1·m + (1 − β1)·g`` instead of ``m`` in ``m̂`` (NAdamW, SPEC §7).
     """
     beta1, beta2 = betas
     advance(m, g, beta1)
@@ -54,12 +56,12 @@ def adam_directions(
     eps: float,
     nesterov: bool = False,
 ) -> list[Tensor]:
-    """:func:`adam_direction` for many parameters by torch's operations over lists; it agrees to rounding.
+    """:func:`adam_direction` for many parameters, with ``torch._foreach_*``. The two agree to rounding.
 
     Args:
         m, v, g: moments and gradients ``[*shape]``, of one dtype, on one device.
-        counts: updates of each, including this one.
-        betas, eps, nesterov: as there; ``eps_root`` is 0.
+        counts: number of updates of each parameter, including this one.
+        betas, eps, nesterov: as in :func:`adam_direction`, with ``eps_root`` 0.
     """
     beta1, beta2 = betas
     foreach._foreach_lerp_(m, g, 1 - beta1)
@@ -67,10 +69,10 @@ def adam_directions(
     foreach._foreach_addcmul_(v, g, g, value=1 - beta2)
     # m/c1 / (sqrt(v/c2) + eps) = m / (sqrt(v)·c1/sqrt(c2) + eps·c1)
     divisors = list(foreach._foreach_sqrt(v))
-    for count, its in _by_count(counts, divisors).items():
+    for count, same in _by_count(counts, divisors).items():
         c1, root = 1 - beta1**count, math.sqrt(1 - beta2**count)
-        foreach._foreach_mul_(its, c1 / root)
-        foreach._foreach_add_(its, eps * c1)
+        foreach._foreach_mul_(same, c1 / root)
+        foreach._foreach_add_(same, eps * c1)
     if not nesterov:
         return list(foreach._foreach_div(m, divisors))
     numerators = foreach._foreach_lerp(g, m, beta1)
@@ -79,8 +81,8 @@ def adam_directions(
 
 
 def _by_count(counts: Sequence[int], tensors: Sequence[Tensor]) -> dict[int, list[Tensor]]:
-    """Tensors of one count together: mostly all of them, and one factor costs less than a list of factors."""
-    found: dict[int, list[Tensor]] = {}
+    """Group tensors by count. Usually all counts are equal, and one factor costs less than a list of factors."""
+    groups: dict[int, list[Tensor]] = {}
     for count, tensor in zip(counts, tensors, strict=True):
-        found.setdefault(count, []).append(tensor)
-    return found
+        groups.setdefault(count, []).append(tensor)
+    return groups

@@ -1,7 +1,6 @@
-"""Updates on their way to the parameters, one at a time or many together.
+"""Apply updates to parameters, one at a time or many together.
 
-Together means torch's operations over lists, ``torch._foreach_*``, which the ``foreach`` forms of torch's own
-optimizers run: some calls a list instead of some a tensor.
+Many together uses ``torch._foreach_*``, as the ``foreach`` option of torch's optimizers does.
 """
 
 from __future__ import annotations
@@ -13,18 +12,18 @@ import torch
 from torch import Tensor
 
 foreach: Any = torch
-"""Where the operations over lists are; no stub of torch's names them."""
+"""torch, untyped: its stubs lack ``_foreach_*``."""
 TOGETHER = {"cpu": 1 << 18}
-"""Values that are stepped together at most, unless one parameter is larger, by device: a step's temporaries, some times
-as large, stay small, and a CPU gains nothing from more."""
+"""Most elements stepped together, per device type, unless one parameter is larger. This limits a step's temporaries,
+which are a few times as large. A CPU is not faster with more."""
 TOGETHER_ELSEWHERE = 1 << 22
-"""The same on other devices."""
+"""The same for other devices."""
 
 
 def as_scalar(lr: float | Tensor, dtype: torch.dtype) -> float | Tensor:
-    """A learning rate to reckon with: a number as it is, a tensor of one element without axes and in ``dtype``.
+    """The learning rate, normalized for arithmetic: a float as is, a one-element tensor as 0-d in ``dtype``.
 
-    Nothing is read back from a device, and a compiled step sees a tensor where the caller keeps one.
+    A tensor is not read back from its device, and a compiled step keeps it as a tensor.
     """
     return lr.to(dtype).reshape(()) if isinstance(lr, Tensor) else lr
 
@@ -34,9 +33,9 @@ def decay_and_step(p: Tensor, update: Tensor, lr: float | Tensor, weight_decay: 
 
     Args:
         p: ``[*shape]``.
-        update: ``[*shape]``, in the dtype that the step is computed in.
-        lr: a number, or a tensor without axes in the update's dtype (:func:`as_scalar`).
-        weight_decay: decoupled: it does not pass through the update.
+        update: ``[*shape]``, in the dtype of the computation.
+        lr: a number, or a 0-d tensor in the update's dtype (:func:`as_scalar`).
+        weight_decay: decoupled weight decay.
     """
     wide = p.to(update.dtype)
     wide.mul_(1 - lr * weight_decay).sub_(lr * update)
@@ -47,7 +46,7 @@ def decay_and_step(p: Tensor, update: Tensor, lr: float | Tensor, weight_decay: 
 def decay_and_step_together(
     params: Sequence[Tensor], updates: Sequence[Tensor], lr: float | Tensor, weight_decay: float
 ) -> None:
-    """:func:`decay_and_step` on parameters whose updates, which are lost, are of one dtype, on one device."""
+    """:func:`decay_and_step` for many parameters. Updates have one dtype and device, and are overwritten."""
     dtype, device = updates[0].dtype, updates[0].device
     wide = [p.to(dtype) for p in params]
     if isinstance(lr, Tensor):
@@ -65,9 +64,10 @@ def decay_and_step_together(
 
 
 def together(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """Positions of tensors to step together: of one dtype and device, equal shapes next to each other.
+    """Partition the positions of ``tensors`` into lists to step together.
 
-    Each part has as many values as :data:`TOGETHER` says at most, or is one tensor. Empty tensors are in none.
+    The tensors of a list have one dtype and device, with equal shapes next to each other. A list has at most
+    :data:`TOGETHER` elements or is one tensor. Empty tensors are left out.
     """
     alike: dict[tuple[Any, ...], dict[tuple[int, ...], list[int]]] = {}
     for k, tensor in enumerate(tensors):

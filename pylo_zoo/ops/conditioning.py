@@ -1,4 +1,4 @@
-"""What VeLO's and Celo's LSTM sees of the run and of each tensor (SPEC §4)."""
+"""Inputs of VeLO's and Celo's LSTM: features of the run and of each tensor (SPEC §4)."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import Tensor
 FRACTIONS = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)
 LOSS_DECAYS = 10
 LOSS_MINIMUM_START = 999999999999.0
-"""Where the running minimum of the loss averages starts."""
+"""Initial value of the running minimum of the loss averages."""
 MAX_RANK = 5
 
 
 def loss_decays(num_steps: int, like: Tensor) -> Tensor:
-    """``exp(−1/h)`` for ten horizons ``h``, log-spaced from 10 to ``num_steps``: ``[10]`` in ``like``'s dtype."""
+    """``exp(−1/h)`` for ten horizons ``h``, log-spaced from 10 to ``num_steps``: ``[10]``, in ``like``'s dtype."""
     exponents = torch.linspace(1, math.log10(num_steps), LOSS_DECAYS, dtype=like.dtype, device=like.device)
     return torch.exp(-1 / 10**exponents)
 
 
 def advance_loss(average: Tensor, minimum: Tensor, step: Tensor, loss: Tensor, decays: Tensor) -> None:
-    """Take one loss into the buffer, in place.
+    """Add one loss to the running averages, in place.
 
     Args:
-        average: means μ of the loss ``[10]``, 0 at the start.
+        average: means μ of the loss ``[10]``, initially 0.
         minimum: running minimum r of the bias-corrected means ``[10]``.
-        step: losses taken in so far, i, a scalar.
-        loss: the new loss, a scalar; capped at twice the largest corrected mean.
+        step: number of earlier losses, i, a scalar.
+        loss: the new loss, a scalar, which is capped at twice the largest corrected mean.
         decays: ``[10]``.
     """
     cap = torch.where(step == 0, loss, (average / (1 - decays ** (step + 1))).max())
@@ -38,24 +38,28 @@ def advance_loss(average: Tensor, minimum: Tensor, step: Tensor, loss: Tensor, d
 
 
 def loss_features(average: Tensor, minimum: Tensor, step: Tensor, decays: Tensor) -> Tensor:
-    """Nine features of the loss buffer after ``step`` losses: ``[9]`` in [−1, 1], zero while ``step ≤ 2``."""
+    """Nine features of the loss averages after ``step`` losses: ``[9]`` in [−1, 1], zero while ``step ≤ 2``."""
     corrected = average / (1 - decays**step)
     ratios = (corrected[:-1] - minimum[:-1]) / (corrected[1:] - minimum[:-1]).clamp(min=1e-8)
     return torch.where(step <= 2, 0.0, (ratios - 1).clamp(-1, 1))
 
 
 def fraction_features(step: Tensor, num_steps: int, like: Tensor) -> Tensor:
-    """``tanh(10·(t/num_steps − τ))``: ``[9]``."""
+    """The features ``tanh(10·(t/num_steps − τ))``: ``[9]``."""
     fractions = torch.tensor(FRACTIONS, dtype=like.dtype, device=like.device)
     return torch.tanh(10 * (step.to(like) / num_steps - fractions))
 
 
 def moments(p: Tensor, m: Tensor, v: Tensor) -> Tensor:
-    """What :func:`tensor_features` needs of one tensor, ``[9]``: mean of p²; of m the means ``[3]`` and variances
-    ``[3]``; of v the mean and the variance.
+    """Statistics of one tensor for :func:`tensor_features`.
 
     Args:
-        p: ``[*shape]``; m: ``[3, *shape]``; v: ``[1, *shape]``, all before this step's update.
+        p: parameter ``[*shape]``, before this step's update.
+        m: momentum ``[3, *shape]``, before this step's update.
+        v: second moment ``[1, *shape]``, before this step's update.
+
+    Returns:
+        ``[9]``: the mean of p², the means ``[3]`` and variances ``[3]`` of m, the mean and the variance of v.
     """
     axes = tuple(range(1, m.ndim))
     var_m, mean_m = torch.var_mean(m, dim=axes, correction=0)
@@ -64,14 +68,17 @@ def moments(p: Tensor, m: Tensor, v: Tensor) -> Tensor:
 
 
 def tensor_features(moments: Tensor, shapes: Sequence[Sequence[int]]) -> Tensor:
-    """Features of N tensors, in the order in which the LSTM reads them: mean_rms, rank, var_m, var_rms, ``[N, 12]``.
+    """Features of N tensors in the LSTM's order: mean_rms, rank, var_m, var_rms.
 
-    ``var_rms`` is taken around the mean of *m*: a quirk that the weights were trained with. All are those of ``q·m``
-    and ``q·v``, with ``q`` the inverse root of p's mean square.
+    ``var_rms`` subtracts the mean of *m*, not of *v*: the weights were trained with this quirk. The statistics are
+    those of ``q·m`` and ``q·v``, where ``q`` is the inverse root of p's mean square.
 
     Args:
         moments: ``[N, 9]`` (:func:`moments`).
-        shapes: of the N tensors.
+        shapes: shapes of the N tensors.
+
+    Returns:
+        ``[N, 12]``.
     """
     square, mean_m, var_m, mean_v, var_v = moments.split([1, 3, 3, 1, 1], dim=1)
     scale = torch.rsqrt(square.clamp(min=1e-9))

@@ -1,4 +1,4 @@
-"""Per-parameter features, their normaliser, and the step that the MLP's outputs stand for (SPEC §2–§6)."""
+"""Per-parameter features, their normalization, and the step from the MLP's outputs (SPEC §2–§6)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TIME_SCALES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
 
 
 class Inputs(NamedTuple):
-    """What features are made of: the old parameter, the gradient, and the advanced accumulators."""
+    """The inputs of the features: the old parameter, the gradient, and the advanced accumulators."""
 
     p: Tensor
     """``[*shape]``"""
@@ -64,18 +64,18 @@ FEATURES: dict[str, Callable[[Inputs], Tensor]] = {
     "rsqrt_col": lambda x: torch.rsqrt(x.factors.col + 1e-8),
     "factored_momentum": _factored_momentum,
 }
-"""Feature groups by name, each ``[channels, *shape]``, an axis of size 1 where the feature is constant along it."""
+"""Feature groups by name: ``[channels, *shape]``. An axis along which the feature is constant has size 1."""
 
 VELO_FEATURES = tuple(FEATURES)
 """The 14 groups, 30 channels, of VeLO, Celo and CELO2, in order (SPEC §4)."""
 CELO2_UNFACTORED_FEATURES = VELO_FEATURES[:9]
-"""The 9 groups, 15 channels, that CELO2 has for vectors and scalars (SPEC §6)."""
+"""The 9 groups, 15 channels, of CELO2 for vectors and scalars (SPEC §6)."""
 ADAFAC_FEATURES = tuple(name for name in FEATURES if name not in ("clipped_gradient", "normalized_gradient"))
 """The 12 groups, 28 channels, of AdafacMLP, μLO and ELO (SPEC §3)."""
 
 
 def mean_square(x: Tensor, axes: Sequence[int]) -> Tensor:
-    """``mean(x²)``, one a channel and, over the other axes, an index; ``axes`` stay at size 1."""
+    """``mean(x²)`` over ``axes``, which stay at size 1; the channel axis stays."""
     return x.square().mean(dim=tuple(axes), keepdim=True)
 
 
@@ -87,16 +87,16 @@ def normalize(x: Tensor, mean_square: Tensor, eps: float) -> Tensor:
 def columns(
     names: Sequence[str], inputs: Inputs, axes: Sequence[int], eps: float, means: Mapping[str, Tensor] | None = None
 ) -> Tensor:
-    """Normalised features of every element, ``[channels, n]`` with ``n = p.numel()``.
+    """Normalized features of every element, ``[channels, n]`` with ``n = p.numel()``.
 
-    Features that are constant along an axis are normalised before they are spread over it: the mean is the same.
+    Features that are constant along an axis are normalized before they expand over it, which does not change the mean.
 
     Args:
         names: feature groups, in order.
-        inputs: what they are made of.
-        axes: what the normaliser's means are taken over.
-        eps: of the normaliser.
-        means: the mean squares by name, where ``inputs`` are only a part of the parameter; else they are taken here.
+        inputs: the inputs of the features.
+        axes: axes of the normalizer's means.
+        eps: epsilon of the normalizer.
+        means: the whole parameter's mean squares by name, if ``inputs`` are a part of it. Computed here by default.
     """
     shape = inputs.p.shape
 

@@ -1,4 +1,4 @@
-"""What is done to gradients before a rule sees them (SPEC §3, §4, §6)."""
+"""Gradient preprocessing: clipping by the global norm (SPEC §3, §6)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def global_norm_scale(gradients: Sequence[Tensor], max_norm: float) -> Tensor:
-    """``min(1, max_norm / ‖g‖)`` over all gradients together, a scalar on the first one's device."""
+    """``min(1, max_norm / ‖g‖)`` with the norm over all gradients, a scalar on the first gradient's device."""
     device = gradients[0].device
     norms = [torch.linalg.vector_norm(g, dtype=_accumulation_dtype(g)).to(device) for g in gradients]
     norm = torch.linalg.vector_norm(torch.stack(norms))

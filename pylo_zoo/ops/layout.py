@@ -1,9 +1,9 @@
-"""Which axes the mathematics means, for parameters in torch and in JAX layout (SPEC §1, "Axis order matters").
+"""The axes of a parameter that the update reduces over, for every layout (SPEC §1, "Layouts").
 
-JAX keeps dense weights as ``(in, out)`` and convolutions as ``(*spatial, in, out)``; torch as ``(out, in)`` and
-``(out, in, *spatial)``, and in some models stacks of matrices, such as experts, as ``(*stack, out, in)``, where JAX
-would have ``(*stack, in, out)``. Axes and their ties are chosen in JAX's order and mapped back, as negative indices, so
-that they hold for a parameter and for its accumulator planes ``[channels, *shape]`` alike.
+JAX stores dense weights as ``(in, out)`` and convolutions as ``(*spatial, in, out)``. torch stores them as
+``(out, in)`` and ``(out, in, *spatial)``, and some models stack matrices, such as experts, as ``(*stack, out, in)``.
+Axes and ties are chosen in JAX's order and mapped back. They are negative indices, so they are valid for a parameter
+and for its accumulators ``[channels, *shape]``.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ LAYOUTS: tuple[Layout, ...] = ("torch", "jax", "torch-stacked")
 
 
 class Axes(NamedTuple):
-    """The axes of one parameter, counted from its end."""
+    """The axes of one parameter, as negative indices."""
 
     all: tuple[int, ...]
     """Every axis."""
     factored: tuple[int, int] | None
-    """``(d1, d0)``, second largest and largest axis; None where the second moment is not factored."""
+    """``(d1, d0)``, the second largest and the largest axis; None if the second moment is not factored."""
     matrix: tuple[int, ...]
-    """The last two axes in JAX layout, ``(rows, columns)``; the one axis of a vector."""
+    """The last two axes in JAX layout, ``(rows, columns)``, or the one axis of a vector."""
 
 
 @lru_cache(maxsize=4096)
 def axes_of(shape: tuple[int, ...], layout: Layout) -> Axes:
-    """The axes of a parameter of ``shape`` (one axis at least: a scalar counts as shape ``(1,)``)."""
+    """The axes of a parameter of ``shape``, which has at least one axis: a scalar is passed as ``(1,)``."""
     ndim = len(shape)
     order = jax_axes(ndim, layout)
     everything = tuple(range(-ndim, 0))
     if ndim < 2:
         return Axes(everything, None, everything)
-    by_size = sorted(order, key=lambda axis: shape[axis])  # stable: of equal axes the later, in JAX layout, is larger
+    by_size = sorted(order, key=lambda axis: shape[axis])  # stable: of equal axes, the later in JAX layout is d0
     return Axes(everything, (by_size[-2], by_size[-1]), (order[-2], order[-1]))
 
 
 def jax_axes(ndim: int, layout: Layout) -> Sequence[int]:
-    """The parameter's own axes (negative), in JAX layout's order: torch's ``(2, …, n−1, 1, 0)``, and for stacks
+    """The parameter's axes (negative) in JAX order: ``(2, …, n−1, 1, 0)`` for torch layout, and for torch-stacked
     ``(0, …, n−3, n−1, n−2)``."""
     axes = list(range(-ndim, 0))
     if layout == "jax" or ndim < 2:

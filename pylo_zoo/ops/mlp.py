@@ -1,4 +1,4 @@
-"""The small network applied to every parameter (SPEC §3, §4, §6)."""
+"""The MLP that runs per parameter element (SPEC §3, §4, §6)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def mlp(layers: Sequence[Layer], x: Tensor, activation: str = "relu") -> Tensor:
 
     Args:
         layers: the affine maps, with the activation between them.
-        x: features ``[channels, n]``, one column a parameter. A first layer wider than ``channels`` is cut to its
-            first inputs: parameters without row and column features have only those (SPEC §6).
+        x: features ``[channels, n]``, one column per element. The first layer uses only its first ``channels`` inputs:
+            CELO2's vectors have fewer features than its matrices (SPEC §6).
         activation: ``"relu"`` or ``"tanh"``.
 
     Returns:

@@ -1,6 +1,6 @@
-"""Muon's update of tensors (kellerjordan.github.io/posts/muon; SPEC §7): momentum, orthogonalization, scale.
+"""Muon's update (kellerjordan.github.io/posts/muon; SPEC §7): momentum, orthogonalization, scale.
 
-Rows are outputs, as torch stores a weight: ``(out, in, *spatial)``.
+The rows of a matrix are outputs: torch stores a weight as ``(out, in, *spatial)``.
 """
 
 from __future__ import annotations
@@ -8,39 +8,37 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 
 import torch
 from torch import Tensor
 
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.ops.apply import as_scalar, decay_and_step, decay_and_step_together, foreach, together
 from pylo_zoo.ops.layout import LAYOUTS, Layout
-from pylo_zoo.ops.orthogonalize import Coefficients, orthogonalize_all, resolve_coefficients
+from pylo_zoo.ops.orthogonalize import Coefficients, is_finite_number, orthogonalize_all, resolve_coefficients
 
 LR_SCALES = ("original", "match_rms_adamw", "rms_to_rms")
 CONV_MODES = ("flatten", "batched")
 NS_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 BACKENDS = ("auto", "eager", "fused")
-"""How parameters are stepped: one by one, or together."""
 MIN_SIZE = 4
-"""Smallest side of a matrix that Muon takes."""
+"""Smallest side of a matrix that Muon updates."""
 MAX_ASPECT_RATIO = 128.0
-"""Largest ratio of its sides."""
+"""Largest ratio of the sides of a matrix that Muon updates."""
 
 
 def lr_scale(rows: int, columns: int, adjust_lr_fn: str | None) -> float:
-    """What the learning rate of one matrix ``[rows, columns]``, rows being outputs, is multiplied by.
+    """The factor of the learning rate for a matrix ``[rows, columns]``, where rows are outputs.
 
     Args:
-        rows, columns: sizes of the matrix that is orthogonalized, at least 1.
-        adjust_lr_fn: ``"original"``, ``sqrt(max(1, rows/columns))`` (kellerjordan.github.io/posts/muon);
-            ``"match_rms_adamw"``, ``0.2·sqrt(max(rows, columns))``, the step size that AdamW has (arXiv 2502.16982);
-            ``"rms_to_rms"``, ``sqrt(rows/columns)``, a unit step in the norm from RMS to RMS (arXiv 2502.07529);
-            None, 1.
+        rows, columns: sizes of the orthogonalized matrix, at least 1.
+        adjust_lr_fn: ``"original"``: ``sqrt(max(1, rows/columns))`` (kellerjordan.github.io/posts/muon).
+            ``"match_rms_adamw"``: ``0.2·sqrt(max(rows, columns))``, which matches AdamW's step size (arXiv 2502.16982).
+            ``"rms_to_rms"``: ``sqrt(rows/columns)``, a unit step in the RMS-to-RMS norm (arXiv 2502.07529).
+            None: 1.
 
     Raises:
-        ZooError: there is no such scale.
+        ZooError: ``adjust_lr_fn`` is not one of these.
     """
     if adjust_lr_fn is None:
         return 1.0
@@ -54,25 +52,25 @@ def lr_scale(rows: int, columns: int, adjust_lr_fn: str | None) -> float:
 
 
 def to_matrices(tensor: Tensor, conv_mode: str) -> Tensor:
-    """The matrices that are orthogonalized.
+    """Reshape a weight to the matrices that Muon orthogonalizes.
 
     Args:
         tensor: ``[out, in, *spatial]``.
-        conv_mode: what becomes of spatial axes: ``"flatten"`` or ``"batched"``.
+        conv_mode: how to reshape spatial axes, ``"flatten"`` or ``"batched"``.
 
     Returns:
-        A matrix as it is; else ``[out, in·spatial]`` under ``"flatten"`` and ``[spatial, out, in]`` under
-        ``"batched"``, one matrix a position. A view where the strides allow one.
+        A matrix unchanged. With more axes, ``[out, in·spatial]`` for ``"flatten"``, and ``[spatial, out, in]``, one
+        matrix per position, for ``"batched"``. A view if the strides allow it.
 
     Raises:
-        ZooError: fewer than two axes, or no such mode.
+        ZooError: ``tensor`` has fewer than two axes, or ``conv_mode`` is unknown.
     """
     if conv_mode not in CONV_MODES:
         raise ZooError(f"conv_mode is {conv_mode!r}.", f"Use {' or '.join(CONV_MODES)}.")
     if tensor.ndim < 2:
         raise ZooError(
-            f"A tensor of shape {tuple(tensor.shape)} is no matrix.",
-            "Muon takes two axes or more: (out, in, *spatial).",
+            f"A tensor of shape {tuple(tensor.shape)} is not a matrix.",
+            "Pass tensors with two or more axes: (out, in, *spatial).",
         )
     if tensor.ndim == 2:
         return tensor
@@ -80,7 +78,7 @@ def to_matrices(tensor: Tensor, conv_mode: str) -> Tensor:
 
 
 def from_matrices(matrices: Tensor, shape: Sequence[int]) -> Tensor:
-    """The inverse of :func:`to_matrices`: matrices ``[out, in·spatial]`` or ``[spatial, out, in]`` as ``shape``."""
+    """The inverse of :func:`to_matrices`: ``[out, in·spatial]`` or ``[spatial, out, in]`` back to ``shape``."""
     batched = matrices.ndim > 2
     return (matrices.permute(1, 2, 0) if batched else matrices).reshape(tuple(shape))
 
@@ -88,22 +86,23 @@ def from_matrices(matrices: Tensor, shape: Sequence[int]) -> Tensor:
 def muon_route(
     shape: Sequence[int], *, use_fallback: bool = False, use_muon: bool | None = None, layout: Layout = "torch"
 ) -> tuple[bool, str]:
-    """Whether Muon takes a parameter, and why (SPEC §7).
+    """Whether a parameter takes Muon's rule instead of AdamW, and why (SPEC §7).
 
     Args:
-        shape: of the parameter.
-        use_fallback: its group wants AdamW.
-        use_muon: the same flag as other implementations spell it. False: AdamW. True: Muon for every shape with two
-            axes or more. None: the shape decides.
-        layout: ``"jax"`` where the parameter is kept as ``(*spatial, in, out)``, ``"torch-stacked"`` as
-            ``(*stack, out, in)``.
+        shape: shape of the parameter.
+        use_fallback: the group's flag that requests AdamW.
+        use_muon: other implementations' name of the flag. False: AdamW. True: Muon for every shape with two or more
+            axes. None: the shape decides.
+        layout: ``"torch"``, ``"jax"`` for ``(*spatial, in, out)``, or ``"torch-stacked"`` for ``(*stack, out, in)``.
 
     Returns:
-        ``(True, "ok")``; ``(True, "use_muon_flag")`` if ``use_muon=True`` decides; or False and the first reason of:
-        ``use_fallback_flag``; ``use_muon_flag``;
-        ``insufficient_dims``, fewer than two axes longer than 1; ``leading_unit_dims``, out or in is 1, as in depthwise
-        convolutions; ``min_dim_too_small:N``, the smaller side N of ``(out, in·spatial)`` is under 4;
-        ``extreme_aspect_ratio:R``, the ratio R of those sides, to one decimal, is over 128.
+        ``(True, "ok")``, ``(True, "use_muon_flag")``, or False with the first of these reasons that applies:
+
+        - ``use_fallback_flag``, ``use_muon_flag``: the group's flag.
+        - ``insufficient_dims``: fewer than two axes are longer than 1.
+        - ``leading_unit_dims``: out or in is 1, as in depthwise convolutions.
+        - ``min_dim_too_small:N``: the smaller side N of ``(out, in·spatial)`` is under 4.
+        - ``extreme_aspect_ratio:R``: the ratio R of those sides, to one decimal, is over 128.
     """
     if use_fallback:
         return False, "use_fallback_flag"
@@ -124,10 +123,10 @@ def muon_route(
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an averaged gradient becomes an update; the fields are :func:`muon`'s arguments of the same names.
+    """The settings of Muon's update of an averaged gradient. See :func:`muon` for the fields.
 
     Raises:
-        ZooError: one of them cannot be.
+        ZooError: a field has an invalid value.
     """
 
     ns_steps: int
@@ -149,18 +148,21 @@ class Recipe:
                 raise ZooError(f"{name} is {value!r}.", f"Use one of: {', '.join(map(str, allowed))}.")
         for name in ("eps", "safety_factor"):
             value = getattr(self, name)
-            if not (isinstance(value, Real) and 0 < float(value) < math.inf):
-                raise ZooError(f"{name} is {value!r}.", f"{name} must be a positive number.")
+            if not (is_finite_number(value) and value > 0):
+                raise ZooError(f"{name} is {quoted(value)}.", "Use a positive finite number.")
         if not isinstance(self.normalize_spatial, bool):
             raise ZooError(f"normalize_spatial is {self.normalize_spatial!r}.", "Use True or False.")
 
     def update(self, average: Tensor) -> Tensor:
-        """The update for one averaged gradient ``[*shape]``, in its shape and dtype, before the learning rate."""
+        """The update for an averaged gradient ``[*shape]``, in its shape and dtype, without the learning rate."""
         (direction,), (scale,) = self.directions([average])
         return scale * direction
 
     def directions(self, averages: Sequence[Tensor]) -> tuple[list[Tensor], list[float]]:
-        """For averaged gradients ``[*shape]`` their updates but for a factor, in their shapes and dtypes, and those."""
+        """The orthogonalized directions of averaged gradients ``[*shape]``, in their shapes and dtypes, and the scales.
+
+        An update is a scale times a direction.
+        """
         orders = [_torch_order(average.ndim, self.layout) for average in averages]
         oriented = [average.permute(order) for average, order in zip(averages, orders, strict=True)]
         matrices = [to_matrices(each, self.conv_mode) for each in oriented]
@@ -171,11 +173,11 @@ class Recipe:
             safety_factor=self.safety_factor,
             dtype=self.ns_dtype,
         )
-        found = []
+        directions = []
         for each, like, order in zip(orthogonal, oriented, orders, strict=True):
             back = sorted(range(like.ndim), key=order.__getitem__)
-            found.append(from_matrices(each, like.shape).permute(back))
-        return found, [self._scale(each) for each in matrices]
+            directions.append(from_matrices(each, like.shape).permute(back))
+        return directions, [self._scale(each) for each in matrices]
 
     def _scale(self, matrices: Tensor) -> float:
         scale = lr_scale(matrices.shape[-2], matrices.shape[-1], self.adjust_lr_fn)
@@ -203,34 +205,33 @@ def muon(
     layout: Layout = "torch",
     backend: str = "auto",
 ) -> None:
-    """One step of Muon (SPEC §7) on every parameter, in place: what :class:`~pylo_zoo.optim.Muon` runs.
+    """Step every parameter once with Muon (SPEC §7), in place. :class:`~pylo_zoo.optim.Muon` calls this.
 
-    ``b ← lerp(b, g, 1 − momentum)``; ``p ← p·(1 − lr·weight_decay) − lr·scale·NS(u)``, where ``u`` is ``b``, or
+    ``b ← lerp(b, g, 1 − momentum)`` and ``p ← p·(1 − lr·weight_decay) − lr·scale·NS(u)``, where ``u`` is ``b``, or
     ``lerp(g, b, momentum)`` with ``nesterov``.
 
     Args:
-        params: ``[out, in, *spatial]``, two axes or more, real floating point.
-        grads: in the parameters' shapes, of any floating dtype; never written.
-        momentum_bufs: in the parameters' shapes, zeros before the first step. An update is computed in its buffer's
-            dtype: give 16-bit parameters float32 buffers.
-        lr: step size, a number or a tensor of one element.
-        weight_decay: decoupled.
+        params: ``[out, in, *spatial]``, two or more axes, real floating point.
+        grads: gradients in the parameters' shapes, of any floating dtype. Not modified.
+        momentum_bufs: buffers in the parameters' shapes, zeros before the first step. An update is computed in its
+            buffer's dtype, so 16-bit parameters need float32 buffers.
+        lr: learning rate, a number or a tensor of one element.
+        weight_decay: decoupled weight decay.
         momentum: decay of the buffer.
-        nesterov: look one step ahead.
+        nesterov: whether to use Nesterov momentum.
         ns_steps, ns_coefficients: :func:`~pylo_zoo.ops.orthogonalize.resolve_coefficients`.
         eps, safety_factor: :func:`~pylo_zoo.ops.orthogonalize.orthogonalize`.
         adjust_lr_fn: :func:`lr_scale`.
         conv_mode: :func:`to_matrices`.
-        normalize_spatial: under ``conv_mode="batched"``, divide the update by the root of the number of positions.
+        normalize_spatial: with ``conv_mode="batched"``, divide the update by the root of the number of positions.
         ns_dtype: dtype of the Newton–Schulz iterations.
-        layout: ``"jax"`` where the parameters are kept as ``(*spatial, in, out)``, ``"torch-stacked"`` as
-            ``(*stack, out, in)``.
-        backend: ``"eager"`` steps one parameter at a time; ``"fused"``, and so ``"auto"``, all together: equal shapes
-            are orthogonalized in stacks, and torch's operations over lists do the rest. Both agree to rounding.
+        layout: ``"torch"``, ``"jax"`` for ``(*spatial, in, out)``, or ``"torch-stacked"`` for ``(*stack, out, in)``.
+        backend: ``"eager"`` steps one parameter at a time. ``"fused"`` and ``"auto"`` stack equal shapes for the
+            orthogonalization and use ``torch._foreach_*`` for the rest. They agree to rounding.
 
     Raises:
-        ZooError: an argument of :class:`Recipe` or ``backend`` cannot be, the lists do not fit each other, or a
-            parameter is no matrix. Nothing has been touched then.
+        ZooError: an argument is invalid, the lists do not match, or a parameter has fewer than two axes. Nothing has
+            been modified then.
     """
     recipe = Recipe(
         ns_steps, ns_coefficients, eps, safety_factor, adjust_lr_fn, conv_mode, normalize_spatial, ns_dtype, layout
@@ -239,8 +240,8 @@ def muon(
         raise ZooError(f"backend is {backend!r}.", f"Use one of {', '.join(BACKENDS)}.")
     _check_tensors(params, grads, momentum_bufs)
     if backend != "eager":
-        for some in together(momentum_bufs):
-            p, g, buffers = ([tensors[k] for k in some] for tensors in (params, grads, momentum_bufs))
+        for part in together(momentum_bufs):
+            p, g, buffers = ([tensors[k] for k in part] for tensors in (params, grads, momentum_bufs))
             _muon_together(p, g, buffers, recipe, lr, weight_decay, momentum, nesterov)
         return
     for p, g, buffer in zip(params, grads, momentum_bufs, strict=True):
@@ -262,7 +263,7 @@ def _muon_together(
     momentum: float,
     nesterov: bool,
 ) -> None:
-    """:func:`muon` on parameters whose buffers are of one dtype, on one device."""
+    """:func:`muon` for parameters whose buffers have one dtype and device."""
     grads = [g.to(buffer.dtype) for g, buffer in zip(grads, buffers, strict=True)]
     foreach._foreach_lerp_(buffers, grads, 1 - momentum)
     averages = foreach._foreach_lerp(grads, buffers, momentum) if nesterov else buffers
@@ -272,7 +273,7 @@ def _muon_together(
 
 
 def _torch_order(ndim: int, layout: Layout) -> tuple[int, ...]:
-    """The parameter's own axes in torch's order ``(out, in, *spatial)``."""
+    """The parameter's axes in the order ``(out, in, *spatial)``."""
     axes = tuple(range(ndim))
     if layout == "torch" or ndim < 2:
         return axes
@@ -281,20 +282,20 @@ def _torch_order(ndim: int, layout: Layout) -> tuple[int, ...]:
 
 
 def _check_tensors(params: Sequence[Tensor], grads: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:
-    """Raise for what :func:`muon` cannot do, before it does anything."""
+    """Raise for invalid input of :func:`muon` before anything is modified."""
     if not len(params) == len(grads) == len(buffers):
         raise ZooError(
             f"There are {len(params)} parameters, {len(grads)} gradients and {len(buffers)} momentum buffers.",
-            "Give one of each a parameter.",
+            "Pass one gradient and one buffer per parameter.",
         )
     for p, g, buffer in zip(params, grads, buffers, strict=True):
         if not p.shape == g.shape == buffer.shape:
             shapes = [tuple(each.shape) for each in (p, g, buffer)]
-            raise ZooError(f"A parameter, its gradient and its buffer have shapes {shapes}.", "They must be the same.")
+            raise ZooError(f"A parameter, its gradient and its buffer have shapes {shapes}.", "Make the shapes equal.")
         for each in (p, g, buffer):
             if not each.is_floating_point() or each.layout != torch.strided:
                 raise ZooError(
                     f"A tensor of shape {tuple(each.shape)} is {each.dtype}, {each.layout}.",
-                    "Muon takes dense real floating-point tensors.",
+                    "Pass dense real floating-point tensors.",
                 )
         to_matrices(p, "flatten")

@@ -1,6 +1,6 @@
 """Orthogonalization by Newton–Schulz iterations (kellerjordan.github.io/posts/muon; SPEC §6, §7).
 
-Memory is kept and written again, so that nothing here can be differentiated: torch says so where a gradient is wanted.
+Buffers are reused, so nothing here is differentiable: torch raises an error if a gradient is required.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.ops.product import by_onednn, product
 
 Triple = tuple[float, float, float]
-"""``(a, b, c)`` of the odd quintic ``a·x + b·x³ + c·x⁵`` that one iteration applies to every singular value."""
+"""``(a, b, c)`` of the polynomial ``a·x + b·x³ + c·x⁵`` that an iteration applies to every singular value."""
 Coefficients = str | Sequence[float] | Sequence[Sequence[float]]
-"""What :func:`resolve_coefficients` reads: a preset's name, one triple, or several."""
+"""The name of a preset, one triple, or several triples."""
 
 COEFFICIENTS: dict[str, tuple[Triple, ...]] = {
     # kellerjordan.github.io/posts/muon: the steepest slope at 0; values end up spread around 1
     "original": ((3.4445, -4.7750, 2.0315),),
-    # leloykun.github.io/ponder/muon-opt-coeffs: a triple of its own for each of five iterations
+    # leloykun.github.io/ponder/muon-opt-coeffs: a separate triple for each of five iterations
     "quintic": (
         (4.0848, -6.8946, 2.9270),
         (3.9505, -6.3029, 2.6377),
@@ -32,7 +32,7 @@ COEFFICIENTS: dict[str, tuple[Triple, ...]] = {
         (2.8769, -3.1427, 1.2046),
         (2.8366, -3.0525, 1.2012),
     ),
-    # Polar Express, arXiv 2505.16932: each triple is the best for what the one before leaves; ends at x = 1 exactly
+    # Polar Express, arXiv 2505.16932: each triple is optimal for the output of the previous one; the last fixes x = 1
     "polar_express": (
         (8.237312490495555, -23.157747414558198, 16.680568411445915),
         (4.082441999064835, -2.893047735332586, 0.5252849256975648),
@@ -55,22 +55,22 @@ COEFFICIENTS: dict[str, tuple[Triple, ...]] = {
         (1.8749999923301852, -1.2499999836060613, 0.374999991275876),
     ),
 }
-"""Presets by name, one triple an iteration (SPEC §7)."""
+"""Presets by name, with one triple per iteration (SPEC §7)."""
 
 STACKED = {"cpu": 1 << 17}
-"""Values that a stack of matrices holds at most, unless one matrix is larger, by device. On a CPU a stack saves the
-calls, which counts for sides up to some 64, and costs time where it leaves the cache: half a MiB is the best size."""
+"""Most elements in a stack of matrices, per device type, unless one matrix is larger. On a CPU a stack saves calls,
+which matters for sides up to about 64, and is slower once it exceeds the cache: half a MiB is the best size."""
 STACKED_ELSEWHERE = 1 << 22
-"""The same on other devices, which want many matrices at once."""
+"""The same for other devices, which are faster with many matrices at once."""
 
 
 def newton_schulz(matrices: Tensor, coefficients: Sequence[Triple], eps: float) -> Tensor:
-    """Drive the singular values of each matrix towards 1, as CELO2 does (SPEC §6).
+    """Move the singular values of each matrix towards 1, as CELO2 does (SPEC §6).
 
     Args:
         matrices: ``[*batch, rows, columns]``.
-        coefficients: one triple an iteration.
-        eps: added to the Frobenius norm that divides each matrix first.
+        coefficients: one triple per iteration.
+        eps: added to the Frobenius norm that each matrix is divided by first.
 
     Returns:
         A tensor of the same shape and dtype.
@@ -79,7 +79,7 @@ def newton_schulz(matrices: Tensor, coefficients: Sequence[Triple], eps: float) 
 
 
 def newton_schulz_all(matrices: Sequence[Tensor], coefficients: Sequence[Triple], eps: float) -> list[Tensor]:
-    """:func:`newton_schulz` of many tensors: matrices of one shape, or its transpose, are iterated in stacks."""
+    """:func:`newton_schulz` for many tensors. Matrices of equal shape, up to transposition, are iterated in stacks."""
 
     def scaled(x: Tensor) -> Tensor:
         return torch.div(x, _frobenius(x, x.dtype).add_(eps), out=x.new_empty(x.shape))
@@ -95,20 +95,20 @@ def orthogonalize(
     safety_factor: float = 1.0,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:
-    """Drive the singular values of each matrix towards 1, as Muon does (SPEC §7).
+    """Move the singular values of each matrix towards 1, as Muon does (SPEC §7).
 
-    Each matrix is first divided by ``max(‖X‖_F · safety_factor, eps)``, in float32 at least: whatever its scale, the
-    values iterated in a narrow dtype then neither overflow nor vanish.
+    Each matrix is first divided by ``max(‖X‖_F · safety_factor, eps)``, in float32 or wider, so that the iterations in
+    a narrow dtype neither overflow nor underflow.
 
     Args:
         matrices: ``[*batch, rows, columns]``.
-        coefficients: one triple an iteration, as :func:`resolve_coefficients` returns them.
-        eps: smallest divisor; a matrix of zeros stays zero.
-        safety_factor: leaves room below 1 for rounding; 1.01 is usual with the Polar Express presets.
-        dtype: of the iterations.
+        coefficients: one triple per iteration, as :func:`resolve_coefficients` returns them.
+        eps: smallest divisor. A matrix of zeros stays zero.
+        safety_factor: a margin for rounding. 1.01 is usual with the Polar Express presets.
+        dtype: dtype of the iterations.
 
     Returns:
-        A tensor of the matrices' shape and dtype, near ``U·Vᵀ`` of ``X = U·S·Vᵀ``.
+        A tensor of the matrices' shape and dtype, close to ``U·Vᵀ`` of ``X = U·S·Vᵀ``.
     """
     return orthogonalize_all([matrices], coefficients, eps=eps, safety_factor=safety_factor, dtype=dtype)[0]
 
@@ -121,7 +121,7 @@ def orthogonalize_all(
     safety_factor: float = 1.0,
     dtype: torch.dtype = torch.bfloat16,
 ) -> list[Tensor]:
-    """:func:`orthogonalize` of many tensors: matrices of one shape, or its transpose, are iterated in stacks."""
+    """:func:`orthogonalize` for many tensors. Matrices of equal shape, up to transposition, are iterated in stacks."""
 
     def scaled(x: Tensor) -> Tensor:
         wide = torch.promote_types(torch.promote_types(x.dtype, dtype), torch.float32)
@@ -136,13 +136,13 @@ def resolve_coefficients(coefficients: Coefficients, steps: int) -> tuple[Triple
 
     Args:
         coefficients: the name of a preset (:data:`COEFFICIENTS`), one triple ``(a, b, c)``, or a sequence of triples.
-        steps: iterations; fewer than there are triples cut the list, more repeat its last.
+        steps: number of iterations. A longer list of triples is truncated; a shorter one repeats its last triple.
 
     Raises:
         ZooError: an unknown preset, no triples, a triple that is not three finite numbers, or ``steps`` below 1.
     """
     if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1:
-        raise ZooError(f"ns_steps is {steps!r}.", "Use a whole number of iterations, 1 or more; 5 is usual.")
+        raise ZooError(f"ns_steps is {quoted(steps)}.", "Use a whole number of iterations, 1 or more; 5 is usual.")
     triples = _triples(coefficients)
     return (*triples, *[triples[-1]] * (int(steps) - len(triples)))[: int(steps)]
 
@@ -150,21 +150,28 @@ def resolve_coefficients(coefficients: Coefficients, steps: int) -> tuple[Triple
 def _triples(coefficients: Any) -> tuple[Triple, ...]:
     if isinstance(coefficients, str):
         if coefficients not in COEFFICIENTS:
-            raise ZooError(f"There is no coefficient preset {coefficients!r}.", f"Presets: {', '.join(COEFFICIENTS)}.")
+            message = f"Unknown coefficient preset {quoted(coefficients)}."
+            raise ZooError(message, f"Use one of {', '.join(COEFFICIENTS)}.")
         return COEFFICIENTS[coefficients]
     usage = 'Use a preset such as "quintic", one triple (a, b, c), or a sequence of triples.'
     if not isinstance(coefficients, Sequence) or not coefficients:
-        raise ZooError(f"ns_coefficients is {coefficients!r}.", usage)
+        raise ZooError(f"ns_coefficients is {quoted(coefficients)}.", usage)
     triples = [coefficients] if all(isinstance(each, Real) for each in coefficients) else coefficients
     for triple in triples:
-        numbers = isinstance(triple, Sequence) and all(_is_finite_number(each) for each in triple)
+        numbers = isinstance(triple, Sequence) and all(map(is_finite_number, triple))
         if not numbers or len(triple) != 3:
-            raise ZooError(f"ns_coefficients has {triple!r}, which is not three finite numbers.", usage)
+            raise ZooError(f"ns_coefficients has {quoted(triple)}, which is not three finite numbers.", usage)
     return tuple((float(a), float(b), float(c)) for a, b, c in triples)
 
 
-def _is_finite_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+def is_finite_number(value: Any) -> bool:
+    """Whether ``value`` is a finite real number within a float's range, and not a bool."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _frobenius(matrices: Tensor, dtype: torch.dtype) -> Tensor:
@@ -174,25 +181,25 @@ def _frobenius(matrices: Tensor, dtype: torch.dtype) -> Tensor:
 def _in_stacks(
     tensors: Sequence[Tensor], coefficients: Sequence[Triple], scaled: Callable[[Tensor], Tensor]
 ) -> list[Tensor]:
-    """Iterate over every matrix of ``[*batch, rows, columns]`` tensors on its smaller side, equal shapes in stacks.
+    """Iterate every matrix of ``[*batch, rows, columns]`` tensors with rows ≤ columns, equal shapes in stacks.
 
-    ``scaled`` makes a contiguous copy, divided by its norm, of a matrix or stack.
+    ``scaled`` returns a contiguous copy of a matrix or stack, divided by its norm.
     """
-    found = [list(_wide(each).flatten(0, -3) if each.ndim > 2 else [_wide(each)]) for each in tensors]
-    alike: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
-    for number, matrices in enumerate(found):
+    all_matrices = [list(_wide(each).flatten(0, -3) if each.ndim > 2 else [_wide(each)]) for each in tensors]
+    by_shape: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
+    for number, matrices in enumerate(all_matrices):
         for index, x in enumerate(matrices):
-            alike.setdefault((*x.shape, x.dtype, x.device), []).append((number, index))
-    for places in alike.values():
-        x = found[places[0][0]][places[0][1]]
+            by_shape.setdefault((*x.shape, x.dtype, x.device), []).append((number, index))
+    for places in by_shape.values():
+        x = all_matrices[places[0][0]][places[0][1]]
         most = max(1, STACKED.get(x.device.type, STACKED_ELSEWHERE) // max(1, x.numel()))
         for start in range(0, len(places), most):
-            some = places[start : start + most]
-            stack = [found[number][index] for number, index in some]
-            done = _iterate(scaled(stack[0] if len(some) == 1 else torch.stack(stack)), coefficients)
-            for (number, index), x in zip(some, [done] if len(some) == 1 else done, strict=True):
-                found[number][index] = x
-    return [_given(matrices, each) for matrices, each in zip(found, tensors, strict=True)]
+            part = places[start : start + most]
+            stack = [all_matrices[number][index] for number, index in part]
+            result = _iterate(scaled(stack[0] if len(part) == 1 else torch.stack(stack)), coefficients)
+            for (number, index), x in zip(part, [result] if len(part) == 1 else result, strict=True):
+                all_matrices[number][index] = x
+    return [_from_wide(matrices, each) for matrices, each in zip(all_matrices, tensors, strict=True)]
 
 
 def _is_tall(matrices: Tensor) -> bool:
@@ -203,17 +210,17 @@ def _wide(matrices: Tensor) -> Tensor:
     return matrices.mT if _is_tall(matrices) else matrices
 
 
-def _given(matrices: Sequence[Tensor], like: Tensor) -> Tensor:
-    """Matrices on their smaller side, as the tensor that they came from."""
+def _from_wide(matrices: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Stack, transpose and cast wide matrices back to the shape and dtype of ``like``."""
     x = matrices[0] if like.ndim == 2 else torch.stack(list(matrices)) if matrices else like.new_empty(0)
     return (x.reshape(_wide(like).shape).mT if _is_tall(like) else x.reshape(like.shape)).to(like.dtype)
 
 
 def _iterate(x: Tensor, coefficients: Sequence[Triple]) -> Tensor:
-    """``X ← a·X + (b·A + c·A²)·X`` with ``A = X·Xᵀ``; X, contiguous, is lost, and has a spectral norm of 1 at most.
+    """``X ← a·X + (b·A + c·A²)·X`` with ``A = X·Xᵀ``. X is contiguous with a spectral norm ≤ 1, and is overwritten.
 
-    torch's fused products and sums read and write each matrix once, and in 16 bits round once, which halves the error
-    of the whole iteration. Two matrices and two Gram matrices are all the memory.
+    torch's fused multiply-add reads and writes each matrix once, and in 16 bits rounds once, which halves the error of
+    the iteration. It needs memory for two matrices and two Gram matrices.
     """
     if x.ndim == 2 and by_onednn(x):
         return _iterate_by_onednn(x, coefficients)
@@ -229,7 +236,7 @@ def _iterate(x: Tensor, coefficients: Sequence[Triple]) -> Tensor:
 
 
 def _iterate_by_onednn(x: Tensor, coefficients: Sequence[Triple]) -> Tensor:
-    """The same where another library multiplies faster than torch's fused products."""
+    """:func:`_iterate` with oneDNN's products, if they are faster than torch's fused multiply-add."""
     for a, b, c in coefficients:
         gram = product(x, x)
         polynomial = product(gram, gram).mul_(c).add_(gram, alpha=b)

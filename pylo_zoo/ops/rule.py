@@ -1,4 +1,4 @@
-"""What the learned rules differ in: names and numbers. One function computes them all (:mod:`pylo_zoo.ops.step`)."""
+"""The settings in which the learned rules differ. :mod:`pylo_zoo.ops.step` computes all of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Rule:
     features: tuple[str, ...]
     """Names of feature groups (:data:`pylo_zoo.ops.features.FEATURES`), in the order of the network's inputs."""
     unfactored: tuple[str, ...]
-    """Those of parameters whose second moment is not factored."""
+    """The same for parameters whose second moment is not factored."""
     rsqrt_eps: float
     """Added to the second moment under the root."""
     diag_eps: float
@@ -22,23 +22,23 @@ class Rule:
     norm_eps: float
     """Added to a feature's mean square."""
     per_matrix: bool = False
-    """Features are normalised over the last two axes in JAX layout; else over all."""
+    """Whether features are normalized over the last two axes in JAX layout, instead of over all axes."""
     time: bool = False
-    """AdafacMLP's time features follow the others."""
+    """Whether AdafacMLP's time features follow the others."""
     activation: str = "relu"
     """``"relu"`` or ``"tanh"``, between the network's layers."""
     exp_mult: float = 0.001
     parameter_scale: bool = False
-    """The step is multiplied by ``sqrt(mean(p²) + 1e-9)``."""
+    """Whether the step is multiplied by ``sqrt(mean(p²) + 1e-9)``."""
 
 
 def velo_rule(exp_mult: float) -> Rule:
-    """VeLO's and Celo's (SPEC §4)."""
+    """The rule of VeLO and Celo (SPEC §4)."""
     return Rule(VELO_FEATURES, VELO_FEATURES, 1e-6, 0.0, 1e-5, exp_mult=exp_mult, parameter_scale=True)
 
 
 def celo2_rule(activation: str, exp_mult: float, parameter_scale: bool) -> Rule:
-    """CELO2's, before orthogonalization (SPEC §6)."""
+    """The rule of CELO2, before orthogonalization (SPEC §6)."""
     return Rule(
         VELO_FEATURES,
         CELO2_UNFACTORED_FEATURES,
@@ -53,5 +53,5 @@ def celo2_rule(activation: str, exp_mult: float, parameter_scale: bool) -> Rule:
 
 
 def adafac_rule(exp_mult: float) -> Rule:
-    """AdafacMLP's, μLO's and ELO's (SPEC §3)."""
+    """The rule of AdafacMLP, μLO and ELO (SPEC §3)."""
     return Rule(ADAFAC_FEATURES, ADAFAC_FEATURES, 1e-6, 1e-6, 1e-5, time=True, exp_mult=exp_mult)

@@ -1,7 +1,7 @@
 """The step of a learned rule, from gradient, accumulators and network (SPEC §2–§6): one function for every family.
 
-A parameter of many elements is taken in parts, so that features, thirty times its size, exist for one part at a time:
-first every feature's mean square, summed over the parts, then features again, network and step.
+Features take thirty times the memory of a parameter, so a large parameter is processed in parts: a first pass sums each
+feature's mean square over the parts, a second one computes the features again, the network and the step.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from pylo_zoo.ops.mlp import Layer, mlp
 from pylo_zoo.ops.rule import Rule
 
 PART = 1 << 16
-"""Elements of a part: some 25 MB of features."""
+"""Elements of a part: about 25 MB of features."""
 
 
 def learned_step(
     p: Tensor, g: Tensor, state: Mapping[str, Tensor], decays: Decays, axes: Axes, rule: Rule, layers: Sequence[Layer]
 ) -> Tensor:
-    """Advance the accumulators by ``g``, in place, and return the rule's step ``[*shape]``; ``p`` stays as it is.
+    """Advance the accumulators by ``g``, in place, and return the rule's step ``[*shape]``. ``p`` is not modified.
 
     Args:
-        p: the parameter ``[*shape]``, of one axis at least.
-        g: its gradient ``[*shape]``, conditioned as the family does.
+        p: the parameter ``[*shape]``, with at least one axis.
+        g: its gradient ``[*shape]``, after the family's preprocessing.
         state: its accumulators (:func:`~pylo_zoo.ops.accumulators.new_accumulators`).
-        decays: their decays.
+        decays: decays of the accumulators.
         axes: the parameter's axes.
-        rule: what the features are, and how they are normalised.
-        layers: the network, time features folded in (:func:`with_time`).
+        rule: the features, their normalization and the scale of the step.
+        layers: the network, with time features folded into its bias (:func:`with_time`).
     """
     advance_all(state, g, decays, axes)
     whole = Inputs(p, g, state["momentum"], state["second_moment"], factors(state, axes), rule.rsqrt_eps, rule.diag_eps)
@@ -50,7 +50,7 @@ def learned_step(
 
 
 def with_time(layers: Sequence[Layer], step: Tensor) -> list[Layer]:
-    """Layers for features without those of time, which are the same for every element: they go into the bias."""
+    """Fold the time features, which are the same for every element, into the first layer's bias."""
     (weight, bias), *rest = layers
     time = time_features(step, weight)
     return [(weight[..., : -len(time)], bias + weight[..., -len(time) :] @ time), *rest]
@@ -59,9 +59,9 @@ def with_time(layers: Sequence[Layer], step: Tensor) -> list[Layer]:
 def _in_parts(
     whole: Inputs, names: Sequence[str], over: tuple[int, ...], rule: Rule, layers: Sequence[Layer]
 ) -> Tensor:
-    """Direction and magnitude's step of a parameter that is taken in parts."""
+    """The step of a large parameter, computed in parts, before the parameter scale."""
     p = whole.p
-    axis = max(over, key=lambda each: p.shape[each])  # one that the means go over, so that those of parts add up
+    axis = max(over, key=lambda each: p.shape[each])  # an axis of the means, so the parts' means add up
     length = max(1, PART * p.shape[axis] // p.numel())
     means: dict[str, Tensor] = {}
     for part in _parts(whole, axis, length):
@@ -77,13 +77,13 @@ def _in_parts(
 
 
 def _parts(whole: Inputs, axis: int, length: int) -> Iterator[Inputs]:
-    """``whole`` in slices of ``length`` along ``axis``, counted from the end."""
+    """``whole`` in slices of ``length`` along ``axis``, a negative index."""
     size = whole.p.shape[axis]
     for start in range(0, size, length):
         count = min(length, size - start)
 
         def cut(x: Tensor, start: int = start, count: int = count) -> Tensor:
-            return x.narrow(axis, start, count) if x.shape[axis] == size else x  # or constant along this axis
+            return x.narrow(axis, start, count) if x.shape[axis] == size else x  # else it is constant along this axis
 
         row, col, row_factor, col_factor = whole.factors
         sliced = Factors(cut(row), cut(col), cut(row_factor), None if col_factor is None else cut(col_factor))

@@ -1,7 +1,7 @@
 """Intermediate quantities of an update. They are recorded only while a listener is installed.
 
-Parity compares them with the reference's, so that a difference is named where it begins. ``record`` costs one test of a
-global where nobody listens.
+Parity compares them with the reference to find the first quantity that differs. Without a listener, ``record`` costs
+one test of a global variable.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ _listener: Listener | None = None
 
 
 def record(quantity: str, value: Tensor) -> None:
-    """Show ``value`` to the listener, under a name of :data:`pylo_zoo.parity.quantities.QUANTITIES`.
+    """Pass ``value`` to the listener, with a name of :data:`pylo_zoo.parity.quantities.QUANTITIES`.
 
-    A listener that keeps it copies it: it may be written over later in the update.
+    A listener must copy a value to keep it, because the update can overwrite it.
     """
     if _listener is not None:
         _listener(quantity, value)
 
 
 def is_listening() -> bool:
-    """Whether somebody looks."""
+    """Whether a listener is installed."""
     return _listener is not None
 
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Within this context, ``listener(quantity, value)`` is called with every note; not for several threads."""
+    """Call ``listener(quantity, value)`` for every recorded quantity within this context. Not thread-safe."""
     global _listener
     outer, _listener = _listener, listener
     try:

@@ -1,7 +1,7 @@
 """Running averages and the factored second moment (SPEC §1).
 
-An accumulator carries its decays on a leading axis: ``[k, *shape]``, one plane a decay. ``shape`` has at least one
-axis here: a 0-d parameter is passed as shape ``(1,)``.
+An accumulator has one plane per decay: ``[k, *shape]``. ``shape`` has at least one axis: a 0-d parameter is passed with
+shape ``(1,)``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pylo_zoo.reference.trace import record
 
 
 class Decays(NamedTuple):
-    """The decays in force: momentum ``[3]``, rms ``[1]``, adafactor ``[3]``."""
+    """The effective decays: momentum ``[3]``, rms ``[1]``, adafactor ``[3]``."""
 
     momentum: Array
     rms: Array
@@ -26,7 +26,7 @@ class Decays(NamedTuple):
 
     @classmethod
     def of(cls, momentum: Any, rms: Any, adafactor: Any, dtype: str) -> Decays:
-        """Decays in ``dtype``; those of the second moments clipped to [0, 1]."""
+        """Decays in ``dtype``, with those of the second moments clipped to [0, 1]."""
         momentum, rms, adafactor = (jnp.asarray(d, dtype) for d in (momentum, rms, adafactor))
         return cls(momentum, jnp.clip(rms, 0, 1), jnp.clip(adafactor, 0, 1))
 
@@ -41,7 +41,7 @@ class Factors(NamedTuple):
 
 
 def factored_axes(shape: Sequence[int]) -> tuple[int, int] | None:
-    """The largest axis and the second largest, of two equal ones the later first; None below two axes."""
+    """``(d0, d1)``, the largest and the second largest axis. Of equal axes, the later is d0. None for fewer axes."""
     if len(shape) < 2:
         return None
     order = np.argsort(shape, kind="stable")
@@ -49,7 +49,7 @@ def factored_axes(shape: Sequence[int]) -> tuple[int, int] | None:
 
 
 def average(old: Array, new: Array, decay: Array) -> Array:
-    """``d·old + (1 − d)·new`` a channel: old ``[k, *s]``, new ``[*s]`` or ``[k, *s]``, decay ``[k]``."""
+    """``d·old + (1 − d)·new`` per channel: old ``[k, *s]``, new ``[*s]`` or ``[k, *s]``, decay ``[k]``."""
     d = decay.reshape(-1, *(1,) * (old.ndim - 1))
     return d * old + (1 - d) * new
 
@@ -57,7 +57,7 @@ def average(old: Array, new: Array, decay: Array) -> Array:
 def init(shape: Sequence[int], dtype: str) -> dict[str, Array]:
     """Zeros: momentum ``[3, *shape]``, second_moment ``[1, *shape]``, and row and col, or diag ``[3, *shape]``.
 
-    Row is without axis d0, col without axis d1.
+    ``row`` lacks axis d0 and ``col`` lacks axis d1.
     """
     shapes = {"momentum": (3, *shape), "second_moment": (1, *shape)}
     if axes := factored_axes(shape):
@@ -84,11 +84,11 @@ def advance(acc: Mapping[str, Array], g: Array, decays: Decays) -> dict[str, Arr
 
 
 def factors(acc: Mapping[str, Array], shape: Sequence[int]) -> Factors | None:
-    """Row, column and their preconditioning factors for a parameter of ``shape``; None if it is not factored."""
+    """Row, column and their factors for a parameter of ``shape``. None if it is not factored."""
     axes = factored_axes(shape)
     if axes is None:
         return None
-    d0, d1 = (axis + 1 for axis in axes)  # past the axis of the decays
+    d0, d1 = (axis + 1 for axis in axes)  # after the axis of the decays
     row, col = jnp.expand_dims(acc["row"], d0), jnp.expand_dims(acc["col"], d1)
     relative = row / (jnp.mean(row, axis=d1, keepdims=True) + 1e-9)
     row_factor, col_factor = rsqrt(jnp.maximum(relative, 1e-9)), rsqrt(jnp.maximum(col, 1e-9))

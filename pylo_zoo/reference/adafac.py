@@ -18,18 +18,18 @@ from pylo_zoo.reference.trace import of_tensor, record
 
 
 def learned_decays(initial: tuple[float, ...], offset: Array) -> Array:
-    """``1 − exp(10·(ln(1 − d0)/10 + offset))``: a decay that meta-training moved away from ``initial``."""
+    """``1 − exp(10·(ln(1 − d0)/10 + offset))``: the decay ``initial`` with its meta-learned offset."""
     d0 = jnp.asarray(initial, offset.dtype)
     return 1 - jnp.exp(10 * (jnp.log(1 - d0) / 10 + offset))
 
 
 @dataclass(frozen=True)
 class Adafac:
-    """The three as one rule.
+    """The rule of AdafacMLP, μLO and ELO.
 
     Attributes:
-        learned: the checkpoint holds decay offsets.
-        cleaned: gradients go through nan_to_num.
+        learned: whether the checkpoint has decay offsets.
+        cleaned: whether ``nan_to_num`` is applied to gradients.
     """
 
     architecture: MLPArchitecture
@@ -41,7 +41,7 @@ class Adafac:
     routes = False
 
     def prepare(self, theta: Mapping[str, Any], hyper: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-        """Theta as the update uses it: the MLP's layers and the decays in force."""
+        """The MLP's layers and the effective decays."""
         b = self.behavior
         decays = [b.initial_momentum_decays, b.initial_rms_decays, b.initial_adafactor_decays]
         if self.learned:
@@ -60,8 +60,8 @@ class Adafac:
         grads = clip_by_global_norm(grads, hyper["clip_norm"])
         if self.cleaned:
             grads = {name: jnp.nan_to_num(g) for name, g in grads.items()}
-        step_mult = getattr(self.behavior, "step_mult", 1.0)  # ELO has none
-        width_mult = hyper.get("width_mult", {})  # μLO alone has it
+        step_mult = getattr(self.behavior, "step_mult", 1.0)  # not in ELO
+        width_mult = hyper.get("width_mult", {})  # only in μLO
         time = time_features(state["step"], str(next(iter(params.values())).dtype))
         record("time_features", time)
         new_params, learned = {}, {}
@@ -87,6 +87,6 @@ class Adafac:
         return direction * jnp.exp(magnitude * self.behavior.exp_mult), acc
 
     def forward(self, weights, inputs) -> dict[str, Array]:
-        """``features [n, 39]`` to ``mlp [n, 2]``; with learned decays, those in force too."""
+        """``features [n, 39]`` to ``mlp [n, 2]``, and the effective decays if they are learned."""
         decays = {f"{name}_decays": d for name, d in weights["decays"]._asdict().items()} if self.learned else {}
         return {"mlp": mlp(weights["mlp"], inputs["features"]), **decays}

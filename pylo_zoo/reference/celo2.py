@@ -1,4 +1,4 @@
-"""CELO2, CELO2-base and ELO-CELO2: one MLP over 30 features, orthogonalized, beside AdamW (SPEC §6)."""
+"""CELO2, CELO2-base and ELO-CELO2: one MLP over 30 features, orthogonalization, and AdamW for vectors (SPEC §6)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pylo_zoo.reference.features import (
     layers,
     matrix_axes,
     mlp,
-    normalise,
+    normalize,
     stack,
 )
 from pylo_zoo.reference.tensors import at_least_1d, clip_by_global_norm, parameter_scale
@@ -44,11 +44,11 @@ def orthogonalize(x: Array, coefficients: tuple[float, float, float], iterations
 
 @dataclass(frozen=True)
 class CELO2:
-    """The three as one rule.
+    """The rule of CELO2, CELO2-base and ELO-CELO2.
 
     Attributes:
-        vectors: the rule that 0-d and 1-d parameters take unless told otherwise, "learned" or "adamw".
-        clip_adamw: AdamW sees the clipped gradients as well.
+        vectors: the default rule of 0-d and 1-d parameters, "learned" or "adamw".
+        clip_adamw: whether AdamW's gradients are clipped, too.
     """
 
     architecture: CELO2Architecture
@@ -60,7 +60,7 @@ class CELO2:
     routes = True
 
     def prepare(self, theta: Mapping[str, Any], hyper: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-        """Theta as the update uses it: an MLP for matrices, its part for vectors, and the decays."""
+        """The MLP for matrices, the same MLP with the inputs of vectors, and the decays."""
         leaves, hidden = theta["ff_mod_stack"]["~"], self.architecture.ff_hidden_layers
         b = self.behavior
         decays = (b.initial_momentum_decays, b.initial_rms_decays, b.initial_adafactor_decays)
@@ -71,7 +71,7 @@ class CELO2:
         }
 
     def init(self, weights: Mapping[str, Any], params: Mapping[str, Array], rules: Mapping[str, str] | None) -> dict:
-        """Zero accumulators at step 0, under the rule that each tensor takes."""
+        """Zero accumulators at step 0, grouped by each tensor's rule."""
         state: dict[str, Any] = {"step": jnp.zeros((), jnp.int32), "learned": {}, "adamw": {}}
         for name, p in params.items():
             rule = (rules or {}).get(name, "learned" if p.ndim > 1 else self.vectors)
@@ -116,7 +116,7 @@ class CELO2:
         if b.orthogonalize and p.ndim > 1:
             step = orthogonalize(step, b.ns_coeffs, b.ns_iters, b.ns_eps)
             record("orthogonalized", step)
-        step = b.rmsmult * normalise(step, NORM_EPS, axes)
+        step = b.rmsmult * normalize(step, NORM_EPS, axes)
         record("step", step)
         return step, acc
 
@@ -132,7 +132,7 @@ class CELO2:
 
 
 def _adamw(hyper, p: Array, g: Array, acc, count: Array) -> tuple[Array, dict[str, Array]]:
-    """AdamW's step number ``count`` (from 1), decay decoupled; accumulators ``[1, *shape]``."""
+    """AdamW's step number ``count`` (from 1) with decoupled decay. Accumulators are ``[1, *shape]``."""
     beta1, beta2 = hyper["adam_betas"]
     decay = hyper["weight_decay"] if hyper["adam_weight_decay"] is None else hyper["adam_weight_decay"]
     m = average(acc["momentum"], g, beta1)

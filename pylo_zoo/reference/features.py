@@ -1,7 +1,6 @@
-"""What a per-parameter MLP sees, and the MLP (SPEC §2, §3, §4).
+"""The per-parameter MLP and its input features (SPEC §2, §3, §4).
 
-The groups that the families share are computed once, under names; a family is an ordered choice of names and three
-numbers: the epsilon of the second moment, the epsilon of the normaliser and the normaliser's axes.
+A family uses an ordered subset of the feature groups, with its epsilons and axes of the normalizer.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from pylo_zoo.reference.trace import record
 
 Layers = list[tuple[Array, Array]]
 
-#: SPEC §3: 28 channels; the time features follow.
+#: SPEC §3: 28 channels, followed by the time features.
 ADAFAC_GROUPS = (
     "gradient", "parameter", "momentum", "second_moment", "normalized_momentum", "rsqrt_second_moment",
     "factored_gradient", "row", "col", "rsqrt_row", "rsqrt_col", "factored_momentum",
@@ -30,42 +29,42 @@ VELO_GROUPS = (
     "rsqrt_second_moment", "factored_gradient", "normalized_gradient", "row", "col", "rsqrt_row", "rsqrt_col",
     "factored_momentum",
 )  # fmt: skip
-#: SPEC §6: what CELO2 shows of a vector, 15 channels.
+#: SPEC §6: the features of a vector in CELO2, 15 channels.
 VECTOR_GROUPS = VELO_GROUPS[:9]
 
 TIME_SCALES = (1, 3, 10, 30, 100, 300, 1e3, 3e3, 1e4, 3e4, 1e5)
 
 
-def normalise(x: Array, eps: float, axes: Sequence[int]) -> Array:
-    """``x`` by its root mean square over ``axes`` (SPEC §2)."""
+def normalize(x: Array, eps: float, axes: Sequence[int]) -> Array:
+    """``x`` divided by its root mean square over ``axes`` (SPEC §2)."""
     return x * rsqrt(eps + jnp.mean(x * x, axis=tuple(axes), keepdims=True))
 
 
 def all_axes(p: Array) -> tuple[int, ...]:
-    """Every axis of ``p``, counted from the end, so that they are right behind a leading axis of channels too."""
+    """Every axis of ``p`` as negative indices, which are also valid with a leading axis of channels."""
     return tuple(range(-p.ndim, 0))
 
 
 def matrix_axes(p: Array) -> tuple[int, ...]:
-    """The last two axes of ``p``, or the one that a vector has."""
+    """The last two axes of ``p``, or the one axis of a vector."""
     return all_axes(p)[-2:]
 
 
 def groups(p: Array, g: Array, acc: Mapping[str, Array], *, v_eps: float, diag_eps: float = 0.0) -> dict[str, Array]:
-    """All feature groups of one parameter, un-normalised, by name.
+    """All feature groups of one parameter before normalization, by name.
 
     Args:
         p, g: parameter and gradient ``[*shape]``.
         acc: the advanced accumulators.
         v_eps: added to the second moment under its root.
-        diag_eps: added to an unfactored diag in ``factored_momentum`` alone.
+        diag_eps: added to an unfactored diag, only in ``factored_momentum``.
 
     Returns:
-        ``[k, *shape]`` a group.
+        ``[k, *shape]`` per group.
     """
     m, v = acc["momentum"], acc["second_moment"]
     rsqrt_v = rsqrt(v + v_eps)
-    plain = {
+    unfactored = {
         "gradient": g[None],
         "clipped_gradient": jnp.clip(g, -0.1, 0.1)[None],
         "parameter": p[None],
@@ -75,7 +74,7 @@ def groups(p: Array, g: Array, acc: Mapping[str, Array], *, v_eps: float, diag_e
         "rsqrt_second_moment": rsqrt_v,
         "normalized_gradient": g * rsqrt_v,
     }
-    return plain | _factored_groups(g, acc, diag_eps)
+    return unfactored | _factored_groups(g, acc, diag_eps)
 
 
 def _factored_groups(g: Array, acc: Mapping[str, Array], diag_eps: float) -> dict[str, Array]:
@@ -99,12 +98,12 @@ def _factored_groups(g: Array, acc: Mapping[str, Array], diag_eps: float) -> dic
 
 
 def stack(named: Mapping[str, Array], order: Sequence[str], eps: float, axes: Sequence[int]) -> Array:
-    """The normalised groups of ``order`` side by side, channels last: ``[*shape, channels]``."""
-    normalised = {name: normalise(named[name], eps, axes) for name in order}
+    """The normalized groups of ``order``, concatenated with channels last: ``[*shape, channels]``."""
+    normalized = {name: normalize(named[name], eps, axes) for name in order}
     for name in order:
         record(f"features/{name}", named[name])
-        record(f"normalized/{name}", normalised[name])
-    return jnp.moveaxis(jnp.concatenate(list(normalised.values())), 0, -1)
+        record(f"normalized/{name}", normalized[name])
+    return jnp.moveaxis(jnp.concatenate(list(normalized.values())), 0, -1)
 
 
 def time_features(t: Array, dtype: str) -> Array:
@@ -113,7 +112,7 @@ def time_features(t: Array, dtype: str) -> Array:
 
 
 def layers(leaves: Mapping[str, Any], hidden_layers: int, groups: int = 0) -> Layers:
-    """The MLP of checkpoint leaves ``w0, b0, … wL, bL``; with ``groups``, w0 comes in as many leaves ``w0__k``."""
+    """The MLP of checkpoint leaves ``w0, b0, … wL, bL``. With ``groups``, w0 is split into as many leaves ``w0__k``."""
     leaves = dict(leaves)
     if groups:
         leaves["w0"] = jnp.concatenate([leaves[f"w0__{k}"] for k in range(groups)], axis=-2)

@@ -1,4 +1,4 @@
-"""The LSTM over tensors of VeLO and Celo, and what it sees (SPEC §4)."""
+"""The per-tensor LSTM of VeLO and Celo, and its input features (SPEC §4)."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ FRACTIONS = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)
 
 
 def loss_decays(num_steps: float, dtype: str) -> Array:
-    """``exp(−1/h)`` for ten horizons h, evenly spaced in the logarithm from 10 to ``num_steps``: ``[10]``."""
+    """``exp(−1/h)`` for ten horizons h, log-spaced from 10 to ``num_steps``: ``[10]``."""
     horizons = np.logspace(1, np.log10(num_steps), 10)
     return jnp.asarray(np.exp(-1 / horizons), dtype)
 
 
 def init_loss(dtype: str) -> dict[str, Array]:
-    """No loss seen: loss_average ``[10]``, loss_minimum ``[10]``, loss_count."""
+    """The state before the first loss: loss_average ``[10]``, loss_minimum ``[10]``, loss_count."""
     minimum = jnp.full(10, 999999999999, dtype)
     return {"loss_average": jnp.zeros(10, dtype), "loss_minimum": minimum, "loss_count": jnp.zeros((), jnp.int32)}
 
 
 def advance_loss(state: Mapping[str, Array], loss: Array, decays: Array) -> dict[str, Array]:
-    """The running means and minima after one more loss, which is capped at twice the largest mean."""
+    """The running means and minima after one more loss, which is capped at twice the largest corrected mean."""
     average, count = state["loss_average"], state["loss_count"]
     correction = 1 - decays ** (count + 1)
     cap = jnp.where(count == 0, loss, jnp.max(average / correction))
@@ -43,7 +43,7 @@ def advance_loss(state: Mapping[str, Array], loss: Array, decays: Array) -> dict
 
 
 def loss_features(state: Mapping[str, Array], decays: Array) -> Array:
-    """How far each mean stands from its minimum, against the next slower mean: ``[9]``; zeros for two steps."""
+    """Each mean's distance to its minimum, relative to that of the next slower mean: ``[9]``, zeros for two steps."""
     c = state["loss_average"] / (1 - decays ** state["loss_count"])
     r = state["loss_minimum"]
     ratio = (c[:-1] - r[:-1]) / jnp.maximum(1e-8, c[1:] - r[:-1])
@@ -51,7 +51,7 @@ def loss_features(state: Mapping[str, Array], decays: Array) -> Array:
 
 
 def fraction_features(t: Array, num_steps: Array) -> Array:
-    """Where in the run step ``t`` lies: ``[9]``; past its end, where the last step lay (DESIGN)."""
+    """The position of step ``t`` in the run: ``[9]``. After the end, it is that of the last step."""
     t = jnp.minimum(t.astype(num_steps.dtype), num_steps - 1)
     return jnp.tanh(10 * (t / num_steps - jnp.asarray(FRACTIONS, num_steps.dtype)))
 
@@ -63,7 +63,7 @@ def tensor_features(p: Array, acc: Mapping[str, Array]) -> Array:
     mean_m = jnp.mean(m, axis=axes, keepdims=True)
     mean_rms = _log(jnp.mean(v, axis=axes))
     var_m = _log(jnp.mean((m - mean_m) ** 2, axis=axes))
-    var_rms = _log(jnp.mean((v - mean_m) ** 2, axis=axes))  # mean_m: the weights were trained with it
+    var_rms = _log(jnp.mean((v - mean_m) ** 2, axis=axes))  # mean_m, not mean_v: the weights were trained with it
     rank = jax.nn.one_hot(sum(size > 1 for size in p.shape), 5, dtype=p.dtype)
     return jnp.concatenate([mean_rms, rank, var_m, var_rms])
 
@@ -81,11 +81,11 @@ def affine(leaves: Mapping[str, Array], x: Array) -> Array:
 
 
 def lstm(rnn: Mapping[str, Any], z: Array, hidden: Array, cell: Array) -> tuple[Array, Array]:
-    """One step of the LSTM for all tensors at once.
+    """One step of the LSTM for all tensors.
 
     Args:
         rnn: the checkpoint's ``rnn_params``.
-        z: input a tensor ``[N, 30 or 18]``.
+        z: inputs per tensor ``[N, 30 or 18]``.
         hidden, cell: ``[N, H]``.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Small tools over whole tensors that more than one family uses."""
+"""Operations on whole tensors that several families use."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pylo_zoo.reference.trace import record
 
 
 def at_least_1d(x: Array) -> Array:
-    """A 0-d tensor as shape ``(1,)`` (SPEC §1); any other as it is."""
+    """A 0-d tensor as shape ``(1,)`` (SPEC §1), any other unchanged."""
     return jnp.atleast_1d(x)
 
 
 def clip_by_global_norm(grads: Mapping[str, Array], clip_norm: Array | None) -> dict[str, Array]:
-    """All gradients scaled so that their joint norm is at most ``clip_norm``; None leaves them."""
+    """Scale all gradients so that their global norm is at most ``clip_norm``. None disables clipping."""
     if clip_norm is None:
         return dict(grads)
     norm = jnp.sqrt(sum((jnp.sum(g * g) for g in grads.values()), start=jnp.zeros_like(clip_norm)))

@@ -1,4 +1,4 @@
-"""Intermediate quantities of an update in JAX, by tensor and name; collected while JAX traces the update."""
+"""Intermediate quantities of an update in JAX, collected while JAX traces the update."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from contextlib import contextmanager
 
 from jax import Array
 
-Notes = dict[tuple[str, str], Array]
-"""By tensor, ``""`` for what belongs to the run or to all tensors at once, and name."""
+Quantities = dict[tuple[str, str], Array]
+"""By tensor and name. The tensor is ``""`` for quantities of the run or of all tensors."""
 
-_notes: Notes | None = None
+_quantities: Quantities | None = None
 _tensor = ""
 
 
 def record(quantity: str, value: Array) -> None:
-    """Keep ``value`` under the tensor that :func:`of_tensor` is about, if anybody collects."""
-    if _notes is not None:
-        _notes[_tensor, quantity] = value
+    """Store ``value`` for the tensor of :func:`of_tensor`, within :func:`collecting`."""
+    if _quantities is not None:
+        _quantities[_tensor, quantity] = value
 
 
 @contextmanager
 def of_tensor(name: str) -> Iterator[None]:
-    """Within this context, notes are about the tensor ``name``."""
+    """Record quantities for the tensor ``name`` within this context."""
     global _tensor
     outer, _tensor = _tensor, name
     try:
@@ -32,11 +32,11 @@ def of_tensor(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def collecting() -> Iterator[Notes]:
-    """Within this context, notes are collected in the dict that it gives."""
-    global _notes
-    outer, _notes = _notes, {}
+def collecting() -> Iterator[Quantities]:
+    """Collect recorded quantities in a dict within this context."""
+    global _quantities
+    outer, _quantities = _quantities, {}
     try:
-        yield _notes
+        yield _quantities
     finally:
-        _notes = outer
+        _quantities = outer

@@ -1,4 +1,4 @@
-"""VeLO, Celo and celo-adam: an LSTM over tensors steers a small rule a parameter (SPEC §4, §5)."""
+"""VeLO, Celo and celo-adam: a per-tensor LSTM controls a per-parameter rule (SPEC §4, §5)."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ GRADIENT_LIMIT = 1000.0
 
 @dataclass(frozen=True)
 class Controller(ABC):
-    """What the three share: the stage over all tensors, which are stacked in the sorted order of their names.
+    """The LSTM stage, which the three families share. Tensors are stacked in the sorted order of their names.
 
-    A family adds ``init_tensor`` and ``step``, the rule of one tensor, and where it has an MLP, ``write``.
+    A family adds ``init_tensor`` and ``step``, the rule of one tensor, and ``write`` if it has an MLP.
     """
 
     architecture: Any
@@ -47,13 +47,13 @@ class Controller(ABC):
     bugged_loss_features = False
 
     def prepare(self, theta: Mapping[str, Any], hyper: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-        """Theta as the update uses it: the LSTM, its initial state, and the decays of the loss features."""
+        """The LSTM, its initial state, and the decays of the loss features."""
         horizon = 10 if self.bugged_loss_features else hyper["num_steps"]
         state, decays = theta["lstm_init_state"], loss_decays(horizon, dtype)
         return {"rnn": theta["rnn_params"], "lstm_init": state, "loss_decays": decays}
 
     def init(self, weights: Mapping[str, Any], params: Mapping[str, Array], rules: Mapping[str, str] | None) -> dict:
-        """Zero accumulators at step 0, no loss seen, the checkpoint's LSTM state for every tensor."""
+        """Zero accumulators at step 0, the state before the first loss, the checkpoint's LSTM state per tensor."""
         hidden, cell = (jnp.tile(weights["lstm_init"][leaf], (len(params), 1)) for leaf in ("hidden", "cell"))
         tensors = {name: self.init_tensor(at_least_1d(p)) for name, p in params.items()}
         loss = init_loss(str(hidden.dtype))
@@ -62,44 +62,44 @@ class Controller(ABC):
     def update(self, weights, hyper, params, grads, state, loss) -> tuple[dict, dict]:
         """One step of every tensor."""
         t, names = state["step"], sorted(params)
-        seen = advance_loss(state, loss, weights["loss_decays"])
-        progress = [fraction_features(t, hyper["num_steps"]), loss_features(seen, weights["loss_decays"])]
+        losses = advance_loss(state, loss, weights["loss_decays"])
+        progress = [fraction_features(t, hyper["num_steps"]), loss_features(losses, weights["loss_decays"])]
         record("fraction_features", progress[0])
         record("loss_features", progress[1])
         old = [(at_least_1d(params[name]), state["learned"][name]) for name in names]
         z = self.lstm_inputs(jnp.concatenate(progress), old)
-        steered = self.steer(weights, z, state["lstm_hidden"], state["lstm_cell"])
-        written = self.write(weights, steered)
+        control = self.run_lstm(weights, z, state["lstm_hidden"], state["lstm_cell"])
+        nets = self.write(weights, control)
         record("lstm_inputs", z)
-        record("lr_mult", steered["lr_mult"])
-        if written:
-            record("controls", steered["controls"])
-        for k, (w, _) in enumerate(written):
-            record(f"written/{k}", w.mT)  # as torch keeps it, for the comparison
+        record("lr_mult", control["lr_mult"])
+        if nets:
+            record("controls", control["controls"])
+        for k, (w, _) in enumerate(nets):
+            record(f"written/{k}", w.mT)  # in torch's layout, for the comparison
 
         new_params, tensors = {}, {}
         for i, (name, (p, acc)) in enumerate(zip(names, old, strict=True)):
             g = jnp.clip(at_least_1d(grads[name]), -GRADIENT_LIMIT, GRADIENT_LIMIT)
-            net = [(w[i], b[i]) for w, b in written]
+            net = [(w[i], b[i]) for w, b in nets]
             with of_tensor(name):
                 step, tensors[name] = self.step(weights, net, p, g, acc, t)
-                step = step * self.behavior.step_mult * steered["lr_mult"][i]
+                step = step * self.behavior.step_mult * control["lr_mult"][i]
                 record("step", step)
             p = p - hyper["lr"] * (step + hyper["weight_decay"] * p)
             new_params[name] = p.reshape(params[name].shape)
 
-        hidden, cell = steered["hidden"], steered["cell"]
+        hidden, cell = control["hidden"], control["cell"]
         if self.bugged_lstm_state:
             hidden, cell = state["lstm_hidden"], state["lstm_cell"]
-        return new_params, {"step": t + 1, "lstm_hidden": hidden, "lstm_cell": cell, "learned": tensors, **seen}
+        return new_params, {"step": t + 1, "lstm_hidden": hidden, "lstm_cell": cell, "learned": tensors, **losses}
 
     def forward(self, weights, inputs) -> dict[str, Array]:
-        """The LSTM for N tensors and, where one is written, each tensor's MLP on ``features``: ``mlp [N, n, 3]``."""
-        steered = self.steer(weights, inputs["lstm_inputs"], inputs["hidden"], inputs["cell"])
-        written = self.write(weights, steered)
-        return steered | ({"mlp": jax.vmap(mlp, (0, None))(written, inputs["features"])} if written else {})
+        """The LSTM's outputs for N tensors and, if it has an MLP, its outputs on ``features``: ``mlp [N, n, 3]``."""
+        control = self.run_lstm(weights, inputs["lstm_inputs"], inputs["hidden"], inputs["cell"])
+        nets = self.write(weights, control)
+        return control | ({"mlp": jax.vmap(mlp, (0, None))(nets, inputs["features"])} if nets else {})
 
-    def steer(self, weights, z: Array, hidden: Array, cell: Array) -> dict[str, Array]:
+    def run_lstm(self, weights, z: Array, hidden: Array, cell: Array) -> dict[str, Array]:
         """The LSTM's next state ``[N, H]``, and lr_mult ``[N]``."""
         hidden, cell = lstm(weights["rnn"], z, hidden, cell)
         lr_mult = self.lr_mult(affine(weights["rnn"]["step_size"], hidden)[:, 0])
@@ -112,8 +112,8 @@ class Controller(ABC):
     def lr_mult(self, x: Array) -> Array:
         return 0.1 * jnp.exp(x)
 
-    def write(self, weights, steered: Mapping[str, Array]) -> Layers:
-        """The MLP's layers, with a leading axis of tensors; none here."""
+    def write(self, weights, control: Mapping[str, Array]) -> Layers:
+        """The generated MLPs' layers, with a leading axis of tensors. Empty if the family has no MLP."""
         return []
 
     @abstractmethod
@@ -122,12 +122,12 @@ class Controller(ABC):
 
     @abstractmethod
     def step(self, weights, net: Layers, p: Array, g: Array, acc, t: Array) -> tuple[Array, dict[str, Array]]:
-        """The step of one tensor, less lr and decay, and its advanced accumulators."""
+        """The step of one tensor, without lr, ``lr_mult`` and decay, and its advanced accumulators."""
 
 
 @dataclass(frozen=True)
 class CeloAdam(Controller):
-    """Adam whose learning rates the LSTM sets. Accumulators: ``[1, *shape]``."""
+    """Adam with learning rates from the LSTM. Accumulators: ``[1, *shape]``."""
 
     architecture: ControllerArchitecture
     behavior: CeloAdamBehavior
@@ -150,13 +150,13 @@ class CeloAdam(Controller):
 
 @dataclass(frozen=True)
 class Celo(Controller):
-    """The LSTM mixes a stack of MLPs into one a tensor."""
+    """The LSTM mixes a stack of MLPs into one per tensor."""
 
     architecture: HyperNetArchitecture
     behavior: CeloBehavior
 
     def prepare(self, theta: Mapping[str, Any], hyper: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-        """The controller's, and with it the stack of MLPs and the accumulators' decays."""
+        """The controller's weights, the stack of MLPs and the accumulators' decays."""
         b, leaves = self.behavior, theta["ff_mod_stack"]["~"]
         decays = (b.initial_momentum_decays, b.initial_rms_decays, b.initial_adafactor_decays)
         return super().prepare(theta, hyper, dtype) | {
@@ -164,24 +164,24 @@ class Celo(Controller):
             "decays": Decays.of(*decays, dtype=dtype),
         }
 
-    def steer(self, weights, z: Array, hidden: Array, cell: Array) -> dict[str, Array]:
+    def run_lstm(self, weights, z: Array, hidden: Array, cell: Array) -> dict[str, Array]:
         """The LSTM's next state ``[N, H]``, lr_mult ``[N]`` and controls ``[N, inits]``."""
-        steered = super().steer(weights, z, hidden, cell)
-        return steered | {"controls": self.controls(affine(weights["rnn"]["rnn_to_controls"], steered["hidden"]))}
+        control = super().run_lstm(weights, z, hidden, cell)
+        return control | {"controls": self.controls(affine(weights["rnn"]["rnn_to_controls"], control["hidden"]))}
 
     def controls(self, x: Array) -> Array:
         return jax.nn.softmax(x, axis=-1)
 
-    def write(self, weights, steered: Mapping[str, Array]) -> Layers:
-        """``mean over inits(control · stack)``, for every tensor."""
-        controls = steered["controls"]
+    def write(self, weights, control: Mapping[str, Array]) -> Layers:
+        """``mean over inits(controls · stack)`` for every tensor."""
+        controls = control["controls"]
         return jax.tree.map(lambda w: jnp.tensordot(controls, w, 1) / controls.shape[1], weights["stack"])
 
     def init_tensor(self, p: Array) -> dict[str, Array]:
         return accumulators.init(p.shape, str(p.dtype))
 
     def step(self, weights, net: Layers, p: Array, g: Array, acc, t: Array) -> tuple[Array, dict[str, Array]]:
-        """``direction · exp(magnitude · exp_mult)``, to the scale of the parameter."""
+        """``direction · exp(magnitude · exp_mult)``, times the parameter's scale."""
         acc = accumulators.advance(acc, g, weights["decays"])
         out = mlp(net, stack(groups(p, g, acc, v_eps=1e-6), VELO_GROUPS, eps=1e-5, axes=all_axes(p)))
         direction, magnitude = out[..., 0], out[..., 1]
@@ -192,7 +192,7 @@ class Celo(Controller):
 
 @dataclass(frozen=True)
 class VeLO(Celo):
-    """The LSTM sees each tensor too, and its outputs are linear."""
+    """The LSTM's inputs include features of each tensor, and its outputs are linear."""
 
     behavior: VeLOBehavior
 
@@ -206,8 +206,8 @@ class VeLO(Celo):
 
     def lstm_inputs(self, progress: Array, tensors: Sequence[tuple[Array, Mapping[str, Array]]]) -> Array:
         """The features of the run, then those of the tensor: ``[N, 30]``."""
-        own = jnp.stack([tensor_features(p, acc) for p, acc in tensors])
-        return jnp.concatenate([super().lstm_inputs(progress, tensors), own], axis=1)
+        per_tensor = jnp.stack([tensor_features(p, acc) for p, acc in tensors])
+        return jnp.concatenate([super().lstm_inputs(progress, tensors), per_tensor], axis=1)
 
     def lr_mult(self, x: Array) -> Array:
         return x
@@ -215,6 +215,6 @@ class VeLO(Celo):
     def controls(self, x: Array) -> Array:
         return x
 
-    def write(self, weights, steered: Mapping[str, Array]) -> Layers:
-        """As Celo's, times ff_mult."""
-        return jax.tree.map(lambda w: self.behavior.ff_mult * w, super().write(weights, steered))
+    def write(self, weights, control: Mapping[str, Array]) -> Layers:
+        """As in Celo, times ff_mult."""
+        return jax.tree.map(lambda w: self.behavior.ff_mult * w, super().write(weights, control))

@@ -1,1 +1,1 @@
-"""Checkpoints that the project itself made, and the scripts that write them."""
+"""Checkpoints that this project created, and the scripts that write them."""

@@ -1,6 +1,6 @@
-"""Random weights of a family's published sizes: ``weights="random:celo2"`` runs its code without any checkpoint.
+"""Random weights in a family's published sizes: ``weights="random:celo2"`` runs its code without a checkpoint.
 
-They do not train: they serve to try a script, to time a step, and to prove the code.
+A model does not train with them. They are for testing scripts, timing steps and verifying the code.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from pylo_zoo.artifact import Artifact, Converter, SourceRecord
 from pylo_zoo.converters.base import tensor_shapes
 
 RANDOM = "random:"
-"""``random:FAMILY`` names random weights of a family wherever weights are named."""
+"""Prefix of the names of random weights: ``random:FAMILY``."""
 SCALE = 0.02
-"""Standard deviation of the weights: small, so that steps stay finite."""
+"""Standard deviation of the weights, which is small enough for finite steps."""
 
 
 def random_artifact(family_name: str, **behavior: Any) -> Artifact:
-    """Random weights, the same at every call; ``behavior`` replaces fields of the family's behaviour.
+    """Random weights, the same at every call. ``behavior`` replaces fields of the family's behavior.
 
     Raises:
-        ZooError: there is no such family.
+        ZooError: the family is unknown.
     """
     family = converters.get(family_name)
     generator = torch.Generator().manual_seed(0)

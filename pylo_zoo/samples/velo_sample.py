@@ -1,13 +1,13 @@
-"""Writes the checkpoint ``velo-sample``: VeLO's weights set by hand, for a known rule. Nothing is trained.
+"""Writes the checkpoint ``velo-sample``: VeLO with weights that are set by hand, not trained.
 
     python -m pylo_zoo.samples.velo_sample [DIR]
 
-The rule that these weights spell, in VeLO's own terms (SPEC §4):
+The weights implement this rule, in VeLO's terms (SPEC §4):
 
-- direction: the momenta of decays 0.9 and 0.99, each over the root of the second moment and normalised to RMS 1. The
-  LSTM's controls lean on the faster one early in the run and on the slower one later.
-- step size: ``lr_mult`` falls along the run in five soft stairs, and is larger for vectors and scalars, whose values
-  often start at zero. VeLO itself makes it relative to the parameter's RMS.
+- direction: the momenta with decays 0.9 and 0.99, each divided by the root of the second moment and normalized to RMS
+  1. The LSTM's controls favor the faster one early in the run and the slower one later.
+- step size: ``lr_mult`` decreases along the run in five smooth steps. It is larger for vectors and scalars, whose
+  values often start at zero. VeLO makes it relative to the parameter's RMS.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from pylo_zoo.converters.base import tensor_shapes
 ARCHITECTURE = HyperNetArchitecture(lstm_hidden_size=64, param_inits=32, ff_hidden_size=4, ff_hidden_layers=2)
 """The sizes of velo-s."""
 FF_MULT = 100.0
-"""The constant of Google's class, by which the written weights are multiplied."""
+"""The constant of Google's class that multiplies the generated weights."""
 
 PEAK, VECTOR_BONUS = 4.0, 4.0
-"""``lr_mult`` at the start, and what vectors and scalars have on top: of five pairs tried on the digits, a good one."""
+"""Initial ``lr_mult``, and the addition for vectors and scalars. Chosen from five pairs tried on the digits."""
 STAIRS = {3: 0.2, 4: 0.25, 5: 0.25, 6: 0.15, 7: 0.15}
-"""Weight of the fall at each of the fractions 0.4, 0.6, 0.8, 0.9 and 1.0 (by index into the fraction features)."""
+"""Share of the decrease at the fractions 0.4, 0.6, 0.8, 0.9 and 1.0, by index of the fraction feature."""
 TURN, LEAN = 3, 0.5
-"""The fraction feature around which the controls turn from one momentum to the other, and by how much."""
+"""The fraction feature at which the controls switch from one momentum to the other, and the size of the switch."""
 
 FRACTIONS = slice(0, 9)
 RANK_0_AND_1 = slice(19, 21)
-"""Where the LSTM's inputs hold the fraction features and the one-hot of scalars and vectors."""
+"""The LSTM's inputs for the fraction features, and for the one-hot of scalars and vectors."""
 SMALL = 0.1
-"""Inputs enter the LSTM this small, where tanh is all but linear."""
+"""Scale of the LSTM's inputs, for which tanh is almost linear."""
 SHUT, OPEN = -20.0, 20.0
-"""Pre-activations of a gate that stays shut or open."""
+"""Pre-activations of a closed and of an open gate."""
 SLOPE = float(np.tanh(np.tanh(SMALL)))
-"""What a fraction feature of 1 comes out of the LSTM as."""
+"""The LSTM's output for a fraction feature of 1."""
 GATED = 9
-"""The units from here on repeat the first nine for vectors and scalars only; the last of them is a constant."""
+"""The first of ten units for vectors and scalars only: a copy of the first nine units, and a constant."""
 
 
 def tensors() -> dict[str, np.ndarray]:
-    """The weights, by the names of :class:`pylo_zoo.nets.VeLONet`, float32."""
+    """The float32 weights, with the names of :class:`pylo_zoo.nets.VeLONet`."""
     weights = {
         name: np.zeros(shape, np.float32) for name, shape in tensor_shapes(FAMILIES["velo"], ARCHITECTURE).items()
     }
@@ -59,7 +59,7 @@ def tensors() -> dict[str, np.ndarray]:
 
 
 def _lstm(weights: dict[str, np.ndarray]) -> None:
-    """Units 0 to 8 carry the fraction features, without memory; 9 to 18 the same and a 1, if the rank is under 2."""
+    """Units 0 to 8 hold the fraction features, without memory. Units 9 to 18 hold them and a 1 if the rank is < 2."""
     hidden = ARCHITECTURE.lstm_hidden_size
     units = np.arange(9)
     constant = GATED + 9
@@ -79,7 +79,7 @@ def _lstm(weights: dict[str, np.ndarray]) -> None:
 
 
 def _step_size(weights: dict[str, np.ndarray]) -> None:
-    """``peak · Σ weight·(1 − φ)/2`` over the stairs, for every tensor, and once more for vectors and scalars."""
+    """``peak · Σ share·(1 − φ)/2`` over the stairs, for every tensor, plus the same for vectors and scalars."""
     row, bias = weights["controller.step_size.weight"][0], weights["controller.step_size.bias"]
     for feature, share in STAIRS.items():
         row[feature] = -PEAK * share / 2 / SLOPE
@@ -89,13 +89,13 @@ def _step_size(weights: dict[str, np.ndarray]) -> None:
 
 
 def _mlp(weights: dict[str, np.ndarray]) -> None:
-    """Hidden units: positive and negative parts of either momentum. Half of the bank outputs one, half the other."""
+    """Hidden units: positive and negative parts of both momenta. Half of the bank outputs one, half the other."""
     half = ARCHITECTURE.param_inits // 2
     weights["controller.controls.bias"][:] = 1
     weights["controller.controls.weight"][:half, TURN] = -LEAN / SLOPE
     weights["controller.controls.weight"][half:, TURN] = LEAN / SLOPE
 
-    fast, slow = 7, 8  # channels of the momenta of decays 0.9 and 0.99 over the root of the second moment
+    fast, slow = 7, 8  # channels of the momenta with decays 0.9 and 0.99, over the root of the second moment
     first, second, output = (weights[f"mlp.layers.{k}.weight"] for k in range(3))
     for unit, (channel, sign) in enumerate([(fast, 1), (fast, -1), (slow, 1), (slow, -1)]):
         first[:, unit, channel] = sign / FF_MULT
@@ -105,7 +105,7 @@ def _mlp(weights: dict[str, np.ndarray]) -> None:
 
 
 def main(folder: Path) -> None:
-    """Write ``params`` and ``config.gin`` into ``folder``, as Google publishes VeLO."""
+    """Write ``params`` and ``config.gin`` to ``folder``, in the format of Google's VeLO."""
     leaves = to_jax(FAMILIES["velo"], tensors(), ARCHITECTURE)
     layout = {
         "container": "flax-params",

@@ -1,4 +1,4 @@
-"""Fused kernels for the CPU: C++ in vector extensions, compiled where they run (:mod:`pylo_zoo.kernels.cpu.build`)."""
+"""Fused CPU kernels: C++ with vector extensions, compiled on the user's machine (:mod:`pylo_zoo.kernels.cpu.build`)."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from pylo_zoo.ops.rule import Rule
 FUNCTIONS = tuple(
     f"pylo_zoo_{name}" for name in ("workspace", "records", "advance", "moments", "move", "normalized", "adam")
 )
-"""What the library has to export."""
+"""Functions that the library exports."""
 CPU = torch.device("cpu")
 
 
 @functools.cache
 def _library() -> ctypes.CDLL | str:
-    """The compiled kernels, or why there are none."""
+    """The compiled kernels, or why they are unavailable."""
     try:
         library = build.load()
     except ZooError as error:
         return str(error)
     if missing := [name for name in FUNCTIONS if not hasattr(library, name)]:
-        return f"The library of CPU kernels lacks {missing[0]}: remove {library._name} and try again."
+        return f"The CPU kernel library lacks {missing[0]}: remove {library._name} and try again."
     library.pylo_zoo_workspace.restype = ctypes.c_int64
     sizes = (ctypes.c_int64 * 5)()
     library.pylo_zoo_records(sizes)
@@ -42,27 +42,27 @@ def _library() -> ctypes.CDLL | str:
 
 
 class Advanced(NamedTuple):
-    """What the passes hand on; everything that the records point to is kept alive here."""
+    """What the factor and moment passes hand to the next calls. It keeps all memory alive that the records point to."""
 
     tasks: Sequence[Task]
-    of_rule: Rule
-    rule: bytes
+    rule: Rule
+    rule_record: bytes
     records: bytearray
     workspace: Tensor
     scale: Tensor | None
 
     def arguments(self) -> tuple[Any, ...]:
-        """The arguments that every pass begins with."""
+        """The first arguments of every pass."""
         records = (ctypes.c_char * len(self.records)).from_buffer(self.records)
         workspace = ctypes.c_void_p(self.workspace.data_ptr())
-        return records, ctypes.c_int64(len(self.tasks)), self.rule, workspace
+        return records, ctypes.c_int64(len(self.tasks)), self.rule_record, workspace
 
 
 class CpuKernels:
-    """:class:`~pylo_zoo.kernels.base.Kernels` of the CPU, on as many threads as torch uses."""
+    """:class:`~pylo_zoo.kernels.base.Kernels` for the CPU, with torch's number of threads."""
 
     dtypes = (torch.float32,)
-    bucket = 1 << 20  # with its state, 24 MB: what a last-level cache holds
+    bucket = 1 << 20  # 24 MB with the state: fits a last-level cache
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library: Any = library
@@ -79,11 +79,11 @@ class CpuKernels:
         guard.check_tasks(tasks, self.dtypes, CPU, checked)
         guard.check_decays(tasks)
         guard.check_numbers("scale", scale, 1)
-        rows, of_rule = records.task_records(tasks), records.rule_record(rule, moments)
+        rows, rule_record = records.task_records(tasks), records.rule_record(rule, moments)
         count = ctypes.c_int64(len(tasks))
-        floats = self._library.pylo_zoo_workspace(bytes(rows), count, of_rule)
+        floats = self._library.pylo_zoo_workspace(bytes(rows), count, rule_record)
         workspace = torch.empty(floats, dtype=torch.float32, device="cpu")
-        advanced = Advanced(tasks, rule, of_rule, rows, workspace, _on_cpu(scale))
+        advanced = Advanced(tasks, rule, rule_record, rows, workspace, _on_cpu(scale))
         self._library.pylo_zoo_advance(*advanced.arguments(), _pointer(advanced.scale), torch.get_num_threads())
         return advanced
 
@@ -106,8 +106,8 @@ class CpuKernels:
         ]
         self._network(advanced, layers, *map(_pointer, factors), None)
 
-    def steps(self, advanced: Advanced, layers: Sequence[Layer], room: ScratchBuffer) -> list[Tensor]:
-        out = room.take([task.p.shape for task in advanced.tasks])
+    def steps(self, advanced: Advanced, layers: Sequence[Layer], scratch: ScratchBuffer) -> list[Tensor]:
+        out = scratch.take([task.p.shape for task in advanced.tasks])
         self._network(advanced, layers, None, None, (ctypes.c_void_p * len(out))(*(each.data_ptr() for each in out)))
         return out
 
@@ -130,15 +130,16 @@ class CpuKernels:
         self._library.pylo_zoo_adam(bytes(rows), ctypes.c_int64(len(tasks)), _pointer(scale), torch.get_num_threads())
 
     def _network(self, advanced: Advanced, layers: Sequence[Layer], *to: Any) -> None:
-        guard.check_layers(layers, advanced.of_rule, len(advanced.tasks), CPU, records.MOST_HIDDEN)
+        """Run the move pass. ``to``: coefficients, shrinks and None, or None, None and the steps' addresses."""
+        guard.check_layers(layers, advanced.rule, len(advanced.tasks), CPU, records.MOST_HIDDEN)
         kept = [(weight.contiguous(), bias.contiguous()) for weight, bias in layers]
-        of_layers, count = records.layer_records(kept), ctypes.c_int64(len(kept))
-        arguments = (*advanced.arguments(), _pointer(advanced.scale), of_layers, count, *to)
+        layer_records, count = records.layer_records(kept), ctypes.c_int64(len(kept))
+        arguments = (*advanced.arguments(), _pointer(advanced.scale), layer_records, count, *to)
         self._library.pylo_zoo_move(*arguments, torch.get_num_threads())
 
 
 def find_kernels() -> CpuKernels | str:
-    """The CPU's kernels, compiled if they never were on this machine; or why there are none."""
+    """The CPU kernels, compiled at first use on this machine, or why they are unavailable."""
     library = _library()
     return library if isinstance(library, str) else CpuKernels(library)
 

@@ -1,11 +1,11 @@
-"""The CPU kernels as a shared library: compiled for this machine once, and kept in ``$PYLO_ZOO_KERNELS``, by
-default ``$PYLO_ZOO_HOME/kernels``.
+"""The CPU kernels as a shared library, compiled once per machine and cached.
 
-A library is named after what it is made of: sources, flags, the machine's instruction set, and ``$CXX`` where it is
-set. ``$PYLO_ZOO_KERNEL_FLAGS`` adds flags, such as ``-fsanitize=address`` to look for wrong addresses; they are part of
-the name as well. To find one takes no compiler and writes nothing. It ends in the SHA-256 of what precedes, so that a
-damaged one is seen before it is loaded, and built again. A library that another user can have written is not loaded
-(:mod:`pylo_zoo.kernels.cpu.trust`).
+The cache directory is ``$PYLO_ZOO_KERNELS``, by default ``$PYLO_ZOO_HOME/kernels``. A library's name is a hash of its
+sources, its flags, the machine's instruction set and ``$CXX``. ``$PYLO_ZOO_KERNEL_FLAGS`` adds flags, such as
+``-fsanitize=address``. Using a cached library needs no compiler and writes nothing.
+
+A library ends with the SHA-256 of its content, so a damaged one is detected and rebuilt before it is loaded. A library
+that another user could have written is not loaded (:mod:`pylo_zoo.kernels.cpu.trust`).
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ from pylo_zoo.kernels.cpu import trust
 SOURCES = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
-"""No ``-ffast-math``: NaN has to come through."""
+"""No ``-ffast-math``, because NaN must propagate."""
 COMPILE_SECONDS = 300
 DIGEST = hashlib.sha256().digest_size
 NATIVE = {"x86_64": "-march=native", "amd64": "-march=native", "aarch64": "-mcpu=native", "arm64": "-mcpu=native"}
-INSTALL = "Install a C++ compiler, such as g++ or clang++, or name one in CXX."
+INSTALL = "Install a C++ compiler such as g++ or clang++, or set CXX to one."
 
 _log = logging.getLogger("pylo_zoo")
 
 
 class CannotBuild(ZooError):
-    """There can be no kernels on this machine."""
+    """The kernels cannot be built on this machine."""
 
 
 def load() -> ctypes.CDLL:
-    """The library, from the cache or new; the log of ``pylo_zoo`` says when one is compiled.
+    """Load the library, and compile it first if it is not cached. Compiling is logged as a warning of ``pylo_zoo``.
 
     Raises:
-        ZooError: it cannot be built, kept or loaded.
+        ZooError: it cannot be built, stored or loaded.
     """
     native = NATIVE.get(platform.machine().lower())
     if native is None or sys.platform == "win32":
         machine = f"{sys.platform} on {platform.machine()}"
-        raise CannotBuild(f"There are no CPU kernels for {machine}.", "They are for Linux and macOS, x86-64 and ARM.")
+        raise CannotBuild(f"There are no CPU kernels for {machine}.", "Use Linux or macOS on x86-64 or ARM.")
     flags = (*FLAGS, native, *_words("PYLO_ZOO_KERNEL_FLAGS"))
     folder = Path(os.path.realpath(os.environ.get("PYLO_ZOO_KERNELS") or home() / "kernels"))
     path = folder / f"{_digest(flags)}.so"
@@ -68,58 +68,53 @@ def load() -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
-        hint = f"Install what it names, or remove {path} and try again."
+        hint = f"Install the missing library, or remove {path} and try again."
         raise CannotBuild(f"The CPU kernels cannot be loaded: {error}.", hint) from error
 
 
 def _build(path: Path, flags: Sequence[str]) -> None:
-    """Compile the library ``path``, unless another process does or did."""
+    """Compile the library ``path`` unless another process has compiled it meanwhile."""
     compiler = _compiler()
     trust.make_private(path.parent)
     trust.check_folder(path.parent)
     with _alone(path):
         sweep(path, alone=True)
         if not _is_whole(path):
-            _log.warning(
-                "compiling the CPU kernels for this machine, once (about ten seconds); they are kept in %s", path.parent
-            )
+            _log.warning("compiling the CPU kernels for this machine, once (about ten seconds), into %s", path.parent)
             library = _compiled(compiler, flags)
             write_file(path, library + hashlib.sha256(library).digest(), ANOTHER_CACHE, mode=trust.LIBRARY)
 
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Keep other processes from compiling the library ``path`` at the same time."""
+    """Lock ``path`` so that only one process compiles it."""
     lock = path.with_suffix(".lock")
     try:
         with FileLock(lock, timeout=2 * COMPILE_SECONDS):
             yield
     except Timeout as error:
-        hint = f"Wait for the process that holds it, or remove {lock}."
-        raise CannotBuild(f"{lock} is held by another process.", hint) from error
+        hint = f"Wait for that process, or remove {lock}."
+        raise CannotBuild(f"Another process holds {lock}.", hint) from error
 
 
 def _words(variable: str) -> list[str]:
-    """The words of an environment variable; none if it is not set."""
+    """The words of an environment variable. An unset one has no words."""
     value = os.environ.get(variable, "")
     try:
         return shlex.split(value)
     except ValueError as error:
-        raise CannotBuild(f"{variable} is {value!r}, which cannot be read: {error}.", INSTALL) from error
-
-
-def _named() -> list[str]:
-    """The words of ``$CXX``."""
-    return _words("CXX")
+        raise CannotBuild(
+            f"{variable} is {value!r}, which cannot be parsed: {error}.", f"Correct {variable}."
+        ) from error
 
 
 def _compiler() -> list[str]:
-    """The command that compiles: ``$CXX``, else the first that there is."""
-    named = _named()
-    if named:
-        if shutil.which(named[0]) is None:
-            raise CannotBuild(f"There is no compiler {named[0]!r}, which CXX names.", INSTALL)
-        return named
+    """The compiler's command: ``$CXX``, or the first of :data:`COMPILERS` that is installed."""
+    command = _words("CXX")
+    if command:
+        if shutil.which(command[0]) is None:
+            raise CannotBuild(f"CXX is {command[0]!r}, which is not installed.", INSTALL)
+        return command
     for name in COMPILERS:
         if shutil.which(name) is not None:
             return [name]
@@ -127,14 +122,14 @@ def _compiler() -> list[str]:
 
 
 def _digest(flags: Sequence[str]) -> str:
-    made_of = hashlib.sha256(repr((_named(), flags, _instruction_set())).encode())
+    digest = hashlib.sha256(repr((_words("CXX"), flags, _instruction_set())).encode())
     for path in sorted(SOURCES.glob("*.[ch]*")):
-        made_of.update(path.name.encode() + path.read_bytes())
-    return made_of.hexdigest()[:32]
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:32]
 
 
 def _instruction_set() -> str:
-    """What tells machines apart that share a home."""
+    """A description of the processor, which distinguishes machines that share a home directory."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else []
     names = ("model name", "flags", "Features", "CPU implementer", "CPU part")
@@ -149,8 +144,8 @@ def _is_whole(path: Path) -> bool:
 
 
 def _compiled(compiler: Sequence[str], flags: Sequence[str]) -> bytes:
-    """The library's bytes; on one thread where the compiler has no OpenMP."""
-    said = ""
+    """Compile the library and return its bytes. Without OpenMP in the compiler, it is single-threaded."""
+    reason = ""
     with tempfile.TemporaryDirectory(prefix="pylo-zoo-kernels-") as folder:
         target = Path(folder, "kernels.so")
         for parallel in (["-fopenmp"], []):
@@ -161,5 +156,5 @@ def _compiled(compiler: Sequence[str], flags: Sequence[str]) -> bytes:
                 raise CannotBuild(f"The compiler {shlex.join(compiler)} does not run: {error}.", INSTALL) from error
             if done.returncode == 0 and target.is_file():
                 return target.read_bytes()
-            said = next((x for x in done.stderr.splitlines() if "error" in x), f"exit status {done.returncode}")
-    raise CannotBuild(f"{shlex.join(compiler)} does not compile the CPU kernels: {said.strip()}.", INSTALL)
+            reason = next((x for x in done.stderr.splitlines() if "error" in x), f"exit status {done.returncode}")
+    raise CannotBuild(f"{shlex.join(compiler)} does not compile the CPU kernels: {reason.strip()}.", INSTALL)

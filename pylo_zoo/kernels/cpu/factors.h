@@ -1,4 +1,4 @@
-// The factor pass: sums of squared gradients along rows and columns; and the factored second moment that they advance (SPEC §1).
+// The factor pass: sums of squared gradients along rows and columns, and the update of the factored second moment (SPEC §1).
 #pragma once
 
 #include "features.h"
@@ -7,7 +7,7 @@ namespace {
 
 constexpr double STATISTIC_EPS = 1e-9, FACTOR_EPS = 1e-8;
 
-// out[c] = sum over y of x[y·period + c]; x may be read up to 2·W floats past its end.
+// out[c] = sum over y of x[y·period + c]. Reads up to 2·W floats past the end of x.
 inline void fold(const float* x, Index n, Index period, float* out) {
     if (period == 1) {
         V total[4] = {};
@@ -36,7 +36,7 @@ struct SquaresScratch {
     ALIGNED float squares[LONGEST + TILE], along[LONGEST + TILE];
 };
 
-// squares = g² + 1e-30, of a run; along += squares.
+// For a run: squares = g² + 1e-30, along += squares.
 inline void square(const float* g, Index n, const Conditioning& condition, SquaresScratch& s) {
     const auto lanes = [&](Index i, V x) {
         x = condition(x);
@@ -57,7 +57,7 @@ inline void sum_squares(const Plan& plan, Index unit, const float* scale, Square
     const Task& t = *plan.task;
     const Extent e = extent_of(plan, unit);
     const Conditioning condition = conditioning_of(t, scale);
-    const Index line = t.y * t.c;  // of this many elements the outer factor has C entries
+    const Index line = t.y * t.c;  // elements per C entries of the outer factor
     for (Index group = e.first_group; group < e.last_group; ++group) {
         std::fill_n(s.along, e.length + W, 0.0f);
         for (Index run = e.first_run; run < e.last_run; ++run) {
@@ -79,7 +79,7 @@ inline void sum_squares(const Plan& plan, Index unit, const float* scale, Square
     }
 }
 
-// value ← decay·value + (1 − decay)·mean, in each of three decays.
+// value ← decay·value + (1 − decay)·mean, for each of three decays.
 inline void advance_factor(const Factor& f, const float* decay) {
     constexpr Index CHUNK = 256;
     const Index n = f.entries();
@@ -96,10 +96,10 @@ inline void advance_factor(const Factor& f, const float* decay) {
     }
 }
 
-// row_factor is of row relative to its mean over d1, col_factor of col itself.
+// row_factor uses row relative to its mean over d1; col_factor uses col.
 inline void make_factor(const Factor& f, bool is_row) {
     const Index n = f.entries(), each = f.along * f.after;
-    const Index width = f.after == 1 ? f.along : f.after;  // what one loop goes over
+    const Index width = f.after == 1 ? f.along : f.after;  // length of the inner loops
     std::vector<float> mean(width, 1.0f);
     std::vector<double> total(f.after);
     for (Index first = 0; first < 3 * n; first += each) {
@@ -126,8 +126,8 @@ inline double sum_of_squares(const float* x, Index n) {
     return std::accumulate(lanes, lanes + W, 0.0);
 }
 
-// The normaliser's scales (SPEC §2) of a factor and its root, to `scales[first ... first + 6]` of each batch. (A feature
-// that is constant along an axis has the same mean square before it is spread over it.)
+// Writes the normalizer's scales (SPEC §2) of a factor and its inverse root to `scales[first ... first + 6]` of each
+// batch. Expanding a feature along a constant axis does not change its mean square.
 inline void scale_factor(const Plan& plan, const Factor& f, float eps, int first) {
     const Index n = f.entries(), per_batch = n / plan.batches;
     std::vector<double> total(plan.batches);

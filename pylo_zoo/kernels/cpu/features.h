@@ -1,4 +1,4 @@
-// Features of one parameter element (SPEC §3, §4, §6), but for those that are constant along a row or column.
+// Features of one parameter element (SPEC §3, §4, §6), except those that are constant along a row or column.
 #pragma once
 
 #include <cfloat>
@@ -7,7 +7,7 @@
 
 namespace {
 
-// How gradients are conditioned: scaled, made finite if asked, clipped.
+// Gradient preprocessing: scale, optionally replace non-finite values, clip.
 struct Conditioning {
     float scale, limit;
     bool replace_nonfinite;
@@ -23,10 +23,10 @@ inline Conditioning conditioning_of(const Task& t, const float* scale) {
     return {scale ? *scale : 1.0f, t.max_gradient, t.replace_nonfinite != 0};
 }
 
-enum Form { FACTORED, UNFACTORED, BRIEF };  // brief: unfactored, of the first groups alone
+enum Form { FACTORED, UNFACTORED, BRIEF };  // BRIEF: unfactored, with the first 9 feature groups only
 
-// A rule's channels of an element, in the kernels' order: the network's inputs as far as row and col, then
-// factored_momentum, then diag and rsqrt_diag.
+// A rule's channels per element, in the kernels' order: the network's inputs up to row and col, then factored_momentum,
+// then diag and rsqrt_diag.
 template <bool VELO_, Form FORM_>
 struct Channels {
     static constexpr bool VELO = VELO_;
@@ -38,7 +38,7 @@ struct Channels {
     static constexpr int PARAMETER = VELO ? 2 : 1;
 };
 
-// The network's input of a channel; those of the factors start at BEFORE_FACTORS: row, col, rsqrt_row, rsqrt_col, 3 each.
+// The network's input for a channel. The factors' inputs start at BEFORE_FACTORS: row, col, rsqrt_row, rsqrt_col, 3 each.
 template <class C>
 constexpr int input_of(int channel) {
     return channel < C::FACTORED_MOMENTUM ? channel
@@ -50,10 +50,10 @@ constexpr int input_of(int channel) {
 struct Inputs {
     V p, g, m[3], v;  // the old parameter, the gradient, the advanced moments
     V factor[3];      // row_factor · col_factor, if factored
-    V diag[3];        // else
+    V diag[3];        // if not factored
 };
 
-// Where an element's streams are.
+// Pointers to an element's data in each array.
 struct Streams {
     float* p;
     const float* g;
@@ -70,7 +70,7 @@ inline Streams streams_of(const Task& t, Index start, float* out) {
     return s;
 }
 
-// Ask for what will be read soon: more streams at once than the machine follows by itself.
+// Software prefetch: there are more streams than the hardware prefetcher follows.
 INLINE void fetch_ahead(const Streams& s, Index i, bool unfactored) {
     const Index ahead = i + AHEAD;
     __builtin_prefetch(s.g + ahead);
@@ -80,7 +80,7 @@ INLINE void fetch_ahead(const Streams& s, Index i, bool unfactored) {
     for (int k = 0; unfactored && k < 3; ++k) __builtin_prefetch(s.diag[k] + ahead);
 }
 
-// Give each channel to `take(channel, value)`.
+// Calls `take(channel, value)` for each channel.
 template <class C, class Take>
 INLINE void features(const Inputs& x, const Rule& rule, Take take) {
     int channel = 0;

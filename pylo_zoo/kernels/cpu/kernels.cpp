@@ -1,16 +1,16 @@
-// The step of every learned rule for many parameters at once, on a CPU: pylo_zoo/kernels/base.py says in which passes.
+// The step of every learned rule for many parameters, on a CPU. pylo_zoo/kernels/base.py describes the passes.
 //
-//   vectors.h   vectors of floats and their functions
-//   plan.h      what Python hands over; how the work is divided
-//   features.h  gradients' conditioning; features of an element
-//   factors.h   the factor pass: sums along rows and columns, the factored second moment
-//   moments.h   the moment pass: the other accumulators, statistics, the normaliser's scales
-//   network.h   the network, with the normaliser in its first layer
-//   move.h      the move pass
+//   vectors.h     vectors of floats and their functions
+//   plan.h        the records that Python passes, and how the work is divided
+//   features.h    gradient preprocessing, and features of an element
+//   factors.h     the factor pass: sums along rows and columns, the factored second moment
+//   moments.h     the moment pass: the other accumulators, statistics, the normalizer's scales
+//   network.h     the network, with the normalizer in its first layer
+//   move.h        the move pass
 //   normalized.h  CELO2's last pass
-//   adam.h      AdamW
+//   adam.h        AdamW
 //
-// A plain C interface, called without Python's lock. A pass over all parameters is one parallel loop over their units.
+// The interface is plain C, called without the GIL. A pass over all parameters is one parallel loop over their units.
 
 #include <memory>
 
@@ -20,7 +20,7 @@
 
 namespace {
 
-// A thread's own working memory, kept from call to call.
+// Thread-local working memory, kept from call to call.
 template <class T>
 T& scratch() {
     static thread_local std::unique_ptr<T> kept(new T);
@@ -33,7 +33,7 @@ void in_parallel(Index count, int threads, Each each) {
     for (Index i = 0; i < count; ++i) each(i);
 }
 
-// Call `f(Channels)` for a parameter's form under the rule.
+// Calls `f(Channels)` with a parameter's form under the rule.
 template <class F>
 void for_channels(const Plan& plan, const Rule& rule, F f) {
     if (!rule.velo)
@@ -55,7 +55,7 @@ void advance_unit(const Work& work, const Rule& rule, Index i, const float* scal
     advance_moments<C, OLD, false>(plan, rule, unit.index, scale, s);
 }
 
-// The move pass of one unit, by a network of H units a layer.
+// The move pass of one unit, with a network of up to H units per layer.
 template <class C, int H>
 void move_unit(const Work& work, const Rule& rule, const Move& move, Index i, const float* scale) {
     const Unit unit = work.units[i];
@@ -67,13 +67,13 @@ void move_unit(const Work& work, const Rule& rule, const Move& move, Index i, co
 
 extern "C" {
 
-// Bytes of the records that Python fills, so that it can make sure of them.
+// Sizes in bytes of the records that Python fills, which Python checks.
 void pylo_zoo_records(Index* bytes) {
     bytes[0] = sizeof(Task), bytes[1] = sizeof(Rule), bytes[2] = sizeof(Layer), bytes[3] = sizeof(Adam);
     bytes[4] = sizeof(Normalized);
 }
 
-// Floats of workspace that the calls below need.
+// Size of the workspace for the calls below, in floats.
 Index pylo_zoo_workspace(const Task* tasks, Index count, const Rule* rule) {
     return work_of(tasks, count, *rule, nullptr).floats;
 }
@@ -108,7 +108,7 @@ void pylo_zoo_moments(const Task* tasks, Index count, const Rule* rule, float* w
     for (Index i = 0; i < count; ++i) std::copy_n(work.plans[i].moments, MOMENTS, out + i * MOMENTS);
 }
 
-// `scale` is that of the gradients, as in pylo_zoo_advance.
+// `scale` multiplies gradients, as in pylo_zoo_advance.
 void pylo_zoo_move(const Task* tasks, Index count, const Rule* rule, float* workspace, const float* scale,
                    const Layer* layers, Index layer_count, const float* coefficient, const float* shrink,
                    float* const* out, int threads) {

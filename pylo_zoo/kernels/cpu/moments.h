@@ -1,17 +1,17 @@
-// The moment pass: momentum, second moment and diag advance (SPEC §1); sums of squares of every channel, for the normaliser.
+// The moment pass: advances momentum, second moment and diag (SPEC §1), and sums each channel's squares for the normalizer.
 #pragma once
 
 #include "factors.h"
 
 namespace {
 
-// One plane of a factor along a run, from the entry of its element `offset` on. Where runs are flat, an entry is that of
-// Y elements (`spread`); else of one.
+// One plane of a factor along a run, starting at the entry of element `offset`. An entry belongs to Y elements if runs
+// are flat (see `spread`), else to one.
 inline const float* entries_along(const Plan& plan, const float* plane, Index group, Index offset) {
     return plane + plan.along(group) + (plan.flat ? offset / plan.task->y : offset);
 }
 
-// Entries along a flat run for `count` elements, as contiguous memory.
+// Expands the entries along a flat run to `count` contiguous elements.
 inline void spread(const Plan& plan, const float* entries, Index count, float* elements) {
     const Index c = plan.task->c, line = plan.task->y * c;
     for (Index i = 0; i < count; i += line, entries += c)
@@ -21,7 +21,7 @@ inline void spread(const Plan& plan, const float* entries, Index count, float* e
             for (Index j = 0; j < line; j += c) std::copy_n(entries, c, elements + i + j);
 }
 
-// The plane for `count` elements: where it lies, or spread into `room`.
+// The plane for `count` elements: in place, or expanded into `room`.
 inline const float* read_along(const Plan& plan, const float* plane, Index group, Index offset, Index count, float* room) {
     const float* entries = entries_along(plan, plane, group, offset);
     if (!plan.flat) return entries;
@@ -29,7 +29,7 @@ inline const float* read_along(const Plan& plan, const float* plane, Index group
     return room;
 }
 
-// `period` values, repeated so that a vector may be read from any of them on, up to TILE further.
+// Repeats `period` values so that TILE values can be read from any of them on.
 inline void repeat(const float* values, Index period, float* pattern) {
     if (period == 1) {
         for (Index i = 0; i <= TILE; i += W) store(pattern + i, splat(values[0]));
@@ -42,8 +42,8 @@ inline void repeat(const float* values, Index period, float* pattern) {
 
 constexpr Index PATTERN = LONGEST_PERIOD + TILE + W;
 
-// Sums by lane. Equal addends, as of clipped gradients, round the same way each time: so float32 adds up a few vectors
-// alone, and float64 the rest.
+// Sums per lane. Equal addends, such as clipped gradients, round in the same direction each time, so float32 sums only a
+// few vectors and float64 the rest.
 struct Sums {
     static constexpr int FEW = 32;
     V now[MOST_CHANNELS + OLD_MOMENTS];
@@ -64,8 +64,8 @@ struct Sums {
 
 struct MomentsScratch {
     ALIGNED float spread[3][LONGEST + TILE], pattern[3][PATTERN];
-    Sums sums[LONGEST_CYCLE];  // one, or, where means are periodic, one for each vector of the common period
-    Index pending;              // vectors that a sum has taken since it settled
+    Sums sums[LONGEST_CYCLE];  // one, or, if means are periodic, one per vector of the common period
+    Index pending;              // vectors added since the last settle()
 };
 
 struct Decay {
@@ -74,7 +74,7 @@ struct Decay {
     INLINE V operator()(V average, V value) const { return old * average + fresh * value; }
 };
 
-// Means of the first few elements.
+// Means of the first 64 elements.
 inline void take_sample(const Plan& plan) {
     const Task& t = *plan.task;
     const Index n = t.size(), few = std::min<Index>(n, 64);
@@ -83,9 +83,9 @@ inline void take_sample(const Plan& plan) {
         plan.sample[k] = float(std::accumulate(planes[k], planes[k] + few, 0.0) / double(few));
 }
 
-// Advance one vector of elements and add its statistics to `sums`. In the last vector of a run, `valid` lanes count. The
-// old moments, if their statistics are wanted (OLD), are counted from `sample`, which is near their means: differences of
-// large sums would lose variances.
+// Advances one vector of elements and adds its statistics to `sums`. In the last vector of a run, only `valid` lanes
+// count. With OLD, the statistics of the old moments are relative to `sample`, which is near their means: this avoids
+// cancellation in the variances.
 template <class C, bool OLD, bool PARTIAL>
 INLINE void advance_vector(const Streams& s, Inputs& x, const Task& t, const Rule& rule, const Conditioning& condition,
                            const float* sample, VI valid, V* sums) {
@@ -118,7 +118,7 @@ INLINE void advance_vector(const Streams& s, Inputs& x, const Task& t, const Rul
     features<C>(x, rule, [&](int channel, V value) INLINE_LAMBDA { add(channel, value * value); });
 }
 
-// The streams' elements from i on; in the last vector of a run, copies, for all lanes to be there.
+// Copies of the last elements of a run, padded with zeros to a whole vector.
 struct Padded {
     ALIGNED float lanes[9][W];
 
@@ -149,7 +149,7 @@ INLINE Streams shifted(const Streams& s, Index i) {
     return to;
 }
 
-// Advance a run and add its statistics to the scratch's sums.
+// Advances a run and adds its statistics to the sums of `scratch`.
 template <class C, bool OLD, bool PERIODIC>
 void advance_run(const Plan& plan, const Rule& rule, const Conditioning& condition, const Streams& s, Index n,
                  const float* const* along, MomentsScratch& scratch) {
@@ -222,7 +222,7 @@ void advance_moments(const Plan& plan, const Rule& rule, Index unit, const float
     }
 }
 
-// Add up a parameter's statistics: the scale of every channel (SPEC §2), the means that conditioning reads, rms(p).
+// Adds up a parameter's statistics: the scale of every channel (SPEC §2), the moments for the LSTM's inputs, rms(p).
 inline void finish(const Plan& plan, const Rule& rule) {
     const int statistics = plan.statistics(), channels = plan.channels, parameter = rule.velo ? 2 : 1;
     const Index cells = plan.run_blocks * plan.length_blocks, n = plan.task->size();
@@ -242,7 +242,7 @@ inline void finish(const Plan& plan, const Rule& rule) {
         p2 += each[parameter];
     }
     plan.moments[0] = float(p2 / n);
-    for (int k = 0; rule.old_moments && k < 4; ++k) {  // m [3] and v: means at 0 to 2 and 6, mean squares at 3 to 5 and 7
+    for (int k = 0; rule.old_moments && k < 4; ++k) {  // m [3] and v: means in 0 to 2 and 6, mean squares in 3 to 5 and 7
         const int value = k < 3 ? k : 6, square = k < 3 ? 3 + k : 7;
         const double mean = old[value] / n;
         plan.moments[1 + value] = float(plan.sample[k] + mean);

@@ -1,4 +1,4 @@
-// The move pass: features again, the network, and the parameter's move.
+// The move pass: recomputes the features, runs the network and updates the parameter.
 #pragma once
 
 #include "network.h"
@@ -8,8 +8,8 @@ namespace {
 struct Move {
     const Layer* layers;
     int count;
-    const float *coefficient, *shrink;  // one a parameter
-    float* const* out;                  // steps are written here, if not null, and nothing moves
+    const float *coefficient, *shrink;  // one per parameter
+    float* const* out;                  // if not null, steps are written here and parameters stay
 };
 
 template <class C, int H>
@@ -21,8 +21,8 @@ struct MoveScratch {
     ALIGNED float padded[10][TILE];
 };
 
-// additions[h][i] = start[h] + what the factor's entry i adds to the hidden layer, normalised. For entries that repeat the
-// statistics' cycle, `scales` are one set a cycle step; else the weights have them already.
+// additions[h][i] = start[h] + the normalized contribution of the factor's entry i to the first layer. If means are
+// periodic, `scales` has one set per position of the cycle; if it is null, the weights include the scales.
 template <int H>
 void add_factor(const float* const* values, Index n, const float (*weights)[H], const float* scales, Index cycle,
                 const float* start, float (*normalized)[LONGEST + TILE], float* additions, Index stride) {
@@ -57,7 +57,7 @@ class Mover {
     MoveScratch<C, H>& s;
     const Conditioning condition;
     const float coefficient, shrink, rms;
-    const bool periodic;  // features are normalised here, not in the weights
+    const bool periodic;  // features are normalized here, not in the weights
 
    public:
     Mover(const Plan& plan, const Rule& rule, const Move& move, Index index, const float* scale, MoveScratch<C, H>& s)

@@ -1,14 +1,14 @@
-// The small network (SPEC §3, §4, §6) for a tile of elements, the normaliser folded into its first layer.
+// The network (SPEC §3, §4, §6) for a tile of elements, with the normalizer folded into its first layer.
 //
-// A normalised feature is the feature times a scale, hence weights times the scale. Features that are constant along an
-// axis add to the hidden layer what can be tabled, once a row and once a column (move.h).
+// A normalized feature is the feature times a scale, so the scale can multiply the weights instead. The contributions of
+// features that are constant along an axis are precomputed per row and per column (move.h).
 #pragma once
 
 #include "moments.h"
 
 namespace {
 
-// An affine map, weights [outputs, inputs]: one for all parameters (strides 0), or one each.
+// An affine map with weights [outputs, inputs], one for all parameters (strides 0) or one per parameter.
 struct Layer {
     const float *weight, *bias;
     Index weight_stride, bias_stride, inputs, outputs;
@@ -17,14 +17,14 @@ struct Layer {
 constexpr int MOST_HIDDEN = 32;
 constexpr int OUTPUTS = 2;  // direction, magnitude
 
-// How a layer of H units is blocked: a tile of VECTORS times UNITS accumulators in registers.
+// The register tile of a layer of H units: VECTORS times UNITS accumulators.
 template <int H>
 struct Block {
     static constexpr int UNITS = W == 16 ? (H == 4 ? 4 : 8) : 4;
     static constexpr int VECTORS = W == 16 && H == 4 ? 4 : 2;
 };
 
-// y[o] = max(start(o) + sum over i of w[i][o]·x[i], low); weights in blocks [OUT / UNITS][IN][UNITS].
+// y[o] = max(start(o) + sum over i of w[i][o]·x[i], low), with weights in blocks [OUT / UNITS][IN][UNITS].
 template <int IN, int OUT, int UNITS, int N, class Start>
 INLINE void dense(const V (*x)[N], const float* w, Start start, float low, V (*y)[N]) {
     for (int first = 0; first < OUT; first += UNITS, w += IN * UNITS) {
@@ -44,13 +44,13 @@ inline __attribute__((noinline)) void apply_tanh(V* x, int n) {
     for (int i = 0; i < n; ++i) x[i] = hyperbolic_tangent(x[i]);
 }
 
-// One parameter's network, packed for `dense`; units that it has less than H are zeros, and stay so.
+// One parameter's network, packed for `dense`. Missing units up to H are zero.
 template <class C, int H>
 struct Network {
     static constexpr int UNITS = Block<H>::UNITS, N = Block<H>::VECTORS;
     ALIGNED float first[C::COUNT * H], first_bias[H];
-    float factors[12][H];  // of row, col, rsqrt_row, rsqrt_col, 3 each, as (outer, inner): OUTER and INNER in scales
-    std::vector<float> hidden;  // [H / UNITS][H][UNITS], then biases [H], a layer
+    float factors[12][H];  // weights of the outer and the inner factor: value [3] and rsqrt [3] each, as in scales
+    std::vector<float> hidden;  // per layer: [H / UNITS][H][UNITS], then biases [H]
     float last[H * OUTPUTS], last_bias[OUTPUTS];
     int hidden_layers;
     const float *weight, *bias;
@@ -68,7 +68,7 @@ struct Network {
         blocks(layers[count - 1], parameter, OUTPUTS, OUTPUTS, last, last_bias);
     }
 
-    // The first layer, for channels that were not normalised yet: `scales` of one batch, or null if they are by now.
+    // Packs the first layer. `scales` of a batch normalize its channels; null if the channels are normalized already.
     void fold(const float* scales, bool outer_is_row) {
         const auto scale = [&](int k) { return scales ? scales[k] : 1.0f; };
         std::fill_n(first, C::COUNT * H, 0.0f);
@@ -79,7 +79,7 @@ struct Network {
             first_bias[h] = bias[h];
             for (int k = 0; k < C::COUNT; ++k) {
                 float x = w[input_of<C>(k)];
-                if (k >= C::DIAG) x += w[input_of<C>(k) + 3];  // diag is row and col
+                if (k >= C::DIAG) x += w[input_of<C>(k) + 3];  // diag is both row and col
                 first[(h / UNITS * C::COUNT + k) * UNITS + h % UNITS] = x * scale(k);
             }
             if (C::FORM == FACTORED)
@@ -91,13 +91,13 @@ struct Network {
         }
     }
 
-    // The first layer of a tile, from its features; `start(h, k)` is what the layer holds already.
+    // The first layer of a tile, from its features x, added to `start(h, k)`.
     template <class Start>
     INLINE void enter(const V (*x)[N], float low, Start start, V (*y)[N]) const {
         dense<C::COUNT, H, UNITS>(x, first, start, low, y);
     }
 
-    // The same of vector k for few units, which stay in registers while features come one by one.
+    // The same for vector k and few units, whose sums stay in registers while features are computed one by one.
     template <class Features>
     INLINE void enter_at_once(int k, float low, V* total, Features features, V (*y)[N]) const {
         features([&](int channel, V x) INLINE_LAMBDA {
@@ -106,7 +106,7 @@ struct Network {
         UNROLL for (int h = 0; h < H; ++h) y[h][k] = at_least(total[h], low);
     }
 
-    // direction and magnitude of a tile, from the first layer, which is written over.
+    // The remaining layers: direction and magnitude of a tile. Overwrites the first layer's output.
     INLINE void leave(V (*from)[N], bool tanh, V (*y)[N]) const {
         const float none = -HUGE_VALF, low = tanh ? none : 0.0f;
         V other[H][N], (*to)[N] = other;

@@ -1,6 +1,6 @@
-// CELO2's last pass (SPEC §6): p ← p − coefficient·norm(step) − shrink·p, one norm a matrix of a stack.
+// CELO2's last pass (SPEC §6): p ← p − coefficient·norm(step) − shrink·p, with one norm per matrix of a stack.
 //
-// Memory is seen as [A, X, B, Y, C] as in plan.h, X and Y now being the matrices' axes: a mean for every a, b and c.
+// The shape is merged to [A, X, B, Y, C] as in plan.h. X and Y are the matrices' axes, so each a, b and c has one mean.
 #pragma once
 
 #include "moments.h"
@@ -14,12 +14,12 @@ struct Normalized {
     float coefficient, shrink, eps, unused;
 };
 
-// Runs of contiguous memory, of which `batch` is the same or cycles through C; cut into cells, the units of work.
+// A parameter's units of work, the cells. Within a contiguous run, the matrix index is constant or cycles through C.
 struct Cells {
     const Normalized* task;
     Index groups, runs, length, cycle, cell_length, per_run;
     double* sums;   // [groups, runs, per_run, cycle]
-    float* scales;  // [groups, cycle + TILE], repeating
+    float* scales;  // [groups, cycle + TILE], periodic
 
     explicit Cells(const Normalized& t) : task(&t), cycle(t.c), sums(nullptr), scales(nullptr) {
         groups = t.a * t.b;
@@ -84,7 +84,7 @@ inline void move_cell(const Cells& cells, Index cell) {
     const Index start = cells.start_of(cell), n = cells.size_of(cell), advance = W % cells.cycle;
     const float* scales = cells.scales + cells.group_of(cell) * (cells.cycle + TILE);
     const float* step = cells.task->step + start;
-    const float shrink = cells.task->shrink;  // 1 - shrink would be rounded, to the same side each time
+    const float shrink = cells.task->shrink;  // not 1 - shrink, whose rounding would bias every step
     float* p = cells.task->p + start;
     Index i = 0, phase = 0;
     for (; i + W <= n; i += W) {

@@ -1,18 +1,18 @@
-// What Python hands over, and how the work on it is divided.
+// The records that Python passes, and how the work is divided.
 //
-// A factored parameter's memory is seen as [A, X, B, Y, C], X and Y being the two factored axes as they lie. Of the two
-// factors of its second moment the *outer*, indexed ((a·X + x)·B + b)·C + c, is constant along y; the *inner*, indexed
-// ((a·B + b)·Y + y)·C + c, is constant along x. Which of them is SPEC's row, the one averaged over d0, is a flag.
+// The shape of a factored parameter is merged to [A, X, B, Y, C], where X and Y are the factored axes in memory order. Its
+// second moment has two factors. The *outer* one, indexed ((a·X + x)·B + b)·C + c, is constant along y. The *inner* one,
+// indexed ((a·B + b)·Y + y)·C + c, is constant along x. A flag tells which of them is `row`, the one averaged over d0.
 //
-// Elements are walked in *runs* of contiguous memory. Along a run one factor is read as it lies ("along"), the other
-// repeats with a short period ("across"):
-//   a group (a, b) has X runs of Y·C elements; along is the inner factor, across the outer, with period C;
-//   where Y·C is short and B·Y·C not long, a group (a) is one run of X·B·Y·C; along is the outer factor, each of its
-//   entries spread over Y, and across the inner, with period B·Y·C.
+// Loops go over contiguous *runs* of elements. Along a run, one factor is read contiguously ("along"), the other repeats
+// with a short period ("across"):
+//   usually a group (a, b) has X runs of Y·C elements: along is the inner factor, across the outer one with period C;
+//   if Y·C is short and B·Y·C not long, a group (a) is one "flat" run of X·B·Y·C elements: along is the outer factor,
+//   each entry expanded to Y elements, and across the inner one with period B·Y·C.
 // An unfactored parameter is one run.
 //
-// A unit of work is a rectangle, some runs times some elements of each. Its size depends on the shape alone, sums are
-// kept by unit and added up in one order: results do not depend on the number of threads.
+// A unit of work is a rectangle: a number of runs times a number of elements per run. Its size depends only on the shape.
+// Sums are kept per unit and added in a fixed order, so results do not depend on the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -31,7 +31,7 @@ typedef int64_t Index;
 struct Task {
     float* p;
     const float* g;
-    float *momentum, *second_moment, *row, *col;  // diag in the place of row if unfactored
+    float *momentum, *second_moment, *row, *col;  // if unfactored, row is diag
     Index a, x, b, y, c;
     int32_t factored, outer_is_row, replace_nonfinite;
     float max_gradient;
@@ -41,38 +41,38 @@ struct Task {
 };
 
 struct Rule {
-    int32_t velo;    // 30 channels; else AdafacMLP's 28
-    int32_t brief;   // unfactored parameters have the first 15 only
+    int32_t velo;    // VeLO's 30 channels, else AdafacMLP's 28
+    int32_t brief;   // unfactored parameters have only the first 15
     int32_t per_matrix, tanh, parameter_scale;
-    int32_t old_moments;  // statistics of the moments before this step are wanted
+    int32_t old_moments;  // compute statistics of the moments before this step
     float rsqrt_eps, diag_eps, norm_eps, exp_mult;
 };
 
 // --- constants --------------------------------------------------------------------------------------------------------
 
-constexpr Index LONGEST_CYCLE = 64;   // of C
-constexpr Index LONG_RUN = 128;       // elements; it is worth what it costs to begin it
-constexpr Index LONGEST_PERIOD = 512; // of the factor across
-constexpr Index TILE = 4 * W;         // at most, elements a kernel takes at once
-constexpr Index UNIT = 32768;         // elements, about
-constexpr Index UNIT_LENGTH = 4096;   // elements of a run, about
-constexpr Index UNIT_RUNS = 64;       // at most: so many float32 additions in a row
-constexpr Index LONGEST = 4096;       // elements of a run in a unit, at most
+constexpr Index LONGEST_CYCLE = 64;   // largest C
+constexpr Index LONG_RUN = 128;       // elements of a run that is worth its fixed cost
+constexpr Index LONGEST_PERIOD = 512; // largest period of the factor across
+constexpr Index TILE = 4 * W;         // most elements that a kernel processes at once
+constexpr Index UNIT = 32768;         // elements of a unit, about
+constexpr Index UNIT_LENGTH = 4096;   // elements of a run in a unit, about
+constexpr Index UNIT_RUNS = 64;       // most runs in a unit, which limits consecutive float32 additions
+constexpr Index LONGEST = 4096;       // most elements of a run in a unit
 
-constexpr Index AHEAD = 1024;         // elements from what is read to what is fetched
+constexpr Index AHEAD = 1024;         // prefetch distance in elements
 
 constexpr int MOST_CHANNELS = 24;        // per element
-constexpr int OLD_MOMENTS = 8;           // of m [3], m² [3], v, v², before this step, from a sample on
+constexpr int OLD_MOMENTS = 8;           // m [3], m² [3], v and v² before this step, relative to a sample
 constexpr int OUTER = MOST_CHANNELS, INNER = OUTER + 6;
-constexpr int SCALES = INNER + 6;        // of channels, and of (value [3], rsqrt [3]) of both factors
+constexpr int SCALES = INNER + 6;        // channels, then value [3] and rsqrt [3] of both factors
 constexpr int MOMENTS = 9;
 
-// A factor of the second moment: its state, and what is made of it, planes of `entries`; averaged over one axis of the
-// matrix, it lies along the other: entry (i, k, j) is at (i·along + k)·after + j.
+// A factor of the second moment: its state and derived planes of `entries` values. It is averaged over one axis of the
+// matrix and runs along the other: entry (i, k, j) is at (i·along + k)·after + j.
 struct Factor {
     float* value;            // [3]
-    float *factor, *rsqrt;   // [3]: what gradients are multiplied by; (value + 1e-8)^-½
-    float* sums;             // [blocks]: of squared gradients
+    float *factor, *rsqrt;   // [3]: the multiplier of gradients; (value + 1e-8)^-½
+    float* sums;             // [blocks]: sums of squared gradients
     Index before, along, after, blocks, averaged;
 
     Index entries() const { return before * along * after; }
@@ -84,18 +84,18 @@ struct Plan {
     Index groups, runs, length, period;
     Index unit_groups, unit_runs, unit_length;  // sides of a unit
     Index run_blocks, length_blocks;
-    Index cycle, batches;  // the normaliser's means: one for c modulo cycle, of each group
+    Index cycle, batches;  // the normalizer's means: one per group and c modulo cycle
     int channels;
     Factor outer, inner;
     float *sums;     // [cells, cycle, channels + OLD_MOMENTS]
     float *scales;   // [batches, SCALES]
-    float *moments;  // [MOMENTS]: mean of p²; of m means [3] and variances [3]; of v mean and variance
-    float *sample;   // [4]: means of some m [3] and v, before this step
+    float *moments;  // [MOMENTS]: mean of p², means [3] and variances [3] of m, mean and variance of v
+    float *sample;   // [4]: means of a few m [3] and v before this step
     float *rms;      // sqrt(mean(p²) + 1e-9)
 
     Index units() const { return (groups + unit_groups - 1) / unit_groups * run_blocks * length_blocks; }
     int statistics() const { return channels + OLD_MOMENTS; }
-    // Sums are kept by group and block.
+    // Index of the sums of a group and block.
     Index cell(Index group, Index run_block, Index length_block) const {
         return (group * run_blocks + run_block) * length_blocks + length_block;
     }
@@ -103,7 +103,7 @@ struct Plan {
     Index start(Index group, Index run) const {
         return flat ? group * length : ((group / task->b * task->x + run) * task->b + group % task->b) * length;
     }
-    // The first entry of the factor across, and of that along, for a run.
+    // The first entry for a run in the factor across, and in the factor along.
     Index across(Index group, Index run) const { return flat ? group * period : start(group, run) / task->y; }
     Index along(Index group) const { return flat ? group * length / task->y : group * length; }
 };
@@ -112,7 +112,7 @@ struct Unit {
     int32_t plan, index;
 };
 
-// Hands out places in the workspace, or, where that is null, counts.
+// Allocates from the workspace. If it is null, counts the floats only.
 struct Places {
     float* workspace;
     Index used;

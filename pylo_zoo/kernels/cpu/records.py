@@ -1,4 +1,4 @@
-"""The records that the CPU kernels read (``plan.h``, ``network.h``, ``adam.h``), and how they see a shape."""
+"""The records that are passed to the CPU kernels (``plan.h``, ``network.h``, ``adam.h``, ``normalized.h``)."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ LAYER = Struct("=6q")
 ADAM = Struct("=5q 9f i")
 NORMALIZED = Struct("=2q 5q 4f")
 LONGEST_CYCLE = 64
-"""``plan.h``'s."""
+"""As in ``plan.h``."""
 MOST_HIDDEN = 32
 
 
 class Geometry(NamedTuple):
-    """A parameter's memory as ``[a, x, b, y, c]``, x and y being the two factored axes as they lie."""
+    """A parameter's shape, merged to ``[a, x, b, y, c]``: x and y are the factored axes in memory order."""
 
     a: int
     x: int
@@ -38,12 +38,12 @@ class Geometry(NamedTuple):
     c: int
     factored: bool
     outer_is_row: bool
-    """x is d1: of the second moment's two factors ``row`` is the one that is indexed by x."""
+    """Whether x is d1, so that ``row`` is the factor indexed by x."""
 
 
 @lru_cache(maxsize=4096)
 def geometry(shape: tuple[int, ...], factored: tuple[int, int] | None) -> Geometry:
-    """How the kernels see a parameter of ``shape``; ``factored`` is :attr:`Axes.factored`, or another pair of axes."""
+    """The geometry of a parameter of ``shape``. ``factored`` is :attr:`Axes.factored` or another pair of axes."""
     if factored is None:
         return Geometry(1, 1, 1, math.prod(shape), 1, False, False)
     first, second = sorted(axis + len(shape) for axis in factored)
@@ -53,24 +53,24 @@ def geometry(shape: tuple[int, ...], factored: tuple[int, int] | None) -> Geomet
 
 @lru_cache(maxsize=4096)
 def covered(shape: tuple[int, ...], axes: Axes, rule: Rule, hidden: int) -> bool:
-    """Whether there are kernels for this."""
+    """Whether the kernels support this parameter, rule and number of hidden units."""
     velo = rule.features == VELO_FEATURES
     known = velo or rule.features == ADAFAC_FEATURES
     unfactored = rule.unfactored == rule.features or (velo and rule.unfactored == CELO2_UNFACTORED_FEATURES)
     if not (known and unfactored and 0 < hidden <= MOST_HIDDEN and rule.activation in ("relu", "tanh")):
         return False
-    seen = geometry(shape, axes.factored)
-    if math.prod(shape) == 0 or seen.c > LONGEST_CYCLE:
+    merged = geometry(shape, axes.factored)
+    if math.prod(shape) == 0 or merged.c > LONGEST_CYCLE:
         return False
     if not rule.per_matrix:
         return True
     if axes.factored is None:
         return axes.matrix == axes.all
-    return velo and set(axes.matrix) == set(axes.factored) and seen.b == 1
+    return velo and set(axes.matrix) == set(axes.factored) and merged.b == 1
 
 
 def task_records(tasks: Sequence[Task]) -> bytearray:
-    """``struct Task`` of ``plan.h``, one a parameter."""
+    """``struct Task`` of ``plan.h``, one per parameter."""
     records = bytearray(TASK.size * len(tasks))
     decays: dict[int, tuple[float, ...]] = {}
     for k, task in enumerate(tasks):
@@ -82,7 +82,9 @@ def task_records(tasks: Sequence[Task]) -> bytearray:
         first, second = factor_pointers(state, factored)
         pointers = p.data_ptr(), g.data_ptr(), state["momentum"].data_ptr(), state["second_moment"].data_ptr(), first
         if 0 in pointers or (factored and not second):
-            raise ZooError(f"A parameter of shape {tuple(p.shape)} has a tensor without memory.", "Allocate it first.")
+            raise ZooError(
+                f"A parameter of shape {tuple(p.shape)} has a tensor without memory.", "Allocate its memory."
+            )
         TASK.pack_into(
             *(records, k * TASK.size, *pointers, second),
             *(a, x, b, y, c, factored, outer_is_row, replace, limit, *values, 0.0),
@@ -99,14 +101,14 @@ def decay_values(decays: Decays) -> tuple[float, ...]:
 
 
 def rule_record(rule: Rule, moments: bool) -> bytes:
-    """``struct Rule`` of ``plan.h``; ``moments``, whether they will be asked for."""
+    """``struct Rule`` of ``plan.h``. ``moments``: whether :meth:`CpuKernels.moments` will be called."""
     velo, tanh = rule.features == VELO_FEATURES, rule.activation == "tanh"
     flags = (velo, rule.unfactored != rule.features, rule.per_matrix, tanh, rule.parameter_scale, moments)
     return RULE.pack(*flags, rule.rsqrt_eps, rule.diag_eps, rule.norm_eps, rule.exp_mult)
 
 
 def layer_records(layers: Sequence[Layer]) -> bytes:
-    """``struct Layer`` of ``network.h``; a weight or bias with an axis more is one a parameter."""
+    """``struct Layer`` of ``network.h``. A weight with 3 axes or a bias with 2 has one entry per parameter."""
     return b"".join(
         LAYER.pack(
             *(weight.data_ptr(), bias.data_ptr()),
@@ -118,7 +120,7 @@ def layer_records(layers: Sequence[Layer]) -> bytes:
 
 
 def normalized_records(tasks: Sequence[Normalized], coefficients: Sequence[float], shrinks: Sequence[float]) -> bytes:
-    """``struct Normalized`` of ``normalized.h``, one a parameter."""
+    """``struct Normalized`` of ``normalized.h``, one per parameter."""
     return b"".join(
         NORMALIZED.pack(
             *(task.p.data_ptr(), task.step.data_ptr()),
@@ -130,13 +132,15 @@ def normalized_records(tasks: Sequence[Normalized], coefficients: Sequence[float
 
 
 def adam_records(tasks: Sequence[Adam]) -> bytearray:
-    """``struct Adam`` of ``adam.h``, one a parameter."""
+    """``struct Adam`` of ``adam.h``, one per parameter."""
     records = bytearray(ADAM.size * len(tasks))
     for k, task in enumerate(tasks):
         p, g, m, v, step, (beta1, beta2), eps, eps_root, coefficient, shrink, limit, nesterov = task
         pointers = p.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr()
         if 0 in pointers and p.numel():
-            raise ZooError(f"A parameter of shape {tuple(p.shape)} has a tensor without memory.", "Allocate it first.")
+            raise ZooError(
+                f"A parameter of shape {tuple(p.shape)} has a tensor without memory.", "Allocate its memory."
+            )
         ADAM.pack_into(
             *(records, k * ADAM.size, *pointers, p.numel()),
             *(beta1, beta2, eps, eps_root, coefficient, shrink, limit),

@@ -1,6 +1,6 @@
-// Vectors of floats, in the compilers' own vector extensions: one text for AVX-512, AVX2 and NEON.
+// Vectors of floats with the compilers' vector extensions: one implementation for AVX-512, AVX2 and NEON.
 //
-// NaN propagates through everything here as it does in torch: comparisons are written so that NaN is kept.
+// All functions propagate NaN, as torch does.
 #pragma once
 
 #include <cstdint>
@@ -24,9 +24,9 @@ typedef int32_t VI __attribute__((vector_size(4 * W)));
 
 #define INLINE_LAMBDA __attribute__((always_inline))
 #define ALIGNED alignas(64)
-#define UNROLL _Pragma("GCC unroll 16")  // for arrays of vectors to be registers
+#define UNROLL _Pragma("GCC unroll 16")  // keeps arrays of vectors in registers
 
-INLINE V splat(float x) { return x - V{}; }  // x + 0 would be an addition: it is not x where x is -0
+INLINE V splat(float x) { return x - V{}; }  // not x + V{}, which turns -0 into 0
 
 INLINE V load(const float* from) {
     V x;
@@ -36,7 +36,7 @@ INLINE V load(const float* from) {
 
 INLINE void store(float* to, V x) { std::memcpy(to, &x, sizeof x); }
 
-// max(x, low) and min(x, high); NaN stays. (The machine's max returns its second operand where either is NaN.)
+// max(x, low) and min(x, high). NaN stays: the instructions return their second operand if either is NaN.
 #if defined(__AVX512F__)
 INLINE V at_least(V x, float low) { return (V)_mm512_max_ps((__m512)splat(low), (__m512)x); }
 INLINE V at_most(V x, float high) { return (V)_mm512_min_ps((__m512)splat(high), (__m512)x); }
@@ -75,7 +75,7 @@ INLINE VI first_lanes(int count) {
 // 2^n for n from -126 to 127.
 INLINE V power_of_two(VI n) { return (V)((n + 127) << 23); }
 
-// e^x to 1 ulp (Cephes' expf: 2^n times a polynomial on ±ln 2 / 2). Infinite above 88.7; below -103.9 it is 0.
+// e^x to 1 ulp (Cephes' expf: 2^n times a polynomial on ±ln 2 / 2). Infinite above 88.7, 0 below -103.9.
 INLINE V exponential(V x) {
     x = at_most(at_least(x, -104.0f), 89.0f);
     const V shift = splat(12582912.0f);  // 1.5 · 2^23: adding it rounds to an integer
@@ -89,7 +89,7 @@ INLINE V exponential(V x) {
     y = y * r + 1.6666665459e-1f;
     y = y * r + 5.0000001201e-1f;
     y = y * (r * r) + r + 1.0f;
-    VI whole = __builtin_convertvector(n, VI), half = whole >> 1;  // two factors: the result may be subnormal
+    VI whole = __builtin_convertvector(n, VI), half = whole >> 1;  // two factors, because the result can be subnormal
     return y * power_of_two(half) * power_of_two(whole - half);
 }
 

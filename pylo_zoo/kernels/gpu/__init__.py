@@ -1,8 +1,8 @@
-"""Kernels for NVIDIA's and AMD's GPUs, in Triton: compiled when first used, nothing to build at installation.
+"""Triton kernels for NVIDIA and AMD GPUs, compiled at first use.
 
-:class:`GpuKernels` is :class:`pylo_zoo.kernels.base.Kernels`. A call's parameters are grouped by kind
-(:mod:`~pylo_zoo.kernels.gpu.plan`), and each kind takes a fixed number of launches, however many parameters it has. No
-sum depends on the order in which programs run, and nothing waits for the device.
+:class:`GpuKernels` implements :class:`pylo_zoo.kernels.base.Kernels`. The parameters of a call are grouped by kind
+(:mod:`~pylo_zoo.kernels.gpu.plan`), and each kind needs a fixed number of launches. No sum depends on the order in
+which programs run, and no call synchronizes with the device.
 """
 
 from __future__ import annotations
@@ -42,54 +42,55 @@ from pylo_zoo.ops.rule import Rule
 
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 MOVE_BLOCK, MULTIPLY_BLOCK = 512, 128
-"""Elements of a program of the move pass: networks in registers, four a thread; products of matrices, half a one."""
+"""Elements per program of the move pass: for networks in registers, 4 per thread; for matrix products, half of one."""
 ADAM_BLOCK = 1024
 LARGEST_SIZE = 2**30
-"""Elements that a parameter must have fewer of: indices are 32-bit."""
+"""A parameter must have fewer elements, because indices are 32-bit."""
 MOST_UNITS = 64
-"""Units of a hidden layer, at most."""
+"""Most units of a hidden layer."""
 PLANS = 16
-"""Plans kept."""
+"""Most cached plans."""
 
 
-class Swept(NamedTuple):
-    """What the factor and moment passes left of one batch."""
+class AdvancedBatch(NamedTuple):
+    """Results of the factor and moment passes for one batch."""
 
     batch: Batch
     inputs: Inputs
     gradients: Tensor
     factors: Tensor
-    """``row_factor`` and ``col_factor``, three planes a table."""
+    """``row_factor`` and ``col_factor``, three planes per table."""
     table_scales: Tensor
-    """The normaliser's scales of features that are tables: ``[means, 6]``."""
+    """The normalizer's scales of ``row``, ``col`` and their roots: ``[means, 6]``."""
     scales: Tensor
-    """The normaliser's scales of the others: ``[groups, features, means]``."""
+    """The normalizer's scales of the other features: ``[groups, features, means]``."""
 
 
 class Advanced(NamedTuple):
-    """What :meth:`GpuKernels.advance` hands to the other methods."""
+    """Result of :meth:`GpuKernels.advance`, used by the other methods."""
 
     plan: BatchPlan
     rule: Rule
     scale: Tensor
     samples: Tensor
-    """Near the means of m ``[3]`` and v: ``[N, 4]``."""
+    """Approximate means of m ``[3]`` and v: ``[N, 4]``."""
     moments: Tensor
-    """Means of p², and of m, m², v and v² from the samples on: ``[N, 9]``."""
-    swept: list[Swept]
+    """Means of p², and of m, m², v and v² relative to the samples: ``[N, 9]``."""
+    batches: list[AdvancedBatch]
 
 
 class GpuKernels:
     """The kernels of a GPU.
 
     Args:
-        precision: of the products of wide networks, as Triton names it; None is ``"tf32x3"``, three TF32 products, as
-            good as float32, and on AMD ``"ieee"``. ``"tf32"`` is faster, with 10 bits of mantissa.
+        precision: Triton's ``input_precision`` for the matrix products of wide networks. The default is ``"tf32x3"``,
+            three TF32 products that are as accurate as float32, or ``"ieee"`` on AMD. ``"tf32"`` is faster, with 10
+            bits of mantissa.
     """
 
     dtypes = tuple(TYPES)
     bucket = 1 << 26
-    """Some 270 MB of steps, where a family keeps them."""
+    """About 270 MB of steps, if a family stores them."""
 
     def __init__(self, precision: str | None = None) -> None:
         self.precision = precision or ("ieee" if torch.version.hip else "tf32x3")
@@ -106,19 +107,19 @@ class GpuKernels:
     def advance(
         self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None, moments: bool = False, checked: bool = False
     ) -> Advanced:
-        # The moments are taken whether asked for or not: the pass waits for memory.
+        # Always computes the moments: the pass is memory-bound, so they are free.
         device = tasks[0].p.device
         guard.check_tasks(tasks, self.dtypes, device, checked)
         guard.check_decays(tasks)
         guard.check_numbers("scale", scale, 1)
-        plan: BatchPlan = self._kept(signature(tasks, rule), lambda: BatchPlan(tasks, rule))
+        plan: BatchPlan = self._cached(signature(tasks, rule), lambda: BatchPlan(tasks, rule))
         scale = _scale(scale, device)
         sums, samples = _floats(device, len(tasks), int(moment_pass.MOMENTS)), _floats(device, len(tasks), 4)
-        swept = [_sweep(batch, batch.gradients(tasks), rule, scale, samples, sums) for batch in plan.batches]
-        return Advanced(plan, rule, scale, samples, sums, swept)
+        batches = [_advance(batch, batch.gradients(tasks), rule, scale, samples, sums) for batch in plan.batches]
+        return Advanced(plan, rule, scale, samples, sums, batches)
 
     def moments(self, advanced: Advanced) -> Tensor:
-        p2, m, m2, v, v2 = advanced.moments.split([1, 3, 3, 1, 1], dim=1)  # the last four from the samples on
+        p2, m, m2, v, v2 = advanced.moments.split([1, 3, 3, 1, 1], dim=1)  # the last four relative to the samples
         m_sample, v_sample = advanced.samples.split([3, 1], dim=1)
         return torch.cat([p2, m_sample + m, m2 - m.square(), v_sample + v, v2 - v.square()], dim=1)
 
@@ -135,18 +136,18 @@ class GpuKernels:
         guard.check_numbers("shrink", shrink, count)
         factors = _factors(coefficient, device), _factors(shrink, device)
         network = pack(layers)
-        for swept in advanced.swept:
-            self._apply(advanced, swept, network, *factors, None)
+        for each in advanced.batches:
+            self._apply(advanced, each, network, *factors, None)
 
-    def steps(self, advanced: Advanced, layers: Sequence[Layer], room: ScratchBuffer) -> list[Tensor]:
+    def steps(self, advanced: Advanced, layers: Sequence[Layer], scratch: ScratchBuffer) -> list[Tensor]:
         guard.check_layers(layers, advanced.rule, advanced.plan.tasks, advanced.moments.device, MOST_UNITS)
-        # Torch keeps a GPU's memory for the next step by itself.
-        network, nothing = pack(layers), advanced.moments
+        # ``scratch`` is not used: torch's allocator reuses a GPU's memory.
+        network, unused = pack(layers), advanced.moments
         steps: dict[int, Tensor] = {}
-        for swept in advanced.swept:
-            batch = swept.batch
-            flat = _floats(nothing.device, batch.step_starts[-1])
-            self._apply(advanced, swept, network, nothing, nothing, flat)
+        for each in advanced.batches:
+            batch = each.batch
+            flat = _floats(unused.device, batch.step_starts[-1])
+            self._apply(advanced, each, network, unused, unused, flat)
             for place, start in zip(batch.places, batch.step_starts, strict=False):
                 steps[place.index] = flat[start : start + place.size].view(place.shape)
         return [steps[k] for k in range(advanced.plan.tasks)]
@@ -159,13 +160,13 @@ class GpuKernels:
     ) -> None:
         guard.check_normalized(tasks, self.dtypes, tasks[0].p.device)
         factors = [_factors(each, tasks[0].p.device) for each in (coefficient, shrink)]
-        # Torch's own kernels, some for all parameters of a shape: Newton–Schulz, before them, costs far more.
+        # torch operations, a few per shape: Newton–Schulz, which comes before this, costs far more.
         for part in together([task.step for task in tasks]):
-            alike: dict[tuple[Any, ...], list[int]] = {}
+            groups: dict[tuple[Any, ...], list[int]] = {}
             for k in part:
-                alike.setdefault((tasks[k].p.shape, tasks[k].p.dtype, tasks[k].over, tasks[k].eps), []).append(k)
-            for members in alike.values():
-                _move_alike([tasks[k] for k in members], *(each[members] for each in factors))
+                groups.setdefault((tasks[k].p.shape, tasks[k].p.dtype, tasks[k].over, tasks[k].eps), []).append(k)
+            for members in groups.values():
+                _move_stacked([tasks[k] for k in members], *(each[members] for each in factors))
 
     def adam(self, tasks: Sequence[Adam], scale: Tensor | None, checked: bool = False) -> None:
         device = tasks[0].p.device
@@ -181,14 +182,14 @@ class GpuKernels:
         for (aligned, p_type, g_type), members in kinds.items():
             records = [_adam_record(k, tasks[k]) for k in members]
             key = (device, *(tuple(record.values()) for record in records))
-            table, programs = self._kept(key, lambda r=records: _adam_tables(r, device))
+            table, programs = self._cached(key, lambda r=records: _adam_tables(r, device))
             launch(
                 adam_elements, len(programs), table, programs, numbers, scale,
                 P_TYPE=TYPES[p_type], G_TYPE=TYPES[g_type], ALIGNED=aligned, BLOCK=ADAM_BLOCK,
             )  # fmt: skip
 
-    def _kept(self, key: Hashable, build: Any) -> Any:
-        """What was built for ``key``; the least recently used is forgotten."""
+    def _cached(self, key: Hashable, build: Any) -> Any:
+        """The cached result of ``build`` for ``key``. The cache is LRU."""
         if key not in self._plans:
             self._plans[key] = build()
             while len(self._plans) > PLANS:
@@ -199,26 +200,26 @@ class GpuKernels:
     def _apply(
         self,
         advanced: Advanced,
-        swept: Swept,
+        results: AdvancedBatch,
         network: Network,
         coefficient: Tensor,
         shrink: Tensor,
         steps: Tensor | None,
     ) -> None:
-        """The move pass of one batch: the normaliser folded into the network, then the network."""
-        batch, rule, kind = swept.batch, advanced.rule, swept.batch.kind
+        """The move pass of one batch: fold the normalizer into the network, then run it."""
+        batch, rule, kind = results.batch, advanced.rule, results.batch.kind
         wide = network.units > IN_REGISTERS
-        first = network.elements(swept.inputs)
+        first = network.elements(results.inputs)
         if kind.varied:
             first = first.expand(advanced.plan.tasks, -1, -1)[batch.place_tasks]
         else:
-            first = first.expand(advanced.plan.tasks, -1, -1)[batch.group_tasks] * swept.scales[:, : first.shape[1]]
+            first = first.expand(advanced.plan.tasks, -1, -1)[batch.group_tasks] * results.scales[:, : first.shape[1]]
         bias, bias_stride = network.bias, _stride(network.bias)
         additions = _floats(bias.device, batch.entries_total * network.units)
         if kind.factored:
             weights = network.tables(rule)
             launch(
-                move_pass.fold_tables, len(batch.entries), batch.tables, batch.entries, swept.table_scales,
+                move_pass.fold_tables, len(batch.entries), batch.tables, batch.entries, results.table_scales,
                 weights, _stride(weights), bias, bias_stride, additions,
                 H=network.units, ROWS_OF_H=wide, BLOCK=TABLE_BLOCK,
             )  # fmt: skip
@@ -228,25 +229,27 @@ class GpuKernels:
         block = MULTIPLY_BLOCK if wide else MOVE_BLOCK
         programs = batch.move_tiles(block)
         launch(
-            move_pass.move_elements, len(programs), batch.elements, swept.gradients, programs, advanced.scale,
-            swept.factors, additions, first, swept.scales, network.deep, _stride(network.deep), bias, bias_stride,
+            move_pass.move_elements, len(programs), batch.elements, results.gradients, programs, advanced.scale,
+            results.factors, additions, first, results.scales, network.deep, _stride(network.deep), bias, bias_stride,
             coefficient, shrink, size, size if steps is None else steps,
             rule.rsqrt_eps, rule.diag_eps, rule.exp_mult,
             FACTORED=kind.factored, PLAIN=kind.plain, VARIED=kind.varied, ALIGNED=kind.aligned,
-            P_TYPE=TYPES[kind.p], G_TYPE=TYPES[kind.g], SELECT=swept.inputs.select, MEANS=MEANS,
+            P_TYPE=TYPES[kind.p], G_TYPE=TYPES[kind.g], SELECT=results.inputs.select, MEANS=MEANS,
             H=network.units, LAYERS=network.hidden_layers, TANH=rule.activation == "tanh",
             PRECISION=self.precision if wide else "", MOVE=steps is None, BLOCK=block, num_warps=8 if wide else 4,
         )  # fmt: skip
 
 
-def _sweep(batch: Batch, gradients: Tensor, rule: Rule, scale: Tensor, samples: Tensor, moments: Tensor) -> Swept:
+def _advance(
+    batch: Batch, gradients: Tensor, rule: Rule, scale: Tensor, samples: Tensor, moments: Tensor
+) -> AdvancedBatch:
     """The factor and moment passes of one batch."""
     kind, device = batch.kind, batch.device
     inputs = inputs_of(rule.features if kind.factored else rule.unfactored, kind.factored)
     factors = _floats(device, 3 * batch.entries_total)
     table_scales = _floats(device, batch.scales_total)
     if kind.factored:
-        _sweep_tables(batch, gradients, scale, factors, table_scales, rule.norm_eps)
+        _advance_tables(batch, gradients, scale, factors, table_scales, rule.norm_eps)
 
     launch(moment_pass.take_samples, len(batch.places), batch.elements, samples)
     channels, means = len(inputs.select) + int(moment_pass.MOMENTS), MEANS if kind.varied else 1
@@ -269,13 +272,13 @@ def _sweep(batch: Batch, gradients: Tensor, rule: Rule, scale: Tensor, samples: 
         CHANNELS=channels, MEANS=means, BLOCK=32,
     )  # fmt: skip
     scales = torch.rsqrt(rule.norm_eps + sums / batch.spans)
-    return Swept(batch, inputs, gradients, factors, table_scales, scales)
+    return AdvancedBatch(batch, inputs, gradients, factors, table_scales, scales)
 
 
-def _sweep_tables(
+def _advance_tables(
     batch: Batch, gradients: Tensor, scale: Tensor, factors: Tensor, scales: Tensor, norm_eps: float
 ) -> None:
-    """The factor pass of one batch: ``row`` and ``col``, their factors and normalizer scales."""
+    """The factor pass of one batch: ``row`` and ``col``, their factors and the normalizer's scales."""
     kind, tile = batch.kind, batch.tile
     partials = _floats(batch.device, batch.parts_total)
     launch(
@@ -298,12 +301,12 @@ def _sweep_tables(
 
 
 def _floats(device: torch.device, *shape: int) -> Tensor:
-    """ScratchBuffer for float32, whatever torch's default type is."""
+    """An uninitialized float32 tensor."""
     return torch.empty(shape, dtype=torch.float32, device=device)
 
 
-def _move_alike(tasks: Sequence[Normalized], coefficient: Tensor, shrink: Tensor) -> None:
-    """CELO2's last pass for parameters of one shape, dtype and normaliser; factors ``[N]``."""
+def _move_stacked(tasks: Sequence[Normalized], coefficient: Tensor, shrink: Tensor) -> None:
+    """CELO2's last pass for parameters of one shape, dtype and normalizer. ``coefficient`` and ``shrink``: ``[N]``."""
     _, _, over, eps = tasks[0]
     steps, values = torch.stack([task.step for task in tasks]), torch.stack([task.p for task in tasks]).float()
     scales = torch.rsqrt(eps + steps.square().mean(dim=over, keepdim=True))
@@ -313,26 +316,26 @@ def _move_alike(tasks: Sequence[Normalized], coefficient: Tensor, shrink: Tensor
 
 
 def _factors(values: Tensor | Sequence[float], device: torch.device) -> Tensor:
-    """One number a parameter, on the device."""
+    """One number per parameter, on the device."""
     if not isinstance(values, Tensor):
         return upload(torch.tensor(values, dtype=torch.float32), device)
     return values.detach().to(device, torch.float32, non_blocking=True).contiguous()
 
 
 def _scale(scale: Tensor | None, device: torch.device) -> Tensor:
-    """The gradients' factor on the device, ``[1]``."""
+    """The gradients' scale on the device, ``[1]``."""
     if scale is None:
         return torch.ones(1, dtype=torch.float32, device=device)
     return scale.detach().to(device, torch.float32).reshape(1)
 
 
 def _stride(x: Tensor) -> int:
-    """From one parameter's part to the next; 0 where all share one."""
+    """Elements from one parameter's entry to the next, or 0 if all parameters share one."""
     return 0 if x.shape[0] == 1 else x[0].numel()
 
 
 def _numbers(task: Adam) -> list[float]:
-    """:data:`~pylo_zoo.kernels.gpu.adam.NUMBERS`; the decays are float32, as they are in eager."""
+    """The values of :data:`~pylo_zoo.kernels.gpu.adam.NUMBERS`. Decays are rounded to float32, as in eager."""
     betas = torch.tensor(task.betas, dtype=torch.float32).tolist()
     values = {
         "beta1": betas[0],
@@ -360,5 +363,5 @@ def _adam_tables(records: Sequence[dict[str, int]], device: torch.device) -> tup
 
 
 def find_kernels() -> GpuKernels:
-    """The GPU's kernels; Triton compiles each when it is first used."""
+    """The GPU kernels. Triton compiles each one at first use."""
     return GpuKernels()

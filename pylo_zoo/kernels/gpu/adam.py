@@ -1,6 +1,6 @@
 """AdamW for many parameters in one launch (SPEC §5–§7)."""
 
-# Triton's language is not Python's: tuples grow by +, and types mean little to a type checker.
+# Triton's types differ from Python's, so type checkers report false errors.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false
 # pyright: reportGeneralTypeIssues=false, reportAssignmentType=false, reportAttributeAccessIssue=false
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pylo_zoo.kernels.gpu.elements import integer, pointer
 from pylo_zoo.kernels.gpu.records import A_G, A_MOMENTUM, A_NESTEROV, A_P, A_SECOND_MOMENT, A_SIZE, A_TASK, ADAM_FIELDS
 
 NUMBERS = ("beta1", "beta2", "correction1", "correction2", "eps", "eps_root", "coefficient", "shrink", "max_gradient")
-"""Of each parameter, float32; the corrections are ``1 − βᵗ``."""
+"""float32 numbers per parameter. The corrections are ``1 − βᵗ``."""
 NUMBERS_FIELDS = tl.constexpr(len(NUMBERS))
 
 
@@ -21,7 +21,7 @@ def adam_elements(
     records, programs, numbers, scale,
     P_TYPE: tl.constexpr, G_TYPE: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """``p ← p − coefficient·m̂/(sqrt(v̂ + eps_root) + eps) − shrink·p``, moments advanced first."""
+    """Advance the moments, then ``p ← p − coefficient·m̂/(sqrt(v̂ + eps_root) + eps) − shrink·p``."""
     row = records + tl.load(programs + 2 * tl.program_id(0)) * ADAM_FIELDS
     size = integer(row, A_SIZE)
     if ALIGNED:

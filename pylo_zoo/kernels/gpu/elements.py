@@ -1,10 +1,9 @@
-"""What every pass does with an element: find it in the tables, condition its gradient, make its features.
+"""Device functions that all passes use: table indices, gradient preprocessing and features of an element.
 
-Device functions only. :func:`features` states :data:`pylo_zoo.ops.features.FEATURES` a second time, by necessity; tests
-compare the two group by group.
+:func:`features` repeats :data:`pylo_zoo.ops.features.FEATURES` in Triton. Tests compare the two for each group.
 """
 
-# Triton's language is not Python's: tuples grow by +, and types mean little to a type checker.
+# Triton's types differ from Python's, so type checkers report false errors. Tuples must grow by + (RUF005).
 # ruff: noqa: RUF005
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false
 # pyright: reportGeneralTypeIssues=false, reportAssignmentType=false, reportAttributeAccessIssue=false
@@ -29,13 +28,13 @@ CANDIDATES = {
     "diag": (18, 19, 20),
     "rsqrt_diag": (21, 22, 23),
 }
-"""Where :func:`features` has each group; ``diag`` of unfactored parameters alone."""
+"""Channels of each group in :func:`features`. ``diag`` is for unfactored parameters only."""
 LARGEST = tl.constexpr(3.4028234663852886e38)
 
 
 @triton.jit
 def pointer(row, field, TYPE: tl.constexpr, ALIGNED: tl.constexpr = False):
-    """The address in a field of a record; ``ALIGNED`` promises 16 bytes, for loads of four floats at once."""
+    """The address in a field of a record. ``ALIGNED`` promises 16-byte alignment, for loads of four floats."""
     address = tl.load(row + field).to(tl.pointer_type(TYPE))
     if ALIGNED:
         address = tl.multiple_of(address, 16)
@@ -44,13 +43,13 @@ def pointer(row, field, TYPE: tl.constexpr, ALIGNED: tl.constexpr = False):
 
 @triton.jit
 def integer(row, field):
-    """A size in a record. Parameters have fewer than 2^30 elements."""
+    """A size in a record, as int32: parameters have fewer than 2^30 elements."""
     return tl.load(row + field).to(tl.int32)
 
 
 @triton.jit
 def conditioned(g, scale, row):
-    """``g · scale``, then ``nan_to_num`` if the record says so, then clipped; NaN passes the clipping."""
+    """``g · scale``, then ``nan_to_num`` if the record has the flag, then clipping, which keeps NaN."""
     g = g.to(tl.float32) * scale
     if tl.load(row + REPLACE) != 0:
         g = tl.where(g == g, tl.minimum(tl.maximum(g, -LARGEST), LARGEST), 0.0)
@@ -60,7 +59,7 @@ def conditioned(g, scale, row):
 
 @triton.jit
 def divide(start, offset, size):
-    """Quotient and remainder of ``start + offset`` by ``size``, a scalar division and a few multiplications."""
+    """Quotient and remainder of ``start + offset`` by ``size``, with one scalar integer division."""
     quotient = start // size
     rest = start - quotient * size + offset
     more = (rest.to(tl.float32) / size.to(tl.float32)).to(tl.int32)
@@ -75,7 +74,7 @@ def table_indices(row, start, offset, PLAIN: tl.constexpr):
     c = integer(row, C)
     run = integer(row, Y) * c
     outer, inner = divide(start, offset, run)
-    if not PLAIN:  # a matrix is: A = B = C = 1
+    if not PLAIN:  # PLAIN is a matrix: A = B = C = 1
         x, b = integer(row, X), integer(row, B)
         a = outer // (x * b)
         y_c = inner
@@ -86,10 +85,11 @@ def table_indices(row, start, offset, PLAIN: tl.constexpr):
 
 @triton.jit
 def features(p, g, m, v, factors, rsqrt_eps, diag_eps, FACTORED: tl.constexpr, SELECT: tl.constexpr):
-    """The features ``SELECT`` (of :data:`CANDIDATES`) of elements, as they are before the normaliser: a tuple.
+    """The features ``SELECT`` (of :data:`CANDIDATES`) of elements before normalization, as a tuple.
 
     Args:
-        m: three momenta; factors: three of ``row_factor`` and three of ``col_factor``, or the three ``diag``.
+        m: three momenta.
+        factors: three of ``row_factor`` and three of ``col_factor``, or three of ``diag``.
     """
     rsqrt_v = tl.rsqrt(v + rsqrt_eps)
     m0, m1, m2 = m
@@ -119,13 +119,13 @@ def _rsqrt_diag(diag):
 
 @triton.jit
 def at_least(x, least):
-    """``clamp(min=least)``: NaN stays."""
+    """``clamp(min=least)``, which keeps NaN."""
     return tl.where(x < least, least, x)
 
 
 @triton.jit
 def planes(base, index, size, mask):
-    """Three planes, ``size`` apart."""
+    """Load from three planes, ``size`` apart."""
     first = base + index
     second = base + size.to(tl.int64) + index
     third = base + size.to(tl.int64) * 2 + index
@@ -142,7 +142,7 @@ def store_planes(base, index, size, values, mask):
 
 @triton.jit
 def activation(x, TANH: tl.constexpr):
-    """relu or tanh; NaN stays."""
+    """relu or tanh, which keep NaN."""
     if TANH:  # within 2 ulp: a polynomial near zero, where the difference of exponentials would cancel
         z = x * x
         near = (((-5.70498872745e-3 * z + 2.06390887954e-2) * z - 5.37397155531e-2) * z + 1.33314422036e-1) * z

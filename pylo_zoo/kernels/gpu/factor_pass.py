@@ -1,10 +1,10 @@
-"""The factor pass: ``g²`` summed along the factored axes, ``row`` and ``col`` advanced (SPEC §1–2).
+"""The factor pass: sum ``g²`` along the factored axes, and advance ``row`` and ``col`` (SPEC §1–2).
 
-Four launches over many parameters: sums of tiles; tiles to means, and tables advanced; row factors, which need a mean
-of ``row``; the normaliser's means of the features that are tables.
+It has four launches, each for many parameters: sums of tiles; means of the sums, which advance the tables; row factors,
+which need a mean of ``row``; the normalizer's scales of the tables. A table is a ``row`` or ``col``.
 """
 
-# Triton's language is not Python's: tuples grow by +, and types mean little to a type checker.
+# Triton's types differ from Python's, so type checkers report false errors. Tuples must grow by + (RUF005).
 # ruff: noqa: RUF005
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false
 # pyright: reportGeneralTypeIssues=false, reportAssignmentType=false, reportAttributeAccessIssue=false
@@ -44,9 +44,9 @@ def tile_sums(
     records, gradients, places, programs, scale, partials,
     G_TYPE: tl.constexpr, ALIGNED: tl.constexpr, TILE_X: tl.constexpr, TILE_Y: tl.constexpr, TILE_C: tl.constexpr,
 ):  # fmt: skip
-    """Sums of ``g² + 1e-30`` over a tile's Y, for the outer table, and over its X, for the inner one.
+    """Sum ``g² + 1e-30`` over a tile's Y, for the outer table, and over its X, for the inner one.
 
-    ``places [N, 2]``: where in ``partials`` the sums of each parameter begin, outer and inner.
+    ``places [N, 2]``: offsets in ``partials`` of each parameter's outer and inner sums.
     """
     number = tl.load(programs + 2 * tl.program_id(0))
     tile = tl.load(programs + 2 * tl.program_id(0) + 1)
@@ -83,7 +83,7 @@ def tile_sums(
 
 @triton.jit
 def advance_tables(tables, programs, partials, factors, BLOCK: tl.constexpr):
-    """``row`` and ``col`` advanced by the means; ``col_factor`` at once."""
+    """Advance ``row`` and ``col`` by the means, and compute ``col_factor``."""
     row = tables + tl.load(programs + 2 * tl.program_id(0)) * TABLE_FIELDS
     entry = tl.load(programs + 2 * tl.program_id(0) + 1) * BLOCK + tl.arange(0, BLOCK)
     size, parts = integer(row, T_SIZE), integer(row, T_PARTS)
@@ -107,7 +107,7 @@ def advance_tables(tables, programs, partials, factors, BLOCK: tl.constexpr):
 
 @triton.jit
 def row_factors(tables, programs, factors, ALONG: tl.constexpr, ACROSS: tl.constexpr):
-    """``rsqrt(max(row / (mean(row) + 1e-9), 1e-9))``, the mean over the axis that ``row`` kept."""
+    """``rsqrt(max(row / (mean(row) + 1e-9), 1e-9))``, with the mean over the remaining factored axis of ``row``."""
     row = tables + tl.load(programs + 2 * tl.program_id(0)) * TABLE_FIELDS
     size, along, stride = integer(row, T_SIZE), integer(row, T_ALONG), integer(row, T_STRIDE)
     start, across, mask_across = _strip(tl.load(programs + 2 * tl.program_id(0) + 1), along, stride, ACROSS)
@@ -137,7 +137,7 @@ def row_factors(tables, programs, factors, ALONG: tl.constexpr, ACROSS: tl.const
 
 @triton.jit
 def table_scales(tables, programs, scales, norm_eps, ALONG: tl.constexpr, ACROSS: tl.constexpr):
-    """The normaliser's ``rsqrt(eps + mean(x²))`` of a table and of its ``rsqrt(x + 1e-8)``: six channels."""
+    """The normalizer's ``rsqrt(eps + mean(x²))`` of a table and of its ``rsqrt(x + 1e-8)``: six channels."""
     row = tables + tl.load(programs + 2 * tl.program_id(0)) * TABLE_FIELDS
     size, span, trailing = integer(row, T_SIZE), integer(row, T_SPAN), integer(row, T_TRAILING)
     start, across, mask_across = _strip(tl.load(programs + 2 * tl.program_id(0) + 1), span, trailing, ACROSS)
@@ -165,10 +165,10 @@ def table_scales(tables, programs, scales, norm_eps, ALONG: tl.constexpr, ACROSS
 
 @triton.jit
 def _strip(strip, length, stride, ACROSS: tl.constexpr):
-    """A program's part of a reduction over the middle axis of ``[leading, length, stride]``: a few columns of it.
+    """The columns of one program in a reduction over the middle axis of ``[leading, length, stride]``.
 
     Returns:
-        Where its leading index begins, ``across [1, ACROSS]``, and whether that is inside.
+        The offset of its leading index, the columns ``[1, ACROSS]``, and a mask of the valid ones.
     """
     strips = tl.cdiv(stride, ACROSS)
     across = strip % strips * ACROSS + tl.arange(0, ACROSS)[None, :]

@@ -1,4 +1,4 @@
-"""One way to start a kernel."""
+"""Launching a kernel."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 
 
 def launch(kernel: Any, programs: int | tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """Start ``kernel`` on the device of its first tensor; not at all for no programs.
+    """Launch ``kernel`` on the device of its first tensor, unless the grid is empty.
 
-    ``options`` are its constexpr arguments and Triton's own. Products and sums may fuse, as they do in eager kernels.
+    ``options`` are its constexpr arguments and Triton's options. Multiply-adds can fuse, as in torch's kernels.
     """
     grid = (programs,) if isinstance(programs, int) else programs
     if 0 in grid:

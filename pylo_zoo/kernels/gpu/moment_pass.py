@@ -1,11 +1,12 @@
-"""The moment pass: momentum, second moment and ``diag`` advanced, and each feature's squares summed (SPEC §1, §2).
+"""The moment pass: advance momentum, second moment and ``diag``, and sum each feature's squares (SPEC §1, §2).
 
-A program walks over a few tiles of one parameter, sums in registers and writes one partial sum a channel; partial sums
-are then combined in a fixed order. With ``VARIED`` the normaliser's means interleave in memory (a convolution in torch
-layout, normalised a matrix): a tile is then ``[elements of a mean, means]``, else ``[threads, neighbours]``.
+A program loops over a few tiles of one parameter, sums in registers and writes one partial sum per channel. The partial
+sums are then combined in a fixed order. ``VARIED`` means that the normalizer's means interleave in memory, as for a
+convolution in torch layout that is normalized per matrix. A tile is then ``[elements of a mean, means]``, otherwise
+``[threads, neighboring elements]``.
 """
 
-# Triton's language is not Python's: tuples grow by +, and types mean little to a type checker.
+# Triton's types differ from Python's, so type checkers report false errors. Tuples must grow by + (RUF005).
 # ruff: noqa: RUF005
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false
 # pyright: reportGeneralTypeIssues=false, reportAssignmentType=false, reportAttributeAccessIssue=false
@@ -46,15 +47,16 @@ from pylo_zoo.kernels.gpu.records import (
 )
 
 MOMENTS = tl.constexpr(9)
-"""Of p and the old accumulators, summed beside the features: p², m, m², v, v²; the last four from a sample on."""
+"""Sums in addition to the features: p², and m, m², v and v² of the old accumulators, relative to a sample."""
 SAMPLED = tl.constexpr(64)
-"""Elements that a sample is the mean of."""
+"""Number of elements whose mean is a sample."""
 
 
 @triton.jit
 def take_samples(records, samples):
-    """Means of some old momenta and second moments, ``samples [tasks, 4]``: near the means of all, so that variances
-    are not lost in differences of large sums."""
+    """Means of a few old momenta and second moments: ``samples [tasks, 4]``.
+
+    They approximate the means of all, so variances relative to them do not cancel."""
     row = records + tl.program_id(0) * ELEMENT_FIELDS
     size = integer(row, SIZE)
     k = tl.arange(0, SAMPLED)
@@ -74,7 +76,7 @@ def advance_elements(
     FACTORED: tl.constexpr, PLAIN: tl.constexpr, VARIED: tl.constexpr, ALIGNED: tl.constexpr,
     P_TYPE: tl.constexpr, G_TYPE: tl.constexpr, SELECT: tl.constexpr, TILE_0: tl.constexpr, TILE_1: tl.constexpr,
 ):  # fmt: skip
-    """Advance, and sum: ``partials [programs, features + 9, means]``."""
+    """Advance the accumulators, and write sums to ``partials [programs, features + 9, means]``."""
     number = tl.load(programs + 2 * tl.program_id(0))
     part = tl.load(programs + 2 * tl.program_id(0) + 1)
     row = records + number * ELEMENT_FIELDS
@@ -147,7 +149,7 @@ def advance_elements(
 
 @triton.jit
 def _advanced_diag(row, g, e, size, mask, ALIGNED: tl.constexpr):
-    """``diag`` of unfactored parameters, advanced by ``g² + 1e-30``: three planes, written and returned."""
+    """Advance ``diag`` of unfactored parameters by ``g² + 1e-30``, in place, and return its three planes."""
     at, d = pointer(row, DIAG, tl.float32, ALIGNED), pointer(row, DECAY_ADAFACTOR, tl.float32)
     d0, d1, d2 = tl.load(d), tl.load(d + 1), tl.load(d + 2)
     square = g * g + 1e-30
@@ -159,9 +161,9 @@ def _advanced_diag(row, g, e, size, mask, ALIGNED: tl.constexpr):
 
 @triton.jit
 def combine(partials, groups, sums, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Partial sums of each group's programs added up, in their order: ``sums [groups, WIDTH]``.
+    """Add the partial sums of each group's programs in a fixed order: ``sums [groups, WIDTH]``.
 
-    ``groups [N, 2]``: first program and number of programs of those that share means.
+    ``groups [N, 2]``: first program and number of programs of each group, which shares its means.
     """
     group = tl.program_id(0)
     first, count = tl.load(groups + 2 * group), tl.load(groups + 2 * group + 1)
@@ -178,7 +180,7 @@ def combine(partials, groups, sums, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLO
 def moments_of(records, groups_of, sums, moments, CHANNELS: tl.constexpr, MEANS: tl.constexpr, BLOCK: tl.constexpr):
     """Means over whole parameters, from the sums of their groups: ``moments [tasks, 9]``.
 
-    ``groups_of [N]``: how many groups a parameter has.
+    ``groups_of [N]``: number of groups per parameter.
     """
     number = tl.program_id(0)
     row = records + number * ELEMENT_FIELDS

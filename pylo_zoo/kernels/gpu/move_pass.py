@@ -1,12 +1,12 @@
-"""The move pass: the features rebuilt in registers, the network over them, and the parameter moved (SPEC §3–§6).
+"""The move pass: recompute the features in registers, run the network and update the parameter (SPEC §3–§6).
 
-The normaliser is in the network's first layer by now: each weight is multiplied by its channel's
-``rsqrt(eps + mean square)``. What is constant along an axis has become an addition to the hidden layer, one a row and
-one a column (:func:`fold_tables`). Networks of up to eight units are unrolled in registers, wider ones are products of
-matrices.
+The normalizer is folded into the network's first layer: each weight is multiplied by its channel's
+``rsqrt(eps + mean square)``. Features that are constant along an axis become additions to the first layer's output, one
+per row and one per column (:func:`fold_tables`). Networks of up to eight units are unrolled in registers; wider ones
+use matrix products.
 """
 
-# Triton's language is not Python's: tuples grow by +, and types mean little to a type checker.
+# Triton's types differ from Python's, so type checkers report false errors. Tuples must grow by + (RUF005).
 # ruff: noqa: RUF005
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false
 # pyright: reportGeneralTypeIssues=false, reportAssignmentType=false, reportAttributeAccessIssue=false
@@ -50,12 +50,12 @@ def fold_tables(
     tables, programs, scales, weights, weights_stride, bias, bias_stride, additions,
     H: tl.constexpr, ROWS_OF_H: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Additions to the hidden layer for each entry of ``row`` and ``col``; the bias is in the outer table's.
+    """Additions to the first layer's output for each entry of ``row`` and ``col``. The outer table's include the bias.
 
     Args:
-        scales: of :func:`pylo_zoo.kernels.gpu.factor_pass.table_scales`.
-        weights: ``[1 or tasks, 2 (row, col), 6, H]``, of the table's three channels and of their rsqrt.
-        additions: written; a table's ``[entries, H]`` if ``ROWS_OF_H``, else ``[H, entries]``.
+        scales: the result of :func:`pylo_zoo.kernels.gpu.factor_pass.table_scales`.
+        weights: ``[1 or tasks, 2 (row, col), 6, H]``, for the table's three channels and their rsqrt.
+        additions: the output, per table ``[entries, H]`` if ``ROWS_OF_H``, else ``[H, entries]``.
     """
     row = tables + tl.load(programs + 2 * tl.program_id(0)) * TABLE_FIELDS
     entry = tl.load(programs + 2 * tl.program_id(0) + 1) * BLOCK + tl.arange(0, BLOCK)
@@ -92,15 +92,15 @@ def move_elements(
     H: tl.constexpr, LAYERS: tl.constexpr, TANH: tl.constexpr, PRECISION: tl.constexpr, MOVE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """``p ← p − coefficient·step − shrink·p``, or without ``MOVE`` the step alone, into ``steps``.
+    """``p ← p − coefficient·step − shrink·p``. Without ``MOVE``, write the step to ``steps`` instead.
 
     Args:
-        first: the first layer's weights ``[groups, features, H]``, the normaliser folded in; with ``VARIED``
-            ``[parameters, features, H]`` without it, and ``scales [groups, features + 9, MEANS]`` has it.
+        first: the first layer's weights ``[groups, features, H]`` with the normalizer folded in. With ``VARIED``,
+            ``[parameters, features, H]`` without the normalizer, which is ``scales [groups, features + 9, MEANS]``.
         deep: the other layers ``[1 or tasks, …]``: weights ``[H, H]`` and bias each, then ``[2, H]`` and ``[2]``.
-        bias: of the first layer ``[1 or tasks, H]``, for unfactored parameters; others have it in their additions.
-        LAYERS: hidden layers.
-        PRECISION: of tl.dot; empty for networks in registers.
+        bias: the first layer's bias ``[1 or tasks, H]``, for unfactored parameters. Others have it in ``additions``.
+        LAYERS: number of hidden layers.
+        PRECISION: input precision of tl.dot; empty for networks in registers.
     """
     number = tl.load(programs + 2 * tl.program_id(0))
     block = tl.load(programs + 2 * tl.program_id(0) + 1)
@@ -176,7 +176,7 @@ def move_elements(
 
 @triton.jit
 def _unrolled(x, hidden, first, deep, H: tl.constexpr, LAYERS: tl.constexpr, TANH: tl.constexpr):
-    """Direction and magnitude; every unit a value in registers. ``hidden``: what is added to the first layer."""
+    """Direction and magnitude, with every unit in registers. ``hidden``: additions to the first layer's output."""
     units = ()
     for j in tl.static_range(H):
         total = hidden[j]
@@ -205,7 +205,7 @@ def _unrolled(x, hidden, first, deep, H: tl.constexpr, LAYERS: tl.constexpr, TAN
 def _multiplied(
     x, hidden, first, deep, H: tl.constexpr, LAYERS: tl.constexpr, TANH: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """Direction and magnitude by products of matrices. ``hidden [BLOCK, H]``: what is added to the first layer."""
+    """Direction and magnitude, with matrix products. ``hidden [BLOCK, H]``: additions to the first layer's output."""
     CHANNELS: tl.constexpr = 16 if len(x) <= 16 else 32
     channel, unit = tl.arange(0, CHANNELS)[:, None], tl.arange(0, H)[None, :]
     weight = tl.load(first + channel * H + unit, channel < len(x), 0.0)
@@ -224,7 +224,7 @@ def _multiplied(
 
 @triton.jit
 def _side_by_side(x, CHANNELS: tl.constexpr):
-    """The tuple ``x`` of ``[BLOCK]`` as ``[BLOCK, CHANNELS]``, zeros after the last: joined in pairs, nothing moves."""
+    """Join a tuple of ``[BLOCK]`` to ``[BLOCK, CHANNELS]``, padded with zeros, pairwise and without data movement."""
     for _ in tl.static_range(CHANNELS - len(x)):
         x = x + (tl.zeros_like(x[0]),)
     for _ in tl.static_range(4 if CHANNELS == 16 else 5):

@@ -1,4 +1,4 @@
-"""The network as the kernels read it: padded, packed, its first layer taken apart by where its inputs come from."""
+"""The network in the kernels' format: padded and packed, with the first layer split by the origin of its inputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.ops.rule import Rule
 
 IN_REGISTERS = 8
-"""Up to so many units a layer are unrolled; more are products of matrices."""
+"""Layers of up to this many units are unrolled in registers. Wider ones use matrix products."""
 TABLE_GROUPS = ("row", "rsqrt_row", "col", "rsqrt_col")
 SINGLE = {
     "gradient", "clipped_gradient", "parameter", "second_moment", "rsqrt_second_moment", "normalized_gradient"
@@ -26,18 +26,19 @@ SINGLE = {
 
 
 class Inputs(NamedTuple):
-    """Which features the kernels make for an element, and which of the network's inputs each one feeds."""
+    """The features that the kernels compute per element, and the network inputs that they feed."""
 
     select: tuple[int, ...]
-    """Of :data:`~pylo_zoo.kernels.gpu.elements.CANDIDATES`."""
+    """Channels of :data:`~pylo_zoo.kernels.gpu.elements.CANDIDATES`."""
     columns: tuple[int, ...]
+    """The network input of each channel."""
     again: tuple[int, ...]
-    """Inputs that the last ``len(again)`` features feed besides: unfactored, ``row`` and ``col`` are both ``diag``."""
+    """A second network input of the last channels: if unfactored, ``row`` and ``col`` are both ``diag``."""
 
 
 @lru_cache(maxsize=64)
 def inputs_of(names: tuple[str, ...], factored: bool) -> Inputs:
-    """The features of an element of a (not) factored parameter; features that are tables are left out."""
+    """The features per element of a factored or unfactored parameter, without those that are tables."""
     columns = columns_of(names)
     elements = [name for name in names if name not in TABLE_GROUPS]
     diag = [] if factored else [name for name in TABLE_GROUPS[:2] if name in names]
@@ -51,7 +52,7 @@ def inputs_of(names: tuple[str, ...], factored: bool) -> Inputs:
 
 
 def columns_of(names: Sequence[str]) -> dict[str, list[int]]:
-    """The network's inputs of each feature group."""
+    """The network inputs of each feature group."""
     columns, at = {}, 0
     for name in names:
         width = 1 if name in SINGLE else 3
@@ -61,8 +62,8 @@ def columns_of(names: Sequence[str]) -> dict[str, list[int]]:
 
 
 def known(rule: Rule) -> bool:
-    """Whether the kernels have a rule's features: any of :data:`~pylo_zoo.ops.features.FEATURES`, each once, tables of
-    the factored second moment all four or, unfactored, none."""
+    """Whether the kernels support a rule: features of :data:`~pylo_zoo.ops.features.FEATURES`, each once, with all of
+    :data:`TABLE_GROUPS`, or if unfactored, all or none."""
     every = all(
         set(names) <= set(FEATURES) and len(names) == len(set(names)) for names in (rule.features, rule.unfactored)
     )
@@ -73,14 +74,14 @@ def known(rule: Rule) -> bool:
 
 
 class Network(NamedTuple):
-    """Layers for all parameters of a call; the first axis is 1 where they share the network."""
+    """The layers for all parameters of a call. The first axis has size 1 if they share the network."""
 
     first: Tensor
     """``[1 or N, units, inputs]``"""
     bias: Tensor
     """``[1 or N, units]``, of the first layer"""
     deep: Tensor
-    """``[1 or N, …]``: weight ``[below, units]`` and bias of each further hidden layer; then weights and biases of
+    """``[1 or N, …]``: weight ``[inputs, units]`` and bias of each further hidden layer, then weights and biases of
     direction and magnitude."""
     hidden_layers: int
 
@@ -89,14 +90,14 @@ class Network(NamedTuple):
         return self.first.shape[1]
 
     def tables(self, rule: Rule) -> Tensor:
-        """The first layer's weights of features that are tables: ``[1 or N, 2 (row, col), 6, units]``."""
+        """The first layer's weights for features that are tables: ``[1 or N, 2 (row, col), 6, units]``."""
         columns = columns_of(rule.features)
         taken = tuple(k for name in TABLE_GROUPS for k in columns[name])
         weights = self.first.index_select(2, _indices(taken, self.first.device))
         return weights.unflatten(2, (2, 6)).permute(0, 2, 3, 1).contiguous()
 
     def elements(self, inputs: Inputs) -> Tensor:
-        """The first layer's weights of an element's features: ``[1 or N, features, units]``."""
+        """The first layer's weights for features per element: ``[1 or N, features, units]``."""
         weights = self.first.index_select(2, _indices(inputs.columns, self.first.device))
         if inputs.again:
             weights[:, :, -len(inputs.again) :] += self.first.index_select(2, _indices(inputs.again, self.first.device))
@@ -109,13 +110,13 @@ def _indices(values: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def width_of(hidden: int) -> int:
-    """The width that kernels give a hidden layer: a power of two, 16 at least for products of matrices."""
+    """The padded width of a hidden layer: a power of two, and at least 16 for matrix products."""
     width = 1 << (hidden - 1).bit_length()
     return width if width <= IN_REGISTERS else max(width, 16)
 
 
 def pack(layers: Sequence[Layer]) -> Network:
-    """Layers with every hidden layer padded by units whose weights are zero."""
+    """Pack layers, and pad every hidden layer with units whose weights are zero."""
     units = width_of(max(weight.shape[-2] for weight, _ in layers[:-1]))
     (first, bias), *further = [
         (_stacked(weight, 3).float(), _stacked(bias, 2).float()) for weight, bias in layers

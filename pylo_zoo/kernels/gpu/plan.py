@@ -1,7 +1,7 @@
-"""Tables of many parameters for the kernels: built once, kept while the parameters stay where they are.
+"""Tables of many parameters for the kernels, built once and valid while the parameters' addresses stay.
 
-Parameters that one launch can serve are of one :class:`Kind`, of which a model has a few: factored or not, matrices or
-more axes, 16-byte aligned or not. The number of launches depends on kinds, never on parameters.
+One launch covers all parameters of one :class:`Kind`: factored or not, matrices or more axes, 16-byte aligned or not.
+The number of launches depends on the number of kinds, not of parameters.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.rule import Rule
 
 TILE_X, TILE_Y, TILE_C = 64, 128, 16
-"""Of the factor pass: ``[TILE_X, TILE_Y]``, or ``[TILE_C, TILE_C, TILE_C]`` if the last axes are not factored."""
+"""A tile of the factor pass: ``[TILE_X, TILE_Y]``, or ``[TILE_C] * 3`` if the last axes are not factored."""
 LANES, PER_LANE = 128, 2
-"""Of the moment pass: a tile's elements; where means interleave, ``[MEANS_TILE, MEANS]``."""
+"""A tile of the moment pass: ``[LANES, PER_LANE]``, or ``[MEANS_TILE, MEANS]`` if means interleave."""
 MEANS_TILE, MEANS = 32, 16
 PROGRAMS_OF_A_MEAN, LEAST_TILES = 2048, 4
-"""Of the moment pass: the most partial sums per mean, and the fewest tiles per program."""
+"""In the moment pass, the most partial sums per mean and the fewest tiles per program."""
 TABLE_BLOCK = 128
 ALONG, ACROSS = 256, 4
-"""Of reductions of tables: elements of a mean, and means, at once."""
+"""A tile of a table's reduction: elements of a mean, and means."""
 
 
 class View(NamedTuple):
-    """Memory as ``[leading, span, trailing]``, to reduce over ``span``."""
+    """A shape merged to ``[leading, span, trailing]``, for reductions over ``span``."""
 
     leading: int
     span: int
@@ -43,23 +43,23 @@ class View(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """What kernels are specialised by."""
+    """The properties of parameters for which kernels are specialized."""
 
     factored: bool
     plain: bool
-    """A matrix: nothing before, between or after the factored axes."""
+    """A matrix, without axes before, between or after the factored ones."""
     trailing: bool
     """There are axes between or after the factored ones."""
     varied: bool
-    """The normaliser's means interleave."""
+    """The normalizer's means interleave in memory."""
     aligned: bool
-    """16-byte addresses and rows of whole fours."""
+    """Addresses are multiples of 16 bytes, and row lengths multiples of 4."""
     p: torch.dtype
     g: torch.dtype
 
 
 def view(shape: Sequence[int], axes: Sequence[int]) -> View:
-    """``shape`` reduced over adjacent axes."""
+    """The view of ``shape`` for a reduction over adjacent ``axes``."""
     first, last = min(axes) + len(shape), max(axes) + len(shape)
     return View(math.prod(shape[:first]), math.prod(shape[first : last + 1]), math.prod(shape[last + 1 :]))
 
@@ -76,7 +76,7 @@ def kind_of(task: Task, rule: Rule) -> Kind:
 
 
 def factored_view(shape: Sequence[int], factored: tuple[int, int] | None) -> tuple[int, int, int, int, int]:
-    """``A, X, B, Y, C`` (:mod:`pylo_zoo.kernels.gpu.records`); unfactored, all in Y."""
+    """``A, X, B, Y, C`` (:mod:`pylo_zoo.kernels.gpu.records`). If unfactored, all elements are in Y."""
     if factored is None:
         return 1, 1, 1, math.prod(shape), 1
     x, y = sorted(axis + len(shape) for axis in factored)
@@ -84,16 +84,16 @@ def factored_view(shape: Sequence[int], factored: tuple[int, int] | None) -> tup
 
 
 def starts(sizes: Sequence[int]) -> list[int]:
-    """Where each begins when all lie one after another, and the total."""
+    """The offsets of consecutive pieces of these sizes, and the total."""
     return list(accumulate(sizes, initial=0))
 
 
 @dataclass(frozen=True)
 class Place:
-    """A parameter's shape as the kernels see it."""
+    """A parameter's position and shape."""
 
     index: int
-    """In the caller's order."""
+    """Position in the caller's order."""
     shape: tuple[int, ...]
     axes: Axes
     per_matrix: bool
@@ -111,12 +111,12 @@ class Place:
         return self.view(self.shape)
 
     def view(self, shape: Sequence[int]) -> View:
-        """The normaliser's, of the parameter or of a table of its."""
+        """The normalizer's view of ``shape``, which is that of the parameter or of one of its tables."""
         return view(shape, self.axes.matrix if self.per_matrix else self.axes.all)
 
     @cached_property
     def walk(self) -> tuple[int, int, int]:
-        """Of the moment pass: tiles of a program, programs of a mean (or of neighbouring means), and such means."""
+        """For the moment pass: tiles per program, programs per mean (or per strip of means), and number of means."""
         tile = MEANS_TILE if self.means.trailing > 1 else LANES * PER_LANE
         tiles = ceil_div(self.means.span, tile)
         each = min(tiles, max(LEAST_TILES, ceil_div(tiles, PROGRAMS_OF_A_MEAN)))
@@ -133,7 +133,7 @@ class Batch:
         self.places = [Place(k, tuple(tasks[k].p.shape), tasks[k].axes, rule.per_matrix) for k in members]
         self.step_starts = starts([ceil_div(place.size, 4) * 4 for place in self.places])
         self._group_starts = starts([place.walk[2] for place in self.places])
-        self._decays = on_device([tasks[k] for k in members])  # kept: the records have their addresses
+        self._decays = on_device([tasks[k] for k in members])  # keeps them alive: the records have their addresses
         self._moves: dict[int, Tensor] = {}
         self._gradients: list[int] = []
         self._gradient_table = torch.empty(0)
@@ -142,13 +142,13 @@ class Batch:
             self._tables_of(place, tasks[place.index], decays)
             for place, decays in zip(self.places, self._decays, strict=True)
         ]
-        self._tables = self._placed([table for pair in pairs for table in pair])
+        self._tables = self._with_offsets([table for pair in pairs for table in pair])
         self.tables = rows(TABLES, self._tables, self.device)
         elements = [self._element(k, tasks[place.index]) for k, place in enumerate(self.places)]
         self.elements = rows(ELEMENTS, elements, self.device)
 
     def gradients(self, tasks: Sequence[Task]) -> Tensor:
-        """Addresses of the gradients, which may be elsewhere at each step: ``[N]``, int64."""
+        """Addresses of the gradients, which can change at each step: ``[N]``, int64."""
         addresses = [tasks[place.index].g.data_ptr() for place in self.places]
         if addresses != self._gradients:
             self._gradients, self._gradient_table = addresses, upload(torch.tensor(addresses), self.device)
@@ -156,24 +156,24 @@ class Batch:
 
     @property
     def tile(self) -> tuple[int, int, int]:
-        """Of the factor pass, ``(x, y, c)``."""
+        """Tile size of the factor pass, ``(x, y, c)``."""
         return (TILE_C, TILE_C, TILE_C) if self.kind.trailing else (TILE_X, TILE_Y, 1)
 
     @cached_property
     def factor_tiles(self) -> Tensor:
-        """Tiles."""
+        """Block table of the factor pass's tiles."""
         planes = [place.five[0] * place.five[2] for place in self.places]
         counts = [each * math.prod(self._tiles(place)) for each, place in zip(planes, self.places, strict=True)]
         return blocks(counts, self.device)
 
     @cached_property
     def factor_places(self) -> Tensor:
-        """Where partial sums of tiles begin, of the outer and the inner table, ``[N, 2]``."""
+        """Offsets of the tiles' partial sums for the outer and the inner table, ``[N, 2]``."""
         return upload(torch.tensor([table["part"] for table in self._tables]).view(-1, 2), self.device)
 
     @cached_property
     def entries(self) -> Tensor:
-        """Blocks of table entries."""
+        """Block table of the tables' entries."""
         return blocks([ceil_div(table["size"], TABLE_BLOCK) for table in self._tables], self.device)
 
     @cached_property
@@ -190,18 +190,18 @@ class Batch:
 
     @cached_property
     def groups(self) -> Tensor:
-        """First program of the moment pass and number of programs of each group, ``[groups, 2]``, int32."""
+        """First program and number of programs of each group in the moment pass, ``[groups, 2]``, int32."""
         counts = [place.walk[1] for place in self.places for _ in range(place.walk[2])]
         return upload(torch.tensor([starts(counts)[:-1], counts], dtype=torch.int32).T.contiguous(), self.device)
 
     @cached_property
     def groups_of(self) -> Tensor:
-        """Groups of each parameter, ``[N]``, int32."""
+        """Number of groups per parameter, ``[N]``, int32."""
         return upload(torch.tensor([place.walk[2] for place in self.places], dtype=torch.int32), self.device)
 
     @cached_property
     def group_tasks(self) -> Tensor:
-        """The parameter, in the caller's order, of each group: ``[groups]``."""
+        """The parameter of each group, in the caller's order: ``[groups]``."""
         return upload(torch.tensor([place.index for place in self.places for _ in range(place.walk[2])]), self.device)
 
     @cached_property
@@ -210,7 +210,7 @@ class Batch:
 
     @cached_property
     def spans(self) -> Tensor:
-        """Elements of a mean, for each group: ``[groups, 1, 1]``."""
+        """Number of elements per mean, for each group: ``[groups, 1, 1]``."""
         each = [float(place.means.span) for place in self.places for _ in range(place.walk[2])]
         return upload(torch.tensor(each, dtype=torch.float32), self.device)[:, None, None]
 
@@ -226,7 +226,7 @@ class Batch:
         return ceil_div(x, self.tile[0]), ceil_div(y, self.tile[1]), ceil_div(c, self.tile[2])
 
     def _tables_of(self, place: Place, task: Task, decays: Decays) -> list[dict[str, int]]:
-        """The outer and the inner table of one parameter; none unfactored."""
+        """The outer and the inner table of one parameter. An unfactored parameter has no tables."""
         if task.axes.factored is None:
             return []
         _, x, b, y, c = place.five
@@ -241,8 +241,8 @@ class Batch:
             table |= {"task": place.index, "span": means.span, "trailing": means.trailing, "leading": means.leading}
         return [outer, inner]
 
-    def _placed(self, tables: list[dict[str, int]]) -> list[dict[str, int]]:
-        """The tables, with where each one's parts of shared buffers begin."""
+    def _with_offsets(self, tables: list[dict[str, int]]) -> list[dict[str, int]]:
+        """The tables, with their offsets in shared buffers."""
         *entries, self.entries_total = starts([ceil_div(table["size"], 4) * 4 for table in tables])
         *parts, self.parts_total = starts([table["size"] * table["parts"] for table in tables])
         *squares, self.scales_total = starts([6 * table["leading"] * table["trailing"] for table in tables])
@@ -289,7 +289,7 @@ class Batch:
 
 
 class BatchPlan:
-    """All parameters of a call, as batches of one kind each."""
+    """All parameters of a call, in one batch per kind."""
 
     def __init__(self, tasks: Sequence[Task], rule: Rule) -> None:
         self.tasks = len(tasks)
@@ -300,7 +300,7 @@ class BatchPlan:
 
 
 def on_device(tasks: Sequence[Task]) -> list[Decays]:
-    """The tasks' decays, as contiguous float32 on their device; those that are so already stay what they are."""
+    """The tasks' decays as contiguous float32 tensors on their device, without a copy if they already are."""
     copies: dict[int, Decays] = {}
     for task in tasks:
         key = id(task.decays)
@@ -311,7 +311,7 @@ def on_device(tasks: Sequence[Task]) -> list[Decays]:
 
 
 def signature(tasks: Sequence[Task], rule: Rule) -> tuple[object, ...]:
-    """What a plan depends on: equal signatures may use the same plan."""
+    """The cache key of a plan: equal signatures can share a plan."""
 
     def of(task: Task) -> tuple[object, ...]:
         tensors = (task.p, *task.state.values(), *task.decays)

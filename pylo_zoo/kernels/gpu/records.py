@@ -1,12 +1,12 @@
-"""What the kernels know of each parameter: rows of int64 in one table, a name a column.
+"""The parameters' records for the kernels: an int64 table with one row per parameter and named columns.
 
-A launch serves many parameters. Each of its programs finds, in a block table, which row it works on and which part of
-that parameter is its own; addresses and sizes it reads from the row.
+A launch covers many parameters. Each program looks up its row and its part of that parameter in a block table, and
+loads addresses and sizes from the row.
 
-The factored second moment sees a parameter's memory as ``[A, X, B, Y, C]``: X and Y are the two factored axes in
-memory order, the others are merged around them. Of its two tables the *outer* one has lost Y, ``[A, X, B, C]``, and the
-*inner* one X, ``[A, B, Y, C]``; which of them is ``row`` depends on which axis is the longer. The normaliser sees
-memory as ``[leading, span, trailing]``: ``span`` elements share a mean, ``trailing`` of them lie interleaved.
+For the factored second moment, the shape is merged to ``[A, X, B, Y, C]``: X and Y are the factored axes in memory
+order. Its two tables are the *outer* one ``[A, X, B, C]``, averaged over Y, and the *inner* one ``[A, B, Y, C]``,
+averaged over X. The one averaged over the longer axis is ``row``. For the normalizer, the shape is merged to
+``[leading, span, trailing]``: a mean has ``span`` elements, and ``trailing`` means interleave.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ ELEMENTS = (
     "replace", "outer", "inner", "outer_size", "inner_size", "x", "b", "y", "c", "span", "trailing", "tiles", "chunks",
     "groups", "step",
 )  # fmt: skip
-"""A parameter: addresses, sizes, and where its parts of shared buffers begin."""
+"""Fields of a parameter: addresses, sizes, and offsets in shared buffers."""
 TABLES = (
     "state", "size", "entries", "part", "parts", "count", "is_row", "decay", "task", "along", "stride", "span",
     "trailing", "squares", "outer",
 )  # fmt: skip
-"""A ``row`` or ``col``: address, size, and where its parts of shared buffers begin."""
+"""Fields of a table (a ``row`` or ``col``): address, size, and offsets in shared buffers."""
 STEPS = ("p", "g", "momentum", "second_moment", "size", "task", "nesterov")
-"""A parameter of AdamW."""
+"""Fields of a parameter with AdamW."""
 
 (
     P, MOMENTUM, SECOND_MOMENT, DIAG, DECAY_MOMENTUM, DECAY_RMS, DECAY_ADAFACTOR, SIZE, TASK, CLIP, REPLACE,
@@ -44,19 +44,19 @@ ELEMENT_FIELDS, TABLE_FIELDS, ADAM_FIELDS = (tl.constexpr(len(fields)) for field
 
 
 def upload(values: Tensor, device: torch.device) -> Tensor:
-    """``values`` on the device, without waiting for it."""
+    """Copy ``values`` to the device without synchronizing."""
     if device.type == "cpu":
         return values
     return values.pin_memory().to(device, non_blocking=True)
 
 
 def rows(fields: Sequence[str], records: Sequence[dict[str, int]], device: torch.device) -> Tensor:
-    """``[records, fields]``, int64."""
+    """The table of ``records``: ``[records, fields]``, int64."""
     return upload(torch.tensor([[record[name] for name in fields] for record in records], dtype=torch.int64), device)
 
 
 def blocks(counts: Sequence[int], device: torch.device) -> Tensor:
-    """A block table: for each program, the row it works on and its number there, ``[sum(counts), 2]``, int32."""
+    """A block table: the row of each program and its number within the row, ``[sum(counts), 2]``, int32."""
     each = torch.tensor(counts)
     row = torch.repeat_interleave(torch.arange(len(counts)), each)
     number = torch.arange(len(row)) - (each.cumsum(0) - each)[row]
@@ -64,7 +64,7 @@ def blocks(counts: Sequence[int], device: torch.device) -> Tensor:
 
 
 def bits(value: float) -> int:
-    """The float32 nearest ``value``, as the integer of the same bits."""
+    """The bits of ``value`` as float32, as an integer."""
     return int(torch.tensor(value, dtype=torch.float32).view(torch.int32))
 
 
