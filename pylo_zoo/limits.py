@@ -1,7 +1,7 @@
-"""How large a checkpoint or an artifact may be, before any of it is read.
+"""The size limit for checkpoints and artifacts, checked before they are read.
 
 The default is :data:`DEFAULT_MAX_BYTES`. The environment variable ``PYLO_ZOO_MAX_BYTES``, the option ``--max-bytes``
-and the argument ``max_bytes`` change it; an argument has precedence over the variable.
+and the argument ``max_bytes`` change it. The option and the argument have precedence over the variable.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from contextvars import ContextVar
 from pylo_zoo.errors import ZooError
 
 DEFAULT_MAX_BYTES = 64 * 1024 * 1024
-"""Seven times the largest published optimizer: velo-4000 has 9,282,507 bytes. Its weights with two float32 moments take
-28 MB, and 56 MB in float64."""
+"""Seven times the largest published optimizer, velo-4000, with 9,282,507 bytes. Its weights with two moments have 28 MB in
+float32 and 56 MB in float64."""
 
 VARIABLE = "PYLO_ZOO_MAX_BYTES"
 RAISE = f"Check that it is the right file; --max-bytes N (in Python max_bytes=N, or {VARIABLE}=N) raises the limit."
-"""Hint of an error about the limit."""
+"""The hint of an error about the limit."""
 
 _override: ContextVar[int | None] = ContextVar("max_bytes", default=None)
 
 
 def max_bytes() -> int:
-    """The limit in force, in bytes: of a file, of what it unpacks to, and of the arrays that are rebuilt from it.
+    """The current limit in bytes, for a file, for its unpacked content, and for the arrays rebuilt from it.
 
     Raises:
         ZooError: ``PYLO_ZOO_MAX_BYTES`` is not a positive whole number.
@@ -43,7 +43,7 @@ def max_bytes() -> int:
 
 @contextmanager
 def allow(max_bytes: int | None) -> Iterator[None]:
-    """Apply the limit ``max_bytes`` within the block; None keeps the limit in force.
+    """Apply the limit ``max_bytes`` within the block; None keeps the current limit.
 
     Raises:
         ZooError: ``max_bytes`` is not a positive whole number.

@@ -103,7 +103,7 @@ def test_an_empty_directory_does_not(tmp_path: Path, celo: Artifact) -> None:
 
 @pytest.mark.parametrize("force", [True, False])
 def test_a_directory_with_other_things_in_it_is_never_replaced(tmp_path: Path, celo: Artifact, force: bool) -> None:
-    with pytest.raises(ZooError, match=r"holds what no artifact does: theta\.state"):
+    with pytest.raises(ZooError, match=r"holds files that are not part of an artifact: theta\.state"):
         artifact.write(celo, tmp_path, force=force)
     with pytest.raises(ZooError, match="is a file"):
         artifact.write(celo, tmp_path / "theta.state", force=force)
@@ -239,7 +239,7 @@ def test_a_config_that_is_no_json_object_is_refused(text: str, tmp_path: Path, c
 
 
 def test_a_directory_that_is_no_artifact_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ZooError, match="is no artifact"):
+    with pytest.raises(ZooError, match="is not an artifact"):
         artifact.read(tmp_path)
 
 

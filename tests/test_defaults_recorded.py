@@ -59,7 +59,7 @@ def test_a_default_that_was_edited_is_refused_with_what_to_do(case: str, proven:
     edit(proven, "config.json", change)
     with pytest.raises(ZooError, match=reason) as error:
         ELO([torch.nn.Parameter(torch.ones(3))], weights=str(proven))
-    assert error.value.hint == f"`pylo-zoo verify {proven}` checks and records it as it is now."
+    assert error.value.hint == f"Check it again with `pylo-zoo verify {proven}`."
     refused(capsys, "info", proven)
     refused(capsys, "train", "quadratic", "--optimizer", proven, "--steps", "1", "--out", proven.parent / "run")
     made = artifact.read(proven)

@@ -74,7 +74,7 @@ def test_export_refuses_a_source_that_flax_did_not_write(tmp_path: Path) -> None
 
 
 def test_export_refuses_what_is_no_artifact(capsys: Capture) -> None:
-    assert "is no artifact" in refused(capsys, "export", ".", "--out", "x")
+    assert "is not an artifact" in refused(capsys, "export", ".", "--out", "x")
 
 
 # --- inspect -----------------------------------------------------------------------------------------------------

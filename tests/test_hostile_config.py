@@ -194,8 +194,8 @@ def test_formats_that_run_code_elsewhere_are_refused_before_they_are_decoded(
     for name in ("read", "load", "detect"):
         monkeypatch.setattr(formats, name, lambda *_, **__: pytest.fail("it was decoded"))
     found = Checkpoint("hf://org/x/theta.state@main", tmp_path / "theta.state")
-    with pytest.raises(ZooError, match="not opened from a repository unasked"):
-        weights._converted(found, Access())
+    with pytest.raises(ZooError, match="not opened from a repository without your request"):
+        weights._convert_checkpoint(found, Access())
 
 
 @pytest.mark.parametrize(

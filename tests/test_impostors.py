@@ -112,7 +112,7 @@ def test_a_gin_file_that_is_none(data: bytes) -> None:
     [b"\x00" * 64, bytes(range(256)), b"\x93NUMPY", b"PK\x03\x04", CHECKPOINT, b"   \n", b"\xc3"],
 )
 def test_binary_files_are_none_of_these(data: bytes) -> None:
-    assert impostors.recognise(data, len(data)) is None
+    assert impostors.recognize(data, len(data)) is None
 
 
 # --- from the web ------------------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ def test_one_traceback(error: ZooError) -> None:
 def test_the_hint_offline_fits_python(name: str) -> None:
     with pytest.raises(ZooError) as found:
         pylo_zoo.load(name)
-    assert found.value.message.startswith(f"The weights '{name}' are not here: ")
+    assert found.value.message.startswith(f"The weights '{name}' are not cached: ")
     assert "weights='DIR'" in found.value.hint
     assert "--" not in found.value.hint.replace("--out DIR", "")
     assert len(found.value.hint) < 120

@@ -160,10 +160,10 @@ BROKEN = {
     "module that raises": ("families", "raises:FAMILY", "RuntimeError: not today"),
     "object that is no family": ("families", "broken:NUMBERS", "1 is no Family"),
     "object that is no sequence": ("families", "broken:NUMBER", "TypeError"),
-    "name of ours": ("families", "broken:ELO", "elo is there already"),
+    "name of ours": ("families", "broken:ELO", "elo exists already"),
     "name that nobody can type": ("families", "broken:SPACED", "no name for a family"),
     "registry that is absent": ("registries", "broken:registry.yaml", "Cannot read the registry"),
-    "registry entry of ours": ("registries", "broken:ours.yaml", "velo-sample is there already"),
+    "registry entry of ours": ("registries", "broken:ours.yaml", "velo-sample exists already"),
     "registry entry of an unknown family": ("registries", "broken:unknown.yaml", "family 'nothing' is unknown"),
 }
 ENTRY = """{name}:
@@ -192,7 +192,7 @@ def test_a_broken_package_is_one_warning_and_breaks_nobody(case: str, tmp_path: 
         assert "something" not in listed
         assert {"elo", "toy"} <= families
         assert len(caught) == 1
-        assert "of the package broken-package is left out" in str(caught[0].message)
+        assert "of the package broken-package: " in str(caught[0].message)
 
 
 def test_the_command_line_says_so_in_one_line(tmp_path: Path) -> None:
@@ -205,8 +205,8 @@ def test_the_command_line_says_so_in_one_line(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "celo" in done.stdout.split()
     assert done.stderr == (
-        "Warning: The pylo_zoo.families entry point 'broken' (nowhere:FAMILY) of the package broken-package is left "
-        "out: ModuleNotFoundError: No module named 'nowhere'\n"
+        "Warning: Skipped the pylo_zoo.families entry point 'broken' (nowhere:FAMILY) of the package broken-package: "
+        "ModuleNotFoundError: No module named 'nowhere'\n"
     )
 
 

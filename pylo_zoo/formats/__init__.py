@@ -145,8 +145,8 @@ def load(path: Path) -> dict[str, bytes]:
             "Train with weights=DIR, check it with `pylo-zoo verify DIR`, or go back with `pylo-zoo export DIR`.",
         )
     _check_pointers(path, chosen)
-    if not orbax.recognises(path):
-        chosen = [file for file in chosen if pylo.recognises(_head(file), file.stat().st_size)]
+    if not orbax.recognizes(path):
+        chosen = [file for file in chosen if pylo.recognizes(_head(file), file.stat().st_size)]
     if not chosen:
         raise ZooError(
             f"{path} is a directory with no orbax checkpoint and no torch files in it.",
@@ -168,9 +168,9 @@ def detect(data: bytes, path: Path) -> ModuleType:
             "Load it with the torch that you trust it to, and save it again.",
         )
     for module in READERS:
-        if module.recognises(data):
+        if module.recognizes(data):
             return module
-    if impostor := impostors.recognise(data[: impostors.HEAD], len(data)):
+    if impostor := impostors.recognize(data[: impostors.HEAD], len(data)):
         raise ZooError(f"{path.name} is {impostor.what}, not a checkpoint.", impostor.hint)
     known = next((what for signature, what in FOREIGN if data.startswith(signature)), None)
     raise ZooError(f"{path.name} is {known or 'no checkpoint of a known format'}.", KNOWN)
@@ -182,7 +182,7 @@ def check_config(data: bytes) -> None:
     Raises:
         ZooError: it is a web page, a pointer or the like, or not what gin writes.
     """
-    if data and (impostor := impostors.recognise(data[: impostors.HEAD], len(data), text=False)):
+    if data and (impostor := impostors.recognize(data[: impostors.HEAD], len(data), text=False)):
         raise ZooError(f"{CONFIG_NAME} is {impostor.what}, not a gin configuration.", impostor.hint)
     gin.parse(data)
 
@@ -195,7 +195,7 @@ def _check_pointers(directory: Path, chosen: list[Path]) -> None:
     """
     for file in chosen:
         head = _head(file)
-        impostor = impostors.recognise(head, file.stat().st_size) if head.startswith(POINTERS) else None
+        impostor = impostors.recognize(head, file.stat().st_size) if head.startswith(POINTERS) else None
         if impostor is not None:
             name = file.relative_to(directory).as_posix()
             raise ZooError(f"{directory.name}/{name} is {impostor.what}, not the file itself.", impostor.hint)
@@ -211,14 +211,14 @@ def code_format(path: Path) -> str | None:
         ZooError: the file cannot be read, or is not a regular file.
     """
     head, size = _head(path), path.stat().st_size
-    if pylo.recognises(head, size):
+    if pylo.recognizes(head, size):
         return pylo.TORCH if head.startswith(archives.SIGNATURE) else None
-    return pickles.CONTAINER if pickles.recognises(head) else None
+    return pickles.CONTAINER if pickles.recognizes(head) else None
 
 
 def _decode_directory(path: Path, parts: Mapping[str, bytes]) -> Decoded:
     """An orbax checkpoint, or torch files that belong together, as PyLO's two of VeLO."""
-    if orbax.recognises(path):
+    if orbax.recognizes(path):
         return orbax.decode(path, path.name)
     decoded = [pylo.decode(data, f"{path.name}/{name}") for name, data in parts.items()]
     items = [(leaf, Array(array, part.dtypes[leaf])) for part in decoded for leaf, array in part.leaves.items()]

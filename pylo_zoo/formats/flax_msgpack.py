@@ -39,7 +39,7 @@ class Extension:
     array: Array
 
 
-def recognises(data: bytes) -> bool:
+def recognizes(data: bytes) -> bool:
     """Whether ``data`` begins with a msgpack map of at least one entry."""
     return data[:1] in (b"\xde", b"\xdf") or 0x81 <= int.from_bytes(data[:1], "big") <= 0x8F
 

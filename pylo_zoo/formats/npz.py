@@ -21,7 +21,7 @@ KINDS = {"f": "float", "i": "int", "u": "uint"}
 HINT = "Save plain float32 arrays with numpy.savez(file, **{'nn/~/w0': array, …})."
 
 
-def recognises(data: bytes) -> bool:
+def recognizes(data: bytes) -> bool:
     """Whether ``data`` begins as an archive whose first member is an array."""
     size = int.from_bytes(data[26:28], "little")
     return data.startswith(archives.SIGNATURE) and data[30 : 30 + size].endswith(SUFFIX.encode())

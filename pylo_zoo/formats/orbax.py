@@ -51,7 +51,7 @@ COPY_AGAIN = "Save or copy the checkpoint again, all of it."
 HINT = "Only trees of plain arrays, saved by orbax's StandardCheckpointer or PyTreeCheckpointer, are read."
 
 
-def recognises(directory: FilePath) -> bool:
+def recognizes(directory: FilePath) -> bool:
     """Whether ``directory`` is an orbax checkpoint, a step of a CheckpointManager, or a directory with its steps."""
     return bool(_roots(directory) or _steps(directory))
 

@@ -41,7 +41,7 @@ WRAPPERS = ("params", "theta")
 """Keys that may stand around a theta tree."""
 
 
-def recognises(data: bytes) -> bool:
+def recognizes(data: bytes) -> bool:
     """Whether ``data`` begins as a pickle of protocol 2 to 5 does."""
     return data.startswith(PROTOCOLS)
 

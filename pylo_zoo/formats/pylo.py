@@ -69,7 +69,7 @@ PROGRAM = "/data.pkl"
 """Ends the name of the pickle in torch's archives."""
 
 
-def recognises(data: bytes, size: int | None = None) -> bool:
+def recognizes(data: bytes, size: int | None = None) -> bool:
     """Whether ``data``, a file of ``size`` bytes or its beginning, is a safetensors file or torch's archive."""
     return _is_safetensors(data, len(data) if size is None else size) or _is_torch(data)
 
