@@ -1,4 +1,4 @@
-"""The files of a converted checkpoint: ``model.safetensors``, ``config.json`` and, after a parity check, ``parity.json``.
+"""A converted checkpoint on disk: ``model.safetensors``, ``config.json`` and, after a parity check, ``parity.json``.
 
 Only this module reads and writes them. The same artifact always produces the same bytes.
 """

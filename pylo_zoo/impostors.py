@@ -1,4 +1,4 @@
-"""Recognizes files that were downloaded instead of a checkpoint: web pages, error messages, LFS pointers, empty files."""
+"""Recognizes files that were downloaded instead of a checkpoint: web pages, error messages, LFS pointers."""
 
 from __future__ import annotations
 

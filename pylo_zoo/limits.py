@@ -14,8 +14,8 @@ from contextvars import ContextVar
 from pylo_zoo.errors import ZooError
 
 DEFAULT_MAX_BYTES = 64 * 1024 * 1024
-"""Seven times the largest published optimizer, velo-4000, with 9,282,507 bytes. Its weights with two moments have 28 MB in
-float32 and 56 MB in float64."""
+"""Seven times the largest published optimizer, velo-4000, which has 9,282,507 bytes. With two moments, its weights have
+28 MB in float32 and 56 MB in float64."""
 
 VARIABLE = "PYLO_ZOO_MAX_BYTES"
 RAISE = f"Check that it is the right file; --max-bytes N (in Python max_bytes=N, or {VARIABLE}=N) raises the limit."

@@ -1,7 +1,7 @@
 """Reads a plain subset of YAML from untrusted text, at a cost bounded by the length of the text.
 
-An alias repeats the content of its anchor. With aliases, 300 bytes can expand to gigabytes or contain themselves, so the
-expanded nodes are counted before any value is built.
+An alias repeats the content of its anchor, so 300 bytes can expand to gigabytes or contain themselves. The expanded
+nodes are counted before any value is built.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(None, None, "a key is not a scalar", key.start_mark)
             if key.value in keys:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is repeated", key.start_mark)
+                problem = f"the key {key.value!r} is repeated"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             keys.add(key.value)
         return super().construct_mapping(node, deep)
 

@@ -145,7 +145,8 @@ def get(name: str) -> Entry:
     similar = difflib.get_close_matches(name, entries, n=1)
     listing = "`pylo-zoo list` shows all names."
     raise ZooError(
-        f"No checkpoint called {name!r} in the registry.", f"Did you mean {similar[0]!r}? {listing}" if similar else listing
+        f"No checkpoint called {name!r} in the registry.",
+        f"Did you mean {similar[0]!r}? {listing}" if similar else listing,
     )
 
 
@@ -226,7 +227,8 @@ _URI = re.compile(
 
 def _entry(name: Any, values: Any, package: str) -> Entry:
     what = f"registry.yaml: {name}"
-    _require(isinstance(name, str) and _NAME.fullmatch(name), f"{what} is not a valid name", "Use lower-case letters, digits, - and _.")
+    name_ok = isinstance(name, str) and _NAME.fullmatch(name)
+    _require(name_ok, f"{what} is not a valid name", "Use lower-case letters, digits, - and _.")
     values = _mapping(values, what)
     for key in values:
         _require(key in _KNOWN, f"{what}: unknown field {quoted(key)}", f"Known fields: {', '.join(sorted(_KNOWN))}.")
@@ -276,9 +278,7 @@ def _sources(values: Any, what: str, package: str, artifact: Published | None = 
         repo, _, commit = artifact.uri.partition("@")
         weights = "model.safetensors"
         return (Source(f"{repo}/{weights}@{commit}", "artifact", sha256=artifact.sha256[weights]),)
-    _require(
-        isinstance(values, list) and values, f"{what} is {quoted(values)}", "List at least the weights file."
-    )
+    _require(isinstance(values, list) and values, f"{what} is {quoted(values)}", "List at least the weights file.")
     assert isinstance(values, list)
     for i, each in enumerate(values):
         _require("package" not in _mapping(each, what), f"{what}[{i}]: unknown field 'package'", "Remove it.")

@@ -54,7 +54,7 @@ def load(
     except (Unavailable, NotFound, Forbidden) as error:
         if str(weights) not in registry.load_registry():
             raise
-        hint = f"Run `pylo-zoo convert {weights} --out DIR` on a connected machine, copy DIR here and use weights='DIR'."
+        hint = f"Run `pylo-zoo convert {weights} --out DIR` on an online machine, copy DIR here and use weights='DIR'."
         raise type(error)(f"The weights {str(weights)!r} are not cached: {error.message}", hint) from None
 
 

@@ -95,7 +95,7 @@ REFUSED = [
     ("CELO2_naive", {"hf_key": None}, "a random network"),
     ("CELO2_naive", {"hf_key": "celo3"}, "No checkpoint called 'celo3'"),
     ("CELO2_naive", {"network": "celo2"}, "network is str"),
-    ("CELO2_naive", {"network": nn.Linear(2, 2)}, "is no celo2 checkpoint"),
+    ("CELO2_naive", {"network": nn.Linear(2, 2)}, "is not a checkpoint of the family celo2"),
     ("CELO2_naive", {"checkpoint_path": "absent.pt"}, "absent.pt"),
     ("CELO2_naive", {"hf_key": MADE["elo"]}, "cannot run 'elo'"),
     ("CELO2_naive", {"clip_grad": True, "clip_norm": 0.0}, "clip_norm is 0"),

@@ -93,7 +93,7 @@ def test_a_file_that_the_registry_knows_is_recognised(pinned: registry.Entry) ->
     assert (made.name, made.source.uri, made.source.license) == ("celo2-base", pinned.weights.uri, "MIT")
     assert made.behavior == pinned.behavior
     assert made.defaults["lr"] == 0.5
-    with pytest.raises(ZooError, match=r"exp_mult = 0\.5, but the registry's celo2-base.* says 0\.25"):
+    with pytest.raises(ZooError, match=r"exp_mult is 0\.5 in .*, but 0\.25 in the registry entry celo2-base"):
         convert("celo2-base", source="theta.state", settings={"exp_mult": 0.5})
     assert library.inspect("theta.state").matched == "celo2-base"
 
@@ -108,7 +108,7 @@ def test_a_registry_name_finds_the_cached_file_again(pinned: registry.Entry, tmp
     first = made("celo2-base", tmp_path / "theta.state")
     (tmp_path / "theta.state").unlink()
     assert convert("celo2-base").fingerprint == first.fingerprint
-    with pytest.raises(ZooError, match=r"exp_mult = 0\.5, but the registry entry celo2-base says 0\.25"):
+    with pytest.raises(ZooError, match=r"exp_mult is 0\.5 in .*, but 0\.25 in the registry entry celo2-base"):
         convert("celo2-base", settings={"exp_mult": 0.5})
 
 

@@ -59,7 +59,7 @@ def test_export_refuses_an_artifact_whose_weights_were_changed(exported: Path, c
     tensors = {name: tensor.clone() for name, tensor in made.tensors.items()}
     tensors["mlp.layers.0.bias"][0] *= 1.001
     artifact.write(dataclasses.replace(made, tensors=tensors), exported, force=True)
-    assert "changed after its conversion" in refused(capsys, "export", exported, "--out", "x")
+    assert "has changed since its conversion" in refused(capsys, "export", exported, "--out", "x")
     assert not Path("x").exists()
 
 

@@ -315,7 +315,7 @@ def test_an_address_as_source(hub: Hub, registry: Path) -> None:
     words = ("--source", f"{hub.server.url}/gresearch/velo/params", "--no-verify", "--out", "bare", "--update-lock")
     done = hub.python(CLI, str(registry), "convert", "velo", *words)
     assert done.returncode == 0, done.stderr
-    assert "There is no config.gin beside it" in done.stderr
+    assert "has no config.gin" in done.stderr
     assert [path.name for path in (hub.home / "sources" / made.source.sha256).iterdir()] == ["params"]
 
 

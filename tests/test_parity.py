@@ -331,7 +331,7 @@ def test_behaviour_that_nobody_says_is_named() -> None:
     edited = replace(made, behavior=replace(made.behavior, step_mult=0.002))
     report = parity.verify(edited, source)
     assert report.passed  # nothing could show it wrong
-    assert "step_mult = 0.002, where the released value is 0.001" in report.statements.unsaid
+    assert "step_mult = 0.002 (released value: 0.001)" in report.statements.unsaid
     assert report.coverage is not None
     assert any("step_mult = 0.002" in each for each in report.coverage.not_covered)
     assert proof("celo-adam").statements.unsaid[0] == "step_mult = 0.001"

@@ -323,15 +323,15 @@ def test_the_registrys_decays_stand_in(tmp_path: Path, monkeypatch: pytest.Monke
     np.testing.assert_array_equal(made.tensors["momentum_decays"].numpy(), expected)
     assert made.source.layout["supplied"]["rms_decays"] == [float(np.float32(0.01079706))]
     assert library.inspect(path).families[0] == "mulo"
-    with pytest.raises(ZooError, match="another value than the registry"):
+    with pytest.raises(ZooError, match="but the registry has"):
         convert("mulo", source=path, settings={"rms_decays": [0.5]})
 
 
 @pytest.mark.parametrize(
     ("said", "complaint"),
     [
-        ({}, "lacks its learned decays, adafactor_decays, momentum_decays, rms_decays"),
-        ({"rms_decays": [0.1]}, "lacks its learned decays, adafactor_decays, momentum_decays,"),
+        ({}, "lacks the learned decays, adafactor_decays, momentum_decays, rms_decays"),
+        ({"rms_decays": [0.1]}, "lacks the learned decays, adafactor_decays, momentum_decays,"),
         ({**decays(), "rms_decays": [0.1, 0.2]}, r"rms_decays \[2\] instead of \[1\]"),
         ({**decays(), "rms_decays": 0.1}, "must be a list of numbers"),
         ({**decays(), "rms_decays": ["x"]}, "must be a list of numbers"),
@@ -347,7 +347,7 @@ def test_decays_that_the_file_holds_are_not_said_again(tmp_path: Path) -> None:
     found = pylo_files.network(theta("mulo")) | {name: theta("mulo")[name,] for name in OFFSETS}
     (tmp_path / "x").write_bytes(save(found))
     assert convert("mulo", source=tmp_path / "x").tensors["rms_decays"].tolist() == decays()["rms_decays"]
-    with pytest.raises(ZooError, match="which x holds itself"):
+    with pytest.raises(ZooError, match="x already contains rms_decays"):
         convert("mulo", source=tmp_path / "x", settings=decays())
 
 
