@@ -18,7 +18,7 @@ DEFAULT_MAX_BYTES = 64 * 1024 * 1024
 28 MB in float32 and 56 MB in float64."""
 
 VARIABLE = "PYLO_ZOO_MAX_BYTES"
-RAISE = f"Check that it is the right file; --max-bytes N (in Python max_bytes=N, or {VARIABLE}=N) raises the limit."
+RAISE = f"If the file is right, raise the limit with --max-bytes N (in Python, max_bytes=N) or {VARIABLE}=N."
 """The hint of an error about the limit."""
 
 _override: ContextVar[int | None] = ContextVar("max_bytes", default=None)

@@ -148,7 +148,8 @@ def test_a_failing_parity_writes_nothing(
 
 
 def wrong_family(tmp_path: Path) -> tuple[list[object], str]:
-    return ["velo", "--source", write_theta(tmp_path, "celo2")], r"not a checkpoint of the family velo.*\n.*as celo2 or celo2-base"
+    path = write_theta(tmp_path, "celo2")
+    return ["velo", "--source", path], r"not a checkpoint of the family velo.*\n.*as celo2 or celo2-base"
 
 
 def nearly_a_family(tmp_path: Path) -> tuple[list[object], str]:

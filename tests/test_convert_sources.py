@@ -185,7 +185,7 @@ def test_a_cache_that_cannot_be_written_is_one_error(tmp_path: Path, monkeypatch
 
 def test_an_artifact_is_no_source(tmp_path: Path) -> None:
     made("elo", write_theta(tmp_path, "elo"))
-    with pytest.raises(ZooError, match="is an artifact already"):
+    with pytest.raises(ZooError, match="is an artifact, not a checkpoint"):
         convert("elo", source="out")
 
 

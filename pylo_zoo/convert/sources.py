@@ -44,7 +44,7 @@ def read_user_file(name: str, path: str | Path, access: Access | None = None) ->
         )
     families = [] if name in converters.FAMILIES else converters.FAMILIES
     if similar := difflib.get_close_matches(name.lower().replace("_", "-"), families, n=1):
-        raise ZooError(f"There is no family {name!r}.", f"Did you mean {similar[0]!r}?")
+        raise ZooError(f"{name!r} is not a family.", f"Did you mean {similar[0]!r}?")
     family = converters.get(name)
     source = _read_address(path, access) if isinstance(path, str) and is_uri(path) else formats.read(path)
     return converters.get(family.name, source.naming), source
