@@ -33,10 +33,13 @@ Format = Literal[
     "gin",
     "pickle",
     "npz",
+    "safetensors",
+    "torch",
     "pylo-safetensors",
     "pylo-torch",
     "artifact",
 ]
+"""The formats of :class:`pylo_zoo.formats.Source` that are files (orbax is a directory), ``gin`` and ``artifact``."""
 
 
 @dataclass(frozen=True)

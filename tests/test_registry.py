@@ -12,6 +12,7 @@ import yaml
 from golden_data import CHECKPOINTS
 
 from pylo_zoo import converters, registry
+from pylo_zoo.convert import cache
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import parse
 
@@ -179,6 +180,13 @@ def test_a_wrong_source_is_refused(tmp_path: Path, change: dict[str, Any], compl
     entry = GOOD | {"sources": [GOOD["sources"][0] | change]}
     with pytest.raises(ZooError, match=complaint):
         registry.load_registry(write(tmp_path, {"mine": entry}))
+
+
+@pytest.mark.parametrize("format", sorted(set(cache.NAMES) - {"orbax"}))
+def test_every_file_format_is_accepted(tmp_path: Path, format: str) -> None:
+    """orbax is a directory, which a source's address cannot name."""
+    entry = GOOD | {"sources": [GOOD["sources"][0] | {"format": format}]}
+    assert registry.load_registry(write(tmp_path, {"mine": entry}))["mine"].weights.format == format
 
 
 @pytest.mark.parametrize(
