@@ -17,6 +17,7 @@ from pylo_zoo import artifact, registry
 from pylo_zoo import convert as library
 from pylo_zoo.config import VeLOBehavior
 from pylo_zoo.convert import cached_source, convert, make, parse_settings
+from pylo_zoo.convert.sources import download_hint
 from pylo_zoo.converters import FAMILIES
 from pylo_zoo.errors import ZooError
 
@@ -66,6 +67,14 @@ def test_settings_are_yaml() -> None:
     for pairs in (["a=1", "a=2"], ["a=[1"], ["=1"], ["a=!!python/object:os.system x"]):
         with pytest.raises(ZooError):
             parse_settings(pairs)
+
+
+@pytest.mark.parametrize("entry", registry.load_registry().values(), ids=lambda entry: entry.name)
+def test_the_download_hint_is_not_shortened(entry: registry.Entry) -> None:
+    if entry.weights.path is None:
+        hint = ZooError("", download_hint(entry)).hint
+        assert "…" not in hint
+        assert f"--source {'DIRECTORY' if entry.name == 'velo-pylo' else entry.weights.filename}" in hint
 
 
 # --- the registry ------------------------------------------------------------------------------------------------

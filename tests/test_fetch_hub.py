@@ -325,7 +325,7 @@ def test_out_of_reach_is_two_lines(hub: Hub, registry: Path) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert error.startswith("Error: gs://gresearch/velo/params cannot be reached")
     for way in (
-        "http://127.0.0.1:9/gresearch/velo/params; http://127.0.0.1:9/gresearch/velo/config.gin, into one directory",
+        "http://127.0.0.1:9/gresearch/velo/params; config.gin next to it, into one directory",
         "`pylo-zoo convert velo --source params --out zoo/velo`",
         "PYLO_ZOO_HOME",
         "PYLO_ZOO_GCS_ENDPOINT",

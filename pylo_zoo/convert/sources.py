@@ -125,15 +125,20 @@ def _download(entry: Entry, access: Access | None) -> formats.Source:
 
 def download_hint(entry: Entry) -> str:
     """A hint with three ways to get the files of ``entry`` when their servers are unavailable."""
-    files = "; ".join(map(_describe, entry.sources))
+    folder = parse(entry.weights.uri).url.rpartition("/")[0] + "/"
+    files = "; ".join(_describe(source, folder) for source in entry.sources)
     directory = ", into one directory" if len(entry.sources) > 1 else ""
     return three_ways(entry.weights.uri, files + directory, f"`{convert_command(entry)}`")
 
 
-def _describe(source: Source) -> str:
+def _describe(source: Source, folder: str) -> str:
+    """The address, size and sha256 of ``source``; only the name if it is a further file of ``folder``."""
+    url = parse(source.uri).url
+    if source.format == "gin" and url.startswith(folder):
+        url = f"{url.removeprefix(folder)} next to it"
     size = f"{source.bytes:,} bytes" if source.bytes else None
     facts = ", ".join(fact for fact in (size, source.sha256 and f"sha256 {source.sha256}") if fact)
-    return f"{parse(source.uri).url}{f' ({facts})' if facts else ''}"
+    return f"{url}{f' ({facts})' if facts else ''}"
 
 
 def convert_command(entry: Entry) -> str:
