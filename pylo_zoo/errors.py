@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import reprlib
 from typing import Any
@@ -83,7 +84,10 @@ class _Bounded(reprlib.Repr):
 
     def repr_int(self, x: int, level: int) -> str:
         """The number, or its number of digits if it has more than 40."""
-        return repr(x) if abs(x) < 10**40 else f"a number of {int(x.bit_length() * 0.30103) + 1:,} digits"
+        if abs(x) < 10**40:
+            return repr(x)
+        digits = int((x.bit_length() - 1) * math.log10(2)) + 1
+        return f"a number of {digits + (abs(x) >= 10**digits):,} digits"
 
     def repr_bytes(self, x: bytes, level: int) -> str:
         """The first bytes."""

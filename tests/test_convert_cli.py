@@ -240,7 +240,7 @@ def unknown_name(tmp_path: Path) -> tuple[list[object], str]:
 
 
 def unknown_family(tmp_path: Path) -> tuple[list[object], str]:
-    return ["adam", "--source", write_theta(tmp_path, "elo")], "no family 'adam'"
+    return ["adam", "--source", write_theta(tmp_path, "elo")], "'adam' is not a family"
 
 
 def entry_with_a_source(tmp_path: Path) -> tuple[list[object], str]:

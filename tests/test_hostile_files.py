@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from trees import encode, nested, theta
 
 from pylo_zoo import formats, limits
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, quoted
 
 MIB = craft.MIB
 LIMIT = 2 * MIB
@@ -202,14 +202,29 @@ def test_one_limit_by_three_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert limits.max_bytes() == len(data) - 1
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "1e9", "64M", "9" * 19, "١٢٣"])
+@pytest.mark.parametrize("text", ["0", "-1", "1e9", "64M", str(2**63), "9" * 400, "9" * 5000, "١٢٣"])
 def test_a_limit_that_is_no_number_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(limits.VARIABLE, text)
-    with pytest.raises(ZooError, match=limits.VARIABLE):
+    with pytest.raises(ZooError, match=limits.VARIABLE) as error:
         limits.max_bytes()
+    assert "from 1 to 9223372036854775807" in error.value.hint
+    assert len(str(error.value)) < 200
 
 
-@pytest.mark.parametrize("value", [0, -1, True, 1.5, "1"])
+@pytest.mark.parametrize("digits", [41, 309, 310, 400, 5000])
+def test_a_long_number_is_quoted_by_its_digits(digits: int) -> None:
+    for number in (10 ** (digits - 1), 10**digits - 1, -(10**digits - 1)):
+        assert quoted(number) == f"a number of {digits:,} digits"
+
+
+def test_the_largest_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(limits.VARIABLE, str(limits.LARGEST))
+    assert limits.max_bytes() == limits.LARGEST
+    with limits.allow(limits.LARGEST):
+        assert limits.max_bytes() == limits.LARGEST
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 1.5, "1", 2**63, 10**400, 10**5000, -(10**5000)], ids=quoted)
 def test_an_argument_that_is_no_number_is_refused(value: Any) -> None:
     with pytest.raises(ZooError, match="max_bytes is"), limits.allow(value):
         pass
