@@ -10,7 +10,7 @@ from typing import Any
 from pylo_zoo import config, converters, formats, limits
 from pylo_zoo.convert.leaves import required_flags
 from pylo_zoo.convert.sources import matched_entry
-from pylo_zoo.convert.statements import from_source, resolve_fields
+from pylo_zoo.convert.statements import SETTINGS, from_source, resolve_fields
 from pylo_zoo.errors import ZooError
 
 
@@ -123,4 +123,4 @@ def _missing_values(families: tuple[str, ...], source: formats.Source) -> Iterat
     for name in families:
         optional = converters.get(name, source.naming).optional
         if absent := sorted("/".join(path) for path in optional - source.leaves.keys()):
-            yield f"{name}: the file lacks {', '.join(absent)}; pass them with --set, unless the registry has them"
+            yield f"{name}: the file lacks {', '.join(absent)}; pass them in {SETTINGS}, unless the registry has them"
