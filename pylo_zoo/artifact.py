@@ -401,11 +401,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return unique
 
 
-def _check_keys(values: Mapping[str, Any], keys: tuple[str, ...], what: str) -> None:
+def _check_keys(values: Mapping[str, Any], keys: tuple[str, ...], label: str) -> None:
     unknown, missing = [key for key in values if key not in keys], [key for key in keys if key not in values]
     if unknown or missing:
         problem = f"unknown key {quoted(unknown[0])}" if unknown else f"key {missing[0]!r} is missing"
-        raise ZooError(f"{what}: {problem}.", f"The keys are {', '.join(keys)}.")
+        raise ZooError(f"{label}: {problem}.", f"The keys are {', '.join(keys)}.")
 
 
 def _mapping(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:

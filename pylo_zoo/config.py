@@ -151,13 +151,13 @@ LARGEST = 2**63 - 1
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
-def parse(record: type[Record], values: Mapping[str, Any], what: str) -> Record:
+def parse(record: type[Record], values: Mapping[str, Any], label: str) -> Record:
     """Build ``record`` from ``values``.
 
     Args:
         record: one of the dataclasses above, or a third party's.
         values: field name to value, as parsed from JSON or YAML (with lists instead of tuples).
-        what: the name of ``values`` in an error, such as ``"behavior"``.
+        label: the name of ``values`` in an error, such as ``"behavior"``.
 
     Raises:
         ZooError: a field is unknown, missing, of the wrong type or out of range.
@@ -166,14 +166,14 @@ def parse(record: type[Record], values: Mapping[str, Any], what: str) -> Record:
     fields = {field.name: field for field in dataclasses.fields(record)}  # pyright: ignore[reportArgumentType]
     for name in values:
         if name not in fields:
-            raise ZooError(f"{what}: unknown field {quoted(name)}.", suggest(str(name), fields))
+            raise ZooError(f"{label}: unknown field {quoted(name)}.", suggest(str(name), fields))
     missing = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in values]
     for name, limit in LIMITS.items():
         if isinstance(value := values.get(name), int) and value > limit:
-            raise ZooError(f"{what}: {name} is {str(value)[:24]}.", f"The largest {name} is {limit}.")
+            raise ZooError(f"{label}: {name} is {str(value)[:24]}.", f"The largest {name} is {limit}.")
     if missing:
-        raise ZooError(f"{what}: {', '.join(missing)} missing.", "Add the missing fields.")
-    return record(**{name: _coerce(hints[name], value, f"{what}: {name}") for name, value in values.items()})
+        raise ZooError(f"{label}: {', '.join(missing)} missing.", "Add the missing fields.")
+    return record(**{name: _coerce(hints[name], value, f"{label}: {name}") for name, value in values.items()})
 
 
 def to_dict(record: Any) -> dict[str, Any]:
@@ -195,25 +195,25 @@ def suggest(name: str, known: Collection[str]) -> str:
     return f"Did you mean {near[0]!r}? Known fields: {fields}." if near else f"Known fields: {fields}."
 
 
-def _coerce(kind: Any, value: Any, what: str) -> Any:
+def _coerce(kind: Any, value: Any, label: str) -> Any:
     """Convert ``value`` to type ``kind`` (bool, int, float, str, Literal, tuple, optional), or raise ZooError."""
     origin = typing.get_origin(kind)
     if origin in (Union, types.UnionType):
         if value is None:
             return None
         kind = next(option for option in typing.get_args(kind) if option is not type(None))
-        return _coerce(kind, value, what)
+        return _coerce(kind, value, label)
     if origin is Literal:
         if isinstance(value, str) and value in typing.get_args(kind):
             return value
         raise ZooError(
-            f"{what} is {quoted(value)}.", f"It must be one of {', '.join(map(repr, typing.get_args(kind)))}."
+            f"{label} is {quoted(value)}.", f"It must be one of {', '.join(map(repr, typing.get_args(kind)))}."
         )
     if origin is tuple:
         items = typing.get_args(kind)
         if isinstance(value, (list, tuple)) and len(value) == len(items):
-            return tuple(_coerce(item, each, what) for item, each in zip(items, value, strict=True))
-        raise ZooError(f"{what} is {quoted(value)}.", f"It must be a list of length {len(items)}.")
+            return tuple(_coerce(item, each, label) for item, each in zip(items, value, strict=True))
+        raise ZooError(f"{label} is {quoted(value)}.", f"It must be a list of length {len(items)}.")
     if kind is bool and isinstance(value, bool):
         return value
     if kind is int and isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST:
@@ -228,4 +228,4 @@ def _coerce(kind: Any, value: Any, what: str) -> Any:
         float: "a finite number",
         str: "a string",
     }[kind]
-    raise ZooError(f"{what} is {quoted(value)}.", f"It must be {expected}.")
+    raise ZooError(f"{label} is {quoted(value)}.", f"It must be {expected}.")

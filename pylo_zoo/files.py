@@ -59,8 +59,8 @@ def open_regular(path: Path) -> BinaryIO:
     try:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
-            what = _KINDS.get(stat.S_IFMT(mode), "it is not a file")
-            raise OSError(errno.EINVAL, f"{what}, not a regular file", str(path))
+            kind = _KINDS.get(stat.S_IFMT(mode), "it is not a file")
+            raise OSError(errno.EINVAL, f"{kind}, not a regular file", str(path))
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)

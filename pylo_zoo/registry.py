@@ -229,18 +229,18 @@ _URI = re.compile(
 
 
 def _entry(name: Any, values: Any, package: str) -> Entry:
-    what = f"registry.yaml: {name}"
+    label = f"registry.yaml: {name}"
     name_ok = isinstance(name, str) and _NAME.fullmatch(name)
-    _require(name_ok, f"{what} is not a valid name", "Use lower-case letters, digits, - and _.")
-    values = _mapping(values, what)
+    _require(name_ok, f"{label} is not a valid name", "Use lower-case letters, digits, - and _.")
+    values = _mapping(values, label)
     for key in values:
-        _require(key in _KNOWN, f"{what}: unknown field {quoted(key)}", f"Known fields: {', '.join(sorted(_KNOWN))}.")
-    plain = config.parse(_Plain, {key: values[key] for key in values if key in _PLAIN}, what)
+        _require(key in _KNOWN, f"{label}: unknown field {quoted(key)}", f"Known fields: {', '.join(sorted(_KNOWN))}.")
+    plain = config.parse(_Plain, {key: values[key] for key in values if key in _PLAIN}, label)
     families = f"Known families: {', '.join(converters.FAMILIES)}."
-    _require(plain.family in converters.FAMILIES, f"{what}: family {quoted(plain.family)} is unknown", families)
+    _require(plain.family in converters.FAMILIES, f"{label}: family {quoted(plain.family)} is unknown", families)
     family = converters.FAMILIES[plain.family]
-    behavior = _mapping(values.get("behavior", {}), f"{what}: behavior")
-    artifact = _published(values.get("artifact"), f"{what}: artifact")
+    behavior = _mapping(values.get("behavior", {}), f"{label}: behavior")
+    artifact = _published(values.get("artifact"), f"{label}: artifact")
     return Entry(
         name=name,
         family=plain.family,
@@ -248,81 +248,85 @@ def _entry(name: Any, values: Any, package: str) -> Entry:
         license=plain.license,
         trained=plain.trained,
         notes=plain.notes,
-        sources=_sources(values.get("sources"), f"{what}: sources", package, artifact),
+        sources=_sources(values.get("sources"), f"{label}: sources", package, artifact),
         artifact=artifact,
-        architecture=_parse_optional(family.architecture, values.get("architecture"), f"{what}: architecture"),
-        behavior=config.parse(family.behavior, behavior, f"{what}: behavior"),
-        learned_decays=_learned_decays(plain.family, values.get("learned_decays"), f"{what}: learned_decays"),
-        paper=_paper(values.get("paper"), f"{what}: paper"),
-        defaults=_defaults(family, values.get("defaults", {}), f"{what}: defaults"),
+        architecture=_parse_optional(family.architecture, values.get("architecture"), f"{label}: architecture"),
+        behavior=config.parse(family.behavior, behavior, f"{label}: behavior"),
+        learned_decays=_learned_decays(plain.family, values.get("learned_decays"), f"{label}: learned_decays"),
+        paper=_paper(values.get("paper"), f"{label}: paper"),
+        defaults=_defaults(family, values.get("defaults", {}), f"{label}: defaults"),
     )
 
 
-def _published(values: Any, what: str) -> Published | None:
+def _published(values: Any, label: str) -> Published | None:
     if values is None:
         return None
-    keys_ok = _mapping(values, what).keys() == {"uri", "sha256"}
-    _require(keys_ok, f"{what} has the fields {quoted(sorted(values, key=str))}", "It must have uri and sha256 only.")
-    uri, hashes = values["uri"], _mapping(values["sha256"], f"{what}: sha256")
+    keys_ok = _mapping(values, label).keys() == {"uri", "sha256"}
+    _require(keys_ok, f"{label} has the fields {quoted(sorted(values, key=str))}", "It must have uri and sha256 only.")
+    uri, hashes = values["uri"], _mapping(values["sha256"], f"{label}: sha256")
     uri_ok = isinstance(uri, str) and _ARTIFACT.fullmatch(uri)
-    _require(uri_ok, f"{what}: uri is {quoted(uri)}", "It must be hf://ORG/NAME@COMMIT with 40 hex digits.")
+    _require(uri_ok, f"{label}: uri is {quoted(uri)}", "It must be hf://ORG/NAME@COMMIT with 40 hex digits.")
     for name, sha256 in hashes.items():
         sha256_ok = isinstance(sha256, str) and _SHA256.fullmatch(sha256)
-        _require(sha256_ok, f"{what}: sha256 of {name} is {quoted(sha256)}", "It must be 64 lower-case hex digits.")
+        _require(sha256_ok, f"{label}: sha256 of {name} is {quoted(sha256)}", "It must be 64 lower-case hex digits.")
     needed = {"config.json", "model.safetensors"}
     _require(
-        needed <= hashes.keys(), f"{what}: sha256 has {quoted(sorted(hashes, key=str))}", f"It needs {sorted(needed)}."
+        needed <= hashes.keys(), f"{label}: sha256 has {quoted(sorted(hashes, key=str))}", f"It needs {sorted(needed)}."
     )
     return Published(uri, MappingProxyType(dict(hashes)))
 
 
-def _sources(values: Any, what: str, package: str, artifact: Published | None = None) -> tuple[Source, ...]:
+def _sources(values: Any, label: str, package: str, artifact: Published | None = None) -> tuple[Source, ...]:
     if values is None and artifact is not None:
         repo, _, commit = artifact.uri.partition("@")
         weights = "model.safetensors"
         return (Source(f"{repo}/{weights}@{commit}", "artifact", sha256=artifact.sha256[weights]),)
-    _require(isinstance(values, list) and values, f"{what} is {quoted(values)}", "List at least the weights file.")
+    _require(isinstance(values, list) and values, f"{label} is {quoted(values)}", "List at least the weights file.")
     assert isinstance(values, list)
     for i, each in enumerate(values):
-        _require("package" not in _mapping(each, what), f"{what}[{i}]: unknown field 'package'", "Remove it.")
-    sources = tuple(config.parse(Source, {**each, "package": package}, f"{what}[{i}]") for i, each in enumerate(values))
+        _require("package" not in _mapping(each, label), f"{label}[{i}]: unknown field 'package'", "Remove it.")
+    sources = tuple(
+        config.parse(Source, {**each, "package": package}, f"{label}[{i}]") for i, each in enumerate(values)
+    )
     for i, source in enumerate(sources):
         uri_ok = _URI.fullmatch(source.uri) and not {".", ".."} & set(source.uri.split("/"))
         hint = "It must be hf://ORG/REPO/FILE[@REV], gs://BUCKET/PATH, https://HOST/PATH or package://PATH."
-        _require(uri_ok, f"{what}[{i}]: uri is {quoted(source.uri)}", hint)
+        _require(uri_ok, f"{label}[{i}]: uri is {quoted(source.uri)}", hint)
         sha256_ok = source.sha256 is None or _SHA256.fullmatch(source.sha256)
-        _require(sha256_ok, f"{what}[{i}]: sha256 is {quoted(source.sha256)}", "It must be 64 lower-case hex digits.")
-    _require(sources[0].format != "gin", f"{what}[0] is gin", "List the weights first.")
+        _require(sha256_ok, f"{label}[{i}]: sha256 is {quoted(source.sha256)}", "It must be 64 lower-case hex digits.")
+    _require(sources[0].format != "gin", f"{label}[0] is gin", "List the weights first.")
     return sources
 
 
-def _paper(values: Any, what: str) -> Paper | None:
-    paper = _parse_optional(Paper, values, what)
+def _paper(values: Any, label: str) -> Paper | None:
+    paper = _parse_optional(Paper, values, label)
     arxiv_ok = paper is None or _ARXIV.fullmatch(paper.arxiv)
-    _require(arxiv_ok, f"{what}: arxiv is {quoted(paper and paper.arxiv)}", "It must be a string such as '2501.12670'.")
+    _require(
+        arxiv_ok, f"{label}: arxiv is {quoted(paper and paper.arxiv)}", "It must be a string such as '2501.12670'."
+    )
     return paper
 
 
-def _learned_decays(family: str, values: Any, what: str) -> LearnedDecays | None:
+def _learned_decays(family: str, values: Any, label: str) -> LearnedDecays | None:
     allowed = values is None or family in ("adafac-mlp", "mulo")
-    _require(allowed, f"{what}: {family} has no learned decays", "Remove the field; only adafac-mlp and mulo have it.")
-    return _parse_optional(LearnedDecays, values, what)
+    _require(allowed, f"{label}: {family} has no learned decays", "Remove the field; only adafac-mlp and mulo have it.")
+    return _parse_optional(LearnedDecays, values, label)
 
 
-def _defaults(family: converters.Family, values: Any, what: str) -> Mapping[str, float]:
+def _defaults(family: converters.Family, values: Any, label: str) -> Mapping[str, float]:
     known = family.defaults
-    for key, value in _mapping(values, what).items():
-        _require(key in known, f"{what}: unknown field {quoted(key)}", f"Known fields: {', '.join(known)}.")
-        _require(config.is_finite(value), f"{what}: {key} is {quoted(value)}", "It must be a finite number.")
+    for key, value in _mapping(values, label).items():
+        _require(key in known, f"{label}: unknown field {quoted(key)}", f"Known fields: {', '.join(known)}.")
+        _require(config.is_finite(value), f"{label}: {key} is {quoted(value)}", "It must be a finite number.")
     return MappingProxyType({key: float(value) for key, value in values.items()})
 
 
-def _parse_optional(record: type[config.Record], values: Any, what: str) -> config.Record | None:
-    return None if values is None else config.parse(record, _mapping(values, what), what)
+def _parse_optional(record: type[config.Record], values: Any, label: str) -> config.Record | None:
+    return None if values is None else config.parse(record, _mapping(values, label), label)
 
 
-def _mapping(values: Any, what: str) -> Mapping[Any, Any]:
-    _require(isinstance(values, dict), f"{what} is {quoted(values)}", "It must be a mapping of names to values.")
+def _mapping(values: Any, label: str) -> Mapping[Any, Any]:
+    _require(isinstance(values, dict), f"{label} is {quoted(values)}", "It must be a mapping of names to values.")
     return values
 
 

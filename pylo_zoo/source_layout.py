@@ -14,18 +14,18 @@ MAX_TEXT = 1_024
 CONVERT_AGAIN = "Convert the checkpoint again, or fetch the artifact again."
 
 
-def check_layout(layout: Any, what: str) -> dict[str, Any]:
+def check_layout(layout: Any, label: str) -> dict[str, Any]:
     """Validate ``layout`` and return it.
 
     Raises:
         ZooError: it is not an object, or one of its fields has the wrong type.
     """
     if not isinstance(layout, dict):
-        raise ZooError(f"{what} is {quoted(layout)}.", CONVERT_AGAIN)
+        raise ZooError(f"{label} is {quoted(layout)}.", CONVERT_AGAIN)
     for name, value in layout.items():
         is_valid, expected = FIELDS.get(name, (lambda value: True, ""))
         if not is_valid(value):
-            raise ZooError(f"{what}.{name} is {quoted(value)}, not {expected}.", CONVERT_AGAIN)
+            raise ZooError(f"{label}.{name} is {quoted(value)}, not {expected}.", CONVERT_AGAIN)
     return layout
 
 

@@ -52,9 +52,9 @@ class Decoded:
     naming: str = "jax"
 
 
-def refuse(what: str, hint: str = "Save a tree of plain numeric arrays.") -> NoReturn:
+def refuse(message: str, hint: str = "Save a tree of plain numeric arrays.") -> NoReturn:
     """Raise the ZooError for a damaged or malicious file."""
-    raise ZooError(what, hint)
+    raise ZooError(message, hint)
 
 
 # --- arrays ------------------------------------------------------------------------------------------------------

@@ -120,8 +120,8 @@ def _encoded(leaves: Mapping[Path, np.ndarray], layout: Mapping[str, Any]) -> It
         ) from error
 
 
-def _refuse(what: str) -> NoReturn:
-    raise ZooError(what, HINT)
+def _refuse(message: str) -> NoReturn:
+    raise ZooError(message, HINT)
 
 
 # --- decoding ----------------------------------------------------------------------------------------------------

@@ -32,8 +32,8 @@ class Incomplete(ValueError):
     """The data ends too early, or is not msgpack."""
 
 
-def _refuse(what: str) -> NoReturn:
-    raise ZooError(what, HINT)
+def _refuse(message: str) -> NoReturn:
+    raise ZooError(message, HINT)
 
 
 class Reader:
