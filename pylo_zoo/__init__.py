@@ -1,4 +1,4 @@
-"""Learned optimizers for PyTorch, with the proof that they compute what their JAX originals compute."""
+"""Learned optimizers for PyTorch, proven to compute what the original JAX code computes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Artifact", "ZooError", "__version__", "load"]
 
-# Loaded on first use, so that `import pylo_zoo` (and the command line's --help) does not wait for torch.
+# Imported on first use: `import pylo_zoo` (and --help) does not wait for torch.
 _LAZY = {"Artifact": "pylo_zoo.artifact", "load": "pylo_zoo.weights"}
 
 

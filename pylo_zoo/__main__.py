@@ -1,4 +1,4 @@
-"""``python -m pylo_zoo``: the same command line as ``pylo-zoo``."""
+"""``python -m pylo_zoo`` runs the ``pylo-zoo`` command."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The on-disk form of a converted checkpoint: ``model.safetensors``, ``config.json`` and, where known, ``parity.json``.
+"""A converted checkpoint on disk: ``model.safetensors``, ``config.json`` and, after a parity check, ``parity.json``.
 
-Only this module reads and writes it. The same artifact always gives the same bytes.
+Only this module reads and writes them. The same artifact always produces the same bytes.
 """
 
 from __future__ import annotations
@@ -30,33 +30,33 @@ from pylo_zoo.converters import Family
 from pylo_zoo.converters import get as get_family
 from pylo_zoo.converters.base import UNUSED, structure_problems, tensor_shapes, value_problems
 from pylo_zoo.errors import ZooError, quoted
-from pylo_zoo.files import left_behind, read_regular, staged_directory, write_file
+from pylo_zoo.files import REPLACE, left_behind, read_regular, staged_directory, write_file
 from pylo_zoo.source_layout import CONVERT_AGAIN, check_layout
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, PARITY = "config.json", "model.safetensors", "parity.json"
 VECTORS = "parity-vectors.safetensors"
-"""What the original computed, for a replay without it (:mod:`pylo_zoo.parity.vectors`)."""
+"""What the original JAX code computed, for a replay without JAX (:mod:`pylo_zoo.parity.vectors`)."""
 STATE_DICT = "model.pt"
-"""The optional second form of the weights."""
+"""The weights a second time, as ``torch.save`` writes them; optional."""
 CARD, PAGE, PLOT = "README.md", "parity.html", "parity.png"
-"""What a published artifact has besides: its model card, and its proof on a page and as a picture."""
+"""Additional files of a published artifact: the model card, and the parity report as a page and as a plot."""
 OWN_FILES = frozenset({CONFIG, WEIGHTS, PARITY, VECTORS, STATE_DICT, CARD, PAGE, PLOT})
-"""What an artifact's directory may hold and lose when it is replaced."""
+"""The only files that may exist in an artifact's directory; replacing the artifact deletes them."""
 KEYS = ("format_version", "family", "name", "architecture", "behavior", "defaults", "source", "converter")
 MAX_JSON_BYTES = 4 * 1024 * 1024
-"""Largest ``config.json`` or ``parity.json``: parsing takes about twenty times the size. Published: up to 240 kB."""
+"""Largest ``config.json`` or ``parity.json``: parsing uses about 20 times the size. Published files reach 240 kB."""
 MAX_HEADER_BYTES = 2 * 1024 * 1024
-"""Largest header of a safetensors file: its library makes several objects per tensor."""
+"""Largest header of a safetensors file: the library allocates several objects per tensor."""
 MAX_TEXT = 1_024
-"""Characters of a name, an address or a version in ``config.json``."""
+"""Longest name, address or version in ``config.json``, in characters."""
 
 
 @dataclass(frozen=True)
 class SourceRecord:
     """Where the weights came from: names and hashes, never a local path.
 
-    ``layout`` is what rebuilds the source file's bytes from the leaves (:func:`pylo_zoo.formats.write`).
+    :func:`pylo_zoo.formats.write` rebuilds the source file's bytes from the leaves and ``layout``.
     """
 
     uri: str
@@ -69,26 +69,26 @@ class SourceRecord:
 
 @dataclass(frozen=True)
 class Converter:
-    """What made the artifact."""
+    """The program that wrote the artifact."""
 
     version: str
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Artifact:
-    """A learned optimizer's weights and everything that belongs to them.
+    """A learned optimizer's weights with its configuration, source and parity report.
 
     Attributes:
         family: one of :data:`pylo_zoo.converters.FAMILIES`.
         name: the registry entry's name, or the family's.
         architecture: the family's architecture record.
-        behavior: the family's behaviour record.
-        defaults: arguments of the optimizer.
-        source: the checkpoint that it was converted from.
-        converter: what converted it.
+        behavior: the family's behavior record.
+        defaults: default arguments of the optimizer.
+        source: the checkpoint that the artifact was converted from.
+        converter: the program that converted it.
         tensors: the network's state_dict in float32, and ``unused.*`` leaves that only an export needs.
         parity: content of ``parity.json``, or None.
-        path: the directory that it was read from, or None.
+        path: the directory that the artifact was read from, or None.
     """
 
     family: str
@@ -103,7 +103,7 @@ class Artifact:
     path: Path | None = None
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The network's own tensors."""
+        """The network's tensors, without ``unused.*``."""
         return {name: tensor for name, tensor in self.tensors.items() if not name.startswith(UNUSED)}
 
     def net(self) -> nn.Module:
@@ -118,18 +118,21 @@ class Artifact:
         return f"<Artifact {self.name!r} ({self.family}) from {self.source.uri!r}, sha256 {sha256}…, parity {parity}>"
 
     def misdescribed(self) -> str | None:
-        """What the parity report that came along says otherwise than the artifact itself; None where they agree."""
+        """The first of name, uri and sha256 that differs between the parity report and the artifact, or None."""
         source = (self.parity or {}).get("source")
         source = source if isinstance(source, dict) else {}
-        ours = {"name": self.name, "uri": self.source.uri, "sha256": self.source.sha256}
-        theirs = {"name": (self.parity or {}).get("name"), "uri": source.get("uri"), "sha256": source.get("sha256")}
-        other = [f"{key} {quoted(theirs[key])}, not {quoted(ours[key])}" for key in ours if theirs[key] != ours[key]]
-        return other[0] if self.parity and other else None
+        actual = {"name": self.name, "uri": self.source.uri, "sha256": self.source.sha256}
+        reported = {"name": (self.parity or {}).get("name"), "uri": source.get("uri"), "sha256": source.get("sha256")}
+        differing = [key for key in actual if reported[key] != actual[key]]
+        if not self.parity or not differing:
+            return None
+        key = differing[0]
+        return f"{key} {quoted(reported[key])}, not {quoted(actual[key])}"
 
     def changed_default(self) -> str | None:
-        """The first default that differs from what the parity report records; None if it agrees, or records none.
+        """The first default that differs from the parity report's, or None.
 
-        Defaults (``lr``, decays) are not part of :attr:`fingerprint`, which optimizer states and older reports hold.
+        Defaults (``lr``, decays) are not part of :attr:`fingerprint`, which optimizer states and older reports store.
         """
         recorded = (self.parity or {}).get("defaults")
         if recorded is None or recorded == dict(self.defaults):
@@ -141,10 +144,10 @@ class Artifact:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of what the update depends on: family, architecture, behaviour and tensors."""
+        """sha256 of everything that the update depends on: family, architecture, behavior and tensors."""
         digest = hashlib.sha256()
-        what = [self.family, to_dict(self.architecture), to_dict(self.behavior)]
-        digest.update(json.dumps(what, sort_keys=True).encode())
+        records = [self.family, to_dict(self.architecture), to_dict(self.behavior)]
+        digest.update(json.dumps(records, sort_keys=True).encode())
         for name, tensor in sorted(self.tensors.items()):
             digest.update(f"\n{name} {list(tensor.shape)}\n".encode())
             digest.update(tensor.contiguous().numpy().tobytes())
@@ -168,46 +171,47 @@ class Artifact:
 
 
 def check_output(directory: Path, *, force: bool) -> None:
-    """Whether :func:`write` may put an artifact at ``directory``; worth asking before long work.
+    """Check that :func:`write` may put an artifact at ``directory``. Call this before long work.
 
     Raises:
-        ZooError: something is there and ``force`` is not set, or it is not an artifact's directory.
+        ZooError: ``directory`` is a file or holds other files, or it holds an artifact and ``force`` is not set.
     """
     if not directory.exists():
         return
     if not directory.is_dir():
-        raise ZooError(f"{directory} is a file.", "Give another directory with --out.")
+        raise ZooError(f"{directory} is a file.", "Choose another directory.")
     present = {path.name for path in directory.iterdir() if not left_behind(path.name)}
     if foreign := sorted(present - OWN_FILES):
         raise ZooError(
-            f"{directory} holds what no artifact does: {', '.join(foreign[:4])}.", "Give another directory with --out."
+            f"{directory} holds files that are not part of an artifact: {', '.join(foreign[:4])}.",
+            "Choose another directory.",
         )
     if present and not force:
-        raise ZooError(f"{directory} already exists.", "Replace it with --force, or give another directory with --out.")
+        raise ZooError(f"{directory} already exists.", f"Replace it with {REPLACE}, or choose another directory.")
 
 
 def write(
     artifact: Artifact, directory: str | Path, *, force: bool = False, extra_files: Mapping[str, bytes] | None = None
 ) -> Path:
-    """Write ``artifact`` to ``directory``, all of it or nothing.
+    """Write ``artifact`` to ``directory``. A failure leaves the directory as it was.
 
     Args:
-        artifact: what to write; its ``parity`` becomes ``parity.json``.
-        directory: where; an artifact that is there is replaced in one step if ``force`` is set.
-        force: replace.
-        extra_files: further files of :data:`OWN_FILES`, such as ``model.pt``.
+        artifact: the artifact; its ``parity`` becomes ``parity.json``.
+        directory: the target.
+        force: replace an artifact in ``directory``, in one step.
+        extra_files: additional files of :data:`OWN_FILES`, such as ``model.pt``.
 
     Returns:
         The directory.
 
     Raises:
-        ZooError: something else is in the way, or the file system refuses.
+        ZooError: see :func:`check_output`, or the directory cannot be written.
     """
     directory = Path(directory)
     check_output(directory, force=force)
     tensors = {name: tensor.contiguous() for name, tensor in sorted(artifact.tensors.items())}
     files = {
-        # One metadata key: with two, the order in the header, hence the sha256, changes from save to save.
+        # One metadata key only: the order of two in the header, and with it the sha256, changes between saves.
         WEIGHTS: save_safetensors(tensors, metadata={"format": "pt"}),
         CONFIG: _json(artifact.config()),
         **({} if artifact.parity is None else {PARITY: _json(artifact.parity)}),
@@ -220,14 +224,14 @@ def write(
 
 
 def write_parity(directory: str | Path, parity: Mapping[str, Any], vectors: bytes | None = None) -> None:
-    """Replace ``parity.json`` of the artifact at ``directory``, in one step; ``vectors`` go before it."""
+    """Replace ``parity.json`` of the artifact at ``directory`` in one step, after writing ``vectors``."""
     if vectors is not None:
         write_file(Path(directory) / VECTORS, vectors)
     write_file(Path(directory) / PARITY, _json(parity))
 
 
 def pack_arrays(arrays: Mapping[str, np.ndarray], about: str) -> bytes:
-    """A safetensors file of ``arrays`` with one text about them; the same in, the same bytes out."""
+    """Encode ``arrays`` and the description ``about`` as a safetensors file, deterministically."""
     return save_arrays({name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}, {"about": about})
 
 
@@ -247,20 +251,20 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], str]:
 
 
 UNREADABLE = (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OverflowError)
-"""What the safetensors library raises for a damaged file or a dtype that the array package does not have."""
+"""What the safetensors library raises for a damaged file or an unsupported dtype."""
 
 
 def _safetensors_bytes(path: Path, hint: str) -> bytes:
-    """The content of a safetensors file whose size and header are within bounds."""
+    """Read a safetensors file after checking the sizes of the file and of its header."""
     data = read_regular(path, limits.max_bytes(), hint, large=limits.RAISE)
     if (size := int.from_bytes(data[:8], "little")) > MAX_HEADER_BYTES:
         _check_impostor(path, data)
-        raise ZooError(f"{path} claims a header of {size:,} bytes; up to {MAX_HEADER_BYTES:,} are read.", hint)
+        raise ZooError(f"{path} declares a header of {size:,} bytes; the limit is {MAX_HEADER_BYTES:,}.", hint)
     return data
 
 
 def state_dict_file(artifact: Artifact) -> bytes:
-    """The network's state_dict as ``torch.save`` writes it; loads with ``weights_only=True``."""
+    """The network's state_dict as ``torch.save`` writes it. It loads with ``weights_only=True``."""
     buffer = io.BytesIO()
     torch.save(artifact.state_dict(), buffer)
     return buffer.getvalue()
@@ -274,14 +278,14 @@ def _json(value: Mapping[str, Any]) -> bytes:
 
 
 def read(directory: str | Path, *, max_bytes: int | None = None) -> Artifact:
-    """Read the artifact at ``directory``, strictly.
+    """Read and validate the artifact at ``directory``.
 
     Args:
-        directory: where it is.
-        max_bytes: the limit of :mod:`pylo_zoo.limits`, for its weights.
+        directory: the artifact's directory.
+        max_bytes: the size limit for its weights (:mod:`pylo_zoo.limits`).
 
     Raises:
-        ZooError: a file is missing or damaged, a key unknown or missing, or a tensor is not what the family has.
+        ZooError: a file is missing or damaged, a key is unknown or missing, or a tensor does not fit the family.
     """
     with limits.allow(max_bytes):
         return _read(Path(directory))
@@ -289,7 +293,7 @@ def read(directory: str | Path, *, max_bytes: int | None = None) -> Artifact:
 
 def _read(directory: Path) -> Artifact:
     if not os.path.lexists(directory / CONFIG):
-        raise ZooError(f"{directory} is no artifact: it has no {CONFIG}.", "`pylo-zoo convert` makes one.")
+        raise ZooError(f"{directory} is not an artifact: it has no {CONFIG}.", "Create one with `pylo-zoo convert`.")
     values = _read_json(directory / CONFIG)
     _check_keys(values, KEYS, CONFIG)
     if values["format_version"] != FORMAT_VERSION:
@@ -333,17 +337,17 @@ def _tensors(path: Path, family: Family, architecture: Any, *, finite: bool) -> 
 
 
 def _check_impostor(path: Path, data: bytes) -> None:
-    """Raise :class:`ZooError` if ``data``, the content of ``path``, is a web page, a Git LFS pointer or the like."""
-    if impostor := impostors.recognise(data[: impostors.HEAD], len(data), text=path.suffix != ".json"):
+    """Raise :class:`ZooError` if ``data``, the content of ``path``, is a web page, a Git LFS pointer or similar."""
+    if impostor := impostors.recognize(data[: impostors.HEAD], len(data), text=path.suffix != ".json"):
         raise ZooError(f"{path} is {impostor.what}, not part of an artifact.", impostor.hint) from None
 
 
 def _check_sizes(path: Path, architecture: Any, values: int) -> None:
-    """Refuse sizes and layers of ``config.json`` that the weights cannot fill, before a network of them is built."""
+    """Reject an architecture that is larger than the weights, before a network of that size is allocated."""
     for name, size in vars(architecture).items():
         if isinstance(size, int) and size > values:
             raise ZooError(
-                f"{CONFIG}: architecture: {name} is {str(size)[:24]}, and {path.name} holds {values:,} values.",
+                f"{CONFIG}: architecture: {name} is {str(size)[:24]}, but {path.name} holds only {values:,} values.",
                 CONVERT_AGAIN,
             )
 
@@ -372,7 +376,7 @@ def _defaults(family: Family, values: Mapping[str, Any]) -> dict[str, float]:
     for name, value in values.items():
         if name not in family.defaults:
             raise ZooError(
-                f"{CONFIG}: defaults: unknown field {quoted(name)}.", f"Known: {', '.join(family.defaults)}."
+                f"{CONFIG}: defaults: unknown field {quoted(name)}.", f"Known fields: {', '.join(family.defaults)}."
             )
         if not is_finite(value):
             raise ZooError(f"{CONFIG}: defaults: {name} is {quoted(value)}.", "It must be a finite number.")
@@ -392,16 +396,16 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(found := dict(pairs)) < len(pairs):
+    if len(unique := dict(pairs)) < len(pairs):
         raise ValueError("an object has the same key twice")
-    return found
+    return unique
 
 
-def _check_keys(values: Mapping[str, Any], keys: tuple[str, ...], what: str) -> None:
+def _check_keys(values: Mapping[str, Any], keys: tuple[str, ...], label: str) -> None:
     unknown, missing = [key for key in values if key not in keys], [key for key in keys if key not in values]
     if unknown or missing:
-        complaint = f"unknown key {quoted(unknown[0])}" if unknown else f"key {missing[0]!r} is missing"
-        raise ZooError(f"{what}: {complaint}.", f"Its keys are {', '.join(keys)}.")
+        problem = f"unknown key {quoted(unknown[0])}" if unknown else f"key {missing[0]!r} is missing"
+        raise ZooError(f"{label}: {problem}.", f"The keys are {', '.join(keys)}.")
 
 
 def _mapping(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -412,11 +416,11 @@ def _mapping(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 def _text(values: Mapping[str, Any], key: str) -> str:
     if not isinstance(values[key], str) or len(values[key]) > MAX_TEXT or not _is_unicode(values[key]):
-        hint = f"It must be a text of at most {MAX_TEXT:,} characters."
+        hint = f"It must be a string of at most {MAX_TEXT:,} characters."
         raise ZooError(f"{CONFIG}: {key} is {quoted(values[key])}.", hint)
     return values[key]
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether ``text`` can be written: JSON can spell half of a surrogate pair."""
-    return not any("\ud800" <= sign <= "\udfff" for sign in text)
+    """Whether ``text`` can be encoded: JSON can contain half of a surrogate pair."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -1,7 +1,7 @@
-"""What belongs to a checkpoint: frozen, strictly validated architecture and behaviour records.
+"""Frozen, strictly validated architecture and behavior records of a checkpoint.
 
-An artifact's ``config.json`` holds one ``architecture`` and one ``behavior`` of its family, so that nothing
-which was fixed when a learned optimizer was meta-trained lives in a class default of the optimizer.
+An artifact's ``config.json`` stores one ``architecture`` and one ``behavior`` record of its family. Every value that
+meta-training fixed is stored there, never in a class default of the optimizer.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ RMS_DECAYS: tuple[float] = (0.999,)
 ADAFACTOR_DECAYS: Triple = (0.9, 0.99, 0.999)
 
 LIMITS: Mapping[str, int] = {"ns_iters": 100}
-"""Upper bounds of fields that a step loops over."""
+"""Upper bounds of fields that set a loop count in a step."""
 
 
-# --- architectures: what the leaves' shapes say ------------------------------------------------------------------
+# --- architectures: inferred from the shapes of the leaves ----------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class HyperNetArchitecture:
-    """VeLO and Celo: an LSTM a tensor that writes the weights of an MLP a parameter (SPEC §4, §5)."""
+    """VeLO and Celo: a per-tensor LSTM generates per-parameter MLP weights (SPEC §4, §5)."""
 
     lstm_hidden_size: int
     param_inits: int
@@ -43,14 +43,14 @@ class HyperNetArchitecture:
 
 @dataclass(frozen=True)
 class ControllerArchitecture:
-    """celo-adam: the LSTM alone (SPEC §5)."""
+    """celo-adam: only the LSTM (SPEC §5)."""
 
     lstm_hidden_size: int
 
 
 @dataclass(frozen=True)
 class CELO2Architecture:
-    """CELO2, CELO2-base and ELO-CELO2: one MLP a parameter (SPEC §6)."""
+    """CELO2, CELO2-base and ELO-CELO2: a per-parameter MLP (SPEC §6)."""
 
     ff_hidden_size: int
     ff_hidden_layers: int
@@ -58,13 +58,13 @@ class CELO2Architecture:
 
 @dataclass(frozen=True)
 class MLPArchitecture:
-    """AdafacMLP, μLO and ELO: one MLP a parameter over 39 features (SPEC §3)."""
+    """AdafacMLP, μLO and ELO: a per-parameter MLP with 39 input features (SPEC §3)."""
 
     hidden_size: int
     hidden_layers: int
 
 
-# --- behaviours: what no shape says ------------------------------------------------------------------------------
+# --- behavior: not visible in any shape ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class CeloBehavior:
 
 @dataclass(frozen=True)
 class VeLOBehavior(CeloBehavior):
-    """VeLO (SPEC §4). The defaults are the released VeLO's."""
+    """VeLO (SPEC §4). The defaults are the released values."""
 
     ff_mult: float = 100.0
     use_bugged_next_lstm_state: bool = False
@@ -115,7 +115,7 @@ class CELO2Behavior:
 
 @dataclass(frozen=True)
 class CELO2BaseBehavior(CELO2Behavior):
-    """CELO2-base: the rule for every parameter, no orthogonalization (SPEC §6)."""
+    """CELO2-base: the learned rule for every parameter, without orthogonalization (SPEC §6)."""
 
     orthogonalize: bool = False
 
@@ -145,19 +145,19 @@ class MuLOBehavior(AdafacBehavior):
 
 
 LARGEST = 2**63 - 1
-"""Of whole numbers: what numpy, torch and safetensors count in."""
+"""Largest integer: numpy, torch and safetensors use int64."""
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
-def parse(record: type[Record], values: Mapping[str, Any], what: str) -> Record:
-    """Build ``record`` from ``values``, strictly.
+def parse(record: type[Record], values: Mapping[str, Any], label: str) -> Record:
+    """Build ``record`` from ``values``.
 
     Args:
-        record: one of the dataclasses above (or a third party's own).
-        values: field name to value, as JSON or YAML gives them (lists stand for tuples).
-        what: how to call ``values`` in an error, such as ``"behavior"``.
+        record: one of the dataclasses above, or a third party's.
+        values: field name to value, as parsed from JSON or YAML (with lists instead of tuples).
+        label: the name of ``values`` in an error, such as ``"behavior"``.
 
     Raises:
         ZooError: a field is unknown, missing, of the wrong type or out of range.
@@ -166,54 +166,54 @@ def parse(record: type[Record], values: Mapping[str, Any], what: str) -> Record:
     fields = {field.name: field for field in dataclasses.fields(record)}  # pyright: ignore[reportArgumentType]
     for name in values:
         if name not in fields:
-            raise ZooError(f"{what}: unknown field {quoted(name)}.", suggest(str(name), fields))
+            raise ZooError(f"{label}: unknown field {quoted(name)}.", suggest(str(name), fields))
     missing = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in values]
     for name, limit in LIMITS.items():
         if isinstance(value := values.get(name), int) and value > limit:
-            raise ZooError(f"{what}: {name} is {str(value)[:24]}.", f"{name} goes up to {limit}.")
+            raise ZooError(f"{label}: {name} is {str(value)[:24]}.", f"The largest {name} is {limit}.")
     if missing:
-        raise ZooError(f"{what}: {', '.join(missing)} missing.", f"{record.__name__} needs every one of its fields.")
-    return record(**{name: _coerce(hints[name], value, f"{what}: {name}") for name, value in values.items()})
+        raise ZooError(f"{label}: {', '.join(missing)} missing.", "Add the missing fields.")
+    return record(**{name: _coerce(hints[name], value, f"{label}: {name}") for name, value in values.items()})
 
 
 def to_dict(record: Any) -> dict[str, Any]:
-    """The fields of ``record`` as JSON holds them: tuples become lists."""
+    """The fields of ``record`` for JSON, with lists instead of tuples."""
     return {
         key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(record).items()
     }
 
 
 def is_finite(value: object) -> bool:
-    """Whether ``value`` is a number that a float holds: neither true nor NaN, infinite or of 400 digits."""
+    """Whether ``value`` is a number in the range of a float; booleans, NaN and infinities are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def suggest(name: str, known: Collection[str]) -> str:
-    """A hint for an unknown field: the known one that is nearest, and all of them."""
+    """A hint for an unknown field: the most similar known field, and all known fields."""
     near = difflib.get_close_matches(name, known, n=1)
     fields = ", ".join(sorted(known)) or "none"
     return f"Did you mean {near[0]!r}? Known fields: {fields}." if near else f"Known fields: {fields}."
 
 
-def _coerce(kind: Any, value: Any, what: str) -> Any:
-    """``value`` as type ``kind`` (bool, int, float, str, Literal, tuple, optional), or a ZooError."""
+def _coerce(kind: Any, value: Any, label: str) -> Any:
+    """Convert ``value`` to type ``kind`` (bool, int, float, str, Literal, tuple, optional), or raise ZooError."""
     origin = typing.get_origin(kind)
     if origin in (Union, types.UnionType):
         if value is None:
             return None
         kind = next(option for option in typing.get_args(kind) if option is not type(None))
-        return _coerce(kind, value, what)
+        return _coerce(kind, value, label)
     if origin is Literal:
         if isinstance(value, str) and value in typing.get_args(kind):
             return value
         raise ZooError(
-            f"{what} is {quoted(value)}.", f"It must be one of {', '.join(map(repr, typing.get_args(kind)))}."
+            f"{label} is {quoted(value)}.", f"It must be one of {', '.join(map(repr, typing.get_args(kind)))}."
         )
     if origin is tuple:
         items = typing.get_args(kind)
         if isinstance(value, (list, tuple)) and len(value) == len(items):
-            return tuple(_coerce(item, each, what) for item, each in zip(items, value, strict=True))
-        raise ZooError(f"{what} is {quoted(value)}.", f"It must be a list of length {len(items)}.")
+            return tuple(_coerce(item, each, label) for item, each in zip(items, value, strict=True))
+        raise ZooError(f"{label} is {quoted(value)}.", f"It must be a list of length {len(items)}.")
     if kind is bool and isinstance(value, bool):
         return value
     if kind is int and isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST:
@@ -224,8 +224,8 @@ def _coerce(kind: Any, value: Any, what: str) -> Any:
         return value
     expected = {
         bool: "true or false",
-        int: "a positive whole number below 2**63",
+        int: "a positive integer below 2**63",
         float: "a finite number",
-        str: "a text",
+        str: "a string",
     }[kind]
-    raise ZooError(f"{what} is {quoted(value)}.", f"It must be {expected}.")
+    raise ZooError(f"{label} is {quoted(value)}.", f"It must be {expected}.")

@@ -1,28 +1,29 @@
-"""The one exception that the package raises for bad input, and how it quotes that input."""
+"""The exception that the package raises for bad input, and helpers that quote that input."""
 
 from __future__ import annotations
 
+import math
 import os
 import reprlib
 from typing import Any
 
 LONGEST = 480
-"""Characters of an error's message and of its hint: with its label, a line of the terminal's stays under 500."""
+"""Longest message, and longest hint, in characters. With its label, a printed line stays under 500."""
 QUOTED = 80
-"""Characters of a quoted value."""
+"""Longest quoted value, in characters."""
 TAIL = 3
-"""A shortened text keeps its last third: file names and causes are at the end."""
+"""A shortened text keeps its last third because file names and causes are at the end."""
 
 
 class ZooError(ValueError):
-    """Bad input, or a request that cannot be met.
+    """Bad input, or an impossible request.
 
     Args:
-        message: what was wrong, in one sentence.
-        hint: what the user can do about it, in one sentence.
+        message: what is wrong, in one sentence.
+        hint: what the user can do, in one sentence.
 
-    Both become one printable line of at most :data:`LONGEST` characters, whatever input they quote. The command line
-    prints the two as an ``Error:`` and a ``Hint:`` line and exits with status 1.
+    Message and hint are one printable line of at most :data:`LONGEST` characters each, whatever input they quote. The
+    command line prints them as an ``Error:`` and a ``Hint:`` line and exits with status 1.
     """
 
     def __init__(self, message: str, hint: str) -> None:
@@ -35,15 +36,15 @@ class ZooError(ValueError):
 
 
 def debugging() -> bool:
-    """Whether ``PYLO_ZOO_DEBUG`` asks for tracebacks, and for what other libraries print."""
+    """Whether ``PYLO_ZOO_DEBUG`` enables tracebacks and the messages of other libraries."""
     return os.environ.get("PYLO_ZOO_DEBUG", "0") not in ("", "0")
 
 
 def quoted(value: Any) -> str:
-    """``repr(value)`` in at most :data:`QUOTED` printable characters, for an error's message.
+    """``repr(value)`` in at most :data:`QUOTED` printable characters, for an error message.
 
-    The cost is bounded as well: of a YAML bomb, a deep or a recursive structure only the first items are looked at, and
-    of a number with thousands of digits, which Python refuses to print, only the size.
+    The cost is also bounded: only the first items of a YAML bomb, a deep or a recursive structure are visited. An
+    integer with thousands of digits, which Python refuses to print, is described by its number of digits.
     """
     try:
         text = _Bounded().repr(value)
@@ -61,20 +62,20 @@ def shortened(text: str, limit: int) -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` with everything escaped that a terminal would act upon, such as ``\\x1b[31m`` or a line break."""
+    """``text`` with control characters escaped, such as ``\\x1b[31m`` and line breaks."""
     if text.isprintable():
         return text
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def one_line(text: str, limit: int = LONGEST) -> str:
     """``text`` in one printable line of at most ``limit`` characters."""
-    room = 2 * limit  # escaping only lengthens: what is cut here cannot be shown
-    return shortened(printable(" ".join(shortened(text, room).split())), limit)
+    bound = 2 * limit  # escaping only lengthens the text, so this cut stays invisible
+    return shortened(printable(" ".join(shortened(text, bound).split())), limit)
 
 
 class _Bounded(reprlib.Repr):
-    """The start of a value's repr, at a bounded cost."""
+    """The start of a value's repr, at bounded cost."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,8 +83,11 @@ class _Bounded(reprlib.Repr):
         self.maxlist = self.maxtuple = self.maxdict = self.maxset = self.maxfrozenset = 8
 
     def repr_int(self, x: int, level: int) -> str:
-        """The number, or its size where it has more digits than anybody reads."""
-        return repr(x) if abs(x) < 10**40 else f"a number of {int(x.bit_length() * 0.30103) + 1:,} digits"
+        """The number, or its number of digits if it has more than 40."""
+        if abs(x) < 10**40:
+            return repr(x)
+        digits = int((x.bit_length() - 1) * math.log10(2)) + 1
+        return f"a number of {digits + (abs(x) >= 10**digits):,} digits"
 
     def repr_bytes(self, x: bytes, level: int) -> str:
         """The first bytes."""

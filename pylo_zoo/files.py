@@ -1,4 +1,4 @@
-"""Bounded reads of regular files, and writes that leave the old file or the new one, and never half of either."""
+"""Bounded reads of regular files, and atomic writes: a reader sees the old file or the new one."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-ANOTHER_PLACE = "Check the permissions and the free space there, or give another place."
+ANOTHER_PLACE = "Check the permissions and the free space there, or choose another place."
+REPLACE = "--force (in Python, force=True)"
+"""How a user permits that an existing output is replaced; part of a hint."""
 _LEFT_BEHIND = re.compile(r"\..+\.(new|old)-[0-9a-f]{8}")
 
 MAX_TEXT_BYTES = 1 << 28
 _OPEN = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-"""O_NONBLOCK: opening a named pipe without a writer returns at once, so that it can be refused."""
+"""With O_NONBLOCK, opening a named pipe that has no writer returns at once."""
 _KINDS = {
     stat.S_IFDIR: "it is a directory",
     stat.S_IFIFO: "it is a named pipe",
@@ -38,27 +40,27 @@ _KINDS = {
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open the regular file at ``path`` for reading. A symbolic link is followed.
+    """Open the regular file at ``path`` for reading. Symbolic links are followed.
 
-    A pipe, a socket, a device or a directory is refused after the open and before the first read, so that nothing
-    waits for a writer and nothing reads an endless device.
+    A pipe, a socket, a device or a directory is rejected before the first read: a pipe may wait forever for a writer,
+    and a device may be endless.
 
     Raises:
-        OSError: it cannot be opened, or is not a regular file; ``strerror`` says why.
+        OSError: it cannot be opened, or is not a regular file; ``strerror`` states the reason.
     """
     try:
         descriptor = os.open(path, _OPEN)
     except ValueError as error:  # a null character
         raise OSError(errno.EINVAL, "its name is not valid", str(path)) from error
     except OSError as error:
-        if error.errno == errno.ENXIO:  # how the open of a socket fails
+        if error.errno == errno.ENXIO:  # the result of opening a socket
             raise OSError(errno.ENXIO, "it is a socket", str(path)) from error
         raise
     try:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
-            what = _KINDS.get(stat.S_IFMT(mode), "it is not a file")
-            raise OSError(errno.EINVAL, f"{what}, not a regular file", str(path))
+            kind = _KINDS.get(stat.S_IFMT(mode), "it is not a file")
+            raise OSError(errno.EINVAL, f"{kind}, not a regular file", str(path))
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -68,26 +70,26 @@ def open_regular(path: Path) -> BinaryIO:
 def read_regular(
     path: Path, limit: int, hint: str = "Check the path and its permissions.", *, large: str = ""
 ) -> bytes:
-    """The bytes of the regular file at ``path``, at most ``limit`` of them.
+    """Read the regular file at ``path``, at most ``limit`` bytes.
 
-    The size is checked before anything is allocated, so that a sparse file costs nothing.
+    The size is checked before the allocation: a sparse file costs nothing.
 
     Args:
         path: the file.
-        limit: the most bytes that it may have.
-        hint: what to do about a file that is missing, unreadable or not regular.
-        large: what to do about a file that is too large; by default ``hint``.
+        limit: the largest permitted size in bytes.
+        hint: hint of the error for a file that is missing, unreadable or not regular.
+        large: hint of the error for a file that is too large; by default ``hint``.
 
     Raises:
-        ZooError: the file is missing, unreadable, not regular, or larger.
+        ZooError: the file is missing, unreadable, not regular, or too large.
     """
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             data = b"" if size > limit else file.read(min(size, limit) + 1)
     except FileNotFoundError as error:
-        what = "is a link to a file that does not exist" if path.is_symlink() else "does not exist"
-        raise ZooError(f"{path} {what}.", hint) from error
+        problem = "is a link to a file that does not exist" if path.is_symlink() else "does not exist"
+        raise ZooError(f"{path} {problem}.", hint) from error
     except OSError as error:
         raise ZooError(f"{path} cannot be read: {error.strerror or error}.", hint) from error
     if (size := max(size, len(data))) > limit:
@@ -97,29 +99,29 @@ def read_regular(
 
 @contextmanager
 def staged_directory(target: Path, hint: str = ANOTHER_PLACE, *, last: str | None = None) -> Iterator[Path]:
-    """A new directory that becomes ``target`` when the block ends without an exception.
+    """Create a directory that becomes ``target`` when the block ends without an exception.
 
-    Normally the new directory takes the place of ``target`` in one step. Three kinds of directory keep their inode, and
-    the files are moved into them instead: an empty directory, a mount point, and one that holds the working directory
-    (another one in its place would leave the user's shell in a deleted directory). Moving files takes several steps:
-    the old ``last`` is moved away first and the new one is moved in at the end, so that a directory without this file
-    is incomplete. An exception undoes the steps. A symbolic link is followed: its target is replaced. What a killed
-    process leaves behind is removed when somebody writes ``target`` again (:func:`sweep`).
+    Normally the new directory replaces ``target`` in one step. Three kinds of directory keep their inode, and the files
+    are moved into them instead: an empty directory, a mount point, and one that contains the working directory
+    (replacing it would leave the user's shell in a deleted directory). Moving files takes several steps: the old
+    ``last`` is moved out first and the new one is moved in at the end. A directory without this file is therefore
+    incomplete. An exception undoes the steps. Symbolic links are followed: the link's target is replaced. The next
+    write of ``target`` removes the leftovers of a killed process (:func:`sweep`).
 
     Args:
         target: the directory.
-        hint: what a user can do if the file system refuses.
-        last: the file without which readers do not accept the directory.
+        hint: the hint of the error if ``target`` cannot be written.
+        last: the file without which readers reject the directory.
 
     Raises:
-        ZooError: the file system refuses.
+        ZooError: ``target`` cannot be written.
     """
     target = _resolved(target, hint)
     with explained(target, hint):
-        inside = target.is_dir() and _keeps_its_place(target)
+        inside = target.is_dir() and _must_keep_inode(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         sweep(target)
-        with _held_sibling(target, Path.mkdir, inside=inside) as staging:
+        with _locked_sibling(target, Path.mkdir, inside=inside) as staging:
             try:
                 yield staging
                 for path in [*staging.rglob("*"), staging]:
@@ -134,18 +136,18 @@ def staged_directory(target: Path, hint: str = ANOTHER_PLACE, *, last: str | Non
 
 
 def write_file(target: Path, data: bytes, hint: str = ANOTHER_PLACE, *, mode: int | None = None) -> None:
-    """Write or replace the file ``target`` in one step, with ``mode`` if it is given.
+    """Write or replace the file ``target`` in one step, with permissions ``mode`` if not None.
 
-    A file that is itself a mount point (``docker run -v FILE:FILE``) cannot be replaced: its content is overwritten.
+    A file that is itself a mount point (``docker run -v FILE:FILE``) cannot be replaced; its content is overwritten.
 
     Raises:
-        ZooError: the file system refuses.
+        ZooError: ``target`` cannot be written.
     """
     target = _resolved(target, hint)
     with explained(target, hint):
         target.parent.mkdir(parents=True, exist_ok=True)
         sweep(target)
-        with _held_sibling(target, Path.touch) as staging:
+        with _locked_sibling(target, Path.touch) as staging:
             try:
                 staging.write_bytes(data)
                 if mode is not None:
@@ -164,11 +166,11 @@ def write_file(target: Path, data: bytes, hint: str = ANOTHER_PLACE, *, mode: in
 
 
 _CANNOT_MOVE = (errno.EBUSY, errno.EXDEV)
-"""How the file system refuses to rename a mount point; EXDEV comes from a mount of another file system."""
+"""Error codes for renaming a mount point; EXDEV if another file system is mounted there."""
 
 
 def read_text(path: Path) -> str:
-    """The text of a regular file of a run, such as its metrics: a line per step.
+    """Read a text file of a training run, such as its metrics with one line per step.
 
     Raises:
         OSError: it cannot be opened, is not a regular file, or is larger than :data:`MAX_TEXT_BYTES`.
@@ -180,8 +182,8 @@ def read_text(path: Path) -> str:
         return file.read(MAX_TEXT_BYTES).decode("utf-8")
 
 
-def _keeps_its_place(target: Path) -> bool:
-    """Whether another directory must not, or cannot, take the place of the directory ``target``."""
+def _must_keep_inode(target: Path) -> bool:
+    """Whether the directory ``target`` must not, or cannot, be replaced by another directory."""
     with suppress(OSError):  # the working directory may be deleted
         if Path.cwd().is_relative_to(target):
             return True
@@ -190,10 +192,10 @@ def _keeps_its_place(target: Path) -> bool:
 
 
 def _replace(target: Path, staging: Path, last: str | None) -> None:
-    """Rename ``staging`` to ``target``; the two change places in one step if the system can do that.
+    """Rename ``staging`` to ``target``; an existing ``target`` is swapped in one step if the system supports that.
 
-    Otherwise the old directory is put aside first, and back again if the second step fails. A mount point that looks
-    like a plain directory (a bind mount within one file system) refuses both, and gets the files instead.
+    Otherwise the old directory is moved aside first, and moved back if the second step fails. A mount point that looks
+    like a plain directory (a bind mount within one file system) cannot be renamed; the files are moved into it.
     """
     try:
         staging.rename(target)
@@ -204,7 +206,7 @@ def _replace(target: Path, staging: Path, last: str | None) -> None:
     if _exchange(target, staging):
         return
     aside = _sibling(target, "old")
-    with _held(target):  # while `target` is missing, nobody takes `aside` for what a killed process left
+    with _locked(target):  # another process must not sweep `aside` while `target` is missing
         try:
             target.rename(aside)
         except OSError as error:
@@ -221,7 +223,7 @@ def _replace(target: Path, staging: Path, last: str | None) -> None:
 
 
 def _copy_into(target: Path, staging: Path, last: str | None) -> None:
-    """Copy ``staging`` into the mount point ``target``, then move its files to their places there."""
+    """Copy ``staging`` into the mount point ``target``, then move its files into place."""
     inside = target / staging.name
     try:
         shutil.copytree(staging, inside)
@@ -233,25 +235,25 @@ def _copy_into(target: Path, staging: Path, last: str | None) -> None:
 
 
 def _move_into(target: Path, staging: Path, last: str | None) -> None:
-    """Replace the entries of ``target`` by those of ``staging``, which is one of them; undone after an exception."""
+    """Replace the entries of ``target`` by those of its subdirectory ``staging``. An exception undoes this."""
     aside = target / _sibling(target, "old").name
     aside.mkdir()
-    with _held(aside):
+    with _locked(aside):
         _exchange_entries(target, staging, aside, last)
     shutil.rmtree(aside, ignore_errors=True)
 
 
 def _exchange_entries(target: Path, staging: Path, aside: Path, last: str | None) -> None:
-    """Move the entries of ``target`` to ``aside`` and those of ``staging`` to ``target``; undone after an exception."""
+    """Move the entries of ``target`` to ``aside`` and those of ``staging`` to ``target``. An exception undoes this."""
     old = sorted((name for name in os.listdir(target) if not left_behind(name)), key=lambda name: name != last)
     new = sorted(os.listdir(staging), key=lambda name: name == last)
     moved: list[tuple[Path, Path]] = []
     try:
-        for here, there, names in ((target, aside, old), (staging, target, new)):
+        for origin, destination, names in ((target, aside, old), (staging, target, new)):
             for name in names:
-                (here / name).rename(there / name)
-                moved.append((here / name, there / name))
-            sync(there)
+                (origin / name).rename(destination / name)
+                moved.append((origin / name, destination / name))
+            sync(destination)
     except BaseException:
         for before, after in reversed(moved):
             after.rename(before)
@@ -260,12 +262,12 @@ def _exchange_entries(target: Path, staging: Path, aside: Path, last: str | None
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two paths in one step, by Linux's renameat2; False where the system or the file system has no such thing."""
+    """Swap two paths in one step with Linux's renameat2. Returns False if that is not supported."""
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
     if renameat2 is None:
         return False
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+    at_fdcwd, rename_exchange = -100, 2
+    return renameat2(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(other), rename_exchange) == 0
 
 
 def _sibling(target: Path, kind: str) -> Path:
@@ -273,27 +275,27 @@ def _sibling(target: Path, kind: str) -> Path:
 
 
 def left_behind(name: str) -> bool:
-    """Whether a file of this name is what a process that was killed had begun to write."""
+    """Whether ``name`` is the temporary name of an unfinished write."""
     return _LEFT_BEHIND.fullmatch(name) is not None
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether ``folder`` holds nothing but what killed processes left behind."""
+    """Whether ``folder`` is empty, apart from leftovers of killed processes."""
     return all(left_behind(path.name) for path in folder.iterdir())
 
 
 def sweep(target: Path, *, alone: bool = False) -> None:
-    """Remove what killed processes had begun to write for ``target``; what a running one writes stays.
+    """Remove the leftovers of killed processes that wrote ``target``. Files of running processes stay.
 
-    A directory that was put aside to be replaced, by a process that was killed before it was, is put back.
+    If a process was killed after it moved the old ``target`` aside, the old ``target`` is moved back.
 
     Args:
-        target: the file or directory that they were to write.
-        alone: the caller holds a lock of ``target``, so that no other process writes it now. Without it nothing is
-            removed where the file system has no locks to tell a running process by.
+        target: the file or directory.
+        alone: the caller holds a lock of ``target``, so no other process writes it now. Without this, nothing is
+            removed on a file system without file locks, because a running process cannot be detected there.
     """
     for folder in (target.parent, target):
-        with suppress(OSError):  # a leftover does no harm
+        with suppress(OSError):  # leftovers are harmless
             for name in os.listdir(folder):
                 if left_behind(name) and name.startswith(f".{target.name}."):
                     _remove_left_behind(folder / name, target, alone)
@@ -308,8 +310,8 @@ def sweep_folder(folder: Path) -> None:
 
 
 def _remove_left_behind(path: Path, target: Path, alone: bool) -> None:
-    with suppress(OSError), _held(path) as held:
-        if not (held or alone):
+    with suppress(OSError), _locked(path) as locked:
+        if not (locked or alone):
             return
         if path.name.startswith(f".{target.name}.old-") and not target.exists():
             path.rename(target)
@@ -320,14 +322,14 @@ def _remove_left_behind(path: Path, target: Path, alone: bool) -> None:
 
 
 @contextmanager
-def _held_sibling(target: Path, make: Callable[[Path], None], *, inside: bool = False) -> Iterator[Path]:
-    """A new hidden path next to or inside ``target`` that :func:`sweep` leaves alone while this process runs."""
+def _locked_sibling(target: Path, make: Callable[[Path], None], *, inside: bool = False) -> Iterator[Path]:
+    """Create a hidden path next to or inside ``target``; :func:`sweep` ignores it while this process runs."""
     staging = target
     for _ in range(10):
         staging = target / _sibling(target, "new").name if inside else _sibling(target, "new")
         make(staging)
-        with _held(staging) as held:
-            if held is False:  # another process's sweep came between the two
+        with _locked(staging) as locked:
+            if locked is False:  # another process swept it before it was locked
                 continue
             yield staging
             return
@@ -335,11 +337,12 @@ def _held_sibling(target: Path, make: Callable[[Path], None], *, inside: bool = 
 
 
 @contextmanager
-def _held(path: Path) -> Iterator[bool | None]:
-    """Hold the lock of the file or directory ``path``, which ends with the process.
+def _locked(path: Path) -> Iterator[bool | None]:
+    """Hold a lock on the file or directory ``path``. The system releases it when the process ends.
 
     Yields:
-        True; False if another process holds it or has removed ``path``; None where no such locks exist.
+        True if the lock is held; False if another process holds it or has removed ``path``; None if the file system
+        does not support locks.
     """
     if fcntl is None:
         yield None
@@ -349,18 +352,18 @@ def _held(path: Path) -> Iterator[bool | None]:
     except FileNotFoundError:
         yield False
         return
-    except OSError:  # a link, or another user's
+    except OSError:  # a link, or no permission
         yield None
         return
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = os.path.samestat(os.fstat(descriptor), path.lstat())
+            locked = os.path.samestat(os.fstat(descriptor), path.lstat())
         except (BlockingIOError, FileNotFoundError):
-            held = False
+            locked = False
         except OSError:
-            held = None
-        yield held
+            locked = None
+        yield locked
     finally:
         os.close(descriptor)
 
@@ -369,12 +372,12 @@ def _resolved(target: Path, hint: str) -> Path:
     try:
         with explained(target, hint):
             return target.resolve()
-    except RuntimeError as error:  # what Python says before 3.13
+    except RuntimeError as error:  # raised by Python before 3.13
         raise ZooError(f"{target} is a loop of symbolic links.", hint) from error
 
 
 def sync(path: Path) -> None:
-    """Have the file or directory at ``path`` written to the disk itself."""
+    """Flush the file or directory at ``path`` to the disk (fsync)."""
     if sys.platform == "win32" and path.is_dir():
         return  # a directory cannot be opened there
     descriptor = os.open(path, os.O_RDONLY)
@@ -386,7 +389,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def explained(target: Path, hint: str = ANOTHER_PLACE) -> Iterator[None]:
-    """Turn what the file system refuses in the block into a :class:`ZooError` about ``target``."""
+    """Convert an OSError of the block into a :class:`ZooError` about ``target``."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
-"""How large a checkpoint or an artifact may be, before any of it is read.
+"""The size limit for checkpoints and artifacts, checked before they are read.
 
 The default is :data:`DEFAULT_MAX_BYTES`. The environment variable ``PYLO_ZOO_MAX_BYTES``, the option ``--max-bytes``
-and the argument ``max_bytes`` change it; an argument has precedence over the variable.
+and the argument ``max_bytes`` change it. The option and the argument have precedence over the variable.
 """
 
 from __future__ import annotations
@@ -11,24 +11,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, quoted
 
 DEFAULT_MAX_BYTES = 64 * 1024 * 1024
-"""Seven times the largest published optimizer: velo-4000 has 9,282,507 bytes. Its weights with two float32 moments take
-28 MB, and 56 MB in float64."""
+"""Seven times the largest published optimizer, velo-4000, which has 9,282,507 bytes. With two moments, its weights have
+28 MB in float32 and 56 MB in float64."""
 
+LARGEST = 2**63 - 1
 VARIABLE = "PYLO_ZOO_MAX_BYTES"
-RAISE = f"Check that it is the right file; --max-bytes N (in Python max_bytes=N, or {VARIABLE}=N) raises the limit."
-"""Hint of an error about the limit."""
+RAISE = f"If the file is right, raise the limit with --max-bytes N (in Python, max_bytes=N) or {VARIABLE}=N."
+"""The hint of an error about the limit."""
 
 _override: ContextVar[int | None] = ContextVar("max_bytes", default=None)
 
 
 def max_bytes() -> int:
-    """The limit in force, in bytes: of a file, of what it unpacks to, and of the arrays that are rebuilt from it.
+    """The current limit in bytes, for a file, for its unpacked content, and for the arrays rebuilt from it.
 
     Raises:
-        ZooError: ``PYLO_ZOO_MAX_BYTES`` is not a positive whole number.
+        ZooError: ``PYLO_ZOO_MAX_BYTES`` is not an integer from 1 to :data:`LARGEST`.
     """
     override = _override.get()
     if override is not None:
@@ -36,22 +37,25 @@ def max_bytes() -> int:
     text = os.environ.get(VARIABLE, "")
     if not text:
         return DEFAULT_MAX_BYTES
-    if not (text.isascii() and text.isdecimal() and len(text) <= 18 and int(text) > 0):
-        raise ZooError(f"{VARIABLE} is {text[:40]!r}.", "Set it to a positive number of bytes, such as 268435456.")
-    return int(text)
+    parses = text.isascii() and text.isdecimal() and len(text) <= 600  # int() may reject more than 640 digits
+    return _check(VARIABLE, int(text) if parses else text)
 
 
 @contextmanager
 def allow(max_bytes: int | None) -> Iterator[None]:
-    """Apply the limit ``max_bytes`` within the block; None keeps the limit in force.
+    """Apply the limit ``max_bytes`` within the block; None keeps the current limit.
 
     Raises:
-        ZooError: ``max_bytes`` is not a positive whole number.
+        ZooError: ``max_bytes`` is not an integer from 1 to :data:`LARGEST`.
     """
-    if max_bytes is not None and (isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1):
-        raise ZooError(f"max_bytes is {max_bytes!r}.", "Give a positive number of bytes, such as 268435456.")
-    token = _override.set(_override.get() if max_bytes is None else max_bytes)
+    token = _override.set(_override.get() if max_bytes is None else _check("max_bytes", max_bytes))
     try:
         yield
     finally:
         _override.reset(token)
+
+
+def _check(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= LARGEST:
+        raise ZooError(f"{name} is {quoted(value)}.", f"Use a number of bytes from 1 to {LARGEST}, such as 268435456.")
+    return value

@@ -1,7 +1,7 @@
-"""What other installed packages declare under our entry points, docs/adding-a-family.md: a broken one costs a warning.
+"""Loads families and registries that other packages declare as entry points (docs/adding-a-family.md).
 
 The groups are ``pylo_zoo.families`` (a ``Family``, or a sequence of them) and ``pylo_zoo.registries`` (a file like
-``registry.yaml`` inside the package, written ``package:file.yaml``).
+``registry.yaml`` inside the package, written ``package:file.yaml``). A broken entry point causes a warning.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ REGISTRIES = "pylo_zoo.registries"
 def collect(
     group: str, load: Callable[[metadata.EntryPoint], Mapping[str, Value]], taken: Iterable[str]
 ) -> dict[str, Value]:
-    """What the entry points of ``group`` name, in the order of their packages' names.
+    """Load all entry points of ``group``, in the order of their packages' names.
 
     Args:
-        group: the group.
-        load: reads one entry point as names and values; whatever it raises leaves that entry point out.
-        taken: names that no entry point may take. Of two that claim a name the second is left out, whole.
+        group: the entry point group.
+        load: reads the named values of one entry point. If it raises, the entry point is skipped.
+        taken: reserved names. An entry point with a reserved name, or a name of an earlier one, is skipped as a whole.
 
     Warns:
-        UserWarning: once an entry point that is left out, naming its package.
+        UserWarning: an entry point is skipped. The warning names its package.
     """
-    taken, found = set(taken), {}
+    reserved, collected = set(taken), {}
     for point in _entry_points(group):
         try:
             values = load(point)
-            if clash := sorted((taken | found.keys()) & values.keys()):
-                raise ZooError(f"{', '.join(clash)} is there already.", "Names are given once.")
-        except Exception as error:  # the code of others: any failure is theirs, and must not become ours
-            why = error.message if isinstance(error, ZooError) else f"{type(error).__name__}: {error}"
-            what = f"{group} entry point {point.name!r} ({point.value}) of the package {_package(point)}"
-            warn(f"The {what} is left out: {why}")
+            if clash := sorted((reserved | collected.keys()) & values.keys()):
+                raise ZooError(f"the name {', '.join(clash)} exists already.", "Choose other names.")
+        except Exception as error:  # third-party code may raise anything; it must not break this package
+            reason = error.message if isinstance(error, ZooError) else f"{type(error).__name__}: {error}"
+            package = _package(point)
+            warn(f"Skipped the {group} entry point {point.name!r} ({point.value}) of the package {package}: {reason}")
         else:
-            found |= values
-    return found
+            collected |= values
+    return collected
 
 
 def _entry_points(group: str) -> Iterator[metadata.EntryPoint]:

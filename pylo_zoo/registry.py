@@ -1,4 +1,4 @@
-"""``registry.yaml`` as frozen, validated entries: which checkpoints exist, where, and what no file of theirs says.
+"""Loads ``registry.yaml``: the known checkpoints, where they are, and settings that their files do not contain.
 
 >>> entry = get("celo")
 >>> entry.family, entry.license, entry.weights.format
@@ -24,7 +24,7 @@ from pylo_zoo.files import open_regular
 
 PACKAGE = Path(__file__).parent
 MAX_BYTES = 1024 * 1024
-"""Largest registry; the package's own has 20 kB."""
+"""Largest registry file. The package's registry has 20 kB."""
 
 Format = Literal[
     "flax-msgpack",
@@ -33,43 +33,46 @@ Format = Literal[
     "gin",
     "pickle",
     "npz",
+    "safetensors",
+    "torch",
     "pylo-safetensors",
     "pylo-torch",
     "artifact",
 ]
+"""The formats of :class:`pylo_zoo.formats.Source` that are files (orbax is a directory), ``gin`` and ``artifact``."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One file of a checkpoint: where it is, what it is, and its pin where that is known."""
+    """One file of a checkpoint: its address, its format, and its size and sha256 if known."""
 
     uri: str
     format: Format
     bytes: int | None = None
     sha256: str | None = None
     package: str = "pylo_zoo"
-    """What ``package://`` speaks of: the installed package that the registry came with; no field of the file."""
+    """The installed package that ``package://`` refers to. It is not a field of the file."""
 
     @property
     def scheme(self) -> str:
-        """What its address begins with: ``hf``, ``gs``, ``https`` or ``package``."""
+        """The scheme of the address: ``hf``, ``gs``, ``https`` or ``package``."""
         return self.uri.partition("://")[0]
 
     @property
     def filename(self) -> str:
-        """Its name, without the revision that a Hub address may end with."""
+        """The file name, without a Hub revision."""
         return self.uri.rpartition("/")[2].partition("@")[0]
 
     @property
     def origin(self) -> str:
-        """Who publishes it: the Hub's organisation, the bucket, or ``this package``."""
+        """The publisher: the Hub organization, the bucket, the host, or ``this package``."""
         if self.scheme != "package":
             return self.uri.split("/")[2]
         return "this package" if self.package == "pylo_zoo" else self.package
 
     @property
     def path(self) -> Path | None:
-        """The file itself, for a source that the installed package carries."""
+        """The local path of a ``package://`` source; None for any other."""
         if self.scheme != "package":
             return None
         root = PACKAGE if self.package == "pylo_zoo" else Path(str(resources.files(self.package)))
@@ -78,7 +81,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Published:
-    """An artifact on the Hub: ``uri`` is ``hf://ORG/NAME@COMMIT``, ``sha256`` that of each file by name."""
+    """An artifact on the Hub: ``uri`` is ``hf://ORG/NAME@COMMIT``; ``sha256`` maps file names to hashes."""
 
     uri: str
     sha256: Mapping[str, str]
@@ -86,7 +89,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Paper:
-    """Where the optimizer is described."""
+    """The paper that describes the optimizer."""
 
     arxiv: str
     title: str
@@ -94,7 +97,7 @@ class Paper:
 
 @dataclass(frozen=True)
 class LearnedDecays:
-    """Learned decay offsets (SPEC §3) of a checkpoint whose file leaves them out."""
+    """Learned decay offsets (SPEC §3) of a checkpoint whose file does not contain them."""
 
     momentum: config.Triple
     rms: tuple[float]
@@ -105,9 +108,9 @@ class LearnedDecays:
 class Entry:
     """A published checkpoint.
 
-    ``sources`` are all the files it consists of, the weights first; where only an ``artifact`` was ever published, the
-    weights of that. ``behavior`` is complete: what the entry does not say has the family's released value.
-    ``architecture`` and ``learned_decays`` are None where unknown, ``artifact`` where none was published.
+    ``sources`` lists all files of the checkpoint, the weights first. If only an ``artifact`` was published, it is the
+    artifact's weights. ``behavior`` is complete: fields that the entry omits have the family's released values.
+    ``architecture`` and ``learned_decays`` are None if unknown; ``artifact`` is None if none was published.
     """
 
     name: str
@@ -126,12 +129,12 @@ class Entry:
 
     @property
     def weights(self) -> Source:
-        """The file that holds the weights (the first, where they are split)."""
+        """The file that contains the weights, or the first of several."""
         return self.sources[0]
 
     @property
     def bytes(self) -> int | None:
-        """The size of the weights, or None where nobody has said."""
+        """The size of the weights, or None if it is unknown."""
         sizes = [source.bytes for source in self.sources if source.format != "gin"]
         known = [size for size in sizes if size is not None]
         return sum(known) if len(known) == len(sizes) else None
@@ -142,55 +145,58 @@ def get(name: str) -> Entry:
     entries = load_registry()
     if name in entries:
         return entries[name]
-    near = difflib.get_close_matches(name, entries, n=1)
-    listing = "`pylo-zoo list` shows every name."
+    similar = difflib.get_close_matches(name, entries, n=1)
+    listing = "`pylo-zoo list` shows all names."
     raise ZooError(
-        f"No checkpoint called {name!r} in the registry.", f"Did you mean {near[0]!r}? {listing}" if near else listing
+        f"No checkpoint called {name!r} in the registry.",
+        f"Did you mean {similar[0]!r}? {listing}" if similar else listing,
     )
 
 
 def load_registry(path: Path | None = None) -> Mapping[str, Entry]:
-    """Every entry by name, in the file's order; by default of the registry that came with
-    the package and then of those that other packages declare (docs/adding-a-family.md)."""
+    """Load the entries of the registry at ``path`` by name, in file order.
+
+    Without ``path``, load the package's registry and those that other packages declare (docs/adding-a-family.md).
+    """
     return _load(path) if path else _all_entries()
 
 
 @functools.cache
 def _all_entries() -> Mapping[str, Entry]:
     own = _load(_default_path())
-    return MappingProxyType({**own, **plugins.collect(plugins.REGISTRIES, _declared, own)})
+    return MappingProxyType({**own, **plugins.collect(plugins.REGISTRIES, _load_entry_point, own)})
 
 
-def _declared(point: EntryPoint) -> Mapping[str, Entry]:
-    """The entries of another package's registry, ``package:file.yaml``."""
+def _load_entry_point(point: EntryPoint) -> Mapping[str, Entry]:
+    """Load the registry of another package, declared as ``package:file.yaml``."""
     return _load(Path(str(resources.files(point.module) / point.attr)), point.module)
 
 
 @functools.cache
 def _load(path: Path, package: str = "pylo_zoo") -> Mapping[str, Entry]:
     try:
-        document = plain_yaml.load(_text(path))
+        document = plain_yaml.load(_read_text(path))
     except OSError as error:
         raise ZooError(
             f"Cannot read the registry {path}: {error.strerror}.",
             f"Reinstall {package}.".replace("pylo_zoo", "pylo-zoo"),
         ) from error
     except (plain_yaml.NotPlain, UnicodeDecodeError) as error:
-        raise ZooError(f"{path.name} is not valid YAML: {error}.", "Correct the file at that place.") from error
+        raise ZooError(f"{path.name} is not valid YAML: {error}.", "Correct the file.") from error
     entries = {name: _entry(name, values, package) for name, values in _mapping(document, path.name).items()}
     return MappingProxyType(entries)
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     with open_regular(path) as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise ZooError(f"{path} is larger than {MAX_BYTES:,} bytes.", "Give a registry, a YAML file of entries.")
+        raise ZooError(f"{path} is larger than {MAX_BYTES:,} bytes.", "Check that it is a registry file.")
     return data.decode("utf-8")
 
 
 def _default_path() -> Path:
-    """Inside the package when installed from a wheel, beside it in a checkout (setup.py copies it)."""
+    """``registry.yaml`` inside the installed package, or next to the package in a checkout (setup.py copies it)."""
     installed = PACKAGE / "registry.yaml"
     return installed if installed.is_file() else PACKAGE.parent / "registry.yaml"
 
@@ -200,7 +206,7 @@ def _default_path() -> Path:
 
 @dataclass(frozen=True)
 class _Plain:
-    """The fields of an entry that are plain values."""
+    """The fields of an entry that are strings or booleans."""
 
     family: str
     summary: str
@@ -223,17 +229,18 @@ _URI = re.compile(
 
 
 def _entry(name: Any, values: Any, package: str) -> Entry:
-    what = f"registry.yaml: {name}"
-    _require(isinstance(name, str) and _NAME.fullmatch(name), f"{what} is no name", "Use lower case, digits, - and _.")
-    values = _mapping(values, what)
+    label = f"registry.yaml: {name}"
+    name_ok = isinstance(name, str) and _NAME.fullmatch(name)
+    _require(name_ok, f"{label} is not a valid name", "Use lower-case letters, digits, - and _.")
+    values = _mapping(values, label)
     for key in values:
-        _require(key in _KNOWN, f"{what}: unknown field {quoted(key)}", f"Known fields: {', '.join(sorted(_KNOWN))}.")
-    plain = config.parse(_Plain, {key: values[key] for key in values if key in _PLAIN}, what)
+        _require(key in _KNOWN, f"{label}: unknown field {quoted(key)}", f"Known fields: {', '.join(sorted(_KNOWN))}.")
+    plain = config.parse(_Plain, {key: values[key] for key in values if key in _PLAIN}, label)
     families = f"Known families: {', '.join(converters.FAMILIES)}."
-    _require(plain.family in converters.FAMILIES, f"{what}: family {quoted(plain.family)} is unknown", families)
+    _require(plain.family in converters.FAMILIES, f"{label}: family {quoted(plain.family)} is unknown", families)
     family = converters.FAMILIES[plain.family]
-    behavior = _mapping(values.get("behavior", {}), f"{what}: behavior")
-    artifact = _published(values.get("artifact"), f"{what}: artifact")
+    behavior = _mapping(values.get("behavior", {}), f"{label}: behavior")
+    artifact = _published(values.get("artifact"), f"{label}: artifact")
     return Entry(
         name=name,
         family=plain.family,
@@ -241,82 +248,85 @@ def _entry(name: Any, values: Any, package: str) -> Entry:
         license=plain.license,
         trained=plain.trained,
         notes=plain.notes,
-        sources=_sources(values.get("sources"), f"{what}: sources", package, artifact),
+        sources=_sources(values.get("sources"), f"{label}: sources", package, artifact),
         artifact=artifact,
-        architecture=_optional(family.architecture, values.get("architecture"), f"{what}: architecture"),
-        behavior=config.parse(family.behavior, behavior, f"{what}: behavior"),
-        learned_decays=_learned_decays(plain.family, values.get("learned_decays"), f"{what}: learned_decays"),
-        paper=_paper(values.get("paper"), f"{what}: paper"),
-        defaults=_defaults(family, values.get("defaults", {}), f"{what}: defaults"),
+        architecture=_parse_optional(family.architecture, values.get("architecture"), f"{label}: architecture"),
+        behavior=config.parse(family.behavior, behavior, f"{label}: behavior"),
+        learned_decays=_learned_decays(plain.family, values.get("learned_decays"), f"{label}: learned_decays"),
+        paper=_paper(values.get("paper"), f"{label}: paper"),
+        defaults=_defaults(family, values.get("defaults", {}), f"{label}: defaults"),
     )
 
 
-def _published(values: Any, what: str) -> Published | None:
+def _published(values: Any, label: str) -> Published | None:
     if values is None:
         return None
-    _require(_mapping(values, what).keys() == {"uri", "sha256"}, what, "It has a uri and sha256, and nothing else.")
-    uri, hashes = values["uri"], _mapping(values["sha256"], f"{what}: sha256")
+    keys_ok = _mapping(values, label).keys() == {"uri", "sha256"}
+    _require(keys_ok, f"{label} has the fields {quoted(sorted(values, key=str))}", "It must have uri and sha256 only.")
+    uri, hashes = values["uri"], _mapping(values["sha256"], f"{label}: sha256")
     uri_ok = isinstance(uri, str) and _ARTIFACT.fullmatch(uri)
-    _require(uri_ok, f"{what}: uri is {quoted(uri)}", "It must be hf://ORG/NAME@COMMIT, the commit in 40 hex digits.")
+    _require(uri_ok, f"{label}: uri is {quoted(uri)}", "It must be hf://ORG/NAME@COMMIT with 40 hex digits.")
     for name, sha256 in hashes.items():
         sha256_ok = isinstance(sha256, str) and _SHA256.fullmatch(sha256)
-        _require(sha256_ok, f"{what}: sha256 of {name} is {quoted(sha256)}", "It must be 64 lower-case hex digits.")
+        _require(sha256_ok, f"{label}: sha256 of {name} is {quoted(sha256)}", "It must be 64 lower-case hex digits.")
     needed = {"config.json", "model.safetensors"}
     _require(
-        needed <= hashes.keys(), f"{what}: sha256 has {quoted(sorted(hashes, key=str))}", f"It needs {sorted(needed)}."
+        needed <= hashes.keys(), f"{label}: sha256 has {quoted(sorted(hashes, key=str))}", f"It needs {sorted(needed)}."
     )
     return Published(uri, MappingProxyType(dict(hashes)))
 
 
-def _sources(values: Any, what: str, package: str, artifact: Published | None = None) -> tuple[Source, ...]:
+def _sources(values: Any, label: str, package: str, artifact: Published | None = None) -> tuple[Source, ...]:
     if values is None and artifact is not None:
         repo, _, commit = artifact.uri.partition("@")
         weights = "model.safetensors"
         return (Source(f"{repo}/{weights}@{commit}", "artifact", sha256=artifact.sha256[weights]),)
-    _require(
-        isinstance(values, list) and values, f"{what} is {quoted(values)}", "List at least the file with the weights."
-    )
+    _require(isinstance(values, list) and values, f"{label} is {quoted(values)}", "List at least the weights file.")
     assert isinstance(values, list)
     for i, each in enumerate(values):
-        _require("package" not in _mapping(each, what), f"{what}[{i}]: unknown field 'package'", "Leave it out.")
-    sources = tuple(config.parse(Source, {**each, "package": package}, f"{what}[{i}]") for i, each in enumerate(values))
+        _require("package" not in _mapping(each, label), f"{label}[{i}]: unknown field 'package'", "Remove it.")
+    sources = tuple(
+        config.parse(Source, {**each, "package": package}, f"{label}[{i}]") for i, each in enumerate(values)
+    )
     for i, source in enumerate(sources):
         uri_ok = _URI.fullmatch(source.uri) and not {".", ".."} & set(source.uri.split("/"))
-        forms = "It must be hf://ORG/REPO/FILE[@REV], gs://BUCKET/PATH, https://HOST/PATH or package://PATH."
-        _require(uri_ok, f"{what}[{i}]: uri is {quoted(source.uri)}", forms)
+        hint = "It must be hf://ORG/REPO/FILE[@REV], gs://BUCKET/PATH, https://HOST/PATH or package://PATH."
+        _require(uri_ok, f"{label}[{i}]: uri is {quoted(source.uri)}", hint)
         sha256_ok = source.sha256 is None or _SHA256.fullmatch(source.sha256)
-        _require(sha256_ok, f"{what}[{i}]: sha256 is {quoted(source.sha256)}", "It must be 64 lower-case hex digits.")
-    _require(sources[0].format != "gin", f"{what}[0] is gin", "The weights come first.")
+        _require(sha256_ok, f"{label}[{i}]: sha256 is {quoted(source.sha256)}", "It must be 64 lower-case hex digits.")
+    _require(sources[0].format != "gin", f"{label}[0] is gin", "List the weights first.")
     return sources
 
 
-def _paper(values: Any, what: str) -> Paper | None:
-    paper = _optional(Paper, values, what)
+def _paper(values: Any, label: str) -> Paper | None:
+    paper = _parse_optional(Paper, values, label)
     arxiv_ok = paper is None or _ARXIV.fullmatch(paper.arxiv)
-    _require(arxiv_ok, f"{what}: arxiv is {quoted(paper and paper.arxiv)}", "It must be a text such as '2501.12670'.")
+    _require(
+        arxiv_ok, f"{label}: arxiv is {quoted(paper and paper.arxiv)}", "It must be a string such as '2501.12670'."
+    )
     return paper
 
 
-def _learned_decays(family: str, values: Any, what: str) -> LearnedDecays | None:
+def _learned_decays(family: str, values: Any, label: str) -> LearnedDecays | None:
     allowed = values is None or family in ("adafac-mlp", "mulo")
-    _require(allowed, f"{what}: {family} learns no decays", "Only adafac-mlp and mulo do.")
-    return _optional(LearnedDecays, values, what)
+    _require(allowed, f"{label}: {family} has no learned decays", "Remove the field; only adafac-mlp and mulo have it.")
+    return _parse_optional(LearnedDecays, values, label)
 
 
-def _defaults(family: converters.Family, values: Any, what: str) -> Mapping[str, float]:
+def _defaults(family: converters.Family, values: Any, label: str) -> Mapping[str, float]:
     known = family.defaults
-    for key, value in _mapping(values, what).items():
-        _require(key in known, f"{what}: unknown field {quoted(key)}", f"{family.name} knows {', '.join(known)}.")
-        _require(config.is_finite(value), f"{what}: {key} is {quoted(value)}", "It must be a finite number.")
+    for key, value in _mapping(values, label).items():
+        _require(key in known, f"{label}: unknown field {quoted(key)}", f"Known fields: {', '.join(known)}.")
+        _require(config.is_finite(value), f"{label}: {key} is {quoted(value)}", "It must be a finite number.")
     return MappingProxyType({key: float(value) for key, value in values.items()})
 
 
-def _optional(record: type[config.Record], values: Any, what: str) -> config.Record | None:
-    return None if values is None else config.parse(record, _mapping(values, what), what)
+def _parse_optional(record: type[config.Record], values: Any, label: str) -> config.Record | None:
+    return None if values is None else config.parse(record, _mapping(values, label), label)
 
 
-def _mapping(values: Any, what: str) -> Mapping[Any, Any]:
-    _require(isinstance(values, dict), f"{what} is {quoted(values)}", "It must be a mapping of names to values.")
+def _mapping(values: Any, label: str) -> Mapping[Any, Any]:
+    _require(isinstance(values, dict), f"{label} is {quoted(values)}", "It must be a mapping of names to values.")
     return values
 
 

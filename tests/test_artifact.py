@@ -103,7 +103,7 @@ def test_an_empty_directory_needs_no_force(tmp_path: Path, celo: Artifact) -> No
 
 @pytest.mark.parametrize("force", [True, False])
 def test_a_directory_with_other_things_in_it_is_never_replaced(tmp_path: Path, celo: Artifact, force: bool) -> None:
-    with pytest.raises(ZooError, match=r"holds what no artifact does: theta\.state"):
+    with pytest.raises(ZooError, match=r"holds files that are not part of an artifact: theta\.state"):
         artifact.write(celo, tmp_path, force=force)
     with pytest.raises(ZooError, match="is a file"):
         artifact.write(celo, tmp_path / "theta.state", force=force)
@@ -241,7 +241,7 @@ def test_a_config_that_is_not_a_json_object_is_refused(text: str, tmp_path: Path
 
 
 def test_a_directory_without_an_artifact_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ZooError, match="is no artifact"):
+    with pytest.raises(ZooError, match="is not an artifact"):
         artifact.read(tmp_path)
 
 

@@ -133,7 +133,7 @@ def test_bad_input_is_one_error_and_one_hint(capsys: pytest.CaptureFixture[str])
     assert out == ""
     assert err.splitlines() == [
         "Error: No checkpoint called 'cello' in the registry.",
-        "Hint: Did you mean 'celo'? `pylo-zoo list` shows every name.",
+        "Hint: Did you mean 'celo'? `pylo-zoo list` shows all names.",
     ]
 
 

@@ -155,14 +155,15 @@ def test_a_failing_parity_writes_nothing(
 
 
 def wrong_family(tmp_path: Path) -> tuple[list[object], str]:
-    return ["velo", "--source", write_theta(tmp_path, "celo2")], r"no velo checkpoint.*\n.*fit celo2 or celo2-base"
+    path = write_theta(tmp_path, "celo2")
+    return ["velo", "--source", path], r"not a checkpoint of the family velo.*\n.*as celo2 or celo2-base"
 
 
 def misspelled_family(tmp_path: Path) -> tuple[list[object], str]:
     leaves = theta("elo")
     del leaves["nn", "~", "b1"]
     (tmp_path / "theta.state").write_bytes(encode(nested(leaves)))
-    return ["elo", "--source", "theta.state"], "no elo checkpoint"
+    return ["elo", "--source", "theta.state"], "not a checkpoint of the family elo"
 
 
 def not_finite(tmp_path: Path) -> tuple[list[object], str]:
@@ -201,27 +202,33 @@ def setting_of_the_wrong_type(tmp_path: Path) -> tuple[list[object], str]:
 
 
 def setting_without_a_value(tmp_path: Path) -> tuple[list[object], str]:
-    return ["elo", "--source", write_theta(tmp_path, "elo"), "--set", "exp_mult"], "is not field=value"
+    return ["elo", "--source", write_theta(tmp_path, "elo"), "--set", "exp_mult"], "is not FIELD=VALUE"
 
 
 def setting_against_the_tree(tmp_path: Path) -> tuple[list[object], str]:
     path = write_theta(tmp_path, "velo")
-    return ["velo", "--source", path, "--set", "param_inits=4"], "says param_inits = 4, but the tree of leaves says 3"
+    return [
+        "velo",
+        "--source",
+        path,
+        "--set",
+        "param_inits=4",
+    ], "param_inits is 4 in the settings .*, but 3 in"
 
 
 def setting_against_the_gin_file(tmp_path: Path) -> tuple[list[object], str]:
     words = ["--set", "use_bugged_loss_features=true"]
-    return ["velo", "--source", write_params(tmp_path), *words], "= true, but config.gin says false"
+    return ["velo", "--source", write_params(tmp_path), *words], "is true in the settings .*, but false in config.gin"
 
 
 def setting_against_the_container(tmp_path: Path) -> tuple[list[object], str]:
     words = ["--set", "use_bugged_next_lstm_state=false"]
-    return ["velo", "--source", write_checkpoint(tmp_path), *words], "but the flax-checkpoint container says true"
+    return ["velo", "--source", write_checkpoint(tmp_path), *words], "but true in the flax-checkpoint container"
 
 
 def gin_file_against_the_tree(tmp_path: Path) -> tuple[list[object], str]:
     path = write_params(tmp_path, gin="HyperV2.param_inits = 3\n")
-    return ["velo", "--source", path], "config.gin says lstm_hidden_size = 128, but the tree of leaves says 5"
+    return ["velo", "--source", path], "lstm_hidden_size is 128 in config.gin, but 5 in the tree of leaves"
 
 
 def gin_file_with_an_ablation(tmp_path: Path) -> tuple[list[object], str]:
@@ -240,11 +247,11 @@ def unknown_name(tmp_path: Path) -> tuple[list[object], str]:
 
 
 def unknown_family(tmp_path: Path) -> tuple[list[object], str]:
-    return ["adam", "--source", write_theta(tmp_path, "elo")], "family 'adam'"
+    return ["adam", "--source", write_theta(tmp_path, "elo")], "'adam' is not a family"
 
 
 def entry_with_a_source(tmp_path: Path) -> tuple[list[object], str]:
-    return ["velo-s", "--source", "f"], "the word is a family.*\n.*convert velo --source f"
+    return ["velo-s", "--source", "f"], "velo-s is a registry entry.*\n.*convert velo --source f"
 
 
 def unreachable_entry(tmp_path: Path) -> tuple[list[object], str]:

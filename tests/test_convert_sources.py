@@ -17,6 +17,7 @@ from pylo_zoo import artifact, registry
 from pylo_zoo import convert as library
 from pylo_zoo.config import VeLOBehavior
 from pylo_zoo.convert import cached_source, convert, make, parse_settings
+from pylo_zoo.convert.sources import download_hint
 from pylo_zoo.converters import FAMILIES
 from pylo_zoo.errors import ZooError
 
@@ -68,6 +69,14 @@ def test_settings_are_yaml() -> None:
             parse_settings(pairs)
 
 
+@pytest.mark.parametrize("entry", registry.load_registry().values(), ids=lambda entry: entry.name)
+def test_the_download_hint_is_not_shortened(entry: registry.Entry) -> None:
+    if entry.weights.path is None:
+        hint = ZooError("", download_hint(entry)).hint
+        assert "…" not in hint
+        assert f"--source {'DIRECTORY' if entry.name == 'velo-pylo' else entry.weights.filename}" in hint
+
+
 # --- the registry ------------------------------------------------------------------------------------------------
 
 
@@ -97,7 +106,7 @@ def test_a_registered_file_is_recognized(pinned: registry.Entry) -> None:
     )
     assert converted.behavior == pinned.behavior
     assert converted.defaults["lr"] == 0.5
-    with pytest.raises(ZooError, match=r"exp_mult = 0\.5, but the registry's celo2-base.* says 0\.25"):
+    with pytest.raises(ZooError, match=r"exp_mult is 0\.5 in .*, but 0\.25 in the registry entry celo2-base"):
         convert("celo2-base", source="theta.state", settings={"exp_mult": 0.5})
     assert library.inspect("theta.state").matched == "celo2-base"
 
@@ -116,7 +125,7 @@ def test_a_registry_name_finds_the_cached_file_again(pinned: registry.Entry, tmp
     first = convert_to_directory("celo2-base", tmp_path / "theta.state")
     (tmp_path / "theta.state").unlink()
     assert convert("celo2-base").fingerprint == first.fingerprint
-    with pytest.raises(ZooError, match=r"exp_mult = 0\.5, but the registry entry celo2-base says 0\.25"):
+    with pytest.raises(ZooError, match=r"exp_mult is 0\.5 in .*, but 0\.25 in the registry entry celo2-base"):
         convert("celo2-base", settings={"exp_mult": 0.5})
 
 
@@ -196,7 +205,7 @@ def test_a_cache_that_cannot_be_written_is_one_error(tmp_path: Path, monkeypatch
 
 def test_an_artifact_is_not_a_source(tmp_path: Path) -> None:
     convert_to_directory("elo", write_theta(tmp_path, "elo"))
-    with pytest.raises(ZooError, match="is an artifact already"):
+    with pytest.raises(ZooError, match="is an artifact, not a checkpoint"):
         convert("elo", source="out")
 
 

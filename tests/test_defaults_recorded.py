@@ -60,7 +60,7 @@ def test_an_edited_default_is_refused_with_a_remedy(case: str, proven: Path, cap
     edit(proven, "config.json", change)
     with pytest.raises(ZooError, match=reason) as error:
         ELO([torch.nn.Parameter(torch.ones(3))], weights=str(proven))
-    assert error.value.hint == f"`pylo-zoo verify {proven}` checks and records it as it is now."
+    assert error.value.hint == f"Check it again with `pylo-zoo verify {proven}`."
     refused(capsys, "info", proven)
     refused(capsys, "train", "quadratic", "--optimizer", proven, "--steps", "1", "--out", proven.parent / "run")
     loaded = artifact.read(proven)

@@ -59,7 +59,7 @@ def test_export_refuses_an_artifact_whose_weights_were_changed(artifact_director
     tensors = {name: tensor.clone() for name, tensor in loaded.tensors.items()}
     tensors["mlp.layers.0.bias"][0] *= 1.001
     artifact.write(dataclasses.replace(loaded, tensors=tensors), artifact_directory, force=True)
-    assert "changed after its conversion" in refused(capsys, "export", artifact_directory, "--out", "x")
+    assert "has changed since its conversion" in refused(capsys, "export", artifact_directory, "--out", "x")
     assert not Path("x").exists()
 
 
@@ -74,7 +74,7 @@ def test_export_refuses_a_source_that_flax_did_not_write(tmp_path: Path) -> None
 
 
 def test_export_refuses_other_directories(capsys: Capture) -> None:
-    assert "is no artifact" in refused(capsys, "export", ".", "--out", "x")
+    assert "is not an artifact" in refused(capsys, "export", ".", "--out", "x")
 
 
 # --- inspect -----------------------------------------------------------------------------------------------------

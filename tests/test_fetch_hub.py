@@ -315,7 +315,7 @@ def test_an_address_as_source(hub: Hub, registry: Path) -> None:
     words = ("--source", f"{hub.server.url}/gresearch/velo/params", "--no-verify", "--out", "bare", "--update-lock")
     done = hub.python(CLI, str(registry), "convert", "velo", *words)
     assert done.returncode == 0, done.stderr
-    assert "There is no config.gin beside it" in done.stderr
+    assert "has no config.gin" in done.stderr
     assert [path.name for path in (hub.home / "sources" / made.source.sha256).iterdir()] == ["params"]
 
 
@@ -325,7 +325,7 @@ def test_an_unreachable_hub_is_a_two_line_error(hub: Hub, registry: Path) -> Non
     assert (done.returncode, done.stdout) == (1, "")
     assert error.startswith("Error: gs://gresearch/velo/params cannot be reached")
     for way in (
-        "http://127.0.0.1:9/gresearch/velo/params; http://127.0.0.1:9/gresearch/velo/config.gin, into one directory",
+        "http://127.0.0.1:9/gresearch/velo/params; config.gin next to it, into one directory",
         "`pylo-zoo convert velo --source params --out zoo/velo`",
         "PYLO_ZOO_HOME",
         "PYLO_ZOO_GCS_ENDPOINT",

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from trees import encode, nested, theta
 
 from pylo_zoo import formats, limits
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, quoted
 
 MIB = craft.MIB
 LIMIT = 2 * MIB
@@ -84,7 +84,7 @@ def test_a_torch_file_of_many_views(tmp_path: Path) -> None:
     (tmp_path / "x.pt").write_bytes(data)
 
     def refused() -> None:
-        with pytest.raises(ZooError, match="its arrays take more than 67,108,864 bytes") as error:
+        with pytest.raises(ZooError, match="its arrays have more than 67,108,864 bytes") as error:
             formats.read(tmp_path / "x.pt")
         assert "--max-bytes" in error.value.hint
 
@@ -97,7 +97,7 @@ def test_shared_arrays_count_at_each_occurrence(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv(limits.VARIABLE, "12000")
     assert len(read(tmp_path, data).leaves) == 3
     monkeypatch.setenv(limits.VARIABLE, "11999")
-    with pytest.raises(ZooError, match="take more than 11,999"):
+    with pytest.raises(ZooError, match="have more than 11,999"):
         read(tmp_path, data)
 
 
@@ -135,25 +135,25 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "flax: 9 axes": (craft.pack({"a": craft.flax_array([1] * 9)}), "9 axes"),
     "flax: 64 axes": (craft.pack({"a": craft.flax_array([1] * 64)}), "64 axes"),
     "flax: a size beyond numbers": (craft.pack({"a": craft.flax_array([2**63])}), "instead of"),
-    "flax: an array in chunks": (craft.flax_chunked(2**40), "__msgpack_chunked_array__ holds bool"),
+    "flax: an array in chunks": (craft.flax_chunked(2**40), "__msgpack_chunked_array__ contains bool"),
     "flax: an array inside an array's shape": (
         craft.pack({"a": craft.flax_array([craft.flax_array([1])])}),
         "another extension",
     ),
-    "flax: 10,000 numbers": (craft.pack({f"k{i}": i for i in range(10_000)}), "k0 holds int"),
+    "flax: 10,000 numbers": (craft.pack({f"k{i}": i for i in range(10_000)}), "k0 contains int"),
     "flax: many maps": (
         craft.pack({f"k{i}": {f"k{j}": 0 for j in range(200)} for i in range(200)}),
         "more than 40,000 values",
     ),
-    "flax: a text of 2,000": (craft.pack({"k" * 2000: 0}), "a text of 2,000 bytes"),
-    "flax: bytes as a leaf": (craft.pack({"a": bytes(5000)}), "holds memoryview"),
+    "flax: a text of 2,000": (craft.pack({"k" * 2000: 0}), "a string of 2,000 bytes"),
+    "flax: bytes as a leaf": (craft.pack({"a": bytes(5000)}), "contains memoryview"),
     "pickle: a key of a million": (
         b"\x80\x04}" + craft.text("k" * 1_000_000) + b"Ns.",
         "has 1,000,000 characters",
     ),
     "npz: 9 axes": (
         craft.archive({"a.npy": craft.npy(np.ones((1,) * 9, np.float32))}),
-        "a header that numpy does not",
+        "an unknown header",
     ),
     "npz: data before its directory": (craft.between_members(craft.archive(TWO), b"hidden"), "data between"),
     "npz: an archive after its end": (craft.archive(TWO) + craft.archive(TWO), "data between"),
@@ -202,14 +202,29 @@ def test_the_limit_is_set_by_variable_argument_or_option(tmp_path: Path, monkeyp
     assert limits.max_bytes() == len(data) - 1
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "1e9", "64M", "9" * 19, "١٢٣"])
+@pytest.mark.parametrize("text", ["0", "-1", "1e9", "64M", str(2**63), "9" * 400, "9" * 5000, "١٢٣"])
 def test_a_limit_that_is_not_a_number_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(limits.VARIABLE, text)
-    with pytest.raises(ZooError, match=limits.VARIABLE):
+    with pytest.raises(ZooError, match=limits.VARIABLE) as error:
         limits.max_bytes()
+    assert "from 1 to 9223372036854775807" in error.value.hint
+    assert len(str(error.value)) < 200
 
 
-@pytest.mark.parametrize("value", [0, -1, True, 1.5, "1"])
+@pytest.mark.parametrize("digits", [41, 309, 310, 400, 5000])
+def test_a_long_number_is_quoted_by_its_digits(digits: int) -> None:
+    for number in (10 ** (digits - 1), 10**digits - 1, -(10**digits - 1)):
+        assert quoted(number) == f"a number of {digits:,} digits"
+
+
+def test_the_largest_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(limits.VARIABLE, str(limits.LARGEST))
+    assert limits.max_bytes() == limits.LARGEST
+    with limits.allow(limits.LARGEST):
+        assert limits.max_bytes() == limits.LARGEST
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 1.5, "1", 2**63, 10**400, 10**5000, -(10**5000)], ids=quoted)
 def test_an_argument_that_is_not_a_number_is_refused(value: Any) -> None:
     with pytest.raises(ZooError, match="max_bytes is"), limits.allow(value):
         pass

@@ -112,7 +112,7 @@ def test_an_impostor_gin_file_is_identified(data: bytes) -> None:
     [b"\x00" * 64, bytes(range(256)), b"\x93NUMPY", b"PK\x03\x04", CHECKPOINT, b"   \n", b"\xc3"],
 )
 def test_binary_files_are_not_impostors(data: bytes) -> None:
-    assert impostors.recognise(data, len(data)) is None
+    assert impostors.recognize(data, len(data)) is None
 
 
 # --- from the web ------------------------------------------------------------------------------------------------

@@ -201,7 +201,7 @@ def test_a_chunk_that_unpacks_to_more_than_its_array_is_refused(tmp_path: Path) 
 def test_a_large_description_is_refused(name: str, tmp_path: Path) -> None:
     source = pytree(tmp_path / "saved", {"a": np.ones(4, np.float32)})
     (source / name).write_bytes(b"[" + b"[]," * 1_500_000 + b"[]]")
-    with pytest.raises(ZooError, match="up to 4,194,304 are read"):
+    with pytest.raises(ZooError, match="the limit is 4,194,304"):
         formats.read(source)
 
 
@@ -255,7 +255,7 @@ def test_the_root_of_several_steps_lists_them(tmp_path: Path) -> None:
         for step in (3, 7, 10):
             manager.save(step, args=ocp.args.StandardSave({"a": np.ones(3, np.float32)}))
         manager.wait_until_finished()
-    with pytest.raises(ZooError, match=r"saved: it holds 3 checkpoints: 3, 7, 10\.") as error:
+    with pytest.raises(ZooError, match=r"saved: it contains 3 checkpoints: 3, 7, 10\.") as error:
         formats.read(root)
     assert str(root / "10") in error.value.hint
     shutil.move(root / "3", root / "3.orbax-checkpoint-tmp-1")  # what a killed process leaves
@@ -269,13 +269,13 @@ def test_several_items_of_a_step_are_listed(tmp_path: Path) -> None:
         args = ocp.args.Composite(theta=ocp.args.StandardSave(tree), ema=ocp.args.StandardSave(tree))
         manager.save(7, args=args)
         manager.wait_until_finished()
-    with pytest.raises(ZooError, match=r"7: it holds 2 checkpoints: ema, theta\."):
+    with pytest.raises(ZooError, match=r"7: it contains 2 checkpoints: ema, theta\."):
         formats.read(tmp_path / "saved" / "7")
 
 
 def test_a_text_inside_the_tree_is_refused(tmp_path: Path) -> None:
     source = pytree(tmp_path / "saved", {"params": {"a": np.ones(3, np.float32), "name": "x"}})
-    with pytest.raises(ZooError, match="name holds str"):
+    with pytest.raises(ZooError, match="name contains str"):
         formats.read(source)
 
 
@@ -304,4 +304,4 @@ def test_a_damaged_directory_is_reported_in_two_lines(damage: Callable[[Path], N
     assert done.returncode == 1
     error, hint = done.stderr.splitlines()
     assert error.startswith("Error: saved: orbax cannot read")
-    assert hint == "Hint: Save or copy the checkpoint again, all of it."
+    assert hint == "Hint: Save or copy the whole checkpoint again."

@@ -331,7 +331,7 @@ def test_behavior_without_a_source_is_named() -> None:
     edited = replace(random_artifact, behavior=replace(random_artifact.behavior, step_mult=0.002))
     report = parity.verify(edited, source)
     assert report.passed  # no source contradicts it
-    assert "step_mult = 0.002, where the released value is 0.001" in report.statements.unsaid
+    assert "step_mult = 0.002 (released value: 0.001)" in report.statements.unsaid
     assert report.coverage is not None
     assert any("step_mult = 0.002" in each for each in report.coverage.not_covered)
     assert proof("celo-adam").statements.unsaid[0] == "step_mult = 0.001"

@@ -132,7 +132,7 @@ def wrong_vectors(here: Path) -> None:
 UNFIT: dict[str, tuple[Callable[[Path], None], str]] = {
     "no report": (remove_proof, "has no parity report"),
     "not run": (mark_as_not_run, "was not checked (JAX is missing)"),
-    "other weights": (change_weights, "has changed since its parity was checked"),
+    "other weights": (change_weights, "has changed since its parity check"),
     "another version": (another_version, "checked by another pylo-zoo"),
     "no vectors": (without_vectors, "is missing"),
     "other vectors": (other_vectors, "is not the one of its parity report"),
@@ -200,13 +200,13 @@ def test_weights_that_change_during_the_replay(here: Path, hub: HubDouble, monke
 def test_an_unknown_file(name: str, here: Path, hub: HubDouble) -> None:
     (here / name).write_text("HF_TOKEN=1")
     said = refused(here, hub)
-    assert f"holds what no artifact does: {name}" in said
+    assert f"holds files that are not part of an artifact: {name}" in said
     assert "Nothing was sent" in said
 
 
 def test_a_subdirectory(here: Path, hub: HubDouble) -> None:
     (here / "old").mkdir()
-    assert "holds what no artifact does: old" in refused(here, hub)
+    assert "holds files that are not part of an artifact: old" in refused(here, hub)
 
 
 def test_a_file_that_is_not_regular(here: Path, hub: HubDouble, tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_a_directory_with_other_files_is_not_changed(
 ) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years")
-    with pytest.raises(ZooError, match=r"holds what no artifact does: thesis\.tex"):
+    with pytest.raises(ZooError, match=r"holds files that are not part of an artifact: thesis\.tex"):
         weights.pull(ID, out=tmp_path / "mine", force=force, access=access)
     assert hub.log == []
 
@@ -184,7 +184,7 @@ def test_a_registry_entry_with_only_a_checkpoint(
     assert (checkout.commit, checkout.artifact.name, checkout.artifact.source.license) == (None, "mine", "MIT")
     count = len(hub.log)
     assert weights.pull("hf://amoudgl/elo", access=access).directory == checkout.directory, "from the registry"
-    assert said[-1] == "hf://amoudgl/elo is the registry's mine, and is converted here."
+    assert said[-1] == "hf://amoudgl/elo is the registry entry mine; converting it."
     assert len(hub.log) == count
     offline = dataclasses.replace(access, offline=True)
     assert weights.pull("mine", out=tmp_path / "out", access=offline).files == checkout.files

@@ -123,7 +123,7 @@ def test_a_repository_of_the_registry(hub: HubDouble, access: Access, said: list
     hub.create("amoudgl/celo", {"theta.state": state("celo")})
     with pytest.raises(FetchError, match="not the file that it should be"):
         pylo_zoo.load("hf://amoudgl/celo", access=access)
-    assert said == ["hf://amoudgl/celo is the registry's celo, and is converted here."]
+    assert said == ["hf://amoudgl/celo is the registry entry celo; converting it."]
     mulo = hub.create("btherien/mulo", {"model.safetensors": pylos("mulo"), "config.json": PYLOS_CONFIG})
     with pytest.raises(FetchError, match=r"is not the file that it should be: size|has [\d,]+ bytes"):
         pylo_zoo.load("hf://btherien/mulo", access=access)

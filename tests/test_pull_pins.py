@@ -284,7 +284,7 @@ def test_an_origin_that_the_proof_does_not_mention(what: str, hub: HubDouble, ac
     config = json.loads(files["config.json"])
     (config if what == "name" else config["source"])[what] = "f" * 64
     hub.create(ID, {**files, "config.json": json.dumps(config).encode()})
-    with pytest.raises(ZooError, match=f"its parity report speaks of the {what} "):
+    with pytest.raises(ZooError, match=f"its parity report belongs to the {what} "):
         weights.pull(ID, access=access)
 
 

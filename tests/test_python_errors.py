@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pylo_files
 import pytest
 import torch
-from trees import encode, nested, theta
+from trees import encode, nested, synthetic_artifact, theta
 
 import pylo_zoo
-from pylo_zoo.convert import convert
+from pylo_zoo import artifact, formats
+from pylo_zoo.artifact import Artifact
+from pylo_zoo.convert import ParityError, convert, export, export_file
 from pylo_zoo.errors import ZooError
 from pylo_zoo.optim import VeLO
 
@@ -52,6 +57,49 @@ def error(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     return caught.value
 
 
+def elo(directory: Path, change: Callable[[np.ndarray], np.ndarray] = lambda leaf: leaf) -> Path:
+    """A theta.state of ELO with ``change`` applied to every leaf."""
+    leaves = {path: change(leaf) for path, leaf in theta("elo").items()}
+    return damaged(directory, "theta.state", encode(nested(leaves)))
+
+
+def written(directory: Path) -> Path:
+    return artifact.write(synthetic_artifact("elo"), directory / "elo")
+
+
+def not_exact() -> Artifact:
+    made = synthetic_artifact("elo")
+    return replace(made, source=replace(made.source, layout={**made.source.layout, "exact": False}))
+
+
+HINTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "an artifact exists": (lambda here: artifact.write(synthetic_artifact("elo"), written(here)), "force=True"),
+    "a file exists": (lambda here: export_file(written(here), damaged(here, "x", b"")), "force=True"),
+    "an inexact export": (lambda here: export(not_exact()), "theta=True"),
+    "float64": (lambda here: convert("elo", source=elo(here, np.float64)), "ConversionPolicy(cast='float32')"),
+    "NaN": (
+        lambda here: convert("elo", source=elo(here, lambda leaf: leaf * np.nan)),
+        "ConversionPolicy(nonfinite=True)",
+    ),
+    "too large": (lambda here: formats.read(elo(here), max_bytes=8), "max_bytes=N"),
+    "no decays": (lambda here: convert("mulo", source=pylo_files.write(here, "mulo", theta("mulo"))), "settings"),
+}
+"""What fails, and the Python argument that its hint names."""
+
+
+@pytest.mark.parametrize("case", HINTS)
+def test_a_hint_with_an_option_names_the_argument_too(case: str, tmp_path: Path) -> None:
+    fails, argument = HINTS[case]
+    with pytest.raises(ZooError) as caught:
+        fails(tmp_path)
+    assert "--" in caught.value.hint
+    assert argument in caught.value.hint
+
+
+def test_a_failed_parity_names_the_argument_too() -> None:
+    assert "verify=False" in ParityError("elo", None).hint  # pyright: ignore[reportArgumentType]
+
+
 def test_one_traceback(error: ZooError) -> None:
     chain, cause = [], error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     while cause is not None:
@@ -66,7 +114,7 @@ def test_one_traceback(error: ZooError) -> None:
 def test_the_hint_offline_fits_python(name: str) -> None:
     with pytest.raises(ZooError) as found:
         pylo_zoo.load(name)
-    assert found.value.message.startswith(f"The weights '{name}' are not here: ")
+    assert found.value.message.startswith(f"The weights '{name}' are not cached: ")
     assert "weights='DIR'" in found.value.hint
     assert "--" not in found.value.hint.replace("--out DIR", "")
     assert len(found.value.hint) < 120

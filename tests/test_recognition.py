@@ -122,7 +122,7 @@ def test_arrays_next_to_the_tree_are_refused(container: str, tmp_path: Path) -> 
     moments = np.ones(3, np.float32)
     extra = {"ema": torch.ones(3) if "torch" in container else moments}
     path = WRITERS[container][0](tmp_path / "file", theta("elo"), "params", extra)
-    with pytest.raises(ZooError, match="params stands beside ema"):
+    with pytest.raises(ZooError, match="both params and ema"):
         formats.read(path)
 
 
@@ -204,8 +204,8 @@ def lists_pickled(path: Path) -> None:
 
 
 WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
-    "bfloat16 npz": (bf16_npz, "has the dtype V2, as numpy saves bfloat16"),
-    "torch's names in an npz": (dotted_npz, "its names have dots, such as network.input.weight"),
+    "bfloat16 npz": (bf16_npz, "has the dtype V2, numpy's ambiguous dtype for bfloat16"),
+    "torch's names in an npz": (dotted_npz, "the name network.input.weight has dots"),
     "dots and slashes": (mixed, "some of its names are joined with dots and some with slashes"),
     "integer keys": (integer_keys, "a key is int ("),
     "integer keys, pickled": (integer_keys_pickled, "key"),

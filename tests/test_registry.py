@@ -12,6 +12,7 @@ import yaml
 from golden_data import CHECKPOINTS
 
 from pylo_zoo import converters, registry
+from pylo_zoo.convert import cache
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import parse
 
@@ -137,7 +138,7 @@ def test_a_minimal_entry(tmp_path: Path) -> None:
         ({"defaults": {"lr": "1e-3"}}, "mine: defaults: lr is '1e-3'"),
         ({"defaults": {"lr": float("nan")}}, "mine: defaults: lr is nan"),
         ({"defaults": {"lr": True}}, "mine: defaults: lr is True"),
-        ({"learned_decays": {"rms": [0.1]}}, "mine: learned_decays: velo learns no decays"),
+        ({"learned_decays": {"rms": [0.1]}}, "mine: learned_decays: velo has no learned decays"),
         ({"family": "mulo", "learned_decays": {"rms": [0.1]}}, "mine: learned_decays: momentum, adafactor missing"),
         ({"paper": {"arxiv": "VeLO", "title": "VeLO"}}, "mine: paper: arxiv is 'VeLO'"),
         ({"paper": {"arxiv": 2211.0976, "title": "VeLO"}}, "mine: paper: arxiv is 2211.0976"),
@@ -181,16 +182,23 @@ def test_a_wrong_source_is_refused(tmp_path: Path, change: dict[str, Any], compl
         registry.load_registry(write(tmp_path, {"mine": entry}))
 
 
+@pytest.mark.parametrize("format", sorted(set(cache.NAMES) - {"orbax"}))
+def test_every_file_format_is_accepted(tmp_path: Path, format: str) -> None:
+    """orbax is a directory, which a source's address cannot name."""
+    entry = GOOD | {"sources": [GOOD["sources"][0] | {"format": format}]}
+    assert registry.load_registry(write(tmp_path, {"mine": entry}))["mine"].weights.format == format
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("celo: 1\ncelo: 2", "not valid YAML: 'celo' stands twice"),
-        ("celo: {family: velo, family: celo}", "not valid YAML: 'family' stands twice"),
+        ("celo: 1\ncelo: 2", "not valid YAML: the key 'celo' is repeated"),
+        ("celo: {family: velo, family: celo}", "not valid YAML: the key 'family' is repeated"),
         ("celo: !!python/object/apply:os.getcwd []", "not valid YAML"),
         ("celo: [", "not valid YAML"),
         ("- celo", "registry.yaml is "),
-        ("Bad Name: {}", "registry.yaml: Bad Name is no name"),
-        ("3: {}", "registry.yaml: 3 is no name"),
+        ("Bad Name: {}", "registry.yaml: Bad Name is not a valid name"),
+        ("3: {}", "registry.yaml: 3 is not a valid name"),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path: Path, text: str, complaint: str) -> None:

@@ -179,7 +179,7 @@ TEXTS: dict[str, tuple[Callable[[dict[str, bytes]], object], str]] = {
     "an enormous text": (file(CONFIG, b'{"format_version": 1}' + b" " * 17 * 2**20), "more than 4,194,304"),
     "later version": (as_json(CONFIG, lambda c: c.update(format_version=2)), "format_version 2"),
     "proof that failed": (as_json(PROOF, lambda p: p.update(status="failed")), "failed its parity check"),
-    "proof of other weights": (file(PROOF, OTHER_WEIGHTS), "has changed since its parity was checked"),
+    "proof of other weights": (file(PROOF, OTHER_WEIGHTS), "has changed since its parity check"),
     "proof that is nested": (file(PROOF, b"[" * 100_000), "cannot be read"),
     "proof that is enormous": (file(PROOF, b"{" + b" " * 17 * 2**20 + b"}"), "more than 4,194,304"),
     "proof that is a list": (file(PROOF, b"[]"), "not a JSON object"),
@@ -263,7 +263,7 @@ def test_a_proof_of_another_version_is_ignored(hub: HubDouble, access: Access) -
     said: list[str] = []
     checkout = weights.pull(ID, access=replace(access, say=said.append))
     assert checkout.artifact.parity is None
-    assert said[-1] == f"The proof of {URI} was written by another version of pylo-zoo, and is not read."
+    assert said[-1] == f"Ignoring the parity report of {URI}: another version of pylo-zoo wrote it."
 
 
 def test_escapes_in_untrusted_text_are_neutralized(hub: HubDouble, capsys: Capture) -> None:

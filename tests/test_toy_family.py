@@ -160,10 +160,10 @@ BROKEN = {
     "module that raises": ("families", "raises:FAMILY", "RuntimeError: not today"),
     "object that is not a family": ("families", "broken:NUMBERS", "1 is not a Family"),
     "object that is not a sequence": ("families", "broken:NUMBER", "TypeError"),
-    "built-in name": ("families", "broken:ELO", "elo is there already"),
+    "built-in name": ("families", "broken:ELO", "elo exists already"),
     "invalid name": ("families", "broken:SPACED", "is not a valid family name"),
     "registry that is absent": ("registries", "broken:registry.yaml", "Cannot read the registry"),
-    "built-in registry entry": ("registries", "broken:ours.yaml", "velo-sample is there already"),
+    "built-in registry entry": ("registries", "broken:ours.yaml", "velo-sample exists already"),
     "registry entry of an unknown family": ("registries", "broken:unknown.yaml", "family 'nothing' is unknown"),
 }
 ENTRY = """{name}:
@@ -192,7 +192,7 @@ def test_a_broken_package_is_one_warning_and_breaks_nothing(case: str, tmp_path:
         assert "something" not in listed
         assert {"elo", "toy"} <= families
         assert len(caught) == 1
-        assert "of the package broken-package is left out" in str(caught[0].message)
+        assert "of the package broken-package: " in str(caught[0].message)
 
 
 def test_the_command_line_warns_in_one_line(tmp_path: Path) -> None:
@@ -205,8 +205,8 @@ def test_the_command_line_warns_in_one_line(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "celo" in done.stdout.split()
     assert done.stderr == (
-        "Warning: The pylo_zoo.families entry point 'broken' (nowhere:FAMILY) of the package broken-package is left "
-        "out: ModuleNotFoundError: No module named 'nowhere'\n"
+        "Warning: Skipped the pylo_zoo.families entry point 'broken' (nowhere:FAMILY) of the package broken-package: "
+        "ModuleNotFoundError: No module named 'nowhere'\n"
     )
 
 

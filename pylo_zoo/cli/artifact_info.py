@@ -13,12 +13,12 @@ from pylo_zoo.cli.sections import section, use
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pylo_zoo.weights import Here
+    from pylo_zoo.weights import LocalArtifact
 
 NOT_RUN = "not_run"
 
 
-def data(here: Here, weights: str) -> dict[str, Any]:
+def data(here: LocalArtifact, weights: str) -> dict[str, Any]:
     """All of it, as JSON holds it."""
     from pylo_zoo import artifact
     from pylo_zoo.files import read_regular

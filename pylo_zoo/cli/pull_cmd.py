@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pylo_zoo.artifact import Artifact
-    from pylo_zoo.weights import Here
+    from pylo_zoo.weights import LocalArtifact
 
 EXAMPLES = """
 pylo-zoo pull celo
@@ -60,7 +60,7 @@ def pull(
     output.emit(_data(here), human, json=json)
 
 
-def _data(here: Here) -> dict[str, Any]:
+def _data(here: LocalArtifact) -> dict[str, Any]:
     made = here.artifact
     return {
         "directory": str(here.directory),
@@ -81,7 +81,7 @@ def _parity(made: Artifact) -> str:
     return "passed" if (made.parity or {}).get("status") == "passed" else "not_run"
 
 
-def _show(here: Here, name: str, console: Console) -> None:
+def _show(here: LocalArtifact, name: str, console: Console) -> None:
     made = here.artifact
     local = Path(name).is_dir()
     how = "here already" if local else {True: "pulled", False: "in the cache", None: "converted here"}[here.fetched]

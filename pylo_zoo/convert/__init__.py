@@ -1,6 +1,7 @@
-"""From a checkpoint to an artifact, and back to the very same bytes.
+"""Converts checkpoints to artifacts, and back to the same bytes.
 
-:func:`inspect` looks, :func:`convert` converts in memory, :func:`make` proves and writes too, :func:`export` goes back.
+:func:`inspect` describes a checkpoint. :func:`convert` converts it in memory. :func:`make` also checks parity and
+writes the artifact. :func:`export` rebuilds the checkpoint.
 """
 
 from __future__ import annotations
@@ -14,19 +15,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pylo_zoo import __version__, artifact, config, converters, formats, limits
+from pylo_zoo import __version__, config, converters, formats, limits
+from pylo_zoo import artifact as artifacts
 from pylo_zoo.artifact import Artifact, Converter, SourceRecord
-from pylo_zoo.convert.cache import cached_source, home, keep
+from pylo_zoo.convert.cache import cached_source, home, store_copy
 from pylo_zoo.convert.inspection import Inspection, inspect
-from pylo_zoo.convert.leaves import ConversionPolicy, take
-from pylo_zoo.convert.sources import matched_entry, original, own_file, registered_file
+from pylo_zoo.convert.leaves import ConversionPolicy, select_leaves
+from pylo_zoo.convert.sources import matched_entry, original, read_registered_file, read_user_file
 from pylo_zoo.convert.statements import SETTINGS, Statement, from_source, parse_settings, resolve_fields
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access, is_uri, parse
-from pylo_zoo.files import write_file
+from pylo_zoo.files import REPLACE, write_file
 
 if TYPE_CHECKING:
     from pylo_zoo.parity.report import Report
+    from pylo_zoo.registry import Entry
 
 __all__ = [
     "ConversionPolicy",
@@ -58,129 +61,130 @@ def convert(
     """Convert a checkpoint.
 
     Args:
-        name: with ``source`` a family, otherwise a registry entry.
-        source: your own checkpoint file or directory, or its address. Where the registry knows its sha256
-            and the family agrees, it is taken for that entry, and has its behaviour.
-        settings: fields of the architecture or behaviour that no file says, or learned decays that a file leaves out.
-        access: how to fetch a file that is not here.
-        allowed: what may be done to leaves that are not float32, or not finite; by default nothing.
-        max_bytes: the limit of :mod:`pylo_zoo.limits`, for this file.
+        name: a registry entry; with ``source``, a family.
+        source: a checkpoint file or directory, or its address. If its sha256 is that of a registry entry of the same
+            family, the entry's behavior applies.
+        settings: architecture or behavior fields that the files do not state, or learned decays that they omit.
+        access: download options.
+        allowed: permitted changes of leaves that are not float32 or not finite; by default none.
+        max_bytes: the size limit for the file (:mod:`pylo_zoo.limits`).
 
     Returns:
-        The artifact, in memory. Nothing is written but what had to be fetched, into the cache.
+        The artifact, in memory. Only downloads are written, to the cache.
 
     Raises:
-        ZooError: the file is unavailable, unreadable or of another family; a field is unknown; statements contradict.
+        ZooError: the file is unavailable, unreadable or of another family; a field is unknown; or statements differ.
     """
     with limits.allow(max_bytes):
-        return _converted(name, source, settings, access, allowed)[0]
+        return _convert(name, source, settings, access, allowed)[0]
 
 
-def _converted(
+def _convert(
     name: str,
     source: str | Path | None,
     settings: Mapping[str, Any] | None,
     access: Access | None,
     allowed: ConversionPolicy | None,
 ) -> tuple[Artifact, formats.Source]:
-    """What :func:`convert` returns, and the file that it read."""
+    """The artifact that :func:`convert` returns, and its source."""
     if source is not None:
-        family, read = own_file(name, source, access)
-        entry = matched_entry(read.sha256, family.name)
-        said = [entry.behavior] if entry else []
-        origin = f"the registry's {entry.name}, whose file this is," if entry else ""
+        family, checkpoint = read_user_file(name, source, access)
+        entry = matched_entry(checkpoint.sha256, family.name)
+        records = [entry.behavior] if entry else []
     else:
-        entry, read = registered_file(name, access)
-        family = converters.get(entry.family, read.naming)
-        said = [record for record in (entry.architecture, entry.behavior) if record is not None]
-        origin = f"the registry entry {name}"
-    allowed = allowed or ConversionPolicy()
-    leaves, fields, layout = take(family, read, entry, settings or {}, allowed)
+        entry, checkpoint = read_registered_file(name, access)
+        family = converters.get(entry.family, checkpoint.naming)
+        records = [record for record in (entry.architecture, entry.behavior) if record is not None]
+    policy = allowed or ConversionPolicy()
+    leaves, fields, layout = select_leaves(family, checkpoint, entry, settings or {}, policy)
     architecture, behavior = resolve_fields(
         family,
         family.infer(leaves),
         [
-            *from_source(family, read),
-            *(Statement(origin, vars(record)) for record in said),
+            *from_source(family, checkpoint),
+            *(_registry_statement(entry, record) for record in records if entry),
             Statement(SETTINGS, fields),
         ],
-        fallback=family.behavior(**family.assumed.get(read.format, {})),
+        fallback=family.behavior(**family.assumed.get(checkpoint.format, {})),
     )
-    tensors = converters.to_torch(family, leaves, architecture, finite=not allowed.nonfinite)
+    tensors = converters.to_torch(family, leaves, architecture, finite=not policy.nonfinite)
     defaults = {key: value for key, value in family.defaults.items() if value is not None}
-    made = Artifact(
+    artifact = Artifact(
         family=family.name,
         name=entry.name if entry else family.name,
         architecture=architecture,
         behavior=behavior,
         defaults={**defaults, **(entry.defaults if entry else {})},
         source=SourceRecord(
-            uri=entry.weights.uri if entry else _own_uri(source, read),
-            sha256=read.sha256,
-            bytes=read.bytes,
+            uri=entry.weights.uri if entry else _source_uri(source, checkpoint),
+            sha256=checkpoint.sha256,
+            bytes=checkpoint.bytes,
             license=entry.license if entry else "unknown",
-            format=read.format,
+            format=checkpoint.format,
             layout=layout,
         ),
         converter=Converter(version=__version__),
         tensors={key: torch.from_numpy(np.array(tensor)) for key, tensor in tensors.items()},
     )
-    return made, read
+    return artifact, checkpoint
 
 
-def contradictions(made: Artifact, read: formats.Source) -> list[str]:
-    """What the files of the source, and the registry of that file, say against the behaviour of ``made``."""
-    own = Statement("the artifact", config.to_dict(made.behavior))
+def contradictions(artifact: Artifact, source: formats.Source) -> list[str]:
+    """Differences between the behavior of ``artifact`` and the statements of the source's files and the registry."""
+    own = Statement("the artifact", config.to_dict(artifact.behavior))
     try:
-        family = converters.get(made.family, read.naming)
-        resolve_fields(family, made.architecture, [*_elsewhere(made, read), own])
+        family = converters.get(artifact.family, source.naming)
+        resolve_fields(family, artifact.architecture, [*_external_statements(artifact, source), own])
     except ZooError as error:
         return [error.message]
     return []
 
 
-def unsaid(made: Artifact, read: formats.Source) -> list[str]:
-    """The behaviour of ``made`` that neither the files of the source nor the registry say, field by field.
+def unsaid(artifact: Artifact, source: formats.Source) -> list[str]:
+    """The behavior fields of ``artifact`` that neither the source's files nor the registry state.
 
-    Nobody can check it: it is the family's released value, or what ``--set`` or somebody's editor made of it.
+    These values are unverified: the family's released values, or edits by ``--set`` or by hand.
     """
     try:
-        said = {name for statement in _elsewhere(made, read) for name in statement.values}
+        stated = {name for statement in _external_statements(artifact, source) for name in statement.values}
     except ZooError:
-        said = set()
-    released = config.to_dict(converters.get(made.family).behavior())
+        stated = set()
+    released = config.to_dict(converters.get(artifact.family).behavior())
     return [
-        f"{name} = {value}" + ("" if value == released[name] else f", where the released value is {released[name]}")
-        for name, value in config.to_dict(made.behavior).items()
-        if name not in said
+        f"{name} = {value}" + ("" if value == released[name] else f" (released value: {released[name]})")
+        for name, value in config.to_dict(artifact.behavior).items()
+        if name not in stated
     ]
 
 
-def _elsewhere(made: Artifact, read: formats.Source) -> list[Statement]:
-    """What is said of the behaviour of ``made`` by others than itself."""
-    family = converters.get(made.family, read.naming)
-    entry = matched_entry(read.sha256, family.name)
-    said = [Statement(f"the registry's {entry.name}, whose file this is,", vars(entry.behavior))] if entry else []
-    return [*from_source(family, read), *said]
+def _external_statements(artifact: Artifact, source: formats.Source) -> list[Statement]:
+    """The statements of the source's files and of the registry about the behavior of ``artifact``."""
+    family = converters.get(artifact.family, source.naming)
+    entry = matched_entry(source.sha256, family.name)
+    return [*from_source(family, source), *([_registry_statement(entry, entry.behavior)] if entry else [])]
 
 
-def _own_uri(source: str | Path | None, read: formats.Source) -> str:
-    """What an artifact records of your own file: its address, or its name and never its path."""
+def _registry_statement(entry: Entry, record: Any) -> Statement:
+    return Statement(f"the registry entry {entry.name}", vars(record))
+
+
+def _source_uri(source: str | Path | None, checkpoint: formats.Source) -> str:
+    """The address of a user's file, or its name without the local path."""
     if isinstance(source, str) and is_uri(source):
         return parse(source).uri
-    return "file:" + read.path.name.encode(errors="backslashreplace").decode()  # a name need not be valid UTF-8
+    return "file:" + checkpoint.path.name.encode(errors="backslashreplace").decode()  # a name need not be valid UTF-8
 
 
 # --- writing an artifact -----------------------------------------------------------------------------------------
 
 
 class ParityError(ZooError):
-    """The torch side does not compute what the checkpoint computes; ``report`` says where."""
+    """The torch implementation differs from the original beyond the bounds; see ``report``."""
 
     def __init__(self, name: str, report: Report) -> None:
         super().__init__(
             f"{name}: parity failed, and nothing was written.",
-            "See the table; --no-verify writes the artifact all the same and records that nothing was proven.",
+            "See the report, or write the artifact without a check: --no-verify (in Python, verify=False).",
         )
         self.report = report
 
@@ -190,10 +194,10 @@ class ConversionResult:
     """An artifact on disk.
 
     Attributes:
-        artifact: what was written.
-        directory: where.
-        report: the parity report; its status is "not_run", with the reason, where JAX is missing or was not wanted.
-        matched: the registry entry that the source is, or None.
+        artifact: the artifact.
+        directory: its directory.
+        report: the parity report. Its status is "not_run", with a reason, if JAX is missing or ``verify`` was False.
+        matched: the registry entry with the source's sha256, or None.
     """
 
     artifact: Artifact
@@ -215,74 +219,77 @@ def make(
     allowed: ConversionPolicy | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> ConversionResult:
-    """Convert, prove and write, all of it or nothing.
+    """Convert a checkpoint, check its parity and write the artifact. A failure writes nothing.
 
     Args:
-        name: as for :func:`convert`, like ``source``, ``settings`` and ``access``.
+        name: see :func:`convert`, also for ``source``, ``settings``, ``access`` and ``allowed``.
         out: the artifact's directory; by default ``zoo/NAME``.
-        force: replace an artifact that is there.
-        verify: compare with the JAX original before writing.
+        force: replace an existing artifact.
+        verify: compare with the original JAX code before writing.
         pt: also write ``model.pt``.
-        allowed: as for :func:`convert`.
-        progress: told what the comparison is doing, how many parts are done, and how many there are.
+        progress: called with the current part of the check, the number of finished parts and the number of all parts.
 
     Raises:
-        ParityError: the comparison failed.
-        ZooError: as :func:`convert`, or the directory is in the way.
+        ParityError: the parity check failed.
+        ZooError: see :func:`convert` and :func:`pylo_zoo.artifact.check_output`.
     """
     directory = Path(out) if out is not None else Path("zoo") / name
-    artifact.check_output(directory, force=force)
-    made, read = _converted(name, source, settings, access, allowed)
-    report = _proof(made, keep(read), verify, progress)
+    artifacts.check_output(directory, force=force)
+    artifact, checkpoint = _convert(name, source, settings, access, allowed)
+    report = _check_parity(artifact, store_copy(checkpoint), verify, progress)
     if report.status == "failed":
-        raise ParityError(made.name, report)
-    made = replace(made, parity=report.to_dict())
-    extra = {artifact.STATE_DICT: artifact.state_dict_file(made)} if pt else {}
+        raise ParityError(artifact.name, report)
+    artifact = replace(artifact, parity=report.to_dict())
+    extra = {artifacts.STATE_DICT: artifacts.state_dict_file(artifact)} if pt else {}
     if report.vectors is not None:
-        extra[artifact.VECTORS] = report.vectors
-    artifact.write(made, directory, force=force, extra_files=extra)
-    entry = matched_entry(made.source.sha256)
-    return ConversionResult(made, directory, report, entry.name if entry else None)
+        extra[artifacts.VECTORS] = report.vectors
+    artifacts.write(artifact, directory, force=force, extra_files=extra)
+    entry = matched_entry(artifact.source.sha256)
+    return ConversionResult(artifact, directory, report, entry.name if entry else None)
 
 
-def _proof(made: Artifact, path: Path, verify: bool, progress: Callable[[str, int, int], None] | None = None) -> Report:
-    """The parity report; without ``verify``, as much of it as needs no JAX."""
+def _check_parity(
+    artifact: Artifact, path: Path, verify: bool, progress: Callable[[str, int, int], None] | None = None
+) -> Report:
+    """The parity report. Without ``verify``, it contains only the checks that run without JAX."""
     from pylo_zoo import parity
 
     if verify:
-        return parity.verify(made, path, progress=progress)
-    return parity.without_jax(made, formats.read(path), "--no-verify")
+        return parity.verify(artifact, path, progress=progress)
+    return parity.without_jax(artifact, formats.read(path), "--no-verify")
 
 
-# --- and back ----------------------------------------------------------------------------------------------------
+# --- export ------------------------------------------------------------------------------------------------------
 
 
-def export(made: Artifact, *, theta: bool = False) -> bytes:
-    """The checkpoint that ``made`` was converted from, byte for byte.
+def export(artifact: Artifact, *, theta: bool = False) -> bytes:
+    """Rebuild the checkpoint that ``artifact`` was converted from, byte for byte.
 
     Args:
-        made: the artifact.
-        theta: instead, the weights as a JAX theta tree in flax msgpack, whatever the source was.
+        artifact: the artifact.
+        theta: return the weights as a JAX theta tree in flax msgpack instead, whatever the source was.
 
     Raises:
-        ZooError: the artifact's weights, or its record of the source, have changed since; or the source was not
-            flax's, or was cast, so that its bytes cannot be rebuilt.
+        ZooError: the artifact has changed since its conversion, or the source was cast or not written by flax, so its
+            bytes cannot be rebuilt.
     """
     if theta:
-        leaves = _leaves(made)
+        leaves = _leaves(artifact)
         return formats.write(leaves, {"container": "flax-msgpack", "leaves": [list(path) for path in sorted(leaves)]})
-    if made.source.layout.get("exact") is False or "cast" in made.source.layout:
-        cast = made.source.layout.get("cast")
-        why = f"cast from {', '.join(cast['from'])}" if cast else "not written by flax"
+    layout = artifact.source.layout
+    if layout.get("exact") is False or "cast" in layout:
+        cast = layout.get("cast")
+        reason = f"cast from {', '.join(cast['from'])}" if cast else "not written by flax"
         raise ZooError(
-            f"{made.name}: the source was {why}, and its exact bytes cannot be rebuilt.",
-            "Use the original file, or --theta for a theta.state with the artifact's weights.",
+            f"{artifact.name}: the source was {reason}, so its exact bytes cannot be rebuilt.",
+            "Use the original file, or export a theta.state with --theta (in Python, theta=True).",
         )
-    data = formats.write(_leaves(made), made.source.layout)
-    if (sha256 := hashlib.sha256(data).hexdigest()) != made.source.sha256:
+    data = formats.write(_leaves(artifact), layout)
+    if (sha256 := hashlib.sha256(data).hexdigest()) != artifact.source.sha256:
         raise ZooError(
-            f"{made.name}: the export has sha256 {sha256}, the source had {made.source.sha256}.",
-            "The artifact was changed after its conversion; convert the checkpoint again.",
+            f"{artifact.name} has changed since its conversion: the export has sha256 {sha256}, the source had "
+            f"{artifact.source.sha256}.",
+            "Convert the checkpoint again.",
         )
     return data
 
@@ -293,23 +300,23 @@ def export_file(
     """Export the artifact at ``directory`` to the file ``out``, in one step.
 
     Returns:
-        The bytes, and whether they are the source's own.
+        The bytes, and whether they equal the source's.
 
     Raises:
-        ZooError: as :func:`export`, or ``out`` exists and ``force`` is not set.
+        ZooError: see :func:`export`; or ``out`` exists and ``force`` is not set.
     """
     out = Path(out)
     if out.is_dir():
-        raise ZooError(f"{out} is a directory.", "Give a file, such as --out theta.state.")
+        raise ZooError(f"{out} is a directory.", "Choose a file name, such as theta.state.")
     if out.exists() and not force:
-        raise ZooError(f"{out} already exists.", "Replace it with --force, or give another file with --out.")
-    made = artifact.read(directory)
-    data = export(made, theta=theta)
+        raise ZooError(f"{out} already exists.", f"Replace it with {REPLACE}, or choose another file.")
+    artifact = artifacts.read(directory)
+    data = export(artifact, theta=theta)
     write_file(out, data)
-    return data, hashlib.sha256(data).hexdigest() == made.source.sha256
+    return data, hashlib.sha256(data).hexdigest() == artifact.source.sha256
 
 
-def _leaves(made: Artifact) -> dict[tuple[str, ...], np.ndarray]:
-    tensors = {name: tensor.numpy() for name, tensor in made.tensors.items()}
-    finite = "nonfinite" not in made.source.layout
-    return converters.to_jax(converters.get(made.family), tensors, made.architecture, finite=finite)
+def _leaves(artifact: Artifact) -> dict[tuple[str, ...], np.ndarray]:
+    tensors = {name: tensor.numpy() for name, tensor in artifact.tensors.items()}
+    finite = "nonfinite" not in artifact.source.layout
+    return converters.to_jax(converters.get(artifact.family), tensors, artifact.architecture, finite=finite)

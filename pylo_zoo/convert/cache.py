@@ -1,7 +1,7 @@
 """Copies of source checkpoints by sha256: ``$PYLO_ZOO_HOME/sources/SHA256/``, or below ``~/.cache/pylo-zoo``.
 
-An artifact records its source's hash and never a path; this is where ``verify`` finds the source again. What is fetched
-lies in the same place (:mod:`pylo_zoo.fetch.store`).
+An artifact records its source's hash, never a path. ``verify`` finds the source here. Downloads are stored in the same
+place (:mod:`pylo_zoo.fetch.store`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pylo_zoo.fetch.store import home
 from pylo_zoo.files import explained, read_regular, staged_directory, write_file
 from pylo_zoo.formats import CONFIG_NAME, MAX_CONFIG_BYTES, Source, fingerprint, load, read
 
-__all__ = ["NAMES", "cached_source", "home", "keep", "read_beside", "side_by_side"]
+__all__ = ["NAMES", "cached_source", "home", "read_split", "read_with_config", "store_copy"]
 
 NAMES = {
     "flax-msgpack": "theta.state",
@@ -31,14 +31,14 @@ NAMES = {
     "safetensors": "theta.safetensors",
     "torch": "theta.pt",
 }
-"""What a copy is called, whatever the user's file or directory was."""
+"""Name of the copy, by format."""
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def cached_source(sha256: str) -> Path | None:
-    """The copy of the source with this hash, or None where there is none whose bytes still have it."""
-    if found := store.find_cached(sha256):
-        return found
+    """The cached source with this hash, or None if it is missing or damaged."""
+    if path := store.find_cached(sha256):
+        return path
     folder = store.directory(sha256)
     if not SHA256.fullmatch(sha256) or folder.is_symlink():
         return None
@@ -46,18 +46,18 @@ def cached_source(sha256: str) -> Path | None:
     return next((path for path in directories if path.is_dir() and _fingerprint(path) == sha256), None)
 
 
-def keep(source: Source) -> Path:
-    """Copy ``source``, and the gin file beside it, into the cache, in one step.
+def store_copy(source: Source) -> Path:
+    """Copy ``source`` and its gin file into the cache, in one step.
 
     Raises:
         ZooError: the file has changed since it was read, or the cache cannot be written.
     """
-    present = cached_source(source.sha256)
-    if present is not None and _config(present.parent) == source.config_bytes:
-        return present
+    cached = cached_source(source.sha256)
+    if cached is not None and _config(cached.parent) == source.config_bytes:
+        return cached
     parts = load(source.path)
     if fingerprint(parts) != source.sha256:
-        raise ZooError(f"{source.path} changed while it was being read.", "Wait until it is complete, and try again.")
+        raise ZooError(f"{source.path} changed while it was being read.", "Wait until it is complete, then try again.")
     directory = store.directory(source.sha256)
     with store.locked(source.sha256), explained(directory, store.ANOTHER_CACHE):
         store.real_folder(directory)
@@ -71,26 +71,26 @@ def keep(source: Source) -> Path:
     return directory / NAMES[source.format]
 
 
-def read_beside(weights: Path, sha256: str, config: Path | None) -> Source:
-    """Read a cached checkpoint with ``config`` as the gin file beside it, and with none where that is None.
+def read_with_config(weights: Path, sha256: str, config: Path | None) -> Source:
+    """Read a cached checkpoint with ``config`` as its gin file, or without a gin file if ``config`` is None.
 
     Raises:
         ZooError: the cache cannot be written, or the file cannot be read.
     """
-    beside = store.directory(sha256) / CONFIG_NAME
-    wanted = None if config is None else read_regular(config, MAX_CONFIG_BYTES)
-    if (source := read(weights)).config_bytes == wanted:
-        return source  # without a lock, which a read-only cache does not have
+    target = store.directory(sha256) / CONFIG_NAME
+    content = None if config is None else read_regular(config, MAX_CONFIG_BYTES)
+    if (source := read(weights)).config_bytes == content:
+        return source  # without a lock: a read-only cache has no locks
     with store.locked(sha256):
-        with explained(beside, store.ANOTHER_CACHE):
-            beside.unlink(missing_ok=True)
-        if wanted is not None:
-            write_file(beside, wanted, store.ANOTHER_CACHE)
+        with explained(target, store.ANOTHER_CACHE):
+            target.unlink(missing_ok=True)
+        if content is not None:
+            write_file(target, content, store.ANOTHER_CACHE)
         return read(weights)
 
 
-def side_by_side(files: Sequence[Path]) -> Source:
-    """Read a checkpoint that several cached files make up together, from a directory of the cache that holds them.
+def read_split(files: Sequence[Path]) -> Source:
+    """Read a checkpoint that is split into several cached files, from a cache directory with copies of them.
 
     Raises:
         ZooError: the cache cannot be written, or the files cannot be read.
@@ -106,7 +106,7 @@ def side_by_side(files: Sequence[Path]) -> Source:
 def _fingerprint(path: Path) -> str | None:
     try:
         return fingerprint(load(path))
-    except ZooError:  # a copy that was spoilt is no copy
+    except ZooError:  # the copy is damaged
         return None
 
 

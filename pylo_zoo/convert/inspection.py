@@ -1,4 +1,4 @@
-"""What a file is, and what would stop its conversion; nothing is written."""
+"""Describes a checkpoint file and what prevents its conversion. Nothing is written."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pylo_zoo import config, converters, formats, limits
-from pylo_zoo.convert.leaves import needed
+from pylo_zoo.convert.leaves import required_flags
 from pylo_zoo.convert.sources import matched_entry
-from pylo_zoo.convert.statements import from_source, resolve_fields
+from pylo_zoo.convert.statements import SETTINGS, from_source, resolve_fields
 from pylo_zoo.errors import ZooError
 
 
@@ -25,23 +25,23 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All that :func:`inspect` finds.
+    """The result of :func:`inspect`.
 
     Attributes:
         file: the file's name.
-        format: of the file (:class:`pylo_zoo.formats.Source`).
-        bytes: its length.
-        sha256: of the file.
-        exact: whether an export gives back the very same bytes.
+        format: the file's format (:class:`pylo_zoo.formats.Source`).
+        bytes: the file's size.
+        sha256: the file's sha256.
+        exact: whether an export reproduces the same bytes.
         matched: the registry entry with this sha256, or None.
-        families: that the tree fits; more than one where families share a tree.
-        architecture: inferred from the tree, or None where no family fits.
-        behavior: what the source itself says of it, or None where it says nothing.
+        families: the families that the tree fits; several if families share a tree.
+        architecture: inferred from the tree, or None if no family fits.
+        behavior: the behavior that the source states, or None.
         config: bindings of the gin file, or None.
-        leaves: every array, in the file's order.
-        problems: what would stop a conversion; empty where nothing does.
-        notes: what a family's file leaves out, so that `convert` has to be told where the registry does not know it.
-        needs: flags of `convert` that permit what the problems are about; empty where nothing helps, or need be.
+        leaves: every array, in file order.
+        problems: reasons that prevent a conversion.
+        notes: missing values that `convert` needs, unless the registry has them.
+        needs: flags of `convert` that permit the problems.
     """
 
     file: str
@@ -60,21 +60,21 @@ class Inspection:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as JSON holds it."""
+        """The fields for JSON."""
         leaves = [{"path": leaf.path, "shape": list(leaf.shape), "dtype": leaf.dtype} for leaf in self.leaves]
         lists = {key: list(getattr(self, key)) for key in ("families", "problems", "needs", "notes")}
         return {**vars(self), **lists, "leaves": leaves}
 
 
 def inspect(path: str | Path, *, max_bytes: int | None = None) -> Inspection:
-    """Look at the checkpoint at ``path``.
+    """Inspect the checkpoint at ``path``.
 
     Args:
-        path: a file, or a directory.
-        max_bytes: the limit of :mod:`pylo_zoo.limits`, for this file.
+        path: a file or a directory.
+        max_bytes: the size limit for it (:mod:`pylo_zoo.limits`).
 
     Raises:
-        ZooError: it cannot be read at all.
+        ZooError: it cannot be read.
     """
     with limits.allow(max_bytes):
         return _inspect(Path(path))
@@ -90,14 +90,14 @@ def _inspect(path: Path) -> Inspection:
     prepared = converters.prepare(family, source.leaves, source.dtypes, cast=False)
     nearest = "" if families else f"nearest family {family.name}: "
     problems = [nearest + problem for problem in converters.diagnose(family, prepared.leaves, prepared.dtypes)]
-    needs = needed(family, source) if families and problems else []
+    needs = required_flags(family, source) if families and problems else []
     architecture = behavior = None
     if families:
         architecture = family.infer(prepared.leaves)
         try:
             statements = from_source(family, source)
-            architecture, settled = resolve_fields(family, architecture, statements)
-            behavior = config.to_dict(settled) if statements else None
+            architecture, resolved = resolve_fields(family, architecture, statements)
+            behavior = config.to_dict(resolved) if statements else None
         except ZooError as error:
             problems.append(error.message)
             needs = []
@@ -115,12 +115,12 @@ def _inspect(path: Path) -> Inspection:
         leaves=tuple(Leaf("/".join(path), leaf.shape, source.dtypes[path]) for path, leaf in source.leaves.items()),
         problems=tuple(problems),
         needs=tuple(needs),
-        notes=tuple(_left_out(families, source)),
+        notes=tuple(_missing_values(families, source)),
     )
 
 
-def _left_out(families: tuple[str, ...], source: formats.Source) -> Iterator[str]:
+def _missing_values(families: tuple[str, ...], source: formats.Source) -> Iterator[str]:
     for name in families:
         optional = converters.get(name, source.naming).optional
         if absent := sorted("/".join(path) for path in optional - source.leaves.keys()):
-            yield f"{name}: the file lacks {', '.join(absent)}; --set gives them, unless the registry knows the file"
+            yield f"{name}: the file lacks {', '.join(absent)}; pass them in {SETTINGS}, unless the registry has them"

@@ -1,4 +1,4 @@
-"""Finding the file that a conversion reads: the user's own, one in the package, or one that is fetched."""
+"""Finds and reads the source of a conversion: a user's file, a file in the package, or a download."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import difflib
 from pathlib import Path
 
 from pylo_zoo import converters, formats, limits, registry
-from pylo_zoo.convert.cache import cached_source, read_beside, side_by_side
+from pylo_zoo.convert.cache import cached_source, read_split, read_with_config
+from pylo_zoo.convert.statements import SETTINGS
 from pylo_zoo.converters import Family
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access, Forbidden, NotFound, Unavailable, fetch, is_uri, parse, three_ways
@@ -15,94 +16,94 @@ from pylo_zoo.registry import Entry, Source
 
 
 def matched_entry(sha256: str, family: str | None = None) -> Entry | None:
-    """The registry entry whose weights have this sha256, of ``family`` where one is given."""
+    """The registry entry whose weights have this sha256, restricted to ``family`` if it is not None."""
     entries = registry.load_registry().values()
     matches = (entry for entry in entries if entry.weights.sha256 == sha256)
     return next((entry for entry in matches if family in (None, entry.family)), None)
 
 
 def original(sha256: str) -> Path | None:
-    """The file with this sha256 that an artifact was converted from: the copy in the cache, or one in the package."""
-    if found := cached_source(sha256):
-        return found
+    """The source file with this sha256, from the cache or from the package; None if neither has it."""
+    if path := cached_source(sha256):
+        return path
     entry = matched_entry(sha256)
     return entry.weights.path if entry else None
 
 
-def own_file(name: str, path: str | Path, access: Access | None = None) -> tuple[Family, formats.Source]:
-    """The user's file at ``path``, or at the address that it is, as a checkpoint of the family ``name``.
+def read_user_file(name: str, path: str | Path, access: Access | None = None) -> tuple[Family, formats.Source]:
+    """Read the user's file at ``path``, a local path or an address, as a checkpoint of the family ``name``.
 
     Raises:
-        ZooError: ``name`` is no family, or there is no such file, or it cannot be read.
+        ZooError: ``name`` is not a family, or the file does not exist or cannot be read.
     """
     if name not in converters.FAMILIES and name in registry.load_registry():
         family = registry.get(name).family
         raise ZooError(
-            f"With --source, the word is a family, and {name} is a registry entry.",
-            f"Write `pylo-zoo convert {family} --source {path}`; a file that the registry knows is recognised.",
+            f"{name} is a registry entry; a conversion with a source requires a family.",
+            f"Use the family {family}, such as `pylo-zoo convert {family} --source {path}`.",
         )
     families = [] if name in converters.FAMILIES else converters.FAMILIES
-    if near := difflib.get_close_matches(name.lower().replace("_", "-"), families, n=1):
-        raise ZooError(f"There is no family {name!r}.", f"Did you mean {near[0]!r}?")
+    if similar := difflib.get_close_matches(name.lower().replace("_", "-"), families, n=1):
+        raise ZooError(f"{name!r} is not a family.", f"Did you mean {similar[0]!r}?")
     family = converters.get(name)
-    source = _own_address(path, access) if isinstance(path, str) and is_uri(path) else formats.read(path)
+    source = _read_address(path, access) if isinstance(path, str) and is_uri(path) else formats.read(path)
     return converters.get(family.name, source.naming), source
 
 
-def _own_address(uri: str, access: Access | None) -> formats.Source:
-    """The file at ``uri``, with the gin file that Google keeps beside its ``params``, where there is one."""
+def _read_address(uri: str, access: Access | None) -> formats.Source:
+    """Download and read the file at ``uri``, with the gin file next to Google's ``params`` if it exists."""
     source = formats.read(fetch(uri, limit=limits.max_bytes(), check=formats.read, access=access))
     if source.format != "flax-params":
         return source
-    where = parse(uri)
-    folder, _, _ = where.uri.rpartition("/")
-    config = f"{folder}/{formats.CONFIG_NAME}"
-    if where.kind == "hub" and where.revision != "main":
-        config += f"@{where.revision}"
+    location = parse(uri)
+    folder, _, _ = location.uri.rpartition("/")
+    config_uri = f"{folder}/{formats.CONFIG_NAME}"
+    if location.kind == "hub" and location.revision != "main":
+        config_uri += f"@{location.revision}"
     try:
-        beside = fetch(config, limit=formats.MAX_CONFIG_BYTES, check=_check_config, access=access)
+        config = fetch(config_uri, limit=formats.MAX_CONFIG_BYTES, check=_check_config, access=access)
     except (NotFound, Forbidden):
-        beside = None
+        config = None
         if access is not None:
-            access.say(f"There is no {formats.CONFIG_NAME} beside it: what that would say is taken as --set has it.")
-    return read_beside(source.path, source.sha256, beside)
+            access.say(f"{folder} has no {formats.CONFIG_NAME}: its values come from {SETTINGS} or are the defaults.")
+    return read_with_config(source.path, source.sha256, config)
 
 
 def _check_config(path: Path) -> None:
     formats.check_config(path.read_bytes())
 
 
-def registered_file(name: str, access: Access | None = None) -> tuple[Entry, formats.Source]:
-    """The file of the registry entry ``name``, which has to have the entry's size and sha256; fetched where need be.
+def read_registered_file(name: str, access: Access | None = None) -> tuple[Entry, formats.Source]:
+    """Read the file of the registry entry ``name``, downloading it if necessary, and check its size and sha256.
 
     Raises:
-        ZooError: the entry does not exist, or its file is unavailable or another one.
+        ZooError: the entry does not exist, or its file is unavailable or differs from the entry.
     """
     entries = registry.load_registry()
     if name in converters.FAMILIES and name not in entries:
         raise ZooError(
-            f"{name} is a family, and no registry entry has that name.",
-            f"Give a file: `pylo-zoo convert {name} --source FILE`.",
+            f"{name} is a family, not a registry entry.",
+            f"Convert a file with `pylo-zoo convert {name} --source FILE`.",
         )
     entry = registry.get(name)
     pin = entry.weights
     if pin.path is None:
-        return entry, _fetched(entry, access)
+        return entry, _download(entry, access)
     source = formats.read(pin.path)
-    wrong = [
-        f"{what} {found}, not {expected}"
-        for what, found, expected in (("size", source.bytes, pin.bytes), ("sha256", source.sha256, pin.sha256))
-        if expected is not None and found != expected
+    differences = [
+        f"{field} {actual}, not {expected}"
+        for field, actual, expected in (("size", source.bytes, pin.bytes), ("sha256", source.sha256, pin.sha256))
+        if expected is not None and actual != expected
     ]
-    if wrong:
-        raise ZooError(f"{pin.path} is not the file that the registry pins: {', '.join(wrong)}.", "Reinstall pylo-zoo.")
+    if differences:
+        raise ZooError(f"{pin.path} differs from its registry entry: {', '.join(differences)}.", "Reinstall pylo-zoo.")
     return entry, source
 
 
-def _fetched(entry: Entry, access: Access | None) -> formats.Source:
-    """All files of ``entry``, verified and side by side in the cache."""
+def _download(entry: Entry, access: Access | None) -> formats.Source:
+    """Download, verify and read all files of ``entry``."""
     try:
-        fetched = [
+        paths = [
             fetch(
                 source.uri,
                 sha256=source.sha256,
@@ -114,37 +115,42 @@ def _fetched(entry: Entry, access: Access | None) -> formats.Source:
             for source in entry.sources
         ]
     except (Unavailable, NotFound, Forbidden) as error:
-        raise type(error)(error.message, how_to_give(entry)) from None
-    weights = [path for path, source in zip(fetched, entry.sources, strict=True) if source.format != "gin"]
-    configs = [path for path, source in zip(fetched, entry.sources, strict=True) if source.format == "gin"]
+        raise type(error)(error.message, download_hint(entry)) from None
+    weights = [path for path, source in zip(paths, entry.sources, strict=True) if source.format != "gin"]
+    configs = [path for path, source in zip(paths, entry.sources, strict=True) if source.format == "gin"]
     if len(weights) > 1:
-        return side_by_side(weights)
-    return read_beside(weights[0], weights[0].parent.name, configs[0] if configs else None)
+        return read_split(weights)
+    return read_with_config(weights[0], weights[0].parent.name, configs[0] if configs else None)
 
 
-def how_to_give(entry: Entry) -> str:
-    """The three ways to an entry's files without their servers, in one sentence."""
-    files = "; ".join(map(_described, entry.sources))
-    beside = ", into one directory" if len(entry.sources) > 1 else ""
-    return three_ways(entry.weights.uri, files + beside, f"`{by_hand(entry)}`")
+def download_hint(entry: Entry) -> str:
+    """A hint with three ways to get the files of ``entry`` when their servers are unavailable."""
+    folder = parse(entry.weights.uri).url.rpartition("/")[0] + "/"
+    files = "; ".join(_describe(source, folder) for source in entry.sources)
+    directory = ", into one directory" if len(entry.sources) > 1 else ""
+    return three_ways(entry.weights.uri, files + directory, f"`{convert_command(entry)}`")
 
 
-def _described(source: Source) -> str:
+def _describe(source: Source, folder: str) -> str:
+    """The address, size and sha256 of ``source``; only the name if it is a further file of ``folder``."""
+    url = parse(source.uri).url
+    if source.format == "gin" and url.startswith(folder):
+        url = f"{url.removeprefix(folder)} next to it"
     size = f"{source.bytes:,} bytes" if source.bytes else None
-    known = ", ".join(what for what in (size, source.sha256 and f"sha256 {source.sha256}") if what)
-    return f"{parse(source.uri).url}{f' ({known})' if known else ''}"
+    facts = ", ".join(fact for fact in (size, source.sha256 and f"sha256 {source.sha256}") if fact)
+    return f"{url}{f' ({facts})' if facts else ''}"
 
 
-def by_hand(entry: Entry) -> str:
-    """The command that converts an entry's file, or directory of files, from where the user put it."""
-    special = [
+def convert_command(entry: Entry) -> str:
+    """The command that converts the files of ``entry`` after the user has downloaded them."""
+    unstated = [
         (field.name, getattr(entry.behavior, field.name))
         for field in dataclasses.fields(entry.behavior)
         if getattr(entry.behavior, field.name) != field.default
         and entry.weights.format != "flax-params"
         and entry.weights.sha256 is None
     ]
-    settings = "".join(f" --set {key}={str(value).lower()}" for key, value in special)
+    settings = "".join(f" --set {key}={str(value).lower()}" for key, value in unstated)
     several = sum(source.format != "gin" for source in entry.sources) > 1
     source = "DIRECTORY" if several else entry.weights.filename
     return f"pylo-zoo convert {entry.family} --source {source}{settings} --out zoo/{entry.name}"

@@ -1,7 +1,7 @@
-"""Who says what about a checkpoint, and that nobody contradicts anybody.
+"""Collects what each source states about a checkpoint's fields, and requires that they agree.
 
-The tree's shapes, its gin file, its kind of container, the registry and ``--set`` may all speak of one field. Each is
-right or wrong; none overrides another.
+The tree's shapes, the gin file, the container, the registry and the settings may all state a value for one field. No
+source overrides another: two different values are an error.
 """
 
 from __future__ import annotations
@@ -16,45 +16,47 @@ from pylo_zoo.converters import FAMILIES, Family
 from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.formats import Source, gin
 
-SETTINGS = "--set"
+OPTION = "--set"
+SETTINGS = f"the settings ({OPTION})"
+"""How errors name the ``settings`` argument of a conversion."""
 
 
 @dataclass(frozen=True)
 class Statement:
-    """Fields of an architecture or behaviour, and ``origin``, who gives them these values."""
+    """Values of architecture or behavior fields, and their ``origin``, as an error names it."""
 
     origin: str
     values: Mapping[str, Any]
 
 
 def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
-    """``["ff_mult=1.0", …]``, as ``--set`` takes them with YAML values, as a mapping.
+    """Parse the arguments of ``--set``, such as ``["ff_mult=1.0", …]`` with YAML values.
 
     Raises:
-        ZooError: a pair has no ``=``, its value is not YAML, or a field has two values.
+        ZooError: a pair has no ``=``, a value is not YAML, or a field has two values.
     """
     settings: dict[str, Any] = {}
     for pair in pairs:
         field, equals, text = pair.partition("=")
         if not equals or not field:
-            raise ZooError(f"{SETTINGS} {pair} is not field=value.", "Write it like --set ff_mult=1.0.")
+            raise ZooError(f"{OPTION} {pair} is not FIELD=VALUE.", f"Write it like {OPTION} ff_mult=1.0.")
         try:
-            value = _numbers(plain_yaml.load(text))
+            value = _parse_floats(plain_yaml.load(text))
         except plain_yaml.NotPlain as error:
             raise ZooError(
-                f"{SETTINGS} {field}: {quoted(text)} is not YAML: {error}.", "Write lists as [0.9, 0.99, 0.999]."
+                f"{OPTION} {field}: {quoted(text)} is not YAML: {error}.", "Write lists as [0.9, 0.99, 0.999]."
             ) from error
         if field in settings and settings[field] != value:
-            raise ZooError(f"{SETTINGS} gives {field} two values.", "Give it once.")
+            raise ZooError(f"{OPTION} has two values for {field}.", "Give it once.")
         settings[field] = value
     return settings
 
 
 def from_source(family: Family, source: Source) -> list[Statement]:
-    """What the files of ``source`` say besides its leaves: the gin configuration, and the kind of container.
+    """The statements of the gin file and of the container.
 
     Raises:
-        ZooError: the gin file configures another family, or something that this family's mathematics does not know.
+        ZooError: the gin file configures another family, or a setting that this family does not support.
     """
     statements = []
     if source.config is not None:
@@ -62,26 +64,26 @@ def from_source(family: Family, source: Source) -> list[Statement]:
             if other.gin and other.name != family.name and gin.bindings(source.config, other.gin.name):
                 raise ZooError(
                     f"config.gin configures {other.gin.name}, so this is a {other.name} checkpoint, not {family.name}.",
-                    f"Convert it as {other.name}, or move a config.gin of another checkpoint away.",
+                    f"Convert it as {other.name}, or remove config.gin if it belongs to another checkpoint.",
                 )
         if family.gin:
-            read = family.gin.read(gin.bindings(source.config, family.gin.name))
-            statements.append(Statement("config.gin", read))
-    if said := family.containers.get(source.format):
-        statements.append(Statement(f"the {source.format} container", said))
+            values = family.gin.read(gin.bindings(source.config, family.gin.name))
+            statements.append(Statement("config.gin", values))
+    if values := family.containers.get(source.format):
+        statements.append(Statement(f"the {source.format} container", values))
     return statements
 
 
 def resolve_fields(
     family: Family, inferred: Any, statements: Sequence[Statement], fallback: Any | None = None
 ) -> tuple[Any, Any]:
-    """The architecture and behaviour that all statements agree on.
+    """Merge all statements into an architecture and a behavior.
 
     Args:
         family: the family.
-        inferred: the architecture that the tree's shapes say.
-        statements: what else is said, in the order in which contradictions are reported.
-        fallback: behaviour where nobody says anything; by default the family's released values.
+        inferred: the architecture inferred from the tree's shapes.
+        statements: the other statements; contradictions are reported in this order.
+        fallback: behavior for fields without a statement; by default the family's released values.
 
     Raises:
         ZooError: a field is unknown or malformed, or two statements differ.
@@ -93,36 +95,36 @@ def resolve_fields(
                 raise ZooError(f"{statement.origin}: unknown field {quoted(name)}.", config.suggest(name, fields))
     tree = Statement("the tree of leaves", config.to_dict(inferred))
     return (
-        _agree(inferred, [tree, *statements]),
-        _agree(fallback or family.behavior(), statements),
+        _merge(inferred, [tree, *statements]),
+        _merge(fallback or family.behavior(), statements),
     )
 
 
-def _agree(record: Any, statements: Sequence[Statement]) -> Any:
-    """``record`` with the fields that ``statements`` set, once they are shown to agree."""
+def _merge(record: Any, statements: Sequence[Statement]) -> Any:
+    """``record`` with the values of ``statements``; raise ZooError if two differ."""
     base, kind = config.to_dict(record), type(record)
-    said: dict[str, tuple[str, Any]] = {}
+    merged: dict[str, tuple[str, Any]] = {}
     for statement in statements:
         for name in base.keys() & statement.values.keys():
             parsed = config.parse(kind, {**base, name: statement.values[name]}, statement.origin)
             value = getattr(parsed, name)
-            origin, before = said.setdefault(name, (statement.origin, value))
-            if before != value:
+            origin, first = merged.setdefault(name, (statement.origin, value))
+            if first != value:
                 raise ZooError(
-                    f"{statement.origin} says {name} = {_plain(value)}, but {origin} says {_plain(before)}.",
-                    "One of the two is wrong about this checkpoint; what its own files say cannot be overridden.",
+                    f"{name} is {_format(value)} in {statement.origin}, but {_format(first)} in {origin}.",
+                    "Correct the wrong one; the checkpoint's files cannot be overridden.",
                 )
-    return dataclasses.replace(record, **{name: value for name, (_, value) in said.items()})
+    return dataclasses.replace(record, **{name: value for name, (_, value) in merged.items()})
 
 
-def _plain(value: Any) -> str:
+def _format(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(list(value) if isinstance(value, tuple) else value)
 
 
-def _numbers(value: Any) -> Any:
-    """``value`` with texts such as ``1e-3``, which YAML 1.1 takes for text, as numbers."""
+def _parse_floats(value: Any) -> Any:
+    """Convert strings such as ``1e-3``, which are not numbers in YAML 1.1, to floats."""
     if isinstance(value, list):
-        return [_numbers(item) for item in value]
+        return [_parse_floats(item) for item in value]
     if isinstance(value, str):
         try:
             return float(value)

@@ -146,7 +146,7 @@ def _check_impostor(path: Path) -> None:
     """Refuse a file that no caller can want: a web page, a pointer, an error message."""
     with path.open("rb") as file:
         head = file.read(impostors.HEAD)
-    if impostor := impostors.recognise(head, path.stat().st_size, text=False):
+    if impostor := impostors.recognize(head, path.stat().st_size, text=False):
         raise FetchError(f"{path.name} is {impostor.what}.", impostor.hint)
 
 
@@ -281,5 +281,5 @@ def _named(part: Part, where: Location) -> str:
     """Describe ``part`` as ``"a web page titled 'Sign in'"`` and the like; empty if it may be the file at ``where``."""
     is_text = where.uri.partition("@")[0].endswith((".json", ".gin", ".md"))
     with part.path.open("rb") as file:
-        impostor = impostors.recognise(file.read(impostors.HEAD), part.count, text=not is_text)
+        impostor = impostors.recognize(file.read(impostors.HEAD), part.count, text=not is_text)
     return impostor.what if impostor else ""

@@ -1,7 +1,7 @@
-"""Reading checkpoints, and writing flax's back byte for byte.
+"""Reads checkpoints, and writes flax checkpoints back byte for byte.
 
-One module a file format; :func:`detect` is the only place that tells files apart. A checkpoint is untrusted input:
-every reader bounds what it allocates and raises :class:`~pylo_zoo.errors.ZooError` for whatever it does not know.
+Each file format has a module; only :func:`detect` distinguishes them. A checkpoint is untrusted input: every reader
+bounds its allocations and raises :class:`~pylo_zoo.errors.ZooError` for unknown content.
 """
 
 from __future__ import annotations
@@ -25,53 +25,53 @@ from pylo_zoo.formats.folders import contents, digest, files, read_bounded
 
 MAX_CONFIG_BYTES = 1024 * 1024
 CONFIG_NAME = "config.gin"
-"""What Google calls the operative gin configuration that it keeps beside ``params``."""
+"""Name of the operative gin configuration that Google stores next to ``params``."""
 
 WRITABLE: Mapping[str, ModuleType] = dict.fromkeys(flax_msgpack.CONTAINERS, flax_msgpack)
-"""Module that encodes each kind of container that can be written again."""
+"""The encoding module of each container that can be written."""
 
 READERS = (pylo, npz, pickles, flax_msgpack)
-"""Modules that decode a file, in the order they are asked: a safetensors file may begin like each of the others."""
+"""Modules that decode a file. safetensors comes first because such a file may begin like any other format."""
 
 HEAD = 512
-"""Bytes from the beginning of a file that tell what it is."""
+"""Number of leading bytes that identify a file."""
 
 OLD_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-"""How the files of torch before 1.6 begin: as a pickle does."""
+"""Signature of torch files before version 1.6, which also looks like a pickle."""
 FOREIGN = (
     (b"PK\x03\x04", "a zip archive that is neither torch's nor numpy's"),
     (b"\x1f\x8b", "a gzip archive"),
     (b"\x93NUMPY", "a single numpy array"),
     (b"\x89HDF", "an HDF5 file"),
 )
-"""How files begin that are often taken for a checkpoint."""
+"""Signatures of files that are often mistaken for a checkpoint."""
 
 POINTERS = tuple(beginning for beginning, _ in impostors.POINTERS)
 
-KNOWN = (
-    "Formats that can be read: flax msgpack (theta.state), Google's params and *.checkpoint, pickles, npz, orbax "
-    "directories, and PyLO's safetensors and .pt."
+SUPPORTED = (
+    "Use a supported format: flax msgpack (theta.state), Google's params or *.checkpoint, a pickle, npz, orbax, "
+    "safetensors or .pt."
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A checkpoint as read from a file or a directory.
+    """A checkpoint that was read from a file or a directory.
 
     Attributes:
         path: the file or directory.
         format: ``"flax-msgpack"`` (a theta tree), ``"flax-params"`` (Google's ``params``, gen_id and step around it),
             ``"flax-checkpoint"`` (Google's 3-tuples), ``"pickle"``, ``"npz"``, ``"orbax"``, ``"pylo-safetensors"``,
             ``"pylo-torch"``, or ``"safetensors"`` and ``"torch"`` with JAX's names.
-        naming: whose names the leaves have: ``"jax"`` or ``"pylo"``.
-        bytes: length of the file, or of all files.
-        sha256: of the file; of a directory, as :func:`pylo_zoo.formats.folders.digest` says.
-        leaves: path to array, in the file's order; theta only.
-        dtypes: path to the name of the dtype that the file has; bf16 and fp8 leaves are widened to float32.
-        layout: what :func:`write` needs besides the leaves to rebuild the file, as JSON; ``exact`` says whether that
-            gives the very same bytes.
-        config: bindings of the gin file beside the checkpoint, or None where there is none.
-        config_bytes: that gin file.
+        naming: the naming scheme of the leaves: ``"jax"`` or ``"pylo"``.
+        bytes: size of the file, or of all files.
+        sha256: of the file, or of the directory (:func:`pylo_zoo.formats.folders.digest`).
+        leaves: path to array, in file order; theta only.
+        dtypes: path to the name of the dtype in the file; bf16 leaves are widened to float32 and fp8 leaves to float16.
+        layout: additional data, as JSON, that :func:`write` needs to rebuild the file. ``exact`` states whether the
+            result has the same bytes.
+        config: bindings of the gin file next to the checkpoint, or None.
+        config_bytes: content of that gin file, or None.
     """
 
     path: Path
@@ -87,14 +87,14 @@ class Source:
 
 
 def read(path: str | Path, *, max_bytes: int | None = None) -> Source:
-    """Read the checkpoint at ``path``, and the ``config.gin`` beside it where the format has one.
+    """Read the checkpoint at ``path``, and the ``config.gin`` next to Google's ``params``.
 
     Args:
-        path: a file, or a directory.
-        max_bytes: the limit of :mod:`pylo_zoo.limits`, for this file.
+        path: a file or a directory.
+        max_bytes: the size limit (:mod:`pylo_zoo.limits`).
 
     Raises:
-        ZooError: there is no such file, it is too large, of an unknown format, damaged or hostile.
+        ZooError: the file does not exist, is too large, of an unknown format, damaged or malicious.
     """
     with limits.allow(max_bytes):
         return _read(Path(path))
@@ -126,83 +126,83 @@ def _read(path: Path) -> Source:
 
 
 def load(path: Path) -> dict[str, bytes]:
-    """All bytes of the checkpoint at ``path``: relative path to content in a directory, ``""`` to content for a file.
+    """The content of the checkpoint at ``path``: by relative path for a directory, under ``""`` for a file.
 
-    Of a directory that is no orbax checkpoint, only the files that hold tensors count.
+    In a directory that is not an orbax checkpoint, only files with tensors count.
 
     Raises:
-        ZooError: there is nothing to read, or too much.
+        ZooError: no checkpoint exists there, or it is too large.
     """
     if not path.is_dir():
         return {"": read_bounded(path, limits.max_bytes())}
-    chosen = files(path)
+    selected = files(path)
     config = path / "config.json"
-    if config in chosen and b'"format_version"' in read_bounded(
+    if config in selected and b'"format_version"' in read_bounded(
         config, limits.max_bytes()
-    ):  # PyLO's repositories have one too
+    ):  # PyLO's repositories also have a config.json
         raise ZooError(
-            f"{path} is an artifact already, not a checkpoint to convert.",
-            "Train with weights=DIR, check it with `pylo-zoo verify DIR`, or go back with `pylo-zoo export DIR`.",
+            f"{path} is an artifact, not a checkpoint to convert.",
+            "Use it as weights=DIR, or rebuild its checkpoint with `pylo-zoo export DIR`.",
         )
-    _check_pointers(path, chosen)
-    if not orbax.recognises(path):
-        chosen = [file for file in chosen if pylo.recognises(_head(file), file.stat().st_size)]
-    if not chosen:
+    _check_pointers(path, selected)
+    if not orbax.recognizes(path):
+        selected = [file for file in selected if pylo.recognizes(_head(file), file.stat().st_size)]
+    if not selected:
         raise ZooError(
-            f"{path} is a directory with no orbax checkpoint and no torch files in it.",
-            "Give the checkpoint's file itself, such as theta.state or params.",
+            f"{path} is a directory without an orbax checkpoint or torch files.",
+            "Use the path of the checkpoint's file, such as theta.state or params.",
         )
-    return contents(path, chosen)
+    return contents(path, selected)
 
 
 def fingerprint(parts: Mapping[str, bytes]) -> str:
-    """The sha256 of what :func:`load` gives."""
+    """The sha256 of the content that :func:`load` returns."""
     return hashlib.sha256(parts[""]).hexdigest() if "" in parts else digest(parts)
 
 
 def detect(data: bytes, path: Path) -> ModuleType:
-    """The module that decodes ``data``, judged by how it begins."""
+    """The module that decodes ``data``, according to its signature."""
     if data.startswith(OLD_TORCH):
         raise ZooError(
-            f"{path.name} is a torch file of before version 1.6.",
-            "Load it with the torch that you trust it to, and save it again.",
+            f"{path.name} is a file of torch before version 1.6.",
+            "If you trust it, load it with torch and save it again.",
         )
     for module in READERS:
-        if module.recognises(data):
+        if module.recognizes(data):
             return module
-    if impostor := impostors.recognise(data[: impostors.HEAD], len(data)):
+    if impostor := impostors.recognize(data[: impostors.HEAD], len(data)):
         raise ZooError(f"{path.name} is {impostor.what}, not a checkpoint.", impostor.hint)
-    known = next((what for signature, what in FOREIGN if data.startswith(signature)), None)
-    raise ZooError(f"{path.name} is {known or 'no checkpoint of a known format'}.", KNOWN)
+    foreign = next((what for signature, what in FOREIGN if data.startswith(signature)), None)
+    raise ZooError(f"{path.name} is {foreign or 'not a checkpoint of a known format'}.", SUPPORTED)
 
 
 def check_config(data: bytes) -> None:
-    """Refuse ``data`` in place of a ``config.gin``.
+    """Check that ``data`` is the content of a ``config.gin``.
 
     Raises:
-        ZooError: it is a web page, a pointer or the like, or not what gin writes.
+        ZooError: it is a web page, a pointer or similar, or not a gin configuration.
     """
-    if data and (impostor := impostors.recognise(data[: impostors.HEAD], len(data), text=False)):
+    if data and (impostor := impostors.recognize(data[: impostors.HEAD], len(data), text=False)):
         raise ZooError(f"{CONFIG_NAME} is {impostor.what}, not a gin configuration.", impostor.hint)
     gin.parse(data)
 
 
-def _check_pointers(directory: Path, chosen: list[Path]) -> None:
-    """Refuse a clone whose large files are still pointers.
+def _check_pointers(directory: Path, selected: list[Path]) -> None:
+    """Reject a clone whose large files are still pointers.
 
     Raises:
-        ZooError: the name of the first one, and what it is.
+        ZooError: one of the files is a pointer.
     """
-    for file in chosen:
+    for file in selected:
         head = _head(file)
-        impostor = impostors.recognise(head, file.stat().st_size) if head.startswith(POINTERS) else None
+        impostor = impostors.recognize(head, file.stat().st_size) if head.startswith(POINTERS) else None
         if impostor is not None:
             name = file.relative_to(directory).as_posix()
             raise ZooError(f"{directory.name}/{name} is {impostor.what}, not the file itself.", impostor.hint)
 
 
 def code_format(path: Path) -> str | None:
-    """The format of the file at ``path`` if Python's own reader of that format runs code; judged by how it begins.
+    """The format of the file at ``path``, if the format's usual reader runs code from the file.
 
     Returns:
         ``"pickle"``, ``"pylo-torch"``, or None for any other file.
@@ -211,14 +211,14 @@ def code_format(path: Path) -> str | None:
         ZooError: the file cannot be read, or is not a regular file.
     """
     head, size = _head(path), path.stat().st_size
-    if pylo.recognises(head, size):
+    if pylo.recognizes(head, size):
         return pylo.TORCH if head.startswith(archives.SIGNATURE) else None
-    return pickles.CONTAINER if pickles.recognises(head) else None
+    return pickles.CONTAINER if pickles.recognizes(head) else None
 
 
 def _decode_directory(path: Path, parts: Mapping[str, bytes]) -> Decoded:
-    """An orbax checkpoint, or torch files that belong together, as PyLO's two of VeLO."""
-    if orbax.recognises(path):
+    """Decode an orbax checkpoint, or torch files that form one checkpoint, such as PyLO's two files of VeLO."""
+    if orbax.recognizes(path):
         return orbax.decode(path, path.name)
     decoded = [pylo.decode(data, f"{path.name}/{name}") for name, data in parts.items()]
     items = [(leaf, Array(array, part.dtypes[leaf])) for part in decoded for leaf, array in part.leaves.items()]
@@ -239,14 +239,14 @@ def _head(path: Path) -> bytes:
 
 
 def write(leaves: Mapping[tuple[str, ...], np.ndarray], layout: Mapping[str, Any]) -> bytes:
-    """The inverse of :func:`read`: the bytes of a checkpoint with these leaves, in this layout.
+    """The bytes of a checkpoint with these leaves in this layout, the inverse of :func:`read`.
 
     Raises:
-        ZooError: the layout is malformed, or lists other leaves.
+        ZooError: the layout is malformed, or its leaves differ.
     """
     container = layout.get("container")
     if not isinstance(container, str) or container not in WRITABLE:
         raise ZooError(
-            f"The source layout names the container {quoted(container)}.", f"Known containers: {', '.join(WRITABLE)}."
+            f"The source layout has the container {quoted(container)}.", f"Known containers: {', '.join(WRITABLE)}."
         )
     return WRITABLE[container].encode(leaves, layout)

@@ -1,4 +1,4 @@
-"""Zip archives, as numpy and torch write them, unpacked in memory within a stated bound."""
+"""Unpacks zip archives of numpy and torch in memory, up to the size limit."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from pylo_zoo.formats.arrays import MAX_LEAVES, MAX_TEXT, refuse
 SIGNATURE = b"PK\x03\x04"
 END, END_BYTES = b"PK\x05\x06", 22
 MAX_DIRECTORY = 2 * 1024 * 1024
-"""Largest central directory: Python's zipfile makes an object of every entry."""
+"""Largest central directory: Python's zipfile allocates an object per entry."""
 LOCAL_BYTES = 30
 STREAMED, DESCRIPTORS = 0x8, (12, 16, 20, 24)
-"""Flag of a member whose checksum and sizes follow its content, and how many bytes these take."""
+"""Flag of a member whose checksum and sizes follow its content, and the possible lengths of that descriptor."""
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 ENCRYPTED = 0x1
-HINT = "Only archives as numpy.savez and torch.save write them are read."
+HINT = "Save the checkpoint with numpy.savez or torch.save."
 
 
 def unpack(data: bytes, name: str) -> dict[str, bytes]:
-    """The members of the archive by name.
+    """The content of each member of the archive, by name.
 
-    Sizes are those that the archive declares; a member that turns out to have another one is refused. Nothing is
-    written anywhere, so that a name cannot lead outside; one that would is refused all the same.
+    The limit applies to the declared sizes; a member with a different size is rejected. Nothing is written to disk, and
+    names that would leave the directory are rejected anyway.
 
     Raises:
-        ZooError: the archive is damaged, too large unpacked, or not as numpy and torch write them.
+        ZooError: the archive is damaged, too large when unpacked, or not in the form that numpy and torch write.
     """
     try:
         _check_end(data)
@@ -38,11 +38,11 @@ def unpack(data: bytes, name: str) -> dict[str, bytes]:
             for member in members:
                 _check(member)
             if len({member.filename for member in members}) != len(members):
-                refuse("two of its members have one name.", HINT)
+                refuse("two of its members have the same name.", HINT)
             if len(members) > MAX_LEAVES:
                 refuse(f"it has more than {MAX_LEAVES:,} members.", HINT)
             if (total := sum(member.file_size for member in members)) > (limit := limits.max_bytes()):
-                refuse(f"it unpacks to {total:,} bytes; up to {limit:,} are read.", limits.RAISE)
+                refuse(f"it unpacks to {total:,} bytes; the limit is {limit:,}.", limits.RAISE)
             _check_layout(data, members, archive.start_dir)
             return {member.filename: _content(archive, member) for member in members}
     except ZooError as error:
@@ -57,39 +57,39 @@ def unpack(data: bytes, name: str) -> dict[str, bytes]:
 def _check_end(data: bytes) -> None:
     end = data[-END_BYTES:]
     if not end.startswith(END) or end[20:] != b"\0\0":
-        refuse("it does not end as a zip archive does.", HINT)
+        refuse("it does not end like a zip archive.", HINT)
     if int.from_bytes(end[12:16], "little") > MAX_DIRECTORY:
-        refuse("it lists far too many members.", HINT)
+        refuse("its directory of members is too large.", HINT)
     if data[-END_BYTES - 20 : -END_BYTES].startswith(b"PK\x06\x07"):
         _check_end64(data)
 
 
 def _check_end64(data: bytes) -> None:
-    """torch always writes the 64-bit end, which then counts; the same bound for it."""
+    """Apply the same bound to the 64-bit end record, which torch always writes and which takes precedence."""
     start = int.from_bytes(data[-END_BYTES - 12 : -END_BYTES - 4], "little")
     record = data[-END_BYTES - 76 : -END_BYTES - 20]
     if start != len(data) - END_BYTES - 76 or not record.startswith(b"PK\x06\x06"):
-        refuse("it does not end as a zip archive does.", HINT)
+        refuse("it does not end like a zip archive.", HINT)
     if int.from_bytes(record[40:48], "little") > MAX_DIRECTORY:
-        refuse("it lists far too many members.", HINT)
+        refuse("its directory of members is too large.", HINT)
 
 
 def _check_layout(data: bytes, members: list[zipfile.ZipInfo], directory: int) -> None:
-    """Refuse an archive whose members do not fill it from its first byte to its directory.
+    """Reject an archive whose members do not fill it from the first byte to the directory.
 
-    An archive may otherwise hide data between its members, begin with another archive, or unpack the same bytes under
+    Otherwise an archive could hide data between members, begin with another archive, or unpack the same bytes under
     several names.
     """
     position, gaps = 0, (0,)
     for member in sorted(members, key=lambda member: member.header_offset):
         start = member.header_offset
         if start - position not in gaps:
-            refuse("there is data between its members, or members overlap.", HINT)
+            refuse("it has data between its members, or its members overlap.", HINT)
         name, extra = (int.from_bytes(data[start + at : start + at + 2], "little") for at in (26, 28))
         position = start + LOCAL_BYTES + name + extra + member.compress_size
         gaps = DESCRIPTORS if member.flag_bits & STREAMED else (0,)
     if directory - position not in gaps:
-        refuse("there is data between its members and its end.", HINT)
+        refuse("it has data between its members and its end.", HINT)
 
 
 def _check(member: zipfile.ZipInfo) -> None:
@@ -97,14 +97,14 @@ def _check(member: zipfile.ZipInfo) -> None:
     if not name.isprintable() or len(name) > MAX_TEXT or name.endswith("/"):
         refuse(f"it has a member called {name[:MAX_TEXT]!r}.", HINT)
     if name.startswith("/") or "\\" in name or ".." in name.split("/") or ":" in name:
-        refuse(f"it has a member called {name!r}, which would lead outside.", HINT)
+        refuse(f"it has a member called {name!r}, which leaves the directory.", HINT)
     if member.flag_bits & ENCRYPTED or member.compress_type not in METHODS:
-        refuse(f"its member {name} is encrypted, or compressed in a way that is not read.", HINT)
+        refuse(f"its member {name} is encrypted, or compressed with an unsupported method.", HINT)
 
 
 def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     with archive.open(member) as file:
         content = file.read(member.file_size + 1)
     if len(content) != member.file_size:
-        refuse(f"its member {member.filename} has another size than it declares.", HINT)
+        refuse(f"its member {member.filename} does not have its declared size.", HINT)
     return content

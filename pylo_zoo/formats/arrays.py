@@ -1,4 +1,4 @@
-"""What every reader gives, and the checks that arrays from an untrusted file go through before they exist."""
+"""The result type of every reader, and the checks for arrays from an untrusted file before they are allocated."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ MAX_TEXT = 1_024
 
 @dataclass(frozen=True, eq=False)
 class Array:
-    """An array, and ``dtype``, the name of what the file stores it as.
+    """An array, and ``dtype``, the name of its dtype in the file.
 
-    The floats that numpy has no dtype for are widened: bf16 to float32 and fp8 to float16. The wider dtype represents
-    each value exactly.
+    Float dtypes that numpy lacks are widened: bf16 to float32 and fp8 to float16. The wider dtype represents each value
+    exactly.
     """
 
     values: np.ndarray
@@ -38,11 +38,11 @@ class Decoded:
     """A checkpoint's content.
 
     Attributes:
-        container: kind of file.
+        container: the file's format.
         leaves: path to array, in file order.
-        dtypes: path to the name of the dtype that the file has.
-        layout: what is to be known of the file besides; where it can be written again, all that writing needs.
-        naming: whose names the leaves have: ``"jax"``, a theta tree's, or ``"pylo"``.
+        dtypes: path to the name of the dtype in the file.
+        layout: additional data about the file; for a writable format, everything that writing needs.
+        naming: naming scheme of the leaves: ``"jax"`` (a theta tree) or ``"pylo"``.
     """
 
     container: str
@@ -52,9 +52,9 @@ class Decoded:
     naming: str = "jax"
 
 
-def refuse(what: str, hint: str = "Only trees of plain arrays of numbers are read.") -> NoReturn:
-    """Raise the ZooError of a file that is damaged or hostile."""
-    raise ZooError(what, hint)
+def refuse(message: str, hint: str = "Save a tree of plain numeric arrays.") -> NoReturn:
+    """Raise the ZooError for a damaged or malicious file."""
+    raise ZooError(message, hint)
 
 
 # --- arrays ------------------------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ def refuse(what: str, hint: str = "Only trees of plain arrays of numbers are rea
 PLAIN = frozenset(
     {"float16", "float32", "float64", "bool"} | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 )
-"""numpy's dtypes that are read."""
+"""Supported numpy dtypes."""
 
 
 def _bfloat16() -> np.ndarray:
@@ -75,7 +75,7 @@ def _float8_e5m2() -> np.ndarray:
 
 
 def _float8_e4m3fn() -> np.ndarray:
-    """Sign, four bits of exponent with bias 7, three of mantissa; no infinity, and only all ones is NaN."""
+    """One sign bit, four exponent bits with bias 7, three mantissa bits; no infinities, and only all ones is NaN."""
     codes = np.arange(128)
     exponent, mantissa = codes >> 3, codes & 7
     values = np.where(exponent == 0, mantissa / 8 * 2.0**-6, (1 + mantissa / 8) * 2.0 ** (exponent - 7.0))
@@ -103,14 +103,14 @@ NARROW: Mapping[str, Narrow] = {
     "float8_e4m3fn": Narrow("uint8", "float16", cache(_float8_e4m3fn)),
     "float8_e5m2": Narrow("uint8", "float16", cache(_float8_e5m2)),
 }
-"""The floats that numpy does not have, and their exact widening."""
+"""Float dtypes that numpy does not have."""
 
 BLOCK = 1 << 13
-"""Values that are widened at once: an index takes eight bytes meanwhile."""
+"""Values per widening block, because each needs a temporary 8-byte index."""
 
 
 def stored_dtype(dtype: str) -> np.dtype[Any]:
-    """The numpy dtype of the values of ``dtype`` as a file holds them.
+    """The numpy dtype in which a file stores ``dtype``.
 
     Raises:
         ZooError: ``dtype`` is not a dtype of numbers.
@@ -121,44 +121,44 @@ def stored_dtype(dtype: str) -> np.dtype[Any]:
 
 
 def rebuilt_bytes(shape: Sequence[int], dtype: str) -> int:
-    """Bytes of the array that is rebuilt for ``shape`` and ``dtype``; a narrow dtype is rebuilt as its wide one."""
+    """Size of the rebuilt array for ``shape`` and ``dtype``, after widening."""
     return math.prod(shape) * np.dtype(NARROW[dtype].wide if dtype in NARROW else dtype).itemsize
 
 
 class Budget:
-    """The bytes that the arrays of one checkpoint may still take. They are counted before each array is copied.
+    """The number of bytes that the arrays of one checkpoint may still use. Arrays are counted before they are copied.
 
-    A file may name the same bytes many times, so that its arrays are larger than the file.
+    A file may refer to the same bytes many times, so its arrays can be larger than the file.
     """
 
     def __init__(self) -> None:
         self.limit = self.left = limits.max_bytes()
 
     def take(self, count: int) -> None:
-        """Count ``count`` bytes.
+        """Subtract ``count`` bytes.
 
         Raises:
-            ZooError: they are more than are left.
+            ZooError: fewer are left.
         """
         if count > self.left:
-            refuse(f"its arrays take more than {self.limit:,} bytes.", limits.RAISE)
+            refuse(f"its arrays have more than {self.limit:,} bytes.", limits.RAISE)
         self.left -= count
 
 
 def check_shape(shape: Sequence[Any]) -> None:
-    """Refuse a shape that is not of up to :data:`MAX_AXES` positive sizes."""
+    """Reject a shape that has more than :data:`MAX_AXES` axes or a size that is not positive."""
     if len(shape) > MAX_AXES:
-        refuse(f"an array has {len(shape):,} axes; up to {MAX_AXES} are read.")
+        refuse(f"an array has {len(shape):,} axes; the limit is {MAX_AXES}.")
     if any(type(size) is not int or size < 1 for size in shape):
-        refuse(f"an array has the shape {_shown(shape)}.")
+        refuse(f"an array has the shape {_format_shape(shape)}.")
 
 
-def _shown(shape: Sequence[Any]) -> str:
+def _format_shape(shape: Sequence[Any]) -> str:
     return f"[{', '.join(repr(size)[:24] for size in shape)}]"
 
 
 def widen(values: np.ndarray, dtype: str) -> np.ndarray:
-    """``values``, contiguous and of ``stored_dtype(dtype)``, as the array that is handed out; narrow floats widened."""
+    """Widen ``values``, a contiguous array of ``stored_dtype(dtype)``, if numpy lacks ``dtype``."""
     if dtype not in NARROW:
         return values
     narrow = NARROW[dtype]
@@ -179,48 +179,53 @@ def rebuild(
     fortran: bool = False,
     big_endian: bool = False,
 ) -> Array:
-    """A copy of an array from what a file says of it; nothing is allocated but what ``data`` fills.
+    """Build an array from its description in a file. The allocation never exceeds the size of ``data`` after widening.
 
     Raises:
-        ZooError: the shape is not one of positive sizes, the dtype is none of numbers, the bytes are not as many, or
-            the array exceeds ``budget``.
+        ZooError: a size is not positive, the dtype is not numeric, the number of bytes does not fit, or the array
+            exceeds ``budget``.
     """
     check_shape(shape)
     stored = stored_dtype(dtype)
     expected = math.prod(shape) * stored.itemsize
     if expected != len(data):
-        wanted = str(expected)[:24]
-        refuse(f"an array of shape {_shown(shape)} and dtype {dtype} has {len(data)} bytes instead of {wanted}.")
+        size = str(expected)[:24]
+        refuse(f"an array of shape {_format_shape(shape)} and dtype {dtype} has {len(data)} bytes instead of {size}.")
     if big_endian and dtype in NARROW and stored.itemsize > 1:
         refuse(f"an array of dtype {dtype} is big-endian.")
     budget.take(rebuilt_bytes(shape, dtype))
     values = np.frombuffer(data, stored.newbyteorder(">" if big_endian else "<"))
     values = values.reshape(tuple(shape), order="F" if fortran else "C")
     if dtype not in NARROW:
-        return Array(np.array(values, stored, order="C"), dtype)  # aligned, and apart from the file's bytes
+        return Array(np.array(values, stored, order="C"), dtype)  # an aligned copy
     return Array(widen(np.ascontiguousarray(values), dtype), dtype)
+
+
+def wrapper_record(wrapper: str, others: Sequence[str]) -> dict[str, Any]:
+    """The layout fields for a theta tree under the key ``wrapper``, next to plain values under ``others``."""
+    return {"wrapper": wrapper, **({"beside": list(others)} if others else {})}
 
 
 # --- trees -------------------------------------------------------------------------------------------------------
 
 
 def flatten(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Array]]:
-    """Paths and arrays of nested mappings with texts as keys, in their order.
+    """Yield the paths and arrays of nested mappings with string keys, in order.
 
     Raises:
-        ZooError: there is anything else in it, an empty mapping, or one too deep.
+        ZooError: the tree has any other value, an empty mapping, or too many levels.
     """
     where = "/".join(path) or "the top"
     if isinstance(tree, Array) and path:
         yield path, tree
     elif not isinstance(tree, Mapping):
-        what = "an array" if isinstance(tree, Array) else type(tree).__name__
-        refuse(f"{where} holds {what}, not {'an array' if path else 'a tree of arrays'}.")
+        kind = "an array" if isinstance(tree, Array) else type(tree).__name__
+        refuse(f"{where} contains {kind}, not {'an array' if path else 'a tree of arrays'}.")
     elif not tree or len(path) == MAX_NESTING:
-        refuse(f"{where} holds {'maps nested too deeply' if tree else 'an empty map'}.")
+        refuse(f"{where} contains {'maps nested too deeply' if tree else 'an empty map'}.")
     else:
         for key, child in tree.items():
-            if len(key) > MAX_TEXT:  # before names are joined: a pickle may use one long text many times
+            if len(key) > MAX_TEXT:  # checked before names are joined: a pickle may share one long string many times
                 refuse(f"the name {key[:40]!r}… has {len(key):,} characters.")
             yield from flatten(child, (*path, key))
 
@@ -228,26 +233,26 @@ def flatten(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Array]]:
 def collect(
     container: str, items: Iterable[tuple[Path, Array]], layout: Mapping[str, Any] | None = None, naming: str = "jax"
 ) -> Decoded:
-    """The content of a file of kind ``container`` from its leaves.
+    """Collect the leaves of a file of format ``container``.
 
     Raises:
-        ZooError: there are no leaves or too many, or their names collide or are not for printing.
+        ZooError: the file has no leaves or too many, or names that collide or are not printable.
     """
     leaves: dict[Path, np.ndarray] = {}
     dtypes: dict[Path, str] = {}
     joined: set[str] = set()
-    budget = Budget()  # an array that is rebuilt once and named twice counts twice: a conversion copies it twice
+    budget = Budget()  # an array with two names counts twice because a conversion copies it twice
     for path, array in items:
         name = "/".join(path)
         if not name.isprintable() or len(name) > MAX_TEXT:
-            refuse(f"the name {name[:80]!r} is too long or holds control characters.")
+            refuse(f"the name {name[:80]!r} is too long or has control characters.")
         if name in joined:
             refuse(f"two leaves are called {name}.")
         if len(joined) == MAX_LEAVES:
-            refuse(f"there are more than {MAX_LEAVES:,} leaves.")
+            refuse(f"it has more than {MAX_LEAVES:,} leaves.")
         budget.take(array.values.nbytes)
         joined.add(name)
         leaves[path], dtypes[path] = array.values, array.dtype
     if not leaves:
-        refuse("it holds no array.")
+        refuse("it has no arrays.")
     return Decoded(container, leaves, dtypes, {"container": container, **(layout or {})}, naming)

@@ -1,7 +1,7 @@
-"""flax's msgpack: a tree of maps whose leaves are arrays, alone or inside one of Google's two containers.
+"""Reads and writes flax's msgpack: a tree of maps with arrays as leaves, optionally inside one of Google's containers.
 
-flax's own reader sorts the keys, which loses the file's bytes, and accepts negative shapes and unknown extension codes
-(HUB.md, "Untrusted checkpoints"): this one keeps the order and accepts nothing that it cannot write back.
+flax's reader sorts the keys, so the original bytes are lost, and it accepts negative shapes and unknown extension codes
+(docs/formats.md). This reader keeps the order and accepts only what it can write back.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CONTAINERS: Mapping[str, tuple[str, frozenset[str]] | None] = {
     "flax-params": ("params", frozenset({"gen_id", "step"})),
     "flax-checkpoint": ("0", frozenset({"1", "2"})),
 }
-"""Container to the key that holds theta and the other keys; None where the file is theta itself (SPEC §8)."""
+"""Container to the key of theta and the other keys; None if the file is theta itself (SPEC §8)."""
 
 ARRAY, SCALAR = 1, 3
 """flax's extension codes for an array and for a numpy scalar."""
@@ -33,22 +33,22 @@ ARRAY, SCALAR = 1, 3
 
 @dataclass(frozen=True, eq=False)
 class Extension:
-    """An array with the extension code that it stood under."""
+    """An array and its extension code in the file."""
 
     code: int
     array: Array
 
 
-def recognises(data: bytes) -> bool:
+def recognizes(data: bytes) -> bool:
     """Whether ``data`` begins with a msgpack map of at least one entry."""
     return data[:1] in (b"\xde", b"\xdf") or 0x81 <= int.from_bytes(data[:1], "big") <= 0x8F
 
 
 def decode(data: bytes, name: str) -> Decoded:
-    """Decode a whole file; ``name`` is what an error calls it.
+    """Decode a whole file; ``name`` identifies it in errors.
 
     Raises:
-        ZooError: the bytes are damaged, or hold anything but maps, arrays and a container's own fields.
+        ZooError: the file is damaged, or contains anything except maps, arrays and the container's fields.
     """
     budget = Budget()
     reader = Reader(memoryview(data), lambda code, payload: _extension(code, payload, budget))
@@ -63,7 +63,7 @@ def decode(data: bytes, name: str) -> Decoded:
         ) from error
     if reader.left:
         raise ZooError(
-            f"{name} is longer than the flax msgpack file that it begins with, by {reader.left:,} bytes.",
+            f"{name} has {reader.left:,} bytes after its flax msgpack data.",
             "Download or copy it again, and compare its sha256 with the publisher's.",
         )
     try:
@@ -76,16 +76,16 @@ def encode(leaves: Mapping[Path, np.ndarray], layout: Mapping[str, Any]) -> byte
     """The inverse of :func:`decode`.
 
     Raises:
-        ZooError: the layout is malformed, or lists other leaves.
+        ZooError: the layout is malformed, or its leaves differ from ``leaves``.
     """
     return b"".join(_encoded(leaves, layout))
 
 
 def matches(leaves: Mapping[Path, np.ndarray], layout: Mapping[str, Any], data: bytes) -> bool:
-    """Whether :func:`encode` gives ``data``, found out piece by piece and without a second copy of it.
+    """Whether :func:`encode` returns ``data``. The comparison needs no second copy of it.
 
     Raises:
-        ZooError: as :func:`encode`.
+        ZooError: see :func:`encode`.
     """
     view, position = memoryview(data), 0
     for piece in _encoded(leaves, layout):
@@ -97,18 +97,18 @@ def matches(leaves: Mapping[Path, np.ndarray], layout: Mapping[str, Any], data: 
 
 
 def _encoded(leaves: Mapping[Path, np.ndarray], layout: Mapping[str, Any]) -> Iterator[bytes | memoryview]:
-    """The pieces of the file, in order; the content of an array is a piece of its own."""
+    """The pieces of the file, in order. The content of each array is a separate piece."""
     try:
         order = [_path(path) for path in layout["leaves"]]
         if len(order) != len(set(order)) or set(order) != set(leaves):
-            _refuse("the layout and the tensors name different leaves.")
+            _refuse("the layout and the tensors have different leaves.")
         theta = _nest(order, leaves)
-        described = CONTAINERS[layout["container"]]
-        around = described[0] if described is not None else layout.get("wrapper")
-        if around is not None:
-            values = {around: theta, **{key: _header(value) for key, value in layout["header"].items()}}
+        container = CONTAINERS[layout["container"]]
+        wrapper = container[0] if container is not None else layout.get("wrapper")
+        if wrapper is not None:
+            values = {wrapper: theta, **{key: _header(value) for key, value in layout["header"].items()}}
             if set(layout["keys"]) != set(values):
-                _refuse("the layout's keys and header disagree.")
+                _refuse("the layout's keys and header differ.")
             theta = {key: values[key] for key in layout["keys"]}
         return _pieces(theta)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -120,15 +120,15 @@ def _encoded(leaves: Mapping[Path, np.ndarray], layout: Mapping[str, Any]) -> It
         ) from error
 
 
-def _refuse(what: str) -> NoReturn:
-    raise ZooError(what, HINT)
+def _refuse(message: str) -> NoReturn:
+    raise ZooError(message, HINT)
 
 
 # --- decoding ----------------------------------------------------------------------------------------------------
 
 
 def _extension(code: int, payload: Reader, budget: Budget) -> Extension:
-    """An array from ``payload``, a msgpack list of shape, dtype name and raw bytes."""
+    """Build an array from ``payload``, a msgpack list of shape, dtype name and bytes."""
     if code not in (ARRAY, SCALAR):
         _refuse(f"unknown msgpack extension code {code}.")
     try:
@@ -142,65 +142,65 @@ def _extension(code: int, payload: Reader, budget: Budget) -> Extension:
 
 
 def _kind(tree: Mapping[str, Any]) -> str:
-    for kind, described in CONTAINERS.items():
-        if described is not None and set(tree) == {described[0], *described[1]}:
+    for kind, container in CONTAINERS.items():
+        if container is not None and set(tree) == {container[0], *container[1]}:
             return kind
     return "flax-msgpack"
 
 
 def _wrapper(tree: Mapping[str, Any]) -> str | None:
-    """The key that holds theta, if only plain values are beside it.
+    """The key of theta, if the other keys have plain values; None if theta is not wrapped.
 
     Raises:
-        ZooError: arrays or maps are beside it.
+        ZooError: another key has an array or a map.
     """
-    around = next((key for key in WRAPPERS if isinstance(tree.get(key), dict)), None)
-    if around is None:
+    wrapper = next((key for key in WRAPPERS if isinstance(tree.get(key), dict)), None)
+    if wrapper is None:
         return None
-    beside = [key for key, value in tree.items() if key != around and _holds_arrays(value)]
-    if beside:
-        _refuse(f"{around} stands beside {', '.join(beside)}, and either may be the checkpoint.")
-    return around
+    others = [key for key, value in tree.items() if key != wrapper and _has_arrays(value)]
+    if others:
+        _refuse(f"it has both {wrapper} and {', '.join(others)}, and each may be the checkpoint.")
+    return wrapper
 
 
-def _holds_arrays(value: Any) -> bool:
+def _has_arrays(value: Any) -> bool:
     return isinstance(value, dict) or (isinstance(value, Extension) and value.array.values.ndim > 0)
 
 
 def _split(kind: str, tree: Mapping[str, Any]) -> Decoded:
     layout: dict[str, Any] = {}
-    described = CONTAINERS[kind]
+    container = CONTAINERS[kind]
     theta: Any = tree
-    if described is None and (wrapper := _wrapper(tree)):
+    if container is None and (wrapper := _wrapper(tree)):
         layout["wrapper"] = wrapper
-    if around := described[0] if described else layout.get("wrapper"):
-        theta = tree[around]
+    if theta_key := container[0] if container else layout.get("wrapper"):
+        theta = tree[theta_key]
         layout["keys"] = list(tree)
-        field = _field if described else _value
-        layout["header"] = {key: field(key, value) for key, value in tree.items() if key != around}
+        field = _field if container else _value
+        layout["header"] = {key: field(key, value) for key, value in tree.items() if key != theta_key}
     decoded = collect(kind, flatten(_arrays(theta)), layout)
     decoded.layout["leaves"] = [list(path) for path in decoded.leaves]
     return decoded
 
 
 def _arrays(node: Any) -> Any:
-    """``node`` with its arrays out of their extensions; a numpy scalar stays in its own, and is no array."""
+    """``node`` with arrays unwrapped from their extensions. A numpy scalar stays wrapped because it is not a leaf."""
     if isinstance(node, dict):
         return {key: _arrays(child) for key, child in node.items()}
     return node.array if isinstance(node, Extension) and node.code == ARRAY else node
 
 
 def _field(key: str, value: Any) -> Any:
-    """A container's own field as JSON: a text, a whole number, or a 0-d integer array with its extension code."""
+    """A container's field as JSON: a string, an integer, or a 0-d integer array with its extension code."""
     if (isinstance(value, str) and value.isprintable()) or type(value) is int:
         return value
     if isinstance(value, Extension) and value.array.values.shape == () and value.array.values.dtype.kind in "iu":
         return {"ext": value.code, "dtype": value.array.dtype, "value": int(value.array.values)}
-    _refuse(f"{key} is neither a text nor a whole number.")
+    _refuse(f"{key} is neither a string nor an integer.")
 
 
 def _value(key: str, value: Any) -> Any:
-    """What is beside a wrapped tree as JSON: as in :func:`_field`, or another plain value."""
+    """A value next to a wrapped tree as JSON: see :func:`_field`, or another plain value."""
     if type(value) in (bool, type(None)) or (type(value) is float and math.isfinite(value)):
         return value
     if isinstance(value, Extension) and value.array.dtype in ("float32", "float64"):
@@ -214,9 +214,9 @@ def _value(key: str, value: Any) -> Any:
 
 
 def _path(path: Any) -> Path:
-    """A leaf's path as the layout has it: a list of texts."""
+    """A leaf's path from the layout, a list of strings."""
     if not isinstance(path, list) or not all(isinstance(key, str) for key in path):
-        _refuse(f"the layout names a leaf {str(path)[:80]!r}.")
+        _refuse(f"the layout has a leaf {str(path)[:80]!r}.")
     return tuple(path)
 
 
@@ -231,12 +231,12 @@ def _nest(order: list[Path], leaves: Mapping[Path, np.ndarray]) -> dict[str, Any
 
 
 def _header(value: Any) -> Any:
-    """A field next to theta, as the layout stores it: what :func:`_field` or :func:`_value` returns, nothing else."""
+    """The inverse of :func:`_field` and :func:`_value`."""
     match value:
         case {"ext": 1 | 3 as code, "dtype": str(dtype), "value": int(number)} if (
             len(value) == 3 and dtype in PLAIN and np.dtype(dtype).kind in "iu" and type(number) is int
         ):
-            bounds = np.iinfo(dtype)  # numpy 1 wraps what a dtype cannot hold
+            bounds = np.iinfo(dtype)  # numpy 1 wraps values outside the range
             if not bounds.min <= number <= bounds.max:
                 raise OverflowError(f"{str(number)[:40]} is not a {dtype}")
             return Extension(code, Array(np.array(number, dtype), dtype))
@@ -252,7 +252,7 @@ def _header(value: Any) -> Any:
             return value
         case int() if type(value) is int:
             return value
-    _refuse(f"the layout's header holds {str(value)[:80]!r}.")
+    _refuse(f"the layout's header contains {str(value)[:80]!r}.")
 
 
 def _pieces(value: Any) -> Iterator[bytes | memoryview]:
@@ -266,21 +266,21 @@ def _pieces(value: Any) -> Iterator[bytes | memoryview]:
 
 
 def _array_pieces(code: int, array: np.ndarray) -> Iterator[bytes | memoryview]:
-    """What msgpack.packb writes for an extension whose payload is a list of shape, dtype name and bytes."""
+    """The output of msgpack.packb for an extension whose payload is a list of shape, dtype name and bytes."""
     packer = msgpack.Packer()
     size = array.nbytes
     about = packer.pack_array_header(3) + packer.pack(array.shape) + packer.pack(array.dtype.name)
-    about += _lengthy((0xC4, 0xC5, 0xC6), size)
+    about += _length_prefix((0xC4, 0xC5, 0xC6), size)
     total = len(about) + size
     fixed = {1: 0xD4, 2: 0xD5, 4: 0xD6, 8: 0xD7, 16: 0xD8}.get(total)
-    head = bytes((fixed,)) if fixed else _lengthy((0xC7, 0xC8, 0xC9), total)
+    head = bytes((fixed,)) if fixed else _length_prefix((0xC7, 0xC8, 0xC9), total)
     yield head + bytes((code,)) + about
     stored = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
     yield stored.reshape(-1).view(np.uint8).data
 
 
-def _lengthy(codes: tuple[int, int, int], size: int) -> bytes:
-    """The first byte for ``size``, of three for lengths of 1, 2 and 4 bytes, and the length."""
+def _length_prefix(codes: tuple[int, int, int], size: int) -> bytes:
+    """The length ``size`` after its type code; ``codes`` are those for lengths of 1, 2 and 4 bytes."""
     for code, width in zip(codes, (1, 2, 4), strict=True):
         if size < 1 << 8 * width:
             return bytes((code,)) + size.to_bytes(width, "big")

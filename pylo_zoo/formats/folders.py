@@ -1,7 +1,7 @@
-"""Checkpoints of several files: what belongs to them, their one sha256, and copies of them.
+"""Reads and hashes checkpoints that consist of several files.
 
-A file's sha256 is its own. A directory's is that of a listing as ``sha256sum`` prints it: a line
-``SHA256  RELATIVE/PATH`` a file, sorted by path.
+The sha256 of a directory is that of a listing as ``sha256sum`` prints it: one line ``SHA256  RELATIVE/PATH`` per file,
+sorted by path.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ MAX_FILES = 1_000
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """The bytes of the regular file at ``path``, at most ``limit`` of them.
+    """Read the regular file at ``path``, at most ``limit`` bytes.
 
     Raises:
-        ZooError: there is no such file, it is not a regular one, it cannot be read, or it is larger.
+        ZooError: the file does not exist, is not regular, cannot be read, or is too large.
     """
-    hint = "Give a checkpoint's file, such as theta.state or params, and check its permissions."
+    hint = "Check the path of the checkpoint's file, such as theta.state, and its permissions."
     return read_regular(path, limit, hint, large=limits.RAISE)
 
 
@@ -31,36 +31,35 @@ def files(directory: Path) -> list[Path]:
     """All files below ``directory``, sorted by their relative paths.
 
     Raises:
-        ZooError: there are too many, or there is a symbolic link, which might lead anywhere, or a pipe, socket or
-            device, which might never end.
+        ZooError: there are too many files, or the directory contains a symbolic link, pipe, socket or device.
     """
-    found: list[Path] = []
+    paths: list[Path] = []
     try:
         for path in directory.rglob("*"):
             if path.is_symlink():
                 raise ZooError(f"{path} is a symbolic link.", "Copy the file itself into the directory.")
             if path.is_file():
-                found.append(path)
+                paths.append(path)
             elif not path.is_dir():
                 raise ZooError(f"{path} is neither a file nor a directory.", "Remove it from the checkpoint.")
-            if len(found) > MAX_FILES:
+            if len(paths) > MAX_FILES:
                 raise ZooError(
-                    f"{directory} holds more than {MAX_FILES:,} files.", "Give the checkpoint's own directory."
+                    f"{directory} contains more than {MAX_FILES:,} files.", "Use the directory of the checkpoint only."
                 )
     except OSError as error:
         raise ZooError(f"{directory} cannot be read: {error.strerror}.", "Check the permissions.") from error
-    return sorted(found, key=lambda path: path.relative_to(directory).as_posix())
+    return sorted(paths, key=lambda path: path.relative_to(directory).as_posix())
 
 
-def contents(directory: Path, chosen: Iterable[Path]) -> dict[str, bytes]:
-    """Relative path to bytes of the ``chosen`` files, at most :func:`pylo_zoo.limits.max_bytes` in all."""
-    found: dict[str, bytes] = {}
+def contents(directory: Path, selected: Iterable[Path]) -> dict[str, bytes]:
+    """Relative path to content of the files ``selected``, at most :func:`pylo_zoo.limits.max_bytes` in total."""
+    parts: dict[str, bytes] = {}
     left = limits.max_bytes()
-    for path in chosen:
+    for path in selected:
         data = read_bounded(path, left)
         left -= len(data)
-        found[path.relative_to(directory).as_posix()] = data
-    return found
+        parts[path.relative_to(directory).as_posix()] = data
+    return parts
 
 
 def digest(parts: Mapping[str, bytes]) -> str:

@@ -1,7 +1,7 @@
-"""Google's operative gin configurations: ``Scope/Class.field = value``, one binding a statement.
+"""Reads Google's operative gin configurations, with bindings ``Scope/Class.field = value``.
 
-Only what such files contain is read: Python literals, which may span lines, and references (``@name``, ``%macro``),
-which stay opaque. Nothing is evaluated, imported or included.
+Values are Python literals, which may span lines, and references (``@name``, ``%macro``), which stay opaque. Nothing is
+evaluated, imported or included.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ IGNORED_TOKENS = {tokenize.COMMENT, tokenize.NL, tokenize.ENCODING, tokenize.END
 
 
 class Reference(str):
-    """Gin's text of a value that refers to something else, such as ``@HyperV2()``; never resolved."""
+    """An unresolved gin reference, such as ``@HyperV2()``."""
 
 
 def parse(data: bytes) -> dict[str, Any]:
-    """Read a gin file into ``{"Scope/Class.field": value}``, in the file's order.
+    """Parse a gin file into ``{"Scope/Class.field": value}``, in file order.
 
     Raises:
-        ZooError: a statement is not understood, or two bind one name to different values.
+        ZooError: a statement is not supported, or two statements bind a name to different values.
     """
     config: dict[str, Any] = {}
     for line, tokens in _statements(data):
@@ -41,19 +41,19 @@ def parse(data: bytes) -> dict[str, Any]:
         if not NAME.fullmatch(name):
             raise _error(line, f"{name!r} is not a name")
         if name in config and config[name] != value:
-            raise _error(line, f"{name} is bound twice, to different values")
+            raise _error(line, f"{name} is bound to two different values")
         config[name] = value
     return config
 
 
 def bindings(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What ``config`` binds for the class ``name``: ``{field: value}``.
+    """The bindings of the class ``name`` in ``config``: ``{field: value}``.
 
-    A binding within a scope goes before one without. The scope's own name does not matter (Google's hold a random id),
-    but two scopes that disagree are an error.
+    A binding in a scope has precedence over one without. The name of the scope is ignored (Google's contain a random
+    id).
 
     Raises:
-        ZooError: two scopes bind one field to different values.
+        ZooError: two scopes bind a field to different values.
     """
     plain: dict[str, Any] = {}
     scoped: dict[str, Any] = {}
@@ -62,18 +62,18 @@ def bindings(config: Mapping[str, Any], name: str) -> dict[str, Any]:
         *path, field = match["selector"].split(".") if match else (key,)
         if not match or not path or path[-1] != name:
             continue
-        found = scoped if match["scope"] else plain
-        if field in found and found[field] != value:
+        bound = scoped if match["scope"] else plain
+        if field in bound and bound[field] != value:
             raise ZooError(
-                f"config.gin: scopes give {name}.{field} different values ({found[field]!r} and {value!r}).",
-                f"Keep only the bindings of {name} that this checkpoint was trained with.",
+                f"config.gin: scopes give {name}.{field} different values ({bound[field]!r} and {value!r}).",
+                f"Keep only the bindings of {name} that belong to this checkpoint.",
             )
-        found[field] = value
+        bound[field] = value
     return {**plain, **scoped}
 
 
 def _statements(data: bytes) -> Iterator[tuple[int, list[str]]]:
-    """First line and tokens of each statement; Python's own tokenizer knows brackets, strings and continuations."""
+    """First line and tokens of each statement. Python's tokenizer handles brackets, strings and continuations."""
     line, tokens = 0, []
     try:
         for token in tokenize.generate_tokens(io.StringIO(data.decode("utf-8")).readline):
@@ -86,7 +86,7 @@ def _statements(data: bytes) -> Iterator[tuple[int, list[str]]]:
                 line = line if tokens else token.start[0]
                 tokens.append(token.string)
     except (tokenize.TokenError, SyntaxError, UnicodeDecodeError) as error:
-        raise _error(line, "the text ends or breaks off within a statement") from error
+        raise _error(line, "a statement is incomplete or not UTF-8") from error
 
 
 def _value(line: int, tokens: list[str]) -> Any:
@@ -101,4 +101,4 @@ def _value(line: int, tokens: list[str]) -> Any:
 
 
 def _error(line: int, what: str) -> ZooError:
-    return ZooError(f"config.gin, line {line}: {what}.", "Give the file as Google's bucket holds it, beside params.")
+    return ZooError(f"config.gin, line {line}: {what}.", "Use the original config.gin from Google's bucket.")

@@ -1,32 +1,32 @@
-"""Whose names the arrays of a flat file have, and the tree that joined names such as ``nn/~/w0`` stand for."""
+"""Determines the naming scheme of a flat file's arrays, and splits joined names such as ``nn/~/w0`` into paths."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from pylo_zoo.formats.arrays import Array, Path, refuse
+from pylo_zoo.formats.arrays import Array, Path, refuse, wrapper_record
 
 JAX, PYLO = "jax", "pylo"
 WRAPPERS = ("params", "theta", "state_dict")
-"""Keys that files put around a tree: flax and haiku, our own documentation, torch."""
+"""Keys that wrap a tree: in flax and haiku, in this package's documentation, in torch."""
 JAX_TOPS = ("nn", "ff_mod_stack", "rnn_params")
-"""Keys at the top of the families' theta trees; PyLO's names begin with none of them (SPEC §8)."""
+"""Top-level keys of the families' theta trees. No PyLO name begins with one of them (SPEC §8)."""
 SLASHED = ("rnn", "linear")
-"""Parts of the one key that contains a slash (SPEC §8)."""
-JAX_HINT = "Name JAX's leaves by joined paths, such as 'nn/~/w0', or save a theta.state with flax."
+"""Parts of the only key that contains a slash (SPEC §8)."""
+JAX_HINT = "Name the leaves by joined paths, such as 'nn/~/w0', or save a theta.state with flax."
 
 
 def separator(names: Collection[str]) -> str | None:
-    """The character that joins the keys of a theta tree in ``names``, ``"/"`` or ``"."``; None if these are not JAX's.
+    """The separator of JAX names, ``"/"`` or ``"."``; None if ``names`` are not JAX names.
 
     Raises:
-        ZooError: both occur.
+        ZooError: both separators occur.
     """
-    found = {sep for name in names if (sep := _separator(name))}
-    if len(found) > 1:
+    separators = {sep for name in names if (sep := _separator(name))}
+    if len(separators) > 1:
         refuse("some of its names are joined with dots and some with slashes.", JAX_HINT)
-    return next(iter(found), None)
+    return next(iter(separators), None)
 
 
 def _separator(name: str) -> str | None:
@@ -39,7 +39,7 @@ def _separator(name: str) -> str | None:
 
 
 def split(name: str, sep: str) -> Path:
-    """The path that ``name`` joins with ``sep``. Everywhere but in ``rnn/linear``, a slash separates keys.
+    """Split ``name`` at ``sep`` into a path. The key ``rnn/linear`` stays whole.
 
     Raises:
         ZooError: a key is empty.
@@ -53,11 +53,11 @@ def split(name: str, sep: str) -> Path:
     return tuple(parts)
 
 
-def named(items: Iterable[tuple[str, Array]]) -> tuple[dict[Path, Array], str, dict[str, Any]]:
-    """Leaves by path, their naming, and the record of a wrapper, for arrays that a torch file names.
+def split_names(items: Iterable[tuple[str, Array]]) -> tuple[dict[Path, Array], str, dict[str, Any]]:
+    """Leaves by path, their naming scheme, and the layout fields of a wrapper, for the named arrays of a torch file.
 
     Raises:
-        ZooError: two naming schemes are mixed, or arrays are beside a wrapper.
+        ZooError: two naming schemes are mixed, or arrays exist outside a wrapper.
     """
     arrays = dict(items)
     sep = separator(arrays)
@@ -69,30 +69,27 @@ def named(items: Iterable[tuple[str, Array]]) -> tuple[dict[Path, Array], str, d
 
 
 def unwrap_paths(leaves: Mapping[Path, Array]) -> tuple[dict[Path, Array], dict[str, Any]]:
-    """``leaves`` without a wrapper around the tree, and what is to be recorded of it, as ``pickles.unwrap`` does.
+    """``leaves`` without a wrapper around the tree, and the layout fields of the wrapper.
 
     Raises:
-        ZooError: other arrays are beside the wrapper.
+        ZooError: other arrays exist outside the wrapper.
     """
-    around = [key for key in WRAPPERS if any(path[0] == key and len(path) > 1 for path in leaves)]
-    if not around:
+    wrapper = next((key for key in WRAPPERS if any(path[0] == key and len(path) > 1 for path in leaves)), None)
+    if wrapper is None:
         return dict(leaves), {}
-    key = around[0]
-    beside = [path for path in leaves if path[0] != key]
-    if any(leaves[path].values.ndim for path in beside):
+    others = [path for path in leaves if path[0] != wrapper]
+    if any(leaves[path].values.ndim for path in others):
+        names = ", ".join(sorted({path[0] for path in others}))
         refuse(
-            f"{key} stands beside {', '.join(sorted({path[0] for path in beside}))}, and either may be the checkpoint.",
-            f"Save the tree under {key} alone, and convert that.",
+            f"it has both {wrapper} and {names}, and each may be the checkpoint.",
+            f"Save only the tree under {wrapper}.",
         )
-    names = ["/".join(path) for path in beside]
-    return (
-        {path[1:]: array for path, array in leaves.items() if path[0] == key},
-        {"wrapper": key, **({"beside": names} if names else {})},
-    )
+    tree = {path[1:]: array for path, array in leaves.items() if path[0] == wrapper}
+    return tree, wrapper_record(wrapper, ["/".join(path) for path in others])
 
 
 def unwrap_prefix(leaves: Mapping[Path, Array]) -> tuple[dict[Path, Array], dict[str, Any]]:
-    """The same for PyLO's names, which are one key each: ``params.network.input.weight``."""
+    """Like :func:`unwrap_paths`, for PyLO names such as ``params.network.input.weight``, which are a single key."""
     for wrapper in WRAPPERS:
         prefix = f"{wrapper}."
         if leaves and all(path[0].startswith(prefix) for path in leaves):

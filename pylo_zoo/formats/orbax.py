@@ -1,6 +1,6 @@
-"""Orbax checkpoint directories, read through orbax itself (``pip install 'pylo-zoo[orbax]'``).
+"""Reads orbax checkpoint directories with orbax (``pip install 'pylo-zoo[orbax]'``).
 
-Only arrays are restored, and as numpy arrays. What the directory's metadata claims is bounded before anything is read.
+Only arrays are restored, as numpy arrays. The sizes in the directory's metadata are checked before any array is read.
 """
 
 from __future__ import annotations
@@ -36,36 +36,36 @@ from pylo_zoo.formats.quiet import quietly
 CONTAINER = "orbax"
 METADATA = "_METADATA"
 DESCRIPTIONS = frozenset({METADATA, "_CHECKPOINT_METADATA", "_sharding", ".zarray", ".zgroup", ".zattrs", "zarr.json"})
-"""Names of the files that describe the arrays, all of them JSON."""
+"""Names of the JSON files that describe the arrays."""
 ARRAYS = (".zarray", "zarr.json")
-"""Of these, the ones that name an array's compression."""
+"""Those that state an array's compression."""
 MAX_DESCRIPTION = 4 * 1024 * 1024
 MAX_CHUNKS = 4 * MAX_LEAVES
-"""Pieces that all arrays together may consist of; orbax reads each on its own."""
+"""Most chunks of all arrays together. orbax reads each chunk separately."""
 ITEM = "default"
-"""Where orbax's CheckpointManager puts a step's only item; version 1 of orbax calls it ``state``."""
+"""Directory of the only item of a step of orbax's CheckpointManager. Version 1 of orbax uses ``state``."""
 UNFINISHED = ".orbax-checkpoint-tmp"
 """Part of the name of a directory that orbax has not finished writing."""
 SHOWN = 8
-COPY_AGAIN = "Save or copy the checkpoint again, all of it."
-HINT = "Only trees of plain arrays, saved by orbax's StandardCheckpointer or PyTreeCheckpointer, are read."
+COPY_AGAIN = "Save or copy the whole checkpoint again."
+HINT = "Save a tree of plain arrays with orbax's StandardCheckpointer or PyTreeCheckpointer."
 
 
-def recognises(directory: FilePath) -> bool:
-    """Whether ``directory`` is an orbax checkpoint, a step of a CheckpointManager, or a directory with its steps."""
+def recognizes(directory: FilePath) -> bool:
+    """Whether ``directory`` is an orbax checkpoint, a step of a CheckpointManager, or a directory of steps."""
     return bool(_roots(directory) or _steps(directory))
 
 
 def decode(directory: FilePath, name: str) -> Decoded:
-    """Decode the checkpoint in ``directory``; ``name`` is what an error calls it.
+    """Decode the checkpoint in ``directory``; ``name`` identifies it in errors.
 
     Raises:
-        ZooError: orbax is not installed, cannot read the checkpoint, or it holds anything but arrays of numbers, or
-            more than :func:`pylo_zoo.limits.max_bytes` of them.
+        ZooError: orbax is not installed or cannot read the checkpoint, or the checkpoint contains anything except
+            numeric arrays, or more than :func:`pylo_zoo.limits.max_bytes`.
     """
     if find_spec("orbax") is None or find_spec("orbax.checkpoint") is None:
         raise ZooError(
-            f"{name} is an orbax checkpoint, and orbax is not installed.", "pip install 'pylo-zoo[orbax]' reads it."
+            f"{name} is an orbax checkpoint, and orbax is not installed.", "Run pip install 'pylo-zoo[orbax]'."
         )
     try:
         tree, layout = unwrap(_restore(_root(directory).absolute()))
@@ -75,16 +75,18 @@ def decode(directory: FilePath, name: str) -> Decoded:
 
 
 def _root(directory: FilePath) -> FilePath:
-    """The directory of the one tree in ``directory``, which is a checkpoint or holds one.
+    """The directory of the only tree in ``directory``, which is a checkpoint or contains one.
 
     Raises:
-        ZooError: it holds several.
+        ZooError: it contains several.
     """
     for _ in range(2):
         places = _roots(directory) or _steps(directory)
         if len(places) != 1:
             names = ", ".join(place.name for place in places[:SHOWN]) + (", …" if len(places) > SHOWN else "")
-            refuse(f"it holds {len(places)} checkpoints: {names}.", f"Give one, such as {directory / places[-1].name}.")
+            refuse(
+                f"it contains {len(places)} checkpoints: {names}.", f"Use one, such as {directory / places[-1].name}."
+            )
         (directory,) = places
         if (directory / METADATA).is_file():
             break
@@ -92,20 +94,20 @@ def _root(directory: FilePath) -> FilePath:
 
 
 def _roots(directory: FilePath) -> list[FilePath]:
-    """Where the trees of the checkpoint ``directory`` are: in itself, or one level down, each in its own directory."""
+    """The directories of the trees in the checkpoint ``directory``: itself, or subdirectories."""
     preferred = [place for place in (directory, directory / ITEM) if (place / METADATA).is_file()]
     return preferred[:1] or [place for place in _below(directory) if (place / METADATA).is_file()]
 
 
 def _steps(directory: FilePath) -> list[FilePath]:
-    """The checkpoints in ``directory``, which is the root of a CheckpointManager or the like."""
+    """The checkpoints in ``directory``, for example the root of a CheckpointManager."""
     return [place for place in _below(directory) if _roots(place)]
 
 
 def _below(directory: FilePath) -> list[FilePath]:
-    """The finished directories in ``directory``, the steps of a run in order."""
-    found = [place for place in directory.iterdir() if place.is_dir() and UNFINISHED not in place.name]
-    return sorted(found, key=lambda place: (len(place.name), place.name))
+    """The finished subdirectories of ``directory``, with the steps of a run in order."""
+    finished = [place for place in directory.iterdir() if place.is_dir() and UNFINISHED not in place.name]
+    return sorted(finished, key=lambda place: (len(place.name), place.name))
 
 
 def _restore(directory: FilePath) -> Any:
@@ -125,25 +127,25 @@ def _restored(directory: FilePath) -> Any:
             tree = getattr(item, "tree", item)
             if tree is None:
                 refuse("orbax cannot read its metadata.", COPY_AGAIN)
-            _bound(tree)
+            _check_bounds(tree)
             arguments = _mapped(tree, lambda leaf: ocp.RestoreArgs(restore_type=str if _is_text(leaf) else np.ndarray))
             budget = Budget()
             return _mapped(checkpointer.restore(directory, restore_args=arguments), lambda value: _array(value, budget))
     except ZooError:
         raise
-    except Exception as error:  # orbax and tensorstore raise many kinds for a damaged directory
+    except Exception as error:  # orbax and tensorstore raise many types for a damaged directory
         raise ZooError(f"orbax cannot read it ({type(error).__name__}).", COPY_AGAIN) from error
 
 
 def _check_descriptions(directory: FilePath) -> None:
-    """Refuse large JSON files, which take many times their size to parse."""
+    """Reject large JSON files, because parsing needs many times their size."""
     for path in directory.rglob("*"):
         if path.name in DESCRIPTIONS and path.is_file() and (size := path.stat().st_size) > MAX_DESCRIPTION:
-            refuse(f"its {path.name} has {size:,} bytes; up to {MAX_DESCRIPTION:,} are read.", HINT)
+            refuse(f"its {path.name} has {size:,} bytes; the limit is {MAX_DESCRIPTION:,}.", HINT)
 
 
 def _check_compression(directory: FilePath) -> None:
-    """Refuse arrays compressed by blosc: tensorstore unpacks those without a bound. Orbax does not write them."""
+    """Reject arrays compressed by blosc, which tensorstore unpacks without a bound. orbax does not write them."""
     import tensorstore
 
     texts = [path.read_bytes() for path in directory.rglob("*") if path.name in ARRAYS]
@@ -155,15 +157,15 @@ def _check_compression(directory: FilePath) -> None:
         refuse("it is compressed by blosc.", HINT)
 
 
-def _bound(tree: Any) -> None:
-    """Refuse, before anything is read, arrays that are no numbers or claim too much."""
+def _check_bounds(tree: Any) -> None:
+    """Reject arrays that are not numeric or are too large, before anything is read."""
     budget, values, chunks = Budget(), 0, 0
     for leaf in _leaves(tree):
-        if _is_text(leaf):  # its length is that of a file that is read whole
+        if _is_text(leaf):  # stored in a file whose size was checked
             continue
         shape, dtype = getattr(leaf, "shape", None), np.dtype(getattr(leaf, "dtype", None) or "O").name
         if shape is None or (dtype not in PLAIN and dtype not in NARROW):
-            refuse(f"it holds a value of dtype {dtype}.", HINT)
+            refuse(f"it contains a value of dtype {dtype}.", HINT)
         check_shape(shape)
         storage = getattr(leaf, "storage", None)
         pieces = [getattr(storage, name, None) or shape for name in ("chunk_shape", "write_shape")]
@@ -172,10 +174,10 @@ def _bound(tree: Any) -> None:
                 refuse(f"an array of shape {list(shape)} has the chunk {list(piece)[:9]}.", HINT)
         values = max(values, *(math.prod(each) for each in (shape, *pieces)))
         if values * stored_dtype(dtype).itemsize > budget.limit:
-            refuse(f"its arrays claim {values:,} values; they may have {budget.limit:,} bytes.", limits.RAISE)
+            refuse(f"an array has {values:,} values; the limit is {budget.limit:,} bytes.", limits.RAISE)
         chunks += math.prod(-(-size // part) for size, part in zip(shape, pieces[0], strict=True))
         if chunks > MAX_CHUNKS:
-            refuse(f"its arrays consist of {chunks:,} chunks; up to {MAX_CHUNKS:,} are read.", HINT)
+            refuse(f"its arrays have {chunks:,} chunks; the limit is {MAX_CHUNKS:,}.", HINT)
         budget.take(rebuilt_bytes(shape, dtype))
 
 
@@ -192,7 +194,7 @@ def _mapped(tree: Any, change: Any) -> Any:
 
 
 def _is_text(leaf: Any) -> bool:
-    """Whether the metadata ``leaf`` describes a text, such as Google's ``gen_id``."""
+    """Whether the metadata ``leaf`` describes a string, such as Google's ``gen_id``."""
     return type(leaf).__name__ == "StringMetadata"
 
 

@@ -1,8 +1,9 @@
-"""A machine for pickles that runs nothing: its values are texts, numbers, containers and notes of what was called.
+"""Interprets pickles without running code: the values are strings, numbers, containers and recorded calls.
 
-Python's own unpickler calls what a file names, and allocates what a file claims (a memo index alone could cost it
-gigabytes). This one knows the opcodes that protocols 2 to 5 use for trees of arrays; a call becomes a :class:`Call`,
-which :mod:`pylo_zoo.formats.pickles` reads. Every opcode costs constant memory, or as much as its bytes in the file.
+Python's unpickler calls the functions that a file names and allocates the sizes that it declares (a memo index alone
+can cost gigabytes). This machine supports the opcodes that protocols 2 to 5 use for trees of arrays. A call becomes a
+:class:`Call`, which :mod:`pylo_zoo.formats.pickles` interprets. Every opcode costs constant memory, or as much as its
+bytes in the file.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from pylo_zoo.errors import ZooError
 from pylo_zoo.formats.arrays import MAX_TEXT, refuse
 
 MAX_OPCODES = 50_000
-"""VeLO's tree takes about two thousand."""
+"""VeLO's tree uses about two thousand."""
 MAX_INTEGER_BYTES = 8
 
 
 @dataclass(frozen=True)
 class Global:
-    """A name that the file mentions: ``module.attribute``, one of those that are known."""
+    """A permitted ``module.attribute`` name in the file."""
 
     name: str
 
 
 @dataclass(eq=False)
 class Call:
-    """What ``function(*args)`` would be, with the ``state`` and ``items`` that the file then sets on it."""
+    """A recorded call ``function(*args)``, and the ``state`` and ``items`` that the file sets on its result."""
 
     function: str
     args: tuple[Any, ...]
@@ -40,25 +41,25 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class Persistent:
-    """What the file says stands elsewhere, such as a torch storage."""
+    """A reference to data outside the pickle, such as a torch storage."""
 
     id: Any
 
 
-HINT = "Only pickles of nested dicts of numpy or jax arrays are read; nothing in a pickle is ever run."
+HINT = "Save nested dicts of numpy or jax arrays; the code of a pickle is never run."
 
 
-def _bad(what: str) -> NoReturn:
-    refuse(f"{what}.", HINT)
+def _reject(problem: str) -> NoReturn:
+    refuse(f"{problem}.", HINT)
 
 
 class Machine:
-    """Runs one pickle.
+    """Interprets one pickle.
 
     Args:
         data: the whole file.
-        known: the globals that it may mention.
-        persistent: whether it may refer to what stands elsewhere.
+        known: the permitted globals.
+        persistent: whether references to data outside the pickle are permitted.
     """
 
     def __init__(self, data: bytes, known: Collection[str], *, persistent: bool = False) -> None:
@@ -71,13 +72,13 @@ class Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        """The value that the pickle holds.
+        """The value of the pickle.
 
         Raises:
-            ZooError: it is damaged, mentions an unknown global, or uses an opcode that no tree of arrays needs.
+            ZooError: the pickle is damaged, or uses an unknown global or an unsupported opcode.
         """
         if self.data[:1] != b"\x80" or self.data[1:2] not in (b"\x02", b"\x03", b"\x04", b"\x05"):
-            _bad("it is no pickle of protocol 2 to 5")
+            _reject("it is not a pickle of protocol 2 to 5")
         self.position = 2
         for _ in range(MAX_OPCODES):
             code = self._take(1)
@@ -86,13 +87,13 @@ class Machine:
             handler = HANDLERS.get(code)
             if handler is None:
                 names = (opcode.name for opcode in pickletools.opcodes if opcode.code == code.decode("latin1"))
-                _bad(f"the pickle uses the opcode {next(names, repr(code))}")
+                _reject(f"the pickle uses the opcode {next(names, repr(code))}")
             handler(self)
-        _bad(f"the pickle has more than {MAX_OPCODES:,} opcodes")
+        _reject(f"the pickle has more than {MAX_OPCODES:,} opcodes")
 
     def _end(self) -> Any:
         if self.position != len(self.data) or len(self.stack) != 1 or self.marks:
-            _bad("the pickle does not end where it should")
+            _reject("the pickle does not end where it should")
         return self.stack.pop()
 
     # --- reading and the stack -----------------------------------------------------------------------------------
@@ -100,7 +101,7 @@ class Machine:
     def _take(self, count: int) -> bytes:
         start, end = self.position, self.position + count
         if end > len(self.data):
-            _bad("the pickle is cut short, or claims more bytes than it has")
+            _reject("the pickle is truncated, or declares more bytes than it has")
         self.position = end
         return self.data[start:end]
 
@@ -110,14 +111,14 @@ class Machine:
     def _line(self) -> str:
         end = self.data.find(b"\n", self.position, self.position + MAX_TEXT)
         if end < 0:
-            _bad("a global's name does not end")
+            _reject("a global's name does not end")
         text = _text(self._take(end - self.position))
         self.position += 1
         return text
 
     def pop(self) -> Any:
         if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            _bad("the pickle takes what is not there")
+            _reject("the pickle pops a value from an empty stack")
         return self.stack.pop()
 
     def top(self) -> Any:
@@ -126,7 +127,7 @@ class Machine:
 
     def pop_marked(self) -> list[Any]:
         if not self.marks:
-            _bad("the pickle takes what is not there")
+            _reject("the pickle pops a value from an empty stack")
         start = self.marks.pop()
         items = self.stack[start:]
         del self.stack[start:]
@@ -136,7 +137,7 @@ class Machine:
 
     def frame(self) -> None:
         if self._number(8) > len(self.data) - self.position:
-            _bad("a frame claims more bytes than the pickle has")
+            _reject("a frame declares more bytes than the pickle has")
 
     def mark(self) -> None:
         self.marks.append(len(self.stack))
@@ -150,13 +151,13 @@ class Machine:
 
     def get(self, index: int) -> None:
         if index not in self.memo:
-            _bad("the pickle refers to a value that it has not had")
+            _reject("the pickle refers to an undefined value")
         self.stack.append(self.memo[index])
 
     def integer(self) -> None:
         size = self._number(1)
         if size > MAX_INTEGER_BYTES:
-            _bad(f"a whole number takes {size} bytes")
+            _reject(f"an integer has {size} bytes; the limit is {MAX_INTEGER_BYTES}")
         self.stack.append(int.from_bytes(self._take(size), "little", signed=True))
 
     def text(self, size: int) -> None:
@@ -168,7 +169,7 @@ class Machine:
     def name(self, module: Any, attribute: Any) -> None:
         name = f"{module}.{attribute}" if isinstance(module, str) and isinstance(attribute, str) else "?"
         if name not in self.known:
-            _bad(f"the pickle mentions {name[:MAX_TEXT]!r}, which no tree of arrays needs")
+            _reject(f"the pickle uses {name[:MAX_TEXT]!r}, which a tree of arrays does not need")
         self.stack.append(Global(name))
 
     def stack_global(self) -> None:
@@ -178,38 +179,38 @@ class Machine:
     def call(self) -> None:
         args, function = self.pop(), self.pop()
         if not isinstance(function, Global) or not isinstance(args, tuple):
-            _bad("the pickle calls something that is no known function")
+            _reject("the pickle calls an unknown function")
         self.stack.append(Call(function.name, args))
 
     def build(self) -> None:
         state, target = self.pop(), self.top()
         if not isinstance(target, Call) or target.state is not None or state is None:
-            _bad("the pickle sets the state of something that has none to set")
+            _reject("the pickle sets the state of a value that does not permit it")
         target.state = state
 
     def append(self, values: list[Any]) -> None:
         target = self.top()
         if not isinstance(target, list):
-            _bad("the pickle appends to what is no list")
+            _reject("the pickle appends to a value that is not a list")
         target.extend(values)
 
     def set_items(self, values: list[Any]) -> None:
         target = self.top()
         items = target.items if isinstance(target, Call) else target
         if not isinstance(items, dict) or len(values) % 2:
-            _bad("the pickle sets the items of what is no dict")
+            _reject("the pickle sets items of a value that is not a dict")
         for key, value in zip(values[::2], values[1::2], strict=True):
             if not isinstance(key, str):
-                _bad(f"a key is {type(key).__name__}, not text")
+                _reject(f"a key is {type(key).__name__}, not a string")
             if len(key) > MAX_TEXT:
-                _bad(f"the key {key[:40]!r}… has {len(key):,} characters")
+                _reject(f"the key {key[:40]!r}… has {len(key):,} characters")
             if key in items:
-                _bad(f"the key {key[:80]!r} stands twice in one dict")
+                _reject(f"the key {key[:80]!r} is repeated in a dict")
             items[key] = value
 
     def persistent_id(self) -> None:
         if not self.persistent:
-            _bad("the pickle refers to something outside itself")
+            _reject("the pickle refers to something outside itself")
         self.stack.append(Persistent(self.pop()))
 
 
@@ -217,7 +218,7 @@ def _text(data: bytes) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ZooError("a text in the pickle is not UTF-8.", HINT) from error
+        raise ZooError("a string in the pickle is not UTF-8.", HINT) from error
 
 
 def _push(make: Callable[[], Any]) -> Callable[[Machine], None]:
@@ -270,4 +271,4 @@ HANDLERS: dict[bytes, Callable[[Machine], None]] = {
     b"b": Machine.build,
     b"Q": Machine.persistent_id,
 }
-"""What is done for each opcode that is known; all the others are refused."""
+"""The handler of each supported opcode; all others are rejected."""

@@ -1,8 +1,8 @@
-"""PyLO's torch files, safetensors or ``torch.save``'s, with the tensors named as PyLO names them (SPEC §8).
+"""Reads safetensors files and ``torch.save`` archives, with PyLO's tensor names (SPEC §8) or JAX's.
 
-torch itself is not needed, nor trusted to bound what a file claims: a ``.pt`` goes through the same machine as every
-pickle, and its tensors are cut from the archive's storages after their sizes are checked. ``torch.load(...,
-weights_only=True)`` gives the same tensors.
+torch is not used, because it does not bound the sizes that a file declares. A ``.pt`` file is interpreted like every
+pickle, and its tensors are copied from the archive's storages after their sizes are checked. The tensors equal those of
+``torch.load(..., weights_only=True)``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pylo_zoo.formats.pickle_machine import Call, Global, Machine, Persistent
 
 SAFETENSORS, TORCH = "pylo-safetensors", "pylo-torch"
 IN_JAX = {SAFETENSORS: "safetensors", TORCH: "torch"}
-"""What the two formats are called if their tensors have the names of a theta tree in JAX."""
+"""The format's name if the tensors have JAX names."""
 NAMING = "pylo"
 
 SAFETENSORS_DTYPES = {
@@ -61,36 +61,36 @@ STORAGES = {
 }
 TENSOR, PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
 GLOBALS = frozenset({*STORAGES, TENSOR, PARAMETER, pickles.ORDERED})
-HINT = "Save plain tensors: torch.save({name: tensor, …}, file), or safetensors.torch.save_file."
+HINT = "Save plain tensors with torch.save({name: tensor, …}, file) or safetensors.torch.save_file."
 WRAPPERS = ("state_dict", *pickles.WRAPPERS)
 MAX_HEADER = 2 * 1024 * 1024
-"""Largest header of a safetensors file: its library makes several objects per entry."""
+"""Largest header of a safetensors file: the library allocates several objects per entry."""
 PROGRAM = "/data.pkl"
-"""Ends the name of the pickle in torch's archives."""
+"""Suffix of the pickle's name in torch archives."""
 
 
-def recognises(data: bytes, size: int | None = None) -> bool:
-    """Whether ``data``, a file of ``size`` bytes or its beginning, is a safetensors file or torch's archive."""
+def recognizes(data: bytes, size: int | None = None) -> bool:
+    """Whether ``data``, the beginning of a file of ``size`` bytes, is a safetensors file or a torch archive."""
     return _is_safetensors(data, len(data) if size is None else size) or _is_torch(data)
 
 
 def decode(data: bytes, name: str) -> Decoded:
-    """Decode a whole file; ``name`` is what an error calls it.
+    """Decode a whole file; ``name`` identifies it in errors.
 
     Raises:
-        ZooError: the file is damaged or hostile, or holds anything but tensors of numbers by name.
+        ZooError: the file is damaged or malicious, or contains anything except named numeric tensors.
     """
     try:
         if _is_safetensors(data, len(data)):
-            container, items, around = SAFETENSORS, _safetensors(data), {}
+            container, items, wrapper = SAFETENSORS, _safetensors(data), {}
         else:
-            container, (items, around) = TORCH, _torch(data)
+            container, (items, wrapper) = TORCH, _torch(data)
         if any(len(path) > 1 for path in items):  # nested dicts of tensors are a theta tree
             leaves, names, layout = items, naming.JAX, {}
         else:
-            leaves, names, layout = naming.named((name, array) for (name,), array in items.items())
+            leaves, names, layout = naming.split_names((name, array) for (name,), array in items.items())
         container = IN_JAX[container] if names == naming.JAX else container
-        return collect(container, leaves.items(), around | layout, naming=names)
+        return collect(container, leaves.items(), wrapper | layout, naming=names)
     except ZooError as error:
         raise ZooError(f"{name}: {error.message}", error.hint) from None
 
@@ -104,18 +104,18 @@ def _is_safetensors(data: bytes, size: int) -> bool:
 
 def _safetensors(data: bytes) -> dict[Path, Array]:
     if (size := int.from_bytes(data[:8], "little")) > MAX_HEADER:
-        refuse(f"it has a header of {size:,} bytes; up to {MAX_HEADER:,} are read.", HINT)
+        refuse(f"it has a header of {size:,} bytes; the limit is {MAX_HEADER:,}.", HINT)
     try:
-        tensors = deserialize(data)  # refuses headers that lie about the file
+        tensors = deserialize(data)  # rejects a header that does not match the file
     except (SafetensorError, ValueError, OverflowError) as error:
-        raise ZooError(f"it is no complete safetensors file ({error}).", "Download or copy it again.") from error
+        raise ZooError(f"it is not a complete safetensors file ({error}).", "Download or copy it again.") from error
     budget = Budget()
-    return {(name,): _from_safetensors(described, budget) for name, described in tensors}
+    return {(name,): _from_safetensors(entry, budget) for name, entry in tensors}
 
 
-def _from_safetensors(described: Mapping[str, Any], budget: Budget) -> Array:
-    dtype = SAFETENSORS_DTYPES.get(described["dtype"], str(described["dtype"]))
-    return rebuild(described["shape"], dtype, described["data"], budget)
+def _from_safetensors(entry: Mapping[str, Any], budget: Budget) -> Array:
+    dtype = SAFETENSORS_DTYPES.get(entry["dtype"], str(entry["dtype"]))
+    return rebuild(entry["shape"], dtype, entry["data"], budget)
 
 
 # --- torch.save --------------------------------------------------------------------------------------------------
@@ -131,23 +131,23 @@ def _torch(data: bytes) -> tuple[dict[Path, Array], dict[str, Any]]:
     (program, *others) = [name for name in members if name.endswith(PROGRAM)]
     folder = program.removesuffix(PROGRAM)
     if others or members.get(f"{folder}/byteorder", b"little") != b"little":
-        _bad("the archive is not as torch writes it on a little-endian machine")
+        _reject("the archive is not in the form that torch writes on a little-endian machine")
     reader = Reader(members, folder)
     tree, layout = pickles.unwrap(reader.tree(Machine(members[program], GLOBALS, persistent=True).run()), WRAPPERS)
     if not isinstance(tree, dict):
-        _bad("it holds no tensors by name")
+        _reject("it is not a dict of named tensors")
     for name, value in tree.items():
         if not isinstance(value, (Array, dict)):
-            _bad(f"{name[:80]} is no tensor")
+            _reject(f"{name[:80]} is not a tensor")
     return dict(flatten(tree)), layout
 
 
-def _bad(what: str) -> NoReturn:
-    refuse(f"{what}.", HINT)
+def _reject(problem: str) -> NoReturn:
+    refuse(f"{problem}.", HINT)
 
 
 class Reader(pickles.Reader):
-    """Reads a machine's notes of torch's tensors, whose bytes stand in the archive's other ``members``."""
+    """Interprets a machine's result with torch tensors, whose data is in the archive's other ``members``."""
 
     def __init__(self, members: Mapping[str, bytes], folder: str) -> None:
         super().__init__()
@@ -163,29 +163,29 @@ class Reader(pickles.Reader):
                 (Persistent(id=stored), int(start), tuple(shape), tuple(strides), *_),
             ):
                 return self._tensor(stored, start, shape, strides)
-        _bad(f"{node.function} is called in an unknown way")
+        _reject(f"{node.function} is called with unknown arguments")
 
     def _tensor(self, stored: Any, start: int, shape: tuple[Any, ...], strides: tuple[Any, ...]) -> Array:
-        """A view of a storage, copied: ``strides`` and ``start`` count elements."""
+        """Copy a view of a storage; ``strides`` and ``start`` count elements."""
         match stored:
             case ("storage", Global(name=kind), str(key), str(), int(count)) if kind in STORAGES:
                 raw = self.members.get(f"{self.folder}/data/{key}", b"")
             case _:
-                _bad("a tensor's storage is not stored as torch does")
+                _reject("a tensor's storage is not in torch's format")
         dtype = STORAGES[kind]
         stored = stored_dtype(dtype)
         expected = count * stored.itemsize
         if count < 0 or expected != len(raw):
-            _bad(f"a storage of {count:,} values of dtype {dtype} has {len(raw)} bytes instead of {expected}")
+            _reject(f"a storage of {count:,} values of dtype {dtype} has {len(raw)} bytes instead of {expected}")
         check_shape(shape)
         if len(shape) != len(strides) or any(type(size) is not int or size < 0 for size in (*strides, start)):
-            _bad(f"a tensor of shape {list(shape)} has the strides {str(strides)[:80]} and the offset {start}")
+            _reject(f"a tensor of shape {list(shape)} has the strides {str(strides)[:80]} and the offset {start}")
         last = start + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
         if last >= count or math.prod(shape) > count:
-            _bad(f"a tensor of shape {list(shape)} is larger than its storage")
+            _reject(f"a tensor of shape {list(shape)} is larger than its storage")
         self.budget.take(rebuilt_bytes(shape, dtype))
         flat = np.frombuffer(raw, stored.newbyteorder("<"))
-        # The stride along an axis of size 1 moves nothing, and may be a number that numpy cannot hold.
+        # The stride of an axis of size 1 has no effect, and may be too large for numpy.
         steps = [stride * stored.itemsize if size > 1 else 0 for size, stride in zip(shape, strides, strict=True)]
         view = np.lib.stride_tricks.as_strided(flat[start:], shape, steps, writeable=False)
         return Array(widen(np.array(view, stored, order="C"), dtype), dtype)

@@ -1,4 +1,4 @@
-"""Silence for a library that prints about what it raises; ``PYLO_ZOO_DEBUG=1`` lets it speak."""
+"""Suppresses the messages of libraries that also raise an exception; ``PYLO_ZOO_DEBUG=1`` shows them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pylo_zoo.errors import debugging
 
 LOGGERS = ("absl", "asyncio", "orbax", "jax", "tensorstore")
 LATE = "Event loop is closed"
-"""What tensorstore's threads report after orbax gave up, and its event loop with it: nobody waits for their result."""
+"""Error of tensorstore's threads after orbax has failed and closed its event loop; their results are not needed."""
 _hooked: set[str] = set()
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Drop what :data:`LOGGERS` log and what is warned of in the block; and, from then on, :data:`LATE`."""
+    """Drop warnings and messages of :data:`LOGGERS` in the block, and :data:`LATE` errors from then on."""
     if debugging():
         yield
         return
@@ -27,22 +27,22 @@ def quietly() -> Iterator[None]:
         _ignore_late_errors(name)
     loggers = [logging.getLogger(name) for name in LOGGERS]
     for logger in loggers:
-        logger.addFilter(_nothing)
+        logger.addFilter(_reject_all)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         for logger in loggers:
-            logger.removeFilter(_nothing)
+            logger.removeFilter(_reject_all)
 
 
-def _nothing(record: logging.LogRecord) -> bool:
+def _reject_all(record: logging.LogRecord) -> bool:
     return False
 
 
 def _ignore_late_errors(name: str) -> None:
-    """Let ``sys.excepthook`` or ``sys.unraisablehook`` pass over :data:`LATE`, which comes from another thread."""
+    """Make ``sys.excepthook`` or ``sys.unraisablehook`` ignore :data:`LATE`, which another thread raises."""
     if name in _hooked:
         return
     _hooked.add(name)
