@@ -218,7 +218,7 @@ def test_a_page_in_place_of_a_file_with_a_known_hash(data: bytes, server: Files,
     server.files["/theta.state"] = data
     from pylo_zoo.fetch import fetch
 
-    with pytest.raises(FetchError, match=r"is a .*, not the file that it should be: sha256"):
+    with pytest.raises(FetchError, match=r"is a .*, not the expected file: sha256"):
         fetch(f"{server.url}/theta.state", sha256="0" * 64, access=access)
 
 
@@ -282,7 +282,7 @@ def test_a_repository_that_an_older_version_recorded(hub: HubDouble, access: Acc
 def test_the_page_of_a_file_leads_to_the_file(page: str, file: str) -> None:
     where = parse(page)
     assert (where.url, where.uri, where.recorded) == (file, file, True)
-    assert where.note == f"{page} is the page of a file; fetching {file}."
+    assert where.note == f"{page} is a web page about a file; fetching {file}."
 
 
 @pytest.mark.parametrize(

@@ -284,7 +284,7 @@ def test_a_token_that_may_not(
     hub.users.update({TOKEN: user} if user else {})
     said = somebody.refused(Forbidden)
     assert status in said
-    assert "may not be written with this token" in said
+    assert "this token has no write access" in said
     assert "HF_TOKEN" in said
     assert not any(published(repo) for repo in hub.repos.values())
     hub.users[TOKEN] = User("alice", ("org",))
@@ -295,7 +295,7 @@ def test_a_token_that_may_not(
 def test_anothers_private_repository(hub: HubDouble, somebody: Publisher) -> None:
     hub.create("bob/secret", private=True)
     elsewhere = replace(light(), repo=replace(light().repo, id="bob/secret"))
-    assert "may not be written with this token" in somebody.refused(Forbidden, elsewhere)
+    assert "this token has no write access" in somebody.refused(Forbidden, elsewhere)
     assert len(hub.repos["bob/secret"].commits) == 1
 
 

@@ -107,9 +107,7 @@ def test_quiet(hub: HubDouble, unproven: Path, capsys: Capture) -> None:
 
 def test_a_token(hub: HubDouble, unproven: Path, capsys: Capture) -> None:
     hub.users = {"hf_mine": User("bob", ("org",))}
-    assert "may not be written with this token (401)" in refused(
-        capsys, "publish", unproven, *WORDS, "--allow-unverified"
-    )
+    assert "this token has no write access (401)" in refused(capsys, "publish", unproven, *WORDS, "--allow-unverified")
     assert run("publish", unproven, *WORDS, "--allow-unverified", "--token", "hf_mine") == 0
     assert "hf_mine" not in "".join(capsys.readouterr())
 

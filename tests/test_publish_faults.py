@@ -94,7 +94,7 @@ def test_a_fault_that_stays(call: str, hub: HubDouble, somebody: Publisher) -> N
 def test_a_server_that_asks_for_an_hour(call: str, hub: HubDouble, somebody: Publisher) -> None:
     hub.plant(*CALLS[call], hub_faults.status(429, Retry_After="3600"))
     said = somebody.refused(Unavailable, **OPTIONS)
-    assert "asks to wait 3,600 seconds" in said
+    assert "requests a wait of 3,600 seconds" in said
     assert max([0.0, *somebody.sleeps, *hub.sleeps]) < 60
     somebody.send(**OPTIONS)
     complete(hub, light())
@@ -120,7 +120,7 @@ def test_a_commit_that_is_never_answered(hub: HubDouble, somebody: Publisher) ->
 def test_what_was_said_first_is_what_is_told(hub: HubDouble, somebody: Publisher) -> None:
     hub.plant("POST", "/commit/", hub_faults.status(429, Retry_After="3600"))
     hub.plant("GET", "/commits/", hub_faults.status(503), times=100)
-    assert "asks to wait 3,600 seconds" in somebody.refused(Unavailable)
+    assert "requests a wait of 3,600 seconds" in somebody.refused(Unavailable)
 
 
 def passed(exchange: Exchange) -> None:

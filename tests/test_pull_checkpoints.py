@@ -82,10 +82,10 @@ def test_a_checkpoint_is_converted(
     count = len(hub.log)
     assert pylo_zoo.load(URI).fingerprint == made.fingerprint
     assert weights.pull(URI, access=dataclasses.replace(access, offline=True)).directory == here.directory
-    assert said[2].startswith(f"Offline: using {URI} as it was pulled")
+    assert said[2].startswith(f"Offline: using {URI} at the recorded commit")
     assert len(hub.log) == count
     assert weights.pull(URI, access=access).directory == here.directory
-    assert f"{URI} has moved on to {repo.head[:12]}" in said[4]
+    assert f"{URI} has moved to {repo.head[:12]}" in said[4]
 
 
 def test_a_checkpoint_in_a_cache_that_cannot_be_written(
@@ -121,11 +121,11 @@ def test_a_branch_that_moves(hub: HubDouble, access: Access) -> None:
 def test_the_registrys_own(hub: HubDouble, access: Access, said: list[str]) -> None:
     """``amoudgl/celo`` is in the registry with its hash, and no other file is it."""
     hub.create("amoudgl/celo", {"theta.state": state("celo")})
-    with pytest.raises(FetchError, match="not the file that it should be"):
+    with pytest.raises(FetchError, match="not the expected file"):
         pylo_zoo.load("hf://amoudgl/celo", access=access)
     assert said == ["hf://amoudgl/celo is the registry's celo, and is converted here."]
     mulo = hub.create("btherien/mulo", {"model.safetensors": pylos("mulo"), "config.json": PYLOS_CONFIG})
-    with pytest.raises(FetchError, match=r"is not the file that it should be: size|has [\d,]+ bytes"):
+    with pytest.raises(FetchError, match=r"is not the expected file: size|has [\d,]+ bytes"):
         pylo_zoo.load("hf://btherien/mulo", access=access)
     with pytest.raises(ZooError, match="fits elo, mulo alike"):
         pylo_zoo.load(f"hf://btherien/mulo@{mulo.head}", access=access)
@@ -178,7 +178,7 @@ def test_several_families_with_one_tree(
 )
 def test_nothing_that_could_be_one(files: dict[str, bytes], hub: HubDouble, access: Access, zoo_home: Path) -> None:
     hub.create("org/theirs", files)
-    with pytest.raises(ZooError, match="holds no artifact, and no checkpoint that could be told") as error:
+    with pytest.raises(ZooError, match="has no artifact, and no file is clearly a checkpoint") as error:
         pylo_zoo.load(URI, access=access)
     assert error.value.hint == "Name the file: `pylo-zoo convert FAMILY --source hf://org/theirs/FILE`."
     assert hub.requests(".*", "/resolve/") == []

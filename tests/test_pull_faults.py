@@ -81,7 +81,7 @@ def test_other_bytes_of_the_right_length(name: str, repo: Repo, hub: HubDouble, 
     """The client believes them, and would go on doing so."""
     hub.plant(*REQUESTS[name], hub_faults.wrong_bytes, times=9)
     said = refused(access, FetchError)
-    assert "is not the file that" in said.message
+    assert "is not the expected file" in said.message
     assert not (zoo_home / "hub").exists()
     assert not (zoo_home / "zoo.lock").exists()
     assert nothing_half(zoo_home)
@@ -104,14 +104,14 @@ def test_a_server_that_stays_broken(name: str, repo: Repo, hub: HubDouble, acces
 @pytest.mark.parametrize("name", ["info", "revision", "config HEAD", "weights GET"])
 def test_a_server_that_asks_to_wait_for_hours(name: str, repo: Repo, hub: HubDouble, access: Access) -> None:
     hub.plant(*REQUESTS[name], hub_faults.status(429, Retry_After="86400"), times=99)
-    assert "answered 429 and asks to wait 86,400 seconds" in refused(access, Unavailable).message
+    assert "answered 429 and requests a wait of 86,400 seconds" in refused(access, Unavailable).message
     assert len(hub.requests(*REQUESTS[name])) == 1
 
 
 @pytest.mark.parametrize(
     ("name", "revision", "complaint"),
     [
-        ("org/nosuch", None, "there is no repository org/nosuch"),
+        ("org/nosuch", None, "the repository org/nosuch does not exist"),
         (ID, "nosuch", "org/elo has no revision nosuch"),
         (ID, "0" * 40, f"org/elo has no revision {'0' * 40}"),
     ],
@@ -168,15 +168,15 @@ def no_commit(said: dict[str, Any]) -> None:
 
 
 LIES: list[tuple[Callable[[dict[str, Any]], None], str]] = [
-    (smaller, "larger than|is not the file that it should be"),
-    (another_hash, "is not the file that it should be: sha256"),
+    (smaller, "larger than|is not the expected file"),
+    (another_hash, "is not the expected file: sha256"),
     (another_blob, "is not the file that the Hub describes"),
-    (path_for_a_hash, "was described with a file that can be none, 5 times"),
-    (negative, "was described with a file that can be none"),
+    (path_for_a_hash, "answered with an invalid description of a file, 5 times"),
+    (negative, "answered with an invalid description of a file"),
     (enormous, r"model\.safetensors has 1,000,000,000,000,000 bytes, more than 67,108,864"),
     (large_text, r"parity\.json has 17,825,792 bytes, more than 4,194,304"),
-    (another_commit, "was answered with the commit 1111"),
-    (no_commit, "was described without a commit"),
+    (another_commit, "answered .* with another commit, 1111"),
+    (no_commit, "answered without a valid commit"),
 ]
 
 
@@ -212,7 +212,7 @@ def test_headers_that_would_become_paths(
     around = tmp_path.parent
     before = {path for path in around.rglob("*") if "evil" in path.name}
     said = refused(access, FetchError)
-    assert f"was answered with the {header.replace('_', '-')}" in said.message
+    assert f"answered with the invalid {header.replace('_', '-')}" in said.message
     assert {path for path in around.rglob("*") if "evil" in path.name} == before
     assert not Path("/tmp/evil").exists()
     assert not (zoo_home / "hub").exists()
@@ -282,9 +282,9 @@ def test_an_endless_answer(
     name: str, repo: Repo, hub: HubDouble, access: Access, zoo_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "MAX_ANSWER_BYTES", 2**20)
-    monkeypatch.setattr(client, "MAX_TOLD_BYTES", 2**20)
+    monkeypatch.setattr(client, "MAX_API_BYTES", 2**20)
     hub.plant(*REQUESTS[name], endless(b" " * 65536), times=9)
-    assert "is larger than 1,048,576 bytes, and was not kept" in refused(access, FetchError).message
+    assert "is larger than 1,048,576 bytes" in refused(access, FetchError).message
     assert nothing_half(zoo_home)
 
 

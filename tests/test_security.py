@@ -336,7 +336,7 @@ def test_a_proof_of_ones_own(hub: HubDouble, access: Access, tmp_path: Path) -> 
     hub.create(ID, files)
     data = (tmp_path / "theta.state").read_bytes()
     hub.create("org/theirs", {"theta.state": data[:-1] + bytes([data[-1] ^ 1])})
-    with pytest.raises(FetchError, match=f"is not the file that it should be: sha256 .*, not {made.source.sha256}"):
+    with pytest.raises(FetchError, match=f"is not the expected file: sha256 .*, not {made.source.sha256}"):
         verify_target(URI, access=access)
     with pytest.raises(ZooError, match="vectors"):
         replay_target(URI, access=access)

@@ -125,13 +125,13 @@ class _Push:
     def _look(self) -> Snapshot | None:
         """What the branch holds, or the main one where it is missing; None where there is no repository."""
         try:
-            there = self.hub.look(self.plan.repo)
+            there = self.hub.snapshot(self.plan.repo)
         except NotFound:
             return None
         branch = self.target.revision
         if branch is None or branch not in self.hub.refs(self.plan.repo).branches:
             return there
-        return self.hub.look(self.target)
+        return self.hub.snapshot(self.target)
 
     def _changes(self, there: Snapshot | None) -> dict[str, Step]:
         files = there.files if there else {}
@@ -189,7 +189,7 @@ class _Push:
 
     def _is_at(self, commit: str) -> bool:
         """Whether ``commit`` holds just this content; others may have committed more since a run that was cut off."""
-        return set(self._changes(self.hub.look(self.plan.repo.at(commit))).values()) <= {"same"}
+        return set(self._changes(self.hub.snapshot(self.plan.repo.at(commit))).values()) <= {"same"}
 
     # --- sending ---------------------------------------------------------------------------------------------
 
@@ -229,10 +229,10 @@ class _Push:
                 self.created = True
             except Conflict:
                 self.access.say(f"{self.plan.repo.uri} was there when it was to be made.")
-            there = self.hub.look(self.plan.repo)
+            there = self.hub.snapshot(self.plan.repo)
         if there.repo != self.target:
             self.hub.branch(self.plan.repo, self.target.revision or MAIN)
-            there = self.hub.look(self.target)
+            there = self.hub.snapshot(self.target)
         return there
 
     def _commit(self, there: Snapshot, changes: Mapping[str, Step]) -> tuple[str, str | None]:
@@ -322,7 +322,7 @@ class _Push:
     def _read_back(self, commit: str, sent: set[str]) -> dict[str, str]:
         """Download what was published and compare it byte by byte; sha256 by name, pictures as they are there."""
         repo = self.plan.repo.at(commit)
-        there = self.hub.look(repo)
+        there = self.hub.snapshot(repo)
         hashes = {}
         for name, sha256 in self.plan.hashes.items():
             if name not in there.files:
