@@ -116,10 +116,10 @@ def test_a_token(hub: HubDouble, unproven: Path, capsys: Capture) -> None:
     ("words", "said"),
     [
         ([], "no parity report"),
-        (["--allow-unverified", "--license", "GPL 3"], "is no licence"),
+        (["--allow-unverified", "--license", "GPL 3"], "is not a license"),
         (["--allow-unverified", "--revision", "a" * 40], "--revision"),
         (["--allow-unverified", "--create-pr", "--tag", "v1"], "pull request"),
-        (["--allow-unverified", "--update-registry", "--registry", "nowhere.yaml"], "There is no nowhere.yaml"),
+        (["--allow-unverified", "--update-registry", "--registry", "nowhere.yaml"], "nowhere.yaml does not exist"),
     ],
 )
 def test_what_fails(words: list[str], said: str, hub: HubDouble, unproven: Path, capsys: Capture) -> None:

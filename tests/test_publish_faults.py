@@ -158,7 +158,7 @@ def test_other_bytes_than_were_sent(call: str, name: str, hub: HubDouble, somebo
 def test_a_file_that_is_lost(hub: HubDouble, somebody: Publisher) -> None:
     gone = hub_faults.changed_json(lambda said: said["siblings"].pop())
     hub.plant(*CALLS["look back"], gone)
-    assert "was published, but model.safetensors is not there" in somebody.refused(FetchError)
+    assert "was published, but model.safetensors is missing" in somebody.refused(FetchError)
 
 
 @pytest.mark.parametrize("seed", range(4))

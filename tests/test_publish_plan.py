@@ -24,7 +24,7 @@ from pylo_zoo.hub.names import Repository
 from pylo_zoo.parity.report import Report
 from pylo_zoo.publish import PublishPlan, prepare, publish
 from pylo_zoo.publish import plan as planning
-from pylo_zoo.publish.plan import PUBLISHED, entry_of
+from pylo_zoo.publish.plan import PUBLISHED, find_entry
 
 pytest.importorskip("jax")
 
@@ -133,10 +133,10 @@ UNFIT: dict[str, tuple[Callable[[Path], None], str]] = {
     "no report": (unproven, "has no parity report"),
     "not run": (do_not_run, "was not checked (JAX is missing)"),
     "other weights": (change_weights, "has changed since its parity was checked"),
-    "another version": (another_version, "checked by another pylo-zoo"),
+    "another version": (another_version, "checked by another version of pylo-zoo"),
     "no vectors": (without_vectors, "is missing"),
-    "other vectors": (other_vectors, "is not the one of its parity report"),
-    "wrong vectors": (wrong_vectors, "does not compute what its parity report proved"),
+    "other vectors": (other_vectors, "does not belong to its parity report"),
+    "wrong vectors": (wrong_vectors, "does not reproduce its parity report"),
 }
 
 
@@ -176,8 +176,8 @@ def test_a_proof_that_was_not_run_is_of_these_weights_or_none(here: Path) -> Non
 def test_a_failed_proof_is_never_published(allowed: bool, here: Path, hub: HubDouble) -> None:
     fail(here)
     said = refused(here, hub, allow_unverified=allowed)
-    assert "its parity failed" in said
-    assert "whatever is allowed" in said
+    assert "its parity check failed" in said
+    assert "is never published" in said
 
 
 def test_weights_that_change_meanwhile(here: Path, hub: HubDouble, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +189,7 @@ def test_weights_that_change_meanwhile(here: Path, hub: HubDouble, monkeypatch: 
         return found
 
     monkeypatch.setattr(planning, "replay", slow)
-    with pytest.raises(ZooError, match="was changed while it was looked at"):
+    with pytest.raises(ZooError, match="changed while it was read"):
         drawn_up(here)
 
 
@@ -200,26 +200,26 @@ def test_weights_that_change_meanwhile(here: Path, hub: HubDouble, monkeypatch: 
 def test_a_file_that_no_artifact_has(name: str, here: Path, hub: HubDouble) -> None:
     (here / name).write_text("HF_TOKEN=1")
     said = refused(here, hub)
-    assert f"holds what no artifact does: {name}" in said
-    assert "Nothing was sent" in said
+    assert f"contains files that do not belong to an artifact: {name}" in said
+    assert "nothing was sent" in said
 
 
 def test_a_directory_within(here: Path, hub: HubDouble) -> None:
     (here / "old").mkdir()
-    assert "holds what no artifact does: old" in refused(here, hub)
+    assert "contains files that do not belong to an artifact: old" in refused(here, hub)
 
 
 def test_what_is_no_regular_file(here: Path, hub: HubDouble, tmp_path: Path) -> None:
     weights = here / "model.safetensors"
     weights.rename(tmp_path / "elsewhere")
     weights.symlink_to(tmp_path / "elsewhere")
-    assert "model.safetensors is no regular file" in refused(here, hub)
+    assert "model.safetensors is not a regular file" in refused(here, hub)
     weights.unlink()
     weights.mkdir()
-    assert "model.safetensors is no regular file" in refused(here, hub)
+    assert "model.safetensors is not a regular file" in refused(here, hub)
     weights.rmdir()
     os.mkfifo(weights)
-    assert "model.safetensors is no regular file" in refused(here, hub)
+    assert "model.safetensors is not a regular file" in refused(here, hub)
 
 
 @pytest.mark.usefixtures("quick")
@@ -301,7 +301,7 @@ def test_a_secret(what: str, place: str, here: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("quick")
 def test_a_secret_that_only_the_card_would_show(here: Path, hub: HubDouble, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning.card, "render", lambda *_: SECRETS["an AWS key"])
+    monkeypatch.setattr(planning.card, "render_card", lambda *_: SECRETS["an AWS key"])
     assert "README.md has an AWS key" in refused(here, hub)
 
 
@@ -332,20 +332,20 @@ def licensed(here: Path, text: str) -> None:
 def test_a_licence_that_nobody_has_stated(said: str, here: Path, hub: HubDouble) -> None:
     licensed(here, said)
     error = refused(here, hub, license=None)
-    assert "Nobody has said under which licence" in error
+    assert "The license of these weights is unknown" in error
     assert "--license" in error
     assert drawn_up(here, license="CC-BY-4.0").license == "CC-BY-4.0"
 
 
 @pytest.mark.parametrize("said", ["unknown", "UNKNOWN", "", "x", "MIT\nlicense: other", "-MIT", "M I T", "a" * 65])
 def test_what_is_no_licence(said: str, here: Path, hub: HubDouble) -> None:
-    assert "is no licence" in refused(here, hub, license=said)
+    assert "is not a license" in refused(here, hub, license=said)
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_licence_cannot_contradict(here: Path, hub: HubDouble) -> None:
     licensed(here, "Apache-2.0")
-    assert "are under Apache-2.0, and --license says MIT" in refused(here, hub)
+    assert "are under Apache-2.0, but --license says MIT" in refused(here, hub)
     found = drawn_up(here, license="apache-2.0")
     assert found.license == "Apache-2.0"
     assert b"\nlicense: apache-2.0\n" in found.files["README.md"]
@@ -373,7 +373,7 @@ def test_whose_checkpoint_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     def found(made: Artifact, sha256: str | None, family: str = FAMILY) -> bool:
         there = replace(entry, family=family, sources=(replace(source, sha256=sha256),))
         monkeypatch.setattr(registry, "load_registry", lambda: {"theirs": there})
-        return entry_of(made) is not None
+        return find_entry(made) is not None
 
     assert found(of_it, None), "by its address"
     assert not found(made, None)

@@ -257,13 +257,13 @@ def test_two_at_once(path: Path, tmp_path: Path) -> None:
 
 def test_an_entry_of_another_checkpoint(path: Path) -> None:
     made = random_weights(FAMILY)[0]
-    assert "an entry first of another checkpoint" in refused(path, plan_of(made, "org/first"))
+    assert "entry first belongs to another checkpoint" in refused(path, plan_of(made, "org/first"))
     path.write_text(TEXT + "\nmine:\n  family: celo-adam\n  summary: M\n  license: MIT\n  trained: true\n" + PIN)
-    assert "an entry mine of another checkpoint" in refused(path, plan_of(made, "org/mine")), "another repository"
+    assert "entry mine belongs to another checkpoint" in refused(path, plan_of(made, "org/mine")), "another repository"
     path.write_text(path.read_text().replace("org/tiny", "org/mine"))
     registry_file.check(path, plan_of(made, "org/mine"))
     other = random_weights("celo")[0]
-    assert "an entry mine of another checkpoint" in refused(path, plan_of(other, "org/mine")), "another family"
+    assert "entry mine belongs to another checkpoint" in refused(path, plan_of(other, "org/mine")), "another family"
 
 
 def test_an_entry_in_one_line(path: Path) -> None:
@@ -292,11 +292,11 @@ def test_what_is_no_registry(content: bytes, said: str, path: Path, own: Publish
 def test_a_file_that_is_not_there_or_not_ones_own(
     path: Path, own: PublishPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "There is no " in refused(tmp_path / "none.yaml", own)
-    assert "is no registry" in refused(tmp_path, own)
+    assert "does not exist" in refused(tmp_path / "none.yaml", own)
+    assert "is not a registry file" in refused(tmp_path, own)
     link = tmp_path / "link.yaml"
     link.symlink_to(path)
-    assert "is no registry" in refused(link, own)
+    assert "is not a registry file" in refused(link, own)
     monkeypatch.setattr(os, "access", lambda place, mode: place != path)
     assert "cannot be written" in refused(path, own)
     monkeypatch.setattr(os, "access", lambda place, mode: place != path.parent)
