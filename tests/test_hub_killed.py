@@ -249,8 +249,7 @@ def test_a_pull_killed_with_the_lock_in_its_hand_blocks_nobody(
     os.kill(first, signal.SIGKILL)
     assert driver.wait(first)[0] == signal.SIGKILL
     go_on.set()
-    start = time.monotonic()
     ended, said = driver.wait(second)
-    assert (ended, said.get("error")) == (0, None)
-    assert time.monotonic() - start < 5
+    assert (ended, said.get("error")) == (0, None)  # a lock that stays held is an error after LOCK_SECONDS
+    assert len(hub.requests("GET", LARGE)) == 2, "the second process downloads what the killed one did not"
     invariants.check_complete(Path(pulling.home), repo)
