@@ -310,7 +310,7 @@ def _translate(subject: Subject, chain: Sequence[BaseException], *, offline: boo
             "Check the permissions and the free space there, or set HF_HOME.",
         )
     local = isinstance(error, errors.LocalEntryNotFoundError)
-    return Transient("cannot be reached" if local else f"broke off ({type(error).__name__})", unreachable=local)
+    return Transient("cannot be reached" if local else f"failed ({type(error).__name__})", unreachable=local)
 
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)

@@ -126,7 +126,7 @@ def _chunks(response: http.client.HTTPResponse, policy: Policy) -> Iterator[byte
 
 @contextmanager
 def _open(url: str, headers: dict[str, str], policy: Policy, part: Part) -> Iterator[http.client.HTTPResponse]:
-    """The response to a GET. Redirects are followed to https only, or from this machine to itself."""
+    """Yield the response to a GET. Redirects are followed to https only, or from this machine to itself."""
     for _ in range(REDIRECTS + 1):
         check_url(url)
         try:
@@ -208,7 +208,7 @@ def unreachable(reason: object) -> Transient:
 def _broken(error: Exception) -> Transient:
     if isinstance(error, TimeoutError):
         return Transient("sent no data for too long")
-    return Transient(f"broke off ({type(error).__name__})")
+    return Transient(f"lost the connection ({type(error).__name__})")
 
 
 def retry_after(value: str | None) -> float | None:

@@ -56,7 +56,7 @@ class Part:
                     self._hash.update(chunk)
                     self.count += len(chunk)
             if not self.validator or self.count > min(self.total, self.limit):
-                raise ValueError("is longer than the file")
+                raise ValueError("does not match its record")
         except (OSError, ValueError, KeyError, TypeError):
             self.discard()
         self.resumed = self.count > 0

@@ -72,12 +72,12 @@ def send(plan: PublishPlan, options: Options, access: Access) -> Published:
 
 
 def _check_options(options: Options, token: str | None) -> None:
-    for word, name in (("--revision", options.branch), ("--tag", options.tag)):
+    for option, name in (("--revision", options.branch), ("--tag", options.tag)):
         if name is not None and (COMMIT.fullmatch(name) or name.startswith("refs/")):
-            raise ZooError(f"{word} {name} is a commit or a reference.", f"Give another name with {word}.")
+            raise ZooError(f"{option} {name} is a commit or a reference.", f"Give another name with {option}.")
         if name is not None and not is_revision(name):
             raise ZooError(
-                f"{word} {name[:100]!r} is not a valid name.", "Use letters, digits, and . _ - + / between them."
+                f"{option} {name[:100]!r} is not a valid name.", "Use letters, digits, and . _ - + / between them."
             )
     if options.branch is not None and options.branch == options.tag:
         raise ZooError(f"The branch and the tag have the same name {options.tag}.", "Give one of them another name.")
