@@ -312,7 +312,7 @@ def test_a_token_of_ones_own(hub: HubDouble) -> None:
 def test_a_repository_that_somebody_makes_meanwhile(hub: HubDouble, somebody: Publisher) -> None:
     hub.on("POST", "/repos/create", lambda request: hub.create(REPO), times=1)
     assert not somebody.send().created
-    assert "was there when it was to be made" in somebody.said[0]
+    assert "was created by another process" in somebody.said[0]
     assert holds(hub.repos[REPO], light())
 
 

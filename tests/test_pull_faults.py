@@ -92,7 +92,8 @@ def test_other_bytes_of_the_right_length(name: str, repo: Repo, hub: HubDouble, 
     """The client believes them, and would go on doing so."""
     hub.plant(*REQUESTS[name], hub_faults.wrong_bytes, times=9)
     said = refused(access, FetchError)
-    assert "is not the expected file" in said.message
+    reason = "the expected file" if name == "weights GET" else "the file that the Hub describes"
+    assert f"is not {reason}" in said.message
     assert not (zoo_home / "hub").exists()
     assert not (zoo_home / "zoo.lock").exists()
     assert nothing_half(zoo_home)
