@@ -204,10 +204,10 @@ def test_a_page_that_an_older_version_recorded(cached: bool, server: Files, acce
         convert("celo", source=uri, access=access)
     if cached:
         assert "web page titled 'Sign in - Hub'" in error.value.message
-        assert "came from the cache" in error.value.message
+        assert "The file is in the cache" in error.value.message
     else:
         assert "has changed since" in error.value.message
-        assert "if the recorded one was a web page or a pointer" in error.value.hint
+        assert "the recorded file was a web page or a pointer" in error.value.hint
     assert "--update-lock" in error.value.hint
     convert("celo", source=uri, access=dataclasses.replace(access, update_lock=True))
     convert("celo", source=uri, access=access)
@@ -259,7 +259,7 @@ def test_a_repository_that_an_older_version_recorded(hub: HubDouble, access: Acc
     repo = hub.create("org/theirs", {"theta.state": page})
     pin = lockfile.RepositoryPin(repo.head, {"theta.state": hashlib.sha256(page).hexdigest()}, lockfile.today())
     lockfile.record_repository(zoo_home / "zoo.lock", "hf://org/theirs", pin)
-    with pytest.raises(FetchError, match=r"web page .* came from the cache") as error:
+    with pytest.raises(FetchError, match=r"web page .* is in the cache") as error:
         pylo_zoo.load("hf://org/theirs", access=access)
     assert "--update-lock" in error.value.hint
     repo.commit({"theta.state": CHECKPOINT})

@@ -294,7 +294,7 @@ def test_a_commit_cannot_change(hub: HubDouble, access: Access, zoo_home: Path) 
     repo.commits[repo.head] = dataclasses.replace(head, tree=other)
     for path in (zoo_home / "hub", zoo_home / "sources"):
         path.rename(zoo_home / f"lost-{path.name}")
-    with pytest.raises(FetchError, match="was recorded with"):
+    with pytest.raises(FetchError, match="not the file with the recorded sha256"):
         pylo_zoo.load(URI, access=access)
     assert not (zoo_home / "hub").exists()
 

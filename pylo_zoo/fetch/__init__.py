@@ -264,7 +264,7 @@ def _check(part: Part, location: Location, sha256: str | None, bytes: int | None
         raise FetchError(
             f"{location.uri} has changed since {recorded.date}: its sha256 is {digest} ({length:,} bytes"
             f"{what and ', ' + what}), and the lock file has {recorded.sha256} ({recorded.bytes:,} bytes).",
-            f"Ask its publisher, or accept an expected change with {UPDATE}.",
+            f"Ask its publisher; if it is expected, or the recorded file was a web page or a pointer, use {UPDATE}.",
         )
     wrong = [
         f"{name} {actual}, not {expected}"
