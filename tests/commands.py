@@ -1,4 +1,4 @@
-"""Running the command line in a test."""
+"""Helpers that run the command line in tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def run(*argv: object) -> int:
-    """The exit status of the whole program, errors formatted."""
+    """Run the command line with error formatting; return its exit status."""
     with pytest.raises(SystemExit) as end:
         cli.main([str(word) for word in argv])
     assert isinstance(end.value.code, int)
@@ -24,7 +24,7 @@ def run(*argv: object) -> int:
 
 
 def refused(capsys: Capture, *argv: object) -> str:
-    """Run a command that must fail; the ``Error:`` line, which must stand alone with a ``Hint:`` line."""
+    """Run a command that must fail; return its ``Error:`` and ``Hint:`` lines, which must be all that it prints."""
     assert run(*argv) == 1
     out, err = capsys.readouterr()
     error, hint = err.splitlines()
@@ -35,22 +35,22 @@ def refused(capsys: Capture, *argv: object) -> str:
 
 
 def passing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let parity pass without running anything."""
+    """Make parity pass without running anything."""
 
-    monkeypatch.setattr(parity, "verify", lambda made, source, **how: report_of(made, error=1e-7))
+    monkeypatch.setattr(parity, "verify", lambda artifact, source, **how: report_of(artifact, error=1e-7))
 
 
-def report_of(made: Artifact, error: float) -> Report:
-    """A report with one check, which passes up to an error of 1e-5."""
+def report_of(artifact: Artifact, error: float) -> Report:
+    """A report with one check, which passes if ``error`` is at most 1e-5."""
     check = Check("network", "float32", "", "random inputs", 1, {"mlp": Error(error, 1e-5)})
-    source = {"uri": made.source.uri, "sha256": made.source.sha256, "bytes": made.source.bytes}
+    source = {"uri": artifact.source.uri, "sha256": artifact.source.sha256, "bytes": artifact.source.bytes}
     planted = [Control("one bit", "a bit is flipped", "caught", "leaves")]
-    whose = made.name, made.family, source, made.fingerprint
+    whose = artifact.name, artifact.family, source, artifact.fingerprint
     return Report(*whose, Leaves(compared=3), Statements(), checks=[check], controls=planted)
 
 
 def without_jax(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let JAX be missing."""
+    """Simulate a missing JAX."""
     for module in (parity, proof, targets):
         monkeypatch.setattr(module, "jax_is_missing", lambda: True)
 

@@ -1,4 +1,4 @@
-"""For every test: a cache separate from the user's, and a record of its error margins."""
+"""Shared fixtures: each test gets its own cache, and its error margins are recorded."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from margins_report import (  # noqa: F401 - pytest finds its hooks by name
 
 from pylo_zoo.fetch import Access, Policy
 
-# No test reaches for the network. huggingface_hub reads these when it is first imported.
+# No test uses the network. huggingface_hub reads these variables when it is first imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = str(Path(tempfile.gettempdir(), "pylo-zoo-tests-have-no-hf-home"))
-# What is made before a test has a cache of its own, by fixtures of a wider scope, does not go to the user's either.
+# Session- and module-scoped fixtures run before a test has its own cache; they must not use the user's cache either.
 os.environ["PYLO_ZOO_HOME"] = tempfile.mkdtemp(prefix="pylo-zoo-test-home-")
-# Compiling takes ten seconds: once for all tests, unless one has a directory of its own.
+# Compiling takes ten seconds, so all tests share one build directory.
 os.environ.setdefault("PYLO_ZOO_KERNELS", str(Path(__file__).parent.parent / "build" / "kernels"))
-torch.set_num_threads(1)  # as many processes as cores run tests, and these tensors are too small to share out
+torch.set_num_threads(1)  # one test process per core, and these tensors are too small to parallelize
 
 
 LONGEST = ("test_readme", "test_parity", "test_kernels_gpu", "test_kernel_boundaries_gpu", "test_publish_faults")
-"""Files that take minutes. They run first, so that no worker waits for another at the end."""
+"""Files that take minutes. They run first, so no worker waits for another one at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def zoo_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where this test's conversions keep their sources."""
+    """``PYLO_ZOO_HOME`` of this test, without a lock file from the environment."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("PYLO_ZOO_HOME", str(home))
     monkeypatch.delenv("PYLO_ZOO_LOCK", raising=False)
@@ -54,7 +54,7 @@ def zoo_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Files]:
-    """A server on this machine with one file, and a process that may ask it."""
+    """A local server with one file; the process may contact it."""
     monkeypatch.delenv("HF_HUB_OFFLINE")
     with fault_server.serving() as server:
         server.files[fetching.PATH] = fetching.DATA
@@ -63,19 +63,19 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Files]:
 
 @pytest.fixture
 def sleeps() -> list[float]:
-    """The pauses that a download took, none of them in truth."""
+    """Pauses that a download requested, in seconds. None of them is slept."""
     return []
 
 
 @pytest.fixture
 def access(sleeps: list[float]) -> Access:
-    """Patience without waiting."""
+    """Access with a short timeout that records its pauses instead of sleeping."""
     return Access(policy=Policy(timeout=5, sleep=sleeps.append))
 
 
 @pytest.fixture
 def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubDouble]:
-    """A double of the Hub, and huggingface_hub in this process pointed at it, with a token that may write."""
+    """A double of the Hub that huggingface_hub in this process connects to, with a token that can write."""
     from huggingface_hub.utils import close_session
 
     with hub_double.serving() as hub:

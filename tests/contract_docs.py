@@ -1,4 +1,4 @@
-"""docs/optimizers.md's table of the contract; ``python tests/contract_docs.py`` writes it there."""
+"""Writes the contract table of docs/optimizers.md: ``python tests/contract_docs.py``."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ BEGIN, END = "<!-- the contract: written by tests/contract_docs.py -->", "<!-- e
 MODULES = sorted(path.stem for path in Path(__file__).parent.glob("test_contract_*.py"))
 
 
-def rendered() -> str:
-    """The table, a part a section; cells are ✓ or the number of a reason below."""
+def render_table() -> str:
+    """The table, one part per section; a cell is ✓ or the number of a reason listed below it."""
     for module in MODULES:
         importlib.import_module(module)
     reasons: dict[str, int] = {}
@@ -36,12 +36,12 @@ def rendered() -> str:
     return "\n".join(lines).strip()
 
 
-def written(page: str) -> str:
-    """The page with the present table in it."""
+def update_page(page: str) -> str:
+    """The page with the current table."""
     head, rest = page.split(BEGIN)
-    return f"{head}{BEGIN}\n\n{rendered()}\n\n{END}{rest.split(END)[1]}"
+    return f"{head}{BEGIN}\n\n{render_table()}\n\n{END}{rest.split(END)[1]}"
 
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
-    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(update_page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,7 +1,7 @@
-"""The contract: what every optimizer owes its user, as one table of optimizers × properties.
+"""The contract: what every optimizer guarantees, as one table of optimizers × properties.
 
-A test takes a row with :func:`holds`, which runs it over every optimizer of the row that has no reason to be left out;
-docs/optimizers.md shows the same table, written by ``python tests/contract_docs.py``.
+A test selects a row with :func:`holds`, which runs it over every optimizer that the row does not leave out.
+docs/optimizers.md shows the same table; ``python tests/contract_docs.py`` writes it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Test = TypeVar("Test", bound=Callable[..., None])
 
 
 class Entry(NamedTuple):
-    """An optimizer as the tests build it; ``weights`` is None where it needs none."""
+    """An optimizer as the tests build it; ``weights`` is None if it needs none."""
 
     cls: type[ZooOptimizer]
     weights: Artifact | None
@@ -34,14 +34,14 @@ class Entry(NamedTuple):
 
 
 class Property(NamedTuple):
-    """A row: its heading, what is promised, and why some optimizers, or all (``"*"``), are left out."""
+    """A row: its section, its promise, and the reason why an optimizer, or every one (``"*"``), is left out."""
 
     section: str
     promise: str
     left_out: Mapping[str, str] = {}
 
     def reason(self, name: str) -> str | None:
-        """Why the optimizer of that name is left out; None where a test has to hold it to the promise."""
+        """Why the optimizer ``name`` is left out; None if a test must cover it."""
         return self.left_out.get(name, self.left_out.get("*"))
 
 
@@ -64,15 +64,15 @@ TRAINED: dict[type[ZooOptimizer], Callable[[], Artifact]] = {
     Celo: lambda: convert("celo", source=CHECKPOINTS / "celo" / "theta.state"),
     CeloAdam: lambda: convert("celo-adam", source=CHECKPOINTS / "celo-adam" / "theta.state"),
 }
-"""Weights that train, for the optimizers of which some are here."""
+"""Trained weights, for the optimizers that have some in this repository."""
 LEARNED = tuple(name for name in TABLE if name != "Muon")
 UNCONTROLLED = tuple(name for name in TABLE if name not in CONTROLLED)
 
-NO_LOSS = dict.fromkeys(UNCONTROLLED, "reads no loss: `step()` needs none, and returns what it is given")
-NO_HORIZON = dict.fromkeys(UNCONTROLLED, "knows no `num_steps`: its run has no planned end")
-NOT_LONG = dict.fromkeys(UNCONTROLLED, "has no limit of steps; accumulate outside, as with any torch optimizer")
-NO_CLIP = "has no `clip_norm`, as its original: `clip_grad_norm_` outside does it, as for torch's optimizers"
-DECOUPLED = "decoupled alone, as its original; L2 is one line outside, `p.grad.add_(p, alpha=wd)`"
+NO_LOSS = dict.fromkeys(UNCONTROLLED, "uses no loss: `step()` requires none and returns the one it receives")
+NO_HORIZON = dict.fromkeys(UNCONTROLLED, "has no `num_steps`: its run has no planned end")
+NOT_LONG = dict.fromkeys(UNCONTROLLED, "has no limit on steps; accumulate outside, as with any torch optimizer")
+NO_CLIP = "has no `clip_norm`, like its original; call `clip_grad_norm_`, as with torch's optimizers"
+DECOUPLED = "only decoupled decay, like its original; L2 takes one line before the step: `p.grad.add_(p, alpha=wd)`"
 
 STEPS, STATE, PARAMETERS, TRAINING, TORCH = (
     "Steps, losses and groups",
@@ -82,30 +82,38 @@ STEPS, STATE, PARAMETERS, TRAINING, TORCH = (
     "PyTorch's own checks (`test_optim.py`, `common_optimizers.py`)",
 )
 PROPERTIES = {
-    "losses": Property(STEPS, "closure, `step(loss)`, `loss=`, `set_loss`; tensors and numbers: the same run"),
-    "missing_loss": Property(STEPS, "a missing, double or odd loss: an error before anything moves", NO_LOSS),
-    "pending_loss": Property(STEPS, "`set_loss` is used once, and superseded by a newer loss", NO_LOSS),
+    "losses": Property(
+        STEPS, "closure, `step(loss)`, `loss=` and `set_loss`, with tensors or numbers, give the same run"
+    ),
+    "missing_loss": Property(
+        STEPS, "a missing, duplicate or malformed loss is an error before anything moves", NO_LOSS
+    ),
+    "pending_loss": Property(STEPS, "a loss from `set_loss` is used once; a newer loss replaces it", NO_LOSS),
     "zero_grad": Property(STEPS, "`zero_grad(set_to_none=…)`; gradients are never written"),
     "none_grads": Property(STEPS, "absent gradients and frozen parameters are left alone"),
     "skipped": Property(STEPS, "a step without gradients needs no loss and counts nothing; a closure may return None"),
-    "added_later": Property(STEPS, "`add_param_group` in mid-run, unfreezing included"),
+    "added_later": Property(STEPS, "`add_param_group` and unfreezing in the middle of a run"),
     "groups": Property(STEPS, "several groups, each with its own options"),
-    "bad_groups": Property(STEPS, "a group that cannot be is an error, and is not kept"),
+    "bad_groups": Property(STEPS, "an invalid group is an error and is not added"),
     "foreign_options": Property(
-        STEPS, "options that change a step and do not exist here (`maximize`, another optimizer's): an error"
+        STEPS, "unsupported options that would change a step (`maximize`, another optimizer's) are an error"
     ),
-    "schedulers": Property(STEPS, "every `torch.optim.lr_scheduler`, warm restarts included: AdamW's `lr`s, used"),
-    "tensor_lr": Property(STEPS, "a tensor `lr` is a float `lr`"),
-    "horizon": Property(STEPS, "past `num_steps`: goes on with the last fraction, warns once", NO_HORIZON),
+    "schedulers": Property(
+        STEPS, "every `torch.optim.lr_scheduler`, warm restarts included, sets the same `lr`s as for AdamW"
+    ),
+    "tensor_lr": Property(STEPS, "a tensor `lr` acts like a float `lr`"),
+    "horizon": Property(STEPS, "past `num_steps`, steps continue with the last fraction and warn once", NO_HORIZON),
     "decay_warning": Property(
         STEPS,
-        "a `weight_decay` that undoes the steps warns once, with the number",
-        dict.fromkeys(("CELO2", "CELO2-base", "ELO_CELO2", "ELO", "Muon"), "its `lr` scales its steps and its decay"),
+        "a `weight_decay` that cancels the steps warns once, with the number",
+        dict.fromkeys(
+            ("CELO2", "CELO2-base", "ELO_CELO2", "ELO", "Muon"), "its `lr` scales both its steps and its decay"
+        ),
     ),
     "schedule_warning": Property(
         STEPS,
         "a falling `lr` warns once",
-        dict.fromkeys(UNCONTROLLED, "has no schedule of its own: give it one"),
+        dict.fromkeys(UNCONTROLLED, "has no built-in schedule, so it needs one"),
     ),
     "embedding_warning": Property(
         STEPS,
@@ -123,43 +131,53 @@ PROPERTIES = {
         },
     ),
     "repr": Property(STEPS, "`repr` shows options, not buffers"),
-    "resume": Property(STATE, "saved, loaded in a fresh process: the next 50 steps bit-identical"),
-    "copies": Property(STATE, "`deepcopy` and pickle go on bit for bit"),
-    "state_dtype": Property(STATE, "float32 state of 16-bit parameters stays float32; float64 of float64"),
-    "devices": Property(STATE, "a state moves to its parameters' device; counters stay on the CPU"),
-    "misfit": Property(STATE, "an own entry missing, misshapen or of another optimizer: an error, nothing changed"),
-    "run_misfit": Property(
-        STATE, "the same for the state of the run", {"Muon": "keeps no state of the run, but that of its parameters"}
+    "resume": Property(STATE, "saved and loaded in a new process: the next 50 steps are bit-identical"),
+    "copies": Property(STATE, "`deepcopy` and pickle continue bit for bit"),
+    "state_dtype": Property(STATE, "state is float32 for 16-bit parameters and float64 for float64; loading keeps it"),
+    "devices": Property(STATE, "state moves to the parameters' device; counters stay on the CPU"),
+    "misfit": Property(
+        STATE, "a missing or misshapen entry, or another optimizer's state, is an error and changes nothing"
     ),
-    "foreign": Property(STATE, "entries of wrappers (Lookahead, SAM) in state and groups are kept, copied and loaded"),
-    "numbers": Property(STATE, "counters and run state that are ints, floats, lists or NumPy's become tensors"),
-    "checkpoint": Property(STATE, "`torch.distributed.checkpoint.state_dict`: got and set, bit for bit (one process)"),
-    "format_version": Property(STATE, "`format_version`; an unknown one is an error; older states load"),
+    "run_misfit": Property(STATE, "the same for the run's state", {"Muon": "keeps only per-parameter state"}),
+    "foreign": Property(
+        STATE, "entries that wrappers (Lookahead, SAM) add to state and groups are kept, copied and loaded"
+    ),
+    "numbers": Property(STATE, "counters and run state given as ints, floats, lists or NumPy arrays become tensors"),
+    "checkpoint": Property(
+        STATE, "`torch.distributed.checkpoint.state_dict` gets and sets the state bit for bit (one process)"
+    ),
+    "format_version": Property(STATE, "an unknown `format_version` is an error; older states load"),
     "shapes": Property(PARAMETERS, "0-d, empty and size-1 parameters"),
     "strides": Property(PARAMETERS, "non-contiguous and channels_last parameters and gradients"),
-    "tied": Property(PARAMETERS, "tied parameters step once; expanded ones are an error"),
-    "half": Property(PARAMETERS, "bfloat16 and float16 parameters: finite, float32 state, rounded once"),
-    "master": Property(PARAMETERS, "`master_weights=True`: float32's run, rounded; written-to parameters are heard"),
+    "tied": Property(PARAMETERS, "a tied parameter steps once; an expanded one is an error"),
+    "half": Property(PARAMETERS, "bfloat16 and float16 parameters: finite steps, float32 state, rounded once per step"),
+    "master": Property(
+        PARAMETERS, "`master_weights=True`: a float32 run, rounded; a parameter written from outside is picked up"
+    ),
     "float64": Property(PARAMETERS, "float64 parameters are updated in float64"),
-    "refused": Property(PARAMETERS, "complex, integer and sparse parameters with gradients: an error"),
+    "refused": Property(PARAMETERS, "complex, integer and sparse parameters with gradients are an error"),
     "frozen": Property(PARAMETERS, "frozen parameters of any dtype and layout are accepted, as in quantized models"),
-    "lazy": Property(PARAMETERS, "a lazy parameter without a shape: an error"),
+    "lazy": Property(PARAMETERS, "a lazy parameter without a shape is an error"),
     "meta": Property(PARAMETERS, "built, stepped and loaded on the meta device"),
-    "autocast": Property(TRAINING, "autocast: a step inside it is a step outside it"),
-    "grad_scaler": Property(TRAINING, "`GradScaler`: a skipped step leaves all state alone, and no stale loss"),
-    "accumulation": Property(TRAINING, "gradients accumulated outside: micro-batches make the batch"),
-    "long_runs": Property(TRAINING, "`accumulate=`, Google's past 150,000 steps; in the state", NOT_LONG),
+    "autocast": Property(TRAINING, "a step inside autocast equals a step outside it"),
+    "grad_scaler": Property(TRAINING, "`GradScaler`: a skipped step leaves all state unchanged and no stale loss"),
+    "accumulation": Property(TRAINING, "gradients accumulated by the caller: micro-batches equal the batch"),
+    "long_runs": Property(TRAINING, "`accumulate=`, as Google does beyond 150,000 steps; part of the state", NOT_LONG),
     "clipping": Property(TRAINING, "`clip_norm` is `clip_grad_norm_`", dict.fromkeys((*CONTROLLED, "Muon"), NO_CLIP)),
     "nonfinite": Property(TRAINING, '`nonfinite=`: "propagate", "skip", "raise", for loss and gradients'),
-    "decoupled": Property(TRAINING, "decoupled decay is `p·(1 − lr·wd)`, apart from the step"),
+    "decoupled": Property(TRAINING, "decoupled decay is `p·(1 − lr·wd)`, separate from the step"),
     "l2": Property(
-        TRAINING, '`decay="l2"`, Google\'s, is done outside by hand', dict.fromkeys(UNCONTROLLED, DECOUPLED)
+        TRAINING,
+        '`decay="l2"`, Google\'s, equals adding it to the gradient by hand',
+        dict.fromkeys(UNCONTROLLED, DECOUPLED),
     ),
-    "compile": Property(TRAINING, "`torch.compile` of a training step: the same run, no recompilation as `lr` changes"),
+    "compile": Property(
+        TRAINING, "`torch.compile` of a training step: the same run, no recompilation when `lr` changes"
+    ),
     "capturable": Property(
         TRAINING,
         "CUDA graphs (`capturable`)",
-        {"*": "not offered: counters live on the CPU, and no GPU was at hand to test a graph on"},
+        {"*": "not supported: counters live on the CPU, and no graph was tested on a GPU"},
     ),
     "torch_errors": Property(TORCH, "constructor errors that all optimizers share (`get_error_inputs_for_all_optims`)"),
     "torch_direction": Property(
@@ -172,11 +190,13 @@ PROPERTIES = {
     ),
     "torch_hooks": Property(TORCH, "step pre and post hooks, global ones, in order"),
     "torch_state_hooks": Property(TORCH, "`state_dict` and `load_state_dict` hooks, in order, replacing included"),
-    "torch_noop": Property(TORCH, "without gradients a step is none"),
+    "torch_noop": Property(TORCH, "a step without gradients does nothing"),
     "torch_zero": Property(
         TORCH,
         "with zero gradients and no decay a step moves nothing",
-        dict.fromkeys([name for name in LEARNED if name != "CeloAdam"], "its network has biases: a test shows it move"),
+        dict.fromkeys(
+            [name for name in LEARNED if name != "CeloAdam"], "its network has biases, so it moves; a test shows it"
+        ),
     ),
     "torch_state": Property(TORCH, "`state_dict` is deterministic; loads with `weights_only`, with named parameters"),
     "torch_copies": Property(TORCH, "`deepcopy` has all public attributes; state is there after a step"),
@@ -186,18 +206,18 @@ PROPERTIES = {
     "torch_impls": Property(
         TORCH,
         "`foreach`, `fused`, `differentiable`, `maximize`, `capturable` agree with the plain loop",
-        {"*": "these options do not exist here: one text of the maths, nothing to compare"},
+        {"*": "these options do not exist here, so there is nothing to compare"},
     ),
     "torch_gpus": Property(
-        TORCH, "parameters of several GPUs in one optimizer", {"*": "no GPU was at hand; never tried"}
+        TORCH, "parameters of several GPUs in one optimizer", {"*": "not tested: it needs several GPUs"}
     ),
 }
 HELD: dict[str, list[str]] = {}
-"""The tests of each row, as ``module::test``, once their modules are imported."""
+"""The tests of each row, as ``module::test``; filled when their modules are imported."""
 
 
 def holds(key: str) -> Callable[[Test], Test]:
-    """Run a test of ``entry`` over the optimizers that a row has to hold for."""
+    """Run a test of ``entry`` over the optimizers that the row ``key`` covers."""
     row = PROPERTIES[key]
     names = [name for name in TABLE if row.reason(name) is None]
 
@@ -211,13 +231,13 @@ def holds(key: str) -> Callable[[Test], Test]:
     return mark
 
 
-# --- what the tests share ----------------------------------------------------------------------------------------
+# --- shared helpers ----------------------------------------------------------------------------------------------
 
 SHAPES = [(), (7,), (1,), (6, 6), (11, 3), (5, 5, 3, 3), (1, 6)]
 
 
 def parameters(dtype: torch.dtype = torch.float32, shapes: Any = SHAPES, seed: int = 0) -> list[nn.Parameter]:
-    """Parameters ~ N(0, 1), the same for every dtype up to rounding."""
+    """Parameters ~ N(0, 1), equal for every dtype up to rounding."""
     generator = torch.Generator().manual_seed(seed)
     return [nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes]
 
@@ -229,7 +249,7 @@ def make(entry: Entry, params: Any, **more: Any) -> Any:
 
 
 def give_gradients(params: list[nn.Parameter], step: int) -> None:
-    """Gradients ~ N(0, 1), the same for every dtype up to rounding."""
+    """Set gradients ~ N(0, 1), equal for every dtype up to rounding."""
     generator = torch.Generator().manual_seed(1000 + step)
     for p in params:
         p.grad = torch.randn(p.shape, generator=generator).to(p)
@@ -250,12 +270,12 @@ def owned(optimizer: Any) -> list[nn.Parameter]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two lists of tensors are equal, bit for bit."""
+    """Whether two lists of tensors are equal bit for bit."""
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def same_state(one: Any, other: Any) -> bool:
-    """Whether two ``state_dict()``s are equal, bit for bit, dtypes included."""
+    """Whether two ``state_dict()``s are equal bit for bit, dtypes included."""
     if isinstance(one, Tensor):
         return isinstance(other, Tensor) and one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, dict):

@@ -1,4 +1,4 @@
-"""How far float32 roundings displace a run of an optimizer (rounding.py), as a bound for two runs in float32."""
+"""Error bounds for float32 runs of an optimizer: how far simulated roundings displace them (rounding.py)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 def in_double(entry: Entry) -> dict[str, Any]:
-    """Options that let the eager implementation compute in float64 throughout."""
+    """Options that make the eager implementation compute in float64 throughout."""
     return {"backend": "eager", **({"ns_dtype": torch.float64} if entry.weights is None else {})}
 
 
@@ -26,7 +26,7 @@ def displaced(
     scale: float = 1.0,
     **options: Any,
 ) -> Simulation:
-    """The parameters after ``steps`` steps by :func:`contract_table.train` in float64, displaced by roundings.
+    """The parameters after ``steps`` float64 steps of :func:`contract_table.train`, displaced by simulated roundings.
 
     Gradients are multiplied by ``scale``.
     """
@@ -45,12 +45,12 @@ def displaced(
 
 
 def single_gradients(params: Sequence[Tensor], step: int) -> list[Tensor]:
-    """The values of :func:`contract_table.give_gradients` in float32, widened."""
+    """The values of :func:`contract_table.give_gradients` in float32, widened to the parameters' dtype."""
     generator = torch.Generator().manual_seed(1000 + step)
     return [torch.randn(p.shape, generator=generator).to(p) for p in params]
 
 
 def check_same_run(one: Sequence[Tensor], other: Sequence[Tensor], of: Simulation, what: str = "") -> None:
-    """Two correct runs: each is within the displacement of the true one, so they are within twice that."""
+    """Check that two runs agree: each is within the displacement of the exact run, so they are within twice that."""
     for k, (a, b) in enumerate(zip(one, other, strict=True)):
         check_close(a, b, 2 * of.distance(k), f"{what} parameter {k}".strip())

@@ -1,6 +1,6 @@
-"""docs/families.md: the facts of each family from the code; ``python tests/families_docs.py`` writes them there.
+"""Writes the facts of each family into docs/families.md: ``python tests/families_docs.py``.
 
-What stands between the markers is written; the words around them are by hand.
+It replaces the text between the markers; the rest of the page is written by hand.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "families.md"
 CLASSES = ("VeLO", "Celo", "CeloAdam", "CELO2", "ELO_CELO2", "ELO", "AdafacLO", "MuLO", "Muon")
 FAMILY_OF = {"AdafacLO": "adafac-mlp", "MuLO": "mulo"}
-"""Where a class runs several families, the one that it is shown with; else its first."""
+"""The family that the page shows for a class that runs several; by default the first one."""
 MATRIX, VECTOR = (48, 64), (64,)
 LARGE = 1024
 MARKS = re.compile(r"(<!-- (\w+): written by tests/families_docs\.py -->\n)(.*?)(<!-- end of \2 -->)", re.DOTALL)
 
 
 def family_of(name: str) -> str | None:
-    """The family whose released network the class is shown with; None for Muon, which has none."""
+    """The family whose released network the page shows for the class; None for Muon, which has no network."""
     cls = getattr(optim, name)
     return FAMILY_OF.get(name) or (cls.families[0] if issubclass(cls, LearnedOptimizer) else None)
 
 
 def released(family: str, seed: int = 0) -> Artifact:
-    """Random weights in the released sizes: what sizes and state are told by."""
+    """Random weights in the released sizes."""
     entry = converters.get(family)
     behavior = entry.behavior()
     random = torch.Generator().manual_seed(seed)
@@ -54,7 +54,7 @@ def released(family: str, seed: int = 0) -> Artifact:
 
 
 def state_of(name: str, artifact: Artifact | None, shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
-    """The state that a parameter of ``shape`` has after a step."""
+    """The state of a parameter of ``shape`` after one step."""
     cls: Any = getattr(optim, name)
     arguments: dict[str, Any] = {} if artifact is None else {"weights": artifact}
     if "num_steps" in inspect.signature(cls).parameters:
@@ -67,7 +67,7 @@ def state_of(name: str, artifact: Artifact | None, shape: tuple[int, ...]) -> di
 
 
 def signature(name: str) -> str:
-    """The constructor, a line an argument."""
+    """The constructor, one argument per line."""
     parameters = list(inspect.signature(getattr(optim, name)).parameters.values())
     lines = [f"    {p.name}," if p.default is p.empty else f"    {p.name}={_shown(p.default)}," for p in parameters]
     return "\n".join([f"{name}(", *lines, ")"])
@@ -87,11 +87,11 @@ def facts(name: str) -> str:
         entries = [f"`{e.name}`" for e in load_registry(ROOT / "registry.yaml").values() if e.family in cls.families]
         rows.append(("checkpoints", f"{', '.join(entries)} ([the zoo](zoo.md))"))
         rows.append(("its network", _network(family)))
-    rows += [("state of a parameter", _state(name, artifact)), ("memory", _memory(name, artifact))]
+    rows += [("state per parameter", _state(name, artifact)), ("memory", _memory(name, artifact))]
     if family is not None:
         stated = converters.get(family).defaults
         rows.append(("an artifact may set", ", ".join(f"`{key}={value}`" for key, value in stated.items())))
-        rows.append(("released behaviour", _behavior(family)))
+        rows.append(("released behavior", _behavior(family)))
     table = "\n".join(f"| {key} | {value} |" for key, value in rows)
     return f"```text\n{signature(name)}\n```\n\n| | `{name}` |\n| --- | --- |\n{table}\n"
 
@@ -115,22 +115,22 @@ def _behavior(family: str) -> str:
 
 
 def _state(name: str, artifact: Artifact | None) -> str:
-    def listed(shape: tuple[int, ...]) -> str:
-        found = {key: list(tensor.shape) for key, tensor in state_of(name, artifact, shape).items()}
-        return ", ".join(f"`{key} {shape}`" if shape else f"`{key}`" for key, shape in found.items())
+    def list_state(shape: tuple[int, ...]) -> str:
+        entries = {key: list(tensor.shape) for key, tensor in state_of(name, artifact, shape).items()}
+        return ", ".join(f"`{key} {shape}`" if shape else f"`{key}`" for key, shape in entries.items())
 
-    return f"of a matrix {list(MATRIX)}: {listed(MATRIX)}<br>of a vector {list(VECTOR)}: {listed(VECTOR)}"
+    return f"of a matrix {list(MATRIX)}: {list_state(MATRIX)}<br>of a vector {list(VECTOR)}: {list_state(VECTOR)}"
 
 
 def _memory(name: str, artifact: Artifact | None) -> str:
     numbers = sum(t.numel() for t in state_of(name, artifact, (LARGE, LARGE)).values())
     planes = round(numbers / LARGE**2, 1)
-    return f"{4 * planes:g} bytes of state a parameter, in a matrix of {LARGE:,} × {LARGE:,}"
+    return f"{4 * planes:g} bytes of state per parameter, in a matrix of {LARGE:,} × {LARGE:,}"
 
 
 def overview() -> str:
-    """One line a class."""
-    lines = ["| optimizer | in one line | loss, `num_steps` | bytes of state a parameter | paper |"]
+    """One line per class."""
+    lines = ["| optimizer | in one line | loss, `num_steps` | bytes of state per parameter | paper |"]
     lines.append("| --- | --- | :-: | ---: | --- |")
     for name in CLASSES:
         cls: Any = getattr(optim, name)
@@ -146,20 +146,20 @@ def overview() -> str:
 
 
 ONE_LINE = {
-    "VeLO": "an LSTM a tensor writes the network that steps each parameter",
-    "Celo": "VeLO's two levels, the LSTM seeing only the run",
-    "CeloAdam": "Adam, its step sizes chosen by Celo's LSTM",
-    "CELO2": "a small network for matrices, its step orthogonalized; AdamW for the rest",
+    "VeLO": "a per-tensor LSTM generates the network that steps each parameter",
+    "Celo": "VeLO's two levels; the LSTM sees only the run's progress and loss",
+    "CeloAdam": "Adam with step sizes chosen by Celo's LSTM",
+    "CELO2": "a small network for matrices, with orthogonalized steps; AdamW for the rest",
     "ELO_CELO2": "CELO2's rule under ELO's recipe",
-    "ELO": "a small network a parameter, fixed decays",
-    "AdafacLO": "a small network a parameter over Adafactor's accumulators (small_fc_lopt)",
-    "MuLO": "AdafacLO under μP: steps divided by the width multiplier",
+    "ELO": "a small per-parameter network with fixed decays",
+    "AdafacLO": "a small per-parameter network over Adafactor's accumulators (small_fc_lopt)",
+    "MuLO": "AdafacLO under μP: steps are divided by the width multiplier",
     "Muon": "orthogonalized momentum for matrices, AdamW for the rest; nothing learned",
 }
 
 
-def written(page: str) -> str:
-    """The page with the present facts in it."""
+def update_page(page: str) -> str:
+    """The page with the current facts."""
 
     def block(match: re.Match[str]) -> str:
         name = match[2]
@@ -169,4 +169,4 @@ def written(page: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(update_page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

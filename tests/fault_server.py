@@ -1,7 +1,7 @@
-"""A server on this machine that answers well, or in one of the ways in which servers fail.
+"""A local HTTP server that serves files correctly or fails in one of many ways.
 
-:class:`Files` serves plain files as a bucket does. Faults are planted by path, and each is used once unless it is
-planted more often. The Hub has a double of its own, in hub_double.py.
+:class:`Files` serves plain files like a bucket. Faults are planted per path; each is used once unless planted for more
+requests. The Hub has a separate double, in hub_double.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Fault = Callable[["Handler", bytes], None]
 
 
 class Files(ThreadingHTTPServer):
-    """The server: ``files`` by path, ``faults`` by path, and in ``log`` every request as (method, path, headers)."""
+    """The server: ``files`` and ``faults`` by path; ``log`` holds every request as (method, path, headers)."""
 
     daemon_threads = True
 
@@ -42,10 +42,10 @@ class Files(ThreadingHTTPServer):
 
     def gets(self, path: str) -> list[dict[str, str]]:
         """The headers of every GET of ``path``."""
-        return [headers for method, asked, headers in self.log if method == "GET" and asked == path]
+        return [headers for method, requested, headers in self.log if method == "GET" and requested == path]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is part of the game."""
+        """Ignore clients that disconnect; tests do that on purpose."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -55,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Files  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Be silent."""
+        """Log nothing."""
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -72,13 +72,13 @@ class Handler(BaseHTTPRequestHandler):
             self.file(data)
 
     def file(self, data: bytes) -> None:
-        """The file as a good server sends it: whole, or the range that was asked for if it is still the same one."""
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        """The correct response: the whole file, or the requested range if ``If-Range`` still matches."""
+        match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         same = self.headers.get("If-Range", etag(data)) == etag(data)
-        if asked and same and int(asked[1]) >= len(data):
+        if match and same and int(match[1]) >= len(data):
             self.answer(416, b"")
-        elif asked and same:
-            start = int(asked[1])
+        elif match and same:
+            start = int(match[1])
             content_range = f"bytes {start}-{len(data) - 1}/{len(data)}"
             self.answer(206, data[start:], {"ETag": etag(data), "Content-Range": content_range})
         else:
@@ -103,7 +103,7 @@ def etag(data: bytes) -> str:
 
 @contextmanager
 def serving() -> Iterator[Files]:
-    """A server for the block."""
+    """Run a server for the block."""
     server = Files()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
@@ -129,7 +129,7 @@ def redirect(target: str, code: int = 302) -> Fault:
 
 
 def truncated(count: int) -> Fault:
-    """``count`` bytes of those announced, then the end of the connection."""
+    """Send ``count`` of the announced bytes, then close the connection."""
 
     def fault(handler: Handler, data: bytes) -> None:
         handler.answer(200, data[:count], {"ETag": etag(data)}, length=len(data))
@@ -139,11 +139,11 @@ def truncated(count: int) -> Fault:
 
 
 def reset(count: int) -> Fault:
-    """``count`` bytes of those announced, then RST."""
+    """Send ``count`` of the announced bytes, then RST."""
 
     def fault(handler: Handler, data: bytes) -> None:
         handler.answer(200, data[:count], {"ETag": etag(data)}, length=len(data))
-        time.sleep(0.1)  # let the client read them: RST discards what it has not read
+        time.sleep(0.1)  # give the client time to read: RST discards unread bytes
         handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         handler.connection.close()
         handler.close_connection = True
@@ -158,19 +158,19 @@ def body(other: bytes, **headers: str) -> Fault:
 
 
 def range_ignored(handler: Handler, data: bytes) -> None:
-    """The whole file, whatever was asked for."""
+    """Send the whole file even if a range was requested."""
     handler.answer(200, data, {"ETag": etag(data)})
 
 
 def if_range_ignored(handler: Handler, data: bytes) -> None:
-    """The rest of another version of the file."""
+    """Send the rest of another version of the file."""
     start = int(handler.headers["Range"].removeprefix("bytes=").removesuffix("-"))
     content_range = f"bytes {start}-{len(data) - 1}/{len(data)}"
     handler.answer(206, data[start:], {"ETag": etag(data), "Content-Range": content_range})
 
 
 def silent(seconds: float, count: int = 0) -> Fault:
-    """``count`` bytes, then nothing for ``seconds``."""
+    """Send ``count`` bytes, then nothing for ``seconds``."""
 
     def fault(handler: Handler, data: bytes) -> None:
         handler.answer(200, data[:count], {"ETag": etag(data)}, length=len(data))
@@ -182,7 +182,7 @@ def silent(seconds: float, count: int = 0) -> Fault:
 
 
 def dripping(seconds: float) -> Fault:
-    """A byte now and then."""
+    """Send one byte at a time, with pauses."""
 
     def fault(handler: Handler, data: bytes) -> None:
         handler.answer(200, b"", {"ETag": etag(data)}, length=len(data))
@@ -198,7 +198,7 @@ def dripping(seconds: float) -> Fault:
 
 
 def chunked(total: int, *, ended: bool = True) -> Fault:
-    """``total`` bytes of zeros without a length, in chunks; the last chunk is missing unless ``ended``."""
+    """Send ``total`` zero bytes in chunks without a length; the last chunk is missing unless ``ended``."""
 
     def fault(handler: Handler, data: bytes) -> None:
         handler.answer(200, b"", {"Transfer-Encoding": "chunked"}, length=-1)
@@ -213,13 +213,13 @@ def chunked(total: int, *, ended: bool = True) -> Fault:
 
 
 def no_length(handler: Handler, data: bytes) -> None:
-    """A body that ends with the connection, as HTTP/1.0 has it."""
+    """Send a body that ends with the connection, as in HTTP/1.0."""
     handler.answer(200, data, length=-1)
     handler.close_connection = True
 
 
 def slowly(seconds: float, pieces: int = 20) -> Fault:
-    """The whole file, taking its time, without regard to a range."""
+    """Send the whole file slowly, even if a range was requested."""
 
     def fault(handler: Handler, data: bytes) -> None:
         handler.answer(200, b"", {"ETag": etag(data)}, length=len(data))

@@ -1,4 +1,4 @@
-"""What the tests of fetching share: a file, and what is to be found in the cache."""
+"""Shared by the tests of fetching: a file, and what a fetch leaves in the cache."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pinned(server: Files, access: Access, **arguments: Any) -> Path:
 
 
 def leftovers(home: Path) -> list[str]:
-    """What is in the cache besides whole files and locks."""
+    """Paths in the cache other than complete files and locks."""
     return sorted(str(path.relative_to(home)) for path in home.rglob("*") if path.is_file() and _is_left(path))
 
 

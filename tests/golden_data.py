@@ -1,4 +1,4 @@
-"""The golden trajectories (tests/golden/README.md) and artifacts made of their checkpoints."""
+"""The golden trajectories (tests/golden/README.md), and artifacts converted from their checkpoints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pylo_zoo.convert import convert
 
 GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
-"""Published checkpoints: tests/checkpoints/README.md."""
+"""Published checkpoints (tests/checkpoints/README.md)."""
 CELO = CHECKPOINTS / "celo" / "theta.state"
 CELO_ADAM = CHECKPOINTS / "celo-adam" / "theta.state"
 
@@ -41,14 +41,14 @@ def spec(name: str) -> dict[str, Any]:
 
 @functools.cache
 def trajectory(name: str) -> dict[str, np.ndarray]:
-    """``trajectory.safetensors`` of a case, in JAX layout; the scalar as 0-d."""
+    """``trajectory.safetensors`` of a case, in JAX layout; scalars are 0-d."""
     arrays = load_file(GOLDEN / name / "trajectory.safetensors")
     return {key: value.reshape(()) if key.endswith(".a_scalar") else value for key, value in arrays.items()}
 
 
 @functools.cache
 def artifact(name: str) -> Artifact:
-    """The case's checkpoint, converted, with what ``case.json`` says and no file does."""
+    """The case's converted checkpoint, with the fields that only ``case.json`` states."""
     case = spec(name)
     family = converters.get(case["family"].replace("_", "-"))
     stated = {**case, **case["config"]}
@@ -57,7 +57,7 @@ def artifact(name: str) -> Artifact:
 
 
 def constructor_arguments(name: str) -> dict[str, Any]:
-    """Hyperparameters of the case, as the optimizer's constructor takes them."""
+    """The case's hyperparameters as constructor arguments."""
     return {key: spec(name)[key] for key in CONSTRUCTOR if key in spec(name)}
 
 

@@ -1,6 +1,6 @@
-"""More checks of the GPU kernels, for a process of their own: ``python gpu_boundaries.py DEVICE`` (see gpu_checks.py).
+"""Boundary checks of the GPU kernels, in a separate process: ``python gpu_boundaries.py DEVICE`` (see gpu_checks.py).
 
-Sizes one below, at and one above each block and tile, zero parameters, long vectors, and the check before addresses.
+Sizes one below, at and one above each block and tile; zero parameters; long vectors; and the pointer checks.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ LONG = [(66_001,)]
 
 
 def check(name: str, tasks: Sequence[Task]) -> list[Tensor]:
-    """Accumulators and steps against eager."""
+    """Compare accumulators and steps with eager."""
     rule, units, hidden = RULES[name]
     layers = make_layers(rule, units, hidden)
-    wanted = [expected_of(task, rule, layers) for task in tasks]
+    expected = [expected_of(task, rule, layers) for task in tasks]
     steps = kernels().steps(kernels().advance(tasks, rule, None), layers, ScratchBuffer())
-    for task, step, of_task in zip(tasks, steps, wanted, strict=True):
+    for task, step, of_task in zip(tasks, steps, expected, strict=True):
         for plane, got in {**task.state, "step": step}.items():
             agree(f"{plane} of {tuple(task.p.shape)}", got, of_task[plane])
     return steps
@@ -45,7 +45,7 @@ def check_sizes(name: str, shapes: Sequence[tuple[int, ...]]) -> None:
 
 
 def check_zero(name: str) -> None:
-    """Parameters of a zero-initialised layer: ``sqrt(mean(p²) + 1e-9)`` moves them."""
+    """Parameters of a zero-initialized layer move because of the epsilon in ``sqrt(mean(p²) + 1e-9)``."""
     tasks = [t._replace(p=torch.zeros_like(t.p)) for t in make_tasks([(7,), (300,), (16, 16)], "torch")]
     assert all(step.abs().sum() > 0 for step in check(name, tasks))
 
@@ -62,7 +62,7 @@ def check_long() -> None:
 
 
 def check_guard() -> None:
-    """What does not fit is an error before anything is written."""
+    """Wrong tensors are an error before anything is written."""
     rule, units, hidden = RULES["velo"]
     for name, change in {
         "a wider dtype": lambda x: x.double(),
@@ -77,7 +77,7 @@ def check_guard() -> None:
             else:
                 wrong = task._replace(state={**task.state, key: change(task.state[key])})
             if key == "col" and name == "strides":
-                continue  # of one column, these say the same
+                continue  # with one column, these strides are equivalent
             before = [x.clone() for x in (first.p, *first.state.values())]
             _refused(f"{name} of {key}", lambda a=first, b=wrong: kernels().advance([a, b], rule, None))
             assert all(map(torch.equal, before, (first.p, *first.state.values())))

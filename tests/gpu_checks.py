@@ -1,7 +1,7 @@
 """Checks of the GPU kernels against the eager implementation, in a separate process: ``python gpu_checks.py DEVICE``.
 
-With ``TRITON_INTERPRET=1`` and DEVICE cpu, Triton's interpreter runs the kernels; with DEVICE cuda, a GPU. The process
-prints a JSON object: each check's name, with the text of its error or null, and its margins (margins.py).
+With ``TRITON_INTERPRET=1`` and DEVICE cpu, Triton's interpreter runs the kernels; with DEVICE cuda, a GPU does. The
+process prints a JSON object: for each check its error text or null, and its margins (margins.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import margins
 import torch
-from gpu_truth import agree, expected, expected_of, inputs_of, plain
+from gpu_truth import agree, compute_eager, expected, expected_of, inputs_of
 from margins import check_close
 from rounding import Simulation, draws_for, one_rounding, simulate
 from torch import Tensor
@@ -85,7 +85,7 @@ def make_tasks(
 
 
 def make_layers(rule: Rule, units: int, hidden: int, many: int | None = None) -> list[Layer]:
-    """Random layers: of one network, or of ``many``."""
+    """Random layers of one network, or of ``many``."""
     generator = torch.Generator().manual_seed(units)
     sizes = [28 if rule.time else 30, *[units] * hidden, 2 if rule.time else 3]
     lead = () if many is None else (many,)
@@ -104,19 +104,19 @@ def kernels() -> Any:
 
 
 def check_steps(name: str, layout: Layout, regime: str, shapes: Sequence[tuple[int, ...]]) -> None:
-    """Accumulators, then steps."""
+    """Compare accumulators, then steps."""
     rule, units, hidden = RULES[name]
     tasks, layers = make_tasks(shapes, layout, regime), make_layers(rule, units, hidden)
-    wanted = [expected_of(task, rule, layers) for task in tasks]
+    references = [expected_of(task, rule, layers) for task in tasks]
     advanced = kernels().advance(tasks, rule, None)
-    for task, step, of_task in zip(tasks, kernels().steps(advanced, layers, ScratchBuffer()), wanted, strict=True):
+    for task, step, of_task in zip(tasks, kernels().steps(advanced, layers, ScratchBuffer()), references, strict=True):
         assert (step.shape, step.dtype) == (task.p.shape, torch.float32)
         for plane, got in {**task.state, "step": step}.items():
             agree(f"{plane} of {tuple(task.p.shape)}", got, of_task[plane])
 
 
 def check_features(name: str) -> None:
-    """Factors and the normaliser's scales, feature by feature."""
+    """Compare factors and the normalization scales, feature by feature."""
     from pylo_zoo.kernels.gpu.elements import CANDIDATES
 
     rule, *_ = RULES[name]
@@ -132,7 +132,7 @@ def check_features(name: str) -> None:
             for k, x in enumerate(made)
         }
 
-    wanted = [expected(partial(scales, task)) for task in tasks]
+    references = [expected(partial(scales, task)) for task in tasks]
     for swept in kernels().advance(tasks, rule, None).swept:
         for group, place in enumerate(swept.batch.places):
             for feature, members in CANDIDATES.items():
@@ -140,42 +140,42 @@ def check_features(name: str) -> None:
                     if k not in swept.inputs.select:
                         continue
                     got = swept.scales[group, swept.inputs.select.index(k), 0]
-                    of_task = wanted[place.index][f"{feature.replace('diag', 'row')} {channel}"]
+                    of_task = references[place.index][f"{feature.replace('diag', 'row')} {channel}"]
                     agree(f"scale of {feature} {channel} of {place.shape}", got.view(()), of_task)
 
 
 def check_moments() -> None:
-    """Means of the old parameter and accumulators."""
+    """Compare the means of the old parameter and accumulators."""
     tasks = make_tasks(FEW, "torch")
 
     def means(task: Task, dtype: torch.dtype) -> dict[str, Tensor]:
-        found = moments_of(task.p.to(dtype), *(task.state[name].to(dtype) for name in ("momentum", "second_moment")))
-        return {str(k): each for k, each in enumerate(found)}
+        result = moments_of(task.p.to(dtype), *(task.state[name].to(dtype) for name in ("momentum", "second_moment")))
+        return {str(k): each for k, each in enumerate(result)}
 
     for name in ("velo", "celo2-relu"):
-        wanted = [expected(partial(means, task)) for task in tasks]
-        found = kernels().moments(kernels().advance(tasks, RULES[name][0], None, moments=True))
-        assert found.shape == (len(tasks), 9)
-        for got, of_task in zip(found, wanted, strict=True):
+        references = [expected(partial(means, task)) for task in tasks]
+        result = kernels().moments(kernels().advance(tasks, RULES[name][0], None, moments=True))
+        assert result.shape == (len(tasks), 9)
+        for got, of_task in zip(result, references, strict=True):
             for k in range(9):
                 agree(f"moment {k}, {name}", got[k], of_task[str(k)])
 
 
 def check_normalized() -> None:
-    """CELO2's last pass, by matrix."""
+    """Compare CELO2's last pass, per matrix."""
     generator = torch.Generator().manual_seed(0)
     for shape, over in (((64, 30), (-2, -1)), ((8, 4, 3, 3), (-4, -3)), ((7,), (-1,))):
         for dtype in (torch.float32, torch.bfloat16):
             p, step = (torch.randn(shape, generator=generator).to(DEVICE) for _ in range(2))
             p = p.to(dtype)
-            tasks, wanted = [], []
+            tasks, references = [], []
             rates, decays = [0.1, 0.2, 0.3], [0.0, 0.01, 0.02]
-            for k in range(3):  # of one shape: they are moved together
+            for k in range(3):  # of one shape, so they are moved together
                 tasks.append(Normalized(p + k, step * (k - 1), over, 1e-9))
                 moved = partial(move_normalized, tasks[k], rates[k], decays[k], tasks[k].p.double())
-                wanted.append(simulate(moved, draws=draws_for(p.numel())))
+                references.append(simulate(moved, draws=draws_for(p.numel())))
             kernels().move_normalized(tasks, rates, decays)
-            for task, of_task in zip(tasks, wanted, strict=True):
+            for task, of_task in zip(tasks, references, strict=True):
                 rounded_once(f"{tuple(task.p.shape)} {dtype}", task.p, of_task)
 
 
@@ -185,46 +185,46 @@ def move_normalized(task: Normalized, rate: float, decay: float, p: Tensor) -> l
     return [p - decay * p - rate * normalized]
 
 
-def rounded_once(what: str, p: Tensor, wanted: Simulation) -> None:
-    """A parameter is computed in float32 and rounded once, to its own dtype: what exceeds that rounding is checked."""
-    truth = wanted.truth[0].cpu()
+def rounded_once(what: str, p: Tensor, simulation: Simulation) -> None:
+    """The kernel computes in float32 and rounds the parameter once; only the excess over that rounding is checked."""
+    truth = simulation.truth[0].cpu()
     excess = (p.detach().cpu().double() - truth).abs() - one_rounding(truth, p.dtype)
-    margins.check(excess.clamp(min=0).max().item(), wanted.distance(0), what)
+    margins.check(excess.clamp(min=0).max().item(), simulation.distance(0), what)
 
 
 def check_move(dtype: torch.dtype, name: str, of_gradient: torch.dtype | None = None) -> None:
-    """The moved parameter, rounded once; a network, a coefficient and a shrinkage each; gradients scaled."""
+    """Moved parameters with per-parameter networks, coefficients and shrinkage, and with scaled gradients."""
     rule, units, hidden = RULES[name]
     tasks = [task._replace(g=task.g.to(of_gradient or dtype)) for task in make_tasks(FEW, "torch", dtype=dtype)]
     layers = make_layers(rule, units, hidden, len(tasks))
     coefficient, shrink = [0.1 / (k + 1) for k in range(len(tasks))], [0.01 * k for k in range(len(tasks))]
 
     def moved(k: int) -> list[Tensor]:
-        step = plain(tasks[k], rule, [(weight[k], bias[k]) for weight, bias in layers], torch.float64, 0.5).step
+        step = compute_eager(tasks[k], rule, [(weight[k], bias[k]) for weight, bias in layers], torch.float64, 0.5).step
         p = tasks[k].p.double()
         return [p - coefficient[k] * step - shrink[k] * p]
 
-    wanted = [simulate(partial(moved, k), draws=draws_for(task.p.numel())) for k, task in enumerate(tasks)]
+    references = [simulate(partial(moved, k), draws=draws_for(task.p.numel())) for k, task in enumerate(tasks)]
     advanced = kernels().advance(tasks, rule, torch.tensor(0.5, device=DEVICE))
-    given = coefficient if dtype == torch.float32 else torch.tensor(coefficient, device=DEVICE)
-    kernels().move(advanced, layers, given, shrink)
-    for task, of_task in zip(tasks, wanted, strict=True):
+    factor = coefficient if dtype == torch.float32 else torch.tensor(coefficient, device=DEVICE)
+    kernels().move(advanced, layers, factor, shrink)
+    for task, of_task in zip(tasks, references, strict=True):
         rounded_once(f"{tuple(task.p.shape)} {dtype}", task.p, of_task)
 
 
 def check_adam(dtype: torch.dtype) -> None:
-    """Three steps of AdamW, NAdamW among them; each starts where the kernel's last one ended."""
+    """Three steps of AdamW and NAdamW; each starts from the kernel's previous result."""
     shapes = [(1,), (7,), (33, 32), (64, 64)]
     tasks = make_tasks(shapes, "torch", dtype=dtype)
     moments = [[torch.zeros(1, *shape, device=DEVICE) for _ in range(2)] for shape in shapes]
     betas, eps, root, rate, decay = (0.9, 0.95), 1e-8, 1e-10, 0.02, 0.003
     single = torch.tensor(betas, dtype=torch.float32).double().to(DEVICE)
     for step in (1, 2, 3):
-        given, wanted = [], []
+        inputs, references = [], []
         for k, task in enumerate(tasks):
             nesterov, count = k % 2 == 1, torch.tensor(step, device=DEVICE)
             m, v = moments[k]
-            given.append(Adam(task.p, task.g, m, v, step, betas, eps, root, rate, decay, 0.7, nesterov))
+            inputs.append(Adam(task.p, task.g, m, v, step, betas, eps, root, rate, decay, 0.7, nesterov))
             start = [task.p.double(), *(each.double() for each in moments[k])]
 
             def moved(
@@ -235,13 +235,13 @@ def check_adam(dtype: torch.dtype) -> None:
                 direction = adam_direction(m, v, clipped, count, (single[:1], single[1:]), eps, root, nesterov)
                 return [p - decay * p - rate * direction, m, v]
 
-            wanted.append(simulate(moved, draws=draws_for(task.p.numel())))
-        kernels().adam(given, torch.tensor(0.5, device=DEVICE))
+            references.append(simulate(moved, draws=draws_for(task.p.numel())))
+        kernels().adam(inputs, torch.tensor(0.5, device=DEVICE))
         for k, task in enumerate(tasks):
-            rounded_once(f"step {step}, {tuple(task.p.shape)}", task.p, wanted[k])
+            rounded_once(f"step {step}, {tuple(task.p.shape)}", task.p, references[k])
             for place, got in enumerate(moments[k], 1):
                 what = f"moment {place} in step {step}, {tuple(task.p.shape)}"
-                check_close(got, wanted[k].truth[place].cpu(), wanted[k].distance(place), what)
+                check_close(got, references[k].truth[place].cpu(), references[k].distance(place), what)
 
 
 def _stepped(tasks: Sequence[Task], rule: Rule, layers: Sequence[Layer]) -> list[Tensor]:
@@ -249,7 +249,7 @@ def _stepped(tasks: Sequence[Task], rule: Rule, layers: Sequence[Layer]) -> list
 
 
 def check_alone() -> None:
-    """A parameter's step is the same in company and alone, and the same again: bit for bit."""
+    """A parameter's step is bit-identical alone, together with others, and repeated."""
     cases: list[tuple[str, Layout]] = [("velo", "jax"), ("celo2-relu", "torch"), ("adafac-32", "torch-stacked")]
     for name, layout in cases:
         rule, units, hidden = RULES[name]
@@ -264,33 +264,33 @@ def check_alone() -> None:
 
 
 def check_long() -> None:
-    """A parameter of many programs, which walk over several tiles each."""
+    """A parameter that takes many programs, each of which processes several tiles."""
     rule, units, hidden = RULES["velo"]
     shapes, layers = [(70, 60), (2400,)], make_layers(rule, units, hidden)
     tasks = make_tasks(shapes, "torch")
-    wanted = [expected_of(task, rule, layers)["step"] for task in tasks]
-    for task, got, of_task in zip(tasks, _stepped(tasks, rule, layers), wanted, strict=True):
+    references = [expected_of(task, rule, layers)["step"] for task in tasks]
+    for task, got, of_task in zip(tasks, _stepped(tasks, rule, layers), references, strict=True):
         agree(f"step of {tuple(task.p.shape)}", got, of_task)
 
 
 def check_corrupted() -> None:
-    """The comparison notices one weight off by a thousandth."""
+    """The comparison detects a change of one weight by a thousandth."""
     for name in ("velo", "adafac-32"):
         rule, units, hidden = RULES[name]
         tasks, layers = make_tasks([(32, 32)], "torch"), make_layers(rule, units, hidden)
-        wanted = expected_of(tasks[0], rule, layers)["step"]
+        reference = expected_of(tasks[0], rule, layers)["step"]
         layers[0][0][1, 2] *= 1.001
         (step,) = _stepped(tasks, rule, layers)
         try:
             with margins.forgotten():
-                agree("step", step, wanted)
+                agree("step", step, reference)
         except AssertionError:
             continue
-        raise AssertionError(f"{name}: a wrong weight went unnoticed")
+        raise AssertionError(f"{name}: a wrong weight was not detected")
 
 
 class Launches(TorchDispatchMode):
-    """Counts torch's operations, views aside, and the kernels' launches."""
+    """Counts torch operations (without views) and kernel launches."""
 
     count = 0
 
@@ -300,7 +300,7 @@ class Launches(TorchDispatchMode):
 
 
 def check_launches() -> None:
-    """A hundred parameters take as many launches as ten."""
+    """A hundred parameters need as many launches as ten."""
     from pylo_zoo.kernels import gpu
 
     rule, units, hidden = RULES["velo"]
@@ -316,7 +316,7 @@ def check_launches() -> None:
 
         gpu.launch = counted
         try:
-            for _ in range(2):  # the first builds the tables
+            for _ in range(2):  # the first step builds the tables
                 counter.count = 0
                 with counter:
                     advanced = kernels().advance(tasks, rule, None)
@@ -329,7 +329,7 @@ def check_launches() -> None:
 
 
 def check_waiting() -> None:
-    """Nothing waits for the device, not even where tables are built. On a GPU, torch itself says so."""
+    """No step synchronizes with the device, even when tables are built. On a GPU, torch itself raises if one does."""
     rule, units, hidden = RULES["velo"]
     tasks = make_tasks([(8, 12), (5,), (3, 4, 5)], "torch")
     layers = make_layers(rule, units, hidden, len(tasks))
@@ -346,7 +346,7 @@ def check_waiting() -> None:
 
 
 def check_covers() -> None:
-    """What eager has to take."""
+    """Which parameters are left to eager."""
     p, axes = torch.empty(4, 8, 5, 5, device="meta"), axes_of((4, 8, 5, 5), "torch")
     covers = kernels().covers
     assert all(covers(p, axes, rule, units) for rule, units, _ in RULES.values())
@@ -388,7 +388,7 @@ SHARED_DECAYS = decays()
 
 
 def round_as_hardware() -> None:
-    """The interpreter cuts float32 off where it makes bfloat16 of it; GPUs round to nearest, as torch does."""
+    """Round float32 to bfloat16 to nearest, as GPUs and torch do; the interpreter truncates."""
     import triton.language as tl
     from triton.runtime import interpreter
 

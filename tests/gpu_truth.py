@@ -1,7 +1,7 @@
-"""What the eager implementation computes for a kernel's task, and whether a kernel agrees.
+"""The eager results for a kernel's task, and whether a kernel agrees with them.
 
-Truth is the eager implementation in float64. A kernel may be as far from it as float32 roundings displace that
-(rounding.py): features are divided by their norms and summed by a network, so an error bound depends on the values.
+The truth is the eager implementation in float64. A kernel may differ from it by as much as simulated float32 roundings
+do (rounding.py): features are divided by their norms and summed by a network, so error bounds depend on the values.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pylo_zoo.ops.rule import Rule
 
 
 def inputs_of(task: Task, rule: Rule, dtype: torch.dtype, scale: float = 1.0) -> tuple[dict[str, Tensor], Inputs]:
-    """The advanced accumulators and what features are made of, eager in ``dtype``; the task is unchanged."""
+    """Advanced accumulators and feature inputs, from eager in ``dtype``; the task is not changed."""
     g = task.g.float() * scale
-    g = (torch.nan_to_num(g) if task.replace_nonfinite else g).to(dtype)  # its largest value is float32's
+    g = (torch.nan_to_num(g) if task.replace_nonfinite else g).to(dtype)  # its largest value is that of float32
     g = g.clamp(-task.max_gradient, task.max_gradient)
     state = {name: each.to(dtype, copy=True) for name, each in task.state.items()}
     advance_all(state, g, Decays(*(decay.to(dtype) for decay in task.decays)), task.axes)
@@ -32,24 +32,24 @@ def inputs_of(task: Task, rule: Rule, dtype: torch.dtype, scale: float = 1.0) ->
     return state, Inputs(p, g, m, v, factors(state, task.axes), rule.rsqrt_eps, rule.diag_eps)
 
 
-class Plain(NamedTuple):
+class Eager(NamedTuple):
     """What the eager implementation computes for a task."""
 
     state: dict[str, Tensor]
     step: Tensor
 
 
-def plain(task: Task, rule: Rule, layers: Sequence[Layer], dtype: torch.dtype, scale: float = 1.0) -> Plain:
+def compute_eager(task: Task, rule: Rule, layers: Sequence[Layer], dtype: torch.dtype, scale: float = 1.0) -> Eager:
     state, inputs = inputs_of(task, rule, dtype, scale)
     names = rule.unfactored if task.axes.factored is None else rule.features
     x = columns(names, inputs, task.axes.matrix if rule.per_matrix else task.axes.all, rule.norm_eps)
     cast = [(weight.to(dtype), bias.to(dtype)) for weight, bias in layers]
     step = step_of(mlp(cast, x, rule.activation), inputs.p.shape, rule.exp_mult)
-    return Plain(state, step * parameter_scale(inputs.p) if rule.parameter_scale else step)
+    return Eager(state, step * parameter_scale(inputs.p) if rule.parameter_scale else step)
 
 
 class Expected(NamedTuple):
-    """A quantity in float64, what roundings make of it, and eager float32 for what float32 cannot hold."""
+    """A quantity in float64, its simulated roundings, and eager float32 for values that overflow float32."""
 
     truth: Tensor
     draws: list[Tensor]
@@ -57,12 +57,13 @@ class Expected(NamedTuple):
 
 
 def expected(run: Callable[[torch.dtype], dict[str, Tensor]]) -> dict[str, Expected]:
-    """What ``run`` returns, with its roundings; it computes in the dtype it receives, from copies of its inputs."""
+    """The result of ``run`` with its simulated roundings; ``run`` computes in the dtype it receives, from copies."""
     single = {name: each.detach().cpu() for name, each in run(torch.float32).items()}
     elements = max(each.numel() for each in single.values())
-    found = simulate(lambda: [each.cpu() for each in run(torch.float64).values()], draws=draws_for(elements))
+    result = simulate(lambda: [each.cpu() for each in run(torch.float64).values()], draws=draws_for(elements))
     return {
-        name: Expected(found.truth[k], [draw[k] for draw in found.draws], single[name]) for k, name in enumerate(single)
+        name: Expected(result.truth[k], [draw[k] for draw in result.draws], single[name])
+        for k, name in enumerate(single)
     }
 
 
@@ -70,20 +71,20 @@ def expected_of(task: Task, rule: Rule, layers: Sequence[Layer], scale: float = 
     """The state and the ``"step"`` of a task."""
 
     def run(dtype: torch.dtype) -> dict[str, Tensor]:
-        state, step = plain(task, rule, layers, dtype, scale)
+        state, step = compute_eager(task, rule, layers, dtype, scale)
         return {**state, "step": step}
 
     return expected(run)
 
 
-def agree(what: str, got: Tensor, wanted: Expected) -> None:
-    """``got`` is as near to the truth as float32 can be; it is not finite for exactly the elements of eager float32."""
-    truth, draws, single = wanted
+def agree(what: str, got: Tensor, reference: Expected) -> None:
+    """Check that ``got`` is within float32's bound, and that its elements overflow exactly if eager float32 does."""
+    truth, draws, single = reference
     got = got.detach().cpu()
     finite = single.isfinite()
     same = torch.equal(got.isnan(), single.isnan()) and torch.equal(got[got.isinf()], single[single.isinf()])
-    assert same, f"{what}: other elements than eager's are not finite"
+    assert same, f"{what}: the non-finite elements differ from eager's"
     bound = SAFETY * max(size((draw - truth)[finite], 2) for draw in draws)
     if not truth[finite].isfinite().all() or size((single - truth)[finite], 2) > bound:
-        truth = single.double()  # what float32 cannot hold
+        truth = single.double()  # elements that overflow float32
     margins.check(size((got.double() - truth)[finite], 2), bound, what)

@@ -1,4 +1,4 @@
-"""Reading hostile bytes under a bound of memory."""
+"""Reads hostile bytes with bounded memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pylo_zoo import formats
 from pylo_zoo.errors import ZooError
 
 ALLOWED = 4 * 1024 * 1024
-"""What a refusal may allocate besides some copies of the file: modules that are imported late, tables, the error."""
+"""What a rejection may allocate in addition to copies of the file: late imports, tables, the error itself."""
 COPIES = 8
 
 
@@ -22,7 +22,7 @@ def read(directory: Path, data: bytes, name: str = "checkpoint") -> formats.Sour
 
 
 def refusal(directory: Path, data: bytes) -> ZooError:
-    """The error that reading ``data`` raises, within the bound of memory."""
+    """The error that reading ``data`` raises, with bounded memory."""
     tracemalloc.start()
     try:
         with pytest.raises(ZooError) as error:
@@ -36,7 +36,7 @@ def refusal(directory: Path, data: bytes) -> ZooError:
 
 
 def read_or_refuse(directory: Path, data: bytes) -> None:
-    """Read mutated ``data``: leaves or a ZooError, and nothing else, within the bound."""
+    """Read mutated ``data``: the result is leaves or a ZooError, with bounded memory."""
     tracemalloc.start()
     try:
         read(directory, data)
@@ -49,7 +49,7 @@ def read_or_refuse(directory: Path, data: bytes) -> None:
 
 
 def mutated(data: bytes, changes: list[tuple[int, int]], cut: int) -> bytes:
-    """``data`` with some bytes changed, half of them near its beginning, and the end cut off."""
+    """``data`` with a few bytes changed, half of them near the beginning, and the end cut off."""
     copy = bytearray(data)
     for at, byte in changes:
         copy[at % min(400, len(copy)) if byte % 2 else at % len(copy)] = byte

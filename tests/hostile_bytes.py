@@ -1,4 +1,4 @@
-"""Small files that ask for much: the bytes of hostile checkpoints, written opcode by opcode."""
+"""Bytes of hostile checkpoints, written opcode by opcode: small files that request large allocations."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def torch_file(
     kind: str = "Float",
     start: int = 0,
 ) -> bytes:
-    """``tensors`` views of one storage of ``count`` zeros, deflated."""
+    """``tensors`` views of one storage of ``count`` zeros, compressed."""
     size = {"Float": 4, "BFloat16": 2, "Double": 8}[kind]
     shape, strides = shape or [count], strides or [1]
     storage = b"(" + text("storage") + name(f"torch.{kind}Storage") + text("0") + text("cpu") + integer(count) + b"tQ"
@@ -85,7 +85,7 @@ def pack(value: object) -> bytes:
 
 
 def flax(dtype: str, size: int, arrays: int = 1) -> bytes:
-    """A legal flax file of ``arrays`` vectors with ``size`` bytes each; all codes of a byte occur."""
+    """A valid flax file of ``arrays`` vectors with ``size`` bytes each, in which every byte value occurs."""
     item = {"float32": 4, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}[dtype]
     payload = array_payload([size // item], dtype, bytes(range(256)) * (size // 256))
     return pack({f"a{i}": msgpack.ExtType(1, payload) for i in range(arrays)})
@@ -100,7 +100,7 @@ def flax_deep(depth: int) -> bytes:
 
 
 def flax_chunked(size: int) -> bytes:
-    """An array in the pieces that flax makes of one beyond a gigabyte; the shape says ``size`` values."""
+    """An array in the chunks that flax writes for arrays beyond a gigabyte; the shape claims ``size`` values."""
     pieces = {"0": flax_array([1]), "1": flax_array([1])}
     return pack({"a": {"__msgpack_chunked_array__": True, "shape": {"0": size}, "chunks": pieces}})
 
@@ -123,7 +123,7 @@ def archive(members: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> b
 
 
 def overlapping(copies: int, size: int) -> bytes:
-    """An archive whose directory lists one member's content ``copies`` times, under names of their own."""
+    """An archive whose directory lists one member's content ``copies`` times under different names."""
     data = archive({"a00.npy": npy(np.zeros(size // 4, np.float32))}, zipfile.ZIP_DEFLATED)
     start = data.index(b"PK\x01\x02")
     entry = data[start : data.index(b"PK\x05\x06")]
@@ -133,7 +133,7 @@ def overlapping(copies: int, size: int) -> bytes:
 
 
 def between_members(data: bytes, extra: bytes) -> bytes:
-    """``data``, an archive, with ``extra`` before its directory; the end says where the directory is now."""
+    """The archive ``data`` with ``extra`` inserted before its directory, and the directory's offset corrected."""
     start, end = data.index(b"PK\x01\x02"), data.index(b"PK\x05\x06")
     tail = bytearray(data[end:])
     tail[16:20] = struct.pack("<I", start + len(extra))
@@ -149,6 +149,6 @@ def safetensors(entries: Mapping[str, object], content: bytes) -> bytes:
 
 
 def aliased(tensors: int, size: int) -> bytes:
-    """A safetensors file whose ``tensors`` all have the same ``size`` bytes."""
+    """A safetensors file whose ``tensors`` all refer to the same ``size`` bytes."""
     one = {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}
     return safetensors({f"k{i}": one for i in range(tensors)}, bytes(size))

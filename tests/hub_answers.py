@@ -1,4 +1,4 @@
-"""What the double of the Hub answers: its storage by signed addresses, and the Hub itself by tables of routes."""
+"""Responses of the Hub double: storage through signed addresses, and the Hub through route tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 import hub_reading
 import hub_writing
-from hub_calls import Answer, Call, ranged, signature, told
+from hub_calls import Answer, Call, json_answer, ranged, signature
 from hub_git import Refusal
 
 if TYPE_CHECKING:
@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 
 
 def answer(hub: HubDouble, request: Request) -> Answer:
-    """Do what is asked, all of it or nothing, and say so."""
+    """Apply a whole request or nothing, and return the response."""
     with hub.lock:
         try:
             return _storage(hub, request) if request.origin == "cdn" else _hub(hub, request)
         except Refusal as error:
             headers = {"X-Error-Message": str(error), **error.headers}
-            return told(error.body, error.status, **headers, **({"X-Error-Code": error.code} if error.code else {}))
+            return json_answer(
+                error.body, error.status, **headers, **({"X-Error-Code": error.code} if error.code else {})
+            )
 
 
 def _hub(hub: HubDouble, request: Request) -> Answer:
@@ -30,9 +32,9 @@ def _hub(hub: HubDouble, request: Request) -> Answer:
     if token and token not in hub.users:
         raise Refusal(401, "Invalid credentials in Authorization header")
     for methods, pattern, function in (*hub_writing.ROUTES, *hub_reading.ROUTES):
-        found = pattern.fullmatch(request.path)
-        if found and request.method in methods.split():
-            words = {name: unquote(word) for name, word in found.groupdict().items() if word is not None}
+        match = pattern.fullmatch(request.path)
+        if match and request.method in methods.split():
+            words = {name: unquote(word) for name, word in match.groupdict().items() if word is not None}
             return function(Call(hub, request, words, hub.users.get(token)))
     raise Refusal(501, f"The double has no answer to {request}.")
 

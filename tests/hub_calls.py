@@ -1,4 +1,4 @@
-"""What the answers of the double of the Hub have in common: who asks for what, and how it is said."""
+"""Shared by the Hub double's handlers: the caller, the response type and the route tables."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def told(data: Any, status: int = 200, **headers: str) -> Answer:
+def json_answer(data: Any, status: int = 200, **headers: str) -> Answer:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return Answer(status, json.dumps(data).encode(), {"Content-Type": "application/json", **named})
 
 
 def ranged(request: Request, data: bytes, headers: dict[str, str]) -> Answer:
-    """A file, or the part of it that was asked for."""
+    """A file, or the requested range of it."""
     headers = {"Accept-Ranges": "bytes", **headers}
-    asked = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("range", ""))
-    if not asked:
+    match = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("range", ""))
+    if not match:
         return Answer(200, data, headers)
-    start, end = int(asked[1]), min(int(asked[2] or len(data)), len(data) - 1)
+    start, end = int(match[1]), min(int(match[2] or len(data)), len(data) - 1)
     if start > end:
         return Answer(416, b"", {"Content-Range": f"bytes */{len(data)}"})
     return Answer(206, data[start : end + 1], {**headers, "Content-Range": f"bytes {start}-{end}/{len(data)}"})
@@ -56,7 +56,7 @@ Routes = list[tuple[str, re.Pattern[str], Route]]
 
 
 def router(routes: Routes) -> Callable[[str, str], Callable[[Route], Route]]:
-    """A decorator that enters a function into ``routes``, with the methods and the paths that it answers."""
+    """A decorator that registers a function in ``routes`` for these methods and paths."""
 
     def route(methods: str, pattern: str) -> Callable[[Route], Route]:
         def add(function: Route) -> Route:
@@ -70,11 +70,11 @@ def router(routes: Routes) -> Callable[[str, str], Callable[[Route], Route]]:
 
 @dataclass
 class Call:
-    """One request to the Hub, and who sent it."""
+    """One request to the Hub, and its sender."""
 
     hub: HubDouble
     request: Request
-    words: dict[str, str]  # those of the path
+    words: dict[str, str]  # matches of the path
     user: User | None
 
     @property
@@ -89,7 +89,7 @@ class Call:
 
     @property
     def repo(self) -> Repo:
-        """The repository, if it is there for this user."""
+        """The repository, if this user can read it."""
         repo = self.hub.repos.get(self.words["repo"])
         if repo is None or (repo.private and not (self.user and self.user.belongs(repo.namespace))):
             raise Refusal(404 if self.user else 401, "Repository not found", "RepoNotFound")
@@ -104,7 +104,7 @@ class Call:
 
     @property
     def open_to_pulls(self) -> Repo:
-        """The repository, if this user may write to it or the request is for a pull request."""
+        """The repository, if this user can write to it or the request opens a pull request."""
         if self.request.query.get("create_pr") != "1" and not self.words.get("rev", "").startswith("refs/pr/"):
             return self.writable
         if self.signed_in.only_reads:

@@ -1,7 +1,7 @@
-"""huggingface_hub in this process, pointed at the double.
+"""Connects huggingface_hub in this process to the double.
 
-The client reads its settings when it is first imported, and tests/conftest.py has it read that it is offline. So they
-are set where it keeps them; which these are depends on its version, and tests/test_hub_double.py shows that they work.
+The client reads its settings on first import, and tests/conftest.py makes it read "offline". This module therefore sets
+them where the client stores them. The places depend on its version; tests/test_hub_double.py shows that they work.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ httpx: Any = import_module("httpx2" if find_spec("httpx2") else "httpx")
 
 
 class Clock:
-    """The module ``time``, but its pauses take no time and are noted."""
+    """A ``time`` module that records pauses instead of sleeping."""
 
     def __init__(self, sleeps: list[float]) -> None:
         self.sleeps = sleeps
@@ -33,7 +33,7 @@ class Clock:
 
 
 def connect(hub: HubDouble, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    """Let huggingface_hub take ``hub`` for the Hub until the test ends; its pauses are noted in ``hub.sleeps``."""
+    """Connect huggingface_hub to ``hub`` until the test ends; its pauses are recorded in ``hub.sleeps``."""
     from huggingface_hub import constants, file_download, hf_api
     from huggingface_hub.utils import _http
 
@@ -52,7 +52,7 @@ def connect(hub: HubDouble, monkeypatch: pytest.MonkeyPatch, home: Path) -> None
     }
     for name, value in settings.items():
         monkeypatch.setattr(constants, name, value)
-    monkeypatch.setattr(hf_api.api, "endpoint", hub.url)  # the one behind huggingface_hub.create_repo and the like
+    monkeypatch.setattr(hf_api.api, "endpoint", hub.url)  # used by huggingface_hub.create_repo etc.
     clock = Clock(hub.sleeps)
     for module in (_http, file_download, hf_api):
         monkeypatch.setattr(module, "time", clock)
@@ -61,4 +61,4 @@ def connect(hub: HubDouble, monkeypatch: pytest.MonkeyPatch, home: Path) -> None
         monkeypatch.setenv(name, value)
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_CACHE", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    _http.close_session()  # or else a connection of an earlier test might be used
+    _http.close_session()  # otherwise a connection of an earlier test could be reused

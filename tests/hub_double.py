@@ -1,8 +1,8 @@
-"""A double of the Hugging Face Hub on this machine, for huggingface_hub itself to talk to.
+"""A local double of the Hugging Face Hub for the real huggingface_hub client.
 
-It has two origins: the Hub on 127.0.0.1, and on localhost the storage of large files, whose addresses are signed and to
-which no token may go. What it keeps is in hub_git.py, what it answers in hub_answers.py, how it fails in hub_faults.py;
-hub_client.py points a client at it. It is a model of the real Hub, made from what its client sends and expects.
+It has two origins: the Hub on 127.0.0.1, and the storage of large files on localhost, whose addresses are signed and
+which must never receive a token. hub_git.py holds its data, hub_answers.py its responses, hub_faults.py its failures;
+hub_client.py connects a client. It is modeled on what the real client sends and expects.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TOKEN = "hf_sekretsekretsekret"
 
 @dataclass
 class Request:
-    """What a client asked; the names of its ``headers`` are in lower case, and ``body`` is what was read of it."""
+    """A client's request; header names are in lower case, ``body`` is the part that was read."""
 
     method: str
     path: str
@@ -52,10 +52,10 @@ class Request:
 
 
 class Exchange:
-    """A request and what becomes of it.
+    """A request and its response.
 
-    A fault either changes ``answer``, which is made by doing what was asked when it is first looked at, or ends the
-    exchange itself, by :meth:`send` or :meth:`cut`. What no fault has ended is sent.
+    A fault either changes ``answer``, which executes the request on first access, or ends the exchange with
+    :meth:`send` or :meth:`cut`. The answer is sent if no fault ended the exchange.
     """
 
     def __init__(self, handler: _Handler, request: Request) -> None:
@@ -76,7 +76,7 @@ class Exchange:
 
     @answer.setter
     def answer(self, answer: Answer) -> None:
-        self.read()  # or else what is left of it would be taken for the next request
+        self.read()  # otherwise the rest would be parsed as the next request
         self._answer = answer
 
     def read(self, count: int | None = None) -> None:
@@ -86,7 +86,7 @@ class Exchange:
             self.request.body = self._handler.body(count)
 
     def send(self, count: int | None = None, *, keep: bool = False) -> None:
-        """Send the answer; or of its body ``count`` bytes, and close the connection unless it is to be kept open."""
+        """Send the answer, or ``count`` bytes of its body; close the connection unless it is kept alive."""
         answer = self.answer
         self.ended = True
         handler = self._handler
@@ -102,7 +102,7 @@ class Exchange:
             handler.close_connection = True
 
     def cut(self, *, hard: bool = True) -> None:
-        """End the connection here: by RST, or by FIN, as if all had been said."""
+        """End the connection: by RST, or by FIN as after a complete response."""
         self.ended = True
         self._handler.close_connection = True
         if hard:
@@ -122,7 +122,7 @@ class _Planted:
     when: str = ""
 
     def takes(self, request: Request) -> bool:
-        """Whether this is for the request, which uses it up."""
+        """Whether the fault applies to the request; if so, one use is consumed."""
         if self.times == 0 or not request.like(self.method, self.pattern):
             return False
         if self.times is not None:
@@ -132,17 +132,17 @@ class _Planted:
 
 @dataclass
 class HubDouble:
-    """The double; what it keeps may be looked at and changed at any time, under ``lock`` if it has to be at once."""
+    """The double. Tests may read and change its data at any time, under ``lock`` if several accesses must be atomic."""
 
     TOKEN = TOKEN
 
     users: dict[str, User] = field(default_factory=lambda: {TOKEN: User("alice", ("org", "amoudgl"))})
     repos: dict[str, Repo] = field(default_factory=dict)
-    store: dict[str, bytes] = field(default_factory=dict)  # the large files by sha256
+    store: dict[str, bytes] = field(default_factory=dict)  # large files by sha256
     log: list[Request] = field(default_factory=list)
-    sleeps: list[float] = field(default_factory=list)  # what a client in this process would have waited
-    leaks: list[Request] = field(default_factory=list)  # those that brought a token to the storage
-    errors: list[BaseException] = field(default_factory=list)  # what went wrong in the double, or in a test's hook
+    sleeps: list[float] = field(default_factory=list)  # pauses that a client in this process requested
+    leaks: list[Request] = field(default_factory=list)  # requests that sent a token to the storage
+    errors: list[BaseException] = field(default_factory=list)  # errors in the double or in a test's hook
     chaos: Chaos | None = None
     lock: Any = field(default_factory=threading.RLock)
     closing: threading.Event = field(default_factory=threading.Event)
@@ -163,7 +163,7 @@ class HubDouble:
     def create(
         self, name: str, files: Mapping[str, bytes] | None = None, *, private: bool = False, gated: bool = False
     ) -> Repo:
-        """A repository with a first commit, of ``files`` or of what the Hub itself puts into a new one."""
+        """A repository with a first commit of ``files``, or of what the Hub puts into a new one."""
         with self.lock:
             repo = Repo(name, self.lock, private, gated, store=self.store)
             repo.commit({".gitattributes": ATTRIBUTES} if files is None else files, title="initial commit")
@@ -171,23 +171,23 @@ class HubDouble:
             return repo
 
     def requests(self, method: str, pattern: str) -> list[Request]:
-        """The requests so far whose method and path are like these regular expressions."""
+        """The requests so far whose method and path match these regular expressions."""
         return [request for request in list(self.log) if request.like(method, pattern)]
 
     def plant(self, method: str, pattern: str, *faults: Fault, times: int = 1) -> None:
-        """Let requests like these fail: each fault ``times`` times, one after the other."""
+        """Make matching requests fail: each fault ``times`` times, one after the other."""
         with self.lock:
             self._planted += [_Planted(method, pattern, fault, times) for fault in faults]
 
     def on(self, method: str, pattern: str, hook: Hook, *, when: str = "before", times: int | None = None) -> None:
-        """Call ``hook`` before requests like these, or after what they ask is done and before it is answered."""
+        """Call ``hook`` before matching requests, or after they are executed and before the response."""
         assert when in ("before", "after")
         with self.lock:
             self._hooks.append(_Planted(method, pattern, hook, times, when))
 
     @contextmanager
     def offline(self, *origins: str) -> Iterator[None]:
-        """Refuse connections, to both origins unless they are named."""
+        """Refuse connections to these origins, by default to both."""
         servers = [self._servers[origin] for origin in origins or ("hub", "cdn")]
         for server in servers:
             server.stop()
@@ -198,13 +198,13 @@ class HubDouble:
                 server.start()
 
     def environment(self, home: Path, **more: str) -> dict[str, str]:
-        """The environment of a process whose Hub this is, and whose caches are in ``home``."""
+        """Environment for a process that uses this Hub and keeps its caches in ``home``."""
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
         ours = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
         return {**inherited, **ours, **more}
 
-    def answered(self, exchange: Exchange) -> None:
-        """What one request goes through."""
+    def handle(self, exchange: Exchange) -> None:
+        """Handle one request."""
         request = exchange.request
         with self.lock:
             self.log.append(request)
@@ -223,13 +223,13 @@ class HubDouble:
     def _hook(self, when: str, exchange: Exchange) -> None:
         with self.lock:
             called = [hook for hook in self._hooks if hook.when == when and hook.takes(exchange.request)]
-        for hook in called:  # not under the lock: a hook may itself send requests
+        for hook in called:  # not under the lock: a hook may send requests
             hook.act(exchange.request)
 
 
 @contextmanager
 def serving() -> Iterator[HubDouble]:
-    """A double for the block, which must not bring a token to the storage, and has to be up to all that is asked."""
+    """Run a double for the block; fail if a token reached the storage or a request was not supported."""
     hub = HubDouble()
     for server in hub._servers.values():
         server.start()
@@ -245,7 +245,7 @@ def serving() -> Iterator[HubDouble]:
 
 
 class _Server(ThreadingHTTPServer):
-    """One origin. While it is stopped it keeps its port, so that nobody else gets it and connections are refused."""
+    """One origin. While stopped, it keeps its port, so no other process gets it and connections are refused."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -280,7 +280,7 @@ class _Server(ThreadingHTTPServer):
             self.socket.bind(("127.0.0.1", self.port))
 
     def server_bind(self) -> None:
-        """Without looking up this machine's name, which may take long."""
+        """Skip the slow lookup of this machine's name."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -296,7 +296,7 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is part of the game; anything else is a mistake, and told when serving ends."""
+        """Ignore clients that disconnect; anything else is an error that is reported when serving ends."""
         error = sys.exc_info()[1]
         if error is not None and not isinstance(error, OSError):
             self.hub.errors.append(error)
@@ -306,19 +306,19 @@ class _Handler(BaseHTTPRequestHandler):
     """One connection."""
 
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # an answer's head and body travel together
+    wbufsize = -1  # send head and body of an answer together
     disable_nagle_algorithm = True
     server: _Server  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Be silent."""
+        """Log nothing."""
 
     def _any(self) -> None:
         parts = urlsplit(self.path)
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
         headers = {name.lower(): value for name, value in self.headers.items()}
         request = Request(self.command, parts.path, query, headers, self.server.origin)
-        self.server.hub.answered(Exchange(self, request))
+        self.server.hub.handle(Exchange(self, request))
 
     do_HEAD = do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _any
 
@@ -326,7 +326,7 @@ class _Handler(BaseHTTPRequestHandler):
         """The request's body, or ``count`` bytes of it.
 
         Raises:
-            ConnectionError: the client was gone before its end, and what it asked must not be done.
+            ConnectionError: the client disconnected before the end, so the request must not be executed.
         """
         if "chunked" in self.headers.get("Transfer-Encoding", ""):
             body = b""
@@ -348,7 +348,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _reset(connection: socket.socket) -> None:
-    """End a connection by RST, once the handler is through; closed here, it is not ended by FIN before that."""
+    """End a connection by RST when the handler returns; closing it here prevents an earlier FIN."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
 
@@ -357,4 +357,4 @@ def _shut(connection: socket.socket) -> None:
     try:
         connection.shutdown(socket.SHUT_RDWR)
     except OSError:
-        """It has gone already."""
+        """The client disconnected already."""

@@ -1,8 +1,8 @@
-"""A process that publishes and pulls in children of its own, for tests that kill these.
+"""A process that publishes and pulls in forked children, for tests that kill these children.
 
-Importing takes seconds and forking none, so that this is done once. It reads a line of JSON for each thing to do:
-``{"start": JOB}`` is answered with the child's process id, ``{"wait": ID}`` with the signal that ended the child, or 0,
-and what it has to say. As a script it needs the double's address: ``hub_driver.py URL``.
+Importing takes seconds and forking does not, so the imports happen once. The process reads one JSON object per line:
+``{"start": JOB}`` is answered with the child's process id, ``{"wait": ID}`` with the signal that ended the child (or 0)
+and its output. As a script it takes the double's address: ``hub_driver.py URL``.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ IMPORTED = (
     "pylo_zoo.publish.push",
     "pylo_zoo.weights",
 )
-"""What children need, so that none of them has to import it."""
+"""Imported once, so that children need not import it."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a child does.
+    """A child's job.
 
     Attributes:
         what: "publish" or "pull".
-        home: ``PYLO_ZOO_HOME``; in ``HOME-hf`` is huggingface_hub's cache, and in ``HOME.json`` what the child says.
-        directory: of the artifact to be published.
-        dies_at: of the changes that it makes to the disk, the one before which the child kills itself; 0 for none.
-        dies_on: the same by name: a regular expression of the function and the path that it changes.
+        home: ``PYLO_ZOO_HOME``; ``HOME-hf`` is huggingface_hub's cache and ``HOME.json`` the child's output.
+        directory: the artifact to publish.
+        dies_at: the number of the disk change before which the child kills itself; 0 for never.
+        dies_on: the same by name: a regular expression of function and path.
     """
 
     what: str
@@ -53,13 +53,13 @@ class Job:
 
 
 class Driver:
-    """The process, as a test has it."""
+    """A test's handle of the process."""
 
     def __init__(self, url: str) -> None:
         command = [sys.executable, "-W", "ignore", str(HERE), url]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def _ask(self, **line: Any) -> Any:
+    def _request(self, **line: Any) -> Any:
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(json.dumps(line) + "\n")
@@ -67,13 +67,13 @@ class Driver:
         return json.loads(self._process.stdout.readline())
 
     def start(self, job: Job) -> int:
-        """The id of a child that does it."""
-        return self._ask(start=asdict(job))
+        """Start a child; return its process id."""
+        return self._request(start=asdict(job))
 
     def wait(self, child: int) -> tuple[int, dict[str, Any]]:
-        """Its end: the signal or 0, and what it said; nothing of one that was killed."""
-        ended, said = self._ask(wait=child)
-        return ended, said
+        """Wait for a child; return its signal (or 0) and its output, empty if it was killed."""
+        ended, output = self._request(wait=child)
+        return ended, output
 
     def close(self) -> None:
         assert self._process.stdin
@@ -83,7 +83,7 @@ class Driver:
         self._process.stdout.close()
 
 
-# --- the process itself ------------------------------------------------------------------------------------------
+# --- the process -------------------------------------------------------------------------------------------------
 
 
 def main(url: str) -> None:
@@ -102,10 +102,10 @@ def main(url: str) -> None:
             answer: Any = child
         else:
             _, status = os.waitpid(line["wait"], 0)
-            told = Path(jobs[line["wait"]].home + ".json")
-            said = json.loads(told.read_text()) if told.exists() else {}
-            told.unlink(missing_ok=True)
-            answer = [os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0, said]
+            output_file = Path(jobs[line["wait"]].home + ".json")
+            output = json.loads(output_file.read_text()) if output_file.exists() else {}
+            output_file.unlink(missing_ok=True)
+            answer = [os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0, output]
         print(json.dumps(answer), flush=True)
 
 
@@ -119,20 +119,20 @@ def _child(url: str, job: Job) -> int:
     hub = type("Address", (), {"url": url, "sleeps": []})()
     connect(cast(HubDouble, hub), pytest.MonkeyPatch(), Path(f"{job.home}-hf"))
     os.environ["PYLO_ZOO_HOME"], os.environ["HF_TOKEN"] = job.home, TOKEN
-    said: dict[str, Any] = {"said": []}
+    output: dict[str, Any] = {"said": []}
     try:
-        _mortal(job)
-        said |= {"publish": _publish, "pull": _pull}[job.what](job, said["said"].append)
+        _kill_before_change(job)
+        output |= {"publish": _publish, "pull": _pull}[job.what](job, output["said"].append)
     except ZooError as error:
-        said["error"] = error.message
+        output["error"] = error.message
     except BaseException as error:
-        said["error"] = repr(error)
-    Path(job.home + ".json").write_text(json.dumps(said))
+        output["error"] = repr(error)
+    Path(job.home + ".json").write_text(json.dumps(output))
     return 0
 
 
-def _mortal(job: Job) -> None:
-    """Let this process be killed before a change that it makes to the disk."""
+def _kill_before_change(job: Job) -> None:
+    """Kill this process before a selected change to the disk."""
     count = 0
 
     def watch(holder: Any, name: str) -> None:
@@ -173,8 +173,8 @@ def _pull(job: Job, say: Callable[[str], None]) -> dict[str, Any]:
     from pylo_zoo import weights
     from pylo_zoo.fetch import Access
 
-    here = weights.pull(f"hf://{NAME}", access=Access(progress=False, say=say))
-    return {"commit": here.commit, "fetched": here.fetched}
+    checkout = weights.pull(f"hf://{NAME}", access=Access(progress=False, say=say))
+    return {"commit": checkout.commit, "fetched": checkout.fetched}
 
 
 if __name__ == "__main__":

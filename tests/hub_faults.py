@@ -1,6 +1,6 @@
-"""The ways in which the double of the Hub fails, for ``hub.plant`` and for chaos.
+"""Failures of the Hub double, for ``hub.plant`` and for :class:`Chaos`.
 
-A fault is given an exchange. Some change its answer, and these can be combined by :func:`both`; others end it.
+A fault receives an exchange. Some change its answer and can be combined by :func:`both`; others end it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from hub_calls import Answer
 from hub_double import Exchange, Fault, Request
 
-GRACE = 0.05  # seconds for a client to read what it was sent: RST discards the rest
+GRACE = 0.05  # seconds that a client has to read what was sent: RST discards the rest
 
 
 def both(*faults: Fault) -> Fault:
-    """One after the other, until one of them ends the exchange."""
+    """Apply one after the other until one of them ends the exchange."""
 
     def fault(exchange: Exchange) -> None:
         for each in faults:
@@ -35,12 +35,12 @@ def both(*faults: Fault) -> Fault:
 
 
 def status(code: int, message: str = "no", **headers: str) -> Fault:
-    """An error instead of doing it; ``Retry_After`` stands for ``Retry-After``."""
+    """Return an error without executing the request; ``Retry_After`` stands for ``Retry-After``."""
     return answer(code, json.dumps({"error": message}).encode(), **headers)
 
 
 def answer(code: int, body: bytes = b"", **headers: str) -> Fault:
-    """This answer, whatever was asked, and nothing is done."""
+    """Return this answer without executing the request."""
 
     def fault(exchange: Exchange) -> None:
         exchange.answer = Answer(code, body, _named(headers))
@@ -49,28 +49,28 @@ def answer(code: int, body: bytes = b"", **headers: str) -> Fault:
 
 
 def redirect(target: str, code: int = 302) -> Fault:
-    """To another place, and nothing is done."""
+    """Redirect without executing the request."""
     return answer(code, Location=target)
 
 
 def applied(exchange: Exchange) -> None:
-    """Do what was asked; for ``both(applied, status(500))``, an error although it was done."""
+    """Execute the request; ``both(applied, status(500))`` is an error after the fact."""
     _ = exchange.answer
 
 
 def headers(**changed: str) -> Fault:
-    """The true answer with other headers, ``X_Repo_Commit`` for ``X-Repo-Commit``; an empty one is left out."""
+    """The correct answer with other headers, ``X_Repo_Commit`` for ``X-Repo-Commit``; an empty value removes one."""
 
     def fault(exchange: Exchange) -> None:
-        kept = {name.lower(): value for name, value in exchange.answer.headers.items()}
-        kept |= {name.lower(): value for name, value in _named(changed).items()}
-        exchange.answer.headers = {name: value for name, value in kept.items() if value}
+        headers_by_name = {name.lower(): value for name, value in exchange.answer.headers.items()}
+        headers_by_name |= {name.lower(): value for name, value in _named(changed).items()}
+        exchange.answer.headers = {name: value for name, value in headers_by_name.items() if value}
 
     return fault
 
 
 def body(other: bytes) -> Fault:
-    """The true answer with another body."""
+    """The correct answer with another body."""
 
     def fault(exchange: Exchange) -> None:
         exchange.answer.body = other
@@ -83,27 +83,27 @@ not_json = body(b"<html><body>It works!</body></html>")
 
 
 def wrong_bytes(exchange: Exchange) -> None:
-    """The right length and another content: its last byte differs."""
+    """The correct length with a different last byte."""
     data = exchange.answer.body
     exchange.answer.body = data[:-1] + bytes([data[-1] ^ 1]) if data else data
 
 
 def changed_json(change: Callable[[dict], object]) -> Fault:
-    """The true answer after ``change`` has had a look at it."""
+    """The correct JSON answer, modified by ``change``."""
 
     def fault(exchange: Exchange) -> None:
-        said = json.loads(exchange.answer.body)
-        change(said)
-        exchange.answer.body = json.dumps(said).encode()
+        answer = json.loads(exchange.answer.body)
+        change(answer)
+        exchange.answer.body = json.dumps(answer).encode()
 
     return fault
 
 
 def range_ignored(exchange: Exchange) -> None:
-    """The whole file, whatever part of it was asked for."""
+    """The whole file, whichever range was requested."""
     exchange.read()
     headers = {name: value for name, value in exchange.request.headers.items() if name != "range"}
-    exchange.request = dataclasses.replace(exchange.request, headers=headers)  # the log keeps what was asked
+    exchange.request = dataclasses.replace(exchange.request, headers=headers)  # the log keeps the original request
 
 
 def _named(headers: Mapping[str, str]) -> dict[str, str]:
@@ -114,12 +114,12 @@ def _named(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def reset(exchange: Exchange) -> None:
-    """RST before anything is done."""
+    """RST before the request is executed."""
     exchange.cut()
 
 
 def reset_midway(count: int) -> Fault:
-    """RST when ``count`` bytes of the request's body have arrived, and nothing is done."""
+    """RST after ``count`` bytes of the request's body; the request is not executed."""
 
     def fault(exchange: Exchange) -> None:
         exchange.read(count)
@@ -129,13 +129,13 @@ def reset_midway(count: int) -> Fault:
 
 
 def lost(exchange: Exchange) -> None:
-    """Do what was asked, then RST instead of the answer."""
+    """Execute the request, then RST instead of the answer."""
     applied(exchange)
     exchange.cut()
 
 
 def cut(count: int) -> Fault:
-    """Do what was asked, then RST within the answer's body, after ``count`` bytes."""
+    """Execute the request, then RST after ``count`` bytes of the answer's body."""
 
     def fault(exchange: Exchange) -> None:
         exchange.send(count)
@@ -146,12 +146,12 @@ def cut(count: int) -> Fault:
 
 
 def truncated(count: int) -> Fault:
-    """``count`` bytes of the answer's body, then the end of the connection as if these were all."""
+    """Send ``count`` bytes of the answer's body, then close the connection normally."""
     return lambda exchange: exchange.send(count)
 
 
 def silent(seconds: float) -> Fault:
-    """Not a word for ``seconds``, nothing done, then the end of the connection."""
+    """Send nothing for ``seconds``, do not execute the request, then close the connection."""
 
     def fault(exchange: Exchange) -> None:
         exchange.read()
@@ -162,7 +162,7 @@ def silent(seconds: float) -> Fault:
 
 
 def stalled(seconds: float, count: int = 0) -> Fault:
-    """``count`` bytes of the answer's body, then nothing for ``seconds``, then the end of the connection."""
+    """Send ``count`` bytes of the answer's body, nothing for ``seconds``, then close the connection."""
 
     def fault(exchange: Exchange) -> None:
         exchange.send(count)
@@ -172,7 +172,7 @@ def stalled(seconds: float, count: int = 0) -> Fault:
 
 
 def delayed(seconds: float) -> Fault:
-    """The true answer, later."""
+    """The correct answer, later."""
 
     def fault(exchange: Exchange) -> None:
         exchange.hub.closing.wait(seconds)
@@ -180,7 +180,7 @@ def delayed(seconds: float) -> Fault:
     return fault
 
 
-# --- by chance ---------------------------------------------------------------------------------------------------
+# --- random faults -----------------------------------------------------------------------------------------------
 
 TRANSIENT: dict[str, Fault] = {
     "500": status(500),
@@ -194,17 +194,17 @@ TRANSIENT: dict[str, Fault] = {
 
 @dataclass
 class Chaos:
-    """Faults at random: what strikes a request depends on the seed, on what it asks and on how often that was asked.
+    """Random faults: what hits a request depends on the seed, the request, and how often it was sent.
 
-    So it does not depend on which of two threads comes first, and the same steps meet the same faults in every run.
+    The order of two threads therefore does not matter, and the same steps meet the same faults in every run.
 
     Args:
-        seed: another one, other faults.
-        rate: the share of requests that are struck.
-        most: never more of the same request one after the other, so that whoever tries once more often gets through.
-        total: never more in all; no limit if None.
-        kinds: what may strike, by name.
-        spared: a regular expression of paths that are let through.
+        seed: selects the faults.
+        rate: the share of requests that are hit.
+        most: the maximum of consecutive hits of the same request, so a client that retries more often usually succeeds.
+        total: the maximum in total; no limit if None.
+        kinds: the possible faults, by name.
+        spared: a regular expression of paths that are never hit.
     """
 
     seed: int
@@ -221,7 +221,7 @@ class Chaos:
         self._lock = threading.Lock()
 
     def strike(self, request: Request) -> Fault | None:
-        """What is to happen to this request, None for nothing."""
+        """The fault for this request, or None."""
         what = str(request)
         with self._lock:
             self._asked[what] += 1

@@ -1,4 +1,4 @@
-"""What the tests of the Hub's double publish, and how."""
+"""What the tests of the Hub double commit."""
 
 from __future__ import annotations
 

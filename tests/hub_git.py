@@ -1,7 +1,7 @@
-"""What the double of the Hub keeps: users, and repositories as git has them, in memory.
+"""The Hub double's data: users, and in-memory repositories with git semantics.
 
-Ids are real ones as far as a client can tell: a blob's is git's own, and a commit's is a hash of what it says. Nothing
-here is random and no clock is read, so that the same steps give the same ids in every run.
+Ids look real to a client: a blob's id is git's, a commit's id is a hash of its content. Nothing here is random or reads
+the clock, so the same steps give the same ids in every run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n*.png filter=l
 
 
 class Refusal(Exception):
-    """What the Hub answers instead of doing it: a status, a sentence, and the code that its client looks for."""
+    """An error response: a status, a message, and the code that the client looks for."""
 
     def __init__(self, status: int, message: str, code: str | None = None, **body: Any) -> None:
         super().__init__(message)
@@ -35,7 +35,7 @@ class Refusal(Exception):
 
 @dataclass(frozen=True)
 class User:
-    """Whose a token is, and what it may do: "read", "write", or "fineGrained", which writes to its ``scopes``."""
+    """A token's owner and role: "read", "write", or "fineGrained", which writes to its ``scopes``."""
 
     name: str
     orgs: tuple[str, ...] = ()
@@ -57,7 +57,7 @@ class User:
 
 @dataclass(frozen=True)
 class Blob:
-    """A file: in git itself, or in the large file storage, in which case git keeps a pointer to it."""
+    """A file: stored in git, or in the large file storage, in which case git holds a pointer to it."""
 
     data: bytes = field(repr=False)
     lfs: bool = False
@@ -73,9 +73,9 @@ class Blob:
 
     @cached_property
     def oid(self) -> str:
-        """What git calls it."""
-        kept = self.pointer if self.lfs else self.data
-        return hashlib.sha1(b"blob %d\0" % len(kept) + kept, usedforsecurity=False).hexdigest()
+        """Git's id of the file."""
+        stored = self.pointer if self.lfs else self.data
+        return hashlib.sha1(b"blob %d\0" % len(stored) + stored, usedforsecurity=False).hexdigest()
 
     @property
     def etag(self) -> str:
@@ -83,7 +83,7 @@ class Blob:
 
 
 def is_large(path: str, size: int, sample: bytes) -> bool:
-    """Whether the Hub wants a file in the large file storage."""
+    """Whether the Hub requires the large file storage for a file."""
     return size > 0 and (path.endswith((".safetensors", ".png")) or size > LARGE or not _is_text(sample))
 
 
@@ -91,7 +91,7 @@ def _is_text(sample: bytes) -> bool:
     try:
         text = sample.decode()
     except UnicodeDecodeError as error:
-        if error.start < len(sample) - 3:  # a sample may end within a character
+        if error.start < len(sample) - 3:  # the sample may end within a character
             return False
         text = sample[: error.start].decode()
     return "\0" not in text
@@ -99,7 +99,7 @@ def _is_text(sample: bytes) -> bool:
 
 @dataclass(frozen=True)
 class Commit:
-    """A state of the files, and how it came about."""
+    """A state of the files, and its origin."""
 
     id: str
     parent: str | None
@@ -124,20 +124,20 @@ class Pull:
 
 @dataclass
 class Repo:
-    """A repository: ``branches``, ``tags`` and ``pulls`` lead to ``commits``, which are kept in the order of making."""
+    """A repository: ``branches``, ``tags`` and ``pulls`` refer to ``commits``, which are in order of creation."""
 
     id: str
     lock: Any = field(default_factory=threading.RLock, repr=False)
     private: bool = False
     gated: bool = False
-    granted: set[str] = field(default_factory=set)  # the names of those who were let into a gated repository
-    lfs: bool | None = None  # where later files are kept; None leaves it to their names and content
-    extra_siblings: list[str] = field(default_factory=list)  # names that are listed although there is no such file
+    granted: set[str] = field(default_factory=set)  # users with access to a gated repository
+    lfs: bool | None = None  # storage of later files; None decides by name and content
+    extra_siblings: list[str] = field(default_factory=list)  # names that are listed although no such file exists
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     pulls: dict[int, Pull] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)
-    store: dict[str, bytes] = field(default_factory=dict, repr=False)  # the large file storage, which is the Hub's
+    store: dict[str, bytes] = field(default_factory=dict, repr=False)  # the Hub's large file storage
 
     @property
     def namespace(self) -> str:
@@ -145,41 +145,41 @@ class Repo:
 
     @property
     def head(self) -> str:
-        """The id of the last commit to main."""
+        """The id of the latest commit on main."""
         return self.branches["main"]
 
     def resolve(self, rev: str = "main") -> str:
-        """The commit that a branch, tag, pull request or id stands for."""
+        """The commit of a branch, tag, pull request or id."""
         with self.lock:
             pull = re.fullmatch(r"refs/pr/(\d+)", rev)
             if pull and int(pull[1]) in self.pulls:
                 return self.pulls[int(pull[1])].head
             branch, tag = rev.removeprefix("refs/heads/"), rev.removeprefix("refs/tags/")
-            found = self.branches.get(branch) or self.tags.get(tag) or (rev if rev in self.commits else None)
-            if found is None:
+            result = self.branches.get(branch) or self.tags.get(tag) or (rev if rev in self.commits else None)
+            if result is None:
                 raise Refusal(404, f"Invalid rev id: {rev}", "RevisionNotFound")
-            return found
+            return result
 
     def tree(self, rev: str = "main") -> Mapping[str, Blob]:
         with self.lock:
             return self.commits[self.resolve(rev)].tree
 
     def files(self, rev: str = "main") -> dict[str, bytes]:
-        """What a checkout has, large files included."""
+        """The files of a checkout, with the content of large files."""
         return {path: blob.data for path, blob in self.tree(rev).items()}
 
     def history(self, rev: str = "main") -> list[Commit]:
-        """The commits that led to ``rev``, the last one first."""
+        """The commits that led to ``rev``, newest first."""
         with self.lock:
             here: str | None = self.resolve(rev)
-            found = []
+            results = []
             while here is not None:
-                found.append(self.commits[here])
-                here = found[-1].parent
-            return found
+                results.append(self.commits[here])
+                here = results[-1].parent
+            return results
 
     def blob(self, path: str, data: bytes) -> Blob:
-        """A file as this repository keeps it."""
+        """Store a file as this repository does."""
         blob = Blob(data, is_large(path, len(data), data) if self.lfs is None else self.lfs)
         if blob.lfs:
             self.store[blob.sha256] = data
@@ -194,7 +194,7 @@ class Repo:
         message: str = "",
         author: str = "somebody",
     ) -> str:
-        """Commit as somebody else's client does, without a request; the commit's id."""
+        """Commit as another client would, without a request; return the commit's id."""
         with self.lock:
             blobs = {path: self.blob(path, data) for path, data in files.items()}
             return self.record(blobs, delete, branch, title, message, author)
@@ -211,17 +211,17 @@ class Repo:
         parent: str | None = None,
         as_pull: bool = False,
     ) -> str:
-        """One commit on top of a branch or pull request, or as a new pull request; all of it or nothing.
+        """Add one commit to a branch or pull request, or open a new pull request; apply all of it or nothing.
 
         Args:
-            blobs: what is written.
-            delete: the files that go, and with a slash at the end the folders.
+            blobs: the files to write.
+            delete: the files to delete, and the folders if the name ends with a slash.
             rev: the branch or pull request.
-            title: the first line of the commit's message.
+            title: the first line of the commit message.
             message: the rest of it.
             author: a user's name.
-            parent: refuse if this is not what ``rev`` leads to.
-            as_pull: leave ``rev`` alone and open a pull request.
+            parent: refuse if ``rev`` refers to another commit.
+            as_pull: leave ``rev`` unchanged and open a pull request.
         """
         with self.lock:
             base = self.resolve(rev) if self.commits else None
@@ -235,32 +235,32 @@ class Repo:
                 for name in gone:
                     del tree[name]
             tree = dict(sorted((tree | dict(blobs)).items()))
-            made = self._commit(base, title, message, author, tree)
-            self._lead(rev, made, as_pull, Pull(len(self.pulls) + 1, title, author, base or "", made))
-            return made
+            commit_id = self._commit(base, title, message, author, tree)
+            self._lead(rev, commit_id, as_pull, Pull(len(self.pulls) + 1, title, author, base or "", commit_id))
+            return commit_id
 
     def _commit(self, base: str | None, title: str, message: str, author: str, tree: Mapping[str, Blob]) -> str:
         date = datetime(2026, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=len(self.commits))
         listing = [(path, blob.oid) for path, blob in tree.items()]
-        said = repr((self.id, base, title, message, author, date, listing)).encode()
-        made = hashlib.sha1(said, usedforsecurity=False).hexdigest()
-        self.commits[made] = Commit(made, base, title, message, author, date, tree)
-        return made
+        content = repr((self.id, base, title, message, author, date, listing)).encode()
+        commit_id = hashlib.sha1(content, usedforsecurity=False).hexdigest()
+        self.commits[commit_id] = Commit(commit_id, base, title, message, author, date, tree)
+        return commit_id
 
-    def _lead(self, rev: str, made: str, as_pull: bool, pull: Pull) -> None:
+    def _lead(self, rev: str, commit_id: str, as_pull: bool, pull: Pull) -> None:
         onto = re.fullmatch(r"refs/pr/(\d+)", rev)
         if as_pull:
             self.pulls[pull.number] = pull
         elif onto:
-            self.pulls[int(onto[1])].head = made
+            self.pulls[int(onto[1])].head = commit_id
         elif rev.removeprefix("refs/heads/") in self.branches or not self.branches:
-            self.branches[rev.removeprefix("refs/heads/")] = made
+            self.branches[rev.removeprefix("refs/heads/")] = commit_id
         else:
-            del self.commits[made]
+            del self.commits[commit_id]
             raise Refusal(400, f"{rev} is not a branch.")
 
     def merge(self, number: int) -> str:
-        """Bring a pull request's files onto main, as its owner does on the Hub's pages."""
+        """Merge a pull request into main, as the owner does on the Hub's website."""
         with self.lock:
             pull = self.pulls[number]
             before, after = self.commits[pull.base].tree if pull.base else {}, self.commits[pull.head].tree
@@ -270,16 +270,16 @@ class Repo:
 
 
 def front_matter(readme: str) -> dict[str, Any]:
-    """The metadata of a model card, empty where it has none.
+    """The metadata of a model card, empty if it has none.
 
     Raises:
-        Refusal: the Hub would not take it.
+        Refusal: the Hub would reject it.
     """
-    found = re.match(r"(?s)\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", readme)
-    if not found:
+    match = re.match(r"(?s)\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", readme)
+    if not match:
         return {}
     try:
-        data = yaml.safe_load(found[1])
+        data = yaml.safe_load(match[1])
     except yaml.YAMLError as error:
         raise _invalid(f"YAML: {' '.join(str(error).split())}") from None
     if data is None:

@@ -1,4 +1,4 @@
-"""What has to hold after every attempt to publish or to pull, whatever went wrong in it."""
+"""Invariants that hold after every attempt to publish or pull, whatever failed."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ SECRETS = (TOKEN, "sekret")  # the latter is in every signed address of the doub
 
 
 def small_plan(directory: Path) -> PublishPlan:
-    """A publication of a few kilobytes: one large file, which goes to the storage, and two small ones."""
-    with pytest.MonkeyPatch.context() as patch:  # the fixtures that call this come before each test's own cache
+    """A publication of a few kilobytes: one large file, which uses the storage, and two small ones."""
+    with pytest.MonkeyPatch.context() as patch:  # fixtures call this before a test has its own cache
         patch.setenv("PYLO_ZOO_HOME", str(directory.parent / "home"))
         artifact.write(synthetic_artifact("elo"), directory)
         return prepare(directory, Repository(NAME), license="MIT", allow_unverified=True)
@@ -38,27 +38,27 @@ def hashes(files: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def check_published(hub: HubDouble, plan: PublishPlan) -> None:
-    """No commit holds a part of it, none was made twice, and a tag stands on all of it."""
+    """No commit holds only part of the plan, none is duplicated, and a tag refers to all of it."""
     repo = hub.repos.get(plan.repo.id)
     if repo is None:
         return
     for commit in repo.commits:
         ours = {name: data for name, data in repo.files(commit).items() if name in PUBLISHED}
-        assert ours in ({}, dict(plan.files)), f"{commit} holds a part: {[*ours]}"
+        assert ours in ({}, dict(plan.files)), f"{commit} holds only a part: {[*ours]}"
     marked = [commit.title for commit in repo.commits.values() if MARK in commit.message]
     assert len(marked) <= 1, "published twice"
     assert set(repo.tags) <= {TAG}
     for commit in repo.tags.values():
-        assert repo.files(commit).items() >= dict(plan.files).items(), "a tag stands on something else"
+        assert repo.files(commit).items() >= dict(plan.files).items(), "a tag refers to something else"
 
 
 def check_pulled(home: Path, repo: Repo, *, killed: bool = False) -> None:
-    """What lies in the cache is whole and right, or not there; and so is what the lock file says.
+    """Every file in the cache is complete and correct, or absent, and the lock file agrees.
 
     Args:
         home: ``$PYLO_ZOO_HOME``.
-        repo: what was pulled.
-        killed: whether hidden things may have been left that the next run has to remove.
+        repo: the repository that was pulled.
+        killed: whether hidden files may remain that the next run must remove.
     """
 
     def listed(folder: Path) -> set[str]:
@@ -71,29 +71,29 @@ def check_pulled(home: Path, repo: Repo, *, killed: bool = False) -> None:
     assert listed(home) <= {"hub", "sources", "zoo.lock"}
     for commit in listed(home / "hub" / repo.id.replace("/", "--")):
         folder = home / "hub" / repo.id.replace("/", "--") / commit
-        found = {name: (folder / name).read_bytes() for name in os.listdir(folder)}
-        listing = "".join(f"{sha256}  {name}\n" for name, sha256 in hashes(found).items() if name != LISTING)
-        assert sorted(found.pop(LISTING).decode().splitlines()) == sorted(listing.splitlines())
-        assert found == right(commit), f"{commit} is not what was published: {[*found]}"
+        cached = {name: (folder / name).read_bytes() for name in os.listdir(folder)}
+        listing = "".join(f"{sha256}  {name}\n" for name, sha256 in hashes(cached).items() if name != LISTING)
+        assert sorted(cached.pop(LISTING).decode().splitlines()) == sorted(listing.splitlines())
+        assert cached == right(commit), f"{commit} is not what was published: {[*cached]}"
     lock = lockfile.read_all(home / "zoo.lock")
     assert not lock.files
     for uri, pin in lock.repositories.items():
         assert uri == f"hf://{repo.id}" or uri.startswith(f"hf://{repo.id}@")
         assert pin.files == hashes(right(pin.commit))
     for path in (home / "sources").glob("[0-9a-f]*/*"):
-        assert store.digest(path) == path.parent.name, f"{path} is not what its place says"
+        assert store.digest(path) == path.parent.name, f"{path} does not match its directory's hash"
 
 
 def check_complete(home: Path, repo: Repo) -> None:
-    """All that there has to be after a pull that succeeded, and not a bit more."""
+    """A successful pull left all of its files and nothing else."""
     check_pulled(home, repo)
     (pin,) = lockfile.read_all(home / "zoo.lock").repositories.values()
     assert (home / "hub" / repo.id.replace("/", "--") / pin.commit).is_dir()
-    assert not list((home / "sources" / ".partial").glob("*.json")), "something would be gone on with"
+    assert not list((home / "sources" / ".partial").glob("*.json")), "leftovers that a later run would resume"
 
 
 def check_error(error: ZooError) -> None:
-    """It says what happened and what to do, in one line each, and no secret, not even with its traceback."""
+    """Error and hint are one line each; neither they nor the traceback contain a secret."""
     assert error.message
     assert error.hint
     assert len(error.message.splitlines()) == len(error.hint.splitlines()) == 1
@@ -101,4 +101,4 @@ def check_error(error: ZooError) -> None:
 
 
 def check_silence(*said: str) -> None:
-    assert not [line for line in said if any(secret in line for secret in SECRETS)], "a secret is told"
+    assert not [line for line in said if any(secret in line for secret in SECRETS)], "a secret was printed"

@@ -1,4 +1,4 @@
-"""What chaos does to a publication or a pull: the answers of a broken or hostile Hub, a full disk, other people."""
+"""Faults for the chaos tests: a broken or hostile Hub, a full disk, concurrent writers."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from hub_double import Exchange, Fault
 from hub_faults import HOSTILE_NAMES
 
 GONE = "http://evil.invalid/x"
-"""An address that nobody may be asked for."""
+"""An address that must never be contacted."""
 
 
 def lying(exchange: Exchange) -> None:
-    """The true answer, but for what a description of the repository says in it."""
+    """The correct answer with wrong facts in the repository's description."""
     if not exchange.answer.headers.get("Content-Type", "").endswith("json"):
         return hub_faults.headers(X_Repo_Commit="0" * 40, ETag='"0"', X_Linked_Etag='"0"')(exchange)
 
-    def change(said: Any) -> None:
+    def change(answer: Any) -> None:
         chance = random.Random(str(exchange.request) + str(len(exchange.hub.log)))
-        if not isinstance(said, dict):
+        if not isinstance(answer, dict):
             return
-        if "siblings" not in said:
-            said.clear()
+        if "siblings" not in answer:
+            answer.clear()
         elif chance.random() < 0.3:
-            said["sha"] = chance.choice(["0" * 40, "../../evil", None])
+            answer["sha"] = chance.choice(["0" * 40, "../../evil", None])
         else:
-            each = chance.choice(said["siblings"])
+            each = chance.choice(answer["siblings"])
             sizes: list[dict[str, Any]] = [{"size": size} for size in (10**18, -1, None, 3)]
             lies = [*sizes, {"blobId": "../x"}, {"blobId": "0" * 40}]
             each |= chance.choice([*lies, {"lfs": {"sha256": "0" * 64, "size": each["size"], "pointerSize": 1}}])
@@ -45,29 +45,29 @@ def lying(exchange: Exchange) -> None:
 
 
 def strange_names(exchange: Exchange) -> None:
-    """The true answer, with files in it that lie elsewhere."""
+    """The correct answer with additional files whose paths lead elsewhere."""
 
-    def change(said: Any) -> None:
-        if isinstance(said, dict) and "siblings" in said:
-            said["siblings"] += [{"rfilename": name, "size": 1, "blobId": "0" * 40} for name in HOSTILE_NAMES]
+    def change(answer: Any) -> None:
+        if isinstance(answer, dict) and "siblings" in answer:
+            answer["siblings"] += [{"rfilename": name, "size": 1, "blobId": "0" * 40} for name in HOSTILE_NAMES]
 
     if exchange.answer.headers.get("Content-Type", "").endswith("json"):
         hub_faults.changed_json(change)(exchange)
 
 
 def elsewhere(exchange: Exchange) -> None:
-    """On to another place of this machine, which knows nothing, and nothing is done."""
+    """Redirect to a local address that does not exist; the request is not executed."""
     hub_faults.redirect(f"{exchange.hub.cdn_url}/elsewhere")(exchange)
 
 
 def others(exchange: Exchange) -> None:
-    """Somebody else commits just before; then the true answer."""
+    """Another user commits just before the request; the answer is correct."""
     for repo in exchange.hub.repos.values():
         repo.commit({f"notes-{len(repo.commits)}.txt": b"theirs\n"}, title="Something else")
 
 
 def _first_time(name: str) -> Fault:
-    """An answer that blames the token or the name, although nothing is wrong with either."""
+    """An error that blames the token or the name although both are right."""
     codes = {"401": (401, ""), "403": (403, ""), "404": (404, "RepoNotFound"), "409": (409, ""), "412": (412, "")}
     status, code = codes[name]
     return hub_faults.status(status, **({"X_Error_Code": code} if code else {}))
@@ -82,7 +82,7 @@ PASSING: dict[str, Fault] = {
     "strange names": strange_names,
     "others": others,
 }
-"""What patience alone may overcome."""
+"""Faults that retrying alone can overcome."""
 ALL: dict[str, Fault] = {
     **PASSING,
     "wrong bytes": hub_faults.wrong_bytes,
@@ -98,7 +98,7 @@ ALL: dict[str, Fault] = {
 
 
 class Disk:
-    """A disk that is full now and then, for what this process writes within :meth:`full`."""
+    """A disk that is sometimes full for the writes of this process within :meth:`full`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.struck: Counter[str] = Counter()
@@ -119,7 +119,7 @@ class Disk:
         monkeypatch.setattr(holder, name, watched)
 
     def _watch_client(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The bytes that huggingface_hub writes into its own cache."""
+        """Hook the bytes that huggingface_hub writes into its cache."""
         from huggingface_hub import file_download
 
         true = file_download.http_get
@@ -143,7 +143,7 @@ class Disk:
         monkeypatch.setattr(file_download, "http_get", http_get)
 
     def _strike(self, what: str) -> None:
-        rate = self._rate / 10 if what == "mkdir" else self._rate  # there are that many more of them
+        rate = self._rate / 10 if what == "mkdir" else self._rate  # mkdir is called far more often
         if self._left and self._chance.random() < rate:
             self._left -= 1
             self.struck[what] += 1
@@ -151,7 +151,7 @@ class Disk:
 
     @contextmanager
     def full(self, seed: int, rate: float, total: int) -> Iterator[None]:
-        """A full disk for this share of the writes, and never more of them in all; ``seed`` says which."""
+        """Make this share of the writes fail, at most ``total`` of them; ``seed`` selects which."""
         self._chance, self._rate, self._left = random.Random(seed), rate, total
         try:
             yield
@@ -159,16 +159,16 @@ class Disk:
             self._left = 0
 
 
-def nobody_else(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The other machines that are looked for from now on, of which there have to be none."""
-    true, asked = socket.getaddrinfo, []
+def block_other_hosts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Block DNS lookups of other hosts; return the list of attempted ones, which tests expect to be empty."""
+    true, attempted = socket.getaddrinfo, []
 
     def getaddrinfo(host: Any, *arguments: Any, **named: Any) -> Any:
         name = host.decode() if isinstance(host, bytes) else str(host)
         if name not in ("127.0.0.1", "localhost"):
-            asked.append(name)
-            raise socket.gaierror(socket.EAI_NONAME, "there is no network here")
+            attempted.append(name)
+            raise socket.gaierror(socket.EAI_NONAME, "the tests have no network")
         return true(host, *arguments, **named)
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    return asked
+    return attempted

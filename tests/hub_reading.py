@@ -1,4 +1,4 @@
-"""What the double of the Hub tells: repositories, their history and trees, and the files themselves."""
+"""Read routes of the Hub double: repositories, their history and trees, and the files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import parse_qs
 
-from hub_calls import MODEL, Answer, Call, Routes, ranged, router, signed, told
+from hub_calls import MODEL, Answer, Call, Routes, json_answer, ranged, router, signed
 from hub_git import Blob, Commit, Refusal, Repo, front_matter
 
 ROUTES: Routes = []
@@ -57,7 +57,7 @@ def _info(call: Call) -> Answer:
     }
     for key, value in (("cardData", card), ("library_name", card.get("library_name"))):
         about |= {key: value} if value else {}
-    return told(json.loads(json.dumps({**about, "model-index": card.get("model-index")}, default=str)))
+    return json_answer(json.loads(json.dumps({**about, "model-index": card.get("model-index")}, default=str)))
 
 
 def _stamp(commit: Commit) -> str:
@@ -67,7 +67,7 @@ def _stamp(commit: Commit) -> str:
 @route("GET", rf"{MODEL}/auth-check(?P<write>/write)?")
 def _auth_check(call: Call) -> Answer:
     _let_in(call, call.writable if call.words.get("write") else call.repo)
-    return told({})
+    return json_answer({})
 
 
 @route("GET", rf"{MODEL}/refs")
@@ -77,24 +77,24 @@ def _refs(call: Call) -> Answer:
     def listed(refs: Iterable[tuple[str, str]], prefix: str) -> list[dict[str, str]]:
         return [{"name": name, "ref": prefix + name, "targetCommit": commit} for name, commit in refs]
 
-    said = {"branches": listed(repo.branches.items(), "refs/heads/"), "tags": listed(repo.tags.items(), "refs/tags/")}
+    answer = {"branches": listed(repo.branches.items(), "refs/heads/"), "tags": listed(repo.tags.items(), "refs/tags/")}
     if call.request.query.get("include_prs"):
-        said["pullRequests"] = listed(((str(n), pull.head) for n, pull in repo.pulls.items()), "refs/pr/")
-    return told({**said, "converts": []})
+        answer["pullRequests"] = listed(((str(n), pull.head) for n, pull in repo.pulls.items()), "refs/pr/")
+    return json_answer({**answer, "converts": []})
 
 
 @route("GET", rf"{MODEL}/commits/(?P<rev>[^/]+)")
 def _commits(call: Call) -> Answer:
-    found = call.repo.history(call.words["rev"])
-    said = [
+    result = call.repo.history(call.words["rev"])
+    answer = [
         {"id": at.id, "title": at.title, "message": at.message, "date": _stamp(at), "authors": [{"user": at.author}]}
-        for at in found
+        for at in result
     ]
-    return told(said, X_Total_Count=str(len(said)))
+    return json_answer(answer, X_Total_Count=str(len(answer)))
 
 
 def _entries(repo: Repo, rev: str) -> dict[str, dict[str, Any]]:
-    """What a listing says of every file and folder."""
+    """A listing's facts about every file and folder."""
     entries = {}
     for path, blob in repo.tree(rev).items():
         entries[path] = {"type": "file", "path": path, "size": len(blob.data), "oid": blob.oid, **_lfs(blob, "oid")}
@@ -116,17 +116,17 @@ def _tree(call: Call) -> Answer:
     inside = [each for path, each in entries.items() if not folder or path.startswith(f"{folder}/")]
     if call.request.query.get("recursive", "false").lower() not in ("true", "1"):
         inside = [each for each in inside if "/" not in each["path"].removeprefix(f"{folder}/" if folder else "")]
-    return told(inside)
+    return json_answer(inside)
 
 
 @route("POST", rf"{MODEL}/paths-info/(?P<rev>[^/]+)")
 def _paths_info(call: Call) -> Answer:
     if "json" in call.request.headers.get("content-type", ""):
-        asked = call.json["paths"]
+        paths = call.json["paths"]
     else:
-        asked = parse_qs(call.request.body.decode()).get("paths", [])
+        paths = parse_qs(call.request.body.decode()).get("paths", [])
     entries = _entries(call.repo, call.words["rev"])
-    return told([entries[path] for path in asked if path in entries])
+    return json_answer([entries[path] for path in paths if path in entries])
 
 
 def _let_in(call: Call, repo: Repo) -> None:

@@ -1,4 +1,4 @@
-"""What the double of the Hub does for those who publish: repositories, uploads, commits, tags and branches."""
+"""Write routes of the Hub double: repositories, uploads, commits, tags and branches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any
 
-from hub_calls import GIT, MODEL, Answer, Call, Routes, router, signed, told
+from hub_calls import GIT, MODEL, Answer, Call, Routes, json_answer, router, signed
 from hub_git import Blob, Refusal, front_matter, is_large
 
 ROUTES: Routes = []
@@ -23,19 +23,19 @@ def _whoami(call: Call) -> Answer:
         token["fineGrained"] = {"canReadGatedRepos": True, "global": [], "scoped": entities}
     orgs = [{"type": "org", "name": name, "fullname": name, "roleInOrg": "write"} for name in user.orgs]
     auth = {"type": "access_token", "accessToken": token}
-    return told({"type": "user", "name": user.name, "fullname": user.name, "orgs": orgs, "auth": auth})
+    return json_answer({"type": "user", "name": user.name, "fullname": user.name, "orgs": orgs, "auth": auth})
 
 
 def _named(call: Call) -> str:
-    asked = call.json
-    namespace = asked.get("organization") or call.signed_in.name
-    if asked.get("type", "model") != "model":
+    payload = call.json
+    namespace = payload.get("organization") or call.signed_in.name
+    if payload.get("type", "model") != "model":
         raise Refusal(400, "The double knows models alone.")
-    if not re.fullmatch(r"[\w.-]{1,96}", asked["name"]):
+    if not re.fullmatch(r"[\w.-]{1,96}", payload["name"]):
         raise Refusal(400, "Invalid name")
     if not call.signed_in.writes(namespace):
         raise Refusal(403, f'You don\'t have the rights to create a model under the namespace "{namespace}"')
-    return f"{namespace}/{asked['name']}"
+    return f"{namespace}/{payload['name']}"
 
 
 @route("POST", "/api/repos/create")
@@ -45,7 +45,7 @@ def _create(call: Call) -> Answer:
     if name in call.hub.repos:
         raise Refusal(409, "You already created this model repo", url=url)
     call.hub.create(name, private=call.json.get("visibility") == "private")
-    return told({"url": url, "name": name})
+    return json_answer({"url": url, "name": name})
 
 
 @route("DELETE", "/api/repos/delete")
@@ -58,19 +58,19 @@ def _delete(call: Call) -> Answer:
 
 @route("PUT", rf"{MODEL}/settings")
 def _settings(call: Call) -> Answer:
-    repo, asked = call.writable, call.json
-    repo.private = asked.get("private", repo.private)
-    if "visibility" in asked:
-        repo.private = asked["visibility"] == "private"
-    repo.gated = bool(asked.get("gated", repo.gated))
-    return told({"private": repo.private, "gated": repo.gated})
+    repo, payload = call.writable, call.json
+    repo.private = payload.get("private", repo.private)
+    if "visibility" in payload:
+        repo.private = payload["visibility"] == "private"
+    repo.gated = bool(payload.get("gated", repo.gated))
+    return json_answer({"private": repo.private, "gated": repo.gated})
 
 
 @route("POST", "/api/validate-yaml")
 def _validate(call: Call) -> Answer:
     data = front_matter(call.json["content"])
     warnings = [] if data else [{"message": "empty or missing yaml metadata in repo card"}]
-    return told({"errors": [], "warnings": warnings})
+    return json_answer({"errors": [], "warnings": warnings})
 
 
 @route("POST", rf"{MODEL}/preupload/(?P<rev>[^/]+)")
@@ -85,7 +85,7 @@ def _preupload(call: Call) -> Answer:
         mode = "lfs" if (large if repo.lfs is None else repo.lfs) else "regular"
         return {"path": file["path"], "uploadMode": mode, "shouldIgnore": False, **oid}
 
-    return told({"files": [info(file) for file in call.json["files"]]})
+    return json_answer({"files": [info(file) for file in call.json["files"]]})
 
 
 @route("POST", rf"{GIT}/batch")
@@ -99,8 +99,8 @@ def _batch(call: Call) -> Answer:
         verify = f"{call.hub.url}/{call.words['repo']}.git/info/lfs/objects/verify"
         return {"actions": {"upload": {"href": signed(call.hub, "PUT", oid)}, "verify": {"href": verify}}}
 
-    asked = call.json["objects"]
-    return told({"transfer": "basic", "objects": [{**each, **actions(each["oid"])} for each in asked]})
+    objects = call.json["objects"]
+    return json_answer({"transfer": "basic", "objects": [{**each, **actions(each["oid"])} for each in objects]})
 
 
 @route("POST", rf"{GIT}/verify")
@@ -108,7 +108,7 @@ def _verify(call: Call) -> Answer:
     there = call.repo and call.signed_in and call.hub.store.get(call.json["oid"])
     if there is None or len(there) != call.json["size"]:
         raise Refusal(404, "The object is not in the storage.")
-    return told({})
+    return json_answer({})
 
 
 @route("POST", rf"{MODEL}/commit/(?P<rev>[^/]+)")
@@ -121,7 +121,7 @@ def _commit(call: Call) -> Answer:
         front_matter(blobs["README.md"].data.decode())
     folders = [line["value"]["path"].rstrip("/") + "/" for line in lines if line["key"] == "deletedFolder"]
     gone = [line["value"]["path"] for line in lines if line["key"] == "deletedFile"] + folders
-    made = repo.record(
+    commit_id = repo.record(
         blobs,
         gone,
         call.words["rev"],
@@ -131,10 +131,10 @@ def _commit(call: Call) -> Answer:
         parent=header.get("parentCommit"),
         as_pull=as_pull,
     )
-    said = {"success": True, "commitOid": made, "commitUrl": f"{call.hub.url}/{repo.id}/commit/{made}"}
+    answer = {"success": True, "commitOid": commit_id, "commitUrl": f"{call.hub.url}/{repo.id}/commit/{commit_id}"}
     if as_pull:
-        said["pullRequestUrl"] = f"{call.hub.url}/{repo.id}/discussions/{max(repo.pulls)}"
-    return told(said)
+        answer["pullRequestUrl"] = f"{call.hub.url}/{repo.id}/discussions/{max(repo.pulls)}"
+    return json_answer(answer)
 
 
 def _written(call: Call, line: dict[str, Any]) -> Blob:
@@ -155,14 +155,14 @@ def _written(call: Call, line: dict[str, Any]) -> Blob:
 
 @route("POST", rf"{MODEL}/(?P<kind>tag|branch)/(?P<rev>[^/]+)")
 def _add_ref(call: Call) -> Answer:
-    repo, rev, asked = call.writable, call.words["rev"], json.loads(call.request.body or b"{}")
+    repo, rev, payload = call.writable, call.words["rev"], json.loads(call.request.body or b"{}")
     tag = call.words["kind"] == "tag"
-    refs, name = (repo.tags, asked["tag"]) if tag else (repo.branches, rev)
-    target = repo.resolve(rev if tag else asked.get("startingPoint", "main"))
+    refs, name = (repo.tags, payload["tag"]) if tag else (repo.branches, rev)
+    target = repo.resolve(rev if tag else payload.get("startingPoint", "main"))
     if name in refs:
         raise Refusal(409, f"Reference already exists: {name}")
     refs[name] = target
-    return told({})
+    return json_answer({})
 
 
 @route("DELETE", rf"{MODEL}/(?P<kind>tag|branch)/(?P<rev>[^/]+)")
@@ -173,4 +173,4 @@ def _drop_ref(call: Call) -> Answer:
         raise Refusal(403, "main cannot be deleted")
     if refs.pop(rev, None) is None:
         raise Refusal(404, f"Invalid rev id: {rev}", "RevisionNotFound")
-    return told({})
+    return json_answer({})

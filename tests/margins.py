@@ -1,4 +1,4 @@
-"""Errors and their bounds: each check leaves its margin, the error over its bound, for the report of a test run."""
+"""Checks of errors against bounds. Each check records its margin, error over bound, for the report of a test run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 LIMIT = 0.5
-"""Largest margin that a reported run allows: what is nearer to its bound may pass it on another processor."""
+"""Largest margin that a reported run allows: an error nearer to its bound may exceed it on another processor."""
 
 _ratios: list[tuple[float, str]] = []
 
@@ -20,28 +20,28 @@ _ratios: list[tuple[float, str]] = []
 def check(error: float, bound: float, what: str) -> None:
     """Assert that ``error`` is at most ``bound``, and record the margin.
 
-    A bound of 0 asks for equality, which has no margin.
+    A bound of 0 requires equality and has no margin.
     """
-    error, bound = float(error), float(bound)  # plain numbers travel between the processes of a test run
+    error, bound = float(error), float(bound)  # plain numbers can be sent between the processes of a test run
     if bound > 0:
         _ratios.append((error / bound if math.isfinite(error) else math.inf, what))
     assert error <= bound, f"{what}: error {error:.3g}, bound {bound:.3g}"
 
 
-def check_close(got: Any, wanted: Any, bound: Any, what: str = "") -> None:
-    """Every element of ``got`` is within ``bound`` of ``wanted``, in float64; the worst one's margin is recorded.
+def check_close(got: Any, expected: Any, bound: Any, what: str = "") -> None:
+    """Assert in float64 that all elements of ``got`` are within ``bound`` of ``expected``; record the worst margin.
 
     Args:
-        got: a tensor or what ``np.asarray`` takes.
-        wanted: the same shape.
-        bound: one number, or an array or tensor with one for each element.
+        got: a tensor, or anything that ``np.asarray`` accepts.
+        expected: the same shape.
+        bound: one number, or an array or tensor with one bound per element.
         what: names the comparison in errors and in the report.
     """
-    got, wanted = (_double(each) for each in (got, wanted))
-    assert got.shape == wanted.shape, f"{what}: shape {tuple(got.shape)}, expected {tuple(wanted.shape)}"
+    got, expected = (_double(each) for each in (got, expected))
+    assert got.shape == expected.shape, f"{what}: shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
     if not got.numel():
         return
-    errors = (got - wanted).abs().flatten()
+    errors = (got - expected).abs().flatten()
     bounds = _double(bound).expand(got.shape).flatten()
     assert bool((bounds >= 0).all()), f"{what}: a bound is negative or NaN"
     ratios = torch.where(errors == 0, 0.0, errors / bounds)
@@ -56,7 +56,7 @@ def _double(values: Any) -> Tensor:
 
 @contextmanager
 def forgotten() -> Iterator[None]:
-    """Margins of planted faults, which have to be over their bounds, are not recorded."""
+    """Do not record margins of planted faults, which must exceed their bounds."""
     before = _ratios[:]
     try:
         yield

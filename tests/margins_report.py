@@ -1,4 +1,4 @@
-"""``pytest --margins``: after a run, each test's largest error over its bound; margins over a half fail the run.
+"""``pytest --margins`` reports each test's largest error over its bound; a margin over one half fails the run.
 
 Works under pytest-xdist: a worker sends a test's largest margin with the test's report.
 """
@@ -14,7 +14,7 @@ import pytest
 PROPERTY = "margin"
 _found = pytest.StashKey[dict[str, tuple[float, str]]]()
 SHOWN = 40
-"""Lines of the report; margins over the limit are all shown."""
+"""Lines of the report; margins over the limit are always shown."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,7 +36,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 class _Collector:
-    """Collects margins in the process that reports."""
+    """Collects margins in the reporting process."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.found = config.stash[_found]

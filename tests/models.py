@@ -1,4 +1,4 @@
-"""Small look-alikes of well-known models, for tests that sort parameters."""
+"""Small look-alikes of well-known models, for tests of parameter routing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A GPT's parameters; ``tied`` shares the head with the token embedding, as GPT-2 does."""
+    """A GPT; ``tied`` shares the head with the token embedding, as GPT-2 does."""
 
     def __init__(self, tied: bool, dim: int = 8, blocks: int = 3, vocabulary: int = 20) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class GPT(nn.Module):
 
 
 class Conv1D(nn.Module):
-    """transformers' layer of that name, which keeps a matrix as (in, out)."""
+    """The layer of that name in transformers, which stores a matrix as (in, out)."""
 
     def __init__(self, nf: int, nx: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class MyConv(nn.Module):
 
 
 class Raw(nn.Module):
-    """One parameter of a custom module's own."""
+    """A custom module with one direct parameter."""
 
     def __init__(self, name: str, *shape: int) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class ViT(nn.Module):
 
 
 class Experts(nn.Module):
-    """transformers' stacked experts, kept as (experts, in, out) or, if ``transposed``, as (experts, out, in)."""
+    """Stacked experts as in transformers, stored as (experts, in, out) or, if ``transposed``, as (experts, out, in)."""
 
     def __init__(self, transposed: bool, dim: int, hidden: int) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Experts(nn.Module):
 
 
 class Transposed(nn.Module):
-    """Stands in for a model whose stacked experts are kept as (experts, out, in)."""
+    """A model whose stacked experts are stored as (experts, out, in)."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the tests of Muon share: parameters on both sides of its routing, seeded gradients, runs."""
+"""Shared by the tests of Muon: parameters on both sides of its routing, seeded gradients, runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 DOUBLE = torch.float64
 SHAPES = [(6, 6), (11, 5), (5, 11), (6, 5, 3, 3), (7,), (), (1, 6), (8, 1, 3), (3, 40)]
-"""Four that Muon takes and five that the fallback takes."""
+"""Shapes of four parameters that Muon updates and five that the fallback updates."""
 
 
 def parameters(dtype: torch.dtype = torch.float32, shapes: Any = SHAPES) -> list[nn.Parameter]:

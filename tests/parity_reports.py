@@ -1,4 +1,4 @@
-"""Small reports of parity made by hand: one that passed, one that failed, one without JAX, and a hostile one."""
+"""Small parity reports written by hand: one that passed, one that failed, one without JAX, and a hostile one."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ SHAPES = {"vector": "7", "square dense": "6×6"}
 
 
 def errors(scale: float, allowed: float | None = 1e-12) -> dict[str, Error]:
-    """An error for each of two parameters, the second four times as large."""
+    """Errors of two parameters, the second four times as large."""
     return {"vector": Error(scale, allowed, 3.0), "square dense": Error(4 * scale, allowed, 12.0)}
 
 
 def passing(name: str = "velo") -> Report:
-    """A small report in which everything is right."""
+    """A small report in which everything passes."""
     steps = [
         Check("step", dtype, layout, setting, 3, errors(size * factor, 20 * size), kind, by_step=[size, size, size])
         for dtype, size in (("float64", 2.5e-14), ("float32", 1.5e-5))
@@ -71,7 +71,7 @@ def passing(name: str = "velo") -> Report:
         ],
         controls=[
             Control("one bit", "a bit is flipped", "caught", "direction", "vector", 4e-9, 6e-14),
-            Control("gate order", "the gates are permuted", "not applicable", "there are none"),
+            Control("gate order", "the gates are permuted", "not applicable", "the rule has no gates"),
         ],
         explanation=explanation(2e-16),
         coverage=Coverage({"shape": [f"{n} {s}" for n, s in SHAPES.items()], "dtype": ["float64"]}, ["infinity"]),
@@ -99,7 +99,7 @@ def explanation(error: float) -> Explanation:
 
 
 def failing() -> Report:
-    """A report of a port that takes the wrong one of two axes, misses a fault and lost a leaf."""
+    """A report of a port that swaps two axes, misses a fault and lost a leaf."""
     report = passing("broken")
     wrong = replace(report.checks[1], errors=errors(0.3), broken=["row of square dense"])
     unfit = replace(report.checks[2], errors=errors(math.inf, 0.0))
@@ -115,13 +115,15 @@ def failing() -> Report:
 
 
 def not_run() -> Report:
-    """A report where JAX is missing."""
-    kept = passing("unknown")
-    return Report(kept.name, kept.family, kept.source, kept.fingerprint, kept.leaves, kept.statements, reason="no jax")
+    """A report without JAX."""
+    report = passing("unknown")
+    return Report(
+        report.name, report.family, report.source, report.fingerprint, report.leaves, report.statements, reason="no jax"
+    )
 
 
 def hostile(text: str = HOSTILE) -> Report:
-    """A failing report in which every word of a stranger is ``text``."""
+    """A failing report in which every third-party string is ``text``."""
     report = failing()
     checks = [
         replace(c, name=text, errors={text: c.errors[c.worst]}, broken=[text] if c.level == "step" else [])
@@ -129,7 +131,7 @@ def hostile(text: str = HOSTILE) -> Report:
     ]
     assert report.explanation is not None
     chain = [replace(link, quantity=text, meaning=text) for link in report.explanation.chain]
-    told = {"run": text, "case": text, "quantity": text, "meaning": text, "misfit": text}
+    texts = {"run": text, "case": text, "quantity": text, "meaning": text, "misfit": text}
     return replace(
         report,
         name=text,
@@ -142,7 +144,7 @@ def hostile(text: str = HOSTILE) -> Report:
         controls=[
             Control(text, text, status, text, text, 1.0, 0.5) for status in ("caught", "missed", "not applicable")
         ],
-        explanation=replace(report.explanation, **told, off_in=[text], right_in=[text], chain=chain),
+        explanation=replace(report.explanation, **texts, off_in=[text], right_in=[text], chain=chain),
         kernels=[Kernels("cpu", text, [text]), Kernels("cuda", "", [text])],
         coverage=Coverage({text: [text], "shape": [f"{text} 7"]}, [text]),
         environment={text: text},

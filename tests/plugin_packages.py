@@ -1,4 +1,4 @@
-"""Packages that declare entry points, installed for a test: on ``sys.path``, with a dist-info of their own."""
+"""Packages that declare entry points, installed for a test: on ``sys.path``, with a dist-info directory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TOY = Path(__file__).parent / "toy_family"
 
 
 def entry_points(pyproject: str) -> str:
-    """``entry_points.txt`` as installing a project with this ``pyproject.toml`` writes it."""
+    """``entry_points.txt`` as an installer writes it for this ``pyproject.toml``."""
     sections = re.findall(
         r'^\[project\.entry-points\."([\w.]+)"\]\n(.*?)(?=\n\[|\Z)', pyproject, re.MULTILINE | re.DOTALL
     )
@@ -24,7 +24,7 @@ def entry_points(pyproject: str) -> str:
 
 @contextmanager
 def installed(site: Path, name: str, declared: str, *source: Path) -> Iterator[None]:
-    """The package ``name`` with these entry points, its code in the folders ``source`` or in ``site``."""
+    """Install the package ``name`` with these entry points; its code is in the folders ``source`` or in ``site``."""
     info = site / f"{name.replace('-', '_')}-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
@@ -38,6 +38,6 @@ def installed(site: Path, name: str, declared: str, *source: Path) -> Iterator[N
 
 
 def forget() -> None:
-    """Let the entry points be read again."""
+    """Make the package read the entry points again."""
     converters.third_party.cache_clear()
     registry._all_entries.cache_clear()

@@ -1,4 +1,4 @@
-"""Parity runs that several tests look at, made once a process."""
+"""Parity runs that several tests share; each process computes them once."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from pylo_zoo.parity import cases, completeness, forward, plan, steps, trajector
 from pylo_zoo.parity.theta import read_theta
 
 SCALE = 0.1
-"""Of random weights: their runs stay finite."""
+"""A scale of random weights at which their runs stay finite."""
 
 
-def corrupted(made: Artifact, tensor: str, factor: float) -> Artifact:
-    """``made`` with one element of one weight multiplied by ``factor``."""
-    changed = made.tensors[tensor].clone()
+def corrupted(artifact: Artifact, tensor: str, factor: float) -> Artifact:
+    """``artifact`` with one element of one weight multiplied by ``factor``."""
+    changed = artifact.tensors[tensor].clone()
     changed.view(-1)[changed.abs().argmax()] *= factor
-    return replace(made, tensors={**made.tensors, tensor: changed})
+    return replace(artifact, tensors={**artifact.tensors, tensor: changed})
 
 
 @functools.cache
@@ -51,17 +51,17 @@ def theta(family: str) -> Mapping[str, Any]:
 
 @functools.cache
 def runs(family: str) -> dict[str, steps.Run]:
-    """The planned runs of single steps by name."""
+    """The planned single-step runs by name."""
     return {run.name: run for run in plan.plan(random_weights(family)[0])}
 
 
 @functools.cache
 def walk(family: str, run: str) -> steps.Walk:
-    """The reference's side of one of them."""
+    """The reference's side of one run."""
     return steps.walk(random_weights(family)[0], theta(family), runs(family)[run], seed=0)
 
 
-# --- a proof of few runs -----------------------------------------------------------------------------------------
+# --- a quick proof -----------------------------------------------------------------------------------------------
 
 QUICK = ("ordinary", "zeros", "zero parameters", plan.LONG_RUN, plan.BELOW)
 """The runs that the planted faults need."""
@@ -86,10 +86,10 @@ def _quick_network(family: str) -> forward.Network:
 
 
 def quick_proof(family: str, artifact: Artifact | None = None) -> parity.Report:
-    """The proof of few parameters, runs and steps; the reference's side is computed once a process."""
+    """A proof with few parameters, runs and steps; each process computes the reference's side once."""
     walks = [_quick_walk(family, name) for name in QUICK if name in runs(family)]
     original, network = _quick_original(family), _quick_network(family)
-    made, source = random_weights(family)
+    random_artifact, source = random_weights(family)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "plan", lambda artifact: [each.run for each in walks])
         patch.setattr(steps, "walk", lambda artifact, theta, run, seed: _quick_walk(family, run.name))
@@ -98,4 +98,4 @@ def quick_proof(family: str, artifact: Artifact | None = None) -> parity.Report:
         patch.setattr(forward, "probe", lambda *arguments: network)
         patch.setattr(completeness, "check", lambda *arguments: None)
         patch.setattr(vectors, "pack", lambda *arguments: b"vectors")
-        return parity.verify(artifact or made, source)
+        return parity.verify(artifact or random_artifact, source)

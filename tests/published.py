@@ -1,4 +1,4 @@
-"""Small artifacts as somebody publishes them, with a proof of just these weights, and what is in the caches."""
+"""Small artifacts as published, with matching proofs, and helpers to list caches."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from pylo_zoo.parity.report import Report
 
 CARD = b"---\nlicense: mit\nlibrary_name: pylo-zoo\ntags: [learned-optimizer]\n---\n# Elo\n"
 TAKEN = ("README.md", "config.json", "model.safetensors", "parity-vectors.safetensors", "parity.json")
-"""What a pull takes of :func:`files`, in alphabetical order."""
+"""The files of :func:`files` that a pull downloads, in alphabetical order."""
 
 
-def report(made: Artifact, **changes: object) -> Report:
-    """A report that passed, of the weights that ``made`` has."""
-    source = {"uri": made.source.uri, "sha256": made.source.sha256, "bytes": made.source.bytes}
-    about = {"name": made.name, "family": made.family, "source": source, "fingerprint": made.fingerprint}
+def report(subject: Artifact, **changes: object) -> Report:
+    """A passing report of the artifact's weights."""
+    source = {"uri": subject.source.uri, "sha256": subject.source.sha256, "bytes": subject.source.bytes}
+    about = {"name": subject.name, "family": subject.family, "source": source, "fingerprint": subject.fingerprint}
     return replace(parity_reports.passing(), **{**about, **changes})
 
 
 @functools.cache
 def files(family: str = "elo", scale: float = 0.1) -> dict[str, bytes]:
-    """What a published repository holds; another ``scale`` makes other weights."""
-    made = synthetic_artifact(family, scale)
-    proof = report(made)
+    """The files of a published repository; another ``scale`` gives other weights."""
+    synthetic = synthetic_artifact(family, scale)
+    proof = report(synthetic)
     extra = {artifact.VECTORS: b"vectors", artifact.CARD: CARD, artifact.PAGE: b"<html>", artifact.PLOT: b"png\0"}
     with TemporaryDirectory() as directory:
-        out = artifact.write(replace(made, parity=proof.to_dict()), Path(directory, "made"), extra_files=extra)
+        out = artifact.write(replace(synthetic, parity=proof.to_dict()), Path(directory, "made"), extra_files=extra)
         return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
 
 

@@ -1,4 +1,4 @@
-"""A proven artifact that several tests publish, made once a process, and what a publication has to be like."""
+"""A proven artifact that the publishing tests share, and checks of a publication."""
 
 from __future__ import annotations
 
@@ -23,73 +23,73 @@ from pylo_zoo.publish import Options, Published, PublishPlan, prepare
 from pylo_zoo.publish.push import MARK, _Push, send
 
 FAMILY = "celo-adam"
-"""The one that is proven fastest."""
+"""The family whose proof is fastest."""
 REPO = "org/tiny"
 WRITING = r"^/api/(?!whoami|validate|.*/paths-info)|\.git/info/lfs|^/[0-9a-f]{64}$"
 
 
 @functools.cache
 def _proven() -> Path:
-    made, _ = random_weights(FAMILY)
-    here = Path(mkdtemp(prefix="pylo-zoo-test-")) / FAMILY
-    artifact.write(made, here)
+    random_artifact, _ = random_weights(FAMILY)
+    directory = Path(mkdtemp(prefix="pylo-zoo-test-")) / FAMILY
+    artifact.write(random_artifact, directory)
     report = proof(FAMILY)
-    artifact.write_parity(here, report.to_dict(), report.vectors)
-    return here
+    artifact.write_parity(directory, report.to_dict(), report.vectors)
+    return directory
 
 
 def proven(place: Path) -> Path:
-    """A copy of the artifact with its proof, below ``place``."""
+    """A copy of the artifact with its proof, in ``place``."""
     return Path(shutil.copytree(_proven(), place / FAMILY))
 
 
 @functools.cache
 def plan() -> PublishPlan:
-    """What is published of it."""
+    """The artifact's publish plan."""
     return prepare(_proven(), Repository(REPO), license="MIT")
 
 
 @functools.cache
 def light() -> PublishPlan:
-    """The same without its larger files, which takes fewer requests."""
+    """The plan without its larger files, which needs fewer requests."""
     kept = ("model.safetensors", "config.json", "README.md")
     return replace(plan(), files={name: plan().files[name] for name in kept})
 
 
 def other(number: int, like: PublishPlan | None = None) -> PublishPlan:
-    """A plan with another content."""
+    """A plan with other content."""
     like = like or light()
     card = like.files["README.md"] + f"\nNumber {number}.\n".encode()
     return replace(like, files={**like.files, "README.md": card})
 
 
 def published(repo: Repo, rev: str = "main") -> list[Commit]:
-    """The commits that publish something, the last one first."""
+    """The commits that publish something, newest first."""
     return [commit for commit in repo.history(rev) if MARK in commit.message]
 
 
 def holds(repo: Repo, plan: PublishPlan, rev: str = "main") -> bool:
-    """Whether the repository has all of a plan, and nothing of ours besides."""
+    """Whether the repository has all files of a plan and no others of ours."""
     there: Mapping[str, bytes] = {name: data for name, data in repo.files(rev).items() if name in artifact.OWN_FILES}
     return there == dict(plan.files)
 
 
 def writes(hub: HubDouble) -> list[Request]:
-    """The requests so far that ask for something to be changed."""
+    """The requests so far that change something."""
     return hub.requests("POST|PUT|DELETE|PATCH", WRITING)
 
 
 def words(error: ZooError) -> str:
-    """All that a person reads of it, which has no secret."""
-    said = f"{error.message} {error.hint} {error!r} {error.__cause__!r}"
-    assert TOKEN not in said
-    assert "sekret" not in said.lower()
-    assert "X-Amz" not in said
-    return said
+    """All text that a user sees of an error; it must contain no secret."""
+    text = f"{error.message} {error.hint} {error!r} {error.__cause__!r}"
+    assert TOKEN not in text
+    assert "sekret" not in text.lower()
+    assert "X-Amz" not in text
+    return text
 
 
 class Publisher:
-    """Somebody who publishes; what was said to him, and what he would have waited."""
+    """A publisher that records its messages and the pauses that it requested."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -113,8 +113,8 @@ class Publisher:
         return words(caught.value)
 
 
-def watched(hub: HubDouble) -> Iterator[Publisher]:
-    """Somebody who publishes, and whose token goes nowhere but into headers."""
+def watched_publisher(hub: HubDouble) -> Iterator[Publisher]:
+    """A publisher whose token must appear nowhere but in headers."""
     publisher = Publisher()
     yield publisher
     assert "sekret" not in " ".join(publisher.said)

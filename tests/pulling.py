@@ -1,4 +1,4 @@
-"""What the tests of pulling share: names, and where things are."""
+"""Shared by the tests of pulling: names and paths."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ TREE = r"^/api/models/org/elo/revision/"
 STORAGE = r"^/[0-9a-f]{64}$"
 
 
-def asked(method: str, name: str) -> tuple[str, str]:
+def request_to(method: str, name: str) -> tuple[str, str]:
     return method, rf"/resolve/[0-9a-f]{{40}}/{name}$"
 
 
 REQUESTS: dict[str, tuple[str, str]] = {
     "info": ("GET", INFO),
     "revision": ("GET", TREE),
-    "config HEAD": asked("HEAD", "config.json"),
-    "config GET": asked("GET", "config.json"),
-    "weights HEAD": asked("HEAD", "model.safetensors"),
+    "config HEAD": request_to("HEAD", "config.json"),
+    "config GET": request_to("GET", "config.json"),
+    "weights HEAD": request_to("HEAD", "model.safetensors"),
     "weights GET": ("GET", STORAGE),
-    "proof HEAD": asked("HEAD", "parity.json"),
-    "proof GET": asked("GET", "parity.json"),
-    "card HEAD": asked("HEAD", "README.md"),
-    "card GET": asked("GET", "README.md"),
+    "proof HEAD": request_to("HEAD", "parity.json"),
+    "proof GET": request_to("GET", "parity.json"),
+    "card HEAD": request_to("HEAD", "README.md"),
+    "card GET": request_to("GET", "README.md"),
 }
 """Every kind of request of a first pull."""
 BODIES = [name for name in REQUESTS if not name.endswith("HEAD")]
@@ -48,8 +48,8 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def moved(repo: Repo) -> str:
-    """Publish other weights on the main branch; the commit."""
+def publish_other_weights(repo: Repo) -> str:
+    """Publish other weights on the main branch; return the commit."""
     return repo.commit(published.files(scale=0.2))
 
 
@@ -58,14 +58,14 @@ def directory(home: Path, commit: str) -> Path:
 
 
 def is_whole(home: Path, repo: Repo) -> bool:
-    """Whether the cache has the artifact that was published and no half of anything."""
-    here = weights.pull(ID, access=Access(offline=True))
-    same = all((here.directory / name).read_bytes() == repo.files()[name] for name in published.TAKEN)
+    """Whether the cache has the published artifact and no partial files."""
+    checkout = weights.pull(ID, access=Access(offline=True))
+    same = all((checkout.directory / name).read_bytes() == repo.files()[name] for name in published.TAKEN)
     return same and nothing_half(home)
 
 
 def nothing_half(home: Path) -> bool:
-    """Whether all there is in the cache are whole files, whole artifacts, locks and the lock file."""
+    """Whether the cache holds only whole files, whole artifacts, locks and the lock file."""
     artifacts = [path for path in (home / "hub").glob("*/*") if not left_behind(path.name)]
     complete = all((path / "SHA256SUMS").is_file() and len(path.name) == 40 for path in artifacts)
     return complete and all(name == "zoo.lock" or name.startswith("hub/") for name in leftovers(home))

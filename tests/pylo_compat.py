@@ -1,6 +1,6 @@
-"""PyLO's signatures as recorded, and optimizers with its names to try them on.
+"""PyLO's recorded signatures, and helpers that build optimizers with its names.
 
-The facts were read from github.com/Belilovsky-Lab/pylo; docs/migrating-from-pylo.md says at which commits.
+Recorded from github.com/Belilovsky-Lab/pylo; docs/migrating-from-pylo.md lists the commits.
 """
 
 from __future__ import annotations
@@ -193,11 +193,12 @@ def widths(params: list[nn.Parameter], width: float = 4.0) -> list[dict[str, Any
     return [{"params": params, "width_mult": width}]
 
 
-def keys(name: str, made: Artifact | None = None) -> dict[str, Any]:
-    made = (
-        made or MADE[{"VeLO": "velo", "CELO2": "celo2", "ELO": "elo", "ELO_CELO2": "elo-celo2"}.get(stem(name), "mulo")]
+def keys(name: str, artifact: Artifact | None = None) -> dict[str, Any]:
+    artifact = (
+        artifact
+        or MADE[{"VeLO": "velo", "CELO2": "celo2", "ELO": "elo", "ELO_CELO2": "elo-celo2"}.get(stem(name), "mulo")]
     )
-    return {"hf_key_rnn": made, "hf_key_mlp": made} if stem(name) == "VeLO" else {"hf_key": made}
+    return {"hf_key_rnn": artifact, "hf_key_mlp": artifact} if stem(name) == "VeLO" else {"hf_key": artifact}
 
 
 def stem(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Files in PyLO's naming (SPEC §8), made of theta trees by hand: no table of the package is used."""
+"""Files in PyLO's naming (SPEC §8), built from theta trees by hand, without the package's tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GROUPS = 14
 
 
 def velo_rnn(theta: Leaves) -> Tensors:
-    found = {
+    result = {
         "lstm_init_state.0": theta["lstm_init_state", "hidden"],
         "lstm_init_state.1": theta["lstm_init_state", "cell"],
     }
@@ -26,9 +26,9 @@ def velo_rnn(theta: Leaves) -> Tensors:
         ("rnn_to_controls", "rnn_to_controls"),
         ("step_size", "step_size"),
     ):
-        found[f"{theirs}.weight"] = theta["rnn_params", ours, "w"].T
-        found[f"{theirs}.bias"] = theta["rnn_params", ours, "b"]
-    return contiguous(found)
+        result[f"{theirs}.weight"] = theta["rnn_params", ours, "w"].T
+        result[f"{theirs}.bias"] = theta["rnn_params", ours, "b"]
+    return contiguous(result)
 
 
 def velo_mlp(theta: Leaves) -> Tensors:
@@ -36,7 +36,7 @@ def velo_mlp(theta: Leaves) -> Tensors:
         return theta["ff_mod_stack", "~", name]
 
     first = np.concatenate([leaf(f"w0__{k}") for k in range(GROUPS)], axis=1)  # [inits, 30, 4]
-    found = {
+    result = {
         "input_weights_": first.transpose(0, 2, 1),
         "input_bias_": leaf("b0"),
         "hidden_weights_.0": leaf("w1").transpose(0, 2, 1),
@@ -44,33 +44,33 @@ def velo_mlp(theta: Leaves) -> Tensors:
         "output_weights_": leaf("w2").transpose(0, 2, 1),
         "output_bias_": leaf("b2"),
     }
-    scratch = {name.replace("_.", ".").removesuffix("_"): 7 * tensor[0] for name, tensor in found.items()}
-    return contiguous(found | scratch)
+    scratch = {name.replace("_.", ".").removesuffix("_"): 7 * tensor[0] for name, tensor in result.items()}
+    return contiguous(result | scratch)
 
 
 def celo2(theta: Leaves) -> Tensors:
     def leaf(name: str) -> np.ndarray:
         return theta["ff_mod_stack", "~", name]
 
-    found = {f"w0.{k}": leaf(f"w0__{k}") for k in range(GROUPS)} | {"b0": leaf("b0")}
+    result = {f"w0.{k}": leaf(f"w0__{k}") for k in range(GROUPS)} | {"b0": leaf("b0")}
     j = 0
     while ("ff_mod_stack", "~", f"w{j + 1}") in theta:
-        found |= {f"dense_w.{j}": leaf(f"w{j + 1}"), f"dense_b.{j}": leaf(f"b{j + 1}")}
+        result |= {f"dense_w.{j}": leaf(f"w{j + 1}"), f"dense_b.{j}": leaf(f"b{j + 1}")}
         j += 1
-    return contiguous(found)
+    return contiguous(result)
 
 
 def network(theta: Leaves) -> Tensors:
-    """ELO's and μLO's, with two hidden layers."""
-    found = {}
+    """ELO and μLO, with two hidden layers."""
+    results = {}
     for i, layer in enumerate(("input", "linear_0", "output")):
-        found[f"network.{layer}.weight"] = theta["nn", "~", f"w{i}"].T
-        found[f"network.{layer}.bias"] = theta["nn", "~", f"b{i}"]
-    return contiguous(found)
+        results[f"network.{layer}.weight"] = theta["nn", "~", f"w{i}"].T
+        results[f"network.{layer}.bias"] = theta["nn", "~", f"b{i}"]
+    return contiguous(results)
 
 
 FILES = {"celo2": celo2, "celo2-base": celo2, "elo-celo2": celo2, "elo": network, "mulo": network}
-"""Family to what PyLO's one file of it holds."""
+"""Family to the content of PyLO's single file."""
 
 
 def contiguous(tensors: Tensors) -> Tensors:
@@ -78,7 +78,7 @@ def contiguous(tensors: Tensors) -> Tensors:
 
 
 def write(directory: Path, family: str, theta: Leaves) -> Path:
-    """PyLO's file of ``theta``, or the directory of its two files."""
+    """Write PyLO's file of ``theta``, or the directory of its two files."""
     if family != "velo":
         path = directory / "model.safetensors"
         save_file(FILES[family](theta), path)

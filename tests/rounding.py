@@ -1,13 +1,13 @@
-"""Error bounds from rounding: counted (:func:`gamma`), or simulated where errors are amplified (:func:`simulate`).
+"""Error bounds from rounding: counted (:func:`gamma`), or simulated if errors are amplified (:func:`simulate`).
 
 Neither depends on the processor: a bound is a property of the formula and of the precision.
 
-:func:`gamma` is the worst case for a value that at most n roundings reach (Higham, Accuracy and Stability of Numerical
-Algorithms, 2nd ed., Lemma 3.1). It fits sums and products. An optimizer's step divides by norms and goes through a
+:func:`gamma` is the worst case for a value that at most n roundings affect (Higham, Accuracy and Stability of Numerical
+Algorithms, 2nd ed., Lemma 3.1). It fits sums and products. An optimizer's step divides by norms and passes through a
 network, where terms cancel and errors grow by factors that depend on the values. :func:`simulate` therefore runs the
 eager implementation in float64 and displaces the result of every operation by its rounding error in the precision under
 test, with random signs (Monte Carlo arithmetic: Parker, UCLA CSD-970002, 1997). The distance of such runs from the
-undisturbed one is what another order of operations, another instruction set or another library may cost.
+undisturbed run bounds the effect of another operation order, instruction set or library.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 SAFETY = 4
-"""A correct program's error over the largest simulated one. Simulated roundings all have their largest size, u; true
-ones are spread evenly up to it, a root mean square of u/√3 or less. Four is then seven standard deviations."""
+"""Safety factor over the largest simulated error. Simulated roundings all have the maximal size u; real ones are spread
+evenly up to it, with a root mean square of at most u/√3. A factor of four is then seven standard deviations."""
 
 FUNCTION = 4
-"""Units of roundoff that a division, a root, an exponential or a hyperbolic tangent may cost: vector libraries and GPUs
-document results within two units in the last place, which is four units of roundoff."""
+"""Roundoff units per division, root, exponential or hyperbolic tangent: vector libraries and GPUs document results
+within two units in the last place, which is four units of roundoff."""
 
 
 def unit(dtype: torch.dtype) -> float:
-    """Unit roundoff: the relative error of one rounding to nearest is at most this."""
+    """Unit roundoff: the largest relative error of one rounding to nearest."""
     return torch.finfo(dtype).eps / 2
 
 
 def gamma(roundings: int, dtype: torch.dtype) -> float:
-    """Relative error, at most, of a value that ``roundings`` roundings reach in sequence: ``n·u / (1 − n·u)``."""
+    """Largest relative error of a value that ``roundings`` roundings affect in sequence: ``n·u / (1 − n·u)``."""
     product = roundings * unit(dtype)
     assert product < 1
     return product / (1 - product)
 
 
 def one_rounding(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Half the distance between neighbours in ``dtype`` around ``x``, at most; below the normal numbers it is fixed."""
+    """At most half the distance between neighbors in ``dtype`` around ``x``; constant below the normal numbers."""
     return unit(dtype) * x.abs().clamp(min=torch.finfo(dtype).smallest_normal)
 
 
 def additions(terms: int) -> int:
-    """Additions in sequence that a term of a sum passes: all of a short sum, the lanes and blocks of a long one.
+    """Sequential additions that a term of a sum passes: all of them in a short sum, lanes and blocks in a long one.
 
     Torch and the kernels cut long sums into blocks. The longest chain is shortest for √n blocks of √n terms, and no
     summation here uses fewer or larger blocks than twice that.
@@ -60,7 +60,7 @@ def additions(terms: int) -> int:
 def _sum_size(terms: int, absolute: Tensor) -> Tensor:
     """Error of a sum in units of roundoff: errors of random sign grow with the root of their number.
 
-    Higham and Mary, SIAM J. Sci. Comput. 41 (2019) A2815: ``√n·u·Σ|x|`` in place of the worst case ``n·u·Σ|x|``.
+    Higham and Mary, SIAM J. Sci. Comput. 41 (2019) A2815: ``√n·u·Σ|x|`` instead of the worst case ``n·u·Σ|x|``.
     """
     return math.sqrt(additions(terms) + 1) * absolute
 
@@ -109,13 +109,13 @@ def _interpolated(x: Tensor, end: Tensor, weight: Any, **_: Any) -> Tensor:
 
 
 def _tanh_backward(gradient: Tensor, y: Tensor, **_: Any) -> Tensor:
-    return gradient.abs()  # 1 − y² is rounded as 1 is
+    return gradient.abs()  # 1 − y² rounds with the error of 1
 
 
 def _moments(x: Tensor, dim: Any = None, keepdim: bool = False, **more: Any) -> tuple[Tensor, Tensor]:
     dims = list(range(x.ndim)) if dim is None or dim == [] else dim
     variance, mean = torch.var_mean(x, dims, keepdim=keepdim, correction=more.get("correction", 1))
-    # A variance is a mean of squares less a square of the mean, in whatever order.
+    # A variance is a mean of squares minus a squared mean, in any order.
     return _sum_size(_over(x, dim), variance + mean.square()), _reduced(x, dim, keepdim)
 
 
@@ -231,7 +231,7 @@ EXACT = frozenset(
         "zeros_like",
     ]
 )
-"""Operations without a rounding of their own. (``to_copy`` only widens in a simulated run.)"""
+"""Operations that do not round. (``to_copy`` only widens in a simulated run.)"""
 
 ROUNDED: Mapping[str, tuple[float, Callable[..., Any] | None]] = {
     **dict.fromkeys(("mul", "square"), (1, None)),
@@ -253,14 +253,14 @@ ROUNDED: Mapping[str, tuple[float, Callable[..., Any] | None]] = {
     "tanh_backward": (2, _tanh_backward),
     "linspace": (2, None),
 }
-"""By operation: its error in units of roundoff of the result, and what comes to that of its terms."""
+"""Per operation: its error in units of roundoff of the result, and of its terms."""
 
 
 class Roundings(TorchDispatchMode):
     """Displaces every operation's result by its rounding error in ``dtype``, with random signs.
 
     Raises:
-        NotImplementedError: an operation whose rounding is not known.
+        NotImplementedError: an operation whose rounding is not in the table.
     """
 
     def __init__(self, dtype: torch.dtype, seed: int) -> None:
@@ -279,13 +279,13 @@ class Roundings(TorchDispatchMode):
         results = out if isinstance(out, (list, tuple)) else args[0] if out is None else [out]
         terms = more[0] if more and isinstance(more[0], (list, tuple)) else more * len(results)
         for k, result in enumerate(results):
-            counter = result.ndim == 0 and result.is_floating_point() and result.item().is_integer()  # it is exact
+            counter = result.ndim == 0 and result.is_floating_point() and result.item().is_integer()  # exact
             if result.is_floating_point() and result.numel() and not counter:
                 self._displace(result, units, terms[k] if terms else None)
         return out
 
     def _displace(self, result: Tensor, units: float, terms: Any) -> None:
-        # In its own precision a displacement by u is lost in rounding to even: by two, it is not.
+        # In the same precision, a displacement by u is lost in rounding to even; a displacement by 2u is not.
         scale = unit(self.dtype) * (2 if result.dtype == self.dtype else 1)
         signs = _signs(result, self.mix).to(result)
         if terms is not None:
@@ -297,20 +297,20 @@ class Roundings(TorchDispatchMode):
 
 @functools.cache
 def _rounding(func: Any) -> tuple[float, Callable[..., Any] | None, bool] | None:
-    """Units of roundoff, those of its terms, and whether it is an operation over lists; None if it is exact."""
+    """Roundoff units of the result, of its terms, and whether it operates on lists; None if it is exact."""
     name = func.overloadpacket.__name__
     op = name.removeprefix("_foreach_").strip("_")
     if op in ROUNDED:
         return *ROUNDED[op], name.startswith("_foreach_")
     if op in EXACT:
         return None
-    raise NotImplementedError(f"{name}: its rounding is not known here.")
+    raise NotImplementedError(f"{name}: its rounding is not in the table.")
 
 
 def _signs(values: Tensor, mix: int) -> Tensor:
-    """Random signs that depend on the values alone: one operation on the same numbers rounds the same way twice.
+    """Random signs that depend only on the values: the same operation on the same numbers rounds the same way twice.
 
-    VeLO subtracts a running minimum from an average that often is the minimum; their roundings have to cancel.
+    VeLO subtracts a running minimum from an average that often equals the minimum; their roundings must cancel.
     """
     bits = values.double().view(torch.int64)
     return ((bits * mix) >> 63).mul_(2).add_(1).double()
@@ -325,34 +325,34 @@ def _sizes(of_terms: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], l
 
 
 class Simulation(NamedTuple):
-    """A run, and how far roundings displace it."""
+    """A run with its simulated displacements."""
 
     truth: list[Tensor]
     draws: list[list[Tensor]]
 
     def distance(self, k: int, norm: float = math.inf) -> float:
-        """The largest norm of a displacement of result ``k``, finite elements only, times :data:`SAFETY`."""
+        """:data:`SAFETY` times the largest norm of a displacement of result ``k``, finite elements only."""
         return SAFETY * max(size(draw[k] - self.truth[k], norm) for draw in self.draws)
 
 
 def size(x: Tensor, norm: float = math.inf) -> float:
-    """A norm of the finite elements of ``x``; 0 if there are none."""
+    """A norm of the finite elements of ``x``; 0 if it has none."""
     finite = x.detach().double()[x.isfinite()]
     return torch.linalg.vector_norm(finite, norm).item() if finite.numel() else 0.0
 
 
 def draws_for(elements: int) -> int:
-    """Runs to simulate: the few elements of a small result may all be lucky, those of a large one average out."""
+    """Number of simulated runs: a small result needs more, since its few elements may all be displaced little."""
     return 4 if elements < 1000 else 2 if elements < 10_000 else 1
 
 
 def simulate(run: Callable[[], Sequence[Tensor]], dtype: torch.dtype = torch.float32, draws: int = 4) -> Simulation:
-    """Run ``run`` undisturbed and ``draws`` times with the roundings of ``dtype``.
+    """Run ``run`` undisturbed, and ``draws`` times with the roundings of ``dtype``.
 
     Args:
         run: computes in float64, from copies of its inputs, and returns tensors.
         dtype: the precision whose roundings are simulated.
-        draws: simulated runs.
+        draws: number of simulated runs.
     """
 
     def copies() -> list[Tensor]:

@@ -1,7 +1,7 @@
-"""Stand-ins for the groups' packages: their interfaces, our reference's numbers. They test the plumbing, not a rule.
+"""Stand-ins for the groups' packages: their interfaces, our reference's numbers. They test plumbing, not a rule.
 
-What they share with the originals is what a caller sees: modules, names, arguments, and that the LSTM's state in theta
-is a class of its own, so that a theta as read from a file does not serve as it is.
+They copy what a caller sees of the originals: modules, names, arguments, and the separate class of the LSTM's state in
+theta, because of which a theta cannot be used as read from a file.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ MODULES = {
     "celo/optimizers/celo_adam.py": CELO_ADAM,
     "celo2_optax.py": CELO2,
 }
-"""What the packages hold, by path."""
+"""The packages' contents, by path."""
 
 
 @contextmanager
 def importable(site: Path, modules: Mapping[str, str], versions: Mapping[str, str] | None = None) -> Iterator[None]:
-    """These modules, and no other of the three packages; distributions with ``versions``."""
+    """Make only these modules of the three packages importable; ``versions`` sets their distributions."""
     for path, text in modules.items():
         (site / path).parent.mkdir(parents=True, exist_ok=True)
         (site / path).write_text(text)
-        for folder in list(Path(path).parents)[:-1]:  # without, a package that is installed comes first
+        for folder in list(Path(path).parents)[:-1]:  # otherwise an installed package would take precedence
             (site / folder / "__init__.py").touch()
     for name, version in (versions or {}).items():
         info = site / f"{name}-{version}.dist-info"
@@ -96,9 +96,9 @@ class State(NamedTuple):
 
 
 class LearnedOptimizer:
-    """One of ``learned_optimization``'s, by the reference of ``family``.
+    """One of ``learned_optimization``'s optimizers, computed by the reference of ``family``.
 
-    ``settled`` are fields of the behaviour that the original does not take; ``off`` makes each step that much longer.
+    ``settled`` holds behavior fields that the original has no argument for; ``off`` lengthens each step by that factor.
     """
 
     family: str
@@ -148,7 +148,7 @@ class Optimizer:
 
 
 def scale_by_celo2(theta: Mapping[str, Any], **config: Any) -> Any:
-    """``celo2_optax``'s transformation: the step alone, without lr and decay, of the parameters that are its own."""
+    """``celo2_optax``'s transformation of the parameters it owns: the step alone, without lr and decay."""
     import optax
 
     from pylo_zoo.reference import build
@@ -167,12 +167,12 @@ def scale_by_celo2(theta: Mapping[str, Any], **config: Any) -> Any:
     return optax.GradientTransformation(lambda params: reference.init(own(params)), update)
 
 
-def split(family: str, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Arguments as the records that they are fields of; one too many is an error, as in any constructor."""
+def split(family: str, arguments: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Distribute arguments over the records that have them as fields; an unknown one is an error."""
     from pylo_zoo.reference import FAMILIES
 
     kinds = {"architecture": FAMILIES[family].architecture, "behavior": FAMILIES[family].behavior}
     names = {what: {field.name for field in dataclasses.fields(kind)} for what, kind in kinds.items()}
-    if unknown := set(given) - names["architecture"] - names["behavior"]:
+    if unknown := set(arguments) - names["architecture"] - names["behavior"]:
         raise TypeError(f"got unexpected keyword arguments {sorted(unknown)}")
-    return {what: {name: given[name] for name in own if name in given} for what, own in names.items()}
+    return {what: {name: arguments[name] for name in own if name in arguments} for what, own in names.items()}

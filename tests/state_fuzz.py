@@ -1,11 +1,11 @@
 """Mutates parameters, gradients, state and groups at random between steps: ``python tests/state_fuzz.py --steps N``.
 
-After each mutation, a step must either raise a ZooError and leave every parameter, state tensor and group as it was, or
+After each mutation, a step must either raise a ZooError and leave every parameter, state tensor and group unchanged, or
 compute what the eager implementation computes from the same tensors.
 
-Truth is eager in float64. A step may be as far from it as four times eager in float32 (the same arithmetic in another
-order; Newton–Schulz and cancellation amplify both alike), or as 1e-5 of the movement (some forty products, each
-rounded to 6e-8, through three layers), after one rounding of the parameter to its own dtype.
+The truth is eager in float64. A step may differ from it by four times the error of eager float32 (the same arithmetic
+in another order; Newton–Schulz and cancellation amplify both alike), or by 1e-5 of the movement (about forty products,
+each rounded to 6e-8, through three layers), plus one rounding of the parameter to its dtype.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from pylo_zoo.optim.contract import wide_value
 SHAPES = ((), (7,), (1,), (6, 4), (9, 9), (8, 4, 3, 3), (3, 6, 4), (300,), (0, 3), (5, 1))
 FACTOR, OF_MOVEMENT, OF_STATE = 4.0, 1e-5, 1e-6
 OVERFLOW = torch.finfo(torch.float32).max * 1e-3
-"""The smallest ``1 − β`` is 1e-3: a moment over this was made of a square over float32's largest number."""
+"""The smallest ``1 − β`` is 1e-3: a larger moment came from a square over float32's maximum."""
 
 
 class Wrong(AssertionError):
-    """A step wrote something and raised, raised something other than ZooError, or differs from eager."""
+    """A step wrote something and raised, raised an error other than ZooError, or differs from eager."""
 
 
 class Run:
@@ -84,7 +84,7 @@ class Run:
         return state, self.rng.choice(sorted(state))
 
     def refresh(self) -> None:
-        """New gradients, sometimes none, in the parameters' shapes; and a loss."""
+        """New gradients in the parameters' shapes, sometimes none, and a loss."""
         for p in self.params:
             if p.is_floating_point() and not p.is_meta:
                 p.grad = None
@@ -97,12 +97,12 @@ class Run:
 
 
 def strided(x: Tensor) -> Tensor:
-    """Equal values with other strides, where the shape allows any."""
+    """Equal values with other strides, if the shape allows any."""
     return x.mT.contiguous().mT if x.ndim >= 2 else torch.stack([x, x], -1)[..., 0]
 
 
 def shifted(x: Tensor) -> Tensor:
-    """Equal values, contiguous, at an address that is not aligned."""
+    """Equal values, contiguous, at an unaligned address."""
     flat = torch.empty(x.numel() + 3, dtype=x.dtype)
     return flat[3:].view(x.shape).copy_(x)
 
@@ -161,23 +161,23 @@ def assign_gradient(run: Run) -> None:
 
 
 def change_state(run: Run) -> None:
-    found = run.one_entry()
-    if found is not None and isinstance(found[0][found[1]], Tensor):
-        state, name = found
+    result = run.one_entry()
+    if result is not None and isinstance(result[0][result[1]], Tensor):
+        state, name = result
         state[name] = changed(run, state[name])
 
 
 def change_state_data(run: Run) -> None:
-    found = run.one_entry()
-    if found is not None and isinstance(found[0][found[1]], Tensor):
-        state, name = found
+    result = run.one_entry()
+    if result is not None and isinstance(result[0][result[1]], Tensor):
+        state, name = result
         state[name].data = changed(run, state[name])
 
 
 def break_state(run: Run) -> None:
-    found = run.one_entry()
-    if found is not None:
-        state, name = found
+    result = run.one_entry()
+    if result is not None:
+        state, name = result
         state[name] = run.rng.choice((None, 3, 0.5, "text", [1.0]))
         if run.rng.random() < 0.3:
             del state[name]
@@ -261,7 +261,7 @@ def _through_file(optimizer: Any) -> Any:
 
 
 def load_changed(run: Run) -> None:
-    """A state of equal values with other strides; or a changed one, which loads or is refused whole."""
+    """Load a state of equal values with other strides, or a changed one, which loads or is refused as a whole."""
     saved = copy.deepcopy(run.optimizer.state_dict())
     one = run.rng.random() < 0.5
     for state in saved["state"].values():
@@ -273,7 +273,7 @@ def load_changed(run: Run) -> None:
         run.optimizer.load_state_dict(saved)
     except ZooError:
         if snapshot(run.optimizer) != before:
-            raise Wrong("a refused state was half loaded") from None
+            raise Wrong("a refused state was partly loaded") from None
 
 
 MUTATIONS = (
@@ -283,11 +283,11 @@ MUTATIONS = (
 )
 
 
-# --- the verdict -----------------------------------------------------------------------------------------------------
+# --- checking a step -------------------------------------------------------------------------------------------------
 
 
 def snapshot(optimizer: Any) -> Any:
-    """Everything that a step may write, bit for bit."""
+    """A bitwise copy of everything that a step may write."""
     states = [_bits(optimizer.state[p]) if optimizer.state.get(p) else None for p in owned(optimizer)]
     groups = [{k: _bits(v) for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     return [_bits(p) for p in owned(optimizer)], states, groups, optimizer.skipped_steps
@@ -347,7 +347,7 @@ def twin(run: Run, dtype: torch.dtype | None) -> Any:
 
 
 def is_left_out(run: Run, p: Tensor) -> bool:
-    """Whether no step reads ``p``: it has no elements, or no gradient now and none that waits."""
+    """Whether no step reads ``p``: it has no elements, or neither a gradient nor accumulated gradients."""
     banked = (run.optimizer.state.get(p) or {}).get("banked")
     waits = (
         isinstance(banked, Tensor)
@@ -366,13 +366,13 @@ def _copied(value: Any, dtype: torch.dtype | None) -> Any:
 
 
 def step(run: Run, ran: Counter[str]) -> bool:
-    """One judged step; False if it was refused."""
+    """Take and check one step; False if it was refused."""
     before = snapshot(run.optimizer)
     loss = run.loss if run.name in CONTROLLED else None
     reason: Exception | None = None
     try:
         references = twin(run, None), twin(run, torch.float64)
-    except Exception as error:  # of what cannot be copied nothing may be computed either
+    except Exception as error:  # if a tensor cannot be copied, nothing may be computed from it
         references, reason = None, error
     start = [p.detach().double().clone() for p in owned(references[1])] if references else []
     try:
@@ -399,7 +399,7 @@ def _compare(run: Run, eager: Any, truth: Any, start: Sequence[Tensor]) -> None:
     together = zip(owned(run.optimizer), owned(eager), owned(truth), start, strict=True)
     stepped = [each for each in together if not is_left_out(run, each[0])]
     squares = sum(float(_finite(t - old, t).square().sum()) for _, _, t, old in stepped)
-    typical = math.sqrt(squares / max(1, sum(p.numel() for p, *_ in stepped)))  # one element's terms may cancel
+    typical = math.sqrt(squares / max(1, sum(p.numel() for p, *_ in stepped)))  # terms of one element may cancel
     for p, q, t, old in stepped:
         movement = max(float(_finite(t - old, t).norm()), typical * math.sqrt(p.numel()))
         rounding = torch.finfo(p.dtype).eps * float(_finite(t, t).norm())
@@ -420,12 +420,12 @@ def _close(what: str, got: Tensor, eager: Tensor, truth: Tensor, floor: float) -
     if got.shape != eager.shape or got.dtype != eager.dtype:
         raise Wrong(f"{what}: {got.dtype} {tuple(got.shape)}, eager has {eager.dtype} {tuple(eager.shape)}")
     got, eager, truth = got.double(), eager.double(), truth.double()
-    # Products at the edge of float32, such as (1 - β)·g², overflow in one order and not in another.
+    # Products at the edge of float32, such as (1 - β)·g², overflow in one order but not in another.
     overflown = truth.isfinite() & (got.isfinite() != eager.isfinite())
     if (overflown & ~(truth.abs() > OVERFLOW)).any() or (
         ~truth.isfinite() & (got.isfinite() != eager.isfinite())
     ).any():
-        raise Wrong(f"{what}: other elements than eager's are not finite")
+        raise Wrong(f"{what}: the non-finite elements differ from eager's")
     finite = got.isfinite() & eager.isfinite() & truth.isfinite()
     error, yardstick = (float((x - truth)[finite].norm()) for x in (got, eager))
     if error > FACTOR * yardstick + floor:
@@ -435,10 +435,10 @@ def _close(what: str, got: Tensor, eager: Tensor, truth: Tensor, floor: float) -
 def fuzz(
     steps: int, seed: int, names: Sequence[str] = tuple(TABLE), backends: Sequence[str] = ("fused", "eager")
 ) -> Counter[str]:
-    """Run ``steps`` mutated steps; counts of what became of them.
+    """Run ``steps`` mutated steps; return counts of their outcomes.
 
     Raises:
-        Wrong: with the seed and the mutations that led there.
+        Wrong: with the seed and the mutations that led to it.
     """
     rng, ran = random.Random(seed), Counter[str]()
     done = 0
@@ -451,7 +451,7 @@ def fuzz(
 
 
 def episode(name: str, backend: str, seed: int, ran: Counter[str]) -> int:
-    """Mutate and step one optimizer until a step is refused, eight times at most; how many steps it took."""
+    """Mutate and step one optimizer until a step is refused, at most eight times; return the number of steps."""
     rng = random.Random(seed)
     run = Run(name, backend, rng)
     with warnings.catch_warnings():
@@ -485,18 +485,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep-going", action="store_true", help="print what is wrong and go on")
     parser.add_argument("--fused", action="store_true", help="the fused backend alone")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rng, ran, done = random.Random(asked.seed), Counter[str](), 0
-    while done < asked.steps:
-        name, backend = rng.choice(list(TABLE)), "fused" if asked.fused else rng.choice(("fused", "eager"))
+    rng, ran, done = random.Random(arguments.seed), Counter[str](), 0
+    while done < arguments.steps:
+        name, backend = rng.choice(list(TABLE)), "fused" if arguments.fused else rng.choice(("fused", "eager"))
         try:
             done += episode(name, backend, rng.randrange(2**31), ran)
         except Wrong as error:
             ran["wrong"] += 1
             done += 1
             print(str(error)[:600], flush=True)
-            if not asked.keep_going:
+            if not arguments.keep_going:
                 raise SystemExit(1) from None
     print(f"{done} mutated steps: {ran['like eager']} like eager, {ran['wrong']} wrong, the others refused")
     raise SystemExit(bool(ran["wrong"]))

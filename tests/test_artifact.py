@@ -1,4 +1,4 @@
-"""Artifacts on disk: the same bytes each time, all or nothing, and strict when read."""
+"""Artifacts on disk: deterministic bytes, written whole or not at all, and read strictly."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ def digests(directory: Path) -> dict[str, str]:
 
 
 def round_trip(family: str, source: Path, tmp_path: Path) -> None:
-    made = convert(family, source=source)
-    read = artifact.read(artifact.write(made, tmp_path / "out"))
-    assert read.config() == made.config()
-    assert read.fingerprint == made.fingerprint
+    converted = convert(family, source=source)
+    read = artifact.read(artifact.write(converted, tmp_path / "out"))
+    assert read.config() == converted.config()
+    assert read.fingerprint == converted.fingerprint
     assert export(read) == source.read_bytes()
 
 
 @pytest.mark.parametrize("path", [*sorted(GOLDEN.glob("*/theta.state")), CELO, CELO_ADAM], ids=lambda p: p.parent.name)
-def test_every_real_checkpoint_comes_back_byte_for_byte(path: Path, tmp_path: Path) -> None:
+def test_real_checkpoints_round_trip_byte_for_byte(path: Path, tmp_path: Path) -> None:
     name = path.parent.name
     family = spec(name)["family"] if path.is_relative_to(GOLDEN) else name
     round_trip(family.replace("_", "-"), path, tmp_path)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_so_does_a_synthetic_one_of_every_family(family: str, tmp_path: Path) -> None:
+def test_synthetic_checkpoints_of_every_family_round_trip(family: str, tmp_path: Path) -> None:
     round_trip(family, write_theta(tmp_path, family), tmp_path)
 
 
 @pytest.mark.parametrize("write", [write_params, write_checkpoint])
-def test_and_googles_containers(write: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_google_containers_round_trip(write: Callable[[Path], Path], tmp_path: Path) -> None:
     round_trip("velo", write(tmp_path), tmp_path)
 
 
@@ -96,7 +96,7 @@ def test_an_existing_artifact_needs_force(tmp_path: Path, celo: Artifact) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "theta.state"]
 
 
-def test_an_empty_directory_does_not(tmp_path: Path, celo: Artifact) -> None:
+def test_an_empty_directory_needs_no_force(tmp_path: Path, celo: Artifact) -> None:
     (tmp_path / "out").mkdir()
     artifact.write(celo, tmp_path / "out")
 
@@ -110,7 +110,7 @@ def test_a_directory_with_other_things_in_it_is_never_replaced(tmp_path: Path, c
     assert [path.name for path in tmp_path.iterdir()] == ["theta.state"]
 
 
-def test_a_symbolic_link_stays_one(tmp_path: Path, celo: Artifact) -> None:
+def test_a_symbolic_link_stays_a_link(tmp_path: Path, celo: Artifact) -> None:
     artifact.write(celo, tmp_path / "real")
     (tmp_path / "link").symlink_to(tmp_path / "real")
     artifact.write(celo, tmp_path / "link", force=True, extra_files={"model.pt": b""})
@@ -146,7 +146,7 @@ def test_a_failure_leaves_the_old_artifact_and_nothing_else(
     assert digests(out) == before
 
 
-def test_parity_is_replaced_alone(tmp_path: Path, celo: Artifact) -> None:
+def test_parity_can_be_replaced_alone(tmp_path: Path, celo: Artifact) -> None:
     out = artifact.write(celo, tmp_path / "out")
     before = digests(out)
     artifact.write_parity(out, {"status": "failed"})
@@ -159,12 +159,14 @@ def test_parity_is_replaced_alone(tmp_path: Path, celo: Artifact) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_network_has_the_weights_and_no_gradients(family: str, tmp_path: Path) -> None:
-    made = convert(family, source=write_theta(tmp_path, family))
-    net = made.net()
+    converted = convert(family, source=write_theta(tmp_path, family))
+    net = converted.net()
     assert not net.training
     assert not any(parameter.requires_grad for parameter in net.parameters())
-    assert all(torch.equal(tensor, made.tensors[name]) for name, tensor in net.state_dict().items())
-    assert set(made.tensors) - set(net.state_dict()) == {name for name in made.tensors if name.startswith("unused.")}
+    assert all(torch.equal(tensor, converted.tensors[name]) for name, tensor in net.state_dict().items())
+    assert set(converted.tensors) - set(net.state_dict()) == {
+        name for name in converted.tensors if name.startswith("unused.")
+    }
 
 
 def test_changing_a_network_does_not_change_the_artifact(celo: Artifact) -> None:
@@ -183,7 +185,7 @@ def test_the_pt_file_loads_weights_only(tmp_path: Path, celo: Artifact) -> None:
     assert artifact.state_dict_file(celo) == data
 
 
-def test_the_fingerprint_follows_what_the_update_depends_on(celo: Artifact) -> None:
+def test_the_fingerprint_depends_on_everything_that_affects_the_update(celo: Artifact) -> None:
     other = {name: tensor.clone() for name, tensor in celo.tensors.items()}
     other["controller.step_size.bias"][0] += 1
     changed = [
@@ -202,24 +204,24 @@ SPOILERS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "missing key": (lambda c: c.pop("behavior"), "key 'behavior' is missing"),
     "later version": (lambda c: c.update(format_version=2), "format_version 2"),
     "unknown family": (lambda c: c.update(family="adam"), "no family 'adam'"),
-    "family that is no text": (lambda c: c.update(family=[]), r"family is \[\]"),
-    "architecture that is no object": (lambda c: c.update(architecture=3), "architecture is 3"),
+    "family that is not a string": (lambda c: c.update(family=[]), r"family is \[\]"),
+    "architecture that is not an object": (lambda c: c.update(architecture=3), "architecture is 3"),
     "unknown architecture field": (lambda c: c["architecture"].update(depth=3), "unknown field 'depth'"),
-    "unknown behaviour field": (lambda c: c["behavior"].update(exp_mlt=3), "Did you mean 'exp_mult'"),
+    "unknown behavior field": (lambda c: c["behavior"].update(exp_mlt=3), "Did you mean 'exp_mult'"),
     "wrong type": (lambda c: c["behavior"].update(exp_mult="big"), "exp_mult is 'big'"),
     "another architecture": (lambda c: c["architecture"].update(lstm_hidden_size=6), "of another shape"),
     "huge architecture": (lambda c: c["architecture"].update(lstm_hidden_size=10**18), "model.safetensors holds"),
     "unknown default": (lambda c: c["defaults"].update(momentum=0.9), "unknown field 'momentum'"),
-    "default that is no number": (lambda c: c["defaults"].update(lr="1"), "lr is '1'"),
+    "default that is not a number": (lambda c: c["defaults"].update(lr="1"), "lr is '1'"),
     "source without a hash": (lambda c: c["source"].pop("sha256"), "sha256 missing"),
     "unknown source field": (lambda c: c["source"].update(path="/home"), "unknown field 'path'"),
-    "layout that is no object": (lambda c: c["source"].update(layout=[]), r"layout is \[\]"),
+    "layout that is not an object": (lambda c: c["source"].update(layout=[]), r"layout is \[\]"),
     "converter": (lambda c: c["converter"].update(version=1), "version is 1"),
 }
 
 
 @pytest.mark.parametrize("case", SPOILERS)
-def test_a_config_that_is_off_is_refused(case: str, tmp_path: Path, celo: Artifact) -> None:
+def test_an_invalid_config_is_refused(case: str, tmp_path: Path, celo: Artifact) -> None:
     artifact.write(celo, tmp_path / "out")
     config = tmp_path / "out" / "config.json"
     content = json.loads(config.read_text())
@@ -231,20 +233,20 @@ def test_a_config_that_is_off_is_refused(case: str, tmp_path: Path, celo: Artifa
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"a": 1, "a": 2}', "\ud800", '{"a":' * 10**5], ids=range(6))
-def test_a_config_that_is_no_json_object_is_refused(text: str, tmp_path: Path, celo: Artifact) -> None:
+def test_a_config_that_is_not_a_json_object_is_refused(text: str, tmp_path: Path, celo: Artifact) -> None:
     artifact.write(celo, tmp_path / "out")
     (tmp_path / "out" / "config.json").write_text(text, encoding="utf-8", errors="surrogatepass")
     with pytest.raises(ZooError, match=r"config\.json"):
         artifact.read(tmp_path / "out")
 
 
-def test_a_directory_that_is_no_artifact_is_refused(tmp_path: Path) -> None:
+def test_a_directory_without_an_artifact_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ZooError, match="is no artifact"):
         artifact.read(tmp_path)
 
 
 @pytest.mark.parametrize("how", ["cut", "absent", "missing", "surplus", "float64", "nan"])
-def test_weights_that_are_off_are_refused(how: str, tmp_path: Path, celo: Artifact) -> None:
+def test_invalid_weights_are_refused(how: str, tmp_path: Path, celo: Artifact) -> None:
     path = artifact.write(celo, tmp_path / "out") / "model.safetensors"
     tensors = {name: tensor.clone() for name, tensor in celo.tensors.items()}
     name = "controller.step_size.bias"

@@ -1,4 +1,4 @@
-"""Backends: one run, whichever computes it, and one place where they are chosen."""
+"""Backends compute the same run, and one place chooses between them."""
 
 from __future__ import annotations
 
@@ -59,21 +59,21 @@ def run(opt: ZooOptimizer, params: list[nn.Parameter], first: int, last: int) ->
 
 
 @torch.no_grad()
-def apart(ours: list[nn.Parameter], theirs: list[nn.Parameter]) -> float:
+def relative_distance(one: list[nn.Parameter], other: list[nn.Parameter]) -> float:
     """The largest distance of two runs, relative to the parameter's own movement."""
-    moved = ((p - start).norm() for p, start in zip(theirs, parameters(), strict=True))
+    moved = ((p - start).norm() for p, start in zip(other, parameters(), strict=True))
     return max(
-        float((a - b).norm() / movement) for a, b, movement in zip(ours, theirs, moved, strict=True) if movement > 0
+        float((a - b).norm() / movement) for a, b, movement in zip(one, other, moved, strict=True) if movement > 0
     )
 
 
 ALLOWED = 4
-"""Of two runs in float32, how much further one strays than the other by chance."""
+"""How much further than another a float32 run may drift by chance."""
 
 
 @torch.no_grad()
 def storage(params: list[nn.Parameter], steps: int) -> float:
-    """What rounding a parameter once a step, by random signs, costs relative to its movement."""
+    """The effect of rounding a parameter once per step with random signs, relative to its movement."""
     moved = ((p - start).norm() for p, start in zip(params, parameters(), strict=True))
     rounded = SAFETY * unit(torch.float32) * math.sqrt(steps)
     return max(float(rounded * p.norm() / each) for p, each in zip(params, moved, strict=True) if each > 0)
@@ -81,7 +81,7 @@ def storage(params: list[nn.Parameter], steps: int) -> float:
 
 @functools.cache
 def displaced(name: str, steps: int, **options: Any) -> Simulation:
-    """Eager's run in float64, and how far roundings of float32 displace it."""
+    """Eager's run in float64 with the displacement by simulated float32 roundings."""
 
     def end() -> list[nn.Parameter]:
         params = parameters(torch.float64)
@@ -91,17 +91,17 @@ def displaced(name: str, steps: int, **options: Any) -> Simulation:
     return simulate(end, draws=2)
 
 
-def check_runs(ours: Sequence[Tensor], theirs: Sequence[Tensor], of: Simulation) -> None:
-    """Each run is within the displacement of the true one; in norms, which average over elements."""
-    for k, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+def check_runs(one: Sequence[Tensor], other: Sequence[Tensor], of: Simulation) -> None:
+    """Each run is within the displacement of the exact run, in norms, which average over elements."""
+    for k, (a, b) in enumerate(zip(one, other, strict=True)):
         check(size(a - b, 2), 2 * of.distance(k, 2), f"parameter {k}")
 
 
 @pytest.mark.parametrize("name", LEARNED)
-def test_a_run_drifts_no_further_than_rounding(name: str) -> None:
-    """200 steps. A step of rounding grows through ReLU's kinks and, in CELO2, through Newton–Schulz, which lifts small
-    singular values: what float32 does to the plain text itself, against float64, is the yardstick."""
-    found = {}
+def test_runs_drift_no_further_than_rounding(name: str) -> None:
+    """200 steps. ReLU's kinks amplify a rounding error, and so does CELO2's Newton–Schulz, which lifts small singular
+    values. The bound is therefore the drift of eager float32 from float64."""
+    results = {}
     for backend, dtype in (("eager", torch.float32), ("fused", torch.float32), ("eager", torch.float64)):
         params = parameters(dtype)
         run(
@@ -110,20 +110,20 @@ def test_a_run_drifts_no_further_than_rounding(name: str) -> None:
             0,
             200,
         )
-        found[backend, dtype] = [nn.Parameter(p.detach().double()) for p in params]
-    truth = found["eager", torch.float64]
-    fused, eager = (apart(found[backend, torch.float32], truth) for backend in ("fused", "eager"))
-    # ALLOWED times what eager float32 strays on this machine; what hardly strays differs by roundings of p alone.
+        results[backend, dtype] = [nn.Parameter(p.detach().double()) for p in params]
+    truth = results["eager", torch.float64]
+    fused, eager = (relative_distance(results[backend, torch.float32], truth) for backend in ("fused", "eager"))
+    # ALLOWED times the drift of eager float32 on this machine; runs that hardly drift differ by roundings of p alone.
     check(fused, max(ALLOWED * eager, storage(truth, 200)), name)
 
 
 @pytest.mark.parametrize("name", LEARNED)
-def test_a_run_changes_backends_in_its_middle(name: str) -> None:
-    """State is the same: saved under one backend, it goes on under the other, as near to float64 as eager alone."""
+def test_a_run_can_change_backends(name: str) -> None:
+    """A state saved under one backend continues under the other, as near to float64 as eager alone."""
     whole, truth = parameters(), parameters(torch.float64)
     run(optimizer(name, whole, "eager"), whole, 0, 8)
     run(optimizer(name, truth, "eager"), truth, 0, 8)
-    bound = max(ALLOWED * apart(whole, truth), storage(truth, 8))
+    bound = max(ALLOWED * relative_distance(whole, truth), storage(truth, 8))
     for before, after in (("eager", "fused"), ("fused", "eager")):
         params = parameters()
         first = optimizer(name, params, before)
@@ -131,30 +131,30 @@ def test_a_run_changes_backends_in_its_middle(name: str) -> None:
         second = optimizer(name, params, after)
         second.load_state_dict(copy.deepcopy(first.state_dict()))
         run(second, params, 4, 8)
-        check(apart(params, truth), bound, f"{before} then {after}")
+        check(relative_distance(params, truth), bound, f"{before} then {after}")
 
 
 @pytest.mark.parametrize("name", LEARNED)
-def test_sixteen_bits_master_copies_and_strides(name: str) -> None:
-    """Copies that kernels need are brought back: 16-bit parameters, master copies, channels_last."""
+def test_16_bit_parameters_master_weights_and_strides(name: str) -> None:
+    """Results of the kernels' copies are written back: 16-bit parameters, master weights, channels_last."""
     for options, dtype in (({}, torch.bfloat16), ({"master_weights": True}, torch.bfloat16), ({}, torch.float32)):
-        found = []
+        results = []
         for backend in ("eager", "fused"):
             params = parameters(dtype)
             params[5].data = params[5].data.to(memory_format=torch.channels_last)
             opt = optimizer(name, params, backend, **options)
             run(opt, params, 0, 5)
-            found.append([p.detach().float() for p in params])
+            results.append([p.detach().float() for p in params])
             assert params[5].is_contiguous(memory_format=torch.channels_last)
-        # Of 16 bits, the last one may be rounded the other way in each of five steps, or once from a master copy.
+        # In 16 bits, the last bit may be rounded differently in each of five steps, or once from a master copy.
         last_bits = gamma(2 * 5, dtype) if dtype == torch.bfloat16 else 0.0
         of = displaced(name, 5)
-        for k, (fused, eager) in enumerate(zip(found[1], found[0], strict=True)):
+        for k, (fused, eager) in enumerate(zip(results[1], results[0], strict=True)):
             check_close(fused, eager, last_bits * eager.abs() + 2 * of.distance(k), f"{options} {dtype} {k}")
 
 
 @pytest.mark.parametrize("name", LEARNED)
-def test_fused_steps_are_the_same_bits_again(name: str) -> None:
+def test_fused_steps_are_deterministic(name: str) -> None:
     runs = []
     for _ in range(2):
         params = parameters()
@@ -163,8 +163,8 @@ def test_fused_steps_are_the_same_bits_again(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-def test_fused_takes_the_kernels_and_eager_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests above would pass if nothing were fused."""
+def test_fused_uses_the_kernels_and_eager_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests above would also pass if nothing were fused."""
     kernels: Any = kernels_for("fused", CPU)
     calls: list[int] = []
     advance = type(kernels).advance
@@ -182,7 +182,7 @@ def test_fused_takes_the_kernels_and_eager_does_not(monkeypatch: pytest.MonkeyPa
     calls.clear()
     params = parameters(torch.float64)
     run(optimizer("VeLO", params, "fused"), params, 0, 1)
-    assert not calls, "float64 is the plain text's"
+    assert not calls, "float64 runs eager"
 
 
 @pytest.mark.parametrize("backend", ["auto", "fused"])
@@ -209,8 +209,8 @@ def test_a_compiled_step_is_the_same_run(backend: str) -> None:
     check_runs(params, eager, simulate(without_loss, draws=2))
 
 
-def test_parts_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eager takes a large parameter in parts; in very small ones here."""
+def test_a_step_in_parts_equals_a_whole_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eager splits a large parameter; here into very small parts."""
     for name in LEARNED:
         whole, parts = parameters(), parameters()
         run(optimizer(name, whole, "eager"), whole, 0, 5)
@@ -222,7 +222,7 @@ def test_parts_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["AdafacLO", "CELO2-base", "ELO"])
 def test_the_default_device_does_not_matter(name: str) -> None:
-    """Kernels are handed pointers: memory of another device would not be theirs."""
+    """Kernels receive raw pointers, so all memory must be on the parameter's device."""
     params, same = parameters(), parameters()
     one, other = optimizer(name, params, "fused"), optimizer(name, same, "fused")
     run(one, params, 0, 1)
@@ -237,7 +237,7 @@ def test_the_default_device_does_not_matter(name: str) -> None:
 
 @pytest.mark.parametrize("name", LEARNED)
 def test_the_default_dtype_does_not_matter(name: str) -> None:
-    found = []
+    results = []
     for dtype in (torch.float32, torch.bfloat16):
         params, loss = parameters(), torch.tensor(1.0)
         for p, g in zip(params, gradients(0), strict=True):
@@ -247,14 +247,14 @@ def test_the_default_dtype_does_not_matter(name: str) -> None:
             optimizer(name, params, "fused", lr=1e-3 / 3).step(loss)
         finally:
             torch.set_default_dtype(torch.float32)
-        found.append(params)
-    check_runs(found[0], found[1], displaced(name, 1, lr=1e-3 / 3))
+        results.append(params)
+    check_runs(results[0], results[1], displaced(name, 1, lr=1e-3 / 3))
 
 
 @pytest.mark.parametrize("backend", ["eager", "fused"])
 @pytest.mark.parametrize("name", LEARNED)
-def test_autograd_sees_the_step(name: str, backend: str) -> None:
-    """A second backward through a graph that saved the old value is an error, as after a step of torch's own."""
+def test_autograd_notices_the_step(name: str, backend: str) -> None:
+    """A second backward through a graph that saved the old value is an error, as after a step of a torch optimizer."""
     params = parameters()
     opt = optimizer(name, params, backend)
     saved = [(p * p).sum() for p in params]
@@ -269,7 +269,7 @@ def test_an_unknown_backend_is_refused() -> None:
         optimizer("VeLO", parameters(), "triton")
 
 
-def test_auto_says_once_what_it_takes(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_logs_once_what_runs_fused(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pylo_zoo.kernels, "_told", set())
     with caplog.at_level(logging.INFO, logger="pylo_zoo"):
         for _ in range(2):
@@ -298,7 +298,7 @@ def test_fused_without_kernels_is_refused_when_the_optimizer_is_built(monkeypatc
         with pytest.raises(ZooError, match="not possible on cpu: There is no C\\+\\+ compiler"):
             optimizer(name, parameters(), "fused")
     optimizer("ELO", parameters(), "auto")
-    optimizer("ELO", parameters(torch.float64), "fused")  # which is plain torch's anyway
+    optimizer("ELO", parameters(torch.float64), "fused")  # already plain torch
     optimizer("ELO", [nn.Parameter(p.to("meta")) for p in parameters()], "fused")
     assert pickle.loads(pickled).backend == "fused"
 

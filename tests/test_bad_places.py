@@ -1,4 +1,4 @@
-"""Places that refuse: unreadable, unwritable, full, looping, or closed; and processes that are killed on the way."""
+"""Unreadable, unwritable, full, looping and closed places, and processes that are killed on the way."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pylo_zoo.files import left_behind
 
 PROGRAM = (sys.executable, "-c", "from pylo_zoo.cli import main; main()")
 as_root = pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root, and Windows, pass over a file's mode"
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root and Windows ignore a file's mode"
 )
 
 
@@ -33,7 +33,7 @@ def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.fixture
-def made(capsys: Capture, tmp_path: Path) -> Path:
+def artifact_directory(capsys: Capture, tmp_path: Path) -> Path:
     """An artifact's directory."""
     assert run("convert", "elo", "--source", write_theta(tmp_path, "elo"), "--no-verify", "-q") == 0
     capsys.readouterr()
@@ -41,7 +41,7 @@ def made(capsys: Capture, tmp_path: Path) -> Path:
 
 
 def refusing(monkeypatch: pytest.MonkeyPatch, what: str, number: int, below: Path) -> None:
-    """Let ``Path.what`` and ``os.what`` fail for paths at and below ``below``."""
+    """Make ``Path.what`` and ``os.what`` fail for ``below`` and paths under it."""
 
     def refusing_one(real: Callable[..., Any]) -> Callable[..., Any]:
         def refuse(path: Any, *arguments: Any, **options: Any) -> Any:
@@ -59,7 +59,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch, what: str, number: int, below: Pat
 
 
 @as_root
-def test_an_unreadable_source_by_its_mode(capsys: Capture, tmp_path: Path) -> None:
+def test_a_source_without_read_permission(capsys: Capture, tmp_path: Path) -> None:
     write_theta(tmp_path, "elo").chmod(0)
     assert "Permission denied" in refused(capsys, "convert", "elo", "--source", "theta.state")
 
@@ -75,7 +75,7 @@ def test_an_unreadable_source(
     assert "permissions" in said
 
 
-def test_a_folder_that_may_not_be_entered(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_search_permission(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_theta(tmp_path, "elo")
     refusing(monkeypatch, "stat", errno.EACCES, path)
     assert "theta.state cannot be read" in refused(capsys, "inspect", path)
@@ -97,7 +97,7 @@ def test_a_file_where_the_output_folder_should_be(capsys: Capture, tmp_path: Pat
     assert Path("file").read_text() == "mine"
 
 
-def test_an_unwritable_cache_is_named_by_its_variable(
+def test_an_unwritable_cache_error_names_the_variable(
     capsys: Capture, tmp_path: Path, zoo_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_theta(tmp_path, "elo")
@@ -117,7 +117,7 @@ def test_a_cache_that_is_a_file(capsys: Capture, tmp_path: Path, monkeypatch: py
 
 
 class FullDisk:
-    """A disk that refuses the ``at``-th write, or the ``at``-th sync, and all that follow."""
+    """A disk that refuses the ``at``-th write or sync and all later ones."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, what: str, at: int) -> None:
         self.calls, self.at = 0, at
@@ -135,16 +135,16 @@ class FullDisk:
         monkeypatch.setattr(owner, what, counted)
 
 
-def fill(what: str, command: Callable[[], None], unharmed: Callable[[], None]) -> int:
-    """Run ``command`` on disks that are full earlier and later, until one has room; how many had none."""
+def fill(what: str, command: Callable[[], None], check_unchanged: Callable[[], None]) -> int:
+    """Run ``command`` on disks that fill up later and later until it succeeds; return the number of failures."""
     for at in range(1, 30):
         with pytest.MonkeyPatch.context() as patch:
             disk = FullDisk(patch, what, at)
             command()
         if disk.calls < at:
             return at - 1
-        unharmed()
-    raise AssertionError("it never ends")
+        check_unchanged()
+    raise AssertionError("the command never succeeded")
 
 
 def until_it_works(capsys: Capture, *words: object) -> Callable[[], None]:
@@ -167,38 +167,40 @@ def test_convert_on_a_full_disk(capsys: Capture, tmp_path: Path, zoo_home: Path,
     path = write_theta(tmp_path, "elo")
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
 
-    def unharmed() -> None:
+    def check_unchanged() -> None:
         assert not list(Path("zoo").glob("**/*")) or artifact.read("zoo/elo")
         folder = zoo_home / "sources" / sha256
         assert not folder.exists() or not list(folder.iterdir()) or cached_source(sha256)
         assert [path for path in [*tmp_path.rglob("*"), *zoo_home.rglob("*")] if left_behind(path.name)] == []
-        shutil.rmtree(folder, ignore_errors=True)  # so that every run writes it
+        shutil.rmtree(folder, ignore_errors=True)  # so every run writes it
 
     words = ["convert", "elo", "--source", path, "--no-verify", "-q", "--format", "pt", "--force"]
-    assert fill(what, until_it_works(capsys, *words), unharmed) >= times
+    assert fill(what, until_it_works(capsys, *words), check_unchanged) >= times
 
 
 @pytest.mark.parametrize("what", ["write_bytes", "fsync"])
-def test_export_on_a_full_disk(made: Path, capsys: Capture, what: str) -> None:
+def test_export_on_a_full_disk(artifact_directory: Path, capsys: Capture, what: str) -> None:
     Path("out.state").write_text("old")
 
-    def unharmed() -> None:
+    def check_unchanged() -> None:
         assert Path("out.state").read_bytes() in (b"old", Path("theta.state").read_bytes())
         assert sorted(path.name for path in Path().iterdir()) == ["out.state", "theta.state", "zoo"]
 
-    words = ["export", made, "--out", "out.state", "--force"]
-    assert fill(what, until_it_works(capsys, *words), unharmed) >= 1
+    words = ["export", artifact_directory, "--out", "out.state", "--force"]
+    assert fill(what, until_it_works(capsys, *words), check_unchanged) >= 1
 
 
 @pytest.mark.parametrize("what", ["write_bytes", "fsync"])
-def test_verify_on_a_full_disk(made: Path, capsys: Capture, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_on_a_full_disk(
+    artifact_directory: Path, capsys: Capture, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     passing(monkeypatch)
 
-    def unharmed() -> None:
-        assert json.loads((made / artifact.PARITY).read_text())["status"] in ("not_run", "passed")
-        assert sorted(digests(made)) == ["config.json", "model.safetensors", "parity.json"]
+    def check_unchanged() -> None:
+        assert json.loads((artifact_directory / artifact.PARITY).read_text())["status"] in ("not_run", "passed")
+        assert sorted(digests(artifact_directory)) == ["config.json", "model.safetensors", "parity.json"]
 
-    assert fill(what, until_it_works(capsys, "verify", made), unharmed) >= 1
+    assert fill(what, until_it_works(capsys, "verify", artifact_directory), check_unchanged) >= 1
 
 
 # --- SIGKILL -----------------------------------------------------------------------------------------------------
@@ -229,7 +231,7 @@ main(sys.argv[5:])
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is unavailable")
 @pytest.mark.parametrize(
     ("owner", "name", "at", "how"),
     [
@@ -243,38 +245,38 @@ main(sys.argv[5:])
     ],
 )
 def test_a_killed_conversion_leaves_the_old_artifact_or_none(
-    made: Path, capsys: Capture, tmp_path: Path, owner: str, name: str, at: int, how: str
+    artifact_directory: Path, capsys: Capture, tmp_path: Path, owner: str, name: str, at: int, how: str
 ) -> None:
-    before = digests(made)
+    before = digests(artifact_directory)
     write_theta(tmp_path, "elo", seed=1)
     words = ["convert", "elo", "--source", "theta.state", "--no-verify", "--force", "-q"]
-    if owner == "files" or name == "rename":  # so that only the artifact's own directory is replaced
+    if owner == "files" or name == "rename":  # so only the artifact's directory is replaced
         assert run(*words[:4], "--out", "other", *words[4:]) == 0
     done = subprocess.run([sys.executable, "-c", KILLED, owner, name, str(at), how, *words], check=False)
     assert done.returncode == -9
-    assert not made.exists() or digests(made) == before
+    assert not artifact_directory.exists() or digests(artifact_directory) == before
     assert run(*words) == 0
     assert capsys.readouterr().err == ""
-    assert digests(made) != before
-    assert artifact.read(made)
+    assert digests(artifact_directory) != before
+    assert artifact.read(artifact_directory)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
-def test_what_a_killed_verify_leaves_is_in_nobodys_way(made: Path, capsys: Capture) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is unavailable")
+def test_leftovers_of_a_killed_verify_do_no_harm(artifact_directory: Path, capsys: Capture) -> None:
     code = "import sys; from pathlib import Path; from pylo_zoo import artifact; artifact.write_parity(sys.argv[1], {})"
     kill = "import os; from pylo_zoo import files; files.sync = lambda path: os.kill(os.getpid(), 9); "
-    assert subprocess.run([sys.executable, "-c", kill + code, str(made)], check=False).returncode == -9
-    assert any(left_behind(path.name) for path in made.iterdir())
-    assert artifact.read(made)
+    assert subprocess.run([sys.executable, "-c", kill + code, str(artifact_directory)], check=False).returncode == -9
+    assert any(left_behind(path.name) for path in artifact_directory.iterdir())
+    assert artifact.read(artifact_directory)
     assert run("convert", "elo", "--source", "theta.state", "--no-verify", "-q", "--force") == 0
-    assert sorted(digests(made)) == ["config.json", "model.safetensors", "parity.json"]
+    assert sorted(digests(artifact_directory)) == ["config.json", "model.safetensors", "parity.json"]
     assert not any(map(left_behind, [".notes.new", "model.new-01234567", "mine.txt"]))
 
 
-# --- links, and others at work -------------------------------------------------------------------------------------
+# --- links and concurrent writers ----------------------------------------------------------------------------------
 
 
-def test_out_as_a_link_replaces_what_it_points_to(capsys: Capture, tmp_path: Path) -> None:
+def test_out_as_a_link_replaces_its_target(capsys: Capture, tmp_path: Path) -> None:
     path = write_theta(tmp_path, "elo")
     Path("real").mkdir()
     Path("link").symlink_to("real")
@@ -286,13 +288,13 @@ def test_out_as_a_link_replaces_what_it_points_to(capsys: Capture, tmp_path: Pat
     assert artifact.read("deeper/new")
 
 
-def test_out_as_a_loop(capsys: Capture, tmp_path: Path, made: Path) -> None:
+def test_out_as_a_loop(capsys: Capture, tmp_path: Path, artifact_directory: Path) -> None:
     Path("a").symlink_to("b")
     Path("b").symlink_to("a")
     for out in ("a", "a/elo"):
         words = ["convert", "elo", "--source", "theta.state", "--out", out, "--no-verify", "--force"]
         assert "symbolic links" in refused(capsys, *words)
-    assert "symbolic links" in refused(capsys, "export", made, "--out", "a", "--force")
+    assert "symbolic links" in refused(capsys, "export", artifact_directory, "--out", "a", "--force")
     refused(capsys, "inspect", "a")
     assert Path("a").is_symlink()
 
@@ -305,14 +307,14 @@ def test_out_with_dots(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["one", "theta.state", "three"]
 
 
-def test_a_name_that_no_file_system_takes(capsys: Capture, tmp_path: Path) -> None:
+def test_a_name_that_the_file_system_rejects(capsys: Capture, tmp_path: Path) -> None:
     said = refused(capsys, "convert", "elo", "--source", write_theta(tmp_path, "elo"), "--out", "x" * 300)
     assert "name too long" in said
     assert "bug" not in said
     assert "bug" not in refused(capsys, "inspect", "x" * 300)
 
 
-def test_two_processes_replace_one_artifact(tmp_path: Path) -> None:
+def test_two_processes_replace_the_same_artifact(tmp_path: Path) -> None:
     sources = []
     for seed in range(2):
         (tmp_path / str(seed)).mkdir()

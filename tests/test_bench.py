@@ -1,4 +1,4 @@
-"""The benchmark: what it counts, how it sums up, and what it says. No test asserts a time."""
+"""The benchmark: what it counts, its statistics and its output. No test asserts a time."""
 
 from __future__ import annotations
 
@@ -68,16 +68,16 @@ def test_shape_sets_have_the_stated_parameters(name: str, parameters: int, tenso
     assert (SHAPE_SETS[name].parameters, SHAPE_SETS[name].tensors) == (parameters, tensors)
 
 
-def test_parameters_are_made_as_stated() -> None:
-    made = SHAPE_SETS["tiny"].make(dtype=torch.bfloat16, seed=3)
+def test_parameters_have_the_stated_shapes() -> None:
+    params = SHAPE_SETS["tiny"].make(dtype=torch.bfloat16, seed=3)
     again = SHAPE_SETS["tiny"].make(dtype=torch.bfloat16, seed=3)
-    assert sum(p.numel() for p in made) == SHAPE_SETS["tiny"].parameters
-    for p, same in zip(made, again, strict=True):
+    assert sum(p.numel() for p in params) == SHAPE_SETS["tiny"].parameters
+    for p, same in zip(params, again, strict=True):
         assert p.grad is not None
         assert p.dtype == p.grad.dtype == torch.bfloat16
         assert torch.equal(p, same)
-    assert [group.get("rule") for group in made.groups()] == ["adamw", None]
-    assert made.groups(learned=True)[0]["rule"] == "learned"
+    assert [group.get("rule") for group in params.groups()] == ["adamw", None]
+    assert params.groups(learned=True)[0]["rule"] == "learned"
 
 
 def test_the_resnet_has_convolutions() -> None:
@@ -87,14 +87,14 @@ def test_the_resnet_has_convolutions() -> None:
 # --- figures -------------------------------------------------------------------------------------------------------
 
 
-def test_the_spread_of_made_up_figures() -> None:
-    found = measuring.spread([4.0, 1.0, 3.0, 2.0, 10.0])
-    assert (found.least, found.lower, found.median, found.upper, found.most) == (1, 2, 3, 4, 10)
+def test_the_spread_of_known_times() -> None:
+    result = measuring.spread([4.0, 1.0, 3.0, 2.0, 10.0])
+    assert (result.least, result.lower, result.median, result.upper, result.most) == (1, 2, 3, 4, 10)
     assert set(vars(measuring.spread([7.0])).values()) == {7.0}
 
 
-def test_ratios_are_of_pairs() -> None:
-    assert CELL.ratio.median == 20  # of 20, 20 and 30; the ratio of the medians would be 20 as well, not so the rest
+def test_ratios_are_taken_per_pair() -> None:
+    assert CELL.ratio.median == 20  # of 20, 20 and 30; the ratio of the medians is also 20, but the quartiles differ
     assert (CELL.ratio.upper, CELL.ratio.most, CELL.ratio.least) == pytest.approx((25, 30, 20))
     assert CELL.time.median == 4
     assert CELL.state_per_parameter == 36
@@ -107,15 +107,15 @@ def test_ratios_are_of_pairs() -> None:
 @pytest.mark.parametrize(
     ("load", "others"), [((), 0), ((0.1, 2.2), 0.2), ((1.0, 2.0), 1.0), ((0.0, 3.0), 1.0), ((0.2, 0.1), 0.2)]
 )
-def test_a_busy_machine_is_told(load: tuple[float, ...], others: float) -> None:
+def test_a_busy_machine_is_reported(load: tuple[float, ...], others: float) -> None:
     machine = replace(MACHINE, load=load)
     assert machine.others == pytest.approx(others)
     assert machine.busy == ("busy" in tables.about_machine(machine, "float32")) == (others > 0.5)
     assert replace(report_of(CELL), machine=machine).to_dict()["busy"] == machine.busy
 
 
-def test_pairs_take_turns_and_leave_the_warmup_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[str] = []
+def test_pairs_alternate_and_exclude_the_warmup(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
     clock: Iterator[float] = iter(float(i) for i in range(1000))
     monkeypatch.setattr(measuring, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     was_on = gc.isenabled()
@@ -123,20 +123,20 @@ def test_pairs_take_turns_and_leave_the_warmup_out(monkeypatch: pytest.MonkeyPat
     def seconds_of(step: object) -> float:
         assert not gc.isenabled()
         step()  # pyright: ignore[reportCallIssue]
-        return 1.0 if made[-1] == "a" else 0.5
+        return 1.0 if calls[-1] == "a" else 0.5
 
-    times = measuring.pairs(lambda: made.append("a"), lambda: made.append("b"), 4, 1e9, seconds_of)
+    times = measuring.pairs(lambda: calls.append("a"), lambda: calls.append("b"), 4, 1e9, seconds_of)
     assert gc.isenabled() == was_on
-    assert "".join(made) == "abab" + "abba" * 2
+    assert "".join(calls) == "abab" + "abba" * 2
     assert times == measuring.Times((1.0,) * 4, (0.5,) * 4)
 
 
-def test_three_pairs_are_made_whatever_the_time() -> None:
+def test_at_least_three_pairs_are_measured() -> None:
     times = measuring.pairs(lambda: None, lambda: None, 30, 0.0)
     assert len(times.ours) == len(times.reference) == measuring.LEAST_PAIRS
 
 
-def test_threads_are_as_before() -> None:
+def test_the_number_of_threads_is_restored() -> None:
     before = torch.get_num_threads()
     with measuring.threads(before + 1) as count:
         assert count == torch.get_num_threads() == before + 1
@@ -146,18 +146,18 @@ def test_threads_are_as_before() -> None:
 # --- memory --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux's own count")
-def test_the_peak_is_what_a_step_takes() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux counts the peak")
+def test_the_peak_is_the_memory_of_a_step() -> None:
     size = 64 * 1024 * 1024
     taken = memory.peak_of(lambda: torch.ones(size, dtype=torch.uint8), "cpu")
     if taken is None:
-        pytest.skip("this kernel does not let the peak be put back")
+        pytest.skip("this kernel cannot reset the peak")
     assert taken == pytest.approx(size, rel=0.2)
 
 
-def test_off_linux_nobody_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_not_measured_outside_linux(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "sys", SimpleNamespace(platform="darwin", executable=sys.executable))
-    assert memory.peak_of(lambda: pytest.fail("a step for nothing"), "cpu") is None
+    assert memory.peak_of(lambda: pytest.fail("an unnecessary step"), "cpu") is None
     assert memory.in_a_child("muon", "eager", "tiny", "cpu", "float32", 1) is None
 
 
@@ -165,7 +165,7 @@ def test_off_linux_nobody_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_every_subject_works_and_stays_finite(name: str) -> None:
+def test_every_subject_steps_and_stays_finite(name: str) -> None:
     work = SUBJECTS[name].make(SHAPE_SETS["tiny"].make(), "eager")
     for _ in range(3):
         work.step()
@@ -181,7 +181,7 @@ def test_the_backend_reaches_the_optimizer() -> None:
         assert optimizer.backend == backend  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_the_matmuls_are_those_of_newton_schulz(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_matmul_counts_are_those_of_newton_schulz(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     counts = []
@@ -258,13 +258,13 @@ def test_backends_are_measured_one_after_the_other() -> None:
     ]
 
 
-def test_what_is_left_out_is_said() -> None:
+def test_what_is_left_out_is_reported() -> None:
     found = bench(BenchPlan(("adamw", "muon"), ("tiny", "tiny"), ("fused",), 3, 1e-9, memory=False))
     assert found.cells == ()
     assert tables.absences(found) == ["tiny, adamw, muon (fused): the 1e-09 seconds were over"]
 
 
-def test_the_command_says_what_is_ahead_and_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_the_command_shows_its_plan_and_progress(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     words = (
         "bench",
         "--shapes",
@@ -278,7 +278,7 @@ def test_the_command_says_what_is_ahead_and_how_far_it_is(monkeypatch: pytest.Mo
         "--no-memory",
     )
     assert run(*words) == 0
-    assert capsys.readouterr().err == "3 to measure; --seconds ends it after 60\n", "in less than ten seconds"
+    assert capsys.readouterr().err == "3 to measure; --seconds ends it after 60\n", "takes less than ten seconds"
     monkeypatch.setattr(bench_cmd, "PLAIN", 0.0)
     assert run(*words) == 0
     assert capsys.readouterr().err.splitlines()[1:] == [
@@ -290,7 +290,7 @@ def test_the_command_says_what_is_ahead_and_how_far_it_is(monkeypatch: pytest.Mo
     assert capsys.readouterr().err == ""
 
 
-def test_numbers_that_are_none_are_reported(capsys: Capture, tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_reported(capsys: Capture, tmp_path: Path) -> None:
     write(report_of(replace(CELL, finite=False)), tmp_path / "nan.json")
     assert run("bench", "--from", tmp_path / "nan.json") == 1
     out, err = capsys.readouterr()
@@ -298,7 +298,7 @@ def test_numbers_that_are_none_are_reported(capsys: Capture, tmp_path: Path) -> 
     assert "celo2 on gpt ended in NaN" in err
 
 
-def test_a_diverging_optimizer_is_found_out() -> None:
+def test_a_diverging_optimizer_is_reported() -> None:
     parameters = SHAPE_SETS["tiny"].make()
     work = subjects.adamw(parameters, foreach=False)
     next(iter(parameters)).grad.fill_(math.nan)  # pyright: ignore[reportOptionalMemberAccess]
@@ -306,7 +306,7 @@ def test_a_diverging_optimizer_is_found_out() -> None:
     assert not work.finite
 
 
-def test_a_failure_is_reported_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_is_reported_and_the_rest_continues(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(parameters: shapes.Parameters, backend: str) -> subjects.Work:
         raise RuntimeError("no memory\nand more")
 
@@ -318,9 +318,9 @@ def test_a_failure_is_reported_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(("width", "columns"), [(80, 9), (40, 5), (10, 4), (None, 13)])
 def test_narrow_terminals_get_fewer_columns(width: int | None, columns: int) -> None:
-    found = tables.fitting([CELL], MACHINE, width)
-    assert len(found) == columns
-    assert [column.heading for column in found][:3] == ["optimizer", "backend", "ms"]
+    result = tables.fitting([CELL], MACHINE, width)
+    assert len(result) == columns
+    assert [column.heading for column in result][:3] == ["optimizer", "backend", "ms"]
 
 
 def test_figures() -> None:
@@ -334,7 +334,7 @@ def test_figures() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 1}', '{"format": 2, "machine": {}}'])
-def test_other_files_are_no_reports(text: str, tmp_path: Path, capsys: Capture) -> None:
+def test_other_files_are_refused_as_reports(text: str, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "x.json").write_text(text)
     assert "is no report" in refused(capsys, "bench", "--from", tmp_path / "x.json")
 

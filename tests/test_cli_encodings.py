@@ -1,4 +1,4 @@
-"""Terminals that are not UTF-8: every command prints all of its output, with replacements for what they lack."""
+"""Terminals that are not UTF-8: every command prints all of its output, with replacements for missing characters."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ COMMANDS = {
     "compare": ["compare", "quadratic", "--optimizers", "adamw,sgd", "--seeds", "1", "--tune", "none", *SHORT],
     "bench": ["bench", "--optimizers", "muon", "--shapes", "tiny", "--no-memory", "--backends", "eager", *FEW],
 }
-"""Each command, with names that no 8-bit encoding holds together."""
+"""Each command, with names that no single 8-bit encoding covers."""
 SLOW = {"bench", "compare"}
 FAILS = {"publish"}
-"""What ends with an error, which names what the terminal cannot show."""
+"""Commands that fail with an error that contains characters the terminal lacks."""
 
 
 class Terminal(io.TextIOWrapper):
-    """A stream as Python opens it for a terminal or a pipe of this encoding."""
+    """A stream as Python opens it for a terminal or pipe of this encoding."""
 
     def __init__(self, encoding: str, *, tty: bool, errors: str = "strict") -> None:
         super().__init__(io.BytesIO(), encoding, errors, write_through=True)
@@ -51,7 +51,7 @@ class Terminal(io.TextIOWrapper):
         return self.tty
 
     def text(self, encoding: str) -> str:
-        """All that was written, which has to be in ``encoding``."""
+        """Everything that was written, decoded with ``encoding``."""
         self.flush()
         assert isinstance(self.bytes, io.BytesIO)
         return self.bytes.getvalue().decode(encoding)
@@ -59,7 +59,7 @@ class Terminal(io.TextIOWrapper):
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkpoint with a Greek name, and the artifact ``made`` of it."""
+    """A checkpoint with a Greek name, and the artifact ``made``."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(report, "measured", lambda *words: memory.Peak(None, "not measured"))
@@ -124,14 +124,14 @@ def test_usage_errors_and_errors(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("text", "shown"), [("a…b", "a...b"), ("2 × 3", "2 x 3"), ("−1–2", "-1-2"), ("μ", "u"), ("θ", "?"), ("ok", "ok")]
 )
-def test_a_likeness(text: str, shown: str) -> None:
+def test_replacements_resemble_the_characters(text: str, shown: str) -> None:
     stream = Terminal("ascii", tty=False)
     output.encode_anything(stream)
     stream.write(text)
     assert stream.text("ascii") == shown
 
 
-def test_a_handler_that_the_user_chose_is_kept() -> None:
+def test_an_error_handler_that_the_user_chose_is_kept() -> None:
     stream = Terminal("ascii", tty=False, errors="xmlcharrefreplace")
     output.encode_anything(stream)
     stream.write("θ")
@@ -139,8 +139,8 @@ def test_a_handler_that_the_user_chose_is_kept() -> None:
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_a_process_of_its_own(encoding: str, tmp_path: Path) -> None:
-    """``python -m pylo_zoo``, with the encoding from the environment as a user gives it."""
+def test_a_separate_process(encoding: str, tmp_path: Path) -> None:
+    """Run ``python -m pylo_zoo`` with the encoding from the environment, as a user does."""
     words = [sys.executable, "-m", "pylo_zoo", "compär…"]
     ended = subprocess.run(
         words, env=os.environ | {"PYTHONIOENCODING": encoding}, cwd=tmp_path, capture_output=True, check=False

@@ -1,4 +1,4 @@
-"""The command line's manners: help, versions, exit codes, errors, and the commands that only read the registry."""
+"""The command line's conventions: help, versions, exit codes, errors, and the commands that only read the registry."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(*argv: str) -> str:
 
 
 def status_of(*argv: str) -> int:
-    """The exit status of the whole program, errors formatted."""
+    """Run the command line with error formatting; return its exit status."""
     with pytest.raises(SystemExit) as end:
         cli.main(argv)
     assert isinstance(end.value.code, int)
@@ -61,18 +61,18 @@ def test_version() -> None:
     assert run("--version") == f"pylo-zoo {pylo_zoo.__version__}\n"
 
 
-def test_list_reads_well_at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     lines = run("list").splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[0].split() == ["name", "family", "size", "licence", "trained", "from"]
-    assert len(lines) == 1 + len(NAMES), "one line each, nothing wrapped"
+    assert len(lines) == 1 + len(NAMES), "one line per entry, nothing wrapped"
     assert "…" not in "".join(lines)
     celo = next(line for line in lines if line.startswith("celo "))
     assert celo.split() == ["celo", "celo", "149", "kB", "MIT", "yes", "amoudgl"]
 
 
-def test_list_quietly_is_names() -> None:
+def test_list_quiet_prints_names() -> None:
     assert run("list", "-q").split() == NAMES
 
 
@@ -93,12 +93,12 @@ def test_info(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(data["usage"]) == 3
     text = run("info", name)
     for source in data["sources"]:
-        assert source["uri"] in text, "never broken over two lines, so that it can be copied"
+        assert source["uri"] in text, "never broken over two lines, so it can be copied"
     for line in data["usage"]:
         assert f"  {line}\n" in text
 
 
-def test_info_says_how_to_convert() -> None:
+def test_info_shows_how_to_convert() -> None:
     usage = json.loads(run("info", "velo-s", "--json"))["usage"]
     assert usage == [
         "pylo-zoo convert velo-s --out zoo/velo-s",
@@ -120,7 +120,7 @@ def test_info_says_how_to_convert() -> None:
         (["list", "--nonsense"], "No such option"),
     ],
 )
-def test_wrong_usage_is_2(argv: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_exits_with_2(argv: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(*argv) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -144,7 +144,7 @@ def test_bad_input_is_one_error_and_one_hint(capsys: pytest.CaptureFixture[str])
         (RuntimeError("boom"), "Error: Unexpected RuntimeError: boom"),
     ],
 )
-def test_a_traceback_only_when_debugging(
+def test_tracebacks_appear_only_when_debugging(
     error: Exception,
     first: str,
     failing: Callable[[BaseException], None],
@@ -162,7 +162,7 @@ def test_a_traceback_only_when_debugging(
     assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
-def test_ctrl_c_is_130(
+def test_ctrl_c_exits_with_130(
     failing: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing(KeyboardInterrupt())
@@ -183,7 +183,7 @@ def test_a_closed_pipe_is_quiet() -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    """The command line answers without torch, JAX and the Hub's client, which take seconds to import."""
+    """The command line starts without torch, JAX and the Hub's client, which take seconds to import."""
     code = """
 import atexit, sys
 heavy = {"torch", "jax", "flax", "huggingface_hub", "numpy", "safetensors", "matplotlib"}
@@ -212,7 +212,7 @@ def test_size(count: int | None, text: str) -> None:
     assert output.size(count) == text
 
 
-def test_notes_go_to_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notices_go_to_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     err = io.StringIO()
     monkeypatch.setattr(sys, "stderr", err)
     output.note("said")

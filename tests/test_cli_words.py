@@ -1,4 +1,4 @@
-"""What the command line reads and says: completion, examples, near misses, narrow terminals, and others' names."""
+"""What the command line reads and prints: completion, examples, misspellings, narrow terminals, untrusted names."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def program(*argv: str, code: str = MAIN, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command line as a process of its own."""
+    """Run the command line in a separate process."""
     env = os.environ | environment
     return subprocess.run([sys.executable, "-c", code, *argv], env=env, capture_output=True, text=True, check=False)
 
@@ -40,7 +40,7 @@ def program(*argv: str, code: str = MAIN, **environment: str) -> subprocess.Comp
 # --- completion --------------------------------------------------------------------------------------------------
 
 
-def test_the_shell_gets_a_script() -> None:
+def test_completion_prints_a_shell_script() -> None:
     done = program(_PYLO_ZOO_COMPLETE="source_bash")
     assert done.returncode == 0, done.stderr
     assert "complete -o default -F _pylo_zoo_completion pylo-zoo" in done.stdout
@@ -79,17 +79,19 @@ def test_families_are_completed_too() -> None:
 
 
 @pytest.mark.parametrize("words", [[], *([name] for name in cli.COMMANDS)])
-def test_help_reads_well_at_80_columns(words: list[str], capsys: Capture) -> None:
+def test_help_fits_80_columns(words: list[str], capsys: Capture) -> None:
     assert run(*words, "--help") == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert max(map(len, out.splitlines())) <= 80
     assert "\b" not in out
-    assert "..." not in out.replace("[ARGS]...", ""), "nothing is cut short"
+    assert "..." not in out.replace("[ARGS]...", ""), "nothing is truncated"
     _, _, examples = out.partition("Examples:\n")
     lines = [line.strip() for line in examples.splitlines() if line.strip()]
     assert lines
-    assert all(line.startswith(" ".join(["pylo-zoo", *words])) for line in lines), "a line each, none filled"
+    assert all(line.startswith(" ".join(["pylo-zoo", *words])) for line in lines), (
+        "one line per example, without reflowing"
+    )
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
@@ -97,10 +99,10 @@ def test_examples_are_commands_that_parse(name: str) -> None:
     for line in cli.COMMANDS[name][1].strip().splitlines():
         program_name, command, *arguments = shlex.split(line)
         assert (program_name, command) == ("pylo-zoo", name)
-        assert run(command, *arguments, "-h") == 0, line  # an option that is unknown, or lacks its value, is a 2
+        assert run(command, *arguments, "-h") == 0, line  # an unknown option, or one without its value, exits with 2
 
 
-# --- near misses ---------------------------------------------------------------------------------------------------
+# --- misspellings --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -113,7 +115,7 @@ def test_examples_are_commands_that_parse(name: str) -> None:
         (["export", "zoo/x"], "--out"),
     ],
 )
-def test_wrong_usage_is_2_and_says_what_was_meant(words: list[str], suggestion: str, capsys: Capture) -> None:
+def test_wrong_usage_exits_with_2_and_a_suggestion(words: list[str], suggestion: str, capsys: Capture) -> None:
     assert run(*words) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -130,7 +132,7 @@ def test_wrong_usage_is_2_and_says_what_was_meant(words: list[str], suggestion: 
         (["convert", "elo", "--source", "theta.state", "--set", "exp_mlt=1"], "'exp_mult'"),
     ],
 )
-def test_names_that_were_nearly_right(words: list[str], suggestion: str, capsys: Capture, tmp_path: Path) -> None:
+def test_misspelled_names_get_a_suggestion(words: list[str], suggestion: str, capsys: Capture, tmp_path: Path) -> None:
     write_theta(tmp_path, "elo")
     assert f"Did you mean {suggestion}?" in refused(capsys, *words)
 
@@ -155,11 +157,11 @@ def test_narrow_info_and_inspect_cut_nothing(
 ) -> None:
     path = write_theta(tmp_path, "velo")
     assert run("inspect", path, "--json") == 0
-    said = json.loads(capsys.readouterr().out)
+    output = json.loads(capsys.readouterr().out)
     monkeypatch.setenv("COLUMNS", columns)
     assert run("inspect", path) == 0
     out = capsys.readouterr().out
-    for word in [said["sha256"], *(leaf["path"] for leaf in said["leaves"])]:
+    for word in [output["sha256"], *(leaf["path"] for leaf in output["leaves"])]:
         assert word in out
     assert run("info", "velo") == 0
     assert "…" not in out + capsys.readouterr().out
@@ -172,7 +174,7 @@ def test_narrow_info_and_inspect_cut_nothing(
         ("velo", "https://storage.googleapis.com/gresearch/learned_optimization/pretrained_lopts/"),
     ],
 )
-def test_info_gives_addresses_to_paste(
+def test_info_prints_addresses_on_one_line(
     name: str, address: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
@@ -184,12 +186,12 @@ def test_info_gives_addresses_to_paste(
     assert "https://" not in capsys.readouterr().out.partition("Source")[2]
 
 
-# --- others' names -------------------------------------------------------------------------------------------------
+# --- untrusted names -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="its file systems have no such names")
+@pytest.mark.skipif(sys.platform == "win32", reason="the file system forbids such names")
 @pytest.mark.parametrize("name", [ESCAPE, NEWLINE, MARKUP, BIDI, "caf\udce9"], ids=ascii)
-def test_file_names_are_shown_and_not_obeyed(name: str, capsys: Capture, tmp_path: Path) -> None:
+def test_escapes_in_file_names_are_neutralized(name: str, capsys: Capture, tmp_path: Path) -> None:
     write_theta(tmp_path, "elo").rename(name)
     assert run("inspect", name) == 0
     out, err = capsys.readouterr()
@@ -201,8 +203,8 @@ def test_file_names_are_shown_and_not_obeyed(name: str, capsys: Capture, tmp_pat
     exported = capsys.readouterr().out
     assert len(exported.splitlines()) == 2
     Path(name).write_bytes(b"x")
-    said = refused(capsys, "inspect", name)
-    for text in (out, err, shown.out, shown.err, exported, said):
+    error = refused(capsys, "inspect", name)
+    for text in (out, err, shown.out, shown.err, exported, error):
         assert all(sign.isprintable() or sign == "\n" for sign in text)
     assert (MARKUP in out) == (name == MARKUP)
 
@@ -218,13 +220,13 @@ def test_leaf_names_are_shown_as_they_are(name: str, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize("name", [ESCAPE, NEWLINE, BIDI])
-def test_leaf_names_that_a_terminal_would_obey_are_refused(name: str, capsys: Capture) -> None:
+def test_leaf_names_with_terminal_escapes_are_refused(name: str, capsys: Capture) -> None:
     Path("theta.state").write_bytes(encode({name: np.zeros(2, np.float32)}))
     Path("theta.pickle").write_bytes(pickle.dumps({name: np.zeros(2, np.float32)}))
     np.savez("theta.npz", **{name: np.zeros(2, np.float32)})  # pyright: ignore[reportArgumentType]
     for file in ("theta.state", "theta.pickle", "theta.npz"):
-        said = refused(capsys, "inspect", file)
-        assert all(sign.isprintable() or sign == "\n" for sign in said)
+        error = refused(capsys, "inspect", file)
+        assert all(sign.isprintable() or sign == "\n" for sign in error)
 
 
 def test_printable() -> None:
@@ -232,10 +234,10 @@ def test_printable() -> None:
     assert output.printable("\u202e\udce9\x9b") == "\\u202e\\udce9\\x9b"
 
 
-# --- files that are nearly right -----------------------------------------------------------------------------------
+# --- files that are almost right -----------------------------------------------------------------------------------
 
 
-def test_trailing_bytes_are_called_that(capsys: Capture, tmp_path: Path) -> None:
+def test_trailing_bytes_are_named_in_the_error(capsys: Capture, tmp_path: Path) -> None:
     path = write_theta(tmp_path, "elo")
     path.write_bytes(path.read_bytes() + b"\0" * 1234)
     said = refused(capsys, "convert", "elo", "--source", path)
@@ -245,7 +247,7 @@ def test_trailing_bytes_are_called_that(capsys: Capture, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("family", ["celo", "velo", "mulo"])
-def test_nan_is_answered_with_its_flag(family: str, capsys: Capture) -> None:
+def test_a_nan_error_names_the_flag(family: str, capsys: Capture) -> None:
     leaves = theta(family)
     next(iter(leaves.values())).flat[0] = math.nan
     Path("theta.state").write_bytes(encode(nested(leaves)))
@@ -257,9 +259,9 @@ def test_nan_is_answered_with_its_flag(family: str, capsys: Capture) -> None:
 # --- streams -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="it has no such redirections")
+@pytest.mark.skipif(sys.platform == "win32", reason="the shell lacks these redirections")
 @pytest.mark.parametrize(
-    ("redirection", "words", "status", "said"),
+    ("redirection", "words", "status", "message"),
     [
         ("<&-", ["convert", "velo-sample", "--no-verify", "-q"], 0, ""),
         (">&-", ["convert", "velo-sample", "--no-verify", "-q"], 0, ""),
@@ -271,15 +273,15 @@ def test_nan_is_answered_with_its_flag(family: str, capsys: Capture) -> None:
         (">/dev/full", ["info", "celo", "--json"], 1, "Error: The output cannot be"),
     ],
 )
-def test_streams_that_are_closed_or_full(redirection: str, words: list[str], status: int, said: str) -> None:
+def test_streams_that_are_closed_or_full(redirection: str, words: list[str], status: int, message: str) -> None:
     if redirection == ">/dev/full" and not Path("/dev/full").exists():
-        pytest.skip("there is no /dev/full")
+        pytest.skip("/dev/full does not exist")
     script = f'exec "$@" {redirection}'
     command = ["bash", "-c", script, "bash", sys.executable, "-c", MAIN, *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == status, done.stderr
-    assert done.stderr.startswith(said)
-    assert len(done.stderr.splitlines()) == (2 if said else 0)
+    assert done.stderr.startswith(message)
+    assert len(done.stderr.splitlines()) == (2 if message else 0)
 
 
 def test_json_is_whole_or_absent(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

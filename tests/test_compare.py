@@ -1,4 +1,4 @@
-"""Comparisons from end to end, small: what is trained, what is written, and what happens when it is cut off."""
+"""Small end-to-end comparisons: what is trained, what is written, and how an interrupted one continues."""
 
 from __future__ import annotations
 
@@ -36,44 +36,44 @@ def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture
 def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare the processes that measure memory."""
+    """Skip the processes that measure memory."""
     monkeypatch.setattr(report, "measured", lambda *words: memory.Peak(None, "not measured"))
 
 
-def compared(out: Path, wanted: Wanted = WANTED, watch: running.Watch | None = None) -> report.Results:
+def run_comparison(out: Path, wanted: Wanted = WANTED, watch: running.Watch | None = None) -> report.Results:
     comparison = planned(wanted)
     running.prepare(comparison, out)
     outcomes = run_all(comparison, out, watch)
-    found = report.results(comparison, outcomes, command="pylo-zoo compare", memory=False)
-    report.write(found, outcomes, out)
-    return found
+    results = report.results(comparison, outcomes, command="pylo-zoo compare", memory=False)
+    report.write(results, outcomes, out)
+    return results
 
 
-def timeless(found: Any) -> Any:
-    """``found`` without what takes another time each time."""
-    if isinstance(found, dict):
-        return {key: timeless(value) for key, value in found.items() if key not in (*report.TIMES, "notes")}
-    return [timeless(each) for each in found] if isinstance(found, list) else found
+def without_times(results: Any) -> Any:
+    """``results`` without the fields that differ between runs."""
+    if isinstance(results, dict):
+        return {key: without_times(value) for key, value in results.items() if key not in (*report.TIMES, "notes")}
+    return [without_times(each) for each in results] if isinstance(results, list) else results
 
 
-# --- what is trained ---------------------------------------------------------------------------------------------
+# --- training ----------------------------------------------------------------------------------------------------
 
 
 def test_every_optimizer_gets_the_same_weights_and_batches() -> None:
     comparison = planned(Wanted("digits-mlp", ["adamw", "sgd", "velo-sample"], {"width": 8}, steps=3))
-    seen: list[list[torch.Tensor]] = []
+    recorded: list[list[torch.Tensor]] = []
     for entrant in comparison.entrants:
         trained = Run(comparison.task, entrant.recipe, running.TrainPlan(3, seed=1))
-        torch.rand(7)  # whatever else draws numbers
+        torch.rand(7)  # anything else that draws random numbers
         weights = [p.detach().clone() for p in trained.model.parameters()]
-        seen.append([*weights, *(each for step in range(3) for each in comparison.task.batch(1, step))])
-    for other in seen[1:]:
-        assert all(map(torch.equal, seen[0], other))
+        recorded.append([*weights, *(each for step in range(3) for each in comparison.task.batch(1, step))])
+    for other in recorded[1:]:
+        assert all(map(torch.equal, recorded[0], other))
 
 
 def test_initial_losses_are_equal_and_only_baselines_are_tuned(tmp_path: Path) -> None:
-    found = compared(tmp_path / "out")
-    adamw, sample = found["optimizers"]
+    results = run_comparison(tmp_path / "out")
+    adamw, sample = results["optimizers"]
     assert [each["initial_loss"] for each in adamw["runs"]] == [each["initial_loss"] for each in sample["runs"]]
     assert sample["tuning"] is None
     assert sample["hand_set"]
@@ -84,18 +84,20 @@ def test_initial_losses_are_equal_and_only_baselines_are_tuned(tmp_path: Path) -
     assert adamw["lr"] == tuning["lr"]
     assert adamw["cost"]["runs"] == 2 + tuning["runs"]
     assert adamw["cost"]["steps"] == 80 + tuning["steps"]
-    assert TUNING_SEED not in found["seeds"]
-    assert "hand" in " ".join(found["notes"])
+    assert TUNING_SEED not in results["seeds"]
+    assert "hand" in " ".join(results["notes"])
 
 
 def test_runs_take_turns(tmp_path: Path) -> None:
     order: list[str] = []
 
-    class Noting(Nobody):
+    class Recording(Nobody):
         def done(self, title: str, course: Course) -> None:
             order.append(title)
 
-    compared(tmp_path / "out", Wanted("quadratic", ["sgd", "adamw"], SMALL, seeds=2, steps=3, tune=[]), Noting())
+    run_comparison(
+        tmp_path / "out", Wanted("quadratic", ["sgd", "adamw"], SMALL, seeds=2, steps=3, tune=[]), Recording()
+    )
     assert [title.replace(", lr 0.03", "").replace(", lr 0.003", "") for title in order] == [
         "sgd, seed 0",
         "adamw, seed 0",
@@ -106,20 +108,20 @@ def test_runs_take_turns(tmp_path: Path) -> None:
 
 def test_a_diverging_optimizer_is_a_result(tmp_path: Path) -> None:
     wanted = Wanted("quadratic", ["adamw", "sgd"], SMALL, seeds=2, steps=40, tune=[], lrs={"sgd": 1e4})
-    found = compared(tmp_path / "out", wanted)
-    assert found["optimizers"][1]["diverged"] == 2
-    assert found["optimizers"][1]["loss"] is None
-    assert "Diverged: sgd in 2 of 2." in found["verdict"]
+    results = run_comparison(tmp_path / "out", wanted)
+    assert results["optimizers"][1]["diverged"] == 2
+    assert results["optimizers"][1]["loss"] is None
+    assert "Diverged: sgd in 2 of 2." in results["verdict"]
     assert "✕ 2 of 2" in (tmp_path / "out/report.md").read_text()
-    assert "sgd" in found["verdict"].partition("Diverged")[2]
+    assert "sgd" in results["verdict"].partition("Diverged")[2]
 
 
 # --- interruptions -----------------------------------------------------------------------------------------------
 
 
-def test_what_was_interrupted_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_an_interrupted_comparison_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
     wanted = Wanted("quadratic", ["adamw", "muon"], SMALL, seeds=2, steps=120, tune=["adamw"], tune_steps=20)
-    whole = compared(tmp_path / "whole", wanted)
+    whole = run_comparison(tmp_path / "whole", wanted)
 
     class Interrupting(Nobody):
         steps = 0
@@ -128,39 +130,39 @@ def test_what_was_interrupted_ends_as_if_it_had_not_been(tmp_path: Path) -> None
         def run(self, title: str, label: str, run: Run) -> Iterator[Callable[[Step], None]]:
             def listen(step: Step) -> None:
                 self.steps += 1
-                if self.steps == 200:  # in the middle of a run, after a checkpoint of it
+                if self.steps == 200:  # in the middle of a run, after one of its checkpoints
                     raise KeyboardInterrupt
 
             yield listen
 
     with pytest.raises(KeyboardInterrupt):
-        compared(tmp_path / "cut", wanted, Interrupting())
-    cut = compared(tmp_path / "cut", wanted)
-    assert timeless(cut) == timeless(whole)
-    assert not list((tmp_path / "cut").rglob("checkpoint.pt")), "a run that is finished needs none"
+        run_comparison(tmp_path / "cut", wanted, Interrupting())
+    cut = run_comparison(tmp_path / "cut", wanted)
+    assert without_times(cut) == without_times(whole)
+    assert not list((tmp_path / "cut").rglob("checkpoint.pt")), "a finished run needs no download"
 
     class Refusing(Nobody):
         def run(self, title: str, label: str, run: Run) -> Any:
             raise AssertionError(f"{title} was run again")
 
-    assert timeless(compared(tmp_path / "cut", wanted, Refusing())) == timeless(whole)
+    assert without_times(run_comparison(tmp_path / "cut", wanted, Refusing())) == without_times(whole)
 
 
-def test_what_is_finished_is_reported_again_as_it_was(
+def test_a_finished_comparison_is_reported_unchanged(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Machine, load, date and memory are those of the runs, not of the day on which somebody looks again."""
-    asked: list[str] = []
+    """Machine, load, date and memory are those of the runs, not of the later report."""
+    measured_optimizers: list[str] = []
 
     def measured(task: str, options: object, optimizer: str, device: str) -> memory.Peak:
-        asked.append(optimizer)
+        measured_optimizers.append(optimizer)
         return memory.Peak(7, memory.METHODS["linux"])
 
     monkeypatch.setattr(report, "measured", measured)
     words = ("compare", *TINY, "--optimizers", "adamw,velo-sample", "--out", "out")
     monkeypatch.setattr(machine, "load", lambda: 99.0)
     assert run(*words) == 0
-    assert asked == ["adamw", "velo-sample"]
+    assert measured_optimizers == ["adamw", "velo-sample"]
     capsys.readouterr()
     first = json.loads(Path("out/results.json").read_text())
     assert first["machine"]["load"] == {"min": 99.0, "max": 99.0}
@@ -171,51 +173,52 @@ def test_what_is_finished_is_reported_again_as_it_was(
     assert run(*words) == 0
     assert capsys.readouterr().err == f"finished already: {Path('out/report.html')}\n"
     assert json.loads(Path("out/results.json").read_text()) == first
-    assert len(asked) == 2, "memory is not measured again"
+    assert len(measured_optimizers) == 2, "memory is not measured again"
     assert run(*words, "--optimizers", "adamw,velo-sample,muon") == 0
     err = capsys.readouterr().err
     assert err.splitlines()[0].startswith("3 runs, 2 of them as they were found, about ")
     assert err.splitlines()[1].startswith("3/3  muon, lr 0.02, seed 0: loss ")
     grown = json.loads(Path("out/results.json").read_text())
-    assert asked[2:] == ["muon"]
+    assert measured_optimizers[2:] == ["muon"]
     assert (grown["machine"]["load"], grown["machine"]["busy_runs"]) == ({"min": 0.0, "max": 99.0}, 2)
 
 
-def test_seeds_may_be_added_and_steps_not_changed(tmp_path: Path) -> None:
+def test_seeds_can_be_added_but_steps_cannot_change(tmp_path: Path) -> None:
     wanted = Wanted("quadratic", ["adamw"], SMALL, seeds=1, steps=5, tune=[])
-    compared(tmp_path / "out", wanted)
+    run_comparison(tmp_path / "out", wanted)
     assert (
-        len(compared(tmp_path / "out", Wanted("quadratic", ["adamw"], SMALL, 2, 5, []))["optimizers"][0]["runs"]) == 2
+        len(run_comparison(tmp_path / "out", Wanted("quadratic", ["adamw"], SMALL, 2, 5, []))["optimizers"][0]["runs"])
+        == 2
     )
     with pytest.raises(ZooError, match=r"another comparison: --steps is 5 there and 6 here\. "):
-        compared(tmp_path / "out", Wanted("quadratic", ["adamw"], SMALL, 1, 6, []))
+        run_comparison(tmp_path / "out", Wanted("quadratic", ["adamw"], SMALL, 1, 6, []))
     with pytest.raises(ZooError, match=r"--tune-steps is 5 there and 3 here; --threads is 1 there and 2 here\. "):
-        compared(tmp_path / "out", Wanted("quadratic", ["adamw"], SMALL, 1, 5, [], tune_steps=3, threads=2))
+        run_comparison(tmp_path / "out", Wanted("quadratic", ["adamw"], SMALL, 1, 5, [], tune_steps=3, threads=2))
     torch.set_num_threads(1)
 
 
 def test_a_damaged_run_is_named(tmp_path: Path) -> None:
     wanted = Wanted("quadratic", ["adamw"], SMALL, seeds=1, steps=5, tune=[])
-    compared(tmp_path / "out", wanted)
+    run_comparison(tmp_path / "out", wanted)
     next((tmp_path / "out").rglob("metrics.jsonl")).write_text("{")
     with pytest.raises(ZooError, match=r"adamw-lr0\.003-seed0 is damaged"):
-        compared(tmp_path / "out", wanted)
+        run_comparison(tmp_path / "out", wanted)
 
 
-# --- what is written ---------------------------------------------------------------------------------------------
+# --- outputs -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("compare") / "out"
-    compared(out)
+    run_comparison(out)
     return out
 
 
-def test_numbers_in_markdown_are_those_of_the_results(written: Path) -> None:
-    found = json.loads((written / report.RESULTS).read_text())
-    lines = [line for line in (written / report.MARKDOWN).read_text().splitlines() if line.startswith("| ")]
-    for each, line in zip(found["optimizers"], lines[2:], strict=True):
+def test_markdown_shows_the_numbers_of_the_results(results_directory: Path) -> None:
+    results = json.loads((results_directory / report.RESULTS).read_text())
+    lines = [line for line in (results_directory / report.MARKDOWN).read_text().splitlines() if line.startswith("| ")]
+    for each, line in zip(results["optimizers"], lines[2:], strict=True):
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         assert cells[0].startswith(each["label"])
         shown = [float(value) for value in re.findall(r"\d[\d.]*(?:e-?\d+)?", cells[2])]
@@ -227,39 +230,39 @@ def test_numbers_in_markdown_are_those_of_the_results(written: Path) -> None:
         assert loss["mean"] == pytest.approx(sum(losses) / len(losses))
 
 
-def test_the_page_needs_nothing_else(written: Path) -> None:
-    page = (written / report.PAGE).read_text()
+def test_the_page_is_self_contained(results_directory: Path) -> None:
+    page = (results_directory / report.PAGE).read_text()
     assert not re.search(r"https?://|<script|<link|@import|url\(", page)
     assert page.count("data:image/png;base64,") == 4
-    assert str(written) not in page
+    assert str(results_directory) not in page
 
 
-def test_figures_are_pictures(written: Path) -> None:
+def test_figures_are_valid_images(results_directory: Path) -> None:
     from matplotlib import image
 
     names = {"loss-steps.png", "loss-seconds.png", "held-out.png", "optimizer-time.png"}
-    assert {path.name for path in written.glob("*.png")} == names
+    assert {path.name for path in results_directory.glob("*.png")} == names
     for name in names:
-        pixels = image.imread(written / name)
+        pixels = image.imread(results_directory / name)
         assert pixels.shape[1] == 1200
-        assert pixels[..., :3].std() > 0.02, "there is something on it"
+        assert pixels[..., :3].std() > 0.02, "the image is not blank"
 
 
-def test_the_same_runs_draw_the_same_bytes(written: Path) -> None:
+def test_the_same_runs_draw_the_same_bytes(results_directory: Path) -> None:
     comparison = planned(WANTED)
-    outcomes = run_all(comparison, written)
-    found = report.results(comparison, outcomes, command="", memory=False)
-    for name, data in plots.draw(found, outcomes).items():
-        assert data == (written / name).read_bytes(), name
+    outcomes = run_all(comparison, results_directory)
+    results = report.results(comparison, outcomes, command="", memory=False)
+    for name, data in plots.draw(results, outcomes).items():
+        assert data == (results_directory / name).read_bytes(), name
 
 
-def test_names_that_templates_and_fonts_could_trip_over(written: Path, tmp_path: Path) -> None:
+def test_names_with_markup_and_missing_glyphs(results_directory: Path, tmp_path: Path) -> None:
     from pylo_zoo.compare import markdown, page
 
-    found = json.loads((written / report.RESULTS).read_text())
-    found["optimizers"][0]["label"] = "<b>x</b>|$y^2_"
-    assert "<b>x</b>|" not in page.render_page(found, {})
-    assert "<b>" not in markdown.render_comparison(found)
+    results = json.loads((results_directory / report.RESULTS).read_text())
+    results["optimizers"][0]["label"] = "<b>x</b>|$y^2_"
+    assert "<b>x</b>|" not in page.render_page(results, {})
+    assert "<b>" not in markdown.render_comparison(results)
 
 
 # --- the command -------------------------------------------------------------------------------------------------
@@ -278,16 +281,16 @@ def test_the_command_shows_and_writes(no_memory: None, capsys: Capture, tmp_path
         err.splitlines()[0],
     )
     assert err.splitlines()[1].startswith("1/2  adamw, lr 0.01, seed 0: loss ")
-    found = json.loads(Path("runs/compare-quadratic/results.json").read_text())
-    assert [each["schedule"] for each in found["optimizers"]] == ["linear", "constant"]
-    assert run(*found["command"].split()[1:], "-q") == 0, "the line makes the same comparison"
+    results = json.loads(Path("runs/compare-quadratic/results.json").read_text())
+    assert [each["schedule"] for each in results["optimizers"]] == ["linear", "constant"]
+    assert run(*results["command"].split()[1:], "-q") == 0, "the command repeats the comparison"
     out, err = capsys.readouterr()
     assert out.startswith("In the one seed")
     assert err == ""
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("--optimizers", "adamm"), "Did you mean 'adamw'?"),
         (("--optimizers", "adamw,velo-smple"), "Did you mean 'velo-sample'?"),
@@ -302,12 +305,12 @@ def test_the_command_shows_and_writes(no_memory: None, capsys: Capture, tmp_path
         (("--optimizers", "adamw", "--device", "cudda"), "no device"),
     ],
 )
-def test_wrong_words(words: tuple[str, ...], said: str, capsys: Capture) -> None:
-    assert said in refused(capsys, "compare", *TINY, *words)
-    assert not Path("runs").exists(), "nothing was begun"
+def test_wrong_arguments_are_errors(words: tuple[str, ...], message: str, capsys: Capture) -> None:
+    assert message in refused(capsys, "compare", *TINY, *words)
+    assert not Path("runs").exists(), "nothing was started"
 
 
-def test_a_download_is_announced_before_anything_starts(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_is_announced_before_training_starts(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYLO_ZOO_CACHE", "empty")
     monkeypatch.setenv("HF_HOME", "empty")
     assert run("compare", *TINY, "--optimizers", "adamw,celo", "--offline") == 1
@@ -336,7 +339,7 @@ def test_places_that_cannot_be_written(capsys: Capture, monkeypatch: pytest.Monk
     assert not list(Path("new").rglob("run.json"))
 
 
-def test_ctrl_c_says_how_to_go_on(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_shows_how_to_continue(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*words: Any, **more: Any) -> None:
         raise KeyboardInterrupt
 
@@ -366,15 +369,15 @@ def test_without_matplotlib_nothing_is_trained(capsys: Capture, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("width", [40, 60, 72, 80, 100, 160])
-def test_no_figure_is_broken_on_a_narrow_terminal(written: Path, width: int) -> None:
-    found = json.loads((written / report.RESULTS).read_text())
+def test_no_figure_is_broken_on_a_narrow_terminal(results_directory: Path, width: int) -> None:
+    results = json.loads((results_directory / report.RESULTS).read_text())
     console = Console(width=width, file=io.StringIO())
-    console.print(comparing.table(found, console))
+    console.print(comparing.table(results, console))
     assert isinstance(console.file, io.StringIO)
     shown = console.file.getvalue()
     assert max(map(len, shown.splitlines())) <= width
     assert "…" not in shown
-    for each in found["optimizers"]:
+    for each in results["optimizers"]:
         assert each["label"] in shown
         for part in filter(None, words.parts(words.ranged(each["loss"]))):
             assert part in shown
@@ -384,7 +387,7 @@ def test_every_field_of_a_comparison_is_documented() -> None:
     text = (Path(__file__).parent.parent / "docs/training.md").read_text()
     for title, fields in (
         ("`comparison.json`", planned(WANTED).shared()),
-        ("`results.json`", compared(Path("out"))),
+        ("`results.json`", run_comparison(Path("out"))),
     ):
         table = text.partition(f"| {title} |")[2].partition("\n\n")[0]
         rows = [line.split("|")[1] for line in table.splitlines()[2:]]
@@ -392,7 +395,7 @@ def test_every_field_of_a_comparison_is_documented() -> None:
     assert set(running.WORDS) == set(planned(WANTED).shared())
 
 
-def test_completion_knows_every_task() -> None:
+def test_completion_offers_every_task() -> None:
     from pylo_zoo.tasks import TASKS
 
     assert set(complete.TASKS) == set(TASKS)

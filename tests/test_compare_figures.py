@@ -1,4 +1,4 @@
-"""Figures of merit and what is said of them, on losses that were made up."""
+"""A comparison's statistics and the sentences about them, on invented losses."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def test_the_final_loss_is_the_mean_of_the_last_steps() -> None:
     ],
 )
 def test_divergence(run: Course, why: str | None) -> None:
-    found = figures.diverged(run, 1)
-    assert (found is None) == (why is None)
-    assert why is None or why in (found or "")
+    result = figures.diverged(run, 1)
+    assert (result is None) == (why is None)
+    assert why is None or why in (result or "")
     assert (figures.final_loss(run, 1) is None) == (why is not None)
 
 
 def test_spread() -> None:
-    found = figures.spread([1.0, 2.0, 3.0])
-    assert found == figures.Spread(2.0, 1.0, 3.0, 1.0, 3)
+    result = figures.spread([1.0, 2.0, 3.0])
+    assert result == figures.Spread(2.0, 1.0, 3.0, 1.0, 3)
     assert figures.spread([5.0]) == figures.Spread(5.0, 5.0, 5.0, None, 1)
     assert figures.spread([]) is None
     assert figures.spread([1.0, math.nan]) is None
@@ -64,11 +64,11 @@ def test_steps_to_a_loss() -> None:
     assert figures.steps_to(run, 3, 2) == 2
     assert figures.steps_to(run, 0, 2) == 4
     assert figures.steps_to(run, -1, 2) is None
-    assert figures.steps_to(course([0, 9, 9]), 1, 2) is None, "one lucky batch is no arrival"
+    assert figures.steps_to(course([0, 9, 9]), 1, 2) is None, "one lucky batch does not count"
     assert figures.steps_to(run, figures.final_loss(run, 2) or 0, 2) == 4, "a run reaches its own final loss"
 
 
-def test_arrival_is_a_median_and_never_where_not_even_half_arrive() -> None:
+def test_arrival_is_a_median_and_never_if_fewer_than_half_arrive() -> None:
     quick, slow, never = course([1, 0, 0], 0), course([1, 1, 0], 1), course([1, 1, 1], 2)
     goals: dict[int, float | None] = {0: 0.0, 1: 0.0, 2: 0.0}
     assert figures.arrival([quick, slow, never], goals, 1) == Arrival(3, sum([0.004] * 3), 2, 3, 2.5)
@@ -78,15 +78,15 @@ def test_arrival_is_a_median_and_never_where_not_even_half_arrive() -> None:
 
 
 def test_a_band_is_the_median_from_least_to_greatest() -> None:
-    found = figures.band([([1, 2], [1, 5]), ([1, 2], [3, 6]), ([1, 2, 3], [2, 9, 9])])
-    assert (found.x, found.middle, found.low, found.high) == ([1, 2], [2, 6], [1, 5], [3, 9])
+    result = figures.band([([1, 2], [1, 5]), ([1, 2], [3, 6]), ([1, 2, 3], [2, 9, 9])])
+    assert (result.x, result.middle, result.low, result.high) == ([1, 2], [2, 6], [1, 5], [3, 9])
     assert figures.band([]).x == []
 
 
 # --- tuning ------------------------------------------------------------------------------------------------------
 
 
-def test_the_best_learning_rate_and_what_lies_beyond() -> None:
+def test_the_best_learning_rate_and_the_edge_of_the_grid() -> None:
     def grid(*losses: float | None) -> dict[float, Trial]:
         rates = (0.01, 0.03, 0.1)
         return {lr: Trial(lr, loss, 1.0) for lr, loss in zip(rates, losses, strict=True)}
@@ -95,10 +95,10 @@ def test_the_best_learning_rate_and_what_lies_beyond() -> None:
     assert _beyond(grid(3, 1, 2)) is None
     assert _beyond(grid(3, 2, 1)) == 0.333
     assert _beyond(grid(1, 2, None)) == 0.00333
-    assert best(list(grid(None, None, None).values())).lr == 0.01, "where all diverge, less is tried"
+    assert best(list(grid(None, None, None).values())).lr == 0.01, "if all diverge, the smallest rate is chosen"
 
 
-# --- words -------------------------------------------------------------------------------------------------------
+# --- sentences ---------------------------------------------------------------------------------------------------
 
 
 def entry(label: str, losses: Sequence[float | None], metric: Sequence[float] = (), **more: Any) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def said(*entries: dict[str, Any], metric: str | None = None) -> str:
     return verdict.verdict({"optimizers": entries, "seeds": seeds, "reference": "adamw", "task": task})
 
 
-def test_adamw_winning_is_said_first() -> None:
+def test_a_win_of_adamw_is_stated_first() -> None:
     text = said(entry("celo", [0.5, 0.6, 0.7]), entry("adamw", [0.1, 0.2, 0.3]))
     assert text.startswith("tuned adamw ends at the lowest training loss, 0.200 (0.100–0.300)")
     assert "3.0 times lower than untuned celo" in text
@@ -141,26 +141,26 @@ def test_a_learned_optimizer_that_wins() -> None:
     assert "16 % below tuned adamw" in text
 
 
-def test_adamw_is_placed_where_it_is_neither_first_nor_second() -> None:
+def test_the_rank_of_adamw_is_stated_if_it_is_third_or_lower() -> None:
     text = said(entry("celo", [0.1, 0.11]), entry("muon", [0.12, 0.13]), entry("adamw", [0.5, 0.5]))
     assert "tuned adamw is number 3 of 3, 0.500." in text
     assert words.sentence("tuned a wins. tuned b: untuned c") == "Tuned a wins. Tuned b: untuned c"
 
 
-def test_overlapping_ranges_are_no_victory() -> None:
+def test_overlapping_ranges_are_not_a_win() -> None:
     text = said(entry("celo", [0.1, 0.2, 0.3]), entry("adamw", [0.25, 0.3, 0.35]), entry("muon", [1.0, 1.0, 1.1]))
     assert text.startswith("No clear winner: untuned celo has the lowest mean")
     assert "overlaps that of tuned adamw; it is ahead of adamw in 2 of 3 seeds" in text
     assert "muon" not in text
 
 
-def test_one_seed_is_called_that() -> None:
+def test_a_single_seed_is_stated() -> None:
     text = said(entry("celo", [0.1]), entry("adamw", [0.2]))
     assert text.startswith("In the one seed that was run, untuned celo")
     assert "may be chance" in text
 
 
-def test_seeds_without_a_spread_are_called_that() -> None:
+def test_seeds_without_spread_are_stated() -> None:
     text = said(entry("celo", [0.1, 0.1]), entry("adamw", [0.3, 0.3]))
     assert text.endswith("the seeds make no difference.")
 
@@ -169,7 +169,7 @@ def test_equal_losses() -> None:
     assert "end at the same training loss, 0.200" in said(entry("celo", [0.2, 0.2]), entry("adamw", [0.2, 0.2]))
 
 
-def test_who_diverged_wins_nothing() -> None:
+def test_a_diverged_optimizer_cannot_win() -> None:
     text = said(entry("celo", [0.01, None]), entry("adamw", [0.2, 0.3]))
     assert (
         text
@@ -178,18 +178,18 @@ def test_who_diverged_wins_nothing() -> None:
     assert said(entry("celo", [None])).startswith("Every optimizer diverged")
 
 
-def test_held_out_data_may_disagree() -> None:
+def test_held_out_data_can_disagree() -> None:
     two = entry("celo", [0.1, 0.1], [0.8, 0.9]), entry("adamw", [0.2, 0.2], [0.95, 0.97])
     assert "In held-out accuracy, tuned adamw has the best mean, 0.960" in said(*two, metric="accuracy")
     assert "the ranges do not overlap" in said(*two, metric="accuracy")
 
 
-def test_samples_are_called_hand_set() -> None:
+def test_samples_are_described_as_hand_set() -> None:
     assert "untuned hand-set velo-sample" in said(entry("velo-sample", [0.1], hand_set=True), entry("adamw", [0.2]))
 
 
 @pytest.mark.parametrize(
-    ("found", "text"),
+    ("arrival", "text"),
     [
         (None, "–"),
         ({"steps": 1200, "reached": 3, "of": 3}, "1,200"),
@@ -198,18 +198,18 @@ def test_samples_are_called_hand_set() -> None:
         ({"steps": None, "reached": 0, "of": 3}, "never"),
     ],
 )
-def test_arrivals_in_words(found: dict[str, Any] | None, text: str) -> None:
-    assert words.arrival(found) == text
+def test_arrivals_are_described(arrival: dict[str, Any] | None, text: str) -> None:
+    assert words.arrival(arrival) == text
 
 
-def test_cells_have_a_small_part() -> None:
+def test_cells_have_a_secondary_text() -> None:
     assert words.parts("0.1 (0.05–0.2)") == ("0.1", "0.05–0.2")
     assert words.parts("9 runs, 77 s") == ("9 runs", "77 s")
     assert words.parts("never") == ("never", "")
     assert words.parts("in 1 of 3 seeds: 1,200") == ("in 1 of 3 seeds: 1,200", "")
 
 
-# --- the clock, seeds, looks -------------------------------------------------------------------------------------
+# --- time, seeds, colors -----------------------------------------------------------------------------------------
 
 
 def timed(label: str, seconds: float | None, **more: Any) -> dict[str, Any]:
@@ -222,7 +222,7 @@ def clocked(*entries: dict[str, Any], busy: int = 0) -> str | None:
     return verdict.clock({"optimizers": entries, "reference": "adamw", "machine": {"busy_runs": busy}})
 
 
-def test_who_is_first_by_the_clock() -> None:
+def test_the_fastest_by_wall_clock() -> None:
     assert clocked(timed("celo", 40.0), timed("adamw", 3.1), timed("muon", None)) == (
         "By the clock, nobody is at the final loss of tuned adamw before it: it takes 3.1 s, untuned celo 40 s; "
         "untuned muon does not get there. The search for a learning rate is not in that: 9.0 s for adamw."
@@ -242,40 +242,40 @@ def test_who_is_first_by_the_clock() -> None:
     assert text.endswith("The machine was busy: these times are rough.")
 
 
-def test_a_clock_without_a_goal_says_nothing() -> None:
+def test_no_target_loss_gives_no_time_statement() -> None:
     assert clocked(timed("adamw", 3.1)) is None
     assert clocked(timed("adamw", None), timed("celo", None)) is None
     assert clocked(timed("adamw", 3.1) | {"loss": None}, timed("celo", 1.0)) is None
 
 
 @pytest.mark.parametrize(
-    ("entries", "kind", "said"),
+    ("entries", "kind", "sentence"),
     [
         ([entry("adamw", [0.1], [0.5])], "one", "One seed"),
         ([entry("adamw", [0.1, 0.1], [0.5, 0.5]), entry("celo", [None, None])], "equal", "The same in each of 2 seeds"),
         ([entry("adamw", [0.1, 0.1], [0.5, 0.6])], "several", "Means over 2 seeds"),
     ],
 )
-def test_ranges_are_spoken_of_where_there_are_some(entries: list[dict[str, Any]], kind: str, said: str) -> None:
-    found = {"optimizers": entries, "seeds": list(range(len(entries[0]["runs"])))}
-    assert words.spreads(found) == kind
-    assert words.seeds_note(found).startswith(said)
+def test_ranges_are_mentioned_only_if_they_exist(entries: list[dict[str, Any]], kind: str, sentence: str) -> None:
+    result = {"optimizers": entries, "seeds": list(range(len(entries[0]["runs"])))}
+    assert words.spreads(result) == kind
+    assert words.seeds_note(result).startswith(sentence)
 
 
 def test_an_optimizer_looks_the_same_in_every_report() -> None:
     assert len({*looks.KNOWN.values()}) == len(looks.KNOWN)
     assert not {*looks.KNOWN.values()} & {*looks.FREE}
     for labels in (["mine", "adamw"], ["celo", "adamw", "mine", "muon"]):
-        found = looks.looks(labels)
-        assert list(found) == labels
-        assert found["adamw"] == looks.KNOWN["adamw"]
-        assert found["mine"] == looks.looks(["mine"])["mine"]
+        result = looks.looks(labels)
+        assert list(result) == labels
+        assert result["adamw"] == looks.KNOWN["adamw"]
+        assert result["mine"] == looks.looks(["mine"])["mine"]
     many = [f"optimizer {i}" for i in range(len(looks.FREE))]
-    assert len({*looks.looks(many).values()}) == len(many), "all differ, as long as there are enough"
+    assert len({*looks.looks(many).values()}) == len(many), "all differ while colors last"
     assert looks.looks(many) == looks.looks(many[::-1])
 
 
-def test_a_run_in_parts_keeps_its_greatest_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_keeps_its_largest_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for now in (3.0, 1.0):
         monkeypatch.setattr(machine, "load", lambda now=now: now)
         machine.keep(tmp_path, 0.5)

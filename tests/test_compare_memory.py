@@ -1,4 +1,4 @@
-"""The memory of a step, as a comparison measures it."""
+"""A comparison's measurement of a step's memory."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import pytest
 from pylo_zoo.compare import memory
 
 
-@pytest.mark.skipif(memory.method("cpu") == "none", reason="the kernel has no high-water mark to set back")
+@pytest.mark.skipif(memory.method("cpu") == "none", reason="the kernel has no high-water mark to reset")
 def test_the_peak_of_a_step_is_measured() -> None:
-    found = memory.measured("quadratic", {"size": 1024}, "muon", "cpu")
-    assert found.bytes is not None
-    assert 4 * 1024**2 < found.bytes < 400 * 1024**2
-    assert "VmHWM" in found.method
+    result = memory.measured("quadratic", {"size": 1024}, "muon", "cpu")
+    assert result.bytes is not None
+    assert 4 * 1024**2 < result.bytes < 400 * 1024**2
+    assert "VmHWM" in result.method
 
 
-def test_what_cannot_be_measured_is_none() -> None:
+def test_a_failed_measurement_is_none() -> None:
     assert memory.measured("quadratic", {}, "adamw", "mps") == memory.Peak(None, memory.METHODS["none"])
     assert memory.measured("quadratic", {}, "nothing", "cpu").bytes is None
     assert memory.method("cuda:0") == "cuda"

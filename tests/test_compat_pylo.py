@@ -43,7 +43,7 @@ def test_signatures_are_pylos(name: str) -> None:
     parameters = list(inspect.signature(getattr(pylo, name)).parameters.values())
     assert parameters[0].name == "params"
     assert {each.name: plain(each.default) for each in parameters[1:]} == SIGNATURES[name]
-    assert [each.name for each in parameters[1:]] == list(SIGNATURES[name]), "they may be given by position"
+    assert [each.name for each in parameters[1:]] == list(SIGNATURES[name]), "positional arguments keep PyLO's order"
     by_keyword = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
     first = {"AdafacLO_CUDA": "foreach", "MuLO_naive": "momentum_decays", "MuLO_CUDA": "lr"}.get(name)
     assert by_keyword[:1] == ([first] if first else [])
@@ -57,7 +57,7 @@ def test_the_names_and_their_classes() -> None:
         assert issubclass(getattr(pylo, name), ours)
 
 
-# --- the same updates as ours ------------------------------------------------------------------------------------
+# --- updates -----------------------------------------------------------------------------------------------------
 
 
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
@@ -81,12 +81,12 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "theirs", "ours"), CASES)
-def test_updates_are_ours_bit_for_bit(name: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("name", "pylo_options", "options"), CASES)
+def test_updates_equal_ours_bit_for_bit(name: str, pylo_options: dict[str, Any], options: dict[str, Any]) -> None:
     one, other = parameters(), parameters()
-    (made, *_) = keys(name).values()
-    train(build(name, one, **theirs), one)
-    train(OURS[name](other, weights=made, **ours), other)
+    (artifact, *_) = keys(name).values()
+    train(build(name, one, **pylo_options), one)
+    train(OURS[name](other, weights=artifact, **options), other)
     assert same(one, other)
     assert not same(one, parameters())
 
@@ -108,8 +108,8 @@ def test_mulo_splits_a_group_by_infshape() -> None:
         shape = types.SimpleNamespace(ninf=lambda n=infinite: n, width_mult=lambda w=width: w)
         p.infshape = shape  # pyright: ignore[reportAttributeAccessIssue]
     optimizer = pylo.MuLO(params, lr=1.0, hf_key=MADE["mulo"])
-    found = {group["lr"]: [id(p) for p in group["params"]] for group in optimizer.param_groups}
-    assert found == {1 / 8: [id(params[0])], 1.0: [id(params[1])], 1 / 2: [id(params[2])]}
+    result = {group["lr"]: [id(p) for p in group["params"]] for group in optimizer.param_groups}
+    assert result == {1 / 8: [id(params[0])], 1.0: [id(params[1])], 1 / 2: [id(params[2])]}
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
     assert scheduler.get_last_lr() == [1 / 16, 0.5, 1 / 4]
     bare = parameters(shapes=[(3, 3)])
@@ -127,47 +127,47 @@ def test_mulo_splits_a_group_by_infshape() -> None:
 @pytest.mark.filterwarnings("ignore:weight_decay=")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["VeLO_naive", "AdafacLO_naive", "MuLO_naive"])
-def test_decay_is_taken_off_the_updated_parameter(name: str, dtype: torch.dtype) -> None:
+def test_decay_applies_to_the_updated_parameter(name: str, dtype: torch.dtype) -> None:
     lr, decay = 0.5, 0.25
-    start, without, found = (parameters(dtype) for _ in range(3))
+    start, without, result = (parameters(dtype) for _ in range(3))
     train(build(name, without, lr=lr), without, range(1))
-    train(build(name, found, lr=lr, weight_decay=decay), found, range(1))
+    train(build(name, result, lr=lr, weight_decay=decay), result, range(1))
     lr /= 4 if name == "MuLO_naive" else 1
-    for p0, stepped, p in zip(start, without, found, strict=True):
-        # 1 − lr·decay, the product, and each run's last rounding, of the parameter or of what the step and decay left.
+    for p0, stepped, p in zip(start, without, result, strict=True):
+        # 1 − lr·decay, the product, and each run's last rounding, of the parameter or of its decayed value.
         check_close(p, (1 - lr * decay) * stepped, gamma(4, dtype) * (stepped.abs() + (stepped - p0).abs()))
         on_the_old = stepped - lr * decay * p0
         assert (p - on_the_old).abs().max() > 0.3 * lr * decay * (stepped - p0).abs().max(), "the original's order"
 
 
 @pytest.mark.parametrize("name", ["CELO2_naive", "ELO_CELO2_naive", "ELO_naive"])
-def test_elsewhere_decay_is_taken_off_the_old_parameter(name: str) -> None:
+def test_other_decays_apply_to_the_old_parameter(name: str) -> None:
     lr, decay = 0.1, 0.5
     options = {"lr": lr, "clip_grad": False}
-    start, without, found = (parameters() for _ in range(3))
+    start, without, result = (parameters() for _ in range(3))
     train(build(name, without, weight_decay=0.0, **options), without, range(1))
-    train(build(name, found, weight_decay=decay, **options), found, range(1))
-    for p0, stepped, p in zip(start, without, found, strict=True):
+    train(build(name, result, weight_decay=decay, **options), result, range(1))
+    for p0, stepped, p in zip(start, without, result, strict=True):
         rounding = gamma(6, p.dtype) * (p0.abs() + (stepped - p0).abs())  # two runs of three roundings each
         check_close(p, stepped - lr * decay * p0, rounding)
 
 
 @pytest.mark.parametrize("name", ["AdafacLO_naive", "MuLO_naive"])
-def test_max_grad_norm_clips_each_parameter_alone(name: str) -> None:
+def test_max_grad_norm_clips_each_parameter_separately(name: str) -> None:
     one, other, unclipped = parameters(), parameters(), parameters()
     limited, clipped_before, free = build(name, one, max_grad_norm=3.0), build(name, other), build(name, unclipped)
     for step in range(3):
         for each in (one, other, unclipped):
             give_gradients(each, step, scale=1.0 + step)
-        given = [p.grad.clone() for p in one if p.grad is not None]
+        inputs = [p.grad.clone() for p in one if p.grad is not None]
         norms = [torch.nn.utils.clip_grad_norm_(p, 3.0) for p in other]
         assert min(norms) < 3 < max(norms)
         for optimizer in (limited, clipped_before, free):
             optimizer.step()
-        assert all(torch.equal(p.grad, g) for p, g in zip(one, given, strict=True) if p.grad is not None)
+        assert all(torch.equal(p.grad, g) for p, g in zip(one, inputs, strict=True) if p.grad is not None)
     for a, b, c, s in zip(one, other, unclipped, parameters(), strict=True):
         # Three steps. Clipping multiplies a gradient by a rounded factor; the rules are scaled by the gradient's norm,
-        # so a step changes by some roundings of itself, and the parameter is rounded thrice.
+        # so a step changes by a few of its roundings, and the parameter is rounded three times.
         moved = (b - s).abs().max()
         rounding = gamma(2 * 3, a.dtype) * b.abs().max() + gamma(3 * 64, a.dtype) * moved
         check_close(a, b, rounding)
@@ -176,7 +176,7 @@ def test_max_grad_norm_clips_each_parameter_alone(name: str) -> None:
     train(build(name, [{"params": unlimited, "max_grad_norm": None, "width_mult": 4.0}], max_grad_norm=0.5), unlimited)
     reference = parameters()
     train(build(name, reference), reference)
-    assert same(unlimited, reference), "a group's own wins"
+    assert same(unlimited, reference), "the group's value takes precedence"
 
 
 # --- CELO2's routes ----------------------------------------------------------------------------------------------
@@ -188,8 +188,8 @@ def test_embeddings_and_vectors(name: str) -> None:
         return [{"params": params[:-1]}, {"params": params[-1:], **embedding}]
 
     shapes = [(7,), (6, 6), (12, 4)]
-    (made,) = keys(name).values()
-    for theirs, option, first, second in (
+    (artifact,) = keys(name).values()
+    for pylo_options, option, first, second in (
         ({"is_embedding": True}, {}, None, "adamw"),
         ({"is_embedding": False}, {}, None, None),
         ({}, {"use_adamw_for_1d": False}, "learned", "learned"),
@@ -197,20 +197,20 @@ def test_embeddings_and_vectors(name: str) -> None:
         ({"use_adamw_for_1d": True, "is_embedding": True}, {"use_adamw_for_1d": False}, "learned", "adamw"),
     ):
         one, other = parameters(shapes=shapes), parameters(shapes=shapes)
-        optimizer = build(name, groups(one, **theirs), **option)
+        optimizer = build(name, groups(one, **pylo_options), **option)
         assert [group["rule"] for group in optimizer.param_groups] == [first, second]
-        layout = "jax" if theirs.get("is_embedding") else "torch"
+        layout = "jax" if pylo_options.get("is_embedding") else "torch"
         assert optimizer.param_groups[1]["layout"] == layout
         train(optimizer, one)
         ours = groups(other, rule=second, layout=layout)
         ours[0]["rule"] = first
-        train(OURS[name](ours, weights=made, adam_lr_mult=1.0), other)
+        train(OURS[name](ours, weights=artifact, adam_lr_mult=1.0), other)
         assert same(one, other)
     with pytest.raises(ZooError, match="rule='learned'"):
         build(name, groups(parameters(), is_embedding=True, rule="learned"))
 
 
-def test_celo2s_adamw_decays_by_the_constructors_value_and_clips() -> None:
+def test_celo2s_adamw_uses_the_constructors_decay_and_clips() -> None:
     (p,) = params = parameters(shapes=[(7,)])
     expected, m, v = p.detach().clone(), torch.zeros(7), torch.zeros(7)
     optimizer = build(
@@ -222,7 +222,7 @@ def test_celo2s_adamw_decays_by_the_constructors_value_and_clips() -> None:
         m, v = 0.9 * m + 0.1 * g.clamp(-1, 1), 0.95 * v + 0.05 * g.clamp(-1, 1).square()
         direction = m / (1 - 0.9**t) / ((v / (1 - 0.95**t)).sqrt() + 1e-8)
         expected -= 0.1 * (direction + 0.5 * expected)
-        # Some ten roundings and two roots make a direction of at most 1; each of t steps rounds the parameter as well.
+        # About ten roundings and two roots make a direction of at most 1; each of t steps also rounds the parameter.
         rounding = gamma(2 * (10 + 2 * FUNCTION), p.dtype) * 0.1 + gamma(2 * 3, p.dtype) * expected.abs()
         check_close(p.detach(), expected, t * rounding)
 
@@ -234,7 +234,7 @@ def test_elo_celo2s_adamw_shares_the_rules_decays() -> None:
     assert optimizer.param_groups[0]["adam_eps"] == 1e-8
 
 
-# --- what every optimizer owes -----------------------------------------------------------------------------------
+# --- the optimizer interface -------------------------------------------------------------------------------------
 
 every_name = pytest.mark.parametrize("name", [name for name in SIGNATURES if name.endswith("naive")])
 
@@ -265,22 +265,22 @@ def test_the_ways_to_give_a_loss(name: str) -> None:
 @pytest.mark.filterwarnings("ignore:weight_decay=")
 @every_name
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
-def test_copies_go_on_the_same(name: str, duplicate: Callable[[Any], Any]) -> None:
+def test_copies_continue_identically(name: str, duplicate: Callable[[Any], Any]) -> None:
     params = parameters()
     option = {"max_grad_norm": 0.5} if stem(name) in ("AdafacLO", "MuLO") else {}
     optimizer = build(name, params, weight_decay=0.1, **option)
     train(optimizer, params, range(2))
     copied = duplicate(optimizer)
-    theirs = [p for group in copied.param_groups for p in group["params"]]
+    copied_params = [p for group in copied.param_groups for p in group["params"]]
     train(optimizer, params, range(2, 4))
-    train(copied, theirs, range(2, 4))
-    assert same(params, theirs)
+    train(copied, copied_params, range(2, 4))
+    assert same(params, copied_params)
     copied.add_param_group({"params": parameters(shapes=[(3,)]), "width_mult": 2.0})
 
 
 @every_name
-def test_states_are_ours(name: str) -> None:
-    (made, *_) = keys(name).values()
+def test_states_equal_ours(name: str) -> None:
+    (artifact, *_) = keys(name).values()
     params, resumed = parameters(), parameters()
     optimizer = build(name, params)
     train(optimizer, params, range(2))
@@ -291,14 +291,14 @@ def test_states_are_ours(name: str) -> None:
     train(fresh, resumed, range(2, 4))
     assert same(params, resumed)
     planned = {"num_steps": 10_000} if name == "VeLO_naive" else {}
-    OURS[name](copy.deepcopy(params), weights=made, **planned).load_state_dict(optimizer.state_dict())
-    theirs = [{"state": {0: {"mom": torch.zeros(3)}}, "param_groups": []}, {"loss_buffer": {}, "state": {}}]
-    for state in theirs:
+    OURS[name](copy.deepcopy(params), weights=artifact, **planned).load_state_dict(optimizer.state_dict())
+    foreign_states = [{"state": {0: {"mom": torch.zeros(3)}}, "param_groups": []}, {"loss_buffer": {}, "state": {}}]
+    for state in foreign_states:
         with pytest.raises(ZooError, match="written by PyLO"):
             fresh.load_state_dict(state)
 
 
-def test_the_network_is_there_to_look_at() -> None:
+def test_the_network_is_accessible() -> None:
     optimizer = build("ELO_naive", parameters())
     optimizer.network.requires_grad_(False)
     assert {name: tuple(p.shape) for name, p in optimizer.network.named_parameters()} == {

@@ -1,4 +1,4 @@
-"""PyLO's arguments that belong to a checkpoint: mapped to the artifact, or refused with a reason."""
+"""PyLO arguments that belong to a checkpoint: mapped to the artifact, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ BEHAVIOR = [
 ]
 
 
-@pytest.mark.parametrize(("name", "theirs"), BEHAVIOR)
-def test_behaviour_is_the_artifacts_with_these_fields(name: str, theirs: dict[str, Any]) -> None:
-    (made, *_) = keys(name).values()
-    expected = dataclasses.replace(made, behavior=dataclasses.replace(made.behavior, **plain_fields(theirs)))
+@pytest.mark.parametrize(("name", "options"), BEHAVIOR)
+def test_behavior_arguments_override_the_artifacts(name: str, options: dict[str, Any]) -> None:
+    (artifact, *_) = keys(name).values()
+    expected = dataclasses.replace(artifact, behavior=dataclasses.replace(artifact.behavior, **plain_fields(options)))
     one, other = parameters(), parameters()
-    optimizer = build(name, one, **theirs)
+    optimizer = build(name, one, **options)
     assert optimizer.artifact.behavior == expected.behavior
-    assert optimizer.artifact.fingerprint == expected.fingerprint != made.fingerprint
+    assert optimizer.artifact.fingerprint == expected.fingerprint != artifact.fingerprint
     train(optimizer, one)
     train(build(name, other, **keys(name, expected)), other)
     assert same(one, other)
@@ -48,8 +48,8 @@ def plain_fields(fields: dict[str, Any]) -> dict[str, Any]:
 
 def test_defaults_follow_the_artifact() -> None:
     for name in SIGNATURES:
-        (made, *_) = keys(name).values()
-        assert build(name, parameters()).artifact is made
+        (artifact, *_) = keys(name).values()
+        assert build(name, parameters()).artifact is artifact
     assert build("VeLO_naive", parameters(), hidden_layers=1, lstm_hidden_size=5).artifact is MADE["velo"]
     assert build("CELO2_naive", parameters(), ff_hidden_layers=3).artifact is MADE["celo2"]
     assert build("ELO_naive", parameters(), hidden_size=6, hidden_layers=1).artifact is MADE["elo"]
@@ -61,11 +61,11 @@ def test_learned_offsets() -> None:
     for name, value in offsets.items():
         assert torch.equal(optimizer.artifact.tensors[name], torch.tensor(value))
     assert not torch.equal(MADE["mulo"].tensors["rms_decays"], torch.tensor([0.01]))
-    made = build("VeLO_naive", parameters(), initial_rms_decays=(0.9,), **offsets).artifact
-    found = made.behavior.initial_momentum_decays, made.behavior.initial_rms_decays
-    for each, before, name in zip(found, ([0.9, 0.99, 0.999], [0.9]), offsets, strict=False):
+    artifact = build("VeLO_naive", parameters(), initial_rms_decays=(0.9,), **offsets).artifact
+    result = artifact.behavior.initial_momentum_decays, artifact.behavior.initial_rms_decays
+    for each, before, name in zip(result, ([0.9, 0.99, 0.999], [0.9]), offsets, strict=False):
         effective = 1 - torch.exp(10 * (torch.log(1 - torch.tensor(before)) / 10 + torch.tensor(offsets[name])))
-        # A logarithm, a division, a sum of at most 1 and an exponential of ten times as much, in float32 here.
+        # A logarithm, a division, a sum of at most 1 and an exponential of ten times that, in float32.
         check_close(torch.tensor(each), effective.clamp(0, 1), gamma(10 + 4 * FUNCTION, torch.float32))
     build("VeLO_naive", parameters(), **offsets).step(torch.tensor(1.0))
 
@@ -115,15 +115,15 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "theirs", "said"), REFUSED)
-def test_refusals_say_why(name: str, theirs: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(("name", "options", "message"), REFUSED)
+def test_refusals_give_a_reason(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ZooError) as caught:
-        build(name, parameters(), **theirs)
-    assert said in str(caught.value)
+        build(name, parameters(), **options)
+    assert message in str(caught.value)
     assert caught.value.hint
 
 
-def test_backends_are_ours_to_choose() -> None:
+def test_backend_arguments_are_translated() -> None:
     for impl in ("naive", pylo.AdafacLO_naive, pylo.AdafacLO_CUDA, optim.AdafacLO):
         build("MuLO_naive", parameters(), impl=impl)
     for impl in ("cuda", "triton"):
@@ -137,6 +137,6 @@ def test_backends_are_ours_to_choose() -> None:
     ("name", "option"),
     [("CELO2_naive", {"orthogonalize": False}), ("ELO_naive", {"clip_grad": True}), ("VeLO_naive", {"exp_mult": 0.1})],
 )
-def test_a_group_cannot_carry_what_belongs_to_all(name: str, option: dict[str, Any]) -> None:
+def test_a_group_cannot_set_global_options(name: str, option: dict[str, Any]) -> None:
     with pytest.raises(ZooError, match=f"{next(iter(option))}.*belongs to the whole optimizer"):
         build(name, [{"params": parameters(), **option}])

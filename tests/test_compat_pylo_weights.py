@@ -1,4 +1,4 @@
-"""Where PyLO's optimizers find their weights, and a PyLO script with one import changed."""
+"""How PyLO's optimizers find their weights, and a PyLO script with one changed import."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tensors(family: str) -> dict[str, torch.Tensor]:
 
 
 class PyLOsModule(nn.Module):
-    """Stands in for one of PyLO's networks: its state_dict has PyLO's names."""
+    """A stand-in for a PyLO network: its state_dict has PyLO's names."""
 
     def __init__(self, family: str, activation: str | None = None) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class PyLOsModule(nn.Module):
             self.activation = activation
 
 
-# --- local ones --------------------------------------------------------------------------------------------------
+# --- local weights -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", OF)
@@ -64,26 +64,26 @@ def test_files_and_modules(name: str, tmp_path: Path) -> None:
     safetensors = pylo_files.write(folder, family, theta(family))
     (folder / "config.json").write_text('{"hidden_size": 8}')
     torch.save(tensors(family), tmp_path / "network.pt")
-    made = write(convert(family, source=safetensors), tmp_path / "zoo")
-    for given in (
+    artifact = write(convert(family, source=safetensors), tmp_path / "zoo")
+    for inputs in (
         {"checkpoint_path": tmp_path / "network.pt"},
         {"checkpoint_path": str(safetensors)},
         {"hf_key": str(folder)},
         {"hf_key": safetensors.as_posix()},
-        {"hf_key": str(made)},
+        {"hf_key": str(artifact)},
         {"hf_key": tmp_path / "theta.state"},
         {"network": PyLOsModule(family)},
         {"network": PyLOsModule(family), "checkpoint_path": "absent.pt", "hf_key": "absent"},
         {"checkpoint_path": safetensors, "hf_key": "absent"},
         {"network": convert(family, source=safetensors)},
     ):
-        optimizer: Any = getattr(pylo, name)(parameters(), **given)
-        assert optimizer.artifact.fingerprint == expected, given
+        optimizer: Any = getattr(pylo, name)(parameters(), **inputs)
+        assert optimizer.artifact.fingerprint == expected, inputs
 
 
-def test_a_modules_activation_is_taken() -> None:
-    made = pylo.CELO2(parameters(), network=PyLOsModule("celo2", "tanh")).artifact
-    assert made.behavior.mlp_activation == "tanh"
+def test_a_modules_activation_is_used() -> None:
+    artifact = pylo.CELO2(parameters(), network=PyLOsModule("celo2", "tanh")).artifact
+    assert artifact.behavior.mlp_activation == "tanh"
     with pytest.raises(ZooError, match="mlp_activation is 'gelu'"):
         pylo.CELO2(parameters(), network=PyLOsModule("celo2", "gelu"))
 
@@ -94,7 +94,7 @@ def test_orthogonalize_false_is_celo2_base_with_adamw_for_vectors(tmp_path: Path
     assert (optimizer.artifact.family, optimizer.behavior.orthogonalize) == ("celo2", False)
 
 
-def test_velos_halves(tmp_path: Path) -> None:
+def test_velo_from_its_two_files(tmp_path: Path) -> None:
     expected = convert("velo", source=write_theta(tmp_path, "velo")).fingerprint
     both = pylo_files.write(tmp_path, "velo", theta("velo"))
     rnn, mlp = both / "VeLO_RNN", both / "VeLO_MLP"
@@ -104,16 +104,16 @@ def test_velos_halves(tmp_path: Path) -> None:
     sample = pylo.VeLO(parameters(), hf_key_rnn="velo-sample", hf_key_mlp="velo-sample").artifact
     assert sample.name == "velo-sample"
     (tmp_path / "empty").mkdir()
-    for one, other, said in (
+    for one, other, message in (
         (str(mlp), str(rnn), None),
         (str(tmp_path / "empty"), str(mlp), "holds no model.safetensors"),
         (sample, str(mlp), "'velo-sample' is a whole VeLO"),
         (str(rnn), str(rnn), "give a directory that holds both"),
     ):
-        if said is None:
+        if message is None:
             assert pylo.VeLO(parameters(), hf_key_rnn=one, hf_key_mlp=other).artifact.fingerprint == expected
             continue
-        with pytest.raises(ZooError, match=said):
+        with pytest.raises(ZooError, match=message):
             pylo.VeLO(parameters(), hf_key_rnn=one, hf_key_mlp=other)
 
 
@@ -144,11 +144,11 @@ def test_load_from_file(tmp_path: Path) -> None:
         pylo.AdafacLO_CUDA(parameters(), load_from_file=path)
 
 
-# --- published ones ----------------------------------------------------------------------------------------------
+# --- published weights -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "entry"),
+    ("name", "options", "entry"),
     [
         ("VeLO", {}, "velo-pylo"),
         ("VeLO_CUDA", {}, "velo-pylo"),
@@ -165,17 +165,17 @@ def test_load_from_file(tmp_path: Path) -> None:
     ],
 )
 def test_published_keys_are_registry_names(
-    name: str, given: dict[str, Any], entry: str, monkeypatch: pytest.MonkeyPatch
+    name: str, options: dict[str, Any], entry: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    requested = []
 
     def load(what: str) -> Any:
-        asked.append(what)
+        requested.append(what)
         return synthetic_artifact(FAMILIES[entry].name if entry in FAMILIES else entry.partition("-")[0])
 
     monkeypatch.setattr(weights, "load", load)
-    getattr(pylo, name)([{"params": parameters(), "width_mult": 1.0}], **given)
-    assert asked == [entry]
+    getattr(pylo, name)([{"params": parameters(), "width_mult": 1.0}], **options)
+    assert requested == [entry]
 
 
 VELO_SCRIPT = """
@@ -233,13 +233,13 @@ def test_a_velo_script_runs_by_changing_one_import(monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def hub() -> Iterator[HubDouble]:
-    """For processes of their own: this one stays offline."""
+    """Environment for separate processes: this one stays offline."""
     with hub_double.serving() as hub:
         yield hub
 
 
 def released(family: str) -> dict[tuple[str, ...], np.ndarray]:
-    """Random leaves at the published size."""
+    """Random leaves of the published size."""
     random = np.random.default_rng(0)
     shapes = leaf_shapes(FAMILIES[family], FAMILIES[family].released)
     return {path: 0.1 * random.standard_normal(shape, dtype=np.float32) for path, shape in shapes.items()}
@@ -259,10 +259,10 @@ def test_a_celo2_script_fetches_its_default_weights(hub: HubDouble, tmp_path: Pa
     assert hub.requests("HEAD", "^/DiamondXL/celo2/resolve/main/model.safetensors$")
 
 
-def test_a_repository_of_ones_own(hub: HubDouble, tmp_path: Path) -> None:
+def test_a_custom_repository(hub: HubDouble, tmp_path: Path) -> None:
     velo = theta("velo")
-    for repository, found in (("me/rnn", pylo_files.velo_rnn(velo)), ("me/mlp", pylo_files.velo_mlp(velo))):
-        hub.create(repository, {"model.safetensors": save(found)})
+    for repository, result in (("me/rnn", pylo_files.velo_rnn(velo)), ("me/mlp", pylo_files.velo_mlp(velo))):
+        hub.create(repository, {"model.safetensors": save(result)})
     hub.create("me/elo", {"model.safetensors": save(pylo_files.network(theta("elo")))})
     code = """
 import torch

@@ -1,4 +1,4 @@
-"""The table itself: no cell without a test or a reason, and the page shows it as it is."""
+"""The contract table: every cell has a test or a reason, and the page shows the current table."""
 
 from __future__ import annotations
 
@@ -35,4 +35,4 @@ def test_every_test_of_a_cell_runs_over_its_optimizers() -> None:
 
 def test_the_page_shows_the_table() -> None:
     page = contract_docs.PAGE.read_text(encoding="utf-8")
-    assert page == contract_docs.written(page), "Run: python tests/contract_docs.py"
+    assert page == contract_docs.update_page(page), "Run: python tests/contract_docs.py"

@@ -1,4 +1,4 @@
-"""The contract: warnings about settings that train badly in silence, and the table of who updates what."""
+"""The contract: warnings about settings that train badly without an error, and the table of routes."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from pylo_zoo.optim.advice import SHRINKING, Candidate, embedding_evidence
 
 
 @holds("decay_warning")
-def test_a_decay_that_undoes_the_steps_warns_once(entry: Entry) -> None:
+def test_a_decay_that_cancels_the_steps_warns_once(entry: Entry) -> None:
     groups = [{"params": parameters()}, {"params": parameters(), "weight_decay": 0.2}]
     complaint = r"weight_decay=0\.1 with lr=1 takes 0\.1 .*weight_decay=0\.001 or less"
-    with pytest.warns(UserWarning, match=complaint) as told:
+    with pytest.warns(UserWarning, match=complaint) as caught:
         optimizer = make(entry, groups, lr=1.0, weight_decay=0.1)
-    assert [each.filename for each in told] == [make.__code__.co_filename]  # its caller
+    assert [each.filename for each in caught] == [make.__code__.co_filename]  # the line of the caller
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make(entry, parameters(), lr=1.0, weight_decay=0.99 * SHRINKING)
@@ -36,7 +36,7 @@ def test_a_decay_that_undoes_the_steps_warns_once(entry: Entry) -> None:
         make(entry, parameters(), lr=torch.tensor(1e-3), weight_decay=0.1)
         pickle.loads(pickle.dumps(optimizer)).load_state_dict(copy.deepcopy(optimizer.state_dict()))
         if "decay" in optimizer.defaults:
-            make(entry, parameters(), lr=1.0, weight_decay=0.1, decay="l2")  # goes into the gradient: no such factor
+            make(entry, parameters(), lr=1.0, weight_decay=0.1, decay="l2")  # part of the gradient: no such factor
     with pytest.warns(UserWarning, match=f"weight_decay={SHRINKING:g} "):
         make(entry, [{"params": parameters(), "weight_decay": SHRINKING}], lr=torch.tensor(1.0))
 
@@ -71,7 +71,7 @@ def test_a_falling_lr_warns_once(entry: Entry, kind: str) -> None:
     with pytest.warns(UserWarning, match=r"lr has fallen from .* to .*num_steps.*keep lr constant") as told:
         optimizer = run(entry, FALLING[kind])
     assert [each.filename for each in told] == [__file__]
-    with warnings.catch_warnings():  # a resumed run has been warned in its first part, if the optimizer is the same
+    with warnings.catch_warnings():  # a resumed run warned in its first part if it uses the same optimizer
         warnings.simplefilter("error")
         copied = copy.deepcopy(optimizer)
         copied.param_groups[0]["lr"] = 0.1
@@ -87,12 +87,12 @@ def test_an_lr_that_rises_or_stays_does_not_warn(entry: Entry, kind: str) -> Non
 
 
 @holds("schedule_warning")
-def test_without_a_scheduler_only_half_the_lr_is_a_fall_and_zero_is_none(entry: Entry) -> None:
+def test_without_a_scheduler_only_a_halved_lr_warns(entry: Entry) -> None:
     params = parameters(shapes=[(6, 6)])
     optimizer = make(entry, params, lr=1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for lr in (1.0, 0.9, 0.6, 0.0, 1.0):  # tuned a little by hand; frozen; thawed
+        for lr in (1.0, 0.9, 0.6, 0.0, 1.0):  # tuned slightly by hand; frozen; unfrozen
             optimizer.param_groups[0]["lr"] = lr
             train(optimizer, params, range(1))
     optimizer.param_groups[0]["lr"] = 0.5
@@ -104,7 +104,7 @@ def test_without_a_scheduler_only_half_the_lr_is_a_fall_and_zero_is_none(entry: 
 def test_a_resumed_run_with_a_scheduler_warns(entry: Entry) -> None:
     params = parameters(shapes=[(6, 6)])
     optimizer = make(entry, params, lr=1.0)
-    optimizer.param_groups[0].update(initial_lr=1.0, lr=0.3)  # as a checkpoint in mid-schedule brings them
+    optimizer.param_groups[0].update(initial_lr=1.0, lr=0.3)  # as checkpoints from the middle of a schedule set them
     train(optimizer, params, range(1))
     optimizer.param_groups[0]["lr"] = 0.29
     with pytest.warns(UserWarning, match=r"from 0\.3 to 0\.29"):
@@ -115,7 +115,7 @@ def test_a_resumed_run_with_a_scheduler_warns(entry: Entry) -> None:
 
 
 class Tokens(nn.Module):
-    """A bag of tokens: of a large vocabulary, a batch reads few."""
+    """A bag of tokens: a batch reads only a few rows of a large vocabulary."""
 
     def __init__(self, vocabulary: int = 256, dim: int = 8) -> None:
         super().__init__()
@@ -139,9 +139,9 @@ def test_an_embedding_without_a_rule_warns_once(entry: Entry) -> None:
     model = Tokens()
     optimizer = make(entry, model.parameters())
     complaint = r"shape \(256, 8\) looks like an embedding.*\(244 of the 256 rows.*param_groups\(model\)"
-    with pytest.warns(UserWarning, match=complaint) as told:
+    with pytest.warns(UserWarning, match=complaint) as caught:
         step_once(optimizer, model)
-    assert [each.filename for each in told] == [__file__]
+    assert [each.filename for each in caught] == [__file__]
     quiet: list[Any] = [
         param_groups(model),
         [{"params": model.table.parameters(), "rule": "adamw"}, {"params": model.inner.parameters()}],
@@ -157,7 +157,7 @@ def test_an_embedding_without_a_rule_warns_once(entry: Entry) -> None:
 
 
 @holds("embedding_warning")
-def test_names_tell_where_gradients_do_not(entry: Entry) -> None:
+def test_names_identify_an_embedding_if_gradients_do_not(entry: Entry) -> None:
     model = GPT(tied=False)
     for p in model.parameters():
         p.grad = torch.randn_like(p)
@@ -176,9 +176,9 @@ def candidate(*shape: int, zero: float = 0.0, name: str | None = None) -> Candid
     [
         (candidate(256, 64), False),
         (candidate(256, 64, zero=0.8), True),
-        (candidate(256, 64, zero=0.6), False),  # units that a ReLU switches off
+        (candidate(256, 64, zero=0.6), False),  # units switched off by a ReLU
         (candidate(256, 64, zero=1.0), False),  # behind a layer that starts at 0
-        (candidate(32, 64, zero=0.9), False),  # too few rows to tell
+        (candidate(32, 64, zero=0.9), False),  # too few rows to decide
         (candidate(8192, 256), True),  # tall
         (candidate(8192, 16), False),  # a LoRA factor
         (candidate(11008, 4096), False),  # a feed-forward layer
@@ -210,7 +210,7 @@ def test_what_looks_like_an_embedding(each: Candidate, is_one: bool) -> None:
 
 
 @holds("routes")
-def test_routes_say_the_rule_of_every_parameter_and_sum_them_all(entry: Entry) -> None:
+def test_routes_show_every_parameters_rule_and_totals(entry: Entry) -> None:
     model = GPT(tied=False)
     model.h[0].requires_grad_(False)
     optimizer = make(entry, param_groups(model))
@@ -236,7 +236,7 @@ def test_routes_say_the_rule_of_every_parameter_and_sum_them_all(entry: Entry) -
     assert all(abs(numbers[rule] - by_rule[rule]) <= 0.005 * by_rule[rule] for rule in numbers)  # three digits
 
 
-def test_routes_of_an_optimizer_name_what_is_frozen() -> None:
+def test_routes_list_frozen_parameters() -> None:
     frozen = nn.Parameter(torch.ones(6, 6, dtype=torch.uint8), requires_grad=False)
     for optimizer in (Muon([nn.Parameter(torch.ones(6, 6)), frozen]), make(TABLE["CELO2"], [*parameters(), frozen])):
         assert len(optimizer.routes().frozen) == 1

@@ -1,7 +1,7 @@
-"""The contract: ``torch.compile`` of a training step with the optimizer in it.
+"""The contract: ``torch.compile`` of a training step that includes the optimizer.
 
-Backend ``aot_eager`` traces and functionalizes as inductor does, and then runs torch's own kernels: seconds instead of
-minutes. One slow test runs inductor itself.
+Backend ``aot_eager`` traces and functionalizes like inductor but runs torch's own kernels: seconds instead of minutes.
+One slow test runs inductor.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from torch._dynamo.utils import counters
 from pylo_zoo.errors import ZooError
 
 STATE_RECOMPILES = torch.__version__ < "2.8"
-"""torch 2.6 guards the length of a parameter group, to which the first step of a learned optimizer adds its state. It
-compiles that step once more, at the second call. 2.8 does not; 2.7 was not tried."""
+"""torch 2.6 guards the length of a parameter group, and a learned optimizer's first step adds its state there, so the
+second call compiles again. 2.8 does not; 2.7 was not tried."""
 LRS: dict[str, Callable[[], Any]] = {"tensor": lambda: torch.tensor(0.1), "float": lambda: 0.1}
 
 
@@ -37,7 +37,7 @@ def run(
     dtype: torch.dtype = torch.float32,
     **more: Any,
 ) -> tuple[list[float], list[nn.Parameter]]:
-    """Losses and parameters of a short run under a schedule; after ``warm`` calls a recompilation is an error."""
+    """Losses and parameters of a short run with a schedule; after ``warm`` calls a recompilation is an error."""
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 6, bias=False)), torch.randn(16, 5)
     model, x = model.to(dtype), x.to(dtype)
@@ -62,21 +62,21 @@ def run(
         with stance, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "lr has fallen")
             warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")  # dynamo reads it
-            warnings.filterwarnings("ignore", "Guards may run slower on Python 3.13.0")  # of that Python, not of a step
+            warnings.filterwarnings("ignore", "Guards may run slower on Python 3.13.0")  # about Python, not a step
             losses.append(float(step(x)))
         scheduler.step()
     return losses, list(model.parameters())
 
 
 def check_same(one: Any, other: Any, entry: Entry, **options: Any) -> None:
-    """Losses and parameters of two runs, within the float32 roundings of each (rounding.py)."""
+    """Check losses and parameters of two runs within each run's float32 roundings (rounding.py)."""
     first, second = ((torch.tensor(each[0]), *each[1]) for each in (one, other))
     for k, (a, b) in enumerate(zip(first, second, strict=True)):
         check_close(a, b, 2 * displaced(entry, **options).distance(k), f"parameter {k}" if k else "losses")
 
 
 def displaced(entry: Entry, **options: Any) -> Simulation:
-    """The run in float64, the model's forward and backward pass included."""
+    """The run in float64, including the model's forward and backward pass."""
 
     def double() -> list[Tensor]:
         losses, params = run(entry, torch.tensor(0.1), None, dtype=torch.float64, backend="eager", **options)
@@ -89,10 +89,10 @@ def displaced(entry: Entry, **options: Any) -> Simulation:
 @holds("compile")
 @pytest.mark.parametrize("lr", LRS)
 @pytest.mark.parametrize("steps", ["auto", "eager"])
-def test_a_compiled_step_is_the_step_and_lr_recompiles_nothing(entry: Entry, lr: str, steps: str) -> None:
-    """A tensor ``lr`` compiles once. A float does when it first changes, as everywhere in torch, and then no more.
+def test_a_compiled_step_matches_and_lr_does_not_recompile(entry: Entry, lr: str, steps: str) -> None:
+    """A tensor ``lr`` compiles once. A float ``lr`` recompiles at its first change, as always in torch, and not again.
 
-    Under ``backend="auto"`` kernels run beside the graphs; under "eager" the update is in them.
+    With ``backend="auto"`` kernels run between the graphs; with "eager" the graphs contain the update.
     """
     eager = run(entry, LRS[lr](), None)
     compiler, warm = ("aot_eager", 1) if lr == "tensor" else ("eager", 2)
@@ -108,7 +108,7 @@ def test_a_compiled_step_is_the_step_and_lr_recompiles_nothing(entry: Entry, lr:
     ("options", "warm"),
     [({"nonfinite": "skip"}, 1), ({"decay": "l2", "weight_decay": 0.1}, 1), ({"accumulate": 2}, 2)],
 )
-def test_options_that_branch_compile_too(options: dict[str, Any], warm: int) -> None:
+def test_branching_options_compile(options: dict[str, Any], warm: int) -> None:
     entry = TABLE["VeLO"]
     eager = run(entry, torch.tensor(0.1), None, **options)
     warm = 2 if STATE_RECOMPILES else warm
@@ -117,7 +117,7 @@ def test_options_that_branch_compile_too(options: dict[str, Any], warm: int) -> 
 
 
 def run_bare(entry: Entry, batches: Tensor, compiler: str | None, **more: Any) -> tuple[Any, list[nn.Parameter]]:
-    """Run over ``batches [calls, 16, 5]`` and leave each loss with ``set_loss``; return optimizer and parameters."""
+    """Run over ``batches [calls, 16, 5]`` and pass each loss with ``set_loss``; return optimizer and parameters."""
     torch.manual_seed(0)
     model = nn.Linear(5, 6).to(batches.dtype)
     if entry.weights is None:
@@ -135,14 +135,14 @@ def run_bare(entry: Entry, batches: Tensor, compiler: str | None, **more: Any) -
     step = training_step if compiler is None else torch.compile(training_step, backend=compiler)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")  # dynamo reads it
-        warnings.filterwarnings("ignore", "Guards may run slower on Python 3.13.0")  # of that Python, not of a step
+        warnings.filterwarnings("ignore", "Guards may run slower on Python 3.13.0")  # about Python, not a step
         for x in batches:
             step(x)
     return optimizer, list(model.parameters())
 
 
 def check_bare(compiled: list[nn.Parameter], entry: Entry, batches: Tensor, **more: Any) -> None:
-    """A compiled :func:`run_bare` against the same run without a compiler, within the float32 roundings of both."""
+    """Compare a compiled :func:`run_bare` with an uncompiled run, within the float32 roundings of both."""
 
     def double() -> list[Tensor]:
         return list(run_bare(entry, batches.double(), None, backend="eager", **more)[1])
@@ -165,7 +165,7 @@ def test_set_loss_inside_a_compiled_step(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["VeLO", "ELO", "Muon"])
 def test_a_compiled_step_counts_the_steps_it_skips(name: str) -> None:
-    """Under ``nonfinite="skip"``; under ``"raise"`` the error leaves the compiled function, and nothing has moved."""
+    """With ``nonfinite="skip"``; with ``"raise"`` the compiled function raises the error and nothing has moved."""
     batches = torch.randn(5, 16, 5, generator=torch.Generator().manual_seed(1))
     batches[1, 0, 0] = batches[3, 0, 0] = torch.nan
     optimizer, compiled = run_bare(TABLE[name], batches, "eager", nonfinite="skip")
@@ -175,8 +175,8 @@ def test_a_compiled_step_counts_the_steps_it_skips(name: str) -> None:
         run_bare(TABLE[name], batches, "eager", nonfinite="raise")
 
 
-def test_a_recompilation_would_be_seen() -> None:
-    """The check above has teeth: a float ``lr`` does recompile at its first change."""
+def test_a_recompilation_is_detected() -> None:
+    """The check above can fail: a float ``lr`` recompiles at its first change."""
     with pytest.raises(RuntimeError, match="fail_on_recompile"):
         run(TABLE["ELO"], 0.1, "eager")
 

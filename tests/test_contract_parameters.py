@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pylo_zoo.errors import ZooError
 
 WHOLE: dict[str, Any] = {"ns_dtype": torch.float32}
-"""Muon's iterations in float32: in bfloat16 the order of a sum shows."""
+"""Options for Muon iterations in float32: in bfloat16 the order of a sum matters."""
 
 
 def exact(entry: Entry) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def test_scalars_empty_and_size_one_parameters(entry: Entry) -> None:
 
 
 def strided(values: Tensor, how: str) -> Tensor:
-    """``values`` in other strides: transposed, channels_last, or every other element of a larger storage."""
+    """``values`` with other strides: transposed, channels_last, or every other element of a larger storage."""
     if how == "channels_last":
         return values.to(memory_format=torch.channels_last) if values.ndim == 4 else values
     if how == "transposed":
@@ -109,8 +109,8 @@ def test_16_bit_parameters_are_rounded_once(entry: Entry, dtype: torch.dtype) ->
 
 @holds("master")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_with_a_master_copy_the_run_is_float32s(entry: Entry, dtype: torch.dtype) -> None:
-    """The same gradients, in float32, in 16 bits, and in 16 bits with a master copy, which alone keeps small steps."""
+def test_master_weights_reproduce_the_float32_run(entry: Entry, dtype: torch.dtype) -> None:
+    """The same gradients in float32, in 16 bits, and with master weights, which alone preserve small steps."""
     lr = 1e-3 if entry.arguments.get("num_steps") is None else 1.0
     wide = [nn.Parameter(p.detach().float()) for p in parameters(dtype)]
     narrow, mastered = parameters(dtype), parameters(dtype)
@@ -131,7 +131,7 @@ def test_with_a_master_copy_the_run_is_float32s(entry: Entry, dtype: torch.dtype
 
 
 @holds("master")
-def test_a_parameter_that_somebody_else_writes_is_taken_over(entry: Entry) -> None:
+def test_a_parameter_written_from_outside_updates_its_master_copy(entry: Entry) -> None:
     params = parameters(torch.bfloat16)
     optimizer = make(entry, params, master_weights=True)
     train(optimizer, params, range(2))
@@ -146,13 +146,13 @@ def test_a_parameter_that_somebody_else_writes_is_taken_over(entry: Entry) -> No
 
 
 @holds("master")
-def test_a_master_copy_comes_and_goes_with_the_option(entry: Entry) -> None:
+def test_master_weights_follow_the_option(entry: Entry) -> None:
     params = parameters(torch.bfloat16)
     optimizer = make(entry, params)
-    for step, wanted in enumerate((False, True, True, False)):
-        optimizer.param_groups[0]["master_weights"] = wanted
+    for step, expected in enumerate((False, True, True, False)):
+        optimizer.param_groups[0]["master_weights"] = expected
         train(optimizer, params, range(step, step + 1))
-        assert all(("master" in optimizer.state[p]) == wanted for p in params)
+        assert all(("master" in optimizer.state[p]) == expected for p in params)
         make(entry, params).load_state_dict(optimizer.state_dict())
 
 
@@ -171,7 +171,7 @@ def test_float64_parameters_are_updated_in_float64(entry: Entry) -> None:
 
 
 @holds("refused")
-def test_complex_integer_and_sparse_are_errors_before_anything_moves(entry: Entry) -> None:
+def test_complex_integer_and_sparse_parameters_are_errors_before_anything_moves(entry: Entry) -> None:
     for dtype in (torch.complex64, torch.complex128):
         with pytest.raises(ZooError, match=str(dtype)):
             make(entry, [nn.Parameter(torch.ones(5, 5, dtype=dtype))])

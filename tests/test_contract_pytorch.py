@@ -1,7 +1,7 @@
-"""The contract: what PyTorch's test-suite asks of its own optimizers, asked of these.
+"""The contract: the checks of PyTorch's own optimizer tests, applied to these optimizers.
 
-``torch.testing._internal.common_optimizers`` has the cases of errors, and they run as they are. The checks of
-``test/test_optim.py`` are not part of a PyTorch wheel; they are written here anew, under the names they have there.
+The error cases of ``torch.testing._internal.common_optimizers`` run unchanged. The checks of ``test/test_optim.py`` are
+not part of a PyTorch wheel; they are rewritten here under their original names.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 @holds("torch_errors")
 def test_errors(entry: Entry) -> None:
-    """``test_errors``: invalid, duplicate and half-named parameters, and a tensor lr of two elements."""
+    """``test_errors``: invalid, duplicate and partly named parameters, and a tensor lr with two elements."""
     from torch.testing._internal.common_optimizers import get_error_inputs_for_all_optims
 
     cases = get_error_inputs_for_all_optims("cpu", torch.float32)
     assert len(cases) >= 5
     for case in cases:
-        given = case.optimizer_error_input
-        params = parameters() if given.params is None else given.params
+        inputs = case.optimizer_error_input
+        params = parameters() if inputs.params is None else inputs.params
         expected = (
             pytest.warns(UserWarning, match=case.error_regex)
             if case.error_type is UserWarning
             else pytest.raises(case.error_type, match=case.error_regex)
         )
         with expected:
-            make(entry, params, **given.kwargs)
+            make(entry, params, **inputs.kwargs)
     with pytest.raises(TypeError, match="must be a dict"):
         make(entry, parameters()).add_param_group(parameters())
     with pytest.raises(ValueError, match="empty parameter list"):
@@ -56,7 +56,7 @@ def test_errors(entry: Entry) -> None:
 
 
 @holds("torch_direction")
-@pytest.mark.filterwarnings("ignore:lr has fallen")  # test_contract_advice.py has the warning
+@pytest.mark.filterwarnings("ignore:lr has fallen")  # test_contract_advice.py tests the warning
 @pytest.mark.parametrize("scheduler", [None, "StepLR", "ReduceLROnPlateau"])
 @pytest.mark.parametrize("contiguous", [True, False])
 def test_forloop_goes_right_direction(entry: Entry, contiguous: bool, scheduler: str | None) -> None:
@@ -113,7 +113,7 @@ MOVED = [name for name in TABLE if PROPERTIES["torch_zero"].reason(name) is not 
 
 
 @pytest.mark.parametrize("name", MOVED)
-def test_the_optimizers_that_zero_gradients_move(name: str) -> None:
+def test_zero_gradients_move_the_optimizers_left_out(name: str) -> None:
     """The reason in the table is true: without decay, zero gradients move a matrix by more than a rounding."""
     params = [nn.Parameter(torch.ones(6, 6)), nn.Parameter(torch.ones(7))]
     optimizer = make(TABLE[name], params, weight_decay=0.0)
@@ -135,15 +135,15 @@ def test_step_all_hooks(entry: Entry) -> None:
     hooked, other = make(entry, params), make(entry, alone)
     seen: list[str] = []
 
-    def noting(word: str) -> Any:
+    def recording(word: str) -> Any:
         return lambda opt, args, kwargs: seen.append(word) if opt is hooked else None
 
     handles = [
-        hooked.register_step_pre_hook(noting("pre")),
+        hooked.register_step_pre_hook(recording("pre")),
         hooked.register_step_pre_hook(lambda opt, args, kwargs: ((opt, loss_at(0)), {})),  # may replace the arguments
-        hooked.register_step_post_hook(noting("post")),
-        register_optimizer_step_pre_hook(noting("global pre")),
-        register_optimizer_step_post_hook(noting("global post")),
+        hooked.register_step_post_hook(recording("post")),
+        register_optimizer_step_pre_hook(recording("global pre")),
+        register_optimizer_step_post_hook(recording("global post")),
     ]
     try:
         give_gradients(params, 0)
@@ -163,12 +163,12 @@ def test_state_dict_hooks(entry: Entry) -> None:
     params = parameters()
     optimizer = make(entry, params)
     train(optimizer, params, range(1))
-    seen: list[str] = []
-    optimizer.register_state_dict_pre_hook(lambda opt: seen.append("pre"))
+    recorded: list[str] = []
+    optimizer.register_state_dict_pre_hook(lambda opt: recorded.append("pre"))
     optimizer.register_state_dict_post_hook(lambda opt, state: {**state, "mine": 1})
     optimizer.register_state_dict_post_hook(lambda opt, state: {**state, "first": "mine" not in state}, prepend=True)
     state = optimizer.state_dict()
-    assert seen == ["pre"]
+    assert recorded == ["pre"]
     assert (state["mine"], state["first"]) == (1, True)
 
 
@@ -179,25 +179,25 @@ def test_load_state_dict_hooks(entry: Entry) -> None:
     train(optimizer, params, range(2))
     saved = copy.deepcopy(optimizer.state_dict())
     other = make(entry, parameters())
-    seen: list[str] = []
+    recorded: list[str] = []
 
     def pre(opt: Any, state: dict[str, Any]) -> dict[str, Any]:
-        seen.append("pre")
+        recorded.append("pre")
         assert not opt.state
         groups = [{**group, "lr": 0.25} for group in state["param_groups"]]
         return {**state, "param_groups": groups}
 
     def post(opt: Any) -> None:
-        seen.append("post")
+        recorded.append("post")
         assert len(opt.state) == len(params)
         assert opt.param_groups[0]["lr"] == 0.25
 
     other.register_load_state_dict_pre_hook(pre)
-    other.register_load_state_dict_pre_hook(lambda opt, state: seen.append("first"), prepend=True)
+    other.register_load_state_dict_pre_hook(lambda opt, state: recorded.append("first"), prepend=True)
     other.register_load_state_dict_post_hook(post)
     other.load_state_dict(saved)
-    assert seen == ["first", "pre", "post"]
-    assert same_state(saved, optimizer.state_dict())  # what was loaded is as it was
+    assert recorded == ["first", "pre", "post"]
+    assert same_state(saved, optimizer.state_dict())  # the loaded dict is unchanged
     assert same_state(other.state_dict()["state"], saved["state"])
 
 
@@ -232,9 +232,11 @@ def test_can_load_from_to_named_state_dict(entry: Entry, named: tuple[bool, bool
     train(optimizer, params, range(2))
     other = build(parameters(), named[1])
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    theirs = torch.optim.AdamW(parameters() if not named[1] else [(f"p{k}", p) for k, p in enumerate(parameters())])
-    theirs.load_state_dict({**optimizer.state_dict(), "state": {}})
-    assert other.param_groups[0].get("param_names") == theirs.param_groups[0].get("param_names")
+    torch_optimizer = torch.optim.AdamW(
+        parameters() if not named[1] else [(f"p{k}", p) for k, p in enumerate(parameters())]
+    )
+    torch_optimizer.load_state_dict({**optimizer.state_dict(), "state": {}})
+    assert other.param_groups[0].get("param_names") == torch_optimizer.param_groups[0].get("param_names")
     assert same_state(other.state_dict()["state"], optimizer.state_dict()["state"])
 
 

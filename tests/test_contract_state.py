@@ -57,7 +57,7 @@ VARIANTS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[nn.Parameter], Any]]:
-    """By optimizer and variant: the parameters of an unbroken run, and of one that a fresh process resumed."""
+    """Per optimizer and variant: the parameters of an uninterrupted run and of a run resumed in a new process."""
     unbroken, runs = {}, {}
     file = tmp_path_factory.mktemp("resume") / "runs.pt"
     for name, entry in TABLE.items():
@@ -74,24 +74,24 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[nn
     env = {**os.environ, "PYLO_ZOO_HOME": str(file.parent / "home")}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
-    found = torch.load(file, weights_only=True)
-    return {key: (unbroken[key], found[key]["params"]) for key in unbroken}
+    result = torch.load(file, weights_only=True)
+    return {key: (unbroken[key], result[key]["params"]) for key in unbroken}
 
 
 @holds("resume")
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_fresh_process_goes_on_bit_for_bit(
+def test_a_new_process_continues_bit_for_bit(
     entry: Entry, variant: str, resumed: dict[str, tuple[list[nn.Parameter], Any]]
 ) -> None:
     (name,) = (name for name, each in TABLE.items() if each == entry)
-    unbroken, found = resumed[f"{name}:{variant}"]
-    assert same(unbroken, found)
+    unbroken, result = resumed[f"{name}:{variant}"]
+    assert same(unbroken, result)
     assert variant == "bfloat16" or not same(unbroken, parameters(VARIANTS[variant][0]))
 
 
 @holds("resume")
 @pytest.mark.parametrize("backend", ["auto", "eager"])
-def test_a_saved_run_goes_on_bit_for_bit(entry: Entry, backend: str) -> None:
+def test_a_saved_run_continues_bit_for_bit(entry: Entry, backend: str) -> None:
     params = parameters()
     optimizer = make(entry, params, backend=backend)
     train(optimizer, params, range(3))
@@ -110,7 +110,7 @@ def test_a_saved_run_goes_on_bit_for_bit(entry: Entry, backend: str) -> None:
 
 
 @holds("copies")
-def test_copies_go_on_bit_for_bit(entry: Entry) -> None:
+def test_copies_continue_bit_for_bit(entry: Entry) -> None:
     params = parameters()
     optimizer = make(entry, params, nonfinite="skip", backend="eager")
     train(optimizer, params, range(3))
@@ -125,7 +125,7 @@ def test_copies_go_on_bit_for_bit(entry: Entry) -> None:
 
 @holds("state_dtype")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_state_has_its_own_dtype_and_loading_keeps_it(entry: Entry, dtype: torch.dtype) -> None:
+def test_loading_keeps_the_dtype_of_the_state(entry: Entry, dtype: torch.dtype) -> None:
     params = parameters(dtype)
     optimizer = make(entry, params)
     train(optimizer, params, range(2))
@@ -142,7 +142,7 @@ def test_state_has_its_own_dtype_and_loading_keeps_it(entry: Entry, dtype: torch
 
 
 @holds("state_dtype")
-def test_a_float32_runs_state_loads_into_16_bits_and_64(entry: Entry) -> None:
+def test_a_float32_state_loads_into_16_and_64_bit_parameters(entry: Entry) -> None:
     params = parameters()
     optimizer = make(entry, params)
     train(optimizer, params, range(2))
@@ -214,12 +214,12 @@ def test_a_state_that_does_not_fit_changes_nothing(entry: Entry) -> None:
 
 
 def test_the_same_names_in_another_order_are_an_error() -> None:
-    """States are matched by position, and the names, where there are any, show that it is another one."""
+    """States are matched by position; the names, if present, reveal another order."""
     entry = TABLE["VeLO"]
     named = [(f"layer.{k}", nn.Parameter(torch.ones(3, 3))) for k in range(2)]
     optimizer = make(entry, named)
     if "param_names" not in optimizer.param_groups[0]:
-        pytest.skip("this torch keeps no names")
+        pytest.skip("this torch version stores no names")
     train(optimizer, [p for _, p in named], range(1))
     with pytest.raises(ZooError, match="the same in another order"):
         make(entry, named[::-1]).load_state_dict(optimizer.state_dict())
@@ -249,8 +249,8 @@ def test_a_run_state_that_does_not_fit_changes_nothing(entry: Entry) -> None:
 
 
 @holds("checkpoint")
-def test_distributed_checkpoints_functions_get_and_set_the_state(entry: Entry) -> None:
-    """They step a fresh optimizer once, with lr 0 and gradients of zeros: what needs a loss has to be left one."""
+def test_distributed_checkpoint_functions_get_and_set_the_state(entry: Entry) -> None:
+    """They step a new optimizer once with lr 0 and zero gradients; if the rule needs a loss, it must be set before."""
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3))
@@ -271,7 +271,7 @@ def test_distributed_checkpoints_functions_get_and_set_the_state(entry: Entry) -
 
 
 @holds("format_version")
-def test_format_version_stands_in_every_group_and_an_unknown_one_is_an_error(entry: Entry) -> None:
+def test_every_group_has_a_format_version_and_an_unknown_one_is_an_error(entry: Entry) -> None:
     params = parameters()
     optimizer = make(entry, [{"params": params[:3]}, {"params": params[3:]}])
     train(optimizer, params, range(2))
@@ -285,7 +285,7 @@ def test_format_version_stands_in_every_group_and_an_unknown_one_is_an_error(ent
 
 
 @holds("format_version")
-def test_a_state_from_before_an_option_existed_takes_the_default(entry: Entry) -> None:
+def test_a_state_that_predates_an_option_gets_its_default(entry: Entry) -> None:
     params = parameters()
     optimizer = make(entry, params)
     train(optimizer, params, range(1))
@@ -300,7 +300,7 @@ def test_a_state_from_before_an_option_existed_takes_the_default(entry: Entry) -
 
 
 @holds("format_version")
-def test_a_state_from_before_the_first_step_starts_anew(entry: Entry) -> None:
+def test_a_state_from_before_the_first_step_starts_a_run(entry: Entry) -> None:
     params, again = parameters(), parameters()
     optimizer, other = make(entry, params), make(entry, again)
     empty = copy.deepcopy(optimizer.state_dict())

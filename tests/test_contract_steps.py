@@ -61,7 +61,7 @@ def test_a_closure_runs_with_gradients_on(entry: Entry) -> None:
 
 
 @holds("missing_loss")
-def test_a_missing_double_or_odd_loss_is_an_error_before_anything_moves(entry: Entry) -> None:
+def test_a_missing_duplicate_or_malformed_loss_is_an_error_before_anything_moves(entry: Entry) -> None:
     params = parameters()
     optimizer = make(entry, params)
     give_gradients(params, 0)
@@ -84,7 +84,7 @@ def test_a_missing_double_or_odd_loss_is_an_error_before_anything_moves(entry: E
 
 
 @holds("pending_loss")
-def test_a_pending_loss_is_used_once_and_superseded_by_a_newer_one(entry: Entry) -> None:
+def test_a_pending_loss_is_used_once_and_replaced_by_a_newer_one(entry: Entry) -> None:
     runs = []
     for noise in (False, True):
         params = parameters()
@@ -92,7 +92,7 @@ def test_a_pending_loss_is_used_once_and_superseded_by_a_newer_one(entry: Entry)
         for step in range(2):
             give_gradients(params, step)
             if noise:
-                optimizer.set_loss(torch.tensor(float("nan")))  # that of a step which a GradScaler skipped
+                optimizer.set_loss(torch.tensor(float("nan")))  # set by a step that a GradScaler skipped
             if step == 0:
                 optimizer.set_loss(loss_at(0))
                 optimizer.step()
@@ -119,7 +119,7 @@ def test_a_loaded_state_drops_the_pending_loss(entry: Entry) -> None:
 
 
 @holds("zero_grad")
-def test_zero_grad_and_gradients_that_are_read_only(entry: Entry) -> None:
+def test_zero_grad_and_gradients_are_never_written(entry: Entry) -> None:
     params = parameters()
     optimizer = make(entry, params)
     give_gradients(params, 0)
@@ -153,7 +153,7 @@ def test_absent_gradients_and_frozen_parameters_are_left_alone(entry: Entry) -> 
 
 
 @holds("added_later")
-def test_parameters_come_in_mid_run(entry: Entry) -> None:
+def test_parameters_can_be_added_during_a_run(entry: Entry) -> None:
     early, late = parameters(shapes=[(6, 6), (7,)]), parameters(shapes=[(6, 6), (7,)], seed=1)
     optimizer = make(entry, early)
     train(optimizer, early, range(2))
@@ -187,7 +187,7 @@ def test_groups_have_their_own_options(entry: Entry) -> None:
 
 
 @holds("bad_groups")
-def test_a_group_that_cannot_be_is_an_error_and_not_kept(entry: Entry) -> None:
+def test_an_invalid_group_is_an_error_and_not_added(entry: Entry) -> None:
     optimizer = make(entry, parameters())
     options: list[tuple[dict[str, Any], str]] = [
         ({"layout": "rows"}, "layout is 'rows'"),
@@ -235,37 +235,41 @@ SCHEDULERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def test_no_scheduler_of_torch_is_left_out() -> None:
+def test_every_torch_scheduler_is_covered() -> None:
     known = {name for name in lr_scheduler.__all__ if name not in ("LRScheduler", "_LRScheduler")}
     assert known <= SCHEDULERS.keys()
 
 
 @holds("schedulers")
 @pytest.mark.filterwarnings("ignore:lr has fallen")
-@pytest.mark.filterwarnings("ignore:The epoch parameter in:UserWarning")  # SequentialLR of torch 2.6 warns of itself
-def test_every_scheduler_sets_the_lr_that_adamw_gets_and_the_step_uses_it(entry: Entry) -> None:
+@pytest.mark.filterwarnings("ignore:The epoch parameter in:UserWarning")  # torch 2.6's SequentialLR triggers it
+def test_every_scheduler_sets_the_same_lr_as_for_adamw_and_the_step_uses_it(entry: Entry) -> None:
     for name, build in SCHEDULERS.items():
-        params, theirs, by_hand = (parameters(shapes=[(6, 6), (7,)]) for _ in range(3))
-        optimizer, adamw, third = make(entry, params, lr=0.05), torch.optim.AdamW(theirs, lr=0.05), make(entry, by_hand)
+        params, torch_params, by_hand = (parameters(shapes=[(6, 6), (7,)]) for _ in range(3))
+        optimizer, adamw, third = (
+            make(entry, params, lr=0.05),
+            torch.optim.AdamW(torch_params, lr=0.05),
+            make(entry, by_hand),
+        )
         scheduler, other = build(optimizer), build(adamw)
         for step in range(6):
             assert optimizer.param_groups[0]["lr"] == adamw.param_groups[0]["lr"], name
             third.param_groups[0]["lr"] = adamw.param_groups[0]["lr"]
             train(optimizer, params, range(step, step + 1))
             train(third, by_hand, range(step, step + 1))
-            give_gradients(theirs, step)
+            give_gradients(torch_params, step)
             adamw.step()
             for each in (scheduler, other):
                 each.step(1.0) if name == "ReduceLROnPlateau" else each.step()
         assert same(params, by_hand), name
         again = make(entry, parameters(shapes=[(6, 6), (7,)]), lr=0.05)
         build(again)
-        again.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # with what schedulers leave in the groups
+        again.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # with the schedulers' entries in the groups
         assert again.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
 
 
 def schedulers_take_vectors() -> bool:
-    """Whether torch's own schedulers set an ``lr`` of shape ``[1]``: those of torch 2.6 raise."""
+    """Whether torch's schedulers can set an ``lr`` of shape ``[1]``: those of torch 2.6 raise."""
     optimizer = torch.optim.SGD(parameters(), lr=torch.tensor([0.5]))
     try:
         scheduler = lr_scheduler.StepLR(optimizer, step_size=1)
@@ -278,7 +282,7 @@ def schedulers_take_vectors() -> bool:
 
 @holds("tensor_lr")
 @pytest.mark.filterwarnings("ignore:lr has fallen")
-def test_a_tensor_lr_is_a_float_lr(entry: Entry) -> None:
+def test_a_tensor_lr_acts_like_a_float_lr(entry: Entry) -> None:
     ends = []
     for lr in (0.5, torch.tensor(0.5), torch.tensor([0.5] if schedulers_take_vectors() else 0.5)):
         params = parameters()
@@ -295,14 +299,14 @@ def test_a_tensor_lr_is_a_float_lr(entry: Entry) -> None:
 
 
 def train_from_here(optimizer: Any, params: list[nn.Parameter], steps: range) -> None:
-    """As ``train``, with the step in this file: the warning is at the user's line, not the library's."""
+    """Like ``train``, but the step is in this file: the warning must point at the user's line, not at the library's."""
     for step in steps:
         give_gradients(params, step)
         optimizer.step(loss=loss_at(step))
 
 
 @holds("horizon")
-def test_steps_past_the_horizon_go_on_and_warn_once(entry: Entry) -> None:
+def test_steps_past_num_steps_continue_and_warn_once(entry: Entry) -> None:
     params = parameters()
     optimizer = make(entry, params, num_steps=3)
     with warnings.catch_warnings():
@@ -318,7 +322,7 @@ def test_steps_past_the_horizon_go_on_and_warn_once(entry: Entry) -> None:
 
 
 @holds("horizon")
-def test_num_steps_belongs_to_the_run(entry: Entry) -> None:
+def test_num_steps_is_part_of_the_run_state(entry: Entry) -> None:
     with pytest.raises(ZooError, match="num_steps=7, the run 100"):
         make(entry, [{"params": parameters(), "num_steps": 7}])
     for wrong in (0, -3, 2.5, True):

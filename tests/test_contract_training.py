@@ -24,7 +24,7 @@ BAD = (math.nan, math.inf, -math.inf)
 
 
 @holds("autocast")
-def test_a_step_within_autocast_is_a_step_outside_it(entry: Entry) -> None:
+def test_a_step_inside_autocast_equals_a_step_outside_it(entry: Entry) -> None:
     runs = []
     for enabled in (False, True):
         params = parameters()
@@ -45,7 +45,7 @@ WAYS: dict[str, Callable[[Any, Any, Tensor], Any]] = {
 
 @holds("grad_scaler")
 @pytest.mark.parametrize("way", WAYS)
-def test_a_step_that_grad_scaler_skips_leaves_all_state_alone(entry: Entry, way: str) -> None:
+def test_a_step_that_grad_scaler_skips_changes_no_state(entry: Entry, way: str) -> None:
     ends = []
     for overflows in ([], [1, 3]):
         torch.manual_seed(0)
@@ -70,7 +70,7 @@ def test_a_step_that_grad_scaler_skips_leaves_all_state_alone(entry: Entry, way:
     assert same(*ends)
 
 
-# --- values that are not finite ----------------------------------------------------------------------------------
+# --- non-finite values -------------------------------------------------------------------------------------------
 
 
 @holds("nonfinite")
@@ -104,7 +104,7 @@ def test_skip_and_raise_touch_nothing(entry: Entry, where: str) -> None:
 
 
 @holds("nonfinite")
-def test_by_default_the_rule_gets_it_as_the_original_does(entry: Entry) -> None:
+def test_by_default_non_finite_values_reach_the_rule_as_in_the_original(entry: Entry) -> None:
     params = parameters(shapes=[(6, 6)])
     optimizer = make(entry, params)
     give_gradients(params, 0)
@@ -124,7 +124,7 @@ def test_by_default_the_rule_gets_it_as_the_original_does(entry: Entry) -> None:
 
 
 @holds("accumulation")
-def test_micro_batches_make_the_batch(entry: Entry) -> None:
+def test_micro_batches_equal_the_batch(entry: Entry) -> None:
     def run(parts: int) -> Tensor:
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(8, 6, generator=generator, dtype=torch.float64)
@@ -134,7 +134,7 @@ def test_micro_batches_make_the_batch(entry: Entry) -> None:
             weight.grad = torch.zeros_like(weight)
             total = 0.0
             for part in x.chunk(parts):
-                difference = part @ weight.detach()  # written out: what is simulated has no backward pass
+                difference = part @ weight.detach()  # written out, because a simulated run has no backward pass
                 weight.grad += part.T @ difference * (2 / (difference.numel() * parts))
                 total += difference.square().mean().item() / parts
             optimizer.step(loss=total)
@@ -155,7 +155,7 @@ def micro_step(optimizer: Any, params: list[nn.Parameter], call: int) -> None:
 
 
 @holds("long_runs")
-def test_accumulate_steps_on_means_and_goes_on_from_a_saved_state(entry: Entry) -> None:
+def test_accumulate_steps_on_means_and_resumes_from_a_saved_state(entry: Entry) -> None:
     params, by_hand = parameters(), parameters()
     optimizer = make(entry, params, num_steps=32, accumulate=3, nonfinite="skip")
     other = make(entry, by_hand, num_steps=10)
@@ -168,7 +168,7 @@ def test_accumulate_steps_on_means_and_goes_on_from_a_saved_state(entry: Entry) 
             for total, p in zip(sums, params, strict=True):
                 total += 0 if p.grad is None else p.grad
             if call == 4:
-                optimizer.step(loss=math.inf)  # not banked
+                optimizer.step(loss=math.inf)  # not added to the accumulated sum
                 saved = copy.deepcopy(optimizer.state_dict())
                 params = [nn.Parameter(p.detach().clone()) for p in params]
                 optimizer = make(entry, params, num_steps=32, accumulate=3)
@@ -183,7 +183,7 @@ def test_accumulate_steps_on_means_and_goes_on_from_a_saved_state(entry: Entry) 
 
 
 @holds("long_runs")
-def test_accumulate_auto_is_googles_and_belongs_to_the_run(entry: Entry) -> None:
+def test_accumulate_auto_follows_google_and_is_part_of_the_state(entry: Entry) -> None:
     for num_steps, accumulate, horizon in ((150_000, 1, 150_000), (150_001, 2, 75_000), (300_001, 3, 100_000)):
         optimizer = make(entry, parameters(), num_steps=num_steps, accumulate="auto")
         assert (optimizer.param_groups[0]["accumulate"], optimizer.horizon) == (accumulate, horizon)
@@ -202,8 +202,8 @@ def test_accumulate_auto_is_googles_and_belongs_to_the_run(entry: Entry) -> None
 
 
 @holds("clipping")
-def test_clip_norm_is_clipping_beforehand(entry: Entry) -> None:
-    for scale in (10.0, 1e-3):  # clipped, and not
+def test_clip_norm_equals_clip_grad_norm_before_the_step(entry: Entry) -> None:
+    for scale in (10.0, 1e-3):  # clipped, and not clipped
         inside, outside = parameters(torch.float64), parameters(torch.float64)
         options: Any = in_double(entry)
         first, second = make(entry, inside, clip_norm=0.5, **options), make(entry, outside, clip_norm=None, **options)
@@ -227,7 +227,7 @@ def test_clip_norm_is_clipping_beforehand(entry: Entry) -> None:
 
 @holds("decoupled")
 @pytest.mark.filterwarnings("ignore:weight_decay=0.5")
-def test_decoupled_decay_is_apart_from_the_step(entry: Entry) -> None:
+def test_decoupled_decay_is_separate_from_the_step(entry: Entry) -> None:
     shapes = [(6, 6), (7,)]
     decayed, plain = parameters(shapes=shapes), parameters(shapes=shapes)
     optimizer, other = (make(entry, p, weight_decay=wd, lr=0.1) for p, wd in ((decayed, 0.5), (plain, 0.0)))
@@ -236,13 +236,13 @@ def test_decoupled_decay_is_apart_from_the_step(entry: Entry) -> None:
         each.step(loss=loss_at(0))
     for q, r, start in zip(decayed, plain, parameters(shapes=shapes), strict=True):
         lr = 0.1 * (optimizer.param_groups[0].get("adam_lr_mult", 1.0) if "step" in optimizer.state[q] else 1.0)
-        # Each parameter is a sum of three, rounded at each addition, and their difference is rounded once more.
+        # Each parameter is a sum of three terms, rounded at each addition, and the difference is rounded once more.
         rounding = gamma(4, torch.float32) * (start.abs() + (r - start).abs()) * 2
         check_close(r - q, lr * 0.5 * start, rounding)
 
 
 @holds("l2")
-def test_l2_decay_goes_into_gradients_and_loss(entry: Entry) -> None:
+def test_l2_decay_is_added_to_gradients_and_loss(entry: Entry) -> None:
     params, by_hand = parameters(), parameters()
     groups = [{"params": params[:4]}, {"params": params[4:], "weight_decay": 0.2, "decay": "l2"}]
     optimizer, other = make(entry, groups, weight_decay=0.0), make(entry, by_hand)

@@ -140,7 +140,7 @@ def test_a_lazy_parameter_is_an_error(entry: Entry) -> None:
     optimizer.add_param_group({"params": ready.parameters()})
 
 
-# --- options that belong to others -------------------------------------------------------------------------------
+# --- options of other optimizers ---------------------------------------------------------------------------------
 
 
 @holds("foreign_options")
@@ -173,7 +173,7 @@ def test_options_that_would_change_a_step_are_not_ignored(entry: Entry) -> None:
 
 
 def lookahead(optimizer: Any, params: list[nn.Parameter], step: int) -> None:
-    """What Lookahead, SAM and ScheduleFree leave in an optimizer: tensors, numbers and nested values."""
+    """Entries that Lookahead, SAM and ScheduleFree add to an optimizer: tensors, numbers and nested values."""
     for k, p in enumerate(params):
         state = optimizer.state[p]
         state["slow_buffer"] = p.detach().clone()
@@ -187,7 +187,7 @@ def lookahead(optimizer: Any, params: list[nn.Parameter], step: int) -> None:
 
 @holds("foreign")
 @pytest.mark.parametrize("before_the_first_step", [False, True])
-def test_a_wrappers_entries_stay(entry: Entry, before_the_first_step: bool) -> None:
+def test_wrapper_entries_are_kept(entry: Entry, before_the_first_step: bool) -> None:
     params, alone, untouched = parameters(), parameters(), nn.Parameter(torch.ones(6, 6))
     optimizer, other = make(entry, [*params, untouched]), make(entry, alone)
     if before_the_first_step:
@@ -217,7 +217,7 @@ def test_a_wrappers_entries_stay(entry: Entry, before_the_first_step: bool) -> N
 
 
 @holds("foreign")
-def test_foreign_entries_hide_no_damage(entry: Entry) -> None:
+def test_foreign_entries_do_not_hide_damage(entry: Entry) -> None:
     params = parameters()
     optimizer = make(entry, params)
     train(optimizer, params, range(2))
@@ -227,7 +227,7 @@ def test_foreign_entries_hide_no_damage(entry: Entry) -> None:
     for name in set(good["state"][3]) - foreign:
         wrong = copy.deepcopy(good)
         wrong["state"][3].pop(name)
-        if set(wrong["state"][3]) == foreign:  # then it is as if the parameter had never been stepped
+        if set(wrong["state"][3]) == foreign:  # equivalent to a parameter that was never stepped
             continue
         with pytest.raises(ZooError, match="does not fit"):
             optimizer.load_state_dict(wrong)
@@ -236,7 +236,7 @@ def test_foreign_entries_hide_no_damage(entry: Entry) -> None:
 
 @holds("foreign")
 def test_reading_the_state_leaves_nothing_behind(entry: Entry) -> None:
-    """``optimizer.state`` is a defaultdict: a look at an entry that is not there makes it."""
+    """``optimizer.state`` is a defaultdict: reading a missing entry creates it."""
     params, frozen = parameters(), nn.Parameter(torch.ones(3), requires_grad=False)
     optimizer = make(entry, [*params, frozen])
     assert not [optimizer.state[p].get("momentum") for p in (*params, frozen) if "momentum" in optimizer.state[p]]
@@ -246,7 +246,7 @@ def test_reading_the_state_leaves_nothing_behind(entry: Entry) -> None:
     make(entry, [*parameters(), nn.Parameter(torch.ones(3))]).load_state_dict(saved)
 
 
-# --- numbers where tensors are ----------------------------------------------------------------------------------
+# --- numbers instead of tensors ---------------------------------------------------------------------------------
 
 NUMBERS: dict[str, Callable[[int], Any]] = {
     "int": int,
@@ -259,11 +259,11 @@ NUMBERS: dict[str, Callable[[int], Any]] = {
 
 @holds("numbers")
 @pytest.mark.parametrize("kind", NUMBERS)
-def test_counters_may_become_numbers_between_steps(entry: Entry, kind: str) -> None:
+def test_counters_can_become_numbers_between_steps(entry: Entry, kind: str) -> None:
     """ScheduleFree's wrapper and PyLO count in ints."""
     params, alone = parameters(), parameters()
     optimizer, other = make(entry, params), make(entry, alone)
-    live = "tensor" not in kind  # a tensor that is there is the optimizer's own, and not converted
+    live = "tensor" not in kind  # an existing tensor is kept, not converted
     for step in range(4):
         train(optimizer, params, range(step, step + 1))
         train(other, alone, range(step, step + 1))
@@ -294,7 +294,7 @@ def test_a_number_before_the_first_step_starts_the_count(entry: Entry) -> None:
 
 
 @holds("numbers")
-def test_a_state_from_json_goes_on_bit_for_bit(entry: Entry) -> None:
+def test_a_state_from_json_continues_bit_for_bit(entry: Entry) -> None:
     params = parameters()
     optimizer = make(entry, params)
     train(optimizer, params, range(3))
@@ -314,7 +314,7 @@ def test_a_state_from_json_goes_on_bit_for_bit(entry: Entry) -> None:
 
 @holds("numbers")
 @pytest.mark.parametrize("wrong", [2.5, -1, "three", None, float("nan"), True, [1, 2]])
-def test_a_counter_that_counts_nothing_is_an_error(entry: Entry, wrong: Any) -> None:
+def test_an_invalid_counter_is_an_error(entry: Entry, wrong: Any) -> None:
     params = parameters()
     optimizer = make(entry, params)
     train(optimizer, params, range(1))

@@ -1,4 +1,4 @@
-"""``pylo-zoo convert``: what it prints, what it refuses, and what it leaves behind."""
+"""``pylo-zoo convert``: its output, what it refuses, and the files that it leaves."""
 
 from __future__ import annotations
 
@@ -35,25 +35,30 @@ def test_convert_and_export_round_trip(capsys: Capture, tmp_path: Path) -> None:
     assert out.startswith("zoo/celo\n")
     assert err == "Warning: parity was not checked: --no-verify.\n"
     assert sorted(digests(Path("zoo/celo"))) == ["config.json", "model.safetensors", "parity.json"]
-    found = artifact.read("zoo/celo").parity
-    assert found is not None
-    assert (found["status"], found["reason"]) == ("not_run", "--no-verify")
-    assert found["leaves"]["passed"]
-    assert found["leaves"]["compared"] == 33
+    report = artifact.read("zoo/celo").parity
+    assert report is not None
+    assert (report["status"], report["reason"]) == ("not_run", "--no-verify")
+    assert report["leaves"]["passed"]
+    assert report["leaves"]["compared"] == 33
     assert run("export", "zoo/celo", "--out", "again.state") == 0
     assert Path("again.state").read_bytes() == path.read_bytes()
 
 
-def test_convert_says_it_as_json(capsys: Capture, tmp_path: Path) -> None:
+def test_convert_prints_json(capsys: Capture, tmp_path: Path) -> None:
     path = write_theta(tmp_path, "adafac-mlp")
     words = ["--out", "x", "--no-verify", "--json", "-q", "--set", "step_mult=1e-2"]
     assert run("convert", "mulo", "--source", path, *words) == 0
     out, err = capsys.readouterr()
-    said = json.loads(out)
+    output = json.loads(out)
     assert err == ""
-    assert (said["directory"], said["family"], said["name"], said["matched_entry"]) == ("x", "mulo", "mulo", None)
-    assert said["behavior"]["step_mult"] == 0.01
-    assert said["source"] == {
+    assert (output["directory"], output["family"], output["name"], output["matched_entry"]) == (
+        "x",
+        "mulo",
+        "mulo",
+        None,
+    )
+    assert output["behavior"]["step_mult"] == 0.01
+    assert output["source"] == {
         "uri": "file:theta.state",
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "bytes": path.stat().st_size,
@@ -77,7 +82,7 @@ def test_format_pt(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_defaults_and_behaviour_are_the_released_ones(family: str, tmp_path: Path) -> None:
+def test_defaults_and_behavior_are_the_released_ones(family: str, tmp_path: Path) -> None:
     made = convert(family, source=write_theta(tmp_path, family))
     assert made.behavior == FAMILIES[family].behavior()
     assert made.defaults == {key: value for key, value in FAMILIES[family].defaults.items() if value is not None}
@@ -85,34 +90,36 @@ def test_defaults_and_behaviour_are_the_released_ones(family: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_optimizer_that_a_family_names_is_there(family: str) -> None:
-    found = optim.optimizer_class(family)
-    assert FAMILIES[family].optimizer == f"pylo_zoo.optim:{found.__name__}"
-    assert family in found.families
+def test_the_optimizer_that_a_family_names_exists(family: str) -> None:
+    result = optim.optimizer_class(family)
+    assert FAMILIES[family].optimizer == f"pylo_zoo.optim:{result.__name__}"
+    assert family in result.families
 
 
 # --- parity ------------------------------------------------------------------------------------------------------
 
 
-def planted(monkeypatch: pytest.MonkeyPatch, error: float) -> None:
-    """Let parity find this error."""
+def plant_error(monkeypatch: pytest.MonkeyPatch, error: float) -> None:
+    """Make parity report this error."""
 
-    def verify(made: artifact.Artifact, source: Path, **how: object) -> Report:
-        assert hashlib.sha256(source.read_bytes()).hexdigest() == made.source.sha256
-        return report_of(made, error)
+    def verify(converted: artifact.Artifact, source: Path, **how: object) -> Report:
+        assert hashlib.sha256(source.read_bytes()).hexdigest() == converted.source.sha256
+        return report_of(converted, error)
 
     monkeypatch.setattr(parity, "verify", verify)
 
 
-def test_parity_runs_by_default_and_is_kept(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    planted(monkeypatch, error=1e-7)
+def test_parity_runs_by_default_and_its_report_is_stored(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant_error(monkeypatch, error=1e-7)
     assert run("convert", "elo", "--source", write_theta(tmp_path, "elo")) == 0
     out, err = capsys.readouterr()
     assert "network" in out
     assert err == ""
-    found = artifact.read("zoo/elo").parity
-    assert found is not None
-    assert found["status"] == "passed"
+    report = artifact.read("zoo/elo").parity
+    assert report is not None
+    assert report["status"] == "passed"
 
 
 def test_without_jax_the_artifact_is_written_with_a_warning(
@@ -121,9 +128,9 @@ def test_without_jax_the_artifact_is_written_with_a_warning(
     without_jax(monkeypatch)
     assert run("convert", "elo", "--source", write_theta(tmp_path, "elo")) == 0
     assert capsys.readouterr().err.startswith("Warning: parity was not checked: jax and flax are not installed")
-    found = artifact.read("zoo/elo").parity
-    assert found is not None
-    assert (found["status"], found["leaves"]["passed"]) == ("not_run", True)
+    report = artifact.read("zoo/elo").parity
+    assert report is not None
+    assert (report["status"], report["leaves"]["passed"]) == ("not_run", True)
 
 
 @pytest.mark.parametrize("existing", [True, False])
@@ -135,7 +142,7 @@ def test_a_failing_parity_writes_nothing(
         assert run("convert", "elo", "--source", path, "--no-verify", "-q") == 0
         capsys.readouterr()
     before = digests(Path("zoo/elo")) if existing else None
-    planted(monkeypatch, error=0.5)
+    plant_error(monkeypatch, error=0.5)
     assert run("convert", "elo", "--source", path, "--force", "--json") == 1
     out, err = capsys.readouterr()
     assert json.loads(out)["parity"]["status"] == "failed"
@@ -151,7 +158,7 @@ def wrong_family(tmp_path: Path) -> tuple[list[object], str]:
     return ["velo", "--source", write_theta(tmp_path, "celo2")], r"no velo checkpoint.*\n.*fit celo2 or celo2-base"
 
 
-def nearly_a_family(tmp_path: Path) -> tuple[list[object], str]:
+def misspelled_family(tmp_path: Path) -> tuple[list[object], str]:
     leaves = theta("elo")
     del leaves["nn", "~", "b1"]
     (tmp_path / "theta.state").write_bytes(encode(nested(leaves)))
@@ -240,7 +247,7 @@ def entry_with_a_source(tmp_path: Path) -> tuple[list[object], str]:
     return ["velo-s", "--source", "f"], "the word is a family.*\n.*convert velo --source f"
 
 
-def entry_out_of_reach(tmp_path: Path) -> tuple[list[object], str]:
+def unreachable_entry(tmp_path: Path) -> tuple[list[object], str]:
     by_hand = (
         r"resolve/main/theta.state \(149,216 bytes, sha256 35683c.*`pylo-zoo convert celo --source theta.state --out"
     )
@@ -253,7 +260,7 @@ def entry_of_two_files(tmp_path: Path) -> tuple[list[object], str]:
 
 FAILURES = [
     wrong_family,
-    nearly_a_family,
+    misspelled_family,
     not_finite,
     damaged,
     absent,
@@ -271,7 +278,7 @@ FAILURES = [
     unknown_name,
     unknown_family,
     entry_with_a_source,
-    entry_out_of_reach,
+    unreachable_entry,
     entry_of_two_files,
 ]
 
@@ -282,8 +289,8 @@ def test_a_refusal_is_two_lines_and_leaves_nothing(
 ) -> None:
     words, complaint = case(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    said = refused(capsys, "convert", *words, "--no-verify")
-    assert re.search(complaint, said), said
+    error = refused(capsys, "convert", *words, "--no-verify")
+    assert re.search(complaint, error), error
     assert sorted(tmp_path.rglob("*")) == before
     assert [path for path in zoo_home.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
 

@@ -1,4 +1,4 @@
-"""Where a conversion gets its file and its fields: own files, the registry, the cache, and who may say what."""
+"""Where a conversion gets its file and its fields: local files, the registry, the cache, and which source wins."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(tmp_path)
 
 
-def made(name: str, source: Path) -> artifact.Artifact:
-    """Convert ``source`` into the directory ``out`` beside it, unproven."""
+def convert_to_directory(name: str, source: Path) -> artifact.Artifact:
+    """Convert ``source`` into the directory ``out`` next to it, without parity."""
     return make(name, source=source, out="out", force=True, verify=False).artifact
 
 
-# --- who says what ---------------------------------------------------------------------------------------------
+# --- precedence of fields --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -49,13 +49,13 @@ def made(name: str, source: Path) -> artifact.Artifact:
         ),
     ],
 )
-def test_what_nobody_contradicts_holds(
+def test_uncontradicted_settings_apply(
     write: Callable[[Path], Path], settings: dict[str, Any], expected: VeLOBehavior, tmp_path: Path
 ) -> None:
     assert convert("velo", source=write(tmp_path), settings=settings).behavior == expected
 
 
-def test_a_silent_gin_file_means_googles_defaults(tmp_path: Path) -> None:
+def test_fields_missing_from_a_gin_file_get_googles_defaults(tmp_path: Path) -> None:
     path = write_params(tmp_path, gin="HyperV2.lstm_hidden_size = 5\nHyperV2.param_inits = 3\n")
     assert convert("velo", source=path).behavior == VeLOBehavior(use_bugged_loss_features=True)
 
@@ -73,7 +73,7 @@ def test_settings_are_yaml() -> None:
 
 @pytest.fixture
 def pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> registry.Entry:
-    """The entry "celo2-base", as if a synthetic checkpoint in ``tmp_path`` had been published as that."""
+    """The entry "celo2-base", as if a synthetic checkpoint in ``tmp_path`` were the published one."""
     path = write_theta(tmp_path, "celo2-base")
     entry = registry.get("celo2-base")
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -88,24 +88,32 @@ def pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> registry.Entry:
     return entry
 
 
-def test_a_file_that_the_registry_knows_is_recognised(pinned: registry.Entry) -> None:
-    made = convert("celo2-base", source="theta.state")
-    assert (made.name, made.source.uri, made.source.license) == ("celo2-base", pinned.weights.uri, "MIT")
-    assert made.behavior == pinned.behavior
-    assert made.defaults["lr"] == 0.5
+def test_a_registered_file_is_recognized(pinned: registry.Entry) -> None:
+    converted = convert("celo2-base", source="theta.state")
+    assert (converted.name, converted.source.uri, converted.source.license) == (
+        "celo2-base",
+        pinned.weights.uri,
+        "MIT",
+    )
+    assert converted.behavior == pinned.behavior
+    assert converted.defaults["lr"] == 0.5
     with pytest.raises(ZooError, match=r"exp_mult = 0\.5, but the registry's celo2-base.* says 0\.25"):
         convert("celo2-base", source="theta.state", settings={"exp_mult": 0.5})
     assert library.inspect("theta.state").matched == "celo2-base"
 
 
-def test_but_not_as_another_family(pinned: registry.Entry) -> None:
-    made = convert("celo2", source="theta.state")
-    assert (made.name, made.source.uri, made.source.license) == ("celo2", "file:theta.state", "unknown")
-    assert made.behavior == FAMILIES["celo2"].behavior()
+def test_a_registered_file_is_not_recognized_as_another_family(pinned: registry.Entry) -> None:
+    converted = convert("celo2", source="theta.state")
+    assert (converted.name, converted.source.uri, converted.source.license) == (
+        "celo2",
+        "file:theta.state",
+        "unknown",
+    )
+    assert converted.behavior == FAMILIES["celo2"].behavior()
 
 
 def test_a_registry_name_finds_the_cached_file_again(pinned: registry.Entry, tmp_path: Path) -> None:
-    first = made("celo2-base", tmp_path / "theta.state")
+    first = convert_to_directory("celo2-base", tmp_path / "theta.state")
     (tmp_path / "theta.state").unlink()
     assert convert("celo2-base").fingerprint == first.fingerprint
     with pytest.raises(ZooError, match=r"exp_mult = 0\.5, but the registry entry celo2-base says 0\.25"):
@@ -115,7 +123,7 @@ def test_a_registry_name_finds_the_cached_file_again(pinned: registry.Entry, tmp
 def test_a_complete_cache_may_be_read_only(
     pinned: registry.Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = made("celo2-base", tmp_path / "theta.state")
+    first = convert_to_directory("celo2-base", tmp_path / "theta.state")
 
     def read_only(*arguments: object, **keywords: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
@@ -126,12 +134,15 @@ def test_a_complete_cache_may_be_read_only(
 
 def test_the_sample_in_the_package_converts(capsys: Capture) -> None:
     assert run("convert", "velo-sample", "--no-verify", "-q") == 0
-    made = artifact.read("zoo/velo-sample")
-    assert (made.family, made.behavior) == ("velo", registry.get("velo-sample").behavior)
-    assert made.source.uri.startswith("package://")
+    converted = artifact.read("zoo/velo-sample")
+    assert (converted.family, converted.behavior) == (
+        "velo",
+        registry.get("velo-sample").behavior,
+    )
+    assert converted.source.uri.startswith("package://")
 
 
-def test_a_pinned_file_that_is_another_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_does_not_match_its_pin_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = registry.get("velo-sample")
     source = dataclasses.replace(entry.weights, sha256="0" * 64)
     entries = {"velo-sample": dataclasses.replace(entry, sources=(source,))}
@@ -147,31 +158,31 @@ def test_the_source_is_kept_by_its_hash(tmp_path: Path, zoo_home: Path) -> None:
     path = write_params(tmp_path)
     sha256 = convert("velo", source=path).source.sha256
     assert cached_source(sha256) is None  # in memory, nothing is written
-    made("velo", path)
+    convert_to_directory("velo", path)
     kept = cached_source(sha256)
     assert kept is not None
     assert kept == zoo_home / "sources" / sha256 / "params"
     assert kept.read_bytes() == path.read_bytes()
     assert kept.with_name("config.gin").read_bytes() == (tmp_path / "config.gin").read_bytes()
-    made("velo", kept)
+    convert_to_directory("velo", kept)
     (tmp_path / "config.gin").unlink()
-    made("velo", path)
+    convert_to_directory("velo", path)
     assert [entry.name for entry in kept.parent.iterdir()] == ["params"]
 
 
-def test_a_spoilt_copy_is_not_used_and_is_replaced(tmp_path: Path) -> None:
+def test_a_damaged_copy_is_replaced(tmp_path: Path) -> None:
     path = write_theta(tmp_path, "elo")
-    sha256 = made("elo", path).source.sha256
+    sha256 = convert_to_directory("elo", path).source.sha256
     kept = cached_source(sha256)
     assert kept is not None
     kept.write_bytes(b"spoilt")
     assert cached_source(sha256) is None
-    made("elo", path)
+    convert_to_directory("elo", path)
     assert cached_source(sha256) == kept
 
 
 @pytest.mark.parametrize("sha256", ["", "0" * 64, "../../../etc/passwd", "F" * 64])
-def test_what_is_not_kept_is_not_found(sha256: str) -> None:
+def test_sources_that_were_not_kept_are_not_found(sha256: str) -> None:
     assert cached_source(sha256) is None
 
 
@@ -179,17 +190,17 @@ def test_a_cache_that_cannot_be_written_is_one_error(tmp_path: Path, monkeypatch
     path = write_theta(tmp_path, "elo")
     monkeypatch.setenv("PYLO_ZOO_HOME", str(path / "below-a-file"))
     with pytest.raises(ZooError, match="cannot be written"):
-        made("elo", path)
+        convert_to_directory("elo", path)
     assert not (tmp_path / "out").exists()
 
 
-def test_an_artifact_is_no_source(tmp_path: Path) -> None:
-    made("elo", write_theta(tmp_path, "elo"))
+def test_an_artifact_is_not_a_source(tmp_path: Path) -> None:
+    convert_to_directory("elo", write_theta(tmp_path, "elo"))
     with pytest.raises(ZooError, match="is an artifact already"):
         convert("elo", source="out")
 
 
-def test_a_typing_error_in_any_field_or_family_is_seen(tmp_path: Path) -> None:
+def test_a_misspelled_field_or_family_is_detected(tmp_path: Path) -> None:
     path = write_theta(tmp_path, "celo")
     with pytest.raises(ZooError, match="Did you mean 'lstm_hidden_size'"):
         convert("celo", source=path, settings={"lstm_hiden_size": 5})

@@ -1,4 +1,4 @@
-"""The rename tables: complete, invertible, and right about which number goes where."""
+"""The rename tables are complete and invertible, and map every number to the right place."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_table_fills_every_tensor_of_the_network_once(family: converters.Famil
     assert len(sources) == len(set(sources))
 
 
-def test_conversion_and_its_inverse(family: converters.Family) -> None:
+def test_conversion_is_invertible(family: converters.Family) -> None:
     leaves = theta(family.name)
     architecture = family.infer(leaves)
     assert architecture == SMALL[family.name]
@@ -47,7 +47,7 @@ def test_conversion_and_its_inverse(family: converters.Family) -> None:
     assert sum(tensor.size for tensor in tensors.values()) == sum(leaf.size for leaf in leaves.values())
 
 
-def test_the_released_shapes_are_those_of_the_specification() -> None:
+def test_the_released_shapes_match_the_specification() -> None:
     velo = leaf_shapes(FAMILIES["velo"], FAMILIES["velo"].released)
     assert velo[(*MLP, "w0__3")] == (256, 3, 4)
     assert velo[(*MLP, "w0__4")] == (256, 1, 4)
@@ -67,7 +67,7 @@ def test_the_released_shapes_are_those_of_the_specification() -> None:
 
 
 @pytest.mark.parametrize("name", ["velo", "celo", "celo2"])
-def test_feature_groups_stand_in_the_order_of_their_numbers(name: str) -> None:
+def test_feature_groups_are_in_numeric_order(name: str) -> None:
     leaves = theta(name)
     for k in range(14):
         leaf = leaves[(*MLP, f"w0__{k}")]
@@ -96,7 +96,7 @@ def test_names_and_layouts_agree_with_the_forward_pass() -> None:
     np.testing.assert_array_equal(tensors["mlp.layers.1.weight"], leaves[(*MLP, "w1")].transpose(0, 2, 1))
 
 
-# --- telling families apart ----------------------------------------------------------------------------------------
+# --- family detection ----------------------------------------------------------------------------------------------
 
 
 def test_a_tree_fits_the_families_that_share_it_and_no_other(family: converters.Family) -> None:
@@ -105,7 +105,7 @@ def test_a_tree_fits_the_families_that_share_it_and_no_other(family: converters.
     assert diagnose(family, theta(family.name)) == []
 
 
-def test_a_damaged_tree_is_compared_with_the_family_it_is_nearest_to(family: converters.Family) -> None:
+def test_a_damaged_tree_is_compared_with_the_nearest_family(family: converters.Family) -> None:
     leaves = theta(family.name)
     leaves["surplus",] = np.zeros(1, np.float32)
     del leaves[list(leaves)[1]]
@@ -119,7 +119,7 @@ def test_an_unknown_family_is_refused() -> None:
         converters.get("adam")
 
 
-# --- every leaf accounted for --------------------------------------------------------------------------------------
+# --- complete coverage of leaves -----------------------------------------------------------------------------------
 
 
 def spoil(leaves: Leaves, how: str) -> None:
@@ -147,7 +147,7 @@ def spoil(leaves: Leaves, how: str) -> None:
         ("-inf", r"leaves with NaN or infinite values \(1\): nn/~/w1"),
     ],
 )
-def test_a_leaf_that_is_off_is_named(how: str, complaint: str) -> None:
+def test_an_invalid_leaf_is_named(how: str, complaint: str) -> None:
     leaves = theta("elo")
     spoil(leaves, how)
     with pytest.raises(ZooError, match=complaint):
@@ -155,7 +155,7 @@ def test_a_leaf_that_is_off_is_named(how: str, complaint: str) -> None:
     assert diagnose(FAMILIES["elo"], leaves)
 
 
-def test_all_that_is_off_is_listed_at_once() -> None:
+def test_all_invalid_leaves_are_listed_at_once() -> None:
     leaves = {path: leaf for path, leaf in theta("velo").items() if path[0] != RNN or path[1] == "rnn_to_controls"}
     leaves["x",] = np.zeros(1, np.float32)
     with pytest.raises(ZooError) as error:
@@ -165,7 +165,7 @@ def test_all_that_is_off_is_listed_at_once() -> None:
     assert "does not have (1): x" in error.value.message
 
 
-def test_the_inverse_checks_its_tensors_too() -> None:
+def test_the_inverse_checks_its_tensors() -> None:
     tensors = to_torch(FAMILIES["celo"], theta("celo"), SMALL["celo"])
     del tensors["unused.rnn_params.linear.b"]
     with pytest.raises(ZooError, match=r"tensors missing \(1\): unused\.rnn_params\.linear\.b"):
@@ -173,7 +173,7 @@ def test_the_inverse_checks_its_tensors_too() -> None:
 
 
 @pytest.mark.parametrize("leaf", [np.zeros((), np.float32), np.zeros((2, 2, 2, 2), np.float32)])
-def test_an_architecture_is_not_read_off_nonsense(leaf: np.ndarray) -> None:
+def test_an_architecture_is_not_inferred_from_invalid_leaves(leaf: np.ndarray) -> None:
     leaves = theta("velo")
     leaves["rnn_params", "rnn_to_controls", "b"] = leaf
     assert diagnose(FAMILIES["velo"], leaves)
@@ -182,17 +182,17 @@ def test_an_architecture_is_not_read_off_nonsense(leaf: np.ndarray) -> None:
 # --- Google's class ------------------------------------------------------------------------------------------------
 
 
-def test_a_silent_gin_file_means_the_defaults_of_googles_class() -> None:
-    said = HYPER_V2.read({})
-    assert (said["lstm_hidden_size"], said["param_inits"], said["use_bugged_loss_features"]) == (128, 64, True)
-    assert "ff_mult" not in said
+def test_fields_missing_from_a_gin_file_get_the_defaults_of_googles_class() -> None:
+    fields = HYPER_V2.read({})
+    assert (fields["lstm_hidden_size"], fields["param_inits"], fields["use_bugged_loss_features"]) == (128, 64, True)
+    assert "ff_mult" not in fields
 
 
-def test_what_a_gin_file_binds_wins_over_those_defaults() -> None:
+def test_values_in_a_gin_file_override_the_defaults() -> None:
     bound = {"lstm_hidden_size": 512, "use_bugged_loss_features": False, "reparam_decay": 10.0, "with_g": True}
-    said = HYPER_V2.read(bound)
-    assert (said["lstm_hidden_size"], said["use_bugged_loss_features"]) == (512, False)
-    assert not {"reparam_decay", "with_g"} & said.keys()
+    fields = HYPER_V2.read(bound)
+    assert (fields["lstm_hidden_size"], fields["use_bugged_loss_features"]) == (512, False)
+    assert not {"reparam_decay", "with_g"} & fields.keys()
 
 
 @pytest.mark.parametrize(
@@ -209,6 +209,6 @@ def test_what_a_gin_file_binds_wins_over_those_defaults() -> None:
         ("interpolation", 3),
     ],
 )
-def test_an_argument_that_the_mathematics_cannot_express_is_refused(field: str, value: Any) -> None:
+def test_an_argument_without_an_equivalent_is_refused(field: str, value: Any) -> None:
     with pytest.raises(ZooError, match=rf"HyperV2\.{field}"):
         HYPER_V2.read({field: value})

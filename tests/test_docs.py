@@ -1,4 +1,4 @@
-"""The documentation site: it builds without a warning, loads nothing from elsewhere, and says what the code does."""
+"""The documentation site builds without warnings, loads nothing from elsewhere, and agrees with the code."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ LINK = re.compile(r"(?<!!)\[[^\]]*\]\(<?([^)>\s]+)>?\)")
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built site. Warnings are errors, and a page that the navigation lacks is a warning.
+    """The built site. Warnings are errors; a page that the navigation lacks is a warning.
 
-    Not with ``--quiet``: it hides warnings from ``--strict``, too.
+    Not with ``--quiet``, which hides warnings from ``--strict`` too.
     """
-    made = tmp_path_factory.mktemp("site")
+    built = tmp_path_factory.mktemp("site")
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(made)],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(built)],
         cwd=ROOT,
         env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
@@ -54,11 +54,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert done.returncode == 0, done.stderr
     assert not re.search(r"^(?!INFO)", done.stderr.strip(), re.MULTILINE), done.stderr
-    return made
+    return built
 
 
 class Loads(HTMLParser):
-    """What a browser fetches by itself to show a page, and where its links lead."""
+    """Collects what a browser loads to show a page, and the page's links."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,14 +67,14 @@ class Loads(HTMLParser):
         self.anchors: set[str] = set()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = {name: value or "" for name, value in attrs}
-        self.anchors |= {found[name] for name in ("id", "name") if name in found}
-        if tag in LOADING and LOADING[tag] in found:
-            self.loaded.append(found[LOADING[tag]])
-        if tag == "link" and found.get("rel") not in ("canonical", "next", "prev", "edit"):
-            self.loaded.append(found["href"])
-        if tag == "a" and "href" in found:
-            self.links.append(found["href"])
+        result = {name: value or "" for name, value in attrs}
+        self.anchors |= {result[name] for name in ("id", "name") if name in result}
+        if tag in LOADING and LOADING[tag] in result:
+            self.loaded.append(result[LOADING[tag]])
+        if tag == "link" and result.get("rel") not in ("canonical", "next", "prev", "edit"):
+            self.loaded.append(result["href"])
+        if tag == "a" and "href" in result:
+            self.links.append(result["href"])
 
 
 def parsed(page: Path) -> Loads:
@@ -86,7 +86,7 @@ def parsed(page: Path) -> Loads:
 # --- the site -----------------------------------------------------------------------------------------------------
 
 
-def test_the_site_reads_without_a_network(site: Path) -> None:
+def test_the_site_loads_nothing_from_the_network(site: Path) -> None:
     pages = sorted(site.rglob("*.html"))
     assert len(pages) > 25
     for page in pages:
@@ -97,33 +97,33 @@ def test_the_site_reads_without_a_network(site: Path) -> None:
         assert not addresses, f"{style.relative_to(site)} loads {addresses}"
 
 
-def test_links_within_the_site_lead_somewhere(site: Path) -> None:
-    found = {page: parsed(page) for page in site.rglob("*.html")}
+def test_links_within_the_site_resolve(site: Path) -> None:
+    result = {page: parsed(page) for page in site.rglob("*.html")}
     broken = []
-    for page, content in found.items():
+    for page, content in result.items():
         for href in content.links:
             parts = urlsplit(href)
             if parts.scheme or parts.netloc or page.name == "404.html":
                 continue
             target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
             target = target / "index.html" if target.is_dir() else target
-            anchors = found[target].anchors if target in found else set()
+            anchors = result[target].anchors if target in result else set()
             if not target.exists() or (parts.fragment and unquote(parts.fragment) not in anchors):
                 broken.append(f"{page.relative_to(site)}: {href}")
     assert not broken
 
 
-def test_docstrings_leave_no_markup_of_another_kind(site: Path) -> None:
+def test_docstrings_leave_no_foreign_markup(site: Path) -> None:
     for page in (site / "reference" / "api").rglob("*.html"):
         text = re.sub(r"<[^>]+>", "", page.read_text(encoding="utf-8"))
         assert not re.findall(r":(?:class|func|meth|mod|data|attr|exc):", text), page
         assert "``" not in text, page
         assert "&gt;&gt;&gt; <p>" not in text, page
-        assert not re.search(r"\bSPEC\b", text), page  # no page of the site, nor a file of the tree
+        assert not re.search(r"\bSPEC\b", text), page  # neither a page of the site nor a file of the repository
         assert not re.findall(r"docs/[\w-]+\.md", text), page
 
 
-def test_every_page_and_every_command_is_there(site: Path) -> None:
+def test_every_page_and_every_command_exists(site: Path) -> None:
     from pylo_zoo.cli import COMMANDS
 
     page = (site / "reference" / "cli" / "index.html").read_text(encoding="utf-8")
@@ -140,32 +140,32 @@ def test_every_page_and_every_command_is_there(site: Path) -> None:
 
 
 def slugs(page: Path) -> set[str]:
-    """The anchors of a page's headings, as forges and the site make them."""
-    found: set[str] = set()
+    """The anchors of a page's headings, as forges and the site generate them."""
+    results: set[str] = set()
     for heading in re.findall(r"^#+ +(.+?)\s*$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE):
         text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
-        found.add(re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", text).strip()))
-    return found
+        results.add(re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", text).strip()))
+    return results
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_relative_links_and_anchors_lead_somewhere(page: Path) -> None:
+def test_relative_links_and_anchors_resolve(page: Path) -> None:
     broken = []
     for target in LINK.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
         parts = urlsplit(target)
         if parts.scheme:
             continue
         path = (page.parent / unquote(parts.path)).resolve() if parts.path else page
-        if "reference" in Path(parts.path).parts[:1] and page.parent == DOCS:  # made at build, and held above
+        if "reference" in Path(parts.path).parts[:1] and page.parent == DOCS:  # generated pages, checked above
             continue
         if not path.exists() or (parts.fragment and parts.fragment not in slugs(path)):
             broken.append(target)
     assert not broken
 
 
-def test_families_say_what_the_code_does() -> None:
+def test_the_families_page_is_current() -> None:
     page = families_docs.PAGE.read_text(encoding="utf-8")
-    assert page == families_docs.written(page), "Run: python tests/families_docs.py"
+    assert page == families_docs.update_page(page), "Run: python tests/families_docs.py"
     assert {*families_docs.CLASSES, "overview"} == {match[1] for match in families_docs.MARKS.findall(page)}
 
 
@@ -210,12 +210,12 @@ def _replica(rank: int, code: str, directory: str) -> None:
     model = namespace["train"](rank, 2, steps=20)
     torch.save(torch.cat([p.detach().flatten() for p in model.parameters()]), f"{directory}/{rank}.pt")
     del model
-    namespace.clear()  # the wrapped model before its group: in the other order the process aborted now and then
+    namespace.clear()  # the wrapped model before its group: in the other order the process sometimes aborted
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
-def test_replicas_stay_together(tmp_path: Path) -> None:
+def test_replicas_stay_equal(tmp_path: Path) -> None:
     (code,) = blocks((DOCS / "distributed.md").read_text(encoding="utf-8"), "python")
     spawn(_replica, (code, str(tmp_path)), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
@@ -225,19 +225,19 @@ def test_replicas_stay_together(tmp_path: Path) -> None:
 # --- the messages -------------------------------------------------------------------------------------------------
 
 TORCHS = ("got mixed torch.Tensor and DTensor",)
-"""Messages on the page that are not ours."""
+"""Messages on the page that come from other software."""
 
 
 def texts() -> set[str]:
-    """Every text in the code, what it fills in being ``…``, with the one that follows it in the same call."""
-    found: set[str] = set()
+    """Every text in the code, with ``…`` for inserted values, and the next text in the same call."""
+    results: set[str] = set()
     for path in (ROOT / "pylo_zoo").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             own = [_text(argument) for argument in node.args] if isinstance(node, ast.Call) else []
-            found |= {*own, *(f"{one} {other}" for one, other in pairwise(own))}
+            results |= {*own, *(f"{one} {other}" for one, other in pairwise(own))}
             if isinstance(node, ast.expr):
-                found.add(_text(node))
-    return {text for text in found if text}
+                results.add(_text(node))
+    return {text for text in results if text}
 
 
 def _text(node: ast.AST) -> str:
@@ -252,16 +252,16 @@ def _text(node: ast.AST) -> str:
     return ""
 
 
-def test_messages_on_the_page_are_the_codes() -> None:
-    said = [line for block in blocks(troubleshooting(), "text") for line in block.splitlines()]
+def test_messages_on_the_page_exist_in_the_code() -> None:
+    messages = [line for block in blocks(troubleshooting(), "text") for line in block.splitlines()]
     known = texts()
-    assert len(said) > 30
-    missing = [line for line in said if line not in TORCHS and not any(_same(line, text) for text in known)]
+    assert len(messages) > 30
+    missing = [line for line in messages if line not in TORCHS and not any(_same(line, text) for text in known)]
     assert not missing
 
 
 def _same(line: str, text: str) -> bool:
-    """Whether ``line`` is ``text``, or a beginning of it; what the page spells out may be filled in by the code."""
+    """Whether ``line`` is ``text`` or its beginning; the page may spell out what the code inserts."""
     pattern = ".*".join(map(re.escape, text.split("…")))
     return text.startswith(line) or (len(text.replace("…", "")) > 15 and re.fullmatch(pattern, line) is not None)
 
@@ -274,29 +274,29 @@ def troubleshooting() -> str:
 
 
 def public(module: Any) -> dict[str, Any]:
-    """What a module of the reference offers: classes, functions, and their public methods, by dotted name."""
+    """The public classes, functions and methods of a reference page's module, by dotted name."""
     names = getattr(module, "__all__", None) or [
         name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__
     ]
-    found: dict[str, Any] = {module.__name__: module}
+    result: dict[str, Any] = {module.__name__: module}
     for name in names:
         value = getattr(module, name)
         if name.startswith("_") or not (inspect.isclass(value) or inspect.isfunction(value)):
             continue
-        found[f"{module.__name__}.{name}"] = value
+        result[f"{module.__name__}.{name}"] = value
         fields = {field.name for field in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else set()
         for member in set(vars(value)) - fields if inspect.isclass(value) else ():
             defined = inspect.getattr_static(value, member)
             if not member.startswith("_") and isinstance(defined, (property, classmethod, staticmethod)):
-                found[f"{module.__name__}.{name}.{member}"] = getattr(value, member)
+                result[f"{module.__name__}.{name}.{member}"] = getattr(value, member)
             elif not member.startswith("_") and inspect.isfunction(defined):
-                found[f"{module.__name__}.{name}.{member}"] = defined
-    return found
+                result[f"{module.__name__}.{name}.{member}"] = defined
+    return result
 
 
 @pytest.mark.parametrize("name", list(hooks.public_modules()))
 def test_public_names_have_docstrings(name: str) -> None:
-    """A method may have its base's."""
+    """A method may inherit the docstring of its base."""
     bare = [path for path, value in public(importlib.import_module(name)).items() if not inspect.getdoc(value)]
     inherited = {path for path in bare if _documented_above(importlib.import_module(name), path)}
     assert set(bare) <= inherited

@@ -1,4 +1,4 @@
-"""The examples run, at toy size, as a reader would type them."""
+"""The examples run, at toy size, as a reader would run them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TOY = ("--steps", 6, "--every", 3, "--batch", 2, "--context", 16, "--width", 16,
 
 @pytest.fixture
 def example(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """What ``python examples/NAME WORDS`` prints; run in this process, which has torch loaded."""
+    """The output of ``python examples/NAME WORDS``, run in this process, which has torch loaded."""
     monkeypatch.setenv("COLUMNS", "120")
 
     def run(name: str, *words: object) -> str:
@@ -40,7 +40,7 @@ Example = Callable[..., str]
 
 
 def losses(shown: str) -> dict[int, str]:
-    """Step to the figures that stand behind it, but for the speed."""
+    """The printed values by step, without the speed."""
     return {
         int(step): figures
         for step, figures in re.findall(r"^step +(\d+)  (loss .*?)(?:  [\d.]+ steps/s)?$", shown, re.M)
@@ -49,22 +49,22 @@ def losses(shown: str) -> dict[int, str]:
 
 @pytest.mark.parametrize("optimizer", ["velo", "adamw"])
 def test_the_plain_loop_learns(example: Example, optimizer: str) -> None:
-    found = losses(example("loop.py", "--optimizer", optimizer, "--steps", 120))
-    assert list(found) == [0, 100, 119]
-    first, *_, last = (float(figures.split()[1]) for figures in found.values())
+    result = losses(example("loop.py", "--optimizer", optimizer, "--steps", 120))
+    assert list(result) == [0, 100, 119]
+    first, *_, last = (float(figures.split()[1]) for figures in result.values())
     assert last < first / 4
 
 
-def test_the_plain_loop_has_nothing_of_ours_but_the_optimizer() -> None:
+def test_the_plain_loop_uses_only_the_optimizer_from_pylo_zoo() -> None:
     text = (ROOT / "examples" / "loop.py").read_text(encoding="utf-8")
     assert re.findall(r"pylo_zoo\S*.*", text) == ["pylo_zoo.optim import VeLO"]
     assert len(text.splitlines()) <= 45
 
 
-def test_the_gpt_goes_on_where_it_was_cut_off(
+def test_the_gpt_resumes_after_an_interruption(
     example: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """VeLO and its loss, with accumulation, clipping and bfloat16: the second half again, figure for figure."""
+    """VeLO with its loss, accumulation, clipping and bfloat16 repeats the second half exactly."""
     save = torch.save
 
     def kept(what: dict[str, Any], path: Path) -> None:
@@ -85,7 +85,7 @@ def test_the_gpt_goes_on_where_it_was_cut_off(
 
 
 @pytest.mark.parametrize(("name", "near"), [("adamm", "adamw"), ("velo-sampel", "velo-sample"), ("nope", "")])
-def test_the_gpt_names_the_nearest_optimizer(example: Example, name: str, near: str) -> None:
+def test_the_gpt_suggests_the_nearest_optimizer(example: Example, name: str, near: str) -> None:
     with pytest.raises(SystemExit, match=f"Error: There is no optimizer '{name}'.\nHint: The nearest is '{near}"):
         example("nanogpt.py", *TOY, "--optimizer", name)
 
@@ -94,17 +94,17 @@ def test_the_gpt_names_the_nearest_optimizer(example: Example, name: str, near: 
 def test_the_gpt_trains_with(example: Example, optimizer: str, tmp_path: Path) -> None:
     name = optimizer
     if optimizer == "celo2":
-        made = convert("celo2", source=write_theta(tmp_path, "celo2", scale=0.1))
-        name = str(artifact.write(made, tmp_path / "celo2"))
-    found = losses(example("nanogpt.py", *TOY, "--optimizer", name))
-    assert list(found) == [0, 3, 5]
-    assert "nan" not in str(found)
+        converted = convert("celo2", source=write_theta(tmp_path, "celo2", scale=0.1))
+        name = str(artifact.write(converted, tmp_path / "celo2"))
+    result = losses(example("nanogpt.py", *TOY, "--optimizer", name))
+    assert list(result) == [0, 3, 5]
+    assert "nan" not in str(result)
 
 
-def test_two_processes_make_the_run_of_one(example: Example) -> None:
-    """Each takes half of the micro-batches, and all step on the mean of gradients and losses."""
+def test_two_processes_reproduce_the_run_of_one(example: Example) -> None:
+    """Each process takes half of the micro-batches; both step with the mean of gradients and losses."""
     if sys.platform != "linux":
-        pytest.skip("torchrun is tried on Linux alone")
+        pytest.skip("torchrun is tested only on Linux")
     words = (*TOY, "--accumulate", 4)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launch, str(EXAMPLES / "nanogpt.py"), *map(str, words)]
@@ -126,8 +126,8 @@ def test_the_demo_script_runs(example: Example) -> None:
 
 
 def test_the_coordinate_check_runs(example: Example, tmp_path: Path) -> None:
-    made = convert("mulo", source=write_theta(tmp_path, "mulo", scale=0.1))
-    directory = artifact.write(made, tmp_path / "mulo")
+    converted = convert("mulo", source=write_theta(tmp_path, "mulo", scale=0.1))
+    directory = artifact.write(converted, tmp_path / "mulo")
     shown = example("coordinate_check.py", "--weights", directory, "--widths", 64, 128, "--steps", 1)
     assert "width/64" in shown
     assert "exponent" in shown

@@ -1,4 +1,4 @@
-"""``pylo-zoo export`` and ``inspect``: what they print, what they refuse, and what they leave behind."""
+"""``pylo-zoo export`` and ``inspect``: their output, what they refuse, and the files that they leave."""
 
 from __future__ import annotations
 
@@ -30,50 +30,50 @@ def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.fixture
-def exported(capsys: Capture, tmp_path: Path) -> Path:
+def artifact_directory(capsys: Capture, tmp_path: Path) -> Path:
     """An artifact's directory."""
     assert run("convert", "elo", "--source", write_theta(tmp_path, "elo"), "--no-verify", "-q") == 0
     capsys.readouterr()
     return Path("zoo/elo")
 
 
-def test_export_says_what_it_wrote(exported: Path, capsys: Capture) -> None:
-    assert run("export", exported, "--out", "new/x.state", "--json") == 0
+def test_export_reports_what_it_wrote(artifact_directory: Path, capsys: Capture) -> None:
+    assert run("export", artifact_directory, "--out", "new/x.state", "--json") == 0
     data = Path("theta.state").read_bytes()
-    said = {"file": "new/x.state", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "identical": True}
-    assert json.loads(capsys.readouterr().out) == said
+    output = {"file": "new/x.state", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "identical": True}
+    assert json.loads(capsys.readouterr().out) == output
 
 
-def test_export_replaces_with_force_alone(exported: Path, capsys: Capture) -> None:
+def test_export_replaces_only_with_force(artifact_directory: Path, capsys: Capture) -> None:
     Path("x").write_text("mine")
-    assert "already exists" in refused(capsys, "export", exported, "--out", "x")
+    assert "already exists" in refused(capsys, "export", artifact_directory, "--out", "x")
     assert Path("x").read_text() == "mine"
-    assert run("export", exported, "--out", "x", "--force") == 0
+    assert run("export", artifact_directory, "--out", "x", "--force") == 0
     capsys.readouterr()
     assert Path("x").read_bytes() == Path("theta.state").read_bytes()
-    assert "is a directory" in refused(capsys, "export", exported, "--out", "zoo", "--force")
+    assert "is a directory" in refused(capsys, "export", artifact_directory, "--out", "zoo", "--force")
 
 
-def test_export_refuses_an_artifact_whose_weights_were_changed(exported: Path, capsys: Capture) -> None:
-    made = artifact.read(exported)
-    tensors = {name: tensor.clone() for name, tensor in made.tensors.items()}
+def test_export_refuses_an_artifact_whose_weights_were_changed(artifact_directory: Path, capsys: Capture) -> None:
+    loaded = artifact.read(artifact_directory)
+    tensors = {name: tensor.clone() for name, tensor in loaded.tensors.items()}
     tensors["mlp.layers.0.bias"][0] *= 1.001
-    artifact.write(dataclasses.replace(made, tensors=tensors), exported, force=True)
-    assert "changed after its conversion" in refused(capsys, "export", exported, "--out", "x")
+    artifact.write(dataclasses.replace(loaded, tensors=tensors), artifact_directory, force=True)
+    assert "changed after its conversion" in refused(capsys, "export", artifact_directory, "--out", "x")
     assert not Path("x").exists()
 
 
 def test_export_refuses_a_source_that_flax_did_not_write(tmp_path: Path) -> None:
     data = bytearray(encode(nested(theta("elo"))))
     assert data[1:4] == b"\xa2nn"
-    data[1:2] = b"\xd9\x02"  # the same text with a longer header
+    data[1:2] = b"\xd9\x02"  # the same content with a longer header
     (tmp_path / "theta.state").write_bytes(bytes(data))
-    made = convert("elo", source="theta.state")
+    converted = convert("elo", source="theta.state")
     with pytest.raises(ZooError, match="exact bytes cannot be rebuilt"):
-        library.export(made)
+        library.export(converted)
 
 
-def test_export_refuses_what_is_no_artifact(capsys: Capture) -> None:
+def test_export_refuses_other_directories(capsys: Capture) -> None:
     assert "is no artifact" in refused(capsys, "export", ".", "--out", "x")
 
 
@@ -99,13 +99,13 @@ def test_inspect_shows_everything_in_80_columns(
     assert not Path("zoo").exists()
 
 
-def test_inspect_says_it_as_json(capsys: Capture, tmp_path: Path) -> None:
+def test_inspect_prints_json(capsys: Capture, tmp_path: Path) -> None:
     assert run("inspect", write_theta(tmp_path, "adafac-mlp"), "--json") == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["families"] == ["adafac-mlp", "mulo"]
-    assert said["architecture"] == {"hidden_size": 4, "hidden_layers": 1}
-    assert said["leaves"][0] == {"path": "adafactor_decays", "shape": [3], "dtype": "float32"}
-    assert (said["problems"], said["exact"], said["matched"], said["config"]) == ([], True, None, None)
+    output = json.loads(capsys.readouterr().out)
+    assert output["families"] == ["adafac-mlp", "mulo"]
+    assert output["architecture"] == {"hidden_size": 4, "hidden_layers": 1}
+    assert output["leaves"][0] == {"path": "adafactor_decays", "shape": [3], "dtype": "float32"}
+    assert (output["problems"], output["exact"], output["matched"], output["config"]) == ([], True, None, None)
 
 
 def broken_tree(leaves: dict[tuple[str, ...], np.ndarray]) -> None:
@@ -123,7 +123,7 @@ def not_a_number(leaves: dict[tuple[str, ...], np.ndarray]) -> None:
         (not_a_number, "leaves with NaN or infinite values (1): rnn_params/linear/w"),
     ],
 )
-def test_inspect_names_what_would_stop_a_conversion(
+def test_inspect_reports_what_would_stop_a_conversion(
     spoil: Callable[[Any], None], complaint: str, capsys: Capture, tmp_path: Path
 ) -> None:
     leaves = theta("velo")

@@ -1,4 +1,4 @@
-"""Fetching over http from a server on this machine, which fails in every way that a server can."""
+"""Fetching over HTTP from a local server that fails in every way that a server can."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from pylo_zoo.fetch import (
 from pylo_zoo.fetch.errors import Transient
 from pylo_zoo.fetch.retry import retrying
 
-# --- what works --------------------------------------------------------------------------------------------------
+# --- successful downloads ----------------------------------------------------------------------------------------
 
 
-def test_a_file_arrives_once(server: Files, access: Access, zoo_home: Path) -> None:
+def test_a_file_is_downloaded_once(server: Files, access: Access, zoo_home: Path) -> None:
     path = pinned(server, access)
     assert path == zoo_home / "sources" / SHA256 / "theta.state"
     assert path.read_bytes() == DATA
@@ -73,7 +73,7 @@ def test_chunks_without_a_length(server: Files, access: Access) -> None:
     assert fetch(f"{server.url}/zeros", access=access).read_bytes() == zeros
 
 
-# --- what works at the next attempt ------------------------------------------------------------------------------
+# --- successful retries ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_chunks_without_a_length(server: Files, access: Access) -> None:
     ],
     ids=["500s", "busy", "reset", "truncated", "empty", "range ignored", "range refused"],
 )
-def test_another_attempt_helps(
+def test_a_retry_succeeds(
     faults: list[Fault],
     requests: int,
     resumed: bool,
@@ -100,26 +100,28 @@ def test_another_attempt_helps(
 ) -> None:
     server.plant(PATH, *faults)
     assert pinned(server, access).read_bytes() == DATA
-    asked = server.gets(PATH)
-    assert len(asked) == requests
+    gets = server.gets(PATH)
+    assert len(gets) == requests
     assert len(sleeps) == requests - 1
     assert all(0.25 * 2**i <= pause <= 0.5 * 2**i for i, pause in enumerate(sleeps))
-    assert ("Range" in asked[1]) == resumed
+    assert ("Range" in gets[1]) == resumed
     if resumed:
-        assert int(asked[1]["Range"][len("bytes=") : -1]) in range(1, 50_001)
-        assert asked[1]["If-Range"] == fault_server.etag(DATA)
+        assert int(gets[1]["Range"][len("bytes=") : -1]) in range(1, 50_001)
+        assert gets[1]["If-Range"] == fault_server.etag(DATA)
     assert leftovers(zoo_home) == []
 
 
 @pytest.mark.parametrize("fault", [fault_server.silent(1.0, 1000), fault_server.dripping(1.0)])
-def test_a_body_that_stops_or_drips_is_given_up(fault: Fault, server: Files, access: Access) -> None:
+def test_a_body_that_stops_or_drips_times_out(fault: Fault, server: Files, access: Access) -> None:
     server.plant(PATH, fault)
     assert pinned(server, impatient(access)).read_bytes() == DATA
     assert len(server.gets(PATH)) == 2
 
 
 @pytest.mark.parametrize("knows_if_range", [True, False])
-def test_a_file_that_changes_in_between_is_begun_anew(knows_if_range: bool, server: Files, access: Access) -> None:
+def test_a_file_that_changes_between_attempts_is_downloaded_from_the_start(
+    knows_if_range: bool, server: Files, access: Access
+) -> None:
     def change(handler: fault_server.Handler, data: bytes) -> None:
         fault_server.truncated(50_000)(handler, OTHER)
 
@@ -128,7 +130,7 @@ def test_a_file_that_changes_in_between_is_begun_anew(knows_if_range: bool, serv
     assert len(server.gets(PATH)) == (2 if knows_if_range else 3)
 
 
-def test_retry_after_is_honoured(server: Files, access: Access, sleeps: list[float]) -> None:
+def test_retry_after_is_honored(server: Files, access: Access, sleeps: list[float]) -> None:
     date = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=40), usegmt=True)
     server.plant(PATH, fault_server.status(429, Retry_After="7"), fault_server.status(503, Retry_After=date))
     server.plant(PATH, fault_server.status(503, Retry_After="soon"))
@@ -138,17 +140,17 @@ def test_retry_after_is_honoured(server: Files, access: Access, sleeps: list[flo
     assert sleeps[2] <= 2
 
 
-# --- what does not -----------------------------------------------------------------------------------------------
+# --- failures ----------------------------------------------------------------------------------------------------
 
 
-def test_but_within_bounds(server: Files, access: Access, sleeps: list[float]) -> None:
+def test_a_long_retry_after_is_not_honored(server: Files, access: Access, sleeps: list[float]) -> None:
     server.plant(PATH, fault_server.status(429, Retry_After="3600"))
     with pytest.raises(Unavailable, match="answered 429 and requests a wait of 3,600 seconds"):
         pinned(server, access)
     assert sleeps == []
 
 
-def test_a_server_that_stays_broken(server: Files, access: Access) -> None:
+def test_a_server_that_keeps_failing(server: Files, access: Access) -> None:
     server.plant(PATH, fault_server.status(503), times=9)
     with pytest.raises(Unavailable, match="answered 503, 5 times") as caught:
         pinned(server, access)
@@ -172,7 +174,7 @@ def test_a_server_that_stays_broken(server: Files, access: Access) -> None:
         (fault_server.chunked(300_000), FetchError, "larger than 200,000 bytes"),
     ],
 )
-def test_what_is_refused_at_once(
+def test_errors_without_a_retry(
     fault: Fault, kind: type[FetchError], message: str, server: Files, access: Access, zoo_home: Path
 ) -> None:
     server.plant(PATH, fault)
@@ -182,7 +184,7 @@ def test_what_is_refused_at_once(
     assert "sekret" not in str(caught.value)
     assert len(server.log) == 1
     assert leftovers(zoo_home) == []
-    assert pinned(server, access).read_bytes() == DATA, "and the next run gets it"
+    assert pinned(server, access).read_bytes() == DATA, "the next run succeeds"
 
 
 def test_a_redirect_loop(server: Files, access: Access) -> None:
@@ -209,7 +211,7 @@ def test_an_endless_body_is_cut_off(server: Files, access: Access, zoo_home: Pat
     assert leftovers(zoo_home) == []
 
 
-def test_a_body_whose_end_cannot_be_told(server: Files, access: Access) -> None:
+def test_a_body_without_a_length_or_an_end(server: Files, access: Access) -> None:
     server.plant(PATH, fault_server.no_length)
     with pytest.raises(FetchError, match="does not send the file's length"):
         fetch(server.url + PATH, access=access)
@@ -217,7 +219,7 @@ def test_a_body_whose_end_cannot_be_told(server: Files, access: Access) -> None:
     assert pinned(server, access).read_bytes() == DATA
 
 
-def test_an_empty_file_is_none(server: Files, access: Access, zoo_home: Path) -> None:
+def test_an_empty_file_is_refused(server: Files, access: Access, zoo_home: Path) -> None:
     server.files["/empty"] = b""
     with pytest.raises(FetchError, match="is empty"):
         fetch(f"{server.url}/empty", access=access)
@@ -229,7 +231,7 @@ def test_a_chunked_body_that_breaks_off(server: Files, access: Access) -> None:
     assert fetch(f"{server.url}/zeros", access=access).read_bytes() == bytes(10_000)
 
 
-def test_nobody_is_there(access: Access, sleeps: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server(access: Access, sleeps: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -239,15 +241,15 @@ def test_nobody_is_there(access: Access, sleeps: list[float], monkeypatch: pytes
     assert len(sleeps) == 2
 
 
-def test_a_long_wait_for_nobody_is_not_repeated(access: Access) -> None:
+def test_a_slow_unreachable_server_is_not_retried(access: Access) -> None:
     patience = dataclasses.replace(access.policy, patience=0.0)
 
-    def nobody() -> None:
+    def unreachable() -> None:
         time.sleep(0.01)
         raise Transient("is not there", unreachable=True)
 
     with pytest.raises(Unavailable, match="the file is not there, once"):
-        retrying(nobody, "the file", patience)
+        retrying(unreachable, "the file", patience)
 
 
 def test_no_network(access: Access, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,9 +265,7 @@ def test_no_network(access: Access, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("how", ["argument", "environment"])
-def test_offline_means_the_cache_alone(
-    how: str, server: Files, access: Access, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_offline_uses_only_the_cache(how: str, server: Files, access: Access, monkeypatch: pytest.MonkeyPatch) -> None:
     offline = dataclasses.replace(access, offline=how == "argument")
     if how == "environment":
         monkeypatch.setenv("HF_HUB_OFFLINE", "on")
@@ -307,7 +307,7 @@ def test_offline_means_the_cache_alone(
         "hf://org/repo@/x",
     ],
 )
-def test_an_address_that_is_none(uri: str) -> None:
+def test_an_invalid_address(uri: str) -> None:
     with pytest.raises(FetchError) as caught:
         fetch(uri)
     assert "pass@" not in str(caught.value)
@@ -338,27 +338,27 @@ def test_a_hostile_name_stays_in_the_cache(path: str, name: str, server: Files, 
     assert fetch(server.url + path, sha256=SHA256, access=access) == zoo_home / "sources" / SHA256 / name
 
 
-def test_a_query_is_a_secret(server: Files, access: Access, zoo_home: Path) -> None:
+def test_a_query_is_treated_as_a_secret(server: Files, access: Access, zoo_home: Path) -> None:
     url = f"{server.url}{PATH}?token=sekret"
-    said: list[str] = []
-    assert fetch(url, access=dataclasses.replace(access, say=said.append)).read_bytes() == DATA
+    messages: list[str] = []
+    assert fetch(url, access=dataclasses.replace(access, say=messages.append)).read_bytes() == DATA
     server.plant(PATH, fault_server.status(404))
     with pytest.raises(NotFound) as caught:
         fetch(url, access=access)
-    texts = [str(caught.value), *said, *(str(path) for path in zoo_home.rglob("*"))]
+    texts = [str(caught.value), *messages, *(str(path) for path in zoo_home.rglob("*"))]
     assert not any("sekret" in text for text in texts)
-    assert not (zoo_home / "zoo.lock").exists(), "such an address names a file for a while only"
+    assert not (zoo_home / "zoo.lock").exists(), "a signed address expires"
 
 
 # --- progress ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("asked", "terminal", "variable", "shown"),
+    ("requested", "terminal", "variable", "shown"),
     [(True, True, "", True), (False, True, "", False), (True, False, "", False), (True, True, "1", False)],
 )
-def test_progress_where_somebody_looks(
-    asked: bool,
+def test_progress_is_shown_on_terminals(
+    requested: bool,
     terminal: bool,
     variable: str,
     shown: bool,
@@ -371,14 +371,14 @@ def test_progress_where_somebody_looks(
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     bar: Callable[..., Any] = progress.bar
-    seen = []
-    monkeypatch.setattr(progress, "bar", lambda name, show: seen.append(show) or bar(name, show))
-    pinned(server, dataclasses.replace(access, progress=asked))
+    recorded = []
+    monkeypatch.setattr(progress, "bar", lambda name, show: recorded.append(show) or bar(name, show))
+    pinned(server, dataclasses.replace(access, progress=requested))
     out, err = capsys.readouterr()
-    assert seen == [shown]
+    assert recorded == [shown]
     assert out == ""
     assert ("theta.state" in err) == shown
 
 
-def test_the_lock_file_is_beside_the_cache_by_default(zoo_home: Path) -> None:
+def test_the_lock_file_is_next_to_the_cache_by_default(zoo_home: Path) -> None:
     assert lockfile.location() == zoo_home / "zoo.lock"

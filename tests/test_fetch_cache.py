@@ -1,4 +1,4 @@
-"""The cache that processes share: damage, links, unfinished downloads, full and read-only disks, kills."""
+"""The cache that processes share: damage, links, partial downloads, full and read-only disks, kills."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_part_of_unknown_origin_is_not_used(record: str | None, server: Files,
     assert "Range" not in server.gets(PATH)[0]
 
 
-def test_a_damaged_part_costs_one_more_download(server: Files, access: Access) -> None:
+def test_a_damaged_part_is_downloaded_again(server: Files, access: Access) -> None:
     part = store.partial(f"http {server.url}{PATH}")
     part.write_bytes(bytes(1000))
     record = {"validator": fault_server.etag(DATA), "total": len(DATA)}
@@ -103,7 +103,7 @@ def test_a_damaged_part_costs_one_more_download(server: Files, access: Access) -
     assert ["Range" in headers for headers in server.gets(PATH)] == [True, False]
 
 
-def test_a_complete_part_is_not_asked_for_again(server: Files, access: Access) -> None:
+def test_a_complete_part_is_not_requested_again(server: Files, access: Access) -> None:
     part = store.partial(f"http {server.url}{PATH}")
     part.write_bytes(DATA)
     record = {"validator": fault_server.etag(DATA), "total": len(DATA)}
@@ -121,7 +121,7 @@ def test_a_full_disk(server: Files, access: Access, zoo_home: Path, monkeypatch:
         with pytest.raises(ZooError, match="No space left on device") as caught:
             pinned(server, access)
     assert "free space" in caught.value.hint
-    assert leftovers(zoo_home) == [], "what was taken is given back"
+    assert leftovers(zoo_home) == [], "the lock is released"
     assert pinned(server, access).read_bytes() == DATA
 
 
@@ -132,7 +132,7 @@ def test_a_cache_that_cannot_be_written(server: Files, access: Access, monkeypat
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr("pylo_zoo.fetch.store.FileLock.acquire", read_only)
-    assert pinned(server, access) == path, "what is there can be read"
+    assert pinned(server, access) == path, "existing files stay readable"
     path_elsewhere = "/other"
     server.files[path_elsewhere] = OTHER
     with pytest.raises(ZooError, match="cannot be written: Read-only file system"):
@@ -172,7 +172,7 @@ def test_two_processes_download_once(sha256: str, server: Files) -> None:
     assert len(server.log) == 1
 
 
-def test_a_killed_process_is_taken_up_by_the_next(server: Files, access: Access, zoo_home: Path) -> None:
+def test_the_next_process_resumes_a_killed_download(server: Files, access: Access, zoo_home: Path) -> None:
     server.plant(PATH, fault_server.slowly(20))
     process = child(server.url + PATH, SHA256)
     part = store.partial(f"http {server.url}{PATH}")
@@ -188,7 +188,7 @@ def test_a_killed_process_is_taken_up_by_the_next(server: Files, access: Access,
     assert leftovers(zoo_home) == []
 
 
-def test_a_wait_has_an_end(server: Files, access: Access, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_a_lock_times_out(server: Files, access: Access, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "LOCK_SECONDS", 0.2)
     said: list[str] = []
     with store.locked(f"http {server.url}{PATH}"), ThreadPoolExecutor() as pool:
@@ -198,7 +198,7 @@ def test_a_wait_has_an_end(server: Files, access: Access, monkeypatch: pytest.Mo
     assert said == ["Another process is fetching this file; waiting for it."]
 
 
-def test_threads_share_as_processes_do(server: Files, access: Access) -> None:
+def test_threads_share_downloads_like_processes(server: Files, access: Access) -> None:
     server.plant(PATH, fault_server.slowly(0.5))
     start = threading.Barrier(4)
 

@@ -1,6 +1,6 @@
-"""Files of the Hub, through huggingface_hub itself, in processes of their own: the client reads its endpoint on import.
+"""Hub files through the real huggingface_hub, in separate processes because the client reads its endpoint on import.
 
-What the double answers is a model of the real Hub, which is out of reach here.
+The double models the real Hub, which is unreachable here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pylo_zoo.fetch import lockfile
 
 FILE = "theta.state"
 PATH = f"/org/repo/resolve/main/{FILE}"
-LARGE = "^/[0-9a-f]{64}$"  # where the storage of large files keeps it
+LARGE = "^/[0-9a-f]{64}$"  # the storage's path of a large file
 URI = "hf://org/repo/theta.state"
 
 CHILD = """
@@ -56,7 +56,7 @@ main(sys.argv[2:])
 
 
 class Hub:
-    """A double of the Hub, a server of plain files beside it, and what a process sees of them."""
+    """A Hub double, a plain file server, and the environment of a process that uses both."""
 
     def __init__(self, double: HubDouble, server: Files, home: Path, cwd: Path) -> None:
         self.double = double
@@ -100,7 +100,7 @@ def hub(tmp_path: Path, zoo_home: Path) -> Iterator[Hub]:
 
 
 @pytest.mark.parametrize("lfs", [False, True])
-def test_a_file_arrives_once(lfs: bool, hub: Hub) -> None:
+def test_a_file_is_downloaded_once(lfs: bool, hub: Hub) -> None:
     hub.repo.lfs = lfs
     hub.repo.commit({FILE: DATA})
     path = hub.fetch()
@@ -131,12 +131,12 @@ def test_wrong_bytes_of_the_right_length_are_refused(honest: bool, hub: Hub) -> 
         hub.repo.commit({FILE: OTHER})
     else:
         hub.double.plant("GET", LARGE, hub_faults.body(OTHER), times=2)
-    said = hub.refused()
-    assert f"sha256 {hashlib.sha256(OTHER).hexdigest()}, not {SHA256}" in said
+    error = hub.refused()
+    assert f"sha256 {hashlib.sha256(OTHER).hexdigest()}, not {SHA256}" in error
     assert leftovers(hub.home) == []
     if honest:
         hub.repo.commit({FILE: DATA})
-    assert hub.fetch().read_bytes() == DATA, "although the client's cache holds the wrong ones"
+    assert hub.fetch().read_bytes() == DATA, "although the client's cache has the wrong bytes"
 
 
 def test_a_damaged_copy_in_the_clients_cache_is_fetched_again(hub: Hub) -> None:
@@ -148,7 +148,7 @@ def test_a_damaged_copy_in_the_clients_cache_is_fetched_again(hub: Hub) -> None:
     assert hub.fetch().read_bytes() == DATA
 
 
-def test_offline_means_the_caches_alone(hub: Hub) -> None:
+def test_offline_uses_only_the_caches(hub: Hub) -> None:
     said = hub.refused(HF_HUB_OFFLINE="1")
     assert said.startswith("Unavailable: ")
     assert "offline mode is on" in said
@@ -161,11 +161,11 @@ def test_offline_means_the_caches_alone(hub: Hub) -> None:
     assert len(hub.double.log) == count
 
 
-def test_nobody_is_there(hub: Hub) -> None:
-    nobody = "http://127.0.0.1:9"
-    assert "cannot be reached (Connection refused), 3 times" in hub.refused(HF_ENDPOINT=nobody)
+def test_an_unreachable_hub(hub: Hub) -> None:
+    unreachable = "http://127.0.0.1:9"
+    assert "cannot be reached (Connection refused), 3 times" in hub.refused(HF_ENDPOINT=unreachable)
     hub.fetch().unlink()
-    done = hub.python(CHILD, URI, SHA256, "say", HF_ENDPOINT=nobody)
+    done = hub.python(CHILD, URI, SHA256, "say", HF_ENDPOINT=unreachable)
     assert (done.returncode, Path(done.stdout.strip()).read_bytes()) == (0, DATA)
     assert "Using the copy in huggingface_hub's cache" in done.stderr
 
@@ -182,10 +182,10 @@ def test_nobody_is_there(hub: Hub) -> None:
         (hub_faults.status(403), "Forbidden: .*access denied .403"),
     ],
 )
-def test_what_is_refused(fault: Fault, message: str, hub: Hub) -> None:
+def test_errors_of_the_hub(fault: Fault, message: str, hub: Hub) -> None:
     hub.double.plant("HEAD|GET", f"^{PATH}$", fault, times=9)
-    said = hub.refused()
-    assert re.match(message, said), said
+    error = hub.refused()
+    assert re.match(message, error), error
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_what_is_refused(fault: Fault, message: str, hub: Hub) -> None:
     [hub_faults.status(503), hub_faults.status(429, Retry_After="0"), hub_faults.cut(50_000)],
     ids=["503", "429", "reset"],
 )
-def test_another_attempt_helps(fault: Fault, method: str, path: str, lfs: bool, hub: Hub) -> None:
+def test_a_retry_succeeds(fault: Fault, method: str, path: str, lfs: bool, hub: Hub) -> None:
     hub.repo.lfs = lfs
     hub.repo.commit({FILE: DATA})
     hub.double.plant(method, path, fault)
@@ -210,7 +210,7 @@ def test_a_change_is_refused_until_it_is_accepted(hub: Hub) -> None:
     recorded = hub.fetch(sha256="")
     assert lockfile.read(lock)[URI].sha256 == SHA256
     hub.repo.commit({FILE: OTHER})
-    assert hub.fetch(sha256="") == recorded, "the cache has what was recorded, and nobody is asked"
+    assert hub.fetch(sha256="") == recorded, "the cache has the recorded file, so no request is sent"
     recorded.unlink()
     said = hub.refused(sha256="")
     assert "has changed since 20" in said
@@ -277,7 +277,7 @@ def test_loading_by_name_is_silent(hub: Hub, registry: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "celo\n", "")
 
 
-def test_convert_velo_fetches_the_gin_file_too_and_records_both(hub: Hub, registry: Path) -> None:
+def test_convert_velo_fetches_and_records_the_gin_file_too(hub: Hub, registry: Path) -> None:
     done = hub.python(CLI, str(registry), "convert", "velo", "--no-verify")
     assert done.returncode == 0, done.stderr
     notes = [line for line in done.stderr.splitlines() if "recorded" in line]
@@ -289,10 +289,10 @@ def test_convert_velo_fetches_the_gin_file_too_and_records_both(hub: Hub, regist
     made = artifact.read(hub.cwd / "zoo" / "velo")
     assert made.source.uri == "gs://gresearch/velo/params"
     assert made.behavior.use_bugged_loss_features is False, "as its gin file says"
-    # a change of either file is refused, once the cache has lost it
+    # a change of either file is refused once the cache no longer has it
     hub.server.files["/gresearch/velo/config.gin"] += b"\n"
     again = ("convert", "velo", "--no-verify", "--force", "-q")
-    assert hub.python(CLI, str(registry), *again).returncode == 0, "the cache still has what was recorded"
+    assert hub.python(CLI, str(registry), *again).returncode == 0, "the cache still has the recorded file"
     for path in (hub.home / "sources").rglob("config.gin"):
         path.unlink()
     done = hub.python(CLI, str(registry), *again)
@@ -310,7 +310,7 @@ def test_an_address_as_source(hub: Hub, registry: Path) -> None:
         assert done.returncode == 0, done.stderr
         made = artifact.read(hub.cwd / "zoo" / "velo")
         assert made.source.uri == source.partition("?")[0]
-        assert made.behavior.use_bugged_loss_features is False, "its gin file was fetched as well"
+        assert made.behavior.use_bugged_loss_features is False, "the gin file was fetched too"
     del hub.server.files["/gresearch/velo/config.gin"]
     words = ("--source", f"{hub.server.url}/gresearch/velo/params", "--no-verify", "--out", "bare", "--update-lock")
     done = hub.python(CLI, str(registry), "convert", "velo", *words)
@@ -319,7 +319,7 @@ def test_an_address_as_source(hub: Hub, registry: Path) -> None:
     assert [path.name for path in (hub.home / "sources" / made.source.sha256).iterdir()] == ["params"]
 
 
-def test_out_of_reach_is_two_lines(hub: Hub, registry: Path) -> None:
+def test_an_unreachable_hub_is_a_two_line_error(hub: Hub, registry: Path) -> None:
     done = hub.python(CLI, str(registry), "convert", "velo", PYLO_ZOO_GCS_ENDPOINT="http://127.0.0.1:9")
     error, hint = done.stderr.splitlines()
     assert (done.returncode, done.stdout) == (1, "")

@@ -1,4 +1,4 @@
-"""Files and directories are replaced whole."""
+"""Files and directories are replaced atomically."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def replace(target: Path, content: str) -> None:
 
 
 @pytest.mark.parametrize("exchange", [True, False])
-def test_a_directory_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool) -> None:
+def test_a_directory_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool) -> None:
     if not exchange:
         monkeypatch.setattr(files, "_exchange", lambda one, other: False)
     target = tmp_path / "target"
@@ -35,12 +35,12 @@ def test_a_directory_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.Monke
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
-@pytest.mark.skipif(not Path("/proc").exists(), reason="directories change places in one step on Linux only")
+@pytest.mark.skipif(not Path("/proc").exists(), reason="only Linux can exchange directories atomically")
 def test_a_reader_never_sees_it_missing_or_mixed(tmp_path: Path) -> None:
     target = tmp_path / "target"
     replace(target, "0")
     if not files._exchange(target, target):
-        pytest.skip("this file system cannot swap two directories")
+        pytest.skip("this file system cannot exchange directories")
     missing: list[str] = []
     done = threading.Event()
 
@@ -60,7 +60,7 @@ def test_a_reader_never_sees_it_missing_or_mixed(tmp_path: Path) -> None:
     assert missing == []
 
 
-# --- directories that must keep their place ----------------------------------------------------------------------
+# --- directories that must stay in place -------------------------------------------------------------------------
 
 
 def content(directory: Path) -> dict[str, str]:
@@ -94,7 +94,7 @@ def test_the_working_directory_is_filled_and_not_deleted(
 
 
 def busy(monkeypatch: pytest.MonkeyPatch, mount: Path) -> None:
-    """Let the system refuse to rename ``mount``, or to rename anything to it, as it does with a mount point."""
+    """Make renames of ``mount``, or to it, fail as for a mount point."""
     rename, replace = Path.rename, Path.replace
 
     def refusing(move: Callable[[Path, Path], Path]) -> Callable[[Path, Path], Path]:
@@ -111,7 +111,7 @@ def busy(monkeypatch: pytest.MonkeyPatch, mount: Path) -> None:
 
 
 @pytest.mark.parametrize("old", [{}, {"one": "old", "three": "old"}], ids=["empty", "full"])
-@pytest.mark.parametrize("known", [True, False], ids=["seen as a mount", "seen when it refuses"])
+@pytest.mark.parametrize("known", [True, False], ids=["detected as a mount", "detected when the rename fails"])
 def test_a_mount_point_gets_the_files(
     old: dict[str, str], known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,7 +127,7 @@ def test_a_mount_point_gets_the_files(
 
 
 @pytest.mark.parametrize("step", range(1, 6))
-def test_moving_into_a_directory_is_undone_when_a_step_fails(
+def test_a_failed_move_into_a_directory_is_rolled_back(
     step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Five files are moved: three old ones away, two new ones in."""
@@ -151,26 +151,28 @@ def test_moving_into_a_directory_is_undone_when_a_step_fails(
     assert content(target) == old
 
 
-def test_the_last_file_is_away_while_a_directory_is_incomplete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_file_is_absent_while_a_directory_is_incomplete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "target"
     target.mkdir()
     for name in ("a", "config", "z"):
         (target / name).write_text("old")
     monkeypatch.chdir(target)
-    rename, seen = Path.rename, []
+    rename, recorded = Path.rename, []
 
     def watching(self: Path, place: Path) -> Path:
         moved = rename(self, place)
-        seen.append({path.name: path.read_text() for path in target.iterdir() if path.is_file()})
+        recorded.append({path.name: path.read_text() for path in target.iterdir() if path.is_file()})
         return moved
 
     monkeypatch.setattr(Path, "rename", watching)
     with staged_directory(target, last="config") as staging:
         for name in ("a", "config", "z"):
             (staging / name).write_text("new")
-    assert len(seen) == 6
-    assert all("config" not in each for each in seen[:-1])
-    assert seen[-1] == {"a": "new", "config": "new", "z": "new"}
+    assert len(recorded) == 6
+    assert all("config" not in each for each in recorded[:-1])
+    assert recorded[-1] == {"a": "new", "config": "new", "z": "new"}
 
 
 def test_a_file_that_is_a_mount_point_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +187,7 @@ def test_a_file_that_is_a_mount_point_is_overwritten(tmp_path: Path, monkeypatch
 def test_a_directory_below_one_that_cannot_be_written_is_filled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``docker run --user``: the mount is the user's, the directory that holds it is root's."""
+    """``docker run --user``: the mount belongs to the user, its parent directory to root."""
     target = tmp_path / "target"
     target.mkdir()
     (target / "one").write_text("old")
@@ -197,7 +199,7 @@ def test_a_directory_below_one_that_cannot_be_written_is_filled(
     assert content(target) == {"one": "new", "two": "new"}
 
 
-def test_leftovers_inside_a_directory_are_swept(tmp_path: Path) -> None:
+def test_leftovers_inside_a_directory_are_removed(tmp_path: Path) -> None:
     target = tmp_path / "target"
     for place in (target / ".target.new-0123abcd", target / ".target.old-0123abcd", tmp_path / ".target.new-0123abcd"):
         place.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Reading checkpoints: every form of them, byte for byte, and nothing else."""
+"""Reading checkpoints in every supported form, byte for byte, and rejecting everything else."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def with_payload(payload: bytes, code: int = 1) -> bytes:
     return msgpack.packb({"a": msgpack.ExtType(code, payload)}) or b""
 
 
-# --- what is read ------------------------------------------------------------------------------------------------
+# --- supported forms ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", [*sorted(GOLDEN.glob("*/theta.state")), CELO, CELO_ADAM], ids=lambda p: p.parent.name)
-def test_a_real_file_is_rebuilt_from_leaves_and_layout(path: Path) -> None:
+def test_a_real_file_can_be_rebuilt_from_leaves_and_layout(path: Path) -> None:
     source = formats.read(path)
     assert source.layout["exact"]
     assert formats.write(source.leaves, source.layout) == path.read_bytes()
@@ -71,14 +71,14 @@ def test_googles_container(tmp_path: Path, keys: tuple[str, ...], step: Any) -> 
     assert formats.write(source.leaves, source.layout) == data
 
 
-def test_the_gin_file_beside_params_is_read(tmp_path: Path) -> None:
+def test_the_gin_file_next_to_params_is_read(tmp_path: Path) -> None:
     source = formats.read(write_params(tmp_path))
     assert source.config is not None
     assert source.config_bytes == (tmp_path / "config.gin").read_bytes()
     assert gin.bindings(source.config, "HyperV2")["param_inits"] == 3
 
 
-def test_a_gin_file_beside_another_format_is_not(tmp_path: Path) -> None:
+def test_a_gin_file_next_to_another_format_is_ignored(tmp_path: Path) -> None:
     write_params(tmp_path)
     assert read(tmp_path, encode(ONE)).config is None
 
@@ -91,7 +91,7 @@ def test_googles_three_tuples(tmp_path: Path) -> None:
     assert formats.write(source.leaves, source.layout) == path.read_bytes()
 
 
-def test_bytes_that_flax_would_not_write_are_read_but_not_called_exact(tmp_path: Path) -> None:
+def test_bytes_that_flax_would_not_write_are_read_but_not_marked_exact(tmp_path: Path) -> None:
     long_key = b"\x81\xd9\x01a" + (msgpack.packb(msgpack.ExtType(1, array_payload([1], "float32", b"abcd"))) or b"")
     source = read(tmp_path, long_key)
     assert list(source.leaves) == [("a",)]
@@ -111,8 +111,8 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "object dtype": (with_payload(array_payload([1], "object", bytes(8))), "dtype 'object'"),
     "structured dtype": (with_payload(array_payload([1], "f4,f4", bytes(8))), "dtype"),
     "too many axes": (with_payload(array_payload([1] * 9, "float32", bytes(4))), "9 axes"),
-    "payload of one field": (with_payload(msgpack.packb([1]) or b""), "not stored as"),
-    "payload that is no msgpack": (with_payload(b"\xc1"), "not stored as"),
+    "payload with one field": (with_payload(msgpack.packb([1]) or b""), "not stored as"),
+    "payload that is not msgpack": (with_payload(b"\xc1"), "not stored as"),
     "complex number": (with_payload(FLOATS, code=2), "extension code 2"),
     "unknown extension": (with_payload(FLOATS, code=77), "extension code 77"),
     "numpy scalar as a leaf": (with_payload(array_payload([], "float32", bytes(4)), code=3), "not an array"),
@@ -123,11 +123,11 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "bytes as a key": (encode({b"a": LEAF}), "a key is bytes"),
     "terminal escape in a key": (encode({"\x1b[2J": LEAF}), "control characters"),
     "the same key twice": (b"\x82" + encode({"a": LEAF})[1:] * 2, "'a' stands twice"),
-    "two leaves of one name": (encode({"a/b": LEAF, "a": {"b": LEAF}}), "two leaves are called a/b"),
+    "two leaves with one name": (encode({"a/b": LEAF, "a": {"b": LEAF}}), "two leaves are called a/b"),
     "nested too deeply": (b"\x81\xa1a" * 40 + encode(ONE), "nested too deeply"),
     "nested far too deeply": (b"\x81\xa1a" * 100_000 + encode(ONE), "nested too deeply"),
-    "arrays that claim memory": (b"\x81\xa1a" + b"\xdd\xff\xff\xff\xff" * 1000, "holds a list"),
-    "a map that claims memory": (b"\xdf\xff\xff\xff\xff", "a map of 4,294,967,295 entries"),
+    "arrays that claim too much memory": (b"\x81\xa1a" + b"\xdd\xff\xff\xff\xff" * 1000, "holds a list"),
+    "a map that claims too much memory": (b"\xdf\xff\xff\xff\xff", "a map of 4,294,967,295 entries"),
     "text step": (encode({"params": ONE, "gen_id": "", "step": None}), "step is neither"),
     "float step": (encode({"params": ONE, "gen_id": "", "step": np.float32(1)}), "step is neither"),
     "pickle": (b"\x80\x04\x95\x00", "pickle is cut short"),
@@ -156,7 +156,7 @@ def test_a_file_beyond_the_cap_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("name", ["absent", "."])
-def test_what_is_no_file_is_refused(tmp_path: Path, name: str) -> None:
+def test_paths_that_are_not_files_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ZooError, match=r"does not exist|is a directory"):
         formats.read(tmp_path / name)
 
@@ -179,20 +179,20 @@ def test_a_mutated_file_is_read_or_refused(changes: list[tuple[int, int]], cut: 
     assert all(again.leaves[path].tobytes() == leaf.tobytes() for path, leaf in decoded.leaves.items())
 
 
-# --- layouts that come from a config.json --------------------------------------------------------------------------
+# --- layouts from a config.json ------------------------------------------------------------------------------------
 
 SPOILERS: dict[str, Callable[[dict[str, Any]], object]] = {
     "unknown container": lambda layout: layout.update(container="zip"),
-    "container that is no text": lambda layout: layout.update(container=[1]),
+    "container that is not a string": lambda layout: layout.update(container=[1]),
     "no leaves": lambda layout: layout.pop("leaves"),
-    "leaves that are no paths": lambda layout: layout.update(leaves=[7]),
+    "leaves that are not paths": lambda layout: layout.update(leaves=[7]),
     "empty path": lambda layout: layout["leaves"].append([]),
     "a leaf twice": lambda layout: layout["leaves"].append(layout["leaves"][0]),
     "another leaf": lambda layout: layout["leaves"].append(["x"]),
     "no header": lambda layout: layout.pop("header"),
-    "keys that lack one": lambda layout: layout["keys"].pop(),
+    "keys with one missing": lambda layout: layout["keys"].pop(),
     "a key twice": lambda layout: layout.update(keys=["params", "params", "gen_id"]),
-    "a scalar without its dtype": lambda layout: layout["header"].update(step={"ext": 3, "value": 1}),
+    "a scalar without a dtype": lambda layout: layout["header"].update(step={"ext": 3, "value": 1}),
     "a scalar beyond its dtype": lambda layout: layout["header"].update(step={"ext": 3, "dtype": "int8", "value": 999}),
 }
 
@@ -208,7 +208,7 @@ def test_a_malformed_layout_is_refused(tmp_path: Path, case: str) -> None:
 # --- gin -----------------------------------------------------------------------------------------------------------
 
 
-def test_gin_reads_what_operative_configurations_hold() -> None:
+def test_gin_reads_operative_configurations() -> None:
     text = rb"""import learned_optimization.research.general_lopt.hyper_v2
 from __gin__ import dynamic_registration
 # Macros:
@@ -280,6 +280,6 @@ def test_gin_scopes_that_disagree_are_refused() -> None:
     ],
     ids=lambda text: repr(text[:24]),
 )
-def test_gin_that_is_not_understood_is_refused(text: bytes) -> None:
+def test_unsupported_gin_is_refused(text: bytes) -> None:
     with pytest.raises(ZooError, match=r"config\.gin, line \d"):
         gin.parse(text)

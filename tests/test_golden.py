@@ -1,4 +1,4 @@
-"""Every optimizer against trajectories that the original JAX code computed, in both layouts."""
+"""Every optimizer against trajectories of the original JAX code, in both layouts."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from rounding import gamma
 from pylo_zoo.optim import optimizer_class
 
 TOLERANCE = 1e-4
-"""Of a parameter's largest movement over the run, past the floor: golden/README.md. A weight off by one per cent leaves
-1e-3 and more, a wrong layout a hundred times this."""
+"""Relative to a parameter's largest movement over the run, above the floor (golden/README.md). A weight off by one
+percent exceeds 1e-3; a wrong layout exceeds a hundred times this bound."""
 FLOOR = 4 * np.finfo(np.float32).eps
-"""Of a parameter's largest value. A run rounds a parameter once in each of 12 steps, and so does the original: 24
-roundings by half an eps, of random sign, add up to √24/2 = 2.4 eps."""
+"""Relative to a parameter's largest value. A run and the original each round a parameter once in each of 12 steps: 24
+roundings of half an eps with random signs add up to √24/2 = 2.4 eps."""
 
 DEVICES = [
     "cpu",
@@ -27,9 +27,9 @@ DEVICES = [
 def run(
     name: str, layout: str, device: str, declared: str | None = None, backend: str = "eager"
 ) -> tuple[dict[str, float], torch.optim.Optimizer]:
-    """Replay a case; by parameter, the largest error of any step past the floor, relative to its largest movement.
+    """Replay a case; return each parameter's largest error above the floor, relative to its largest movement.
 
-    ``declared`` is the layout that the groups say, where it is not the one that the parameters have.
+    ``declared`` is the layout that the groups declare, if it differs from the actual one.
     """
     data, names, steps = trajectory(name), list(spec(name)["shapes"]), spec(name)["steps"]
     kept = {each: "jax" if each == "i_batch" else layout for each in names}
@@ -48,9 +48,9 @@ def run(
             p.grad = to_layout(data[f"grads.{step}.{each}"], kept[each]).to(device)
         optimizer.step(loss=torch.tensor(data["loss"][step], device=device) if "loss" in data else None)
         for each, p in parameters.items():
-            wanted = to_layout(data[f"params.{step + 1}.{each}"], kept[each])
-            error = (p.detach().cpu() - wanted).abs().max().item()
-            error = max(error - FLOOR * wanted.abs().max().item(), 0.0) if np.isfinite(error) else float("inf")
+            expected = to_layout(data[f"params.{step + 1}.{each}"], kept[each])
+            error = (p.detach().cpu() - expected).abs().max().item()
+            error = max(error - FLOOR * expected.abs().max().item(), 0.0) if np.isfinite(error) else float("inf")
             errors[each] = max(errors[each], error)
     start = {each: data[f"params.0.{each}"] for each in names}
     movement = {
@@ -64,25 +64,25 @@ def run(
 @pytest.mark.parametrize("backend", ["eager", "fused"])
 @pytest.mark.parametrize("layout", ["jax", "torch"])
 @pytest.mark.parametrize("name", CASES)
-def test_agrees_with_the_original(name: str, layout: str, backend: str, device: str) -> None:
+def test_trajectories_agree_with_the_original(name: str, layout: str, backend: str, device: str) -> None:
     errors, optimizer = run(name, layout, device, backend=backend)
     for each, error in errors.items():
         check(error, TOLERANCE, each)
     data = trajectory(name)
     if "lstm.hidden" in data:
-        for key, wanted in (("lstm_hidden", data["lstm.hidden"]), ("lstm_cell", data["lstm.cell"])):
+        for key, expected in (("lstm_hidden", data["lstm.hidden"]), ("lstm_cell", data["lstm.cell"])):
             ours = torch.stack([state[key] for state in optimizer.state.values()]).cpu()
-            # A cell is a sum of one term a step, whose roundings two programs choose differently.
-            check_close(ours, wanted, gamma(2 * 12, torch.float32) * np.abs(wanted).max(), key)
+            # An element is a sum of one term per step, whose roundings differ between two programs.
+            check_close(ours, expected, gamma(2 * 12, torch.float32) * np.abs(expected).max(), key)
 
 
-def test_there_are_cases() -> None:
+def test_there_are_13_cases() -> None:
     assert len(CASES) == 13
 
 
 @pytest.mark.parametrize("name", ["celo2", "elo", "velo_small"])
-def test_a_wrong_layout_is_caught(name: str) -> None:
-    """Torch-layout parameters read as JAX's: right on rectangles, wrong on square matrices and on convolutions."""
+def test_a_wrong_layout_is_detected(name: str) -> None:
+    """Torch-layout parameters declared as JAX's: correct for rectangles, wrong for square matrices and convolutions."""
     errors, _ = run(name, "torch", "cpu", declared="jax")
     assert errors["f_square"] > 100 * TOLERANCE
     assert errors["h_conv_tie"] > 100 * TOLERANCE

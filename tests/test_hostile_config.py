@@ -1,4 +1,4 @@
-"""What ``config.json`` says of sizes, layers and the source's layout is bounded before anything is made of it."""
+"""Sizes, layers and the source layout in ``config.json`` are bounded before they are used."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ALLOWED = 8 * 1024 * 1024
 
 
 def bounded(action: Callable[[], object]) -> ZooError | None:
-    """What ``action`` raises, if it raises, in little memory."""
+    """The error that ``action`` raises, or None; its memory is bounded."""
     tracemalloc.start()
     try:
         action()
@@ -43,7 +43,7 @@ def bounded(action: Callable[[], object]) -> ZooError | None:
         assert peak < ALLOWED
 
 
-# --- architecture and behaviour ----------------------------------------------------------------------------------
+# --- architecture and behavior -----------------------------------------------------------------------------------
 
 FIELDS = [(family, field.name) for family in SMALL for field in dataclasses.fields(SMALL[family])]
 
@@ -65,8 +65,8 @@ def test_a_size_beyond_what_the_weights_hold_is_refused(
 
 
 @pytest.mark.parametrize("family", SMALL)
-def test_sizes_that_fill_memory_together_are_refused(family: str) -> None:
-    """Each of them is within its own bound."""
+def test_sizes_that_together_exceed_memory_are_refused(family: str) -> None:
+    """Each size alone is within its bound."""
     big = {field.name: MAX_LAYERS if "layers" in field.name else 1 << 16 for field in dataclasses.fields(SMALL[family])}
     architecture = type(SMALL[family])(**big)
     error = bounded(lambda: net_shapes(FAMILIES[family], architecture))
@@ -85,7 +85,7 @@ def test_iterations_are_bounded() -> None:
         parse(CELO2Behavior, {"ns_iters": 101}, "behavior")
 
 
-# --- the layout of the source ------------------------------------------------------------------------------------
+# --- the source layout -------------------------------------------------------------------------------------------
 
 
 def header(**changes: Any) -> Callable[[dict[str, Any]], object]:
@@ -102,7 +102,7 @@ LAYOUTS: dict[str, Callable[[dict[str, Any]], object]] = {
     "a float": header(dtype="float64"),
     "a list of numbers": header(value=[1, 2]),
     "a list in a list": header(value=[[1], [2, 3]]),
-    "a truth value": header(value=True),
+    "a boolean": header(value=True),
     "a number beyond its dtype": header(value=2**63),
     "a negative number of an unsigned dtype": header(dtype="uint8", value=-1),
     "another extension": header(ext=2),
@@ -151,20 +151,20 @@ VALUES += ["S1000000000", "float64", ["a"] * 50, [10**9] * 3]
 
 def scalars(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    return [path, *(found for key, child in items for found in scalars(child, (*path, key)))] if path or items else []
+    return [path, *(result for key, child in items for result in scalars(child, (*path, key)))] if path or items else []
 
 
 def test_any_value_of_a_config_is_read_or_refused(params: artifact.Artifact, tmp_path: Path) -> None:
-    """Each value of the config but the leaves' names replaced by values of every kind, 150 times, the same each run."""
+    """Every value of the config except leaf names, replaced by values of every kind, 150 times with fixed seeds."""
     path = artifact.write(params, tmp_path / "a")
     original = json.loads((path / artifact.CONFIG).read_text())
     places = [place for place in scalars(original) if place and "leaves" not in place[:-1]]
     random = np.random.default_rng(15)
 
     def used() -> None:
-        made = artifact.read(path)
-        made.fingerprint  # noqa: B018
-        export(made)
+        loaded = artifact.read(path)
+        loaded.fingerprint  # noqa: B018
+        export(loaded)
 
     for _ in range(150):
         config = copy.deepcopy(original)
@@ -177,7 +177,7 @@ def test_any_value_of_a_config_is_read_or_refused(params: artifact.Artifact, tmp
         bounded(used)
 
 
-# --- a repository's checkpoint -----------------------------------------------------------------------------------
+# --- checkpoints in a repository ---------------------------------------------------------------------------------
 
 CODE = {
     "pickle": craft.memoised(1, 256),
@@ -187,15 +187,15 @@ CODE = {
 
 
 @pytest.mark.parametrize("case", CODE)
-def test_formats_that_run_code_elsewhere_are_refused_before_they_are_decoded(
+def test_formats_that_can_contain_code_are_refused_before_decoding(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "theta.state").write_bytes(CODE[case])
     for name in ("read", "load", "detect"):
-        monkeypatch.setattr(formats, name, lambda *_, **__: pytest.fail("it was decoded"))
-    found = Checkpoint("hf://org/x/theta.state@main", tmp_path / "theta.state")
+        monkeypatch.setattr(formats, name, lambda *_, **__: pytest.fail("the file was decoded"))
+    result = Checkpoint("hf://org/x/theta.state@main", tmp_path / "theta.state")
     with pytest.raises(ZooError, match="not opened from a repository unasked"):
-        weights._converted(found, Access())
+        weights._converted(result, Access())
 
 
 @pytest.mark.parametrize(
@@ -210,6 +210,6 @@ def test_formats_that_run_code_elsewhere_are_refused_before_they_are_decoded(
         (b"", None),
     ],
 )
-def test_what_a_file_is_shows_in_how_it_begins(data: bytes, expected: str | None, tmp_path: Path) -> None:
+def test_formats_are_detected_from_the_first_bytes(data: bytes, expected: str | None, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(data)
     assert formats.code_format(tmp_path / "x") == expected

@@ -1,4 +1,4 @@
-"""Hostile checkpoints: memory is bounded before it is taken, and each fault is one error of the package's own."""
+"""Hostile checkpoints: memory is bounded before it is allocated, and each fault is one ZooError."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from pylo_zoo.errors import ZooError
 
 MIB = craft.MIB
 LIMIT = 2 * MIB
-"""The limit in the tests of amplification: the inputs ask for ten times as much, at least."""
+"""The limit in the amplification tests: the inputs request at least ten times as much."""
 FIXED = MIB
-"""What reading takes whatever the file: tables, objects, an error. Blocks of widened values are 64 kB."""
+"""Memory that reading takes for any file: tables, objects, an error. Values are widened in blocks of 64 kB."""
 
 
 def peak(action: Callable[[], object]) -> int:
-    """The most bytes that ``action`` had allocated at once, numpy's included."""
+    """The peak memory that ``action`` allocates, numpy's included."""
     tracemalloc.start()
     try:
         action()
@@ -61,7 +61,7 @@ AMPLIFIED: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("case", AMPLIFIED)
-def test_a_small_file_that_asks_for_much_is_refused_before_it_gets_it(
+def test_a_small_file_with_large_allocations_is_refused_before_allocating(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = AMPLIFIED[case]()
@@ -74,10 +74,10 @@ def test_a_small_file_that_asks_for_much_is_refused_before_it_gets_it(
             formats.read(tmp_path / "x")
         assert len(str(error.value)) < 400
 
-    assert peak(refused) < len(data) + 2.5 * LIMIT + FIXED  # the file, what it unpacks to, and the arrays up to here
+    assert peak(refused) < len(data) + 2.5 * LIMIT + FIXED  # the file, its unpacked content, and the arrays so far
 
 
-def test_the_published_bomb(tmp_path: Path) -> None:
+def test_a_torch_file_of_many_views(tmp_path: Path) -> None:
     """1,900 views of 60 MiB in a file of 70 kB: 111 GiB."""
     data = craft.torch_file(1_900, 15 * MIB)
     assert len(data) < 200_000
@@ -91,7 +91,7 @@ def test_the_published_bomb(tmp_path: Path) -> None:
     assert peak(refused) < 2.5 * limits.DEFAULT_MAX_BYTES
 
 
-def test_arrays_that_are_shared_count_at_each_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shared_arrays_count_at_each_occurrence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     leaf = np.zeros(1000, np.float32)
     data = pickle.dumps({f"k{i}": leaf for i in range(3)})
     monkeypatch.setenv(limits.VARIABLE, "12000")
@@ -112,11 +112,11 @@ def test_a_legal_flax_file_takes_three_times_its_size_at_most(dtype: str, arrays
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
 def test_fp8_is_widened_exactly(dtype: str, tmp_path: Path) -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
-    found = read(tmp_path, craft.flax(dtype, 256)).leaves["a0",]
-    wanted = np.arange(256, dtype=np.uint8).view(getattr(ml_dtypes, dtype)).astype(np.float32)
-    assert found.dtype == np.float16
-    np.testing.assert_array_equal(found.astype(np.float32), wanted)
-    np.testing.assert_array_equal(np.signbit(found), np.signbit(wanted))
+    result = read(tmp_path, craft.flax(dtype, 256)).leaves["a0",]
+    expected = np.arange(256, dtype=np.uint8).view(getattr(ml_dtypes, dtype)).astype(np.float32)
+    assert result.dtype == np.float16
+    np.testing.assert_array_equal(result.astype(np.float32), expected)
+    np.testing.assert_array_equal(np.signbit(result), np.signbit(expected))
 
 
 # --- one error, and no other exception ---------------------------------------------------------------------------
@@ -178,8 +178,8 @@ def test_a_hostile_file_is_one_error(case: str, tmp_path: Path) -> None:
     assert len(error.message) < 400
 
 
-def test_a_stride_along_an_axis_of_one_moves_nothing(tmp_path: Path) -> None:
-    """torch, too, reads such a file: a stride of 2^62 counts only from the second value on."""
+def test_the_stride_of_a_size_1_axis_is_ignored(tmp_path: Path) -> None:
+    """torch also reads such a file: a stride of 2^62 has no effect on a single value."""
     source = read(tmp_path, craft.torch_file(1, 4, [1, 4], [2**62, 1]))
     assert source.leaves["k0",].tolist() == [[0, 0, 0, 0]]
 
@@ -187,7 +187,7 @@ def test_a_stride_along_an_axis_of_one_moves_nothing(tmp_path: Path) -> None:
 # --- the limit ---------------------------------------------------------------------------------------------------
 
 
-def test_one_limit_by_three_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_is_set_by_variable_argument_or_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode(nested(theta("elo")))
     (tmp_path / "x").write_bytes(data)
     assert limits.max_bytes() == limits.DEFAULT_MAX_BYTES == 64 * MIB
@@ -203,28 +203,28 @@ def test_one_limit_by_three_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1e9", "64M", "9" * 19, "١٢٣"])
-def test_a_limit_that_is_no_number_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_that_is_not_a_number_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(limits.VARIABLE, text)
     with pytest.raises(ZooError, match=limits.VARIABLE):
         limits.max_bytes()
 
 
 @pytest.mark.parametrize("value", [0, -1, True, 1.5, "1"])
-def test_an_argument_that_is_no_number_is_refused(value: Any) -> None:
+def test_an_argument_that_is_not_a_number_is_refused(value: Any) -> None:
     with pytest.raises(ZooError, match="max_bytes is"), limits.allow(value):
         pass
 
 
 def test_the_largest_published_checkpoint_fits_with_its_moments() -> None:
     published = 9_282_507
-    assert 6 * published <= limits.DEFAULT_MAX_BYTES  # weights and two moments in float64, a copy in float32 each
+    assert 6 * published <= limits.DEFAULT_MAX_BYTES  # weights and two moments in float64, each with a float32 copy
 
 
-# --- mutations: read or refused, in bounded memory, and no code runs ---------------------------------------------
+# --- mutations: read or refused, in bounded memory, without running code -----------------------------------------
 
 WATCHED = frozenset({"os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "pickle.find_class"})
 RAN: list[str] = []
-"""Audit events of code that a file has run."""
+"""Audit events that indicate that a file ran code."""
 
 
 def _audit(event: str, args: tuple[Any, ...]) -> None:
@@ -234,7 +234,7 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
 
 @pytest.fixture(scope="module")
 def audit() -> None:
-    sys.addaudithook(_audit)  # there is no removing it; it only writes events down
+    sys.addaudithook(_audit)  # it cannot be removed, but it only records events
 
 
 def read_or_refused(directory: Path, data: bytes) -> None:
@@ -245,7 +245,7 @@ def read_or_refused(directory: Path, data: bytes) -> None:
         with suppress(ZooError):
             formats.read(directory / "mutated")
 
-    # A copy of the file, what it unpacks to, its arrays, and texts and objects of at most its size.
+    # A copy of the file, its unpacked content, its arrays, and texts and objects of at most its size.
     assert peak(either) < 8 * len(data) + 3 * LIMIT + 4 * MIB
     assert RAN == []
 
@@ -344,7 +344,7 @@ INTERESTING = [b"\xff", b"\x00", b"\x7f", b"\x80", b"\xff\xff\xff\xff", b"\xff\x
 @pytest.mark.usefixtures("audit")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_bytes_are_flipped_cut_copied_and_inserted(seed: str, tmp_path: Path) -> None:
-    """200 mutations a format, the same in each run."""
+    """200 mutations per format, with fixed seeds."""
     random = np.random.default_rng(list(seed.encode()))
     original = SEEDS[seed]
     for _ in range(200):
@@ -367,12 +367,12 @@ def test_bytes_are_flipped_cut_copied_and_inserted(seed: str, tmp_path: Path) ->
 
 
 def test_a_torch_file_reads_as_torch_reads_it(tmp_path: Path) -> None:
-    """The seed of the mutations is a legal file."""
+    """The seed of the mutations is a valid file."""
     torch = pytest.importorskip("torch")
     (tmp_path / "x.pt").write_bytes(PT)
-    theirs = torch.load(tmp_path / "x.pt", weights_only=True)
+    expected = torch.load(tmp_path / "x.pt", weights_only=True)
     ours = formats.read(tmp_path / "x.pt")
-    assert {name: value.tolist() for name, value in theirs.items()} == {
+    assert {name: value.tolist() for name, value in expected.items()} == {
         "/".join(path): leaf.tolist() for path, leaf in ours.leaves.items()
     }
 

@@ -1,6 +1,6 @@
-"""A thousand faults at random: after each attempt there is all of it or nothing, here and on the Hub.
+"""A thousand random faults: after each attempt, all of the data or none of it exists, locally and on the Hub.
 
-The faults are those of tests/hub_misfortunes.py, the same in every run; what has to hold is in tests/hub_invariants.py.
+The faults are in tests/hub_misfortunes.py and the same in every run; the invariants are in tests/hub_invariants.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hub_client import connect
 from hub_double import HubDouble
 from hub_faults import Chaos
 from hub_invariants import NAME, TAG
-from hub_misfortunes import ALL, GONE, PASSING, Disk, nobody_else
+from hub_misfortunes import ALL, GONE, PASSING, Disk, block_other_hosts
 
 from pylo_zoo import weights
 from pylo_zoo.errors import ZooError
@@ -30,7 +30,7 @@ from pylo_zoo.publish.plan import PublishPlan
 PUBLICATIONS, PULLS = range(60), range(72)
 """Seeds."""
 MORE = 5
-"""So many times as many are slow."""
+"""The slow tests run this many times more."""
 ATTEMPTS = 80
 RATES = (0.08, 0.2, 0.45)
 REQUESTS = {
@@ -62,7 +62,7 @@ REQUESTS = {
         "GET /SHA256",
     ),
 }
-"""Every kind of request that either sends."""
+"""Every kind of request that publishing and pulling send."""
 
 
 def kind(request: str) -> str:
@@ -70,17 +70,17 @@ def kind(request: str) -> str:
 
 
 @dataclass
-class Battle:
-    """The double, a publication, and what struck so far.
+class ChaosRun:
+    """The double, a plan, and counts of the faults so far.
 
     Attributes:
         hub: the double.
         disk: the disk that fills up.
-        plan: what is published.
+        plan: the plan to publish.
         here: a directory for the caches.
-        faults: how often each kind of fault struck.
-        requests: how often each kind of request was struck.
-        errors: how often each kind of exception ended an attempt.
+        faults: number of hits by kind of fault.
+        requests: number of hits by kind of request.
+        errors: number of failed attempts by exception.
     """
 
     hub: HubDouble
@@ -98,7 +98,7 @@ class Battle:
         return Access(progress=False, policy=policy, say=self.said.append)
 
     def until_it_succeeds(self, seed: int, attempt: Callable[[], Any], check: Callable[[], None]) -> None:
-        """Call ``attempt`` until no fault is left or none was in its way; ``check`` after each."""
+        """Call ``attempt`` until no fault remains or none interfered; call ``check`` after each attempt."""
         last, kinds = None, PASSING if seed % 4 == 0 else ALL
         chaos = self.hub.chaos = Chaos(seed, RATES[seed % 3], most=2 + seed % 2, total=20, kinds=kinds)
         try:
@@ -122,7 +122,7 @@ class Battle:
                 self.requests[kind(f"{method} {path}")] += 1
 
     def publish(self, seed: int) -> None:
-        """One publication, to a Hub that is new or one where somebody has something else already."""
+        """Publish once, to a new repository or to one that has other content."""
         self.hub.repos.clear()
         self.hub.store.clear()
         if seed % 5 == 0:
@@ -138,7 +138,7 @@ class Battle:
         assert set(repo.tags) == {TAG}
 
     def pull(self, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        """One pull into empty caches, and once more from there without asking for a file."""
+        """Pull once into empty caches, then load from there without requesting a file."""
         self.hub.repos.clear()
         repo = self.hub.create(NAME)
         repo.commit(self.plan.files)
@@ -151,9 +151,9 @@ class Battle:
             seed, lambda: weights.pull(uri, access=self.access), lambda: invariants.check_pulled(home, repo)
         )
         invariants.check_complete(home, repo)
-        asked = len(self.hub.log)
+        count = len(self.hub.log)
         assert not weights.pull(uri, access=self.access).fetched
-        assert {str(request).split("/")[1] for request in self.hub.log[asked:]} == {"api"}
+        assert {str(request).split("/")[1] for request in self.hub.log[count:]} == {"api"}
 
 
 @pytest.fixture(scope="module")
@@ -162,71 +162,73 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> PublishPlan:
 
 
 @pytest.fixture
-def battle(hub: HubDouble, plan: PublishPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Battle]:
+def chaos_run(hub: HubDouble, plan: PublishPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ChaosRun]:
     monkeypatch.chdir(tmp_path)
-    asked = nobody_else(monkeypatch)
-    battle = Battle(hub, Disk(monkeypatch), plan, tmp_path)
-    yield battle
-    assert not asked, "other machines were asked"
-    print(f"{battle.faults.total()} faults: {battle.faults}; full disk: {battle.disk.struck}; {battle.errors}")
+    contacted = block_other_hosts(monkeypatch)
+    chaos_run = ChaosRun(hub, Disk(monkeypatch), plan, tmp_path)
+    yield chaos_run
+    assert not contacted, "other hosts were contacted"
+    print(
+        f"{chaos_run.faults.total()} faults: {chaos_run.faults}; full disk: {chaos_run.disk.struck}; {chaos_run.errors}"
+    )
 
 
-def check_coverage(battle: Battle, what: str, least: int) -> None:
-    """Everything was struck, and often enough."""
-    assert battle.faults.total() + battle.disk.struck.total() >= least
-    assert battle.faults.keys() == ALL.keys()
-    assert set(REQUESTS[what]) <= battle.requests.keys()
-    assert battle.errors.keys() >= {"Unavailable", "Forbidden", "NotFound", "FetchError", "ZooError"}
+def check_coverage(chaos_run: ChaosRun, what: str, least: int) -> None:
+    """Every kind of fault and request was hit often enough."""
+    assert chaos_run.faults.total() + chaos_run.disk.struck.total() >= least
+    assert chaos_run.faults.keys() == ALL.keys()
+    assert set(REQUESTS[what]) <= chaos_run.requests.keys()
+    assert chaos_run.errors.keys() >= {"Unavailable", "Forbidden", "NotFound", "FetchError", "ZooError"}
 
 
-def test_publishing(battle: Battle) -> None:
+def test_publishing(chaos_run: ChaosRun) -> None:
     for seed in PUBLICATIONS:
-        battle.publish(seed)
-    check_coverage(battle, "publish", 500)
-    assert "Conflict" in battle.errors
+        chaos_run.publish(seed)
+    check_coverage(chaos_run, "publish", 500)
+    assert "Conflict" in chaos_run.errors
 
 
-def test_pulling(battle: Battle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pulling(chaos_run: ChaosRun, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in PULLS:
-        battle.pull(seed, monkeypatch)
-    check_coverage(battle, "pull", 500)
+        chaos_run.pull(seed, monkeypatch)
+    check_coverage(chaos_run, "pull", 500)
 
 
-def test_a_tag_that_stands_on_the_same_content_below_what_others_added(battle: Battle) -> None:
-    """As a run leaves it that was cut off after it set the tag."""
+def test_a_tag_on_the_same_content_below_commits_of_others(chaos_run: ChaosRun) -> None:
+    """The state after a run that was killed right after it set the tag."""
     options = Options(tag=TAG, exist_ok=True)
-    first = push.send(battle.plan, options, battle.access)
-    repo = battle.hub.repos[NAME]
+    first = push.send(chaos_run.plan, options, chaos_run.access)
+    repo = chaos_run.hub.repos[NAME]
     repo.commit({"notes.txt": b"theirs\n"})
-    again = push.send(battle.plan, options, battle.access)
+    again = push.send(chaos_run.plan, options, chaos_run.access)
     assert again.unchanged
     assert repo.tags == {TAG: first.commit}
 
 
-def test_wrong_bytes_that_the_client_keeps_are_fetched_again(battle: Battle) -> None:
-    """The client has no hash to tell the bytes of a small file by, and would return them for ever."""
-    repo = battle.hub.create(NAME)
-    repo.commit(battle.plan.files)
-    battle.hub.plant("GET", "/resolve/.*/README.md", hub_faults.wrong_bytes)
-    battle.hub.plant("HEAD", "/resolve/.*/README.md", hub_faults.headers(ETag='"0"'))
-    assert weights.pull(f"hf://{NAME}", access=battle.access).fetched
+def test_wrong_bytes_that_the_client_keeps_are_fetched_again(chaos_run: ChaosRun) -> None:
+    """The client has no hash to check a small file, and would return the wrong bytes forever."""
+    repo = chaos_run.hub.create(NAME)
+    repo.commit(chaos_run.plan.files)
+    chaos_run.hub.plant("GET", "/resolve/.*/README.md", hub_faults.wrong_bytes)
+    chaos_run.hub.plant("HEAD", "/resolve/.*/README.md", hub_faults.headers(ETag='"0"'))
+    assert weights.pull(f"hf://{NAME}", access=chaos_run.access).fetched
     invariants.check_complete(store.home(), repo)
 
 
-def test_an_upload_is_not_sent_on_unencrypted(battle: Battle) -> None:
-    """The client makes a GET of the PUT, which bears no sign of ours any more."""
-    battle.hub.plant("PUT", ".", hub_faults.redirect(GONE))
+def test_an_upload_is_not_redirected_to_an_unencrypted_address(chaos_run: ChaosRun) -> None:
+    """The client turns the PUT into a GET, which no longer carries our marker."""
+    chaos_run.hub.plant("PUT", ".", hub_faults.redirect(GONE))
     with pytest.raises(FetchError, match="not encrypted"):
-        push.send(battle.plan, Options(), battle.access)
+        push.send(chaos_run.plan, Options(), chaos_run.access)
 
 
 @pytest.mark.slow
-def test_publishing_for_long(battle: Battle) -> None:
+def test_publishing_with_many_seeds(chaos_run: ChaosRun) -> None:
     for seed in range(PUBLICATIONS.stop, (1 + MORE) * PUBLICATIONS.stop):
-        battle.publish(seed)
+        chaos_run.publish(seed)
 
 
 @pytest.mark.slow
-def test_pulling_for_long(battle: Battle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pulling_with_many_seeds(chaos_run: ChaosRun, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(PULLS.stop, (1 + MORE) * PULLS.stop):
-        battle.pull(seed, monkeypatch)
+        chaos_run.pull(seed, monkeypatch)

@@ -1,4 +1,4 @@
-"""The double of the Hub behaves as one, to huggingface_hub itself."""
+"""The Hub double behaves like the Hub for huggingface_hub."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def api(hub: HubDouble) -> HfApi:
 # --- the client in this process ----------------------------------------------------------------------------------
 
 
-def test_the_client_is_pointed_at_the_double(hub: HubDouble) -> None:
+def test_the_client_is_connected_to_the_double(hub: HubDouble) -> None:
     assert huggingface_hub.is_offline_mode() is False
     assert HfApi().endpoint == hub.url
     assert huggingface_hub.get_token() == TOKEN
@@ -43,7 +43,7 @@ def test_the_client_is_pointed_at_the_double(hub: HubDouble) -> None:
     assert str(hub.requests("GET", "/api/models/")[0]) == "GET /api/models/org/name"
 
 
-def test_an_earlier_session_is_closed_and_the_settings_come_back(
+def test_an_earlier_session_is_closed_and_the_settings_are_restored(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
 
@@ -57,7 +57,7 @@ def test_an_earlier_session_is_closed_and_the_settings_come_back(
     assert (constants.HF_HUB_OFFLINE, constants.ENDPOINT) == (offline, endpoint) != (False, hub.url)
 
 
-def test_a_process_by_the_environment(hub: HubDouble, tmp_path: Path) -> None:
+def test_a_process_is_connected_by_its_environment(hub: HubDouble, tmp_path: Path) -> None:
     code = "import huggingface_hub as h; print(h.whoami()['name'], h.hf_hub_download('org/name', 'config.json'))"
     hub.create("org/name", FILES)
     env = hub.environment(tmp_path / "hf-home")
@@ -71,7 +71,7 @@ def test_a_process_by_the_environment(hub: HubDouble, tmp_path: Path) -> None:
 # --- writing -----------------------------------------------------------------------------------------------------
 
 
-def test_who_one_is(api: HfApi) -> None:
+def test_whoami(api: HfApi) -> None:
     me = api.whoami()
     assert (me["name"], [org["name"] for org in me["orgs"]]) == ("alice", ["org", "amoudgl"])
     assert me["auth"]["accessToken"]["role"] == "write"
@@ -101,8 +101,8 @@ def test_create_a_repository(hub: HubDouble, api: HfApi) -> None:
 def test_commit_and_read_again(hub: HubDouble, api: HfApi) -> None:
     repo = hub.create("org/name")
     first = repo.head
-    made = commit(api, parent_commit=first, commit_description="why")
-    assert (repo.head, made.oid) == (made.oid, made.oid)
+    commit_info = commit(api, parent_commit=first, commit_description="why")
+    assert (repo.head, commit_info.oid) == (commit_info.oid, commit_info.oid)
     assert repo.files() == {".gitattributes": repo.files()[".gitattributes"], **FILES}
     assert hub.store == {hashlib.sha256(WEIGHTS).hexdigest(): WEIGHTS}
     last = repo.history()[0]
@@ -120,17 +120,17 @@ def test_commit_and_read_again(hub: HubDouble, api: HfApi) -> None:
     assert [at.title for at in api.list_repo_commits("org/name")] == ["A message", "initial commit"]
     api.create_commit("org/name", [CommitOperationDelete("config.json")], commit_message="less")
     assert "config.json" not in repo.files()
-    assert repo.files(made.oid)["config.json"] == FILES["config.json"]
+    assert repo.files(commit_info.oid)["config.json"] == FILES["config.json"]
     with pytest.raises(errors.EntryNotFoundError):
         api.create_commit("org/name", [CommitOperationDelete("config.json")], commit_message="less")
 
 
-def test_ids_are_gits_own(hub: HubDouble) -> None:
+def test_ids_equal_those_of_git(hub: HubDouble) -> None:
     blob = hub.create("org/name", {"a.txt": b"hello\n"}).tree()["a.txt"]
-    assert blob.oid == "ce013625030ba8dba906f756967f9e9ca394464a", "as `echo hello | git hash-object --stdin` says"
+    assert blob.oid == "ce013625030ba8dba906f756967f9e9ca394464a", "like `echo hello | git hash-object --stdin`"
 
 
-def test_what_has_not_changed_makes_no_commit(hub: HubDouble, api: HfApi) -> None:
+def test_unchanged_files_make_no_commit(hub: HubDouble, api: HfApi) -> None:
     repo = hub.create("org/name", FILES)
     assert commit(api).oid == repo.head
     assert len(repo.commits) == 1
@@ -154,23 +154,23 @@ def test_a_stale_parent_is_refused(hub: HubDouble, api: HfApi) -> None:
     assert {"other.txt", "config.json"} <= set(repo.files())
 
 
-def test_of_many_that_commit_at_once_one_wins(hub: HubDouble, api: HfApi) -> None:
+def test_one_of_many_concurrent_commits_wins(hub: HubDouble, api: HfApi) -> None:
     repo = hub.create("org/name")
-    before, said = repo.head, []
+    before, outcomes = repo.head, []
 
     def publish(number: int) -> None:
         try:
             commit(api, {f"{number}.txt": b"x"}, parent_commit=before)
-            said.append(200)
+            outcomes.append(200)
         except errors.HfHubHTTPError as error:
-            said.append(error.response.status_code)
+            outcomes.append(error.response.status_code)
 
     threads = [threading.Thread(target=publish, args=(i,)) for i in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(said) == [200, 412, 412, 412]
+    assert sorted(outcomes) == [200, 412, 412, 412]
     assert len(repo.commits) == 2
 
 
@@ -212,11 +212,11 @@ def test_tags_and_branches(hub: HubDouble, api: HfApi) -> None:
 def test_a_pull_request(hub: HubDouble, api: HfApi) -> None:
     repo = hub.create("org/name", FILES)
     before = repo.head
-    made = commit(api, {"config.json": b"{}"}, create_pr=True, token=STRANGER)
-    assert (made.pr_num, made.pr_revision) == (1, "refs/pr/1")
+    commit_info = commit(api, {"config.json": b"{}"}, create_pr=True, token=STRANGER)
+    assert (commit_info.pr_num, commit_info.pr_revision) == (1, "refs/pr/1")
     assert repo.head == before
     assert repo.pulls[1].author == "eve"
-    more = commit(api, {"new.txt": b"x"}, revision="refs/pr/1", parent_commit=made.oid)
+    more = commit(api, {"new.txt": b"x"}, revision="refs/pr/1", parent_commit=commit_info.oid)
     assert repo.files("refs/pr/1") == {**FILES, "config.json": b"{}", "new.txt": b"x"}
     pulls = api.list_repo_refs("org/name", include_pull_requests=True).pull_requests
     assert pulls
@@ -226,7 +226,7 @@ def test_a_pull_request(hub: HubDouble, api: HfApi) -> None:
     assert repo.files() == {**FILES, "config.json": b"{}", "new.txt": b"x", "other.txt": b"y"}
 
 
-def test_who_may_write(hub: HubDouble, api: HfApi) -> None:
+def test_write_permissions(hub: HubDouble, api: HfApi) -> None:
     repo = hub.create("org/name")
     for token, status in ((READER, 403), (STRANGER, 403), (False, 401), ("hf_unknown", 401)):
         with pytest.raises(errors.HfHubHTTPError) as caught:
@@ -249,7 +249,7 @@ def test_a_commit_needs_its_large_files(hub: HubDouble, api: HfApi) -> None:
 
 
 @pytest.mark.parametrize(("private", "gated"), [(True, False), (False, True)])
-def test_who_may_read(private: bool, gated: bool, hub: HubDouble, api: HfApi) -> None:
+def test_read_permissions(private: bool, gated: bool, hub: HubDouble, api: HfApi) -> None:
     repo = hub.create("org/name", FILES, private=private, gated=gated)
     error: Any = errors.RepositoryNotFoundError if private else errors.GatedRepoError
     for token, status in ((STRANGER, 404 if private else 403), (False, 401)):
@@ -265,7 +265,7 @@ def test_who_may_read(private: bool, gated: bool, hub: HubDouble, api: HfApi) ->
         api.auth_check("org/name", token=STRANGER)
 
 
-def test_what_is_missing(hub: HubDouble, api: HfApi) -> None:
+def test_missing_repositories_and_files(hub: HubDouble, api: HfApi) -> None:
     hub.create("org/name", FILES)
     with pytest.raises(errors.RepositoryNotFoundError):
         api.hf_hub_download("org/nothing", "config.json")
@@ -299,9 +299,9 @@ def test_a_snapshot_and_a_listing(hub: HubDouble, api: HfApi) -> None:
     assert {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()} == repo.files()
     assert {entry.path for entry in api.list_repo_tree("org/name")} == {*FILES, "sub"}
     assert {entry.path for entry in api.list_repo_tree("org/name", "sub")} == {"sub/x.txt"}
-    found = {entry.path: entry for entry in api.get_paths_info("org/name", ["model.safetensors", "sub", "nothing"])}
-    assert set(found) == {"model.safetensors", "sub"}
-    weights = found["model.safetensors"]
+    result = {entry.path: entry for entry in api.get_paths_info("org/name", ["model.safetensors", "sub", "nothing"])}
+    assert set(result) == {"model.safetensors", "sub"}
+    weights = result["model.safetensors"]
     assert isinstance(weights, huggingface_hub.RepoFile)
     blob = repo.tree()["model.safetensors"]
     assert weights.lfs
@@ -313,12 +313,14 @@ def test_a_range(path: str, hub: HubDouble) -> None:
     hub.create("org/name", FILES)
     data = FILES[path]
     url = f"{hub.url}/org/name/resolve/main/{path}"
-    for asked, status, body in (("2-", 206, data[2:]), ("2-4", 206, data[2:5]), (f"{len(data)}-", 416, b"")):
-        got = httpx.get(url, headers={"Range": f"bytes={asked}"}, follow_redirects=True)
+    for byte_range, status, body in (("2-", 206, data[2:]), ("2-4", 206, data[2:5]), (f"{len(data)}-", 416, b"")):
+        got = httpx.get(url, headers={"Range": f"bytes={byte_range}"}, follow_redirects=True)
         assert (got.status_code, got.content) == (status, body)
-    assert httpx.get(hub.cdn_url + "/" + hashlib.sha256(WEIGHTS).hexdigest()).status_code == 403, "it is not signed"
+    assert httpx.get(hub.cdn_url + "/" + hashlib.sha256(WEIGHTS).hexdigest()).status_code == 403, (
+        "the address is not signed"
+    )
 
 
-def test_a_token_at_the_storage_is_noticed() -> None:
+def test_a_token_sent_to_the_storage_is_detected() -> None:
     with pytest.raises(AssertionError, match="A token went to the storage"), hub_double.serving() as hub:
         httpx.get(f"{hub.cdn_url}/x", headers={"Authorization": "Bearer x"})

@@ -1,4 +1,4 @@
-"""The double of the Hub fails as it is told, and what huggingface_hub makes of it."""
+"""The Hub double fails as planted, and how huggingface_hub reacts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hub_faults import Chaos
 from hub_files import FILES, WEIGHTS, commit
 from huggingface_hub import HfApi, errors
 
-LARGE = "^/[0-9a-f]{64}$"  # the path of a large file in the storage
+LARGE = "^/[0-9a-f]{64}$"  # the storage's path of a large file
 
 
 def test_a_lost_answer_to_a_commit(hub: HubDouble) -> None:
@@ -27,7 +27,7 @@ def test_a_lost_answer_to_a_commit(hub: HubDouble) -> None:
     with pytest.raises(httpx.TransportError):
         commit(HfApi(), parent_commit=before)
     assert HfApi().list_repo_commits("org/name")[0].commit_id == repo.head != before
-    assert commit(HfApi(), parent_commit=before).oid == repo.head, "nothing is left to do"
+    assert commit(HfApi(), parent_commit=before).oid == repo.head, "every fault was used"
 
 
 @pytest.mark.parametrize("fault", [hub_faults.reset, hub_faults.status(500), hub_faults.silent(0.05)])
@@ -39,15 +39,15 @@ def test_a_commit_that_was_not_made(fault: Fault, hub: HubDouble) -> None:
     assert len(repo.commits) == 1
 
 
-def test_after_it_was_applied(hub: HubDouble) -> None:
+def test_hooks_see_the_repository_before_and_after_a_commit(hub: HubDouble) -> None:
     repo = hub.create("org/name")
-    seen: list[int] = []
-    hub.on("POST", "/commit/", lambda request: seen.append(len(repo.commits)))
-    hub.on("POST", "/commit/", lambda request: seen.append(len(repo.commits)), when="after")
+    recorded: list[int] = []
+    hub.on("POST", "/commit/", lambda request: recorded.append(len(repo.commits)))
+    hub.on("POST", "/commit/", lambda request: recorded.append(len(repo.commits)), when="after")
     hub.plant("POST", "/commit/", hub_faults.both(hub_faults.applied, hub_faults.status(500)))
     with pytest.raises(errors.HfHubHTTPError):
         commit(HfApi())
-    assert seen == [1, 2]
+    assert recorded == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_an_upload_of_something_else_is_refused(hub: HubDouble) -> None:
     assert len(repo.commits) == 1
 
 
-def test_waiting_as_long_as_was_said(hub: HubDouble) -> None:
+def test_retry_after_determines_the_pause(hub: HubDouble) -> None:
     hub.create("org/name")
     hub.plant("POST", "/preupload/", hub_faults.status(429, Retry_After="7"))
     commit(HfApi())
@@ -105,7 +105,7 @@ def test_a_download_that_fails(fault: Fault, arrives: bool, hub: HubDouble) -> N
     hub.plant("GET", LARGE, fault)
     got = Path(HfApi().hf_hub_download("org/name", "model.safetensors")).read_bytes()
     assert len(got) == len(WEIGHTS)
-    assert (got == WEIGHTS) == arrives, "the client does not look"
+    assert (got == WEIGHTS) == arrives, "the client does not check the hash"
 
 
 def test_a_download_cut_by_a_reset(hub: HubDouble) -> None:
@@ -124,7 +124,7 @@ def test_a_download_cut_by_a_reset(hub: HubDouble) -> None:
         (hub_faults.status(404, X_Error_Code="RevisionNotFound"), errors.RevisionNotFoundError),
     ],
 )
-def test_answers_that_make_no_sense(fault: Fault, error: Any, hub: HubDouble) -> None:
+def test_malformed_answers(fault: Fault, error: Any, hub: HubDouble) -> None:
     hub.create("org/name", FILES)
     hub.plant("GET", "^/api/models/", fault)
     with pytest.raises(error):
@@ -138,8 +138,8 @@ def test_hostile_names_and_headers_arrive(hub: HubDouble) -> None:
     assert set(HfApi().list_repo_files("org/name")) == {*FILES, *hub_faults.HOSTILE_NAMES}
     hostile = {"X_Repo_Commit": "../../x", "ETag": '"../../../evil"', "X_Linked_Etag": ""}
     hub.plant("HEAD", "/resolve/", hub_faults.headers(**hostile))
-    said = huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url("org/name", "model.safetensors"))
-    assert (said.commit_hash, said.etag) == ("../../x", "../../../evil")
+    metadata = huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url("org/name", "model.safetensors"))
+    assert (metadata.commit_hash, metadata.etag) == ("../../x", "../../../evil")
 
 
 def test_a_redirect_to_another_origin_brings_no_token(hub: HubDouble) -> None:
@@ -151,7 +151,7 @@ def test_a_redirect_to_another_origin_brings_no_token(hub: HubDouble) -> None:
     assert hub.leaks == []
 
 
-def test_a_client_that_dies_in_the_middle_has_done_nothing(hub: HubDouble) -> None:
+def test_an_interrupted_request_is_not_executed(hub: HubDouble) -> None:
     hub.create("org/name")
     host, _, port = hub.url.removeprefix("http://").partition(":")
     head = "POST /api/models/org/name/commit/main HTTP/1.1\r\n"
@@ -164,18 +164,18 @@ def test_a_client_that_dies_in_the_middle_has_done_nothing(hub: HubDouble) -> No
     assert hub.errors == []
 
 
-def test_a_mistake_in_a_hook_is_told() -> None:
-    def asked() -> None:
+def test_an_error_in_a_hook_is_reported() -> None:
+    def broken_hook() -> None:
         with hub_double.serving() as hub:
             hub.on("GET", "/x", lambda request: 1 // 0)
             with pytest.raises(httpx.TransportError):
                 httpx.get(f"{hub.url}/x")
 
     with pytest.raises(ZeroDivisionError):
-        asked()
+        broken_hook()
 
 
-def test_nobody_is_there_for_a_while(hub: HubDouble) -> None:
+def test_the_hub_is_unreachable_for_a_while(hub: HubDouble) -> None:
     hub.create("org/name", FILES)
     path = HfApi().hf_hub_download("org/name", "config.json")
     with hub.offline():
@@ -189,11 +189,11 @@ def test_nobody_is_there_for_a_while(hub: HubDouble) -> None:
         HfApi().hf_hub_download("org/name", "model.safetensors")
 
 
-# --- by chance ---------------------------------------------------------------------------------------------------
+# --- random faults -----------------------------------------------------------------------------------------------
 
 
 def publish(hub: HubDouble) -> None:
-    """Publish, whatever happens, by doing all of it again."""
+    """Publish, and retry everything until it succeeds."""
     api = HfApi()
     while True:
         try:
@@ -205,7 +205,7 @@ def publish(hub: HubDouble) -> None:
             assert len(hub.log) < 500
 
 
-def test_chaos_is_the_same_for_a_seed_and_lets_one_through(hub: HubDouble) -> None:
+def test_chaos_is_deterministic_and_eventually_lets_a_client_through(hub: HubDouble) -> None:
     struck = []
     for seed in (1, 1, 2):
         hub.repos.clear()
@@ -219,7 +219,7 @@ def test_chaos_is_the_same_for_a_seed_and_lets_one_through(hub: HubDouble) -> No
     assert len({name for _, _, name in struck[0] + struck[2]}) >= 4
 
 
-def test_chaos_has_its_bounds(hub: HubDouble) -> None:
+def test_chaos_respects_its_limits(hub: HubDouble) -> None:
     def outcomes(chaos: Chaos, count: int = 12) -> str:
         return "".join("." if chaos.strike(request) is None else "x" for request in [one] * count)
 

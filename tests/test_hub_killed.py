@@ -1,6 +1,6 @@
-"""Publishing and pulling in processes that are killed: at each request, between two changes to the disk, at any time.
+"""Publishing and pulling in processes that are killed: at each request, between two disk changes, at any time.
 
-After each there is all of it or nothing (tests/hub_invariants.py), and the next run finishes the job.
+After each kill, all of the data or none of it exists (tests/hub_invariants.py), and the next run finishes the job.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PUBLISHING = (
 PULLING = (("GET", "^/api/models/"), ("HEAD", "/resolve/"), ("GET", "/resolve/.*/config.json"), ("GET", LARGE))
 BEFORE_AND_AFTER = pytest.mark.parametrize("when", ["before", "after"])
 MOMENTS = random.Random(0).sample(range(1, 90), 7)
-"""Which change to the disk a pull does not live to make; it makes a hundred."""
+"""The disk changes before which a pull is killed; it makes about a hundred."""
 CHANGES = (
     r"rename .*\.incomplete",
     r"replace .*\.part$",
@@ -58,7 +58,7 @@ CHANGES = (
     r"write_bytes .*zoo\.lock",
     r"replace .*zoo\.lock",
 )
-"""The same by name, in their order."""
+"""The same by name, in order."""
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> PublishPlan:
 
 @pytest.fixture
 def hub(serving: HubDouble) -> HubDouble:
-    """Of the module, and empty: it is at the address that the driver knows."""
+    """The module's double, emptied; the driver knows its address."""
     serving.repos.clear()
     serving.store.clear()
     serving.log.clear()
@@ -109,7 +109,7 @@ def published(hub: HubDouble, plan: PublishPlan) -> hub_double.Repo:
 
 
 def killed_at(hub: HubDouble, driver: Driver, job: Job, method: str, pattern: str, when: str) -> None:
-    """Do the job in a child that is killed at the first request like this one."""
+    """Run the job in a child that is killed at its first matching request."""
     known, child = threading.Event(), 0
 
     def kill(request: Any) -> None:
@@ -122,34 +122,34 @@ def killed_at(hub: HubDouble, driver: Driver, job: Job, method: str, pattern: st
     assert driver.wait(child) == (signal.SIGKILL, {})
 
 
-def done(driver: Driver, job: Job) -> dict[str, Any]:
-    """Do the job."""
-    ended, said = driver.wait(driver.start(job))
+def run_job(driver: Driver, job: Job) -> dict[str, Any]:
+    """Run the job to its end."""
+    ended, output = driver.wait(driver.start(job))
     assert ended == 0
-    assert "error" not in said, said
-    return said
+    assert "error" not in output, output
+    return output
 
 
 def finish_publishing(hub: HubDouble, driver: Driver, job: Job, plan: PublishPlan) -> None:
     invariants.check_published(hub, plan)
-    said = done(driver, job)
+    output = run_job(driver, job)
     invariants.check_published(hub, plan)
     repo = hub.repos[NAME]
-    assert said["commit"] == repo.head == repo.tags[TAG]
+    assert output["commit"] == repo.head == repo.tags[TAG]
     assert repo.files().items() >= dict(plan.files).items()
 
 
 def finish_pulling(hub: HubDouble, driver: Driver, job: Job) -> None:
     home, repo = Path(job.home), hub.repos[NAME]
     invariants.check_pulled(home, repo, killed=True)
-    said = done(driver, job)
-    assert said["commit"] == repo.head
+    output = run_job(driver, job)
+    assert output["commit"] == repo.head
     invariants.check_complete(home, repo)
     left = [path for path in home.rglob("*") if left_behind(path.name)]
-    assert not left, "what the killed process had begun is still there"
+    assert not left, "leftovers of the killed process remain"
 
 
-# --- at a request ------------------------------------------------------------------------------------------------
+# --- killed at a request -----------------------------------------------------------------------------------------
 
 
 @BEFORE_AND_AFTER
@@ -171,7 +171,7 @@ def test_pulling(
     finish_pulling(hub, driver, pulling)
 
 
-# --- at another moment -------------------------------------------------------------------------------------------
+# --- killed at another moment ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -196,7 +196,7 @@ def test_at_any_time(hub: HubDouble, driver: Driver, publishing: Job, pulling: J
     chance = random.Random(1)
     for job in (publishing, replace(pulling, home=pulling.home + "-2")):
         start = time.perf_counter()
-        done(driver, replace(job, home=job.home + "-whole"))
+        run_job(driver, replace(job, home=job.home + "-whole"))
         whole = time.perf_counter() - start
         if job is publishing:
             hub.repos.clear()
@@ -223,13 +223,13 @@ def test_two_pulls_at_once_download_once(hub: HubDouble, driver: Driver, pulling
     hub.plant("GET", LARGE, hub_faults.delayed(0.3))
     jobs = [pulling, pulling]
     both = [driver.start(job) for job in jobs]
-    said = [driver.wait(child)[1] for child in both]
+    outputs = [driver.wait(child)[1] for child in both]
     assert len(hub.requests("GET", LARGE)) == 1
-    assert not [each for each in said if "error" in each]
+    assert not [each for each in outputs if "error" in each]
     invariants.check_complete(Path(pulling.home), repo)
 
 
-def test_a_pull_killed_with_the_lock_in_its_hand_blocks_nobody(
+def test_a_pull_killed_while_holding_the_lock_does_not_block_others(
     hub: HubDouble, driver: Driver, pulling: Job, plan: PublishPlan
 ) -> None:
     repo = published(hub, plan)
@@ -249,7 +249,7 @@ def test_a_pull_killed_with_the_lock_in_its_hand_blocks_nobody(
     os.kill(first, signal.SIGKILL)
     assert driver.wait(first)[0] == signal.SIGKILL
     go_on.set()
-    ended, said = driver.wait(second)
-    assert (ended, said.get("error")) == (0, None)  # a lock that stays held is an error after LOCK_SECONDS
+    ended, output = driver.wait(second)
+    assert (ended, output.get("error")) == (0, None)  # a lock that stays held is an error after LOCK_SECONDS
     assert len(hub.requests("GET", LARGE)) == 2, "the second process downloads what the killed one did not"
     invariants.check_complete(Path(pulling.home), repo)

@@ -1,4 +1,4 @@
-"""Who may import whom. The arrows are a table; a module in no row, or an import that its row lacks, is an error."""
+"""Import rules between packages, as a table. A module without a row, or an import that its row lacks, is an error."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# What each layer may import: other layers, and third-party packages; itself and the standard library always. A layer is
-# a module or a package right under pylo_zoo, and "pylo_zoo" is its __init__.py.
+# What each layer may import: other layers and third-party packages; itself and the standard library are always allowed.
+# A layer is a module or a package directly under pylo_zoo; "pylo_zoo" is its __init__.py.
 ARROWS = {
     "pylo_zoo": "artifact errors weights",
     "errors": "",
@@ -58,8 +58,7 @@ ARROWS = {
     "pylo_zoo registry rich tasks train typer usage weights",
 }
 LAYERS = {layer: set(allowed.split()) for layer, allowed in ARROWS.items()}
-# These wait until a function needs them: the command line answers before torch is loaded, and whoever only trains
-# never installs JAX.
+# Imported only inside functions: the command line starts without torch, and training does not need JAX.
 LAZY = {
     "converters": {"nets", "torch"},
     "pylo_zoo": {"artifact", "weights"},
@@ -87,7 +86,7 @@ class Import:
 
 
 def read_imports(root: Path) -> Iterator[Import]:
-    """Every import in the packages under ``root``, but a layer's own modules and the standard library."""
+    """Every import in the packages under ``root``, except a layer's own modules and the standard library."""
     files = [(path, path.relative_to(root / "pylo_zoo")) for path in (root / "pylo_zoo").rglob("*.py")]
     files += [(path, path.relative_to(root)) for path in (root / "converters").rglob("*.py")]
     for path, inside in files:
@@ -111,7 +110,7 @@ def walk(node: ast.AST, *, lazy: bool) -> Iterator[tuple[ast.AST, bool]]:
 
 
 def imported_names(node: ast.AST, package: list[str]) -> list[str]:
-    """The full dotted names that ``node`` imports, a literal ``import_module("x")`` included."""
+    """The full dotted names that ``node`` imports, including a literal ``import_module("x")``."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom):
@@ -125,35 +124,35 @@ def imported_names(node: ast.AST, package: list[str]) -> list[str]:
 
 
 def layer_of(name: str) -> str:
-    """``torch.nn`` -> ``torch``; ``pylo_zoo.optim.velo`` -> ``optim``; a name of ``pylo_zoo``'s own -> ``pylo_zoo``."""
+    """``torch.nn`` -> ``torch``; ``pylo_zoo.optim.velo`` -> ``optim``; a name in ``pylo_zoo`` -> ``pylo_zoo``."""
     first, *rest = name.split(".")
     own = not rest or rest[0] in ("Artifact", "ZooError", "__version__", "load")
     return first if first != "pylo_zoo" or own else rest[0]
 
 
 def violations(root: Path) -> list[str]:
-    """What breaks the tables, one line each."""
-    found = []
+    """Violations of the table, one line each."""
+    results = []
     for each in read_imports(root):
         if each.layer not in LAYERS:
-            found.append(f"{each.where}: layer {each.layer} has no row in ARROWS")
+            results.append(f"{each.where}: layer {each.layer} has no row in ARROWS")
         elif each.target not in LAYERS[each.layer]:
-            found.append(f"{each.where}: {each.layer} must not import {each.target}")
+            results.append(f"{each.where}: {each.layer} must not import {each.target}")
         elif not each.lazy and each.target in LAZY.get(each.layer, ()):
-            found.append(f"{each.where}: {each.layer} must import {each.target} inside a function")
-    return found
+            results.append(f"{each.where}: {each.layer} must import {each.target} inside a function")
+    return results
 
 
-def test_imports_follow_the_arrows() -> None:
+def test_imports_follow_the_table() -> None:
     assert violations(ROOT) == []
 
 
-def test_the_arrows_have_no_cycle() -> None:
+def test_the_table_has_no_cycle() -> None:
     eager = {layer: allowed - LAZY.get(layer, set()) for layer, allowed in LAYERS.items()}
     graphlib.TopologicalSorter(eager).prepare()
 
 
-def test_the_table_keeps_the_promises() -> None:
+def test_the_table_keeps_optional_packages_optional() -> None:
     def importers(*names: str) -> set[str]:
         return {layer for layer, allowed in LAYERS.items() if allowed & set(names)}
 
@@ -188,7 +187,7 @@ def test_the_table_keeps_the_promises() -> None:
         ("converters/bad.py", "from pylo_zoo.optim import VeLO", "converters must not import optim"),
     ],
 )
-def test_a_planted_import_is_caught(tmp_path: Path, path: str, line: str, complaint: str) -> None:
+def test_a_forbidden_import_is_detected(tmp_path: Path, path: str, line: str, complaint: str) -> None:
     planted = tmp_path / path
     planted.parent.mkdir(parents=True)
     planted.write_text(line)
@@ -203,7 +202,7 @@ def test_a_planted_import_is_caught(tmp_path: Path, path: str, line: str, compla
         ("pylo_zoo/ops/good.py", "import math\nimport torch\nfrom pylo_zoo.ops.layout import x"),
     ],
 )
-def test_a_proper_import_is_not(tmp_path: Path, path: str, line: str) -> None:
+def test_an_allowed_import_is_accepted(tmp_path: Path, path: str, line: str) -> None:
     planted = tmp_path / path
     planted.parent.mkdir(parents=True)
     planted.write_text(line)
@@ -218,7 +217,7 @@ def test_a_proper_import_is_not(tmp_path: Path, path: str, line: str) -> None:
         ("import pylo_zoo; from pylo_zoo.optim import VeLO", {"jax", "flax"}),
     ],
 )
-def test_what_an_import_leaves_out(statement: str, absent: set[str]) -> None:
+def test_importing_does_not_load_heavy_packages(statement: str, absent: set[str]) -> None:
     code = f"{statement}\nimport sys\nprint(*sorted(set(sys.modules) & {absent!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr

@@ -1,4 +1,4 @@
-"""Web pages, pointers and error messages in place of a checkpoint: named, never recorded, never kept."""
+"""Web pages, pointers and error messages instead of a checkpoint: named in the error, never recorded, never kept."""
 
 from __future__ import annotations
 
@@ -51,18 +51,18 @@ def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture(params=[*IMPOSTORS.items(), NO_FILE], ids=lambda item: item[0])
 def impostor(request: pytest.FixtureRequest) -> tuple[bytes, str]:
-    """The bytes, and what they are called."""
+    """The bytes, and the error's name for them."""
     return request.param[1]
 
 
-def of(error: pytest.ExceptionInfo[ZooError]) -> str:
+def full_text(error: pytest.ExceptionInfo[ZooError]) -> str:
     return f"{error.value.message} {error.value.hint}"
 
 
 # --- from the disk -----------------------------------------------------------------------------------------------
 
 
-def test_a_file_is_called_what_it_is(impostor: tuple[bytes, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_impostor_file_is_identified(impostor: tuple[bytes, str], capsys: pytest.CaptureFixture[str]) -> None:
     data, what = impostor
     for name in ("theta.state", "x.npz", "x.pickle", "x.safetensors", "params"):
         Path(name).write_bytes(data)
@@ -70,7 +70,7 @@ def test_a_file_is_called_what_it_is(impostor: tuple[bytes, str], capsys: pytest
             formats.read(name)
         assert f"{name} is " in error.value.message
         assert what in error.value.message
-        assert len(of(error)) < 250
+        assert len(full_text(error)) < 250
     Path("config.gin").unlink(missing_ok=True)
     assert what in refused(capsys, "inspect", "theta.state")
     assert what in refused(capsys, "convert", "celo", "--source", "theta.state", "--out", "out")
@@ -100,7 +100,7 @@ def test_a_directory_of_pointers(name: str) -> None:
 
 
 @pytest.mark.parametrize("data", [IMPOSTORS["page"][0], POINTER], ids=["page", "pointer"])
-def test_a_gin_file_that_is_none(data: bytes) -> None:
+def test_an_impostor_gin_file_is_identified(data: bytes) -> None:
     Path("params").write_bytes(encode({"params": nested(theta("velo")), "gen_id": "5620", "step": 1}))
     Path("config.gin").write_bytes(data)
     with pytest.raises(ZooError, match=r"config\.gin is a .*, not a gin configuration"):
@@ -111,7 +111,7 @@ def test_a_gin_file_that_is_none(data: bytes) -> None:
     "data",
     [b"\x00" * 64, bytes(range(256)), b"\x93NUMPY", b"PK\x03\x04", CHECKPOINT, b"   \n", b"\xc3"],
 )
-def test_binary_files_are_none_of_these(data: bytes) -> None:
+def test_binary_files_are_not_impostors(data: bytes) -> None:
     assert impostors.recognise(data, len(data)) is None
 
 
@@ -119,7 +119,7 @@ def test_binary_files_are_none_of_these(data: bytes) -> None:
 
 
 def entry_of(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the registry's celo lie at ``uri``, its hash and size unknown."""
+    """Make the registry's celo refer to ``uri``, with unknown hash and size."""
     entry = registry.get("celo")
     source = dataclasses.replace(entry.weights, uri=uri, sha256=None, bytes=None)
     small = dataclasses.replace(entry, sources=(source,), architecture=None)
@@ -149,7 +149,7 @@ def files_of(home: Path) -> list[str]:
     return [path.name for path in home.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
-def test_what_a_server_sends_in_place_of_the_file(
+def test_a_server_sends_an_impostor(
     impostor: tuple[bytes, str], route: Get, server: Files, access: Access, zoo_home: Path
 ) -> None:
     data, what = impostor
@@ -166,7 +166,7 @@ def test_what_a_server_sends_in_place_of_the_file(
     assert pin.sha256 == hashlib.sha256(CHECKPOINT).hexdigest()
 
 
-def test_bytes_that_no_reader_knows_are_not_recorded(route: Get, server: Files, access: Access, zoo_home: Path) -> None:
+def test_bytes_of_unknown_format_are_not_recorded(route: Get, server: Files, access: Access, zoo_home: Path) -> None:
     for data in (b"\x00" * 64, CHECKPOINT[:-9], b"PK\x03\x04" + bytes(99), encode({"a": {}})):
         server.files["/bucket/theta.state"] = data
         with pytest.raises(FetchError, match="was not kept"):
@@ -186,7 +186,7 @@ def test_a_page_does_not_replace_what_was_recorded(route: Get, server: Files, ac
 
 
 def old_pin(home: Path, uri: str, data: bytes, *, cached: bool) -> None:
-    """What versions before this one did with whatever a server sent."""
+    """A lock file entry as older versions wrote it for any downloaded bytes."""
     sha256 = hashlib.sha256(data).hexdigest()
     lockfile.record(home / "zoo.lock", uri, sha256, len(data))
     if cached:
@@ -214,7 +214,7 @@ def test_a_page_that_an_older_version_recorded(cached: bool, server: Files, acce
 
 
 @pytest.mark.parametrize("data", [IMPOSTORS["page"][0], POINTER], ids=["page", "pointer"])
-def test_a_page_in_place_of_a_file_with_a_known_hash(data: bytes, server: Files, access: Access) -> None:
+def test_a_page_instead_of_a_file_with_a_known_hash(data: bytes, server: Files, access: Access) -> None:
     server.files["/theta.state"] = data
     from pylo_zoo.fetch import fetch
 
@@ -222,7 +222,7 @@ def test_a_page_in_place_of_a_file_with_a_known_hash(data: bytes, server: Files,
         fetch(f"{server.url}/theta.state", sha256="0" * 64, access=access)
 
 
-def test_a_page_in_place_of_the_gin_file(server: Files, access: Access, zoo_home: Path) -> None:
+def test_a_page_instead_of_the_gin_file(server: Files, access: Access, zoo_home: Path) -> None:
     server.files["/dir/params"] = encode({"params": nested(theta("velo")), "gen_id": "5620", "step": 1})
     server.files["/dir/config.gin"] = IMPOSTORS["page"][0]
     with pytest.raises(FetchError, match=r"config\.gin was not kept: config\.gin is a web page"):
@@ -235,9 +235,7 @@ def test_a_page_in_place_of_the_gin_file(server: Files, access: Access, zoo_home
 
 @pytest.mark.parametrize("how", ["weights", "pull", "source"])
 @pytest.mark.parametrize("name", ["page", "lfs", "api", "text"])
-def test_what_the_hub_has_in_place_of_the_file(
-    name: str, how: str, hub: HubDouble, access: Access, zoo_home: Path
-) -> None:
+def test_the_hub_has_an_impostor(name: str, how: str, hub: HubDouble, access: Access, zoo_home: Path) -> None:
     data, what = IMPOSTORS[name]
     repo = hub.create("org/theirs", {"theta.state": data})
     get: Get = {
@@ -279,7 +277,7 @@ def test_a_repository_that_an_older_version_recorded(hub: HubDouble, access: Acc
         ("https://gitlab.com/o/r/-/blob/main/params", "https://gitlab.com/o/r/-/raw/main/params"),
     ],
 )
-def test_the_page_of_a_file_leads_to_the_file(page: str, file: str) -> None:
+def test_the_page_of_a_file_is_converted_to_the_files_address(page: str, file: str) -> None:
     where = parse(page)
     assert (where.url, where.uri, where.recorded) == (file, file, True)
     assert where.note == f"{page} is a web page about a file; fetching {file}."
@@ -294,7 +292,7 @@ def test_the_page_of_a_file_leads_to_the_file(page: str, file: str) -> None:
         "https://example.org/o/r/blob/main/theta.state",
     ],
 )
-def test_other_addresses_stay(url: str) -> None:
+def test_other_addresses_are_unchanged(url: str) -> None:
     where = parse(url)
     assert (where.url, where.note) == (url, "")
 
@@ -313,16 +311,16 @@ def test_a_page_of_the_hub_is_fetched_as_the_file(
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     server.files["/o/r/blob/main/theta.state"] = IMPOSTORS["page"][0]
     server.files["/o/r/resolve/main/theta.state"] = CHECKPOINT
-    said: list[str] = []
+    messages: list[str] = []
     page = f"{server.url}/o/r/blob/main/theta.state"
-    made = convert("celo", source=page, access=dataclasses.replace(access, say=said.append))
-    assert made.source.uri == page.replace("blob", "resolve")
-    assert said[0].endswith(f"fetching {made.source.uri}.")
+    converted = convert("celo", source=page, access=dataclasses.replace(access, say=messages.append))
+    assert converted.source.uri == page.replace("blob", "resolve")
+    assert messages[0].endswith(f"fetching {converted.source.uri}.")
 
 
 @pytest.mark.parametrize("address", ["https://huggingface.co/o/r", "https://huggingface.co/o/r/blob/main/theta.state"])
-def test_weights_takes_no_address_of_a_page(address: str) -> None:
+def test_weights_rejects_the_address_of_a_page(address: str) -> None:
     with pytest.raises(ZooError) as error:
         pylo_zoo.load(address)
-    assert "hf://https" not in of(error)
+    assert "hf://https" not in full_text(error)
     assert "hf://ORG/NAME" in error.value.hint

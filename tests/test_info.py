@@ -1,4 +1,4 @@
-"""``pylo-zoo info`` of what lies in a directory or on the Hub; of the registry see test_cli_words.py."""
+"""``pylo-zoo info`` of a directory or a Hub repository; test_cli_words.py covers the registry."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ NASTY = "a \x1b[31mred\x07 card"
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     """An artifact with a report that passed."""
-    made = convert("elo", source=write_theta(tmp_path, "elo"))
-    made = replace(made, parity=report_of(made, error=1e-7).to_dict())
-    return artifact.write(made, tmp_path / "made", extra_files={artifact.CARD: NASTY.encode()})
+    converted = convert("elo", source=write_theta(tmp_path, "elo"))
+    converted = replace(converted, parity=report_of(converted, error=1e-7).to_dict())
+    return artifact.write(converted, tmp_path / "made", extra_files={artifact.CARD: NASTY.encode()})
 
 
-def test_of_a_directory(directory: Path, capsys: Capture) -> None:
+def test_info_of_a_directory(directory: Path, capsys: Capture) -> None:
     assert run("info", directory) == 0
     text = capsys.readouterr().out
     for what in ("elo", "passed", "file:theta.state", "model.safetensors", "hidden_size", "ELO(param_groups(model)"):
         assert what in text
     assert "by its publisher" not in text
     assert run("info", directory, "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["parity"]["status"], found["commit"], found["license"]) == ("passed", None, "unknown")
-    sizes = {each["name"]: each["bytes"] for each in found["files"]}
+    result = json.loads(capsys.readouterr().out)
+    assert (result["parity"]["status"], result["commit"], result["license"]) == ("passed", None, "unknown")
+    sizes = {each["name"]: each["bytes"] for each in result["files"]}
     assert sizes == {path.name: path.stat().st_size for path in directory.iterdir()}
 
 
-def test_of_the_hub_with_its_card(hub: HubDouble, directory: Path, capsys: Capture) -> None:
+def test_info_of_a_hub_repository_with_its_card(hub: HubDouble, directory: Path, capsys: Capture) -> None:
     repo = hub.create("org/mine", {path.name: path.read_bytes() for path in directory.iterdir()})
     assert run("info", "hf://org/mine") == 0
     text = " ".join(capsys.readouterr().out.split())
     assert repo.head in text
-    assert "its publisher" in text, "whose word the proof is"
+    assert "its publisher" in text, "who made the proof"
     assert 'weights="hf://org/mine"' in text
     assert run("info", "hf://org/mine", "--card") == 0
-    assert capsys.readouterr().out == "a \\x1b[31mred\\x07 card\n", "nothing that a terminal would act upon"
+    assert capsys.readouterr().out == "a \\x1b[31mred\\x07 card\n", "no escape sequences"
     assert run("info", "org/mine", "--json", "--offline") == 0
     assert json.loads(capsys.readouterr().out)["card"] == NASTY
 
 
-def test_what_has_no_card(directory: Path, capsys: Capture) -> None:
+def test_info_without_a_card(directory: Path, capsys: Capture) -> None:
     (directory / artifact.CARD).unlink()
     assert "has no model card" in refused(capsys, "info", directory, "--card")
     assert run("info", directory, "--json") == 0

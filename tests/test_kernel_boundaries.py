@@ -1,8 +1,8 @@
-"""CPU kernels at the sizes at which work is divided, with zero parameters, long vectors and awkward gradients.
+"""CPU kernels at the sizes at which work is split, with zero parameters, long vectors and unusual gradients.
 
-``plan.h`` cuts work into vectors of W elements, tiles of up to 4·W, units of UNIT elements, runs of up to UNIT_LENGTH
-elements, UNIT_RUNS runs and periods of up to LONGEST_PERIOD. A size one below, at and one above each of these reaches
-every branch of the division; what lies beyond is reached by the slow sanitizer test, which runs these tests as well.
+``plan.h`` splits work into vectors of W elements, tiles of up to 4·W, units of UNIT elements, runs of up to UNIT_LENGTH
+elements, UNIT_RUNS runs and periods of up to LONGEST_PERIOD. Sizes one below, at and one above each of these reach
+every branch of the split; the slow sanitizer test, which also runs these tests, detects accesses beyond the tensors.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from test_backends import optimizer
-from test_kernels_cpu import SUBJECTS, Plain, close, expected, figures, network, of_parameter
+from test_kernels_cpu import SUBJECTS, Eager, close, expected, figures, network, of_parameter
 from torch import Tensor, nn
 
 from pylo_zoo.errors import ZooError
@@ -43,24 +43,24 @@ COEFFICIENT, SHRINK = 0.1, 0.01
 
 @pytest.fixture(scope="module")
 def kernels() -> CpuKernels:
-    found = find_kernels()
-    if isinstance(found, str):
-        pytest.skip(found)
-    return found
+    result = find_kernels()
+    if isinstance(result, str):
+        pytest.skip(result)
+    return result
 
 
-def test_the_boundaries_are_those_of_the_sources() -> None:
+def test_the_boundaries_match_the_sources() -> None:
     source = (build.SOURCES / "plan.h").read_text()
     for name in ("UNIT", "UNIT_LENGTH", "UNIT_RUNS", "LONG_RUN", "LONGEST_PERIOD", "LONGEST_CYCLE"):
-        found = re.search(rf"constexpr Index {name} = (\d+);", source)
-        assert found is not None
-        assert int(found[1]) == globals()[name]
+        match = re.search(rf"constexpr Index {name} = (\d+);", source)
+        assert match is not None
+        assert int(match[1]) == globals()[name]
     assert "TILE = 4 * W" in source
 
 
 def tasks_of(shapes: Sequence[tuple[int, ...]], name: str, kernels: CpuKernels, zero: bool = False) -> list[Task]:
-    """After one ordinary step; ``zero`` parameters are those of a zero-initialised layer."""
-    generator, subject, made = torch.Generator().manual_seed(5), SUBJECTS[name], []
+    """Tasks after one ordinary step; ``zero`` parameters are those of a zero-initialized layer."""
+    generator, subject, tasks = torch.Generator().manual_seed(5), SUBJECTS[name], []
     for shape in shapes:
         for layout in ("torch", "jax") if len(shape) > 2 else ("torch",):
             axes = axes_of(shape, layout)
@@ -70,21 +70,21 @@ def tasks_of(shapes: Sequence[tuple[int, ...]], name: str, kernels: CpuKernels, 
             state = new_accumulators(p, axes)
             advance_all(state, torch.randn(shape, generator=generator) * 0.1, DECAYS, axes)
             g = torch.randn(shape, generator=generator) * 0.1
-            made.append(Task(p, g, state, axes, DECAYS, subject.limit, subject.replace))
-    assert made
-    return made
+            tasks.append(Task(p, g, state, axes, DECAYS, subject.limit, subject.replace))
+    assert tasks
+    return tasks
 
 
 def check(name: str, tasks: Sequence[Task], kernels: CpuKernels) -> list[Tensor]:
-    """Accumulators, moments, steps and moved parameters against eager, within bounds from float32's roundings."""
+    """Compare accumulators, moments, steps and moved parameters with eager, within bounds from float32 roundings."""
     subject, layers = SUBJECTS[name], network(SUBJECTS[name], len(tasks))
-    wanted = [expected(t, subject.rule, of_parameter(layers, k, torch.float32)) for k, t in enumerate(tasks)]
+    references = [expected(t, subject.rule, of_parameter(layers, k, torch.float32)) for k, t in enumerate(tasks)]
     advanced = kernels.advance(tasks, subject.rule, None, moments=True)
     moments = kernels.moments(advanced)
     steps = [step.clone() for step in kernels.steps(advanced, layers, ScratchBuffer())]
     kernels.move(advanced, layers, [COEFFICIENT] * len(tasks), [SHRINK] * len(tasks))
-    for k, (task, of_task) in enumerate(zip(tasks, wanted, strict=True)):
-        for each, value in figures(Plain(task.state, moments[k], steps[k], task.p)).items():
+    for k, (task, of_task) in enumerate(zip(tasks, references, strict=True)):
+        for each, value in figures(Eager(task.state, moments[k], steps[k], task.p)).items():
             close(value, of_task[each], f"{each} of {tuple(task.p.shape)} {task.axes}")
     return steps
 
@@ -97,13 +97,13 @@ def test_sizes_around_every_boundary(kernels: CpuKernels, name: str, shapes: lis
 
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_zero_parameters_move(kernels: CpuKernels, name: str) -> None:
-    """``sqrt(mean(p²) + 1e-9)`` is 3.2e-5 for them: without the 1e-9 they would stay zero for good."""
+    """Their ``sqrt(mean(p²) + 1e-9)`` is 3.2e-5; without the 1e-9 they would stay zero forever."""
     steps = check(name, tasks_of(ZEROS, name, kernels, zero=True), kernels)
     assert all(step.abs().sum() > 0 for step in steps)
 
 
 def test_every_element_of_a_long_vector_is_advanced_and_moved(kernels: CpuKernels) -> None:
-    """A unit that is left out keeps its bits, however small its part of the whole is."""
+    """A skipped unit would keep its bits, however small its share of the whole is."""
     for shape in [(100_000,), (2 * UNIT + 1,), (300, 700)]:
         (task, *_) = tasks_of([shape], "velo", kernels)
         before = [x.clone() for x in (task.p, task.state["momentum"], task.state["second_moment"])]
@@ -121,12 +121,12 @@ def test_adam_and_the_normalized_pass_around_boundaries(kernels: CpuKernels, siz
     m, v, moved, normalized = torch.zeros(1, size), torch.zeros(1, size), p.clone(), p.clone()
     kernels.adam([Adam(moved, g, m, v, 1, (0.9, 0.95), 1e-8, 0.0, 0.1, 0.01, torch.inf, False)], None)
     # At the first step m̂ is g and v̂ is g².
-    wanted = p.double() * 0.99 - 0.1 * g.double() / (g.double().abs() + 1e-8)
+    reference = p.double() * 0.99 - 0.1 * g.double() / (g.double().abs() + 1e-8)
     # p, decay and direction are each rounded once, the corrections twice: under ten roundings of at most |p| + 0.1.
-    assert ((moved - wanted).abs() <= 10 * 2**-24 * (p.abs() + 0.1)).all()
+    assert ((moved - reference).abs() <= 10 * 2**-24 * (p.abs() + 0.1)).all()
     kernels.move_normalized([Normalized(normalized, step, (-1,), 1e-9)], [0.1], [0.01])
-    wanted = p.double() * 0.99 - 0.1 * step.double() * torch.rsqrt(step.double().square().mean() + 1e-9)
-    assert ((normalized - wanted).abs() <= 10 * 2**-24 * (p.abs() + 0.1 * step.abs())).all()
+    reference = p.double() * 0.99 - 0.1 * step.double() * torch.rsqrt(step.double().square().mean() + 1e-9)
+    assert ((normalized - reference).abs() <= 10 * 2**-24 * (p.abs() + 0.1 * step.abs())).all()
 
 
 GRADIENTS: dict[str, Any] = {
@@ -140,19 +140,19 @@ GRADIENTS: dict[str, Any] = {
 @pytest.mark.parametrize("how", GRADIENTS)
 @pytest.mark.parametrize("name", ["VeLO", "CELO2", "CELO2-base", "CeloAdam", "AdafacLO"])
 def test_gradients_with_other_strides(name: str, how: str) -> None:
-    """The same bits as from a contiguous gradient of these values."""
+    """The same bits as from a contiguous gradient with these values."""
     _same_as_contiguous(name, GRADIENTS[how], torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["VeLO", "CELO2", "CELO2-base", "CeloAdam", "AdafacLO"])
 def test_16_bit_gradients(name: str, dtype: torch.dtype) -> None:
-    """Parameters and gradients of 16 bits, contiguous or not, are the same bits."""
+    """16-bit parameters and gradients, contiguous or not, give the same bits."""
     _same_as_contiguous(name, GRADIENTS["transposed"], dtype)
 
 
 def _same_as_contiguous(name: str, change: Any, dtype: torch.dtype) -> None:
-    shapes, found = ((), (7,), (300,), (24, 24), (33, 70), (8, 8, 3, 3)), []
+    shapes, result = ((), (7,), (300,), (24, 24), (33, 70), (8, 8, 3, 3)), []
     for contiguous in (True, False):
         generator = torch.Generator().manual_seed(3)
         params = [nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes]
@@ -162,12 +162,12 @@ def _same_as_contiguous(name: str, change: Any, dtype: torch.dtype) -> None:
                 g = change(torch.randn(p.shape, generator=generator)).to(dtype)
                 p.grad = g.contiguous() if contiguous else g
             opt.step(1.0)
-        found.append(params)
-    assert all(map(torch.equal, *found))
+        result.append(params)
+    assert all(map(torch.equal, *result))
 
 
 @pytest.mark.parametrize("name", ["VeLO", "Celo"])
-def test_a_zero_initialised_parameter_moves_under_fused(name: str) -> None:
+def test_a_zero_initialized_parameter_moves_under_fused(name: str) -> None:
     moved = {}
     for backend in ("auto", "eager"):
         params = [nn.Parameter(torch.zeros(shape)) for shape in ((40,), (12, 10))]
@@ -178,16 +178,16 @@ def test_a_zero_initialised_parameter_moves_under_fused(name: str) -> None:
         moved[backend] = params
     for fused, eager in zip(moved["auto"], moved["eager"], strict=True):
         assert eager.abs().min() > 0
-        # The first step from zero has no rounding of p: what is left is that of some forty products, 6e-8 each.
+        # The first step from zero does not round p: the error is that of about forty products, 6e-8 each.
         assert (fused - eager).norm() <= 4e-6 * eager.norm()
 
 
-# --- the check before addresses --------------------------------------------------------------------------------------
+# --- pointer checks --------------------------------------------------------------------------------------------------
 
 MISFITS: dict[str, Any] = {
     "float64": lambda x: x.double(),
     "bfloat16": lambda x: x.bfloat16(),
-    "an element less": lambda x: x.flatten()[1:].clone(),
+    "one element less": lambda x: x.flatten()[1:].clone(),
     "nothing": lambda x: x.flatten()[:0],
     "other strides": lambda x: torch.stack([x, x], -1)[..., 0],
     "the meta device": lambda x: x.to("meta"),
@@ -201,7 +201,7 @@ def refused(call: Any) -> None:
 
 @pytest.mark.parametrize("what", MISFITS)
 def test_no_address_is_passed_unchecked(kernels: CpuKernels, what: str) -> None:
-    """Whoever calls the kernels: an error, and the parameter before the wrong one is untouched."""
+    """Each kernel call raises an error, and the parameter before the invalid one is unchanged."""
     rule, layers = SUBJECTS["adafac-4"].rule, network(SUBJECTS["adafac-4"], 1)
     for shape in ((6, 4), (24,)):
         names = ("p", "g", *new_accumulators(torch.empty(shape), axes_of(shape, "torch")))
@@ -234,7 +234,7 @@ def test_no_address_is_passed_unchecked(kernels: CpuKernels, what: str) -> None:
     assert (p == 1).all()
 
 
-def test_numbers_that_are_too_few_are_refused(kernels: CpuKernels) -> None:
+def test_too_few_numbers_are_refused(kernels: CpuKernels) -> None:
     rule, layers = SUBJECTS["adafac-4"].rule, network(SUBJECTS["adafac-4"], 1)
     tasks = tasks_of([(6, 4), (7,)], "adafac-4", kernels)
     refused(lambda: kernels.advance(tasks, rule, torch.ones(2)))
@@ -245,8 +245,8 @@ def test_numbers_that_are_too_few_are_refused(kernels: CpuKernels) -> None:
     refused(lambda: kernels.move(advanced, layers[:1], [0.1, 0.1], [0.0, 0.0]))
 
 
-def test_a_lazily_negated_gradient_is_read_negated() -> None:
-    """``conj().imag`` of one element is contiguous, and its memory holds the other sign."""
+def test_a_lazily_negated_gradient_is_read_correctly() -> None:
+    """``conj().imag`` of one element is contiguous, but its memory has the other sign."""
     moved: list[Tensor] = []
     for backend in ("auto", "eager"):
         p = nn.Parameter(torch.ones(1))

@@ -1,4 +1,4 @@
-"""``gpu_boundaries.py`` in Triton's interpreter, and on a GPU if there is one."""
+"""``gpu_boundaries.py`` in Triton's interpreter, and on a GPU if one is available."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is n
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"], ids=["interpreter", "gpu"])
 def test_kernels_at_every_boundary(device: str) -> None:
-    """One process for all checks: Triton chooses its interpreter when it is imported."""
+    """One process runs all checks, because Triton chooses its interpreter when it is imported."""
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
     environment = {**os.environ, "TRITON_INTERPRET": "1" if device == "cpu" else "0"}
     command = [sys.executable, str(HERE / "gpu_boundaries.py"), device]
     run = subprocess.run(command, env=environment, cwd=HERE, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    found = {name: said for name, said in json.loads(run.stdout).items() if said}
-    assert not found, "\n".join(f"{name}: {said}" for name, said in found.items())
+    result = {name: error for name, error in json.loads(run.stdout).items() if error}
+    assert not result, "\n".join(f"{name}: {error}" for name, error in result.items())

@@ -1,4 +1,4 @@
-"""The CPU kernels under AddressSanitizer, in their own process: mutated steps, and every tile and unit boundary."""
+"""The CPU kernels under AddressSanitizer, in a separate process: mutated steps, and every tile and unit boundary."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pylo_zoo.kernels.cpu import build
 HERE = Path(__file__).parent
 
 FLAGS = "-fsanitize=address -O1 --param asan-stack=0 --param asan-instrumentation-with-call-threshold=0"
-"""Memory of tensors alone is watched: with the stack as well, compiling takes minutes."""
+"""Only tensor memory is instrumented: with the stack too, compiling takes minutes."""
 
 WRONG_ADDRESS = """
 import ctypes
@@ -35,15 +35,15 @@ print("passed")
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Of a process whose kernels are built with AddressSanitizer; skips if the compiler has none."""
+    """Environment of a process whose kernels are built with AddressSanitizer; skips if the compiler lacks it."""
     compiler = os.environ.get("CXX") or next((each for each in ("c++", "g++") if shutil.which(each)), None)
     if compiler is None:
         pytest.skip("no C++ compiler")
     preloaded = []
-    for name in ("libasan.so", "libstdc++.so.6"):  # the former has to find what throws exceptions
-        asked = subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=False)
-        library = Path(asked.stdout.strip())
-        if asked.returncode or not library.is_absolute() or not library.exists():
+    for name in ("libasan.so", "libstdc++.so.6"):  # the former must find the library that throws exceptions
+        run = subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=False)
+        library = Path(run.stdout.strip())
+        if run.returncode or not library.is_absolute() or not library.exists():
             pytest.skip(f"{compiler} has no AddressSanitizer ({name})")
         preloaded.append(str(library.resolve()))
     return {
@@ -51,7 +51,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "PYLO_ZOO_KERNELS": str(tmp_path_factory.mktemp("kernels")),
         "PYLO_ZOO_KERNEL_FLAGS": FLAGS,
         "LD_PRELOAD": " ".join(preloaded),
-        "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python's own leaks
         "OMP_NUM_THREADS": "1",
     }
 
@@ -62,8 +62,8 @@ def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedPro
 
 
 @pytest.mark.slow
-def test_a_wrong_size_is_caught(environment: dict[str, str]) -> None:
-    """The sanitizer works: one element past a tensor's end is reported."""
+def test_a_wrong_size_is_detected(environment: dict[str, str]) -> None:
+    """The sanitizer works: an access one element past a tensor's end is reported."""
     sound = run(environment, "-c", WRONG_ADDRESS.format(excess=0))
     assert sound.stdout.strip() == "passed", sound.stderr
     wrong = run(environment, "-c", WRONG_ADDRESS.format(excess=1))
@@ -72,20 +72,20 @@ def test_a_wrong_size_is_caught(environment: dict[str, str]) -> None:
 
 
 @pytest.mark.slow
-def test_mutated_steps_touch_no_memory_of_others(environment: dict[str, str]) -> None:
+def test_mutated_steps_stay_within_their_memory(environment: dict[str, str]) -> None:
     fuzzed = run(environment, "state_fuzz.py", "--steps", "1000", "--seed", "7", "--fused")
     assert fuzzed.returncode == 0, fuzzed.stdout[-2000:] + fuzzed.stderr[-2000:]
 
 
 @pytest.mark.slow
-def test_every_boundary_touches_no_memory_of_others(environment: dict[str, str]) -> None:
-    """The sizes of test_kernel_boundaries.py, with the sanitizer watching what lies beyond each tensor."""
+def test_every_boundary_stays_within_its_memory(environment: dict[str, str]) -> None:
+    """The sizes of test_kernel_boundaries.py, with the memory around each tensor instrumented."""
     tests = ("-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", "test_kernel_boundaries.py")
     checked = run(environment, *tests)
     assert checked.returncode == 0, checked.stdout[-2000:] + checked.stderr[-2000:]
 
 
-def test_flags_make_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_select_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not any(map(shutil.which, build.COMPILERS)):
         pytest.skip("no C++ compiler")
     (tmp_path / "kernels.cpp").write_text('extern "C" int answer() { return ANSWER; }\n')
@@ -97,7 +97,7 @@ def test_flags_make_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(list((tmp_path / "built").glob("*.so"))) == 2
 
 
-def test_flags_that_cannot_be_read_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_flags_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYLO_ZOO_KERNEL_FLAGS", '-DA="')
     with pytest.raises(ZooError, match="PYLO_ZOO_KERNEL_FLAGS is"):
         build.load()

@@ -50,7 +50,7 @@ class Subject:
     hidden: int
     layers: int = 2
     one_each: bool = False
-    """Every parameter has a network of its own."""
+    """Every parameter has its own network."""
     limit: float = 1000.0
     replace: bool = False
 
@@ -69,11 +69,11 @@ REGIMES = ("ordinary", "first", "tiny", "huge", "zeros", "spikes", "nan")
 
 @pytest.fixture(scope="module")
 def kernels() -> CpuKernels:
-    """Compiled once, into the home that tests share."""
-    found = find_kernels()
-    if isinstance(found, str):
-        pytest.skip(found)
-    return found
+    """Compiled once, into a directory that tests share."""
+    result = find_kernels()
+    if isinstance(result, str):
+        pytest.skip(result)
+    return result
 
 
 def gradient(shape: Sequence[int], regime: str, generator: torch.Generator) -> Tensor:
@@ -91,7 +91,7 @@ def cases(subject: Subject, regime: str, kernels: CpuKernels) -> list[Task]:
     """A parameter of every shape in every layout that the kernels cover, after two ordinary steps."""
     generator = torch.Generator().manual_seed(1)
     decays = Decays(torch.tensor([0.9, 0.99, 0.999]), torch.tensor([0.95]), torch.tensor([0.9, 0.99, 0.999]))
-    made = []
+    tasks = []
     for shape in SHAPES:
         for layout in {axes_of(shape or (1,), layout): layout for layout in LAYOUTS}.values():
             p = torch.randn(shape or (1,), generator=generator) * 0.5
@@ -101,12 +101,12 @@ def cases(subject: Subject, regime: str, kernels: CpuKernels) -> list[Task]:
                 advance_all(state, gradient(p.shape, "ordinary", generator), decays, axes)
             g = gradient(p.shape, regime, generator)
             if kernels.covers(p, axes, subject.rule, subject.hidden):
-                made.append(Task(p, g, state, axes, decays, subject.limit, subject.replace))
-    return made
+                tasks.append(Task(p, g, state, axes, decays, subject.limit, subject.replace))
+    return tasks
 
 
 def network(subject: Subject, count: int) -> list[Layer]:
-    """Weights, one set or ``count``."""
+    """Weights, one set or ``count`` sets."""
     generator = torch.Generator().manual_seed(2)
     widths = [len(FEATURES) * 2 + 2 if subject.rule.features == tuple(FEATURES) else 28]
     widths += [subject.hidden] * subject.layers + [3]
@@ -128,8 +128,8 @@ def copied(task: Task, dtype: torch.dtype) -> Task:
 
 
 @dataclass(frozen=True)
-class Plain:
-    """The plain text's figures of one parameter."""
+class Eager:
+    """The eager results of one parameter."""
 
     state: Mapping[str, Tensor]
     moments: Tensor
@@ -140,7 +140,7 @@ class Plain:
 COEFFICIENT, SHRINK = 0.1, 0.01
 
 
-def plain(task: Task, rule: Rule, layers: Sequence[Layer], scale: float = 1.0) -> Plain:
+def compute_eager(task: Task, rule: Rule, layers: Sequence[Layer], scale: float = 1.0) -> Eager:
     p, g, state, axes, decays, limit, replace = task
     before = moments(p, state["momentum"], state["second_moment"])
     g = g * scale
@@ -148,28 +148,28 @@ def plain(task: Task, rule: Rule, layers: Sequence[Layer], scale: float = 1.0) -
         g = torch.nan_to_num(g, posinf=torch.finfo(torch.float32).max, neginf=torch.finfo(torch.float32).min)
     g = g.clamp(-limit, limit)
     step = learned_step(p, g, state, decays, axes, rule, layers)
-    return Plain(state, before, step, p - COEFFICIENT * step - SHRINK * p)
+    return Eager(state, before, step, p - COEFFICIENT * step - SHRINK * p)
 
 
 class Expected(NamedTuple):
-    """A figure in float64, in eager float32 for what that cannot hold, and the error bound of a correct program."""
+    """A result in float64, in eager float32 for values that overflow it, and the error bound of a correct program."""
 
     truth: Tensor
     eager: Tensor
     bound: float
 
 
-def figures(plain: Plain) -> dict[str, Tensor]:
-    """By name, what is compared; moments one by one, since their sizes differ."""
-    moments = {f"moment {i}": each for i, each in enumerate(plain.moments)}
-    return {**plain.state, **moments, "step": plain.step, "moved": plain.moved}
+def figures(compute_eager: Eager) -> dict[str, Tensor]:
+    """The results to compare, by name; moments separately, since their sizes differ."""
+    moments = {f"moment {i}": each for i, each in enumerate(compute_eager.moments)}
+    return {**compute_eager.state, **moments, "step": compute_eager.step, "moved": compute_eager.moved}
 
 
 def expected(task: Task, rule: Rule, layers: Sequence[Layer], scale: float = 1.0) -> dict[str, Expected]:
-    """What the eager implementation computes, by figure, with bounds from the roundings of float32 (rounding.py)."""
+    """What the eager implementation computes, with bounds from the roundings of float32 (rounding.py)."""
 
-    def run(dtype: torch.dtype) -> Plain:
-        return plain(copied(task, dtype), rule, [(w.to(dtype), b.to(dtype)) for w, b in layers], scale)
+    def run(dtype: torch.dtype) -> Eager:
+        return compute_eager(copied(task, dtype), rule, [(w.to(dtype), b.to(dtype)) for w, b in layers], scale)
 
     eager = figures(run(torch.float32))
     simulation = simulate(lambda: list(figures(run(torch.float64)).values()), draws=draws_for(task.p.numel()))
@@ -179,9 +179,9 @@ def expected(task: Task, rule: Rule, layers: Sequence[Layer], scale: float = 1.0
     }
 
 
-def close(got: Tensor, wanted: Expected, what: str) -> None:
-    """``got`` is within its bound of float64, and is not finite for exactly the elements of eager float32."""
-    truth, eager, bound = wanted
+def close(got: Tensor, reference: Expected, what: str) -> None:
+    """Check ``got`` within its bound of float64, and that the same elements as in eager float32 are not finite."""
+    truth, eager, bound = reference
     assert torch.equal(got.isfinite(), eager.isfinite()), what
     finite = eager.isfinite() & truth.isfinite()
     check(size((got.double() - truth)[finite]), bound, what)
@@ -192,15 +192,15 @@ def close(got: Tensor, wanted: Expected, what: str) -> None:
 def test_accumulators_moments_steps_and_moves_agree(kernels: CpuKernels, name: str, regime: str) -> None:
     subject = SUBJECTS[name]
     tasks = cases(subject, regime, kernels)
-    if regime not in ("ordinary", "spikes"):  # those of several units of work take as long as all others
+    if regime not in ("ordinary", "spikes"):  # those of several units of work take as long as all others together
         tasks = [task for task in tasks if task.p.numel() < 20_000]
     layers = network(subject, len(tasks))
-    wanted = [expected(t, subject.rule, of_parameter(layers, k, torch.float32)) for k, t in enumerate(tasks)]
+    references = [expected(t, subject.rule, of_parameter(layers, k, torch.float32)) for k, t in enumerate(tasks)]
     advanced = kernels.advance(tasks, subject.rule, None, moments=True)
     taken, steps = kernels.moments(advanced), kernels.steps(advanced, layers, ScratchBuffer())
     kernels.move(advanced, layers, [COEFFICIENT] * len(tasks), [SHRINK] * len(tasks))
-    for k, (task, of_task) in enumerate(zip(tasks, wanted, strict=True)):
-        got = figures(Plain(task.state, taken[k], steps[k], task.p))
+    for k, (task, of_task) in enumerate(zip(tasks, references, strict=True)):
+        got = figures(Eager(task.state, taken[k], steps[k], task.p))
         for each, value in got.items():
             close(value, of_task[each], f"{each} of {tuple(task.p.shape)} {task.axes}")
 
@@ -209,25 +209,25 @@ def test_gradients_are_scaled_first(kernels: CpuKernels) -> None:
     subject = SUBJECTS["velo"]
     tasks = cases(subject, "huge", kernels)
     layers = network(subject, len(tasks))
-    wanted = [expected(t, subject.rule, of_parameter(layers, k, torch.float32), 0.25) for k, t in enumerate(tasks)]
+    references = [expected(t, subject.rule, of_parameter(layers, k, torch.float32), 0.25) for k, t in enumerate(tasks)]
     steps = kernels.steps(kernels.advance(tasks, subject.rule, torch.tensor(0.25)), layers, ScratchBuffer())
-    for step, of_task in zip(steps, wanted, strict=True):
+    for step, of_task in zip(steps, references, strict=True):
         close(step, of_task["step"], f"step of {tuple(step.shape)}")
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_moments_that_nobody_asks_for_change_no_bit(kernels: CpuKernels, name: str) -> None:
+def test_skipping_unused_moments_changes_no_bit(kernels: CpuKernels, name: str) -> None:
     subject = SUBJECTS[name]
     runs = []
-    for asked in (True, False):
+    for with_moments in (True, False):
         tasks = cases(subject, "ordinary", kernels)
-        advanced = kernels.advance(tasks, subject.rule, None, moments=asked)
+        advanced = kernels.advance(tasks, subject.rule, None, moments=with_moments)
         steps = kernels.steps(advanced, network(subject, len(tasks)), ScratchBuffer())
         runs.append([*steps, *(x for task in tasks for x in task.state.values())])
     assert all(map(torch.equal, *runs))
 
 
-def test_room_is_used_again_and_grows() -> None:
+def test_the_scratch_buffer_is_reused_and_grows() -> None:
     room = ScratchBuffer()
     small = room.take([torch.Size([3, 5]), torch.Size([2])])
     assert [tuple(each.shape) for each in small] == [(3, 5), (2,)]
@@ -263,21 +263,23 @@ def test_the_number_of_threads_changes_no_bit(kernels: CpuKernels, name: str) ->
 
 @pytest.mark.parametrize("name", SUBJECTS)
 @pytest.mark.parametrize("layer", [0, -1])
-def test_a_corrupted_weight_is_caught(kernels: CpuKernels, name: str, layer: int) -> None:
+def test_a_corrupted_weight_is_detected(kernels: CpuKernels, name: str, layer: int) -> None:
     subject = SUBJECTS[name]
     tasks = [task for task in cases(subject, "ordinary", kernels) if 100 < task.p.numel() < 5000][:6]
     layers = network(subject, len(tasks))
-    wanted = [expected(t, subject.rule, of_parameter(layers, k, torch.float32))["step"] for k, t in enumerate(tasks)]
-    layers[layer][0][..., 0, 1] += 0.01  # by a product, a weight that is small by chance would hardly change
+    references = [
+        expected(t, subject.rule, of_parameter(layers, k, torch.float32))["step"] for k, t in enumerate(tasks)
+    ]
+    layers[layer][0][..., 0, 1] += 0.01  # multiplied, since a weight that is small by chance would hardly change
     steps = kernels.steps(kernels.advance(tasks, subject.rule, None), layers, ScratchBuffer())
     caught = 0
-    for step, of_task in zip(steps, wanted, strict=True):
+    for step, of_task in zip(steps, references, strict=True):
         try:
             with margins.forgotten():
                 close(step, of_task, "step")
         except AssertionError:
             caught += 1
-    assert caught >= len(tasks) // 2, "ReLU may switch a unit off for a whole parameter, but not for most"
+    assert caught >= len(tasks) // 2, "ReLU can switch off a unit for a whole parameter, but not for most"
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
@@ -285,14 +287,14 @@ def test_a_corrupted_weight_is_caught(kernels: CpuKernels, name: str, layer: int
 def test_adam_agrees(kernels: CpuKernels, nesterov: bool, limit: float) -> None:
     generator = torch.Generator().manual_seed(3)
     betas = 0.9, 0.95
-    tasks, wanted = [], []
+    tasks, references = [], []
     for k, shape in enumerate([(1,), (7,), (33, 127), (40000,), (70001,)]):
         p, g, m = (torch.randn(shape, generator=generator) for _ in range(3))
         moments = m[None], torch.rand(shape, generator=generator)[None]
         tasks.append(Adam(p, g, *moments, k + 1, betas, 1e-8, 1e-10, COEFFICIENT, SHRINK, limit, nesterov))
-        wanted.append(simulate(partial(adam, tasks[-1], 0.5), draws=draws_for(p.numel())))
+        references.append(simulate(partial(adam, tasks[-1], 0.5), draws=draws_for(p.numel())))
     kernels.adam(tasks, torch.tensor(0.5))
-    for task, of_task in zip(tasks, wanted, strict=True):
+    for task, of_task in zip(tasks, references, strict=True):
         for k, got in enumerate((task.p, task.momentum, task.second_moment)):
             check(size(got.double() - of_task.truth[k]), of_task.distance(k), f"{tuple(task.p.shape)} {k}")
 
@@ -301,7 +303,7 @@ def adam(task: Adam, scale: float) -> list[Tensor]:
     """Parameter and moments after the step, in float64."""
     p, g, m, v = (x.to(torch.float64, copy=True) for x in (task.p, task.g, task.momentum, task.second_moment))
     g = (g * scale).clamp(-task.max_gradient, task.max_gradient)
-    # float32 keeps β and 1 − β apart: what β itself loses there is one rounding.
+    # float32 stores β and 1 − β separately: β's own error there is one rounding.
     betas = tuple(torch.tensor([beta], dtype=torch.float64) for beta in task.betas)
     direction = adam_direction(
         m, v, g, torch.tensor(task.step), (betas[0], betas[1]), task.eps, task.eps_root, task.nesterov
@@ -317,18 +319,20 @@ def adam(task: Adam, scale: float) -> list[Tensor]:
         ((0, 4), "torch", velo_rule(0.001), 4, False),
         ((2, 3, 5, 5), "torch", celo2_rule("relu", 0.0, False), 8, False),  # factored over the spatial axes
         ((2, 3, 5, 5), "torch", velo_rule(0.001), 4, True),
-        ((70, 80, 9, 9), "torch", velo_rule(0.001), 4, False),  # 81 elements between neighbours
+        ((70, 80, 9, 9), "torch", velo_rule(0.001), 4, False),  # 81 elements between neighbors
         ((16, 8, 3, 3), "torch", celo2_rule("relu", 0.0, False), 8, True),
         ((16, 8, 3, 3), "jax", celo2_rule("relu", 0.0, False), 8, False),
         ((1000,), "torch", celo2_rule("tanh", 0.0, False), 8, True),
         ((64, 64), "torch", Rule(("gradient",), ("gradient",), 0.0, 0.0, 0.0), 4, False),
     ],
 )
-def test_what_is_covered(kernels: CpuKernels, shape, layout, rule: Rule, hidden: int, covered: bool) -> None:
+def test_which_parameters_are_covered(
+    kernels: CpuKernels, shape, layout, rule: Rule, hidden: int, covered: bool
+) -> None:
     assert kernels.covers(torch.empty(shape), axes_of(shape, layout), rule, hidden) is covered
 
 
-def test_what_an_advance_hands_on_keeps_its_memory_alive(kernels: CpuKernels) -> None:
+def test_the_result_of_an_advance_keeps_its_memory_alive(kernels: CpuKernels) -> None:
     subject = SUBJECTS["velo"]
     advanced = kernels.advance(cases(subject, "ordinary", kernels), subject.rule, torch.tensor(1.0), moments=True)
     assert isinstance(advanced, Advanced)
@@ -345,13 +349,13 @@ exec c++ "$@"
 
 @pytest.fixture
 def own_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels are built below this test's own home."""
+    """Kernels are built in this test's own directory."""
     monkeypatch.delenv("PYLO_ZOO_KERNELS")
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The folder of sources that compile in no time."""
+    """The folder of sources that compile quickly."""
     sources = tmp_path / "sources"
     sources.mkdir()
     (sources / "kernels.cpp").write_text('extern "C" int answer() { return 42; }\n')
@@ -360,7 +364,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("own_folder")
-def test_without_a_compiler_the_reason_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_compiler_the_reason_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ZooError, match="There is no C\\+\\+ compiler"):
@@ -379,10 +383,10 @@ def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, cxx: st
 
 @pytest.mark.usefixtures("kernels", "own_folder")
 @pytest.mark.parametrize("cxx", [None, "c++", "./named -g0"])
-def test_a_library_that_is_there_needs_no_compiler_and_no_leave_to_write(
+def test_an_existing_library_needs_no_compiler_and_no_write_permission(
     small: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cxx: str | None
 ) -> None:
-    """As in an image that was made where there is a compiler."""
+    """As in an image that was built on a machine with a compiler."""
     monkeypatch.chdir(tmp_path)
     named = tmp_path / "named"
     named.write_text('#!/bin/sh\nexec c++ "$@"\n')
@@ -409,7 +413,9 @@ def test_a_library_that_is_there_needs_no_compiler_and_no_leave_to_write(
 
 
 @pytest.mark.usefixtures("kernels", "own_folder", "small")
-def test_compiling_is_told_and_nothing_else(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_compiling_is_announced_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     build.load()
     (record,) = caplog.records
     folder = Path(os.environ["PYLO_ZOO_HOME"], "kernels")
@@ -465,15 +471,17 @@ def test_two_processes_share_one_build_and_a_damaged_one_is_replaced(
 def test_steps_are_normalized_by_matrix(kernels: CpuKernels, layout: Layout) -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = [*SHAPES, (3, 700, 90), (16, 3, 16, 16), (2, 5, 40, 40)]
-    tasks, wanted = [], []
+    tasks, references = [], []
     for shape in shapes:
         shape = shape or (1,)
         axes, p = axes_of(shape, layout), torch.randn(shape, generator=generator)
         step = torch.randn(shape, generator=generator) * torch.linspace(0.1, 10, shape[-1])
         tasks.append(Normalized(p, step, axes.matrix, 1e-9))
-        wanted.append(simulate(partial(normalized, p.double(), step.double(), axes.matrix), draws=draws_for(p.numel())))
+        references.append(
+            simulate(partial(normalized, p.double(), step.double(), axes.matrix), draws=draws_for(p.numel()))
+        )
     kernels.move_normalized(tasks, [COEFFICIENT] * len(tasks), torch.full((len(tasks),), SHRINK))
-    for task, of_task in zip(tasks, wanted, strict=True):
+    for task, of_task in zip(tasks, references, strict=True):
         check(size(task.p.double() - of_task.truth[0]), of_task.distance(0), f"{tuple(task.p.shape)} {task.over}")
 
 

@@ -1,6 +1,6 @@
-"""The GPU kernels: in Triton's interpreter, on a GPU where there is one, and compiled ahead of time.
+"""The GPU kernels: in Triton's interpreter, on a GPU if one is available, and compiled ahead of time.
 
-The interpreter is chosen when Triton is imported, hence a process a device, for all checks (``gpu_checks.py``).
+Triton chooses its interpreter on import, so one process per device runs all checks (``gpu_checks.py``).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is n
 
 @pytest.fixture(scope="module", params=["cpu", "cuda"], ids=["interpreter", "gpu"])
 def results(request: pytest.FixtureRequest) -> dict[str, tuple[str | None, list[tuple[float, str]]]]:
-    """By check: its error, or None, and its margins."""
+    """For each check its error, or None, and its margins."""
     device = request.param
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
@@ -36,9 +36,7 @@ def results(request: pytest.FixtureRequest) -> dict[str, tuple[str | None, list[
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_kernels_compute_what_the_plain_text_does(
-    results: dict[str, tuple[str | None, list[tuple[float, str]]]], check: str
-) -> None:
+def test_kernels_agree_with_eager(results: dict[str, tuple[str | None, list[tuple[float, str]]]], check: str) -> None:
     error, ratios = results[check]
     margins.extend(ratios)
     assert error is None, error

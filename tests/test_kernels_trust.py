@@ -1,4 +1,4 @@
-"""A compiled library is loaded only if nobody else can have written it."""
+"""A compiled library is loaded only if no other user could have written it."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from pylo_zoo.kernels import cpu
 from pylo_zoo.kernels.cpu import build, trust
 
 pytestmark = [
-    pytest.mark.skipif(sys.platform == "win32", reason="there are no kernels for Windows"),
-    pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler"),
+    pytest.mark.skipif(sys.platform == "win32", reason="Windows has no kernels"),
+    pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler"),
 ]
-as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
+as_root = pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can change a file's owner"
+)
 ANOTHER = 12345
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """A library that compiles in no time, and a process that has not looked for kernels yet."""
+    """A library that compiles quickly, and a process that has not loaded kernels yet."""
     sources = tmp_path / "sources"
     sources.mkdir()
     (sources / "kernels.cpp").write_text('extern "C" int answer() { return 42; }\n')
@@ -43,26 +45,26 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture
 def library(tmp_path: Path) -> Path:
-    """One that was compiled before."""
+    """A library that was compiled before."""
     build.load()
-    (found,) = (tmp_path / "kernels").glob("*.so")
-    return found
+    (result,) = (tmp_path / "kernels").glob("*.so")
+    return result
 
 
 def folder_mode(mode: int) -> Callable[[Path], object]:
     return lambda library: library.parent.chmod(mode)
 
 
-def given_away(path: Path) -> None:
+def give_away(path: Path) -> None:
     os.chown(path, ANOTHER, ANOTHER)
 
 
-def sticky_and_not_mine(library: Path) -> None:
+def give_away_in_a_sticky_directory(library: Path) -> None:
     library.parent.chmod(0o1777)
-    given_away(library)
+    give_away(library)
 
 
-def instead(make: Callable[[Path], object]) -> Callable[[Path], object]:
+def replace_library_by(make: Callable[[Path], object]) -> Callable[[Path], object]:
     def replace(library: Path) -> None:
         library.rename(library.with_suffix(".kept"))
         make(library)
@@ -71,17 +73,17 @@ def instead(make: Callable[[Path], object]) -> Callable[[Path], object]:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a directory that all may write": (folder_mode(0o777), r"can be written by others \(mode 777\)"),
-    "a directory that its group may write": (folder_mode(0o775), r"can be written by others \(mode 775\)"),
-    "a directory": (instead(Path.mkdir), "is not a regular file"),
-    "a FIFO": (instead(os.mkfifo), "is not a regular file"),
-    "a link": (instead(lambda p: p.symlink_to(p.with_suffix(".kept"))), "is not a regular file"),
-    "a link that dangles": (instead(lambda p: p.symlink_to("nowhere")), "is not a regular file"),
+    "a world-writable directory": (folder_mode(0o777), r"can be written by others \(mode 777\)"),
+    "a group-writable directory": (folder_mode(0o775), r"can be written by others \(mode 775\)"),
+    "a directory": (replace_library_by(Path.mkdir), "is not a regular file"),
+    "a FIFO": (replace_library_by(os.mkfifo), "is not a regular file"),
+    "a link": (replace_library_by(lambda p: p.symlink_to(p.with_suffix(".kept"))), "is not a regular file"),
+    "a dangling link": (replace_library_by(lambda p: p.symlink_to("nowhere")), "is not a regular file"),
 }
 REFUSED_ROOT: dict[str, tuple[Callable[[Path], object], str]] = {
-    "another's directory": (lambda library: given_away(library.parent), "belongs to another user"),
-    "another's library": (given_away, "belongs to another user"),
-    "another's library in a directory like /tmp": (sticky_and_not_mine, "belongs to another user"),
+    "another user's directory": (lambda library: give_away(library.parent), "belongs to another user"),
+    "another user's library": (give_away, "belongs to another user"),
+    "another user's library in a directory like /tmp": (give_away_in_a_sticky_directory, "belongs to another user"),
 }
 
 
@@ -97,27 +99,27 @@ def refused(library: Path, spoil: Callable[[Path], object], reason: str) -> None
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_others_may_have_written_is_not_loaded(case: str, library: Path) -> None:
+def test_a_library_that_others_can_write_is_not_loaded(case: str, library: Path) -> None:
     refused(library, *REFUSED[case])
 
 
 @as_root
 @pytest.mark.parametrize("case", REFUSED_ROOT)
-def test_what_belongs_to_others_is_not_loaded(case: str, library: Path) -> None:
+def test_a_library_of_another_user_is_not_loaded(case: str, library: Path) -> None:
     refused(library, *REFUSED_ROOT[case])
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o700, 0o1777])
-def test_a_directory_of_ones_own_is_used_and_so_is_one_like_tmp(mode: int, library: Path) -> None:
+def test_a_users_own_directory_and_a_sticky_one_are_used(mode: int, library: Path) -> None:
     library.parent.chmod(mode)
     before = library.stat().st_mtime_ns
     assert build.load().answer() == 42
     assert library.stat().st_mtime_ns == before
 
 
-def test_a_library_of_ones_own_that_others_can_write_is_compiled_again(library: Path) -> None:
+def test_a_users_own_library_that_others_can_write_is_compiled_again(library: Path) -> None:
     content = library.read_bytes()
-    library.unlink()  # it is loaded in this process, and not to be changed under it
+    library.unlink()  # this process has loaded it, so it must not be changed in place
     library.write_bytes(content)
     library.chmod(0o666)
     before = library.stat().st_ino
@@ -138,7 +140,7 @@ def test_new_directories_are_private_whatever_the_umask(tmp_path: Path, monkeypa
     assert modes == [0o700, 0o700, 0o644]
 
 
-def test_a_file_in_place_of_the_directory(tmp_path: Path) -> None:
+def test_a_file_instead_of_the_directory(tmp_path: Path) -> None:
     (tmp_path / "kernels").write_bytes(b"")
     with pytest.raises(ZooError, match="is not a directory"):
         build.load()

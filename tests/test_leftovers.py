@@ -1,4 +1,4 @@
-"""What a killed process had begun to write is removed by the next one that writes there; what runs is left alone."""
+"""The next writer removes what a killed process left; files of a running process are kept."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def begin(target: Path, point: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def killed(target: Path, point: str) -> None:
+def kill_at(target: Path, point: str) -> None:
     process = begin(target, point)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -72,16 +72,16 @@ def leftovers(folder: Path) -> list[str]:
 @pytest.mark.parametrize("point", ["sync", "replace"])
 @pytest.mark.parametrize("name", ["artifact", "file.json"])
 def test_the_next_writer_removes_what_a_killed_one_left(tmp_path: Path, name: str, point: str) -> None:
-    killed(tmp_path / name, point)
-    (found,) = leftovers(tmp_path)
-    other = tmp_path / f".other{found.removeprefix(f'.{name}')}"
+    kill_at(tmp_path / name, point)
+    (result,) = leftovers(tmp_path)
+    other = tmp_path / f".other{result.removeprefix(f'.{name}')}"
     other.mkdir()
     replace(tmp_path / name)
-    assert leftovers(tmp_path) == [other.name], "only what was begun for this target is removed"
+    assert leftovers(tmp_path) == [other.name], "only leftovers of this target are removed"
 
 
 @pytest.mark.parametrize("name", ["artifact", "file.json"])
-def test_what_a_running_process_writes_stays(tmp_path: Path, name: str) -> None:
+def test_files_of_a_running_process_are_kept(tmp_path: Path, name: str) -> None:
     running = begin(tmp_path / name, "runs")
     assert running.stdout is not None
     assert running.stdout.readline() == "waiting\n"
@@ -93,17 +93,17 @@ def test_what_a_running_process_writes_stays(tmp_path: Path, name: str) -> None:
     assert leftovers(tmp_path) == []
 
 
-def test_a_directory_that_was_put_aside_comes_back(tmp_path: Path) -> None:
+def test_a_directory_that_was_set_aside_is_restored(tmp_path: Path) -> None:
     target = tmp_path / "artifact"
     replace(target)
-    killed(target, "between")
+    kill_at(target, "between")
     assert not target.exists()
     sweep(target)
     assert (target / "one").read_text() == "mine"
     assert leftovers(tmp_path) == []
 
 
-def test_a_file_system_without_locks_removes_nothing_unless_its_caller_has_one(
+def test_without_file_locks_nothing_is_removed_unless_the_caller_holds_a_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "fcntl", None)
@@ -131,13 +131,13 @@ def test_a_sweep_between_making_and_locking_is_survived(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("plant", [lambda p: p.symlink_to("/etc"), os.mkfifo], ids=["link", "fifo"])
-def test_planted_names_lead_nowhere(tmp_path: Path, plant: Callable[[Path], object]) -> None:
+def test_planted_names_are_not_followed(tmp_path: Path, plant: Callable[[Path], object]) -> None:
     plant(tmp_path / ".artifact.new-01234567")
     replace(tmp_path / "artifact")
     assert Path("/etc/passwd").exists()
 
 
-def test_a_directory_with_leftovers_alone_counts_as_empty(tmp_path: Path) -> None:
+def test_a_directory_with_only_leftovers_counts_as_empty(tmp_path: Path) -> None:
     (tmp_path / ".run.json.new-01234567").write_bytes(b"{")
     assert is_empty(tmp_path)
     sweep_folder(tmp_path)

@@ -1,5 +1,5 @@
-"""The whole life of a learned optimizer: converted, proven, published, pulled elsewhere, trained with, resumed, proven
-again there, and given back as the file that it came from.
+"""A learned optimizer from end to end: converted, proven, published, pulled elsewhere, trained with, resumed, proven
+again and exported as the original file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ REPO, TAG = "org/name", "v1"
 URI = f"hf://{REPO}@{TAG}"
 STEPS, HALF = 8, 4
 FAMILIES = ["celo-adam", pytest.param("celo", marks=pytest.mark.slow)]
-"""Random weights of the family that is proven fastest, and the checkpoint that was published."""
+"""Random weights of the family whose proof is fastest, and the checkpoint that was published."""
 
 
 def source(family: str, directory: Path) -> Path:
@@ -46,13 +46,13 @@ def model() -> nn.Module:
 
 
 def optimizer(family: str, of: nn.Module) -> Any:
-    """As a user makes it, from the name alone."""
+    """Built from the name alone, as a user would."""
     cls: Any = optimizer_class(family)
     return cls(of.parameters(), num_steps=STEPS, weights=URI)
 
 
 def train(of: nn.Module, by: Any, steps: range) -> list[float]:
-    """The losses of these steps of a run whose batches are known by their numbers."""
+    """The losses of these steps; a batch is determined by its number."""
     losses = []
     for step in steps:
         random = torch.Generator().manual_seed(step)
@@ -66,7 +66,7 @@ def train(of: nn.Module, by: Any, steps: range) -> list[float]:
 
 
 def tensors(of: nn.Module, by: Any) -> list[Tensor]:
-    """Everything that a run goes on from."""
+    """Everything that a run resumes from."""
     states = by.state_dict()["state"]
     kept = itertools.chain.from_iterable(state.values() for _, state in sorted(states.items(), key=str))
     return [*of.parameters(), *(each for each in kept if isinstance(each, Tensor))]
@@ -78,25 +78,25 @@ def test_from_a_checkpoint_and_back(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     file = source(family, tmp_path)
-    made = Path("zoo") / family
+    directory = Path("zoo") / family
 
-    # --- here: convert, verify, publish ---
-    assert run("convert", family, "--source", file, "--out", made, "--no-verify", "-q") == 0
-    assert run("publish", made, "--repo-id", REPO, "--license", "MIT") == 1, "nothing goes without its proof"
+    # --- on this machine: convert, verify, publish ---
+    assert run("convert", family, "--source", file, "--out", directory, "--no-verify", "-q") == 0
+    assert run("publish", directory, "--repo-id", REPO, "--license", "MIT") == 1, "publishing requires a proof"
     assert "parity was not checked" in capsys.readouterr().err
     assert not hub.repos
-    assert run("verify", made, "--source", file, "-q") == 0
-    proof = json.loads((made / "parity.json").read_text())
-    assert (proof["status"], proof["fingerprint"]) == ("passed", artifact.read(made).fingerprint)
+    assert run("verify", directory, "--source", file, "-q") == 0
+    proof = json.loads((directory / "parity.json").read_text())
+    assert (proof["status"], proof["fingerprint"]) == ("passed", artifact.read(directory).fingerprint)
     capsys.readouterr()
-    assert run("publish", made, "--repo-id", REPO, "--license", "MIT", "--tag", TAG, "--json") == 0
+    assert run("publish", directory, "--repo-id", REPO, "--license", "MIT", "--tag", TAG, "--json") == 0
     published = json.loads(capsys.readouterr().out)
     repo = hub.repos[REPO]
     assert published["commit"] == repo.head == repo.tags[TAG]
     assert set(repo.files()) == {*PUBLISHED, ".gitattributes"}
-    assert repo.files()["model.safetensors"] == (made / "model.safetensors").read_bytes()
+    assert repo.files()["model.safetensors"] == (directory / "model.safetensors").read_bytes()
 
-    # --- on another machine: pull, and train ---
+    # --- on another machine: pull and train ----
     monkeypatch.setenv("PYLO_ZOO_HOME", str(tmp_path / "elsewhere"))
     connect(hub, monkeypatch, tmp_path / "elsewhere-hf")
     capsys.readouterr()
@@ -105,10 +105,10 @@ def test_from_a_checkpoint_and_back(
     assert pulled.is_relative_to(tmp_path / "elsewhere")
     assert pulled.name == repo.head
     check_complete(store.home(), repo)
-    before, asked = digests(pulled), len(hub.log)
+    before, count = digests(pulled), len(hub.log)
     whole, interrupted = model(), model()
     one, other = optimizer(family, whole), optimizer(family, interrupted)
-    assert len(hub.log) == asked, "loading what was pulled asks nobody"
+    assert len(hub.log) == count, "loading a pulled artifact sends no request"
 
     # --- train, checkpoint, resume ---
     losses = train(whole, one, range(STEPS))
@@ -125,12 +125,12 @@ def test_from_a_checkpoint_and_back(
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
     assert not torch.equal(next(whole.parameters()), next(model().parameters()))
 
-    # --- the proof again, and the way back ---
+    # --- prove again and export --------------
     assert run("verify", f"hf://{REPO}", "--replay", "-q") == 0
     assert run("verify", URI, "--replay", "-q") == 0
     assert run("export", pulled, "--out", "again.state", "-q") == 0
     assert Path("again.state").read_bytes() == file.read_bytes()
-    assert digests(pulled) == before, "nothing wrote into what was pulled"
+    assert digests(pulled) == before, "the pulled files are unchanged"
     out, err = capsys.readouterr()
     check_silence(out, err, json.dumps(published))
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]

@@ -1,4 +1,4 @@
-"""zoo.lock: hashes recorded on first use, a later change refused, and a file that several processes may write."""
+"""zoo.lock: hashes are recorded on first use, later changes are refused, and several processes can write the file."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_change_is_refused_until_it_is_accepted(server: Files, access: Access,
     first = fetch(uri, access=access)
     before = (zoo_home / "zoo.lock").read_bytes()
     server.files["/params"] = b"other"
-    assert fetch(uri, access=access) == first, "what was recorded is at hand"
+    assert fetch(uri, access=access) == first, "the recorded file is cached"
     first.unlink()
     with pytest.raises(
         FetchError, match=r"has changed since 20\d\d-\d\d-\d\d: its sha256 is .*, and the lock file"
@@ -80,18 +80,18 @@ def test_a_change_is_refused_until_it_is_accepted(server: Files, access: Access,
     assert fetch(uri, access=access) == accepted
 
 
-def test_a_pin_of_the_caller_needs_no_record(server: Files, access: Access, zoo_home: Path) -> None:
+def test_a_pin_from_the_caller_needs_no_record(server: Files, access: Access, zoo_home: Path) -> None:
     fetch(f"{server.url}/params", sha256=hashlib.sha256(b"first").hexdigest(), access=access)
     assert not (zoo_home / "zoo.lock").exists()
 
 
-def test_what_was_refused_is_not_recorded(server: Files, access: Access, zoo_home: Path) -> None:
+def test_a_refused_file_is_not_recorded(server: Files, access: Access, zoo_home: Path) -> None:
     with pytest.raises(FetchError):
         fetch(f"{server.url}/params", bytes=4, access=access)
     assert not (zoo_home / "zoo.lock").exists()
 
 
-def test_a_recorded_file_of_another_length_than_the_callers(server: Files, access: Access) -> None:
+def test_a_recorded_file_with_another_length_than_the_caller_expects(server: Files, access: Access) -> None:
     uri = f"{server.url}/params"
     fetch(uri, access=access)
     with pytest.raises(FetchError, match="5 bytes, not 4"):
@@ -104,10 +104,10 @@ def test_a_lock_file_that_cannot_be_written(server: Files, access: Access, tmp_p
         fetch(f"{server.url}/params", access=dataclasses.replace(access, lock=tmp_path / "file" / "zoo.lock"))
 
 
-# --- where it is -------------------------------------------------------------------------------------------------
+# --- location ----------------------------------------------------------------------------------------------------
 
 
-def test_which_lock_file_is_in_force(tmp_path: Path, zoo_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_lock_file_applies(tmp_path: Path, zoo_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert lockfile.location() == zoo_home / "zoo.lock"
     Path("zoo.lock").write_bytes(lockfile.render_lock(Lock()))
     assert lockfile.location() == Path("zoo.lock")
@@ -116,17 +116,17 @@ def test_which_lock_file_is_in_force(tmp_path: Path, zoo_home: Path, monkeypatch
     assert lockfile.location(Path("given.lock")) == Path("given.lock")
 
 
-def test_an_empty_lock_file_in_the_project_collects(server: Files, access: Access, zoo_home: Path) -> None:
+def test_an_empty_lock_file_in_the_project_is_used(server: Files, access: Access, zoo_home: Path) -> None:
     Path("zoo.lock").write_bytes(lockfile.render_lock(Lock()))
     fetch(f"{server.url}/params", access=access)
     assert list(lockfile.read(Path("zoo.lock"))) == [f"{server.url}/params"]
     assert not (zoo_home / "zoo.lock").exists()
 
 
-# --- what it holds -----------------------------------------------------------------------------------------------
+# --- content -----------------------------------------------------------------------------------------------------
 
 
-def test_the_same_pins_are_the_same_bytes(tmp_path: Path) -> None:
+def test_equal_pins_give_equal_bytes(tmp_path: Path) -> None:
     path = tmp_path / "zoo.lock"
     pins = {"gs://b/y": PIN, "gs://b/x": PIN}
     repositories = {f"hf://org/{name}": RepositoryPin("c" * 40, {"config.json": "d" * 64}, PIN.date) for name in "yx"}
@@ -136,10 +136,10 @@ def test_the_same_pins_are_the_same_bytes(tmp_path: Path) -> None:
     backwards = Lock(dict(reversed(pins.items())), dict(reversed(repositories.items())))
     assert lockfile.render_lock(lockfile.read_all(path)) == lockfile.render_lock(backwards) == path.read_bytes()
     assert lockfile.read_all(tmp_path / "absent") == Lock()
-    assert "repositories" not in json.loads(lockfile.render_lock(Lock(pins))), "an older reader knows no such thing"
+    assert "repositories" not in json.loads(lockfile.render_lock(Lock(pins))), "older readers reject unknown keys"
 
 
-def test_recording_keeps_the_others(tmp_path: Path) -> None:
+def test_recording_keeps_other_pins(tmp_path: Path) -> None:
     path = tmp_path / "zoo.lock"
     path.write_text(json.dumps(GOOD))
     lockfile.record(path, "gs://bucket/other", "b" * 64, 8)
@@ -180,7 +180,7 @@ def pin(**changes: object) -> str:
     ],
     ids=lambda text: text[:40],
 )
-def test_what_is_no_lock_file_is_refused_and_kept(text: str, server: Files, access: Access) -> None:
+def test_an_invalid_lock_file_is_refused_and_kept(text: str, server: Files, access: Access) -> None:
     path = Path("zoo.lock")
     path.write_text(text, encoding="latin-1")
     before = path.read_bytes()

@@ -47,8 +47,8 @@ def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(tmp_path)
 
 
-def judged(capsys: Capture, *argv: object, fails: bool = False) -> str:
-    """Run a command; what it says, which must be short and in the words of an error if it fails."""
+def run_and_check(capsys: Capture, *argv: object, fails: bool = False) -> str:
+    """Run a command; return its output, which must be a short error if the command fails."""
     status = run(*argv)
     out, err = capsys.readouterr()
     assert status in ((1, 2) if fails else (0, 1, 2)), err
@@ -62,7 +62,7 @@ def judged(capsys: Capture, *argv: object, fails: bool = False) -> str:
 
 
 def refusal(read: Callable[[Any], object], path: Any) -> str:
-    """The error that reading raises; empty without one. Any other exception is a failure."""
+    """The error that reading raises, empty without one. Any other exception fails the test."""
     try:
         read(path)
     except ZooError as error:
@@ -86,13 +86,15 @@ def recursive() -> Any:
     return value
 
 
-class Rude:
+class RaisesInRepr:
     def __repr__(self) -> str:
         raise RuntimeError
 
 
 @pytest.mark.parametrize(
-    "value", [*VALUES.values(), 10**10_000, bomb(), recursive(), Rude(), b"\xff" * 9999, {"a": bomb()}], ids=type
+    "value",
+    [*VALUES.values(), 10**10_000, bomb(), recursive(), RaisesInRepr(), b"\xff" * 9999, {"a": bomb()}],
+    ids=type,
 )
 def test_a_quoted_value_is_short_and_printable(value: Any) -> None:
     text = quoted(value)
@@ -119,7 +121,7 @@ def test_an_error_is_one_short_printable_line_for_python_too(text: str) -> None:
 
 
 def paths(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Of every field: where it is; of a list the first entry alone."""
+    """The path of every field; of a list only the first entry."""
     if at:
         yield at
     if isinstance(value, dict):
@@ -130,7 +132,7 @@ def paths(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def replaced(content: Any, at: tuple[Any, ...], value: Any) -> Any:
-    """A copy of ``content`` with another value at one place."""
+    """A copy of ``content`` with another value in one place."""
     copy = json.loads(json.dumps(content))
     node = copy
     for key in at[:-1]:
@@ -141,14 +143,14 @@ def replaced(content: Any, at: tuple[Any, ...], value: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An artifact whose ``source.layout`` and ``parity.json`` hold every field."""
+    """An artifact whose ``source.layout`` and ``parity.json`` have every field."""
     from parity_reports import failing, passing
 
     folder = tmp_path_factory.mktemp("whole")
-    made = make("elo", source=write_theta(folder, "elo"), out=folder / "a", verify=False).artifact
-    report = {**passing(made.name).to_dict(), "source": report_of(made, 0).to_dict()["source"]}
-    report |= {"fingerprint": made.fingerprint, "explanation": failing().to_dict()["explanation"]}
-    artifact.write_parity(folder / "a", {**report, "defaults": dict(made.defaults)})
+    converted = make("elo", source=write_theta(folder, "elo"), out=folder / "a", verify=False).artifact
+    report = {**passing(converted.name).to_dict(), "source": report_of(converted, 0).to_dict()["source"]}
+    report |= {"fingerprint": converted.fingerprint, "explanation": failing().to_dict()["explanation"]}
+    artifact.write_parity(folder / "a", {**report, "defaults": dict(converted.defaults)})
     config = json.loads((folder / "a" / "config.json").read_text())
     config["source"]["layout"] |= {
         "cast": {"to": "float32", "from": ["a"]},
@@ -164,26 +166,26 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fields(name: str) -> list[tuple[Any, ...]]:
-    """Of the file ``name`` of an artifact like :func:`whole`, in order; known before there is one."""
+    """The fields of the file ``name`` of an artifact like :func:`whole`, in order; known before one exists."""
     if name == "parity.json":
         from parity_reports import failing, passing
 
         report = {**passing().to_dict(), "defaults": {"lr": 1.0}, "explanation": failing().to_dict()["explanation"]}
         return list(paths(report))
-    made = convert("velo-sample").config()
+    converted = convert("velo-sample").config()
     layout = ("container", "leaves", "keys", "header", "files", "exact", "cast", "nonfinite", "ignored", "supplied")
     inner = [("cast", "to"), ("cast", "from"), ("cast", "from", 0), ("header", "step"), ("header", "step", "ext")]
     inner += [("header", "step", "dtype"), ("header", "step", "value"), ("supplied", "rms_decays"), ("leaves", 0)]
     inner += [("leaves", 0, 0), ("nonfinite", 0), ("supplied", "rms_decays", 0), ("keys", 0), ("files", 0)]
-    plain = [key for key in made["source"] if key != "layout"]
-    found = [(key,) for key in made] + [("source", key) for key in (*plain, "layout")]
-    found += [("source", "layout", key) for key in layout] + [("source", "layout", *key) for key in inner]
-    found += [("architecture", "hidden_size"), ("architecture", "hidden_layers"), ("behavior", "exp_mult")]
-    found += [("behavior", "initial_momentum_decays"), ("behavior", "initial_momentum_decays", 0), ("defaults", "lr")]
-    return [*found, ("converter", "version")]
+    plain = [key for key in converted["source"] if key != "layout"]
+    result = [(key,) for key in converted] + [("source", key) for key in (*plain, "layout")]
+    result += [("source", "layout", key) for key in layout] + [("source", "layout", *key) for key in inner]
+    result += [("architecture", "hidden_size"), ("architecture", "hidden_layers"), ("behavior", "exp_mult")]
+    result += [("behavior", "initial_momentum_decays"), ("behavior", "initial_momentum_decays", 0), ("defaults", "lr")]
+    return [*result, ("converter", "version")]
 
 
-def spoiled(whole: Path, tmp_path: Path, name: str, at: tuple[Any, ...], value: Any) -> Path:
+def write_spoiled(whole: Path, tmp_path: Path, name: str, at: tuple[Any, ...], value: Any) -> Path:
     folder = tmp_path / "a"
     folder.mkdir()
     for path in whole.iterdir():
@@ -197,7 +199,7 @@ PLACES = [pytest.param(at, id=".".join(map(str, at))) for at in fields("config.j
 REPORT_PLACES = [pytest.param(at, id=".".join(map(str, at))) for at in fields("parity.json")]
 
 
-def exported(folder: Path) -> bytes:
+def export_artifact(folder: Path) -> bytes:
     return export(artifact.read(folder))
 
 
@@ -205,14 +207,14 @@ def exported(folder: Path) -> bytes:
 def test_every_field_of_a_config_with_every_wrong_value(
     at: tuple[Any, ...], whole: Path, capsys: Capture, tmp_path: Path
 ) -> None:
-    folder = spoiled(whole, tmp_path, "config.json", at, None)
+    folder = write_spoiled(whole, tmp_path, "config.json", at, None)
     content = json.loads((whole / "config.json").read_text())
     for label, value in VALUES.items():
         (folder / "config.json").write_text(json.dumps(replaced(content, at, value)))
-        assert refusal(exported, folder).isprintable(), label
+        assert refusal(export_artifact, folder).isprintable(), label
     for label in ("number", "long"):
         (folder / "config.json").write_text(json.dumps(replaced(content, at, VALUES[label])))
-        judged(capsys, "info", folder)
+        run_and_check(capsys, "info", folder)
 
 
 @pytest.mark.parametrize("at", REPORT_PLACES)
@@ -220,25 +222,25 @@ def test_every_field_of_a_report_with_every_wrong_value(at: tuple[Any, ...], who
     content = json.loads((whole / "parity.json").read_text())
     for label, value in VALUES.items():
         text = json.dumps(replaced(content, at, value))
-        said = refusal(lambda text: str(Report.from_dict(json.loads(text)).to_dict()), text)
-        assert said.isprintable(), label
-        assert len(said) <= 2 * LONGEST, label
+        error = refusal(lambda text: str(Report.from_dict(json.loads(text)).to_dict()), text)
+        assert error.isprintable(), label
+        assert len(error) <= 2 * LONGEST, label
 
 
 @pytest.mark.parametrize("at", [("status",), ("leaves",), ("source",), ("name",), ("fingerprint",), ("checks",)])
 def test_commands_with_a_wrong_report(at: tuple[Any, ...], whole: Path, capsys: Capture, tmp_path: Path) -> None:
-    folder = spoiled(whole, tmp_path, "parity.json", at, None)
+    folder = write_spoiled(whole, tmp_path, "parity.json", at, None)
     content = json.loads((whole / "parity.json").read_text())
     for label in ("null", "number", "huge", "long", "list"):
         (folder / "parity.json").write_text(json.dumps(replaced(content, at, VALUES[label])))
-        judged(capsys, "info", folder)
-        judged(capsys, "pull", folder, "--out", "copy", "--force", "-q")
+        run_and_check(capsys, "info", folder)
+        run_and_check(capsys, "pull", folder, "--out", "copy", "--force", "-q")
 
 
 @pytest.mark.parametrize("value", [5, "x", [], True, {"to": "float32"}, {"to": 1, "from": ["a"]}])
 def test_a_cast_of_a_wrong_type_is_named(value: Any, whole: Path, capsys: Capture, tmp_path: Path) -> None:
-    folder = spoiled(whole, tmp_path, "config.json", ("source", "layout", "cast"), value)
-    assert "config.json: source.layout.cast is " in judged(capsys, "export", folder, "--out", "x", fails=True)
+    folder = write_spoiled(whole, tmp_path, "config.json", ("source", "layout", "cast"), value)
+    assert "config.json: source.layout.cast is " in run_and_check(capsys, "export", folder, "--out", "x", fails=True)
 
 
 # --- YAML ------------------------------------------------------------------------------------------------------------
@@ -257,7 +259,7 @@ YAML: dict[str, str] = {
     + "*i]",
     "merge of a number": "{<<: 1}",
     "merge of itself": "&a {<<: *a}",
-    "unknown alias": "*nobody",
+    "unknown alias": "*unknown",
     "deep": "[" * 1_000,
     "deep and closed": "[" * 500 + "]" * 500,
     "400 digits": DIGITS,
@@ -275,18 +277,18 @@ YAML: dict[str, str] = {
     "binary": "!!binary Zm9v",
     "damaged binary": "!!binary \u00e9",
     "python": "!!python/object/apply:os.getcwd []",
-    "a tag of nobody's": "!x 1",
+    "an unknown tag": "!x 1",
     "int of a text": "!!int x",
     "float of a list": "!!float [1]",
     "bool of a text": "!!bool x",
     "sexagesimal": "1:99:99",
-    "keys that are no text": "{1: 2, null: 3, 2020-01-01: 4}",
+    "keys that are not strings": "{1: 2, null: 3, 2020-01-01: 4}",
     "a key that is a list": "{[1]: 2}",
     "two documents": "1\n--- 2",
     "directive": "%YAML 9.9\n--- 1",
     "nothing": "",
     "a tab": "\t",
-    "a control sign": "\x1b[31m",
+    "a control character": "\x1b[31m",
     "a surrogate": '"\\ud800"',
     "not UTF-8": "\udcff",
     "long": LONG,
@@ -297,15 +299,15 @@ YAML: dict[str, str] = {
 @pytest.mark.parametrize("case", YAML)
 def test_settings(case: str, capsys: Capture, tmp_path: Path) -> None:
     source = write_theta(tmp_path, "elo")
-    for field in ("exp_mult", "rms_decays", "nobody"):
+    for field in ("exp_mult", "rms_decays", "unknown"):
         words = ["convert", "elo", "--source", source, "--no-verify", "--set", f"{field}={YAML[case]}"]
-        judged(capsys, *words, fails=True)
+        run_and_check(capsys, *words, fails=True)
 
 
 @pytest.mark.parametrize("case", YAML)
 def test_options_of_a_task(case: str, capsys: Capture) -> None:
     words = ["train", "quadratic", "--steps", "1", "--set", f"size={YAML[case]}", "--out", "run"]
-    judged(capsys, *words, fails=True)
+    run_and_check(capsys, *words, fails=True)
 
 
 @pytest.mark.parametrize("case", [case for case in YAML if case not in ("nothing", "not UTF-8")])
@@ -344,20 +346,20 @@ def test_every_field_of_a_registry(at: tuple[Any, ...], tmp_path: Path) -> None:
             json.dumps({"mine": replaced(ENTRY, at, value)}).replace("NaN", ".nan").replace("Infinity", ".inf")
         )
         registry._load.cache_clear()
-        said = refusal(registry.load_registry, path)
-        assert said.isprintable(), label
-        assert len(said) <= 2 * LONGEST, label
+        error = refusal(registry.load_registry, path)
+        assert error.isprintable(), label
+        assert len(error) <= 2 * LONGEST, label
 
 
-def test_a_number_beyond_float32_is_no_decay(capsys: Capture, tmp_path: Path) -> None:
+def test_a_number_beyond_float32_is_not_a_decay(capsys: Capture, tmp_path: Path) -> None:
     words = ["convert", "adafac-mlp", "--source", write_theta(tmp_path, "elo"), "--no-verify"]
-    judged(capsys, *words, "--set", "rms_decays=[1e39]", fails=True)
+    run_and_check(capsys, *words, "--set", "rms_decays=[1e39]", fails=True)
 
 
-# --- a registry of somebody else's -----------------------------------------------------------------------------------
+# --- an untrusted registry -------------------------------------------------------------------------------------------
 
 
-def test_escapes_of_a_registry_are_shown_and_not_obeyed(
+def test_escapes_in_a_registry_are_neutralized(
     capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = json.dumps(f"{ESCAPES} words\nmore\u202e")
@@ -368,10 +370,10 @@ def test_escapes_of_a_registry_are_shown_and_not_obeyed(
     entries = registry.load_registry(path)
     monkeypatch.setattr(registry, "load_registry", lambda path=None: entries)
     for argv in (["list"], ["list", "-q"], ["list", "--json"], ["info", "mine"], ["info", "mine", "--json"]):
-        judged(capsys, *argv)
+        run_and_check(capsys, *argv)
     run("info", "mine", "--json")
     shown = json.loads(capsys.readouterr().out)
-    assert shown["summary"] == json.loads(words), "JSON escapes, and holds the very text"
+    assert shown["summary"] == json.loads(words), "JSON escapes the exact text"
 
 
 # --- zoo.lock --------------------------------------------------------------------------------------------------------
@@ -395,7 +397,7 @@ def test_every_field_of_a_lock_file(at: tuple[Any, ...], tmp_path: Path) -> None
 
 
 def test_every_field_of_a_run(capsys: Capture, tmp_path: Path) -> None:
-    judged(capsys, "train", "quadratic", "--set", "size=4", "--steps", "2", "--out", "run", "-q")
+    run_and_check(capsys, "train", "quadratic", "--set", "size=4", "--steps", "2", "--out", "run", "-q")
     path = Path("run", "run.json")
     content = json.loads(path.read_text())
     for at in paths(content):
@@ -405,7 +407,7 @@ def test_every_field_of_a_run(capsys: Capture, tmp_path: Path) -> None:
         if at[0] == "asked" or len(at) == 1:
             for label in ("text",):
                 path.write_text(json.dumps(replaced(content, at, VALUES[label])))
-                judged(capsys, "train", "--resume", "run", "-q")
+                run_and_check(capsys, "train", "--resume", "run", "-q")
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
@@ -436,7 +438,7 @@ def options() -> Iterator[tuple[str, str]]:
                 yield name, next(option for option in parameter.opts if option.startswith("--"))
 
 
-def test_every_command_is_tried() -> None:
+def test_every_command_is_covered() -> None:
     assert COMMANDS.keys() == cli.COMMANDS.keys()
 
 
@@ -462,17 +464,17 @@ FREE = {"--set", "--title", "--summary", "--license", "--message", "--token"}
 def test_every_option_of_every_command_with_every_malformed_word(
     command: str, option: str, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pylo_zoo.train.loop.train", stopped)
-    monkeypatch.setattr("pylo_zoo.compare.running.run_all", stopped)
-    monkeypatch.setattr("pylo_zoo.bench.bench", stopped)
+    monkeypatch.setattr("pylo_zoo.train.loop.train", stop)
+    monkeypatch.setattr("pylo_zoo.compare.running.run_all", stop)
+    monkeypatch.setattr("pylo_zoo.bench.bench", stop)
     write_theta(tmp_path, "elo")
     assert run("convert", "elo", "--source", "theta.state", "--no-verify", "--out", "a") == 0
     capsys.readouterr()
     for word in WORDS:
-        judged(capsys, command, *COMMANDS[command], f"{option}={word}")
+        run_and_check(capsys, command, *COMMANDS[command], f"{option}={word}")
 
 
-def stopped(*arguments: Any, **options: Any) -> Any:
+def stop(*arguments: Any, **options: Any) -> Any:
     raise ZooError("The test stops here.", "It is about what comes before.")
 
 
@@ -480,4 +482,4 @@ def stopped(*arguments: Any, **options: Any) -> Any:
 def test_every_argument_of_every_command_with_every_malformed_word(command: str, capsys: Capture) -> None:
     for word in WORDS:
         rest = ["--repo-id", "org/name", "--dry-run"] if command == "publish" else []
-        judged(capsys, command, *rest, "--", word, fails=True)
+        run_and_check(capsys, command, *rest, "--", word, fails=True)

@@ -1,4 +1,4 @@
-"""μLO's width multipliers: where they come from, what they do, and what happens where they are missing."""
+"""μLO's width multipliers: where they come from, what they change, and what happens if they are missing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pylo_zoo.tasks.coordinates import MuMLP, coordinate_check, growth
 
 @dataclass
 class InfShape:
-    """The part of ``mup.InfShape`` that counts: the multiplier of each dimension, None for one that does not grow."""
+    """The relevant part of ``mup.InfShape``: one multiplier per dimension, None for a dimension that does not grow."""
 
     multipliers: tuple[float | None, ...]
 
@@ -51,29 +51,29 @@ def mulo(params: Any, **options: Any) -> MuLO:
 
 
 def moved(p: nn.Parameter, **options: Any) -> Tensor:
-    """How far one step takes ``p``; options are its group's."""
+    """The change of ``p`` in one step; options are its group's."""
     start = p.detach().clone()
     mulo([{"params": [p], **options}]).step()
     return p.detach() - start
 
 
 def divides(p: nn.Parameter, by: float, **options: Any) -> None:
-    """The step of ``p`` is that of a parameter without a width multiplier, divided by ``by``."""
+    """Check that the step of ``p`` is that of a parameter without a width multiplier, divided by ``by``."""
     plain = parameter(*[None] * p.ndim)
     start, step = plain.detach().clone(), moved(plain)
-    # Both movements are differences of parameters, each rounded once; the one that is compared is multiplied.
+    # Both movements are differences of parameters, each rounded once; one of them is multiplied.
     rounding = gamma(2, start.dtype) * (start.abs() + step.abs()) * (1 + by)
     check_close(moved(p, **options) * by, step, rounding)
     assert step.abs().median() > 100 * rounding.max()
 
 
-# --- where the multiplier comes from ---------------------------------------------------------------------------------
+# --- sources of the multiplier ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("multipliers", "expected"),
     [
-        ((None, None), 1.0),  # no infshape at all
+        ((None, None), 1.0),  # no infshape
         ((4.0, None), 1.0),  # input weights (out, in): infinite in one dimension
         ((None, 4.0), 1.0),  # readout
         ((8.0,), 1.0),  # bias
@@ -83,13 +83,13 @@ def divides(p: nn.Parameter, by: float, **options: Any) -> None:
         ((0.5, 0.5), 0.5),  # narrower than the base model
     ],
 )
-def test_infshape_divides_where_two_dimensions_are_infinite(
+def test_infshape_divides_if_two_dimensions_are_infinite(
     multipliers: tuple[float | None, ...], expected: float
 ) -> None:
     divides(parameter(*multipliers), expected)
 
 
-def test_the_groups_width_mult_wins_and_holds_for_every_parameter() -> None:
+def test_width_mult_of_the_group_overrides_infshape() -> None:
     divides(parameter(4.0, 4.0), 2.0, width_mult=2)
     divides(parameter(4.0, None), 2.0, width_mult=2.0)
     divides(parameter(4.0, 4.0), 1.0, width_mult=1.0)
@@ -99,13 +99,13 @@ def test_the_groups_width_mult_wins_and_holds_for_every_parameter() -> None:
 def test_weight_decay_is_not_divided() -> None:
     start = parameter(4.0, 4.0).detach()
     without, with_decay = moved(parameter(4.0, 4.0)), moved(parameter(4.0, 4.0), weight_decay=0.25)
-    # Two runs, each of which rounds the parameter thrice, and their difference.
+    # Two runs, each of which rounds the parameter three times, and their difference.
     rounding = gamma(8, start.dtype) * (start.abs() + without.abs())
     check_close(with_decay - without, -0.25 * start, rounding)
 
 
 @pytest.mark.parametrize("width", [0.0, -2.0, float("nan"), float("inf"), True, "4", None])
-def test_a_width_mult_that_is_no_positive_finite_number_is_an_error(width: Any) -> None:
+def test_a_width_mult_that_is_not_a_positive_finite_number_is_an_error(width: Any) -> None:
     with pytest.raises(ZooError, match="width_mult is"):
         mulo([{"params": [parameter(None, None)], "width_mult": width}])
     p = parameter(None, None)
@@ -121,7 +121,7 @@ def test_more_than_two_infinite_dimensions_need_a_width_mult() -> None:
     mulo([{"params": [p], "layout": "jax", "width_mult": 3.0}]).step()
 
 
-# --- where it is missing ---------------------------------------------------------------------------------------------
+# --- missing multipliers ---------------------------------------------------------------------------------------------
 
 
 def test_infshape_on_some_parameters_only_is_an_error() -> None:
@@ -184,13 +184,13 @@ def test_a_pickled_parameter_keeps_its_width() -> None:
     divides(p, 4.0)
 
 
-# --- what it is for --------------------------------------------------------------------------------------------------
+# --- the effect ------------------------------------------------------------------------------------------------------
 
 WIDTHS = (64, 128, 256, 512)
 
 
 def exponents(scaled: bool) -> dict[str, float]:
-    """How the change of each layer's outputs grows with the width."""
+    """How the change of each layer's outputs grows with the width, as an exponent."""
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(32, 16, generator=generator), torch.randn(32, 4, generator=generator)
 
@@ -203,7 +203,7 @@ def exponents(scaled: bool) -> dict[str, float]:
     return {layer: growth(sizes, WIDTHS) for layer, sizes in changes.items()}
 
 
-def test_activations_move_alike_at_every_width_with_the_multiplier_and_grow_without() -> None:
+def test_activation_changes_grow_with_the_width_only_without_the_multiplier() -> None:
     scaled, unscaled = exponents(scaled=True), exponents(scaled=False)
     assert set(scaled) == {"input", "hidden", "readout"}
     # measured: within 0.07 of 0 with it; 0.87 in the hidden layer and 0.57 in the readout without
@@ -217,7 +217,7 @@ def test_growth_is_the_exponent() -> None:
     assert growth([7.0] * 4, WIDTHS) == pytest.approx(0.0)
 
 
-# --- the package itself ----------------------------------------------------------------------------------------------
+# --- the mup package -------------------------------------------------------------------------------------------------
 
 WITH_MUP = """
 import copy, sys, warnings
@@ -254,8 +254,8 @@ assert ["mup is in use" in str(each.message) for each in caught] == [True], caug
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mup") is None, reason="mup is not installed (pip install mup)")
-def test_the_mup_package_itself(request: pytest.FixtureRequest) -> None:
-    # in a process of its own: once mup is imported, MuLO warns where no parameter has a width
+def test_the_installed_mup_package(request: pytest.FixtureRequest) -> None:
+    # in a separate process: once mup is imported, MuLO warns if no parameter has a width
     script = WITH_MUP.format(tests=str(request.path.parent))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

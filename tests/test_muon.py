@@ -1,4 +1,4 @@
-"""Muon: against torch's, its fallback, its learning rates, and which parameter goes where."""
+"""Muon: agreement with torch's, its fallback, its learning rates, and routing."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from pylo_zoo.optim import Muon, param_groups
 ADAM = gamma(2 * (12 + 3 * FUNCTION), DOUBLE)
 """A step of AdamW in two float64 programs: a dozen operations and three divisions or roots each."""
 
-# --- against torch -----------------------------------------------------------------------------------------------
+# --- comparison with torch ---------------------------------------------------------------------------------------
 
-needs_torchs = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
+needs_torchs = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch version has no Muon")
 
 
 @needs_torchs
@@ -33,47 +33,47 @@ needs_torchs = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this
 def test_torchs_muon_agrees(
     shape: tuple[int, int], nesterov: bool, adjust_lr_fn: str, arithmetic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torch iterates in bfloat16 alone; with its one cast replaced, the two texts are compared in float64."""
+    """torch iterates only in bfloat16; its one cast is replaced, so both implementations are compared in float64."""
     exact = arithmetic == "float64"
     if exact:
         monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor.to(torch.float64, copy=True))
     dtype = torch.float64 if exact else torch.float32
     options: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9, "nesterov": nesterov, "ns_steps": 5}
-    ours, theirs, start = parameters(dtype, [shape]), parameters(dtype, [shape]), parameters(dtype, [shape])
+    params, torch_params, start = parameters(dtype, [shape]), parameters(dtype, [shape]), parameters(dtype, [shape])
     ns_dtype = torch.float64 if exact else torch.bfloat16
-    first = Muon(ours, ns_coefficients="original", adjust_lr_fn=adjust_lr_fn, ns_dtype=ns_dtype, **options)
-    second = torch.optim.Muon(theirs, adjust_lr_fn=adjust_lr_fn, **options)
-    train(first, ours, range(10))
-    train(second, theirs, range(10))
-    movement = (theirs[0] - start[0]).norm()
+    first = Muon(params, ns_coefficients="original", adjust_lr_fn=adjust_lr_fn, ns_dtype=ns_dtype, **options)
+    second = torch.optim.Muon(torch_params, adjust_lr_fn=adjust_lr_fn, **options)
+    train(first, params, range(10))
+    train(second, torch_params, range(10))
+    movement = (torch_params[0] - start[0]).norm()
 
     def iterated() -> list[Tensor]:
         matrix = parameters(torch.float64, [shape])[0].detach()
         return [orthogonalize(matrix, resolve_coefficients("original", 5), dtype=torch.float64)]
 
-    # Both programs round every product of the iteration, and torch its norm as well; a movement is a sum of such steps.
-    # A wrong scale, momentum or triple is off by far more in float64.
+    # Both programs round every product of the iteration, and torch rounds its norm; a movement is a sum of such steps.
+    # In float64, a wrong scale, momentum or coefficient is off by far more.
     simulation = simulate(iterated, torch.float64 if exact else torch.bfloat16)
     relative = 2 * simulation.distance(0, 2) / size(simulation.truth[0], 2)
-    storage = gamma(2 * 3 * 10, dtype) * size(theirs[0], 2)  # of three roundings in each of ten steps
-    check(size(ours[0] - theirs[0], 2), relative * movement.item() + storage, arithmetic)
+    storage = gamma(2 * 3 * 10, dtype) * size(torch_params[0], 2)  # three roundings in each of ten steps
+    check(size(params[0] - torch_params[0], 2), relative * movement.item() + storage, arithmetic)
 
 
 def test_the_fallback_is_torchs_adamw() -> None:
     shapes = [(7,), (), (3, 40)]
-    ours, theirs = parameters(torch.float64, shapes), parameters(torch.float64, shapes)
+    ours, torch_params = parameters(torch.float64, shapes), parameters(torch.float64, shapes)
     first = Muon(ours, lr=0.03, weight_decay=0.1, betas=(0.8, 0.97), fallback_lr_scale=0.5)
-    second = torch.optim.AdamW(theirs, lr=0.015, weight_decay=0.1, betas=(0.8, 0.97), eps=1e-7)
-    for optimizer, params in ((first, ours), (second, theirs)):
+    second = torch.optim.AdamW(torch_params, lr=0.015, weight_decay=0.1, betas=(0.8, 0.97), eps=1e-7)
+    for optimizer, params in ((first, ours), (second, torch_params)):
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=25)
         for step in range(20):
             train(optimizer, params, range(step, step + 1))
             scheduler.step()
-    for one, other in zip(ours, theirs, strict=True):
+    for one, other in zip(ours, torch_params, strict=True):
         check_close(one, other, 20 * ADAM * (1 + other.abs()))
 
 
-def test_the_nesterov_fallback_is_nadamw_written_out() -> None:
+def test_the_nesterov_fallback_is_nadamw() -> None:
     params = parameters(torch.float64, [(7,)])
     optimizer = Muon(params, lr=0.03, weight_decay=0.1, nesterov=True)
     p, m, v = params[0].detach().clone(), torch.zeros(7), torch.zeros(7)
@@ -98,7 +98,7 @@ def test_adamw_lr_is_a_ratio_to_the_constructors_lr() -> None:
     assert not torch.equal(far[0], new[0])
 
 
-def test_schedulers_reach_both_sides() -> None:
+def test_schedulers_affect_both_routes() -> None:
     shapes = [(7,), (6, 6)]
     scheduled, by_hand = parameters(shapes=shapes), parameters(shapes=shapes)
     first, second = Muon(scheduled, lr=0.5, fallback_lr_scale=0.5), Muon(by_hand, lr=0.5, fallback_lr_scale=0.5)
@@ -128,7 +128,7 @@ def test_a_tensor_lr_acts_as_a_float() -> None:
 
 
 def test_it_learns() -> None:
-    """A student of the teacher's shape; float32 iterations, whose result does not hang on the machine's bfloat16."""
+    """A student with the teacher's shape; float32 iterations do not depend on the machine's bfloat16."""
     torch.manual_seed(0)
     teacher, student = (nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4)) for _ in range(2))
     x = torch.randn(128, 8)
@@ -148,11 +148,11 @@ def test_it_learns() -> None:
 # --- routing -----------------------------------------------------------------------------------------------------
 
 
-def test_where_parameters_go_and_why() -> None:
+def test_routing_and_its_reasons() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 4))
     optimizer = Muon(model.named_parameters(), nesterov=True)
-    found = [(route.name, route.shape, route.rule, route.reason) for route in optimizer.routes()]
-    assert found == [
+    result = [(route.name, route.shape, route.rule, route.reason) for route in optimizer.routes()]
+    assert result == [
         ("0.weight", (8, 3, 3, 3), "muon", "ok"),
         ("0.bias", (8,), "nadamw", "insufficient_dims"),
         ("2.weight", (4, 8), "muon", "ok"),
@@ -186,7 +186,7 @@ def test_flags_of_a_group(options: dict[str, Any], rule: str, reason: str) -> No
     )
 
 
-def test_verbose_logs_a_line_a_parameter(caplog: pytest.LogCaptureFixture) -> None:
+def test_verbose_logs_one_line_per_parameter(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="pylo_zoo.optim.muon")
     Muon(parameters())
     assert caplog.messages == []
@@ -208,8 +208,8 @@ def test_param_groups_give_embeddings_to_adamw_and_declare_stacks() -> None:
     model.linear = nn.Linear(6, 5)
     model.experts = nn.Parameter(torch.randn(3, 6, 4))
     optimizer = Muon(param_groups(model))
-    found = {route.shape: (route.layout, route.rule) for route in optimizer.routes()}
-    assert found == {
+    result = {route.shape: (route.layout, route.rule) for route in optimizer.routes()}
+    assert result == {
         (12, 6): ("jax", "adamw"),
         (5, 6): ("torch", "muon"),
         (5,): ("torch", "adamw"),
@@ -219,7 +219,7 @@ def test_param_groups_give_embeddings_to_adamw_and_declare_stacks() -> None:
     assert all(torch.isfinite(p).all() for p in owned(optimizer))
 
 
-def test_stacked_weights_are_matrices_of_their_own() -> None:
+def test_stacked_weights_are_separate_matrices() -> None:
     stack = parameters(torch.float64, [(3, 6, 4)])
     matrices = [nn.Parameter(matrix.T.clone()) for matrix in stack[0].detach()]
     options: dict[str, Any] = {"conv_mode": "batched", "normalize_spatial": False, "ns_dtype": torch.float64}
@@ -239,7 +239,7 @@ def test_stacked_weights_are_matrices_of_their_own() -> None:
     check_close(stack[0], torch.stack([m.detach().T for m in matrices]), rounding)
 
 
-def test_a_parameter_that_changes_sides_is_an_error_before_anything_moves() -> None:
+def test_a_parameter_that_changes_routes_is_an_error_before_anything_moves() -> None:
     params = parameters()
     optimizer = Muon(params)
     train(optimizer, params, range(1))
@@ -253,8 +253,8 @@ def test_a_parameter_that_changes_sides_is_an_error_before_anything_moves() -> N
     assert not same(params, before)
 
 
-def test_each_matrix_of_a_stack_is_orthogonalized_alone() -> None:
-    """A busy expert must not shrink the updates of the others, however the stack came to its layout."""
+def test_each_matrix_of_a_stack_is_orthogonalized_separately() -> None:
+    """A frequently used expert must not shrink the others' updates, however the stack is stored."""
 
     class Experts(nn.Module):
         def __init__(self) -> None:
@@ -276,7 +276,7 @@ def test_each_matrix_of_a_stack_is_orthogonalized_alone() -> None:
             optimizer.state.clear()
             optimizer.step()
             norms.append((model.up - before).detach().flatten(1).norm(dim=1))
-        # Scaling a matrix by 100 rounds its elements differently; the iteration amplifies that as any rounding.
+        # Scaling a matrix by 100 rounds its elements differently; the iteration amplifies that like any rounding.
         matrix = before[0].double()
         run = simulate(lambda m=matrix: [orthogonalize(m, resolve_coefficients("quintic", 5), dtype=torch.float64)])
         relative = 2 * run.distance(0, 2) / size(run.truth[0], 2)

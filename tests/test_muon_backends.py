@@ -1,4 +1,4 @@
-"""Muon's backends: one parameter at a time or all together, the same run with the same state."""
+"""Muon's backends, one parameter at a time or all together, give the same run and the same state."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-def ended(backend: str, dtype: torch.dtype, options: dict[str, Any], **more: Any) -> tuple[Muon, list[nn.Parameter]]:
+def run_to_end(
+    backend: str, dtype: torch.dtype, options: dict[str, Any], **more: Any
+) -> tuple[Muon, list[nn.Parameter]]:
     params = parameters(dtype, MANY)
     groups = [{"params": params[0::2], **options}, {"params": params[1::2], **options, "lr": 0.01}]
     optimizer = Muon(groups, weight_decay=0.1, ns_dtype=DOUBLE, backend=backend, **more)
@@ -50,12 +52,12 @@ def ended(backend: str, dtype: torch.dtype, options: dict[str, Any], **more: Any
 
 STEPS = 5
 STATE = STEPS * gamma(6, DOUBLE)
-"""Of averages: a product and a sum a step, in two runs."""
+"""Bound of averages: a product and a sum per step, in two runs."""
 
 
 @functools.cache
-def iterated() -> float:
-    """What float64 roundings change in an orthogonalized gradient, in any element, over the shapes of these runs."""
+def iteration_error() -> float:
+    """The largest effect of float64 roundings on an element of an orthogonalized gradient, over these runs' shapes."""
     triples = resolve_coefficients("quintic", 5)
     matrices = [normal(*shape, seed=k) for k, shape in enumerate([(6, 6), (11, 5), (6, 45), (5, 11), (8, 3)])]
     runs = [simulate(lambda m=m: [orthogonalize(m, triples, dtype=DOUBLE)], DOUBLE) for m in matrices]
@@ -63,16 +65,20 @@ def iterated() -> float:
 
 
 def bound(p: Tensor) -> Tensor:
-    """Two float64 runs of five steps: the iteration's roundings, times rates of at most 1, and those of AdamW."""
-    return 2 * STEPS * iterated() + STEPS * gamma(2 * (12 + 3 * FUNCTION), DOUBLE) * (1 + p.detach().double().abs())
+    """Bound of two float64 runs of five steps: the iteration's roundings, times rates of at most 1, and AdamW's."""
+    return 2 * STEPS * iteration_error() + STEPS * gamma(2 * (12 + 3 * FUNCTION), DOUBLE) * (
+        1 + p.detach().double().abs()
+    )
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("together", [1 << 18, 40])
-def test_both_make_the_same_run(options: dict[str, Any], together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_backends_give_the_same_run(
+    options: dict[str, Any], together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(apply.TOGETHER, "cpu", together)
-    (one, expected), (other, found) = (ended(backend, DOUBLE, options) for backend in ("eager", "fused"))
-    for p, q in zip(expected, found, strict=True):
+    (one, expected), (other, result) = (run_to_end(backend, DOUBLE, options) for backend in ("eager", "fused"))
+    for p, q in zip(expected, result, strict=True):
         check_close(q, p, bound(p))
         assert one.state[p].keys() == other.state[q].keys()
         for name, value in one.state[p].items():
@@ -83,12 +89,12 @@ def test_both_make_the_same_run(options: dict[str, Any], together: int, monkeypa
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("master", [False, True])
-def test_both_make_the_same_run_in_narrow_dtypes(dtype: torch.dtype, master: bool) -> None:
-    (one, expected), (other, found) = (
-        ended(backend, dtype, {}, master_weights=master) for backend in ("eager", "fused")
+def test_both_backends_give_the_same_run_in_narrow_dtypes(dtype: torch.dtype, master: bool) -> None:
+    (one, expected), (other, result) = (
+        run_to_end(backend, dtype, {}, master_weights=master) for backend in ("eager", "fused")
     )
-    last = gamma(4, dtype)  # decay and step, in two runs, each rounded the other way
-    for p, q in zip(expected, found, strict=True):
+    last = gamma(4, dtype)  # decay and step, in two runs, each rounded differently
+    for p, q in zip(expected, result, strict=True):
         moved = STEPS * 0.02  # a step is at most as large as its rate
         check_close(q, p, STEPS * (last * p.double().abs() + gamma(8, torch.float32) * moved) + bound(p))
         assert ("master" in one.state[p]) == ("master" in other.state[q]) == (master and dtype != torch.float32)
@@ -97,7 +103,7 @@ def test_both_make_the_same_run_in_narrow_dtypes(dtype: torch.dtype, master: boo
             check_close(other.state[q][name], value, rounding * (1 + value.double().abs()))
 
 
-def test_a_state_goes_from_one_to_the_other() -> None:
+def test_a_state_transfers_between_backends() -> None:
     ends = []
     for first, second in (("eager", "eager"), ("fused", "eager"), ("eager", "fused")):
         params = parameters(DOUBLE, MANY)
@@ -112,7 +118,7 @@ def test_a_state_goes_from_one_to_the_other() -> None:
             check_close(q, p, bound(p))
 
 
-def test_the_function_has_them_as_well() -> None:
+def test_the_function_has_both_backends() -> None:
     options: dict[str, Any] = {
         "lr": 0.1, "weight_decay": 0.2, "momentum": 0.9, "nesterov": True, "ns_steps": 5, "ns_coefficients": "quintic",
         "eps": 1e-7, "safety_factor": 1.0, "adjust_lr_fn": "original", "conv_mode": "flatten",
@@ -124,21 +130,21 @@ def test_the_function_has_them_as_well() -> None:
         p, g, buffers = ([normal(*shape, seed=10 * k + j) for j, shape in enumerate(shapes)] for k in range(3))
         muon(p, g, buffers, **options, backend=backend)
         ends.append((*p, *buffers))
-    for found in ends[1:]:
-        for a, b in zip(found, ends[0], strict=True):
+    for result in ends[1:]:
+        for a, b in zip(result, ends[0], strict=True):
             check_close(a, b, bound(b))
     with pytest.raises(ZooError, match="backend is 'triton'"):
         muon([], [], [], **options, backend="triton")
 
 
-def test_a_step_holds_little_together() -> None:
+def test_a_step_uses_little_memory() -> None:
     tensors = [torch.empty(shape) for shape in ((1 << 17,), (8,), (1 << 17,), (1 << 19,), (8,), (0,), (2, 4))]
     parts = apply.together([*tensors, torch.empty(8, dtype=DOUBLE)])
     assert sorted(k for part in parts for k in part) == [0, 1, 2, 3, 4, 6, 7]
     assert parts == [[0, 2], [1, 4], [3], [6], [7]]
 
 
-def test_the_compiled_eager_step_is_the_step() -> None:
+def test_the_compiled_eager_step_matches() -> None:
     def step(backend: str, compiled: bool) -> list[nn.Parameter]:
         params = parameters(DOUBLE)
         optimizer = Muon(params, lr=torch.tensor(0.1), ns_dtype=DOUBLE, backend=backend)
@@ -152,7 +158,7 @@ def test_the_compiled_eager_step_is_the_step() -> None:
         check_close(q, p, bound(p))
 
 
-def test_the_choice_is_the_optimizers_and_is_kept() -> None:
+def test_the_backend_is_an_optimizer_option_and_is_kept() -> None:
     with pytest.raises(ZooError, match=r"backend is 'triton'.*auto, eager, fused"):
         Muon(parameters(), backend="triton")
     with pytest.raises(ZooError, match="A parameter group sets backend"):

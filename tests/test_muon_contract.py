@@ -1,4 +1,4 @@
-"""Muon owes its user what every optimizer here does: gradients, losses, arguments, groups and state."""
+"""Muon follows the contract of every optimizer here: gradients, losses, arguments, groups and state."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_memory_format_does_not_matter(conv_mode: str) -> None:
         ends.append([p.detach().contiguous() for p in params])
     for other in ends[1:]:
         for one, another in zip(ends[0], other, strict=True):
-            # Three steps, two of whose roundings meet in an element; the largest movement is 0.2 √max(1, rows/columns).
+            # Three steps; an element combines two of their roundings. The largest movement: 0.2 √max(1, rows/columns).
             check_close(one, another, rounding * (1 + one.abs()))
 
 
@@ -137,7 +137,7 @@ def test_arguments_are_checked(arguments: dict[str, Any], complaint: str) -> Non
         ({"conv_mod": "batched"}, "Did you mean 'conv_mode'"),
     ],
 )
-def test_a_group_that_cannot_be_is_not_kept(options: dict[str, Any], complaint: str) -> None:
+def test_an_invalid_group_is_not_added(options: dict[str, Any], complaint: str) -> None:
     optimizer = Muon(parameters())
     with pytest.raises(ZooError, match=complaint):
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(5, 5))], **options})
@@ -165,7 +165,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_groups_have_their_own_options_and_every_option_does_something(options: dict[str, Any]) -> None:
+def test_groups_have_their_own_options_and_every_option_has_an_effect(options: dict[str, Any]) -> None:
     alone, plain, grouped, untouched = (parameters() for _ in range(4))
     optimizer = Muon([{"params": grouped, **options}])
     optimizer.add_param_group({"params": untouched})
@@ -183,8 +183,8 @@ def test_groups_have_their_own_options_and_every_option_does_something(options: 
 @pytest.mark.parametrize("shape", [(3, 3), (3, 3, 3, 3), (64, 1, 3, 3), (2, 300), (1, 8)])
 @pytest.mark.parametrize("options", [{"use_muon": True}, {"algorithm": "muon"}])
 @pytest.mark.parametrize("backend", ["eager", "fused"])
-def test_use_muon_in_a_group_is_obeyed(shape: tuple[int, ...], options: dict[str, Any], backend: str) -> None:
-    """As in the groups of Keller Jordan, timm and Dion: by its shape alone each of these would go to AdamW."""
+def test_use_muon_in_a_group_is_respected(shape: tuple[int, ...], options: dict[str, Any], backend: str) -> None:
+    """As in the groups of Keller Jordan, timm and Dion: by shape alone each of these would be routed to AdamW."""
     assert not muon_route(shape)[0]
     (p,) = params = [nn.Parameter(torch.ones(shape))]
     optimizer = Muon(
@@ -211,8 +211,8 @@ def test_use_muon_for_a_vector_is_an_error(shape: tuple[int, ...]) -> None:
     Muon([{"params": [nn.Parameter(torch.ones(shape), requires_grad=False)], "use_muon": True}])
 
 
-def test_states_from_before_use_muon_was_obeyed_load() -> None:
-    """They have use_muon=True in every group, and AdamW's state for small matrices."""
+def test_states_that_predate_use_muon_load() -> None:
+    """Such a state has use_muon=True in every group, and AdamW's state for small matrices."""
     params = parameters(shapes=[(6, 6), (3, 3), (7,)])
     optimizer = Muon(params)
     train(optimizer, params, range(2))

@@ -27,7 +27,7 @@ from pylo_zoo.ops.orthogonalize import (
 
 
 def conditioned(rows: int, columns: int, condition: float = 30.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A matrix ``U·diag(s)·Vᵀ`` with known factors, s from 1 down to 1 / condition."""
+    """A matrix ``U·diag(s)·Vᵀ`` with known factors; s decreases from 1 to 1 / condition."""
     n = min(rows, columns)
     u = torch.linalg.qr(normal(rows, n, seed=1)).Q
     v = torch.linalg.qr(normal(columns, n, seed=2)).Q
@@ -36,7 +36,7 @@ def conditioned(rows: int, columns: int, condition: float = 30.0) -> tuple[Tenso
 
 
 def displace(x: Tensor) -> Tensor:
-    """``x``; in a simulated run, rounded once."""
+    """``x``, rounded once in a simulated run."""
     return x * torch.ones((), dtype=x.dtype)
 
 
@@ -52,7 +52,7 @@ def displace(x: Tensor) -> Tensor:
         ("polar_express_safer", 8, 10.367201439944411, 106.5512117408693),
     ],
 )
-def test_the_presets_are_the_specs(preset: str, triples: int, total: float, weighted: float) -> None:
+def test_the_presets_match_the_spec(preset: str, triples: int, total: float, weighted: float) -> None:
     numbers = [number for triple in COEFFICIENTS[preset] for number in triple]
     assert len(COEFFICIENTS[preset]) == triples
     assert all(len(triple) == 3 for triple in COEFFICIENTS[preset])
@@ -69,7 +69,7 @@ def test_steps_cut_a_list_or_repeat_its_last_triple() -> None:
     assert resolve_coefficients("original", 3) == COEFFICIENTS["original"] * 3
 
 
-def test_own_triples_come_alone_or_in_a_list() -> None:
+def test_custom_coefficients_as_a_triple_or_a_list() -> None:
     assert resolve_coefficients((2, -1.5, 0.5), 2) == ((2.0, -1.5, 0.5),) * 2
     assert resolve_coefficients([[2, -1.5, 0.5], [1, 0, 0]], 3) == ((2.0, -1.5, 0.5), (1.0, 0.0, 0.0), (1.0, 0.0, 0.0))
     assert resolve_coefficients([(2, -1.5, 0.5)], 1) == ((2.0, -1.5, 0.5),)
@@ -95,7 +95,7 @@ def test_own_triples_come_alone_or_in_a_list() -> None:
         ("quintic", True, "ns_steps is True"),
     ],
 )
-def test_coefficients_that_cannot_be(coefficients: Any, steps: Any, complaint: str) -> None:
+def test_invalid_coefficients(coefficients: Any, steps: Any, complaint: str) -> None:
     with pytest.raises(ZooError, match=complaint):
         resolve_coefficients(coefficients, steps)
 
@@ -105,20 +105,20 @@ def test_coefficients_that_cannot_be(coefficients: Any, steps: Any, complaint: s
 
 @pytest.mark.parametrize("preset", COEFFICIENTS)
 @pytest.mark.parametrize(("rows", "columns"), [(24, 24), (40, 12), (12, 40)])
-def test_singular_vectors_stay_and_values_follow_the_polynomials(preset: str, rows: int, columns: int) -> None:
+def test_singular_vectors_are_kept_and_values_follow_the_polynomials(preset: str, rows: int, columns: int) -> None:
     matrix, u, s, v = conditioned(rows, columns)
     triples = resolve_coefficients(preset, 6)
     x = s / torch.linalg.vector_norm(s)  # the Frobenius norm is that of the singular values
     for a, b, c in triples:
         x = a * x + b * x**3 + c * x**5
-    # Factors that are orthogonal to rounding make errors of the matrix, which the iteration amplifies as its own.
+    # Factors that are orthogonal up to rounding cause errors of the matrix, which the iteration amplifies like its own.
     run = simulate(lambda: [u.T @ orthogonalize(displace(matrix), triples, dtype=DOUBLE) @ v], DOUBLE)
     check_close(u.T @ orthogonalize(matrix, triples, dtype=DOUBLE) @ v, torch.diag(x), 2 * run.distance(0))
 
 
 @pytest.mark.parametrize(
     ("preset", "steps", "low", "high"),
-    [  # the bands that the presets are made for; condition 30, so each iterate's smallest value starts above 0.005
+    [  # the presets' guaranteed bands; condition 30, so each iterate's smallest value starts above 0.005
         ("original", 5, 0.65, 1.16),
         ("quintic", 5, 0.65, 1.16),
         ("polar_express", 5, 0.85, 1.15),
@@ -128,7 +128,7 @@ def test_singular_vectors_stay_and_values_follow_the_polynomials(preset: str, ro
         ("polar_express_safer", 8, 1 - 1e-9, 1 + 1e-9),
     ],
 )
-def test_singular_values_come_near_one(preset: str, steps: int, low: float, high: float) -> None:
+def test_singular_values_approach_one(preset: str, steps: int, low: float, high: float) -> None:
     for rows, columns in ((24, 24), (40, 12), (12, 40)):
         matrix = conditioned(rows, columns)[0]
         values = torch.linalg.svdvals(orthogonalize(matrix, resolve_coefficients(preset, steps), dtype=DOUBLE))
@@ -138,15 +138,15 @@ def test_singular_values_come_near_one(preset: str, steps: int, low: float, high
 
 @pytest.mark.parametrize("preset", ["polar_express", "polar_express_safer"])
 @pytest.mark.parametrize("shape", [(20, 20), (33, 9), (9, 33), (3, 2, 17, 8)])
-def test_polar_express_ends_at_the_polar_factor(preset: str, shape: tuple[int, ...]) -> None:
+def test_polar_express_converges_to_the_polar_factor(preset: str, shape: tuple[int, ...]) -> None:
     matrices = normal(*shape)
     u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
-    found = orthogonalize(matrices, resolve_coefficients(preset, 10), dtype=DOUBLE)
-    # Ten steps leave no error but rounding, which the iteration and the SVD amplify by the matrix's condition number.
+    result = orthogonalize(matrices, resolve_coefficients(preset, 10), dtype=DOUBLE)
+    # After ten steps only rounding errors remain, which the iteration and the SVD amplify by the condition number.
     run = simulate(
         lambda: [orthogonalize(displace(matrices), resolve_coefficients("polar_express", 10), dtype=DOUBLE)], DOUBLE
     )
-    check_close(found, u @ vh, 2 * run.distance(0))
+    check_close(result, u @ vh, 2 * run.distance(0))
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (48, 16), (16, 48), (5, 12, 20), (2, 3, 20, 12)])
@@ -154,15 +154,15 @@ def test_polar_express_ends_at_the_polar_factor(preset: str, shape: tuple[int, .
 def test_narrow_dtypes_compute_the_same(shape: tuple[int, ...], dtype: torch.dtype, limit: float) -> None:
     matrices, triples = normal(*shape, dtype=torch.float32), resolve_coefficients("original", 5)
     exact = orthogonalize(matrices.double(), triples, dtype=DOUBLE)
-    found = orthogonalize(matrices, triples, dtype=dtype)
-    assert found.dtype == torch.float32
-    assert found.shape == matrices.shape
-    # measured: 0.015 to 0.018 and 1.7e-3 to 2.1e-3; rounding twice a product makes that 0.029 to 0.036 and 4e-3
-    assert (found - exact).norm() < limit * exact.norm()
-    assert (found - exact).norm() > 0
+    result = orthogonalize(matrices, triples, dtype=dtype)
+    assert result.dtype == torch.float32
+    assert result.shape == matrices.shape
+    # measured: 0.015 to 0.018 and 1.7e-3 to 2.1e-3; rounding each product twice gives 0.029 to 0.036 and 4e-3
+    assert (result - exact).norm() < limit * exact.norm()
+    assert (result - exact).norm() > 0
 
 
-def test_a_stack_is_its_matrices() -> None:
+def test_a_stack_equals_its_matrices() -> None:
     stack, triples = normal(3, 7, 5), resolve_coefficients("quintic", 5)
     together = orthogonalize(stack, triples, dtype=DOUBLE)
     for one, matrix in zip(together, stack, strict=True):
@@ -175,7 +175,7 @@ MANY = [(7, 5), (5, 7), (3, 5, 7), (2, 2, 7, 5), (4, 4), (0, 4), (0, 7, 5), (7, 
 
 @pytest.mark.parametrize("most", [1, 70, 1 << 17])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_many_tensors_are_each_alone_whatever_is_stacked(
+def test_many_tensors_give_the_same_results_as_each_alone(
     most: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tensors, triples = [normal(*shape, seed=k) for k, shape in enumerate(MANY)], resolve_coefficients("original", 5)
@@ -184,16 +184,16 @@ def test_many_tensors_are_each_alone_whatever_is_stacked(
     monkeypatch.setitem(STACKED, "cpu", most)
     tensors = [x.to(dtype) for x in tensors]
     before = [x.clone() for x in tensors]
-    found = newton_schulz_all(tensors, triples, 1e-8)
+    result = newton_schulz_all(tensors, triples, 1e-8)
     others = orthogonalize_all(tensors, triples, dtype=dtype)
     again = newton_schulz_all(tensors, triples, 1e-8)
     for k, one in enumerate(exact):
-        assert found[k].shape == others[k].shape == one.shape
-        assert found[k].dtype == others[k].dtype == dtype
-        assert torch.equal(found[k], again[k])
+        assert result[k].shape == others[k].shape == one.shape
+        assert result[k].dtype == others[k].dtype == dtype
+        assert torch.equal(result[k], again[k])
         assert torch.equal(tensors[k], before[k])
-        check(size(found[k] - one, 2), 2 * runs[k].distance(0, 2), f"{MANY[k]}")
-        epsilon = 1e-7 * size(one, 2)  # the norm's epsilon is another
+        check(size(result[k] - one, 2), 2 * runs[k].distance(0, 2), f"{MANY[k]}")
+        epsilon = 1e-7 * size(one, 2)  # the norm's epsilon differs
         check(size(others[k] - one, 2), 2 * runs[k].distance(0, 2) + epsilon, f"{MANY[k]} with another epsilon")
 
 
@@ -214,7 +214,7 @@ def test_the_scale_of_a_matrix_does_not_matter_to_a_narrow_dtype(dtype: torch.dt
         assert torch.equal(orthogonalize(matrix * 2.0**exponent, triples, dtype=dtype), expected)
 
 
-def test_eps_is_the_smallest_divisor() -> None:
+def test_eps_is_a_lower_bound_of_the_divisor() -> None:
     matrix = normal(6, 4)
     tiny = matrix * (1e-9 / matrix.norm())
     identity = [(1.0, 0.0, 0.0)]
@@ -233,7 +233,7 @@ def test_the_safety_factor_multiplies_the_norm_and_celo2_adds_eps_to_it() -> Non
     check_close(newton_schulz(matrix, identity, 0.5), matrix / (norm + 0.5), rounding)
 
 
-def test_orthogonalize_leaves_its_input_alone() -> None:
+def test_orthogonalize_does_not_change_its_input() -> None:
     matrix = normal(6, 9)
     before = matrix.clone()
     orthogonalize(matrix, resolve_coefficients("quintic", 5), dtype=DOUBLE)
@@ -291,7 +291,7 @@ def test_matrices_of_a_convolution(spatial: tuple[int, ...], strides: str) -> No
     ("shape", "mode", "complaint"),
     [((4,), "flatten", "is no matrix"), ((), "batched", "is no matrix"), ((4, 4), "x", "conv_mode")],
 )
-def test_what_has_no_matrices(shape: tuple[int, ...], mode: str, complaint: str) -> None:
+def test_invalid_shapes_and_modes(shape: tuple[int, ...], mode: str, complaint: str) -> None:
     with pytest.raises(ZooError, match=complaint):
         to_matrices(torch.zeros(shape), mode)
 
@@ -321,7 +321,7 @@ def test_what_has_no_matrices(shape: tuple[int, ...], mode: str, complaint: str)
         ((64, 128), {"use_muon": False}, "use_muon_flag"),
         ((64, 128), {"use_fallback": True, "use_muon": True}, "use_fallback_flag"),
         ((64, 128), {"use_fallback": True, "use_muon": False}, "use_fallback_flag"),
-        ((64,), {"use_muon": True}, "insufficient_dims"),  # the flag cannot make a matrix of it
+        ((64,), {"use_muon": True}, "insufficient_dims"),  # the flag cannot make it a matrix
         ((3, 3, 1, 64), {"layout": "jax"}, "leading_unit_dims"),
         ((3, 3, 1, 64), {}, "min_dim_too_small:3"),
         ((3, 64, 64), {"layout": "jax"}, "ok"),
@@ -332,6 +332,6 @@ def test_routes(shape: tuple[int, ...], flags: Any, reason: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(64, 128), (3, 3), (3, 64, 3, 3), (64, 1, 3, 3), (4, 513), (1, 64), (0, 64)])
-def test_use_muon_decides_for_whatever_has_two_axes(shape: tuple[int, ...]) -> None:
+def test_use_muon_decides_for_all_parameters_with_two_axes(shape: tuple[int, ...]) -> None:
     assert muon_route(shape, use_muon=True) == (True, "use_muon_flag")
     assert muon_route(shape, use_muon=True, use_fallback=True) == (False, "use_fallback_flag")

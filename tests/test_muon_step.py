@@ -1,4 +1,4 @@
-"""Muon's functional step, against the formulas of SPEC §7 and a float64 SVD."""
+"""Muon's functional step against the formulas of SPEC §7 and a float64 SVD."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ HYPER: dict[str, Any] = {
 
 
 ADDED = gamma(2 * 8, DOUBLE)
-"""Momentum, decay and the step: some eight roundings in each of two programs."""
+"""Momentum, decay and the step: about eight roundings in each of two programs."""
 
 
 def rounding(matrices: Tensor, scale: float) -> float:
-    """What float64 roundings change in the polar factor by iteration, once the input is rounded; SVD's as much."""
+    """The effect of float64 roundings on the polar factor, once the input is rounded; the same bound for the SVD."""
     triples = resolve_coefficients("polar_express", 10)
     one = torch.ones((), dtype=DOUBLE)
     return 2 * scale * simulate(lambda: [orthogonalize(matrices * one, triples, dtype=DOUBLE)], DOUBLE).distance(0)
@@ -56,14 +56,14 @@ def stepped(p: Tensor, g: Tensor, buffer: Tensor, **more: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_a_step_is_what_the_formulas_say(nesterov: bool) -> None:
+def test_a_step_follows_the_formulas(nesterov: bool) -> None:
     p, g, buffer = normal(6, 4), normal(6, 4, seed=1), normal(6, 4, seed=2)
     average = 0.9 * buffer + 0.1 * g
     u = 0.1 * g + 0.9 * average if nesterov else average
     expected = p * (1 - 0.1 * 0.2) - 0.1 * 0.2 * math.sqrt(6) * polar(u)
     gradient = g.clone()
-    found = stepped(p, g, buffer, nesterov=nesterov, adjust_lr_fn="match_rms_adamw")
-    check_close(found, expected, rounding(u, 0.1 * 0.2 * math.sqrt(6)) + ADDED * p.abs())
+    result = stepped(p, g, buffer, nesterov=nesterov, adjust_lr_fn="match_rms_adamw")
+    check_close(result, expected, rounding(u, 0.1 * 0.2 * math.sqrt(6)) + ADDED * p.abs())
     check_close(buffer, average, ADDED * (buffer.abs() + g.abs()))
     assert torch.equal(g, gradient)
 
@@ -83,23 +83,23 @@ def test_convolutions_flattened_and_by_position(adjust_lr_fn: str | None, normal
         for j in range(3):
             batched[:, :, i, j] = polar(g[:, :, i, j]) * lr_scale(8, 3, adjust_lr_fn)
     batched *= 6**-0.5 if normalize_spatial else 1
-    found = stepped(p, g, zeros.clone(), conv_mode="batched", **more)
+    result = stepped(p, g, zeros.clone(), conv_mode="batched", **more)
     scale = 0.1 * lr_scale(8, 3, adjust_lr_fn)
-    check_close(found, p - 0.1 * batched, rounding(g.permute(2, 3, 0, 1), scale) + ADDED * p.abs())
+    check_close(result, p - 0.1 * batched, rounding(g.permute(2, 3, 0, 1), scale) + ADDED * p.abs())
 
 
 @pytest.mark.parametrize("conv_mode", ["flatten", "batched"])
 @pytest.mark.parametrize("shape", [(7, 4), (7, 4, 3), (7, 4, 2, 3)])
-def test_jax_layout_is_torchs_with_the_axes_moved(shape: tuple[int, ...], conv_mode: str) -> None:
+def test_jax_layout_matches_torch_layout(shape: tuple[int, ...], conv_mode: str) -> None:
     def to_jax(t: Tensor) -> Tensor:
         return t.permute(*range(2, t.ndim), 1, 0).contiguous()
 
     p, g, zeros = normal(*shape), normal(*shape, seed=1), torch.zeros(shape, dtype=DOUBLE)
     more: dict[str, Any] = {"conv_mode": conv_mode, "adjust_lr_fn": "rms_to_rms"}
-    found = stepped(to_jax(p), to_jax(g), to_jax(zeros), layout="jax", **more)
+    result = stepped(to_jax(p), to_jax(g), to_jax(zeros), layout="jax", **more)
     matrices = g.reshape(7, -1) if conv_mode == "flatten" else g.reshape(7, 4, -1).permute(2, 0, 1)
     bound = 2 * rounding(matrices, 0.1 * math.sqrt(7)) + ADDED * p.abs().max()
-    check_close(found, to_jax(stepped(p, g, zeros, **more)), bound)
+    check_close(result, to_jax(stepped(p, g, zeros, **more)), bound)
 
 
 def test_a_bfloat16_parameter_is_rounded_once() -> None:
@@ -109,14 +109,14 @@ def test_a_bfloat16_parameter_is_rounded_once() -> None:
     assert torch.equal(stepped(p, g, buffer, **more), wide.to(torch.bfloat16))
 
 
-def test_a_tensor_lr_is_a_number() -> None:
+def test_a_tensor_lr_acts_like_a_number() -> None:
     p, g, zeros = normal(6, 4), normal(6, 4, seed=1), torch.zeros(6, 4, dtype=DOUBLE)
     expected = stepped(p, g, zeros.clone(), lr=0.125)
     for lr in (torch.tensor(0.125), torch.tensor([0.125])):
         assert torch.equal(stepped(p, g, zeros.clone(), lr=lr), expected)
 
 
-def test_a_tensor_lr_never_recompiles_and_nothing_breaks_the_graph() -> None:
+def test_a_tensor_lr_causes_no_recompilation_and_no_graph_break() -> None:
     graphs = []
 
     def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
@@ -153,7 +153,7 @@ def test_a_tensor_lr_never_recompiles_and_nothing_breaks_the_graph() -> None:
         ({"normalize_spatial": 1}, "normalize_spatial"),
     ],
 )
-def test_what_cannot_be_is_an_error_before_anything_moves(change: dict[str, Any], complaint: str) -> None:
+def test_invalid_input_is_an_error_before_anything_moves(change: dict[str, Any], complaint: str) -> None:
     p, buffer = torch.ones(6, 4), torch.zeros(6, 4)
     arguments: dict[str, Any] = {
         "params": [p, torch.ones(6, 4)],

@@ -1,4 +1,4 @@
-"""``.npz`` archives: joined names, real numpy files, and archives that claim more than they hold."""
+"""``.npz`` archives: joined names, real numpy files, and archives that claim more than they contain."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
         archive({"a.npy": npy(np.zeros(50_000_000, np.float32))}, zipfile.ZIP_DEFLATED),
         "unpacks to 200,000,128",
     ),
-    "a size that lies": (with_size(archive({"a.npy": npy(LEAF)}, zipfile.ZIP_DEFLATED), 60_000_000), "another size"),
-    "a small size that lies": (with_size(archive({"a.npy": npy(LEAF)}), 10), "not a complete zip"),
+    "a wrong size": (with_size(archive({"a.npy": npy(LEAF)}, zipfile.ZIP_DEFLATED), 60_000_000), "another size"),
+    "a wrong small size": (with_size(archive({"a.npy": npy(LEAF)}), 10), "not a complete zip"),
     "a shape of 4 GiB": (archive({"a.npy": header(F4 % "1073741824,", bytes(4))}), "instead of 4294967296"),
     "a shape beyond numbers": (
         archive({"a.npy": header(F4 % ("9" * 30 + ","), bytes(4))}),
@@ -105,16 +105,16 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "an empty part": (archive({"a//b.npy": npy(LEAF)}), "empty part"),
     "an escape in a name": (archive({"a\x1b.npy": npy(LEAF)}), "it has a member called"),
     "a directory": (archive({"a.npy": npy(LEAF), "b/": b""}), "it has a member called 'b/'"),
-    "two of one name": (two_members_of_one_name(), "two of its members"),
-    "a member that is no array": (archive({"a.npy": npy(LEAF), "b.txt": b"x"}), "b.txt is no array"),
-    "a member of nothing": (archive({"a.npy": b""}), "no array as numpy writes it"),
+    "two members with one name": (two_members_of_one_name(), "two of its members"),
+    "a member that is not an array": (archive({"a.npy": npy(LEAF), "b.txt": b"x"}), "b.txt is no array"),
+    "an empty member": (archive({"a.npy": b""}), "no array as numpy writes it"),
     "a pickle as a member": (archive({"a.npy": b"\x80\x04N."}), "no array as numpy writes it"),
     "another compression": (archive({"a.npy": npy(LEAF)}, zipfile.ZIP_BZIP2), "compressed in a way"),
     "encrypted": (flagged(archive({"a.npy": npy(LEAF)})), "encrypted"),
     "truncated": (GOOD[:-1], "does not end as"),
-    "bytes behind": (GOOD + b"x", "does not end as"),
+    "trailing bytes": (GOOD + b"x", "does not end as"),
     "no members": (GOOD[:-22] + b"PK\x05\x06" + bytes(18), "data between its members"),
-    "a directory that claims memory": (GOOD[:-10] + b"\xff\xff\xff\xff" + GOOD[-6:], "far too many members"),
+    "a directory that claims too much memory": (GOOD[:-10] + b"\xff\xff\xff\xff" + GOOD[-6:], "far too many members"),
     "another zip": (archive({"hello.txt": b"x"}), "neither torch's nor numpy's"),
 }
 
@@ -135,11 +135,11 @@ def test_a_mutated_archive_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, compressed: bool, changes: list[tuple[int, int]], cut: int
 ) -> None:
     data = npz({"/".join(path): leaf for path, leaf in theta("elo").items()}, compressed=compressed)
-    if changes[0][1] % 3 == 0:  # the directory at the end, where the sizes stand
+    if changes[0][1] % 3 == 0:  # the directory at the end, which holds the sizes
         changes = [(len(data) - 1 - at % 500, byte) for at, byte in changes]
     read_or_refuse(tmp_path_factory.getbasetemp(), mutated(data, changes, cut))
 
 
-def test_names_that_collide(tmp_path: Path) -> None:
+def test_colliding_names(tmp_path: Path) -> None:
     with pytest.raises(ZooError, match="no array"):
         read(tmp_path, archive({"a.npy": npy(LEAF), "a": npy(LEAF)}))

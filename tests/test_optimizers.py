@@ -1,4 +1,4 @@
-"""What single optimizers claim of their own, beside the contract that all keep (test_contract_*.py)."""
+"""Properties of single optimizers, in addition to the contract of all (test_contract_*.py)."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def test_weights_of_another_family_are_refused() -> None:
 
 
 @pytest.mark.parametrize("weights", [None, 3, ["velo-sample"], "", " "])
-def test_weights_that_are_none_are_refused(weights: Any) -> None:
+def test_invalid_weights_are_refused(weights: Any) -> None:
     with pytest.raises(ZooError, match=r"^weights is "):
         VeLO(parameters(), num_steps=5, weights=weights)
 
 
-def test_more_calls_a_step_than_there_are_calls() -> None:
+def test_more_calls_per_step_than_calls() -> None:
     with pytest.raises(ZooError, match="accumulate is 50, more than num_steps=20"):
         VeLO(parameters(), num_steps=20, weights="velo-sample", accumulate=50)
 
@@ -45,17 +45,17 @@ def test_an_undeclared_3d_parameter_warns_once_and_a_declared_one_does_not() -> 
         make(TABLE["CELO2"], [{"params": stacks, "layout": "jax"}])
 
 
-def test_celo2s_adamw_is_torchs() -> None:
-    ours, theirs = parameters(shapes=[(12,)]), parameters(shapes=[(12,)])
-    first = make(TABLE["CELO2"], ours, lr=1e-3, weight_decay=0.1, adam_lr_mult=20.0)
-    second = torch.optim.AdamW(theirs, lr=2e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+def test_celo2s_adamw_equals_torchs() -> None:
+    params, torch_params = parameters(shapes=[(12,)]), parameters(shapes=[(12,)])
+    first = make(TABLE["CELO2"], params, lr=1e-3, weight_decay=0.1, adam_lr_mult=20.0)
+    second = torch.optim.AdamW(torch_params, lr=2e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
     for step in range(20):
-        give_gradients(ours, step)
-        give_gradients(theirs, step)
+        give_gradients(params, step)
+        give_gradients(torch_params, step)
         first.step()
         second.step()
     simulation = displaced(TABLE["CELO2"], 20, [(12,)], lr=1e-3, weight_decay=0.1, adam_lr_mult=20.0)
-    check_close(ours[0], theirs[0], 2 * simulation.distance(0))
+    check_close(params[0], torch_params[0], 2 * simulation.distance(0))
 
 
 def test_rules_route_by_group_and_by_shape() -> None:
@@ -66,8 +66,8 @@ def test_rules_route_by_group_and_by_shape() -> None:
         params = [p for group in optimizer.param_groups for p in group["params"]]
         give_gradients(params, 0)
         optimizer.step()
-        found = ["adamw" if "step" in optimizer.state[p] else "learned" for p in params]
-        assert found == [of_vector, "learned", "adamw"]
+        result = ["adamw" if "step" in optimizer.state[p] else "learned" for p in params]
+        assert result == [of_vector, "learned", "adamw"]
 
 
 def test_mulo_divides_by_the_width_multiplier() -> None:
@@ -80,7 +80,7 @@ def test_mulo_divides_by_the_width_multiplier() -> None:
     first.step()
     second.step()
     for p, w, s in zip(plain, wide, start, strict=True):
-        # Each run rounds a product, a decay and their sum, of a parameter's size at most; one is divided by four.
+        # Each run rounds a product, a decay and their sum, at most of a parameter's size; one is divided by four.
         rounding = gamma(4, p.dtype) * (s.abs() + (p - s).abs())
         check_close((p - s) / 4, w - s, rounding)
 

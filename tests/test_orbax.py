@@ -1,4 +1,4 @@
-"""Orbax checkpoint directories, written by orbax itself."""
+"""Orbax checkpoint directories, written by orbax."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pylo_zoo.parity.leaves import flatten
 from pylo_zoo.parity.theta import read_theta
 
 ocp = pytest.importorskip("orbax.checkpoint")
-pytestmark = pytest.mark.filterwarnings("ignore")  # orbax's and tensorstore's own
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of orbax and tensorstore
 
 
 def standard(path: Path, tree: Any) -> Path:
@@ -34,7 +34,7 @@ def standard(path: Path, tree: Any) -> Path:
 
 
 def pytree(path: Path, tree: Any) -> Path:
-    """One folder an array, as older versions of orbax write it."""
+    """One folder per array, as older versions of orbax write it."""
     with ocp.PyTreeCheckpointer(use_ocdbt=False) as checkpointer:
         checkpointer.save(path, tree)
     return path
@@ -48,18 +48,18 @@ def managed(path: Path, tree: Any) -> Path:
 
 
 @pytest.mark.parametrize("write", [standard, pytree, managed])
-def test_what_orbax_writes(write: Callable[[Path, Any], Path], tmp_path: Path) -> None:
+def test_orbax_checkpoints_are_read(write: Callable[[Path, Any], Path], tmp_path: Path) -> None:
     source = write(tmp_path / "saved", nested(theta("velo")))
     read = formats.read(source)
     assert (read.format, read.naming, read.layout["exact"]) == ("orbax", "jax", False)
     assert read.leaves.keys() == theta("velo").keys()
     original = convert("velo", source=write_theta(tmp_path, "velo"))
-    made = convert("velo", source=source)
-    assert made.fingerprint == original.fingerprint
+    artifact = convert("velo", source=source)
+    assert artifact.fingerprint == original.fingerprint
     assert library.inspect(source).families == ("velo",)
 
 
-def test_wrapped_and_of_another_dtype(tmp_path: Path) -> None:
+def test_a_wrapped_tree_of_other_dtypes(tmp_path: Path) -> None:
     jnp = pytest.importorskip("jax.numpy")
     tree = {"params": {"a": jnp.ones(3, jnp.bfloat16), "b": np.ones((2, 3), np.float64)}, "step": np.array(3, np.int32)}
     read = formats.read(standard(tmp_path / "saved", tree))
@@ -67,21 +67,21 @@ def test_wrapped_and_of_another_dtype(tmp_path: Path) -> None:
     assert read.layout["wrapper"] == "params"
 
 
-def test_it_is_kept(tmp_path: Path) -> None:
+def test_a_source_directory_is_kept(tmp_path: Path) -> None:
     source = standard(tmp_path / "saved", nested(theta("celo2", scale=0.1)))
-    made = make("celo2", source=source, out=tmp_path / "out", verify=False)
-    assert made.report.leaves.passed
-    kept = library.cached_source(made.artifact.source.sha256)
+    result = make("celo2", source=source, out=tmp_path / "out", verify=False)
+    assert result.report.leaves.passed
+    kept = library.cached_source(result.artifact.source.sha256)
     assert kept is not None
     shutil.rmtree(source)
-    assert formats.read(kept).sha256 == made.artifact.source.sha256
-    theirs = flatten(read_theta(made.artifact, formats.read(kept)))
-    assert {path: leaf.tobytes() for path, leaf in theirs.items()} == {
+    assert formats.read(kept).sha256 == result.artifact.source.sha256
+    restored = flatten(read_theta(result.artifact, formats.read(kept)))
+    assert {path: leaf.tobytes() for path, leaf in restored.items()} == {
         path: leaf.tobytes() for path, leaf in theta("celo2", scale=0.1).items()
     }
 
 
-def test_without_orbax_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_orbax_the_error_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = standard(tmp_path / "saved", {"a": np.ones(3, np.float32)})
     monkeypatch.setattr(reader, "find_spec", lambda name: None)
     with pytest.raises(ZooError, match=r"pylo-zoo\[orbax\]"):
@@ -95,7 +95,7 @@ def test_a_shape_that_claims_memory_is_refused_before_it_is_read(
     (array,) = source.rglob(".zarray")
     described = json.loads(array.read_text())
     array.write_text(json.dumps({**described, "shape": [2**30]}))
-    monkeypatch.setattr(ocp.PyTreeCheckpointer, "restore", lambda *args, **kwargs: pytest.fail("it was read"))
+    monkeypatch.setattr(ocp.PyTreeCheckpointer, "restore", lambda *args, **kwargs: pytest.fail("the array was read"))
     with pytest.raises(ZooError, match=r"claim 1,073,741,824 values"):
         formats.read(source)
     array.write_text(json.dumps({**described, "chunks": [2**30]}))
@@ -113,11 +113,11 @@ def test_a_damaged_directory_is_one_error(victim: str, damage: bytes, tmp_path: 
 
 
 @pytest.mark.parametrize("value", ["text", np.zeros((0, 3), np.float32), np.ones(2, np.complex64)])
-def test_what_is_no_array_of_numbers_is_refused(value: Any, tmp_path: Path) -> None:
+def test_arrays_of_other_values_are_refused(value: Any, tmp_path: Path) -> None:
     try:
         source = pytree(tmp_path / "saved", {"a": np.ones(3, np.float32), "b": value})
     except ValueError:
-        pytest.skip("orbax does not write it")
+        pytest.skip("this orbax cannot write it")
     with pytest.raises(ZooError):
         formats.read(source)
 
@@ -129,7 +129,7 @@ def test_a_link_out_of_the_directory_is_refused(tmp_path: Path) -> None:
         formats.read(source)
 
 
-# --- arrays that claim more than they have -------------------------------------------------------------------------
+# --- arrays that claim more than they contain ----------------------------------------------------------------------
 
 
 def described(source: Path, **changes: Any) -> None:
@@ -148,18 +148,18 @@ def described(source: Path, **changes: Any) -> None:
         ({"compressor": {"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 0}}, "compressed by blosc"),
     ],
 )
-def test_what_an_array_claims_is_bounded_before_it_is_read(
+def test_declared_sizes_are_bounded_before_reading(
     changes: dict[str, Any], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = pytree(tmp_path / "saved", {"a": np.ones(4, np.float32)})
     described(source, **changes)
-    monkeypatch.setattr(ocp.PyTreeCheckpointer, "restore", lambda *args, **kwargs: pytest.fail("it was read"))
+    monkeypatch.setattr(ocp.PyTreeCheckpointer, "restore", lambda *args, **kwargs: pytest.fail("the array was read"))
     with pytest.raises(ZooError, match=complaint):
         formats.read(source)
 
 
-def test_blosc_inside_a_database_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The array's description may lie in orbax's database, and may spell the word with an escape."""
+def test_blosc_inside_a_database_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The array's description may be in orbax's database and may spell the word with an escape."""
     tensorstore = pytest.importorskip("tensorstore")
     source = standard(tmp_path / "saved", {"a": np.ones(4, np.float32)})
     store = tensorstore.KvStore.open({"driver": "ocdbt", "base": source.as_uri() + "/"}).result()
@@ -186,7 +186,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 @pytest.mark.slow
 def test_a_chunk_that_unpacks_to_more_than_its_array_is_refused(tmp_path: Path) -> None:
-    """A gigabyte of zeros behind an array of four values; tensorstore stops at the array's size."""
+    """A gigabyte of zeros for an array of four values; tensorstore stops at the array's size."""
     source = pytree(tmp_path / "saved", {"a": np.ones(4, np.float32)})
     described(source, compressor={"id": "zlib", "level": 1})
     packer = zlib.compressobj(1)
@@ -205,11 +205,11 @@ def test_a_large_description_is_refused(name: str, tmp_path: Path) -> None:
         formats.read(source)
 
 
-# --- what today's flax and orbax write ---------------------------------------------------------------------------
+# --- what current flax and orbax write ---------------------------------------------------------------------------
 
 
 def by_flax(path: Path, tree: Any) -> Path:
-    """Google's ``ParameterCheckpoint``, as flax saves it by default today."""
+    """Google's ``ParameterCheckpoint`` as current flax saves it by default."""
     struct = pytest.importorskip("flax.struct")
     checkpoints = pytest.importorskip("flax.training.checkpoints")
 
@@ -238,10 +238,10 @@ def another_item(path: Path, tree: Any) -> Path:
 
 
 @pytest.mark.parametrize("write", [by_flax, version_1, another_item])
-def test_what_newer_versions_write(write: Callable[[Path, Any], Path], tmp_path: Path) -> None:
+def test_checkpoints_of_newer_versions(write: Callable[[Path, Any], Path], tmp_path: Path) -> None:
     source = write(tmp_path / "saved", nested(theta("velo")))
     original = convert("velo", source=write_theta(tmp_path, "velo"))
-    for place in {source, tmp_path / "saved"}:  # the root of a single step is as good as the step
+    for place in {source, tmp_path / "saved"}:  # the root of a single step is equivalent to the step
         read = formats.read(place)
         assert read.leaves.keys() == theta("velo").keys()
         assert read.layout.get("wrapper") == ("params" if write is by_flax else None)
@@ -295,7 +295,7 @@ def record_cut(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [metadata_cut, chunks_cut, record_cut])
 def test_a_damaged_directory_is_reported_in_two_lines(damage: Callable[[Path], None], tmp_path: Path) -> None:
-    """orbax logs what it could not read, and its threads print that its event loop is closed."""
+    """orbax logs what it could not read, and its threads print that their event loop is closed."""
     path = standard(tmp_path / "saved", nested(theta("elo")))
     damage(path)
     code = "from pylo_zoo.cli import main; main()"

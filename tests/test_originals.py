@@ -1,4 +1,4 @@
-"""The live check of the reference against the groups' own packages: with stand-ins, and for real where they are."""
+"""The check of the reference against the groups' own packages: with stand-ins, and for real if they are installed."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ VERSIONS = {"learned_optimization": "0.0.1", "celo": "0.0.2", "celo2_optax": "0.
 
 
 @pytest.fixture
-def stood_in(tmp_path: Path) -> Iterator[None]:
+def stand_in_packages(tmp_path: Path) -> Iterator[None]:
     """The three packages, as stand-ins."""
     with stand_ins.importable(tmp_path, stand_ins.MODULES, VERSIONS):
         yield
 
 
 def request(family: str, **behavior: Any) -> dict[str, Any]:
-    """Arguments of a small run, past the family's name."""
+    """Arguments of a small run, except the family's name."""
     rng = np.random.default_rng(3)
 
     def draw() -> dict[str, np.ndarray]:
@@ -55,16 +55,16 @@ def request(family: str, **behavior: Any) -> dict[str, Any]:
 # --- with stand-ins ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("stood_in")
-def test_what_is_importable_is_listed_with_its_version() -> None:
+@pytest.mark.usefixtures("stand_in_packages")
+def test_importable_packages_are_listed_with_versions() -> None:
     assert available() == VERSIONS
 
 
-@pytest.mark.usefixtures("stood_in")
+@pytest.mark.usefixtures("stand_in_packages")
 @pytest.mark.parametrize("family", ORIGINALS)
 def test_each_original_is_found_and_run(family: str) -> None:
-    given = request(family)
-    check = check_reference(family, **given)
+    inputs = request(family)
+    check = check_reference(family, **inputs)
     assert check.agrees, check.errors
     assert check.run.original == f"{ORIGINALS[family].module}.{ORIGINALS[family].name}"
     assert check.run.version == VERSIONS[ORIGINALS[family].package]
@@ -72,25 +72,25 @@ def test_each_original_is_found_and_run(family: str) -> None:
     assert len(check.run.params) == len(check.reference) == STEPS
     for name, shape in SHAPES.items():
         assert (check.run.params[-1][name].shape, check.run.params[-1][name].dtype) == (shape, np.float32)
-        assert not np.array_equal(check.run.params[-1][name], given["params"][name])
+        assert not np.array_equal(check.run.params[-1][name], inputs["params"][name])
 
 
-@pytest.mark.usefixtures("stood_in")
-def test_the_factor_that_googles_class_has_as_a_literal() -> None:
+@pytest.mark.usefixtures("stand_in_packages")
+def test_a_factor_that_is_a_literal_in_googles_class() -> None:
     check = check_reference("velo", **request("velo", ff_mult=1.0))
     assert check.agrees, check.errors
 
 
-@pytest.mark.usefixtures("stood_in")
+@pytest.mark.usefixtures("stand_in_packages")
 @pytest.mark.parametrize("family", ["celo2", "celo2-base"])
 def test_celo2_is_composed_with_clipping_decay_and_adamw(family: str) -> None:
-    given = request(family)
-    given["hyper"] = {"lr": 0.1, "weight_decay": 0.2, "clip_norm": 0.5, "adam_weight_decay": 0.3, "adam_eps": 1e-3}
-    given["losses"] = None
-    check = check_reference(family, **given)
+    inputs = request(family)
+    inputs["hyper"] = {"lr": 0.1, "weight_decay": 0.2, "clip_norm": 0.5, "adam_weight_decay": 0.3, "adam_eps": 1e-3}
+    inputs["losses"] = None
+    check = check_reference(family, **inputs)
     assert check.agrees, check.errors
-    given["hyper"]["lr"] = 0.11
-    assert not np.allclose(run_original(family, **given).params[-1]["b"], check.run.params[-1]["b"], rtol=1e-4)
+    inputs["hyper"]["lr"] = 0.11
+    assert not np.allclose(run_original(family, **inputs).params[-1]["b"], check.run.params[-1]["b"], rtol=1e-4)
 
 
 def test_a_disagreement_is_reported(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_disagreement_is_reported(tmp_path: Path) -> None:
     assert not check.agrees
     name, error = check.worst
     assert error == max(check.errors.values())
-    assert 50 * TOLERANCE < error < 150 * TOLERANCE  # one per cent a step
+    assert 50 * TOLERANCE < error < 150 * TOLERANCE  # one percent per step
     assert check.errors[name] == error
 
 
@@ -112,7 +112,7 @@ def test_an_original_that_is_not_finite_agrees_with_nothing(tmp_path: Path) -> N
     assert np.isnan(check.worst[1])
 
 
-def test_a_package_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_package_is_named(tmp_path: Path) -> None:
     with stand_ins.importable(tmp_path, {}):
         assert available() == {}
         for family, original in ORIGINALS.items():
@@ -123,7 +123,7 @@ def test_a_package_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_a_version_without_the_optimizer_is_named(tmp_path: Path) -> None:
-    """As the release of 2022 on the package index, which has no ``research``."""
+    """Like the release of 2022 on the package index, which has no ``research``."""
     path = "learned_optimization/learned_optimizers/adafac_mlp_lopt.py"
     with stand_ins.importable(tmp_path, {path: stand_ins.ADAFAC}, {"learned_optimization": "0.0.1"}):
         assert available() == {"learned_optimization": "0.0.1"}
@@ -154,7 +154,7 @@ def test_a_version_that_does_not_run_here_is_one_clear_error(what: str, tmp_path
         assert caught.value.__cause__ is not None
 
 
-@pytest.mark.usefixtures("stood_in")
+@pytest.mark.usefixtures("stand_in_packages")
 @pytest.mark.parametrize(
     ("family", "change", "complaint"),
     [
@@ -171,7 +171,7 @@ def test_a_version_that_does_not_run_here_is_one_clear_error(what: str, tmp_path
         ("celo2", {"architecture": {"ff_hidden_size": 8}}, "ff_hidden_layers missing"),
     ],
 )
-def test_what_does_not_fit_is_named(family: str, change: dict[str, Any], complaint: str) -> None:
+def test_mismatches_are_named(family: str, change: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ZooError, match=complaint):
         run_original(family, **request(family) | change)
 
@@ -188,12 +188,12 @@ REAL = [name for name in golden_data.CASES if golden_data.spec(name)["family"].r
 
 
 @pytest.mark.parametrize("case", REAL)
-def test_the_reference_agrees_with_the_original_that_is_installed(case: str) -> None:
-    """On the golden runs: the original has to reach its own figures again, and the reference the original's."""
+def test_the_reference_agrees_with_the_installed_original(case: str) -> None:
+    """On the golden runs, the original must reproduce its recorded numbers, and the reference must agree with it."""
     spec, tensors = golden_data.spec(case), golden_data.trajectory(case)
     family = spec["family"].replace("_", "-")
     artifact = golden_data.artifact(case)
-    given = {
+    inputs = {
         "theta": serialization.msgpack_restore(golden_data.theta_path(case).read_bytes()),
         "architecture": config.to_dict(artifact.architecture),
         "behavior": config.to_dict(artifact.behavior),
@@ -203,7 +203,7 @@ def test_the_reference_agrees_with_the_original_that_is_installed(case: str) -> 
         "losses": tensors["loss"],
     }
     try:
-        check = check_reference(family, **given)
+        check = check_reference(family, **inputs)
     except ZooError as error:
         if "cannot be imported" not in error.message:
             raise
@@ -211,7 +211,7 @@ def test_the_reference_agrees_with_the_original_that_is_installed(case: str) -> 
     assert check.agrees, (check.run.original, check.run.version, check.run.sha256, check.errors)
     for t, params in enumerate(check.run.params):
         for name, got in params.items():
-            start, expected = given["params"][name], tensors[f"params.{t + 1}.{name}"]
+            start, expected = inputs["params"][name], tensors[f"params.{t + 1}.{name}"]
             floor = originals.FLOOR * np.abs(expected).max()
             moved = np.abs(tensors[f"params.{spec['steps']}.{name}"] - start).max()
             assert np.abs(got - expected).max() <= TOLERANCE * moved + floor, (name, t)

@@ -1,4 +1,4 @@
-"""``--out`` that is a mount point, the working directory, or an existing empty directory, for every command with it."""
+"""``--out`` as a mount point, the working directory, or an existing empty directory, for every command that has it."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ print("done")
 
 
 def may_mount() -> bool:
-    """Whether this process may have mounts of its own."""
+    """Whether this process can create mounts."""
     if sys.platform != "linux" or shutil.which("unshare") is None:
         return False
     words = ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
     return subprocess.run(words, capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.skipif(not may_mount(), reason="no right to mount; test_files.py simulates what a mount point does")
+@pytest.mark.skipif(not may_mount(), reason="cannot mount; test_files.py simulates a mount point")
 def test_mount_points(tmp_path: Path) -> None:
     write_theta(tmp_path, "celo2", scale=0.1)
     for name in ("tmpfs", "bind", "beneath"):
@@ -77,7 +77,7 @@ def test_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     before = out.stat().st_ino
     for force in ([], ["--force"]):
         assert run("convert", "celo2", "--source", source, "--out", ".", "--no-verify", *force) == 0
-        assert out.stat().st_ino == before  # a shell in it is not left in a deleted directory
+        assert out.stat().st_ino == before  # a shell in it must not end up in a deleted directory
     assert artifact.read(Path(".")).family == "celo2"
     copy = tmp_path / "copy"
     copy.mkdir()

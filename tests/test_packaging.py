@@ -1,4 +1,4 @@
-"""What is installed: the wheel, built from the sdist, carries everything and works away from the checkout."""
+"""The installed package: the wheel, built from the sdist, is complete and works outside the checkout."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ CLUTTER = (
     "pylo_zoo/samples/velo-sample/.ipynb_checkpoints/params",
     "converters/__pycache__/velo.cpython-311.pyc",
 )
-"""Files that a checkout collects, and that nobody should be sent."""
+"""Files that accumulate in a checkout and must not be distributed."""
 
 RANGE = re.compile(r"""["']([A-Za-z][\w.-]*)(?:\[\w+\])?>=([\w.]+)""")
 """A requirement in pyproject.toml: its name and lower bound."""
@@ -72,14 +72,14 @@ def check_output(*command: str, cwd: Path, env: dict[str, str] | None = None) ->
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the sdist, and the wheel that was built from it."""
+    """A directory with the sdist and the wheel built from it."""
     directory = tmp_path_factory.mktemp("packaging")
     shutil.copytree(ROOT, directory / "tree", ignore=ELSEWHERE, symlinks=True)
     check_output(sys.executable, "-m", "build", "--no-isolation", "--outdir", "dist", "tree", cwd=directory)
     return directory
 
 
-def test_the_sdist_has_what_a_build_and_a_test_need(built: Path) -> None:
+def test_the_sdist_suffices_to_build_and_test(built: Path) -> None:
     (path,) = (built / "dist").glob("*.tar.gz")
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -95,7 +95,7 @@ def test_the_sdist_has_what_a_build_and_a_test_need(built: Path) -> None:
     assert {"converters/__init__.py", "tests/test_packaging.py"} <= names
     assert {str(path.relative_to(ROOT)) for path in documents()} <= names
     published = {f"tests/checkpoints/{name}" for name in ("LICENSE", "celo/theta.state", "celo-adam/theta.state")}
-    assert published <= names, "tests need the published checkpoints, and these their license"
+    assert published <= names, "tests need the published checkpoints with their license"
 
 
 def test_the_wheel_has_no_checkpoint_but_the_sample(built: Path) -> None:
@@ -105,18 +105,18 @@ def test_the_wheel_has_no_checkpoint_but_the_sample(built: Path) -> None:
 
 
 def documents() -> Iterator[Path]:
-    """What the tree has of docs, tests and examples."""
+    """The repository's docs, tests and examples."""
     for folder in ("docs", "examples", "tests"):
         yield from (path for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix in (".md", ".py"))
 
 
 def members(wheel: Path) -> dict[str, bytes]:
-    """All that a wheel holds, RECORD included."""
+    """All files of a wheel, RECORD included."""
     with zipfile.ZipFile(wheel) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def test_the_tree_and_the_sdist_build_the_same_wheel_whatever_lies_about(built: Path, tmp_path: Path) -> None:
+def test_the_tree_and_the_sdist_build_the_same_wheel_despite_stray_files(built: Path, tmp_path: Path) -> None:
     shutil.copytree(ROOT, tmp_path / "tree", ignore=ELSEWHERE, symlinks=True)
     for name in CLUTTER:
         path = tmp_path / "tree" / name
@@ -133,7 +133,7 @@ def test_the_tree_and_the_sdist_build_the_same_wheel_whatever_lies_about(built: 
 
 
 @pytest.mark.slow
-def test_an_empty_environment_needs_the_wheel_alone(built: Path, tmp_path: Path) -> None:
+def test_an_empty_environment_needs_only_the_wheel(built: Path, tmp_path: Path) -> None:
     import json
 
     (wheel,) = (built / "dist").glob("*.whl")
@@ -178,7 +178,7 @@ def test_the_wheel_has_every_module_and_every_data_file(built: Path) -> None:
     assert "pylo_zoo/kernels/cpu/kernels.cpp" in kernels
     others = {"pylo_zoo/registry.yaml", "pylo_zoo/py.typed"}
     assert modules | converters | samples | templates | kernels | others <= names
-    assert {name.partition("/")[0] for name in names} == {"pylo_zoo"}, "nothing else lands in site-packages"
+    assert {name.partition("/")[0] for name in names} == {"pylo_zoo"}, "nothing else is installed into site-packages"
 
 
 def test_the_installed_wheel_works(built: Path, tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_the_installed_wheel_works(built: Path, tmp_path: Path) -> None:
 
 
 def test_make_test_oldest_installs_the_lowest_versions_that_are_declared() -> None:
-    """Every range of pyproject.toml has a lower bound, and the constraints pin the first release that meets it."""
+    """Every range in pyproject.toml has a lower bound, and the constraints pin the first release that meets it."""
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     declared = {name.lower().replace("_", "-"): bound for name, bound in RANGE.findall(project)}
     lines = (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8").splitlines()

@@ -32,9 +32,9 @@ class Model(nn.Module):
         self.frozen = nn.Linear(2, 2).requires_grad_(False)
 
 
-def test_routes_know_layout_rule_and_reason() -> None:
-    found = {route.name: (route.layout, route.rule) for route in routes(Model())}
-    assert found == {
+def test_routes_have_layout_rule_and_reason() -> None:
+    result = {route.name: (route.layout, route.rule) for route in routes(Model())}
+    assert result == {
         "experts": ("jax", "learned"),
         "embed.weight": ("jax", "adamw"),
         "conv.weight": ("torch", "learned"),
@@ -52,7 +52,7 @@ TABLE_LORA = ("torch", "adamw")
 
 
 def adapter(name: str, *shape: int) -> nn.Module:
-    """A parameter in a ParameterDict by adapter, as the peft package keeps those that no module owns."""
+    """A parameter per adapter in a ParameterDict, as peft stores parameters outside a module."""
     model = nn.Module()
     model.register_module(name, nn.ParameterDict({"default": nn.Parameter(torch.randn(shape))}))
     return model
@@ -192,7 +192,7 @@ def by_name(*args: Any, **options: Any) -> dict[str, Any]:
 # --- heads and shared parameters -------------------------------------------------------------------------------------
 
 
-def test_a_tied_head_is_the_embedding_and_an_untied_one_its_own() -> None:
+def test_a_tied_head_is_the_embedding_and_an_untied_one_is_separate() -> None:
     tied, untied = by_name(GPT(tied=True)), by_name(GPT(tied=False))
     assert "lm_head.weight" not in tied
     assert tied["wte.weight"].tied == ("lm_head.weight",)
@@ -202,7 +202,7 @@ def test_a_tied_head_is_the_embedding_and_an_untied_one_its_own() -> None:
     assert by_name(GPT(tied=True), head="learned")["wte.weight"].rule == "adamw"
 
 
-def test_a_tied_head_that_stands_first_is_still_the_embedding() -> None:
+def test_a_tied_head_that_comes_first_is_still_the_embedding() -> None:
     model = nn.ModuleDict({"lm_head": nn.Linear(4, 9, bias=False), "wte": nn.Embedding(9, 4)})
     model["wte"].weight = model["lm_head"].weight
     (route,) = routes(model)
@@ -236,12 +236,12 @@ def test_a_head_tied_to_a_custom_table_is_the_table() -> None:
         (nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), set()),
     ],
 )
-def test_heads_are_told_by_the_model_and_by_names_outside_blocks(model: nn.Module, heads: set[str]) -> None:
+def test_heads_are_identified_by_the_model_and_by_names_outside_blocks(model: nn.Module, heads: set[str]) -> None:
     assert {route.name for route in routes(model) if route.kind == "head"} == heads
 
 
-def test_a_model_is_asked_for_its_head_before_names_decide() -> None:
-    class Asked(nn.Sequential):
+def test_the_models_own_head_takes_precedence_over_names() -> None:
+    class HeadModel(nn.Sequential):
         def get_output_embeddings(self) -> nn.Module:
             return self[1]
 
@@ -250,41 +250,41 @@ def test_a_model_is_asked_for_its_head_before_names_decide() -> None:
             raise RuntimeError("this model has none")
 
     layers = nn.Linear(4, 8), nn.Linear(8, 2)
-    assert [route.name for route in routes(Asked(*layers)) if route.kind == "head"] == ["1.weight"]
+    assert [route.name for route in routes(HeadModel(*layers)) if route.kind == "head"] == ["1.weight"]
     assert not [route for route in routes(Refuses(*layers)) if route.kind == "head"]
 
 
 # --- patterns and options --------------------------------------------------------------------------------------------
 
 
-def test_names_and_patterns_overrule() -> None:
+def test_names_and_patterns_override() -> None:
     found = by_name(Model(), adamw=["gate.*"], learned="embed.weight")
     assert (found["gate.weight"].rule, found["embed.weight"].rule) == ("adamw", "learned")
     assert "gate.*" in found["gate.weight"].reason
-    # a module's name means all in it; any name of a shared parameter serves; the more specific pattern wins
+    # a module's name selects all its parameters; any name of a shared parameter works; the more specific pattern wins
     found = by_name(Model(), learned="*", adamw=["conv", "head.weight"])
     rules = {name: route.rule for name, route in found.items()}
     assert {name for name, rule in rules.items() if rule == "adamw"} == {"conv.weight", "conv.bias", "embed.weight"}
     assert set(rules.values()) == {"adamw", "learned"}
 
 
-def test_layouts_and_options_go_by_pattern() -> None:
-    found = by_name(
+def test_patterns_set_layouts_and_options() -> None:
+    result = by_name(
         Model(),
         layouts={"exp*": "torch-stacked"},
         options={"*": {"lr": 1.0}, "conv": {"lr": 2.0, "weight_decay": 0.5}, "conv.bias": {"lr": 3.0}},
         weight_decay=0.1,
         decay_vectors=False,
     )
-    assert found["experts"].layout == "torch-stacked"
+    assert result["experts"].layout == "torch-stacked"
     both = by_name(Model(), layouts={"exp*": "torch-stacked"}, adamw="experts")["experts"].reason
     assert both == "named by adamw='experts': stack, layout by layouts['exp*']"
-    assert dict(found["conv.weight"].options) == {"lr": 2.0, "weight_decay": 0.5}
-    assert dict(found["conv.bias"].options) == {"lr": 3.0, "weight_decay": 0.5}
-    assert dict(found["norm.weight"].options) == {"lr": 1.0, "weight_decay": 0.0}
-    assert dict(found["gate.weight"].options) == {"lr": 1.0, "weight_decay": 0.1}
-    said = by_name(Model(), adam_weight_decay=0.3, decay_vectors=False)["norm.bias"].options
-    assert dict(said) == {"adam_weight_decay": 0.0, "weight_decay": 0.0}
+    assert dict(result["conv.weight"].options) == {"lr": 2.0, "weight_decay": 0.5}
+    assert dict(result["conv.bias"].options) == {"lr": 3.0, "weight_decay": 0.5}
+    assert dict(result["norm.weight"].options) == {"lr": 1.0, "weight_decay": 0.0}
+    assert dict(result["gate.weight"].options) == {"lr": 1.0, "weight_decay": 0.1}
+    options = by_name(Model(), adam_weight_decay=0.3, decay_vectors=False)["norm.bias"].options
+    assert dict(options) == {"adam_weight_decay": 0.0, "weight_decay": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -301,16 +301,16 @@ def test_layouts_and_options_go_by_pattern() -> None:
         ({"adamw": "gate", "learned": "gate"}, r"\['gate'\] stand in"),
     ],
 )
-def test_what_names_nothing_or_contradicts_is_an_error(options: dict[str, Any], message: str) -> None:
+def test_unmatched_or_contradicting_patterns_are_errors(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ZooError, match=message):
         param_groups(Model(), **options)
 
 
-def test_a_pattern_may_name_what_is_frozen() -> None:
+def test_a_pattern_can_match_frozen_parameters() -> None:
     assert [route.name for route in routes(Model(), adamw="frozen")] == [route.name for route in routes(Model())]
 
 
-def test_what_is_no_model_or_has_no_shapes_is_an_error() -> None:
+def test_a_model_without_modules_or_shapes_is_an_error() -> None:
     with pytest.raises(ZooError, match="as groups="):
         param_groups(list(Model().parameters()))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ZooError, match=r"0.weight has no shape yet"):
@@ -378,7 +378,7 @@ def test_every_optimizer_takes_the_groups(cls: type, case: str, more: dict[str, 
     cls(param_groups(model), weights=artifact(case), **more).load_state_dict(state)
 
 
-def test_celo2_gives_the_head_to_adamw_unless_asked() -> None:
+def test_celo2_routes_the_head_to_adamw_by_default() -> None:
     for options, expected in (({}, True), ({"head": "learned"}, False), ({"learned": "*"}, False)):
         model = GPT(tied=False)
         optimizer = CELO2(param_groups(model, **options), weights=artifact("celo2"))  # pyright: ignore
@@ -388,13 +388,13 @@ def test_celo2_gives_the_head_to_adamw_unless_asked() -> None:
         assert ("step" in optimizer.state[model.lm_head.weight]) is expected  # AdamW alone counts its steps
 
 
-# --- stacks kept as (experts, out, in) -------------------------------------------------------------------------------
+# --- stacks stored as (experts, out, in) -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("cls", "case"), [(CELO2, "celo2"), (ELO, "elo"), (AdafacLO, "small_fc_lopt")])
 def test_a_stack_in_torch_layout_moves_as_its_transpose_in_jax_layout(cls: type, case: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(3, 6, 6, generator=generator)  # square: where the order of axes decides
+    start = torch.randn(3, 6, 6, generator=generator)  # square, so only the order of axes decides
     gradients = [torch.randn(3, 6, 6, generator=generator) for _ in range(3)]
 
     def moved(
@@ -427,14 +427,14 @@ def test_a_stack_in_torch_layout_moves_as_its_transpose_in_jax_layout(cls: type,
 
 @pytest.mark.parametrize("hidden", [2, 3, 4])  # at 2 the up projections are square, at 4 the down projection is
 @pytest.mark.parametrize("transposed", [True, False])
-def test_shapes_of_up_and_down_projections_tell_how_a_stack_is_kept(transposed: bool, hidden: int) -> None:
+def test_shapes_of_up_and_down_projections_determine_the_layout_of_a_stack(transposed: bool, hidden: int) -> None:
     found = by_name(Experts(transposed, dim=4, hidden=hidden))
     expected = "torch-stacked" if transposed else "jax"
     assert [found[name].layout for name in ("gate_up_proj", "down_proj")] == [expected] * 2
     assert all("as the module's shapes fit" in found[name].reason for name in ("gate_up_proj", "down_proj"))
 
 
-def test_a_stack_without_such_a_pair_is_read_as_jax_keeps_it() -> None:
+def test_a_stack_without_such_a_pair_is_read_in_jax_layout() -> None:
     alone = by_name(Raw("experts", 2, 4, 4))["experts"]
     assert alone.layout == "jax"
     assert 'else say "torch-stacked"' in alone.reason
@@ -443,7 +443,7 @@ def test_a_stack_without_such_a_pair_is_read_as_jax_keeps_it() -> None:
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
-def test_the_table_says_everything_and_joins_numbered_layers() -> None:
+def test_the_table_is_complete_and_merges_numbered_layers() -> None:
     text = str(routes(GPT(tied=True), weight_decay=0.1, decay_vectors=False))
     lines = text.splitlines()
     assert lines[0].split() == ["parameter", "shape", "layout", "rule", "weight_decay", "why"]
@@ -458,7 +458,7 @@ def test_the_table_says_everything_and_joins_numbered_layers() -> None:
     assert "(3)" not in whole
 
 
-def test_the_table_counts_by_rule_and_names_what_is_left_out() -> None:
+def test_the_table_counts_by_rule_and_names_omitted_parameters() -> None:
     *_, numbers, auto, frozen = str(routes(Model())).splitlines()
     assert numbers == "7 parameters, 222 numbers: learned 141, adamw 66, auto 15"
     assert "CELO2-base" in auto

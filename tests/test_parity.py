@@ -1,4 +1,4 @@
-"""The parity check: it passes where it should, says no where it must, and says where."""
+"""The parity check passes for correct ports, fails for incorrect ones, and reports where."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from pylo_zoo.samples import velo_sample
 pytest.importorskip("jax")
 
 SLOW = {"celo", "celo2-base", "elo-celo2", "mulo"}
-"""Families whose whole proof only ``make test-full`` runs: the others reach the same code."""
+"""Families whose whole proof only ``make test-full`` runs; the others reach the same code."""
 FAMILIES = [
     pytest.param(family, marks=pytest.mark.slow) if family in SLOW else family for family in converters.FAMILIES
 ]
 SINGLE_STEP = 1e-10
-"""What the project promises of every float64 step, in units of the update."""
+"""The promised accuracy of every float64 step, in units of the update."""
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_passes(family: str) -> None:
-    made, _ = random_weights(family)
-    assert made.architecture == SMALL.get(family, made.architecture)
+    random_artifact, _ = random_weights(family)
+    assert random_artifact.architecture == SMALL.get(family, random_artifact.architecture)
     report = proof(family)
     failed = [(check.name, check.dtype, check.worst, check.broken) for check in report.checks if not check.passed]
     assert (report.status, failed, report.missed) == ("passed", [], [])
@@ -61,14 +61,14 @@ def test_every_float64_step_is_right_to_1e_10_of_the_update(family: str) -> None
 
 
 def planned(family: str) -> dict[str, tuple[set[str], int]]:
-    """Names of the parameters and number of steps of every run."""
+    """Parameter names and number of steps of every run."""
     runs = plan.plan(random_weights(family)[0])
     return {run.name: ({case.name for case in run.cases}, run.steps) for run in runs}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_run_is_stepped_by_the_fused_kernels_too(family: str) -> None:
-    """``backend="auto"`` trains with them; zero parameters and tensors of over 65,536 elements are among the runs."""
+    """``backend="auto"`` trains with them; the runs include zero parameters and tensors of over 65,536 elements."""
     report = proof(family)
     assert [each.device for each in report.kernels] == ["cpu", "cuda"]
     fused = [each.device for each in report.kernels if each.compared]
@@ -84,20 +84,20 @@ def test_every_run_is_stepped_by_the_fused_kernels_too(family: str) -> None:
 Gap = Callable[[list[Check], list[Control]], tuple[list[Check], list[Control]]]
 
 
-def without(**wanted: Any) -> Gap:
-    """Leave out the checks that have these attributes."""
+def without(**expected: Any) -> Gap:
+    """Leave out the checks with these attributes."""
     return lambda checks, controls: (
-        [each for each in checks if any(getattr(each, name) != value for name, value in wanted.items())],
+        [each for each in checks if any(getattr(each, name) != value for name, value in expected.items())],
         controls,
     )
 
 
-def emptied(**wanted: Any) -> Gap:
-    """Leave one parameter in the checks that have these attributes."""
+def emptied(**expected: Any) -> Gap:
+    """Keep one parameter in the checks with these attributes."""
 
     def change(check: Check) -> Check:
-        here = all(getattr(check, name) == value for name, value in wanted.items())
-        return replace(check, errors=dict([*check.errors.items()][:1])) if here else check
+        selected = all(getattr(check, name) == value for name, value in expected.items())
+        return replace(check, errors=dict([*check.errors.items()][:1])) if selected else check
 
     return lambda checks, controls: ([change(each) for each in checks], controls)
 
@@ -123,11 +123,11 @@ GAPS: dict[str, Gap] = {
     **{f"no {dtype} steps": without(level="step", dtype=dtype, kernels="") for dtype in ("float64", "float32")},
     **{f"no run {course.name}": without(level="trajectory", name=course.name) for course in trajectory.COURSES},
     "no network": without(level="network"),
-    "parameters of a regime emptied": emptied(level="step", name="huge"),
-    "long tensors emptied": emptied(name=plan.LONG_RUN),
-    "parameters of options emptied": emptied(kind="options"),
-    "parameters of flags emptied": emptied(kind="flags"),
-    "bounds of steps": widened(6e9),
+    "parameters of a regime left out": emptied(level="step", name="huge"),
+    "long tensors left out": emptied(name=plan.LONG_RUN),
+    "parameters of options left out": emptied(kind="options"),
+    "parameters of flags left out": emptied(kind="flags"),
+    "wider bounds of steps": widened(6e9),
     **{
         f"no fault {fault.name}": lambda checks, controls, name=fault.name: (
             checks,
@@ -135,7 +135,7 @@ GAPS: dict[str, Gap] = {
         )
         for fault in controls.FAULTS
     },
-    "no fault of a level": lambda checks, controls: (checks, [c for c in controls if ", by " not in c.name]),
+    "a level without faults": lambda checks, controls: (checks, [c for c in controls if ", by " not in c.name]),
 }
 
 
@@ -160,7 +160,7 @@ def test_a_proof_without_its_kernels_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("factor", [2.0, 6e9])
-def test_bounds_wider_than_their_derivation_are_refused(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bounds_wider_than_derived_are_refused(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
     report = proof("celo-adam")
     right = bounds.allowed
     monkeypatch.setattr(bounds, "allowed", lambda *arguments: factor * right(*arguments))
@@ -183,8 +183,8 @@ def test_verify_refuses_an_incomplete_proof(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_whole_runs_of_1_10_and_200_steps(family: str) -> None:
-    found = {(check.dtype, check.name, check.steps) for check in proof(family).of_level("trajectory")}
-    assert found == {
+    result = {(check.dtype, check.name, check.steps) for check in proof(family).of_level("trajectory")}
+    assert result == {
         (dtype, name, steps)
         for dtype in ("float64", "float32")
         for name, steps in (("ordinary", 10), ("spikes", 10), ("long", 200))
@@ -212,7 +212,7 @@ def test_planted_faults_are_caught_and_counted(family: str) -> None:
         assert found["Newton–Schulz"].by == "orthogonalized"
 
 
-def test_a_family_tries_what_it_has() -> None:
+def test_a_family_plants_its_applicable_faults() -> None:
     names = {family: {run.name.partition(":")[0] for run in plan.plan(random_weights(family)[0])} for family in SMALL}
     assert {"clip_norm 0.01", "AdamW's own", "grad_clip_val 0.001", "switches thrown"} <= names["celo2"]
     assert "NaN" in names["elo"]
@@ -223,14 +223,14 @@ def test_a_family_tries_what_it_has() -> None:
 
 @pytest.mark.parametrize(("family", "source"), [("celo", CELO), ("celo-adam", CELO_ADAM)])
 def test_the_published_checkpoints_pass(family: str, source: Path) -> None:
-    made = convert(family, source=source)
-    assert made.name == family  # the registry knows the file
-    assert parity.verify(made, source).passed
+    converted = convert(family, source=source)
+    assert converted.name == family  # the registry has the file's hash
+    assert parity.verify(converted, source).passed
 
 
 def test_one_weight_off_by_a_thousandth_fails_at_every_level() -> None:
-    made, source = random_weights("celo-adam")
-    report = parity.verify(corrupted(made, "controller.step_size.weight", 1.001), source)
+    random_artifact, source = random_weights("celo-adam")
+    report = parity.verify(corrupted(random_artifact, "controller.step_size.weight", 1.001), source)
     assert not report.passed
     assert len(report.leaves.differing) == 1
     failed = {(check.level, check.dtype) for check in report.checks if not check.passed}
@@ -243,32 +243,32 @@ def test_one_weight_off_by_a_thousandth_fails_at_every_level() -> None:
 
 
 @pytest.mark.parametrize("behavior", [{"step_mult": 0.01}, {"initial_momentum_decays": (0.99, 0.9, 0.999)}])
-def test_a_behaviour_that_the_sources_own_files_contradict_fails(
+def test_a_behavior_that_contradicts_the_source_fails(
     behavior: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both sides take the artifact's behaviour, so only what is said elsewhere can show that it is wrong."""
+    """Both sides use the artifact's behavior, so only other sources can contradict it."""
     without_jax(monkeypatch)
     source = Path(velo_sample.__file__).parent / "velo-sample" / "params"
-    made = convert("velo-sample")
-    assert parity.verify(made, source).status == "not_run"
-    report = parity.verify(replace(made, behavior=replace(made.behavior, **behavior)), source)
+    converted = convert("velo-sample")
+    assert parity.verify(converted, source).status == "not_run"
+    report = parity.verify(replace(converted, behavior=replace(converted.behavior, **behavior)), source)
     assert report.status == "failed"
     assert "config.gin" in report.statements.contradictions[0]
     with pytest.raises(ZooError, match=r"config\.gin"):
         convert("velo", source=source, settings=behavior)
 
 
-def test_training_refuses_what_changed_since_it_was_proven(tmp_path: Path) -> None:
+def test_training_refuses_artifacts_changed_after_the_proof(tmp_path: Path) -> None:
     source = write_theta(tmp_path, "elo")
-    made = convert("elo", source=source)
-    origin = {"uri": made.source.uri, "sha256": made.source.sha256}
-    proven = {"status": "passed", "fingerprint": made.fingerprint, "name": made.name, "source": origin}
-    directory = write(replace(made, parity=proven), tmp_path / "elo")
-    assert load(directory).fingerprint == made.fingerprint
-    write(replace(corrupted(made, "mlp.layers.0.weight", 1.5), parity=proven), directory, force=True)
+    converted = convert("elo", source=source)
+    origin = {"uri": converted.source.uri, "sha256": converted.source.sha256}
+    proven = {"status": "passed", "fingerprint": converted.fingerprint, "name": converted.name, "source": origin}
+    directory = write(replace(converted, parity=proven), tmp_path / "elo")
+    assert load(directory).fingerprint == converted.fingerprint
+    write(replace(corrupted(converted, "mlp.layers.0.weight", 1.5), parity=proven), directory, force=True)
     with pytest.raises(ZooError, match="changed since"):
         load(directory)
-    write(replace(made, parity={"status": "failed"}), directory, force=True)
+    write(replace(converted, parity={"status": "failed"}), directory, force=True)
     with pytest.raises(ZooError, match="failed its parity"):
         load(directory)
 
@@ -288,14 +288,14 @@ def test_without_jax_the_leaves_are_still_compared(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_same_run_gives_the_same_report_and_the_same_vectors() -> None:
-    made, source = random_weights("celo-adam")
-    one, two = (parity.verify(made, source) for _ in range(2))
+    random_artifact, source = random_weights("celo-adam")
+    one, two = (parity.verify(random_artifact, source) for _ in range(2))
     assert {**one.to_dict(), "created": ""} == {**two.to_dict(), "created": ""}
     assert one.vectors == two.vectors
-    other = parity.verify(made, source, seed=1)
+    other = parity.verify(random_artifact, source, seed=1)
     assert other.passed
     assert other.to_dict()["checks"] != one.to_dict()["checks"]
-    assert not parity.verify(made, source, max_error=0.0).passed
+    assert not parity.verify(random_artifact, source, max_error=0.0).passed
 
 
 # --- replay ------------------------------------------------------------------------------------------------------
@@ -304,13 +304,13 @@ def test_the_same_run_gives_the_same_report_and_the_same_vectors() -> None:
 @pytest.fixture
 def proven(tmp_path: Path) -> Path:
     """The directory of an artifact with its proof."""
-    made, source = random_weights("celo-adam")
-    directory = write(made, tmp_path / "celo-adam")
+    random_artifact, source = random_weights("celo-adam")
+    directory = write(random_artifact, tmp_path / "celo-adam")
     assert verify_target(directory, source).passed
     return directory
 
 
-def test_verify_target_replaces_the_artifacts_proof(proven: Path) -> None:
+def test_verify_target_replaces_the_proof(proven: Path) -> None:
     recorded = read(proven).parity
     assert recorded is not None
     assert recorded["status"] == "passed"
@@ -326,18 +326,18 @@ def test_a_read_only_artifact_is_verified_with_a_warning(proven: Path, monkeypat
     assert {path.name: path.read_bytes() for path in proven.iterdir()} == before
 
 
-def test_behaviour_that_nobody_says_is_named() -> None:
-    made, source = random_weights("celo-adam")
-    edited = replace(made, behavior=replace(made.behavior, step_mult=0.002))
+def test_behavior_without_a_source_is_named() -> None:
+    random_artifact, source = random_weights("celo-adam")
+    edited = replace(random_artifact, behavior=replace(random_artifact.behavior, step_mult=0.002))
     report = parity.verify(edited, source)
-    assert report.passed  # nothing could show it wrong
+    assert report.passed  # no source contradicts it
     assert "step_mult = 0.002, where the released value is 0.001" in report.statements.unsaid
     assert report.coverage is not None
     assert any("step_mult = 0.002" in each for each in report.coverage.not_covered)
     assert proof("celo-adam").statements.unsaid[0] == "step_mult = 0.001"
 
 
-def test_a_replay_needs_no_jax_and_catches_what_it_should(proven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replay_needs_no_jax_and_detects_faults(proven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_jax(monkeypatch)
     report = parity.replay(read(proven))
     assert report.passed
@@ -350,8 +350,8 @@ def test_a_replay_needs_no_jax_and_catches_what_it_should(proven: Path, monkeypa
         "one bit",
         "gate order",
     ]
-    made = read(proven)
-    write(corrupted(made, "controller.direct.weight", 1.001), proven.parent / "changed")
+    loaded = read(proven)
+    write(corrupted(loaded, "controller.direct.weight", 1.001), proven.parent / "changed")
     for name in ("parity.json", "parity-vectors.safetensors"):
         (proven.parent / "changed" / name).write_bytes((proven / name).read_bytes())
     report = parity.replay(read(proven.parent / "changed"))
@@ -360,7 +360,7 @@ def test_a_replay_needs_no_jax_and_catches_what_it_should(proven: Path, monkeypa
     assert any(not check.passed for check in report.checks if check.level == "trajectory")
 
 
-def test_a_replay_refuses_what_is_not_its_own(proven: Path) -> None:
+def test_a_replay_refuses_other_vectors(proven: Path) -> None:
     vectors = proven / "parity-vectors.safetensors"
     whole = vectors.read_bytes()
     vectors.write_bytes(whole[:-8] + bytes(8))

@@ -1,4 +1,4 @@
-"""Faults planted in the source of the torch side: single steps show them, and name the quantity where they begin."""
+"""Faults planted in the torch side's source: single steps show them and name the first affected quantity."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytest.importorskip("jax")
 
 
 class Fault(NamedTuple):
-    """A piece of the source of a function, what takes its place, and the quantity that shows it first."""
+    """A piece of a function's source, its replacement, and the first quantity that shows it."""
 
     module: ModuleType
     function: str
@@ -119,10 +119,10 @@ FAULTS = {
         "linspace(1, math.log10(num_steps + 1)",
         "loss_average",
     ),
-    "epsilon of the normaliser": Fault(
+    "epsilon of the normalization": Fault(
         features, "normalize", "torch.rsqrt(eps", "torch.rsqrt(2 * eps", "normalized/gradient"
     ),
-    "normaliser by deviation": Fault(
+    "normalization by deviation": Fault(
         features, "mean_square", "x.square().mean(", "x.var(unbiased=False, ", "normalized/gradient"
     ),
     "epsilon of the scale": Fault(features, "parameter_scale", "mean() + 1e-9", "mean() + 1e-8", "parameter_scale"),
@@ -179,7 +179,7 @@ FAULTS = {
 
 @contextmanager
 def planted(fault: Fault) -> Iterator[None]:
-    """The torch side with the fault in it."""
+    """The torch side with the fault."""
     owner: Any = fault.module
     *path, name = fault.function.split(".")
     for each in path:
@@ -217,23 +217,23 @@ def test_there_is_no_difference_without_a_fault(family: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_shown_where_it_begins(name: str) -> None:
+def test_a_planted_fault_is_located(name: str) -> None:
     fault = FAULTS[name]
     with planted(fault):
-        found = difference(fault.family, fault.regime)
-    assert found is not None
-    assert found.quantity == fault.shows
+        result = difference(fault.family, fault.regime)
+    assert result is not None
+    assert result.quantity == fault.shows
 
 
-def test_where_the_loss_minimum_starts_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run's first step begins with the optimizer's own new state, not with a synchronised one."""
+def test_the_initial_loss_minimum_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's first step uses the optimizer's own new state, not a synchronized one."""
     monkeypatch.setattr(conditioning, "LOSS_MINIMUM_START", 100.0)
-    found = difference("velo", "huge")
-    assert found is not None
-    assert (found.quantity, found.step) == ("loss_minimum", 0)
+    result = difference("velo", "huge")
+    assert result is not None
+    assert (result.quantity, result.step) == ("loss_minimum", 0)
 
 
-def test_an_exception_has_a_place() -> None:
+def test_an_exception_is_located() -> None:
     with planted(FAULTS["an exception"]):
         found = difference("velo", "ordinary")
     assert found is not None
@@ -242,7 +242,7 @@ def test_an_exception_has_a_place() -> None:
     assert (found.case, found.step) == ("scalar", 0)
 
 
-def test_a_wrong_tie_is_seen_in_tied_shapes_alone() -> None:
+def test_a_wrong_tie_shows_only_in_tied_shapes() -> None:
     tied = next(fault for fault in controls.FAULTS if fault.name == "tied axes")
     with controls.substituted(tied.code, "pylo_zoo.optim"):
         found = difference("velo", "ordinary")
@@ -264,10 +264,10 @@ def test_a_wrong_tie_is_seen_in_tied_shapes_alone() -> None:
         ("mulo", "momentum_decays", "momentum"),
     ],
 )
-def test_a_wrong_weight_is_shown_where_it_begins(family: str, tensor: str, first: str) -> None:
+def test_a_wrong_weight_is_located(family: str, tensor: str, first: str) -> None:
     wrong = corrupted(random_weights(family)[0], tensor, 1.001)
-    found = first_difference([compare(wrong, walk(family, "ordinary"), "float64", "torch")])
-    assert found is not None
-    assert (found.quantity, found.step) == (first, 0)
-    assert found.ours != found.theirs
-    assert next(link.quantity for link in found.chain if not link.passed) == first
+    result = first_difference([compare(wrong, walk(family, "ordinary"), "float64", "torch")])
+    assert result is not None
+    assert (result.quantity, result.step) == (first, 0)
+    assert result.ours != result.theirs
+    assert next(link.quantity for link in result.chain if not link.passed) == first

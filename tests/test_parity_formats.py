@@ -1,4 +1,4 @@
-"""A report as Markdown, as JUnit XML, and as JSON by its schema."""
+"""A report as Markdown, as JUnit XML, and as JSON that follows its schema."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCHEMA = json.loads((Path(__file__).parent.parent / "docs" / "parity.schema.json
 
 
 def table_rows(text: str) -> list[list[Token]]:
-    """The cells of the tables of ``text`` by row, as a Markdown parser sees them."""
+    """The cells of the tables in ``text`` by row, as a Markdown parser reads them."""
     rows: list[list[Token]] = []
     for token, content in zip(tokens(text), tokens(text)[1:], strict=False):
         if token.type == "tr_open":
@@ -33,7 +33,7 @@ def table_rows(text: str) -> list[list[Token]]:
 
 
 def tokens(text: str) -> list[Token]:
-    """``text`` as a Markdown parser that lets HTML pass sees it."""
+    """``text`` as read by a Markdown parser that allows HTML."""
     return MarkdownIt("commonmark").enable("table").parse(text)
 
 
@@ -54,7 +54,7 @@ def test_the_card_has_verdict_levels_faults_and_versions() -> None:
 
 
 @pytest.mark.parametrize("make", [markdown.render_markdown, lambda report: markdown.render_many([report, passing()])])
-def test_what_strangers_wrote_is_text_in_markdown(make: Callable[[Report], str]) -> None:
+def test_untrusted_text_is_escaped_in_markdown(make: Callable[[Report], str]) -> None:
     text = make(hostile())
     for token in [part for each in tokens(text) for part in (each, *(each.children or []))]:
         assert token.type not in ("html_block", "image", "link_open", "em_open", "code_inline", "fence"), token
@@ -67,7 +67,7 @@ def test_what_strangers_wrote_is_text_in_markdown(make: Callable[[Report], str])
     assert " ".join(phrases.plain(HOSTILE).split()) in shown
 
 
-def test_the_summary_has_a_line_a_report() -> None:
+def test_the_summary_has_one_line_per_report() -> None:
     rows = table_rows(markdown.render_many([passing(), failing(), not_run()]))
     assert [row[0].content for row in rows[1:]] == ["velo", "broken (velo)", "unknown (velo)"]
     assert [row[3].content for row in rows[1:]] == ["2.0e-13", "✕ ∞", "–"]
@@ -76,7 +76,7 @@ def test_the_summary_has_a_line_a_report() -> None:
 # --- JUnit -------------------------------------------------------------------------------------------------------
 
 
-def test_junit_has_a_case_for_everything_and_counts_right() -> None:
+def test_junit_has_a_case_per_check_and_correct_counts() -> None:
     text = junit.render_junit([passing(), failing(), not_run()], {"celo": "no file"}, {"elo": "damaged"})
     root = ET.fromstring(text)
     suites = {suite.get("name"): suite for suite in root.findall("testsuite")}
@@ -99,7 +99,7 @@ def test_junit_has_a_case_for_everything_and_counts_right() -> None:
     assert all(case.get("time") == "0" for case in root.iter("testcase"))
 
 
-def test_a_failure_in_junit_says_where_and_how_far() -> None:
+def test_a_failure_in_junit_has_a_place_and_an_error() -> None:
     root = ET.fromstring(junit.render_junit([failing()]))
     (failure,) = root.findall(".//testcase[@name='single step, float64, torch layout, ordinary']/failure")
     assert failure.get("message") == "square dense: off by 1.2 of the update, 1.0e-12 is allowed"
@@ -109,7 +109,7 @@ def test_a_failure_in_junit_says_where_and_how_far() -> None:
     assert (leaves.text or "").split("\n") == ["missing: a/b", "differing: mlp/w0"]
 
 
-def test_what_strangers_wrote_is_text_in_junit() -> None:
+def test_untrusted_text_is_escaped_in_junit() -> None:
     text = junit.render_junit([hostile()], {HOSTILE: HOSTILE})
     text.encode("utf-8")
     root = ET.fromstring(text)
@@ -136,19 +136,19 @@ def test_reports_follow_the_schema(make: Callable[[], Report], validator: Any) -
 
 MUTILATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "another version": lambda report: report.update(schema_version=1),
-    "a status of its own": lambda report: report.update(status="fine"),
-    "a field too many": lambda report: report.update(comment="all good"),
-    "a field too few": lambda report: report.pop("fingerprint"),
+    "an unknown status": lambda report: report.update(status="fine"),
+    "an additional field": lambda report: report.update(comment="all good"),
+    "a missing field": lambda report: report.pop("fingerprint"),
     "passed with a missed fault": lambda report: report["controls"][0].update(status="missed"),
     "passed with a failed check": lambda report: report["checks"][0].update(passed=False),
     "passed without checks": lambda report: report.update(checks=[]),
     "passed with other leaves": lambda report: report["leaves"].update(passed=False),
-    "an error in words": lambda report: report["quantities"][0].update(error="small"),
+    "an error as text": lambda report: report["quantities"][0].update(error="small"),
     "a negative error": lambda report: report["quantities"][0].update(error=-1e-3),
     "an error that is not finite, left out": lambda report: report["checks"][0]["errors"]["mlp"].pop("error"),
-    "a check of no level": lambda report: report["checks"][1].update(level="epoch"),
+    "a check of an unknown level": lambda report: report["checks"][1].update(level="epoch"),
     "a network with a layout": lambda report: report["checks"][0].update(layout="jax"),
-    "a step of no kind": lambda report: report["checks"][1].update(kind=""),
+    "a step of an unknown kind": lambda report: report["checks"][1].update(kind=""),
     "a short hash": lambda report: report["source"].update(sha256="abc"),
     "another date": lambda report: report.update(created="yesterday"),
     "not run, with checks": lambda report: report.update(status="not_run", reason="no jax"),
@@ -156,7 +156,7 @@ MUTILATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 @pytest.mark.parametrize("name", MUTILATIONS)
-def test_a_mutilated_report_does_not_follow_the_schema(name: str, validator: Any) -> None:
+def test_an_incomplete_report_does_not_follow_the_schema(name: str, validator: Any) -> None:
     report = passing().to_dict()
     MUTILATIONS[name](report)
     assert report != passing().to_dict()
@@ -174,7 +174,7 @@ def test_the_schema_describes_every_field() -> None:
 def test_a_real_report_follows_the_schema_and_is_rendered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validator: Any
 ) -> None:
-    """One that verify made, of two regimes and a short run, so that it takes seconds; and the same of a broken port."""
+    """A report made by verify, with two regimes and one short run, and the same for a broken port."""
     pytest.importorskip("jax")
     from trees import write_theta
 
@@ -186,18 +186,18 @@ def test_a_real_report_follows_the_schema_and_is_rendered(
     whole = plan.plan
     chosen = ("ordinary", "zeros", "zero parameters", plan.LONG_RUN, plan.BELOW)
 
-    def planned(*given: Any) -> list[Any]:
-        runs = [run for run in whole(*given) if run.name in chosen]
+    def planned(*inputs: Any) -> list[Any]:
+        runs = [run for run in whole(*inputs) if run.name in chosen]
         return [run if run.name == plan.LONG_RUN else replace(run, cases=REDUCED) for run in runs]
 
     monkeypatch.setattr(plan, "plan", planned)
     monkeypatch.setattr(completeness, "check", lambda *arguments: None)
     monkeypatch.setattr(trajectory, "COURSES", (trajectory.Course("short", "ordinary", 3, REDUCED, ("torch",)),))
     source = write_theta(tmp_path, "adafac-mlp", scale=0.1)
-    made = convert("adafac-mlp", source=source)
-    name, weight = next((name, tensor) for name, tensor in made.tensors.items() if tensor.ndim > 1)
-    broken = replace(made, tensors={**made.tensors, name: weight * 1.001})
-    for artifact, status in ((made, "passed"), (broken, "failed")):
+    converted = convert("adafac-mlp", source=source)
+    name, weight = next((name, tensor) for name, tensor in converted.tensors.items() if tensor.ndim > 1)
+    broken = replace(converted, tensors={**converted.tensors, name: weight * 1.001})
+    for artifact, status in ((converted, "passed"), (broken, "failed")):
         report = parity.verify(artifact, source)
         assert report.status == status
         validator.validate(json.loads(json.dumps(report.to_dict(), allow_nan=False)))

@@ -1,4 +1,4 @@
-"""Faults planted in the source of the CPU kernels: the proof, which ran the eager implementation alone, shows them."""
+"""Faults planted in the CPU kernels' source: the proof, which also runs the kernels, shows them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytest.importorskip("jax")
 
 
 class Fault(NamedTuple):
-    """A piece of a source file, what takes its place, and the run and the quantity that show it."""
+    """A piece of a source file, its replacement, and the run and quantity that show it."""
 
     file: str
     right: str
@@ -50,7 +50,7 @@ FAULTS = {
 
 @pytest.fixture
 def own_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A copy of the kernels' source that is compiled and loaded instead, without much optimization."""
+    """A copy of the kernels' source that is compiled and loaded instead, with little optimization."""
     if kernels_for("auto", torch.device("cpu")) is None:
         pytest.skip("no C++ compiler")
     source = tmp_path / "source"
@@ -88,10 +88,10 @@ def test_a_fault_in_the_kernels_source_fails_the_proof(name: str, own_kernels: P
     assert fault.shows in (named | {"parameter"} if moved_wrong else named)
 
 
-# --- where there are no kernels ----------------------------------------------------------------------------------
+# --- without kernels ---------------------------------------------------------------------------------------------
 
 
-def test_a_report_says_why_kernels_were_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_states_why_kernels_were_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pylo_zoo.kernels, "_found", {"cpu": "There is no C++ compiler."})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     report = quick_proof("elo")

@@ -1,4 +1,4 @@
-"""The proof itself put to the test: what its optimizer raises has a place, and a proof made vacuous does not pass."""
+"""Tests of the proof itself: exceptions of the optimizer are located, and a proof made vacuous does not pass."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FAMILY = "elo"
 
 
 def shown(report: Report) -> str:
-    """What the terminal shows of ``report``, on one line."""
+    """The terminal's rendering of ``report``, on one line."""
     console = Console(width=200, record=True, file=open("/dev/null", "w", encoding="utf-8"))  # noqa: SIM115
     tables.print_report(report, console)
     console.file.close()
@@ -37,7 +37,7 @@ def shown(report: Report) -> str:
 
 
 def test_the_quick_proof_passes() -> None:
-    """What the tests below break is right as it is."""
+    """The unmodified proof, which the tests below break, passes."""
     report = quick_proof(FAMILY)
     assert (report.status, report.missed) == ("passed", [])
 
@@ -46,7 +46,7 @@ def test_the_quick_proof_passes() -> None:
 
 
 def raising(error: Exception, step: int, case: int | None) -> Callable[[pytest.MonkeyPatch], None]:
-    """Have the eager optimizer raise at a step: in the update of the parameter of that place, or before any."""
+    """Make the eager optimizer raise at a step: in the update of the parameter at that place, or before any update."""
 
     def plant(patch: pytest.MonkeyPatch) -> None:
         cls: Any = optimizer_class(FAMILY)
@@ -58,8 +58,8 @@ def raising(error: Exception, step: int, case: int | None) -> Callable[[pytest.M
             calls["case"] = calls["case"] + 1 if int(steps_taken) == calls["step"] else 0
             calls["step"] = int(steps_taken)
             of_case = [p for group in self.param_groups for p in group["params"]]
-            here = case is None or arguments[0].parameter is of_case[case]
-            if int(steps_taken) == step and here:
+            selected = case is None or arguments[0].parameter is of_case[case]
+            if int(steps_taken) == step and selected:
                 raise error
             return right(self, *arguments)
 
@@ -72,13 +72,13 @@ RAISED = {
     "in the first step": (raising(ValueError("no"), 0, 1), "ValueError at step 1 of tall dense: no"),
     "in a later step": (raising(RuntimeError("shape"), 2, 0), "RuntimeError at step 3 of vector: shape"),
     "before any update": (raising(KeyError("momentum"), 1, None), "KeyError at step 2: 'momentum'"),
-    "an error of its own": (raising(ZooError("Bad state.", "Mend it."), 1, 2), "ZooError at step 2 of square experts"),
+    "a ZooError": (raising(ZooError("Bad state.", "Mend it."), 1, 2), "ZooError at step 2 of square experts"),
     "a long message": (raising(ValueError("x" * 10_000), 0, 0), "ValueError at step 1 of vector: x"),
 }
 
 
 @pytest.mark.parametrize("name", RAISED)
-def test_what_the_optimizer_raises_is_a_difference_with_a_place(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_of_the_optimizer_is_a_located_difference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant, said = RAISED[name]
     plant(monkeypatch)
     report = quick_proof(FAMILY)
@@ -93,7 +93,7 @@ def test_what_the_optimizer_raises_is_a_difference_with_a_place(name: str, monke
     Report.from_dict(json.loads(json.dumps(report.to_dict(), allow_nan=False)))
 
 
-def test_an_optimizer_that_raises_in_one_layout_fails_there_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_optimizer_that_raises_in_one_layout_fails_only_there(monkeypatch: pytest.MonkeyPatch) -> None:
     cls: Any = optimizer_class(FAMILY)
     right = cls.update
 
@@ -111,13 +111,13 @@ def test_an_optimizer_that_raises_in_one_layout_fails_there_alone(monkeypatch: p
         seed=0,
     )
     for layout, failed in (("torch", True), ("jax", False)):
-        found = explain.first_difference([steps.compare(random_weights(FAMILY)[0], walked, "float64", layout)])
-        assert (found is not None) == failed
+        result = explain.first_difference([steps.compare(random_weights(FAMILY)[0], walked, "float64", layout)])
+        assert (result is not None) == failed
 
 
 def test_a_network_that_raises_is_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, _ = random_weights(FAMILY)
-    monkeypatch.setattr(type(made.net()), "probe", lambda self, inputs: 1 / 0)
+    artifact, _ = random_weights(FAMILY)
+    monkeypatch.setattr(type(artifact.net()), "probe", lambda self, inputs: 1 / 0)
     report = quick_proof(FAMILY)
     network = report.of_level("network")
     assert [check.passed for check in network] == [False, False]
@@ -142,14 +142,14 @@ def test_kernels_that_raise_are_a_difference(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_weights_that_are_not_finite_in_the_original_prove_nothing() -> None:
-    """The reference has no finite first step: no step is compared, and the report says that instead of passing."""
-    made, _ = random_weights(FAMILY)
+    """The reference has no finite first step: no step is compared, and the report states that instead of passing."""
+    artifact, _ = random_weights(FAMILY)
     run = steps.Run("regime", "ordinary", "ordinary", cases.FEW, dict(converters.get(FAMILY).parity_hyper), steps=1)
     huge: Any = {"nn": {"~": {k: np.full_like(v, 1e30) for k, v in theta(FAMILY)["nn"]["~"].items()}}}
-    walked = steps.walk(made, {**theta(FAMILY), **huge}, run, seed=0)
+    walked = steps.walk(artifact, {**theta(FAMILY), **huge}, run, seed=0)
     assert not walked.before
-    found = steps.compare(made, walked, "float64", "torch")
-    assert found.errors.shape == (0, len(walked.ledger.keys))
+    result = steps.compare(artifact, walked, "float64", "torch")
+    assert result.errors.shape == (0, len(walked.ledger.keys))
 
 
 # --- a proof made vacuous ----------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def leaves_are_always_right(patch: Patch) -> None:
 
 
 def no_difference_is_found(patch: Patch) -> None:
-    patch.setattr(controls, "first_difference", lambda found: None)
+    patch.setattr(controls, "first_difference", lambda result: None)
 
 
 def every_check_passes(patch: Patch) -> None:
@@ -263,7 +263,7 @@ VACUOUS: dict[str, Callable[[Patch], None]] = {
 
 @pytest.mark.parametrize("name", VACUOUS)
 def test_a_proof_made_vacuous_fails_by_its_planted_faults(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The artifact is right, so that only the proof itself can fail."""
+    """The artifact is correct, so only the proof can fail."""
     quick_proof(FAMILY)  # the reference's side, before anything is broken
     VACUOUS[name](monkeypatch)
     report = quick_proof(FAMILY)
@@ -276,7 +276,7 @@ def test_a_report_without_planted_faults_does_not_pass() -> None:
     assert replace(report, controls=[]).status == "failed"
 
 
-# --- the clip of decays ------------------------------------------------------------------------------------------
+# --- clipping of decays ------------------------------------------------------------------------------------------
 
 CLIPPED = [family for family in converters.FAMILIES if family != "celo-adam"]
 
@@ -284,13 +284,13 @@ CLIPPED = [family for family in converters.FAMILIES if family != "celo-adam"]
 @pytest.mark.parametrize("family", CLIPPED)
 def test_decays_outside_their_range_are_clipped_on_both_sides(family: str) -> None:
     """SPEC §1 and §3: decays of second moments are clipped to [0, 1], learned ones after the offset."""
-    made, _ = random_weights(family)
-    changes = plan.clamped(made)
+    artifact, _ = random_weights(family)
+    changes = plan.clamped(artifact)
     assert set(changes[plan.BELOW]) == {"initial_rms_decays", "initial_adafactor_decays"}
-    decays: Any = sides.with_behavior(made, changes[plan.BELOW]).net()
+    decays: Any = sides.with_behavior(artifact, changes[plan.BELOW]).net()
     assert decays.decays().rms.tolist() == [0.0]
     assert decays.decays().adafactor.tolist() == [0.0, 0.0, 0.0]
-    learned = "rms_decays" in made.tensors
+    learned = "rms_decays" in artifact.tensors
     assert (plan.ABOVE in changes) == (not learned)
 
 
@@ -300,13 +300,13 @@ def test_every_family_with_learned_decays_reaches_the_clip() -> None:
 
 @pytest.mark.parametrize("family", ["adafac-mlp", "elo"])
 @pytest.mark.parametrize("decay", ["rms", "adafactor"])
-def test_one_unclipped_decay_is_shown(family: str, decay: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parity did not reach the clip before: unclipped rms decays passed."""
-    made, _ = random_weights(family)
-    run = next(run for run in plan.plan(made) if run.name == plan.BELOW)
-    walked = steps.walk(made, theta(family), run, seed=0)
-    assert explain.first_difference([steps.compare(made, walked, "float64", "torch")]) is None
-    net: Any = type(made.net())
+def test_one_unclipped_decay_is_detected(family: str, decay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without clipped decays among the runs, unclipped rms decays would pass."""
+    artifact, _ = random_weights(family)
+    run = next(run for run in plan.plan(artifact) if run.name == plan.BELOW)
+    walked = steps.walk(artifact, theta(family), run, seed=0)
+    assert explain.first_difference([steps.compare(artifact, walked, "float64", "torch")]) is None
+    net: Any = type(artifact.net())
     right = net.decays
 
     def unclipped(self: Any) -> Any:
@@ -316,6 +316,6 @@ def test_one_unclipped_decay_is_shown(family: str, decay: str, monkeypatch: pyte
         return right(self)._replace(**{decay: getattr(free, decay)})
 
     monkeypatch.setattr(net, "decays", unclipped)
-    found = explain.first_difference([steps.compare(made, walked, "float64", "torch")])
+    found = explain.first_difference([steps.compare(artifact, walked, "float64", "torch")])
     assert found is not None
     assert re.fullmatch("second_moment" if decay == "rms" else "row|col|diag", found.quantity)

@@ -1,4 +1,4 @@
-"""parity.json read back: the same report, and one clear error for whatever is none."""
+"""Reading parity.json: the same report, or one clear error for anything else."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from pylo_zoo.parity.report import Check, Error, Report
 
 
 def stranger() -> Report:
-    """A report whose every word is hostile, but which is one."""
+    """A valid report in which every text is hostile."""
     return replace(hostile(), created="")
 
 
 def original() -> Report:
-    """A report in which the group's own package took part."""
+    """A report that includes the group's own package."""
     report = passing()
     return replace(
         report, checks=[*report.checks, Check("original", "float32", "", "celo 1", 5, {"a": Error(0.0, 1e-4)})]
@@ -48,7 +48,7 @@ def through_json(report: Report) -> Any:
 
 
 def use(report: Report) -> None:
-    """Everything that shows a report."""
+    """Every rendering of a report."""
     html.render_html([report])
     markdown.render_markdown(report)
     markdown.render_many([report])
@@ -58,7 +58,7 @@ def use(report: Report) -> None:
 
 
 @pytest.mark.parametrize("name", REPORTS)
-def test_a_report_comes_back(name: str) -> None:
+def test_a_report_round_trips(name: str) -> None:
     report = REPORTS[name]()
     values = through_json(report)
     read = Report.from_dict(values)
@@ -70,7 +70,7 @@ def test_a_report_comes_back(name: str) -> None:
 
 @pytest.mark.parametrize("name", REPORTS)
 def test_a_report_of_version_2_is_still_read(name: str) -> None:
-    """What it lacks is what is said of kernels."""
+    """It lacks the statements about kernels."""
     values = through_json(older(REPORTS[name]()))
     values["schema_version"] = 2
     del values["kernels"]
@@ -90,8 +90,8 @@ def older(report: Report) -> Report:
     return replace(report, checks=[check for check in report.checks if not check.kernels], kernels=[])
 
 
-def test_what_four_digits_hide_is_kept() -> None:
-    """An error just beyond its bound, and which of two that look alike is larger."""
+def test_full_precision_is_kept() -> None:
+    """An error just beyond its bound, and the larger of two that look alike."""
     errors = {"a": Error(1.00001e-12, 1e-12), "b": Error(1.00002e-12, 1e-12), "c": Error(math.nan, 1e-12)}
     for names in (("a",), ("a", "b"), ("a", "b", "c")):
         check = Check("step", "float64", "jax", "ordinary", 1, {name: errors[name] for name in names}, "regime")
@@ -105,42 +105,42 @@ def test_what_four_digits_hide_is_kept() -> None:
 LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "another version": lambda report: report.update(schema_version=1),
     "no version": lambda report: report.pop("schema_version"),
-    "passed where it failed": lambda report: report.update(status="passed"),
-    "not run where it was": lambda report: report.update(status="not_run", reason="no jax"),
-    "a check that failed and says not": lambda report: next(
+    "passed instead of failed": lambda report: report.update(status="passed"),
+    "not run instead of run": lambda report: report.update(status="not_run", reason="no jax"),
+    "a failed check marked as passed": lambda report: next(
         each for each in report["checks"] if not each["passed"]
     ).update(passed=True),
-    "a field too many": lambda report: report.update(comment="all good"),
-    "a field too few": lambda report: report.pop("fingerprint"),
-    "leaves that say they passed": lambda report: report["leaves"].update(passed=True),
-    "more leaves off than there are": lambda report: report["leaves"].update(compared=1),
+    "an additional field": lambda report: report.update(comment="all good"),
+    "a missing field": lambda report: report.pop("fingerprint"),
+    "failed leaves marked as passed": lambda report: report["leaves"].update(passed=True),
+    "more wrong leaves than leaves": lambda report: report["leaves"].update(compared=1),
     "another worst": lambda report: report["checks"][1].update(worst="vector"),
-    "a worst that is none": lambda report: report["checks"][1].update(worst="nobody"),
-    "true for a number": lambda report: report["checks"][0].update(steps=True),
+    "an unknown worst parameter": lambda report: report["checks"][1].update(worst="unknown"),
+    "true instead of a number": lambda report: report["checks"][0].update(steps=True),
     "an infinite error": lambda report: report["quantities"][0].update(error=math.inf),
     "a number with a thousand digits": lambda report: report["quantities"][0].update(error=10**1000),
-    "a number of steps that no run has": lambda report: report["checks"][0].update(steps=10**12),
+    "an impossible number of steps": lambda report: report["checks"][0].update(steps=10**12),
     "a million checks": lambda report: report.update(checks=[report["checks"][0]] * 10**6),
-    "more settings than a page has room for": lambda report: report.update(
+    "too many settings": lambda report: report.update(
         checks=[report["checks"][0] | {"name": str(each)} for each in range(1000)]
     ),
-    "a text as long as a book": lambda report: report.update(name="x" * 10**6),
-    "kernels of no device": lambda report: report["kernels"][0].update(device="abacus"),
-    "kernels that were compared for a reason": lambda report: report["kernels"][1].update(compared=True),
+    "a very long text": lambda report: report.update(name="x" * 10**6),
+    "kernels of an unknown device": lambda report: report["kernels"][0].update(device="abacus"),
+    "compared kernels with a reason against it": lambda report: report["kernels"][1].update(compared=True),
     "a network by kernels": lambda report: report["checks"][0].update(kernels="cpu"),
-    "settings without a bottom": lambda report: report["settings"].update(hyper=nested(500)),
+    "deeply nested settings": lambda report: report["settings"].update(hyper=nested(500)),
 }
 
 
 def nested(depth: int) -> Any:
-    found: Any = {}
+    results: Any = {}
     for _ in range(depth):
-        found = {"a": [found]}
-    return found
+        results = {"a": [results]}
+    return results
 
 
 @pytest.mark.parametrize("name", LIES)
-def test_what_contradicts_itself_is_refused(name: str) -> None:
+def test_contradicting_reports_are_refused(name: str) -> None:
     values = through_json(failing())
     LIES[name](values)
     with pytest.raises(ZooError, match=r"parity\.json") as caught:
@@ -149,7 +149,7 @@ def test_what_contradicts_itself_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("values", [None, [], "passed", 3, {}, {"schema_version": 2}, {"schema_version": {}}])
-def test_what_is_no_report_at_all_is_refused(values: Any) -> None:
+def test_other_content_is_refused(values: Any) -> None:
     with pytest.raises(ZooError, match=r"parity\.json"):
         Report.from_dict(values)
 
@@ -187,7 +187,7 @@ ORIGINALS = [through_json(make()) for make in REPORTS.values()]
     st.sampled_from(ORIGINALS), st.integers(0, 2**32), st.lists(st.tuples(JUNK, st.booleans()), min_size=1, max_size=3)
 )
 def test_a_mutated_report_is_read_or_refused(whole: Any, seed: int, changes: list[tuple[Any, bool]]) -> None:
-    """Nothing but a report that all can show, and that says again what was read, or a ZooError."""
+    """The result is a report that every renderer accepts and that round-trips, or a ZooError."""
     values, chance = copy.deepcopy(whole), random.Random(seed)
     for junk, removed in changes:
         *path, last = chance.choice(places(values))
@@ -209,13 +209,13 @@ def test_a_mutated_report_is_read_or_refused(whole: Any, seed: int, changes: lis
 
 
 @pytest.mark.parametrize(("allowed", "said"), [(0.6, True), (0.05, False)])
-def test_a_large_error_that_passes_has_its_reason(allowed: float, said: bool) -> None:
+def test_a_large_error_that_passes_has_a_reason(allowed: float, said: bool) -> None:
     errors = {"a": Error(min(0.19, allowed), allowed, 9.0), "b": Error(1e-7, 1e-5, 1.0)}
     checks = [Check("step", "float32", "jax", "zeros", 3, errors, kind="regime")]
     checks += [Check("step", "float64", "jax", "zeros", 3, {"a": Error(1e-16, 1e-10, 1.0)}, kind="regime")]
-    found = tables.wide(checks)
-    assert bool(found) == said
+    result = tables.wide(checks)
+    assert bool(result) == said
     if said:
-        (reason,) = found
+        (reason,) = result
         assert "float32, zeros: 1.9e-01 of the update is ok" in reason
         assert "the original's own float32 error is up to 9.4e-03 there, and 64 times that is allowed" in reason

@@ -1,4 +1,4 @@
-"""A report as an HTML page: its numbers, its words, its charts, and nothing from elsewhere."""
+"""A report as an HTML page: its numbers, texts and charts, without external resources."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pylo_zoo.parity.report import Check, Error, Link, Report
 
 
 class Page(HTMLParser):
-    """A page taken apart: elements with their attributes, text, ids, and the cells of its heat maps by row."""
+    """A parsed page: elements with their attributes, text, ids, and the cells of its heat maps by row."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Page(HTMLParser):
 
     @property
     def text(self) -> str:
-        """All words, white space made single."""
+        """All text, with white space collapsed."""
         return " ".join(self.words.split())
 
 
@@ -60,7 +60,7 @@ class Page(HTMLParser):
 
 
 @pytest.mark.parametrize("reports", [[passing()], [failing()], [passing(), failing(), not_run()], [hostile()] * 2])
-def test_the_page_needs_nothing_and_runs_nothing(reports: Sequence[Report]) -> None:
+def test_the_page_loads_nothing_and_runs_no_scripts(reports: Sequence[Report]) -> None:
     page = Page(html.render_html(reports))
     ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
     for tag, attributes in page.elements:
@@ -72,7 +72,7 @@ def test_the_page_needs_nothing_and_runs_nothing(reports: Sequence[Report]) -> N
     assert not re.search(r"url\(|@import|expression", page.style)
 
 
-def test_what_strangers_wrote_is_text_in_the_page() -> None:
+def test_untrusted_text_is_escaped_in_the_page() -> None:
     text = html.render_html([hostile()])
     text.encode("utf-8")
     page = Page(text)
@@ -81,10 +81,10 @@ def test_what_strangers_wrote_is_text_in_the_page() -> None:
     assert not set("\x00\x1b\u202e\ud800") & set(text)
 
 
-def test_every_number_of_a_heat_map_is_the_reports() -> None:
+def test_heat_maps_show_the_numbers_of_the_report() -> None:
     report = failing()
     page = Page(html.render_html([report]))
-    found = [[text.strip("\n") for text in row] for row in page.rows if row[0].startswith(tuple(SHAPES))]
+    result = [[text.strip("\n") for text in row] for row in page.rows if row[0].startswith(tuple(SHAPES))]
     expected = []
     for dtype in ("float64", "float32"):
         for name, shape in SHAPES.items():
@@ -96,23 +96,23 @@ def test_every_number_of_a_heat_map_is_the_reports() -> None:
                 text = f"{math.log10(largest):.1f}".replace("-", "−") if math.isfinite(largest) else "∞"
                 row.append(text if all(error.passed for error in each) else f"✕\u2009{text}")
             expected.append(row)
-    assert found == expected
+    assert result == expected
 
 
-def test_the_verdict_has_the_numbers_that_count() -> None:
+def test_the_verdict_has_the_key_numbers() -> None:
     page = Page(html.render_html([passing()]))
-    said = "the worst float64 error of a single step is 2.0e-13 of the update (12 ULPs)"
-    assert said in page.text
+    sentence = "the worst float64 error of a single step is 2.0e-13 of the update (12 ULPs)"
+    assert sentence in page.text
     assert "1 of 1 planted faults were caught" in page.text
     assert "3 of 3 leaves are equal bit for bit" in page.text
     assert "Planted faults: 1 of 1 caught" in page.text
-    for made in ("seed 7", "lr = 0.1", "torch 2.13.0", "a" * 64, "b" * 64, "2026-11-22T14:14:43+00:00"):
-        assert made in page.text
+    for fact in ("seed 7", "lr = 0.1", "torch 2.13.0", "a" * 64, "b" * 64, "2026-11-22T14:14:43+00:00"):
+        assert fact in page.text
 
 
-def test_a_failing_report_says_where_it_begins() -> None:
+def test_a_failing_report_shows_the_first_difference() -> None:
     page = Page(html.render_html([failing()]))
-    for said in (
+    for phrase in (
         "Where it begins: row of square dense",
         "run “ordinary”, step 2, float64, torch layout; parameter square dense 6×6",
         "0.25 of its largest value, where 4.0e-14 is allowed",
@@ -126,14 +126,14 @@ def test_a_failing_report_says_where_it_begins() -> None:
         "ff_mult is 1.0 in config.gin",
         "1 planted fault missed",
     ):
-        assert said in page.text, said
-    assert "Here the port is off by itself" in page.text  # so that a fault that was caught proves little
+        assert phrase in page.text, phrase
+    assert "Here the port is off by itself" in page.text  # so detecting a fault proves little
     right = Page(html.render_html([passing()])).text
     assert "Where it begins" not in right
     assert "Here the port is off by itself" not in right
 
 
-def test_several_reports_are_summed_up() -> None:
+def test_several_reports_are_summarized() -> None:
     page = Page(html.render_html([passing(), failing(), not_run()]))
     assert "1 of 3 torch ports compute what their JAX originals compute" in page.text
     assert "Failed: broken. Not tested: unknown." in page.text
@@ -150,7 +150,7 @@ def test_the_page_is_the_same_for_the_same_report() -> None:
     assert html.render_html(moved) == text.replace(passing().created, later)
 
 
-def test_a_page_of_nine_is_small() -> None:
+def test_a_page_of_nine_reports_is_small() -> None:
     names = [f"a parameter of shape {n}" for n in range(25)]
     many = {name: Error(1e-14, 1e-12, 3.0) for name in names}
     checks = [
@@ -165,7 +165,7 @@ def test_a_page_of_nine_is_small() -> None:
 # --- charts ------------------------------------------------------------------------------------------------------
 
 
-def test_a_logarithmic_scale_keeps_zero_and_infinity_apart() -> None:
+def test_a_logarithmic_scale_separates_zero_and_infinity() -> None:
     scale = charts.log_scale([3e-16, 0.0, math.inf, 2e-3], 100.0, 200.0)
     assert (scale.low, scale.high) == (-16, -2)
     assert scale(0.0) < scale(1e-16) == 100.0 < scale(1e-9) == 150.0 < scale(1e-2) == 200.0 < scale(math.inf)
@@ -173,7 +173,7 @@ def test_a_logarithmic_scale_keeps_zero_and_infinity_apart() -> None:
     assert [tick.text for tick in scale.ticks(4)] == ["−16", "−12", "−8", "−4"]
 
 
-def test_the_chain_marks_what_is_beyond_its_bound() -> None:
+def test_the_chain_marks_quantities_beyond_their_bound() -> None:
     right, wrong = charts.explained(explanation(2e-16)), charts.explained(explanation(0.25))
     assert right is not None
     assert wrong is not None
@@ -192,7 +192,7 @@ def test_a_whole_run_is_drawn_step_by_step() -> None:
     assert len(re.findall(r"[ML]", line.path)) == 3
     assert line.beyond.count("M") == 1
     ((band,),) = [panel.bands for panel in drawn.panels]
-    assert band.top == band.bottom  # both parameters have one bound
+    assert band.top == band.bottom  # both parameters have the same bound
     assert charts.runs(not_run()) is None
 
 
@@ -210,14 +210,14 @@ def test_a_whole_run_is_drawn_step_by_step() -> None:
         (Error(math.inf, None), "n"),
     ],
 )
-def test_a_shade_says_how_near_the_bound_is(error: Error, tone: str) -> None:
+def test_a_shade_shows_the_distance_to_the_bound(error: Error, tone: str) -> None:
     assert heat.tone(error) == tone
 
 
-def test_the_parameters_own_quantity_is_explained_and_not_the_runs_of_the_same_name() -> None:
+def test_a_parameters_quantity_is_explained_rather_than_the_runs() -> None:
     counter = Link("row", "a counter of the run", 0.0, 1e-14)
-    found = explanation(0.25)
-    both = replace(found, chain=[counter, *found.chain])
+    result = explanation(0.25)
+    both = replace(result, chain=[counter, *result.chain])
     link, drawn = phrases.link_of(both), charts.explained(both)
     assert link is not None
     assert link.error == 0.25
@@ -227,7 +227,7 @@ def test_the_parameters_own_quantity_is_explained_and_not_the_runs_of_the_same_n
     assert own == counter
 
 
-# --- words -------------------------------------------------------------------------------------------------------
+# --- wording -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -251,14 +251,14 @@ def test_numbers_are_rounded_to_two_digits(value: float | None, text: str) -> No
     assert phrases.number(value) == text
 
 
-def test_two_values_are_told_apart() -> None:
+def test_two_close_values_are_distinguishable() -> None:
     assert phrases.apart(0.1, 0.2) == ("0.1", "0.2")
     ours, theirs = phrases.apart(1.0, 1.0 + 2e-16)
     assert ours != theirs
     assert phrases.apart(1.0, 1.0)[0] == phrases.apart(1.0, 1.0)[1]
 
 
-def test_a_vague_error_does_not_stand_for_its_level() -> None:
+def test_a_vague_error_does_not_represent_its_level() -> None:
     vague = {"zeros": Error(7.0, 450.0, 1.0), "none": Error(9.0, None), "telling": Error(1e-5, 1e-3, 2.0)}
     report = replace(passing(), checks=[Check("step", "float32", "torch", "zeros", 3, vague, "regime")])
     (row,) = phrases.rows(report)

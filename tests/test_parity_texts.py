@@ -1,4 +1,4 @@
-"""What a failed report says, whichever of its levels failed: nothing that is not so, and where to look."""
+"""The texts of a failed report, for a failure at each level: only true statements, and where to look."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def fused_step(report: Report) -> Report:
     checks = [replace(c, errors=errors(0.25, 2e-4)) if _is(c, "step", "float32", "cpu") else c for c in report.checks]
     kept = report.explanation
     assert kept is not None
-    found = kept if kept.failed else replace(explanation(0.25), dtype="float32", kernels="cpu")
-    return replace(report, checks=checks, explanation=found)
+    result = kept if kept.failed else replace(explanation(0.25), dtype="float32", kernels="cpu")
+    return replace(report, checks=checks, explanation=result)
 
 
 def unstarted(report: Report) -> Report:
-    """The original is not finite at the first step, so that no step is compared."""
+    """The original is not finite at the first step, so no step is compared."""
     checks = [
         replace(c, steps=0, errors=errors(0.0), by_step=[]) if _is(c, "step", "float64", "") else c
         for c in report.checks
@@ -101,7 +101,7 @@ FAILURES: dict[str, tuple[Callable[[Report], Report], str]] = {
     "missed fault": (missed, "1 planted fault missed: decays"),
     "no fault": (untried, "No planted fault could be tried"),
 }
-"""What fails, and what the verdict says of it."""
+"""A failure, and the verdict's sentence about it."""
 CLASHING = ({"step", "no step"}, {"missed fault", "no fault"})
 COMBINATIONS = [
     names
@@ -132,7 +132,7 @@ def hint(report: Report) -> str:
 
 
 @pytest.mark.parametrize("names", COMBINATIONS, ids=" + ".join)
-def test_a_failed_report_says_what_failed_and_nothing_else(names: tuple[str, ...]) -> None:
+def test_a_failed_report_states_only_what_failed(names: tuple[str, ...]) -> None:
     report = failed(names)
     assert report.status == "failed"
     differs = bool({"step", "fused step"} & set(names))
@@ -149,10 +149,10 @@ def test_a_failed_report_says_what_failed_and_nothing_else(names: tuple[str, ...
         )
     assert ("Where it begins" in html.render_html([report])) == differs
     for name in names:
-        said = FAILURES[name][1]
+        sentence = FAILURES[name][1]
         if name == "no fault" and len(names) > 1:
-            continue  # faults are not planted in what is wrong without them
-        assert said in verdict, name
+            continue  # faults are not planted if the unmodified check fails
+        assert sentence in verdict, name
     root = ET.fromstring(junit.render_junit([report]))
     assert (root.get("failures") != "0") == (names != ("no fault",))
     begun = [each for each in root.iter("failure") if "It begins with" in (each.text or "")]
@@ -160,7 +160,7 @@ def test_a_failed_report_says_what_failed_and_nothing_else(names: tuple[str, ...
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "phrase"),
     [
         (("network",), "look at the network's weights"),
         (("whole run",), "look at what single steps do not use"),
@@ -174,12 +174,12 @@ def test_a_failed_report_says_what_failed_and_nothing_else(names: tuple[str, ...
         (("network", "whole run"), "look at the network's weights and its forward pass; and what single steps"),
     ],
 )
-def test_the_hint_points_to_what_is_there(names: tuple[str, ...], said: str) -> None:
-    assert said in hint(failed(names))
+def test_the_hint_points_to_existing_options(names: tuple[str, ...], phrase: str) -> None:
+    assert phrase in hint(failed(names))
 
 
-def test_a_missed_fault_says_nothing_of_the_port() -> None:
-    """The port may be right: it is the run that proves nothing."""
+def test_a_missed_fault_does_not_blame_the_port() -> None:
+    """The port may be correct: the failed run proves nothing."""
     for names in (("missed fault",), ("no fault",)):
         assert "was not proven to be its JAX original" in phrases.verdict(failed(names))
     assert "is not its JAX original" in phrases.verdict(failed(("network",)))
@@ -188,7 +188,7 @@ def test_a_missed_fault_says_nothing_of_the_port() -> None:
 # --- kernels in every form of the report -------------------------------------------------------------------------
 
 
-def test_every_form_says_which_kernels_were_compared_and_why_not() -> None:
+def test_every_format_states_which_kernels_were_compared_or_why_not() -> None:
     report = passing()
     forms = {
         "terminal": terminal(report, explained=False),

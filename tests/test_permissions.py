@@ -1,4 +1,4 @@
-"""Weights that are not float32, or not finite: refused, or taken with a flag and recorded."""
+"""Weights that are not float32 or not finite: refused, or accepted with a flag and recorded."""
 
 from __future__ import annotations
 
@@ -58,30 +58,28 @@ def write(tmp_path: Path, data: bytes) -> Path:
 
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16", "float8_e4m3fn"])
 @pytest.mark.parametrize("writer", WRITERS)
-def test_other_floats_are_cast_where_that_is_said(
-    dtype: str, writer: Callable[[Leaves], bytes], tmp_path: Path
-) -> None:
+def test_other_floats_are_cast_with_permission(dtype: str, writer: Callable[[Leaves], bytes], tmp_path: Path) -> None:
     leaves = in_dtype(dtype)
     if writer is npz and dtype.startswith(("bfloat", "float8")):
-        pytest.skip("numpy saves no such dtype")
+        pytest.skip("numpy cannot save this dtype")
     path = write(tmp_path, writer(leaves))
     with pytest.raises(ZooError, match=rf"not float32 \(6\): .* {dtype}.*--cast float32"):
         convert("elo", source=path)
-    made = convert("elo", source=path, allowed=CAST)
-    assert made.source.layout["cast"] == {"to": "float32", "from": [dtype]}
+    converted = convert("elo", source=path, allowed=CAST)
+    assert converted.source.layout["cast"] == {"to": "float32", "from": [dtype]}
     expected = leaves["nn", "~", "w1"].astype(np.float32).T
-    np.testing.assert_array_equal(made.tensors["mlp.layers.1.weight"].numpy(), expected)
+    np.testing.assert_array_equal(converted.tensors["mlp.layers.1.weight"].numpy(), expected)
     with pytest.raises(ZooError, match=f"was cast from {dtype}" if writer is flax else "cannot be rebuilt"):
-        library.export(made)
-    assert library.export(made, theta=True)
+        library.export(converted)
+    assert library.export(converted, theta=True)
 
 
 @pytest.mark.parametrize("writer", [flax, *(pytest.param(other, marks=pytest.mark.slow) for other in (pickled, npz))])
-def test_a_cast_artifact_is_proven_against_the_cast_original(writer: Callable[[Leaves], bytes], tmp_path: Path) -> None:
+def test_a_cast_artifact_is_compared_with_the_cast_original(writer: Callable[[Leaves], bytes], tmp_path: Path) -> None:
     pytest.importorskip("jax")
     path = write(tmp_path, writer(in_dtype("float64", scale=0.1)))
-    made = make("elo", source=path, out=tmp_path / "out", allowed=CAST)
-    assert made.report.passed
+    result = make("elo", source=path, out=tmp_path / "out", allowed=CAST)
+    assert result.report.passed
     assert artifact.read(tmp_path / "out").source.layout["cast"]["from"] == ["float64"]
 
 
@@ -92,7 +90,7 @@ def test_flax_itself_writes_bf16_and_parity_reads_it(tmp_path: Path) -> None:
 
 
 def test_pylos_file_is_proven(tmp_path: Path) -> None:
-    """Here since the compiled reference of this file's family serves it too."""
+    """Here because the compiled reference of this file's family is reused."""
     pytest.importorskip("jax")
     path = pylo_files.write(tmp_path, "elo", theta("elo", scale=0.1))
     assert make("elo", source=path, out=tmp_path / "out").report.passed
@@ -100,17 +98,17 @@ def test_pylos_file_is_proven(tmp_path: Path) -> None:
 
 def test_a_permission_that_is_not_needed_changes_nothing(tmp_path: Path) -> None:
     path = write(tmp_path, flax(theta("elo")))
-    made = convert("elo", source=path, allowed=ConversionPolicy(cast="float32", nonfinite=True))
-    assert made.source.layout == convert("elo", source=path).source.layout
+    converted = convert("elo", source=path, allowed=ConversionPolicy(cast="float32", nonfinite=True))
+    assert converted.source.layout == convert("elo", source=path).source.layout
 
 
-def test_whole_numbers_are_never_cast(tmp_path: Path) -> None:
+def test_integers_are_never_cast(tmp_path: Path) -> None:
     path = write(tmp_path, flax({key: leaf.astype(np.int32) for key, leaf in theta("elo").items()}))
     with pytest.raises(ZooError, match="int32"):
         convert("elo", source=path, allowed=CAST)
 
 
-def test_what_becomes_infinite_is_not_finite(tmp_path: Path) -> None:
+def test_a_cast_that_overflows_is_not_finite(tmp_path: Path) -> None:
     leaves = in_dtype("float64")
     leaves["nn", "~", "b0"][0] = 1e300
     path = write(tmp_path, flax(leaves))
@@ -135,17 +133,17 @@ def test_nan_and_infinities(value: float, writer: Callable[[Leaves], bytes], tmp
     path = write(tmp_path, writer(not_finite(value)))
     with pytest.raises(ZooError, match=r"infinite values \(1\): nn/~/b1.*--allow-nonfinite"):
         convert("elo", source=path)
-    made = make("elo", source=path, out=tmp_path / "out", allowed=NONFINITE)
-    assert made.artifact.source.layout["nonfinite"] == ["nn/~/b1"]
-    assert made.report.leaves.passed
-    assert made.report.status == "not_run"
+    result = make("elo", source=path, out=tmp_path / "out", allowed=NONFINITE)
+    assert result.artifact.source.layout["nonfinite"] == ["nn/~/b1"]
+    assert result.report.leaves.passed
+    assert result.report.status == "not_run"
     read = artifact.read(tmp_path / "out")
-    assert read.fingerprint == made.artifact.fingerprint
+    assert read.fingerprint == result.artifact.fingerprint
     if writer is flax:
         assert library.export(read) == path.read_bytes()
 
 
-def test_an_artifact_with_nan_that_nobody_allowed_is_refused(tmp_path: Path) -> None:
+def test_an_artifact_with_nan_without_permission_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, flax(not_finite()))
     make("elo", source=path, out=tmp_path / "out", allowed=NONFINITE)
     config = tmp_path / "out" / "config.json"
@@ -179,7 +177,7 @@ def refused_with_output(capsys: Capture, *argv: object) -> str:
     return capsys.readouterr().err
 
 
-def test_inspect_says_which_flags_it_takes(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inspect_names_the_required_flags(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path, npz(in_dtype("float64")))
     assert run("inspect", "checkpoint") == 0

@@ -1,4 +1,4 @@
-"""Pickles: every kind that numpy, jax, haiku and flax write is read, and none of them can do anything."""
+"""Pickles: every kind that numpy, jax, haiku and flax write is read, and none can run code."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def same(source: formats.Source, leaves: Leaves) -> bool:
 
 
 def numpy_1(data: bytes) -> bytes:
-    """A pickle as numpy 1 would have written it: the same calls, in its older core."""
+    """A pickle as numpy 1 would have written it: the same calls in its older core module."""
     replaced = data.replace(b"cnumpy._core.", b"cnumpy.core.")
     for module in (b"multiarray", b"numeric"):
         new, old = b"numpy._core." + module, b"numpy.core." + module
@@ -52,7 +52,7 @@ def test_dicts_of_arrays(protocol: int, family: str, tmp_path: Path) -> None:
     source = read(tmp_path, data)
     assert (source.format, source.naming, source.layout["exact"]) == ("pickle", "jax", False)
     assert same(source, leaves)
-    if protocol < 4:  # frames would have to be measured again
+    if protocol < 4:  # otherwise the frame lengths would be wrong
         assert b"numpy.core" in numpy_1(data)
         assert same(read(tmp_path, numpy_1(data)), leaves)
 
@@ -83,9 +83,9 @@ ARRAYS: dict[str, Any] = {
 def test_every_kind_of_array(kind: str, protocol: int, tmp_path: Path) -> None:
     array = ARRAYS[kind]
     source = read(tmp_path, pickle.dumps({"a": array}, protocol))
-    found = source.leaves["a",]
-    np.testing.assert_array_equal(found, array)
-    assert (found.shape, source.dtypes["a",]) == (array.shape, array.dtype.newbyteorder("=").name)
+    result = source.leaves["a",]
+    np.testing.assert_array_equal(result, array)
+    assert (result.shape, source.dtypes["a",]) == (array.shape, array.dtype.newbyteorder("=").name)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -94,7 +94,7 @@ def test_narrow_floats_are_widened_exactly(name: str, protocol: int, tmp_path: P
     ml_dtypes = pytest.importorskip("ml_dtypes")
     dtype = np.dtype(getattr(ml_dtypes, name))
     count = 2 ** (8 * dtype.itemsize)
-    array = np.arange(count, dtype=f"u{dtype.itemsize}").view(dtype)  # every value that there is
+    array = np.arange(count, dtype=f"u{dtype.itemsize}").view(dtype)  # every possible value
     source = read(tmp_path, pickle.dumps({"a": array}, protocol))
     assert source.dtypes["a",] == name
     np.testing.assert_array_equal(source.leaves["a",], array.astype(np.float32))
@@ -116,7 +116,7 @@ def test_jax_arrays(protocol: int, tmp_path: Path) -> None:
 
 
 def flat_mapping(module: str) -> type:
-    """A class with haiku's name and its way of being pickled."""
+    """A class with haiku's name and pickling method."""
 
     class FlatMapping(dict[str, Any]):
         def __reduce__(self) -> tuple[Any, ...]:
@@ -147,19 +147,19 @@ def test_shared_arrays_are_read_at_each_place(tmp_path: Path) -> None:
     assert same(source, {("a",): LEAF, ("b", "c"): LEAF})
 
 
-@pytest.mark.parametrize("beside", [{}, {"step": 3, "name": "x", "seed": np.int64(1), "none": None}])
+@pytest.mark.parametrize("extra", [{}, {"step": 3, "name": "x", "seed": np.int64(1), "none": None}])
 @pytest.mark.parametrize("key", ["params", "theta"])
-def test_a_wrapped_theta_is_found(key: str, beside: dict[str, Any], tmp_path: Path) -> None:
-    source = read(tmp_path, pickle.dumps({**beside, key: nested(theta("elo"))}))
+def test_a_wrapped_theta_is_detected(key: str, extra: dict[str, Any], tmp_path: Path) -> None:
+    source = read(tmp_path, pickle.dumps({**extra, key: nested(theta("elo"))}))
     assert same(source, theta("elo"))
     assert source.layout["wrapper"] == key
-    assert source.layout.get("beside", []) == list(beside)
+    assert source.layout.get("beside", []) == list(extra)
 
 
 @pytest.mark.parametrize(
     "other", [{"optimizer": {"m": LEAF}}, {"theta": {"a": LEAF}}, {"states": (LEAF,)}, {"m": LEAF}]
 )
-def test_but_not_where_another_may_be_meant(other: dict[str, Any], tmp_path: Path) -> None:
+def test_an_ambiguous_wrapper_is_refused(other: dict[str, Any], tmp_path: Path) -> None:
     error = refusal(tmp_path, pickle.dumps({"params": {"a": LEAF}, **other}))
     assert "stands beside" in error.message
 
@@ -197,8 +197,8 @@ RECONSTRUCT = name("numpy.core.multiarray._reconstruct") + name("numpy.ndarray")
 
 def array(shape: bytes, dtype: bytes, data: bytes = b"C\x04abcd") -> bytes:
     """A dict of one array, as protocol 3 stores it."""
-    made = RECONSTRUCT + b"K\0\x85C\x01b\x87R"
-    return program(b"}" + text("a") + made + b"(K\x01" + shape + dtype + b"\x89" + data + b"tbs")
+    header = RECONSTRUCT + b"K\0\x85C\x01b\x87R"
+    return program(b"}" + text("a") + header + b"(K\x01" + shape + dtype + b"\x89" + data + b"tbs")
 
 
 F4 = (
@@ -212,8 +212,8 @@ NESTED = program(b"}" + (text("a") + b"}") * 40 + b"s" * 40)
 CYCLE = program(b"}q\0" + text("a") + b"h\0s")
 
 
-def laughs() -> bytes:
-    """Ten dicts, each of which holds the one before ten times: 10^10 values to who walks it all."""
+def nested_references() -> bytes:
+    """Ten nested dicts, each of which holds the previous one ten times: 10^10 values for a full traversal."""
     levels = [b"}q\0"]
     for level in range(10):
         items = b"".join(text(key) + b"h" + bytes((level,)) for key in "abcdefghij")
@@ -267,19 +267,19 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "8-byte length of a bytearray": (program(b"\x96" + b"\0\0\0\0\x01\0\0\0", 5), "claims more bytes"),
     "8-byte length of a text": (program(b"\x8d" + b"\xff" * 8), "claims more bytes"),
     "a frame beyond the file": (program(b"\x95" + b"\xff" * 7 + b"\x7fN"), "frame claims"),
-    "a memo index that claims memory": (program(b"Nr\xff\xff\xff\x7f"), "holds NoneType"),
+    "a memo index that claims too much memory": (program(b"Nr\xff\xff\xff\x7f"), "holds NoneType"),
     "a long number": (program(b"\x8a\xff" + b"\x01" * 255), "takes 255 bytes"),
     "a very long number": (program(b"\x8b\xff\xff\0\0" + b"\x01" * 65535), "opcode LONG4"),
     "many opcodes": (program(b"}" * 100_000), "more than 50,000 opcodes"),
     "many marks": (program(b"(" * 100_000), "more than 50,000 opcodes"),
     "a cycle": (CYCLE, "nested too deeply, or hold each other"),
-    "billion laughs": (laughs(), "nested too deeply, or hold each other"),
+    "billion laughs": (nested_references(), "nested too deeply, or hold each other"),
     "nested too deeply": (NESTED, "nested too deeply"),
     "the same key twice": (program(b"}(" + text("a") + b"N" + text("a") + b"Nu"), "'a' stands twice"),
     "a number as a key": (pickle.dumps({1: LEAF}), "a key is int"),
     "an unhashable key": (program(b"}]Ns"), "a key is list"),
     "terminal escape in a key": (pickle.dumps({"\x1b[2J": LEAF}), "control characters"),
-    "two leaves of one name": (pickle.dumps({"a/b": LEAF, "a": {"b": LEAF}}), "two leaves are called a/b"),
+    "two leaves with one name": (pickle.dumps({"a/b": LEAF, "a": {"b": LEAF}}), "two leaves are called a/b"),
     "a list": (pickle.dumps({"a": [LEAF]}), "a holds list"),
     "a number": (pickle.dumps({"a": 1.5}), "a holds float"),
     "an empty dict": (pickle.dumps({}), "empty map"),
@@ -307,7 +307,7 @@ def test_anything_else_is_refused(case: str, tmp_path: Path) -> None:
     assert complaint in refusal(tmp_path, data).message
 
 
-def test_a_small_file_that_real_numpy_would_give_gigabytes() -> None:
+def test_a_small_file_for_which_numpy_would_allocate_gigabytes() -> None:
     data, _ = HOSTILE["a shape of 4 GiB"]
     assert len(data) < 300
 

@@ -1,4 +1,4 @@
-"""What an optimizer says where there are several processes: of sharded parameters, and of a loss of one's own."""
+"""Several processes: sharded parameters, and a loss that only one process computed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_flat_parameter_of_fsdp1_is_refused() -> None:
 
 @pytest.mark.usefixtures("group")
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_loss_of_ones_own_warns_once_where_there_are_others(world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_loss_warns_once_in_a_process_group(world: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "get_world_size", lambda: world)
     p = nn.Parameter(torch.ones(3))
     optimizer = VeLO([p], num_steps=5, weights="velo-sample")
@@ -54,12 +54,12 @@ def test_a_loss_of_ones_own_warns_once_where_there_are_others(world: int, monkey
         value.backward()
         return value
 
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for given in (loss().detach(), loss().item()):  # which may well be the mean
-            optimizer.step(given)
-        assert not said
+        for inputs in (loss().detach(), loss().item()):  # which may well be the mean
+            optimizer.step(inputs)
+        assert not caught
         for _ in range(2):
             optimizer.step(loss())
-    assert [warning.filename for warning in said] == [__file__] * (world - 1)
-    assert all("dist.all_reduce(mean)" in str(warning.message) for warning in said)
+    assert [warning.filename for warning in caught] == [__file__] * (world - 1)
+    assert all("dist.all_reduce(mean)" in str(warning.message) for warning in caught)

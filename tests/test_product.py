@@ -1,4 +1,4 @@
-"""Products by either of torch's libraries: the same to rounding, and each where it should be."""
+"""Matrix products with torch's two libraries agree up to rounding, and each is used for its sizes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIBRARIES = {"torch": False, "oneDNN": True}
 @pytest.fixture(params=LIBRARIES)
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if LIBRARIES[request.param] and not torch.backends.mkldnn.is_available():
-        pytest.skip("torch has no oneDNN here")
+        pytest.skip("this torch has no oneDNN")
     monkeypatch.setattr(products, "_is_faster", lambda: LIBRARIES[request.param])
     return request.param
 
@@ -27,27 +27,27 @@ def normal(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-def test_products_are_right(library: str) -> None:
+def test_products_are_correct(library: str) -> None:
     x, wide = normal(300, 257), normal(400, 600)
     for w in (wide[:, :257], normal(257, 400).T, wide[:, :257].contiguous()):
         assert by_onednn(x, w) == (library == "oneDNN")
-        found, truth = product(x, w), x.double() @ w.double().T
-        assert found.shape == (300, 400)
-        assert not found.is_mkldnn
+        result, truth = product(x, w), x.double() @ w.double().T
+        assert result.shape == (300, 400)
+        assert not result.is_mkldnn
         simulation = simulate(lambda w=w: [x.double() @ w.double().T], draws=1)
-        check(size(found - truth), simulation.distance(0), "product")
+        check(size(result - truth), simulation.distance(0), "product")
 
 
-def test_newton_schulz_is_the_same_to_rounding(library: str) -> None:
+def test_newton_schulz_agrees_up_to_rounding(library: str) -> None:
     x, triples = normal(256, 300), COEFFICIENTS["original"] * 5
     simulation = simulate(lambda: [newton_schulz(x.double(), triples, 1e-7)], draws=1)
-    found = newton_schulz(x, triples, 1e-7)
-    check(size(found - simulation.truth[0]), simulation.distance(0), "orthogonalized")
-    assert torch.equal(found, newton_schulz(x, triples, 1e-7))
+    result = newton_schulz(x, triples, 1e-7)
+    check(size(result - simulation.truth[0]), simulation.distance(0), "orthogonalized")
+    assert torch.equal(result, newton_schulz(x, triples, 1e-7))
 
 
 @pytest.mark.usefixtures("library")
-def test_only_large_matrices_of_float32_are_onednns() -> None:
+def test_only_large_float32_matrices_use_onednn() -> None:
     large = torch.empty(256, 256)
     assert not by_onednn(large, torch.empty(256, 255))
     assert not by_onednn(large.double())
@@ -56,8 +56,8 @@ def test_only_large_matrices_of_float32_are_onednns() -> None:
 
 
 @pytest.mark.usefixtures("library")
-def test_a_graph_has_torchs_own() -> None:
-    """A compiler cannot see into oneDNN's tensors."""
+def test_a_graph_uses_torchs_product() -> None:
+    """A compiler cannot trace oneDNN's tensors."""
     x = normal(256, 256)
-    found = torch.compile(product, backend="eager", fullgraph=True)(x, x)
-    check_close(found, x.double() @ x.double().T, gamma(256, x.dtype) * (x.abs() @ x.abs().T).double())
+    result = torch.compile(product, backend="eager", fullgraph=True)(x, x)
+    check_close(result, x.double() @ x.double().T, gamma(256, x.dtype) * (x.abs() @ x.abs().T).double())

@@ -1,4 +1,4 @@
-"""The model card: the Hub reads its front matter, people its body, and no stranger's word does anything in either."""
+"""The model card: the Hub reads its front matter, users its body; untrusted text has no effect in either."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VECTORS = {"parity-vectors.safetensors": 6}
 
 
 @pytest.fixture(scope="module")
-def made() -> Artifact:
+def artifact() -> Artifact:
     return pylo_zoo.load("velo-sample")
 
 
@@ -38,12 +38,12 @@ def about(**changes: Any) -> About:
     return dataclasses.replace(usual, **changes)
 
 
-def on(report: Report, made: Artifact) -> Report:
-    return dataclasses.replace(report, fingerprint=made.fingerprint)
+def on(report: Report, artifact: Artifact) -> Report:
+    return dataclasses.replace(report, fingerprint=artifact.fingerprint)
 
 
-def halves(card: str) -> tuple[Mapping[str, Any], str]:
-    """Front matter and body, as the Hub's own client tells them apart."""
+def split_card(card: str) -> tuple[Mapping[str, Any], str]:
+    """Front matter and body, split as the Hub's client does."""
     from huggingface_hub import ModelCard
 
     read = ModelCard(card)
@@ -55,20 +55,20 @@ def halves(card: str) -> tuple[Mapping[str, Any], str]:
 
 
 def tokens(body: str) -> list[Token]:
-    """The body as a renderer that obeys HTML takes it, inline parts unfolded."""
-    found = MarkdownIt("commonmark", {"html": True}).enable("table").parse(body)
-    return [inner for token in found for inner in [token, *(token.children or [])]]
+    """The body's tokens for a renderer that allows HTML, inline parts flattened."""
+    result = MarkdownIt("commonmark", {"html": True}).enable("table").parse(body)
+    return [inner for token in result for inner in [token, *(token.children or [])]]
 
 
 # --- front matter ------------------------------------------------------------------------------------------------
 
 
-def test_the_front_matter_says_what_the_hub_asks(made: Artifact) -> None:
+def test_the_front_matter_has_the_fields_that_the_hub_expects(artifact: Artifact) -> None:
     from huggingface_hub import ModelCard
 
-    report = on(passing(), made)
-    card = render_card(made, report, about())
-    front, _ = halves(card)
+    report = on(passing(), artifact)
+    card = render_card(artifact, report, about())
+    front, _ = split_card(card)
     assert front["library_name"] == "pylo-zoo"
     assert front["license"] == "mit"
     assert front["base_model"] == "amoudgl/velo-s"
@@ -82,14 +82,14 @@ def test_the_front_matter_says_what_the_hub_asks(made: Artifact) -> None:
     assert figures["planted faults that were caught, of 1"] == 1
 
 
-def test_every_original_on_the_hub_is_a_base_model(made: Artifact) -> None:
-    both, _ = halves(render_card(made, None, about(entry=registry.get("velo-pylo"))))
+def test_every_original_on_the_hub_is_a_base_model(artifact: Artifact) -> None:
+    both, _ = split_card(render_card(artifact, None, about(entry=registry.get("velo-pylo"))))
     assert both["base_model"] == ["Pauljanson002/VeLO_RNN", "Pauljanson002/VeLO_MLP"]
-    none, _ = halves(render_card(made, None, about(entry=registry.get("velo-sample"))))
+    none, _ = split_card(render_card(artifact, None, about(entry=registry.get("velo-sample"))))
     assert "base_model" not in none
     assert "model-index" not in none
-    source = dataclasses.replace(made.source, uri="hf://someone/theirs@abc/theta.state")
-    own, _ = halves(render_card(dataclasses.replace(made, source=source), None, about(entry=None)))
+    source = dataclasses.replace(artifact.source, uri="hf://someone/theirs@abc/theta.state")
+    own, _ = split_card(render_card(dataclasses.replace(artifact, source=source), None, about(entry=None)))
     assert own["base_model"] == "someone/theirs"
 
 
@@ -105,8 +105,8 @@ def test_every_original_on_the_hub_is_a_base_model(made: Artifact) -> None:
         (HOSTILE, {"license": "other"}),
     ],
 )
-def test_a_licence_is_one_that_the_hub_knows(made: Artifact, name: str, expected: dict[str, str]) -> None:
-    front, _ = halves(render_card(made, None, about(license=name)))
+def test_the_license_is_an_identifier_of_the_hub(artifact: Artifact, name: str, expected: dict[str, str]) -> None:
+    front, _ = split_card(render_card(artifact, None, about(license=name)))
     assert expected.items() <= front.items()
     assert re.fullmatch(r"[a-z0-9.-]+", front.get("license_name", "x"))
 
@@ -114,36 +114,38 @@ def test_a_licence_is_one_that_the_hub_knows(made: Artifact, name: str, expected
 # --- body --------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_not_proven_is_said_before_anything_else(made: Artifact) -> None:
+def test_a_missing_proof_is_stated_first(artifact: Artifact) -> None:
     def first(report: Report | None, **changes: Any) -> str:
-        _, body = halves(render_card(made, report, about(**changes)))
+        _, body = split_card(render_card(artifact, report, about(**changes)))
         return body.strip().partition("\n")[0]
 
-    assert first(on(passing(), made)).startswith("# ")
-    for report in (None, on(failing(), made), on(not_run(), made)):
+    assert first(on(passing(), artifact)).startswith("# ")
+    for report in (None, on(failing(), artifact), on(not_run(), artifact)):
         assert first(report).startswith("> **⚠️ NOT VERIFIED.**")
         assert first(report, verified=False).startswith("> **⚠️ NOT VERIFIED.**")
-    assert first(on(passing(), made), verified=False).startswith("> **⚠️ NOT VERIFIED.** Its publisher did not")
+    assert first(on(passing(), artifact), verified=False).startswith("> **⚠️ NOT VERIFIED.** Its publisher did not")
 
 
-def test_a_report_on_other_weights_is_refused(made: Artifact) -> None:
+def test_a_report_of_other_weights_is_refused(artifact: Artifact) -> None:
     with pytest.raises(ZooError, match="fingerprint differs"):
-        render_card(made, passing(), about())
+        render_card(artifact, passing(), about())
 
 
 @pytest.mark.parametrize("name", ["velo", "a/b/c", "../x", "a/b`", "a/b\n", "a /b", "ä/b", ""])
-def test_what_names_no_repository_is_refused(made: Artifact, name: str) -> None:
+def test_an_invalid_repository_name_is_refused(artifact: Artifact, name: str) -> None:
     with pytest.raises(ZooError, match="not the name of a repository"):
-        render_card(made, None, about(repo_id=name))
+        render_card(artifact, None, about(repo_id=name))
 
 
 @pytest.mark.parametrize("name", registry.load_registry())
-def test_the_card_of_every_entry_says_whose_it_is_and_how_to_use_it(made: Artifact, name: str) -> None:
-    """With one artifact's weights for all: what differs is what the registry says."""
+def test_every_entrys_card_names_authors_and_usage(artifact: Artifact, name: str) -> None:
+    """The same weights for every entry: only the registry's text differs."""
     entry = registry.get(name)
-    family = dataclasses.replace(made, name=name)
-    card = render_card(family, on(passing(), made), about(entry=entry, license=entry.license, repo_id=f"org/{name}"))
-    _, body = halves(card)
+    family = dataclasses.replace(artifact, name=name)
+    card = render_card(
+        family, on(passing(), artifact), about(entry=entry, license=entry.license, repo_id=f"org/{name}")
+    )
+    _, body = split_card(card)
     (code,) = re.findall(r"```python\n(.*?)```", body, re.DOTALL)
     assert f'weights="hf://org/{name}")' in code
     compile(code, name, "exec")
@@ -158,34 +160,34 @@ def test_the_card_of_every_entry_says_whose_it_is_and_how_to_use_it(made: Artifa
     assert all(link.startswith(hosts) or link in FILES for link in links)
 
 
-def test_only_files_that_are_there_are_linked_to(made: Artifact) -> None:
-    report = on(passing(), made)
-    whole, bare = render_card(made, report, about()), render_card(made, report, about(files={"config.json": 1}))
+def test_only_existing_files_are_linked(artifact: Artifact) -> None:
+    report = on(passing(), artifact)
+    whole, bare = render_card(artifact, report, about()), render_card(artifact, report, about(files={"config.json": 1}))
     for name in ("](parity.png)", "](parity.html)", "](parity.json)", "--replay"):
         assert name in whole
         assert name not in bare
 
 
-def test_the_weights_own_learned_decays_are_shown(made: Artifact) -> None:
+def test_learned_decays_are_shown(artifact: Artifact) -> None:
     import torch
 
-    tensors = {**made.tensors, "momentum_decays": torch.tensor([0.25, -0.5, 0.0])}
-    body = render_card(dataclasses.replace(made, tensors=tensors), None, about())
+    tensors = {**artifact.tensors, "momentum_decays": torch.tensor([0.25, -0.5, 0.0])}
+    body = render_card(dataclasses.replace(artifact, tensors=tensors), None, about())
     assert "| `momentum_decays` | `0.25, -0.5, 0` |" in body
 
 
-# --- strangers ---------------------------------------------------------------------------------------------------
+# --- untrusted text ----------------------------------------------------------------------------------------------
 
 
-def strange(made: Artifact, text: str) -> str:
-    """A card in which every word from outside is ``text``."""
+def untrusted_card(artifact: Artifact, text: str) -> str:
+    """A card in which every external text is ``text``."""
     entry = registry.get("velo-s")
     entry = dataclasses.replace(
         entry, summary=text, notes=text, license=text, paper=registry.Paper("2211.09760", title=text)
     )
-    source = dataclasses.replace(made.source, uri=text, format=text, license=text)
+    source = dataclasses.replace(artifact.source, uri=text, format=text, license=text)
     other = dataclasses.replace(
-        made, name=text, source=source, converter=dataclasses.replace(made.converter, version=text)
+        artifact, name=text, source=source, converter=dataclasses.replace(artifact.converter, version=text)
     )
     return render_card(other, on(hostile(text), other), about(entry=entry, license=text, files={text: 1, **FILES}))
 
@@ -201,30 +203,30 @@ ATTACKS = [
 
 
 @pytest.mark.parametrize("text", ATTACKS)
-def test_what_strangers_wrote_is_text_in_the_card(made: Artifact, text: str) -> None:
-    card = strange(made, text)
+def test_untrusted_text_is_escaped_in_the_card(artifact: Artifact, text: str) -> None:
+    card = untrusted_card(artifact, text)
     card.encode("utf-8")
-    front, body = halves(card)
+    front, body = split_card(card)
     assert set(front) <= {"library_name", "license", "license_name", "tags", "base_model", "model-index"}
     assert front["model-index"][0]["name"] == " ".join(plain(text).split())
-    found, calm = tokens(body), tokens(halves(strange(made, "calm"))[1])
+    result, calm = tokens(body), tokens(split_card(untrusted_card(artifact, "calm"))[1])
     kinds = ("heading_open", "fence", "table_open", "tr_open", "td_open", "image", "link_open", "html_block", "hr")
     for kind in (*kinds, "blockquote_open", "bullet_list_open", "list_item_open", "code_block"):
-        assert [token.type for token in found].count(kind) == [token.type for token in calm].count(kind), kind
-    assert {token.content for token in found if token.type == "html_inline"} == {"<sub>", "</sub>"}
-    bare = re.sub(r"```.*?```", "", body, flags=re.DOTALL)  # in code, an address is no link
+        assert [token.type for token in result].count(kind) == [token.type for token in calm].count(kind), kind
+    assert {token.content for token in result if token.type == "html_inline"} == {"<sub>", "</sub>"}
+    bare = re.sub(r"```.*?```", "", body, flags=re.DOTALL)  # in code, an address is not a link
     assert not re.search(r"https?://evil|www\.evil", bare)
-    heading = next(token for token in found if token.type == "inline" and token.content.endswith(": VeLO for PyTorch"))
+    heading = next(token for token in result if token.type == "inline" and token.content.endswith(": VeLO for PyTorch"))
     shown = "".join(token.content for token in heading.children or [])
     assert shown == f"{' '.join(plain(text).split())}: VeLO for PyTorch"
 
 
-def test_the_same_in_the_same_out(made: Artifact, tmp_path: Path) -> None:
-    report = on(passing(), made)
-    moved = dataclasses.replace(made, path=tmp_path)
+def test_the_card_is_deterministic(artifact: Artifact, tmp_path: Path) -> None:
+    report = on(passing(), artifact)
+    moved = dataclasses.replace(artifact, path=tmp_path)
     backwards = about(files=dict(reversed([*about().files.items()])))
-    assert render_card(made, report, about()) == render_card(moved, report, backwards)
-    assert str(Path.home()) not in render_card(made, report, about())
+    assert render_card(artifact, report, about()) == render_card(moved, report, backwards)
+    assert str(Path.home()) not in render_card(artifact, report, about())
 
 
 @pytest.mark.parametrize(
@@ -241,11 +243,11 @@ def test_the_same_in_the_same_out(made: Artifact, tmp_path: Path) -> None:
         ("theta.state", None),
     ],
 )
-def test_an_address_for_browsers_is_plain(uri: str, address: str | None) -> None:
+def test_addresses_for_browsers_are_plain(uri: str, address: str | None) -> None:
     assert card_text.web_address(uri) == address
 
 
-def test_a_title_cannot_end_its_braces() -> None:
+def test_a_title_cannot_close_the_bibtex_braces() -> None:
     text = card_text.bibtex("2211.09760", "A {title}} with\n``` and \\input{x}")
     assert text.count("{") == text.count("}")
     assert "`" not in text

@@ -1,4 +1,4 @@
-"""``pylo-zoo publish`` as it is typed: exit status, what it prints, and its help."""
+"""``pylo-zoo publish``: exit status, output and help."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_publication(hub: HubDouble, tmp_path: Path, capsys: Capture) -> None:
     assert all(len(line) <= 80 for line in lines[:10])
 
 
-def test_what_else_it_says(hub: HubDouble, unproven: Path, capsys: Capture, tmp_path: Path) -> None:
+def test_further_messages(hub: HubDouble, unproven: Path, capsys: Capture, tmp_path: Path) -> None:
     words = ["publish", unproven, *WORDS, "--allow-unverified"]
     assert run(*words, "--private") == 0
     out = capsys.readouterr().out
@@ -113,7 +113,7 @@ def test_a_token(hub: HubDouble, unproven: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ([], "no parity report"),
         (["--allow-unverified", "--license", "GPL 3"], "is not a license"),
@@ -122,8 +122,8 @@ def test_a_token(hub: HubDouble, unproven: Path, capsys: Capture) -> None:
         (["--allow-unverified", "--update-registry", "--registry", "nowhere.yaml"], "nowhere.yaml does not exist"),
     ],
 )
-def test_what_fails(words: list[str], said: str, hub: HubDouble, unproven: Path, capsys: Capture) -> None:
-    assert said in refused(capsys, "publish", unproven, *WORDS, *words)
+def test_failures(words: list[str], message: str, hub: HubDouble, unproven: Path, capsys: Capture) -> None:
+    assert message in refused(capsys, "publish", unproven, *WORDS, *words)
     assert hub.log == []
 
 

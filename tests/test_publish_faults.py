@@ -1,4 +1,4 @@
-"""Publishing to a Hub that fails, at each call in turn: it ends well, or says why, and the next run ends it well."""
+"""Publishing to a Hub that fails at each call in turn: it succeeds or reports why, and the next run succeeds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import hub_faults
 import pytest
 from hub_double import Exchange, HubDouble
-from publishing import REPO, Publisher, holds, light, plan, published, watched, words
+from publishing import REPO, Publisher, holds, light, plan, published, watched_publisher, words
 
 from pylo_zoo.fetch import FetchError, Unavailable
 from pylo_zoo.publish import PublishPlan
@@ -19,8 +19,8 @@ pytest.importorskip("jax")
 
 
 @pytest.fixture
-def somebody(hub: HubDouble) -> Iterator[Publisher]:
-    yield from watched(hub)
+def publisher(hub: HubDouble) -> Iterator[Publisher]:
+    yield from watched_publisher(hub)
 
 
 CALLS = {
@@ -29,14 +29,14 @@ CALLS = {
     "create": ("POST", "/repos/create$"),
     "refs": ("GET", "/refs$"),
     "branch": ("POST", "/branch/"),
-    "look at branch": ("GET", "/revision/next$"),
+    "read branch": ("GET", "/revision/next$"),
     "validate": ("POST", "/validate-yaml$"),
     "preupload": ("POST", "/preupload/"),
     "batch": ("POST", "/objects/batch$"),
     "upload": ("PUT", "^/[0-9a-f]{64}$"),
     "verify": ("POST", "/objects/verify$"),
     "commit": ("POST", "/commit/"),
-    "look back": ("GET", "/revision/[0-9a-f]{40}$"),
+    "read history": ("GET", "/revision/[0-9a-f]{40}$"),
     "head": ("HEAD", "/resolve/"),
     "small file": ("GET", "/resolve/"),
     "large file": ("GET", "^/[0-9a-f]{64}$"),
@@ -59,8 +59,8 @@ def complete(hub: HubDouble, what: PublishPlan) -> None:
     assert repo.tags == {"v1": repo.branches["next"]}
 
 
-def test_these_are_all_the_calls(hub: HubDouble, somebody: Publisher) -> None:
-    somebody.send(**OPTIONS)
+def test_the_table_lists_all_calls(hub: HubDouble, publisher: Publisher) -> None:
+    publisher.send(**OPTIONS)
     strange = [str(each) for each in hub.log if not any(each.like(*call) for call in CALLS.values())]
     assert strange == []
     assert [name for name, call in CALLS.items() if not hub.requests(*call)] == []
@@ -68,113 +68,113 @@ def test_these_are_all_the_calls(hub: HubDouble, somebody: Publisher) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("call", CALLS)
-def test_a_fault_that_passes(call: str, fault: str, hub: HubDouble, somebody: Publisher) -> None:
+def test_a_temporary_fault(call: str, fault: str, hub: HubDouble, publisher: Publisher) -> None:
     hub.plant(*CALLS[call], FAULTS[fault])
-    somebody.send(**OPTIONS)
+    publisher.send(**OPTIONS)
     complete(hub, light())
     if fault == "429":
-        assert max([*somebody.sleeps, *hub.sleeps]) >= 7
+        assert max([*publisher.sleeps, *hub.sleeps]) >= 7
 
 
-@pytest.mark.parametrize("call", [call for call in CALLS if call != "verify"])  # what was uploaded is there anyhow
-def test_a_fault_that_stays(call: str, hub: HubDouble, somebody: Publisher) -> None:
+@pytest.mark.parametrize("call", [call for call in CALLS if call != "verify"])  # what was uploaded is still there
+def test_a_permanent_fault(call: str, hub: HubDouble, publisher: Publisher) -> None:
     hub.plant(*CALLS[call], hub_faults.status(503), times=100)
-    said = somebody.refused(Unavailable, **OPTIONS)
+    said = publisher.refused(Unavailable, **OPTIONS)
     assert "answered 503" in said
     for repo in hub.repos.values():
         heads = list(repo.branches)
-        assert all(not published(repo, head) or holds(repo, light(), head) for head in heads), "complete or not there"
+        assert all(not published(repo, head) or holds(repo, light(), head) for head in heads), "complete or absent"
         assert not repo.tags
     hub._planted.clear()
-    somebody.send(**OPTIONS)
+    publisher.send(**OPTIONS)
     complete(hub, light())
 
 
 @pytest.mark.parametrize("call", ["whoami", "create", "preupload", "upload", "commit", "large file", "tag"])
-def test_a_server_that_asks_for_an_hour(call: str, hub: HubDouble, somebody: Publisher) -> None:
+def test_a_server_that_requests_an_hour(call: str, hub: HubDouble, publisher: Publisher) -> None:
     hub.plant(*CALLS[call], hub_faults.status(429, Retry_After="3600"))
-    said = somebody.refused(Unavailable, **OPTIONS)
+    said = publisher.refused(Unavailable, **OPTIONS)
     assert "requests a wait of 3,600 seconds" in said
-    assert max([0.0, *somebody.sleeps, *hub.sleeps]) < 60
-    somebody.send(**OPTIONS)
+    assert max([0.0, *publisher.sleeps, *hub.sleeps]) < 60
+    publisher.send(**OPTIONS)
     complete(hub, light())
 
 
 @pytest.mark.parametrize("call", ["look", "create", "batch", "upload", "commit", "head", "large file", "tag"])
-def test_a_server_that_says_nothing(call: str, hub: HubDouble, somebody: Publisher) -> None:
-    somebody.policy = replace(somebody.policy, timeout=0.2)
+def test_a_silent_server(call: str, hub: HubDouble, publisher: Publisher) -> None:
+    publisher.policy = replace(publisher.policy, timeout=0.2)
     hub.plant(*CALLS[call], hub_faults.silent(30))
-    somebody.send(**OPTIONS)
+    publisher.send(**OPTIONS)
     complete(hub, light())
 
 
-def test_a_commit_that_is_never_answered(hub: HubDouble, somebody: Publisher) -> None:
+def test_a_commit_that_is_never_answered(hub: HubDouble, publisher: Publisher) -> None:
     hub.plant("POST", "/commit/", hub_faults.lost)
     hub.plant("GET", "/commits/", hub_faults.status(503), times=100)
-    assert "answered 503" in somebody.refused(Unavailable)
+    assert "answered 503" in publisher.refused(Unavailable)
     hub._planted.clear()
-    assert somebody.send().unchanged
+    assert publisher.send().unchanged
     assert len(published(hub.repos[REPO])) == 1
 
 
-def test_what_was_said_first_is_what_is_told(hub: HubDouble, somebody: Publisher) -> None:
+def test_the_first_error_is_reported(hub: HubDouble, publisher: Publisher) -> None:
     hub.plant("POST", "/commit/", hub_faults.status(429, Retry_After="3600"))
     hub.plant("GET", "/commits/", hub_faults.status(503), times=100)
-    assert "requests a wait of 3,600 seconds" in somebody.refused(Unavailable)
+    assert "requests a wait of 3,600 seconds" in publisher.refused(Unavailable)
 
 
 def passed(exchange: Exchange) -> None:
     """No fault."""
 
 
-def test_a_fault_after_a_conflict_is_not_taken_for_it(hub: HubDouble, somebody: Publisher) -> None:
+def test_a_fault_after_a_conflict_is_not_mistaken_for_one(hub: HubDouble, publisher: Publisher) -> None:
     hub.plant("POST", "/tag/", hub_faults.lost)
     hub.plant("GET", "/refs", passed, passed, hub_faults.status(503))
     hub.plant("POST", "/commit/", hub_faults.both(hub_faults.applied, hub_faults.status(412)))
     hub.plant("GET", "/commits/", hub_faults.status(503))
-    found = somebody.send(tag="v1")
-    assert hub._planted == [each for each in hub._planted if not each.times], "all of it happened"
-    assert hub.repos[REPO].tags == {"v1": found.commit}
+    result = publisher.send(tag="v1")
+    assert hub._planted == [each for each in hub._planted if not each.times], "every fault was used"
+    assert hub.repos[REPO].tags == {"v1": result.commit}
     assert len(published(hub.repos[REPO])) == 1
 
 
 @pytest.mark.parametrize(("call", "name"), [("large file", "model.safetensors"), ("small file", "config.json")])
-def test_other_bytes_than_were_sent(call: str, name: str, hub: HubDouble, somebody: Publisher, tmp_path: Path) -> None:
+def test_the_hub_stores_other_bytes(call: str, name: str, hub: HubDouble, publisher: Publisher, tmp_path: Path) -> None:
     registry = tmp_path / "registry.yaml"
     registry.write_text("# none yet\n")
     hub.plant(*CALLS[call], hub_faults.wrong_bytes)
-    said = somebody.refused(FetchError, tag="v1", registry=registry)
+    said = publisher.refused(FetchError, tag="v1", registry=registry)
     repo = hub.repos[REPO]
     assert f"was published, but {name} has sha256" in said
     assert repo.tags == {}
     assert registry.read_text() == "# none yet\n"
-    again = somebody.send(tag="v1", registry=registry)
+    again = publisher.send(tag="v1", registry=registry)
     assert again.unchanged
     assert repo.tags == {"v1": again.commit}
     assert str(again.commit) in registry.read_text()
     assert len(published(repo)) == 1
 
 
-def test_a_file_that_is_lost(hub: HubDouble, somebody: Publisher) -> None:
+def test_the_hub_loses_a_file(hub: HubDouble, publisher: Publisher) -> None:
     gone = hub_faults.changed_json(lambda said: said["siblings"].pop())
-    hub.plant(*CALLS["look back"], gone)
-    assert "was published, but model.safetensors is missing" in somebody.refused(FetchError)
+    hub.plant(*CALLS["read history"], gone)
+    assert "was published, but model.safetensors is missing" in publisher.refused(FetchError)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_faults_by_chance(seed: int, hub: HubDouble, somebody: Publisher) -> None:
+def test_random_faults(seed: int, hub: HubDouble, publisher: Publisher) -> None:
     hub.chaos = hub_faults.Chaos(seed, rate=0.4, total=4)
-    somebody.send(plan(), **OPTIONS)
+    publisher.send(plan(), **OPTIONS)
     assert len(hub.chaos.struck) == 4
     complete(hub, plan())
 
 
 @pytest.mark.parametrize("seed", [2, 3])
-def test_running_it_again_ends_well(seed: int, hub: HubDouble, somebody: Publisher) -> None:
+def test_a_rerun_succeeds(seed: int, hub: HubDouble, publisher: Publisher) -> None:
     hub.chaos = hub_faults.Chaos(seed, rate=0.6, most=6)
     for _ in range(40):
         try:
-            somebody.send(**OPTIONS)
+            publisher.send(**OPTIONS)
             break
         except Unavailable as error:
             words(error)

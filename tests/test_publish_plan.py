@@ -1,4 +1,4 @@
-"""What may be published: refused before anything is sent, or the same bytes each time."""
+"""What can be published: refused before anything is sent, or the same bytes every time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def here(tmp_path: Path) -> Path:
 
 
 def refused(here: Path, hub: HubDouble, **how: Any) -> str:
-    """Why it is not published; nothing is sent, and no directory changed."""
+    """Why publishing is refused; nothing is sent and no directory changes."""
     before = {path.name: path.read_bytes() for path in here.iterdir() if path.is_file()}
     with pytest.raises(ZooError) as caught:
         publish(here, REPO, **{"license": "MIT", **how})
@@ -45,11 +45,11 @@ def refused(here: Path, hub: HubDouble, **how: Any) -> str:
     return words(caught.value)
 
 
-def drawn_up(here: Path, **how: Any) -> PublishPlan:
+def prepared(here: Path, **how: Any) -> PublishPlan:
     return prepare(here, Repository(REPO), **{"license": "MIT", **how})
 
 
-def edited(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     values = json.loads(path.read_text())
     change(values)
     path.write_text(json.dumps(values))
@@ -58,7 +58,7 @@ def edited(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 # --- the proof ---------------------------------------------------------------------------------------------------
 
 
-def test_what_goes() -> None:
+def test_published_files() -> None:
     assert list(plan().files) == list(PUBLISHED)
     assert plan().verified
     assert plan().left_out == ()
@@ -66,20 +66,20 @@ def test_what_goes() -> None:
     assert json.loads(plan().files["config.json"])["source"]["license"] == "MIT"
 
 
-def unproven(here: Path) -> None:
+def remove_proof(here: Path) -> None:
     (here / "parity.json").unlink()
     (here / "parity-vectors.safetensors").unlink()
 
 
-def fail(here: Path) -> None:
+def mark_as_failed(here: Path) -> None:
     def change(report: dict[str, Any]) -> None:
         report["leaves"] = {**report["leaves"], "differing": ["a"], "passed": False}
         report["status"] = "failed"
 
-    edited(here / "parity.json", change)
+    edit_json(here / "parity.json", change)
 
 
-def do_not_run(here: Path) -> None:
+def mark_as_not_run(here: Path) -> None:
     kept = ("schema_version", "name", "family", "source", "fingerprint", "leaves", "statements", "environment")
     report = json.loads((here / "parity.json").read_text())
     bare = {
@@ -96,13 +96,13 @@ def do_not_run(here: Path) -> None:
 
 
 def change_weights(here: Path) -> None:
-    made = corrupted(artifact.read(here), "controller.step_size.bias", 1.01)
+    changed = corrupted(artifact.read(here), "controller.step_size.bias", 1.01)
     vectors = (here / "parity-vectors.safetensors").read_bytes()
-    artifact.write(made, here, force=True, extra_files={"parity-vectors.safetensors": vectors})
+    artifact.write(changed, here, force=True, extra_files={"parity-vectors.safetensors": vectors})
 
 
 def another_version(here: Path) -> None:
-    edited(here / "parity.json", lambda report: report["environment"].update({"pylo-zoo": "0.0.1"}))
+    edit_json(here / "parity.json", lambda report: report["environment"].update({"pylo-zoo": "0.0.1"}))
 
 
 def without_vectors(here: Path) -> None:
@@ -115,7 +115,7 @@ def other_vectors(here: Path) -> None:
 
 
 def wrong_vectors(here: Path) -> None:
-    """Vectors that the report speaks of, but of a run that the installed code does not reproduce."""
+    """Valid vectors that match the report, but of a run that the installed code does not reproduce."""
     path = here / "parity-vectors.safetensors"
     from safetensors import safe_open
 
@@ -126,12 +126,12 @@ def wrong_vectors(here: Path) -> None:
     arrays[name] = arrays[name] * 1.5 + 1
     path.write_bytes(save(arrays, about))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    edited(here / "parity.json", lambda report: report.update(vectors_sha256=digest))
+    edit_json(here / "parity.json", lambda report: report.update(vectors_sha256=digest))
 
 
 UNFIT: dict[str, tuple[Callable[[Path], None], str]] = {
-    "no report": (unproven, "has no parity report"),
-    "not run": (do_not_run, "was not checked (JAX is missing)"),
+    "no report": (remove_proof, "has no parity report"),
+    "not run": (mark_as_not_run, "was not checked (JAX is missing)"),
     "other weights": (change_weights, "has changed since its parity was checked"),
     "another version": (another_version, "checked by another version of pylo-zoo"),
     "no vectors": (without_vectors, "is missing"),
@@ -142,74 +142,74 @@ UNFIT: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize("kind", UNFIT)
 def test_without_a_proof(kind: str, here: Path, hub: HubDouble) -> None:
-    spoil, said = UNFIT[kind]
+    spoil, message = UNFIT[kind]
     spoil(here)
     error = refused(here, hub)
-    assert said in error
+    assert message in error
     assert "--allow-unverified" in error
 
 
 @pytest.mark.parametrize("kind", UNFIT)
-def test_without_a_proof_all_the_same(kind: str, here: Path) -> None:
+def test_without_a_proof_but_allowed(kind: str, here: Path) -> None:
     UNFIT[kind][0](here)
-    found = drawn_up(here, allow_unverified=True)
-    assert not found.verified
-    text = found.files["README.md"].decode().split("---\n", 2)[2]
+    result = prepared(here, allow_unverified=True)
+    assert not result.verified
+    text = result.files["README.md"].decode().split("---\n", 2)[2]
     first = next(line for line in text.splitlines() if line.startswith(">"))
     assert "NOT VERIFIED" in first
     assert text.index(first) < 200, "before anything else"
-    assert found.files.keys() >= {"model.safetensors", "config.json", "README.md"}
+    assert result.files.keys() >= {"model.safetensors", "config.json", "README.md"}
     proof = {"parity.json"} if kind == "not run" else set()
-    assert found.files.keys() & {"parity.json", "parity-vectors.safetensors", "parity.html", "parity.png"} == proof
-    assert set(found.left_out) == {path.name for path in here.iterdir()} - found.files.keys()
+    assert result.files.keys() & {"parity.json", "parity-vectors.safetensors", "parity.html", "parity.png"} == proof
+    assert set(result.left_out) == {path.name for path in here.iterdir()} - result.files.keys()
 
 
-def test_a_proof_that_was_not_run_is_of_these_weights_or_none(here: Path) -> None:
-    do_not_run(here)
+def test_a_report_without_a_run_must_match_the_weights(here: Path) -> None:
+    mark_as_not_run(here)
     report = (here / "parity.json").read_bytes()
     change_weights(here)
     (here / "parity.json").write_bytes(report)
-    assert "parity.json" not in drawn_up(here, allow_unverified=True).files
+    assert "parity.json" not in prepared(here, allow_unverified=True).files
 
 
 @pytest.mark.parametrize("allowed", [False, True])
 def test_a_failed_proof_is_never_published(allowed: bool, here: Path, hub: HubDouble) -> None:
-    fail(here)
+    mark_as_failed(here)
     said = refused(here, hub, allow_unverified=allowed)
     assert "its parity check failed" in said
     assert "is never published" in said
 
 
-def test_weights_that_change_meanwhile(here: Path, hub: HubDouble, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_change_during_the_replay(here: Path, hub: HubDouble, monkeypatch: pytest.MonkeyPatch) -> None:
     true = planning.replay
 
-    def slow(made: Artifact) -> Any:
-        found = true(made)
+    def slow(checked: Artifact) -> Any:
+        result = true(checked)
         change_weights(here)
-        return found
+        return result
 
     monkeypatch.setattr(planning, "replay", slow)
     with pytest.raises(ZooError, match="changed while it was read"):
-        drawn_up(here)
+        prepared(here)
 
 
 # --- the directory -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["notes.txt", ".env", ".git", "theta.state", "model.safetensors.bak", "config.json~"])
-def test_a_file_that_no_artifact_has(name: str, here: Path, hub: HubDouble) -> None:
+def test_an_unknown_file(name: str, here: Path, hub: HubDouble) -> None:
     (here / name).write_text("HF_TOKEN=1")
     said = refused(here, hub)
     assert f"contains files that do not belong to an artifact: {name}" in said
     assert "nothing was sent" in said
 
 
-def test_a_directory_within(here: Path, hub: HubDouble) -> None:
+def test_a_subdirectory(here: Path, hub: HubDouble) -> None:
     (here / "old").mkdir()
     assert "contains files that do not belong to an artifact: old" in refused(here, hub)
 
 
-def test_what_is_no_regular_file(here: Path, hub: HubDouble, tmp_path: Path) -> None:
+def test_a_file_that_is_not_regular(here: Path, hub: HubDouble, tmp_path: Path) -> None:
     weights = here / "model.safetensors"
     weights.rename(tmp_path / "elsewhere")
     weights.symlink_to(tmp_path / "elsewhere")
@@ -223,12 +223,12 @@ def test_what_is_no_regular_file(here: Path, hub: HubDouble, tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("quick")
-def test_what_stays(here: Path) -> None:
+def test_files_that_are_not_published(here: Path) -> None:
     (here / "model.pt").write_bytes(b"a pickle")
     (here / "parity.html").write_text("an old one")
     (here / "README.md").write_text("an old one")
     (here / ".model.safetensors.new-0123abcd").write_text("left behind by a process that was killed")
-    found = drawn_up(here)
+    found = prepared(here)
     assert found.left_out == ("README.md", "model.pt")
     assert found.files.keys() == plan().files.keys()
     assert found.files["README.md"] != b"an old one" != found.files["parity.html"]
@@ -255,15 +255,15 @@ SECRETS = {
 
 
 def in_config(here: Path, secret: str) -> None:
-    edited(here / "config.json", lambda config: config.update(name=secret))
+    edit_json(here / "config.json", lambda config: config.update(name=secret))
 
 
 def in_source(here: Path, secret: str) -> None:
-    edited(here / "config.json", lambda config: config["source"].update(uri=secret))
+    edit_json(here / "config.json", lambda config: config["source"].update(uri=secret))
 
 
 def in_parity(here: Path, secret: str) -> None:
-    edited(here / "parity.json", lambda report: report.update(name=secret))
+    edit_json(here / "parity.json", lambda report: report.update(name=secret))
 
 
 def in_weights(here: Path, secret: str) -> None:
@@ -293,78 +293,78 @@ def test_a_secret(what: str, place: str, here: Path, monkeypatch: pytest.MonkeyP
     name, plant = PLACES[place]
     plant(here, secret)
     with pytest.raises(ZooError) as caught:
-        drawn_up(here, token=TOKEN)
-    said = caught.value.message + caught.value.hint
-    assert f"{name} has {what}" in said
-    assert secret not in said
+        prepared(here, token=TOKEN)
+    error = caught.value.message + caught.value.hint
+    assert f"{name} has {what}" in error
+    assert secret not in error
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_secret_that_only_the_card_would_show(here: Path, hub: HubDouble, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_that_only_the_card_contains(here: Path, hub: HubDouble, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning.card, "render_card", lambda *_: SECRETS["an AWS key"])
     assert "README.md has an AWS key" in refused(here, hub)
 
 
-def test_a_secret_is_said_before_anything_else(here: Path, hub: HubDouble) -> None:
+def test_a_secret_is_reported_first(here: Path, hub: HubDouble) -> None:
     in_config(here, SECRETS["a GitHub token"])
-    unproven(here)
+    remove_proof(here)
     said = refused(here, hub, license=None)
     assert "config.json has a GitHub token" in said
     assert SECRETS["a GitHub token"] not in said
 
 
-# --- the licence -------------------------------------------------------------------------------------------------
+# --- the license -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the replay and the picture, which take a second."""
-    monkeypatch.setattr(planning, "replay", lambda made: Report.from_dict(made.parity))
+    """Skip the replay and the plot, which take a second."""
+    monkeypatch.setattr(planning, "replay", lambda checked: Report.from_dict(checked.parity))
     monkeypatch.setattr(planning.plot, "parity_png", lambda report: b"a picture")
 
 
-def licensed(here: Path, text: str) -> None:
-    edited(here / "config.json", lambda config: config["source"].update(license=text))
+def set_license(here: Path, text: str) -> None:
+    edit_json(here / "config.json", lambda config: config["source"].update(license=text))
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("said", ["unknown", "", "  ", "Unknown"])
-def test_a_licence_that_nobody_has_stated(said: str, here: Path, hub: HubDouble) -> None:
-    licensed(here, said)
+@pytest.mark.parametrize("license_text", ["unknown", "", "  ", "Unknown"])
+def test_an_unstated_license(license_text: str, here: Path, hub: HubDouble) -> None:
+    set_license(here, license_text)
     error = refused(here, hub, license=None)
     assert "The license of these weights is unknown" in error
     assert "--license" in error
-    assert drawn_up(here, license="CC-BY-4.0").license == "CC-BY-4.0"
+    assert prepared(here, license="CC-BY-4.0").license == "CC-BY-4.0"
 
 
 @pytest.mark.parametrize("said", ["unknown", "UNKNOWN", "", "x", "MIT\nlicense: other", "-MIT", "M I T", "a" * 65])
-def test_what_is_no_licence(said: str, here: Path, hub: HubDouble) -> None:
+def test_an_invalid_license(said: str, here: Path, hub: HubDouble) -> None:
     assert "is not a license" in refused(here, hub, license=said)
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_licence_cannot_contradict(here: Path, hub: HubDouble) -> None:
-    licensed(here, "Apache-2.0")
+def test_a_license_cannot_contradict_the_artifact(here: Path, hub: HubDouble) -> None:
+    set_license(here, "Apache-2.0")
     assert "are under Apache-2.0, but --license says MIT" in refused(here, hub)
-    found = drawn_up(here, license="apache-2.0")
+    found = prepared(here, license="apache-2.0")
     assert found.license == "Apache-2.0"
     assert b"\nlicense: apache-2.0\n" in found.files["README.md"]
-    assert drawn_up(here, license=None).files == found.files
+    assert prepared(here, license=None).files == found.files
 
 
 @pytest.mark.usefixtures("quick")
-def test_the_registry_says_the_licence(here: Path, hub: HubDouble, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_license_from_the_registry(here: Path, hub: HubDouble, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = replace(registry.get("celo"), family=FAMILY, license="Apache-2.0")
     source = replace(entry.sources[0], sha256=random_weights(FAMILY)[0].source.sha256)
     monkeypatch.setattr(registry, "load_registry", lambda: {"mine": replace(entry, sources=(source,))})
-    licensed(here, "MIT")
+    set_license(here, "MIT")
     assert "are under Apache-2.0" in refused(here, hub)
-    found = drawn_up(here, license=None)
-    assert found.license == "Apache-2.0"
-    assert found.entry is not None
+    result = prepared(here, license=None)
+    assert result.license == "Apache-2.0"
+    assert result.entry is not None
 
 
-def test_whose_checkpoint_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_origin_of_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     made = random_weights(FAMILY)[0]
     entry = replace(registry.get("celo"), family=FAMILY)
     source = replace(entry.sources[0], uri="hf://org/theirs/theta.state", sha256=None)
@@ -377,27 +377,27 @@ def test_whose_checkpoint_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert found(of_it, None), "by its address"
     assert not found(made, None)
-    assert found(made, made.source.sha256), "by its hash, from wherever it came"
-    assert not found(of_it, "0" * 64), "an address is not enough where there is a hash"
+    assert found(made, made.source.sha256), "by its hash, from any address"
+    assert not found(of_it, "0" * 64), "an address is not enough if the entry has a hash"
     assert not found(of_it, None, "velo")
 
 
-# --- the same again ----------------------------------------------------------------------------------------------
+# --- determinism -------------------------------------------------------------------------------------------------
 
 
 def test_the_same_bytes_each_time(here: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    again = drawn_up(proven(elsewhere))
+    again = prepared(proven(elsewhere))
     assert again.files == plan().files
     assert again.digest == plan().digest
     assert str(tmp_path).encode() not in b"".join(again.files.values())
 
 
-def test_a_later_proof_changes_no_card(here: Path) -> None:
+def test_a_later_proof_does_not_change_the_card(here: Path) -> None:
     path = here / "parity.json"
     path.write_bytes(path.read_bytes().replace(b'"created": "20', b'"created": "21'))
-    later = drawn_up(here)
+    later = prepared(here)
     assert later.files["parity.json"] != plan().files["parity.json"]
     assert later.files["README.md"] == plan().files["README.md"]
 

@@ -1,4 +1,4 @@
-"""The plot of a model card: a picture of its report, the same for the same one."""
+"""The model card's plot of a report is deterministic."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def size(png: bytes) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("make", [passing, failing, hostile])
-def test_it_is_a_picture_without_a_date(make: Callable[[], Report]) -> None:
+def test_the_plot_is_an_image_without_a_date(make: Callable[[], Report]) -> None:
     png = plot.parity_png(make())
     width, height = size(png)
     assert width == plot.WIDTH * plot.DPI
@@ -35,7 +35,7 @@ def test_it_is_a_picture_without_a_date(make: Callable[[], Report]) -> None:
     assert not any(word in png for word in (b"tEXt", b"tIME", b"iTXt", b"zTXt"))
 
 
-def test_the_same_report_gives_the_same_bytes_whatever_the_users_settings_are() -> None:
+def test_the_bytes_do_not_depend_on_the_users_settings() -> None:
     import matplotlib
 
     first = plot.parity_png(passing())
@@ -44,13 +44,13 @@ def test_the_same_report_gives_the_same_bytes_whatever_the_users_settings_are() 
         assert matplotlib.rcParams["font.size"] == 30
 
 
-def test_other_reports_give_other_pictures() -> None:
+def test_other_reports_give_other_plots() -> None:
     report = passing()
     worse = replace(report, checks=[replace(each, errors=errors(1e-13)) for each in report.checks])
     assert len({plot.parity_png(each) for each in (report, worse, failing())}) == 3
 
 
-def test_what_no_page_has_room_for_is_left_out_and_the_nearest_to_its_bound_kept() -> None:
+def test_excess_rows_are_dropped_except_those_nearest_to_their_bounds() -> None:
     many = [Quantity(f"q{k}", "float64", 1e-15, 1e-12, "ordinary", "torch", "", 0) for k in range(1000)]
     many[777] = replace(many[777], name="written/guilty", error=1e-11)
     _, height = size(plot.parity_png(replace(passing(), quantities=many)))
@@ -60,22 +60,22 @@ def test_what_no_page_has_room_for_is_left_out_and_the_nearest_to_its_bound_kept
     assert "written" in [row.name for row in rows]
 
 
-def test_a_group_is_spoken_for_by_its_worst() -> None:
-    found = [
+def test_a_group_is_represented_by_its_worst_error() -> None:
+    result = [
         Quantity(f"features/{name}", "float64", error, 1e-12, "ordinary", "torch", "", 0)
         for name, error in (("a", 1e-15), ("b", 5e-13), ("c", 0.0))
     ]
-    (row,) = plot._quantity_rows(replace(passing(), quantities=found))
+    (row,) = plot._quantity_rows(replace(passing(), quantities=result))
     assert row.name == "features (3)"
     assert [point.error for point in row.points] == [5e-13]
 
 
-def test_nothing_compared_is_nothing_to_draw() -> None:
+def test_a_report_without_comparisons_has_no_plot() -> None:
     with pytest.raises(ZooError, match="no comparisons to draw"):
         plot.parity_png(not_run())
 
 
-def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_the_error_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     genuine = builtins.__import__
 
     def without(name: str, *args: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Pulling and loading artifacts from a double of the Hub: by every name, under every pin, online and offline."""
+"""Pulling and loading artifacts from the Hub double: by every kind of name, with every pin, online and offline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from commands import Capture, refused, run
 from hub_double import HubDouble, Repo, User
 from published import TAKEN
-from pulling import ID, STRANGER, URI, directory, moved, sha256
+from pulling import ID, STRANGER, URI, directory, publish_other_weights, sha256
 from trees import write_theta
 
 import pylo_zoo
@@ -48,7 +48,7 @@ def access(access: Access, said: list[str]) -> Access:
 
 @pytest.fixture
 def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Makes a text the registry of this test."""
+    """Sets the registry of this test to a text."""
 
     def become(text: str) -> None:
         path = tmp_path / "registry.yaml"
@@ -62,21 +62,21 @@ def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[s
     registry._load.cache_clear()
 
 
-# --- by which name -----------------------------------------------------------------------------------------------
+# --- names -------------------------------------------------------------------------------------------------------
 
 
 def test_the_first_pull(repo: Repo, zoo_home: Path, access: Access, said: list[str]) -> None:
-    here = weights.pull(ID, access=access)
-    assert (here.commit, here.newer, here.fetched) == (repo.head, None, True)
-    assert here.directory == directory(zoo_home, repo.head)
-    assert sorted(path.name for path in here.directory.iterdir()) == sorted([*TAKEN, "SHA256SUMS"])
+    checkout = weights.pull(ID, access=access)
+    assert (checkout.commit, checkout.newer, checkout.fetched) == (repo.head, None, True)
+    assert checkout.directory == directory(zoo_home, repo.head)
+    assert sorted(path.name for path in checkout.directory.iterdir()) == sorted([*TAKEN, "SHA256SUMS"])
     assert {name: repo.files()[name] for name in TAKEN} == {
-        name: (here.directory / name).read_bytes() for name in TAKEN
+        name: (checkout.directory / name).read_bytes() for name in TAKEN
     }
-    assert here.files == {name: sha256(repo.files()[name]) for name in TAKEN}
+    assert checkout.files == {name: sha256(repo.files()[name]) for name in TAKEN}
     assert said == [f"{URI} is {repo.head[:12]}: recorded in {zoo_home / 'zoo.lock'}."]
     again = weights.pull(ID, access=access)
-    assert (again.fetched, again.files, len(said)) == (False, here.files, 1)
+    assert (again.fetched, again.files, len(said)) == (False, checkout.files, 1)
 
 
 @pytest.mark.parametrize(
@@ -93,14 +93,14 @@ def test_the_first_pull(repo: Repo, zoo_home: Path, access: Access, said: list[s
         ("hf://{id}@refs/pr/1", "refs/pr/1"),
     ],
 )
-def test_a_repository_in_every_spelling(name: str, revision: str | None, repo: Repo, access: Access) -> None:
-    first, main = repo.head, moved(repo)
+def test_every_spelling_of_a_repository(name: str, revision: str | None, repo: Repo, access: Access) -> None:
+    first, main = repo.head, publish_other_weights(repo)
     repo.tags["v1"] = repo.branches["feature/x"] = first
     repo.record({}, [], "main", "A proposal", "", "eve", as_pull=True)
     words = {"id": ID, "tag": "v1", "branch": "feature/x", "commit": first}
-    here = weights.pull(name.format(**words), revision=revision and revision.format(**words), access=access)
+    checkout = weights.pull(name.format(**words), revision=revision and revision.format(**words), access=access)
     newest = {"{id}": main, "hf://{id}": main, "hf://{id}@refs/pr/1": repo.pulls[1].head}
-    assert here.commit == (newest.get(name, first) if revision in (None, "refs/pr/1") else first)
+    assert checkout.commit == (newest.get(name, first) if revision in (None, "refs/pr/1") else first)
 
 
 @pytest.mark.parametrize(
@@ -118,16 +118,16 @@ def test_a_repository_in_every_spelling(name: str, revision: str | None, repo: R
         ("celo", "v1", "celo is a registry entry, which says its revision itself"),
     ],
 )
-def test_what_is_no_name(name: str, revision: str | None, complaint: str, hub: HubDouble, access: Access) -> None:
+def test_invalid_names(name: str, revision: str | None, complaint: str, hub: HubDouble, access: Access) -> None:
     with pytest.raises(ZooError, match=complaint):
         weights.pull(name, revision=revision, access=access)
     assert hub.log == []
 
 
-def test_into_a_directory_and_from_there(repo: Repo, access: Access, tmp_path: Path) -> None:
+def test_pull_into_a_directory_and_load_from_it(repo: Repo, access: Access, tmp_path: Path) -> None:
     out = tmp_path / "zoo" / "elo"
-    here = weights.pull(ID, out=out, access=access)
-    assert here.directory == out
+    checkout = weights.pull(ID, out=out, access=access)
+    assert checkout.directory == out
     assert sorted(path.name for path in out.iterdir()) == sorted(TAKEN)
     before, count = published.tree(out), len(repo.commits)
     with pytest.raises(ZooError, match="already exists"):
@@ -136,12 +136,12 @@ def test_into_a_directory_and_from_there(repo: Repo, access: Access, tmp_path: P
     weights.pull(ID, out=out, force=True, access=access)
     assert (published.tree(out), len(repo.commits)) == (before, count)
     local = weights.pull(str(out), access=access)
-    assert (local.directory, local.commit, local.files) == (out, None, here.files)
-    assert weights.pull(str(out), out=tmp_path / "copy", access=access).files == here.files
+    assert (local.directory, local.commit, local.files) == (out, None, checkout.files)
+    assert weights.pull(str(out), out=tmp_path / "copy", access=access).files == checkout.files
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_a_directory_with_other_things_is_left_alone(
+def test_a_directory_with_other_files_is_not_changed(
     force: bool, repo: Repo, hub: HubDouble, access: Access, tmp_path: Path
 ) -> None:
     (tmp_path / "mine").mkdir()
@@ -159,11 +159,11 @@ def test_a_registry_entry_with_a_published_artifact(
     about = f"pinned: {{family: elo, summary: A., license: MIT, trained: true, artifact: {{uri: '{URI}@{repo.head}', "
     zoo(f"{about}sha256: {json.dumps(pins)}}}}}")
     first = repo.head
-    moved(repo)
+    publish_other_weights(repo)
     assert weights.pull("pinned", access=access).commit == first
     count = len(hub.log)
     assert pylo_zoo.load("pinned").fingerprint == weights.pull("pinned", access=access).artifact.fingerprint
-    assert len(hub.log) == count, "a commit leads nowhere else"
+    assert len(hub.log) == count, "a commit is already resolved"
     zoo(f"{about}sha256: {json.dumps({**pins, 'config.json': 'a' * 64})}}}}}")
     with pytest.raises(FetchError, match=r"the lock file and the registry have different sha256 of config\.json"):
         weights.pull("pinned", access=access)
@@ -173,39 +173,39 @@ def test_a_registry_entry_with_a_published_artifact(
     assert all("moved" not in line for line in said)
 
 
-def test_a_registry_entry_with_a_checkpoint_alone(
+def test_a_registry_entry_with_only_a_checkpoint(
     hub: HubDouble, zoo: Callable[[str], None], access: Access, tmp_path: Path, said: list[str]
 ) -> None:
     data = write_theta(tmp_path, "elo", scale=0.1).read_bytes()
     hub.create("amoudgl/elo", {"theta.state": data})
     entry = "{family: elo, summary: A., license: MIT, trained: true, sources: [{uri: 'hf://amoudgl/elo/theta.state', "
     zoo(f"mine: {entry}format: flax-msgpack, sha256: {sha256(data)}}}]}}")
-    here = weights.pull("mine", access=access)
-    assert (here.commit, here.artifact.name, here.artifact.source.license) == (None, "mine", "MIT")
+    checkout = weights.pull("mine", access=access)
+    assert (checkout.commit, checkout.artifact.name, checkout.artifact.source.license) == (None, "mine", "MIT")
     count = len(hub.log)
-    assert weights.pull("hf://amoudgl/elo", access=access).directory == here.directory, "the registry's knowledge"
+    assert weights.pull("hf://amoudgl/elo", access=access).directory == checkout.directory, "from the registry"
     assert said[-1] == "hf://amoudgl/elo is the registry's mine, and is converted here."
     assert len(hub.log) == count
     offline = dataclasses.replace(access, offline=True)
-    assert weights.pull("mine", out=tmp_path / "out", access=offline).files == here.files
+    assert weights.pull("mine", out=tmp_path / "out", access=offline).files == checkout.files
 
 
 @pytest.mark.parametrize("family", ["velo", "celo2"])
 def test_an_optimizer_by_address(family: str, hub: HubDouble) -> None:
-    made: dict[str, Callable[..., ZooOptimizer]] = {"velo": functools.partial(VeLO, num_steps=10), "celo2": CELO2}
+    classes: dict[str, Callable[..., ZooOptimizer]] = {"velo": functools.partial(VeLO, num_steps=10), "celo2": CELO2}
     repo = hub.create("org/theirs", published.files(family))
     model = torch.nn.Linear(3, 2)
-    optimizer = made.pop(family)(param_groups(model), weights=f"hf://org/theirs@{repo.head}")
+    optimizer = classes.pop(family)(param_groups(model), weights=f"hf://org/theirs@{repo.head}")
     loss = model(torch.ones(1, 3)).sum()
     loss.backward()
     optimizer.step(loss=loss)
     assert pylo_zoo.load("hf://org/theirs").family == family
-    (other,) = made.values()
+    (other,) = classes.values()
     with pytest.raises(ZooError, match="cannot run"):
         other(param_groups(model), weights="hf://org/theirs")
 
 
-def test_who_may_read(hub: HubDouble, repo: Repo, access: Access) -> None:
+def test_read_permissions(hub: HubDouble, repo: Repo, access: Access) -> None:
     closed = hub.create("org/closed", published.files(), private=True)
     hub.create("org/gated", published.files(), gated=True)
     stranger = dataclasses.replace(access, token=STRANGER)
@@ -219,14 +219,18 @@ def test_who_may_read(hub: HubDouble, repo: Repo, access: Access) -> None:
         pylo_zoo.load(URI, access=dataclasses.replace(access, token="hf_sekretwrong"))
     for name in ("closed", "gated"):
         assert pylo_zoo.load(f"hf://org/{name}", access=access).family == "elo", "by HF_TOKEN"
-    assert pylo_zoo.load(f"hf://org/closed@{closed.head}", access=stranger).family == "elo", "the cache asks nobody"
+    assert pylo_zoo.load(f"hf://org/closed@{closed.head}", access=stranger).family == "elo", (
+        "the cache needs no request"
+    )
     assert f"Bearer {STRANGER}" in {request.headers.get("authorization") for request in hub.log}
 
 
 # --- the command line --------------------------------------------------------------------------------------------
 
 
-def test_what_the_command_shows(repo: Repo, capsys: Capture, zoo_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_output_of_the_command(
+    repo: Repo, capsys: Capture, zoo_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert run("pull", ID) == 0
     out, err = capsys.readouterr()
@@ -262,7 +266,7 @@ def test_what_the_command_shows(repo: Repo, capsys: Capture, zoo_home: Path, mon
     assert capsys.readouterr().out.startswith("elo (elo): here already, 5 files verified.\n")
 
 
-def test_what_the_command_shows_of_a_checkpoint(hub: HubDouble, capsys: Capture, tmp_path: Path) -> None:
+def test_the_output_of_the_command_for_a_checkpoint(hub: HubDouble, capsys: Capture, tmp_path: Path) -> None:
     hub.create("org/theirs", {"theta.state": write_theta(tmp_path, "elo", scale=0.1).read_bytes()})
     assert run("pull", "org/theirs") == 0
     out, err = capsys.readouterr()
@@ -271,7 +275,7 @@ def test_what_the_command_shows_of_a_checkpoint(hub: HubDouble, capsys: Capture,
     assert "its parity was not checked" in err
 
 
-def test_statuses(repo: Repo, hub: HubDouble, capsys: Capture, tmp_path: Path) -> None:
+def test_exit_statuses(repo: Repo, hub: HubDouble, capsys: Capture, tmp_path: Path) -> None:
     assert "no revision v9" in refused(capsys, "pull", f"{ID}@v9")
     assert "the repository org/nosuch does not exist" in refused(capsys, "pull", "org/nosuch", "-q")
     assert "offline mode is on" in refused(capsys, "pull", ID, "--offline", "--json")
@@ -283,7 +287,7 @@ def test_statuses(repo: Repo, hub: HubDouble, capsys: Capture, tmp_path: Path) -
     assert capsys.readouterr() == (f"{out}\n", "")
     assert list(lockfile.read_all(lock).repositories) == [f"{URI}@main"]
     assert "already exists" in refused(capsys, "pull", ID, "--out", out)
-    second = moved(repo)
+    second = publish_other_weights(repo)
     assert run("pull", ID, "--revision", "main", "--out", out, "-f", "--lock", lock, "--update-lock", "--json") == 0
     assert json.loads(capsys.readouterr().out)["commit"] == second
     assert out.is_dir()

@@ -1,4 +1,4 @@
-"""Repositories that others published: JAX's and PyLO's checkpoints are converted, what might run is left alone."""
+"""Repositories of other publishers: JAX and PyLO checkpoints are converted; files that could run code are refused."""
 
 from __future__ import annotations
 
@@ -59,32 +59,32 @@ def pylos(family: str) -> bytes:
         ("elo", {"theta.state": state(), "old.pickle": b"cos\nsystem\n"}),
         ("elo", {"theta.state": state(), "other.state": state(seed=1)}),
     ],
-    ids=["celo", "velo", "another name", "a pickle beside it", "two"],
+    ids=["celo", "velo", "another name", "a pickle next to it", "two"],
 )
 def test_a_checkpoint_is_converted(
     family: str, files: dict[str, bytes], hub: HubDouble, access: Access, said: list[str], zoo_home: Path
 ) -> None:
     repo = hub.create("org/theirs", files)
-    here = weights.pull("org/theirs", access=access)
-    made, name = here.artifact, next(iter(files))
-    assert (made.family, made.source.license, made.parity) == (family, "unknown", None)
-    assert made.source.uri == f"{URI}/{name}@{repo.head}"
-    assert made.source.sha256 == hashlib.sha256(files[name]).hexdigest()
+    checkout = weights.pull("org/theirs", access=access)
+    converted, name = checkout.artifact, next(iter(files))
+    assert (converted.family, converted.source.license, converted.parity) == (family, "unknown", None)
+    assert converted.source.uri == f"{URI}/{name}@{repo.head}"
+    assert converted.source.sha256 == hashlib.sha256(files[name]).hexdigest()
     pin = lockfile.read_all(zoo_home / "zoo.lock").repositories[URI]
-    assert (pin.commit, pin.files) == (repo.head, {name: made.source.sha256})
+    assert (pin.commit, pin.files) == (repo.head, {name: converted.source.sha256})
     first, last = said
     assert first == f"{URI} is {repo.head[:12]}: recorded in {zoo_home / 'zoo.lock'}."
     assert last.endswith("its parity was not checked.")
     taken = {request.path.rpartition("/")[2] for request in hub.requests("GET", "/resolve/")}
     assert taken <= {name, "config.json"}
-    # the second time nobody is asked, whatever was published since
+    # the second time no request is sent, whatever was published since
     repo.commit({name: state("elo", seed=5)})
     count = len(hub.log)
-    assert pylo_zoo.load(URI).fingerprint == made.fingerprint
-    assert weights.pull(URI, access=dataclasses.replace(access, offline=True)).directory == here.directory
+    assert pylo_zoo.load(URI).fingerprint == converted.fingerprint
+    assert weights.pull(URI, access=dataclasses.replace(access, offline=True)).directory == checkout.directory
     assert said[2].startswith(f"Offline: using {URI} at the recorded commit")
     assert len(hub.log) == count
-    assert weights.pull(URI, access=access).directory == here.directory
+    assert weights.pull(URI, access=access).directory == checkout.directory
     assert f"{URI} has moved to {repo.head[:12]}" in said[4]
 
 
@@ -92,7 +92,7 @@ def test_a_checkpoint_in_a_cache_that_cannot_be_written(
     hub: HubDouble, access: Access, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.create("org/theirs", {"theta.state": state()})
-    here = weights.pull("org/theirs", access=access)
+    checkout = weights.pull("org/theirs", access=access)
 
     def full(*anything: object, **options: object) -> None:
         raise OSError(30, "Read-only file system")
@@ -100,8 +100,8 @@ def test_a_checkpoint_in_a_cache_that_cannot_be_written(
     for name in ("mkdir", "touch", "write_bytes", "rename", "replace", "unlink"):
         monkeypatch.setattr(Path, name, full)
     monkeypatch.setattr(os, "mkdir", full)
-    assert weights.pull("org/theirs", access=access).directory == here.directory
-    assert pylo_zoo.load(URI).fingerprint == here.artifact.fingerprint
+    assert weights.pull("org/theirs", access=access).directory == checkout.directory
+    assert pylo_zoo.load(URI).fingerprint == checkout.artifact.fingerprint
 
 
 def test_a_branch_that_moves(hub: HubDouble, access: Access) -> None:
@@ -118,8 +118,8 @@ def test_a_branch_that_moves(hub: HubDouble, access: Access) -> None:
     assert pylo_zoo.load(f"{URI}@{first}", access=access).fingerprint == old.fingerprint
 
 
-def test_the_registrys_own(hub: HubDouble, access: Access, said: list[str]) -> None:
-    """``amoudgl/celo`` is in the registry with its hash, and no other file is it."""
+def test_a_repository_of_the_registry(hub: HubDouble, access: Access, said: list[str]) -> None:
+    """``amoudgl/celo`` is in the registry with its hash, and no other file is accepted as it."""
     hub.create("amoudgl/celo", {"theta.state": state("celo")})
     with pytest.raises(FetchError, match="not the expected file"):
         pylo_zoo.load("hf://amoudgl/celo", access=access)
@@ -132,7 +132,7 @@ def test_the_registrys_own(hub: HubDouble, access: Access, said: list[str]) -> N
 
 
 def test_velo_in_two_repositories(hub: HubDouble, access: Access) -> None:
-    """PyLO's VeLO has a registry entry, and either repository leads to it; alone, a half is no checkpoint."""
+    """PyLO's VeLO has a registry entry that either repository leads to; one file alone is not a checkpoint."""
     leaves = theta("velo", scale=0.1)
     rnn = hub.create("Pauljanson002/VeLO_RNN", {"model.safetensors": save(pylo_files.velo_rnn(leaves))})
     hub.create("Pauljanson002/VeLO_MLP", {"model.safetensors": save(pylo_files.velo_mlp(leaves))})
@@ -161,8 +161,8 @@ def test_several_families_with_one_tree(
         with pytest.raises(ZooError, match=f"fits {', '.join(fits)} alike") as error:
             pylo_zoo.load(URI, access=access)
         assert f"`pylo-zoo convert FAMILY --source {URI}/{name}@{repo.head}`" in error.value.hint
-    made = convert(family, source=f"{URI}/{name}@{repo.head}", access=access)
-    assert (made.family, made.source.uri) == (family, f"{URI}/{name}@{repo.head}")
+    artifact = convert(family, source=f"{URI}/{name}@{repo.head}", access=access)
+    assert (artifact.family, artifact.source.uri) == (family, f"{URI}/{name}@{repo.head}")
 
 
 @pytest.mark.parametrize(
@@ -174,9 +174,11 @@ def test_several_families_with_one_tree(
         {"a.state": b"x", "b.safetensors": b"x"},
         {"params/x": b"x", "README.md": b"# x", "theta.npz": b"x"},
     ],
-    ids=["empty", "bin", "pickles", "two that are alike", "others"],
+    ids=["empty", "bin", "pickles", "two candidates", "others"],
 )
-def test_nothing_that_could_be_one(files: dict[str, bytes], hub: HubDouble, access: Access, zoo_home: Path) -> None:
+def test_a_repository_without_a_checkpoint(
+    files: dict[str, bytes], hub: HubDouble, access: Access, zoo_home: Path
+) -> None:
     hub.create("org/theirs", files)
     with pytest.raises(ZooError, match="has no artifact, and no file is clearly a checkpoint") as error:
         pylo_zoo.load(URI, access=access)
@@ -192,7 +194,7 @@ class Harmful:
 
 @pytest.mark.parametrize("name", ["theta.state", "params", "model.safetensors", "x.checkpoint"])
 @pytest.mark.parametrize("kind", ["harmful", "plain"])
-def test_a_pickle_by_another_name(kind: str, name: str, hub: HubDouble, access: Access, tmp_path: Path) -> None:
+def test_a_pickle_with_another_suffix(kind: str, name: str, hub: HubDouble, access: Access, tmp_path: Path) -> None:
     tree = {**nested(theta("elo")), **({"x": Harmful()} if kind == "harmful" else {})}
     hub.create("org/theirs", {name: pickle.dumps(tree)})
     for _ in range(2):
@@ -202,7 +204,7 @@ def test_a_pickle_by_another_name(kind: str, name: str, hub: HubDouble, access: 
     assert not (tmp_path / "evil").exists()
 
 
-def test_a_checkpoint_in_the_lock_file_by_a_hostile_name(hub: HubDouble, access: Access, zoo_home: Path) -> None:
+def test_a_hostile_checkpoint_name_in_the_lock_file(hub: HubDouble, access: Access, zoo_home: Path) -> None:
     repo = hub.create("org/theirs", {"theta.state": state()})
     for name in ("../../evil", "/etc/passwd", "theta.state?x", "a\nb"):
         pin = lockfile.RepositoryPin(repo.head, {name: "0" * 64}, lockfile.today())
@@ -212,7 +214,7 @@ def test_a_checkpoint_in_the_lock_file_by_a_hostile_name(hub: HubDouble, access:
     assert hub.log == []
 
 
-def test_an_artifact_wins_over_a_checkpoint_beside_it(hub: HubDouble, access: Access) -> None:
+def test_an_artifact_takes_precedence_over_a_checkpoint(hub: HubDouble, access: Access) -> None:
     repo = hub.create("org/theirs", {**published.files(), "theta.state": state(seed=3)})
     assert weights.pull("org/theirs", access=access).commit == repo.head
     repo.commit({}, delete=["model.safetensors"])

@@ -1,4 +1,4 @@
-"""Whatever goes wrong while pulling: another attempt, or one clear message, and never half an artifact."""
+"""Faults while pulling: a retry succeeds or one clear error is raised, and no partial artifact remains."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def access() -> Access:
     return Access(policy=Policy(timeout=0.5, sleep=lambda seconds: None))
 
 
-# --- what passes -------------------------------------------------------------------------------------------------
+# --- temporary faults --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("request_", REQUESTS)
@@ -48,7 +48,7 @@ def access() -> Access:
     ],
     ids=["429", "503", "500", "reset", "cut", "truncated"],
 )
-def test_another_attempt_helps(
+def test_a_retry_succeeds(
     fault: Fault, request_: str, repo: Repo, hub: HubDouble, access: Access, zoo_home: Path
 ) -> None:
     hub.plant(*REQUESTS[request_], fault)
@@ -57,7 +57,7 @@ def test_another_attempt_helps(
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_an_empty_answer_is_asked_for_again(
+def test_an_empty_answer_is_requested_again(
     name: str, repo: Repo, hub: HubDouble, access: Access, zoo_home: Path
 ) -> None:
     hub.plant(*REQUESTS[name], hub_faults.empty)
@@ -89,7 +89,7 @@ def test_silence_is_bounded(name: str, repo: Repo, hub: HubDouble, zoo_home: Pat
 
 @pytest.mark.parametrize("name", ["config GET", "weights GET", "proof GET", "card GET"])
 def test_other_bytes_of_the_right_length(name: str, repo: Repo, hub: HubDouble, access: Access, zoo_home: Path) -> None:
-    """The client believes them, and would go on doing so."""
+    """The client accepts the wrong bytes and would keep returning them."""
     hub.plant(*REQUESTS[name], hub_faults.wrong_bytes, times=9)
     said = refused(access, FetchError)
     reason = "the expected file" if name == "weights GET" else "the file that the Hub describes"
@@ -99,14 +99,14 @@ def test_other_bytes_of_the_right_length(name: str, repo: Repo, hub: HubDouble, 
     assert nothing_half(zoo_home)
     hub._planted.clear()
     weights.pull(ID, access=access)
-    assert is_whole(zoo_home, repo), "although the client's cache has the wrong ones"
+    assert is_whole(zoo_home, repo), "although the client's cache has the wrong bytes"
 
 
-# --- what does not -----------------------------------------------------------------------------------------------
+# --- permanent faults --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_a_server_that_stays_broken(name: str, repo: Repo, hub: HubDouble, access: Access, zoo_home: Path) -> None:
+def test_a_server_that_keeps_failing(name: str, repo: Repo, hub: HubDouble, access: Access, zoo_home: Path) -> None:
     hub.plant(*REQUESTS[name], hub_faults.status(503), times=99)
     assert "answered 503, 5 times" in refused(access, Unavailable).message
     assert not (zoo_home / "hub").exists()
@@ -114,7 +114,7 @@ def test_a_server_that_stays_broken(name: str, repo: Repo, hub: HubDouble, acces
 
 
 @pytest.mark.parametrize("name", ["info", "revision", "config HEAD", "weights GET"])
-def test_a_server_that_asks_to_wait_for_hours(name: str, repo: Repo, hub: HubDouble, access: Access) -> None:
+def test_a_server_that_requests_hours_of_waiting(name: str, repo: Repo, hub: HubDouble, access: Access) -> None:
     hub.plant(*REQUESTS[name], hub_faults.status(429, Retry_After="86400"), times=99)
     assert "answered 429 and requests a wait of 86,400 seconds" in refused(access, Unavailable).message
     assert len(hub.requests(*REQUESTS[name])) == 1
@@ -128,55 +128,57 @@ def test_a_server_that_asks_to_wait_for_hours(name: str, repo: Repo, hub: HubDou
         (ID, "0" * 40, f"org/elo has no revision {'0' * 40}"),
     ],
 )
-def test_what_is_not_there(name: str, revision: str | None, complaint: str, repo: Repo, access: Access) -> None:
+def test_missing_repositories_and_revisions(
+    name: str, revision: str | None, complaint: str, repo: Repo, access: Access
+) -> None:
     with pytest.raises(NotFound, match=complaint):
         weights.pull(name, revision=revision, access=access)
 
 
-def test_a_file_that_is_listed_and_not_there(repo: Repo, hub: HubDouble, access: Access, zoo_home: Path) -> None:
+def test_a_listed_file_that_does_not_exist(repo: Repo, hub: HubDouble, access: Access, zoo_home: Path) -> None:
     hub.plant(*REQUESTS["proof HEAD"], hub_faults.status(404, X_Error_Code="EntryNotFound"), times=9)
     assert "org/elo has no file parity.json" in refused(access, NotFound).message
     assert not (zoo_home / "hub").exists()
 
 
-def sibling(said: dict[str, Any], name: str) -> dict[str, Any]:
-    return next(each for each in said["siblings"] if each["rfilename"] == name)
+def sibling(description: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(each for each in description["siblings"] if each["rfilename"] == name)
 
 
-def smaller(said: dict[str, Any]) -> None:
-    sibling(said, "config.json")["size"] -= 1
+def smaller(description: dict[str, Any]) -> None:
+    sibling(description, "config.json")["size"] -= 1
 
 
-def another_hash(said: dict[str, Any]) -> None:
-    sibling(said, "model.safetensors")["lfs"]["sha256"] = "0" * 64
+def another_hash(description: dict[str, Any]) -> None:
+    sibling(description, "model.safetensors")["lfs"]["sha256"] = "0" * 64
 
 
-def another_blob(said: dict[str, Any]) -> None:
-    sibling(said, "config.json")["blobId"] = "0" * 40
+def another_blob(description: dict[str, Any]) -> None:
+    sibling(description, "config.json")["blobId"] = "0" * 40
 
 
-def path_for_a_hash(said: dict[str, Any]) -> None:
-    sibling(said, "model.safetensors")["lfs"]["sha256"] = "../../evil"
+def path_for_a_hash(description: dict[str, Any]) -> None:
+    sibling(description, "model.safetensors")["lfs"]["sha256"] = "../../evil"
 
 
-def negative(said: dict[str, Any]) -> None:
-    sibling(said, "config.json")["size"] = -1
+def negative(description: dict[str, Any]) -> None:
+    sibling(description, "config.json")["size"] = -1
 
 
-def enormous(said: dict[str, Any]) -> None:
-    sibling(said, "model.safetensors")["lfs"]["size"] = 10**15
+def enormous(description: dict[str, Any]) -> None:
+    sibling(description, "model.safetensors")["lfs"]["size"] = 10**15
 
 
-def large_text(said: dict[str, Any]) -> None:
-    sibling(said, "parity.json")["size"] = 17 * 2**20
+def large_text(description: dict[str, Any]) -> None:
+    sibling(description, "parity.json")["size"] = 17 * 2**20
 
 
-def another_commit(said: dict[str, Any]) -> None:
-    said["sha"] = "1" * 40
+def another_commit(description: dict[str, Any]) -> None:
+    description["sha"] = "1" * 40
 
 
-def no_commit(said: dict[str, Any]) -> None:
-    said["sha"] = "../../evil"
+def no_commit(description: dict[str, Any]) -> None:
+    description["sha"] = "../../evil"
 
 
 LIES: list[tuple[Callable[[dict[str, Any]], None], str]] = [
@@ -205,19 +207,19 @@ def test_a_listing_that_contradicts_the_bytes(
 
 @pytest.mark.parametrize("name", ["info", "revision"])
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"null", b'"x"', b"{}", b'{"id": 3}', b"[" * 100_000])
-def test_a_description_that_is_none(body: bytes, name: str, repo: Repo, hub: HubDouble, access: Access) -> None:
+def test_a_malformed_description(body: bytes, name: str, repo: Repo, hub: HubDouble, access: Access) -> None:
     hub.plant(*REQUESTS[name], hub_faults.body(body), times=9)
     assert "5 times" in refused(access, Unavailable).message
 
 
-# --- servers that mean harm --------------------------------------------------------------------------------------
+# --- malicious servers -------------------------------------------------------------------------------------------
 
 EVIL = ("../../../../../evil", "/tmp/evil", "..", "a/b", '"../evil"', "evil\x1b[31m", "a" * 300)
 
 
 @pytest.mark.parametrize("value", EVIL)
 @pytest.mark.parametrize("header", ["ETag", "X_Linked_Etag", "X_Repo_Commit"])
-def test_headers_that_would_become_paths(
+def test_headers_with_paths(
     header: str, value: str, repo: Repo, hub: HubDouble, access: Access, zoo_home: Path, tmp_path: Path
 ) -> None:
     hub.plant("HEAD|GET", "/resolve/", hub_faults.headers(**{header: value}), times=99)
@@ -232,7 +234,7 @@ def test_headers_that_would_become_paths(
 
 @pytest.mark.parametrize("name", ["info", "revision", "config HEAD", "config GET", "weights HEAD"])
 @pytest.mark.parametrize("target", ["http://hub.example/x", "ftp://hub.example/x", "file:///etc/passwd"])
-def test_a_redirect_to_where_it_could_be_read(
+def test_a_redirect_to_an_unencrypted_address(
     target: str, name: str, repo: Repo, hub: HubDouble, access: Access, zoo_home: Path
 ) -> None:
     hub.plant(*REQUESTS[name], hub_faults.redirect(target), times=99)
@@ -241,11 +243,11 @@ def test_a_redirect_to_where_it_could_be_read(
 
 
 @pytest.mark.parametrize("name", ["info", "config HEAD", "config GET"])
-def test_a_redirect_elsewhere_brings_no_token(name: str, repo: Repo, hub: HubDouble, access: Access) -> None:
+def test_a_redirect_elsewhere_carries_no_token(name: str, repo: Repo, hub: HubDouble, access: Access) -> None:
     hub.plant(*REQUESTS[name], hub_faults.redirect(f"{hub.cdn_url}/{'0' * 64}"), times=99)
     refused(access, FetchError)
     followed = [request for request in hub.log if request.origin == "cdn"]
-    assert followed or name == "config HEAD", "the place of a large file, which was none"
+    assert followed or name == "config HEAD", "the address of the large file"
     assert hub.leaks == []
 
 
@@ -254,7 +256,7 @@ def test_names_that_lead_elsewhere(repo: Repo, hub: HubDouble, access: Access, z
     before = published.tree(tmp_path)
     weights.pull(ID, access=access)
     assert is_whole(zoo_home, repo)
-    theirs = hub.create("org/theirs", {"x.txt": b"x"})
+    other_repo = hub.create("org/theirs", {"x.txt": b"x"})
     for name in (
         "../evil.state",
         "/etc/evil.state",
@@ -263,7 +265,7 @@ def test_names_that_lead_elsewhere(repo: Repo, hub: HubDouble, access: Access, z
         "evil\n.state",
         "%2e.state",
     ):
-        theirs.extra_siblings[:] = [name]
+        other_repo.extra_siblings[:] = [name]
         refused(access, FetchError, name="org/theirs")
     assert published.tree(tmp_path) == before
     assert all("evil" not in request.path for request in hub.log)
@@ -271,7 +273,7 @@ def test_names_that_lead_elsewhere(repo: Repo, hub: HubDouble, access: Access, z
 
 
 def endless(piece: bytes, pause: float = 0.0) -> Fault:
-    """A body in chunks that does not end."""
+    """A chunked body that does not end."""
 
     def fault(exchange: Exchange) -> None:
         exchange.answer.headers = {**exchange.answer.headers, "Transfer-Encoding": "chunked"}

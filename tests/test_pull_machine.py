@@ -1,4 +1,4 @@
-"""Pulling on a machine that has faults of its own: its disk, its permissions, other processes."""
+"""Pulling on a machine with faults: its disk, its permissions, other processes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def access() -> Access:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
 @pytest.mark.parametrize("place", ["hub", "sources", "client", "out", "lock"])
-def test_a_disk_that_refuses(
+def test_a_disk_that_fails(
     place: str,
     number: int,
     repo: Repo,
@@ -98,7 +98,7 @@ def test_a_disk_that_refuses(
 def test_a_complete_cache_may_be_read_only(
     repo: Repo, access: Access, zoo_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = weights.pull(ID, access=access)
+    checkout = weights.pull(ID, access=access)
 
     def full(*anything: object, **options: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
@@ -106,27 +106,27 @@ def test_a_complete_cache_may_be_read_only(
     for name in ("mkdir", "touch", "write_bytes", "write_text", "rename", "replace", "unlink"):
         monkeypatch.setattr(Path, name, full)
     monkeypatch.setattr(os, "mkdir", full)
-    assert weights.pull(ID, access=access).files == here.files
-    assert pylo_zoo.load(URI, access=access).fingerprint == here.artifact.fingerprint
+    assert weights.pull(ID, access=access).files == checkout.files
+    assert pylo_zoo.load(URI, access=access).fingerprint == checkout.artifact.fingerprint
 
 
 def test_threads_share_a_cache(repo: Repo, hub: HubDouble, access: Access, zoo_home: Path) -> None:
-    found: list[Any] = []
+    results: list[Any] = []
     patient = dataclasses.replace(access, policy=dataclasses.replace(access.policy, timeout=20))
 
     def work() -> None:
         try:
-            found.append(weights.pull(ID, access=patient).files)
-        except Exception as error:  # for the assertion to show
-            found.append(error)
+            results.append(weights.pull(ID, access=patient).files)
+        except Exception as error:  # shown if the assertion fails
+            results.append(error)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert found == [found[0]] * 4
-    assert len(hub.requests("GET", STORAGE)) == 2, "the weights and the vectors, once"
+    assert results == [results[0]] * 4
+    assert len(hub.requests("GET", STORAGE)) == 2, "weights and vectors are downloaded once"
     assert is_whole(zoo_home, repo)
 
 
@@ -146,7 +146,7 @@ def test_processes_share_a_cache(repo: Repo, hub: HubDouble, tmp_path: Path, zoo
     assert is_whole(zoo_home, repo)
 
 
-def test_what_a_killed_process_left(repo: Repo, access: Access, zoo_home: Path) -> None:
+def test_leftovers_of_a_killed_process(repo: Repo, access: Access, zoo_home: Path) -> None:
     place = zoo_home / "hub" / "org--elo"
     left = place / f".{repo.head}.new-0123abcd"
     left.mkdir(parents=True)
@@ -158,7 +158,9 @@ def test_what_a_killed_process_left(repo: Repo, access: Access, zoo_home: Path) 
     assert sorted(path.name for path in place.iterdir()) == sorted([repo.head, other.name])
 
 
-def test_nothing_is_recorded_before_all_is_there(repo: Repo, hub: HubDouble, access: Access, zoo_home: Path) -> None:
+def test_nothing_is_recorded_before_everything_is_complete(
+    repo: Repo, hub: HubDouble, access: Access, zoo_home: Path
+) -> None:
     hub.plant(*REQUESTS["card GET"], hub_faults.status(404, X_Error_Code="EntryNotFound"), times=9)
     refused(access, NotFound)
     assert not (zoo_home / "zoo.lock").exists()

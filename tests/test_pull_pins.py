@@ -1,4 +1,4 @@
-"""What is pulled stays what it is: pins, the cache, and without a network."""
+"""Pulled artifacts stay the same: pins, the cache, and offline use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import published
 import pytest
 from hub_double import HubDouble, Repo, User
 from published import TAKEN
-from pulling import ID, STRANGER, URI, directory, moved, sha256
+from pulling import ID, STRANGER, URI, directory, publish_other_weights, sha256
 
 import pylo_zoo
 from pylo_zoo import weights
@@ -43,22 +43,22 @@ def access(access: Access, said: list[str]) -> Access:
 # --- pins --------------------------------------------------------------------------------------------------------
 
 
-def test_a_branch_that_moves_is_kept_until_that_is_accepted(
+def test_a_moved_branch_is_ignored_until_accepted(
     repo: Repo, hub: HubDouble, access: Access, said: list[str], zoo_home: Path
 ) -> None:
     first = repo.head
     weights.pull(ID, access=access)
     before = (zoo_home / "zoo.lock").read_bytes()
-    second = moved(repo)
-    here = weights.pull(ID, access=access)
-    assert (here.commit, here.newer, here.fetched) == (first, second, False)
+    second = publish_other_weights(repo)
+    checkout = weights.pull(ID, access=access)
+    assert (checkout.commit, checkout.newer, checkout.fetched) == (first, second, False)
     assert f"{URI} has moved to {second[:12]} since 20" in said[-1]
     assert f"keeping {first[:12]}" in said[-1]
     assert "--update-lock" in said[-1]
     assert (zoo_home / "zoo.lock").read_bytes() == before
     count, told = len(hub.log), len(said)
     old = pylo_zoo.load(URI, access=access)
-    assert (len(hub.log), len(said)) == (count, told), "loading asks nobody and says nothing"
+    assert (len(hub.log), len(said)) == (count, told), "loading sends no request and prints nothing"
     updating = dataclasses.replace(access, update_lock=True)
     assert weights.pull(ID, access=updating).commit == second
     assert pylo_zoo.load(URI).fingerprint != old.fingerprint
@@ -68,14 +68,14 @@ def test_a_branch_that_moves_is_kept_until_that_is_accepted(
 def test_a_tag_that_moves(repo: Repo, access: Access, said: list[str]) -> None:
     first = repo.tags["v1"] = repo.head
     weights.pull(f"{ID}@v1", access=access)
-    repo.tags["v1"] = moved(repo)
+    repo.tags["v1"] = publish_other_weights(repo)
     assert weights.pull(f"{ID}@v1", access=access).commit == first
     assert "has moved" in said[-1]
-    assert weights.pull(ID, access=access).commit == repo.head, "the main branch has a record of its own"
+    assert weights.pull(ID, access=access).commit == repo.head, "the main branch has a separate record"
 
 
 @pytest.mark.parametrize("what", ["repository", "tag", "hidden"])
-def test_what_is_gone_is_still_in_the_cache(
+def test_a_deleted_repository_is_still_in_the_cache(
     what: str, repo: Repo, hub: HubDouble, access: Access, said: list[str]
 ) -> None:
     first = repo.tags["v1"] = repo.head
@@ -86,15 +86,15 @@ def test_what_is_gone_is_still_in_the_cache(
         del repo.tags["v1"]
     else:
         repo.private, hub.users[hub.TOKEN] = True, User("alice")
-    here = weights.pull(f"{ID}@v1", access=access)
-    assert (here.commit, here.newer) == (first, None)
+    checkout = weights.pull(f"{ID}@v1", access=access)
+    assert (checkout.commit, checkout.newer) == (first, None)
     assert said[-1].endswith(f"Using the recorded commit {first[:12]}.")
 
 
-def test_a_commit_that_is_gone_everywhere(repo: Repo, access: Access, zoo_home: Path) -> None:
+def test_a_commit_that_no_longer_exists_anywhere(repo: Repo, access: Access, zoo_home: Path) -> None:
     first = repo.head
     weights.pull(ID, access=access)
-    repo.branches["main"] = moved(repo)
+    repo.branches["main"] = publish_other_weights(repo)
     del repo.commits[first]
     for place in ("hub", "sources"):
         shutil.rmtree(zoo_home / place)
@@ -105,7 +105,7 @@ def test_a_commit_that_is_gone_everywhere(repo: Repo, access: Access, zoo_home: 
 
 
 @pytest.mark.parametrize("name", TAKEN)
-def test_a_lock_file_that_says_something_else(name: str, repo: Repo, access: Access, zoo_home: Path) -> None:
+def test_a_lock_file_with_other_hashes(name: str, repo: Repo, access: Access, zoo_home: Path) -> None:
     weights.pull(ID, access=access)
     lock = zoo_home / "zoo.lock"
     lock.write_text(lock.read_text().replace(sha256(repo.files()[name]), "0" * 64))
@@ -125,7 +125,7 @@ def test_a_lock_file_with_a_file_that_the_repository_lacks(repo: Repo, access: A
             pylo_zoo.load(URI, access=access)
 
 
-def test_which_lock_file(repo: Repo, access: Access, zoo_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_lock_file_applies(repo: Repo, access: Access, zoo_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def recorded(path: Path, **how: Path) -> bool:
         weights.pull(ID, access=dataclasses.replace(access, **how))
         return URI in lockfile.read_all(path).repositories
@@ -136,7 +136,7 @@ def test_which_lock_file(repo: Repo, access: Access, zoo_home: Path, monkeypatch
     monkeypatch.setenv("PYLO_ZOO_LOCK", "named.lock")
     assert recorded(Path("named.lock"))
     assert recorded(Path("given.lock"), lock=Path("given.lock"))
-    moved(repo)
+    publish_other_weights(repo)
     assert weights.pull(ID, access=dataclasses.replace(access, lock=Path("fifth.lock"))).commit == repo.head
     assert weights.pull(ID, access=access).commit != repo.head
 
@@ -181,7 +181,7 @@ def test_a_damaged_copy_is_fetched_again_or_refused(
     pylo_zoo.load(URI, access=dataclasses.replace(access, offline=True))
 
 
-def test_files_that_nobody_listed(repo: Repo, hub: HubDouble, access: Access, zoo_home: Path, tmp_path: Path) -> None:
+def test_unlisted_files(repo: Repo, hub: HubDouble, access: Access, zoo_home: Path, tmp_path: Path) -> None:
     files = {name: data for name, data in published.files().items() if name != "parity.json"}
     repo.commit(files, delete=["parity.json"])
     folder = weights.pull(ID, access=access).directory
@@ -211,11 +211,11 @@ def test_directories_that_are_links(level: str, repo: Repo, access: Access, zoo_
         pylo_zoo.load(URI, access=dataclasses.replace(access, offline=True))
     pylo_zoo.load(URI, access=access)
     assert not place.is_symlink()
-    assert published.tree(target) == before, "what a link points to is left alone"
+    assert published.tree(target) == before, "a link's target is not changed"
 
 
-def test_a_listing_that_fits_other_weights(repo: Repo, access: Access) -> None:
-    """Somebody replaces weights and listing alike: the lock file knows."""
+def test_a_listing_that_matches_other_weights(repo: Repo, access: Access) -> None:
+    """Weights and listing are both replaced; the lock file reveals it."""
     good = pylo_zoo.load(URI, access=access)
     folder = weights.pull(ID, access=access).directory
     other = published.files(scale=0.3)["model.safetensors"]
@@ -246,7 +246,7 @@ def test_offline(
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     first = repo.head
     weights.pull(ID, access=online)
-    moved(repo)
+    publish_other_weights(repo)
     if by == "environment":
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     count = len(hub.log)
@@ -256,7 +256,7 @@ def test_offline(
     pylo_zoo.load(URI, access=access)
     pylo_zoo.load(f"{URI}@{first}", access=access)
     assert len(hub.log) == count
-    assert len(said) == told + 1, "the commit is recorded of its own accord"
+    assert len(said) == told + 1, "a commit needs no acceptance"
 
 
 def test_the_hub_is_down(repo: Repo, hub: HubDouble, access: Access, said: list[str]) -> None:
@@ -270,16 +270,16 @@ def test_the_hub_is_down(repo: Repo, hub: HubDouble, access: Access, said: list[
         assert said[-1].endswith(f"Using the recorded commit {first[:12]}.")
         told = len(said)
         assert pylo_zoo.load(URI, access=access).family == "elo"
-        assert len(said) == told, "nobody was asked"
+        assert len(said) == told, "no request was sent"
         with pytest.raises(Unavailable, match="cannot be reached"):
             weights.pull(ID, access=dataclasses.replace(access, update_lock=True))
 
 
-# --- what the proof speaks of ------------------------------------------------------------------------------------
+# --- the origin in the proof -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("what", ["name", "uri", "sha256"])
-def test_an_origin_that_the_proof_does_not_speak_of(what: str, hub: HubDouble, access: Access) -> None:
+def test_an_origin_that_the_proof_does_not_mention(what: str, hub: HubDouble, access: Access) -> None:
     files = dict(published.files())
     config = json.loads(files["config.json"])
     (config if what == "name" else config["source"])[what] = "f" * 64
@@ -289,7 +289,7 @@ def test_an_origin_that_the_proof_does_not_speak_of(what: str, hub: HubDouble, a
 
 
 @pytest.mark.parametrize("token", ["", "hf_a\nb", "hf_ünï", "two words"])
-def test_a_token_that_can_be_none_is_told_at_once(token: str, repo: Repo, hub: HubDouble, access: Access) -> None:
+def test_an_invalid_token_is_reported_at_once(token: str, repo: Repo, hub: HubDouble, access: Access) -> None:
     with pytest.raises(Forbidden, match=r"The token for the Hub (is empty|contains spaces)") as error:
         weights.pull(ID, access=dataclasses.replace(access, token=token))
     assert hub.log == []

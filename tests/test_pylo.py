@@ -1,4 +1,4 @@
-"""PyLO's torch files: the same artifact as from the JAX original, and nothing that torch is trusted to bound."""
+"""PyLO's torch files: the same artifact as from the JAX original, with sizes checked before torch allocates."""
 
 from __future__ import annotations
 
@@ -40,36 +40,36 @@ def decays() -> dict[str, list[float]]:
 
 
 def settings_of(family: str) -> dict[str, Any]:
-    """What PyLO's file of ``family`` does not say."""
+    """Fields that PyLO's file of ``family`` lacks."""
     return decays() if family == "mulo" else {}
 
 
 @pytest.mark.parametrize("family", NAMINGS["pylo"])
-def test_the_artifact_is_that_of_the_jax_original(family: str, tmp_path: Path) -> None:
+def test_the_artifact_equals_that_of_the_jax_original(family: str, tmp_path: Path) -> None:
     original = convert(family, source=write_theta(tmp_path, family))
     path = pylo_files.write(tmp_path, family, theta(family))
-    made = convert(family, source=path, settings=settings_of(family))
-    assert (made.architecture, made.behavior) == (original.architecture, original.behavior)
-    assert made.tensors.keys() == original.tensors.keys()
+    converted = convert(family, source=path, settings=settings_of(family))
+    assert (converted.architecture, converted.behavior) == (original.architecture, original.behavior)
+    assert converted.tensors.keys() == original.tensors.keys()
     for name, tensor in original.tensors.items():
-        assert made.tensors[name].numpy().tobytes() == tensor.numpy().tobytes(), name
-    assert made.fingerprint == original.fingerprint
-    assert made.source.format == "pylo-safetensors"
+        assert converted.tensors[name].numpy().tobytes() == tensor.numpy().tobytes(), name
+    assert converted.fingerprint == original.fingerprint
+    assert converted.source.format == "pylo-safetensors"
     assert family in library.inspect(path).families
     found = library.inspect(path)
     assert found.problems == ()
     assert any("lacks adafactor_decays" in note for note in found.notes) == ("mulo" in found.families)
 
 
-def test_the_published_sizes_fit_the_tables() -> None:
-    """No published file is here, but the registry knows their sizes: names and shapes have to come out at them."""
+def test_the_published_sizes_match_the_tables() -> None:
+    """No published file is in the repository, but the registry has their sizes: names and shapes must match these."""
     velo, pylo = theta_of_shapes("velo"), registry.get("velo-pylo").sources
     assert len(save(pylo_files.velo_rnn(velo))) == pylo[0].bytes
     assert len(save(pylo_files.network(theta_of_shapes("mulo")))) == registry.get("mulo").weights.bytes
     mlp = pylo_files.velo_mlp(velo)
     used = {name: tensor for name, tensor in mlp.items() if name.partition(".")[0].endswith("_")}
     assert pylo[1].bytes is not None
-    assert len(save(used)) < pylo[1].bytes <= len(save(mlp)), "some scratch, and no more than one of each"
+    assert len(save(used)) < pylo[1].bytes <= len(save(mlp)), "some scratch memory, and at most one copy"
 
 
 def theta_of_shapes(family: str) -> dict[tuple[str, ...], np.ndarray]:
@@ -108,7 +108,7 @@ def views(flat: torch.Tensor, like: dict[str, torch.Tensor]) -> list[torch.Tenso
 
 
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
-def test_what_torch_saves(wrapping: str, tmp_path: Path) -> None:
+def test_files_of_torch_save(wrapping: str, tmp_path: Path) -> None:
     value = WRAPPINGS[wrapping](tensors())
     data = saved(value)
     source = read(tmp_path, data)
@@ -182,7 +182,7 @@ def lying_header(shape: list[int], offsets: list[int]) -> bytes:
 
 
 def with_directory_size(size: int, *, moved: bool = False) -> bytes:
-    """torch's archive, whose 64-bit end counts, with another size of the directory, or with that end elsewhere."""
+    """torch's archive with another directory size in its 64-bit end record, or with that record elsewhere."""
     data = saved({"a": torch.ones(3)})
     at = data.rindex(b"PK\x06\x06")
     if moved:
@@ -192,7 +192,7 @@ def with_directory_size(size: int, *, moved: bool = False) -> bytes:
 
 HOSTILE: dict[str, tuple[bytes, str]] = {
     "a call": (saved({"a": Attack()}), "mentions '"),
-    "a storage that claims 4 GiB": (in_program(b"K\x03tq", b"J\0\0\0\x40tq"), "instead of 4294967296"),
+    "a storage with a claimed size of 4 GiB": (in_program(b"K\x03tq", b"J\0\0\0\x40tq"), "instead of 4294967296"),
     "a shape of 4 GiB": (in_program(b"K\x03\x85", b"J\0\0\0\x40\x85"), "larger than its storage"),
     "a negative shape": (in_program(b"K\x03\x85", b"J\xff\xff\xff\xff\x85"), "shape"),
     "an empty axis": (in_program(b"K\x03\x85", b"K\0\x85"), "shape"),
@@ -220,16 +220,19 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "only a tensor": (saved(torch.ones(3)), "no tensors by name"),
     "a number": (saved({"a": torch.ones(3), "step": 3}), "step is no tensor"),
     "an old torch file": (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19." + b"\x80\x02M\xe9\x03.", "before version 1.6"),
-    "a directory that claims memory": (with_directory_size(2**40), "far too many members"),
+    "a directory that claims too much memory": (with_directory_size(2**40), "far too many members"),
     "a directory elsewhere": (with_directory_size(1, moved=True), "does not end as"),
     "truncated": (saved({"a": torch.ones(3)})[:-3], "does not end as"),
     "safetensors, truncated": (save({"a": np.ones(3, np.float32)})[:-1], "no complete safetensors"),
-    "safetensors, bytes behind": (save({"a": np.ones(3, np.float32)}) + b"x", "no complete safetensors"),
+    "safetensors, trailing bytes": (save({"a": np.ones(3, np.float32)}) + b"x", "no complete safetensors"),
     "safetensors, a shape of 4 GiB": (lying_header([2**30], [0, 2**32]), "no complete safetensors"),
-    "safetensors, a shape that lies": (lying_header([2**30], [0, 4]), "no complete safetensors"),
+    "safetensors, a wrong shape": (lying_header([2**30], [0, 4]), "no complete safetensors"),
     "safetensors, an empty axis": (save({"a": np.ones((0, 3), np.float32)}), "shape"),
     "safetensors, no tensors": (save({}), "holds no array"),
-    "safetensors, a header that claims memory": (struct.pack("<Q", 2**40) + b"{}", "no checkpoint of a known format"),
+    "safetensors, a header that claims too much memory": (
+        struct.pack("<Q", 2**40) + b"{}",
+        "no checkpoint of a known format",
+    ),
     "safetensors, an escape in a name": (save({"a\x1b": np.ones(3, np.float32)}), "control characters"),
 }
 
@@ -257,11 +260,11 @@ def test_a_mutated_file_is_read_or_refused(
     read_or_refuse(tmp_path_factory.getbasetemp(), mutated(data, changes, cut))
 
 
-# --- safetensors beside the formats that it may begin like -------------------------------------------------------
+# --- safetensors and formats with similar beginnings -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("low", [0x80, 0x88, 0xDE, 0xDF])
-def test_a_safetensors_file_is_one_whatever_its_first_byte(low: int, tmp_path: Path) -> None:
+def test_a_safetensors_file_is_recognized_with_any_first_byte(low: int, tmp_path: Path) -> None:
     header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     size = 0x0200 + low
     data = struct.pack("<Q", size) + header.ljust(size) + bytes(4)
@@ -271,7 +274,7 @@ def test_a_safetensors_file_is_one_whatever_its_first_byte(low: int, tmp_path: P
 # --- VeLO's two files --------------------------------------------------------------------------------------------
 
 
-def test_one_of_velos_files_says_that_there_are_two(capsys: Capture, tmp_path: Path) -> None:
+def test_one_of_velos_two_files_is_refused(capsys: Capture, tmp_path: Path) -> None:
     path = pylo_files.write(tmp_path, "velo", theta("velo"))
     for name in ("VeLO_RNN", "VeLO_MLP"):
         said = refused(capsys, "convert", "velo", "--source", path / name / "model.safetensors")
@@ -294,41 +297,41 @@ def test_a_link_in_a_directory_is_refused(tmp_path: Path) -> None:
 
 def test_a_directory_is_kept_and_found_again(tmp_path: Path) -> None:
     path = pylo_files.write(tmp_path, "velo", theta("velo", scale=0.1))
-    made = make("velo", source=path, out=tmp_path / "out", verify=False).artifact
-    kept = library.cached_source(made.source.sha256)
+    converted = make("velo", source=path, out=tmp_path / "out", verify=False).artifact
+    kept = library.cached_source(converted.source.sha256)
     assert kept is not None
     assert sorted(file.relative_to(kept).as_posix() for file in kept.rglob("*.*")) == [
         "VeLO_MLP/model.safetensors",
         "VeLO_RNN/model.safetensors",
     ]
-    assert formats.read(kept).sha256 == made.source.sha256
-    assert made.source.layout["ignored"]
+    assert formats.read(kept).sha256 == converted.source.sha256
+    assert converted.source.layout["ignored"]
     (kept / "VeLO_MLP" / "model.safetensors").write_bytes(b"spoilt")
-    assert library.cached_source(made.source.sha256) is None
+    assert library.cached_source(converted.source.sha256) is None
 
 
 # --- μLO's learned decays ----------------------------------------------------------------------------------------
 
 
-def test_the_registrys_decays_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_decays_come_from_the_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = pylo_files.write(tmp_path, "mulo", theta("mulo"))
     entry = registry.get("mulo")
     source = dataclasses.replace(entry.weights, bytes=None, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
     entry = dataclasses.replace(entry, sources=(source,))
     entries = {**registry.load_registry(), "mulo": entry}
     monkeypatch.setattr(registry, "load_registry", lambda path=None: entries)
-    made = convert("mulo", source=path)
+    converted = convert("mulo", source=path)
     assert entry.learned_decays is not None
     expected = np.array(entry.learned_decays.momentum, np.float32)
-    np.testing.assert_array_equal(made.tensors["momentum_decays"].numpy(), expected)
-    assert made.source.layout["supplied"]["rms_decays"] == [float(np.float32(0.01079706))]
+    np.testing.assert_array_equal(converted.tensors["momentum_decays"].numpy(), expected)
+    assert converted.source.layout["supplied"]["rms_decays"] == [float(np.float32(0.01079706))]
     assert library.inspect(path).families[0] == "mulo"
     with pytest.raises(ZooError, match="another value than the registry"):
         convert("mulo", source=path, settings={"rms_decays": [0.5]})
 
 
 @pytest.mark.parametrize(
-    ("said", "complaint"),
+    ("settings", "complaint"),
     [
         ({}, "lacks its learned decays, adafactor_decays, momentum_decays, rms_decays"),
         ({"rms_decays": [0.1]}, "lacks its learned decays, adafactor_decays, momentum_decays,"),
@@ -338,14 +341,14 @@ def test_the_registrys_decays_stand_in(tmp_path: Path, monkeypatch: pytest.Monke
         ({**decays(), "rms_decays": [float("nan")]}, r"rms_decays is \[nan\]"),
     ],
 )
-def test_decays_of_an_unknown_file_have_to_be_said(said: dict[str, Any], complaint: str, tmp_path: Path) -> None:
+def test_decays_of_an_unknown_file_are_required(settings: dict[str, Any], complaint: str, tmp_path: Path) -> None:
     with pytest.raises(ZooError, match=complaint):
-        convert("mulo", source=pylo_files.write(tmp_path, "mulo", theta("mulo")), settings=said)
+        convert("mulo", source=pylo_files.write(tmp_path, "mulo", theta("mulo")), settings=settings)
 
 
-def test_decays_that_the_file_holds_are_not_said_again(tmp_path: Path) -> None:
-    found = pylo_files.network(theta("mulo")) | {name: theta("mulo")[name,] for name in OFFSETS}
-    (tmp_path / "x").write_bytes(save(found))
+def test_decays_in_the_file_cannot_be_given_again(tmp_path: Path) -> None:
+    result = pylo_files.network(theta("mulo")) | {name: theta("mulo")[name,] for name in OFFSETS}
+    (tmp_path / "x").write_bytes(save(result))
     assert convert("mulo", source=tmp_path / "x").tensors["rms_decays"].tolist() == decays()["rms_decays"]
     with pytest.raises(ZooError, match="which x holds itself"):
         convert("mulo", source=tmp_path / "x", settings=decays())
@@ -354,9 +357,9 @@ def test_decays_that_the_file_holds_are_not_said_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", NAMINGS["pylo"])
 def test_parity_gets_the_jax_tree_of_the_file(family: str, tmp_path: Path) -> None:
     path = pylo_files.write(tmp_path, family, theta(family))
-    made = convert(family, source=path, settings=settings_of(family))
-    found = flatten(read_theta(made, formats.read(path)))
-    assert {key: leaf.tobytes() for key, leaf in found.items()} == {
+    converted = convert(family, source=path, settings=settings_of(family))
+    result = flatten(read_theta(converted, formats.read(path)))
+    assert {key: leaf.tobytes() for key, leaf in result.items()} == {
         key: leaf.tobytes() for key, leaf in theta(family).items()
     }
 
@@ -366,21 +369,21 @@ def test_parity_gets_the_jax_tree_of_the_file(family: str, tmp_path: Path) -> No
 def test_parity_passes(family: str, tmp_path: Path) -> None:
     pytest.importorskip("jax")
     path = pylo_files.write(tmp_path, family, theta(family, scale=0.1))
-    made = make(family, source=path, out=tmp_path / "out", settings=settings_of(family))
-    assert made.report.passed
-    assert made.report.leaves.compared == (26 - 6 if family == "velo" else 6 + 3)
+    result = make(family, source=path, out=tmp_path / "out", settings=settings_of(family))
+    assert result.report.passed
+    assert result.report.leaves.compared == (26 - 6 if family == "velo" else 6 + 3)
 
 
 def test_a_wrong_weight_fails_level_one(tmp_path: Path) -> None:
     path = pylo_files.write(tmp_path, "velo", theta("velo"))
-    made = convert("velo", source=path)
-    changed = {**made.tensors, "controller.lstm.weight": made.tensors["controller.lstm.weight"] * 1.001}
-    found = check_leaves(dataclasses.replace(made, tensors=changed), formats.read(path))
-    assert found.differing == ["lstm.linear.weight"]
-    assert check_leaves(made, formats.read(path)).passed
+    converted = convert("velo", source=path)
+    changed = {**converted.tensors, "controller.lstm.weight": converted.tensors["controller.lstm.weight"] * 1.001}
+    result = check_leaves(dataclasses.replace(converted, tensors=changed), formats.read(path))
+    assert result.differing == ["lstm.linear.weight"]
+    assert check_leaves(converted, formats.read(path)).passed
 
 
-def test_export_gives_the_jax_tree_and_no_pylo_file(capsys: Capture, tmp_path: Path) -> None:
+def test_export_writes_the_jax_tree_and_not_a_pylo_file(capsys: Capture, tmp_path: Path) -> None:
     path = pylo_files.write(tmp_path, "velo", theta("velo"))
     out = tmp_path / "out"
     assert run("convert", "velo", "--source", path, "--out", out, "--no-verify", "-q") == 0

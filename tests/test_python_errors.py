@@ -1,4 +1,4 @@
-"""Errors of ``weights=`` in Python: one traceback, and a hint that helps where there is no command line."""
+"""Errors of ``weights=`` in Python: one traceback, and a hint that does not mention the command line."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ CASES: dict[str, Callable[[Path], object]] = {
     "velo offline": lambda here: velo("velo"),
     "velo-pylo offline": lambda here: velo("velo-pylo"),
     "a repository offline": lambda here: velo("hf://org/name"),
-    "no such name": lambda here: velo("vello"),
-    "no such directory": lambda here: velo("zoo/velo"),
+    "an unknown name": lambda here: velo("vello"),
+    "a missing directory": lambda here: velo("zoo/velo"),
     "an address": lambda here: velo("https://huggingface.co/o/r"),
-    "no artifact": lambda here: velo(here),
+    "a directory without an artifact": lambda here: velo(here),
     "nothing": lambda here: velo(""),
     "another family": lambda here: convert("velo", source=damaged(here, "theta.state", THETA)),
     "a cut msgpack": lambda here: convert("elo", source=damaged(here, "theta.state", THETA[:-9])),
@@ -47,12 +47,12 @@ CASES: dict[str, Callable[[Path], object]] = {
 @pytest.fixture(params=CASES)
 def error(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ZooError:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ZooError) as found:
+    with pytest.raises(ZooError) as caught:
         CASES[request.param](tmp_path)
-    return found.value
+    return caught.value
 
 
-def test_one_traceback(error: ZooError) -> None:
+def test_errors_have_one_traceback(error: ZooError) -> None:
     chain, cause = [], error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     while cause is not None:
         chain.append(cause)

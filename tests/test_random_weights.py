@@ -1,4 +1,4 @@
-"""``random:FAMILY`` names random weights wherever weights are named."""
+"""``random:FAMILY`` stands for random weights wherever a name of weights is accepted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pylo_zoo.train import recipes
 
 
 @pytest.mark.parametrize("family", converters.OWN)
-def test_every_family_takes_them_and_they_are_the_same_at_every_call(family: str) -> None:
+def test_every_family_has_random_weights_and_they_are_deterministic(family: str) -> None:
     cls: Any = optimizer_class(family)
     states = []
     for _ in range(2):
@@ -42,7 +42,7 @@ def test_every_family_takes_them_and_they_are_the_same_at_every_call(family: str
     assert subjects.find_subject(f"random:{family}").weights == f"random:{family}"
 
 
-def test_pylos_names_take_them() -> None:
+def test_pylo_optimizers_accept_random_weights() -> None:
     key = "random:velo"
     assert VeLO_naive(nn.Linear(2, 2).parameters(), hf_key_rnn=key, hf_key_mlp=key).artifact.name == key
 
@@ -54,12 +54,12 @@ def test_an_unknown_family_is_an_error_with_a_suggestion(find: Any, name: str, s
         find(name)
 
 
-def test_they_are_not_pulled() -> None:
+def test_random_weights_are_not_pulled() -> None:
     with pytest.raises(ZooError, match="random:celo2 is random weights"):
         weights.pull("random:celo2")
 
 
-def test_the_command_line_takes_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_accepts_random_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("train", "quadratic", "--set", "size=4", "--steps", "2", "-q", "--json")
     for number, chosen in enumerate((["--optimizer", "random:elo"], ["--optimizer", "elo", "--weights", "random:elo"])):
         assert run(*words, *chosen, "--out", tmp_path / str(number)) == 0

@@ -1,8 +1,8 @@
-"""README.md is executable: what it tells a newcomer to type is typed here.
+"""README.md is executable: this file runs what it tells a newcomer to type.
 
-Every ``bash`` block runs, line by line in one shell, in a copy of the tree; of a ``console`` block the lines after
-``$``. Lines that fetch or install (`git clone`, `cd`, `pip install`) are skipped, and a `make` target has only to
-exist, since CI runs those. ``python`` blocks run too. Other info strings (``text``, ``sh``) are left alone.
+Every ``bash`` block runs, line by line in one shell, in a copy of the repository; of a ``console`` block only the lines
+after ``$``. Lines that fetch or install (`git clone`, `cd`, `pip install`) are skipped, and a `make` target must only
+exist, since CI runs those. ``python`` blocks run too. Other info strings (``text``, ``sh``) are ignored.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ELSEWHERE = shutil.ignore_patterns(
     ".git", ".venv*", "zoo", "site", "build", "dist", "*.egg-info", "__pycache__", ".*_cache"
 )
 
-pytestmark = pytest.mark.skipif(not README.is_file(), reason="README.md is not written yet")
+pytestmark = pytest.mark.skipif(not README.is_file(), reason="README.md does not exist")
 
 
 def blocks(text: str, *languages: str) -> list[str]:
@@ -33,7 +33,7 @@ def blocks(text: str, *languages: str) -> list[str]:
 
 
 def commands(text: str) -> list[list[str]]:
-    """What each block tells to type, continued lines joined."""
+    """The commands in each block, continued lines joined."""
     shell = [body.replace("\\\n", " ").splitlines() for body in blocks(text, "bash")]
     console = [
         [line[2:] for line in body.replace("\\\n", " ").splitlines() if line.startswith("$ ")]
@@ -81,7 +81,7 @@ def test_python_runs(code: str) -> None:
     exec(compile(code, "README.md", "exec"), {})
 
 
-def test_blocks_are_read() -> None:
+def test_blocks_are_parsed() -> None:
     shell = "```bash\nmake demo  # two\npylo-zoo convert celo \\\n  --out x\n```\n"
     console = "```console\n$ pylo-zoo list\nname\n```\n"
     other = "```sh\nno\n```\n"

@@ -1,4 +1,4 @@
-"""One tree in every container, with every wrapper and every way to join names; what cannot be read is named."""
+"""One tree in every container, with every wrapper and every way to join names; other content is named in the error."""
 
 from __future__ import annotations
 
@@ -29,43 +29,43 @@ def joined(leaves: Leaves, wrapper: str | None, sep: str = "/") -> dict[str, np.
     return {prefix + sep.join(path): np.ascontiguousarray(leaf) for path, leaf in leaves.items()}
 
 
-def wrapped(tree: Any, wrapper: str | None, beside: Mapping[str, Any]) -> Any:
-    return {wrapper: tree, **beside} if wrapper else tree
+def wrapped(tree: Any, wrapper: str | None, extra: Mapping[str, Any]) -> Any:
+    return {wrapper: tree, **extra} if wrapper else tree
 
 
-def as_msgpack(path: Path, leaves: Leaves, wrapper: str | None, beside: Mapping[str, Any]) -> Path:
-    path.write_bytes(encode(wrapped(nested(leaves), wrapper, beside)))
+def as_msgpack(path: Path, leaves: Leaves, wrapper: str | None, extra: Mapping[str, Any]) -> Path:
+    path.write_bytes(encode(wrapped(nested(leaves), wrapper, extra)))
     return path
 
 
-def as_pickle(path: Path, leaves: Leaves, wrapper: str | None, beside: Mapping[str, Any]) -> Path:
+def as_pickle(path: Path, leaves: Leaves, wrapper: str | None, extra: Mapping[str, Any]) -> Path:
     import pickle
 
-    path.write_bytes(pickle.dumps(wrapped(nested(leaves), wrapper, beside)))
+    path.write_bytes(pickle.dumps(wrapped(nested(leaves), wrapper, extra)))
     return path
 
 
-def as_npz(path: Path, leaves: Leaves, wrapper: str | None, beside: Mapping[str, Any]) -> Path:
+def as_npz(path: Path, leaves: Leaves, wrapper: str | None, extra: Mapping[str, Any]) -> Path:
     np.savez(
         path.with_suffix(".npz"),
         allow_pickle=True,
         **joined(leaves, wrapper),
-        **{key: np.asarray(beside[key]) for key in beside},
+        **{key: np.asarray(extra[key]) for key in extra},
     )
     return path.with_suffix(".npz")
 
 
-def as_dotted_npz(path: Path, leaves: Leaves, wrapper: str | None, beside: Mapping[str, Any]) -> Path:
+def as_dotted_npz(path: Path, leaves: Leaves, wrapper: str | None, extra: Mapping[str, Any]) -> Path:
     np.savez(path.with_suffix(".npz"), allow_pickle=True, **joined(leaves, wrapper, "."))
     return path.with_suffix(".npz")
 
 
-def as_safetensors(path: Path, leaves: Leaves, wrapper: str | None, beside: Mapping[str, Any]) -> Path:
-    save_file(joined(leaves, wrapper) | {key: np.asarray(beside[key]) for key in beside}, path)
+def as_safetensors(path: Path, leaves: Leaves, wrapper: str | None, extra: Mapping[str, Any]) -> Path:
+    save_file(joined(leaves, wrapper) | {key: np.asarray(extra[key]) for key in extra}, path)
     return path
 
 
-def as_dotted_safetensors(path: Path, leaves: Leaves, wrapper: str | None, beside: Mapping[str, Any]) -> Path:
+def as_dotted_safetensors(path: Path, leaves: Leaves, wrapper: str | None, extra: Mapping[str, Any]) -> Path:
     save_file(joined(leaves, wrapper, "."), path)
     return path
 
@@ -74,13 +74,13 @@ def tensors(tree: Any) -> Any:
     return {key: tensors(child) for key, child in tree.items()} if isinstance(tree, dict) else torch.tensor(tree)
 
 
-def as_torch(path: Path, leaves: Leaves, wrapper: str | None, beside: Mapping[str, Any]) -> Path:
-    torch.save(wrapped(tensors(nested(leaves)), wrapper, beside), path)
+def as_torch(path: Path, leaves: Leaves, wrapper: str | None, extra: Mapping[str, Any]) -> Path:
+    torch.save(wrapped(tensors(nested(leaves)), wrapper, extra), path)
     return path
 
 
-def as_flat_torch(path: Path, leaves: Leaves, wrapper: str | None, beside: Mapping[str, Any]) -> Path:
-    torch.save(wrapped(tensors(joined(leaves, None)), wrapper, beside), path)
+def as_flat_torch(path: Path, leaves: Leaves, wrapper: str | None, extra: Mapping[str, Any]) -> Path:
+    torch.save(wrapped(tensors(joined(leaves, None)), wrapper, extra), path)
     return path
 
 
@@ -98,7 +98,7 @@ WRITERS: dict[str, tuple[Write, str]] = {
 
 @pytest.mark.parametrize("wrapper", [None, *WRAPPERS])
 @pytest.mark.parametrize("container", WRITERS)
-def test_a_tree_is_found(container: str, wrapper: str | None, tmp_path: Path) -> None:
+def test_a_tree_is_detected(container: str, wrapper: str | None, tmp_path: Path) -> None:
     write, format = WRITERS[container]
     for family in FAMILIES:
         leaves = theta(family)
@@ -110,61 +110,61 @@ def test_a_tree_is_found(container: str, wrapper: str | None, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("container", ["msgpack", "pickle", "npz", "safetensors", "torch", "flat torch"])
-def test_plain_values_beside_the_tree(container: str, tmp_path: Path) -> None:
-    beside = {"step": np.int64(3)} if container in ("npz", "safetensors", "msgpack") else {"step": 3, "name": "x"}
-    read = formats.read(WRITERS[container][0](tmp_path / "file", theta("elo"), "params", beside))
+def test_plain_values_next_to_the_tree(container: str, tmp_path: Path) -> None:
+    extra = {"step": np.int64(3)} if container in ("npz", "safetensors", "msgpack") else {"step": 3, "name": "x"}
+    read = formats.read(WRITERS[container][0](tmp_path / "file", theta("elo"), "params", extra))
     assert read.leaves.keys() == theta("elo").keys()
     assert read.layout["wrapper"] == "params"
 
 
 @pytest.mark.parametrize("container", ["msgpack", "pickle", "npz", "safetensors", "torch", "flat torch"])
-def test_arrays_beside_the_tree_are_refused(container: str, tmp_path: Path) -> None:
+def test_arrays_next_to_the_tree_are_refused(container: str, tmp_path: Path) -> None:
     moments = np.ones(3, np.float32)
-    beside = {"ema": torch.ones(3) if "torch" in container else moments}
-    path = WRITERS[container][0](tmp_path / "file", theta("elo"), "params", beside)
+    extra = {"ema": torch.ones(3) if "torch" in container else moments}
+    path = WRITERS[container][0](tmp_path / "file", theta("elo"), "params", extra)
     with pytest.raises(ZooError, match="params stands beside ema"):
         formats.read(path)
 
 
 @pytest.mark.parametrize(
-    "beside", [{}, {"step": 3}, {"gen_id": "5620"}, {"step": np.array(3), "lr": 0.5, "done": True, "none": None}]
+    "extra", [{}, {"step": 3}, {"gen_id": "5620"}, {"step": np.array(3), "lr": 0.5, "done": True, "none": None}]
 )
-def test_a_wrapped_theta_state_is_exported_byte_for_byte(beside: dict[str, Any], tmp_path: Path) -> None:
-    path = as_msgpack(tmp_path / "theta.state", theta("celo2"), "params", beside)
-    made = make("celo2", source=path, out=tmp_path / "out", verify=False)
+def test_a_wrapped_theta_state_is_exported_byte_for_byte(extra: dict[str, Any], tmp_path: Path) -> None:
+    path = as_msgpack(tmp_path / "theta.state", theta("celo2"), "params", extra)
+    result = make("celo2", source=path, out=tmp_path / "out", verify=False)
     data, identical = library.export_file(tmp_path / "out", tmp_path / "back.state")
     assert identical
     assert data == path.read_bytes()
-    assert made.artifact.fingerprint == convert("celo2", source=write_theta(tmp_path, "celo2")).fingerprint
+    assert result.artifact.fingerprint == convert("celo2", source=write_theta(tmp_path, "celo2")).fingerprint
 
 
 @pytest.mark.parametrize("family", ["celo", "celo2", "elo"])
 @pytest.mark.parametrize("container", ["safetensors", "torch", "dotted npz"])
 def test_conversion_proof_and_cache(container: str, family: str, tmp_path: Path) -> None:
     path = WRITERS[container][0](tmp_path / "x.file", theta(family, scale=0.1), "params", {})
-    made = make(family, source=path, out=tmp_path / "out", verify=False)
-    assert made.report.leaves.passed
-    assert made.artifact.fingerprint == convert(family, source=write_theta(tmp_path, family, scale=0.1)).fingerprint
-    kept = library.cached_source(made.artifact.source.sha256)
+    result = make(family, source=path, out=tmp_path / "out", verify=False)
+    assert result.report.leaves.passed
+    assert result.artifact.fingerprint == convert(family, source=write_theta(tmp_path, family, scale=0.1)).fingerprint
+    kept = library.cached_source(result.artifact.source.sha256)
     assert kept is not None
-    assert formats.read(kept).sha256 == made.artifact.source.sha256
+    assert formats.read(kept).sha256 == result.artifact.source.sha256
     assert family in library.inspect(path).families
 
 
 @pytest.mark.parametrize("family", [name for name in NAMINGS["pylo"] if name != "velo"])
 @pytest.mark.parametrize("wrapper", [None, "params", "state_dict"])
-def test_pylos_names_stay_pylos(family: str, wrapper: str | None, tmp_path: Path) -> None:
-    found = pylo_files.FILES[family](theta(family))
+def test_pylo_names_are_kept(family: str, wrapper: str | None, tmp_path: Path) -> None:
+    result = pylo_files.FILES[family](theta(family))
     prefix = f"{wrapper}." if wrapper else ""
-    save_file({prefix + name: tensor for name, tensor in found.items()}, tmp_path / "x.safetensors")
-    torch.save(wrapped(tensors(dict(found)), wrapper, {}), tmp_path / "x.pt")
+    save_file({prefix + name: tensor for name, tensor in result.items()}, tmp_path / "x.safetensors")
+    torch.save(wrapped(tensors(dict(result)), wrapper, {}), tmp_path / "x.pt")
     for name, format in (("x.safetensors", "pylo-safetensors"), ("x.pt", "pylo-torch")):
         read = formats.read(tmp_path / name)
         assert (read.format, read.naming) == (format, "pylo")
-        assert read.leaves.keys() == {(each,) for each in found}
+        assert read.leaves.keys() == {(each,) for each in result}
 
 
-# --- what is wrong, in one sentence ------------------------------------------------------------------------------
+# --- what is refused, with a one-sentence reason -----------------------------------------------------------------
 
 
 def bf16_npz(path: Path) -> None:
@@ -215,7 +215,7 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_wrong(case: str, tmp_path: Path) -> None:
+def test_refused_content(case: str, tmp_path: Path) -> None:
     write, complaint = WRONG[case]
     write(tmp_path / "file")
     with pytest.raises(ZooError) as error:

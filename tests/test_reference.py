@@ -1,4 +1,4 @@
-"""The JAX reference against trajectories of the original code, and against what SPEC says of it."""
+"""The JAX reference against trajectories of the original code, and against SPEC."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ flax_serialization = pytest.importorskip("flax.serialization")
 from pylo_zoo import reference as package  # noqa: E402  (needs jax)
 from pylo_zoo.reference import FAMILIES, Reference, accumulators, build  # noqa: E402
 
-# Of a parameter's largest movement over the run: golden/README.md; a weight off by one per cent leaves 1e-3 and more.
+# Relative to a parameter's largest movement over the run (golden/README.md); a weight off by one percent exceeds 1e-3.
 TOLERANCE = 1e-4
-# Of a parameter's largest value: 12 roundings in each of two runs, of random sign, add up to √24/2 = 2.4 eps.
+# Relative to a parameter's largest value: 12 roundings in each of two runs, of random sign, add up to √24/2 = 2.4 eps.
 FLOOR = 4 * np.finfo(np.float32).eps
 SINGLE = torch.float32
 
@@ -47,7 +47,7 @@ class Golden(NamedTuple):
         return build(self.family, theta or self.theta, **self.records, hyper=self.hyper, dtype=dtype)
 
     def only(self, *names: str) -> Golden:
-        """The run of a few of its tensors, which compiles faster; another run where clipping or an LSTM ties them."""
+        """A run with a few of its tensors, which compiles faster; it differs if clipping or an LSTM couples them."""
         params, grads = ([{name: step[name] for name in names} for step in run] for run in (self.params, self.grads))
         return self._replace(params=params, grads=grads)
 
@@ -56,7 +56,7 @@ class Golden(NamedTuple):
 def golden(case: str) -> Golden:
     spec = json.loads((GOLDEN / case / "case.json").read_text())
     family = spec["family"].replace("_", "-")
-    given = spec | spec["config"]
+    fields = spec | spec["config"]
     tensors = load_file(GOLDEN / case / "trajectory.safetensors")
 
     def at(prefix: str) -> dict[str, np.ndarray]:  # a 0-d tensor is stored as (1,)
@@ -64,7 +64,7 @@ def golden(case: str) -> Golden:
 
     return Golden(
         family=family,
-        records=records(family, given),
+        records=records(family, fields),
         hyper={name: spec[name] for name in FAMILIES[family].hyper if name in spec},
         theta=restore("celo" if spec.get("checkpoint") == "real" else GOLDEN / case),
         params=[at(f"params.{t}") for t in range(spec["steps"] + 1)],
@@ -74,11 +74,11 @@ def golden(case: str) -> Golden:
     )
 
 
-def records(family: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The architecture and behavior of ``family``: fields from ``given``, else their defaults."""
+def records(family: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """The architecture and behavior of ``family``, from ``fields`` or their defaults."""
     kinds = FAMILIES[family].architecture, FAMILIES[family].behavior
     architecture, behavior = (
-        kind(**{field.name: given[field.name] for field in dataclasses.fields(kind) if field.name in given})
+        kind(**{field.name: fields[field.name] for field in dataclasses.fields(kind) if field.name in fields})
         for kind in kinds
     )
     return {"architecture": config.to_dict(architecture), "behavior": config.to_dict(behavior)}
@@ -91,7 +91,7 @@ def restore(where: str | Path) -> dict[str, Any]:
 
 
 def run(reference: Reference, case: Golden, steps: int | None = None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The params after each step, and the last state."""
+    """The parameters after each step, and the last state."""
     params, state = case.params[0], reference.init(case.params[0])
     trajectory = []
     for grads, loss in list(zip(case.grads, case.loss, strict=True))[:steps]:
@@ -101,13 +101,13 @@ def run(reference: Reference, case: Golden, steps: int | None = None) -> tuple[l
 
 
 def errors(trajectory: list[dict[str, Any]], case: Golden) -> dict[str, float]:
-    """The worst error of each parameter over the steps, past the floor and relative to its largest movement."""
+    """Each parameter's worst error over the steps, above the floor and relative to its largest movement."""
     worst = {}
     for name, start in case.params[0].items():
         expected = np.stack([params[name] for params in case.params])
         got = np.stack([params[name] for params in trajectory])
         error = np.abs(got - expected[1 : len(got) + 1]).max() - FLOOR * np.abs(expected).max()
-        worst[name] = float(np.maximum(error, 0) / np.abs(expected - start).max())  # np.maximum lets a NaN through
+        worst[name] = float(np.maximum(error, 0) / np.abs(expected - start).max())  # np.maximum propagates NaN
     return worst
 
 
@@ -115,7 +115,7 @@ def errors(trajectory: list[dict[str, Any]], case: Golden) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_reaches_the_golden_trajectory(case: str) -> None:
+def test_the_golden_trajectory_is_reproduced(case: str) -> None:
     known = golden(case)
     trajectory, state = run(known.build(), known)
     worst = errors(trajectory, known)
@@ -127,7 +127,7 @@ def test_reaches_the_golden_trajectory(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_weight_off_by_one_per_cent_misses_it(case: str) -> None:
+def test_a_weight_off_by_one_percent_is_detected(case: str) -> None:
     known = golden(case)
     theta = copy.deepcopy(known.theta)
     net = (theta["nn"] if "nn" in theta else theta["ff_mod_stack"])["~"]
@@ -138,14 +138,14 @@ def test_a_weight_off_by_one_per_cent_misses_it(case: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_other_tie_rule_misses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_tie_rule_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     def first_of_equals(shape: tuple[int, ...]) -> tuple[int, int] | None:
         order = sorted(range(len(shape)), key=lambda axis: (shape[axis], -axis))
         return (order[-1], order[-2]) if len(order) > 1 else None
 
     monkeypatch.setattr(accumulators, "factored_axes", first_of_equals)
-    anew = lambda function: jax.jit(lambda *args: function(*args), static_argnums=0)  # noqa: E731
-    monkeypatch.setattr(package, "_compiled", anew)  # what was compiled with the right rule stays out of it
+    recompile = lambda function: jax.jit(lambda *args: function(*args), static_argnums=0)  # noqa: E731
+    monkeypatch.setattr(package, "_compiled", recompile)  # cached compilations with the correct rule are not used
     known = golden("celo2").only("e_tall", "f_square")
     worst = errors(run(known.build(), known)[0], known)
     assert worst["e_tall"] <= TOLERANCE < worst["f_square"]
@@ -175,7 +175,7 @@ def enable_x64() -> Any:
 
 
 class LossFeatures:
-    """SPEC §4's loss features, said once more in numpy."""
+    """SPEC §4's loss features, written independently in numpy."""
 
     def __init__(self, num_steps: int) -> None:
         self.decays = np.exp(-1 / np.logspace(1, np.log10(num_steps), 10))
@@ -228,16 +228,16 @@ def test_celo_adam_is_adam_at_the_rates_of_its_lstm() -> None:
                 step = 0.001 * rate * adam[name](grads[name].astype(np.float64))
                 expected[name] = expected[name] - 0.5 * (step + 0.1 * expected[name])
     for name in names:
-        # Some 20 roundings a step in each of two float64 programs, and a tanh of 10 times its argument.
+        # About 20 roundings per step in each of two float64 programs, and a tanh of 10 times its argument.
         bound = gamma(2 * 20 * 10 * len(known.loss), torch.float64) * np.abs(expected[name])
         check_close(np.asarray(params[name]), expected[name], bound, name)
 
 
-# --- the forward of the network alone ----------------------------------------------------------------------------
+# --- the network's forward pass alone ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", ["celo_real", "velo_small"])
-def test_forward_writes_an_mlp_for_every_tensor(case: str) -> None:
+def test_forward_generates_an_mlp_for_every_tensor(case: str) -> None:
     known = golden(case)
     leaves, rng = known.theta["ff_mod_stack"]["~"], np.random.default_rng(0)
     hidden = known.theta["lstm_init_state"]["hidden"].shape[1]
@@ -258,7 +258,7 @@ def test_forward_writes_an_mlp_for_every_tensor(case: str) -> None:
             hidden_terms = terms @ np.abs(w[f"w{k}"]) + np.abs(w[f"b{k}"])
             x = x @ w[f"w{k}"] + w[f"b{k}"]
             x, terms = (np.maximum(x, 0), hidden_terms) if k < 2 else (x, hidden_terms)
-        # Sums of n products of each layer and of the weights themselves, in two programs, of terms without their signs.
+        # Sums of n products in each layer and in the weights, in two programs, bounded by sums of absolute values.
         layers = sum(w[f"w{k}"].shape[0] + 1 + controls.shape[1] + 1 for k in range(3))
         check_close(np.asarray(out["mlp"][i]), x, 2 * gamma(layers, SINGLE) * terms, "mlp")
     assert out["hidden"].shape == out["cell"].shape == (3, hidden)
@@ -268,15 +268,15 @@ def test_forward_writes_an_mlp_for_every_tensor(case: str) -> None:
 def test_forward_of_the_plain_mlps() -> None:
     out = mulo().forward({"features": np.ones((5, 39), np.float32)})
     assert out["mlp"].shape == (5, 2)
-    # an offset of zero leaves a decay as it is, to float32's resolution of 1 − d
-    # 1 − d is rounded as 1 is, then goes through a logarithm and an exponential of ten times as much.
+    # an offset of zero keeps a decay, up to float32's resolution of 1 − d
+    # 1 − d rounds with the error of 1, then passes through a logarithm and an exponential of ten times as much.
     rounding = gamma(2 * FUNCTION + 4, SINGLE)
     check_close(np.asarray(out["momentum_decays"]), np.array([0.9, 0.99, 0.999]), rounding, "momentum decays")
     check_close(np.asarray(out["rms_decays"]), np.array([1 - 1e-3 * np.exp(0.1)]), rounding, "rms decays")
-    assert out["adafactor_decays"].tolist()[0] == 0  # an offset past its range: clipped
+    assert out["adafactor_decays"].tolist()[0] == 0  # an offset beyond its range is clipped
 
 
-def test_forward_of_celo2_shows_a_vector_nine_groups() -> None:
+def test_forward_of_celo2_uses_nine_groups_for_a_vector() -> None:
     features = np.ones((5, 30), np.float32)
     features[:, 15:] = 0
     out = golden("celo2").build().forward({"features": features, "features_unfactored": features[:, :15]})
@@ -286,11 +286,11 @@ def test_forward_of_celo2_shows_a_vector_nine_groups() -> None:
     check_close(np.asarray(out["mlp"]), unfactored, rounding, "mlp")
 
 
-# --- behaviour past the golden trajectories ----------------------------------------------------------------------
+# --- behavior without golden trajectories ------------------------------------------------------------------------
 
 
 def mulo(**hyper: Any) -> Reference:
-    """A small μLO with random weights: offsets of zero but two."""
+    """A small μLO with random weights; all offsets but two are zero."""
     rng, sizes = np.random.default_rng(1), (39, 8, 8, 2)
     net = {f"w{i}": rng.normal(size=sizes[i : i + 2]).astype(np.float32) for i in range(3)}
     net |= {f"b{i}": np.zeros(size, np.float32) for i, size in enumerate(sizes[1:])}
@@ -329,7 +329,7 @@ def test_rules_route_a_parameter() -> None:
         reference.init(params, {"v": "adamw"})
 
 
-def test_of_equal_axes_the_later_is_the_largest() -> None:
+def test_the_later_of_equal_axes_counts_as_the_largest() -> None:
     shapes = [(3,), (6, 6), (3, 11), (11, 3), (3, 3, 5, 5), (3, 3, 3), (1, 6), (5, 2, 5)]
     expected = [None, (1, 0), (1, 0), (0, 1), (3, 2), (2, 1), (1, 0), (2, 0)]
     assert [accumulators.factored_axes(shape) for shape in shapes] == expected

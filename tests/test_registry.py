@@ -1,4 +1,4 @@
-"""The registry file is complete and true to its tables, and a wrong one is refused with the place and the reason."""
+"""The registry file is complete and agrees with the tables; an invalid one is refused with place and reason."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write(path: Path, document: Any) -> Path:
     return path
 
 
-def test_every_published_checkpoint_is_there() -> None:
+def test_every_published_checkpoint_is_listed() -> None:
     velo = {"velo", "velo-s", "velo-4000", "velo-pylo", "velo-sample"}
     no_config = {"aug11_aug4_trunc10per_avg", "aug11_aug4_trunc10per_last"}
     others = {"celo", "celo-adam", "celo2", "celo2-base", "celo2-pylo", "elo", "elo-celo2", "adafac-mlp", "mulo"}
@@ -47,7 +47,7 @@ def test_only_the_sample_is_untrained_and_it_ships() -> None:
         assert source.path.is_file()
 
 
-def test_an_entry_says_what_no_file_says() -> None:
+def test_an_entry_states_what_its_files_lack() -> None:
     assert registry.get("velo").behavior.ff_mult == 100.0
     assert registry.get("velo-s").behavior.ff_mult == 1.0
     assert registry.get("aug11_aug4_trunc10per_avg").behavior.use_bugged_next_lstm_state
@@ -65,13 +65,13 @@ def test_an_entry_says_what_no_file_says() -> None:
 
 def test_sizes() -> None:
     assert registry.get("celo").bytes == 149_216
-    assert registry.get("velo").bytes == 9_282_564, "config.gin is no weights"
+    assert registry.get("velo").bytes == 9_282_564, "config.gin is not counted"
     assert registry.get("velo-pylo").bytes == 9_119_908 + 164_296, "both repositories"
     assert registry.get("velo-s").bytes is None
 
 
 @pytest.mark.parametrize("name", ["celo", "celo-adam"])
-def test_pins_are_the_real_files(name: str) -> None:
+def test_pins_match_the_real_files(name: str) -> None:
     content = (CHECKPOINTS / name / "theta.state").read_bytes()
     weights = registry.get(name).weights
     assert (len(content), hashlib.sha256(content).hexdigest()) == (weights.bytes, weights.sha256)
@@ -87,11 +87,11 @@ def test_pins_are_the_real_files(name: str) -> None:
         ("https://example.org/dir/theta.state", "theta.state", "example.org"),
     ],
 )
-def test_where_a_source_may_be(uri: str, filename: str, origin: str, tmp_path: Path) -> None:
+def test_allowed_sources(uri: str, filename: str, origin: str, tmp_path: Path) -> None:
     sources = [{"uri": uri, "format": "flax-msgpack"}]
     weights = registry.load_registry(write(tmp_path, {"mine": GOOD | {"sources": sources}}))["mine"].weights
     assert (weights.filename, weights.origin) == (filename, origin)
-    assert parse(uri).name == filename, "what the registry accepts can be fetched"
+    assert parse(uri).name == filename, "accepted sources can be fetched"
 
 
 def test_entries_are_frozen() -> None:
@@ -104,7 +104,7 @@ def test_entries_are_frozen() -> None:
         ENTRIES["mine"] = entry  # pyright: ignore[reportIndexIssue]
 
 
-def test_a_wrong_name_gets_the_nearest() -> None:
+def test_a_misspelled_name_gets_a_suggestion() -> None:
     with pytest.raises(ZooError, match=r"No checkpoint called 'cello'.*Did you mean 'celo'\?"):
         registry.get("cello")
     with pytest.raises(ZooError) as caught:
@@ -206,4 +206,4 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_the_page_of_the_zoo_is_current() -> None:
     import zoo_docs
 
-    assert zoo_docs.PAGE.read_text(encoding="utf-8") == zoo_docs.rendered(), "Run: python tests/zoo_docs.py"
+    assert zoo_docs.PAGE.read_text(encoding="utf-8") == zoo_docs.render_page(), "Run: python tests/zoo_docs.py"

@@ -1,4 +1,4 @@
-"""Pins in a registry: what was published is written into it, and nothing else of it changes."""
+"""Pins in a registry file: a published artifact is written into it, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ first:   # the first one
   family: celo-adam
   summary: >-
     A summary
-    # that is no comment
+    # that is not a comment
   license: MIT
   trained: true
   sources:
@@ -67,21 +67,21 @@ PIN = f"""\
 {"".join(f"      {name}: '{'0' * 64}'{chr(10)}" for name in registry_file.PINNED)}"""
 
 
-def plan_of(made: Artifact, repo: str = "org/tiny") -> PublishPlan:
+def plan_of(subject: Artifact, repo: str = "org/tiny") -> PublishPlan:
     files = dict.fromkeys(registry_file.PINNED, b"1")
-    return PublishPlan(Repository(repo), files, made, None, None, "MIT", False, ())
+    return PublishPlan(Repository(repo), files, subject, None, None, "MIT", False, ())
 
 
 @pytest.fixture
-def theirs() -> PublishPlan:
-    """What was converted from the file that the second entry has."""
-    made = random_weights(FAMILY)[0]
-    return plan_of(replace(made, source=replace(made.source, uri=URI)))
+def second_plan() -> PublishPlan:
+    """An artifact converted from the second entry's file."""
+    random_artifact = random_weights(FAMILY)[0]
+    return plan_of(replace(random_artifact, source=replace(random_artifact.source, uri=URI)))
 
 
 @pytest.fixture
-def own() -> PublishPlan:
-    """What no entry has."""
+def unlisted_plan() -> PublishPlan:
+    """An artifact converted from a file that no entry has."""
     return plan_of(random_weights(FAMILY)[0])
 
 
@@ -107,89 +107,93 @@ def refused(path: Path, plan: PublishPlan) -> str:
 
 
 def entries(path: Path, tmp_path: Path) -> Mapping[str, registry.Entry]:
-    """Read again; what was read of a path is kept for the life of a process."""
+    """Read the file again; a path is otherwise read once per process."""
     copy = tmp_path / f"{len(list(tmp_path.iterdir()))}.yaml"
     copy.write_bytes(path.read_bytes())
     return registry.load_registry(copy)
 
 
-# --- where it goes -----------------------------------------------------------------------------------------------
+# --- where a pin goes --------------------------------------------------------------------------------------------
 
 
-def test_into_the_entry_of_its_checkpoint(path: Path, theirs: PublishPlan, tmp_path: Path) -> None:
+def test_into_the_entry_of_its_checkpoint(path: Path, second_plan: PublishPlan, tmp_path: Path) -> None:
     after = "    # Another line.\n\n"
-    assert pinned(path, theirs) == TEXT.replace(after, after + PIN)
-    found = entries(path, tmp_path)["second"]
-    assert found.artifact is not None
-    assert found.artifact.uri == f"hf://org/tiny@{COMMIT}"
-    assert found.artifact.sha256 == HASHES
-    assert found.notes == "One line.\n# Another line.\n"
+    assert pinned(path, second_plan) == TEXT.replace(after, after + PIN)
+    entry = entries(path, tmp_path)["second"]
+    assert entry.artifact is not None
+    assert entry.artifact.uri == f"hf://org/tiny@{COMMIT}"
+    assert entry.artifact.sha256 == HASHES
+    assert entry.notes == "One line.\n# Another line.\n"
 
 
-def test_in_the_place_of_an_old_pin(path: Path, theirs: PublishPlan) -> None:
-    first = pinned(path, theirs)
+def test_an_old_pin_is_replaced(path: Path, second_plan: PublishPlan) -> None:
+    first = pinned(path, second_plan)
     other = {name: f"{number}" * 64 for number, name in enumerate(registry_file.PINNED, 1)}
-    second = pinned(path, theirs, other, "1" * 40)
+    second = pinned(path, second_plan, other, "1" * 40)
     assert second != first
     assert [line for line in second.splitlines() if line not in first] == [
         f"    uri: hf://org/tiny@{'1' * 40}",
         *(f"      {name}: '{other[name]}'" for name in registry_file.PINNED),
     ]
-    assert pinned(path, theirs) == first
+    assert pinned(path, second_plan) == first
 
 
-def test_an_old_pin_in_the_middle(path: Path, theirs: PublishPlan) -> None:
+def test_an_old_pin_in_the_middle_is_replaced(path: Path, second_plan: PublishPlan) -> None:
     old = PIN.replace("'", "").replace("0" * 64, "a" * 64)
     moved = TEXT.replace("  license: unknown\n", old + "\n  # about the licence\n  license: unknown\n")
     path.write_text(moved)
-    assert pinned(path, theirs) == moved.replace(old, PIN)
+    assert pinned(path, second_plan) == moved.replace(old, PIN)
 
 
-def test_a_new_entry(path: Path, own: PublishPlan, tmp_path: Path) -> None:
-    text = pinned(path, own)
+def test_a_new_entry(path: Path, unlisted_plan: PublishPlan, tmp_path: Path) -> None:
+    text = pinned(path, unlisted_plan)
     assert text.startswith(TEXT + "\ntiny:\n  family: celo-adam\n")
-    found = entries(path, tmp_path)["tiny"]
-    assert (found.license, found.behavior) == ("MIT", own.artifact.behavior)
-    assert dict(found.defaults) == dict(own.artifact.defaults)
-    assert found.weights.uri == f"hf://org/tiny/model.safetensors@{COMMIT}"
-    assert pinned(path, own) == text, "once"
-    assert pinned(path, own, commit="1" * 40) == text.replace(COMMIT, "1" * 40, 1)
+    result = entries(path, tmp_path)["tiny"]
+    assert (result.license, result.behavior) == ("MIT", unlisted_plan.artifact.behavior)
+    assert dict(result.defaults) == dict(unlisted_plan.artifact.defaults)
+    assert result.weights.uri == f"hf://org/tiny/model.safetensors@{COMMIT}"
+    assert pinned(path, unlisted_plan) == text, "once"
+    assert pinned(path, unlisted_plan, commit="1" * 40) == text.replace(COMMIT, "1" * 40, 1)
 
 
 @pytest.mark.parametrize("family", converters.FAMILIES)
 def test_a_new_entry_of_each_family(family: str, path: Path, tmp_path: Path) -> None:
-    made = random_weights(family)[0]
-    pinned(path, plan_of(made, f"org/My_{family}.v2"))
-    found = entries(path, tmp_path)[f"my-{family}-v2"]
-    assert (found.family, found.behavior, dict(found.defaults)) == (family, made.behavior, dict(made.defaults))
+    random_artifact = random_weights(family)[0]
+    pinned(path, plan_of(random_artifact, f"org/My_{family}.v2"))
+    result = entries(path, tmp_path)[f"my-{family}-v2"]
+    assert (result.family, result.behavior, dict(result.defaults)) == (
+        family,
+        random_artifact.behavior,
+        dict(random_artifact.defaults),
+    )
 
 
 @pytest.mark.parametrize("text", ["", "\n", "# None yet.", "# None yet.\n\n# None at all."])
-def test_the_first_entry(text: str, path: Path, own: PublishPlan, tmp_path: Path) -> None:
+def test_the_first_entry(text: str, path: Path, unlisted_plan: PublishPlan, tmp_path: Path) -> None:
     path.write_text(text)
-    assert pinned(path, own).startswith(text)
+    assert pinned(path, unlisted_plan).startswith(text)
     assert set(entries(path, tmp_path)) == {"tiny"}
 
 
-def test_a_name_that_yaml_takes_for_something_else(path: Path, tmp_path: Path) -> None:
-    made = random_weights(FAMILY)[0]
+def test_a_name_that_yaml_would_parse_as_another_type(path: Path, tmp_path: Path) -> None:
+    random_artifact = random_weights(FAMILY)[0]
     for name in ("123", "true", "null", "1e5", "0x1f"):
-        pinned(path, plan_of(made, f"org/{name}"))
+        pinned(path, plan_of(random_artifact, f"org/{name}"))
     assert {"123", "true", "null", "1e5", "0x1f"} <= set(entries(path, tmp_path))
 
 
-def test_only_what_was_published_is_pinned(path: Path, theirs: PublishPlan, tmp_path: Path) -> None:
+def test_only_what_was_published_is_pinned(path: Path, second_plan: PublishPlan, tmp_path: Path) -> None:
     few = {name: HASHES[name] for name in ("config.json", "model.safetensors")}
-    pinned(path, theirs, {**few, "README.md": "1" * 64, "parity.png": "1" * 64})
-    found = entries(path, tmp_path)["second"].artifact
-    assert found is not None
-    assert found.sha256 == few
+    pinned(path, second_plan, {**few, "README.md": "1" * 64, "parity.png": "1" * 64})
+    result = entries(path, tmp_path)["second"].artifact
+    assert result is not None
+    assert result.sha256 == few
 
 
-# --- what stays --------------------------------------------------------------------------------------------------
+# --- what is kept ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("which", ["theirs", "own"])
+@pytest.mark.parametrize("which", ["second_plan", "unlisted_plan"])
 @pytest.mark.parametrize(
     "change",
     [
@@ -202,9 +206,9 @@ def test_only_what_was_published_is_pinned(path: Path, theirs: PublishPlan, tmp_
         lambda text: text.replace("    # Another line.\n\n", "    # Another line.\n"),
         lambda text: text[: text.index("# About the third")],
     ],
-    ids=["CRLF", "no last end", "blank lines", "BOM", "other letters", "deep", "no blank line", "at the end"],
+    ids=["CRLF", "no final newline", "blank lines", "BOM", "non-ASCII", "deep", "no blank line", "at the end"],
 )
-def test_every_other_line_stays(which: str, change: Any, path: Path, request: pytest.FixtureRequest) -> None:
+def test_every_other_line_is_kept(which: str, change: Any, path: Path, request: pytest.FixtureRequest) -> None:
     before = change(TEXT)
     path.write_bytes(before.encode())
     plan: PublishPlan = request.getfixturevalue(which)
@@ -223,27 +227,27 @@ def test_the_registry_of_this_project(path: Path, tmp_path: Path) -> None:
     for name in ("velo-sample", "velo-s", "velo-pylo", [*registry.load_registry()][-1]):
         entry = registry.get(name)
         path.write_text(text, encoding="utf-8")
-        made = random_weights(FAMILY)[0]
-        source = replace(made.source, uri=entry.weights.uri, sha256=entry.weights.sha256 or "0" * 64)
-        after = pinned(path, plan_of(replace(made, family=entry.family, source=source)))
+        random_artifact = random_weights(FAMILY)[0]
+        source = replace(random_artifact.source, uri=entry.weights.uri, sha256=entry.weights.sha256 or "0" * 64)
+        after = pinned(path, plan_of(replace(random_artifact, family=entry.family, source=source)))
         added = [line for line in after.splitlines() if line not in text.splitlines()]
         assert added == PIN.splitlines(), name
-        found = entries(path, tmp_path)
-        changed = {each: other for each, other in found.items() if other.artifact}
+        result = entries(path, tmp_path)
+        changed = {each: other for each, other in result.items() if other.artifact}
         assert changed.keys() == {name}
         assert replace(changed[name], artifact=None) == entry
 
 
-def test_its_mode_stays(path: Path, theirs: PublishPlan) -> None:
+def test_the_file_mode_is_kept(path: Path, second_plan: PublishPlan) -> None:
     path.chmod(0o640)
-    pinned(path, theirs)
+    pinned(path, second_plan)
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
     assert [each.name for each in path.parent.iterdir()] == ["registry.yaml"]
 
 
-def test_two_at_once(path: Path, tmp_path: Path) -> None:
-    made = random_weights(FAMILY)[0]
-    plans = [plan_of(made, f"org/n{number}") for number in range(8)]
+def test_two_concurrent_writers(path: Path, tmp_path: Path) -> None:
+    random_artifact = random_weights(FAMILY)[0]
+    plans = [plan_of(random_artifact, f"org/n{number}") for number in range(8)]
     threads = [threading.Thread(target=registry_file.pin, args=(path, each, COMMIT, HASHES)) for each in plans]
     for thread in threads:
         thread.start()
@@ -267,14 +271,14 @@ def test_an_entry_of_another_checkpoint(path: Path) -> None:
 
 
 def test_an_entry_in_one_line(path: Path) -> None:
-    made = random_weights("celo")[0]
+    random_artifact = random_weights("celo")[0]
     assert "third is not written as a block" in refused(
-        path, plan_of(replace(made, source=replace(made.source, uri="hf://a/b/c")))
+        path, plan_of(replace(random_artifact, source=replace(random_artifact.source, uri="hf://a/b/c")))
     )
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"a: [", "not valid YAML"),
         (b"- 1\n", "must be a mapping"),
@@ -284,26 +288,26 @@ def test_an_entry_in_one_line(path: Path) -> None:
         (TEXT.encode() + b"...\n", "not valid YAML"),
     ],
 )
-def test_what_is_no_registry(content: bytes, said: str, path: Path, own: PublishPlan) -> None:
+def test_an_invalid_registry(content: bytes, message: str, path: Path, unlisted_plan: PublishPlan) -> None:
     path.write_bytes(content)
-    assert said in refused(path, own)
+    assert message in refused(path, unlisted_plan)
 
 
-def test_a_file_that_is_not_there_or_not_ones_own(
-    path: Path, own: PublishPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_missing_or_unwritable_file(
+    path: Path, unlisted_plan: PublishPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "does not exist" in refused(tmp_path / "none.yaml", own)
-    assert "is not a registry file" in refused(tmp_path, own)
+    assert "does not exist" in refused(tmp_path / "none.yaml", unlisted_plan)
+    assert "is not a registry file" in refused(tmp_path, unlisted_plan)
     link = tmp_path / "link.yaml"
     link.symlink_to(path)
-    assert "is not a registry file" in refused(link, own)
+    assert "is not a registry file" in refused(link, unlisted_plan)
     monkeypatch.setattr(os, "access", lambda place, mode: place != path)
-    assert "cannot be written" in refused(path, own)
+    assert "cannot be written" in refused(path, unlisted_plan)
     monkeypatch.setattr(os, "access", lambda place, mode: place != path.parent)
-    assert "cannot be written" in refused(path, own)
+    assert "cannot be written" in refused(path, unlisted_plan)
 
 
-# --- all of it ---------------------------------------------------------------------------------------------------
+# --- with publish ------------------------------------------------------------------------------------------------
 
 
 def unproven(place: Path) -> Path:
@@ -316,38 +320,38 @@ def publishing(place: Path, path: Path) -> Any:
     return publish(unproven(place), "org/tiny", license="MIT", allow_unverified=True, options=options, access=access)
 
 
-def test_it_is_refused_before_anything_is_sent(hub: HubDouble, path: Path, tmp_path: Path) -> None:
+def test_an_invalid_registry_is_refused_before_anything_is_sent(hub: HubDouble, path: Path, tmp_path: Path) -> None:
     path.write_text("a: [")
     with pytest.raises(ZooError, match="not valid YAML"):
         publishing(tmp_path, path)
     assert hub.log == []
 
 
-def test_what_was_pinned_loads_by_its_name(
+def test_a_pinned_artifact_loads_by_name(
     hub: HubDouble, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = publishing(tmp_path, path)
+    result = publishing(tmp_path, path)
     known = entries(path, tmp_path)
     assert known["tiny"].artifact is not None
-    assert known["tiny"].artifact.uri == f"hf://org/tiny@{found.commit}"
+    assert known["tiny"].artifact.uri == f"hf://org/tiny@{result.commit}"
     monkeypatch.setattr(registry, "load_registry", lambda: known)
     hub.repos["org/tiny"].commit({"README.md": b"Edited since.\n"})
     assert weights.load("tiny").fingerprint == random_weights(FAMILY)[0].fingerprint
 
 
-def test_a_registry_that_changes_meanwhile(hub: HubDouble, path: Path, tmp_path: Path) -> None:
+def test_a_registry_that_changes_while_publishing(hub: HubDouble, path: Path, tmp_path: Path) -> None:
     hub.on("POST", "/commit/", lambda request: path.write_text("a: ["), times=1)
     with pytest.raises(ZooError, match=r"Published as [0-9a-f]{40}, but not pinned: .* not valid YAML"):
         publishing(tmp_path, path)
     path.write_text("")
     hub.log.clear()
-    found = publishing(tmp_path, path)
-    assert found.unchanged
+    result = publishing(tmp_path, path)
+    assert result.unchanged
     assert not hub.requests("POST", "/commit/")
-    assert str(found.commit) in path.read_text()
+    assert str(result.commit) in path.read_text()
 
 
-def test_send_alone_pins_too(hub: HubDouble, path: Path, theirs: PublishPlan) -> None:
+def test_send_also_pins(hub: HubDouble, path: Path, second_plan: PublishPlan) -> None:
     card = b"---\nlicense: mit\n---\n# It\n"
-    send(replace(theirs, files={**theirs.files, "README.md": card}), Options(registry=path), Access())
+    send(replace(second_plan, files={**second_plan.files, "README.md": card}), Options(registry=path), Access())
     assert "artifact:" in path.read_text()

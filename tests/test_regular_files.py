@@ -26,14 +26,14 @@ from pylo_zoo.train import setup
 from pylo_zoo.train.loop import RUN
 
 SECONDS = 60
-"""A read that blocks ends its test with an error, and not the whole run by hanging."""
+"""Seconds after which a blocking read fails its test instead of hanging the whole run."""
 ALLOWED = 4 * 1024 * 1024
 
 
 @pytest.fixture(autouse=True)
 def alarm() -> Iterator[None]:
     def ring(*_: object) -> None:
-        raise AssertionError(f"it still waits after {SECONDS} seconds")
+        raise AssertionError(f"the read still blocks after {SECONDS} seconds")
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.alarm(SECONDS)
@@ -42,7 +42,7 @@ def alarm() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-# --- what stands in a file's place -------------------------------------------------------------------------------
+# --- kinds of files ----------------------------------------------------------------------------------------------
 
 
 def fifo(path: Path) -> None:
@@ -68,12 +68,12 @@ def dangling(path: Path) -> None:
 
 def bound_socket(path: Path) -> None:
     server = socket.socket(socket.AF_UNIX)
-    here = Path.cwd()
+    cwd = Path.cwd()
     try:
-        os.chdir(path.parent)  # the name of a socket has 108 bytes at most
+        os.chdir(path.parent)  # the name of a socket has at most 108 bytes
         server.bind(path.name)
     finally:
-        os.chdir(here)
+        os.chdir(cwd)
         server.close()
 
 
@@ -86,7 +86,7 @@ KINDS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a socket": (bound_socket, "socket"),
 }
 PIPES = ("a named pipe", "a link to /dev/zero")
-"""Where the words of the error differ from place to place, these two show that nothing blocks or fills memory."""
+"""Kinds whose error differs from place to place; the tests check that nothing blocks or fills memory."""
 
 
 def put(kind: str, path: Path) -> str:
@@ -162,10 +162,10 @@ def test_no_descriptor_stays_open(tmp_path: Path) -> None:
     assert len(os.listdir("/dev/fd")) == before
 
 
-# --- everywhere --------------------------------------------------------------------------------------------------
+# --- every place that reads a file -------------------------------------------------------------------------------
 
 
-def made(path: Path) -> Path:
+def write_artifact(path: Path) -> Path:
     path.mkdir(exist_ok=True)
     for name, data in published.files().items():
         (path / name).write_bytes(data)
@@ -173,7 +173,7 @@ def made(path: Path) -> Path:
 
 
 def of_artifact(name: str) -> Callable[[Path], tuple[Path, Callable[[], object]]]:
-    return lambda root: (made(root / "a") / name, lambda: artifact.read(root / "a"))
+    return lambda root: (write_artifact(root / "a") / name, lambda: artifact.read(root / "a"))
 
 
 def checkpoint(root: Path) -> tuple[Path, Callable[[], object]]:
@@ -232,9 +232,9 @@ PLACES: dict[str, Callable[[Path], tuple[Path, Callable[[], object]]]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("place", PLACES)
-def test_whatever_stands_there_is_one_error(place: str, kind: str, tmp_path: Path) -> None:
+def test_any_other_kind_of_file_is_one_error(place: str, kind: str, tmp_path: Path) -> None:
     if (place, kind) == ("a lock file", "a dangling link"):
-        pytest.skip("there is no lock file yet; the first pin makes it")
+        pytest.skip("the first pin creates the lock file")
     path, action = PLACES[place](tmp_path)
     complaint = put(kind, path)
     if (place, kind) == ("a checkpoint", "a directory"):
@@ -246,8 +246,8 @@ def test_whatever_stands_there_is_one_error(place: str, kind: str, tmp_path: Pat
 
 @pytest.mark.parametrize("kind", ["a named pipe", "a link to /dev/zero", "a socket"])
 @pytest.mark.parametrize("name", ["a/0", "a/.zarray", "d/more"])
-def test_a_directory_of_orbax_or_pylo_holds_files_alone(name: str, kind: str, tmp_path: Path) -> None:
-    """The directory is refused before orbax, which would wait for a pipe, sees it."""
+def test_a_directory_of_orbax_or_pylo_must_hold_only_files(name: str, kind: str, tmp_path: Path) -> None:
+    """The directory is refused before orbax, which would block on a pipe, reads it."""
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "_METADATA").write_text("{}")
     put(kind, tmp_path / "saved" / name)
@@ -265,7 +265,7 @@ def test_a_lock_of_the_cache_that_is_a_pipe(zoo_home: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", PIPES)
-def test_a_partial_download_that_is_no_file_begins_anew(kind: str, tmp_path: Path, zoo_home: Path) -> None:
+def test_a_partial_download_that_is_not_a_file_is_replaced(kind: str, tmp_path: Path, zoo_home: Path) -> None:
     source = write_theta(tmp_path, "elo")
     path = store.partial(f"local {source}")
     for each in (path, path.with_name(path.name + ".json")):
@@ -276,7 +276,7 @@ def test_a_partial_download_that_is_no_file_begins_anew(kind: str, tmp_path: Pat
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("command", ["info", "export", "verify", "train"])
 def test_commands(command: str, kind: str, tmp_path: Path, capsys: Capture) -> None:
-    path = made(tmp_path / "a")
+    path = write_artifact(tmp_path / "a")
     complaint = put(kind, path / artifact.WEIGHTS)
     words: dict[str, tuple[Any, ...]] = {
         "info": ("info", path),
@@ -289,7 +289,7 @@ def test_commands(command: str, kind: str, tmp_path: Path, capsys: Capture) -> N
 
 
 def test_max_bytes_is_an_option_of_the_commands_that_read(tmp_path: Path, capsys: Capture) -> None:
-    path, source = made(tmp_path / "a"), write_theta(tmp_path, "elo")
+    path, source = write_artifact(tmp_path / "a"), write_theta(tmp_path, "elo")
     for words in (
         ("inspect", source),
         ("convert", "elo", "--source", source, "--out", tmp_path / "out"),

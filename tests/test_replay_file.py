@@ -1,4 +1,4 @@
-"""A damaged ``parity-vectors.safetensors`` gets one clear error, before anything is computed from its numbers."""
+"""A damaged ``parity-vectors.safetensors`` causes one clear error before anything is computed from its numbers."""
 
 from __future__ import annotations
 
@@ -30,35 +30,35 @@ STEPS = 4
 CASE = "tall dense"
 
 
-def vectors_of(made: Artifact) -> bytes:
-    """A replay file whose original is the torch side itself, which needs no JAX."""
+def vectors_of(subject: Artifact) -> bytes:
+    """A replay file whose original is the torch side itself, so it needs no JAX."""
     import torch
 
     some = tuple(case for case in cases.REDUCED if case.rule is None)
     course = Course("ordinary", "ordinary", STEPS, some, ("torch",))
-    start, hyper = cases.parameters(0), trajectory.hyper_of(made, course)
+    start, hyper = cases.parameters(0), trajectory.hyper_of(subject, course)
     start = {case.name: start[case.name] for case in some}
     grads, losses = cases.gradients(0, "ordinary", STEPS), cases.losses(0, "ordinary", STEPS)
-    truth = TorchSide(made, some, start, hyper, "float64", "torch").run(grads, losses)
+    truth = TorchSide(subject, some, start, hyper, "float64", "torch").run(grads, losses)
     run = Original(course, hyper, start, grads, losses, truth, dict.fromkeys(start, 1e-6))
-    net: Any = made.net()
+    net: Any = subject.net()
     rng = np.random.default_rng(0)
     inputs = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in net.probe_shapes().items()}
     outputs = torch_forward(net.to(torch.float64), inputs)
-    return vectors.pack(made, Network(inputs, outputs, dict.fromkeys(outputs, 1e-6)), [run])
+    return vectors.pack(subject, Network(inputs, outputs, dict.fromkeys(outputs, 1e-6)), [run])
 
 
 @pytest.fixture(scope="module")
 def proven(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, bytes]:
     folder = tmp_path_factory.mktemp("proven")
-    made = make("elo", source=write_theta(folder, "elo", scale=0.1), out=folder / "a", verify=False).artifact
-    return made, vectors_of(made)
+    converted = make("elo", source=write_theta(folder, "elo", scale=0.1), out=folder / "a", verify=False).artifact
+    return converted, vectors_of(converted)
 
 
-def written(made: Artifact, data: bytes, tmp_path: Path) -> Path:
-    """An artifact with this replay file, whose report names it."""
-    report = {**report_of(made, 0).to_dict(), "vectors_sha256": hashlib.sha256(data).hexdigest()}
-    folder = artifact.write(replace(made, parity=report), tmp_path / "a", extra_files={VECTORS: data})
+def write_artifact_with(subject: Artifact, data: bytes, tmp_path: Path) -> Path:
+    """An artifact with this replay file and a report that names it."""
+    report = {**report_of(subject, 0).to_dict(), "vectors_sha256": hashlib.sha256(data).hexdigest()}
+    folder = artifact.write(replace(subject, parity=report), tmp_path / "a", extra_files={VECTORS: data})
     return folder
 
 
@@ -69,16 +69,16 @@ def content(proven: tuple[Artifact, bytes], tmp_path: Path) -> Content:
     return arrays, json.loads(about)
 
 
-def test_a_sound_file_passes(proven: tuple[Artifact, bytes], tmp_path: Path) -> None:
-    report = replay_target(written(*proven, tmp_path))
+def test_a_valid_file_passes(proven: tuple[Artifact, bytes], tmp_path: Path) -> None:
+    report = replay_target(write_artifact_with(*proven, tmp_path))
     assert report.passed, report.statements
 
 
 def test_a_default_that_changed_since_is_named(proven: tuple[Artifact, bytes], tmp_path: Path) -> None:
-    made, data = proven
-    folder = written(made, data, tmp_path)
+    subject, data = proven
+    folder = write_artifact_with(subject, data, tmp_path)
     parity = json.loads((folder / "parity.json").read_text())
-    artifact.write_parity(folder, {**parity, "defaults": {**made.defaults, "lr": 123.0}})
+    artifact.write_parity(folder, {**parity, "defaults": {**subject.defaults, "lr": 123.0}})
     (said,) = replay_target(folder).statements.contradictions
     assert said.startswith("the default lr was 123.0 and is ")
 
@@ -145,24 +145,24 @@ SPOILED: dict[str, tuple[Spoil, str]] = {
     "a shape of many axes": (case(shape=[1] * 65), "shape is "),
     "a shape of texts": (case(shape=["x"]), "shape is 'x'"),
     "another layout": (case(torch="x"), "torch is 'x'"),
-    "a layout that cannot be": (case(torch="torch-stacked"), "torch is 'torch-stacked'"),
+    "an invalid layout": (case(torch="torch-stacked"), "torch is 'torch-stacked'"),
     "another rule": (case(rule=[]), r"rule is \[\]"),
     "an unknown field of a case": (case(extra=1), "unknown field 'extra'"),
-    "unknown hyper": (hyper(nobody=1), r"hyper has \["),
+    "unknown hyper": (hyper(unknown=1), r"hyper has \["),
     "missing hyper": (lambda arrays, about: about["runs"][0]["hyper"].pop("lr"), r"hyper has \["),
     "hyper of a wrong type": (hyper(lr="x"), "hyper.lr is 'x'"),
     "infinite hyper": (hyper(lr=float("inf")), "hyper.lr is inf"),
     "hyper of 400 digits": (hyper(lr=10**400), "hyper.lr is a number of 401 digits"),
     "hyper that is a list": (run(hyper=[]), r"hyper is \[\]"),
-    "noise of nobody": (run(noise={"x": 1.0}), "noise is "),
+    "noise of an unknown parameter": (run(noise={"x": 1.0}), "noise is "),
     "negative noise": (
         lambda arrays, about: about["runs"][0]["noise"].update({CASE: -1}),
         "noise of 'tall dense' is -1",
     ),
     "noise that is NaN": (lambda arrays, about: about["runs"][0]["noise"].update({CASE: float("nan")}), "is nan"),
     "noise of the network": (about(network_noise=[]), r"network_noise is \[\]"),
-    "faults that are no list": (about(visible_faults=5), "visible_faults is 5"),
-    "a fingerprint that is none": (about(fingerprint=5), "fingerprint is 5"),
+    "faults that are not a list": (about(visible_faults=5), "visible_faults is 5"),
+    "an invalid fingerprint": (about(fingerprint=5), "fingerprint is 5"),
     "an unknown field": (about(more=1), "unknown field 'more'"),
     "another version": (about(format_version=10**400), "format_version a number of 401 digits"),
     "a missing gradient": (without(GRADS), "'ordinary.grads.tall dense' is missing"),
@@ -173,11 +173,11 @@ SPOILED: dict[str, tuple[Spoil, str]] = {
     "empty gradients": (array(GRADS, lambda a: a[:0]), "has the shape"),
     "empty parameters": (array(PARAMS, lambda a: a[:0]), "is empty"),
     "too many parameters": (array(PARAMS, lambda a: np.concatenate([a, a])), "steps, not 4"),
-    "fewer parameters of one": (array(PARAMS, lambda a: a[:2]), "different numbers of steps"),
+    "one parameter missing in a step": (array(PARAMS, lambda a: a[:2]), "different numbers of steps"),
     "no losses": (array(LOSSES, lambda a: a[:0]), "has the shape"),
     "gradients in float64": (array(GRADS, lambda a: a.astype(np.float64)), "is float64, not float32"),
     "parameters in float32": (array(PARAMS, lambda a: a.astype(np.float32)), "is float32, not float64"),
-    "parameters of whole numbers": (array(PARAMS, lambda a: a.astype(np.int64)), "is int64, not float64"),
+    "integer parameters": (array(PARAMS, lambda a: a.astype(np.int64)), "is int64, not float64"),
     "transposed gradients": (array(GRADS, lambda a: a.transpose(0, 2, 1).copy()), "has the shape"),
     "NaN in gradients": (array(GRADS, with_nan), "holds NaN or infinity"),
     "NaN in parameters": (array(PARAMS, with_nan), "holds NaN or infinity"),
@@ -194,7 +194,7 @@ def test_a_damaged_file_is_refused(
     spoil, reason = SPOILED[case]
     spoil(*content)
     arrays, described = content
-    folder = written(proven[0], pack_arrays(arrays, json.dumps(described)), tmp_path)
+    folder = write_artifact_with(proven[0], pack_arrays(arrays, json.dumps(described)), tmp_path)
     said = refused(capsys, "verify", folder, "--replay")
     assert "bug in pylo-zoo" not in said
     import re
@@ -207,18 +207,20 @@ def test_a_damaged_file_is_refused(
     [b"", b"x" * 100, b"\xff" * 8, (10**6).to_bytes(8, "little") + b"{}", b"\x02" + bytes(7) + b"{}"],
     ids=range(5),
 )
-def test_what_is_no_safetensors_file_is_refused(
+def test_a_file_that_is_not_safetensors_is_refused(
     data: bytes, proven: tuple[Artifact, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = refused(capsys, "verify", written(proven[0], data, tmp_path), "--replay")
+    said = refused(capsys, "verify", write_artifact_with(proven[0], data, tmp_path), "--replay")
     assert "bug in pylo-zoo" not in said
 
 
 @pytest.mark.parametrize("text", ["", "5", "[]", "null", "{", '{"a":' * 10_000, "9" * 5_000, "{}"], ids=range(8))
-def test_a_description_that_is_none_is_refused(
+def test_a_malformed_description_is_refused(
     text: str, proven: tuple[Artifact, bytes], content: Content, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = refused(capsys, "verify", written(proven[0], pack_arrays(content[0], text), tmp_path), "--replay")
+    said = refused(
+        capsys, "verify", write_artifact_with(proven[0], pack_arrays(content[0], text), tmp_path), "--replay"
+    )
     assert "is damaged" in said
 
 
@@ -226,11 +228,11 @@ def test_a_file_beyond_the_limit_is_not_opened(
     proven: tuple[Artifact, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replay_file, "MAX_FILE_BYTES", 100)
-    assert "larger than 100 bytes" in refused(capsys, "verify", written(*proven, tmp_path), "--replay")
+    assert "larger than 100 bytes" in refused(capsys, "verify", write_artifact_with(*proven, tmp_path), "--replay")
 
 
 def test_the_path_need_not_be_utf8(proven: tuple[Artifact, bytes], tmp_path: Path) -> None:
-    folder = written(*proven, tmp_path)
+    folder = write_artifact_with(*proven, tmp_path)
     other = folder.with_name(os.fsdecode(b"\xff"))
     folder.rename(other)
     assert replay_target(other).passed

@@ -1,4 +1,4 @@
-"""The error bounds of the suite: float32 stays within them whatever the order, and planted faults do not."""
+"""The suite's error bounds: float32 stays within them in any order of summation, and planted faults exceed them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import margins
 import pytest
 import torch
 from rounding import Roundings, gamma, one_rounding, simulate, size
-from test_kernels_cpu import SUBJECTS, copied, network, of_parameter, plain
+from test_kernels_cpu import SUBJECTS, compute_eager, copied, network, of_parameter
 from torch import Tensor
 
 from pylo_zoo.kernels.base import Task
@@ -34,28 +34,28 @@ def task(shape: tuple[int, ...] = (24, 12), zero: bool = False) -> Task:
 
 def step(name: str, of: Task, dtype: torch.dtype) -> Tensor:
     subject = SUBJECTS[name]
-    return plain(copied(of, dtype), subject.rule, of_parameter(network(subject, 1), 0, dtype)).step
+    return compute_eager(copied(of, dtype), subject.rule, of_parameter(network(subject, 1), 0, dtype)).step
 
 
 def permuted(of: Task, order: Tensor) -> Task:
-    """Rows in another order, hence sums in another order."""
+    """Rows in another order, so sums in another order."""
     state = {k: v[:, order] if v.shape[1] == len(order) else v for k, v in of.state.items()}
     return of._replace(p=of.p[order], g=of.g[order], state=state)
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_other_orders_of_summation_stay_within_the_bound(name: str) -> None:
-    given = task()
-    simulation = simulate(lambda: [step(name, given, torch.float64)], draws=2)
+    inputs = task()
+    simulation = simulate(lambda: [step(name, inputs, torch.float64)], draws=2)
     for seed in range(4):
         order = torch.randperm(24, generator=torch.Generator().manual_seed(seed))
-        found = step(name, permuted(given, order), torch.float32)
-        margins.check(size(found.double() - simulation.truth[0][order]), simulation.distance(0), f"order {seed}")
+        result = step(name, permuted(inputs, order), torch.float32)
+        margins.check(size(result.double() - simulation.truth[0][order]), simulation.distance(0), f"order {seed}")
 
 
 FAULTS = {
     "a weight off by a thousandth": ("weight", 1e-3),
-    "the normaliser's epsilon doubled": ("norm_eps", 2.0),
+    "the normalization's epsilon doubled": ("norm_eps", 2.0),
     "the second moment's epsilon a tenth": ("rsqrt_eps", 0.1),
     "the exponent's factor off by a hundredth": ("exp_mult", 1.01),
 }
@@ -64,27 +64,27 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("name", ["velo", "celo2-tanh", "adafac-32"])
 def test_planted_faults_exceed_the_bound(name: str, fault: str) -> None:
-    given, subject = task(), SUBJECTS[name]
+    inputs, subject = task(), SUBJECTS[name]
     field, factor = FAULTS[fault]
     if field == "norm_eps" or field == "rsqrt_eps":
-        given = given._replace(g=given.g * 1e-3, state={k: v * 1e-6 for k, v in given.state.items()})
-    simulation = simulate(lambda: [step(name, given, torch.float64)], draws=2)
+        inputs = inputs._replace(g=inputs.g * 1e-3, state={k: v * 1e-6 for k, v in inputs.state.items()})
+    simulation = simulate(lambda: [step(name, inputs, torch.float64)], draws=2)
     layers, rule = of_parameter(network(subject, 1), 0, torch.float32), subject.rule
     if field == "weight":
         layers[0][0][1] *= 1 + factor
     else:
         rule = replace(rule, **{field: getattr(rule, field) * factor})
-    found = plain(copied(given, torch.float32), rule, layers).step
+    result = compute_eager(copied(inputs, torch.float32), rule, layers).step
     with margins.forgotten(), pytest.raises(AssertionError, match="error"):
-        margins.check(size(found.double() - simulation.truth[0]), simulation.distance(0), fault)
+        margins.check(size(result.double() - simulation.truth[0]), simulation.distance(0), fault)
 
 
 def test_a_dropped_epsilon_of_the_parameter_scale_exceeds_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = task(zero=True)
-    simulation = simulate(lambda: [step("velo", given, torch.float64)])
+    inputs = task(zero=True)
+    simulation = simulate(lambda: [step("velo", inputs, torch.float64)])
     monkeypatch.setattr("pylo_zoo.ops.step.parameter_scale", lambda p: p.square().mean().sqrt())
     with margins.forgotten(), pytest.raises(AssertionError, match="error"):
-        margins.check(size(step("velo", given, torch.float32) - simulation.truth[0]), simulation.distance(0), "")
+        margins.check(size(step("velo", inputs, torch.float32) - simulation.truth[0]), simulation.distance(0), "")
 
 
 def test_a_unit_lost_in_a_long_sum_exceeds_the_bound() -> None:
@@ -96,7 +96,7 @@ def test_a_unit_lost_in_a_long_sum_exceeds_the_bound() -> None:
 
 
 def test_signs_follow_the_values() -> None:
-    """The same operation on the same numbers rounds alike, so what cancels exactly still does."""
+    """The same operation on the same numbers rounds alike, so exact cancellation stays exact."""
     x = torch.rand(100, dtype=torch.float64)
     with Roundings(torch.float32, 0):
         one, other, zeros = x * 3, x * 3, x * 3 - x * 3
@@ -144,7 +144,7 @@ def test_the_report_is_sorted_and_a_margin_over_a_half_fails_the_run(
     pytester.makepyfile(SUITE)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     words = ["-n", workers, "-p", "no:cacheprovider", "-W", "ignore"]
-    assert pytester.runpytest_subprocess(*words).ret == 0, "without --margins only the bounds count"
+    assert pytester.runpytest_subprocess(*words).ret == 0, "without --margins only bounds fail a run"
     done = pytester.runpytest_subprocess(*words, "--margins")
     assert done.ret == 1
     done.stdout.fnmatch_lines(

@@ -1,4 +1,4 @@
-"""docs/security.md holds: each of its lines that claims a defence has a test, here or elsewhere."""
+"""docs/security.md is tested: each line that claims a defense names tests, here or elsewhere."""
 
 from __future__ import annotations
 
@@ -36,74 +36,76 @@ PAGE = TESTS.parent / "docs" / "security.md"
 ID, URI = "org/elo", "hf://org/elo"
 ESCAPES = "\x1b]0;evil\x07\x1b[31m\u202e\n[red]x[/]"
 
-DEFENCES: dict[str, str] = {
-    # a checkpoint that means harm
-    "code in a pickle": """test_pull_checkpoints.test_nothing_that_could_be_one
-        test_pull_checkpoints.test_a_pickle_by_another_name test_pickles.test_no_code_runs
+DEFENSES: dict[str, str] = {
+    # a malicious checkpoint
+    "code in a pickle": """test_pull_checkpoints.test_a_repository_without_a_checkpoint
+        test_pull_checkpoints.test_a_pickle_with_another_suffix test_pickles.test_no_code_runs
         test_pickles.test_anything_else_is_refused test_pickles.test_a_mutated_pickle_is_read_or_refused
-        test_hostile_config.test_formats_that_run_code_elsewhere_are_refused_before_they_are_decoded""",
+        test_hostile_config.test_formats_that_can_contain_code_are_refused_before_decoding""",
     "a file that claims to be larger": """test_formats.test_anything_else_is_refused
         test_formats.test_a_file_beyond_the_cap_is_refused test_npz.test_anything_else_is_refused
-        test_pickles.test_a_small_file_that_real_numpy_would_give_gigabytes
+        test_pickles.test_a_small_file_for_which_numpy_would_allocate_gigabytes
         test_pull_faults.test_a_listing_that_contradicts_the_bytes test_security.test_hostile_weights
         test_security.test_hostile_texts""",
-    "a small file that asks": """test_hostile_files.test_the_published_bomb
-        test_hostile_files.test_a_small_file_that_asks_for_much_is_refused_before_it_gets_it
+    "a small file that asks": """test_hostile_files.test_a_torch_file_of_many_views
+        test_hostile_files.test_a_small_file_with_large_allocations_is_refused_before_allocating
         test_hostile_files.test_a_legal_flax_file_takes_three_times_its_size_at_most
-        test_orbax.test_what_an_array_claims_is_bounded_before_it_is_read""",
-    "a pipe, a socket": """test_regular_files.test_whatever_stands_there_is_one_error test_regular_files.test_the_helper
-        test_regular_files.test_a_directory_of_orbax_or_pylo_holds_files_alone test_regular_files.test_commands""",
+        test_orbax.test_declared_sizes_are_bounded_before_reading""",
+    "a pipe, a socket": """
+        test_regular_files.test_any_other_kind_of_file_is_one_error test_regular_files.test_the_helper
+        test_regular_files.test_a_directory_of_orbax_or_pylo_must_hold_only_files test_regular_files.test_commands""",
     "a `config.json` with sizes": """test_hostile_config.test_a_size_beyond_what_the_weights_hold_is_refused
-        test_hostile_config.test_sizes_that_fill_memory_together_are_refused
+        test_hostile_config.test_sizes_that_together_exceed_memory_are_refused
         test_hostile_config.test_iterations_are_bounded test_hostile_config.test_a_layout_is_bounded""",
     "damaged or malformed files": """test_hostile_files.test_a_hostile_file_is_one_error
         test_hostile_files.test_bytes_are_flipped_cut_copied_and_inserted test_hostile_files.test_any_msgpack
         test_hostile_files.test_torch_files_of_any_shape test_hostile_files.test_any_safetensors
         test_hostile_config.test_any_value_of_a_config_is_read_or_refused""",
     "a `config.json` with unknown": """test_security.test_hostile_texts
-        test_artifact.test_a_config_that_is_off_is_refused""",
-    "tensors missing": "test_security.test_hostile_weights test_artifact.test_weights_that_are_off_are_refused",
+        test_artifact.test_an_invalid_config_is_refused""",
+    "tensors missing": "test_security.test_hostile_weights test_artifact.test_invalid_weights_are_refused",
     "a proof of other weights": """test_security.test_hostile_texts
-        test_parity_reading.test_what_contradicts_itself_is_refused""",
+        test_parity_reading.test_contradicting_reports_are_refused""",
     "`defaults` (the learning rate": """
-        test_defaults_recorded.test_a_default_that_was_edited_is_refused_with_what_to_do""",
+        test_defaults_recorded.test_an_edited_default_is_refused_with_a_remedy""",
     "YAML whose aliases": "test_malformed.test_settings test_malformed.test_registries",
     "a damaged file of recorded vectors": "test_replay_file.test_a_damaged_file_is_refused",
-    "texts that a terminal": """test_security.test_words_of_strangers_are_shown_and_not_obeyed
-        test_cli_words.test_file_names_are_shown_and_not_obeyed
-        test_parity_render.test_what_strangers_wrote_is_text_in_the_page
-        test_publish_card.test_what_strangers_wrote_is_text_in_the_card""",
+    "texts that a terminal": """test_security.test_escapes_in_untrusted_text_are_neutralized
+        test_cli_words.test_escapes_in_file_names_are_neutralized
+        test_parity_render.test_untrusted_text_is_escaped_in_the_page
+        test_publish_card.test_untrusted_text_is_escaped_in_the_card""",
     "weights that train badly on purpose": "",
-    "`parity.json` written by hand": "test_security.test_hostile_texts test_security.test_a_proof_of_ones_own",
-    # a server, or somebody on the way
+    "`parity.json` written by hand": """test_security.test_hostile_texts
+        test_security.test_verify_downloads_and_checks_the_original""",
+    # a server, or an attacker on the network
     "other bytes of the right length": """test_pull_faults.test_other_bytes_of_the_right_length
         test_pull_pins.test_a_damaged_copy_is_fetched_again_or_refused""",
-    "a branch or tag that is moved": """test_pull_pins.test_a_branch_that_moves_is_kept_until_that_is_accepted
+    "a branch or tag that is moved": """test_pull_pins.test_a_moved_branch_is_ignored_until_accepted
         test_pull_pins.test_a_tag_that_moves test_pull_checkpoints.test_a_branch_that_moves""",
-    "a commit whose files change": """test_pull_pins.test_a_lock_file_that_says_something_else
+    "a commit whose files change": """test_pull_pins.test_a_lock_file_with_other_hashes
         test_security.test_a_commit_cannot_change""",
-    "answers that name places": """test_pull_faults.test_headers_that_would_become_paths
+    "answers that name places": """test_pull_faults.test_headers_with_paths
         test_pull_faults.test_names_that_lead_elsewhere""",
-    "redirects to an unencrypted address": "test_pull_faults.test_a_redirect_to_where_it_could_be_read",
+    "redirects to an unencrypted address": "test_pull_faults.test_a_redirect_to_an_unencrypted_address",
     "a server that never ends": """test_pull_faults.test_an_endless_answer test_pull_faults.test_an_answer_that_drips
-        test_pull_faults.test_silence_is_bounded test_pull_faults.test_a_server_that_asks_to_wait_for_hours
-        test_pull_faults.test_a_server_that_stays_broken""",
+        test_pull_faults.test_silence_is_bounded test_pull_faults.test_a_server_that_requests_hours_of_waiting
+        test_pull_faults.test_a_server_that_keeps_failing""",
     "the first use of something unpinned": "",
-    "a hostile endpoint": """test_security.test_an_endpoint_has_to_be_encrypted
-        test_security.test_no_word_of_an_artifact_leads_to_a_request""",
-    # your secrets
+    "a hostile endpoint": """test_security.test_an_endpoint_must_be_encrypted
+        test_security.test_addresses_in_an_artifact_cause_no_request""",
+    # the user's secrets
     "A token is taken from": "test_security.test_the_token_is_nowhere_afterwards",
-    "It goes to the configured endpoint": """test_pull_faults.test_a_redirect_elsewhere_brings_no_token
-        test_security.test_the_token_goes_to_the_endpoint_alone""",
+    "It goes to the configured endpoint": """test_pull_faults.test_a_redirect_elsewhere_carries_no_token
+        test_security.test_the_token_is_sent_only_to_the_endpoint""",
     "Signed addresses, queries": "test_security.test_tracebacks_have_no_secrets",
     "`publish` refuses a directory": "test_security.test_a_directory_with_a_token_is_not_published",
     "An artifact names its source": "test_artifact.test_no_local_path_is_recorded",
 }
-"""The beginning of a line of the page, and the tests that hold it; no test for what it calls not defended."""
+"""The beginning of a line of the page, and its tests; no test if the page calls it not defended."""
 
 
 def functions(module: str) -> set[str]:
-    """The tests in a module; none where it is not there."""
+    """The tests in a module; none if it does not exist."""
     path = TESTS / f"{module}.py"
     tree = ast.parse(path.read_text(encoding="utf-8")) if path.is_file() else ast.Module([], [])
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
@@ -118,14 +120,14 @@ def claims() -> list[str]:
 
 def test_each_line_of_the_page_has_its_tests() -> None:
     for claim in claims():
-        keys = [key for key in DEFENCES if claim.startswith(key)]
+        keys = [key for key in DEFENSES if claim.startswith(key)]
         assert len(keys) == 1, claim
         undefended = "**not defended" in claim
-        assert undefended == (not DEFENCES[keys[0]]), claim
-    assert len(claims()) == len(DEFENCES)
-    for word in " ".join(DEFENCES.values()).split():
+        assert undefended == (not DEFENSES[keys[0]]), claim
+    assert len(claims()) == len(DEFENSES)
+    for word in " ".join(DEFENSES.values()).split():
         module, _, name = word.partition(".")
-        assert name in functions(module), f"{word} is not there"
+        assert name in functions(module), f"{word} does not exist"
 
 
 @pytest.fixture(autouse=True)
@@ -133,7 +135,7 @@ def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(tmp_path)
 
 
-# --- published artifacts that mean harm ----------------------------------------------------------------------------
+# --- malicious published artifacts ---------------------------------------------------------------------------------
 
 
 def as_json(name: str, change: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, bytes]], object]:
@@ -163,7 +165,7 @@ CONFIG, PROOF = artifact.CONFIG, artifact.PARITY
 OTHER_WEIGHTS = published.files(scale=0.2)[PROOF]
 TEXTS: dict[str, tuple[Callable[[dict[str, bytes]], object], str]] = {
     "unknown key": (as_json(CONFIG, lambda c: c.update(run="rm")), "unknown key 'run'"),
-    "doubled key": (as_text(CONFIG, '"family"', '"family": "velo", "family"'), "the same key twice"),
+    "duplicate key": (as_text(CONFIG, '"family"', '"family": "velo", "family"'), "the same key twice"),
     "NaN": (as_json(CONFIG, lambda c: c["behavior"].update(exp_mult=float("nan"))), "exp_mult is nan|NaN"),
     "infinity": (as_json(CONFIG, lambda c: c["defaults"].update(lr=float("inf"))), "lr is inf|Infinity"),
     "NaN as a size": (as_json(CONFIG, lambda c: c["source"].update(bytes=float("nan"))), "bytes is nan|NaN"),
@@ -181,7 +183,7 @@ TEXTS: dict[str, tuple[Callable[[dict[str, bytes]], object], str]] = {
     "proof that is nested": (file(PROOF, b"[" * 100_000), "cannot be read"),
     "proof that is enormous": (file(PROOF, b"{" + b" " * 17 * 2**20 + b"}"), "more than 4,194,304"),
     "proof that is a list": (file(PROOF, b"[]"), "not a JSON object"),
-    "proof with a field too many": (as_json(PROOF, lambda p: p.update(comment="good")), "comment"),
+    "proof with an additional field": (as_json(PROOF, lambda p: p.update(comment="good")), "comment"),
     "proof that contradicts itself": (
         as_json(PROOF, lambda p: p["checks"][0]["errors"].update({k: {**v, "value": 1.0} for k, v in _errors(p)})),
         "parity.json",
@@ -217,17 +219,17 @@ def tensors(change: Callable[[dict[str, np.ndarray]], object]) -> bytes:
 
 
 def header(change: Callable[[dict[str, Any]], object]) -> bytes:
-    """The weights under a header that says something else."""
+    """The weights under another header."""
     data = published.files()[artifact.WEIGHTS]
     length = int.from_bytes(data[:8], "little")
-    said = json.loads(data[8 : 8 + length])
-    change(said)
-    text = json.dumps(said).encode()
+    fields = json.loads(data[8 : 8 + length])
+    change(fields)
+    text = json.dumps(fields).encode()
     return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
-def first(said: dict[str, Any]) -> dict[str, Any]:
-    return next(value for name, value in said.items() if name != "__metadata__")
+def first(fields: dict[str, Any]) -> dict[str, Any]:
+    return next(value for name, value in fields.items() if name != "__metadata__")
 
 
 WEIGHTS: dict[str, bytes] = {
@@ -254,17 +256,17 @@ def test_hostile_weights(case: str, hub: HubDouble, access: Access, zoo_home: Pa
     assert not (zoo_home / "zoo.lock").exists()
 
 
-def test_a_proof_of_another_version_counts_for_nothing(hub: HubDouble, access: Access) -> None:
+def test_a_proof_of_another_version_is_ignored(hub: HubDouble, access: Access) -> None:
     files = dict(published.files())
     as_json(PROOF, lambda p: p.update(schema_version=99, more=[1]))(files)
     hub.create(ID, files)
     said: list[str] = []
-    here = weights.pull(ID, access=replace(access, say=said.append))
-    assert here.artifact.parity is None
+    checkout = weights.pull(ID, access=replace(access, say=said.append))
+    assert checkout.artifact.parity is None
     assert said[-1] == f"The proof of {URI} was written by another version of pylo-zoo, and is not read."
 
 
-def test_words_of_strangers_are_shown_and_not_obeyed(hub: HubDouble, capsys: Capture) -> None:
+def test_escapes_in_untrusted_text_are_neutralized(hub: HubDouble, capsys: Capture) -> None:
     files = dict(published.files())
 
     def spoil(content: dict[str, Any]) -> None:
@@ -282,11 +284,11 @@ def test_words_of_strangers_are_shown_and_not_obeyed(hub: HubDouble, capsys: Cap
     assert "[red]" in shown
 
 
-# --- what cannot be changed, and what is asked ---------------------------------------------------------------------
+# --- immutability and requests -------------------------------------------------------------------------------------
 
 
 def test_a_commit_cannot_change(hub: HubDouble, access: Access, zoo_home: Path) -> None:
-    """The same commit with other files: neither the lock file nor a registry's pin lets it pass."""
+    """The same commit with other files is refused by the lock file and by a registry's pin."""
     repo = hub.create(ID, published.files())
     weights.pull(ID, access=access)
     head = repo.commits[repo.head]
@@ -300,7 +302,7 @@ def test_a_commit_cannot_change(hub: HubDouble, access: Access, zoo_home: Path) 
 
 
 @pytest.mark.parametrize("address", ["http://hub.example", "ftp://127.0.0.1", "hub.example", "https://a:b@hub.example"])
-def test_an_endpoint_has_to_be_encrypted(
+def test_an_endpoint_must_be_encrypted(
     address: str, hub: HubDouble, access: Access, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", address)
@@ -313,7 +315,7 @@ def test_an_endpoint_has_to_be_encrypted(
     "uri",
     ["https://localhost:{port}/x", "http://127.0.0.1:{port}/x", "file:/etc/passwd", "/etc/passwd", "ftp://x/y", "x"],
 )
-def test_no_word_of_an_artifact_leads_to_a_request(
+def test_addresses_in_an_artifact_cause_no_request(
     uri: str, hub: HubDouble, access: Access, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = dict(published.files())
@@ -328,8 +330,8 @@ def test_no_word_of_an_artifact_leads_to_a_request(
     assert len(hub.log) == count
 
 
-def test_a_proof_of_ones_own(hub: HubDouble, access: Access, tmp_path: Path) -> None:
-    """``verify`` asks for the original where the artifact says it is on the Hub, and it has to be that very file."""
+def test_verify_downloads_and_checks_the_original(hub: HubDouble, access: Access, tmp_path: Path) -> None:
+    """``verify`` downloads the original from the place on the Hub that the artifact names, and its hash must match."""
     made = convert("elo", source=write_theta(tmp_path, "elo", scale=0.1))
     files = dict(published.files())
     as_json(CONFIG, lambda c: c["source"].update(uri="hf://org/theirs/theta.state"))(files)
@@ -345,7 +347,7 @@ def test_a_proof_of_ones_own(hub: HubDouble, access: Access, tmp_path: Path) -> 
 # --- secrets -------------------------------------------------------------------------------------------------------
 
 
-def test_the_token_goes_to_the_endpoint_alone(hub: HubDouble, access: Access) -> None:
+def test_the_token_is_sent_only_to_the_endpoint(hub: HubDouble, access: Access) -> None:
     hub.create(ID, published.files())
     weights.pull(ID, access=replace(access, token=TOKEN))
     brought = {request.origin for request in hub.log if TOKEN in str(request.headers)}
@@ -367,7 +369,7 @@ for words in sys.argv[1:]:
 
 
 def test_the_token_is_nowhere_afterwards(hub: HubDouble, tmp_path: Path) -> None:
-    """Nor are signed addresses: not on the screen, in a traceback, or in any file."""
+    """The same holds for signed addresses: neither printed, nor in a traceback, nor in a file."""
     hub.create(ID, published.files())
     hub.create("org/closed", published.files(), private=True)
     hub.create("org/broken", published.files())
@@ -419,13 +421,13 @@ def test_a_directory_with_a_token_is_not_published(hub: HubDouble, capsys: Captu
 # --- this machine --------------------------------------------------------------------------------------------------
 
 
-def test_what_the_page_says_of_this_machine() -> None:
-    """Its sentences, and the tests that hold them."""
+def test_the_pages_statements_about_this_machine() -> None:
+    """Its sentences and their tests."""
     text = PAGE.read_text(encoding="utf-8")
     for sentence, (module, name) in {
-        "written beside its place and moved in whole": ("test_pull_machine", "test_a_disk_that_refuses"),
-        "leaves a hidden file": ("test_pull_machine", "test_what_a_killed_process_left"),
-        "within what lock file and registry pin": ("test_pull_pins", "test_a_listing_that_fits_other_weights"),
+        "written beside its place and moved in whole": ("test_pull_machine", "test_a_disk_that_fails"),
+        "leaves a hidden file": ("test_pull_machine", "test_leftovers_of_a_killed_process"),
+        "within what lock file and registry pin": ("test_pull_pins", "test_a_listing_that_matches_other_weights"),
         "Symbolic links": ("test_pull_pins", "test_directories_that_are_links"),
         "Several processes may share it": ("test_pull_machine", "test_processes_share_a_cache"),
     }.items():

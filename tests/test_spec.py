@@ -1,4 +1,4 @@
-"""docs/spec.md: every section that code, docs and reports cite exists, and its presets are the ones that run."""
+"""docs/spec.md has every section that code, docs and reports cite, and its presets are those of the code."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SUFFIXES = {".py", ".md", ".h", ".cpp", ".j2", ".json", ".yaml"}
 
 
 def citations() -> dict[int, list[str]]:
-    """Section numbers cited anywhere in the repository, with the files that cite them."""
-    found: dict[int, list[str]] = {}
+    """Section numbers cited in the repository, with the citing files."""
+    results: dict[int, list[str]] = {}
     files = [path for folder in CITING for path in (ROOT / folder).rglob("*") if path.suffix in SUFFIXES]
     for path in [*files, ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "registry.yaml"]:
         for number in re.findall(r"§(\d+)", path.read_text(encoding="utf-8")):
-            found.setdefault(int(number), []).append(str(path.relative_to(ROOT)))
-    return found
+            results.setdefault(int(number), []).append(str(path.relative_to(ROOT)))
+    return results
 
 
 def test_every_cited_section_exists() -> None:
@@ -38,7 +38,7 @@ def test_sections_are_numbered_in_order() -> None:
 
 
 @pytest.mark.parametrize("preset", ["original", "quintic"])
-def test_presets_of_muon_are_those_of_the_code(preset: str) -> None:
+def test_presets_of_muon_match_the_code(preset: str) -> None:
     (row,) = re.findall(rf"^\| `{preset}` \| (.*) \|$", SPEC, re.MULTILINE)
     triples = re.findall(r"\(([^)]*)\)", row.replace("−", "-"))
     assert [tuple(map(float, triple.split(","))) for triple in triples] == list(COEFFICIENTS[preset])

@@ -41,7 +41,7 @@ def stepped(name: str, backend: str, **more: Any) -> tuple[Any, list[nn.Paramete
 
 
 def each_entry(change: Callable[[Tensor], Any]) -> Broken:
-    """Change every entry of a parameter's state that the change makes a difference to."""
+    """Change every entry of a parameter's state that the change affects."""
 
     def broken(optimizer: Any, p: nn.Parameter) -> None:
         state = optimizer.state[p]
@@ -93,7 +93,7 @@ def parameter_data(change: Callable[[Tensor], Tensor]) -> Broken:
 BROKEN: dict[str, Broken] = {
     "a larger parameter": replaced((12, 8)),
     "a smaller parameter": replaced((3, 2)),
-    "a parameter of as many elements": replaced((4, 9)),
+    "a parameter with as many elements": replaced((4, 9)),
     "a parameter without its gradient": replaced((12, 8), with_gradient=False),
     "a flat parameter": replaced((36,)),
     "a float64 parameter": parameter_data(Tensor.double),
@@ -105,16 +105,16 @@ BROKEN: dict[str, Broken] = {
     "complex state": each_entry(lambda x: x.to(torch.complex64)),
     "state of other strides": each_entry(lambda x: strided(x) if x.ndim >= 2 else x),
     "state of another shape": each_entry(lambda x: x[..., :1].clone() if x.ndim else x[None]),
-    "state with an axis more": each_entry(lambda x: x[None]),
+    "state with an additional axis": each_entry(lambda x: x[None]),
     "empty state": each_entry(lambda x: x.flatten()[:0]),
     "meta state": each_entry(lambda x: x.to("meta")),
     "sparse state": each_entry(lambda x: x.to_sparse()),
     "None in the state": each_entry(lambda x: None),
     "numbers in the state": each_entry(lambda x: 1.0),
-    "an entry less": without,
+    "a missing entry": without,
     "state.data": state_data,
     "a gradient of another shape": gradient_data(lambda g: torch.randn(12, 8)),
-    "a gradient of as many elements": gradient_data(lambda g: g.reshape(4, 9)),
+    "a gradient with as many elements": gradient_data(lambda g: g.reshape(4, 9)),
     "a short gradient": gradient_data(lambda g: g[:1]),
     "a complex gradient": gradient_data(lambda g: g.to(torch.complex64)),
     "an integer gradient": gradient_data(lambda g: g.to(torch.int32)),
@@ -124,8 +124,8 @@ BROKEN: dict[str, Broken] = {
 @each_optimizer
 @each_backend
 @pytest.mark.parametrize("what", BROKEN)
-def test_what_does_not_fit_is_an_error_before_any_write(name: str, backend: str, what: str) -> None:
-    """In the last parameter too: those before it have not moved."""
+def test_mismatches_are_errors_before_any_write(name: str, backend: str, what: str) -> None:
+    """Also in the last parameter: those before it have not moved."""
     for place in (0, -1):
         params = parameters(shapes=[(6, 6), (7,), (4, 4, 3, 3), (6, 6)])
         optimizer = make(TABLE[name], params, backend=backend)
@@ -141,7 +141,7 @@ def test_what_does_not_fit_is_an_error_before_any_write(name: str, backend: str,
         assert len(str(raised.value)) <= 250
 
 
-def test_the_error_names_the_entry_what_it_is_and_what_it_should_be() -> None:
+def test_the_error_names_the_entry_its_value_and_the_expected_one() -> None:
     optimizer, (p, *_) = stepped("VeLO", "fused")
     optimizer.state[p]["momentum"] = optimizer.state[p]["momentum"].bfloat16()
     with pytest.raises(ZooError) as raised:
@@ -184,28 +184,28 @@ FINE: dict[str, Broken] = {
 
 @each_optimizer
 @pytest.mark.parametrize("what", FINE)
-def test_what_fits_computes_what_eager_does(name: str, what: str) -> None:
-    """The strides and values that each backend sees are the same; so is the step, to rounding of its movement."""
+def test_valid_state_gives_the_eager_result(name: str, what: str) -> None:
+    """Both backends see the same strides and values, and their steps agree up to rounding of the movement."""
     more = {"ns_dtype": torch.float32} if name == "Muon" else {}
-    found, before = [], []
+    results, before = [], []
     for backend in BACKENDS:
         optimizer, params = stepped(name, backend, **more)
         before = [p.detach().clone() for p in params]
         FINE[what](optimizer, params[0])
         optimizer.step(loss=1.0)
-        found.append(params)
-    for fused, eager, old in zip(*found, before, strict=True):
+        results.append(params)
+    for fused, eager, old in zip(*results, before, strict=True):
         assert (eager != old).any()
-        # Two steps of some forty rounded products (6e-8 each), amplified by Newton–Schulz where there is one.
+        # Two steps of about forty rounded products (6e-8 each), amplified by Newton–Schulz if the rule uses it.
         assert (fused - eager).norm() <= 2e-4 * (eager - old).norm() + 1e-6 * eager.norm()
 
 
 @each_optimizer
 @pytest.mark.parametrize("more", [{}, {"master_weights": True}, {"accumulate": 2}], ids=str)
 def test_loading_makes_contiguous_copies(name: str, more: dict[str, Any]) -> None:
-    """Equal values with other strides: the next step is the same, bit for bit."""
+    """Equal values with other strides: the next step is bit-identical."""
     if "accumulate" in more and name not in CONTROLLED:
-        pytest.skip("it does not accumulate")
+        pytest.skip("the optimizer does not accumulate")
     dtype = torch.bfloat16 if more.get("master_weights") else torch.float32
     params = parameters(dtype, SHAPES)
     optimizer = make(TABLE[name], params, **more)
@@ -226,7 +226,7 @@ def test_loading_makes_contiguous_copies(name: str, more: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("value", [None, "text", torch.zeros(3, 6, 6, device="meta"), torch.zeros(3, 6, 6).to_sparse()])
-def test_loading_what_is_no_tensor_is_refused_whole(value: Any) -> None:
+def test_loading_other_values_than_tensors_is_refused(value: Any) -> None:
     optimizer, _ = stepped("VeLO", "eager")
     saved, before = copy.deepcopy(optimizer.state_dict()), snapshot(optimizer)
     saved["state"][0]["momentum"] = value
@@ -237,7 +237,7 @@ def test_loading_what_is_no_tensor_is_refused_whole(value: Any) -> None:
 
 @pytest.mark.parametrize("name", CONTROLLED)
 @each_backend
-def test_a_parameter_whose_gradients_wait_is_checked_too(name: str, backend: str) -> None:
+def test_a_parameter_with_accumulated_gradients_is_checked(name: str, backend: str) -> None:
     """It has no gradient in the step that moves it."""
     optimizer, params = stepped(name, backend, accumulate=2)
     params[0].grad = None
@@ -273,7 +273,7 @@ def test_a_loss_without_a_value_is_refused(name: str, nonfinite: str) -> None:
 @pytest.mark.parametrize("name", ["CELO2", "CeloAdam", "Muon"])
 @each_backend
 def test_a_negative_count_is_refused(name: str, backend: str) -> None:
-    """``1 − β⁰`` is 0: a division by zero after counters and moments have moved."""
+    """``1 − β⁰`` is 0, so a step would divide by zero after counters and moments have changed."""
     optimizer, params = stepped(name, backend)
     (counter,) = [state["step"] for p, state in optimizer.state.items() if "step" in state and p is params[-1]]
     counter.fill_(-1)
@@ -284,7 +284,7 @@ def test_a_negative_count_is_refused(name: str, backend: str) -> None:
 
 
 @each_optimizer
-def test_inference_mode_is_refused_where_its_tensors_cannot_be_written(name: str) -> None:
+def test_inference_mode_is_refused_if_tensors_cannot_be_written(name: str) -> None:
     params = parameters(shapes=SHAPES)
     optimizer = make(TABLE[name], params)
     give_gradients(params, 0)
@@ -298,7 +298,7 @@ def test_inference_mode_is_refused_where_its_tensors_cannot_be_written(name: str
 
 @each_backend
 @each_optimizer
-def test_mutated_steps_raise_before_any_write_or_compute_what_eager_does(name: str, backend: str) -> None:
+def test_mutated_steps_raise_before_any_write_or_agree_with_eager(name: str, backend: str) -> None:
     """A few episodes of ``python tests/state_fuzz.py``."""
     ran = state_fuzz.fuzz(12, seed=3, names=[name], backends=[backend])
     assert ran["steps"] >= 12
@@ -310,18 +310,18 @@ def test_ten_thousand_mutated_steps_find_nothing() -> None:
     assert ran["like eager"] > 3000
 
 
-def test_the_fuzzing_test_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the checks, in the eager implementation, whose wrong steps crash nothing."""
+def test_the_fuzz_test_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the checks disabled, in the eager implementation, whose invalid steps cannot crash the process."""
     monkeypatch.setattr("pylo_zoo.optim.state_checks.StateChecks.check", lambda *args: False)
     with pytest.raises(state_fuzz.Wrong):
         state_fuzz.fuzz(400, seed=1, backends=["eager"])
 
 
 @each_optimizer
-def test_float64_parameters_beside_others_do_not_disturb_them(name: str) -> None:
-    """VeLO's LSTM then writes float64 weights, which kernels of float32 parameters must not read as they are."""
+def test_float64_parameters_do_not_affect_others(name: str) -> None:
+    """VeLO's LSTM then generates float64 weights, which kernels of float32 parameters must not read directly."""
     more = {"ns_dtype": torch.float32} if name == "Muon" else {}
-    found, before = [], []
+    results, before = [], []
     for backend in BACKENDS:
         params = [*parameters(torch.float64, [(5, 5)]), *parameters(torch.float32, SHAPES)]
         before = [p.detach().clone() for p in params]
@@ -329,7 +329,7 @@ def test_float64_parameters_beside_others_do_not_disturb_them(name: str) -> None
         for k in range(2):
             give_gradients(params, k)
             optimizer.step(loss=1.0)
-        found.append(params)
-    for fused, eager, old in zip(*found, before, strict=True):
+        results.append(params)
+    for fused, eager, old in zip(*results, before, strict=True):
         # As above.
         assert (fused - eager).norm() <= 2e-4 * (eager - old).norm() + 1e-6 * eager.norm()

@@ -1,4 +1,4 @@
-"""The training tasks: their data, their seeds, their options, and tasks of one's own."""
+"""The training tasks: their data, seeds and options, and custom tasks."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from pylo_zoo.train import recipes
 HERE = ["digits-mlp", "digits-cnn", "digits-vit", "chars", "diabetes", "quadratic"]
 
 
-def test_the_shell_completes_what_there_is() -> None:
+def test_completion_lists_all_tasks() -> None:
     assert tuple(tasks.TASKS) == complete.TASKS
     assert tuple(recipes.BASELINES) == complete.BASELINES
 
 
 @pytest.mark.parametrize("name", HERE)
-def test_a_task_is_learned_and_repeats_itself(name: str) -> None:
+def test_a_task_is_learned_and_reproducible(name: str) -> None:
     task = tasks.make(name)
     assert (task.name, task.data != "") == (name, True)
     torch.manual_seed(1)
     model, other = task.model(3), task.model(4)
-    torch.manual_seed(2)  # whoever else draws numbers changes nothing
+    torch.manual_seed(2)  # other users of random numbers have no effect
     again = task.model(3)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     same = [torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True)]
@@ -53,11 +53,11 @@ def test_a_task_is_learned_and_repeats_itself(name: str) -> None:
     assert (task.evaluate(model)[metric] > before[metric]) == task.higher_is_better
 
 
-def test_what_is_held_out_is_not_trained_on() -> None:
+def test_held_out_data_is_not_trained_on() -> None:
     for name in ("digits-mlp", "diabetes"):
         task = tasks.make(name, {"batch_size": 200})
-        seen = {row.numpy().tobytes() for step in range(8) for row in task.batch(0, step)[0]}
-        assert len(seen) > 300
+        recorded = {row.numpy().tobytes() for step in range(8) for row in task.batch(0, step)[0]}
+        assert len(recorded) > 300
         held: list[torch.Tensor] = []
 
         class Spy(torch.nn.Module):
@@ -70,10 +70,10 @@ def test_what_is_held_out_is_not_trained_on() -> None:
                 return torch.zeros(len(x), 10) if x.ndim == 4 else torch.zeros(len(x))
 
         task.evaluate(Spy())
-        assert not seen & {row.numpy().tobytes() for row in held[0]}
+        assert not recorded & {row.numpy().tobytes() for row in held[0]}
 
 
-def test_every_example_comes_once_an_epoch() -> None:
+def test_every_example_appears_once_per_epoch() -> None:
     picked = torch.cat([chosen(10, 4, seed=0, step=step) for step in range(5)])
     assert sorted(picked[:10].tolist()) == sorted(picked[10:].tolist()) == list(range(10))
     assert picked[:10].tolist() != picked[10:].tolist()
@@ -82,7 +82,7 @@ def test_every_example_comes_once_an_epoch() -> None:
     assert len(set(first)) == 4
 
 
-def test_the_quadratics_answer_is_known() -> None:
+def test_the_quadratic_reaches_its_known_minimum() -> None:
     task = tasks.make("quadratic", {"size": 6, "condition": 100.0})
     assert task.floor == 0.0
     model = task.model(0)
@@ -117,13 +117,13 @@ def test_the_quadratics_answer_is_known() -> None:
         ("builtins:dict", {"a": 1}, "no function of Python's"),
     ],
 )
-def test_what_is_refused(name: str, options: dict[str, Any], message: str) -> None:
+def test_invalid_tasks_are_refused(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ZooError) as error:
         tasks.make(name, options)
     assert message in str(error.value)
 
 
-def test_a_task_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_custom_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_own_task.py").write_text(
         "from dataclasses import replace\nfrom pylo_zoo import tasks\n"
         "def small(*, size: int = 3):\n    return replace(tasks.make('quadratic', {'size': size}), name='small')\n"
@@ -139,7 +139,7 @@ def test_a_task_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class Pictures:
-    """What torchvision's data sets look like from outside."""
+    """The interface of torchvision's data sets."""
 
     def __init__(self, root: Path, *, train: bool, download: bool) -> None:
         if not download:
@@ -164,7 +164,7 @@ def test_torchvision_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         tasks.make("torchvision", {"dataset": "Nothing"})
 
 
-def test_text_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_dataset_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ZooError, match=r"pip install datasets"):
         tasks.make("hub-text")
 

@@ -1,4 +1,4 @@
-"""A family of another package is a family: every generic test runs over the toy in ``toy_family/``."""
+"""A family of another package works like a built-in one: every generic test runs over the toy in ``toy_family/``."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ CONTRACT = (
     test_contract_pytorch,
 )
 MODULES = (test_converters, test_artifact, test_npz, test_convert_cli, test_parity, *CONTRACT)
-OURS_ALONE = "test_the_optimizer_that_a_family_names_is_there"  # in pylo_zoo.optim
+BUILT_IN_ONLY = "test_the_optimizer_that_a_family_names_exists"  # in pylo_zoo.optim
 
 
 def generic_tests() -> Iterator[Any]:
@@ -58,7 +58,7 @@ def generic_tests() -> Iterator[Any]:
     for module in MODULES:
         for name, function in vars(module).items():
             arguments = inspect.signature(function).parameters if name.startswith("test_") else {}
-            if name == OURS_ALONE or not {"family", "entry"} & arguments.keys() or "resumed" in arguments:
+            if name == BUILT_IN_ONLY or not {"family", "entry"} & arguments.keys() or "resumed" in arguments:
                 continue
             if "entry" in arguments and not (hasattr(function, "row") and not PROPERTIES[function.row].left_out):
                 continue  # a helper, or a property that not every family has
@@ -96,11 +96,11 @@ def test_generic(
     test(**arguments)
 
 
-def test_enough_of_them_were_found() -> None:
-    found = {param.values[0].__name__ for param in generic_tests()}  # pyright: ignore[reportAttributeAccessIssue]
-    assert {"test_conversion_and_its_inverse", "test_every_family_passes", "test_joined_names"} <= found
-    assert {"test_a_saved_run_goes_on_bit_for_bit", "test_so_does_a_synthetic_one_of_every_family"} <= found
-    assert len(found) >= 18
+def test_the_generic_tests_are_collected() -> None:
+    result = {param.values[0].__name__ for param in generic_tests()}  # pyright: ignore[reportAttributeAccessIssue]
+    assert {"test_conversion_is_invertible", "test_every_family_passes", "test_joined_names"} <= result
+    assert {"test_a_saved_run_continues_bit_for_bit", "test_synthetic_checkpoints_of_every_family_round_trip"} <= result
+    assert len(result) >= 18
 
 
 @pytest.fixture
@@ -152,18 +152,18 @@ def test_without_a_reference_parity_is_not_run(toy: converters.Family, monkeypat
     assert report.reason == "there is no JAX reference of the family toy"
 
 
-# --- packages that are broken ------------------------------------------------------------------------------------
+# --- broken packages ---------------------------------------------------------------------------------------------
 
 BROKEN = {
     "module that is absent": ("families", "nowhere:FAMILY", "ModuleNotFoundError"),
     "attribute that is absent": ("families", "broken:NONE", "AttributeError"),
     "module that raises": ("families", "raises:FAMILY", "RuntimeError: not today"),
-    "object that is no family": ("families", "broken:NUMBERS", "1 is no Family"),
-    "object that is no sequence": ("families", "broken:NUMBER", "TypeError"),
-    "name of ours": ("families", "broken:ELO", "elo is there already"),
-    "name that nobody can type": ("families", "broken:SPACED", "no name for a family"),
+    "object that is not a family": ("families", "broken:NUMBERS", "1 is no Family"),
+    "object that is not a sequence": ("families", "broken:NUMBER", "TypeError"),
+    "built-in name": ("families", "broken:ELO", "elo is there already"),
+    "invalid name": ("families", "broken:SPACED", "no name for a family"),
     "registry that is absent": ("registries", "broken:registry.yaml", "Cannot read the registry"),
-    "registry entry of ours": ("registries", "broken:ours.yaml", "velo-sample is there already"),
+    "built-in registry entry": ("registries", "broken:ours.yaml", "velo-sample is there already"),
     "registry entry of an unknown family": ("registries", "broken:unknown.yaml", "family 'nothing' is unknown"),
 }
 ENTRY = """{name}:
@@ -172,7 +172,7 @@ ENTRY = """{name}:
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_package_is_one_warning_and_breaks_nobody(case: str, tmp_path: Path, capsys: Capture) -> None:
+def test_a_broken_package_is_one_warning_and_breaks_nothing(case: str, tmp_path: Path, capsys: Capture) -> None:
     group, value, complaint = BROKEN[case]
     package = tmp_path / "broken"
     package.mkdir()
@@ -184,7 +184,7 @@ def test_a_broken_package_is_one_warning_and_breaks_nobody(case: str, tmp_path: 
     (package / "unknown.yaml").write_text(ENTRY.format(name="something", family="nothing"))
     (tmp_path / "raises.py").write_text("raise RuntimeError('not today')")
     with installed(tmp_path, "broken-package", f"[pylo_zoo.{group}]\nbroken = {value}\n"):
-        assert converters.get("elo").name == "elo"  # ours are there before anybody else's code runs
+        assert converters.get("elo").name == "elo"  # built-in families are registered before third-party code runs
         with pytest.warns(UserWarning, match=re.escape(complaint)) as caught:
             families = set(converters.FAMILIES) if run("list", "--quiet") == 0 else set()
         listed = capsys.readouterr().out.split()
@@ -195,7 +195,7 @@ def test_a_broken_package_is_one_warning_and_breaks_nobody(case: str, tmp_path: 
         assert "of the package broken-package is left out" in str(caught[0].message)
 
 
-def test_the_command_line_says_so_in_one_line(tmp_path: Path) -> None:
+def test_the_command_line_warns_in_one_line(tmp_path: Path) -> None:
     with installed(tmp_path, "broken-package", "[pylo_zoo.families]\nbroken = nowhere:FAMILY\n"):
         code = "from pylo_zoo.cli import main; main(['list', '--quiet'])"
         environment = os.environ | {"PYTHONPATH": str(tmp_path)}
@@ -210,7 +210,7 @@ def test_the_command_line_says_so_in_one_line(tmp_path: Path) -> None:
     )
 
 
-def test_an_import_string_that_names_nothing(toy: converters.Family) -> None:
+def test_an_invalid_import_string(toy: converters.Family) -> None:
     with pytest.raises(ZooError, match=r"toy names 'toy_family:None', which cannot be imported"):
         toy.load("toy_family:None")
 
@@ -218,14 +218,14 @@ def test_an_import_string_that_names_nothing(toy: converters.Family) -> None:
 # --- the guide ---------------------------------------------------------------------------------------------------
 
 
-def test_every_code_block_of_the_guide_is_the_toys_own() -> None:
+def test_every_code_block_of_the_guide_is_from_the_toy() -> None:
     files = [path.read_text() for path in TOY.rglob("*") if path.suffix in (".py", ".toml", ".yaml")]
     blocks = re.findall(r"^```(?:python|toml|yaml)\n(.*?)^```", DOCS.read_text(), re.MULTILINE | re.DOTALL)
     assert len(blocks) >= 5
     assert [block for block in blocks if not any(block in text for text in files)] == []
 
 
-def test_the_toys_registry_pins_the_file_beside_it() -> None:
+def test_the_toys_registry_pins_its_checkpoint() -> None:
     source = registry.get("toy-released").weights
     assert source.path == CODE / "theta.state"
     assert source.origin == "toy_family"

@@ -1,4 +1,4 @@
-"""A training run: what it writes down, and that it goes on after a kill as if nothing had been."""
+"""A training run: the files that it writes, and that it resumes after a kill as if it had not been interrupted."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run_of(out: Path | None, optimizer: str = "velo-sample", **plan: Any) -> Run
 
 
 def without_times(out: Path) -> list[dict[str, Any]]:
-    """The lines of metrics, but for what no two runs share."""
+    """The lines of metrics without the fields that differ between runs."""
     lines = [json.loads(line) for line in (out / loop.METRICS).read_text().splitlines()]
     return [{key: value for key, value in line.items() if not key.endswith("seconds")} for line in lines]
 
@@ -45,7 +45,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("optimizer", ["velo-sample", "muon", "adamw", "sgd"])
-def test_a_run_that_is_killed_at_any_step_goes_on_bit_by_bit(optimizer: str, tmp_path: Path) -> None:
+def test_a_run_killed_at_any_step_resumes_bit_for_bit(optimizer: str, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     losses = train(run_of(whole, optimizer)).losses
     assert len(losses) == STEPS
@@ -66,7 +66,7 @@ def test_a_run_that_is_killed_at_any_step_goes_on_bit_by_bit(optimizer: str, tmp
         )
 
 
-def test_what_is_written_down(tmp_path: Path) -> None:
+def test_the_files_of_a_run(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "run"
     result = train(run_of(out))
     lines = without_times(out)
@@ -78,7 +78,7 @@ def test_what_is_written_down(tmp_path: Path) -> None:
     assert described["weights"] == recipes.find_recipe("velo-sample").artifact.fingerprint  # pyright: ignore
     found = json.loads((out / loop.RESULT).read_text())
     assert (found["steps"], found["diverged"], found["evaluation"]) == (STEPS, None, result.final)
-    assert found["state_bytes"] > 4 * 16 * 4, "momentum of three decays, and the second moment"
+    assert found["state_bytes"] > 4 * 16 * 4, "momentum with three decays, and the second moment"
     assert {path.name for path in out.iterdir()} == {loop.RUN, loop.METRICS, loop.CHECKPOINT, loop.RESULT}
 
 
@@ -89,7 +89,7 @@ def test_optimizers_see_the_same_data_and_weights() -> None:
 
 
 class Breaking(torch.nn.Module):
-    """A loss that is no number after a while."""
+    """A loss that becomes NaN after a while."""
 
     def __init__(self, after: int) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class Breaking(torch.nn.Module):
         return self.weight.sum() * (float("nan") if self.left < 0 else 1.0)
 
 
-def test_a_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     task = tasks.Task(
         "breaking",
         "a loss that breaks",
@@ -154,7 +154,7 @@ def test_a_directory_in_use_and_another_run_are_refused(tmp_path: Path) -> None:
         train(run_of(out), resume=True)
 
 
-def test_a_full_disk_is_said_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_training_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(ZooError, match="1,000 bytes left"):
         train(run_of(tmp_path / "run"))
@@ -168,11 +168,11 @@ def test_a_full_disk_is_said_before_anything_starts(tmp_path: Path, monkeypatch:
 
 def test_schedules() -> None:
     for name in schedules.SCHEDULES:
-        found = [schedules.factor(name, step, 100, 10) for step in range(100)]
-        assert found[:10] == [(step + 1) / 11 for step in range(10)]
-        assert found[10] == 1.0
-        assert all(0 <= b <= a for a, b in itertools.pairwise(found[10:]))
-        assert (found[-1] == 1.0) == (name == "constant")
+        result = [schedules.factor(name, step, 100, 10) for step in range(100)]
+        assert result[:10] == [(step + 1) / 11 for step in range(10)]
+        assert result[10] == 1.0
+        assert all(0 <= b <= a for a, b in itertools.pairwise(result[10:]))
+        assert (result[-1] == 1.0) == (name == "constant")
     assert schedules.factor("cosine", 55, 100, 10) == pytest.approx(0.5)
     assert schedules.factor("wsd", 80, 100) == pytest.approx(1.0)
     assert schedules.factor("wsd", 90, 100) == pytest.approx(0.5)
@@ -182,9 +182,9 @@ def test_schedules() -> None:
 
 def test_the_learning_rate_follows_the_schedule_of_every_group() -> None:
     run = Run(tasks.make("digits-mlp"), recipes.find_recipe("muon", schedule="linear", warmup=0.0), TrainPlan(4))
-    seen = [[group["lr"] for group in run.optimizer.param_groups] for _ in run.steps()]
-    assert [each[0] / run.base[0] for each in seen] == pytest.approx([1.0, 0.75, 0.5, 0.25])
-    assert all(each[1] / run.base[1] == pytest.approx(each[0] / run.base[0]) for each in seen)
+    recorded = [[group["lr"] for group in run.optimizer.param_groups] for _ in run.steps()]
+    assert [each[0] / run.base[0] for each in recorded] == pytest.approx([1.0, 0.75, 0.5, 0.25])
+    assert all(each[1] / run.base[1] == pytest.approx(each[0] / run.base[0]) for each in recorded)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_the_learning_rate_follows_the_schedule_of_every_group() -> None:
         ("celo", {"weights": "velo-sample"}, "is of the family velo, not celo"),
     ],
 )
-def test_recipes_that_are_none(name: str, arguments: dict[str, Any], message: str) -> None:
+def test_invalid_recipes(name: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ZooError) as error:
         recipes.find_recipe(name, **arguments)
     assert message in str(error.value)
@@ -214,24 +214,24 @@ def test_a_directory_of_that_name_needs_no_download(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     Path("velo").mkdir()
     assert recipes.needs_download("velo") is None
-    with pytest.raises(ZooError) as error:  # as weights= has it: the directory, artifact or not
+    with pytest.raises(ZooError) as error:  # like weights=: the directory, artifact or not
         recipes.find_recipe("velo")
     assert "velo" in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("lr", "said"), [(1e9, "leave --lr out, or try --lr 0.01."), (0.03, "a third of it, --lr 0.01.")]
+    ("lr", "message"), [(1e9, "leave --lr out, or try --lr 0.01."), (0.03, "a third of it, --lr 0.01.")]
 )
-def test_what_to_do_about_a_divergence(lr: float, said: str) -> None:
-    assert recipes.find_recipe("sgd", lr=lr).remedy.endswith(said)
+def test_the_remedy_for_a_divergence(lr: float, message: str) -> None:
+    assert recipes.find_recipe("sgd", lr=lr).remedy.endswith(message)
     assert "sgd's own is 0.03" in recipes.find_recipe("sgd", lr=lr).remedy
     assert recipes.find_recipe("velo-sample", lr=9.0).own_lr == 1.0
 
 
-# --- what is asked for -------------------------------------------------------------------------------------------
+# --- requests ----------------------------------------------------------------------------------------------------
 
 
-def test_a_setup_comes_back_from_its_directory(tmp_path: Path) -> None:
+def test_a_setup_is_restored_from_its_directory(tmp_path: Path) -> None:
     setup = Setup("quadratic", "velo-sample", {"size": 3}, steps=5, seed=2, lr=0.5, device="cpu")
     train(setup.build(tmp_path / "run"))
     assert of_directory(tmp_path / "run") == setup
@@ -252,14 +252,14 @@ def test_a_setup_comes_back_from_its_directory(tmp_path: Path) -> None:
         ({"device": "gpu"}, "no device 'gpu'"),
     ],
 )
-def test_figures_that_no_run_has(changed: dict[str, Any], message: str) -> None:
+def test_invalid_numbers_are_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ZooError) as error:
         Setup("quadratic", "adamw", **changed).build(None)
     assert message in str(error.value)
 
 
 def test_cached_files_need_no_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint that was converted from a local file is in the cache, and nothing is announced for it."""
+    """A checkpoint that was converted from a local file is in the cache, so no download is announced."""
     entry = registry.get("celo")
     source = write_theta(tmp_path, "celo")
     sha256 = hashlib.sha256(source.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""``pylo-zoo train``: what it prints and leaves, and what a kill or Ctrl-C does to the real process."""
+"""``pylo-zoo train``: its output and files, and the effect of a kill or Ctrl-C on the real process."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ SMALL = ["quadratic", "--set", "size=4", "--optimizer", "velo-sample", "--device
 
 @pytest.fixture(autouse=True)
 def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs go below the current directory."""
+    """Runs are written below the current directory."""
     monkeypatch.chdir(tmp_path)
 
 
-def test_a_run_and_what_it_leaves(capsys: Capture) -> None:
+def test_a_run_and_its_files(capsys: Capture) -> None:
     assert run("train", *SMALL, "--steps", 6) == 0
     text = capsys.readouterr().out
     assert "velo-sample, seed 0" in text
@@ -41,7 +41,7 @@ def test_a_run_and_what_it_leaves(capsys: Capture) -> None:
     out = Path("runs/quadratic-velo-sample-seed0")
     assert {path.name for path in out.iterdir()} == {loop.RUN, loop.METRICS, loop.CHECKPOINT, loop.RESULT}
     assert "in use already" in refused(capsys, "train", *SMALL, "--steps", 6)
-    assert run("train", "--resume", out, "--json") == 0, "a run that is over has nothing left to do"
+    assert run("train", "--resume", out, "--json") == 0, "a finished run has nothing left to do"
     assert json.loads(capsys.readouterr().out)["runs"][0]["resumed_at"] == 6
     assert json.loads((out / loop.RESULT).read_text())["optimizer_ms"] > 0, "and keeps its result"
     assert run("train", "--resume", out, "--steps", 9) == 2
@@ -59,7 +59,7 @@ def test_several_seeds_and_json(capsys: Capture) -> None:
     assert "The runs are over; they are in both/seed0, both/seed1." in capsys.readouterr().out
 
 
-def test_what_is_wrong_is_said(capsys: Capture) -> None:
+def test_errors_are_reported(capsys: Capture) -> None:
     assert "Did you mean 'quadratic'" in refused(capsys, "train", "quadratik")
     assert "Did you mean 'velo-sample'" in refused(capsys, "train", "quadratic", "--optimizer", "velo-sampel")
     assert "no option 'sise'" in refused(capsys, "train", "quadratic", "--set", "sise=3")
@@ -70,7 +70,7 @@ def test_what_is_wrong_is_said(capsys: Capture) -> None:
     capsys.readouterr()
 
 
-def test_what_has_to_be_fetched_is_said_first(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_downloads_are_announced_first(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(*_: Any, **__: Any) -> None:
         raise ZooError("No weights.", "None.")
 
@@ -83,7 +83,7 @@ def test_what_has_to_be_fetched_is_said_first(capsys: Capture, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("name", ["velo", "celo2"])
-def test_what_is_not_here_offline_is_said_in_two_short_lines(
+def test_a_file_missing_offline_is_a_short_two_line_error(
     name: str, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYLO_ZOO_HOME", str(tmp_path / "home"))
@@ -94,7 +94,7 @@ def test_what_is_not_here_offline_is_said_in_two_short_lines(
     assert "://" not in said
 
 
-def test_plain_lines_where_nobody_looks_on(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_lines_without_a_terminal(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "PLAIN", 0.0)
     assert run("train", *SMALL, "--steps", 4, "--out", "a", "--threads", 1) == 0
     out, err = capsys.readouterr()
@@ -109,7 +109,7 @@ def test_plain_lines_where_nobody_looks_on(capsys: Capture, monkeypatch: pytest.
     assert "The run in it is over" in refused(capsys, "train", *SMALL, "--out", "a")
 
 
-def test_a_divergence_is_told_and_fails(capsys: Capture) -> None:
+def test_a_divergence_is_reported_and_fails(capsys: Capture) -> None:
     assert run("train", "digits-mlp", "--optimizer", "sgd", "--lr", "1e9", "--steps", 20) == 1
     out, err = capsys.readouterr()
     assert "diverged" in out
@@ -132,7 +132,7 @@ def wait_for(steps: int, out: Path) -> None:
         if path.is_file() and path.read_bytes().count(b"\n") >= steps:
             return
         time.sleep(0.005)
-    raise AssertionError("the run never got there")
+    raise AssertionError("the run never reached the step")
 
 
 def losses(out: Path) -> list[Any]:

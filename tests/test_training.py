@@ -1,4 +1,4 @@
-"""Training for real: the published Celo, and the hand-set VeLO that ships, on scikit-learn's digits."""
+"""Real training: the published Celo, and the hand-set VeLO that ships, on scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STEPS = 1000
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_published_celo_trains_untuned(seed: int) -> None:
-    """Its JAX original reaches 1e-5 to 7e-5 over three seeds, Adam with the best of four rates 3e-4 to 6e-4."""
+    """Its JAX original reaches 1e-5 to 7e-5 over three seeds; Adam with the best of four rates reaches 3e-4 to 6e-4."""
     model = digits.classifier(seed)
     optimizer = Celo(model.parameters(), num_steps=STEPS, weights=convert("celo", source=CELO))
     losses = digits.train(model, optimizer, digits.load_digits(), STEPS, seed)
@@ -40,15 +40,15 @@ def test_the_hand_set_velo_trains() -> None:
     assert digits.accuracy(model, digits.load_digits()) > 0.95 > 0.3 > start
 
 
-def test_the_shipped_sample_is_what_its_script_writes(tmp_path: Path) -> None:
+def test_the_script_reproduces_the_shipped_sample(tmp_path: Path) -> None:
     velo_sample.main(tmp_path)
     shipped = Path(velo_sample.__file__).parent / "velo-sample"
     for name in ("params", "config.gin"):
         assert (tmp_path / name).read_bytes() == (shipped / name).read_bytes()
 
 
-def test_the_sample_is_the_rule_that_its_script_describes() -> None:
-    """Its first step is the RMS-normalised gradient, at the peak step size, relative to the RMS of the parameter."""
+def test_the_sample_follows_the_rule_that_its_script_describes() -> None:
+    """Its first step is the RMS-normalized gradient at the peak step size, relative to the RMS of the parameter."""
     p = torch.nn.Parameter(torch.randn(6, 5, generator=torch.Generator().manual_seed(0)))
     start, gradient = p.detach().clone(), torch.randn(6, 5, generator=torch.Generator().manual_seed(1))
     optimizer = VeLO([p], num_steps=10_000, weights="velo-sample")
@@ -61,7 +61,7 @@ def test_the_sample_is_the_rule_that_its_script_describes() -> None:
     assert step.square().mean().sqrt().item() == pytest.approx(velo_sample.PEAK, rel=0.02)
 
 
-def test_bfloat16_costs_loss_and_a_master_copy_gives_it_back() -> None:
+def test_bfloat16_increases_the_loss_and_master_weights_prevent_it() -> None:
     """As in docs/optimizers.md: 0.227 without, 0.114 with it and in float32, over three seeds."""
     script = runpy.run_path(str(ROOT / "benchmarks" / "precision.py"))
     (build, *_) = script["builders"](["velo-sample"]).values()
@@ -71,8 +71,8 @@ def test_bfloat16_costs_loss_and_a_master_copy_gives_it_back() -> None:
     assert mastered == pytest.approx(exact, rel=0.1)
 
 
-def test_load_takes_names_directories_and_artifacts() -> None:
-    made = load("velo-sample")
-    assert load(made) is made
-    assert made.family == "velo"
-    assert made.behavior.ff_mult == velo_sample.FF_MULT
+def test_load_accepts_names_directories_and_artifacts() -> None:
+    artifact = load("velo-sample")
+    assert load(artifact) is artifact
+    assert artifact.family == "velo"
+    assert artifact.behavior.ff_mult == velo_sample.FF_MULT

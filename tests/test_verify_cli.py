@@ -1,4 +1,4 @@
-"""``pylo-zoo verify``: exit status, what it prints and what it writes."""
+"""``pylo-zoo verify``: exit status, output and files."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ pytest.importorskip("jax")
 
 ROOT = Path(__file__).parent.parent
 FAMILY = "celo-adam"
-"""The one that is proven fastest."""
+"""The family whose proof is fastest."""
 
 
 @pytest.fixture(scope="module")
 def proven(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An artifact's directory with its proof, made by the command itself; the original is beside it."""
-    made, source = random_weights(FAMILY)
-    here = tmp_path_factory.mktemp("verify")
-    artifact.write(made, here / FAMILY)
-    (here / "theta.state").write_bytes(source.read_bytes())
-    assert run("verify", here / FAMILY, "--source", here / "theta.state", "-q") == 0
-    return here / FAMILY
+    """An artifact's directory with its proof, made by the command itself, next to the original."""
+    random_artifact, source = random_weights(FAMILY)
+    directory = tmp_path_factory.mktemp("verify")
+    artifact.write(random_artifact, directory / FAMILY)
+    (directory / "theta.state").write_bytes(source.read_bytes())
+    assert run("verify", directory / FAMILY, "--source", directory / "theta.state", "-q") == 0
+    return directory / FAMILY
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def usage(capsys: Capture, *argv: object) -> str:
     return err
 
 
-def test_it_leaves_its_proof_in_the_directory(proven: Path, capsys: Capture) -> None:
+def test_verify_writes_its_proof_into_the_directory(proven: Path, capsys: Capture) -> None:
     assert sorted(digests(proven)) == [
         "config.json",
         "model.safetensors",
@@ -109,17 +109,17 @@ def test_a_broken_port_is_explained(proven: Path, capsys: Capture, tmp_path: Pat
     assert json.loads((wrong / "parity.json").read_text())["status"] == "failed"
 
 
-def test_a_bound_may_be_tightened(proven: Path, capsys: Capture) -> None:
+def test_a_bound_can_be_tightened(proven: Path, capsys: Capture) -> None:
     words = ["verify", proven, "--source", proven.parent / "theta.state", "-q"]
     assert run(*words, "--max-error", "1e-20") == 1
     assert capsys.readouterr().out == "failed\n"
     assert run(*words, "--max-error", "1e-11") == 0
 
 
-def test_a_fault_that_slips_through_fails_the_run(
+def test_an_undetected_fault_fails_the_run(
     proven: Path, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blind = controls.Fault("nothing", "nothing at all", data=lambda made: made)
+    blind = controls.Fault("nothing", "nothing at all", data=lambda data: data)
     monkeypatch.setattr(controls, "FAULTS", (blind,))
     monkeypatch.setattr(completeness, "check", lambda *arguments: None)
     words = "verify", shutil.copytree(proven, tmp_path / "copy"), "--source", proven.parent / "theta.state"
@@ -127,7 +127,7 @@ def test_a_fault_that_slips_through_fails_the_run(
     out, err = capsys.readouterr()
     assert "missed: nothing" in out
     assert "a planted fault was not caught (nothing)" in err
-    monkeypatch.setattr(controls, "FAULTS", (replace(blind, data=lambda made: None),))
+    monkeypatch.setattr(controls, "FAULTS", (replace(blind, data=lambda data: None),))
     monkeypatch.setattr(controls, "by_level", lambda *arguments, right: [])
     monkeypatch.setattr(kernel_faults, "run", lambda *arguments, right: [])
     assert run(*words) == 1
@@ -147,11 +147,11 @@ def test_a_fault_that_slips_through_fails_the_run(
         (["zoo/celo", "--seed", "x"], "--seed"),
     ],
 )
-def test_wrong_usage_is_status_2(capsys: Capture, words: list[str], complaint: str) -> None:
+def test_wrong_usage_exits_with_2(capsys: Capture, words: list[str], complaint: str) -> None:
     assert complaint in usage(capsys, *words)
 
 
-def test_a_family_that_is_not_there(capsys: Capture) -> None:
+def test_an_unknown_family(capsys: Capture) -> None:
     assert "There is no family 'celo3'" in refused(capsys, "verify", "random:celo3")
 
 
@@ -161,18 +161,18 @@ def test_a_report_that_cannot_be_written(proven: Path, capsys: Capture, tmp_path
     )
 
 
-# --- everything --------------------------------------------------------------------------------------------------
+# --- verify all --------------------------------------------------------------------------------------------------
 
 
 def everything(monkeypatch: pytest.MonkeyPatch, **outcomes: Any) -> None:
-    """Let each target have its outcome without running anything: an error of its one check, or an exception."""
-    made, _ = random_weights(FAMILY)
+    """Set each target's outcome without running anything: an error of its one check, or an exception."""
+    random_artifact, _ = random_weights(FAMILY)
 
     def verify_target(name: str, *args: Any, **kwargs: Any) -> parity.Report:
         outcome = outcomes.get(name.replace(":", "_").replace("-", "_"), 1e-9)
         if isinstance(outcome, Exception):
             raise outcome
-        return report_of(made, outcome)
+        return report_of(random_artifact, outcome)
 
     monkeypatch.setattr(targets, "verify_target", verify_target)
 
@@ -180,13 +180,13 @@ def everything(monkeypatch: pytest.MonkeyPatch, **outcomes: Any) -> None:
 def test_all_is_every_family_and_every_entry(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     everything(monkeypatch)
     assert run("verify", "--all", "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["status"], len(found["reports"]), found["missing"]) == ("passed", len(targets.targets()), {})
+    result = json.loads(capsys.readouterr().out)
+    assert (result["status"], len(result["reports"]), result["missing"]) == ("passed", len(targets.targets()), {})
     assert {f"random:{family}" for family in converters.OWN} <= set(targets.targets())
     assert {"velo", "celo", "velo-sample"} <= set(targets.targets())
 
 
-def test_missing_files_are_listed_and_fail_only_where_required(
+def test_missing_files_are_listed_and_fail_only_if_required(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     everything(monkeypatch, velo=Unavailable("velo's file is not in the cache.", "Go online."))
@@ -197,21 +197,21 @@ def test_missing_files_are_listed_and_fail_only_where_required(
     assert "1 entries could not be had: velo" in capsys.readouterr().err
 
 
-def test_one_broken_entry_loses_nothing(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_broken_entry_does_not_stop_the_others(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     everything(monkeypatch, velo=ZooError("velo is not what it should be.", "Look."))
     assert run("verify", "--all", "--json") == 1
     out, err = capsys.readouterr()
-    found = json.loads(out)
-    assert (found["status"], list(found["broken"])) == ("failed", ["velo"])
-    assert len(found["reports"]) == len(targets.targets()) - 1
+    result = json.loads(out)
+    assert (result["status"], list(result["broken"])) == ("failed", ["velo"])
+    assert len(result["reports"]) == len(targets.targets()) - 1
     assert "velo could not be checked: velo is not what it should be." in err
 
 
-def test_what_is_not_in_the_cache_is_missing_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_outside_the_cache_are_missing_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "targets", lambda: ["velo", "celo2"])
-    found = targets.verify_all(Access(offline=True))
-    assert list(found.missing) == ["velo", "celo2"]
-    assert (found.passed, found.broken, found.reports) == (False, {}, [])
+    result = targets.verify_all(Access(offline=True))
+    assert list(result.missing) == ["velo", "celo2"]
+    assert (result.passed, result.broken, result.reports) == (False, {}, [])
 
 
 def test_one_failure_fails_all(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +235,7 @@ def test_a_missed_control_is_a_failure_of_the_report() -> None:
     assert report.status == "failed"
 
 
-# --- workflows and the page about them ----------------------------------------------------------------------------
+# --- workflows and their page -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["parity.yml", "verify-artifact.yml"])
@@ -251,7 +251,7 @@ def test_the_workflows_use_commands_that_exist(name: str, capsys: Capture) -> No
         assert {word for word in words if word.startswith("--")} <= known
 
 
-def test_the_reusable_workflow_is_called_as_the_page_says() -> None:
+def test_the_reusable_workflow_matches_the_page() -> None:
     page = (ROOT / "docs" / "parity.md").read_text()
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "verify-artifact.yml").read_text())
     example = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0])
@@ -262,7 +262,7 @@ def test_the_reusable_workflow_is_called_as_the_page_says() -> None:
     assert example["jobs"]["parity"]["uses"].endswith("/.github/workflows/verify-artifact.yml@main")
 
 
-def test_the_page_says_what_the_code_does() -> None:
+def test_the_page_matches_the_code() -> None:
     page = (ROOT / "docs" / "parity.md").read_text()
     assert f"{bounds.FACTOR} · noise" in page
     assert f"{bounds.FLOOR} · eps" in page

@@ -1,6 +1,6 @@
 """Synthetic checkpoints of every family, and the bytes that flax would write for them.
 
-The encoder here is apart from :mod:`pylo_zoo.formats`, so that a reader and a writer with the same fault do not agree.
+The encoder is independent of :mod:`pylo_zoo.formats`, so a reader and a writer with the same fault do not agree.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ SMALL: dict[str, Any] = {
     "adafac-mlp": config.MLPArchitecture(hidden_size=4, hidden_layers=1),
     "mulo": config.MLPArchitecture(hidden_size=6, hidden_layers=2),
 }
-"""An architecture a family, with no two sizes of one leaf equal where that can be."""
+"""One architecture per family; within a leaf, sizes differ if possible."""
 
 
 def theta(family: str, seed: int = 0, scale: float = 1.0) -> Leaves:
-    """Random leaves of ``family`` in its small architecture, N(0, ``scale``²), in sorted order as flax gives them."""
+    """Random leaves of ``family`` in its small architecture, N(0, ``scale``²), in flax's sorted order."""
     random = np.random.default_rng(seed)
     shapes = leaf_shapes(converters.FAMILIES[family], SMALL[family])
     return {
@@ -56,7 +56,7 @@ def nested(leaves: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
 
 
 def encode(tree: Any) -> bytes:
-    """``tree`` as ``flax.serialization.to_bytes`` writes it, its order kept."""
+    """``tree`` as ``flax.serialization.to_bytes`` writes it, in its own order."""
     packed = msgpack.packb(tree, default=_extension)
     assert packed is not None
     return packed
@@ -69,7 +69,7 @@ def _extension(value: Any) -> msgpack.ExtType:
 
 
 def array_payload(shape: list[Any], dtype: str, data: bytes) -> bytes:
-    """What stands in an array's msgpack extension."""
+    """The content of an array's msgpack extension."""
     return msgpack.packb([shape, dtype, data]) or b""
 
 

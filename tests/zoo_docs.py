@@ -1,4 +1,4 @@
-"""docs/zoo.md, the registry as a page; ``python tests/zoo_docs.py`` writes it."""
+"""Writes docs/zoo.md, the registry as a page: ``python tests/zoo_docs.py``."""
 
 from __future__ import annotations
 
@@ -14,28 +14,27 @@ PAGE = ROOT / "docs" / "zoo.md"
 HEAD = """\
 # The zoo
 
-Every checkpoint that the [registry](../registry.yaml) knows; `pylo-zoo info NAME` has the rest of it: addresses,
-sha256, behaviour, how to train with it. This page is written by `python tests/zoo_docs.py`, and a test holds it to the
-registry.
+Every checkpoint in the [registry](../registry.yaml). `pylo-zoo info NAME` shows the rest: addresses, sha256, behavior
+and how to train with it. `python tests/zoo_docs.py` writes this page, and a test compares it with the registry.
 
-A licence that is *unknown* was stated by nobody, so nobody may assume one. A size without a figure is not known before
-the first download. *Published* is the converted artifact on the Hub, with its proof.
+A license is *unknown* if the authors of the checkpoint state none; do not assume one. A size is missing if it is
+unknown before the first download. *Published* links to the converted artifact on the Hub, with its proof.
 
-| name | optimizer | bytes | licence | paper (arXiv) | source | published |
+| name | optimizer | bytes | license | paper (arXiv) | source | published |
 | --- | --- | ---: | --- | --- | --- | --- |
 """
 
 
 def linked(text: str, address: str | None) -> str:
-    """A link, where there is an address."""
+    """A link, or plain text without an address."""
     return f"[{escaped(text)}](<{address}>)" if address else escaped(text)
 
 
 def source(entry: Entry) -> str:
-    """Each place that the weights are fetched from, a Hub repository by its name."""
+    """Every place that the weights are fetched from; a Hub repository by its name."""
     places = {}
     for each in entry.sources:
-        if each.format == "gin":  # lies beside the weights
+        if each.format == "gin":  # an additional file of the weights
             continue
         on_the_hub = each.scheme == "hf"
         places["/".join(each.uri.split("/")[2:4]) if on_the_hub else each.origin] = web_address(each.uri)
@@ -43,7 +42,7 @@ def source(entry: Entry) -> str:
 
 
 def published(entry: Entry) -> str:
-    """The artifact on the Hub, a dash without."""
+    """A link to the artifact on the Hub, or a dash."""
     if entry.artifact is None:
         return "–"
     repo, _, commit = entry.artifact.uri.removeprefix("hf://").partition("@")
@@ -66,13 +65,13 @@ def row(entry: Entry) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def rendered() -> str:
-    """The page. Entries that other installed packages declare are no part of it."""
+def render_page() -> str:
+    """The page, without entries that other installed packages declare."""
     entries = load_registry(ROOT / "registry.yaml")
-    said = {entry.name: filter(None, (entry.summary, entry.notes)) for entry in entries.values()}
-    notes = [f"- `{name}`: {' '.join(map(escaped, texts))}" for name, texts in said.items()]
+    texts_of = {entry.name: filter(None, (entry.summary, entry.notes)) for entry in entries.values()}
+    notes = [f"- `{name}`: {' '.join(map(escaped, texts))}" for name, texts in texts_of.items()]
     return HEAD + "\n".join([*map(row, entries.values()), "", *notes]) + "\n"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(rendered(), encoding="utf-8")
+    PAGE.write_text(render_page(), encoding="utf-8")

@@ -1,1 +1,1 @@
-"""The toy family: an MLP of two inputs that mixes the gradient and its momentum."""
+"""The toy family: an MLP with two inputs, the gradient and its momentum."""

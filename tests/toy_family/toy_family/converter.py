@@ -1,4 +1,4 @@
-"""The toy family's checkpoints: what they hold, and which leaf becomes which tensor. No torch and no JAX here."""
+"""The toy family's checkpoints: their content, and which leaf becomes which tensor. No torch and no JAX here."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pylo_zoo.converters.base import IDENTITY, TRANSPOSE, Family, Leaves, Rename
 
 @dataclass(frozen=True)
 class ToyArchitecture:
-    """What the leaves' shapes say."""
+    """Read from the leaves' shapes."""
 
     hidden_size: int
 
 
 @dataclass(frozen=True)
 class ToyBehavior:
-    """What no shape says. The defaults are the released values."""
+    """Not readable from shapes. The defaults are the released values."""
 
     step_mult: float = 0.01
     initial_momentum_decays: tuple[float] = (0.9,)
@@ -24,7 +24,7 @@ class ToyBehavior:
 
 
 def table(architecture: ToyArchitecture) -> Table:
-    """Every leaf of a checkpoint, the tensor that it becomes, and the change of layout on the way."""
+    """Every leaf of a checkpoint, the tensor that it becomes, and the change of layout."""
     return (
         Rename((("hidden", "w"),), "hidden.weight", TRANSPOSE),
         Rename((("hidden", "b"),), "hidden.bias", IDENTITY),
@@ -34,7 +34,7 @@ def table(architecture: ToyArchitecture) -> Table:
 
 
 def infer(leaves: Leaves) -> ToyArchitecture:
-    """The architecture, read off the leaves; ``axis`` says which leaf is missing."""
+    """Read the architecture from the leaves; ``axis`` names a leaf that is missing."""
     return record(ToyArchitecture, hidden_size=axis(leaves, ("hidden", "b"), 0))
 
 

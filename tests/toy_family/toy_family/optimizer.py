@@ -41,9 +41,9 @@ class ToyNet(FixedDecays, nn.Module):
 
 
 class Toy(LearnedOptimizer):
-    """Steps of an MLP over the gradient and its momentum, both divided by the root mean square of the gradient.
+    """Steps by an MLP over the gradient and its momentum, both divided by the root mean square of the gradient.
 
-    State of a parameter: ``momentum`` and ``second_moment``, ``[1, *shape]``.
+    State per parameter: ``momentum`` and ``second_moment``, ``[1, *shape]``.
     """
 
     families = ("toy",)

@@ -1,4 +1,4 @@
-"""The toy family in JAX, for parity: written apart from ``optimizer.py``, as the original would have it."""
+"""The toy family in JAX, for parity: written independently of ``optimizer.py``, like an original."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .converter import ToyArchitecture, ToyBehavior
 
 @dataclass(frozen=True)
 class ToyRule:
-    """The rule; ``weights`` is what ``prepare`` makes of a checkpoint's theta, ``params`` are in JAX's layout."""
+    """The rule; ``weights`` is the result of ``prepare`` for a checkpoint's theta, ``params`` are in JAX's layout."""
 
     architecture: ToyArchitecture
     behavior: ToyBehavior
