@@ -32,14 +32,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Files]:
         yield server
 
 
-@pytest.fixture(autouse=True)
-def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def said() -> list[str]:
-    return []
+pytestmark = pytest.mark.usefixtures("in_an_empty_directory")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import published
 import pytest
 import torch
 from commands import Capture, refused, run
-from hub_double import HubDouble, Repo, User
+from hub_double import HubDouble, Repo
 from published import TAKEN
 from pulling import ID, STRANGER, URI, directory, publish_other_weights, sha256
 from trees import write_theta
@@ -24,26 +24,7 @@ from pylo_zoo.fetch import Access, FetchError, Forbidden, NotFound, lockfile
 from pylo_zoo.optim import CELO2, VeLO, param_groups
 from pylo_zoo.optim.contract import ZooOptimizer
 
-
-@pytest.fixture(autouse=True)
-def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def repo(hub: HubDouble) -> Repo:
-    hub.users[STRANGER] = User("eve")
-    return hub.create(ID, published.files())
-
-
-@pytest.fixture
-def said() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def access(access: Access, said: list[str]) -> Access:
-    return dataclasses.replace(access, say=said.append)
+pytestmark = pytest.mark.usefixtures("in_an_empty_directory")
 
 
 @pytest.fixture

@@ -27,19 +27,7 @@ URI = "hf://org/theirs"
 PYLOS_CONFIG = json.dumps({"hidden_size": 6, "model_type": "velo"}).encode()
 
 
-@pytest.fixture(autouse=True)
-def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def said() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def access(access: Access, said: list[str]) -> Access:
-    return dataclasses.replace(access, say=said.append)
+pytestmark = pytest.mark.usefixtures("in_an_empty_directory")
 
 
 def state(family: str = "elo", **how: Any) -> bytes:

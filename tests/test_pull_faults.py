@@ -16,15 +16,7 @@ from pulling import BODIES, ID, REQUESTS, TREE, is_whole, nothing_half, refused
 from pylo_zoo import weights
 from pylo_zoo.fetch import Access, FetchError, NotFound, Policy, Unavailable, client
 
-
-@pytest.fixture(autouse=True)
-def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def repo(hub: HubDouble) -> Repo:
-    return hub.create(ID, published.files())
+pytestmark = pytest.mark.usefixtures("in_an_empty_directory")
 
 
 @pytest.fixture

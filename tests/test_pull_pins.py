@@ -11,33 +11,14 @@ import published
 import pytest
 from hub_double import HubDouble, Repo, User
 from published import TAKEN
-from pulling import ID, STRANGER, URI, directory, publish_other_weights, sha256
+from pulling import ID, URI, directory, publish_other_weights, sha256
 
 import pylo_zoo
 from pylo_zoo import weights
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access, FetchError, Forbidden, NotFound, Unavailable, lockfile
 
-
-@pytest.fixture(autouse=True)
-def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def repo(hub: HubDouble) -> Repo:
-    hub.users[STRANGER] = User("eve")
-    return hub.create(ID, published.files())
-
-
-@pytest.fixture
-def said() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def access(access: Access, said: list[str]) -> Access:
-    return dataclasses.replace(access, say=said.append)
+pytestmark = pytest.mark.usefixtures("in_an_empty_directory")
 
 
 # --- pins --------------------------------------------------------------------------------------------------------
