@@ -112,7 +112,7 @@ def _new_entry(name: str, plan: PublishPlan) -> dict[str, Any]:
     behavior = to_dict(plan.artifact.behavior)
     return {
         "family": plan.artifact.family,
-        "summary": f"A {plan.artifact.family} checkpoint, published as {name}.",
+        "summary": f"An optimizer of the family {plan.artifact.family}, published as {name}.",
         "license": plan.license,
         "trained": plan.entry.trained if plan.entry else True,
         **({"behavior": behavior} if behavior else {}),
