@@ -22,6 +22,7 @@ from margins_report import (  # noqa: F401 - pytest finds its hooks by name
     pytest_sessionfinish,
     pytest_terminal_summary,
 )
+from pulling import repo  # noqa: F401 - a fixture
 
 from pylo_zoo.fetch import Access, Policy
 
@@ -72,9 +73,20 @@ def sleeps() -> list[float]:
 
 
 @pytest.fixture
-def access(sleeps: list[float]) -> Access:
-    """Access with a short timeout that records its pauses instead of sleeping."""
-    return Access(policy=Policy(timeout=5, sleep=sleeps.append))
+def said() -> list[str]:
+    """Messages that ``access`` printed for the user."""
+    return []
+
+
+@pytest.fixture
+def access(sleeps: list[float], said: list[str]) -> Access:
+    """Access with a short timeout that records its pauses and messages instead of sleeping and printing."""
+    return Access(policy=Policy(timeout=5, sleep=sleeps.append), say=said.append)
+
+
+@pytest.fixture
+def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import published
 import pytest
 from fetching import leftovers
-from hub_double import Repo
+from hub_double import HubDouble, Repo, User
 
 from pylo_zoo import weights
 from pylo_zoo.errors import ZooError
@@ -17,6 +17,13 @@ from pylo_zoo.files import left_behind
 
 ID, URI = "org/elo", "hf://org/elo"
 STRANGER = "hf_sekretstranger"
+
+
+@pytest.fixture
+def repo(hub: HubDouble) -> Repo:
+    """A published artifact, and a user ``eve`` without access to private repositories."""
+    hub.users[STRANGER] = User("eve")
+    return hub.create(ID, published.files())
 
 
 INFO = r"^/api/models/org/elo$"

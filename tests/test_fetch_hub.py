@@ -167,19 +167,19 @@ def test_an_unreachable_hub(hub: Hub) -> None:
     hub.fetch().unlink()
     done = hub.python(CHILD, URI, SHA256, "say", HF_ENDPOINT=unreachable)
     assert (done.returncode, Path(done.stdout.strip()).read_bytes()) == (0, DATA)
-    assert "Using the copy that huggingface_hub keeps" in done.stderr
+    assert "Using the copy in huggingface_hub's cache" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (hub_faults.status(404, X_Error_Code="RepoNotFound"), "NotFound: .*there is no repository org/repo"),
-        (hub_faults.status(401, X_Error_Code="RepoNotFound"), "NotFound: .*there is no repository org/repo"),
+        (hub_faults.status(404, X_Error_Code="RepoNotFound"), "NotFound: .*the repository org/repo does not exist"),
+        (hub_faults.status(401, X_Error_Code="RepoNotFound"), "NotFound: .*the repository org/repo does not exist"),
         (hub_faults.status(404, X_Error_Code="RevisionNotFound"), "NotFound: .*no revision main"),
         (hub_faults.status(404, X_Error_Code="EntryNotFound"), "NotFound: .*no file theta.state"),
         (hub_faults.status(403, X_Error_Code="GatedRepo"), "Forbidden: .*is gated"),
-        (hub_faults.status(401), "Forbidden: .*may not be read .401"),
-        (hub_faults.status(403), "Forbidden: .*may not be read .403"),
+        (hub_faults.status(401), "Forbidden: .*access denied .401"),
+        (hub_faults.status(403), "Forbidden: .*access denied .403"),
     ],
 )
 def test_errors_of_the_hub(fault: Fault, message: str, hub: Hub) -> None:

@@ -249,8 +249,7 @@ def test_a_pull_killed_while_holding_the_lock_does_not_block_others(
     os.kill(first, signal.SIGKILL)
     assert driver.wait(first)[0] == signal.SIGKILL
     go_on.set()
-    start = time.monotonic()
     ended, output = driver.wait(second)
-    assert (ended, output.get("error")) == (0, None)
-    assert time.monotonic() - start < 5
+    assert (ended, output.get("error")) == (0, None)  # a lock that stays held is an error after LOCK_SECONDS
+    assert len(hub.requests("GET", LARGE)) == 2, "the second process downloads what the killed one did not"
     invariants.check_complete(Path(pulling.home), repo)

@@ -204,10 +204,10 @@ def test_a_page_that_an_older_version_recorded(cached: bool, server: Files, acce
         convert("celo", source=uri, access=access)
     if cached:
         assert "web page titled 'Sign in - Hub'" in error.value.message
-        assert "came from the cache" in error.value.message
+        assert "The file is in the cache" in error.value.message
     else:
         assert "has changed since" in error.value.message
-        assert "if the recorded one was a web page or a pointer" in error.value.hint
+        assert "the recorded file was a web page or a pointer" in error.value.hint
     assert "--update-lock" in error.value.hint
     convert("celo", source=uri, access=dataclasses.replace(access, update_lock=True))
     convert("celo", source=uri, access=access)
@@ -218,7 +218,7 @@ def test_a_page_instead_of_a_file_with_a_known_hash(data: bytes, server: Files, 
     server.files["/theta.state"] = data
     from pylo_zoo.fetch import fetch
 
-    with pytest.raises(FetchError, match=r"is a .*, not the file that it should be: sha256"):
+    with pytest.raises(FetchError, match=r"is a .*, not the expected file: sha256"):
         fetch(f"{server.url}/theta.state", sha256="0" * 64, access=access)
 
 
@@ -257,7 +257,7 @@ def test_a_repository_that_an_older_version_recorded(hub: HubDouble, access: Acc
     repo = hub.create("org/theirs", {"theta.state": page})
     pin = lockfile.RepositoryPin(repo.head, {"theta.state": hashlib.sha256(page).hexdigest()}, lockfile.today())
     lockfile.record_repository(zoo_home / "zoo.lock", "hf://org/theirs", pin)
-    with pytest.raises(FetchError, match=r"web page .* came from the cache") as error:
+    with pytest.raises(FetchError, match=r"web page .* is in the cache") as error:
         pylo_zoo.load("hf://org/theirs", access=access)
     assert "--update-lock" in error.value.hint
     repo.commit({"theta.state": CHECKPOINT})
@@ -280,7 +280,7 @@ def test_a_repository_that_an_older_version_recorded(hub: HubDouble, access: Acc
 def test_the_page_of_a_file_is_converted_to_the_files_address(page: str, file: str) -> None:
     where = parse(page)
     assert (where.url, where.uri, where.recorded) == (file, file, True)
-    assert where.note == f"{page} is the page of a file; fetching {file}."
+    assert where.note == f"{page} is a web page about a file; fetching {file}."
 
 
 @pytest.mark.parametrize(

@@ -32,14 +32,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Files]:
         yield server
 
 
-@pytest.fixture(autouse=True)
-def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def said() -> list[str]:
-    return []
+pytestmark = pytest.mark.usefixtures("in_an_empty_directory")
 
 
 @pytest.fixture
@@ -57,7 +50,7 @@ def test_the_first_use_is_recorded(server: Files, access: Access, said: list[str
     (pin,) = lockfile.read(zoo_home / "zoo.lock").values()
     assert (pin.sha256, pin.bytes) == (sha256, 5)
     assert re.fullmatch(r"20\d\d-\d\d-\d\d", pin.date)
-    assert said == [f"No hash of {uri} was known: recorded sha256 {sha256[:12]}… in {zoo_home / 'zoo.lock'}."]
+    assert said == [f"{uri} had no known hash: recorded sha256 {sha256[:12]}… in {zoo_home / 'zoo.lock'}."]
     assert fetch(uri, access=access) == path
     assert len(said) == len(server.log) == 1
 
@@ -70,7 +63,7 @@ def test_a_change_is_refused_until_it_is_accepted(server: Files, access: Access,
     assert fetch(uri, access=access) == first, "the recorded file is cached"
     first.unlink()
     with pytest.raises(
-        FetchError, match=r"has changed since 20\d\d-\d\d-\d\d: it has sha256 .*, and the lock file"
+        FetchError, match=r"has changed since 20\d\d-\d\d-\d\d: its sha256 is .*, and the lock file"
     ) as no:
         fetch(uri, access=access)
     assert "--update-lock" in no.value.hint

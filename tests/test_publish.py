@@ -91,9 +91,9 @@ def test_private(hub: HubDouble, publisher: Publisher) -> None:
 
 def test_a_branch_and_a_tag_of_one_name_are_refused(hub: HubDouble, publisher: Publisher) -> None:
     publisher.send(tag="v1")
-    assert "has a tag of that name" in publisher.refused(ZooError, other(1), branch="v1", exist_ok=True)
+    assert "already has a tag v1" in publisher.refused(ZooError, other(1), branch="v1", exist_ok=True)
     hub.repos[REPO].branches["dev"] = hub.repos[REPO].head
-    assert "has a branch of that name" in publisher.refused(ZooError, other(1), tag="dev", exist_ok=True)
+    assert "already has a branch dev" in publisher.refused(ZooError, other(1), tag="dev", exist_ok=True)
     assert hub.repos[REPO].branches.keys() == {"main", "dev"}
 
 
@@ -148,7 +148,7 @@ def test_a_refused_plan_creates_nothing(hub: HubDouble, publisher: Publisher) ->
     repo = hub.create(REPO, {"theirs.bin": b"1"})
     repo.tags["v1"] = repo.head
     assert "theirs.bin" in publisher.refused(ZooError, branch="next")
-    assert "has a tag v1" in publisher.refused(ZooError, branch="next", tag="v1", exist_ok=True)
+    assert "already has a tag v1 on" in publisher.refused(ZooError, branch="next", tag="v1", exist_ok=True)
     assert writes(hub) == []
 
 
@@ -157,7 +157,7 @@ def test_an_existing_tag(hub: HubDouble, publisher: Publisher) -> None:
     assert publisher.send(tag="v1").commit == found.commit
     hub.log.clear()
     said = publisher.refused(ZooError, other(1), tag="v1", exist_ok=True)
-    assert f"has a tag v1 already, on {str(found.commit)[:12]}" in said
+    assert f"already has a tag v1 on {str(found.commit)[:12]}" in said
     assert writes(hub) == []
     later = publisher.send(other(1), tag="v2", exist_ok=True)
     assert hub.repos[REPO].tags == {"v1": found.commit, "v2": later.commit}
@@ -167,7 +167,7 @@ def test_a_concurrently_created_tag(hub: HubDouble, publisher: Publisher) -> Non
     repo = hub.create(REPO)
     hub.on("POST", "/tag/", lambda request: repo.tags.setdefault("v1", repo.history()[-1].id))
     said = publisher.refused(ZooError, tag="v1")
-    assert f"Published as {repo.head}, but its tag v1 stands on" in said
+    assert f"Published as {repo.head}, but the tag v1 is on" in said
     assert publisher.send(tag="v2").commit == repo.head
 
 
@@ -175,7 +175,7 @@ def test_a_new_version(hub: HubDouble, publisher: Publisher) -> None:
     publisher.send(plan())
     repo = hub.repos[REPO]
     repo.commit({"notes.txt": b"theirs", "model.pt": b"theirs, too"})
-    assert "exists and holds something else" in publisher.refused(ZooError, other(1))
+    assert "exists and has other content" in publisher.refused(ZooError, other(1))
     result = publisher.send(other(1), exist_ok=True, message="Second")
     gone = {"parity.json", "parity-vectors.safetensors", "parity.html", "parity.png"}
     assert {name for name, what in result.changes.items() if what == "deleted"} == gone
@@ -194,15 +194,15 @@ def test_an_empty_repository_is_filled(hub: HubDouble, publisher: Publisher) -> 
     ("repo_id", "options", "message"),
     [
         ("org/tiny@v1", Options(), "names a revision"),
-        ("tiny", Options(), "no repository"),
+        ("tiny", Options(), "not the name of a repository"),
         (REPO, Options(branch="a" * 40), "--revision"),
         (REPO, Options(branch="refs/pr/1"), "--revision"),
-        (REPO, Options(branch="a b"), "no name"),
+        (REPO, Options(branch="a b"), "not a valid name"),
         (REPO, Options(tag="0" * 40), "--tag"),
-        (REPO, Options(tag="../x"), "no name"),
+        (REPO, Options(tag="../x"), "not a valid name"),
         (REPO, Options(create_pr=True, tag="v1"), "pull request"),
         (REPO, Options(create_pr=True, branch="next"), "pull request"),
-        (REPO, Options(create_pr=True, registry=Path("registry.yaml")), "only proposed"),
+        (REPO, Options(create_pr=True, registry=Path("registry.yaml")), "--update-registry"),
         (REPO, Options(message=f"with {TOKEN}"), "--commit-message has the token that you use"),
         (REPO, Options(message="hf_" + "a" * 30), "--commit-message has a Hugging Face token"),
     ],
@@ -242,7 +242,7 @@ def test_a_dry_run_without_a_network(hub: HubDouble, publisher: Publisher, monke
     assert publisher.dry(tag="v1").exists is None
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert publisher.dry().exists is None
-    assert ["is not known what is there" in said for said in publisher.said] == [True] * 3
+    assert ["content of the repository is unknown" in said for said in publisher.said] == [True] * 3
     assert "offline mode is on" in publisher.said[2]
     assert writes(hub) == []
 
@@ -284,7 +284,7 @@ def test_a_token_without_permission(
     hub.users.update({TOKEN: user} if user else {})
     said = publisher.refused(Forbidden)
     assert status in said
-    assert "may not be written with this token" in said
+    assert "this token has no write access" in said
     assert "HF_TOKEN" in said
     assert not any(published(repo) for repo in hub.repos.values())
     hub.users[TOKEN] = User("alice", ("org",))
@@ -295,7 +295,7 @@ def test_a_token_without_permission(
 def test_a_private_repository_of_another_user(hub: HubDouble, publisher: Publisher) -> None:
     hub.create("bob/secret", private=True)
     elsewhere = replace(light(), repo=replace(light().repo, id="bob/secret"))
-    assert "may not be written with this token" in publisher.refused(Forbidden, elsewhere)
+    assert "this token has no write access" in publisher.refused(Forbidden, elsewhere)
     assert len(hub.repos["bob/secret"].commits) == 1
 
 
@@ -312,7 +312,7 @@ def test_an_explicit_token(hub: HubDouble) -> None:
 def test_a_concurrently_created_repository(hub: HubDouble, publisher: Publisher) -> None:
     hub.on("POST", "/repos/create", lambda request: hub.create(REPO), times=1)
     assert not publisher.send().created
-    assert "was there when it was to be made" in publisher.said[0]
+    assert "was created by another process" in publisher.said[0]
     assert holds(hub.repos[REPO], light())
 
 
@@ -333,7 +333,7 @@ def test_a_concurrent_commit(hub: HubDouble, publisher: Publisher) -> None:
     hub.on("POST", "/commit/", lambda request: repo.commit({"theirs.bin": b"1"}, title="Mine first"), times=1)
     said = publisher.refused(Conflict)
     assert f"{repo.head[:12]}, 'Mine first'" in said
-    assert "running this again" in said
+    assert "run this again" in said
     assert repo.files().keys() == {".gitattributes", "theirs.bin"}
     publisher.send(exist_ok=True)
     assert holds(repo, light())

@@ -107,9 +107,7 @@ def test_quiet(hub: HubDouble, unproven: Path, capsys: Capture) -> None:
 
 def test_a_token(hub: HubDouble, unproven: Path, capsys: Capture) -> None:
     hub.users = {"hf_mine": User("bob", ("org",))}
-    assert "may not be written with this token (401)" in refused(
-        capsys, "publish", unproven, *WORDS, "--allow-unverified"
-    )
+    assert "this token has no write access (401)" in refused(capsys, "publish", unproven, *WORDS, "--allow-unverified")
     assert run("publish", unproven, *WORDS, "--allow-unverified", "--token", "hf_mine") == 0
     assert "hf_mine" not in "".join(capsys.readouterr())
 
@@ -118,10 +116,10 @@ def test_a_token(hub: HubDouble, unproven: Path, capsys: Capture) -> None:
     ("words", "message"),
     [
         ([], "no parity report"),
-        (["--allow-unverified", "--license", "GPL 3"], "is no licence"),
+        (["--allow-unverified", "--license", "GPL 3"], "is not a license"),
         (["--allow-unverified", "--revision", "a" * 40], "--revision"),
         (["--allow-unverified", "--create-pr", "--tag", "v1"], "pull request"),
-        (["--allow-unverified", "--update-registry", "--registry", "nowhere.yaml"], "There is no nowhere.yaml"),
+        (["--allow-unverified", "--update-registry", "--registry", "nowhere.yaml"], "nowhere.yaml does not exist"),
     ],
 )
 def test_failures(words: list[str], message: str, hub: HubDouble, unproven: Path, capsys: Capture) -> None:

@@ -94,7 +94,7 @@ def test_a_permanent_fault(call: str, hub: HubDouble, publisher: Publisher) -> N
 def test_a_server_that_requests_an_hour(call: str, hub: HubDouble, publisher: Publisher) -> None:
     hub.plant(*CALLS[call], hub_faults.status(429, Retry_After="3600"))
     said = publisher.refused(Unavailable, **OPTIONS)
-    assert "asks to wait 3,600 seconds" in said
+    assert "requests a wait of 3,600 seconds" in said
     assert max([0.0, *publisher.sleeps, *hub.sleeps]) < 60
     publisher.send(**OPTIONS)
     complete(hub, light())
@@ -120,7 +120,7 @@ def test_a_commit_that_is_never_answered(hub: HubDouble, publisher: Publisher) -
 def test_the_first_error_is_reported(hub: HubDouble, publisher: Publisher) -> None:
     hub.plant("POST", "/commit/", hub_faults.status(429, Retry_After="3600"))
     hub.plant("GET", "/commits/", hub_faults.status(503), times=100)
-    assert "asks to wait 3,600 seconds" in publisher.refused(Unavailable)
+    assert "requests a wait of 3,600 seconds" in publisher.refused(Unavailable)
 
 
 def passed(exchange: Exchange) -> None:
@@ -158,7 +158,7 @@ def test_the_hub_stores_other_bytes(call: str, name: str, hub: HubDouble, publis
 def test_the_hub_loses_a_file(hub: HubDouble, publisher: Publisher) -> None:
     gone = hub_faults.changed_json(lambda said: said["siblings"].pop())
     hub.plant(*CALLS["read history"], gone)
-    assert "was published, but model.safetensors is not there" in publisher.refused(FetchError)
+    assert "was published, but model.safetensors is missing" in publisher.refused(FetchError)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -55,7 +55,7 @@ def test_excess_rows_are_dropped_except_those_nearest_to_their_bounds() -> None:
     many[777] = replace(many[777], name="written/guilty", error=1e-11)
     _, height = size(plot.parity_png(replace(passing(), quantities=many)))
     assert height < 3000
-    rows = plot._chain(replace(passing(), quantities=many))
+    rows = plot._quantity_rows(replace(passing(), quantities=many))
     assert len(rows) == plot.MOST_ROWS
     assert "written" in [row.name for row in rows]
 
@@ -65,13 +65,13 @@ def test_a_group_is_represented_by_its_worst_error() -> None:
         Quantity(f"features/{name}", "float64", error, 1e-12, "ordinary", "torch", "", 0)
         for name, error in (("a", 1e-15), ("b", 5e-13), ("c", 0.0))
     ]
-    (row,) = plot._chain(replace(passing(), quantities=result))
+    (row,) = plot._quantity_rows(replace(passing(), quantities=result))
     assert row.name == "features (3)"
     assert [point.error for point in row.points] == [5e-13]
 
 
 def test_a_report_without_comparisons_has_no_plot() -> None:
-    with pytest.raises(ZooError, match="nothing to draw"):
+    with pytest.raises(ZooError, match="no comparisons to draw"):
         plot.parity_png(not_run())
 
 

@@ -27,19 +27,7 @@ URI = "hf://org/theirs"
 PYLOS_CONFIG = json.dumps({"hidden_size": 6, "model_type": "velo"}).encode()
 
 
-@pytest.fixture(autouse=True)
-def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def said() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def access(access: Access, said: list[str]) -> Access:
-    return dataclasses.replace(access, say=said.append)
+pytestmark = pytest.mark.usefixtures("in_an_empty_directory")
 
 
 def state(family: str = "elo", **how: Any) -> bytes:
@@ -82,10 +70,10 @@ def test_a_checkpoint_is_converted(
     count = len(hub.log)
     assert pylo_zoo.load(URI).fingerprint == converted.fingerprint
     assert weights.pull(URI, access=dataclasses.replace(access, offline=True)).directory == checkout.directory
-    assert said[2].startswith(f"Offline: using {URI} as it was pulled")
+    assert said[2].startswith(f"Offline: using {URI} at the recorded commit")
     assert len(hub.log) == count
     assert weights.pull(URI, access=access).directory == checkout.directory
-    assert f"{URI} has moved on to {repo.head[:12]}" in said[4]
+    assert f"{URI} has moved to {repo.head[:12]}" in said[4]
 
 
 def test_a_checkpoint_in_a_cache_that_cannot_be_written(
@@ -121,11 +109,11 @@ def test_a_branch_that_moves(hub: HubDouble, access: Access) -> None:
 def test_a_repository_of_the_registry(hub: HubDouble, access: Access, said: list[str]) -> None:
     """``amoudgl/celo`` is in the registry with its hash, and no other file is accepted as it."""
     hub.create("amoudgl/celo", {"theta.state": state("celo")})
-    with pytest.raises(FetchError, match="not the file that it should be"):
+    with pytest.raises(FetchError, match="not the expected file"):
         pylo_zoo.load("hf://amoudgl/celo", access=access)
     assert said == ["hf://amoudgl/celo is the registry entry celo; converting it."]
     mulo = hub.create("btherien/mulo", {"model.safetensors": pylos("mulo"), "config.json": PYLOS_CONFIG})
-    with pytest.raises(FetchError, match=r"is not the file that it should be: size|has [\d,]+ bytes"):
+    with pytest.raises(FetchError, match=r"is not the expected file: size|has [\d,]+ bytes"):
         pylo_zoo.load("hf://btherien/mulo", access=access)
     with pytest.raises(ZooError, match="fits elo, mulo alike"):
         pylo_zoo.load(f"hf://btherien/mulo@{mulo.head}", access=access)
@@ -180,7 +168,7 @@ def test_a_repository_without_a_checkpoint(
     files: dict[str, bytes], hub: HubDouble, access: Access, zoo_home: Path
 ) -> None:
     hub.create("org/theirs", files)
-    with pytest.raises(ZooError, match="holds no artifact, and no checkpoint that could be told") as error:
+    with pytest.raises(ZooError, match="has no artifact, and no file is clearly a checkpoint") as error:
         pylo_zoo.load(URI, access=access)
     assert error.value.hint == "Name the file: `pylo-zoo convert FAMILY --source hf://org/theirs/FILE`."
     assert hub.requests(".*", "/resolve/") == []

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import hub_faults
-import published
 import pytest
 from hub_double import HubDouble, Repo
 from pulling import ID, REQUESTS, STORAGE, URI, is_whole, nothing_half, refused
@@ -25,15 +24,7 @@ from pylo_zoo import weights
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access, NotFound, Policy, lockfile
 
-
-@pytest.fixture(autouse=True)
-def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def repo(hub: HubDouble) -> Repo:
-    return hub.create(ID, published.files())
+pytestmark = pytest.mark.usefixtures("in_an_empty_directory")
 
 
 @pytest.fixture

@@ -261,13 +261,13 @@ def test_two_concurrent_writers(path: Path, tmp_path: Path) -> None:
 
 def test_an_entry_of_another_checkpoint(path: Path) -> None:
     made = random_weights(FAMILY)[0]
-    assert "an entry first of another checkpoint" in refused(path, plan_of(made, "org/first"))
+    assert "entry first belongs to another checkpoint" in refused(path, plan_of(made, "org/first"))
     path.write_text(TEXT + "\nmine:\n  family: celo-adam\n  summary: M\n  license: MIT\n  trained: true\n" + PIN)
-    assert "an entry mine of another checkpoint" in refused(path, plan_of(made, "org/mine")), "another repository"
+    assert "entry mine belongs to another checkpoint" in refused(path, plan_of(made, "org/mine")), "another repository"
     path.write_text(path.read_text().replace("org/tiny", "org/mine"))
     registry_file.check(path, plan_of(made, "org/mine"))
     other = random_weights("celo")[0]
-    assert "an entry mine of another checkpoint" in refused(path, plan_of(other, "org/mine")), "another family"
+    assert "entry mine belongs to another checkpoint" in refused(path, plan_of(other, "org/mine")), "another family"
 
 
 def test_an_entry_in_one_line(path: Path) -> None:
@@ -296,11 +296,11 @@ def test_an_invalid_registry(content: bytes, message: str, path: Path, unlisted_
 def test_a_missing_or_unwritable_file(
     path: Path, unlisted_plan: PublishPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "There is no " in refused(tmp_path / "none.yaml", unlisted_plan)
-    assert "is no registry" in refused(tmp_path, unlisted_plan)
+    assert "does not exist" in refused(tmp_path / "none.yaml", unlisted_plan)
+    assert "is not a registry file" in refused(tmp_path, unlisted_plan)
     link = tmp_path / "link.yaml"
     link.symlink_to(path)
-    assert "is no registry" in refused(link, unlisted_plan)
+    assert "is not a registry file" in refused(link, unlisted_plan)
     monkeypatch.setattr(os, "access", lambda place, mode: place != path)
     assert "cannot be written" in refused(path, unlisted_plan)
     monkeypatch.setattr(os, "access", lambda place, mode: place != path.parent)

@@ -296,7 +296,7 @@ def test_a_commit_cannot_change(hub: HubDouble, access: Access, zoo_home: Path) 
     repo.commits[repo.head] = dataclasses.replace(head, tree=other)
     for path in (zoo_home / "hub", zoo_home / "sources"):
         path.rename(zoo_home / f"lost-{path.name}")
-    with pytest.raises(FetchError, match="was recorded with"):
+    with pytest.raises(FetchError, match="not the file with the recorded sha256"):
         pylo_zoo.load(URI, access=access)
     assert not (zoo_home / "hub").exists()
 
@@ -338,7 +338,7 @@ def test_verify_downloads_and_checks_the_original(hub: HubDouble, access: Access
     hub.create(ID, files)
     data = (tmp_path / "theta.state").read_bytes()
     hub.create("org/theirs", {"theta.state": data[:-1] + bytes([data[-1] ^ 1])})
-    with pytest.raises(FetchError, match=f"is not the file that it should be: sha256 .*, not {made.source.sha256}"):
+    with pytest.raises(FetchError, match=f"is not the expected file: sha256 .*, not {made.source.sha256}"):
         verify_target(URI, access=access)
     with pytest.raises(ZooError, match="vectors"):
         replay_target(URI, access=access)

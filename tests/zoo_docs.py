@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pylo_zoo import converters
 from pylo_zoo.parity.markdown import escaped
-from pylo_zoo.publish.words import web_address
+from pylo_zoo.publish.card_text import web_address
 from pylo_zoo.registry import Entry, load_registry
 
 ROOT = Path(__file__).parent.parent

@@ -1,8 +1,8 @@
-"""huggingface_hub under guard: our patience and messages, and no word of a server's taken for a path or a place.
+"""Calls huggingface_hub with our own retries, timeouts, limits and error messages.
 
-Whatever is asked of the Hub goes through :func:`ask`. The client retries without bound where a server asks it to
-wait, has no timeout for most calls, and makes file names of what answers say: the hooks below see every request and
-every answer of ours first, and leave those of the rest of the process alone.
+Every call to the Hub goes through :func:`call_hub`. The client retries without limit if a server sends ``Retry-After``,
+has no timeout for most calls, and builds file names from response headers. The hooks below check each of our requests
+and responses first. They ignore those of other libraries in the process.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch.errors import Conflict, FetchError, Forbidden, NotFound, Transient, Unavailable
 from pylo_zoo.fetch.http import SLOWEST, TRANSIENT, retry_after, unreachable
 from pylo_zoo.fetch.retry import Policy, retrying
-from pylo_zoo.fetch.uris import HF_ENDPOINT, check_url, is_loopback, shown
+from pylo_zoo.fetch.uris import HF_ENDPOINT, check_url, is_loopback, redacted
 
 Result = TypeVar("Result")
 
 LIBRARY, VERSION = "pylo-zoo", __version__
-"""How our requests are told from others of the same process, and from those of other libraries by the Hub."""
+"""Identify our requests, for the hooks below and for the Hub."""
 
 ETAG = re.compile(r'(W/)?"?(?!\.{1,2}"?$)[\w.:+=-]{1,200}"?', re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
-"""Of a file; the client would write an answer that never ends until the disk is full."""
-MAX_TOLD_BYTES = 32 * 1024 * 1024
-"""Of what the Hub tells of a repository, which the client reads into memory."""
-NAMED = {"ETag": ETAG, "X-Linked-Etag": ETAG, "X-Repo-Commit": COMMIT}
-"""The headers that the client makes paths of, and what they may be."""
+"""Size limit of a file. The client would write an endless response until the disk is full."""
+MAX_API_BYTES = 32 * 1024 * 1024
+"""Size limit of an API response, which the client reads into memory."""
+PATH_HEADERS = {"ETag": ETAG, "X-Linked-Etag": ETAG, "X-Repo-Commit": COMMIT}
+"""The headers that the client uses in paths, and their allowed values."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a call is about, for messages.
+    """The target of a call, for error messages.
 
     Attributes:
-        uri: as the user knows it.
+        uri: the address that the user gave.
         repo: ``ORG/NAME``.
         revision, file: within the repository, or empty.
-        writes: whether something is to be changed there.
+        writes: whether the call changes the repository.
     """
 
     uri: str
@@ -62,10 +62,10 @@ class Subject:
 
 
 def endpoint() -> str:
-    """The Hub that is asked: ``$HF_ENDPOINT``, which has to be https or this very machine, or the public one.
+    """The address of the Hub: ``$HF_ENDPOINT``, or the public one.
 
     Raises:
-        FetchError: it is neither.
+        FetchError: it is neither https nor this machine.
     """
     address = (os.environ.get("HF_ENDPOINT") or HF_ENDPOINT).rstrip("/")
     check_url(address)
@@ -73,20 +73,20 @@ def endpoint() -> str:
 
 
 def check_token(token: str | None) -> None:
-    """Refuse a token that cannot be one, by default the one that the client would take; it is never shown.
+    """Check the form of ``token``, by default the token that the client would use. Messages never contain it.
 
     Raises:
-        Forbidden: it is empty, or has signs that no token has.
+        Forbidden: the token is empty, or contains characters that no token has.
     """
     from huggingface_hub import get_token
 
     token = get_token() if token is None else token
     if token is not None and not re.fullmatch(r"[!-~]+", token):
-        what = "is empty" if not token.strip() else "has signs that no token has (blanks, line ends, accents)"
+        what = "is empty" if not token.strip() else "contains spaces, line ends or non-ASCII characters"
         raise Forbidden(f"The token for the Hub {what}.", "Check --token and HF_TOKEN, or run `hf auth login`.")
 
 
-def ask(
+def call_hub(
     subject: Subject,
     action: Callable[[], Result],
     policy: Policy,
@@ -95,43 +95,46 @@ def ask(
     bars: bool = False,
     token: str | None = None,
 ) -> Result:
-    """The result of ``action``, which calls the client; called again while patience lasts.
+    """Return the result of ``action``, which calls the client; retry transient failures.
 
     Args:
-        subject: what it is about.
-        action: the call; it has to give the client :data:`LIBRARY` and :data:`VERSION`.
-        policy: patience, and the timeout of each request.
-        offline: that the action asks nobody.
-        bars: let the client show progress.
-        token: that the action uses; by default the client's own.
+        subject: the target, for error messages.
+        action: the call. It must pass :data:`LIBRARY` and :data:`VERSION` to the client.
+        policy: retries, and the timeout of each request.
+        offline: the action makes no request.
+        bars: let the client show progress bars.
+        token: the token that the action uses; by default the client's stored token.
 
     Raises:
-        Unavailable: nobody answers, or only with faults.
-        NotFound, Forbidden, Conflict, FetchError: what the answer is; nothing is gained by asking again.
+        Unavailable: the server does not answer, or answers only with server errors.
+        NotFound, Forbidden, Conflict, FetchError: the server rejects the request; a retry would not help.
         ZooError: the client's cache cannot be written.
     """
 
-    handled = sys.exc_info()[1]  # what the caller is handling, which Python would make part of whatever happens here
+    handled = sys.exc_info()[1]  # Python adds the caller's current exception to the context of new ones
 
     def attempt() -> Result:
         if not offline:
             check_token(token)
-            _knock(policy)
-            _guard(policy)
+            _check_reachable(policy)
+            _install_hooks(policy)
         try:
-            with _reticent(bars):
+            with _quiet_client(bars):
                 return action()
-        except Exception as error:  # the client lets through whatever its HTTP library and its Xet library raise
-            # Not "from error": its text may hold a signed address.
-            raise _meaning(subject, list(_chain(error, handled)), offline=offline) from None
+        except Exception as error:  # also exceptions of its HTTP and Xet libraries
+            # Not "from error": its text may contain a signed address.
+            raise _translate(subject, list(_chain(error, handled)), offline=offline) from None
 
     return retrying(attempt, subject.uri, policy)
 
 
-def _knock(policy: Policy) -> None:
-    """Find out whether anybody is there; the client alone takes half a minute to say that nobody is.
+def _check_reachable(policy: Policy) -> None:
+    """Try to connect to the endpoint, because the client needs half a minute to report an unreachable one.
 
-    A proxy has its own idea of who is there, so that nothing is asked where one is configured.
+    With a proxy nothing is tried: the proxy makes the connection.
+
+    Raises:
+        Transient: the connection failed.
     """
     parts = urlsplit(endpoint())
     if urllib.request.getproxies():
@@ -143,55 +146,55 @@ def _knock(policy: Policy) -> None:
         raise unreachable(error) from None
 
 
-# --- the guard ---------------------------------------------------------------------------------------------------
+# --- hooks -------------------------------------------------------------------------------------------------------
 
 
-class _Guard:
-    """Two hooks of the client's session: one sees each request of ours before it goes, one each answer to it."""
+class _Hooks:
+    """Two hooks of the client's session, which check our requests and their responses."""
 
     def __init__(self) -> None:
         self.timeout = Policy.timeout
 
     def request(self, request: Any) -> None:
-        """Bound the wait, and let nothing go where it could be read on the way.
+        """Set the timeouts, and reject unencrypted addresses.
 
         Raises:
             FetchError: the address is not encrypted.
         """
-        if not _ours(request):
+        if not _is_ours(request):
             return
         request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), self.timeout)
         _check_encrypted(str(request.url))
 
     def response(self, response: Any) -> None:
-        """Refuse what would name a file outside the cache, bound the rest, and leave waiting to :func:`retrying`.
+        """Reject dangerous headers, limit the body, and leave retries to :func:`retrying`.
 
         Raises:
             Transient: the server is busy or out of order.
-            FetchError: no Hub answers like this.
+            FetchError: a header could name a path outside the cache, or redirects to an unencrypted address.
         """
-        if not _ours(response.request):
+        if not _is_ours(response.request):
             return
         if response.status_code in TRANSIENT:
             raise Transient(f"answered {response.status_code}", after=retry_after(response.headers.get("Retry-After")))
         if location := response.headers.get("Location"):
-            # Where a PUT is sent on by a GET, that is not known for ours.
+            # Checked here, because the request hook does not recognize the GET that follows a redirected PUT.
             _check_encrypted(urljoin(str(response.request.url), location))
-        for name, allowed in NAMED.items():
+        for name, allowed in PATH_HEADERS.items():
             value = response.headers.get(name)
             if value is not None and not allowed.fullmatch(value):
                 raise FetchError(
-                    f"{shown(str(response.request.url))} was answered with the {name} {value[:80]!r}, as no Hub does.",
+                    f"{redacted(str(response.request.url))} answered with the invalid {name} {value[:80]!r}.",
                     "Do not use this endpoint (HF_ENDPOINT).",
                 )
-        told = response.request.url.path.startswith("/api/")
-        limit = MAX_TOLD_BYTES if told else MAX_ANSWER_BYTES
+        is_api = response.request.url.path.startswith("/api/")
+        limit = MAX_API_BYTES if is_api else MAX_ANSWER_BYTES
         response.stream = _bounded(response, limit, self.timeout)
 
 
 def _bounded(response: Any, limit: int, timeout: float) -> Any:
-    """The body of ``response``, as long as it is not too long and arrives at a bearable pace."""
-    library = sys.modules[type(response).__module__.partition(".")[0]]  # httpx, or what has its name by now
+    """The body of ``response``, which raises an error if it is too large or too slow."""
+    library = sys.modules[type(response).__module__.partition(".")[0]]  # httpx, or its successor in the client
     body = response.stream
 
     class Bounded(library.SyncByteStream):
@@ -201,8 +204,8 @@ def _bounded(response: Any, limit: int, timeout: float) -> Any:
                 count, arrived = count + len(chunk), arrived + len(chunk)
                 if count > limit:
                     raise FetchError(
-                        f"{shown(str(response.request.url))} is larger than {limit:,} bytes, and was not kept.",
-                        "Is it the right address?",
+                        f"{redacted(str(response.request.url))} is larger than {limit:,} bytes.",
+                        "Check the address.",
                     )
                 if (now := time.monotonic()) - start > timeout:
                     if arrived < SLOWEST:
@@ -219,34 +222,34 @@ def _bounded(response: Any, limit: int, timeout: float) -> Any:
     return Bounded()
 
 
-_GUARD = _Guard()
+_HOOKS = _Hooks()
 
 
 def _check_encrypted(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
-        raise FetchError(f"{shown(url)} is not encrypted, and was not asked.", "Check HF_ENDPOINT.")
+        raise FetchError(f"{redacted(url)} is not encrypted, so no request was sent.", "Check HF_ENDPOINT.")
 
 
-def _ours(request: Any) -> bool:
-    # The bytes of a large file are put to a signed address, without the headers of the calls around it.
+def _is_ours(request: Any) -> bool:
+    # Uploads of large files go to signed addresses, without our User-Agent.
     return request.method == "PUT" or f"{LIBRARY}/" in request.headers.get("User-Agent", "")
 
 
-def _guard(policy: Policy) -> None:
-    """Have the session of the client under guard; it makes itself a new one now and then."""
+def _install_hooks(policy: Policy) -> None:
+    """Add the hooks to the client's session. The client replaces that session now and then."""
     from huggingface_hub import get_session
 
-    _GUARD.timeout = policy.timeout
+    _HOOKS.timeout = policy.timeout
     hooks = get_session().event_hooks
-    for event, hook in (("request", _GUARD.request), ("response", _GUARD.response)):
+    for event, hook in (("request", _HOOKS.request), ("response", _HOOKS.response)):
         if hook not in hooks[event]:
             hooks[event].append(hook)
 
 
 @contextmanager
-def _reticent(bars: bool) -> Iterator[None]:
-    """Without warnings, which print signed addresses, and without bars unless they are wanted."""
+def _quiet_client(bars: bool) -> Iterator[None]:
+    """Silence the client's warnings, which print signed addresses, and its bars unless ``bars`` is true."""
     from huggingface_hub import constants, utils
 
     verbosity = utils.logging.get_verbosity()
@@ -256,7 +259,7 @@ def _reticent(bars: bool) -> Iterator[None]:
         utils.disable_progress_bars()
     try:
         with warnings.catch_warnings():
-            # The client hands large files to its HTTP library in a way that this calls deprecated.
+            # The client uploads large files through a deprecated function of its HTTP library.
             warnings.simplefilter("ignore", DeprecationWarning)
             yield
     finally:
@@ -265,17 +268,17 @@ def _reticent(bars: bool) -> Iterator[None]:
             utils.enable_progress_bars()
 
 
-# --- what an exception means -------------------------------------------------------------------------------------
+# --- translating exceptions --------------------------------------------------------------------------------------
 
 
-def _meaning(subject: Subject, chain: Sequence[BaseException], *, offline: bool) -> Exception:
-    """What the first of ``chain`` means; the others are its causes."""
+def _translate(subject: Subject, chain: Sequence[BaseException], *, offline: bool) -> Exception:
+    """Our exception for the first of ``chain``, whose other members are its causes."""
     from huggingface_hub import errors
 
     error = chain[0]
-    told = next((each for each in chain if isinstance(each, (Transient, ZooError))), None)
-    if isinstance(told, (Transient, ZooError)):
-        return told
+    ours = next((each for each in chain if isinstance(each, (Transient, ZooError))), None)
+    if isinstance(ours, (Transient, ZooError)):
+        return ours
     status = next((code for each in chain if (code := _status(each)) is not None), None)
     if any(isinstance(each, errors.GatedRepoError) for each in chain):
         return Forbidden(
@@ -283,8 +286,8 @@ def _meaning(subject: Subject, chain: Sequence[BaseException], *, offline: bool)
             f"Accept its terms on the page of {subject.repo}, then set HF_TOKEN or run `hf auth login`.",
         )
     if any(isinstance(each, errors.RepositoryNotFoundError) for each in chain):
-        hint = "Check the name; a private repository needs HF_TOKEN or `hf auth login`."
-        return NotFound(f"{subject.uri}: there is no repository {subject.repo}, or not for you.", hint)
+        hint = "Check the name, or set HF_TOKEN for a private repository."
+        return NotFound(f"{subject.uri}: the repository {subject.repo} does not exist or is private.", hint)
     if any(isinstance(each, errors.RevisionNotFoundError) for each in chain):
         return NotFound(f"{subject.uri}: {subject.repo} has no revision {subject.revision}.", "Check the revision.")
     if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
@@ -294,12 +297,12 @@ def _meaning(subject: Subject, chain: Sequence[BaseException], *, offline: bool)
     if isinstance(error, errors.LocalTokenNotFoundError):
         return Forbidden(f"{subject.uri}: no token was given.", "Set HF_TOKEN, give --token, or run `hf auth login`.")
     if isinstance(error, errors.HFValidationError):
-        return FetchError(f"{subject.uri} is no name on the Hub.", "Check the name.")
+        return FetchError(f"{subject.uri} is not a valid name on the Hub.", "Check the name.")
     if status in (401, 403) and any(_method(each) == "PUT" for each in chain):
-        # Its addresses are signed for a while only.
-        return Transient(f"was refused by the storage of large files ({status})")
+        # The signatures of upload addresses expire.
+        return Transient(f"was rejected by the storage of large files ({status})")
     if status is not None:
-        return _refused(subject, status)
+        return _error_for_status(subject, status)
     full = next((each for each in chain if getattr(each, "errno", None) in _DISK), None)
     if full is not None:
         return ZooError(
@@ -307,25 +310,24 @@ def _meaning(subject: Subject, chain: Sequence[BaseException], *, offline: bool)
             "Check the permissions and the free space there, or set HF_HOME.",
         )
     local = isinstance(error, errors.LocalEntryNotFoundError)
-    return Transient("cannot be reached" if local else f"broke off ({type(error).__name__})", unreachable=local)
+    return Transient("cannot be reached" if local else f"failed ({type(error).__name__})", unreachable=local)
 
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
-def _refused(subject: Subject, status: int) -> Exception:
+def _error_for_status(subject: Subject, status: int) -> Exception:
     if status in (401, 403):
-        stale = "log in with `hf auth login`; a stale token is refused even where none is needed."
         if not subject.writes:
-            return Forbidden(f"{subject.uri} may not be read ({status}).", f"Check HF_TOKEN, or {stale}")
-        return Forbidden(
-            f"{subject.uri} may not be written with this token ({status}).",
-            f"It needs the right to write to {subject.repo.partition('/')[0]}. Check --token and HF_TOKEN, or {stale}",
-        )
+            hint = "Check HF_TOKEN or run `hf auth login`: the Hub rejects an expired token even for public files."
+            return Forbidden(f"{subject.uri}: access denied ({status}).", hint)
+        owner = subject.repo.partition("/")[0]
+        hint = f"Give a token with write access to {owner} in --token or HF_TOKEN, or run `hf auth login`."
+        return Forbidden(f"{subject.uri}: this token has no write access ({status}).", hint)
     if status == 404:
         return NotFound(f"{subject.uri} does not exist (404).", "Check the address.")
     if status in (409, 412):
-        return Conflict(f"{subject.uri} has changed meanwhile ({status}).", "Look at what is there, and try again.")
+        return Conflict(f"{subject.uri} changed during the request ({status}).", "Check its content, then try again.")
     return FetchError(f"{subject.uri} answered {status}.", "Check the name, or try again later.")
 
 
@@ -336,7 +338,7 @@ def _chain(error: BaseException | None, end: BaseException | None) -> Iterator[B
 
 
 def _method(error: BaseException) -> str | None:
-    with suppress(AttributeError, RuntimeError):  # an answer need not know its request
+    with suppress(AttributeError, RuntimeError):  # a response may have no request
         return error.response.request.method  # pyright: ignore[reportAttributeAccessIssue]
     return None
 

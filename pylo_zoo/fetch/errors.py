@@ -1,4 +1,4 @@
-"""What can go wrong while fetching, each kind on its own where a caller acts on it."""
+"""The errors of fetching. Each kind that a caller handles differently is a class."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from pylo_zoo.errors import ZooError
 
 
 class FetchError(ZooError):
-    """A file could not be fetched, or is not the file that was wanted."""
+    """A file could not be fetched, or its content is not what the caller expects."""
 
 
 class NotFound(FetchError):
-    """The server answers, and has no such file, revision or repository."""
+    """The server answers that the file, revision or repository does not exist."""
 
 
 class Forbidden(FetchError):
-    """The server answers, and does not let this user read the file."""
+    """The server denies this user access to the file."""
 
 
 class Conflict(FetchError):
-    """The server answers that somebody else has been there first."""
+    """The server answers that another user made a conflicting change first."""
 
 
 class Unavailable(FetchError):
-    """The server does not answer, or only with errors, or may not be asked (offline).
+    """The server does not answer, answers only with server errors, or offline mode forbids the request.
 
-    ``after`` is the seconds that it asked to wait the last time, or None.
+    ``after`` is the number of seconds in the server's last ``Retry-After``, or None.
     """
 
     def __init__(self, message: str, hint: str, after: float | None = None) -> None:
@@ -33,12 +33,12 @@ class Unavailable(FetchError):
 
 
 class Transient(Exception):
-    """Something that may be gone at the next attempt.
+    """A failure that a retry may fix.
 
     Args:
-        what: the fault, as half a sentence: ``answered 503``.
-        after: the seconds that the server asks to wait, or None.
-        unreachable: nothing answered at all, or after long tries only, so that fewer attempts are worth while.
+        what: the failure, without a subject: ``answered 503``.
+        after: the seconds in the server's ``Retry-After``, or None.
+        unreachable: the server did not answer, so fewer attempts are made.
     """
 
     def __init__(self, what: str, *, after: float | None = None, unreachable: bool = False) -> None:

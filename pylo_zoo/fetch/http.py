@@ -1,4 +1,4 @@
-"""One file over https, by the standard library: resumed, bounded, and never from a place that was not asked for."""
+"""Downloads one file over https with the standard library: resumable, with limits on size, time and redirects."""
 
 from __future__ import annotations
 
@@ -21,48 +21,48 @@ from pylo_zoo.fetch.errors import FetchError, Forbidden, NotFound, Transient
 from pylo_zoo.fetch.part import Part
 from pylo_zoo.fetch.retry import Policy
 from pylo_zoo.fetch.store import CHUNK
-from pylo_zoo.fetch.uris import check_url, is_loopback, shown
+from pylo_zoo.fetch.uris import check_url, is_loopback, redacted
 
 REDIRECTS = 5
 SLOWEST = 1024
-"""Bytes that have to arrive within the timeout, so that a server cannot drip forever."""
+"""Bytes that must arrive within each timeout; it stops a server that sends slowly forever."""
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 REDIRECTED = (301, 302, 303, 307, 308)
 CHANGED = "changed during the download"
 WRONG_FILE = (
-    "The publisher has replaced it, or something on the way has altered it; compare with the publisher's page, or give "
-    "a file that you trust with --source."
+    "The publisher replaced it, or it was altered on the way: compare it with the publisher's page, or give a trusted "
+    "file with --source."
 )
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
 def download(
-    url: str, part: Part, expected: int | None, policy: Policy, seen: Callable[[int, int | None], None]
+    url: str, part: Part, expected: int | None, policy: Policy, progress: Callable[[int, int | None], None]
 ) -> None:
-    """One attempt to complete ``part`` with the file at ``url``.
+    """Make one attempt to complete ``part`` with the file at ``url``.
 
     Args:
         url: https, or http to this machine.
-        part: what there is, and where the rest goes.
-        expected: the length that the file has to have, or None.
-        policy: its timeout holds for every wait.
-        seen: hears the bytes so far, and the length where it is known.
+        part: the bytes so far; the rest is appended.
+        expected: the required length of the file, or None.
+        policy: its timeout applies to every wait.
+        progress: called with the bytes so far and the total length, or None if the length is unknown.
 
     Raises:
-        Transient: worth another attempt; what has arrived is kept.
-        FetchError: not worth one.
+        Transient: another attempt may succeed; the bytes so far are kept.
+        FetchError: another attempt would fail too.
     """
     if part.complete:
         return
     headers = {"Accept-Encoding": "identity", "User-Agent": f"pylo-zoo/{__version__}"}
     if part.count:
         headers |= {"Range": f"bytes={part.count}-", "If-Range": part.validator}
-    with _opened(url, headers, policy, part) as response:
+    with _open(url, headers, policy, part) as response:
         total = _begin(response, part, url, expected)
         with part.writing() as write:
             for chunk in _chunks(response, policy):
                 write(chunk)
-                seen(part.count, total)
+                progress(part.count, total)
     if total is not None and part.count != total:
         if part.count > total:
             part.discard()
@@ -70,40 +70,44 @@ def download(
 
 
 def _begin(response: http.client.HTTPResponse, part: Part, url: str, expected: int | None) -> int | None:
-    """Bring ``part`` to where the body of ``response`` begins; the whole file's length, or None where nobody says."""
+    """Prepare ``part`` for the body of ``response``. Returns the file's length, or None if the server omits it."""
     if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
-        raise FetchError(f"{shown(url)} is sent as {encoding!r}, which was not asked for.", "Download it by hand.")
+        raise FetchError(f"{redacted(url)} has the Content-Encoding {encoding!r}.", "Download it by hand.")
     validator, length = _validator(response), response.headers.get("Content-Length")
     if response.status == 206:
-        found = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
-        same = found and int(found[1]) == part.count and int(found[3]) == part.total and validator == part.validator
-        if not same:  # the file has changed, and the server does not know If-Range
+        match = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        same = match and int(match[1]) == part.count and int(match[3]) == part.total and validator == part.validator
+        if not same:  # the file changed, and the server ignores If-Range
             part.discard()
             raise Transient(CHANGED)
         return part.total
     total = int(length) if length is not None and length.isascii() and length.isdigit() else None
     if total is None and "chunked" not in response.headers.get("Transfer-Encoding", "").lower():
         if expected is None:
-            raise FetchError(f"{shown(url)}: the server does not say how long it is.", "Download it by hand.")
+            raise FetchError(f"{redacted(url)}: the server does not send the file's length.", "Download it by hand.")
         total = expected
     if expected is not None and total not in (None, expected):
         part.discard()
-        raise FetchError(f"{shown(url)} has {total:,} bytes, not {expected:,}.", WRONG_FILE)
+        raise FetchError(f"{redacted(url)} has {total:,} bytes, not {expected:,}.", WRONG_FILE)
     if total is not None and total > part.limit:
         part.discard()
-        raise FetchError(f"{shown(url)} has {total:,} bytes, more than {part.limit:,}.", "Is it the right address?")
+        raise FetchError(f"{redacted(url)} has {total:,} bytes, more than {part.limit:,}.", "Check the address.")
     part.restart(validator, total)
     return total
 
 
 def _validator(response: http.client.HTTPResponse) -> str:
-    """What tells this version of the file from another: a strong ETag, or nothing."""
+    """The strong ETag of this version of the file, or an empty string."""
     etag = response.headers.get("ETag", "")
     return "" if etag.startswith("W/") or not etag.isascii() or not etag.isprintable() else etag
 
 
 def _chunks(response: http.client.HTTPResponse, policy: Policy) -> Iterator[bytes]:
-    """The body as it arrives, as long as it does."""
+    """Yield the body in chunks.
+
+    Raises:
+        Transient: the connection broke, or fewer than :data:`SLOWEST` bytes arrived within a timeout.
+    """
     start, arrived = time.monotonic(), 0
     while True:
         try:
@@ -121,8 +125,8 @@ def _chunks(response: http.client.HTTPResponse, policy: Policy) -> Iterator[byte
 
 
 @contextmanager
-def _opened(url: str, headers: dict[str, str], policy: Policy, part: Part) -> Iterator[http.client.HTTPResponse]:
-    """The answer to a GET, redirects followed where they lead to https, or from this machine to itself."""
+def _open(url: str, headers: dict[str, str], policy: Policy, part: Part) -> Iterator[http.client.HTTPResponse]:
+    """Yield the response to a GET. Redirects are followed to https only, or from this machine to itself."""
     for _ in range(REDIRECTS + 1):
         check_url(url)
         try:
@@ -137,15 +141,16 @@ def _opened(url: str, headers: dict[str, str], policy: Policy, part: Part) -> It
         target = urljoin(url, answer)
         if urlsplit(target).scheme != "https" and not is_loopback(urlsplit(url).hostname or ""):
             raise FetchError(
-                f"{shown(url)} redirects to {shown(target)}, which is not encrypted.", "Download the file by hand."
+                f"{redacted(url)} redirects to {redacted(target)}, which is not encrypted.",
+                "Download the file by hand.",
             )
         url = target
-    raise FetchError(f"{shown(url)} redirects more than {REDIRECTS} times.", "Download the file by hand.")
+    raise FetchError(f"{redacted(url)} redirects more than {REDIRECTS} times.", "Download the file by hand.")
 
 
 def _answer(url: str, headers: dict[str, str], policy: Policy) -> http.client.HTTPResponse | str:
-    """The answer of one server, or the address that it points to."""
-    local = is_loopback(urlsplit(url).hostname or "")  # no proxy can know this machine's own servers
+    """The response of one server, or the address that it redirects to."""
+    local = is_loopback(urlsplit(url).hostname or "")  # a proxy cannot reach this machine's own servers
     opener = urllib.request.build_opener(_NoRedirect, *([urllib.request.ProxyHandler({})] if local else []))
     try:
         return opener.open(urllib.request.Request(url, headers=headers), timeout=policy.timeout)
@@ -153,12 +158,12 @@ def _answer(url: str, headers: dict[str, str], policy: Policy) -> http.client.HT
         with error:
             if error.code in REDIRECTED and (target := error.headers.get("Location")):
                 return target
-            raise _refused(url, error) from None
+            raise _error_for_status(url, error) from None
     except urllib.error.URLError as error:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
             raise FetchError(
-                f"{shown(url)}: the server's certificate is not valid: {error.reason.verify_message}.",
-                "Check the date, and a proxy's certificates (SSL_CERT_FILE).",
+                f"{redacted(url)}: the server's certificate is not valid: {error.reason.verify_message}.",
+                "Check this machine's date, or set SSL_CERT_FILE to your proxy's certificates.",
             ) from None
         raise unreachable(error.reason) from None
     except (OSError, http.client.HTTPException) as error:
@@ -166,35 +171,34 @@ def _answer(url: str, headers: dict[str, str], policy: Policy) -> http.client.HT
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Redirects are followed by :func:`_opened`, which looks where they lead."""
+    """Redirects are followed by :func:`_open`, which checks their targets."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
         return None
 
 
 class _NoSuchRange(Exception):
-    """The file has become shorter than what is there of it."""
+    """The file is now shorter than the bytes already downloaded."""
 
 
-def _refused(url: str, error: urllib.error.HTTPError) -> Exception:
-    """What an error status means."""
+def _error_for_status(url: str, error: urllib.error.HTTPError) -> Exception:
+    """The exception for an error status."""
     if error.code == 416:
         return _NoSuchRange()
     if error.code in TRANSIENT:
         return Transient(f"answered {error.code}", after=retry_after(error.headers.get("Retry-After")))
     if error.code in (404, 410):
-        return NotFound(f"{shown(url)} does not exist ({error.code}).", "Check the address.")
+        return NotFound(f"{redacted(url)} does not exist ({error.code}).", "Check the address.")
     if error.code in (401, 403):
-        return Forbidden(
-            f"{shown(url)} may not be read ({error.code}).", "Download it by hand with the rights you have."
-        )
-    return FetchError(f"{shown(url)} answered {error.code}.", "Download it by hand.")
+        hint = "Download it by hand with an account that has access."
+        return Forbidden(f"{redacted(url)}: access denied ({error.code}).", hint)
+    return FetchError(f"{redacted(url)} answered {error.code}.", "Download it by hand.")
 
 
 def unreachable(reason: object) -> Transient:
-    """The fault that no connection could be made, for ``reason``."""
+    """The failure to connect, for ``reason``."""
     if isinstance(reason, socket.gaierror):
-        return Transient("has a host that cannot be found (no network?)", unreachable=True)
+        return Transient("has a host name that does not resolve (no network?)", unreachable=True)
     if isinstance(reason, TimeoutError):
         return Transient("did not answer in time", unreachable=True)
     what = reason.strerror if isinstance(reason, OSError) and reason.strerror else type(reason).__name__
@@ -203,12 +207,12 @@ def unreachable(reason: object) -> Transient:
 
 def _broken(error: Exception) -> Transient:
     if isinstance(error, TimeoutError):
-        return Transient("went silent")
-    return Transient(f"broke off ({type(error).__name__})")
+        return Transient("sent no data for too long")
+    return Transient(f"lost the connection ({type(error).__name__})")
 
 
 def retry_after(value: str | None) -> float | None:
-    """The seconds of a ``Retry-After`` header, which gives them or a date."""
+    """The seconds in a ``Retry-After`` header, which holds a number or a date."""
     if not value:
         return None
     if value.isascii() and value.isdigit():

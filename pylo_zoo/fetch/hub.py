@@ -1,77 +1,77 @@
-"""One file of the Hub, by huggingface_hub itself: its cache, its token, its endpoint."""
+"""Downloads one file from the Hub with huggingface_hub, into that client's own cache."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
 
-from pylo_zoo.fetch.client import LIBRARY, VERSION, Subject, ask, endpoint
+from pylo_zoo.fetch.client import LIBRARY, VERSION, Subject, call_hub, endpoint
 from pylo_zoo.fetch.retry import Policy
 from pylo_zoo.fetch.uris import Location
 
 
 def download(
-    where: Location, policy: Policy, *, offline: bool, again: bool, bars: bool, token: str | None = None
+    location: Location, policy: Policy, *, offline: bool, force: bool, bars: bool, token: str | None = None
 ) -> Path:
-    """Bring the file into huggingface_hub's own cache; its path there.
+    """Download the file into huggingface_hub's own cache and return its path there.
 
-    The client's own check is not enough: the caller must compare the bytes with a hash.
+    The client does not check hashes: the caller must.
 
     Args:
-        where: a location of the kind "hub".
-        policy: patience.
-        offline: look into the cache alone.
-        again: do not take the cache's word for it.
-        bars: let the client show progress.
-        token: by default the environment's, or the client's own.
+        location: of kind "hub".
+        policy: retries and timeouts.
+        offline: use only the client's cache.
+        force: download the file even if the client has it in its cache.
+        bars: let the client show progress bars.
+        token: by default ``$HF_TOKEN``, or the client's stored token.
 
     Raises:
-        FetchError: it is unavailable.
+        FetchError: the file is unavailable.
         ZooError: the client's cache cannot be written.
     """
     import huggingface_hub
 
-    def take() -> Path:
+    def call() -> Path:
         return Path(
             huggingface_hub.hf_hub_download(
-                where.repo,
-                where.file,
-                revision=where.revision,
+                location.repo,
+                location.file,
+                revision=location.revision,
                 endpoint=endpoint(),
                 token=token,
                 etag_timeout=policy.timeout,
                 local_files_only=offline,
-                force_download=again,
+                force_download=force,
                 library_name=LIBRARY,
                 library_version=VERSION,
             )
         )
 
-    subject = Subject(where.uri, where.repo, where.revision, where.file)
-    return ask(subject, take, policy, offline=offline, bars=bars, token=token)
+    subject = Subject(location.uri, location.repo, location.revision, location.file)
+    return call_hub(subject, call, policy, offline=offline, bars=bars, token=token)
 
 
-def kept(where: Location) -> Path | None:
-    """The file as the client has it in its cache, or None."""
+def cached_path(location: Location) -> Path | None:
+    """The path of the file in the client's cache, or None."""
     import huggingface_hub
 
-    found = huggingface_hub.try_to_load_from_cache(where.repo, where.file, revision=where.revision)
-    return Path(found) if isinstance(found, str) else None
+    path = huggingface_hub.try_to_load_from_cache(location.repo, location.file, revision=location.revision)
+    return Path(path) if isinstance(path, str) else None
 
 
-def remove(where: Location) -> None:
-    """Remove the file from the client's cache, its bytes too, so that the client downloads it again."""
-    pointer = kept(where)
+def remove(location: Location) -> None:
+    """Remove the pointer and the bytes of the file from the client's cache, so the client downloads it again."""
+    pointer = cached_path(location)
     if pointer is not None:
         with suppress(OSError):
             pointer.resolve().unlink()
             pointer.unlink(missing_ok=True)
 
 
-def forget(pointer: Path) -> None:
-    """Make the client look again where ``pointer``, which it returned, leads to wrong bytes.
+def remove_pointer(pointer: Path) -> None:
+    """Remove ``pointer``, a path in the client's cache that leads to wrong bytes.
 
-    A forced download renews the bytes, but a pointer that exists is kept, whatever it points to.
+    A forced download replaces the bytes, but the client keeps an existing pointer even if it leads elsewhere.
     """
     with suppress(OSError):
         pointer.unlink()

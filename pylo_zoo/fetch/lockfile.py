@@ -1,4 +1,4 @@
-"""``zoo.lock``: what files and repositories were when they were first used, so that a change is noticed."""
+"""``zoo.lock``: the hashes of files and repositories at their first use, to detect later changes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DATE = re.compile(r"\d{4}-\d\d-\d\d")
 
 @dataclass(frozen=True)
 class Pin:
-    """What a file was: its hash, its length, and the day (UTC) on which that was recorded."""
+    """The recorded hash and length of a file, and the day (UTC) of the recording."""
 
     sha256: str
     bytes: int
@@ -35,7 +35,7 @@ class Pin:
 
 @dataclass(frozen=True)
 class RepositoryPin:
-    """What a repository was: its commit, the sha256 of each file that was taken, and the day of that."""
+    """The recorded commit of a repository, the sha256 of each used file, and the day (UTC) of the recording."""
 
     commit: str
     files: Mapping[str, str]
@@ -44,31 +44,31 @@ class RepositoryPin:
 
 @dataclass(frozen=True)
 class Lock:
-    """The content of a lock file, by URI."""
+    """The content of a lock file: pins by URI."""
 
     files: Mapping[str, Pin] = field(default_factory=dict)
     repositories: Mapping[str, RepositoryPin] = field(default_factory=dict)
 
 
-def location(given: Path | None = None) -> Path:
-    """The lock file in force: ``given``, ``$PYLO_ZOO_LOCK``, ``./zoo.lock`` where it exists, or the cache's own."""
-    named = given or os.environ.get("PYLO_ZOO_LOCK")
-    if named:
-        return Path(named)
-    here = Path(NAME)
-    return here if os.path.lexists(here) else store.home() / NAME
+def location(path: Path | None = None) -> Path:
+    """The lock file to use: ``path``, ``$PYLO_ZOO_LOCK``, ``./zoo.lock`` if it exists, or the one in the cache."""
+    explicit = path or os.environ.get("PYLO_ZOO_LOCK")
+    if explicit:
+        return Path(explicit)
+    local = Path(NAME)
+    return local if os.path.lexists(local) else store.home() / NAME
 
 
 def read(path: Path) -> dict[str, Pin]:
-    """Every pin of a file by URI; none where there is no lock file. Raises as :func:`read_all`."""
+    """The pins of files by URI; see :func:`read_all`."""
     return dict(read_all(path).files)
 
 
 def read_all(path: Path) -> Lock:
-    """Every pin; none where there is no lock file.
+    """Read all pins; a missing lock file has none.
 
     Raises:
-        ZooError: the file cannot be read, or is not exactly what :func:`record` writes.
+        ZooError: the file cannot be read, or differs from the format that :func:`record` writes.
     """
     try:
         with open_regular(path) as file:
@@ -77,22 +77,22 @@ def read_all(path: Path) -> Lock:
     except FileNotFoundError:
         return Lock()
     except OSError as error:
-        raise ZooError(f"{path} cannot be read: {error.strerror}.", "Check its permissions, or give --lock.") from error
+        raise ZooError(f"{path} cannot be read: {error.strerror}.", "Check its permissions or give --lock.") from error
     if large or len(data) > MAX_BYTES:
         raise _damaged(path, f"larger than {MAX_BYTES:,} bytes")
     try:
-        document = json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
+        document = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"not JSON: {error}") from error
     if not isinstance(document, dict) or document.keys() - {"repositories"} != {"version", "files"}:
         raise _damaged(path, "not a mapping of version, files and repositories")
     if document["version"] != VERSION or isinstance(document["version"], bool):
         raise ZooError(
-            f"{path} has version {quoted(document['version'])}, and this pylo-zoo knows {VERSION}.", "Update pylo-zoo."
+            f"{path} has version {quoted(document['version'])}, but this pylo-zoo reads {VERSION}.", "Update pylo-zoo."
         )
     sections = document["files"], document.get("repositories", {})
     if not all(isinstance(section, dict) for section in sections):
-        raise _damaged(path, "files or repositories is no mapping")
+        raise _damaged(path, "files or repositories is not a mapping")
     return Lock(
         {uri: _pin(path, uri, values) for uri, values in sections[0].items()},
         {uri: _repository_pin(path, uri, values) for uri, values in sections[1].items()},
@@ -100,7 +100,7 @@ def read_all(path: Path) -> Lock:
 
 
 def record(path: Path, uri: str, sha256: str, length: int) -> None:
-    """Add or replace the pin of a file, in one step, whatever other processes add at the same time.
+    """Add or replace the pin of a file. Concurrent processes do not lose each other's pins.
 
     Raises:
         ZooError: the lock file is damaged or cannot be written.
@@ -120,7 +120,7 @@ def _change(path: Path, change: Callable[[Lock], Lock]) -> None:
 
 
 def render_lock(lock: Lock) -> bytes:
-    """The content of a lock file, the same for the same pins."""
+    """The bytes of a lock file, which depend only on the pins."""
     files = {uri: asdict(lock.files[uri]) for uri in sorted(lock.files)}
     repositories = {uri: asdict(lock.repositories[uri]) for uri in sorted(lock.repositories)}
     document = {"version": VERSION, "files": files, **({"repositories": repositories} if repositories else {})}
@@ -128,16 +128,16 @@ def render_lock(lock: Lock) -> bytes:
 
 
 def today() -> str:
-    """The day, in UTC."""
+    """The current date in UTC."""
     return datetime.now(timezone.utc).date().isoformat()
 
 
 def _pin(path: Path, uri: str, values: Any) -> Pin:
     if not isinstance(values, dict):
-        raise _damaged(path, f"{uri} is no mapping")
+        raise _damaged(path, f"{uri} is not a mapping")
     pin = config.parse(Pin, values, f"{path}: {uri}")
     if not _SHA256.fullmatch(pin.sha256) or not _DATE.fullmatch(pin.date):
-        raise _damaged(path, f"{uri} has no proper sha256, bytes and date")
+        raise _damaged(path, f"{uri} has an invalid sha256 or date")
     return pin
 
 
@@ -151,14 +151,14 @@ def _repository_pin(path: Path, uri: str, values: Any) -> RepositoryPin:
             and all(isinstance(sha256, str) and _SHA256.fullmatch(sha256) for sha256 in files.values())
         ):
             return RepositoryPin(commit, dict(sorted(files.items())), date)
-    raise _damaged(path, f"{uri} has no proper commit, files and date")
+    raise _damaged(path, f"{uri} has an invalid commit, files or date")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name stands twice")
-    return found
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return mapping
 
 
 def _no_constant(text: str) -> Any:
@@ -168,5 +168,5 @@ def _no_constant(text: str) -> Any:
 def _damaged(path: Path, what: str) -> ZooError:
     return ZooError(
         f"{path} is not a lock file: {' '.join(what.split())}.",
-        "Restore it from version control, or remove it: files are then recorded again as they are today.",
+        "Restore it from version control, or remove it to record the current files.",
     )

@@ -1,4 +1,4 @@
-"""A download that is not complete: the bytes so far, and what tells whether the rest belongs to them."""
+"""An incomplete download: the bytes so far, and the data that a later run needs to resume it."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from pylo_zoo.fetch.store import ANOTHER_CACHE, CHUNK
 from pylo_zoo.files import explained, open_regular, read_regular
 
 MAX_RECORD = 1 << 16
-"""Largest record of a server's validator and length."""
+"""Size limit of ``path.json``."""
 
 
 class Part:
-    """The file ``path``, and beside it ``path.json`` with the server's validator and the length it announced.
+    """The file ``path``, and ``path.json`` with the server's validator (ETag) and announced length.
 
-    The second file exists only while the first one's bytes belong to it, so that a process killed at any moment leaves
-    something that the next one can go on with, or nothing that it would take for that.
+    ``path.json`` exists only while the bytes in ``path`` match it. A process that is killed at any moment therefore
+    leaves a download that can be resumed, or one that is recognized as unusable.
 
     Attributes:
         path: the file.
-        count: its length.
-        limit: the length that it must not exceed.
-        resumed: whether bytes of an earlier attempt are in it.
+        count: its current length in bytes.
+        limit: its maximum length in bytes.
+        resumed: whether it contains bytes from an earlier run.
     """
 
     def __init__(self, path: Path, limit: int) -> None:
@@ -45,10 +45,10 @@ class Part:
         self._reopen()
 
     def _reopen(self) -> None:
-        """Go on with what an earlier run left, if it says what it is."""
+        """Resume the download of an earlier run, or discard it if its record is missing or invalid."""
         try:
             if self.path.is_symlink() or self._record.is_symlink():
-                raise ValueError("a link")
+                raise ValueError("is a link")
             record = json.loads(read_regular(self._record, MAX_RECORD))
             self.validator, self.total = str(record["validator"]), int(record["total"])
             with open_regular(self.path) as file:
@@ -56,26 +56,26 @@ class Part:
                     self._hash.update(chunk)
                     self.count += len(chunk)
             if not self.validator or self.count > min(self.total, self.limit):
-                raise ValueError("more than there is")
+                raise ValueError("does not match its record")
         except (OSError, ValueError, KeyError, TypeError):
             self.discard()
         self.resumed = self.count > 0
 
     @property
     def complete(self) -> bool:
-        """Whether all the bytes that the server announced are there."""
+        """Whether the file has the length that the server announced."""
         return self.total is not None and self.count == self.total
 
     @property
     def sha256(self) -> str:
-        """Of the bytes so far."""
+        """The sha256 of the bytes so far."""
         return self._hash.hexdigest()
 
     def restart(self, validator: str = "", total: int | None = None) -> None:
-        """Begin at the first byte. Without a validator or a length nothing will be resumed.
+        """Start again at the first byte. A download without a validator or a length cannot be resumed.
 
         Raises:
-            ZooError: the file system refuses.
+            ZooError: the cache cannot be written.
         """
         self.discard()
         with explained(self.path, ANOTHER_CACHE):
@@ -85,10 +85,10 @@ class Part:
         self.validator, self.total = validator, total
 
     def discard(self) -> None:
-        """Remove everything.
+        """Remove both files.
 
         Raises:
-            ZooError: the file system refuses.
+            ZooError: the cache cannot be written.
         """
         with explained(self.path, ANOTHER_CACHE):
             self._record.unlink(missing_ok=True)
@@ -98,11 +98,11 @@ class Part:
 
     @contextmanager
     def writing(self) -> Iterator[Callable[[bytes], None]]:
-        """A function that appends.
+        """Yield a function that appends bytes.
 
         Raises:
-            FetchError: there are more bytes than the limit allows; nothing is kept.
-            ZooError: the file system refuses; a full disk gets its space back.
+            FetchError: the file exceeds the limit; it is removed.
+            ZooError: the file cannot be written; if the disk is full, it is removed.
         """
         with explained(self.path, ANOTHER_CACHE):
             file = self.path.open("ab", buffering=0)
@@ -125,14 +125,14 @@ class Part:
             yield write
 
     def _too_large(self) -> FetchError:
-        return FetchError(f"The file is larger than {self.limit:,} bytes, and was not kept.", limits.RAISE)
+        return FetchError(f"The file is larger than {self.limit:,} bytes.", limits.RAISE)
 
     def fill(self, source: Path) -> None:
-        """Hold a copy of the file ``source``.
+        """Replace the content with a copy of the file ``source``.
 
         Raises:
-            FetchError: it cannot be read or is too large.
-            ZooError: the file system refuses.
+            FetchError: ``source`` cannot be read or is too large.
+            ZooError: the cache cannot be written.
         """
         try:
             file = open_regular(source)
@@ -141,7 +141,7 @@ class Part:
                 f"{source} cannot be read: {error.strerror}.", "Check the path and permissions."
             ) from error
         with file:
-            if os.fstat(file.fileno()).st_size > self.limit:  # before any of it is copied
+            if os.fstat(file.fileno()).st_size > self.limit:  # checked before anything is copied
                 self.discard()
                 raise self._too_large()
             self.restart()

@@ -1,4 +1,4 @@
-"""A bar on stderr, where somebody is looking."""
+"""A progress bar on stderr, if stderr is a terminal."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 TRUE = ("1", "ON", "YES", "TRUE")
-"""What huggingface_hub takes for yes in an environment variable."""
+"""Values of an environment variable that huggingface_hub treats as true."""
 
 
-def switched_on(variable: str) -> bool:
-    """Whether an environment variable says yes."""
+def is_env_true(variable: str) -> bool:
+    """Whether an environment variable has one of the values in :data:`TRUE`."""
     return os.environ.get(variable, "").upper() in TRUE
 
 
-def wanted(asked: bool) -> bool:
-    """Whether to show a bar: somebody asked, stderr is a terminal, and the environment does not forbid it."""
-    return asked and sys.stderr.isatty() and not switched_on("HF_HUB_DISABLE_PROGRESS_BARS")
+def is_bar_enabled(requested: bool) -> bool:
+    """Whether to show a bar: it is requested, stderr is a terminal, and the environment does not disable it."""
+    return requested and sys.stderr.isatty() and not is_env_true("HF_HUB_DISABLE_PROGRESS_BARS")
 
 
 @contextmanager
 def bar(name: str, show: bool) -> Iterator[Callable[[int, int | None], None]]:
-    """A function to tell the bytes so far and the bytes in all; the bar disappears with the block."""
+    """Yield a function that updates the bar with (bytes so far, bytes in total). The bar is cleared at the end."""
     if not show:
         yield lambda done, total: None
         return

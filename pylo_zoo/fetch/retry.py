@@ -1,4 +1,4 @@
-"""Trying again: how often, and how long to wait in between."""
+"""Retries: how many attempts, and how long to wait between them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Policy:
-    """Patience.
+    """Retries and timeouts.
 
     Attributes:
-        attempts: how often a file is asked for in all.
-        unreachable: the same where nothing answers at all.
-        patience: seconds after which such attempts end in any case; huggingface_hub tries for long on its own.
-        backoff: seconds before the second attempt; doubled each time, of which a random half is left out.
-        longest: seconds that are waited at most, whatever a server asks for.
-        timeout: seconds without an answer, or without a kilobyte of one, after which an attempt is given up.
-        sleep: what waits.
+        attempts: maximum attempts per file.
+        unreachable: maximum attempts if the server does not answer.
+        patience: seconds after which no more attempts are made on an unreachable server; huggingface_hub's own
+            retries can make a single attempt long.
+        backoff: seconds before the second attempt; it doubles each time, with random jitter of up to half.
+        longest: longest wait in seconds, even if the server requests more.
+        timeout: seconds without an answer, or with less than a kilobyte of it, after which an attempt is aborted.
+        sleep: the function that waits.
     """
 
     attempts: int = 5
@@ -37,15 +38,15 @@ class Policy:
 
 
 def retrying(action: Callable[[], Result], what: str, policy: Policy) -> Result:
-    """The result of ``action``, called again after each :class:`Transient` until patience ends.
+    """Return the result of ``action``; call it again after each :class:`Transient` as ``policy`` allows.
 
     Args:
-        action: the attempt.
-        what: the thing that is fetched, for the message.
-        policy: patience.
+        action: one attempt.
+        what: the thing that is fetched, for the error message.
+        policy: how often and how long to retry.
 
     Raises:
-        Unavailable: patience has ended, or the server asks for more than there is.
+        Unavailable: no attempts are left, or the server requests a longer wait than ``policy.longest``.
     """
     number, start = 1, time.monotonic()
     while True:
@@ -55,7 +56,7 @@ def retrying(action: Callable[[], Result], what: str, policy: Policy) -> Result:
             fault = error
         if fault.after is not None and fault.after > policy.longest:
             raise Unavailable(
-                f"{what} {fault.what} and asks to wait {fault.after:,.0f} seconds.",
+                f"{what} {fault.what} and requests a wait of {fault.after:,.0f} seconds.",
                 "Try again after that time.",
                 fault.after,
             )

@@ -1,7 +1,7 @@
-"""The cache that processes share: ``$PYLO_ZOO_HOME/sources/SHA256/NAME``.
+"""The cache of downloaded files, shared between processes: ``$PYLO_ZOO_HOME/sources/SHA256/NAME``.
 
-A file is found by what it holds, never by what it is called, and hashed each time. Downloads grow in
-``sources/.partial/`` and are moved in when they are complete and verified; ``sources/.locks/`` keeps processes apart.
+A lookup uses the hash, not the name, and hashes the file each time. Downloads are written to ``sources/.partial/`` and
+moved into place when they are complete and verified. ``sources/.locks/`` holds one lock per file.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from filelock import FileLock, Timeout
 from pylo_zoo.errors import ZooError
 from pylo_zoo.files import explained, open_regular, sync
 
-ANOTHER_CACHE = "Check the permissions and the free space there, or name another cache in PYLO_ZOO_HOME."
+ANOTHER_CACHE = "Check the permissions and the free space there, or set PYLO_ZOO_HOME to another directory."
 LOCK_SECONDS = 600
-"""How long a process waits for another one that fetches the same file."""
+"""How long a process waits while another one fetches the same file."""
 CHUNK = 1 << 18
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def home() -> Path:
-    """The directory of everything that the package keeps between runs."""
+    """The directory of all files that the package keeps between runs."""
     return Path(os.environ.get("PYLO_ZOO_HOME") or Path.home() / ".cache" / "pylo-zoo")
 
 
 def directory(sha256: str) -> Path:
-    """Where the file with this hash belongs."""
+    """The cache directory of the file with this hash."""
     return home() / "sources" / sha256
 
 
 def find_cached(sha256: str) -> Path | None:
-    """The file with this hash, or None where there is none whose bytes still have it. Links are not followed."""
+    """The cached file whose bytes have this hash, or None. Links are not followed."""
     folder = directory(sha256)
     if not _SHA256.fullmatch(sha256):
         return None
-    with suppress(OSError):  # what cannot be read is not there
+    with suppress(OSError):  # an unreadable file counts as missing
         if folder.is_symlink() or not folder.is_dir():
             return None
         for path in sorted(folder.iterdir()):
@@ -50,13 +50,13 @@ def find_cached(sha256: str) -> Path | None:
     return None
 
 
-def place(file: Path, sha256: str, name: str) -> Path:
-    """Move ``file``, whose bytes have this hash and lie in ``sources/.partial``, to its place in one step.
+def move_in(file: Path, sha256: str, name: str) -> Path:
+    """Move ``file``, a verified file in ``sources/.partial``, into the cache in one step.
 
-    What stood there was damaged or a link, and is replaced; what a link points to is left alone.
+    A damaged file or a link at the target is replaced; the target of a link is not touched.
 
     Raises:
-        ZooError: the file system refuses.
+        ZooError: the cache cannot be written.
     """
     folder = directory(sha256)
     target = folder / name
@@ -71,26 +71,26 @@ def place(file: Path, sha256: str, name: str) -> Path:
 
 
 def remove(path: Path) -> None:
-    """Remove a file that :func:`place` put into the cache.
+    """Remove a file that :func:`move_in` put into the cache.
 
     Raises:
-        ZooError: the file system refuses.
+        ZooError: the cache cannot be written.
     """
     with locked(path.parent.name), explained(path, ANOTHER_CACHE):
         path.unlink(missing_ok=True)
-        with suppress(OSError):  # other files are in it
+        with suppress(OSError):  # the directory may hold other files
             path.parent.rmdir()
 
 
 def real_folder(folder: Path) -> None:
-    """Make ``folder``, in place of a link or file that stands there."""
+    """Create ``folder``; replace a link or file at that path."""
     if folder.is_symlink() or folder.is_file():
         folder.unlink()
     folder.mkdir(parents=True, exist_ok=True)
 
 
 def partial(key: str) -> Path:
-    """Where the download of ``key`` grows.
+    """The path of the partial download of ``key``.
 
     Raises:
         ZooError: the cache cannot be written.
@@ -98,24 +98,24 @@ def partial(key: str) -> Path:
     folder = home() / "sources" / ".partial"
     with explained(folder, ANOTHER_CACHE):
         folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{_word(key)}.part"
+    return folder / f"{_file_name(key)}.part"
 
 
 @contextmanager
 def locked(key: str, say: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Keep other processes out of the block for the same ``key``; ``say`` hears of it when there is one.
+    """Hold the lock of ``key`` for the block. ``say`` receives a message if another process holds it.
 
-    The system releases the lock of a process that is killed.
+    The operating system releases the lock of a process that is killed.
 
     Raises:
-        ZooError: another process kept the lock for too long, or the cache cannot be written.
+        ZooError: another process held the lock for too long, or the cache cannot be written.
     """
-    path = home() / "sources" / ".locks" / f"{_word(key)}.lock"
+    path = home() / "sources" / ".locks" / f"{_file_name(key)}.lock"
     lock = FileLock(path)
     with explained(path, ANOTHER_CACHE):
         path.parent.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
-            raise ZooError(f"{path} is not a regular file.", "Remove it; a lock is made again.")
+            raise ZooError(f"{path} is not a regular file.", "Remove it.")
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -125,8 +125,8 @@ def locked(key: str, say: Callable[[str], None] | None = None) -> Iterator[None]
                 lock.acquire(timeout=LOCK_SECONDS)
             except Timeout as error:
                 raise ZooError(
-                    f"Another process has been at work on this file for {LOCK_SECONDS // 60} minutes.",
-                    "End it, or wait, and try again.",
+                    f"Another process has held the lock of this file for {LOCK_SECONDS // 60} minutes.",
+                    "Wait for that process or end it, then try again.",
                 ) from error
     try:
         yield
@@ -135,16 +135,16 @@ def locked(key: str, say: Callable[[str], None] | None = None) -> Iterator[None]
 
 
 def digest(path: Path) -> str:
-    """The sha256 of a file, or an empty text where it cannot be read."""
-    found = hashlib.sha256()
+    """The sha256 of a file, or an empty string if it cannot be read."""
+    hasher = hashlib.sha256()
     try:
         with open_regular(path) as file:
             while chunk := file.read(CHUNK):
-                found.update(chunk)
+                hasher.update(chunk)
     except OSError:
         return ""
-    return found.hexdigest()
+    return hasher.hexdigest()
 
 
-def _word(key: str) -> str:
+def _file_name(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:32]

@@ -13,7 +13,7 @@ from pylo_zoo.fetch.errors import FetchError
 
 GCS_ENDPOINT = "https://storage.googleapis.com"
 HF_ENDPOINT = "https://huggingface.co"
-FORMS = "Known forms: https://HOST/PATH, gs://BUCKET/PATH, hf://ORG/REPO/FILE[@REV], and local paths."
+FORMS = "Give https://HOST/PATH, gs://BUCKET/PATH, hf://ORG/REPO/FILE[@REV], or a local path."
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _HUB_WORD = re.compile(r"[\w.-]+", re.ASCII)
 _NAME_LENGTH = 100
@@ -24,13 +24,13 @@ class Location:
     """A parsed address.
 
     Attributes:
-        uri: as the user or the registry writes it, without what may be a secret.
+        uri: the address that the user or the registry gives, without possible secrets.
         kind: ``"http"``, ``"hub"`` or ``"local"``.
-        url: where the file can be downloaded, by hand too; the path of a local file.
-        name: a file name without anything that a file system or a terminal could misread.
-        recorded: whether the URI names one file for good, so that a lock file may hold it.
-        repo, revision, file: of the Hub; empty elsewhere.
-        note: what was changed in the address that the user gave; empty if nothing was.
+        url: the download address, also for a browser; for a local file, its path.
+        name: a file name that is safe for file systems and terminals.
+        recorded: whether the URI always names the same file, so a lock file can record it.
+        repo, revision, file: set for the Hub, otherwise empty.
+        note: how the user's address was changed; empty if it was not.
     """
 
     uri: str
@@ -45,15 +45,15 @@ class Location:
 
 
 def is_uri(text: str) -> bool:
-    """Whether ``text`` is an address, as against a path."""
+    """Whether ``text`` is an address, not a path."""
     return _SCHEME.match(text) is not None
 
 
 def parse(text: str) -> Location:
-    """The location that ``text`` names.
+    """Parse an address or a path.
 
     Raises:
-        FetchError: it is malformed, hostile, or of a kind that is not fetched.
+        FetchError: the address is malformed, or its scheme is unknown.
     """
     if not is_uri(text):
         return Location(text, "local", str(Path(text)), safe_name(Path(text).name), recorded=False)
@@ -61,45 +61,45 @@ def parse(text: str) -> Location:
     if scheme in ("https", "http"):
         return _web(text)
     if scheme not in ("gs", "hf"):
-        raise FetchError(f"{shown(text)} cannot be fetched: {scheme}:// is unknown.", FORMS)
+        raise FetchError(f"{redacted(text)} cannot be fetched: {scheme}:// is unknown.", FORMS)
     if not rest.isprintable() or any(sign in rest for sign in "\\?#%"):
-        raise FetchError(f"{shown(text)!r} is no address: it has signs that no name here has.", FORMS)
+        raise FetchError(f"{redacted(text)!r} is not a valid address: it contains an invalid character.", FORMS)
     segments = rest.split("/")
     if {"", ".", ".."} & set(segments) or len(segments) < (2 if scheme == "gs" else 3):
-        raise FetchError(f"{text} is no address of a file.", FORMS)
+        raise FetchError(f"{text} does not name a file.", FORMS)
     return _hub(text, segments) if scheme == "hf" else _bucket(text, segments)
 
 
 def _web(text: str) -> Location:
     check_url(text)
-    url = direct(text)
+    url = direct_url(text)
     parts = urlsplit(url)
-    note = "" if url == text else f"{shown(text)} is the page of a file; fetching {shown(url)}."
-    return Location(shown(url), "http", url, safe_name(unquote(parts.path)), recorded=not parts.query, note=note)
+    note = "" if url == text else f"{redacted(text)} is a web page about a file; fetching {redacted(url)}."
+    return Location(redacted(url), "http", url, safe_name(unquote(parts.path)), recorded=not parts.query, note=note)
 
 
-def direct(url: str) -> str:
-    """The address of the file itself, if ``url`` is that of its page on the Hub, GitHub or GitLab.
+def direct_url(url: str) -> str:
+    """Turn the address of a file's web page on the Hub, GitHub or GitLab into that of the file.
 
-    >>> direct("https://huggingface.co/ORG/REPO/blob/main/theta.state")
+    >>> direct_url("https://huggingface.co/ORG/REPO/blob/main/theta.state")
     'https://huggingface.co/ORG/REPO/resolve/main/theta.state'
 
     Raises:
-        FetchError: it is the page of a repository or directory.
+        FetchError: ``url`` is the page of a repository or directory.
     """
     parts = urlsplit(url)
     host, segments = parts.netloc.lower(), parts.path.strip("/").split("/")
     hub = host in _hub_hosts()
     if not hub and host not in ("github.com", "www.github.com", "gitlab.com"):
         return url
-    start = 3 if hub and segments[0] in ("datasets", "spaces", "models") else 2  # ORG/REPO before the kind of page
-    rest = segments[start + 1 :] if segments[start : start + 1] == ["-"] else segments[start:]  # GitLab's dash
+    start = 3 if hub and segments[0] in ("datasets", "spaces", "models") else 2  # ORG/REPO precedes the kind of page
+    rest = segments[start + 1 :] if segments[start : start + 1] == ["-"] else segments[start:]  # GitLab adds a dash
     kind = rest[0] if rest else ""
     if kind in ("", "tree") or (kind in ("blob", "resolve", "raw") and len(rest) < 3):
         repo = "/".join(segments[:start])
-        hint = f"hf://{repo} is the repository." if hub and len(segments) >= 2 else "Give the address of a file."
-        raise FetchError(f"{shown(url)} is a page that lists files, not a file.", hint)
-    if kind != "blob" and not (hub and kind == "raw"):  # the Hub's raw/ is the pointer of a large file
+        hint = f"Give hf://{repo} for the repository." if hub and len(segments) >= 2 else "Give the address of a file."
+        raise FetchError(f"{redacted(url)} is a page that lists files, not a file.", hint)
+    if kind != "blob" and not (hub and kind == "raw"):  # for a large file, the Hub's raw/ returns the LFS pointer
         return url
     before = segments[: len(segments) - len(rest)]
     path = "/".join(["", *before, "resolve" if hub else "raw", *rest[1:]])
@@ -126,43 +126,43 @@ def _hub(text: str, segments: list[str]) -> Location:
             raise FetchError(f"{text} names two revisions.", FORMS)
         path[-1], at, revision = path[-1].partition("@")
     if not all(_HUB_WORD.fullmatch(word) for word in (org, repo, *path)) or bool(at) != bool(revision):
-        raise FetchError(f"{text} is no file on the Hub.", FORMS)
+        raise FetchError(f"{text} is not a valid address of a file on the Hub.", FORMS)
     if revision and not _HUB_WORD.fullmatch(revision):
-        raise FetchError(f"{text}: {revision!r} is no revision.", "Give a tag, a branch or a commit.")
+        raise FetchError(f"{text}: {revision!r} is not a valid revision.", "Give a tag, a branch or a commit.")
     revision = revision or "main"
     endpoint = (os.environ.get("HF_ENDPOINT") or HF_ENDPOINT).rstrip("/")
-    url = f"{shown(endpoint)}/{org}/{repo}/resolve/{revision}/{'/'.join(path)}"
+    url = f"{redacted(endpoint)}/{org}/{repo}/resolve/{revision}/{'/'.join(path)}"
     return Location(text, "hub", url, safe_name(path[-1]), repo=f"{org}/{repo}", revision=revision, file="/".join(path))
 
 
 def check_url(url: str) -> None:
-    """Refuse what is not ``https://``, or ``http://`` to this very machine.
+    """Check that ``url`` is ``https://``, or ``http://`` to this machine.
 
     Raises:
-        FetchError: so it is, or it is malformed or carries a password.
+        FetchError: it is not, it is malformed, or it contains a user name, password or fragment.
     """
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise FetchError(f"{shown(url)} is no address: {error}.", FORMS) from None
+        raise FetchError(f"{redacted(url)} is not a valid address: {error}.", FORMS) from None
     if not host or not url.isascii() or not url.isprintable() or " " in url:
-        raise FetchError(f"{shown(url)!r} is no address.", FORMS)
+        raise FetchError(f"{redacted(url)!r} is not a valid address.", FORMS)
     if "@" in parts.netloc or parts.fragment:
         raise FetchError(
-            f"{shown(url)}: a name, password or fragment in an address is not used.", "Give the plain address."
+            f"{redacted(url)}: the address contains a user name, password or fragment.", "Remove it from the address."
         )
     if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(host)):
         raise FetchError(
-            f"{shown(url)} is not fetched: {parts.scheme}:// is neither encrypted nor signed.",
+            f"{redacted(url)} is not fetched: {parts.scheme}:// is not encrypted.",
             "Give its https:// address, or download it by hand and give the file.",
         )
 
 
 def three_ways(uri: str, files: str, command: str) -> str:
-    """What to do where ``uri`` cannot be reached: by hand, a copied cache, a mirror."""
-    mirror = {"hf": "name a mirror in HF_ENDPOINT", "gs": "name a mirror in PYLO_ZOO_GCS_ENDPOINT"}
-    last = mirror.get(uri.partition("://")[0], "name a proxy in HTTPS_PROXY")
+    """The hint for an unreachable ``uri``: a manual download, a copied cache, or a mirror."""
+    mirror = {"hf": "set HF_ENDPOINT to a mirror", "gs": "set PYLO_ZOO_GCS_ENDPOINT to a mirror"}
+    last = mirror.get(uri.partition("://")[0], "set HTTPS_PROXY to a proxy")
     return (
         f"Three ways: download by hand {files}, then {command}; copy another machine's cache and set PYLO_ZOO_HOME to "
         f"it; or {last}."
@@ -170,15 +170,15 @@ def three_ways(uri: str, files: str, command: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether ``host`` is this very machine."""
+    """Whether ``host`` is this machine."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
 
-def shown(url: str) -> str:
-    """``url`` without user, password, query and fragment, any of which may be a secret."""
+def redacted(url: str) -> str:
+    """``url`` without its user name, password, query and fragment, which may be secrets."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -187,6 +187,6 @@ def shown(url: str) -> str:
 
 
 def safe_name(path: str) -> str:
-    """The last part of ``path`` as a name that is harmless as a file, whatever a publisher called it."""
+    """The last component of ``path`` as a safe file name."""
     name = re.sub(r"[^A-Za-z0-9._-]", "_", re.split(r"[/\\]", path)[-1])[-_NAME_LENGTH:]
     return name.strip(".-") or "file"

@@ -1,6 +1,6 @@
-"""Artifacts on the Hub: what a repository holds (:mod:`~pylo_zoo.hub.api`), and its artifact here, verified.
+"""Artifacts on the Hub: :mod:`~pylo_zoo.hub.api` lists repositories, :func:`pull` downloads and verifies artifacts.
 
-``pylo_zoo.load("hf://ORG/NAME")`` and ``pylo-zoo pull`` come down to :func:`pull`.
+``pylo_zoo.load("hf://ORG/NAME")`` and ``pylo-zoo pull`` call :func:`pull`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is asked of the Hub, call by call, as records of our own: huggingface_hub, checked."""
+"""Calls to the Hub through huggingface_hub, with results checked and returned as our own records."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pylo_zoo import limits
 from pylo_zoo.fetch import Access, FetchError, Unavailable
-from pylo_zoo.fetch.client import LIBRARY, VERSION, Subject, ask, endpoint
+from pylo_zoo.fetch.client import LIBRARY, VERSION, Subject, call_hub, endpoint
 from pylo_zoo.fetch.errors import Transient
 from pylo_zoo.files import read_regular
 from pylo_zoo.hub.names import COMMIT, MAIN, Repository
@@ -22,12 +22,12 @@ _SHA1, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file as the Hub describes it.
+    """The Hub's description of a file.
 
     Attributes:
         size: in bytes.
-        sha256: of a large file; None for one that lies in git itself.
-        blob: the hash by which git knows it (of a large file, of the pointer to it), or None where nobody says.
+        sha256: of a file in LFS or Xet storage; None for a file stored in git.
+        blob: git's hash of the file, or of the LFS pointer; None if the Hub omits it.
     """
 
     size: int
@@ -37,7 +37,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A repository at one commit."""
+    """A repository and its files at one commit."""
 
     repo: Repository
     commit: str
@@ -47,7 +47,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Refs:
-    """Commits by the name of a branch, of a tag, and of a pull request's head (``refs/pr/N``)."""
+    """Commits by branch, by tag, and by pull request (``refs/pr/N``)."""
 
     branches: Mapping[str, str]
     tags: Mapping[str, str]
@@ -56,7 +56,7 @@ class Refs:
 
 @dataclass(frozen=True)
 class Commit:
-    """One commit of a history."""
+    """One commit of a repository's history."""
 
     id: str
     title: str
@@ -64,7 +64,7 @@ class Commit:
 
 
 class Hub:
-    """The Hub that ``access`` leads to. Every method raises what :func:`pylo_zoo.fetch.client.ask` raises."""
+    """The Hub, as ``access`` reaches it. Every method raises the errors of :func:`pylo_zoo.fetch.client.call_hub`."""
 
     def __init__(self, access: Access) -> None:
         from huggingface_hub import HfApi
@@ -74,21 +74,21 @@ class Hub:
         self.api = HfApi(endpoint=self.endpoint, token=access.token, library_name=LIBRARY, library_version=VERSION)
 
     def url(self, repo: Repository) -> str:
-        """The page of ``repo``."""
+        """The web page of ``repo``."""
         return f"{self.endpoint}/{repo.id}" + (f"/tree/{repo.revision}" if repo.revision else "")
 
-    def look(self, repo: Repository) -> Snapshot:
-        """What is in ``repo``."""
+    def snapshot(self, repo: Repository) -> Snapshot:
+        """The current commit and files of ``repo``."""
 
         def call() -> Snapshot:
             timeout = self.access.policy.timeout
             info = self.api.model_info(repo.id, revision=repo.revision, files_metadata=True, timeout=timeout)
             return _snapshot(repo, info)
 
-        return self._ask(repo, call)
+        return self._run(repo, call)
 
     def read(self, repo: Repository, name: str) -> bytes:
-        """The file ``name``, downloaded again, without any cache."""
+        """Download the file ``name`` without using a cache."""
         import huggingface_hub
 
         def call() -> bytes:
@@ -106,57 +106,57 @@ class Hub:
                 )
                 return read_regular(Path(path), limits.max_bytes())
 
-        return self._ask(repo, call)
+        return self._run(repo, call)
 
     def refs(self, repo: Repository) -> Refs:
-        """Branches, tags and pull requests."""
+        """The branches, tags and pull requests of ``repo``."""
 
         def call() -> Refs:
-            found = self.api.list_repo_refs(repo.id, include_pull_requests=True)
+            listed = self.api.list_repo_refs(repo.id, include_pull_requests=True)
             by_name = [
-                {each.ref if refs is found.pull_requests else each.name: each.target_commit for each in refs or ()}
-                for refs in (found.branches, found.tags, found.pull_requests)
+                {each.ref if refs is listed.pull_requests else each.name: each.target_commit for each in refs or ()}
+                for refs in (listed.branches, listed.tags, listed.pull_requests)
             ]
             return Refs(*by_name)
 
-        return self._ask(repo, call)
+        return self._run(repo, call)
 
     def history(self, repo: Repository) -> list[Commit]:
-        """The commits up to the revision, the last one first."""
+        """The commits up to the revision, newest first."""
 
         def call() -> list[Commit]:
-            found = self.api.list_repo_commits(repo.id, revision=repo.revision)
-            return [Commit(each.commit_id, each.title, each.message) for each in found]
+            commits = self.api.list_repo_commits(repo.id, revision=repo.revision)
+            return [Commit(each.commit_id, each.title, each.message) for each in commits]
 
-        return self._ask(repo, call)
+        return self._run(repo, call)
 
     def whoami(self, repo: Repository) -> str:
-        """The name that the token belongs to."""
-        return str(self._ask(repo, lambda: self.api.whoami()["name"], writes=True))
+        """The user name of the token."""
+        return str(self._run(repo, lambda: self.api.whoami()["name"], writes=True))
 
     def create(self, repo: Repository, *, private: bool) -> None:
-        """Make the repository.
+        """Create the repository.
 
         Raises:
-            Conflict: there is one.
+            Conflict: the repository exists.
         """
-        self._ask(repo, lambda: self.api.create_repo(repo.id, private=private), writes=True)
+        self._run(repo, lambda: self.api.create_repo(repo.id, private=private), writes=True)
 
     def branch(self, repo: Repository, name: str) -> None:
-        """Make the branch ``name``, from the main one, unless it is there."""
-        self._ask(repo, lambda: self.api.create_branch(repo.id, branch=name, exist_ok=True), writes=True)
+        """Create the branch ``name`` from the main branch, unless it exists."""
+        self._run(repo, lambda: self.api.create_branch(repo.id, branch=name, exist_ok=True), writes=True)
 
     def tag(self, repo: Repository, name: str, commit: str, message: str) -> None:
-        """Make the tag ``name``.
+        """Create the tag ``name``.
 
         Raises:
-            Conflict: there is one.
+            Conflict: the tag exists.
         """
 
         def call() -> None:
             self.api.create_tag(repo.id, tag=name, revision=commit, tag_message=message)
 
-        self._ask(repo, call, writes=True)
+        self._run(repo, call, writes=True)
 
     def commit(
         self,
@@ -169,13 +169,15 @@ class Hub:
         parent: str,
         create_pr: bool = False,
     ) -> tuple[str, str | None]:
-        """Commit, all of it or nothing, if the head is still ``parent``; once, since the answer may get lost.
+        """Make one atomic commit if the head is still ``parent``.
+
+        It is not retried, because a commit may succeed although its response is lost.
 
         Returns:
-            The new commit, and the address of the pull request where one was asked for.
+            The new commit, and the address of the pull request if ``create_pr`` is true.
 
         Raises:
-            Conflict: the head is another one by now.
+            Conflict: the head is no longer ``parent``.
         """
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -196,40 +198,40 @@ class Hub:
             )
             return info.oid, info.pr_url
 
-        return self._ask(repo, call, writes=True, once=True)
+        return self._run(repo, call, writes=True, once=True)
 
-    def _ask(self, repo: Repository, call: Callable[[], Result], *, writes: bool = False, once: bool = False) -> Result:
+    def _run(self, repo: Repository, call: Callable[[], Result], *, writes: bool = False, once: bool = False) -> Result:
         if self.access.is_offline:
-            raise Unavailable(f"{repo.uri} cannot be asked: offline mode is on.", "Go online.")
+            raise Unavailable(f"{repo.uri} cannot be reached: offline mode is on.", "Go online.")
         subject = Subject(repo.uri, repo.id, repo.revision or MAIN, writes=writes)
         policy = self.access.policy
         if once:
             policy = replace(policy, attempts=1, unreachable=1)
-        return ask(subject, call, policy, token=self.access.token)
+        return call_hub(subject, call, policy, token=self.access.token)
 
 
 def _snapshot(repo: Repository, info: Any) -> Snapshot:
-    """``info`` of the client as our own record, or a fault where no Hub would say such a thing."""
+    """Convert the client's ``info``; invalid values raise an error."""
     commit = info.sha
     if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
-        raise Transient("was described without a commit")
+        raise Transient("answered without a valid commit")
     if repo.commit not in (None, commit):
         raise FetchError(
-            f"{repo.uri} was answered with the commit {commit}.", "Do not use this endpoint (HF_ENDPOINT)."
+            f"The Hub answered {repo.uri} with another commit, {commit}.", "Do not use this endpoint (HF_ENDPOINT)."
         )
     files = {}
     for each in info.siblings or ():
         sha256 = each.lfs.sha256 if each.lfs else None
         size = each.lfs.size if each.lfs else each.size
         blob = each.blob_id
-        right = (
+        is_valid = (
             isinstance(each.rfilename, str)
             and isinstance(size, int)
             and size >= 0
             and (sha256 is None or _SHA256.fullmatch(sha256))
             and (blob is None or _SHA1.fullmatch(blob))
         )
-        if not right:
-            raise Transient("was described with a file that can be none")
+        if not is_valid:
+            raise Transient("answered with an invalid description of a file")
         files[each.rfilename] = RemoteFile(size, sha256, blob)
     return Snapshot(repo, commit, files, bool(info.private))

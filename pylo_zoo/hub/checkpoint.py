@@ -1,4 +1,4 @@
-"""A repository that holds a checkpoint, not an artifact, such as JAX's ``theta.state``: which file of it."""
+"""Finds the checkpoint file, such as JAX's ``theta.state``, in a repository that holds no artifact."""
 
 from __future__ import annotations
 
@@ -11,80 +11,80 @@ from pylo_zoo.fetch import Access, fetch, from_cache, lockfile, store
 from pylo_zoo.fetch.lockfile import RepositoryPin
 from pylo_zoo.hub.api import Snapshot
 from pylo_zoo.hub.names import Repository
-from pylo_zoo.hub.pull import moved_on
+from pylo_zoo.hub.pull import report_move
 
 NAMES = ("theta.state", "params", "model.safetensors")
-"""What checkpoints are called on the Hub."""
+"""Names of checkpoint files on the Hub."""
 SUFFIXES = (".state", ".checkpoint", ".safetensors")
-"""Formats that hold arrays and nothing that runs; pickles of the Hub are never opened unasked."""
+"""Formats that cannot contain code. Pickles from the Hub are never opened without an explicit request."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's file in the cache, verified; ``uri`` names it for good."""
+    """A verified checkpoint file in the cache. ``uri`` contains its commit."""
 
     uri: str
     path: Path
 
 
 Check = Callable[[Checkpoint], object]
-"""Reads a file, and raises a ZooError if it is not a checkpoint that may be used."""
+"""Reads a file, and raises a ZooError if it is not a usable checkpoint."""
 
 
 def recorded(repo: Repository, access: Access, check: Check, *, look: bool) -> Checkpoint | None:
-    """The file that the lock file holds for ``repo``, where it holds a checkpoint's.
+    """The checkpoint that the lock file records for ``repo``, or None.
 
     Args:
-        repo: which.
+        repo: the repository.
         access: how to fetch.
         check: reads the file.
-        look: ask where a branch or tag leads by now, and say so.
+        look: whether to check if the branch or tag has moved, and report it.
 
     Raises:
-        FetchError: it is unavailable, is another one, or ``check`` refuses it.
+        FetchError: the file is unavailable, differs from its record, or is rejected by ``check``.
     """
     pins = {} if access.update_lock else lockfile.read_all(lockfile.location(access.lock)).repositories
     pin = pins.get(repo.uri)
-    if pin is None or len(pin.files) != 1:  # an artifact has two files at least
+    if pin is None or len(pin.files) != 1:  # an artifact has at least two files
         return None
     if look:
-        moved_on(repo, pin, access)
+        report_move(repo, pin, access)
     ((name, sha256),) = pin.files.items()
-    found = _take(repo.at(pin.commit), name, sha256, access)
+    checkpoint = _fetch(repo.at(pin.commit), name, sha256, access)
     try:
-        check(found)
+        check(checkpoint)
     except ZooError as error:
         raise from_cache(error, repo.uri, lockfile.location(access.lock)) from None
-    return found
+    return checkpoint
 
 
 def find_checkpoint(repo: Repository, snapshot: Snapshot, access: Access, check: Check) -> Checkpoint:
-    """The checkpoint in ``snapshot``, which is what ``repo`` leads to, fetched, checked and recorded.
+    """Fetch, check and record the checkpoint in ``snapshot``, the current state of ``repo``.
 
     Raises:
-        ZooError: there is none, or more than one that it could be.
-        FetchError: it is unavailable, or ``check`` refuses it.
+        ZooError: no file, or more than one, may be the checkpoint.
+        FetchError: the file is unavailable, or ``check`` rejects it.
     """
-    there = sorted(snapshot.files)
-    fitting = [name for name in NAMES if name in there] or [name for name in there if name.endswith(SUFFIXES)]
-    if not fitting or (len(fitting) > 1 and fitting[0] not in NAMES):
-        listing = ", ".join(there[:8]) or "nothing"
+    files = sorted(snapshot.files)
+    candidates = [name for name in NAMES if name in files] or [name for name in files if name.endswith(SUFFIXES)]
+    if not candidates or (len(candidates) > 1 and candidates[0] not in NAMES):
+        listing = ", ".join(files[:8]) or "nothing"
         raise ZooError(
-            f"{repo.uri} holds no artifact, and no checkpoint that could be told by its name: {listing}.",
+            f"{repo.uri} has no artifact, and no file is clearly a checkpoint: {listing}.",
             f"Name the file: `pylo-zoo convert FAMILY --source hf://{repo.id}/FILE`.",
         )
-    name = fitting[0]
-    found = _take(repo.at(snapshot.commit), name, snapshot.files[name].sha256, access, check)
-    check(found)
-    pin = RepositoryPin(snapshot.commit, {name: store.digest(found.path)}, lockfile.today())
+    name = candidates[0]
+    checkpoint = _fetch(repo.at(snapshot.commit), name, snapshot.files[name].sha256, access, check)
+    check(checkpoint)
+    pin = RepositoryPin(snapshot.commit, {name: store.digest(checkpoint.path)}, lockfile.today())
     lock = lockfile.location(access.lock)
     lockfile.record_repository(lock, repo.uri, pin)
     access.say(f"{repo.uri} is {snapshot.commit[:12]}: recorded in {lock}.")
-    return found
+    return checkpoint
 
 
-def _take(
-    repo: Repository, name: str, sha256: str | None, access: Access, check: Check = lambda found: None
+def _fetch(
+    repo: Repository, name: str, sha256: str | None, access: Access, check: Check = lambda checkpoint: None
 ) -> Checkpoint:
     uri = f"hf://{repo.id}/{name}@{repo.revision}"
     path = fetch(

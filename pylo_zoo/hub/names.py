@@ -1,4 +1,4 @@
-"""``hf://ORG/NAME[@REVISION]``: a repository of models on the Hub, at a commit, branch, tag or pull request.
+"""Parses ``hf://ORG/NAME[@REVISION]``: a model repository on the Hub, at a commit, branch, tag or pull request.
 
 >>> Repository.parse("hf://org/my-velo@v1")
 Repository(id='org/my-velo', revision='v1')
@@ -13,23 +13,20 @@ from pylo_zoo.errors import ZooError
 
 SCHEME = "hf://"
 MAIN = "main"
-FORM = (
-    "It is ORG/NAME, or hf://ORG/NAME@REVISION with a commit (40 hex digits), branch or tag; names have letters, "
-    "digits, and single - _ . between them, 96 signs at most."
-)
+FORM = "Give ORG/NAME, or hf://ORG/NAME@REVISION with a branch, a tag or a commit (40 hex digits)."
 _WORD = re.compile(r"(?!-)(?!.*(--|\.\.))[A-Za-z0-9._-]{1,96}(?<![-.])", re.ASCII)
-"""What the Hub allows for an organisation, and for a repository."""
+"""A valid name of an organization or repository on the Hub."""
 _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][\w.+-]*(/[\w.+-]+)*", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository, and which state of it.
+    """A repository at a revision.
 
     Attributes:
         id: ``ORG/NAME``.
-        revision: a commit (40 hex digits), branch, tag or ``refs/pr/N``; None for the main branch as it is.
+        revision: a commit (40 hex digits), branch, tag or ``refs/pr/N``; None for the main branch.
     """
 
     id: str
@@ -37,32 +34,32 @@ class Repository:
 
     @classmethod
     def parse(cls, text: str, revision: str | None = None) -> Repository:
-        """The repository that ``text`` names; ``revision`` is one said elsewhere.
+        """Parse ``text``. ``revision`` is a revision that was given separately.
 
         Raises:
-            ZooError: it is no such name, or two revisions are given.
+            ZooError: ``text`` is not the name of a repository, or the two revisions differ.
         """
-        name, at, said = text.removeprefix(SCHEME).partition("@")
-        if at and revision is not None and revision != said:
-            raise ZooError(f"{text} names a revision, and {revision} is another.", "Give one of the two.")
-        chosen = said if at else revision
+        name, at, own = text.removeprefix(SCHEME).partition("@")
+        if at and revision is not None and revision != own:
+            raise ZooError(f"{text} names a revision other than {revision}.", "Give one of the two.")
+        chosen = own if at else revision
         words = name.split("/")
         if len(words) != 2 or not all(map(_WORD.fullmatch, words)):
             pasted = re.fullmatch(r"https://[^/]+/([^/]+/[^/?#]+)(/.*)?", text)
             hint = f"Did you mean {pasted[1]}?" if pasted else FORM
-            raise ZooError(f"{text[:200]!r} is no repository on the Hub.", hint)
+            raise ZooError(f"{text[:200]!r} is not the name of a repository on the Hub.", hint)
         if chosen is not None and not is_revision(chosen):
-            raise ZooError(f"{name!r}: {chosen[:100]!r} is no revision.", FORM)
+            raise ZooError(f"{name!r}: {chosen[:100]!r} is not a valid revision.", FORM)
         return cls(name, chosen)
 
     @property
     def uri(self) -> str:
-        """As it is written, and stands in a lock file."""
+        """The address as users write it and lock files store it."""
         return f"{SCHEME}{self.id}" + (f"@{self.revision}" if self.revision else "")
 
     @property
     def commit(self) -> str | None:
-        """The revision, if it is a commit, which nobody can move."""
+        """The revision if it is a commit, which cannot change; otherwise None."""
         return self.revision if self.revision and COMMIT.fullmatch(self.revision) else None
 
     def at(self, commit: str) -> Repository:
@@ -71,10 +68,10 @@ class Repository:
 
 
 def is_revision(text: str) -> bool:
-    """Whether a commit, branch or tag can be called ``text``."""
+    """Whether ``text`` is a valid name of a commit, branch or tag."""
     return len(text) <= 250 and _REVISION.fullmatch(text) is not None
 
 
 def is_repository(text: str) -> bool:
-    """Whether ``text`` is an address of a repository, and not of a file in one."""
+    """Whether ``text`` is the address of a repository, not of a file in a repository."""
     return text.startswith(SCHEME) and text.removeprefix(SCHEME).partition("@")[0].count("/") == 1

@@ -1,8 +1,7 @@
-"""A published artifact, whole and verified, in ``$PYLO_ZOO_HOME/hub/ORG--NAME/COMMIT/``; or nothing.
+"""Downloads a published artifact into ``$PYLO_ZOO_HOME/hub/ORG--NAME/COMMIT/``, complete and verified, or not at all.
 
-Which commit a branch or tag was, and what its files hash to, goes into the lock file the first time; from then on
-that is what one gets, whatever happens on the Hub, until ``update_lock`` accepts what is there now. Every load hashes
-every file.
+The first use of a branch or tag records its commit and the hashes of its files in the lock file. Later uses return that
+commit even if the branch moves, until ``update_lock`` accepts the new one. Every load hashes every file.
 """
 
 from __future__ import annotations
@@ -25,38 +24,38 @@ from pylo_zoo.hub.names import Repository
 
 NEEDED = (artifact.CONFIG, artifact.WEIGHTS)
 TAKEN = (*NEEDED, artifact.PARITY, artifact.VECTORS, artifact.CARD)
-"""The files that are taken, in this order; whatever else a repository holds, pickles first of all, is left there."""
+"""The files that are downloaded, in this order. Other files, above all pickles, are not."""
 LISTING = "SHA256SUMS"
-"""Beside them in the cache: what they were when they were taken."""
+"""The file in the cache that lists the hashes of the other files."""
 LARGE = (artifact.WEIGHTS, artifact.VECTORS)
-"""The files whose limit is :func:`pylo_zoo.limits.max_bytes`."""
+"""The files whose size limit is :func:`pylo_zoo.limits.max_bytes`."""
 MAX_TEXT_BYTES = artifact.MAX_JSON_BYTES
-CHANGED = "A commit cannot change: the file was tampered with, here or there. Do not use it."
-UPDATE = "--update-lock (in Python, update_lock=True) accepts it; if you did not expect that, ask its publisher."
+CHANGED = "Do not use it: a commit cannot change, so the file was tampered with, here or on the Hub."
+UPDATE = "Ask its publisher, or accept it with --update-lock (in Python, update_lock=True)."
 
 
 class NotAnArtifact(ZooError):
-    """The repository holds no artifact of this package; ``snapshot`` says what it holds."""
+    """The repository does not hold an artifact of this package. ``snapshot`` lists its files."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         super().__init__(
-            f"{snapshot.repo.uri} holds no artifact: it has no {' and '.join(NEEDED)} of one.",
-            "A checkpoint there converts with `pylo-zoo convert FAMILY --source hf://ORG/REPO/FILE`.",
+            f"{snapshot.repo.uri} is not an artifact: it lacks an artifact's {' or '.join(NEEDED)}.",
+            "Convert a checkpoint with `pylo-zoo convert FAMILY --source hf://ORG/REPO/FILE`.",
         )
         self.snapshot = snapshot
 
 
 @dataclass(frozen=True)
 class Pulled:
-    """An artifact that was pulled.
+    """An artifact in the cache.
 
     Attributes:
-        directory: where its files are; nobody should write there.
-        repo: as it was asked for.
-        commit: what that is.
-        files: sha256 by name, each verified just now.
-        fetched: whether anything was downloaded for it.
-        newer: the commit that the branch or tag leads to by now, where it is another one; None where nobody asked.
+        directory: the cache directory, which must not be changed.
+        repo: the repository as requested.
+        commit: the commit of the artifact.
+        files: sha256 by file name, all verified by this call.
+        fetched: whether this call downloaded it.
+        newer: the current commit of the branch or tag if it has moved; None if it has not, or was not checked.
     """
 
     directory: Path
@@ -74,18 +73,18 @@ def pull(
     look: bool = True,
     access: Access | None = None,
 ) -> Pulled:
-    """The artifact of ``repo``, verified.
+    """Return the verified artifact of ``repo``; download it if necessary.
 
     Args:
-        repo: which; without a revision, its main branch.
-        expected: sha256 by name, where a registry pins them.
-        look: ask where a branch or tag leads by now, even where the lock file and the cache have all that is needed.
+        repo: the repository; without a revision, its main branch.
+        expected: sha256 by file name, from a registry.
+        look: whether to check if a recorded branch or tag has moved.
         access: how to fetch.
 
     Raises:
-        NotAnArtifact: the repository holds something else.
-        FetchError: it is unavailable, or is not what the lock file, or ``expected``, says.
-        ZooError: its artifact is damaged; or the cache or the lock file cannot be used.
+        NotAnArtifact: the repository does not hold an artifact.
+        FetchError: the artifact is unavailable, or differs from the lock file or from ``expected``.
+        ZooError: the artifact is damaged, or the cache or the lock file cannot be used.
     """
     access = access or Access()
     repo = Repository.parse(repo) if isinstance(repo, str) else repo
@@ -93,94 +92,97 @@ def pull(
     before = lockfile.read_all(lock).repositories.get(repo.uri)
     pin = None if access.update_lock else before
     known = {**(pin.files if pin else {}), **(expected or {})}
-    _agree(repo, pin, expected)
-    newer = moved_on(repo, pin, access) if pin and look else None
-    commit = repo.commit or (pin.commit if pin else _first(repo, lock, access))
-    found = cached(repo, commit, known)
-    fetched = found is None
-    if found is None:
+    _check_agreement(repo, pin, expected)
+    newer = report_move(repo, pin, access) if pin and look else None
+    commit = repo.commit or (pin.commit if pin else _current_commit(repo, lock, access))
+    files = cached(repo, commit, known)
+    fetched = files is None
+    if files is None:
         with store.locked(f"hub {repo.id} {commit}", access.say):
-            found = cached(repo, commit, known) or _fetch(repo.at(commit), known, access)
+            files = cached(repo, commit, known) or _fetch(repo.at(commit), known, access)
     if pin is None:
-        lockfile.record_repository(lock, repo.uri, RepositoryPin(commit, found, lockfile.today()))
-        was = f" (it was {before.commit[:12]}, of {before.date})" if before and before.commit != commit else ""
+        lockfile.record_repository(lock, repo.uri, RepositoryPin(commit, files, lockfile.today()))
+        was = f" (it was {before.commit[:12]} on {before.date})" if before and before.commit != commit else ""
         access.say(f"{repo.uri} is {commit[:12]}{was}: recorded in {lock}.")
-    return Pulled(place(repo, commit), repo, commit, found, fetched, newer)
+    return Pulled(cache_directory(repo, commit), repo, commit, files, fetched, newer)
 
 
-def _agree(repo: Repository, pin: RepositoryPin | None, expected: Mapping[str, str] | None) -> None:
+def _check_agreement(repo: Repository, pin: RepositoryPin | None, expected: Mapping[str, str] | None) -> None:
     for name, sha256 in (expected or {}).items():
         if pin and pin.files.get(name, sha256) != sha256:
             raise FetchError(
-                f"{repo.uri}: the lock file has another sha256 of {name} than the registry.",
-                "Find out which of the two is right before you change either.",
+                f"{repo.uri}: the lock file and the registry have different sha256 of {name}.",
+                "Find out which one is right before you change either.",
             )
 
 
-def _first(repo: Repository, lock: Path, access: Access) -> str:
-    """The commit that ``repo`` leads to, where ``lock`` does not say."""
+def _current_commit(repo: Repository, lock: Path, access: Access) -> str:
+    """The commit on the Hub of a ``repo`` that is not recorded in ``lock``."""
     if access.is_offline:
         raise Unavailable(
-            f"{repo.uri} was never pulled under {lock}, and offline mode is on.", "Pull it once where there is network."
+            f"{repo.uri} is not recorded in {lock}, and offline mode is on.", "Pull it once with a network connection."
         )
-    return Hub(access).look(repo).commit
+    return Hub(access).snapshot(repo).commit
 
 
-def moved_on(repo: Repository, pin: RepositoryPin, access: Access) -> str | None:
-    """The commit that ``repo`` leads to by now, said, where ``pin`` has another; None where nobody can tell."""
+def report_move(repo: Repository, pin: RepositoryPin, access: Access) -> str | None:
+    """Report a branch or tag that has moved since ``pin``, and return its current commit; otherwise None."""
     if repo.commit is not None:
         return None
     if access.is_offline:
-        access.say(f"Offline: using {repo.uri} as it was pulled, {pin.commit[:12]}.")
+        access.say(f"Offline: using {repo.uri} at the recorded commit {pin.commit[:12]}.")
         return None
     try:
-        now = Hub(access).look(repo).commit
+        current = Hub(access).snapshot(repo).commit
     except (Unavailable, NotFound, Forbidden) as error:
-        access.say(f"{error.message} Using {pin.commit[:12]}, as it was pulled.")
+        access.say(f"{error.message} Using the recorded commit {pin.commit[:12]}.")
         return None
-    if now == pin.commit:
+    if current == pin.commit:
         return None
-    access.say(f"{repo.uri} has moved on to {now[:12]} since {pin.date}: keeping {pin.commit[:12]}. {UPDATE}")
-    return now
+    access.say(
+        f"{repo.uri} has moved to {current[:12]} since {pin.date}: keeping {pin.commit[:12]}. "
+        "Accept the new commit with --update-lock (in Python, update_lock=True)."
+    )
+    return current
 
 
 # --- the cache ---------------------------------------------------------------------------------------------------
 
 
 def home() -> Path:
-    """Where pulled artifacts are."""
+    """The directory of pulled artifacts."""
     return store.home() / "hub"
 
 
-def place(repo: Repository, commit: str) -> Path:
-    """Where the artifact of ``repo`` at ``commit`` is."""
+def cache_directory(repo: Repository, commit: str) -> Path:
+    """The cache directory of ``repo`` at ``commit``."""
     return home() / repo.id.replace("/", "--") / commit
 
 
 def is_pulled(path: Path) -> bool:
-    """Whether ``path`` is in the cache of pulled artifacts, whose files are what somebody else published."""
+    """Whether ``path`` is in the cache of pulled artifacts, which must not be changed."""
     return path.resolve().is_relative_to(home().resolve())
 
 
 def cached(repo: Repository, commit: str, known: Mapping[str, str]) -> dict[str, str] | None:
-    """The sha256 of each file of the artifact in the cache; None where it is not there, or not what it should be.
+    """The sha256 of each file of a cached artifact; None if the artifact is missing or damaged.
 
-    Each file has to be what the listing beside the artifact says, and what ``known`` says of it. Links are not
-    followed, and a file that belongs to artifacts and is not listed is one too many.
+    Each file must match the listing next to it and ``known``. Links are not followed. An artifact's file that is not
+    listed counts as damage.
     """
-    folder = place(repo, commit)
+    folder = cache_directory(repo, commit)
     listing = _listing(folder)
     if not set(NEEDED) <= listing.keys() or any(listing.get(name) != known[name] for name in known):
         return None
     if any(path.is_symlink() for path in (folder.parent, folder, *(folder / name for name in (LISTING, *listing)))):
         return None
     present = artifact.OWN_FILES.intersection(os.listdir(folder))
-    whole = all(store.digest(folder / name) == sha256 for name, sha256 in listing.items())
-    return listing if whole and present == listing.keys() else None
+    intact = all(store.digest(folder / name) == sha256 for name, sha256 in listing.items())
+    return listing if intact and present == listing.keys() else None
 
 
 def _listing(folder: Path) -> dict[str, str]:
-    """What :func:`_fetch` wrote down of the files in ``folder``, in the form of sha256sum."""
+    """The sha256 by file name that :func:`_fetch` wrote into ``folder``, in the format of sha256sum."""
     try:
         lines = read_regular(folder / LISTING, MAX_TEXT_BYTES).decode("utf-8").splitlines()
     except (ZooError, UnicodeDecodeError):
@@ -190,23 +192,23 @@ def _listing(folder: Path) -> dict[str, str]:
 
 
 def _fetch(repo: Repository, known: Mapping[str, str], access: Access) -> dict[str, str]:
-    """Bring the artifact of ``repo``, which is at a commit, into the cache, all of it or nothing."""
+    """Download the artifact of ``repo``, whose revision is a commit, into the cache in one step."""
     if access.is_offline:
-        raise Unavailable(f"{repo.uri} is not in the cache, or damaged there, and offline mode is on.", "Go online.")
-    snapshot = Hub(access).look(repo)
+        raise Unavailable(f"{repo.uri} is missing or damaged in the cache, and offline mode is on.", "Go online.")
+    snapshot = Hub(access).snapshot(repo)
     if not set(NEEDED) <= snapshot.files.keys():
         raise NotAnArtifact(snapshot)
     assert repo.commit is not None
     files = {name: snapshot.files[name] for name in TAKEN if name in snapshot.files}
     if missing := sorted(known.keys() - files.keys()):
-        raise FetchError(f"{repo.uri} has no {missing[0]}, and had one when it was recorded.", UPDATE)
+        raise FetchError(f"{repo.uri} has no {missing[0]}, but had one when it was recorded.", UPDATE)
     paths = {}
     for name, file in files.items():
-        paths[name] = _file(repo, name, file, known.get(name), access)
+        paths[name] = _fetch_file(repo, name, file, known.get(name), access)
         if name == artifact.CONFIG and not _is_artifact(paths[name]):
             raise NotAnArtifact(snapshot)
     hashes = {name: store.digest(path) for name, path in paths.items()}
-    target = place(repo, repo.commit)
+    target = cache_directory(repo, repo.commit)
     _clear(target)
     with staged_directory(target, store.ANOTHER_CACHE, last=LISTING) as staging:
         with explained(target, store.ANOTHER_CACHE):
@@ -220,13 +222,13 @@ def _fetch(repo: Repository, known: Mapping[str, str], access: Access) -> dict[s
     return hashes
 
 
-def _file(repo: Repository, name: str, file: RemoteFile, sha256: str | None, access: Access) -> Path:
-    """One file, verified against the Hub's own description of it, and against ``sha256`` where that is known."""
+def _fetch_file(repo: Repository, name: str, file: RemoteFile, sha256: str | None, access: Access) -> Path:
+    """Download one file, and verify it against the Hub's description and against ``sha256`` if that is known."""
     limit = limits.max_bytes() if name in LARGE else MAX_TEXT_BYTES
     if file.size > limit:
-        raise FetchError(f"{repo.uri}: {name} has {file.size:,} bytes, more than {limit:,}.", "It is no artifact.")
+        raise FetchError(f"{repo.uri}: {name} has {file.size:,} bytes, more than {limit:,}.", "Check the repository.")
     if sha256 and file.sha256 and sha256 != file.sha256:
-        raise FetchError(f"{repo.uri}: {name} has sha256 {file.sha256} there, and was recorded with {sha256}.", CHANGED)
+        raise FetchError(f"{repo.uri}: {name} has sha256 {file.sha256}, but {sha256} is recorded.", CHANGED)
     uri = f"{repo.uri.partition('@')[0]}/{name}@{repo.revision}"
     known = sha256 or file.sha256
     for _ in range(2):
@@ -236,39 +238,36 @@ def _file(repo: Repository, name: str, file: RemoteFile, sha256: str | None, acc
             bytes=file.size,
             limit=limit,
             record=False,
-            check=lambda path: None,  # the Hub's own description of the file is compared below
-            access=replace(access, update_lock=known is None),  # without a hash the client's copy cannot be checked
+            check=lambda path: None,  # the Hub's description of the file is checked below
+            access=replace(access, update_lock=known is None),  # without a hash, do not trust the client's cache
         )
         if file.sha256 is not None or file.blob is None or _blob(path) == file.blob:
             return path
         if sha256:
-            raise FetchError(f"{uri} is another file there than the one that was recorded with {sha256}.", CHANGED)
-        # What the client calls the file by may be wrong, too; a copy that it has under that name would be in the way.
+            raise FetchError(f"{uri} is not the file with the recorded sha256 {sha256}.", CHANGED)
+        # The client's cache may map this name to wrong bytes. Remove the pointer, so the client downloads it again.
         path.unlink(missing_ok=True)
-        if client_copy := client.kept(parse(uri)):
-            client.forget(client_copy)
+        if pointer := client.cached_path(parse(uri)):
+            client.remove_pointer(pointer)
     raise FetchError(
-        f"{uri} is not the file that the Hub describes: its bytes are others.",
-        "Try again; if it stays so, do not use this endpoint.",
+        f"{uri} is not the file that the Hub describes: git's hash differs.",
+        "Try again, or use another endpoint.",
     )
 
 
 def _blob(path: Path) -> str:
-    """The hash by which git knows a file with these bytes."""
+    """The hash that git gives to a file with these bytes."""
     data = read_regular(path, limits.max_bytes())
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def _is_artifact(config: Path) -> bool:
-    """Whether a ``config.json`` is one of ours; PyLO's repositories have one, too."""
+    """Whether ``config`` is an artifact's ``config.json``; PyLO's repositories have another file of that name."""
     return b'"format_version"' in read_regular(config, MAX_TEXT_BYTES)
 
 
 def _clear(target: Path) -> None:
-    """Make way for the directory ``target``, whose lock the caller holds.
-
-    Removed are links and files in its place, and what a process that was killed had begun to write for it.
-    """
+    """Remove a link or file at ``target``, and the temporary files of killed processes. The caller holds the lock."""
     with explained(target, store.ANOTHER_CACHE):
         store.real_folder(target.parent)
         if target.is_symlink() or target.is_file():

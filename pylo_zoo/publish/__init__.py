@@ -1,4 +1,4 @@
-"""Publishing an artifact on the Hub: what goes (:mod:`~pylo_zoo.publish.plan`), its card, and sending it.
+"""Publishes an artifact on the Hub: prepares the files (:mod:`~pylo_zoo.publish.plan`) and the card, and commits them.
 
 ``pylo-zoo publish DIR --repo-id ORG/NAME`` calls :func:`publish`.
 """

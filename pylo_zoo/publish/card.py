@@ -1,7 +1,7 @@
-"""The model card, ``README.md`` of a published artifact: whose work it is, how to use it, and what proves it.
+"""Renders the model card, the ``README.md`` of a published artifact: authors, usage, parity and limits.
 
-The same input gives the same bytes. Whatever comes from elsewhere, a name, a note, a licence, is shown and never
-obeyed: the template escapes all that is not marked as Markdown here, and YAML is written by its own dumper.
+The same input gives the same bytes. Names, notes and licenses from other people cannot inject Markdown or YAML: the
+template escapes every value that is not marked as :class:`Markdown`, and a YAML dumper writes the front matter.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pylo_zoo import config, converters, usage
 from pylo_zoo.errors import ZooError
 from pylo_zoo.parity import markdown, phrases
 from pylo_zoo.parity.report import Report
-from pylo_zoo.publish import words
+from pylo_zoo.publish import card_text
 
 if TYPE_CHECKING:
     from pylo_zoo.artifact import Artifact
@@ -37,15 +37,15 @@ _LEARNED_DECAYS = ("momentum_decays", "rms_decays", "adafactor_decays")
 
 @dataclass(frozen=True)
 class About:
-    """What a card says besides what the artifact and its report do.
+    """The facts for a card that are neither in the artifact nor in its report.
 
     Attributes:
         repo_id: ``ORG/NAME`` on the Hub.
-        license: of the weights, as an SPDX identifier, ``unknown``, ``other``, or a name of its own.
-        license_stated: whether the publisher stated it, since the registry did not.
-        entry: of the registry: whose work it is, and which paper describes it; None for a file that no entry names.
-        verified: whether the proof was repeated, and passed, when this was published.
-        files: the size in bytes of each file of the repository; only what is named here is linked to.
+        license: of the weights: an SPDX identifier, ``unknown``, ``other``, or another name.
+        license_stated: whether the license comes from the publisher, not from the registry.
+        entry: the registry entry of the checkpoint, or None.
+        verified: whether the parity check was repeated before publishing, and passed.
+        files: the size in bytes of each published file. The card links only to these.
     """
 
     repo_id: str
@@ -57,67 +57,69 @@ class About:
 
 
 class Markdown(str):
-    """Text that is Markdown already, and not escaped again."""
+    """Text that is already Markdown, so it is not escaped."""
 
     __slots__ = ()
 
 
-def render_card(made: Artifact, report: Report | None, about: About) -> str:
-    """The card of ``made``: front matter for the Hub, then Markdown.
+def render_card(artifact: Artifact, report: Report | None, about: About) -> str:
+    """Render the card of ``artifact``: YAML front matter for the Hub, then Markdown.
 
     Args:
-        made: what is published.
-        report: its report of parity; None without one.
-        about: the rest.
+        artifact: the published artifact.
+        report: its parity report, or None.
+        about: further facts.
 
     Raises:
-        ZooError: ``report`` is on other weights, or the repository's name is none.
+        ZooError: ``report`` is about other weights, or the name of the repository is invalid.
     """
     if not _REPO.fullmatch(about.repo_id):
-        raise ZooError(f"{about.repo_id!r} is no name of a repository.", "It must be ORG/NAME.")
-    if report is not None and report.fingerprint != made.fingerprint:
+        raise ZooError(f"{about.repo_id!r} is not the name of a repository.", "Give ORG/NAME.")
+    if report is not None and report.fingerprint != artifact.fingerprint:
         raise ZooError(
-            f"The report is not on {made.name} as it is (another fingerprint).",
-            "Prove it again: `pylo-zoo verify DIR`.",
+            f"The parity report of {artifact.name} is about other weights: its fingerprint differs.",
+            "Run `pylo-zoo verify DIR` again.",
         )
-    card = Card(made, report, about)
+    card = Card(artifact, report, about)
     environment = Environment(
         loader=PackageLoader("pylo_zoo.publish", ""),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_shown,
+        finalize=_escape,
     )
     environment.filters["markdown"] = Markdown
-    content = environment.get_template(TEMPLATE).render(card=card, about=about, made=made, report=report, code=code)
-    return content + "\n"
+    template = environment.get_template(TEMPLATE)
+    return template.render(card=card, about=about, artifact=artifact, report=report, code=code) + "\n"
 
 
-def _shown(value: Any) -> str:
+def _escape(value: Any) -> str:
     return value if isinstance(value, Markdown) else markdown.escaped(str(value))
 
 
 def code(text: str) -> Markdown:
-    """``text`` as code; escaped instead where it has what could end the code."""
+    """``text`` as Markdown code; escaped text instead if it contains characters that could end the code."""
     return Markdown(f"`{text}`" if _CODE.fullmatch(text) and text.strip() == text else markdown.escaped(text))
 
 
-def front_matter(made: Artifact, report: Report | None, about: About) -> dict[str, Any]:
-    """What the Hub reads of a card."""
-    paper = _arxiv(made, about)
-    tags = ["learned-optimizer", "pytorch", "optimizer", LIBRARY, made.family, *([f"arxiv:{paper}"] if paper else [])]
-    found: dict[str, Any] = {"library_name": LIBRARY, **words.license_fields(about.license), "tags": _unique(tags)}
-    uris = [source.uri for source in about.entry.sources] if about.entry else [made.source.uri]
-    bases = _unique(match[1] for uri in uris if (match := _ON_THE_HUB.match(uri)))
+def front_matter(artifact: Artifact, report: Report | None, about: About) -> dict[str, Any]:
+    """The front matter, which the Hub reads."""
+    paper = _arxiv(artifact, about)
+    tags = ["learned-optimizer", "pytorch", "optimizer", LIBRARY, artifact.family]
+    tags += [f"arxiv:{paper}"] if paper else []
+    license = card_text.license_fields(about.license)
+    fields: dict[str, Any] = {"library_name": LIBRARY, **license, "tags": _unique_lines(tags)}
+    uris = [source.uri for source in about.entry.sources] if about.entry else [artifact.source.uri]
+    bases = _unique_lines(match[1] for uri in uris if (match := _ON_THE_HUB.match(uri)))
     if bases:
-        found["base_model"] = bases[0] if len(bases) == 1 else bases
+        fields["base_model"] = bases[0] if len(bases) == 1 else bases
     if report is not None and report.checks:
-        found["model-index"] = [{"name": _line(made.name), "results": [_result(report)]}]
-    return found
+        fields["model-index"] = [{"name": _single_line(artifact.name), "results": [_result(report)]}]
+    return fields
 
 
 def _result(report: Report) -> dict[str, Any]:
-    """The parity figures as the Hub's evaluation results."""
+    """The parity figures in the form of the Hub's evaluation results."""
     metrics = [
         {
             "type": "max-relative-error",
@@ -138,93 +140,91 @@ def _result(report: Report) -> dict[str, Any]:
     }
 
 
-def _arxiv(made: Artifact, about: About) -> str | None:
+def _arxiv(artifact: Artifact, about: About) -> str | None:
     if about.entry:
-        return words.arxiv_number(about.entry.paper.arxiv) if about.entry.paper else None
-    return words.arxiv_number(converters.get(made.family).paper)
+        return card_text.arxiv_number(about.entry.paper.arxiv) if about.entry.paper else None
+    return card_text.arxiv_number(converters.get(artifact.family).paper)
 
 
-def _line(text: str) -> str:
+def _single_line(text: str) -> str:
     return " ".join(phrases.plain(text).split())
 
 
-def _unique(values: Any) -> list[str]:
-    return list(dict.fromkeys(map(_line, values)))
+def _unique_lines(values: Any) -> list[str]:
+    return list(dict.fromkeys(map(_single_line, values)))
 
 
 @dataclass(frozen=True)
 class Card:
-    """What the template asks for: sentences and rows worked out of the three."""
+    """The texts and table rows that the template inserts."""
 
-    made: Artifact
+    artifact: Artifact
     report: Report | None
     about: About
 
     @cached_property
     def family(self) -> converters.Family:
         """The family of the checkpoint."""
-        return converters.get(self.made.family)
+        return converters.get(self.artifact.family)
 
     @property
     def front(self) -> Markdown:
         """The front matter, as YAML."""
-        values = front_matter(self.made, self.report, self.about)
+        values = front_matter(self.artifact, self.report, self.about)
         return Markdown(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=10_000).strip())
 
     @property
     def repo(self) -> Markdown:
-        """The repository, whose name :func:`render_card` has checked."""
+        """The name of the repository, which :func:`render_card` has checked."""
         return Markdown(self.about.repo_id)
 
     @property
     def doubts(self) -> str | None:
-        """Why nobody should take it for proven; None where it is."""
+        """Why parity is not verified; None if it is."""
         if self.report is None:
-            return (
-                "It comes without any report of parity: nobody has shown that it computes what its original computes."
-            )
+            return "It has no parity report: whether it computes what the original computes is unknown."
         if self.report.status == "failed":
-            return "Its proof of parity failed: it does not compute what its original computes. See below."
+            return "Its parity check failed: it does not compute what the original computes. See below."
         if self.report.status == "not_run":
-            return f"Whether it computes what its original computes was not tested ({self.report.reason})."
-        return None if self.about.verified else "Its publisher did not repeat the proof when publishing it."
+            return f"Whether it computes what the original computes was not checked ({self.report.reason})."
+        return None if self.about.verified else "Its publisher did not repeat the parity check before publishing."
 
     @property
     def parameters(self) -> int:
-        """Numbers that the network consists of."""
-        return sum(tensor.numel() for tensor in self.made.state_dict().values())
+        """The number of weights of the network."""
+        return sum(tensor.numel() for tensor in self.artifact.state_dict().values())
 
     @property
     def use(self) -> Markdown:
-        """The lines that train with it."""
-        return Markdown("\n".join(usage.training(self.made.family, f"hf://{self.about.repo_id}")))
+        """Python code that trains with it."""
+        return Markdown("\n".join(usage.training(self.artifact.family, f"hf://{self.about.repo_id}")))
 
     @property
     def needs_loss(self) -> bool:
-        """Whether each step has to be given the loss."""
+        """Whether each step requires the loss."""
         from pylo_zoo.optim import optimizer_class
 
-        return optimizer_class(self.made.family).needs_loss
+        return optimizer_class(self.artifact.family).needs_loss
 
     @property
     def sources(self) -> list[tuple[str, str | None]]:
-        """Address of each file of the original, and where a browser finds it."""
-        uris = [each.uri for each in self.about.entry.sources] if self.about.entry else [self.made.source.uri]
-        return [(uri, words.web_address(uri)) for uri in uris]
+        """The address of each original file, and its address for a browser."""
+        uris = [each.uri for each in self.about.entry.sources] if self.about.entry else [self.artifact.source.uri]
+        return [(uri, card_text.web_address(uri)) for uri in uris]
 
     @property
     def origin(self) -> str | None:
-        """Who publishes the original; None where nobody says."""
+        """The publisher of the original, or None if unknown."""
         if self.about.entry:
             origin = self.about.entry.weights.origin
             return LIBRARY if origin == "this package" else origin
-        scheme, _, rest = self.made.source.uri.partition("://")
+        scheme, _, rest = self.artifact.source.uri.partition("://")
         return rest.partition("/")[0] if scheme in ("hf", "gs", "https") and rest else None
 
     @property
     def arxiv(self) -> str | None:
-        """The paper's number."""
-        return _arxiv(self.made, self.about)
+        """The paper's arXiv number."""
+        return _arxiv(self.artifact, self.about)
 
     @property
     def title(self) -> str | None:
@@ -233,66 +233,66 @@ class Card:
 
     @property
     def parity(self) -> Markdown:
-        """The section about the report."""
+        """The parity report as Markdown."""
         assert self.report is not None
         return Markdown(markdown.render_markdown(self.report).strip())
 
     @property
     def has(self) -> Mapping[str, bool]:
-        """Which of the files about parity are in the repository."""
+        """Which of the parity files are published."""
         names = {"plot": PLOT, "page": PAGE, "proof": PROOF, "vectors": VECTORS}
         return {word: name in self.about.files for word, name in names.items()}
 
     @property
     def hyperparameters(self) -> list[tuple[str, list[tuple[Markdown, Markdown]]]]:
-        """Sections of names and values."""
-        tensors = self.made.state_dict()
+        """Sections of (name, value) rows."""
+        tensors = self.artifact.state_dict()
         learned = {name: tensors[name].flatten().tolist() for name in _LEARNED_DECAYS if name in tensors}
         sections = {
-            "Architecture": config.to_dict(self.made.architecture),
-            "Behaviour, which no shape says": config.to_dict(self.made.behavior),
+            "Architecture": config.to_dict(self.artifact.architecture),
+            "Behavior": config.to_dict(self.artifact.behavior),
             "Learned offsets of the decays": learned,
-            "Defaults of the optimizer": dict(self.made.defaults),
+            "Optimizer defaults": dict(self.artifact.defaults),
         }
         return [
-            (title, [(code(name), code(words.value(value))) for name, value in values.items()])
+            (title, [(code(name), code(card_text.format_value(value))) for name, value in values.items()])
             for title, values in sections.items()
             if values
         ]
 
     @property
     def trained(self) -> bool | None:
-        """Whether the weights were meta-trained; None where nobody says."""
+        """Whether the weights were meta-trained; None if unknown."""
         return self.about.entry.trained if self.about.entry else None
 
     @property
     def intended(self) -> str:
-        """What it is for."""
-        return words.INTENDED[self.trained]
+        """The intended use."""
+        return card_text.INTENDED[self.trained]
 
     @property
     def limits(self) -> list[Markdown]:
-        """What it needs, what it costs, and what nobody knows of it, a sentence or a few each."""
+        """Its requirements, costs and limits, one list item each."""
         return [Markdown(each) for each in self._limits()]
 
     def _limits(self) -> Iterator[str]:
-        yield words.TRAINED[self.trained]
+        yield card_text.TRAINED[self.trained]
         if self.needs_loss:
-            yield words.NEEDS_LOSS
-        yield from words.OF_FAMILY.get(self.made.family, ())
-        yield words.COST[self.made.family == "celo-adam"]
-        if said := words.memory(config.to_dict(self.made.behavior)):
-            yield said
-        yield words.NOT_SHOWN
+            yield card_text.NEEDS_LOSS
+        yield from card_text.OF_FAMILY.get(self.artifact.family, ())
+        yield card_text.COST[self.artifact.family == "celo-adam"]
+        if size := card_text.state_size(config.to_dict(self.artifact.behavior)):
+            yield size
+        yield card_text.NOT_SHOWN
 
     @property
     def files(self) -> list[tuple[Markdown, str, str]]:
         """Name, size and purpose of each file."""
-        drawn = (PAGE, PLOT)  # their sizes depend on what draws them, and the card must not
+        drawn = (PAGE, PLOT)  # their sizes depend on library versions; the card must not
         sizes = {name: "–" if name in drawn else f"{size:,}" for name, size in sorted(self.about.files.items())}
-        return [(code(name), size, words.FILES.get(name, "")) for name, size in sizes.items()]
+        return [(code(name), size, card_text.FILES.get(name, "")) for name, size in sizes.items()]
 
     @property
     def citation(self) -> Markdown | None:
-        """BibTeX of the paper; None without one."""
-        return Markdown(words.bibtex(self.arxiv, self.title)) if self.arxiv else None
+        """BibTeX of the paper, or None."""
+        return Markdown(card_text.bibtex(self.arxiv, self.title)) if self.arxiv else None

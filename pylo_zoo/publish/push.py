@@ -1,7 +1,8 @@
-"""Publishing: one commit, on top of what was looked at, and read back; or nothing, with a message that says why.
+"""Publishes an artifact in one commit and reads it back.
 
-Whatever happens on the way, running it again finishes the job: a repository that was made but stayed empty is filled, a
-commit whose answer was lost is found, a tag that is missing is set, and what is there already is not sent twice.
+The commit fails if the repository has changed since it was checked. An interrupted run can be repeated: it fills a
+repository that was created but stayed empty, finds a commit whose response was lost, sets a missing tag, and does not
+send files that the Hub already has.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from pylo_zoo.hub.api import Hub, Refs, Snapshot
 from pylo_zoo.hub.names import COMMIT, MAIN, Repository, is_revision
 from pylo_zoo.publish import registry_file, secrets
 from pylo_zoo.publish.plan import DERIVED, PUBLISHED, PublishPlan, prepare, without_time
-from pylo_zoo.publish.records import Options, Published, Step
+from pylo_zoo.publish.records import Change, Options, Published
 
 MARK = "pylo-zoo content: sha256:"
-"""In a commit's description, before the hash of what it publishes: by this it is known when its answer was lost."""
+"""Precedes the content hash in a commit's description. It identifies a commit whose response was lost."""
 
 
 def publish(
@@ -39,24 +40,24 @@ def publish(
     """Publish the artifact at ``directory`` as ``repo_id``, in one commit, and read it back.
 
     Args:
-        directory: of an artifact, whose parity passed.
+        directory: the directory of an artifact with a passing parity report.
         repo_id: ``ORG/NAME``.
-        license: of the weights, where nobody has said.
-        allow_unverified: without a passing parity report, which the card then says.
+        license: of the weights, if it is unknown.
+        allow_unverified: publish without a passing parity report; the card then has a warning.
         options: branch, tag, message and so on.
-        dry_run: send nothing; say what would go.
-        access: how to reach the Hub; ``access.token`` is the token.
+        dry_run: send nothing, and return the planned changes.
+        access: how to reach the Hub, with ``access.token``.
 
     Raises:
-        ZooError: the artifact is not fit to be published (:func:`pylo_zoo.publish.plan.prepare`), the repository holds
-            something else, or the registry cannot be updated.
-        Conflict: somebody else published meanwhile; nothing of theirs is lost, and nothing of ours was written.
-        Forbidden, Unavailable, FetchError: what the Hub says; or what it gives back is not what was sent.
+        ZooError: the artifact cannot be published (see :func:`pylo_zoo.publish.plan.prepare`), the repository has other
+            content, or the registry cannot be updated.
+        Conflict: another user published at the same time. Their commit stays, and nothing was written.
+        Forbidden, Unavailable, FetchError: the Hub rejects the request, or returns other bytes than were sent.
     """
     access, options = access or Access(), options or Options()
     repo = Repository.parse(repo_id)
     if repo.revision is not None:
-        raise ZooError(f"{repo_id} names a revision.", "Give ORG/NAME, and a branch with --revision.")
+        raise ZooError(f"{repo_id} names a revision.", "Give ORG/NAME, and the branch with --revision.")
     token = _token(access)
     _check_options(options, token)
     plan = prepare(directory, repo, license=license, allow_unverified=allow_unverified, token=token)
@@ -66,26 +67,29 @@ def publish(
 
 
 def send(plan: PublishPlan, options: Options, access: Access) -> Published:
-    """Send what was prepared; raises as :func:`publish`."""
+    """Publish a prepared plan; see :func:`publish` for the errors."""
     return _Push(plan, options, access).run()
 
 
 def _check_options(options: Options, token: str | None) -> None:
-    for word, name in (("--revision", options.branch), ("--tag", options.tag)):
+    for option, name in (("--revision", options.branch), ("--tag", options.tag)):
         if name is not None and (COMMIT.fullmatch(name) or name.startswith("refs/")):
-            raise ZooError(f"{word} {name} is a commit or a reference.", f"Give a name of your own with {word}.")
+            raise ZooError(f"{option} {name} is a commit or a reference.", f"Give another name with {option}.")
         if name is not None and not is_revision(name):
-            raise ZooError(f"{word} {name[:100]!r} is no name.", "Use letters, digits, and . _ - + / between them.")
+            raise ZooError(
+                f"{option} {name[:100]!r} is not a valid name.", "Use letters, digits, and . _ - + / between them."
+            )
     if options.branch is not None and options.branch == options.tag:
-        raise ZooError(f"A branch and a tag cannot both be called {options.tag}.", "Give one of them another name.")
-    if found := list(secrets.find_secrets({"--commit-message": (options.message or "").encode()}, token)):
-        raise ZooError(f"{'; '.join(found)}.", "Nothing was sent. Revoke it if anybody has seen it.")
+        raise ZooError(f"The branch and the tag have the same name {options.tag}.", "Give one of them another name.")
+    if leaks := list(secrets.find_secrets({"--commit-message": (options.message or "").encode()}, token)):
+        raise ZooError(f"{'; '.join(leaks)}.", "Remove it, and revoke it if anyone has seen it.")
     if options.create_pr and (options.branch not in (None, MAIN) or options.tag is not None):
         raise ZooError(
-            "A pull request goes to the main branch, and has no tag.", "Leave --revision and --tag out, or --create-pr."
+            "--create-pr cannot be combined with --revision or --tag: a pull request has no tag and targets main.",
+            "Leave --revision and --tag out.",
         )
     if options.create_pr and options.registry is not None:
-        raise ZooError("What is only proposed is not pinned.", "Leave --update-registry out until it is merged.")
+        raise ZooError("--create-pr cannot be combined with --update-registry.", "Pin the commit after the merge.")
 
 
 def _token(access: Access) -> str | None:
@@ -95,7 +99,7 @@ def _token(access: Access) -> str | None:
 
 
 class _Push:
-    """One publication under way."""
+    """One run of publishing."""
 
     def __init__(self, plan: PublishPlan, options: Options, access: Access) -> None:
         self.plan, self.options, self.access = plan, options, access
@@ -104,107 +108,110 @@ class _Push:
         self.created = False
         self.sent = False
 
-    # --- looking ---------------------------------------------------------------------------------------------
+    # --- checks ----------------------------------------------------------------------------------------------
 
     def dry(self) -> Published:
-        """What would happen, as far as it can be known without sending anything."""
+        """Return the planned changes without sending anything."""
         try:
-            there = self._look()
-            changes = self._permitted(there)
+            current = self._current()
+            changes = self._allowed_changes(current)
         except Unavailable as error:
-            self.access.say(f"{error.message} So it is not known what is there already.")
+            self.access.say(f"{error.message} The content of the repository is unknown.")
             return Published(self.plan, dict.fromkeys(self.plan.files, "added"), self.hub.url(self.target))
         return Published(
             self.plan,
             changes,
             self.hub.url(self.target),
-            exists=there is not None,
-            private=self.options.private if there is None else there.private,
+            exists=current is not None,
+            private=self.options.private if current is None else current.private,
         )
 
-    def _look(self) -> Snapshot | None:
-        """What the branch holds, or the main one where it is missing; None where there is no repository."""
+    def _current(self) -> Snapshot | None:
+        """The branch, or the main branch if it is missing; None if the repository does not exist."""
         try:
-            there = self.hub.look(self.plan.repo)
+            main = self.hub.snapshot(self.plan.repo)
         except NotFound:
             return None
         branch = self.target.revision
         if branch is None or branch not in self.hub.refs(self.plan.repo).branches:
-            return there
-        return self.hub.look(self.target)
+            return main
+        return self.hub.snapshot(self.target)
 
-    def _changes(self, there: Snapshot | None) -> dict[str, Step]:
-        files = there.files if there else {}
-        changes: dict[str, Step] = {}
+    def _changes(self, current: Snapshot | None) -> dict[str, Change]:
+        files = current.files if current else {}
+        changes: dict[str, Change] = {}
         for name in PUBLISHED:
             if name in self.plan.files:
                 same = self.plan.same(name, files.get(name))
                 changes[name] = "same" if same else "changed" if name in files else "added"
             elif name in files:
                 changes[name] = "deleted"
-        if there and self._only_the_time(changes, there):
+        if current and self._only_time_differs(changes, current):
             return dict.fromkeys(changes, "same")
         return changes
 
-    def _only_the_time(self, changes: Mapping[str, Step], there: Snapshot) -> bool:
-        """Whether nothing differs but when parity was checked, and pictures of that."""
-        odd = {name for name, what in changes.items() if what != "same"}
-        if odd - {artifact.PARITY, *DERIVED} or any(changes[name] != "changed" for name in odd):
+    def _only_time_differs(self, changes: Mapping[str, Change], current: Snapshot) -> bool:
+        """Whether the files differ only in the time of the parity check and in renderings of the report."""
+        differing = {name for name, change in changes.items() if change != "same"}
+        if differing - {artifact.PARITY, *DERIVED} or any(changes[name] != "changed" for name in differing):
             return False
-        if artifact.PARITY not in odd:
+        if artifact.PARITY not in differing:
             return True
-        theirs = self.hub.read(there.repo.at(there.commit), artifact.PARITY)
+        theirs = self.hub.read(current.repo.at(current.commit), artifact.PARITY)
         return without_time(theirs) == without_time(self.plan.files[artifact.PARITY])
 
-    def _permitted(self, there: Snapshot | None) -> dict[str, Step]:
-        """What becomes of each file; refused where that, or the tag, would replace what is not ours to replace."""
-        changes = self._changes(there)
-        if there is None:
+    def _allowed_changes(self, current: Snapshot | None) -> dict[str, Change]:
+        """How each file changes.
+
+        Raises:
+            ZooError: the options do not allow the changes or the tag.
+        """
+        changes = self._changes(current)
+        if current is None:
             return changes
-        if self.options.private and not there.private:
+        if self.options.private and not current.private:
             raise ZooError(
-                f"{self.plan.repo.uri} is public, and --private makes new repositories alone private.",
+                f"{self.plan.repo.uri} is public, and --private applies only to new repositories.",
                 "Make it private on its page, or leave --private out.",
             )
         is_same = set(changes.values()) <= {"same"}
-        holds = sorted(name for name in there.files if name not in (".gitattributes", artifact.CARD))
-        if holds and not (is_same or self.options.exist_ok or self.options.create_pr):
+        others = sorted(name for name in current.files if name not in (".gitattributes", artifact.CARD))
+        if others and not (is_same or self.options.exist_ok or self.options.create_pr):
             raise ZooError(
-                f"{there.repo.uri} exists and holds something else ({', '.join(holds[:4])}).",
-                "--exist-ok publishes a new version there, --create-pr proposes one.",
+                f"{current.repo.uri} exists and has other content ({', '.join(others[:4])}).",
+                "Publish a new version with --exist-ok, or propose one with --create-pr.",
             )
         tag, branch = self.options.tag, self.options.branch
         refs = self.hub.refs(self.plan.repo) if tag or branch else Refs({}, {}, {})
         if branch in refs.tags or tag in refs.branches:
-            raise ZooError(
-                f"{self.plan.repo.uri} has a {'tag' if branch in refs.tags else 'branch'} of that name.",
-                "A branch and a tag of one name hide each other: give another name.",
-            )
+            kind, name = ("tag", branch) if branch in refs.tags else ("branch", tag)
+            raise ZooError(f"{self.plan.repo.uri} already has a {kind} {name}.", "Give another name.")
         tagged = refs.tags.get(tag) if tag else None
         if tagged is not None and not self._is_at(tagged):
             raise ZooError(
-                f"{self.plan.repo.uri} has a tag {tag} already, on {tagged[:12]}.", "Tags are not moved: give another."
+                f"{self.plan.repo.uri} already has a tag {tag} on {tagged[:12]}.",
+                "Give another one: tags are not moved.",
             )
         return changes
 
     def _is_at(self, commit: str) -> bool:
-        """Whether ``commit`` holds just this content; others may have committed more since a run that was cut off."""
-        return set(self._changes(self.hub.look(self.plan.repo.at(commit))).values()) <= {"same"}
+        """Whether ``commit`` has exactly our content. Other users may have committed since an interrupted run."""
+        return set(self._changes(self.hub.snapshot(self.plan.repo.at(commit))).values()) <= {"same"}
 
     # --- sending ---------------------------------------------------------------------------------------------
 
     def run(self) -> Published:
-        """Publish."""
+        """Publish: check, commit, read back, tag and pin."""
         self.hub.whoami(self.plan.repo)
-        there = self._look()
-        changes = self._permitted(there)
-        ready = self._ready(there)
-        if ready is not there:
-            changes = self._permitted(ready)  # again: somebody else may have made it meanwhile
-        there, commit, request = ready, ready.commit, None
+        current = self._current()
+        changes = self._allowed_changes(current)
+        base = self._prepare_branch(current)
+        if base is not current:
+            changes = self._allowed_changes(base)  # another user may have created it in the meantime
+        commit, pull_request = base.commit, None
         if not set(changes.values()) <= {"same"}:
-            commit, request = self._commit(there, changes)
-        hashes = self._read_back(commit, {name for name, what in changes.items() if what != "same"})
+            commit, pull_request = self._commit(base, changes)
+        hashes = self._read_back(commit, {name for name, change in changes.items() if change != "same"})
         if self.options.tag:
             self._tag(self.options.tag, commit)
         if self.options.registry is not None:
@@ -212,41 +219,41 @@ class _Push:
         return Published(
             self.plan,
             changes,
-            request or self.hub.url(self.plan.repo.at(commit)),
+            pull_request or self.hub.url(self.plan.repo.at(commit)),
             commit,
             self.created,
-            request,
+            pull_request,
             not self.created,
-            there.private,
+            base.private,
             self.sent,
         )
 
-    def _ready(self, there: Snapshot | None) -> Snapshot:
-        """The branch to commit to, made where it is missing."""
-        if there is None:
+    def _prepare_branch(self, current: Snapshot | None) -> Snapshot:
+        """The branch to commit to; creates the repository and the branch if they are missing."""
+        if current is None:
             try:
                 self.hub.create(self.plan.repo, private=self.options.private)
                 self.created = True
             except Conflict:
-                self.access.say(f"{self.plan.repo.uri} was there when it was to be made.")
-            there = self.hub.look(self.plan.repo)
-        if there.repo != self.target:
+                self.access.say(f"{self.plan.repo.uri} was created by another process in the meantime.")
+            current = self.hub.snapshot(self.plan.repo)
+        if current.repo != self.target:
             self.hub.branch(self.plan.repo, self.target.revision or MAIN)
-            there = self.hub.look(self.target)
-        return there
+            current = self.hub.snapshot(self.target)
+        return current
 
-    def _commit(self, there: Snapshot, changes: Mapping[str, Step]) -> tuple[str, str | None]:
-        """Commit on top of ``there``; the commit, and the pull request's address.
+    def _commit(self, base: Snapshot, changes: Mapping[str, Change]) -> tuple[str, str | None]:
+        """Commit on top of ``base``. Returns the commit and the address of the pull request.
 
-        A call whose answer is lost may have been heard: what there is now says whether it was.
+        A commit may succeed although its response is lost, so each retry first looks for it in the history.
         """
-        add = {name: self.plan.files[name] for name, what in changes.items() if what in ("added", "changed")}
-        delete = [name for name, what in changes.items() if what == "deleted"]
+        add = {name: self.plan.files[name] for name, change in changes.items() if change in ("added", "changed")}
+        delete = [name for name, change in changes.items() if change == "deleted"]
         title = self.options.message or f"Publish {self.plan.artifact.name} with pylo-zoo"
         policy, attempt = self.access.policy, 1
         while True:
-            if attempt > 1 or self.options.create_pr:  # a proposal may be open from a run that was killed
-                done = self._find(there)
+            if attempt > 1 or self.options.create_pr:  # a killed run may have left an open pull request
+                done = self._find(base)
                 if done is not None:
                     return done
             try:
@@ -256,100 +263,99 @@ class _Push:
                     delete,
                     title=title,
                     message=f"{MARK}{self.plan.digest}",
-                    parent=there.commit,
+                    parent=base.commit,
                     create_pr=self.options.create_pr,
                 )
                 self.sent = True
                 return done
             except (Conflict, Unavailable) as error:
                 fault = error
-            # Out of the handler: what goes wrong from here on has nothing to do with it.
+            # Outside the handler, so later errors do not have this one as their context.
             if isinstance(fault, Conflict):
-                done = self._find(there)
+                done = self._find(base)
                 if done is not None:
                     return done
-                raise self._beaten(there, fault)
+                raise self._explain_conflict(base, fault)
             attempt += 1
             wait = fault.after or 0.0
             if attempt > policy.attempts or wait > policy.longest:
-                return self._found_or(there, fault)
+                return self._find_or_raise(base, fault)
             policy.sleep(max(wait, min(policy.backoff * 2 ** (attempt - 2), policy.longest)))
 
-    def _found_or(self, there: Snapshot, error: Unavailable) -> tuple[str, str | None]:
-        """As :meth:`_find`; raises ``error`` where it was not heard, or nobody says."""
+    def _find_or_raise(self, base: Snapshot, error: Unavailable) -> tuple[str, str | None]:
+        """The result of :meth:`_find`; raises ``error`` if the commit is not found or the Hub does not answer."""
         try:
-            done = self._find(there)
+            done = self._find(base)
         except FetchError:
             done = None
         if done is None:
             raise error from None
         return done
 
-    def _find(self, there: Snapshot) -> tuple[str, str | None] | None:
-        """The commit of just this content on top of ``there``, where there is one already."""
+    def _find(self, base: Snapshot) -> tuple[str, str | None] | None:
+        """An existing commit of exactly this content on top of ``base``, and its pull request, or None."""
         mark = f"{MARK}{self.plan.digest}"
         heads: dict[str, str | None] = {self.target.revision or MAIN: None}
         if self.options.create_pr:
             discussions = f"{self.hub.url(self.plan.repo)}/discussions"
             heads = {name: f"{discussions}/{name.rpartition('/')[2]}" for name in self._pulls()}
-        for head, request in heads.items():
+        for head, pull_request in heads.items():
             history = self.hub.history(replace(self.plan.repo, revision=head))
-            above = list(takewhile(lambda commit: commit.id != there.commit, history))
+            above = list(takewhile(lambda commit: commit.id != base.commit, history))
             if len(above) == len(history):
-                continue  # it stands on something older, or the branch was created again
+                continue  # it is not based on this commit, or the branch was recreated
             for commit in above:
                 if mark in commit.message or mark in commit.title:
-                    return commit.id, request
+                    return commit.id, pull_request
         return None
 
     def _pulls(self) -> list[str]:
         return sorted(self.hub.refs(self.plan.repo).pulls)
 
-    def _beaten(self, there: Snapshot, error: Conflict) -> Conflict:
-        """Who was first."""
+    def _explain_conflict(self, base: Snapshot, error: Conflict) -> Conflict:
+        """``error`` with the commit that caused it, if the Hub reports one."""
         try:
             last = self.hub.history(self.target)[0]
         except (FetchError, IndexError):
             return error
-        if last.id == there.commit:
+        if last.id == base.commit:
             return error
         return Conflict(
-            f"{self.target.uri} was published to by somebody else meanwhile ({last.id[:12]}, {last.title!r}); nothing "
-            "was written over it.",
-            "Look at what is there now; running this again publishes on top of it.",
+            f"Another commit was made to {self.target.uri} in the meantime: {last.id[:12]}, {last.title!r}.",
+            "Check it, then run this again to publish on top of it: nothing was overwritten.",
         )
 
     def _read_back(self, commit: str, sent: set[str]) -> dict[str, str]:
-        """Download what was published and compare it byte by byte; sha256 by name, pictures as they are there."""
+        """Download the published files and compare their hashes. Returns sha256 by name, for unsent files the Hub's."""
         repo = self.plan.repo.at(commit)
-        there = self.hub.look(repo)
+        published = self.hub.snapshot(repo)
         hashes = {}
         for name, sha256 in self.plan.hashes.items():
-            if name not in there.files:
-                raise self._lost(repo, name, "is not there")
-            found = hashlib.sha256(self.hub.read(repo, name)).hexdigest()
-            if found != sha256 and (name in sent or name not in (artifact.PARITY, *DERIVED)):
-                raise self._lost(repo, name, f"has sha256 {found} there, not {sha256}")
-            hashes[name] = found
+            if name not in published.files:
+                raise self._damage(repo, name, "is missing")
+            actual = hashlib.sha256(self.hub.read(repo, name)).hexdigest()
+            if actual != sha256 and (name in sent or name not in (artifact.PARITY, *DERIVED)):
+                raise self._damage(repo, name, f"has sha256 {actual}, not {sha256}")
+            hashes[name] = actual
         return hashes
 
-    def _lost(self, repo: Repository, name: str, what: str) -> FetchError:
+    def _damage(self, repo: Repository, name: str, what: str) -> FetchError:
         return FetchError(
             f"{repo.uri} was published, but {name} {what}.",
-            "Run this again; if it stays so, nobody should use it: report it to the Hub.",
+            "Run this again; if the error remains, report it to the Hub and do not use the repository.",
         )
 
     def _tag(self, tag: str, commit: str) -> None:
         if self.hub.refs(self.plan.repo).tags.get(tag) == commit:
             return
         with suppress(Conflict):
-            self.hub.tag(self.plan.repo, tag, commit, f"{self.plan.artifact.name}, by pylo-zoo")
+            self.hub.tag(self.plan.repo, tag, commit, f"{self.plan.artifact.name}, published with pylo-zoo")
             return
-        there = self.hub.refs(self.plan.repo).tags.get(tag)
-        if there != commit and not (there and self._is_at(there)):
+        tagged = self.hub.refs(self.plan.repo).tags.get(tag)
+        if tagged != commit and not (tagged and self._is_at(tagged)):
             raise ZooError(
-                f"Published as {commit}, but its tag {tag} stands on {str(there)[:12]}.",
-                "Tags are not moved: run this again with another --tag.",
+                f"Published as {commit}, but the tag {tag} is on {str(tagged)[:12]}.",
+                "Run this again with another --tag: tags are not moved.",
             )
 
     def _pin(self, path: Path, commit: str, hashes: Mapping[str, str]) -> None:

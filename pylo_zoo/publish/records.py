@@ -1,4 +1,4 @@
-"""How something is to be published, and what came of it."""
+"""The options and the result of publishing."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Literal
 
 from pylo_zoo.publish.plan import PublishPlan
 
-Step = Literal["added", "changed", "same", "deleted"]
+Change = Literal["added", "changed", "same", "deleted"]
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to publish.
+    """Options for publishing.
 
     Attributes:
-        private: make a new repository private.
-        create_pr: propose the commit as a pull request.
-        branch: to commit to, made where it is missing; by default the main one.
-        tag: to set on the commit.
-        message: the commit's title.
-        exist_ok: whether a repository that holds something else already may get a new version.
-        registry: the ``registry.yaml`` to pin the result in, or None.
+        private: create the repository as a private one.
+        create_pr: open a pull request with the commit.
+        branch: the branch to commit to, created if it is missing; by default the main branch.
+        tag: a tag for the commit.
+        message: the title of the commit.
+        exist_ok: whether to publish a new version into a repository with other content.
+        registry: the ``registry.yaml`` that gets a pin of the commit, or None.
     """
 
     private: bool = False
@@ -37,22 +37,22 @@ class Options:
 
 @dataclass(frozen=True)
 class Published:
-    """What came of it.
+    """The result of publishing, or of a dry run.
 
     Attributes:
-        plan: what was to be published.
-        changes: each file, and what becomes or became of it.
-        url: the page of what is published.
-        commit: that holds it; None of a dry run.
-        created: whether the repository was made for it.
-        pull_request: its address, where one was asked for.
-        exists: whether the repository was there before; None where nobody could be asked.
-        private: whether the repository is private; None where that is not known.
-        sent: whether this very run made the commit.
+        plan: the published files.
+        changes: how each file changes, by name.
+        url: the web page of the commit or pull request.
+        commit: the commit with the files; None for a dry run.
+        created: whether this run created the repository.
+        pull_request: the address of the pull request, or None.
+        exists: whether the repository existed before; None if the Hub could not be reached.
+        private: whether the repository is private; None if unknown.
+        sent: whether this run made the commit.
     """
 
     plan: PublishPlan
-    changes: Mapping[str, Step]
+    changes: Mapping[str, Change]
     url: str
     commit: str | None = None
     created: bool = False
@@ -63,5 +63,5 @@ class Published:
 
     @property
     def unchanged(self) -> bool:
-        """Whether everything was there already."""
+        """Whether the Hub already had all files."""
         return set(self.changes.values()) <= {"same"}

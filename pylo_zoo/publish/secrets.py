@@ -1,4 +1,4 @@
-"""Finds what must not be published: tokens, keys, signed addresses, passwords in addresses, this machine's paths."""
+"""Finds secrets that must not be published: tokens, keys, signed addresses, passwords, paths of this machine."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ PATTERNS: Mapping[str, re.Pattern[bytes]] = {
 
 
 def find_secrets(files: Mapping[str, bytes], token: str | None = None) -> Iterator[str]:
-    """What is in ``files`` that is nobody's business, as ``FILE has WHAT``; never the thing itself.
+    """Yield a description ``FILE has WHAT`` of each secret in ``files``, without the secret itself.
 
     Args:
         files: content by name.
-        token: the token in use, which is looked for as it is, whatever its form.
+        token: the token in use, which is searched for literally.
     """
     home = str(Path.home()).encode()
     for name, data in files.items():
