@@ -207,5 +207,5 @@ def _show(results: Mapping[str, Any], directory: Path, console: Console) -> None
     console.print()
     loss = f"Losses: mean of the last {words.count(results['last'], 'step')}. {words.seeds_note(results)}"
     console.print(output.printable(loss))
-    console.print(output.printable(f"Machine: {words.on(results['machine'])}."))
+    console.print(output.printable(f"Machine: {words.describe_machine(results['machine'])}."))
     console.print(f"{directory / 'report.html'}  and report.md, results.json, figures", soft_wrap=True)
