@@ -213,7 +213,7 @@ def test_near_misses(arguments: list[str], meant: str, capsys: Capture) -> None:
 
 def test_names() -> None:
     assert names_of("celo2, elo,,elo") == ("celo2", "elo")
-    with pytest.raises(ZooError, match="There is no shape set"):
+    with pytest.raises(ZooError, match="Unknown shape set"):
         shapes.find_shape_set("nothing at all")
 
 
@@ -261,7 +261,7 @@ def test_backends_are_measured_one_after_the_other() -> None:
 def test_what_is_left_out_is_said() -> None:
     found = bench(BenchPlan(("adamw", "muon"), ("tiny", "tiny"), ("fused",), 3, 1e-9, memory=False))
     assert found.cells == ()
-    assert tables.absences(found) == ["tiny, adamw, muon (fused): the 1e-09 seconds were over"]
+    assert tables.absences(found) == ["tiny, adamw, muon (fused): the time limit of 1e-09 s was reached"]
 
 
 def test_the_command_says_what_is_ahead_and_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
@@ -278,8 +278,8 @@ def test_the_command_says_what_is_ahead_and_how_far_it_is(monkeypatch: pytest.Mo
         "--no-memory",
     )
     assert run(*words) == 0
-    assert capsys.readouterr().err == "3 to measure; --seconds ends it after 60\n", "in less than ten seconds"
-    monkeypatch.setattr(bench_cmd, "PLAIN", 0.0)
+    assert capsys.readouterr().err == "3 measurements; time limit 60 s (--seconds)\n", "in less than ten seconds"
+    monkeypatch.setattr(bench_cmd, "LINE_SECONDS", 0.0)
     assert run(*words) == 0
     assert capsys.readouterr().err.splitlines()[1:] == [
         "0 of 3 done; adamw, tiny …",
@@ -295,7 +295,7 @@ def test_numbers_that_are_none_are_reported(capsys: Capture, tmp_path: Path) -> 
     assert run("bench", "--from", tmp_path / "nan.json") == 1
     out, err = capsys.readouterr()
     assert "4,000 NaN" in out
-    assert "celo2 on gpt ended in NaN" in err
+    assert "celo2 on gpt diverged to NaN" in err
 
 
 def test_a_diverging_optimizer_is_found_out() -> None:
@@ -324,7 +324,7 @@ def test_narrow_terminals_get_fewer_columns(width: int | None, columns: int) -> 
 
 
 def test_figures() -> None:
-    assert [tables.figure(x) for x in (None, 0.01234, 12.345, 999.6, 1234.5)] == [
+    assert [tables.format_number(x) for x in (None, 0.01234, 12.345, 999.6, 1234.5)] == [
         "–",
         "0.0123",
         "12.3",
@@ -336,7 +336,7 @@ def test_figures() -> None:
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 1}', '{"format": 2, "machine": {}}'])
 def test_other_files_are_no_reports(text: str, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "x.json").write_text(text)
-    assert "is no report" in refused(capsys, "bench", "--from", tmp_path / "x.json")
+    assert "is not a benchmark report" in refused(capsys, "bench", "--from", tmp_path / "x.json")
 
 
 @pytest.mark.parametrize(("script", "function"), [("step_time", "with_figures"), ("newton_schulz", "with_table")])

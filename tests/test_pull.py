@@ -233,8 +233,8 @@ def test_what_the_command_shows(repo: Repo, capsys: Capture, zoo_home: Path, mon
     place = directory(zoo_home, repo.head)
     assert out.splitlines() == [
         f"elo (elo) at {repo.head[:12]}: pulled, 5 files verified.",
-        "  parity   passed where it was published",
-        "  licence  unknown",
+        "  parity   passed before it was published",
+        "  license  unknown",
         "  from     file:theta.state",
         f"  in       {place}",
     ]

@@ -203,7 +203,7 @@ def local(root: Path) -> tuple[Path, Callable[[], object]]:
 
 
 def run(root: Path) -> tuple[Path, Callable[[], object]]:
-    return root / RUN, lambda: setup.of_directory(root)
+    return root / RUN, lambda: setup.read_setup(root)
 
 
 def figures(root: Path) -> tuple[Path, Callable[[], object]]:

@@ -3,7 +3,7 @@
 Each measurement runs in a fresh process, which creates the state in a first step and measures the second. On Linux,
 writing "5" to ``/proc/self/clear_refs`` resets the kernel's peak (``VmHWM``) to the resident memory (``VmRSS``). Memory
 that was freed before must not hide what the step allocates, so the C library returns its free memory first and maps
-every allocation over 64 KiB separately. On a GPU, torch's allocator reports the peak. Other systems have no measurement.
+every allocation over 64 KiB separately. On a GPU, torch's allocator reports the peak. Other systems are not supported.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class BenchPlan:
             raise ZooError("There is nothing to measure.", f"Name optimizers, backends and shape sets, or {ALL}.")
         for backend in self.backends:
             if backend not in (ALL, *report.BACKENDS):
-                raise ZooError(f"There is no backend {backend!r}.", f"Use {', '.join(report.BACKENDS)}, or {ALL}.")
+                raise ZooError(f"Unknown backend {backend!r}.", f"Use {', '.join(report.BACKENDS)}, or {ALL}.")
         if self.steps < measuring.LEAST_PAIRS:
             raise ZooError(f"steps is {self.steps}.", f"It must be at least {measuring.LEAST_PAIRS}.")
         if not self.seconds > 0:

@@ -139,5 +139,5 @@ def find_shape_set(name: str) -> ShapeSet:
     if name not in SHAPE_SETS:
         near = difflib.get_close_matches(name.lower(), SHAPE_SETS, n=1)
         listing = f"Shape sets: {', '.join(SHAPE_SETS)}, all."
-        raise ZooError(f"There is no shape set {name!r}.", f"Did you mean {near[0]!r}? {listing}" if near else listing)
+        raise ZooError(f"Unknown shape set {name!r}.", f"Did you mean {near[0]!r}? {listing}" if near else listing)
     return SHAPE_SETS[name]

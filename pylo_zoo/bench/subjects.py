@@ -214,6 +214,6 @@ def find_subject(name: str) -> Subject:
         listing = (
             f"Optimizers: {', '.join(SUBJECTS)}, names from `pylo-zoo list`, an artifact directory, random:FAMILY, all."
         )
-        raise ZooError(f"There is no optimizer {name!r}.", f"Did you mean {near[0]!r}? {listing}" if near else listing)
+        raise ZooError(f"Unknown optimizer {name!r}.", f"Did you mean {near[0]!r}? {listing}" if near else listing)
     artifact = load(name)
     return Subject(name, artifact.name, partial(_learned, lambda: artifact), weights=artifact.name)

@@ -36,7 +36,7 @@ COLUMNS: Sequence[Column] = (
     Column("peak ratio", lambda cell, _: format_number(cell.peak_ratio), 9),
 )
 LEGEND = (
-    "ms: median time of a step. ratio: median and quartiles over pairs of steps. min ratio: ratio of the minimum times. "
+    "ms: median step time. ratio: median and quartiles over pairs of steps. min ratio: ratio of the minimum times. "
     "Bytes per parameter: copied B, what this machine can copy in the time of a step; state B, the optimizer's state; "
     "peak B, the additional memory during a step. peak ratio: parameters, gradients and peak, relative to AdamW. "
     "newton-schulz is compared with its matrix products, not with AdamW."

@@ -45,7 +45,7 @@ def data(loaded: Artifact, here: Here | None, weights: str) -> dict[str, Any]:
         **{key: config[key] for key in ("architecture", "behavior", "defaults", "converter")},
         "parity": {
             "status": report.status if report else NOT_RUN,
-            "verdict": phrases.verdict(report) if report else "There is no parity report.",
+            "verdict": phrases.verdict(report) if report else "No parity report exists.",
             "created": report.created if report else None,
             "environment": dict(report.environment) if report else {},
         },

@@ -62,9 +62,7 @@ def compare(
     ] = None,
     tune_steps: Annotated[
         int | None,
-        typer.Option(
-            min=1, max=output.MOST_STEPS, metavar="N", help="Steps per tuning run.  [default: --steps]"
-        ),
+        typer.Option(min=1, max=output.MOST_STEPS, metavar="N", help="Steps per tuning run.  [default: --steps]"),
     ] = None,
     lr: Annotated[
         list[str] | None,

@@ -33,9 +33,7 @@ def info(
             autocompletion=complete.names,
         ),
     ],
-    card: Annotated[
-        bool, typer.Option("--card", help="Print only the model card of an artifact.")
-    ] = False,
+    card: Annotated[bool, typer.Option("--card", help="Print only the model card of an artifact.")] = False,
     token: output.Token = None,
     offline: output.Offline = False,
     max_bytes: output.MaxBytes = None,
@@ -64,7 +62,9 @@ def info(
         hint = "Leave --card out." if is_random else "Run `pylo-zoo publish DIR --repo-id ORG/NAME --dry-run` for one."
         raise ZooError(f"{name} has no model card.", hint)
     human = (
-        output.printable_lines(description["card"]) if card else lambda console: artifact_info.show(description, console)
+        output.printable_lines(description["card"])
+        if card
+        else lambda console: artifact_info.show(description, console)
     )
     output.emit(description, human, json=json)
 

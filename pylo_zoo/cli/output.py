@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the essential result.")]
 
-Offline = Annotated[bool, typer.Option("--offline", help="Use only cached files. HF_HUB_OFFLINE=1 has the same effect.")]
+Offline = Annotated[
+    bool, typer.Option("--offline", help="Use only cached files. HF_HUB_OFFLINE=1 has the same effect.")
+]
 Lock = Annotated[
     Path | None,
     typer.Option(

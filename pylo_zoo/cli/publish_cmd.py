@@ -43,7 +43,7 @@ def publish(
     tag: Annotated[str | None, typer.Option(metavar="TAG", help="Tag for the published commit.")] = None,
     commit_message: Annotated[str | None, typer.Option(metavar="TEXT", help="Title of the commit.")] = None,
     allow_unverified: Annotated[
-        bool, typer.Option("--allow-unverified", help="Publish without a passing proof; the card says so.")
+        bool, typer.Option("--allow-unverified", help="Publish without a passing proof; the card shows this.")
     ] = False,
     update_registry: Annotated[
         bool, typer.Option("--update-registry", help="Write the commit and the hashes into the registry.")
@@ -131,7 +131,7 @@ def _show(published: Published, dry_run: bool, registry: Path | None, console: C
     for name in plan.left_out:
         why = ": a new card is generated" if name == "README.md" else ""
         console.print(f"{name} is not uploaded{why}.")
-    proof = "parity passed" if plan.verified else "UNVERIFIED (its card says so)"
+    proof = "parity passed" if plan.verified else "UNVERIFIED (shown on its card)"
     private = {True: "private", False: "public", None: "visibility unknown"}[published.private]
     console.print(f"\n{plan.repo.id}: {plan.license}, {proof}, {private}.", soft_wrap=True)
     if dry_run:

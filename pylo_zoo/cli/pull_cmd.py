@@ -84,9 +84,13 @@ def _parity(artifact: Artifact) -> str:
 def _show(here: Here, name: str, console: Console) -> None:
     artifact = here.artifact
     local = Path(name).is_dir()
-    how = "a local directory" if local else {True: "pulled", False: "in the cache", None: "converted here"}[here.fetched]
+    how = (
+        "a local directory" if local else {True: "pulled", False: "in the cache", None: "converted here"}[here.fetched]
+    )
     at = f" at {here.commit[:12]}" if here.commit else ""
-    console.print(f"{output.printable(artifact.name)} ({artifact.family}){at}: {how}, {len(here.files)} files verified.")
+    console.print(
+        f"{output.printable(artifact.name)} ({artifact.family}){at}: {how}, {len(here.files)} files verified."
+    )
     target = name if "/" not in name or name.startswith("hf://") or local else f"hf://{name}"
     parity = {
         "passed": "passed before it was published" if here.commit else "passed",

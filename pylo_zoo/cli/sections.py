@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def section(console: Console, title: str, rows: Mapping[str, Any]) -> None:
-    """Print ``rows`` under ``title``, or nothing if there are no rows. Long values wrap in their own column."""
+    """Print ``rows`` under ``title``, or nothing if ``rows`` is empty. Long values wrap in their own column."""
     if not rows:
         return
     console.print(f"\n{title}", style="bold")

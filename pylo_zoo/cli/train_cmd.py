@@ -82,9 +82,7 @@ def train(
         int,
         typer.Option(min=1, max=output.MOST_SEEDS, metavar="N", help="Number of runs, each with the next seed."),
     ] = 1,
-    seed: Annotated[
-        int, typer.Option(min=0, max=output.LARGEST_SEED, metavar="N", help="Seed of the first run.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=output.LARGEST_SEED, metavar="N", help="Seed of the first run.")] = 0,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of the task; repeatable.")
     ] = None,

@@ -146,10 +146,10 @@ def _raise_failures(results: Everything, require_all: bool) -> None:
     if failed:
         missed = [control.name for report in results.reports for control in report.missed]
         if any(report.untried for report in results.reports):
-            raise ZooError("No planted fault could be tried, so this run proves nothing.", "Report it as a bug.")
+            raise ZooError("The run proves nothing because it could try no planted fault.", "Report it as a bug.")
         if missed:
             raise ZooError(
-                f"{', '.join(failed)}: a planted fault was not caught ({', '.join(missed)}), so this run proves nothing.",
+                f"{', '.join(failed)}: the run proves nothing because it missed a planted fault ({', '.join(missed)}).",
                 "Report it as a bug, with the checkpoint.",
             )
         first = next(report for report in results.reports if not report.passed)

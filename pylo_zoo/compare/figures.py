@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 RISEN = 0.1
-"""A run diverged if it ends above its initial loss by more than this fraction. The initial loss is that of one batch, so
-an optimizer that hardly moves needs this margin."""
+"""A run diverged if it ends above its initial loss by more than this fraction. The margin is for runs that hardly move:
+the initial loss is that of one batch."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """The spread of ``values``, or None if there are no values or one is not finite."""
+    """The spread of ``values``, or None if it is empty or contains a value that is not finite."""
     if not values or not all(map(math.isfinite, values)):
         return None
     deviation = statistics.stdev(values) if len(values) > 1 else None

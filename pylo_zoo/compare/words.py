@@ -186,7 +186,9 @@ def _tuning_notes(results: Entry) -> list[str]:
         purpose = " Learned optimizers are meant to run without tuning." if _any_learned(untuned) else ""
         sentences.append(f"Not tuned: {listed(rates)}.{purpose}")
     if not untuned:
-        sentences.append("The learning rate of every optimizer was tuned, with a seed that the reported runs do not use.")
+        sentences.append(
+            "The learning rate of every optimizer was tuned, with a seed that the reported runs do not use."
+        )
     elif len(untuned) < len(results["optimizers"]):
         sentences.append(
             "Tuning trains on the same task, with a seed that the reported runs do not use. It lowers the losses of "

@@ -114,7 +114,7 @@ def _find_task(name: str) -> Callable[..., Task]:
         return TASKS[name]
     near = difflib.get_close_matches(name.lower().replace("_", "-"), TASKS, n=1)
     listing = f"Tasks: {', '.join(TASKS)}, or module:function for your own."
-    raise ZooError(f"There is no task {quoted(name)}.", f"Did you mean {near[0]!r}? {listing}" if near else listing)
+    raise ZooError(f"Unknown task {quoted(name)}.", f"Did you mean {near[0]!r}? {listing}" if near else listing)
 
 
 def _import_task(name: str) -> Callable[..., Task]:

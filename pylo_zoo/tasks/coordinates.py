@@ -22,7 +22,7 @@ def coordinate_check(
     widths: Sequence[int],
     steps: int = 4,
 ) -> dict[str, list[float]]:
-    """Measure how far a few steps move the outputs of each layer, at several widths.
+    """Measure how much a few steps change the outputs of each layer, at several widths.
 
     Args:
         make: builds a model of a width and its optimizer.
@@ -52,7 +52,7 @@ def coordinate_check(
 
 
 def growth(changes: Sequence[float], widths: Sequence[int]) -> float:
-    """The exponent ``a`` of the least-squares fit ``change ∝ width^a``, which is about 0 for a correct parametrization."""
+    """The exponent ``a`` of the least-squares fit ``change ∝ width^a``, about 0 for a correct parametrization."""
     x, y = ([math.log(value) for value in values] for values in (widths, changes))
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     covariance = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))

@@ -76,7 +76,7 @@ def torchvision(
 
     if model not in ("cnn", "vit") or (model == "vit" and (side % 4 or width % 4)):
         raise ZooError(
-            f"There is no model {model!r} of width {width} for images of {side}×{side}.",
+            f"The model {model!r} of width {width} does not fit images of {side}×{side}.",
             "Use cnn, or vit if 4 divides the side and the width.",
         )
     options = {"dataset": dataset, "model": model, "width": width, "depth": depth, "batch_size": batch_size}

@@ -78,7 +78,7 @@ def classification(
     return Task(
         name,
         summary,
-        lambda seed: drawn(make(), seed),
+        lambda seed: initialize(make(), seed),
         batch,
         loss,
         evaluate,

@@ -180,7 +180,7 @@ class Run:
     def _divergence(self, loss: float) -> Diverged:
         previous = ", ".join(f"{each:.4g}" for each in self.result.losses[-4:]) or "none"
         kept = f" The last checkpoint is in {self.out}." if self.out and (self.out / CHECKPOINT).is_file() else ""
-        message = f"The run stopped because the loss is {loss} at step {self.step} (previous losses: {previous}).{kept}"
+        message = f"The loss is {loss} at step {self.step} (previous losses: {previous}), so the run stopped.{kept}"
         return Diverged(message, self.recipe.remedy)
 
     def evaluate(self) -> dict[str, float]:

@@ -165,7 +165,7 @@ def _learned(name: str, weights: str | None, access: Access | None) -> Recipe:
             f"Optimizers: {', '.join(BASELINES)}, names from `pylo-zoo list`, an artifact directory, hf://ORG/NAME, "
             "random:FAMILY."
         )
-        raise ZooError(f"There is no optimizer {name!r}.", f"Did you mean {near[0]!r}? {listing}" if near else listing)
+        raise ZooError(f"Unknown optimizer {name!r}.", f"Did you mean {near[0]!r}? {listing}" if near else listing)
     if weights is None and not is_weights and name not in registry.load_registry():
         raise ZooError(f"{name} is a family, and no registry entry has that name.", "Give its weights with --weights.")
     artifact = _load(weights or name, access)

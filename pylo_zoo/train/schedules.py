@@ -67,6 +67,4 @@ def check(schedule: str) -> None:
     if schedule not in SCHEDULES:
         near = difflib.get_close_matches(schedule, SCHEDULES, n=1)
         listing = f"Schedules: {', '.join(SCHEDULES)}."
-        raise ZooError(
-            f"There is no schedule {schedule!r}.", f"Did you mean {near[0]!r}? {listing}" if near else listing
-        )
+        raise ZooError(f"Unknown schedule {schedule!r}.", f"Did you mean {near[0]!r}? {listing}" if near else listing)

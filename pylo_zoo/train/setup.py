@@ -73,7 +73,7 @@ class Setup:
             if value is not None and (
                 not is_finite(value) or value < 0 or (name == "steps" and value < 1) or (name == "warmup" and value > 1)
             ):
-                allowed = {"steps": "at least 1", "warmup": "from 0 to 1, a fraction of the run"}.get(name, "at least 0")
+                allowed = {"steps": "at least 1", "warmup": "a fraction from 0 to 1"}.get(name, "at least 0")
                 raise ZooError(f"{name} is {quoted(value)}.", f"It must be {allowed}.")
         _find_device(self.device)
 
