@@ -149,8 +149,44 @@ def test_a_directory_in_use_and_another_run_are_refused(tmp_path: Path) -> None:
         train(run_of(out, "adamw"), resume=True)
     with pytest.raises(ZooError, match="contains no run"):
         train(run_of(tmp_path / "nothing"), resume=True)
-    (out / loop.CHECKPOINT).write_bytes(b"no checkpoint")
-    with pytest.raises(ZooError, match="cannot be read"):
+
+
+CHECKPOINT = {"step": 8, "model": {}, "optimizer": {}, "random": torch.get_rng_state(), "cuda_random": None}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no checkpoint",
+        [1, 2],
+        torch.ones(3),
+        CHECKPOINT,
+        {**CHECKPOINT, "evaluations": 5},
+        {**CHECKPOINT, "step": -1},
+        {**CHECKPOINT, "step": 10**9},
+        {**CHECKPOINT, "step": "many"},
+        {**CHECKPOINT, "model": 5},
+    ],
+    ids=["empty", "text", "a list", "a tensor", "keys", "evaluations", "negative", "too many", "words", "model"],
+)
+def test_a_damaged_checkpoint_is_one_error(content: Any, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(run_of(out))
+    path = out / loop.CHECKPOINT
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(ZooError, match=r"checkpoint\.pt cannot be read: .") as error:
+        train(run_of(out), resume=True)
+    assert error.value.hint == "Start a new run in another directory."
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe", b"{", b'{"loss": []}\n' * 20])
+def test_damaged_metrics_are_one_error(content: bytes | None, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(run_of(out))
+    path = out / loop.METRICS
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(ZooError, match=r"metrics\.jsonl (is damaged|has)"):
         train(run_of(out), resume=True)
 
 
@@ -193,7 +229,7 @@ def test_the_learning_rate_follows_the_schedule_of_every_group() -> None:
         ("adamm", {}, "Did you mean 'adamw'"),
         ("elo-celo3", {}, "Did you mean 'elo-celo2'"),
         ("adamw", {"weights": "velo-sample"}, "has no weights"),
-        ("celo", {"weights": "velo-sample"}, "is of the family velo, not celo"),
+        ("celo", {"weights": "velo-sample"}, "belongs to the family velo, not celo"),
     ],
 )
 def test_recipes_that_are_none(name: str, arguments: dict[str, Any], message: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import pickle
 import shutil
 import statistics
@@ -23,7 +24,7 @@ import torch
 from torch import nn
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.files import explained, is_empty, read_text, sweep_folder, write_file
+from pylo_zoo.files import explained, is_empty, open_regular, read_text, sweep_folder, write_file
 from pylo_zoo.tasks import Task
 from pylo_zoo.train.interrupts import interrupts
 from pylo_zoo.train.recipes import Recipe
@@ -35,6 +36,17 @@ CHECKPOINTS = 16
 """Required disk space in units of the model's size: two checkpoints with the largest state of any optimizer."""
 LEAST_FREE = 8 * 1024 * 1024
 """Required disk space in bytes, in addition."""
+DAMAGED = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    pickle.UnpicklingError,
+)
+"""Exceptions of ``torch.load`` and ``load_state_dict`` for a damaged checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -276,32 +288,40 @@ class Run:
                 "Resume it with the settings that it was started with.",
             )
         path = self.out / CHECKPOINT
-        if path.is_file():
+        if os.path.lexists(path):
             try:
-                kept = torch.load(path, map_location=self.device, weights_only=True)
-                self.model.load_state_dict(kept["model"])
-                self.optimizer.load_state_dict(kept["optimizer"])
-                torch.set_rng_state(kept["random"].cpu())
-                if kept["cuda_random"] is not None and self.device.type == "cuda":
-                    torch.cuda.set_rng_state(kept["cuda_random"].cpu(), self.device)
-                self.step = int(kept["step"])
-                self.result.evaluations = dict(kept["evaluations"])
-            except (OSError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
+                self._load_checkpoint(path)
+            except DAMAGED as error:
+                reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
                 raise ZooError(
-                    f"{path} cannot be read: {str(error).splitlines()[0]}", "Start a new run in another directory."
+                    f"{path} cannot be read: {reason.rstrip('.')}.", "Start a new run in another directory."
                 ) from error
         self._truncate_metrics()
         self.result.resumed_at = self.step
+
+    def _load_checkpoint(self, path: Path) -> None:
+        with open_regular(path) as file:
+            kept = torch.load(file, map_location=self.device, weights_only=True)
+        step = int(kept["step"])
+        if not 0 <= step <= self.plan.steps:
+            raise ValueError(f"its step is {step}, and the run has {self.plan.steps}")
+        self.model.load_state_dict(kept["model"])
+        self.optimizer.load_state_dict(kept["optimizer"])
+        torch.set_rng_state(kept["random"].cpu())
+        if kept["cuda_random"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(kept["cuda_random"].cpu(), self.device)
+        self.step = step
+        self.result.evaluations = dict(kept["evaluations"])
 
     def _truncate_metrics(self) -> None:
         """Remove the metrics of the steps after the checkpoint."""
         assert self.out is not None
         path = self.out / METRICS
-        lines = read_text(path).splitlines() if path.is_file() else []
-        kept = lines[: self.step]
         try:
+            lines = read_text(path).splitlines() if path.is_file() else []
+            kept = lines[: self.step]
             self.result.losses = [float(json.loads(line)["loss"]) for line in kept]
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ZooError(f"{path} is damaged.", "Start a new run in another directory.") from error
         if len(kept) < self.step:
             raise ZooError(
