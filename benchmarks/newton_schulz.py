@@ -56,7 +56,7 @@ def table(found: Report) -> str:
     lines = [
         f"Measured on: {about_machine(found.machine, 'as below')}.",
         "",
-        "| matrices | dtype | ms | products' ms | ratio | quartiles | min ratio | pairs |",
+        "| matrices | dtype | ms | products' ms | ratio | quartiles | of min | pairs |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for cell in found.cells:

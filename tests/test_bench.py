@@ -258,6 +258,13 @@ def test_backends_are_measured_one_after_the_other() -> None:
     ]
 
 
+@pytest.mark.parametrize("seconds", [10**400, math.inf, math.nan, 0, -1])
+def test_the_time_limit_is_a_positive_float(seconds: float) -> None:
+    with pytest.raises(ZooError, match="seconds is ") as error:
+        bench(BenchPlan(("adamw",), ("tiny",), seconds=seconds))
+    assert len(str(error.value)) < 200
+
+
 def test_what_is_left_out_is_said() -> None:
     found = bench(BenchPlan(("adamw", "muon"), ("tiny", "tiny"), ("fused",), 3, 1e-9, memory=False))
     assert found.cells == ()

@@ -312,6 +312,13 @@ def test_wrong_words(words: tuple[str, ...], said: str, capsys: Capture) -> None
     assert not Path("runs").exists(), "nothing was begun"
 
 
+@pytest.mark.parametrize("lr", [10**400, -(10**400), float("nan"), float("inf"), 0, True])
+def test_a_learning_rate_is_a_positive_float(lr: Any) -> None:
+    with pytest.raises(ZooError, match="The learning rate of adamw is ") as error:
+        plan_comparison(CompareRequest("quadratic", ["adamw"], SMALL, lrs={"adamw": lr}))
+    assert len(str(error.value)) < 200
+
+
 def test_a_download_is_announced_before_anything_starts(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYLO_ZOO_CACHE", "empty")
     monkeypatch.setenv("HF_HOME", "empty")
@@ -355,7 +362,7 @@ def test_ctrl_c_says_how_to_go_on(capsys: Capture, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "_exit", end)
     assert run("compare", *TINY, "--optimizers", "adamw") == 130
     err = capsys.readouterr().err
-    assert "Go on with: pylo-zoo compare quadratic --optimizers adamw --seeds 1 --steps 5 --tune none" in err
+    assert "Resume with: pylo-zoo compare quadratic --optimizers adamw --seeds 1 --steps 5 --tune none" in err
     assert ends == [130]
 
 
@@ -381,7 +388,7 @@ def test_no_figure_is_broken_on_a_narrow_terminal(written: Path, width: int) -> 
     assert "…" not in shown
     for each in found["optimizers"]:
         assert each["label"] in shown
-        for part in filter(None, words.parts(words.ranged(each["loss"]))):
+        for part in filter(None, words.parts(words.mean_and_range(each["loss"]))):
             assert part in shown
 
 

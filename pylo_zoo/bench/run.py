@@ -13,7 +13,8 @@ from pylo_zoo.bench import measuring, memory, report, shapes, subjects
 from pylo_zoo.bench.report import Cell, LeftOut, Report
 from pylo_zoo.bench.shapes import SHAPE_SETS, ShapeSet
 from pylo_zoo.bench.subjects import SUBJECTS, NothingToDo, Subject
-from pylo_zoo.errors import ZooError
+from pylo_zoo.config import is_finite
+from pylo_zoo.errors import ZooError, quoted
 
 ALL = "all"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -81,8 +82,8 @@ class BenchPlan:
                 raise ZooError(f"Unknown backend {backend!r}.", f"Use {', '.join(report.BACKENDS)}, or {ALL}.")
         if self.steps < measuring.LEAST_PAIRS:
             raise ZooError(f"steps is {self.steps}.", f"It must be at least {measuring.LEAST_PAIRS}.")
-        if not self.seconds > 0:
-            raise ZooError(f"seconds is {self.seconds:g}.", "It must be above 0.")
+        if not is_finite(self.seconds) or self.seconds <= 0:
+            raise ZooError(f"seconds is {quoted(self.seconds)}.", "It must be above 0.")
         if self.threads is not None and self.threads < 1:
             raise ZooError(f"threads is {self.threads}.", "It must be at least 1.")
         if self.dtype not in DTYPES:

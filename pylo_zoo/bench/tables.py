@@ -28,7 +28,7 @@ COLUMNS: Sequence[Column] = (
     Column("AdamW ms", lambda cell, _: format_number(1000 * cell.against_time.median), 4),
     Column("ratio", lambda cell, _: format_number(cell.ratio.median)),
     Column("quartiles", lambda cell, _: f"{format_number(cell.ratio.lower)}–{format_number(cell.ratio.upper)}", 3),
-    Column("min ratio", lambda cell, _: format_number(cell.least_ratio), 2),
+    Column("of min", lambda cell, _: format_number(cell.least_ratio), 2),
     Column("pairs", lambda cell, _: str(len(cell.seconds)), 7),
     Column("copied B", lambda cell, machine: format_number(cell.moved_per_parameter(machine.copies)), 6),
     Column("state B", lambda cell, _: format_number(cell.state_per_parameter), 5),
@@ -36,7 +36,7 @@ COLUMNS: Sequence[Column] = (
     Column("peak ratio", lambda cell, _: format_number(cell.peak_ratio), 9),
 )
 LEGEND = (
-    "ms: median step time. ratio: median and quartiles over pairs of steps. min ratio: ratio of the minimum times. "
+    "ms: median step time. ratio: median and quartiles over pairs of steps. of min: ratio of the minimum times. "
     "Bytes per parameter: copied B, what this machine can copy in the time of a step; state B, the optimizer's state; "
     "peak B, the additional memory during a step. peak ratio: parameters, gradients and peak, relative to AdamW. "
     "newton-schulz is compared with its matrix products, not with AdamW."

@@ -28,9 +28,9 @@ def inspect(
     max_bytes: output.MaxBytes = None,
     json: output.Json = False,
 ) -> None:
-    """Show the format, family, architecture and leaves of a checkpoint, and what prevents its conversion.
+    """Describe a checkpoint and what prevents its conversion.
 
-    It writes nothing.
+    It prints format, family, architecture and every leaf. It writes nothing.
     """
     from pylo_zoo import convert
 

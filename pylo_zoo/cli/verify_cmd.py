@@ -71,8 +71,8 @@ def verify(
 ) -> None:
     """Compare an artifact with its JAX original.
 
-    The check compares every intermediate quantity of single steps, and whole runs. It also plants faults, which it must
-    catch.
+    The check compares every intermediate quantity of single steps, and whole runs. It also plants faults and must catch
+    them.
 
     The exit status is 0 if parity passes, 1 if it fails or could not be checked, 2 on wrong usage. The report and the
     vectors for --replay are also written to the artifact directory.

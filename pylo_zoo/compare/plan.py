@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pylo_zoo import registry
-from pylo_zoo.errors import ZooError
+from pylo_zoo.config import is_finite
+from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.fetch import Access
 from pylo_zoo.tasks import Task
 from pylo_zoo.train import recipes, schedules
@@ -138,8 +138,8 @@ def plan_comparison(request: CompareRequest, access: Access | None = None) -> Co
     tuned = _tuned_names(request, names)
     _check_names(request.lrs, names, "--lr")
     for name, lr in request.lrs.items():
-        if not (math.isfinite(lr) and lr > 0):
-            raise ZooError(f"The learning rate of {name} is {lr:g}.", "It must be above 0.")
+        if not is_finite(lr) or lr <= 0:
+            raise ZooError(f"The learning rate of {name} is {quoted(lr)}.", "It must be above 0.")
         if name in (request.tune or ()):
             raise ZooError(f"{name} has both --tune and --lr.", "Leave one of the two out.")
     if request.schedule is not None:
