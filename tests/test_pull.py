@@ -259,7 +259,7 @@ def test_what_the_command_shows(repo: Repo, capsys: Capture, zoo_home: Path, mon
     }
     assert err == f"Offline: using {URI} as it was pulled, {repo.head[:12]}.\n"
     assert run("pull", place) == 0
-    assert capsys.readouterr().out.startswith("elo (elo): here already, 5 files verified.\n")
+    assert capsys.readouterr().out.startswith("elo (elo): a local directory, 5 files verified.\n")
 
 
 def test_what_the_command_shows_of_a_checkpoint(hub: HubDouble, capsys: Capture, tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_what_the_command_shows_of_a_checkpoint(hub: HubDouble, capsys: Capture,
     assert run("pull", "org/theirs") == 0
     out, err = capsys.readouterr()
     assert out.startswith("elo (elo): converted here, 2 files verified.\n")
-    assert "parity   not checked; `pylo-zoo verify hf://org/theirs` does\n" in out
+    assert "parity   not checked; run `pylo-zoo verify hf://org/theirs`\n" in out
     assert "its parity was not checked" in err
 
 

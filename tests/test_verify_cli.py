@@ -194,7 +194,7 @@ def test_missing_files_are_listed_and_fail_only_where_required(
     assert "missing: velo's file" in re.sub(r"\s+", " ", capsys.readouterr().out)
     assert int(ElementTree.parse(tmp_path / "all.xml").getroot().get("skipped", 0)) >= 1
     assert run("verify", "--all", "--require-all", "-q") == 1
-    assert "1 entries could not be had: velo" in capsys.readouterr().err
+    assert "The files of these entries are unavailable: velo." in capsys.readouterr().err
 
 
 def test_one_broken_entry_loses_nothing(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

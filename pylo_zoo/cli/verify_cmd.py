@@ -158,6 +158,6 @@ def _raise_failures(results: Everything, require_all: bool) -> None:
         )
     if require_all and results.missing:
         raise ZooError(
-            f"The files of {len(results.missing)} entries are unavailable: {', '.join(results.missing)}.",
+            f"The files of these entries are unavailable: {', '.join(results.missing)}.",
             "Fetch them online with `pylo-zoo convert NAME`, or leave --require-all out.",
         )
