@@ -69,7 +69,9 @@ def test_a_dry_run(hub: HubDouble, unproven: Path, capsys: Capture, monkeypatch:
     words = ["publish", unproven, *WORDS, "--allow-unverified", "--dry-run"]
     assert run(*words) == 0
     out = capsys.readouterr().out
-    assert "The repository would be created. Nothing was sent (--dry-run). Its card would be:\n\n---\nlibrary_name" in out
+    assert (
+        "The repository would be created. Nothing was sent (--dry-run). Its card would be:\n\n---\nlibrary_name" in out
+    )
     assert "NOT VERIFIED" in out
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert run(*words) == 0

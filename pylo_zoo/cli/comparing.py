@@ -35,7 +35,7 @@ class _TerminalMonitor:
         self.left: dict[str, int] = {}
         self.paces: dict[str, float] = {}
         self.spent: dict[str, tuple[int, float]] = {}
-        self.runs = self.finished = self.made = 0
+        self.runs = self.finished = self.new_runs = 0
         self.training = False
 
     def expect(self, steps: dict[str, int], runs: int) -> None:
@@ -48,10 +48,10 @@ class _TerminalMonitor:
 
     @contextmanager
     def run(self, title: str, label: str, run: Run) -> Iterator[Callable[[Step], None]]:
-        if not self.made:
+        if not self.new_runs:
             done = f"{self.finished} of them already done, " if self.finished else ""
             output.note(f"{self.runs} runs, {done}{self._time()}, {AFTER}", quiet=self.quiet)
-        self.made += 1
+        self.new_runs += 1
         self.training = True
         start = time.monotonic()
         with showing_progress(run, quiet=self.quiet, title=f"{self.finished + 1}/{self.runs}  {title}") as on_step:

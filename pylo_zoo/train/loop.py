@@ -36,16 +36,7 @@ CHECKPOINTS = 16
 """Required disk space in units of the model's size: two checkpoints with the largest state of any optimizer."""
 LEAST_FREE = 8 * 1024 * 1024
 """Required disk space in bytes, in addition."""
-DAMAGED = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    pickle.UnpicklingError,
-)
+DAMAGED = (OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, pickle.UnpicklingError)
 """Exceptions of ``torch.load`` and ``load_state_dict`` for a damaged checkpoint."""
 
 
