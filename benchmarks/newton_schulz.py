@@ -21,7 +21,7 @@ import torch
 from pylo_zoo.bench import TORCH, BenchPlan, Entry, Report, ShapeSet, Subject, measuring, read, report, write
 from pylo_zoo.bench.run import measure
 from pylo_zoo.bench.subjects import matmuls, newton_schulz
-from pylo_zoo.bench.tables import about_machine, figure
+from pylo_zoo.bench.tables import about_machine, format_number
 
 HERE = Path(__file__).parent
 FILE = HERE / "newton-schulz.json"
@@ -56,14 +56,18 @@ def table(results: Report) -> str:
     lines = [
         f"Measured on: {about_machine(results.machine, 'as below')}.",
         "",
-        "| matrices | dtype | ms | products' ms | ratio | quartiles | of least | pairs |",
+        "| matrices | dtype | ms | products' ms | ratio | quartiles | of min | pairs |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for cell in results.cells:
-        times = [figure(1000 * each.median) for each in (cell.time, cell.against_time)]
+        times = [format_number(1000 * each.median) for each in (cell.time, cell.against_time)]
         ratio = cell.ratio
-        row = [about[cell.shapes], cell.optimizer, *times, figure(ratio.median)]
-        row += [f"{figure(ratio.lower)}–{figure(ratio.upper)}", figure(cell.least_ratio), str(len(cell.seconds))]
+        row = [about[cell.shapes], cell.optimizer, *times, format_number(ratio.median)]
+        row += [
+            f"{format_number(ratio.lower)}–{format_number(ratio.upper)}",
+            format_number(cell.least_ratio),
+            str(len(cell.seconds)),
+        ]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 

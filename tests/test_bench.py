@@ -213,7 +213,7 @@ def test_near_misses(arguments: list[str], meant: str, capsys: Capture) -> None:
 
 def test_names() -> None:
     assert names_of("celo2, elo,,elo") == ("celo2", "elo")
-    with pytest.raises(ZooError, match="There is no shape set"):
+    with pytest.raises(ZooError, match="Unknown shape set"):
         shapes.find_shape_set("nothing at all")
 
 
@@ -258,10 +258,17 @@ def test_backends_are_measured_one_after_the_other() -> None:
     ]
 
 
+@pytest.mark.parametrize("seconds", [10**400, math.inf, math.nan, 0, -1])
+def test_the_time_limit_is_a_positive_float(seconds: float) -> None:
+    with pytest.raises(ZooError, match="seconds is ") as error:
+        bench(BenchPlan(("adamw",), ("tiny",), seconds=seconds))
+    assert len(str(error.value)) < 200
+
+
 def test_what_is_left_out_is_reported() -> None:
     found = bench(BenchPlan(("adamw", "muon"), ("tiny", "tiny"), ("fused",), 3, 1e-9, memory=False))
     assert found.cells == ()
-    assert tables.absences(found) == ["tiny, adamw, muon (fused): the 1e-09 seconds were over"]
+    assert tables.absences(found) == ["tiny, adamw, muon (fused): the time limit of 1e-09 s was reached"]
 
 
 def test_the_command_shows_its_plan_and_progress(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
@@ -278,8 +285,8 @@ def test_the_command_shows_its_plan_and_progress(monkeypatch: pytest.MonkeyPatch
         "--no-memory",
     )
     assert run(*words) == 0
-    assert capsys.readouterr().err == "3 to measure; --seconds ends it after 60\n", "takes less than ten seconds"
-    monkeypatch.setattr(bench_cmd, "PLAIN", 0.0)
+    assert capsys.readouterr().err == "3 measurements; time limit 60 s (--seconds)\n", "takes less than ten seconds"
+    monkeypatch.setattr(bench_cmd, "LINE_SECONDS", 0.0)
     assert run(*words) == 0
     assert capsys.readouterr().err.splitlines()[1:] == [
         "0 of 3 done; adamw, tiny …",
@@ -295,7 +302,7 @@ def test_values_that_are_not_finite_are_reported(capsys: Capture, tmp_path: Path
     assert run("bench", "--from", tmp_path / "nan.json") == 1
     out, err = capsys.readouterr()
     assert "4,000 NaN" in out
-    assert "celo2 on gpt ended in NaN" in err
+    assert "celo2 on gpt diverged to NaN" in err
 
 
 def test_a_diverging_optimizer_is_reported() -> None:
@@ -324,7 +331,7 @@ def test_narrow_terminals_get_fewer_columns(width: int | None, columns: int) -> 
 
 
 def test_figures() -> None:
-    assert [tables.figure(x) for x in (None, 0.01234, 12.345, 999.6, 1234.5)] == [
+    assert [tables.format_number(x) for x in (None, 0.01234, 12.345, 999.6, 1234.5)] == [
         "–",
         "0.0123",
         "12.3",
@@ -336,7 +343,7 @@ def test_figures() -> None:
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 1}', '{"format": 2, "machine": {}}'])
 def test_other_files_are_refused_as_reports(text: str, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "x.json").write_text(text)
-    assert "is no report" in refused(capsys, "bench", "--from", tmp_path / "x.json")
+    assert "is not a benchmark report" in refused(capsys, "bench", "--from", tmp_path / "x.json")
 
 
 @pytest.mark.parametrize(("script", "function"), [("step_time", "with_figures"), ("newton_schulz", "with_table")])

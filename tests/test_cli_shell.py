@@ -65,7 +65,7 @@ def test_list_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     lines = run("list").splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[0].split() == ["name", "family", "size", "licence", "trained", "from"]
+    assert lines[0].split() == ["name", "family", "size", "license", "trained", "from"]
     assert len(lines) == 1 + len(NAMES), "one line per entry, nothing wrapped"
     assert "…" not in "".join(lines)
     celo = next(line for line in lines if line.startswith("celo "))

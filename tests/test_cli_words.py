@@ -94,6 +94,12 @@ def test_help_fits_80_columns(words: list[str], capsys: Capture) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["info", "verify", "train", "compare", "bench"])
+def test_help_names_random_weights(name: str, capsys: Capture) -> None:
+    assert run(name, "--help") == 0
+    assert "random:FAMILY" in capsys.readouterr().out.replace("\n", " ")
+
+
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_examples_are_commands_that_parse(name: str) -> None:
     for line in cli.COMMANDS[name][1].strip().splitlines():

@@ -19,14 +19,14 @@ from rich.console import Console
 
 from pylo_zoo.cli import compare_cmd, comparing, complete
 from pylo_zoo.compare import machine, memory, plan, plots, report, running, words
-from pylo_zoo.compare.figures import Course
-from pylo_zoo.compare.plan import TUNING_SEED, Wanted, planned
-from pylo_zoo.compare.running import Nobody, run_all
+from pylo_zoo.compare.figures import RunRecord
+from pylo_zoo.compare.plan import TUNING_SEED, CompareRequest, plan_comparison
+from pylo_zoo.compare.running import NullMonitor, run_all
 from pylo_zoo.errors import ZooError
 from pylo_zoo.train.loop import Run, Step
 
 SMALL = {"size": 8, "noise": 0.02}
-WANTED = Wanted("quadratic", ["adamw", "velo-sample"], SMALL, seeds=2, steps=40)
+WANTED = CompareRequest("quadratic", ["adamw", "velo-sample"], SMALL, seeds=2, steps=40)
 
 
 @pytest.fixture(autouse=True)
@@ -40,8 +40,8 @@ def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "measured", lambda *words: memory.Peak(None, "not measured"))
 
 
-def compared(out: Path, wanted: Wanted = WANTED, watch: running.Watch | None = None) -> report.Results:
-    comparison = planned(wanted)
+def compared(out: Path, wanted: CompareRequest = WANTED, watch: running.Monitor | None = None) -> report.Results:
+    comparison = plan_comparison(wanted)
     running.prepare(comparison, out)
     outcomes = run_all(comparison, out, watch)
     results = report.results(comparison, outcomes, command="pylo-zoo compare", memory=False)
@@ -60,7 +60,7 @@ def without_times(results: Any) -> Any:
 
 
 def test_every_optimizer_gets_the_same_weights_and_batches() -> None:
-    comparison = planned(Wanted("digits-mlp", ["adamw", "sgd", "velo-sample"], {"width": 8}, steps=3))
+    comparison = plan_comparison(CompareRequest("digits-mlp", ["adamw", "sgd", "velo-sample"], {"width": 8}, steps=3))
     recorded: list[list[torch.Tensor]] = []
     for entrant in comparison.entrants:
         trained = Run(comparison.task, entrant.recipe, running.TrainPlan(3, seed=1))
@@ -91,11 +91,13 @@ def test_initial_losses_are_equal_and_only_baselines_are_tuned(tmp_path: Path) -
 def test_runs_take_turns(tmp_path: Path) -> None:
     order: list[str] = []
 
-    class Noting(Nobody):
-        def done(self, title: str, course: Course) -> None:
+    class Noting(NullMonitor):
+        def done(self, title: str, record: RunRecord) -> None:
             order.append(title)
 
-    compared(tmp_path / "out", Wanted("quadratic", ["sgd", "adamw"], SMALL, seeds=2, steps=3, tune=[]), Noting())
+    compared(
+        tmp_path / "out", CompareRequest("quadratic", ["sgd", "adamw"], SMALL, seeds=2, steps=3, tune=[]), Noting()
+    )
     assert [title.replace(", lr 0.03", "").replace(", lr 0.003", "") for title in order] == [
         "sgd, seed 0",
         "adamw, seed 0",
@@ -105,7 +107,7 @@ def test_runs_take_turns(tmp_path: Path) -> None:
 
 
 def test_a_diverging_optimizer_is_a_result(tmp_path: Path) -> None:
-    wanted = Wanted("quadratic", ["adamw", "sgd"], SMALL, seeds=2, steps=40, tune=[], lrs={"sgd": 1e4})
+    wanted = CompareRequest("quadratic", ["adamw", "sgd"], SMALL, seeds=2, steps=40, tune=[], lrs={"sgd": 1e4})
     results = compared(tmp_path / "out", wanted)
     assert results["optimizers"][1]["diverged"] == 2
     assert results["optimizers"][1]["loss"] is None
@@ -118,10 +120,10 @@ def test_a_diverging_optimizer_is_a_result(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_comparison_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
-    wanted = Wanted("quadratic", ["adamw", "muon"], SMALL, seeds=2, steps=120, tune=["adamw"], tune_steps=20)
+    wanted = CompareRequest("quadratic", ["adamw", "muon"], SMALL, seeds=2, steps=120, tune=["adamw"], tune_steps=20)
     whole = compared(tmp_path / "whole", wanted)
 
-    class Interrupting(Nobody):
+    class Interrupting(NullMonitor):
         steps = 0
 
         @contextmanager
@@ -139,7 +141,7 @@ def test_an_interrupted_comparison_ends_like_an_uninterrupted_one(tmp_path: Path
     assert without_times(cut) == without_times(whole)
     assert not list((tmp_path / "cut").rglob("checkpoint.pt")), "a finished run needs no download"
 
-    class Refusing(Nobody):
+    class Refusing(NullMonitor):
         def run(self, title: str, label: str, run: Run) -> Any:
             raise AssertionError(f"{title} was run again")
 
@@ -174,7 +176,7 @@ def test_a_finished_comparison_is_reported_unchanged(
     assert len(measured_optimizers) == 2, "memory is not measured again"
     assert run(*words, "--optimizers", "adamw,velo-sample,muon") == 0
     err = capsys.readouterr().err
-    assert err.splitlines()[0].startswith("3 runs, 2 of them as they were found, about ")
+    assert err.splitlines()[0].startswith("3 runs, 2 of them already done, about ")
     assert err.splitlines()[1].startswith("3/3  muon, lr 0.02, seed 0: loss ")
     grown = json.loads(Path("out/results.json").read_text())
     assert measured_optimizers[2:] == ["muon"]
@@ -182,20 +184,23 @@ def test_a_finished_comparison_is_reported_unchanged(
 
 
 def test_seeds_can_be_added_but_steps_cannot_change(tmp_path: Path) -> None:
-    wanted = Wanted("quadratic", ["adamw"], SMALL, seeds=1, steps=5, tune=[])
+    wanted = CompareRequest("quadratic", ["adamw"], SMALL, seeds=1, steps=5, tune=[])
     compared(tmp_path / "out", wanted)
     assert (
-        len(compared(tmp_path / "out", Wanted("quadratic", ["adamw"], SMALL, 2, 5, []))["optimizers"][0]["runs"]) == 2
+        len(
+            compared(tmp_path / "out", CompareRequest("quadratic", ["adamw"], SMALL, 2, 5, []))["optimizers"][0]["runs"]
+        )
+        == 2
     )
     with pytest.raises(ZooError, match=r"another comparison: --steps is 5 there and 6 here\. "):
-        compared(tmp_path / "out", Wanted("quadratic", ["adamw"], SMALL, 1, 6, []))
+        compared(tmp_path / "out", CompareRequest("quadratic", ["adamw"], SMALL, 1, 6, []))
     with pytest.raises(ZooError, match=r"--tune-steps is 5 there and 3 here; --threads is 1 there and 2 here\. "):
-        compared(tmp_path / "out", Wanted("quadratic", ["adamw"], SMALL, 1, 5, [], tune_steps=3, threads=2))
+        compared(tmp_path / "out", CompareRequest("quadratic", ["adamw"], SMALL, 1, 5, [], tune_steps=3, threads=2))
     torch.set_num_threads(1)
 
 
 def test_a_damaged_run_is_named(tmp_path: Path) -> None:
-    wanted = Wanted("quadratic", ["adamw"], SMALL, seeds=1, steps=5, tune=[])
+    wanted = CompareRequest("quadratic", ["adamw"], SMALL, seeds=1, steps=5, tune=[])
     compared(tmp_path / "out", wanted)
     next((tmp_path / "out").rglob("metrics.jsonl")).write_text("{")
     with pytest.raises(ZooError, match=r"adamw-lr0\.003-seed0 is damaged"):
@@ -246,7 +251,7 @@ def test_figures_are_valid_images(results_directory: Path) -> None:
 
 
 def test_the_same_runs_draw_the_same_bytes(results_directory: Path) -> None:
-    comparison = planned(WANTED)
+    comparison = plan_comparison(WANTED)
     outcomes = run_all(comparison, results_directory)
     results = report.results(comparison, outcomes, command="", memory=False)
     for name, data in plots.draw(results, outcomes).items():
@@ -271,10 +276,10 @@ def test_the_command_shows_and_writes(no_memory: None, capsys: Capture, tmp_path
     words = ("compare", *TINY, "--optimizers", "adamw,velo-sample", "--schedule", "linear", "--lr", "adamw=0.01")
     assert run(*words) == 0
     out, err = capsys.readouterr()
-    assert out.startswith("In the one seed")
+    assert out.startswith("With one seed")
     assert "velo-sample" in out
     assert re.fullmatch(
-        r"2 runs, about .* s of training left, then memory and figures, some seconds for each optimizer",
+        r"2 runs, about .* s of training left, then memory and figures, a few seconds per optimizer",
         err.splitlines()[0],
     )
     assert err.splitlines()[1].startswith("1/2  adamw, lr 0.01, seed 0: loss ")
@@ -282,7 +287,7 @@ def test_the_command_shows_and_writes(no_memory: None, capsys: Capture, tmp_path
     assert [each["schedule"] for each in results["optimizers"]] == ["linear", "constant"]
     assert run(*results["command"].split()[1:], "-q") == 0, "the command repeats the comparison"
     out, err = capsys.readouterr()
-    assert out.startswith("In the one seed")
+    assert out.startswith("With one seed")
     assert err == ""
 
 
@@ -295,16 +300,23 @@ def test_the_command_shows_and_writes(no_memory: None, capsys: Capture, tmp_path
         (("--optimizers", ","), "No optimizer is named"),
         (("--optimizers", "adamw", "--tune", "adamv"), "Did you mean 'adamw'?"),
         (("--optimizers", "adamw", "--lr", "muon=1"), "--lr names 'muon'"),
-        (("--optimizers", "adamw", "--lr", "adamw"), "no NAME=X"),
+        (("--optimizers", "adamw", "--lr", "adamw"), "is not NAME=X"),
         (("--optimizers", "adamw", "--lr", "adamw=nan"), "above 0"),
         (("--optimizers", "adamw", "--lr", "adamw=1", "--tune", "adamw"), "Leave one of the two out"),
         (("--optimizers", "adamw", "--schedule", "cosin"), "Did you mean 'cosine'?"),
-        (("--optimizers", "adamw", "--device", "cudda"), "no device"),
+        (("--optimizers", "adamw", "--device", "cudda"), "Device 'cudda' is not available"),
     ],
 )
 def test_wrong_arguments_are_errors(words: tuple[str, ...], message: str, capsys: Capture) -> None:
     assert message in refused(capsys, "compare", *TINY, *words)
     assert not Path("runs").exists(), "nothing was started"
+
+
+@pytest.mark.parametrize("lr", [10**400, -(10**400), float("nan"), float("inf"), 0, True])
+def test_a_learning_rate_is_a_positive_float(lr: Any) -> None:
+    with pytest.raises(ZooError, match="The learning rate of adamw is ") as error:
+        plan_comparison(CompareRequest("quadratic", ["adamw"], SMALL, lrs={"adamw": lr}))
+    assert len(str(error.value)) < 200
 
 
 def test_a_download_is_announced_before_training_starts(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +329,7 @@ def test_a_download_is_announced_before_training_starts(capsys: Capture, monkeyp
         raise ZooError("No weights.", "None.")
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(plan, "planned", unreachable)
+    monkeypatch.setattr(plan, "plan_comparison", unreachable)
     assert run("compare", *TINY, "--optimizers", "adamw,celo") == 1
     assert capsys.readouterr().err.startswith("celo is not in the cache; fetching hf://")
     assert not Path("runs").exists()
@@ -328,7 +340,7 @@ def test_places_that_cannot_be_written(capsys: Capture, monkeypatch: pytest.Monk
     Path("full").mkdir()
     (Path("full") / "other").write_text("")
     assert "cannot be written" in refused(capsys, "compare", *TINY, "--optimizers", "adamw", "--out", "file/x", "-q")
-    assert "is in use already" in refused(capsys, "compare", *TINY, "--optimizers", "adamw", "--out", "full", "-q")
+    assert "is not empty" in refused(capsys, "compare", *TINY, "--optimizers", "adamw", "--out", "full", "-q")
     usage = shutil.disk_usage(".")._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
     said = refused(capsys, "compare", *TINY, "--optimizers", "adamw", "--out", "new", "-q")
@@ -350,7 +362,7 @@ def test_ctrl_c_shows_how_to_continue(capsys: Capture, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "_exit", end)
     assert run("compare", *TINY, "--optimizers", "adamw") == 130
     err = capsys.readouterr().err
-    assert "Go on with: pylo-zoo compare quadratic --optimizers adamw --seeds 1 --steps 5 --tune none" in err
+    assert "Resume with: pylo-zoo compare quadratic --optimizers adamw --seeds 1 --steps 5 --tune none" in err
     assert ends == [130]
 
 
@@ -376,20 +388,20 @@ def test_no_figure_is_broken_on_a_narrow_terminal(results_directory: Path, width
     assert "…" not in shown
     for each in results["optimizers"]:
         assert each["label"] in shown
-        for part in filter(None, words.parts(words.ranged(each["loss"]))):
+        for part in filter(None, words.parts(words.mean_and_range(each["loss"]))):
             assert part in shown
 
 
 def test_every_field_of_a_comparison_is_documented() -> None:
     text = (Path(__file__).parent.parent / "docs/training.md").read_text()
     for title, fields in (
-        ("`comparison.json`", planned(WANTED).shared()),
+        ("`comparison.json`", plan_comparison(WANTED).shared()),
         ("`results.json`", compared(Path("out"))),
     ):
         table = text.partition(f"| {title} |")[2].partition("\n\n")[0]
         rows = [line.split("|")[1] for line in table.splitlines()[2:]]
         assert {name for row in rows for name in re.findall(r"`([^`]+)`", row)} == set(fields)
-    assert set(running.WORDS) == set(planned(WANTED).shared())
+    assert set(running.OPTION_NAMES) == set(plan_comparison(WANTED).shared())
 
 
 def test_completion_offers_every_task() -> None:

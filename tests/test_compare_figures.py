@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from pylo_zoo.compare import figures, looks, machine, verdict, words
-from pylo_zoo.compare.figures import Arrival, Course
-from pylo_zoo.compare.running import Trial, _beyond, best
+from pylo_zoo.compare import figures, machine, styles, verdict, words
+from pylo_zoo.compare.figures import Arrival, RunRecord
+from pylo_zoo.compare.running import Trial, _next_lr, best
 
 
-def course(losses: Sequence[float], seed: int = 0, **more: Any) -> Course:
-    return Course(seed, losses, [0.001] * len(losses), [0.003] * len(losses), **more)
+def course(losses: Sequence[float], seed: int = 0, **more: Any) -> RunRecord:
+    return RunRecord(seed, losses, [0.001] * len(losses), [0.003] * len(losses), **more)
 
 
 # --- figures -----------------------------------------------------------------------------------------------------
@@ -32,7 +32,7 @@ def test_the_final_loss_is_the_mean_of_the_last_steps() -> None:
         (course([2, 1, 0.5]), None),
         (course([2, 1, math.nan]), "finite"),
         (course([2, 1, math.inf]), "finite"),
-        (course([1, 3, 3]), "above where it began"),
+        (course([1, 3, 3]), "above the initial loss"),
         (course([], stopped="The loss is nan"), "finite"),
         (course([]), "no step"),
         (course([2, 1], evaluations={2: {"test_loss": math.nan}}), "finite"),
@@ -40,7 +40,7 @@ def test_the_final_loss_is_the_mean_of_the_last_steps() -> None:
         (course([1, 1, 1.05]), None),
     ],
 )
-def test_divergence(run: Course, why: str | None) -> None:
+def test_divergence(run: RunRecord, why: str | None) -> None:
     result = figures.diverged(run, 1)
     assert (result is None) == (why is None)
     assert why is None or why in (result or "")
@@ -92,9 +92,9 @@ def test_the_best_learning_rate_and_the_edge_of_the_grid() -> None:
         return {lr: Trial(lr, loss, 1.0) for lr, loss in zip(rates, losses, strict=True)}
 
     assert best(list(grid(3, 1, 2).values())).lr == 0.03
-    assert _beyond(grid(3, 1, 2)) is None
-    assert _beyond(grid(3, 2, 1)) == 0.333
-    assert _beyond(grid(1, 2, None)) == 0.00333
+    assert _next_lr(grid(3, 1, 2)) is None
+    assert _next_lr(grid(3, 2, 1)) == 0.333
+    assert _next_lr(grid(1, 2, None)) == 0.00333
     assert best(list(grid(None, None, None).values())).lr == 0.01, "if all diverge, the smallest rate is chosen"
 
 
@@ -143,7 +143,7 @@ def test_a_learned_optimizer_that_wins() -> None:
 
 def test_the_rank_of_adamw_is_stated_if_it_is_third_or_lower() -> None:
     text = said(entry("celo", [0.1, 0.11]), entry("muon", [0.12, 0.13]), entry("adamw", [0.5, 0.5]))
-    assert "tuned adamw is number 3 of 3, 0.500." in text
+    assert "tuned adamw ranks 3 of 3 with 0.500." in text
     assert words.sentence("tuned a wins. tuned b: untuned c") == "Tuned a wins. Tuned b: untuned c"
 
 
@@ -156,13 +156,13 @@ def test_overlapping_ranges_are_not_a_win() -> None:
 
 def test_a_single_seed_is_stated() -> None:
     text = said(entry("celo", [0.1]), entry("adamw", [0.2]))
-    assert text.startswith("In the one seed that was run, untuned celo")
+    assert text.startswith("With one seed, untuned celo")
     assert "may be chance" in text
 
 
 def test_seeds_without_spread_are_stated() -> None:
     text = said(entry("celo", [0.1, 0.1]), entry("adamw", [0.3, 0.3]))
-    assert text.endswith("the seeds make no difference.")
+    assert text.endswith("all seeds have the same results.")
 
 
 def test_equal_losses() -> None:
@@ -171,9 +171,9 @@ def test_equal_losses() -> None:
 
 def test_a_diverged_optimizer_cannot_win() -> None:
     text = said(entry("celo", [0.01, None]), entry("adamw", [0.2, 0.3]))
-    assert (
-        text
-        == "tuned adamw alone finished without diverging: training loss 0.250 (0.200–0.300). Diverged: celo in 1 of 2."
+    assert text == (
+        "tuned adamw is the only optimizer that did not diverge: training loss 0.250 (0.200–0.300). "
+        "Diverged: celo in 1 of 2."
     )
     assert said(entry("celo", [None])).startswith("Every optimizer diverged")
 
@@ -224,22 +224,22 @@ def clocked(*entries: dict[str, Any], busy: int = 0) -> str | None:
 
 def test_the_fastest_by_wall_clock() -> None:
     assert clocked(timed("celo", 40.0), timed("adamw", 3.1), timed("muon", None)) == (
-        "By the clock, nobody is at the final loss of tuned adamw before it: it takes 3.1 s, untuned celo 40 s; "
-        "untuned muon does not get there. The search for a learning rate is not in that: 9.0 s for adamw."
+        "No other optimizer reaches the final loss of tuned adamw faster: tuned adamw after 3.1 s and untuned celo "
+        "after 40 s; untuned muon does not reach it. These times exclude tuning: 9.0 s for adamw."
     )
     once = timed("celo", None)
     once["steps_to_reference"]["reached"] = 1
     assert clocked(once, timed("adamw", 3.1), timed("muon", None), timed("sgd", None)) == (
-        "By the clock, nobody is at the final loss of tuned adamw before it: it takes 3.1 s; untuned celo gets there "
-        "in 1 of 2 seeds; untuned muon and untuned sgd do not get there. The search for a learning rate is not in "
-        "that: 9.0 s for adamw."
+        "No other optimizer reaches the final loss of tuned adamw faster: tuned adamw after 3.1 s; untuned celo "
+        "reaches it in 1 of 2 seeds; untuned muon and untuned sgd do not reach it. These times exclude tuning: 9.0 s "
+        "for adamw."
     )
     text = clocked(timed("celo", 1.0), timed("adamw", 3.1), busy=1)
     assert text is not None
     assert text.startswith(
-        "By the clock, untuned celo is the first at the final loss of tuned adamw: 1.0 s, against 3.1 s"
+        "untuned celo reaches the final loss of tuned adamw first: untuned celo after 1.0 s and tuned adamw after 3.1 s"
     )
-    assert text.endswith("The machine was busy: these times are rough.")
+    assert text.endswith("The machine was busy, so the times are approximate.")
 
 
 def test_no_target_loss_gives_no_time_statement() -> None:
@@ -251,36 +251,40 @@ def test_no_target_loss_gives_no_time_statement() -> None:
 @pytest.mark.parametrize(
     ("entries", "kind", "sentence"),
     [
-        ([entry("adamw", [0.1], [0.5])], "one", "One seed"),
-        ([entry("adamw", [0.1, 0.1], [0.5, 0.5]), entry("celo", [None, None])], "equal", "The same in each of 2 seeds"),
+        ([entry("adamw", [0.1], [0.5])], "one", "Only one seed"),
+        (
+            [entry("adamw", [0.1, 0.1], [0.5, 0.5]), entry("celo", [None, None])],
+            "equal",
+            "All 2 seeds have the same results",
+        ),
         ([entry("adamw", [0.1, 0.1], [0.5, 0.6])], "several", "Means over 2 seeds"),
     ],
 )
 def test_ranges_are_mentioned_only_if_they_exist(entries: list[dict[str, Any]], kind: str, sentence: str) -> None:
     result = {"optimizers": entries, "seeds": list(range(len(entries[0]["runs"])))}
-    assert words.spreads(result) == kind
+    assert words.seed_variation(result) == kind
     assert words.seeds_note(result).startswith(sentence)
 
 
 def test_an_optimizer_looks_the_same_in_every_report() -> None:
-    assert len({*looks.KNOWN.values()}) == len(looks.KNOWN)
-    assert not {*looks.KNOWN.values()} & {*looks.FREE}
+    assert len({*styles.KNOWN.values()}) == len(styles.KNOWN)
+    assert not {*styles.KNOWN.values()} & {*styles.FREE}
     for labels in (["mine", "adamw"], ["celo", "adamw", "mine", "muon"]):
-        result = looks.looks(labels)
+        result = styles.styles(labels)
         assert list(result) == labels
-        assert result["adamw"] == looks.KNOWN["adamw"]
-        assert result["mine"] == looks.looks(["mine"])["mine"]
-    many = [f"optimizer {i}" for i in range(len(looks.FREE))]
-    assert len({*looks.looks(many).values()}) == len(many), "all differ while colors last"
-    assert looks.looks(many) == looks.looks(many[::-1])
+        assert result["adamw"] == styles.KNOWN["adamw"]
+        assert result["mine"] == styles.styles(["mine"])["mine"]
+    many = [f"optimizer {i}" for i in range(len(styles.FREE))]
+    assert len({*styles.styles(many).values()}) == len(many), "all differ while colors last"
+    assert styles.styles(many) == styles.styles(many[::-1])
 
 
 def test_a_resumed_run_keeps_its_largest_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for now in (3.0, 1.0):
         monkeypatch.setattr(machine, "load", lambda now=now: now)
-        machine.keep(tmp_path, 0.5)
-    assert machine.kept(tmp_path) == 3.0
+        machine.record_load(tmp_path, 0.5)
+    assert machine.recorded_load(tmp_path) == 3.0
     (tmp_path / machine.RECORD).write_text("[")
-    assert machine.kept(tmp_path) is None
+    assert machine.recorded_load(tmp_path) is None
     assert not machine.busy(2.5, 2)
     assert machine.busy(2.6, 2)

@@ -94,7 +94,7 @@ def test_inspect_shows_everything_in_80_columns(
     assert "rnn_params/rnn/linear/w" in out
     assert "10 × 20" in out
     assert "use_bugged_loss_features" in out
-    assert "Nothing stops a conversion" in out
+    assert "Ready to convert" in out
     assert "pylo-zoo convert velo --source params" in out
     assert not Path("zoo").exists()
 

@@ -11,7 +11,7 @@ from commands import Capture, refused, report_of, run
 from hub_double import HubDouble
 from trees import write_theta
 
-from pylo_zoo import artifact
+from pylo_zoo import artifact, converters
 from pylo_zoo.convert import convert
 
 NASTY = "a \x1b[31mred\x07 card"
@@ -49,6 +49,24 @@ def test_info_of_a_hub_repository_with_its_card(hub: HubDouble, directory: Path,
     assert capsys.readouterr().out == "a \\x1b[31mred\\x07 card\n", "no escape sequences"
     assert run("info", "org/mine", "--json", "--offline") == 0
     assert json.loads(capsys.readouterr().out)["card"] == NASTY
+
+
+@pytest.mark.parametrize("family", converters.FAMILIES)
+def test_random_weights(family: str, capsys: Capture) -> None:
+    name = f"random:{family}"
+    assert run("info", name) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"{name}\n")
+    assert f'weights="{name}"' in text
+    assert run("info", name, "--json") == 0
+    described = json.loads(capsys.readouterr().out)
+    assert (described["family"], described["files"], described["directory"]) == (family, [], None)
+    assert described["parity"]["status"] == "not_run"
+    assert "has no model card.\nHint: Leave --card out." in refused(capsys, "info", name, "--card")
+
+
+def test_random_weights_of_an_unknown_family(capsys: Capture) -> None:
+    assert "celo3" in refused(capsys, "info", "random:celo3")
 
 
 def test_info_without_a_card(directory: Path, capsys: Capture) -> None:

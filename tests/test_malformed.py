@@ -16,7 +16,7 @@ from pylo_zoo.convert import convert, export, make
 from pylo_zoo.errors import LONGEST, QUOTED, ZooError, quoted
 from pylo_zoo.fetch import lockfile
 from pylo_zoo.parity.reading import read_report
-from pylo_zoo.train.setup import of_directory
+from pylo_zoo.train.setup import read_setup
 
 DIGITS = "9" * 400
 HUGE = 10**400
@@ -403,7 +403,7 @@ def test_every_field_of_a_run(capsys: Capture, tmp_path: Path) -> None:
     for at in paths(content):
         for value in VALUES.values():
             path.write_text(json.dumps(replaced(content, at, value)))
-            assert refusal(of_directory, Path("run")).isprintable()
+            assert refusal(read_setup, Path("run")).isprintable()
         if at[0] == "asked" or len(at) == 1:
             for label in ("text",):
                 path.write_text(json.dumps(replaced(content, at, VALUES[label])))

@@ -42,7 +42,7 @@ def test_a_publication(hub: HubDouble, tmp_path: Path, capsys: Capture) -> None:
     assert lines[8:] == [
         "",
         f"{REPO}: MIT, parity passed, public.",
-        f"Published as {repo.head}, and read back: every file is what was sent.",
+        f"Published as {repo.head}; every file was read back and matches.",
         f"{hub.url}/{REPO}/tree/{repo.head}",
     ]
     assert err == ""
@@ -53,12 +53,12 @@ def test_further_messages(hub: HubDouble, unproven: Path, capsys: Capture, tmp_p
     words = ["publish", unproven, *WORDS, "--allow-unverified"]
     assert run(*words, "--private") == 0
     out = capsys.readouterr().out
-    assert "model.pt stays here." in out
-    assert "UNVERIFIED, which its card says, private." in out
+    assert "model.pt is not uploaded." in out
+    assert "UNVERIFIED (shown on its card), private." in out
     (tmp_path / "registry.yaml").write_text("# Ours.\n")
     assert run(*words, "--update-registry", "--registry", tmp_path / "registry.yaml") == 0
     out = capsys.readouterr().out
-    assert "All of it was there already; nothing was sent." in out
+    assert "Everything was published already; nothing was sent." in out
     assert "Pinned in " in out
     assert (tmp_path / "registry.yaml").read_text().startswith("# Ours.\n\ntiny:\n")
     hub.repos[REPO].private = False
@@ -69,12 +69,14 @@ def test_a_dry_run(hub: HubDouble, unproven: Path, capsys: Capture, monkeypatch:
     words = ["publish", unproven, *WORDS, "--allow-unverified", "--dry-run"]
     assert run(*words) == 0
     out = capsys.readouterr().out
-    assert "The repository would be made. Nothing was sent (--dry-run). Its card would be:\n\n---\nlibrary_name" in out
+    assert (
+        "The repository would be created. Nothing was sent (--dry-run). Its card would be:\n\n---\nlibrary_name" in out
+    )
     assert "NOT VERIFIED" in out
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert run(*words) == 0
     out, err = capsys.readouterr()
-    assert "The repository was not asked." in out
+    assert "The repository was not looked up." in out
     assert "visibility unknown" in out
     assert "offline mode is on" in err
     assert writes(hub) == []

@@ -218,8 +218,8 @@ def test_the_output_of_the_command(
     place = directory(zoo_home, repo.head)
     assert out.splitlines() == [
         f"elo (elo) at {repo.head[:12]}: pulled, 5 files verified.",
-        "  parity   passed where it was published",
-        "  licence  unknown",
+        "  parity   passed before it was published",
+        "  license  unknown",
         "  from     file:theta.state",
         f"  in       {place}",
     ]
@@ -244,7 +244,7 @@ def test_the_output_of_the_command(
     }
     assert err == f"Offline: using {URI} at the recorded commit {repo.head[:12]}.\n"
     assert run("pull", place) == 0
-    assert capsys.readouterr().out.startswith("elo (elo): here already, 5 files verified.\n")
+    assert capsys.readouterr().out.startswith("elo (elo): a local directory, 5 files verified.\n")
 
 
 def test_the_output_of_the_command_for_a_checkpoint(hub: HubDouble, capsys: Capture, tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_the_output_of_the_command_for_a_checkpoint(hub: HubDouble, capsys: Capt
     assert run("pull", "org/theirs") == 0
     out, err = capsys.readouterr()
     assert out.startswith("elo (elo): converted here, 2 files verified.\n")
-    assert "parity   not checked; `pylo-zoo verify hf://org/theirs` does\n" in out
+    assert "parity   not checked; run `pylo-zoo verify hf://org/theirs`\n" in out
     assert "its parity was not checked" in err
 
 

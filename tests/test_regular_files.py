@@ -15,15 +15,15 @@ import pytest
 from commands import Capture, refused
 from trees import write_params, write_theta
 
-from pylo_zoo import artifact, formats, limits, registry
+from pylo_zoo import artifact, formats, limits, registry, tasks
 from pylo_zoo.bench import report as bench
 from pylo_zoo.compat import weights as compat
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import fetch, lockfile, store
 from pylo_zoo.files import open_regular, read_regular, read_text
 from pylo_zoo.parity import vectors
-from pylo_zoo.train import setup
-from pylo_zoo.train.loop import RUN
+from pylo_zoo.train import recipes, setup
+from pylo_zoo.train.loop import CHECKPOINT, RUN, Run, TrainPlan, train
 
 SECONDS = 60
 """Seconds after which a blocking read fails its test instead of hanging the whole run."""
@@ -203,7 +203,16 @@ def local(root: Path) -> tuple[Path, Callable[[], object]]:
 
 
 def run(root: Path) -> tuple[Path, Callable[[], object]]:
-    return root / RUN, lambda: setup.of_directory(root)
+    return root / RUN, lambda: setup.read_setup(root)
+
+
+def saved_run(root: Path) -> tuple[Path, Callable[[], object]]:
+    def new() -> Run:
+        recipe = recipes.find_recipe("sgd")
+        return Run(tasks.make("quadratic", {"size": 2}), recipe, TrainPlan(2, save_every=1), root / "run")
+
+    train(new())
+    return root / "run" / CHECKPOINT, lambda: new().resume()
 
 
 def figures(root: Path) -> tuple[Path, Callable[[], object]]:
@@ -242,6 +251,15 @@ def test_any_other_kind_of_file_is_one_error(place: str, kind: str, tmp_path: Pa
     error = bounded_refusal(action)
     if kind in PIPES:
         assert complaint in error.message
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_resumes_only_from_a_regular_file(kind: str, tmp_path: Path) -> None:
+    path, resume = saved_run(tmp_path)
+    complaint = put(kind, path)
+    with pytest.raises(ZooError, match=r"checkpoint\.pt cannot be read: ") as error:
+        resume()
+    assert kind not in PIPES or complaint in error.value.message
 
 
 @pytest.mark.parametrize("kind", ["a named pipe", "a link to /dev/zero", "a socket"])

@@ -15,7 +15,7 @@ from pylo_zoo import tasks
 from pylo_zoo.cli import complete
 from pylo_zoo.errors import ZooError
 from pylo_zoo.tasks import numbers
-from pylo_zoo.tasks.base import chosen, generator
+from pylo_zoo.tasks.base import batch_indices, generator
 from pylo_zoo.train import recipes
 
 HERE = ["digits-mlp", "digits-cnn", "digits-vit", "chars", "diabetes", "quadratic"]
@@ -74,10 +74,10 @@ def test_held_out_data_is_not_trained_on() -> None:
 
 
 def test_every_example_appears_once_per_epoch() -> None:
-    picked = torch.cat([chosen(10, 4, seed=0, step=step) for step in range(5)])
+    picked = torch.cat([batch_indices(10, 4, seed=0, step=step) for step in range(5)])
     assert sorted(picked[:10].tolist()) == sorted(picked[10:].tolist()) == list(range(10))
     assert picked[:10].tolist() != picked[10:].tolist()
-    assert chosen(3, 10, 0, 0).bincount().tolist() in ([3, 3, 4], [3, 4, 3], [4, 3, 3])
+    assert batch_indices(3, 10, 0, 0).bincount().tolist() in ([3, 3, 4], [3, 4, 3], [4, 3, 3])
     first = [torch.randint(1 << 40, (1,), generator=generator(*words)).item() for words in [(0,), (1,), (0, 0), (0, 1)]]
     assert len(set(first)) == 4
 
@@ -100,21 +100,21 @@ def test_the_quadratic_reaches_its_known_minimum() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("digits", {}, "no task 'digits'. Did you mean 'digits-"),
-        ("nonsense", {}, "no task 'nonsense'. Tasks: digits-mlp"),
+        ("digits", {}, "Unknown task 'digits'. Did you mean 'digits-"),
+        ("nonsense", {}, "Unknown task 'nonsense'. Tasks: digits-mlp"),
         ("digits-mlp", {"widht": 3}, "no option 'widht'. Did you mean 'width'"),
-        ("digits-mlp", {"width": 0}, "width is 0. It has to be a whole number from 1 to 1,000,000,000"),
+        ("digits-mlp", {"width": 0}, "width is 0. It must be an integer from 1 to 1,000,000,000"),
         ("digits-mlp", {"width": "wide"}, "width is 'wide'"),
         ("digits-mlp", {"width": 2.5}, "width is 2.5"),
         ("quadratic", {"condition": True}, "condition is True"),
-        ("quadratic", {"condition": 0.5}, "condition is at least 1"),
-        ("digits-vit", {"width": 6}, "width has to be divisible by 4"),
-        ("chars", {"heads": 3}, "cannot be shared by 3 heads"),
+        ("quadratic", {"condition": 0.5}, "a condition of at least 1"),
+        ("digits-vit", {"width": 6}, "a width divisible by 4"),
+        ("chars", {"heads": 3}, "not divisible by 3 heads"),
         ("chars", {"context": 10**6}, "too short for a context"),
         ("nowhere:task", {}, "No module named 'nowhere'"),
         ("math:nothing", {}, "math has no 'nothing'"),
-        ("math:pi", {}, "pi is no function"),
-        ("builtins:dict", {"a": 1}, "no function of Python's"),
+        ("math:pi", {}, "pi is not a function"),
+        ("builtins:dict", {"a": 1}, "not a Python function"),
     ],
 )
 def test_invalid_tasks_are_refused(name: str, options: dict[str, Any], message: str) -> None:

@@ -19,7 +19,7 @@ from pylo_zoo.convert import make
 from pylo_zoo.errors import ZooError
 from pylo_zoo.train import loop, recipes, schedules
 from pylo_zoo.train.loop import Run, Step, TrainPlan, train
-from pylo_zoo.train.setup import Setup, of_directory
+from pylo_zoo.train.setup import Setup, read_setup
 
 STEPS = 9
 
@@ -114,7 +114,7 @@ def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path) 
     result = train(run)
     assert result.diverged is not None
     assert "The loss is nan at step 6" in result.diverged
-    assert "last checkpoint stands" in result.diverged
+    assert "The last checkpoint is in" in result.diverged
     assert torch.load(tmp_path / "run" / loop.CHECKPOINT, weights_only=True)["step"] == 4
     assert weights(tmp_path / "run")["weight"].isfinite().all()
     assert json.loads((tmp_path / "run" / loop.RESULT).read_text())["diverged"] == result.diverged
@@ -132,7 +132,7 @@ def test_an_interrupt_finishes_the_step_and_saves(tmp_path: Path) -> None:
 
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        train(run, listen=press)
+        train(run, on_step=press)
     assert signal.getsignal(signal.SIGINT) is before
     assert torch.load(out / loop.CHECKPOINT, weights_only=True)["step"] == 5
     assert train(run_of(out, save_every=0), resume=True).losses == train(run_of(None)).losses
@@ -141,16 +141,52 @@ def test_an_interrupt_finishes_the_step_and_saves(tmp_path: Path) -> None:
 def test_a_directory_in_use_and_another_run_are_refused(tmp_path: Path) -> None:
     out = tmp_path / "run"
     train(run_of(out))
-    with pytest.raises(ZooError, match="in use already"):
+    with pytest.raises(ZooError, match="is not empty"):
         train(run_of(out))
-    with pytest.raises(ZooError, match="another one: plan differ"):
+    with pytest.raises(ZooError, match="contains another run: plan differ"):
         train(run_of(out, seed=1), resume=True)
-    with pytest.raises(ZooError, match="another one: recipe, weights differ"):
+    with pytest.raises(ZooError, match="contains another run: recipe, weights differ"):
         train(run_of(out, "adamw"), resume=True)
-    with pytest.raises(ZooError, match="holds no run"):
+    with pytest.raises(ZooError, match="contains no run"):
         train(run_of(tmp_path / "nothing"), resume=True)
-    (out / loop.CHECKPOINT).write_bytes(b"no checkpoint")
-    with pytest.raises(ZooError, match="cannot be read"):
+
+
+CHECKPOINT = {"step": 8, "model": {}, "optimizer": {}, "random": torch.get_rng_state(), "cuda_random": None}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no checkpoint",
+        [1, 2],
+        torch.ones(3),
+        CHECKPOINT,
+        {**CHECKPOINT, "evaluations": 5},
+        {**CHECKPOINT, "step": -1},
+        {**CHECKPOINT, "step": 10**9},
+        {**CHECKPOINT, "step": "many"},
+        {**CHECKPOINT, "model": 5},
+    ],
+    ids=["empty", "text", "a list", "a tensor", "keys", "evaluations", "negative", "too many", "words", "model"],
+)
+def test_a_damaged_checkpoint_is_one_error(content: Any, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(run_of(out))
+    path = out / loop.CHECKPOINT
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(ZooError, match=r"checkpoint\.pt cannot be read: .") as error:
+        train(run_of(out), resume=True)
+    assert error.value.hint == "Start a new run in another directory."
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe", b"{", b'{"loss": []}\n' * 20])
+def test_damaged_metrics_are_one_error(content: bytes | None, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(run_of(out))
+    path = out / loop.METRICS
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(ZooError, match=r"metrics\.jsonl (is damaged|has)"):
         train(run_of(out), resume=True)
 
 
@@ -193,7 +229,7 @@ def test_the_learning_rate_follows_the_schedule_of_every_group() -> None:
         ("adamm", {}, "Did you mean 'adamw'"),
         ("elo-celo3", {}, "Did you mean 'elo-celo2'"),
         ("adamw", {"weights": "velo-sample"}, "has no weights"),
-        ("celo", {"weights": "velo-sample"}, "is of the family velo, not celo"),
+        ("celo", {"weights": "velo-sample"}, "belongs to the family velo, not celo"),
     ],
 )
 def test_invalid_recipes(name: str, arguments: dict[str, Any], message: str) -> None:
@@ -219,13 +255,11 @@ def test_a_directory_of_that_name_needs_no_download(tmp_path: Path, monkeypatch:
     assert "velo" in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("lr", "message"), [(1e9, "leave --lr out, or try --lr 0.01."), (0.03, "a third of it, --lr 0.01.")]
-)
+@pytest.mark.parametrize(("lr", "message"), [(1e9, "leave --lr out, or try --lr 0.01."), (0.03, "try --lr 0.01.")])
 def test_the_remedy_for_a_divergence(lr: float, message: str) -> None:
     assert recipes.find_recipe("sgd", lr=lr).remedy.endswith(message)
-    assert "sgd's own is 0.03" in recipes.find_recipe("sgd", lr=lr).remedy
-    assert recipes.find_recipe("velo-sample", lr=9.0).own_lr == 1.0
+    assert "the default of sgd is 0.03" in recipes.find_recipe("sgd", lr=lr).remedy
+    assert recipes.find_recipe("velo-sample", lr=9.0).default_lr == 1.0
 
 
 # --- requests ----------------------------------------------------------------------------------------------------
@@ -234,22 +268,22 @@ def test_the_remedy_for_a_divergence(lr: float, message: str) -> None:
 def test_a_setup_is_restored_from_its_directory(tmp_path: Path) -> None:
     setup = Setup("quadratic", "velo-sample", {"size": 3}, steps=5, seed=2, lr=0.5, device="cpu")
     train(setup.build(tmp_path / "run"))
-    assert of_directory(tmp_path / "run") == setup
+    assert read_setup(tmp_path / "run") == setup
     train(run_of(tmp_path / "other"))
-    with pytest.raises(ZooError, match="not begun by"):
-        of_directory(tmp_path / "other")
-    with pytest.raises(ZooError, match="holds no run"):
-        of_directory(tmp_path)
+    with pytest.raises(ZooError, match="not started by"):
+        read_setup(tmp_path / "other")
+    with pytest.raises(ZooError, match="contains no run"):
+        read_setup(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"steps": 0}, "steps is 0. It has to be at least 1"),
+        ({"steps": 0}, "steps is 0. It must be at least 1"),
         ({"lr": -1.0}, "lr is -1"),
-        ({"warmup": 2.0}, "a share of the run"),
-        ({"schedule": "no"}, "no schedule 'no'"),
-        ({"device": "gpu"}, "no device 'gpu'"),
+        ({"warmup": 2.0}, "a fraction from 0 to 1"),
+        ({"schedule": "no"}, "Unknown schedule 'no'"),
+        ({"device": "gpu"}, "Device 'gpu' is not available"),
     ],
 )
 def test_invalid_numbers_are_refused(changed: dict[str, Any], message: str) -> None:

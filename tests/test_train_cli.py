@@ -35,17 +35,17 @@ def test_a_run_and_its_files(capsys: Capture) -> None:
     assert "velo-sample, seed 0" in text
     assert "excess_loss" in text
     assert text.endswith(
-        "The run is over; it is in runs/quadratic-velo-sample-seed0. A longer one is a new one: more --steps, another "
-        "--out.\n"
+        "The run is finished; see runs/quadratic-velo-sample-seed0. To train longer, start a new run with more "
+        "--steps.\n"
     )
     out = Path("runs/quadratic-velo-sample-seed0")
     assert {path.name for path in out.iterdir()} == {loop.RUN, loop.METRICS, loop.CHECKPOINT, loop.RESULT}
-    assert "in use already" in refused(capsys, "train", *SMALL, "--steps", 6)
+    assert "is not empty" in refused(capsys, "train", *SMALL, "--steps", 6)
     assert run("train", "--resume", out, "--json") == 0, "a finished run has nothing left to do"
     assert json.loads(capsys.readouterr().out)["runs"][0]["resumed_at"] == 6
     assert json.loads((out / loop.RESULT).read_text())["optimizer_ms"] > 0, "and keeps its result"
     assert run("train", "--resume", out, "--steps", 9) == 2
-    assert "--resume goes without --steps" in capsys.readouterr().err
+    assert "leave out --steps" in capsys.readouterr().err
 
 
 def test_several_seeds_and_json(capsys: Capture) -> None:
@@ -56,14 +56,14 @@ def test_several_seeds_and_json(capsys: Capture) -> None:
     assert run("train", *SMALL, "--steps", 4, "-q", "--out", "other") == 0
     assert capsys.readouterr() == ("other\n", "")
     assert run("train", *SMALL, "--steps", 2, "--seeds", 2, "--out", "both") == 0
-    assert "The runs are over; they are in both/seed0, both/seed1." in capsys.readouterr().out
+    assert "The runs are finished; see both/seed0, both/seed1." in capsys.readouterr().out
 
 
 def test_errors_are_reported(capsys: Capture) -> None:
     assert "Did you mean 'quadratic'" in refused(capsys, "train", "quadratik")
     assert "Did you mean 'velo-sample'" in refused(capsys, "train", "quadratic", "--optimizer", "velo-sampel")
     assert "no option 'sise'" in refused(capsys, "train", "quadratic", "--set", "sise=3")
-    assert "no schedule 'cosin'" in refused(capsys, "train", "quadratic", "--schedule", "cosin")
+    assert "Unknown schedule 'cosin'" in refused(capsys, "train", "quadratic", "--schedule", "cosin")
     assert not Path("runs").exists()
     for words in ([], ["quadratic", "--task", "a:b"], ["quadratic", "--resume", "x"]):
         assert run("train", *words) == 2
@@ -95,7 +95,7 @@ def test_a_file_missing_offline_is_a_short_two_line_error(
 
 
 def test_plain_lines_without_a_terminal(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "PLAIN", 0.0)
+    monkeypatch.setattr(training, "LINE_SECONDS", 0.0)
     assert run("train", *SMALL, "--steps", 4, "--out", "a", "--threads", 1) == 0
     out, err = capsys.readouterr()
     first, *lines = err.splitlines()
@@ -103,10 +103,10 @@ def test_plain_lines_without_a_terminal(capsys: Capture, monkeypatch: pytest.Mon
     assert first == f"{title}: 4 steps, on cpu, 1 thread (--threads)"
     assert [line.partition("  ")[0] for line in lines] == [f"{title}: step {i} of 4" for i in (1, 2, 3, 4)]
     assert all(" steps/s " in line and line.endswith(" s left") for line in lines)
-    assert "On cpu, 1 thread." in out
+    assert "Ran on cpu, 1 thread." in out
     assert run("train", "--resume", "a") == 0
-    assert "the run in a is over, after 4 steps" in capsys.readouterr().err
-    assert "The run in it is over" in refused(capsys, "train", *SMALL, "--out", "a")
+    assert "the run in a finished after 4 steps" in capsys.readouterr().err
+    assert "Remove the finished run in it" in refused(capsys, "train", *SMALL, "--out", "a")
 
 
 def test_a_divergence_is_reported_and_fails(capsys: Capture) -> None:
@@ -114,7 +114,7 @@ def test_a_divergence_is_reported_and_fails(capsys: Capture) -> None:
     out, err = capsys.readouterr()
     assert "diverged" in out
     assert "Error: The loss is nan" in err or "Error: The loss is inf" in err
-    assert "lr was 1e+09, and sgd's own is 0.03: leave --lr out" in err
+    assert "lr was 1e+09, and the default of sgd is 0.03: leave --lr out" in err
 
 
 # --- the process -------------------------------------------------------------------------------------------------
@@ -152,10 +152,10 @@ def test_a_kill_and_an_interrupt_of_the_process(capsys: Capture) -> None:
         done = torch.load(out / loop.CHECKPOINT, weights_only=True)["step"]
         assert 60 <= done < 400
         if out is stopped:
-            assert f"Stopped after {done} steps. Go on with: pylo-zoo train --resume stopped" in err
+            assert f"Stopped after {done} steps. Resume with: pylo-zoo train --resume stopped" in err
             assert "Traceback" not in err
         assert run("train", "--resume", out) == 0
-        assert f"going on at step {done} of 400" in capsys.readouterr().err
+        assert f"resuming at step {done} of 400" in capsys.readouterr().err
         assert losses(out) == losses(Path("whole"))
         ends = [
             torch.load(place / loop.CHECKPOINT, weights_only=True)["model"]["weight"] for place in (out, Path("whole"))

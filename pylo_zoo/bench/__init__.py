@@ -1,4 +1,4 @@
-"""Step time and memory of every optimizer against fused AdamW, measured in the same run.
+"""Benchmark of step time and memory: every optimizer against fused AdamW, measured in the same run.
 
 >>> from pylo_zoo.bench import BenchPlan, bench
 >>> report = bench(BenchPlan(("velo-sample",), ("tiny",), seconds=1.0))  # doctest: +SKIP

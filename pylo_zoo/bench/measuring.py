@@ -1,4 +1,4 @@
-"""Times of pairs of steps, ours and the reference's in turn, and what can be said of them."""
+"""Timing of pairs of steps, one of the optimizer and one of the reference, and its statistics."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import torch
 
 LEAST_PAIRS = 3
 WARMUP = 2
-"""Steps of each before the first pair: the first makes the state."""
+"""Steps of each optimizer before the first pair. The first step creates the state."""
 COPIED = 64 * 1024 * 1024
-"""Float32 values that the bandwidth is measured with: 256 MiB, beyond the caches of most machines."""
+"""Float32 values to copy for the bandwidth: 256 MiB, more than the caches of most machines hold."""
 COPIES = 7
 
 Clock = Callable[[Callable[[], Any]], float]
-"""Runs something; the seconds that it took."""
+"""Runs a function and returns its time in seconds."""
 
 
 def clock(device: str) -> Clock:
-    """How time is taken on a device.
+    """The clock for a device.
 
-    On a GPU a step is over when its kernels are: nothing waits when it starts, and two events of the device itself
-    stand around it, so that the time in which the device waits for Python counts as well.
+    On a GPU, the clock synchronizes and then times from one CUDA event to another around the step. The time in which
+    the device waits for Python counts.
     """
     return _by_events if torch.device(device).type == "cuda" else _by_counter
 
@@ -50,7 +50,7 @@ def _by_events(work: Callable[[], Any]) -> float:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of every pair of steps that counts, in the order they were made."""
+    """Seconds of each timed pair of steps, in order."""
 
     ours: tuple[float, ...]
     reference: tuple[float, ...]
@@ -59,56 +59,56 @@ class Times:
 def pairs(
     ours: Callable[[], Any], reference: Callable[[], Any], most: int, seconds: float, seconds_of: Clock = _by_counter
 ) -> Times:
-    """Time steps in turn; who goes first alternates, so that a machine that slows down is fair to both.
+    """Time pairs of steps. The order within a pair alternates, so a machine that slows down affects both equally.
 
     Args:
-        ours, reference: one step each.
-        most: pairs, at least :data:`LEAST_PAIRS`.
-        seconds: for all of it; once they are over no pair is begun, unless there are fewer than the least.
-        seconds_of: takes the time.
+        ours, reference: run one step.
+        most: maximum number of pairs, at least :data:`LEAST_PAIRS`.
+        seconds: time limit. After it no pair starts, except to reach :data:`LEAST_PAIRS`.
+        seconds_of: the clock.
     """
     start = time.perf_counter()
     for k in range(WARMUP):
         if k == 0 or time.perf_counter() - start < seconds / 4:
             ours()
             reference()
-    one: list[float] = []
-    other: list[float] = []
+    our_times: list[float] = []
+    reference_times: list[float] = []
     with without_collector():
-        while len(one) < LEAST_PAIRS or (len(one) < most and time.perf_counter() - start < seconds):
-            turns = [(ours, one), (reference, other)]
-            for step, times in turns if len(one) % 2 == 0 else turns[::-1]:
+        while len(our_times) < LEAST_PAIRS or (len(our_times) < most and time.perf_counter() - start < seconds):
+            turns = [(ours, our_times), (reference, reference_times)]
+            for step, times in turns if len(our_times) % 2 == 0 else turns[::-1]:
                 times.append(seconds_of(step))
-    return Times(tuple(one), tuple(other))
+    return Times(tuple(our_times), tuple(reference_times))
 
 
 @contextmanager
 def without_collector() -> Iterator[None]:
-    """Python's collector of garbage collects first, and then not until the block is over."""
+    """Collect garbage once, then disable Python's collector in the block."""
     gc.collect()
-    was_on = gc.isenabled()
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if was_on:
+        if was_enabled:
             gc.enable()
 
 
 @contextmanager
 def threads(count: int | None) -> Iterator[int]:
-    """So many threads for torch, and how many there are; as before after the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    """Set the number of torch threads in the block, and yield it; None keeps the current number."""
+    previous = torch.get_num_threads()
+    torch.set_num_threads(count or previous)
     try:
         yield torch.get_num_threads()
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous)
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Of some figures: median, quartiles, least and largest."""
+    """Median, quartiles, minimum (``least``) and maximum (``most``)."""
 
     median: float
     lower: float
@@ -118,7 +118,7 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """The spread of one figure or more; quartiles are interpolated between figures."""
+    """The spread of one or more values, with interpolated quartiles."""
     if len(values) == 1:
         return Spread(*[values[0]] * 5)
     lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
@@ -126,10 +126,10 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def bandwidth(device: str, count: int = COPIED, copies: int = COPIES) -> list[float]:
-    """Bytes a second that copying ``count`` float32 values moves, read and written ones together, once a copy."""
+    """The bandwidth of each copy of ``count`` float32 values, in bytes read and written per second."""
     source = torch.ones(count, device=device)
     target = torch.empty_like(source)
     target.copy_(source)
-    take = clock(device)
+    seconds_of = clock(device)
     with without_collector():
-        return [2 * 4 * count / take(lambda: target.copy_(source)) for _ in range(copies)]
+        return [2 * 4 * count / seconds_of(lambda: target.copy_(source)) for _ in range(copies)]

@@ -1,10 +1,9 @@
-"""Memory that a step needs at its peak, beyond what lies there between steps.
+"""The peak memory of a step, in addition to the memory in use between steps.
 
-Each figure is of a process of its own, which makes the state by a first step and measures the second. On Linux the
-kernel is asked: "5" to ``/proc/self/clear_refs`` puts the peak (``VmHWM``) back to what is resident (``VmRSS``), and
-after the step the peak is read again. The C library first gives back what it holds in reserve, and is set to take
-memory for everything over 64 KiB from the kernel, so that memory that was freed before does not hide what the step
-takes. On a GPU torch's allocator counts. Elsewhere there is no figure.
+Each measurement runs in a fresh process, which creates the state in a first step and measures the second. On Linux,
+writing "5" to ``/proc/self/clear_refs`` resets the kernel's peak (``VmHWM``) to the resident memory (``VmRSS``). Memory
+that was freed before must not hide what the step allocates, so the C library returns its free memory first and maps
+every allocation over 64 KiB separately. On a GPU, torch's allocator reports the peak. Other systems are not supported.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ PROC = Path("/proc/self")
 RESET = "5"
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(64 * 1024), "MALLOC_ARENA_MAX": "1"}
 TIMEOUT = 900
-"""Seconds after which a child is given up."""
+"""Time limit of a measuring process in seconds."""
 
 
 def peak_of(step: Callable[[], Any], device: str) -> int | None:
-    """Bytes that ``step`` needs at its peak beyond those in use before; None where nobody counts them."""
+    """The peak memory of ``step`` in bytes, in addition to that in use before, or None if it cannot be measured."""
     gc.collect()
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
@@ -47,10 +46,10 @@ def peak_of(step: Callable[[], Any], device: str) -> int | None:
 
 
 def _reset() -> bool:
-    """Put the peak back to what is resident; whether that can be done here."""
+    """Reset the peak, and return whether this system can."""
     if sys.platform != "linux":
         return False
-    with suppress(OSError, AttributeError):  # another C library than GNU's: a little less exact
+    with suppress(OSError, AttributeError):  # C libraries other than glibc lack it; the result is less exact
         ctypes.CDLL(None).malloc_trim(0)
     try:
         (PROC / "clear_refs").write_text(RESET)
@@ -65,11 +64,11 @@ def _kibibytes(name: str) -> int:
 
 
 def in_a_child(subject: str, backend: str, shapes: str, device: str, dtype: str, threads: int) -> int | None:
-    """:func:`peak_of` a step of ``subject`` measured in a fresh process; None where that cannot be done."""
+    """:func:`peak_of` for a step of ``subject``, measured in a fresh process, or None if that fails."""
     if torch.device(device).type != "cuda" and sys.platform != "linux":
         return None
-    words = json.dumps([subject, backend, shapes, device, dtype, threads])
-    command = [sys.executable, "-c", "from pylo_zoo.bench.memory import child; child()", words]
+    request = json.dumps([subject, backend, shapes, device, dtype, threads])
+    command = [sys.executable, "-c", "from pylo_zoo.bench.memory import child; child()", request]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, check=True, timeout=TIMEOUT, env={**os.environ, **ENVIRONMENT}
@@ -80,7 +79,7 @@ def in_a_child(subject: str, backend: str, shapes: str, device: str, dtype: str,
 
 
 def child() -> None:
-    """What the process does: print the bytes, as JSON."""
+    """The measuring process: print the bytes as JSON."""
     from pylo_zoo.bench import shapes, subjects
 
     subject, backend, shape_set, device, dtype, threads = json.loads(sys.argv[1])

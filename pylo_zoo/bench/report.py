@@ -1,4 +1,4 @@
-"""What a benchmark found: every raw time, the machine, and what was left out; as JSON and back."""
+"""The report of a benchmark: every measured time, the machine, and what was left out. Reads and writes JSON."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from pylo_zoo.files import read_text, write_file
 
 FORMAT = 2
 BACKENDS = ("eager", "fused")
-"""How an optimizer of this package can compute a step."""
+"""Backends of the optimizers in this package."""
 TORCH = "torch"
-"""The backend of what has no such choice: torch's own optimizers, and products of matrices."""
+"""The backend of torch's own optimizers and of matrix products."""
 BUSY = 0.5
-"""Cores that others have from which on a machine counts as busy."""
+"""A machine is busy if other processes use more cores than this."""
 DIGITS = 6
 """Significant digits of times and bandwidths."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and when: without it no time means anything.
+    """The machine and the date of the measurements.
 
-    ``bandwidth`` is of copies, bytes a second, read and written together; ``load`` the load averages of a minute before
-    and after the measurements, where the system has any.
+    ``bandwidth`` is that of each copy, in bytes read and written per second. ``load`` has the one-minute load averages
+    before and after the measurements; it is empty if the system has none.
     """
 
     date: str
@@ -52,35 +52,35 @@ class Machine:
 
     @property
     def copies(self) -> float:
-        """Median bandwidth, bytes a second."""
+        """Median bandwidth in bytes per second."""
         return spread(self.bandwidth).median
 
     @property
     def others(self) -> float:
-        """Cores that other work had, about: the load before, or what the load after has beyond this work's threads."""
+        """An estimate of the cores that other processes used: the load before, or the load after minus our threads."""
         return max(0.0, self.load[0], self.load[-1] - self.threads) if self.load else 0.0
 
     @property
     def busy(self) -> bool:
-        """Whether that is enough to spoil the times."""
+        """Whether other processes used enough cores to affect the times."""
         return self.others > BUSY
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One optimizer with one backend on one shape set.
+    """The measurements of one optimizer with one backend on one shape set.
 
     Attributes:
-        optimizer, about, weights: of the subject.
-        backend: of :data:`BACKENDS`, or :data:`TORCH`.
-        shapes, parameters, tensors: of the shape set.
-        against: what the pairs' second step is.
-        seconds, against_seconds: of each pair, in order.
-        state_bytes: of the optimizer's state; None where there is no optimizer.
-        peak_bytes: that a step needs beyond what lies there between steps; None where nobody counted.
-        against_peak_bytes: the same of fused AdamW, on the same parameters.
-        held_bytes: of parameters and gradients.
-        finite: whether parameters, or results, are finite numbers after the last step.
+        optimizer, about, weights: name, description and weights of the subject.
+        backend: a name in :data:`BACKENDS`, or :data:`TORCH`.
+        shapes, parameters, tensors: name and sizes of the shape set.
+        against: the reference.
+        seconds, against_seconds: times of the subject and the reference in each pair, in order.
+        state_bytes: size of the optimizer's state, or None for a subject that is not an optimizer.
+        peak_bytes: peak memory of a step, in addition to that in use between steps; None if it was not measured.
+        against_peak_bytes: the peak of fused AdamW on the same parameters.
+        held_bytes: size of parameters and gradients.
+        finite: whether parameters, or results, are finite after the last step.
     """
 
     optimizer: str
@@ -101,7 +101,7 @@ class Cell:
 
     @cached_property
     def time(self) -> Spread:
-        """Seconds a step."""
+        """Seconds per step."""
         return spread(self.seconds)
 
     @cached_property
@@ -110,39 +110,39 @@ class Cell:
 
     @cached_property
     def ratio(self) -> Spread:
-        """Of a pair's two times."""
+        """The ratio of the two times of a pair."""
         return spread([a / b for a, b in zip(self.seconds, self.against_seconds, strict=True)])
 
     @property
     def least_ratio(self) -> float:
-        """Of the least times: what others do to a machine only adds to a time."""
+        """The ratio of the minimum times. Other processes can only increase a time."""
         return min(self.seconds) / min(self.against_seconds)
 
     @property
     def peak_ratio(self) -> float | None:
-        """Of a step's peaks, parameters and gradients included and each one's state left out, to fused AdamW's."""
+        """The ratio of a step's peak to that of fused AdamW, with parameters and gradients, without optimizer state."""
         if self.peak_bytes is None or self.against_peak_bytes is None:
             return None
         return (self.held_bytes + self.peak_bytes) / (self.held_bytes + self.against_peak_bytes)
 
     @property
     def state_per_parameter(self) -> float | None:
-        """Bytes."""
+        """Bytes per parameter."""
         return None if self.state_bytes is None else self.state_bytes / self.parameters
 
     @property
     def peak_per_parameter(self) -> float | None:
-        """Bytes."""
+        """Bytes per parameter."""
         return None if self.peak_bytes is None else self.peak_bytes / self.parameters
 
     def moved_per_parameter(self, bandwidth: float) -> float:
-        """Bytes a parameter that the machine could have copied in the time of a step."""
+        """Bytes per parameter that the machine can copy in the time of a step."""
         return self.time.median * bandwidth / self.parameters
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A cell that is not there, or not as asked for, and why; ``failed`` where something went wrong."""
+    """A measurement that is missing or incomplete, and why. ``failed`` marks an error."""
 
     optimizer: str
     shapes: str
@@ -152,16 +152,13 @@ class LeftOut:
 
     @property
     def what(self) -> str:
-        """The optimizer with its backend, where it has a choice."""
+        """The optimizer, with its backend if it has several."""
         return self.optimizer if self.backend == TORCH else f"{self.optimizer} ({self.backend})"
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything.
-
-    ``asked`` holds what was asked for: optimizers, shape sets, backends, steps, seconds, dtype, seed.
-    """
+    """The results of a benchmark. ``asked`` holds the plan: optimizers, shape sets, backends, steps, dtype, …"""
 
     machine: Machine
     asked: Mapping[str, Any]
@@ -170,11 +167,11 @@ class Report:
 
     @property
     def diverged(self) -> tuple[Cell, ...]:
-        """Cells whose times are those of NaN or infinities."""
+        """Cells that ended in NaN or infinity."""
         return tuple(cell for cell in self.cells if not cell.finite)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it: what was measured, and beside it what follows."""
+        """The report as a JSON object: measurements and the statistics derived from them."""
         return {
             "format": FORMAT,
             "machine": asdict(self.machine),
@@ -187,16 +184,16 @@ class Report:
 
     def _cell(self, cell: Cell) -> dict[str, Any]:
         spreads = {name: getattr(cell, name) for name in ("time", "against_time", "ratio")}
-        found = {name: {key: short(value) for key, value in asdict(each).items()} for name, each in spreads.items()}
+        summaries = {name: {key: short(value) for key, value in asdict(each).items()} for name, each in spreads.items()}
         more = {
             "least_ratio": short(cell.least_ratio),
             "peak_ratio": None if cell.peak_ratio is None else short(cell.peak_ratio),
             "moved_bytes_per_parameter": short(cell.moved_per_parameter(self.machine.copies)),
         }
-        return {**asdict(cell), "summary": {**found, **more}}
+        return {**asdict(cell), "summary": {**summaries, **more}}
 
     def by_backend(self) -> dict[str, Report]:
-        """A report for each backend."""
+        """The report split by backend."""
         names = dict.fromkeys(each.backend for each in (*self.cells, *self.left_out))
         return {
             name: replace(
@@ -209,24 +206,24 @@ class Report:
 
 
 def short(value: float) -> float:
-    """Rounded to :data:`DIGITS`: a clock knows no more."""
+    """``value`` rounded to :data:`DIGITS` digits, the precision of the clock."""
     return float(f"{value:.{DIGITS}g}")
 
 
 def write(report: Report, path: Path) -> None:
-    """Write ``report`` to ``path`` in one step.
+    """Write ``report`` to ``path`` atomically.
 
     Raises:
-        ZooError: the file system refuses.
+        ZooError: the file cannot be written.
     """
     write_file(path, (json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n").encode())
 
 
 def read(path: Path) -> Report:
-    """What :func:`write` wrote.
+    """Read a report that :func:`write` wrote.
 
     Raises:
-        ZooError: the file is not there, or no report of this format.
+        ZooError: the file does not exist, or is not a report of this format.
     """
     try:
         values = json.loads(read_text(path))
@@ -240,7 +237,7 @@ def read(path: Path) -> Report:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ZooError(
-            f"{path} is no report of a benchmark: {error}.", "`pylo-zoo bench --out FILE` makes one."
+            f"{path} is not a benchmark report: {error}.", "Write one with `pylo-zoo bench --out FILE`."
         ) from error
 
 
@@ -256,7 +253,7 @@ def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def this_machine(device: str, threads: int, bandwidth: tuple[float, ...], load: tuple[float, ...]) -> Machine:
-    """The machine that this runs on, now."""
+    """A description of this machine."""
     on_gpu = torch.device(device).type == "cuda"
     return Machine(
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -274,7 +271,7 @@ def this_machine(device: str, threads: int, bandwidth: tuple[float, ...], load: 
 
 
 def cpu_model() -> str:
-    """The processor's name."""
+    """The name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -283,9 +280,9 @@ def cpu_model() -> str:
 
 
 def load_average() -> tuple[float, ...]:
-    """Of the last minute, where the system has one."""
+    """The load average of the last minute, or nothing if the system has none."""
     return (os.getloadavg()[0],) if hasattr(os, "getloadavg") else ()
 
 
 KEYS = {kind.__name__: tuple(field.name for field in fields(kind)) for kind in (Machine, Cell, LeftOut)}
-"""The keys of the file's parts."""
+"""The keys of each part of the file."""

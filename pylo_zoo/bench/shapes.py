@@ -1,4 +1,4 @@
-"""The parameters that steps are timed on: sets of shapes, as real models have them, and two extremes."""
+"""The parameters for benchmarks: shapes of real models, and two extremes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ VALUE, GRADIENT = 0.02, 0.01
 
 @dataclass(frozen=True)
 class Entry:
-    """Parameters of one shape, in torch's layout ``(out, in, *spatial)``.
+    """``count`` parameters of one shape, in torch's layout ``(out, in, *spatial)``.
 
-    ``embedding`` is a table ``(vocabulary, dim)``: layout "jax", and AdamW's where an optimizer routes.
+    ``embedding`` marks a table ``(vocabulary, dim)``. Its layout is "jax", and its route is AdamW.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class ShapeSet:
-    """Shapes with names and counts."""
+    """A named set of parameter shapes."""
 
     name: str
     about: str
@@ -47,38 +47,40 @@ class ShapeSet:
         return sum(entry.count * math.prod(entry.shape) for entry in self.entries)
 
     def make(self, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0) -> Parameters:
-        """New parameters with gradients that stay as they are; the same for the same seed, up to rounding."""
+        """Create parameters with constant gradients. Equal seeds give equal values, up to rounding to ``dtype``."""
         generator = torch.Generator().manual_seed(seed)
 
-        def one(shape: tuple[int, ...]) -> nn.Parameter:
+        def make_parameter(shape: tuple[int, ...]) -> nn.Parameter:
             value = VALUE * torch.randn(shape, generator=generator)
             p = nn.Parameter(value.to(device, dtype))
             p.grad = (GRADIENT * torch.randn(shape, generator=generator)).to(device, dtype)
             return p
 
-        return Parameters([(entry, [one(entry.shape) for _ in range(entry.count)]) for entry in self.entries])
+        return Parameters(
+            [(entry, [make_parameter(entry.shape) for _ in range(entry.count)]) for entry in self.entries]
+        )
 
 
 class Parameters:
-    """What a shape set makes."""
+    """The parameters of a shape set, by entry."""
 
-    def __init__(self, made: Sequence[tuple[Entry, list[nn.Parameter]]]) -> None:
-        self.made = made
+    def __init__(self, by_entry: Sequence[tuple[Entry, list[nn.Parameter]]]) -> None:
+        self.by_entry = by_entry
 
     def __iter__(self) -> Iterator[nn.Parameter]:
-        return (p for _, params in self.made for p in params)
+        return (p for _, params in self.by_entry for p in params)
 
     def groups(self, *, learned: bool = False) -> list[dict[str, Any]]:
-        """Groups as :func:`pylo_zoo.optim.param_groups` makes them; ``learned`` gives embeddings to the rule, too."""
-        tables = [p for entry, params in self.made for p in params if entry.embedding]
-        others = [p for entry, params in self.made for p in params if not entry.embedding]
+        """Groups as in :func:`pylo_zoo.optim.param_groups`. With ``learned``, embeddings use the learned rule too."""
+        tables = [p for entry, params in self.by_entry for p in params if entry.embedding]
+        others = [p for entry, params in self.by_entry for p in params if not entry.embedding]
         rule = "learned" if learned else "adamw"
-        found = [{"params": tables, "layout": "jax", "rule": rule}, {"params": others, "layout": "torch"}]
-        return [group for group in found if group["params"]]
+        groups = [{"params": tables, "layout": "jax", "rule": rule}, {"params": others, "layout": "torch"}]
+        return [group for group in groups if group["params"]]
 
 
 def _gpt(width: int, depth: int, vocabulary: int, context: int) -> tuple[Entry, ...]:
-    """A decoder with biases, its output layer tied to the embedding (GPT-2)."""
+    """A GPT-2 decoder with biases, whose output layer is tied to the embedding."""
     return (
         Entry("tokens", (vocabulary, width), embedding=True),
         Entry("positions", (context, width), embedding=True),
@@ -93,7 +95,7 @@ def _gpt(width: int, depth: int, vocabulary: int, context: int) -> tuple[Entry, 
 
 
 def _resnet18(classes: int) -> tuple[Entry, ...]:
-    """ResNet-18 with the 3×3 stem of small images (arXiv 1512.03385)."""
+    """ResNet-18 with a 3×3 stem for small images (arXiv 1512.03385)."""
     entries = [Entry("stem", (64, 3, 3, 3)), Entry("stage 1", (64, 64, 3, 3), 4), Entry("norms 64", (64,), 10)]
     for stage, width in enumerate((128, 256, 512), start=2):
         entries += [
@@ -111,10 +113,10 @@ SHAPE_SETS: Mapping[str, ShapeSet] = {
         ShapeSet("gpt", "a small GPT: width 320, 6 blocks, 5,376 tokens, tied output", _gpt(320, 6, 5376, 256)),
         ShapeSet("resnet18", "a ResNet-18 for 32×32 images, 10 classes: 4-d convolutions", _resnet18(10)),
         ShapeSet("square", "one 4096×4096 matrix", (Entry("weight", (4096, 4096)),)),
-        ShapeSet("many", "1,000 vectors of 1,024: the cost of a tensor", (Entry("vector", (1024,), 1000),)),
+        ShapeSet("many", "1,000 vectors of 1,024: the cost per tensor", (Entry("vector", (1024,), 1000),)),
         ShapeSet(
             "tiny",
-            "for tests: nothing that one would time",
+            "for tests only",
             (
                 Entry("tokens", (12, 8), embedding=True),
                 Entry("weight", (8, 8), 2),
@@ -125,17 +127,17 @@ SHAPE_SETS: Mapping[str, ShapeSet] = {
         ),
     )
 }
-"""Every shape set by name."""
+"""All shape sets by name."""
 
 
 def find_shape_set(name: str) -> ShapeSet:
-    """The shape set called ``name``.
+    """The shape set ``name``.
 
     Raises:
-        ZooError: there is none.
+        ZooError: it does not exist.
     """
     if name not in SHAPE_SETS:
         near = difflib.get_close_matches(name.lower(), SHAPE_SETS, n=1)
-        listing = f"Shape sets: {', '.join(SHAPE_SETS)}; or all."
-        raise ZooError(f"There is no shape set {name!r}.", f"Did you mean {near[0]!r}? {listing}" if near else listing)
+        listing = f"Shape sets: {', '.join(SHAPE_SETS)}, all."
+        raise ZooError(f"Unknown shape set {name!r}.", f"Did you mean {near[0]!r}? {listing}" if near else listing)
     return SHAPE_SETS[name]

@@ -1,7 +1,7 @@
-"""What can be timed: every learned optimizer, Muon, AdamW's other forms, and Newton–Schulz alone.
+"""The subjects of benchmarks: every learned optimizer, Muon, variants of AdamW, and Newton–Schulz alone.
 
-The time of a step does not depend on the values of the weights, so that families get random ones of the published sizes
-and no checkpoint is needed. Nothing can be said of training with them.
+The time of a step does not depend on the values of the weights. Families therefore use random weights of the published
+sizes, and no checkpoint is needed. Random weights do not train.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pylo_zoo.samples.random_weights import RANDOM, random_artifact
 from pylo_zoo.weights import load
 
 HORIZON = 100_000
-"""Steps of the run that VeLO, Celo and CeloAdam believe to be in."""
+"""The ``num_steps`` of VeLO, Celo and CeloAdam."""
 LOSS = 1.0
 ITERATIONS = 5
 MATMULS = 3 * ITERATIONS
@@ -36,11 +36,11 @@ MATMULS = 3 * ITERATIONS
 
 @dataclass
 class Work:
-    """Something to do again and again: one optimizer's steps, on parameters of its own."""
+    """Repeatable work, such as the steps of an optimizer on its own parameters."""
 
     step: Callable[[], Any]
     tensors: list[Tensor]
-    """What has to stay finite."""
+    """Tensors that must stay finite."""
     optimizer: torch.optim.Optimizer | None = None
 
     @property
@@ -49,7 +49,7 @@ class Work:
 
     @property
     def state_bytes(self) -> int | None:
-        """Bytes of the tensors that the optimizer keeps for its parameters."""
+        """Size of the tensors in the optimizer's state."""
         if self.optimizer is None:
             return None
         values = (value for state in self.optimizer.state.values() for value in state.values())
@@ -60,40 +60,40 @@ class NothingToDo(ZooError):
     """A shape set has nothing for a subject, such as matrices for Newton–Schulz."""
 
 
-Maker = Callable[[Parameters, str], Work]
-"""Makes the work on given parameters with a backend."""
+WorkFactory = Callable[[Parameters, str], Work]
+"""Builds the work from parameters and a backend."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A row of the table.
+    """Something to benchmark: a row of the table.
 
     Attributes:
-        name: as users type it.
-        about: what it is.
-        make: the work on given parameters, with a backend.
-        against: what it is compared with.
-        reference: the work of that.
-        weights: "random", "none", or what was loaded.
-        has_backends: whether it has the backends of this package, or is torch's alone.
+        name: the name that users type.
+        about: a short description.
+        make: builds its work.
+        against: the name of the reference.
+        reference: builds the work of the reference.
+        weights: "none", "random:FAMILY", or the name of the loaded artifact.
+        has_backends: whether it has the backends of this package.
     """
 
     name: str
     about: str
-    make: Maker
+    make: WorkFactory
     against: str = "AdamW fused"
-    reference: Maker = lambda parameters, backend: adamw(parameters, backend, fused=True)
+    reference: WorkFactory = lambda parameters, backend: adamw(parameters, backend, fused=True)
     weights: str = "none"
     has_backends: bool = True
 
 
-# --- makers ------------------------------------------------------------------------------------------------------
+# --- optimizers --------------------------------------------------------------------------------------------------
 
 
-def adamw(parameters: Parameters, backend: str = TORCH, **form: bool) -> Work:
-    """torch's AdamW in one of its forms: ``fused=True``, ``foreach=True``, or ``foreach=False``, the plain loop."""
+def adamw(parameters: Parameters, backend: str = TORCH, **variant: bool) -> Work:
+    """torch's AdamW with ``fused=True``, ``foreach=True``, or ``foreach=False`` (a loop over tensors)."""
     params = list(parameters)
-    optimizer = torch.optim.AdamW(params, **form)  # pyright: ignore[reportArgumentType]
+    optimizer = torch.optim.AdamW(params, **variant)  # pyright: ignore[reportArgumentType]
     return Work(optimizer.step, [p.data for p in params], optimizer)
 
 
@@ -102,12 +102,12 @@ def _muon(parameters: Parameters, backend: str) -> Work:
     return Work(optimizer.step, [p.data for p in parameters], optimizer)
 
 
-def _learned(artifact: Callable[[], Artifact], parameters: Parameters, backend: str) -> Work:
-    found = artifact()
-    cls = optimizer_class(found.family)
+def _learned(load_artifact: Callable[[], Artifact], parameters: Parameters, backend: str) -> Work:
+    artifact = load_artifact()
+    cls = optimizer_class(artifact.family)
     horizon: dict[str, Any] = {"num_steps": HORIZON} if cls.needs_loss else {}
-    groups = parameters.groups(learned=found.family == "celo2-base")
-    optimizer = cls(groups, weights=found, **horizon, backend=backend)
+    groups = parameters.groups(learned=artifact.family == "celo2-base")
+    optimizer = cls(groups, weights=artifact, **horizon, backend=backend)
     step = partial(optimizer.step, LOSS) if cls.needs_loss else optimizer.step
     return Work(step, [p.data for p in parameters], optimizer)
 
@@ -116,32 +116,32 @@ def _learned(artifact: Callable[[], Artifact], parameters: Parameters, backend: 
 
 
 def _matrices(parameters: Parameters) -> list[Tensor]:
-    """The gradients that CELO2 would orthogonalize, in float32 at least: ``[*positions, rows, columns]``."""
-    found: list[Tensor] = []
-    for entry, params in parameters.made:
+    """The gradients that CELO2 orthogonalizes, in at least float32: ``[*positions, rows, columns]``."""
+    matrices: list[Tensor] = []
+    for entry, params in parameters.by_entry:
         if len(entry.shape) >= 2 and not entry.embedding:
             axes = axes_of(entry.shape, "torch").matrix
             gradients = (p.grad.movedim(axes, (-2, -1)) for p in params if p.grad is not None)
-            found += [g.to(torch.promote_types(g.dtype, torch.float32)) for g in gradients]
-    if not found:
-        raise NothingToDo("The set has no matrices.", "Use another shape set.")
-    return found
+            matrices += [g.to(torch.promote_types(g.dtype, torch.float32)) for g in gradients]
+    if not matrices:
+        raise NothingToDo("The shape set has no matrices.", "Use another shape set.")
+    return matrices
 
 
 def newton_schulz(parameters: Parameters, backend: str = TORCH, dtype: torch.dtype = torch.float32) -> Work:
-    """Newton–Schulz in ``dtype`` over all matrices of the gradients, as optimizers call it."""
+    """Newton–Schulz in ``dtype`` on all gradient matrices, called as optimizers call it."""
     triples = resolve_coefficients(COEFFICIENTS["original"], ITERATIONS)
     matrices = _matrices(parameters)
-    made: list[Tensor] = []
+    results: list[Tensor] = []
 
     def step() -> None:
-        made[:] = orthogonalize_all(matrices, triples, dtype=dtype)
+        results[:] = orthogonalize_all(matrices, triples, dtype=dtype)
 
-    return Work(step, made)
+    return Work(step, results)
 
 
 def matmuls(parameters: Parameters, backend: str = TORCH, dtype: torch.dtype = torch.float32) -> Work:
-    """The products of Newton–Schulz without anything between them, into memory that is there already."""
+    """Only the matrix products of Newton–Schulz, into preallocated memory."""
     sides: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for matrix in (each.to(dtype) for each in _matrices(parameters)):
         x = matrix.mT if matrix.shape[-2] > matrix.shape[-1] else matrix
@@ -171,13 +171,13 @@ def _random(name: str, family: str, about: str, **behavior: Any) -> Subject:
 SUBJECTS: Mapping[str, Subject] = {
     each.name: each
     for each in (
-        Subject("adamw", "fused AdamW against itself: the noise", partial(adamw, fused=True), has_backends=False),
+        Subject("adamw", "fused AdamW against itself: noise", partial(adamw, fused=True), has_backends=False),
         Subject("adamw-foreach", "torch's AdamW, foreach", partial(adamw, foreach=True), has_backends=False),
-        Subject("adamw-loop", "torch's AdamW, a tensor at a time", partial(adamw, foreach=False), has_backends=False),
+        Subject("adamw-loop", "torch's AdamW, one tensor at a time", partial(adamw, foreach=False), has_backends=False),
         Subject("muon", "Muon, Newton–Schulz in bfloat16", _muon),
         Subject(
             "velo-sample",
-            "VeLO, the small one that ships",
+            "the small VeLO sample in this package",
             partial(_learned, partial(load, "velo-sample")),
             weights="velo-sample",
         ),
@@ -185,7 +185,7 @@ SUBJECTS: Mapping[str, Subject] = {
         _random("celo2-rule", "celo2", "CELO2's rule without Newton–Schulz", orthogonalize=False),
         Subject(
             "newton-schulz",
-            f"{ITERATIONS} iterations in float32, against their {MATMULS} products a matrix",
+            f"{ITERATIONS} iterations in float32, against their {MATMULS} products per matrix",
             newton_schulz,
             against="the matmuls",
             reference=matmuls,
@@ -193,22 +193,27 @@ SUBJECTS: Mapping[str, Subject] = {
         ),
     )
 }
-"""Every subject by name."""
+"""All subjects by name."""
 
 
 def find_subject(name: str) -> Subject:
-    """The subject called ``name``: of :data:`SUBJECTS`, a registry entry, an artifact's directory, ``hf://ORG/NAME`` or
-    ``random:FAMILY``.
+    """The subject ``name``.
+
+    Args:
+        name: a name in :data:`SUBJECTS`, a registry name, an artifact directory, ``hf://ORG/NAME`` or
+            ``random:FAMILY``.
 
     Raises:
-        ZooError: none exists, or its weights are unavailable.
+        ZooError: it does not exist, or its weights are unavailable.
     """
     if name in SUBJECTS:
         return SUBJECTS[name]
     if not name.startswith(("hf://", RANDOM)) and not Path(name).is_dir() and name not in registry.load_registry():
         known = [*SUBJECTS, *registry.load_registry()]
         near = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=1)
-        listing = f"There are {', '.join(SUBJECTS)}; every name of `pylo-zoo list`; an artifact's directory; or all."
-        raise ZooError(f"There is no optimizer {name!r}.", f"Did you mean {near[0]!r}? {listing}" if near else listing)
+        listing = (
+            f"Optimizers: {', '.join(SUBJECTS)}, names from `pylo-zoo list`, an artifact directory, random:FAMILY, all."
+        )
+        raise ZooError(f"Unknown optimizer {name!r}.", f"Did you mean {near[0]!r}? {listing}" if near else listing)
     artifact = load(name)
     return Subject(name, artifact.name, partial(_learned, lambda: artifact), weights=artifact.name)

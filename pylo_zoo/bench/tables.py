@@ -1,4 +1,4 @@
-"""The report as tables, one a shape set, for a terminal and for a page."""
+"""The report as tables, one per shape set, for the terminal and for Markdown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NONE = "–"
 
 
 class Column(NamedTuple):
-    """A column: its heading, what stands in it, and how soon a narrow terminal goes without it (0: never)."""
+    """A column: heading, cell text, and rank. A narrow terminal drops high ranks first, and never rank 0."""
 
     heading: str
     text: Callable[[Cell, Machine], str]
@@ -23,28 +23,28 @@ class Column(NamedTuple):
 COLUMNS: Sequence[Column] = (
     Column("optimizer", lambda cell, _: cell.optimizer),
     Column("backend", lambda cell, _: cell.backend),
-    Column("ms", lambda cell, _: figure(1000 * cell.time.median) + ("" if cell.finite else " NaN")),
-    Column("least ms", lambda cell, _: figure(1000 * cell.time.least), 8),
-    Column("AdamW ms", lambda cell, _: figure(1000 * cell.against_time.median), 4),
-    Column("ratio", lambda cell, _: figure(cell.ratio.median)),
-    Column("quartiles", lambda cell, _: f"{figure(cell.ratio.lower)}–{figure(cell.ratio.upper)}", 3),
-    Column("of least", lambda cell, _: figure(cell.least_ratio), 2),
+    Column("ms", lambda cell, _: format_number(1000 * cell.time.median) + ("" if cell.finite else " NaN")),
+    Column("min ms", lambda cell, _: format_number(1000 * cell.time.least), 8),
+    Column("AdamW ms", lambda cell, _: format_number(1000 * cell.against_time.median), 4),
+    Column("ratio", lambda cell, _: format_number(cell.ratio.median)),
+    Column("quartiles", lambda cell, _: f"{format_number(cell.ratio.lower)}–{format_number(cell.ratio.upper)}", 3),
+    Column("of min", lambda cell, _: format_number(cell.least_ratio), 2),
     Column("pairs", lambda cell, _: str(len(cell.seconds)), 7),
-    Column("copied B", lambda cell, machine: figure(cell.moved_per_parameter(machine.copies)), 6),
-    Column("state B", lambda cell, _: figure(cell.state_per_parameter), 5),
-    Column("peak B", lambda cell, _: figure(cell.peak_per_parameter), 1),
-    Column("peak ratio", lambda cell, _: figure(cell.peak_ratio), 9),
+    Column("copied B", lambda cell, machine: format_number(cell.moved_per_parameter(machine.copies)), 6),
+    Column("state B", lambda cell, _: format_number(cell.state_per_parameter), 5),
+    Column("peak B", lambda cell, _: format_number(cell.peak_per_parameter), 1),
+    Column("peak ratio", lambda cell, _: format_number(cell.peak_ratio), 9),
 )
 LEGEND = (
-    "ms: median of a step; ratio: median over pairs of steps made in turn, with quartiles; of least: of the two least "
-    "times. In bytes a parameter: copied, what this machine could have copied in that time; state, what the optimizer "
-    "keeps; peak, what a step needs beside; peak ratio: parameters, gradients and that, over AdamW's. newton-schulz is "
-    "compared with its own matrix products, not with AdamW."
+    "ms: median step time. ratio: median and quartiles over pairs of steps. of min: ratio of the minimum times. "
+    "Bytes per parameter: copied B, what this machine can copy in the time of a step; state B, the optimizer's state; "
+    "peak B, the additional memory during a step. peak ratio: parameters, gradients and peak, relative to AdamW. "
+    "newton-schulz is compared with its matrix products, not with AdamW."
 )
 
 
-def figure(value: float | None) -> str:
-    """Three digits: ``0.0123``, ``12.3``, ``1,230``; ``–`` for None."""
+def format_number(value: float | None) -> str:
+    """Three digits, such as ``0.0123``, ``12.3`` or ``1,230``; ``–`` for None."""
     if value is None:
         return NONE
     rounded = float(f"{value:.3g}")
@@ -55,15 +55,15 @@ def figure(value: float | None) -> str:
 
 
 def by_shapes(report: Report) -> Mapping[str, list[Cell]]:
-    """The cells of each shape set, in order; an optimizer's backends next to each other."""
-    found: dict[str, dict[str, list[Cell]]] = {}
+    """The cells by shape set. The backends of an optimizer are adjacent."""
+    grouped: dict[str, dict[str, list[Cell]]] = {}
     for cell in report.cells:
-        found.setdefault(cell.shapes, {}).setdefault(cell.optimizer, []).append(cell)
-    return {name: [cell for cells in rows.values() for cell in cells] for name, rows in found.items()}
+        grouped.setdefault(cell.shapes, {}).setdefault(cell.optimizer, []).append(cell)
+    return {name: [cell for cells in rows.values() for cell in cells] for name, rows in grouped.items()}
 
 
 def fitting(cells: Sequence[Cell], machine: Machine, width: int | None) -> list[Column]:
-    """The columns that fit ``width`` signs, two between them; all of them where it is None."""
+    """The columns that fit into ``width`` characters, with two spaces between them; all columns if it is None."""
     columns = list(COLUMNS)
     while width is not None and any(column.rank for column in columns):
         if sum(_width(column, cells, machine) + 2 for column in columns) - 2 <= width:
@@ -77,26 +77,26 @@ def _width(column: Column, cells: Sequence[Cell], machine: Machine) -> int:
 
 
 def title(name: str, cells: Sequence[Cell]) -> str:
-    """What a shape set is."""
+    """A line about a shape set."""
     about = f": {SHAPE_SETS[name].about}" if name in SHAPE_SETS else ""
     tensors = f"{cells[0].tensors:,} tensor{'s' if cells[0].tensors > 1 else ''}"
     return f"{name}{about}; {cells[0].parameters:,} parameters in {tensors}"
 
 
 def about_machine(machine: Machine, dtype: str) -> str:
-    """A line on where and when, and on how much of the machine others had."""
+    """A line about the machine, its load and the date."""
     cores = f"{machine.cores} core{'s' if machine.cores > 1 else ''}"
-    where = machine.cpu if machine.device == "cpu" else f"{machine.device} ({machine.cpu})"
+    processor = machine.cpu if machine.device == "cpu" else f"{machine.device} ({machine.cpu})"
     load = f"; load {' to '.join(f'{each:.1f}' for each in machine.load)}" if machine.load else ""
     threads = f"{machine.threads} thread{'s' if machine.threads > 1 else ''}"
     return (
-        f"{where}, {cores}, {threads}, {dtype}, torch {machine.torch}, {machine.date[:10]}; "
+        f"{processor}, {cores}, {threads}, {dtype}, torch {machine.torch}, {machine.date[:10]}; "
         f"copies {machine.copies / 1e9:.3g} GB/s{load}" + ("; **busy**" if machine.busy else "")
     )
 
 
 def markdown(*reports: Report) -> str:
-    """The tables for a page, of one report or several: each shape set's rows together."""
+    """The tables of one or more reports as Markdown, with one table per shape set."""
     parts = [
         f"Measured on: {about_machine(report.machine, report.asked['dtype'])}. Backends: {backends(report)}."
         for report in reports
@@ -123,13 +123,13 @@ def markdown(*reports: Report) -> str:
 
 
 def backends(report: Report) -> str:
-    """Those that were measured."""
+    """The backends that were measured."""
     return ", ".join(dict.fromkeys(cell.backend for cell in report.cells)) or NONE
 
 
 def absences(report: Report) -> list[str]:
-    """What was left out, a line for each reason and shape set."""
-    found: dict[tuple[str, str], list[str]] = {}
+    """What was left out: a line per shape set and reason."""
+    grouped: dict[tuple[str, str], list[str]] = {}
     for each in report.left_out:
-        found.setdefault((each.shapes, each.why), []).append(each.what)
-    return [f"{shapes}, {', '.join(names)}: {why}" for (shapes, why), names in found.items()]
+        grouped.setdefault((each.shapes, each.why), []).append(each.what)
+    return [f"{shapes}, {', '.join(names)}: {why}" for (shapes, why), names in grouped.items()]

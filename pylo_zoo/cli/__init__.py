@@ -1,7 +1,7 @@
-"""The command line: one file a command, which parses, calls the library once and prints through `output`.
+"""The command line. Each command has a module, which parses options, calls the library once and prints with `output`.
 
-A new command is a module with one function, its examples, and one line in `COMMANDS`. Heavy modules (torch, numpy, jax)
-are imported inside the function, so that ``pylo-zoo --help`` answers at once.
+To add a command, write a module with one function and its examples, and add a line to `COMMANDS`. Import heavy modules
+(torch, numpy, jax) inside the function: ``pylo-zoo --help`` must be fast.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ COMMANDS: Mapping[str, tuple[Callable[..., Any], str]] = {
     "compare": (compare_cmd.compare, compare_cmd.EXAMPLES),
     "bench": (bench_cmd.bench, bench_cmd.EXAMPLES),
 }
-"""Each command's function, and what to type, a line each."""
+"""The function and the examples of each command."""
 
 EXAMPLES = """
 pylo-zoo list
@@ -58,26 +58,26 @@ pylo-zoo convert velo --source theta.state --out zoo/mine
 INTERRUPTED = 130
 LONGEST_WARNING = 1_000
 LONGEST_USAGE = 400
-"""Characters of what Typer reports as wrong usage; it puts the option's name before that."""
-UsageError: Any = typer.BadParameter.__mro__[1]  # of click, or of the copy of it that Typer has
+"""Characters of a usage error, without the option name that Typer prepends."""
+UsageError: Any = typer.BadParameter.__mro__[1]  # click's class, or that of Typer's vendored copy
 
 
 def _examples(lines: str) -> str:
-    """The end of a help text; ``\\b`` keeps Typer from filling the lines."""
+    """The examples at the end of a help text; ``\\b`` prevents Typer from rewrapping them."""
     return "\b\nExamples:\n" + textwrap.indent(lines.strip(), "  ")
 
 
 app = typer.Typer(
     name="pylo-zoo",
     no_args_is_help=True,
-    rich_markup_mode=None,  # usage errors, too, are a plain `Error:` line
+    rich_markup_mode=None,  # usage errors are a plain `Error:` line, like all others
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"pylo-zoo {__version__}")
         raise typer.Exit
 
@@ -88,7 +88,7 @@ def _root(
         bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Learned optimizers for PyTorch: JAX checkpoints in, proven torch weights out."""
+    """Learned optimizers for PyTorch: convert JAX checkpoints, verify them, train with them."""
 
 
 for _name, (_command, _lines) in COMMANDS.items():
@@ -96,9 +96,9 @@ for _name, (_command, _lines) in COMMANDS.items():
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line on ``argv`` (by default the process's own) and exit with its status.
+    """Run the command line on ``argv`` (default: the process's arguments) and exit.
 
-    0 is success, 1 failure, 2 wrong usage, 130 Ctrl-C. ``PYLO_ZOO_DEBUG=1`` adds the traceback of a failure.
+    Exit status: 0 success, 1 failure, 2 wrong usage, 130 Ctrl-C. ``PYLO_ZOO_DEBUG=1`` prints tracebacks of failures.
     """
     for name in ("stdout", "stderr"):
         _open_stream(name)
@@ -108,24 +108,24 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     if status == INTERRUPTED:
         print("Interrupted; nothing was left half-written.", file=sys.stderr)
         sys.stderr.flush()
-        os._exit(status)  # XLA's compiler threads, cut off in the middle, crash an orderly exit
+        os._exit(status)  # a normal exit crashes if XLA's compiler threads are still running
     try:
         sys.stdout.flush()
     except OSError as error:
-        # The reader (`| head`) has gone, which is no fault, or the disk of `> file` is full.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter's exit flushes once more
-        status = 1 if isinstance(error, BrokenPipeError) else _unwritten(error)
+        # The reader (`| head`) closed the pipe, which needs no message, or the disk of `> file` is full.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes again at exit
+        status = 1 if isinstance(error, BrokenPipeError) else _fail_on_write(error)
     sys.exit(status)
 
 
 def _open_stream(name: str) -> None:
-    """Give the process a standard stream that its caller closed; what is said there, nobody wanted to hear."""
+    """Replace a standard stream that the caller closed with the null device."""
     if getattr(sys, name) is None:
         setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  (for the process's lifetime)
 
 
-def _unwritten(error: OSError) -> int:
-    return _failed(f"The output cannot be written: {error.strerror}.", "Check the place that stdout leads to.")
+def _fail_on_write(error: OSError) -> int:
+    return _fail(f"The output cannot be written: {error.strerror}.", "Check where stdout is redirected.")
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -133,36 +133,34 @@ def _run(argv: Sequence[str] | None) -> int:
         status = app(args=argv, prog_name="pylo-zoo", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except UsageError as error:
-        if type(error).__name__ != "NoArgsIsHelpError":  # whose message is the help
+        if type(error).__name__ != "NoArgsIsHelpError":  # its message is the help text
             error.message = one_line(error.message, LONGEST_USAGE)
         error.show()
         return error.exit_code
     except typer.Abort:
         return 1
-    except SystemExit as end:  # how Typer reports success, wrong usage and `raise typer.Exit`
-        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    except SystemExit as stop:  # Typer reports success, wrong usage and `raise typer.Exit` with it
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except KeyboardInterrupt:
         return INTERRUPTED
     except ZooError as error:
-        return _failed(error.message, error.hint)
+        return _fail(error.message, error.hint)
     except BrokenPipeError:
         return 1
     except UnicodeEncodeError as error:
-        return _failed(
-            f"{quoted(error.object)} is not valid UTF-8.", "Rename the file or directory, or choose another one."
-        )
+        return _fail(f"{quoted(error.object)} is not valid UTF-8.", "Rename the file or directory.")
     except OSError as error:
         place = "The output" if error.filename is None else str(error.filename)
-        return _failed(
-            f"{place} cannot be read or written: {error.strerror or error}.", "Check the path, and its permissions."
+        return _fail(
+            f"{place} cannot be read or written: {error.strerror or error}.", "Check the path and its permissions."
         )
     except Exception as error:
-        what = f"Unexpected {type(error).__name__}: {error}"
-        return _failed(what, "This is a bug in pylo-zoo. Set PYLO_ZOO_DEBUG=1 to see the traceback.")
+        message = f"Unexpected {type(error).__name__}: {error}"
+        return _fail(message, "This is a bug in pylo-zoo. Set PYLO_ZOO_DEBUG=1 to see the traceback.")
 
 
-def _failed(message: str, hint: str) -> int:
-    """Report the exception being handled; the exit status."""
+def _fail(message: str, hint: str) -> int:
+    """Print the exception being handled and return the exit status 1."""
     if debugging():
         traceback.print_exc()
     output.fail(message, hint)

@@ -1,4 +1,4 @@
-"""``pylo-zoo info`` of an artifact, in a directory or on the Hub: what it is, its proof, its card."""
+"""``pylo-zoo info`` for an artifact in a directory or on the Hub."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pylo_zoo.cli import output
-from pylo_zoo.cli.sections import section, use
+from pylo_zoo.cli.sections import print_usage, section
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from pylo_zoo.artifact import Artifact
     from pylo_zoo.weights import LocalArtifact
 
 NOT_RUN = "not_run"
@@ -26,43 +27,51 @@ def data(here: LocalArtifact, weights: str) -> dict[str, Any]:
     from pylo_zoo.parity.reading import read_report
     from pylo_zoo.usage import training
 
-    made = here.artifact
-    report = read_report(made.parity) if made.parity is not None else None
-    card = here.directory / artifact.CARD
-    config = made.config()
+    report = read_report(loaded.parity) if loaded.parity is not None else None
+    config = loaded.config()
     return {
-        "name": made.name,
-        "family": made.family,
-        "license": made.source.license,
-        "directory": str(here.directory),
-        "commit": here.commit,
-        "newer": here.newer,
-        "files": [
-            {"name": name, "bytes": (here.directory / name).stat().st_size, "sha256": sha256}
-            for name, sha256 in here.files.items()
-        ],
-        "source": {key: value for key, value in asdict(made.source).items() if key != "layout"},
+        "name": loaded.name,
+        "family": loaded.family,
+        "license": loaded.source.license,
+        "directory": str(here.directory) if here else None,
+        "commit": here.commit if here else None,
+        "newer": here.newer if here else None,
+        "files": _files(here) if here else [],
+        "source": {key: value for key, value in asdict(loaded.source).items() if key != "layout"},
         **{key: config[key] for key in ("architecture", "behavior", "defaults", "converter")},
         "parity": {
             "status": report.status if report else NOT_RUN,
-            "verdict": phrases.verdict(report) if report else "There is no report.",
+            "verdict": phrases.verdict(report) if report else "No parity report exists.",
             "created": report.created if report else None,
             "environment": dict(report.environment) if report else {},
         },
-        "usage": training(made.family, weights),
-        "card": read_regular(card, artifact.MAX_JSON_BYTES).decode(errors="replace") if os.path.lexists(card) else None,
+        "usage": training(loaded.family, weights),
+        "card": _card(here) if here else None,
     }
 
 
-def show(found: Mapping[str, Any], console: Console) -> None:
-    """The same for a person; the card has a switch of its own."""
-    console.print(output.printable(found["name"]), style="bold cyan")
-    parity = found["parity"]
-    about = {"family": found["family"], "licence": found["license"], "directory": found["directory"]}
-    if found["commit"]:
-        about["commit"] = found["commit"]
-    section(console, "About", about)
-    section(console, "Source", found["source"])
+def _files(here: Here) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "bytes": (here.directory / name).stat().st_size, "sha256": sha256}
+        for name, sha256 in here.files.items()
+    ]
+
+
+def _card(here: Here) -> str | None:
+    from pylo_zoo import artifact
+    from pylo_zoo.files import read_regular
+
+    path = here.directory / artifact.CARD
+    return read_regular(path, artifact.MAX_JSON_BYTES).decode(errors="replace") if os.path.lexists(path) else None
+
+
+def show(info: Mapping[str, Any], console: Console) -> None:
+    """Print the description ``info`` that :func:`data` returns, without the model card."""
+    console.print(output.printable(info["name"]), style="bold cyan")
+    parity = info["parity"]
+    keys = ("family", "license", "directory", "commit")
+    section(console, "About", {key: info[key] for key in keys if info[key] is not None})
+    section(console, "Source", info["source"])
     section(
         console,
         "Parity",
@@ -70,13 +79,13 @@ def show(found: Mapping[str, Any], console: Console) -> None:
             "status": parity["status"],
             "verdict": parity["verdict"],
             **({"checked": parity["created"]} if parity["created"] else {}),
-            **({"by": "its publisher; `pylo-zoo verify` makes a proof of your own"} if found["commit"] else {}),
+            **({"by": "its publisher; `pylo-zoo verify` repeats the check here"} if info["commit"] else {}),
         },
     )
-    files = {each["name"]: f"{output.size(each['bytes'])}, sha256 {each['sha256'][:16]}…" for each in found["files"]}
+    files = {each["name"]: f"{output.size(each['bytes'])}, sha256 {each['sha256'][:16]}…" for each in info["files"]}
     section(console, "Files", files)
     for title in ("architecture", "behavior", "defaults"):
-        section(console, title.capitalize(), found[title])
-    use(console, found["usage"])
-    if found["card"]:
-        console.print("\n--card prints its model card.")
+        section(console, title.capitalize(), info[title])
+    print_usage(console, info["usage"])
+    if info["card"]:
+        console.print("\nUse --card to print its model card.")

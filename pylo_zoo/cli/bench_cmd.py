@@ -1,4 +1,4 @@
-"""``pylo-zoo bench``: what a step costs, in time and memory, beside fused AdamW's."""
+"""``pylo-zoo bench``: the time and memory of an optimizer step, compared with fused AdamW."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pylo_zoo.cli import output
-from pylo_zoo.cli.training import PLAIN
+from pylo_zoo.cli.training import LINE_SECONDS
 from pylo_zoo.errors import ZooError
 
 if TYPE_CHECKING:
@@ -30,48 +30,61 @@ def bench(
         str,
         typer.Option(
             metavar="NAMES",
-            help="Separated by commas: see below, a name of `pylo-zoo list`, or an artifact's directory.",
+            help="Optimizers, separated by commas: a name from the list above, a name from `pylo-zoo list`, an "
+            "artifact directory, or random:FAMILY.",
         ),
     ] = "all",
     shapes: Annotated[
-        str, typer.Option(metavar="NAMES", help="gpt, resnet18, square, many, tiny; all is all but tiny.")
+        str,
+        typer.Option(
+            metavar="NAMES", help="Parameter shapes: gpt, resnet18, square, many, tiny, or all (all except tiny)."
+        ),
     ] = "gpt",
     backends: Annotated[
-        str, typer.Option(metavar="NAMES", help="eager, fused, or both by all; torch's own have no choice.")
+        str, typer.Option(metavar="NAMES", help="eager, fused, or all (both). Ignored for torch's own optimizers.")
     ] = "all",
     steps: Annotated[
-        int, typer.Option(min=3, max=output.MOST_STEPS, metavar="N", help="Pairs of steps, at most.")
+        int, typer.Option(min=3, max=output.MOST_STEPS, metavar="N", help="Maximum number of step pairs to time.")
     ] = 30,
     seconds: Annotated[
         float,
         typer.Option(
-            callback=output.finite, metavar="X", help="For everything; what has begun still gets three pairs."
+            callback=output.finite,
+            metavar="X",
+            help="Time limit for the whole benchmark. A measurement that has started gets at least three pairs.",
         ),
     ] = 300.0,
     threads: Annotated[
-        int | None, typer.Option(min=1, max=output.MOST_THREADS, metavar="N", help="[default: torch's]")
+        int | None,
+        typer.Option(min=1, max=output.MOST_THREADS, metavar="N", help="CPU threads.  [default: torch's]"),
     ] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="cpu or cuda.")] = "cpu",
     dtype: Annotated[
-        str, typer.Option(metavar="NAME", help="Of the parameters: float32, bfloat16, float16 or float64.")
+        str, typer.Option(metavar="NAME", help="Parameter dtype: float32, bfloat16, float16 or float64.")
     ] = "float32",
     memory: Annotated[
-        bool, typer.Option("--memory/--no-memory", help="Measure a step's peak, each in a new process.")
+        bool,
+        typer.Option(
+            "--memory/--no-memory", help="Measure the peak memory of a step, in a new process per measurement."
+        ),
     ] = True,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every time as JSON, too.")] = None,
-    saved: Annotated[Path | None, typer.Option("--from", metavar="FILE", help="Show what --out wrote.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write every measurement as JSON.")] = None,
+    saved: Annotated[
+        Path | None, typer.Option("--from", metavar="FILE", help="Print the results in a file that --out wrote.")
+    ] = None,
     json: output.Json = False,
     quiet: output.Quiet = False,
 ) -> None:
-    """Time an optimizer's step against fused AdamW's.
+    """Time an optimizer step and compare it with fused AdamW.
 
-    Pairs of steps are made in turn, in one process; memory is measured as well.
+    The optimizer and AdamW take turns in one process, one step each. Peak memory is measured too.
 
-    Optimizers: velo, celo, celo-adam, celo2, celo2-base, elo, elo-celo2, adafac-mlp, mulo with random weights of the
-    published sizes (the time does not depend on their values), velo-sample, muon, adamw, adamw-foreach, adamw-loop;
-    celo2-rule is CELO2 without Newton–Schulz, newton-schulz that alone, against its matrix products.
+    Learned optimizers: velo, celo, celo-adam, celo2, celo2-base, elo, elo-celo2, adafac-mlp and mulo, with random
+    weights of the published sizes (the time does not depend on the values), and velo-sample. Baselines: muon, adamw,
+    adamw-foreach, adamw-loop. Parts: celo2-rule is CELO2 without Newton–Schulz, newton-schulz is Newton–Schulz alone,
+    compared with its matrix products.
 
-    Machines are noisy: quote the ratio with its quartiles, and the machine.
+    Timings are noisy: quote the ratio with its quartiles, and name the machine.
     """
     from pylo_zoo.bench import BenchPlan, read, write
     from pylo_zoo.bench import bench as measure
@@ -83,43 +96,45 @@ def bench(
         names = names_of(optimizers), names_of(shapes), names_of(backends)
         plan = BenchPlan(*names, steps, seconds, threads, device, dtype, memory)
         if out is not None and (out.is_dir() or not out.parent.is_dir()):
-            raise ZooError(f"{out} cannot be written.", "Give a file in a directory that is there.")
-        with output.progress(quiet=quiet, every=PLAIN) as tell:
-            report = measure(plan, _beginning(plan, tell, quiet=quiet))
+            raise ZooError(f"{out} cannot be written.", "Give a file in an existing directory.")
+        with output.progress(quiet=quiet, every=LINE_SECONDS) as progress:
+            report = measure(plan, _announcing(plan, progress, quiet=quiet))
     if out is not None:
         write(report, out)
-    human = _essential(report) if quiet else lambda console: _show(report, console)
+    human = _summary(report) if quiet else lambda console: _show(report, console)
     output.emit(report.to_dict(), human, json=json)
-    _judge(report)
+    _check(report)
 
 
-def _beginning(plan: BenchPlan, tell: Progress, *, quiet: bool) -> Progress:
-    """``tell``, which says before all else how much there is to do, and how long that may take."""
+def _announcing(plan: BenchPlan, progress: Progress, *, quiet: bool) -> Progress:
+    """``progress``, with a note before the first measurement: how many there are and the time limit."""
 
-    def listen(what: str, done: int, total: int) -> None:
+    def announce(what: str, done: int, total: int) -> None:
         if done == 0:
-            new = ", each one's memory in a new process (--no-memory leaves that out)" if plan.memory else ""
-            output.note(f"{total} to measure{new}; --seconds ends it after {plan.seconds:g}", quiet=quiet)
-        tell(what, done, total)
+            memory = ", each with its memory in a new process (skip that with --no-memory)" if plan.memory else ""
+            output.note(f"{total} measurements{memory}; time limit {plan.seconds:g} s (--seconds)", quiet=quiet)
+        progress(what, done, total)
 
-    return listen
+    return announce
 
 
-def _judge(report: Report) -> None:
-    """Exit status 1 where the figures are not what they seem."""
+def _check(report: Report) -> None:
+    """Raise an error if measurements failed, diverged or are missing."""
     if report.diverged:
         cell = report.diverged[0]
         raise ZooError(
-            f"{cell.optimizer} on {cell.shapes} ended in NaN or infinities: its times are those of such numbers.",
-            "Use other weights, or another dtype.",
+            f"{cell.optimizer} on {cell.shapes} diverged to NaN or infinity, so its times are not representative.",
+            "Use other weights or another dtype.",
         )
     if failed := [each for each in report.left_out if each.failed]:
-        raise ZooError(f"{failed[0].optimizer} on {failed[0].shapes}: {failed[0].why}.", "Leave it out, or make room.")
+        raise ZooError(
+            f"{failed[0].optimizer} on {failed[0].shapes}: {failed[0].why}.", "Leave it out of --optimizers."
+        )
     if not report.cells:
-        raise ZooError("Nothing was measured.", "Give more --seconds, or other --shapes.")
+        raise ZooError("Nothing was measured.", "Increase --seconds or choose other --shapes.")
 
 
-def _essential(report: Report) -> str:
+def _summary(report: Report) -> str:
     return "\n".join(f"{cell.shapes} {cell.optimizer} {cell.backend} {cell.ratio.median:.4g}" for cell in report.cells)
 
 

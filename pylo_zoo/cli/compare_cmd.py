@@ -1,4 +1,4 @@
-"""``pylo-zoo compare TASK --optimizers …``: several optimizers on one task, told as it is."""
+"""``pylo-zoo compare TASK --optimizers …``: compare optimizers on one task."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pylo_zoo.errors import ZooError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pylo_zoo.compare.plan import Wanted
+    from pylo_zoo.compare.plan import CompareRequest
 
 EXAMPLES = """
 pylo-zoo compare digits-mlp --optimizers adamw,muon,velo-sample
@@ -31,7 +31,7 @@ def compare(
         str,
         typer.Argument(
             metavar="TASK",
-            help="As of `pylo-zoo train`; or module:function, which returns one.",
+            help="A task of `pylo-zoo train`, or module:function, where the function returns a task.",
             autocompletion=complete.tasks,
         ),
     ],
@@ -39,44 +39,48 @@ def compare(
         str,
         typer.Option(
             metavar="NAMES",
-            help="With commas between: adamw, sgd, muon, names of `pylo-zoo list`, artifacts' directories, hf://ORG/NAME.",
+            help="Optimizers, separated by commas: adamw, sgd, muon, names from `pylo-zoo list`, artifact directories, "
+            "hf://ORG/NAME, random:FAMILY.",
         ),
     ] = "adamw,muon,velo-sample",
     seeds: Annotated[
-        int, typer.Option(min=1, max=output.MOST_SEEDS, metavar="N", help="Runs of each optimizer, with seeds from 0.")
+        int, typer.Option(min=1, max=output.MOST_SEEDS, metavar="N", help="Runs per optimizer, with seeds 0 to N-1.")
     ] = 3,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, max=output.MOST_STEPS, metavar="N", help="Length of a run.  [default: the task's]"),
+        typer.Option(min=1, max=output.MOST_STEPS, metavar="N", help="Steps per run.  [default: the task's]"),
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of the task; repeatable.")
     ] = None,
     tune: Annotated[
         str | None,
-        typer.Option(metavar="NAMES", help="Whose learning rate to search for; all or none.  [default: the baselines]"),
+        typer.Option(
+            metavar="NAMES",
+            help="Optimizers whose learning rate is tuned, or all, or none.  [default: the baselines]",
+        ),
     ] = None,
     tune_steps: Annotated[
         int | None,
-        typer.Option(
-            min=1, max=output.MOST_STEPS, metavar="N", help="Length of a run of the search.  [default: --steps]"
-        ),
+        typer.Option(min=1, max=output.MOST_STEPS, metavar="N", help="Steps per tuning run.  [default: --steps]"),
     ] = None,
     lr: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=X", help="A learning rate, which is then not searched for; repeatable."),
+        typer.Option(metavar="NAME=X", help="A fixed learning rate, instead of tuning; repeatable."),
     ] = None,
     schedule: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="constant, linear, cosine or wsd, but for optimizers that plan by themselves.  [default: cosine]",
+            help="Learning-rate schedule: constant, linear, cosine or wsd. Optimizers with their own schedule ignore "
+            "it.  [default: cosine]",
         ),
     ] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 …")] = "auto",
-    threads: Annotated[int, typer.Option(min=1, max=output.MOST_THREADS, metavar="N", help="On the CPU.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=output.MOST_THREADS, metavar="N", help="CPU threads.")] = 1,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="For runs and report.  [default: runs/compare-TASK]")
+        Path | None,
+        typer.Option(metavar="DIR", help="Directory of the runs and the report.  [default: runs/compare-TASK]"),
     ] = None,
     offline: output.Offline = False,
     json: output.Json = False,
@@ -84,16 +88,17 @@ def compare(
 ) -> None:
     """Compare optimizers on one task.
 
-    All get the same weights and batches in each seed. Baselines are tuned first, at a cost that is counted; learned
-    optimizers run as they are. Written are results.json, report.md, report.html and figures.
+    For each seed, all optimizers get the same initial weights and batches. The learning rates of baselines are tuned
+    first, and the report counts that cost; learned optimizers run with their defaults. The results are results.json,
+    report.md, report.html and figures.
 
-    Each run has a directory of its own: the same command again goes on where it was interrupted, and --seeds and
-    --optimizers may grow.
+    Each run has its own directory. Run the same command again to resume an interrupted comparison, or with more --seeds
+    or --optimizers to extend it.
     """
     from pylo_zoo.compare import plan, plots, report, running
 
     names = _names(optimizers)
-    wanted = plan.Wanted(
+    request = plan.CompareRequest(
         task,
         names,
         _options(settings or ()),
@@ -106,37 +111,37 @@ def compare(
         device,
         threads,
     )
-    if tune == "all":  # but those whose learning rate is given
-        wanted = dataclasses.replace(wanted, tune=[name for name in names if name not in wanted.lrs])
+    if tune == "all":  # except optimizers with a fixed learning rate
+        request = dataclasses.replace(request, tune=[name for name in names if name not in request.lrs])
     plots.check()
     access = output.access(offline=offline, quiet=quiet)
-    for name, address in ({} if access.is_offline else plan.downloads(wanted, access)).items():
+    for name, address in ({} if access.is_offline else plan.downloads(request, access)).items():
         output.note(f"{name} is not in the cache; fetching {address}", quiet=quiet)
-    comparison = plan.planned(wanted, access)
-    place = out or Path("runs") / f"compare-{plan.slug(task)}"
-    running.prepare(comparison, place)
-    command = _command(wanted, tune, place)
-    before = report.recorded(place)
-    from pylo_zoo.cli.comparing import watching
+    comparison = plan.plan_comparison(request, access)
+    directory = out or Path("runs") / f"compare-{plan.slug(task)}"
+    running.prepare(comparison, directory)
+    command = _command(request, tune, directory)
+    previous = report.recorded(directory)
+    from pylo_zoo.cli.comparing import monitoring
 
     try:
-        with watching(quiet=quiet) as watch:
-            outcomes = running.run_all(comparison, place, watch)
+        with monitoring(quiet=quiet) as monitor:
+            outcomes = running.run_all(comparison, directory, monitor)
     except KeyboardInterrupt:
-        output.note(f"All that was done is kept in {place}. Go on with: {command}")
+        output.note(f"The finished work is in {directory}. Resume with: {command}")
         raise
-    if before and not any(each.made for each in outcomes):
-        output.note(f"finished already: {place / report.PAGE}", quiet=quiet)
-    found = report.results(
+    if previous and not any(each.new_runs for each in outcomes):
+        output.note(f"finished already: {directory / report.PAGE}", quiet=quiet)
+    results = report.results(
         comparison,
         outcomes,
         command=command,
-        before=before,
-        say=lambda: output.note("Measuring the memory of a step …", quiet=quiet),
+        previous=previous,
+        on_measure=lambda: output.note("Measuring the memory of a step …", quiet=quiet),
     )
-    report.write(found, outcomes, place)
-    human = _verdict(found) if quiet else lambda console: _show(found, place, console)
-    output.emit(found, human, json=json)
+    report.write(results, outcomes, directory)
+    human = _verdict(results) if quiet else lambda console: _show(results, directory, console)
+    output.emit(results, human, json=json)
 
 
 def _names(text: str) -> list[str]:
@@ -149,56 +154,56 @@ def _options(settings: Sequence[str]) -> Mapping[str, Any]:
     return parse_settings(settings)
 
 
-def _rates(given: Sequence[str]) -> dict[str, float]:
-    found = {}
-    for each in given:
-        name, _, value = each.rpartition("=")
+def _rates(settings: Sequence[str]) -> dict[str, float]:
+    rates = {}
+    for setting in settings:
+        name, _, value = setting.rpartition("=")
         try:
-            found[name] = float(value)
+            rates[name] = float(value)
         except ValueError:
             name = ""
         if not name:
-            raise ZooError(f"--lr {each!r} is no NAME=X.", "As in --lr adamw=0.01.")
-    return found
+            raise ZooError(f"--lr {setting!r} is not NAME=X.", "Write --lr adamw=0.01, for example.")
+    return rates
 
 
-def _command(wanted: Wanted, tune: str | None, out: Path) -> str:
-    """The line that makes the same comparison."""
-    words = ["pylo-zoo", "compare", wanted.task, "--optimizers", ",".join(wanted.optimizers)]
-    words += ["--seeds", str(wanted.seeds)]
+def _command(request: CompareRequest, tune: str | None, out: Path) -> str:
+    """The command line that repeats the comparison."""
+    words = ["pylo-zoo", "compare", request.task, "--optimizers", ",".join(request.optimizers)]
+    words += ["--seeds", str(request.seeds)]
     options = {
-        "--steps": wanted.steps,
+        "--steps": request.steps,
         "--tune": tune,
-        "--tune-steps": wanted.tune_steps,
-        "--schedule": wanted.schedule,
+        "--tune-steps": request.tune_steps,
+        "--schedule": request.schedule,
     }
-    for option, value in {**options, "--device": None if wanted.device == "auto" else wanted.device}.items():
+    for option, value in {**options, "--device": None if request.device == "auto" else request.device}.items():
         words += [] if value is None else [option, str(value)]
-    words += [] if wanted.threads == 1 else ["--threads", str(wanted.threads)]
-    for key, value in wanted.options.items():
+    words += [] if request.threads == 1 else ["--threads", str(request.threads)]
+    for key, value in request.options.items():
         words += ["--set", f"{key}={value}"]
-    for name, rate in wanted.lrs.items():
+    for name, rate in request.lrs.items():
         words += ["--lr", f"{name}={rate:g}"]
     return shlex.join([*words, "--out", str(out)])
 
 
-def _verdict(found: Mapping[str, Any]) -> str:
+def _verdict(results: Mapping[str, Any]) -> str:
     from pylo_zoo.compare import words
 
-    return output.printable(words.sentence(found["verdict"]))
+    return output.printable(words.sentence(results["verdict"]))
 
 
-def _show(found: Mapping[str, Any], place: Path, console: Console) -> None:
+def _show(results: Mapping[str, Any], directory: Path, console: Console) -> None:
     from pylo_zoo.cli.comparing import table
     from pylo_zoo.compare import words
 
-    console.print(_verdict(found), style="bold")
-    if found["clock"]:
-        console.print(output.printable(words.sentence(found["clock"])))
+    console.print(_verdict(results), style="bold")
+    if results["clock"]:
+        console.print(output.printable(words.sentence(results["clock"])))
     console.print()
-    console.print(table(found, console))
+    console.print(table(results, console))
     console.print()
-    loss = f"Losses: mean of the last {words.count(found['last'], 'step')}. {words.seeds_note(found)}"
+    loss = f"Losses: mean of the last {words.count(results['last'], 'step')}. {words.seeds_note(results)}"
     console.print(output.printable(loss))
-    console.print(output.printable(f"On {words.on(found['machine'])}."))
-    console.print(f"{place / 'report.html'}  and report.md, results.json, figures", soft_wrap=True)
+    console.print(output.printable(f"Machine: {words.describe_machine(results['machine'])}."))
+    console.print(f"{directory / 'report.html'}  and report.md, results.json, figures", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What a comparison shows on a terminal: lines that live while it runs, and a table in the end."""
+"""Terminal output of a comparison: progress while it runs, and the table of results."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pylo_zoo.cli import output
-from pylo_zoo.cli.training import watched
+from pylo_zoo.cli.training import showing_progress
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from pylo_zoo.compare.figures import Course
-    from pylo_zoo.compare.running import Watch
+    from pylo_zoo.compare.figures import RunRecord
+    from pylo_zoo.compare.running import Monitor
     from pylo_zoo.train.loop import Run, Step
 
-AFTER = "then memory and figures, some seconds for each optimizer"
+AFTER = "then memory and figures, a few seconds per optimizer"
 
 
 @contextmanager
-def watching(*, quiet: bool) -> Iterator[Watch]:
-    """What looks on: a line a finished run and, where somebody is looking, one that lives during a run."""
-    yield _Watch(quiet)
+def monitoring(*, quiet: bool) -> Iterator[Monitor]:
+    """A monitor that prints a line per finished run and, on a terminal, live progress during a run."""
+    yield _TerminalMonitor(quiet)
 
 
-class _Watch:
-    """What :class:`~pylo_zoo.compare.running.Watch` asks for, on stderr."""
+class _TerminalMonitor:
+    """A :class:`~pylo_zoo.compare.running.Monitor` that prints to stderr."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
         self.left: dict[str, int] = {}
         self.paces: dict[str, float] = {}
         self.spent: dict[str, tuple[int, float]] = {}
-        self.runs = self.finished = self.made = 0
+        self.runs = self.finished = self.new_runs = 0
         self.training = False
 
     def expect(self, steps: dict[str, int], runs: int) -> None:
@@ -48,34 +48,34 @@ class _Watch:
 
     @contextmanager
     def run(self, title: str, label: str, run: Run) -> Iterator[Callable[[Step], None]]:
-        if not self.made:
-            found = f"{self.finished} of them as they were found, " if self.finished else ""
-            output.note(f"{self.runs} runs, {found}{self._time()}, {AFTER}", quiet=self.quiet)
-        self.made += 1
+        if not self.new_runs:
+            done = f"{self.finished} of them already done, " if self.finished else ""
+            output.note(f"{self.runs} runs, {done}{self._time()}, {AFTER}", quiet=self.quiet)
+        self.new_runs += 1
         self.training = True
         start = time.monotonic()
-        with watched(run, quiet=self.quiet, title=f"{self.finished + 1}/{self.runs}  {title}") as listen:
-            yield listen
+        with showing_progress(run, quiet=self.quiet, title=f"{self.finished + 1}/{self.runs}  {title}") as on_step:
+            yield on_step
         steps, seconds = self.spent.get(label, (0, 0.0))
         self.spent[label] = steps, seconds = steps + len(run.result.model_seconds), seconds + time.monotonic() - start
         self.paces[label] = seconds / max(steps, 1)
         self.left[label] = self.left.get(label, 0) - run.plan.steps
 
-    def done(self, title: str, course: Course) -> None:
+    def done(self, title: str, record: RunRecord) -> None:
         self.finished += 1
         if not self.training:
             return
         self.training = False
-        if course.stopped:
-            what = "diverged"
+        if record.stopped:
+            result = "diverged"
         else:
-            last = course.losses[-max(1, len(course.losses) // 20) :]
-            what = f"loss {sum(last) / len(last):.4g}"
+            last = record.losses[-max(1, len(record.losses) // 20) :]
+            result = f"loss {sum(last) / len(last):.4g}"
         left = f", {self._time()}" if self.finished < self.runs else ""
-        output.note(f"{self.finished}/{self.runs}  {title}: {what}{left}", quiet=self.quiet)
+        output.note(f"{self.finished}/{self.runs}  {title}: {result}{left}", quiet=self.quiet)
 
     def _time(self) -> str:
-        """The time that training has left, by what each optimizer's steps took."""
+        """The estimated training time that is left, from the step time of each optimizer."""
         from pylo_zoo.compare import words
 
         seconds = sum(max(0, steps) * self.paces.get(label, 0.0) for label, steps in self.left.items())
@@ -85,30 +85,30 @@ class _Watch:
 # --- the table ---------------------------------------------------------------------------------------------------
 
 SHOWN = (0, 1, 2, 3, 4, 6, 10)
-"""Columns of the report's table that a terminal has room for."""
+"""Columns of the report's table that fit on a terminal."""
 WIDEST = 1000
-"""Of a table before it is fitted to a terminal."""
+"""Width at which a table is measured before it is fitted to the terminal."""
 
 
-def table(found: Mapping[str, Any], console: Console) -> Table:
-    """The figures of merit, as wide as ``console`` lets them be without breaking any of them.
+def table(results: Mapping[str, Any], console: Console) -> Table:
+    """The table of results in the widest layout that fits on ``console`` without wrapping a cell.
 
-    A line an optimizer, else a column an optimizer, else one optimizer below the other.
+    The layouts: a row per optimizer, a column per optimizer, or the optimizers stacked.
     """
     from pylo_zoo.compare import words
 
-    titles = [words.head(found)[i] for i in SHOWN]
+    titles = [words.head(results)[i] for i in SHOWN]
     rows = []
-    for each in found["optimizers"]:
-        row = words.row(each, found)
+    for each in results["optimizers"]:
+        row = words.row(each, results)
         if each["diverged"]:
             row[2] = f"diverged ({each['diverged']} of {len(each['runs'])})"
         rows.append([row[i] for i in SHOWN])
-    head = [_halved(title) for title in titles]
-    for made in (_grid(head, *rows), _grid(*zip(titles, *rows, strict=True))):
-        if console.measure(made, options=console.options.update(width=WIDEST)).maximum <= console.width:
-            return made
-    stack = _made()
+    head = [_in_two_lines(title) for title in titles]
+    for layout in (_grid(head, *rows), _grid(*zip(titles, *rows, strict=True))):
+        if console.measure(layout, options=console.options.update(width=WIDEST)).maximum <= console.width:
+            return layout
+    stack = _empty_table()
     stack.show_header = False
     for row in rows:
         stack.add_row(output.printable(row[0]), style="bold")
@@ -117,25 +117,25 @@ def table(found: Mapping[str, Any], console: Console) -> Table:
     return stack
 
 
-def _made() -> Table:
+def _empty_table() -> Table:
     from rich.table import Table
 
     return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
 
 
 def _grid(head: Sequence[str], *rows: Sequence[str]) -> Table:
-    """A table in whose cells what is in small letters elsewhere stands below what counts."""
-    made = _made()
+    """A table whose cells print the main text above the small text."""
+    grid = _empty_table()
     for i, title in enumerate(head):
-        made.add_column(_stacked(title), justify="right" if i else "left", no_wrap=True)
+        grid.add_column(_stacked(title), justify="right" if i else "left", no_wrap=True)
     for row in rows:
-        made.add_row(*map(_stacked, row))
-    return made
+        grid.add_row(*map(_stacked, row))
+    return grid
 
 
-def _halved(title: str) -> str:
-    """``title`` in two lines, as like in length as its words allow."""
-    breaks = [i for i, sign in enumerate(title) if sign == " "]
+def _in_two_lines(title: str) -> str:
+    """``title`` broken into two lines of similar length."""
+    breaks = [i for i, character in enumerate(title) if character == " "]
     middle = min(breaks, key=lambda i: abs(2 * i + 1 - len(title)), default=len(title))
     return f"{title[:middle]}\n{title[middle + 1 :]}".rstrip()
 

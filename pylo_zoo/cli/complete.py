@@ -1,17 +1,17 @@
-"""What the shell offers for a word that is being typed. Nothing here may load torch: it runs at each press of Tab."""
+"""Shell completion. It runs at each press of Tab, so it must not import torch."""
 
 from __future__ import annotations
 
 
 def names(incomplete: str) -> list[str]:
-    """Names of the registry."""
+    """Registry names."""
     from pylo_zoo.registry import load_registry
 
     return [name for name in load_registry() if name.startswith(incomplete)]
 
 
 def names_or_families(incomplete: str) -> list[str]:
-    """Names of the registry, then families that are none of them."""
+    """Registry names, then the families that are not also registry names."""
     from pylo_zoo.converters import FAMILIES
 
     known = names(incomplete)
@@ -19,15 +19,15 @@ def names_or_families(incomplete: str) -> list[str]:
 
 
 TASKS = ("digits-mlp", "digits-cnn", "digits-vit", "chars", "diabetes", "quadratic", "torchvision", "hub-text")
-"""Those of pylo_zoo.tasks, which would load torch; a test holds the two together."""
+"""A copy of the names in pylo_zoo.tasks, which imports torch; a test compares the two."""
 BASELINES = ("adamw", "sgd", "muon")
 
 
 def tasks(incomplete: str) -> list[str]:
-    """Names of tasks."""
+    """Task names."""
     return [name for name in TASKS if name.startswith(incomplete)]
 
 
 def optimizers(incomplete: str) -> list[str]:
-    """Baselines, and names of the registry."""
+    """Baselines and registry names."""
     return [name for name in BASELINES if name.startswith(incomplete)] + names(incomplete)

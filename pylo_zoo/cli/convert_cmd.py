@@ -1,4 +1,4 @@
-"""``pylo-zoo convert NAME_OR_FAMILY``: a published checkpoint into an artifact, proven."""
+"""``pylo-zoo convert NAME_OR_FAMILY``: convert a published checkpoint into a verified artifact."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class Format(str, Enum):
-    """What to write the weights as."""
+    """File format of the weights."""
 
     safetensors = "safetensors"
     pt = "pt"
 
 
 class Dtype(str, Enum):
-    """What to cast other floats to."""
+    """Target of ``--cast``."""
 
     float32 = "float32"
 
@@ -43,7 +43,7 @@ def convert(
         str,
         typer.Argument(
             metavar="NAME_OR_FAMILY",
-            help="A registry name; with --source, a family.",
+            help="A registry name, or a family with --source.",
             autocompletion=complete.names_or_families,
         ),
     ],
@@ -51,19 +51,22 @@ def convert(
         str | None,
         typer.Option(
             metavar="FILE_OR_URI",
-            help="A checkpoint of your own: path, https://, gs:// or hf://. A directory for orbax, or for PyLO's two "
-            "files of VeLO.",
+            help="Your own checkpoint: a path, https://, gs:// or hf://. Give a directory for orbax and for VeLO in "
+            "PyLO's two files.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Directory of the artifact.  [default: zoo/NAME]")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="What no file says; repeatable.")
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="A setting that the checkpoint does not store; repeatable."),
     ] = None,
-    cast: Annotated[Dtype | None, typer.Option(help="Round float64, or widen bf16, fp16 and fp8, to this.")] = None,
+    cast: Annotated[
+        Dtype | None, typer.Option(help="Convert float64, bf16, fp16 and fp8 weights to this dtype.")
+    ] = None,
     allow_nonfinite: Annotated[
-        bool, typer.Option("--allow-nonfinite", help="Take NaN and infinite weights as they are.")
+        bool, typer.Option("--allow-nonfinite", help="Accept NaN and infinite weights.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing artifact.")] = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Skip the comparison with the original.")] = False,
     format: Annotated[Format, typer.Option(help="pt also writes model.pt, a torch.save state_dict.")] = (
         Format.safetensors
@@ -75,16 +78,17 @@ def convert(
     json: output.Json = False,
     quiet: output.Quiet = False,
 ) -> None:
-    """Convert a checkpoint, JAX's or PyLO's, into a torch artifact.
+    """Convert a JAX or PyLO checkpoint into a torch artifact.
 
-    The result is proven to compute what the original computes. Read are flax msgpack (theta.state, Google's params and
-    *.checkpoint), pickles, npz, orbax directories, and PyLO's safetensors and .pt.
+    The result is compared with the original implementation, and the proof is stored with it. Supported formats: flax
+    msgpack (theta.state, Google's params and *.checkpoint), pickles, npz, orbax directories, and PyLO's safetensors
+    and .pt.
     """
     from pylo_zoo import convert as library
 
     try:
         with output.progress(quiet=quiet) as progress:
-            made = library.make(
+            result = library.make(
                 name,
                 source=source,
                 out=out,
@@ -106,32 +110,31 @@ def convert(
             json=json,
         )
         raise
-    if made.report.reason is not None:
-        output.note(f"Warning: parity was not checked: {made.report.reason}.", quiet=quiet)
-    output.emit(
-        _data(made), output.printable(str(made.directory)) if quiet else lambda console: _show(made, console), json=json
-    )
+    if result.report.reason is not None:
+        output.note(f"Warning: parity was not checked: {result.report.reason}.", quiet=quiet)
+    human = output.printable(str(result.directory)) if quiet else lambda console: _show(result, console)
+    output.emit(_data(result), human, json=json)
 
 
-def _data(made: ConversionResult) -> dict[str, Any]:
-    content = made.artifact.config()
+def _data(result: ConversionResult) -> dict[str, Any]:
+    content = result.artifact.config()
     source = {key: value for key, value in content["source"].items() if key != "layout"}
     return {
-        "directory": str(made.directory),
+        "directory": str(result.directory),
         **{key: content[key] for key in ("name", "family", "architecture", "behavior", "defaults")},
         "source": source,
-        "matched_entry": made.matched,
-        "parity": {key: value for key, value in (made.artifact.parity or {}).items() if key in ("status", "reason")},
+        "matched_entry": result.matched,
+        "parity": {key: value for key, value in (result.artifact.parity or {}).items() if key in ("status", "reason")},
     }
 
 
-def _show(made: ConversionResult, console: Console) -> None:
+def _show(result: ConversionResult, console: Console) -> None:
     from pylo_zoo.parity import tables
 
-    if made.report.checks:
-        tables.print_report(made.report, console)
-    source = made.artifact.source
-    known = f", the registry's {made.matched}" if made.matched else ""
-    console.print(output.printable(str(made.directory)), style="bold cyan", soft_wrap=True)
-    console.print(f"  {made.artifact.family} from {output.printable(source.uri)}{known}", soft_wrap=True)
+    if result.report.checks:
+        tables.print_report(result.report, console)
+    source = result.artifact.source
+    entry = f", the registry's {result.matched}" if result.matched else ""
+    console.print(output.printable(str(result.directory)), style="bold cyan", soft_wrap=True)
+    console.print(f"  {result.artifact.family} from {output.printable(source.uri)}{entry}", soft_wrap=True)
     console.print(f"  sha256 {source.sha256}", soft_wrap=True)

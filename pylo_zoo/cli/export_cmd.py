@@ -1,4 +1,4 @@
-"""``pylo-zoo export DIR``: an artifact back into a JAX checkpoint, the one that it was converted from where flax's."""
+"""``pylo-zoo export DIR``: write an artifact as a JAX checkpoint, the original one if its format was flax msgpack."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ pylo-zoo export zoo/mine --out theta.state --theta --force
 
 
 def export(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An artifact's directory.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of an artifact.")],
     out: Annotated[Path, typer.Option(help="The file to write, such as theta.state.")],
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     theta: Annotated[
         bool, typer.Option("--theta", help="Write a JAX theta.state, whatever format the source had.")
     ] = False,
@@ -27,16 +27,16 @@ def export(
     json: output.Json = False,
     quiet: output.Quiet = False,
 ) -> None:
-    """Write the original checkpoint again, byte for byte.
+    """Write the original checkpoint, byte for byte.
 
-    With --theta, the artifact's weights as a theta.state for JAX.
+    With --theta, write the weights as a theta.state for JAX instead.
     """
     from pylo_zoo import convert
 
     data, identical = convert.export_file(directory, out, force=force, theta=theta)
     sha256 = hashlib.sha256(data).hexdigest()
     values = {"file": str(out), "bytes": len(data), "sha256": sha256, "identical": identical}
-    whose = "the source's own" if identical else "the source's weights"
+    content = "identical to the source" if identical else "same weights as the source"
     path = output.printable(str(out))
-    human = path if quiet else f"{path}: {len(data):,} bytes, {whose}\n  sha256 {sha256}"
+    human = path if quiet else f"{path}: {len(data):,} bytes, {content}\n  sha256 {sha256}"
     output.emit(values, human, json=json)

@@ -1,4 +1,4 @@
-"""``pylo-zoo info NAME``: all that is known about one checkpoint or artifact, and how to train with it."""
+"""``pylo-zoo info NAME``: describe a checkpoint or an artifact, and how to train with it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pylo_zoo.cli import artifact_info, complete, output
-from pylo_zoo.cli.sections import section, use
+from pylo_zoo.cli.sections import print_usage, section
 from pylo_zoo.errors import ZooError
 
 if TYPE_CHECKING:
@@ -29,37 +29,44 @@ def info(
         str,
         typer.Argument(
             metavar="NAME",
-            help="A name that `pylo-zoo list` shows, an artifact's directory, or hf://ORG/NAME.",
+            help="A name from `pylo-zoo list`, an artifact directory, hf://ORG/NAME, or random:FAMILY.",
             autocompletion=complete.names,
         ),
     ],
-    card: Annotated[
-        bool, typer.Option("--card", help="Print the model card of an artifact, and nothing else.")
-    ] = False,
+    card: Annotated[bool, typer.Option("--card", help="Print only the model card of an artifact.")] = False,
     token: output.Token = None,
     offline: output.Offline = False,
     max_bytes: output.MaxBytes = None,
     json: output.Json = False,
 ) -> None:
-    """Show all that is known about a checkpoint or an artifact.
+    """Show what is known about a checkpoint or an artifact.
 
-    Files and their addresses, sha256, licence, behaviour, defaults and paper; of an artifact its proof and its card;
-    and how to train with it. What is on the Hub is pulled for that.
+    It prints files, addresses, sha256, license, behavior, defaults, paper, and how to train with it. For an artifact it
+    also prints the parity result. An artifact on the Hub is pulled first.
     """
     from pylo_zoo import weights
     from pylo_zoo.registry import get
+    from pylo_zoo.samples.random_weights import RANDOM
 
-    if not card and "/" not in name and not Path(name).is_dir():
+    is_random = name.startswith(RANDOM) and not Path(name).is_dir()
+    if not card and not is_random and "/" not in name and not Path(name).is_dir():
         entry = get(name)
         output.emit(_data(entry), lambda console: _show(entry, console), json=json)
         return
-    found = artifact_info.data(weights.pull(name, access=output.access(offline=offline, token=token)), name)
-    if card and found["card"] is None:
-        raise ZooError(
-            f"{name} has no model card.", "`pylo-zoo publish DIR --repo-id ORG/NAME --dry-run` shows its own."
-        )
-    human = output.printable_lines(found["card"]) if card else lambda console: artifact_info.show(found, console)
-    output.emit(found, human, json=json)
+    if is_random:
+        description = artifact_info.data(weights.load(name), None, name)
+    else:
+        here = weights.pull(name, access=output.access(offline=offline, token=token))
+        description = artifact_info.data(here.artifact, here, name)
+    if card and description["card"] is None:
+        hint = "Leave --card out." if is_random else "Run `pylo-zoo publish DIR --repo-id ORG/NAME --dry-run` for one."
+        raise ZooError(f"{name} has no model card.", hint)
+    human = (
+        output.printable_lines(description["card"])
+        if card
+        else lambda console: artifact_info.show(description, console)
+    )
+    output.emit(description, human, json=json)
 
 
 def _data(entry: Entry) -> dict[str, Any]:
@@ -84,18 +91,18 @@ def _data(entry: Entry) -> dict[str, Any]:
 
 
 def _source(source: Source) -> dict[str, Any]:
-    """The record of a file, and where a browser finds it."""
+    """A source's record, with the URL for a browser."""
     from pylo_zoo import config
     from pylo_zoo.fetch import parse
 
-    described = config.to_dict(source)
+    fields = config.to_dict(source)
     if source.scheme != "package":
-        del described["package"]
-    return {"uri": source.uri, "url": None if source.path else parse(source.uri).url, **described}
+        del fields["package"]
+    return {"uri": source.uri, "url": None if source.path else parse(source.uri).url, **fields}
 
 
 def _usage(entry: Entry) -> list[str]:
-    """The three lines that train with ``entry``."""
+    """Three lines that train with ``entry``."""
     from pylo_zoo.usage import training
 
     return [
@@ -109,7 +116,7 @@ def _show(entry: Entry, console: Console) -> None:
     console.print(entry.name, style="bold cyan")
     console.print(output.printable(entry.summary))
     trained = "yes" if entry.trained else "no: hand-set"
-    about = {"family": entry.family, "licence": entry.license, "trained": trained, "size": output.size(entry.bytes)}
+    about = {"family": entry.family, "license": entry.license, "trained": trained, "size": output.size(entry.bytes)}
     if entry.paper:
         about["paper"] = f"{entry.paper.title} (arXiv {entry.paper.arxiv})"
     if entry.notes:
@@ -123,10 +130,11 @@ def _show(entry: Entry, console: Console) -> None:
     if entry.artifact:
         section(console, "Published", {"uri": entry.artifact.uri, **entry.artifact.sha256})
     else:
-        where = (
-            f"not published; `pylo-zoo convert {entry.name}` proves it, and `pylo-zoo info zoo/{entry.name}` shows that"
+        status = (
+            f"not published; `pylo-zoo convert {entry.name}` checks parity, then `pylo-zoo info zoo/{entry.name}` "
+            "shows the result"
         )
-        section(console, "Parity", {"status": where})
+        section(console, "Parity", {"status": status})
     for title in ("architecture", "behavior", "learned_decays", "defaults"):
         section(console, title.replace("_", " ").capitalize(), data[title] or {})
-    use(console, data["usage"])
+    print_usage(console, data["usage"])

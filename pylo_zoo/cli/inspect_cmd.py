@@ -1,4 +1,4 @@
-"""``pylo-zoo inspect FILE``: what a checkpoint is, and what would stop its conversion."""
+"""``pylo-zoo inspect FILE``: describe a checkpoint and list what prevents its conversion."""
 
 from __future__ import annotations
 
@@ -24,61 +24,64 @@ pylo-zoo inspect theta.state --json
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint's file, or its directory.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File or directory of a checkpoint.")],
     max_bytes: output.MaxBytes = None,
     json: output.Json = False,
 ) -> None:
-    """Show what a file is, and what would stop its conversion.
+    """Describe a checkpoint and what prevents its conversion.
 
-    Format, family, architecture and every leaf. Nothing is written.
+    It prints format, family, architecture and every leaf. It writes nothing.
     """
     from pylo_zoo import convert
 
-    found = convert.inspect(file)
-    output.emit(found.to_dict(), lambda console: _show(found, file, console), json=json)
+    inspection = convert.inspect(file)
+    output.emit(inspection.to_dict(), lambda console: _show(inspection, file, console), json=json)
 
 
-def _show(found: Inspection, file: Path, console: Console) -> None:
-    console.print(output.printable(found.file), style="bold cyan", soft_wrap=True)
-    exported = "byte for byte" if found.exact else "as a theta.state (--theta); not byte for byte"
+def _show(inspection: Inspection, file: Path, console: Console) -> None:
+    console.print(output.printable(inspection.file), style="bold cyan", soft_wrap=True)
+    exported = "byte for byte" if inspection.exact else "as a theta.state (--theta), not byte for byte"
     _rows(
         console,
         {
-            "format": found.format,
-            "size": f"{output.size(found.bytes)} ({found.bytes:,} bytes)",
-            "sha256": found.sha256,
-            "registry": found.matched or "no entry has this sha256",
-            "family": " or ".join(found.families) or "none that is known",
-            **({"export": exported} if found.families else {}),
+            "format": inspection.format,
+            "size": f"{output.size(inspection.bytes)} ({inspection.bytes:,} bytes)",
+            "sha256": inspection.sha256,
+            "registry": inspection.matched or "no entry has this sha256",
+            "family": " or ".join(inspection.families) or "unknown",
+            **({"export": exported} if inspection.families else {}),
         },
     )
-    for title, values in (("Architecture", found.architecture), ("Behaviour, as its files say", found.behavior)):
+    for title, values in (
+        ("Architecture", inspection.architecture),
+        ("Behavior, as stored in its files", inspection.behavior),
+    ):
         if values:
             console.print(f"\n{title}", style="bold")
             _rows(console, values)
-    console.print(f"\n{len(found.leaves)} leaves", style="bold")
+    console.print(f"\n{len(inspection.leaves)} leaves", style="bold")
     leaves = [
-        (output.printable(leaf.path), " × ".join(map(str, leaf.shape)) or "scalar", leaf.dtype) for leaf in found.leaves
+        (output.printable(leaf.path), " × ".join(map(str, leaf.shape)) or "scalar", leaf.dtype)
+        for leaf in inspection.leaves
     ]
     widest = [max((len(leaf[column]) for leaf in leaves), default=0) for column in range(3)]
-    # A long name pushes its own line out rather than all of them, and nothing is cut off.
-    width = max(min(widest[0], console.width - widest[1] - widest[2] - 6), 1)
+    width = max(min(widest[0], console.width - widest[1] - widest[2] - 6), 1)  # a longer path widens only its own line
     for path, shape, dtype in leaves:
         console.print(f"  {path:<{width}}  {shape:<{widest[1]}}  {dtype}", soft_wrap=True)
-    if found.problems:
-        console.print("\nWhat stops a conversion", style="bold red")
-        for problem in found.problems:
+    if inspection.problems:
+        console.print("\nProblems that prevent conversion", style="bold red")
+        for problem in inspection.problems:
             console.print(f"  {output.printable(problem)}")
-    if found.needs:
-        console.print("\nIt converts, if that is meant, with", style="bold")
-    elif not found.problems:
-        console.print("\nNothing stops a conversion", style="bold green")
-    if found.needs or not found.problems:
-        for family in found.families:
-            flags = "".join(f" {flag}" for flag in found.needs)
+    if inspection.needs:
+        console.print("\nTo convert it anyway, run", style="bold")
+    elif not inspection.problems:
+        console.print("\nReady to convert", style="bold green")
+    if inspection.needs or not inspection.problems:
+        for family in inspection.families:
+            flags = "".join(f" {flag}" for flag in inspection.needs)
             path = output.printable(shlex.quote(str(file)))
             console.print(f"  pylo-zoo convert {family} --source {path}{flags}", soft_wrap=True)
-        for note in found.notes:
+        for note in inspection.notes:
             console.print(f"  {output.printable(note)}")
 
 

@@ -1,4 +1,4 @@
-"""``pylo-zoo list``: the published checkpoints."""
+"""``pylo-zoo list``: list the published checkpoints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pylo-zoo list -q
 
 
 def list_checkpoints(json: output.Json = False, quiet: output.Quiet = False) -> None:
-    """List the checkpoints in the registry (with -q their names alone)."""
+    """List the checkpoints in the registry (with -q only their names)."""
     from pylo_zoo.registry import load_registry
 
     entries = load_registry().values()
@@ -45,17 +45,17 @@ def list_checkpoints(json: output.Json = False, quiet: output.Quiet = False) -> 
 
 
 def _table(entries: Iterable[Entry]) -> Callable[[Console], None]:
-    rows: list[tuple[str, ...]] = [("name", "family", "size", "licence", "trained", "from")]
+    rows: list[tuple[str, ...]] = [("name", "family", "size", "license", "trained", "from")]
     for entry in entries:
         trained = "yes" if entry.trained else "no"
         cells = (entry.name, entry.family, output.size(entry.bytes), entry.license, trained, entry.weights.origin)
-        rows.append(tuple(map(output.printable, cells)))  # a registry may be another package's
+        rows.append(tuple(map(output.printable, cells)))  # a plugin's registry may contain control characters
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
 
     def show(console: Console) -> None:
         from rich.table import Table
 
-        # A narrow terminal gets fewer columns; `info` has the others.
+        # A narrow terminal shows fewer columns; `info` prints all of them.
         fitting = [i for i in range(len(widths)) if sum(widths[: i + 1]) + 2 * i <= console.width or i == 0]
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         for i in fitting:

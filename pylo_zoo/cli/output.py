@@ -1,4 +1,4 @@
-"""The one place that prints: data on stdout, everything said about it on stderr. rich honours ``NO_COLOR``."""
+"""All printing of the command line: results on stdout, messages on stderr. rich honors ``NO_COLOR``."""
 
 from __future__ import annotations
 
@@ -22,20 +22,25 @@ if TYPE_CHECKING:
     from pylo_zoo.fetch import Access
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the essential only.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the essential result.")]
 
-Offline = Annotated[bool, typer.Option("--offline", help="Use cached files alone, as HF_HUB_OFFLINE=1 does.")]
+Offline = Annotated[
+    bool, typer.Option("--offline", help="Use only cached files. HF_HUB_OFFLINE=1 has the same effect.")
+]
 Lock = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Where hashes are recorded.  [default: ./zoo.lock if it exists, or the cache's]"),
+    typer.Option(
+        metavar="FILE", help="Lock file that records hashes.  [default: ./zoo.lock if it exists, else in the cache]"
+    ),
 ]
 UpdateLock = Annotated[
-    bool, typer.Option("--update-lock", help="Fetch files without a known hash again, and record what they are now.")
+    bool,
+    typer.Option("--update-lock", help="Download files without a known hash again and record their new hashes."),
 ]
 
 Token = Annotated[
     str | None,
-    typer.Option(metavar="TOKEN", help="For the Hub.  [default: $HF_TOKEN, or what `hf auth login` stored]"),
+    typer.Option(metavar="TOKEN", help="Hub token.  [default: $HF_TOKEN, or the one stored by `hf auth login`]"),
 ]
 
 
@@ -43,11 +48,11 @@ MOST_STEPS = 10**9
 MOST_SEEDS = 10_000
 MOST_THREADS = 1_024
 LARGEST_SEED = 2**62
-"""Bounds of options that count: what is beyond them no run, generator or machine has."""
+"""Upper bounds of numeric options."""
 
 
 def finite(value: float | None) -> float | None:
-    """Check an option that takes a number: a callback of Typer's."""
+    """Reject a non-finite option value; a Typer callback."""
     from pylo_zoo.config import is_finite
 
     if value is not None and not is_finite(value):
@@ -56,7 +61,7 @@ def finite(value: float | None) -> float | None:
 
 
 def _limit(context: typer.Context, value: int | None) -> int | None:
-    """Apply --max-bytes while the command runs."""
+    """Apply ``--max-bytes`` while the command runs."""
     context.with_resource(limits.allow(value))
     return value
 
@@ -68,10 +73,10 @@ MaxBytes = Annotated[
         metavar="N",
         min=1,
         callback=_limit,
-        help="Largest checkpoint or weights that are read.  [default: $PYLO_ZOO_MAX_BYTES or 67108864]",
+        help="Size limit for checkpoints and weights.  [default: $PYLO_ZOO_MAX_BYTES or 67108864]",
     ),
 ]
-"""The callback does the work; a command only declares the option."""
+"""A command only declares this option; the callback applies it."""
 
 
 def access(
@@ -82,7 +87,7 @@ def access(
     quiet: bool = False,
     token: str | None = None,
 ) -> Access:
-    """How a command fetches files, from its options: notes and progress on stderr, none of them with -q."""
+    """The access settings of a command. Notes and progress go to stderr, unless ``quiet``."""
     from pylo_zoo.fetch import Access
 
     return Access(
@@ -99,9 +104,9 @@ def emit(data: Mapping[str, Any], human: RenderableType | Callable[[Console], No
     """Print the result of a command.
 
     Args:
-        data: the result, as JSON holds it, in the order it should be read.
-        human: the same for a person: something that rich prints, or a function that prints on the console it gets.
-        json: whether ``data`` is wanted.
+        data: the result as a JSON object.
+        human: the result for a person: a rich renderable, or a function that prints to a console.
+        json: whether to print ``data`` instead of ``human``.
     """
     if json:
         print(json_format.dumps(data, indent=2, allow_nan=False))
@@ -113,13 +118,13 @@ def emit(data: Mapping[str, Any], human: RenderableType | Callable[[Console], No
 
 @contextmanager
 def progress(*, quiet: bool, every: float | None = None) -> Iterator[Callable[[str, int, int], None]]:
-    """A function to tell what is being done, and how many parts of how many are; a bar, where somebody is looking.
+    """A progress callback ``(what, done, total)``, which draws a bar on stderr if that is a terminal.
 
-    The bar is there from the first part to the last, so that others may have the terminal before and after. Elsewhere
-    there is a plain line every so many seconds, if ``every`` says how many.
+    The bar appears with the first part and disappears after the last one. If stderr is not a terminal, the callback
+    prints a line every ``every`` seconds, or nothing if ``every`` is None.
     """
     if quiet or not sys.stderr.isatty():
-        yield _silent if quiet or every is None else _plainly(every)
+        yield _ignore if quiet or every is None else _line_printer(every)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -143,31 +148,31 @@ def progress(*, quiet: bool, every: float | None = None) -> Iterator[Callable[[s
         bar.stop()
 
 
-def _silent(what: str, done: int, total: int) -> None:
-    """Nothing."""
+def _ignore(what: str, done: int, total: int) -> None:
+    pass
 
 
-def _plainly(every: float) -> Callable[[str, int, int], None]:
-    """What prints a line when the last one is ``every`` seconds old."""
-    said = time.monotonic()
+def _line_printer(every: float) -> Callable[[str, int, int], None]:
+    """A progress callback that prints at most one line per ``every`` seconds."""
+    printed_at = time.monotonic()
 
     def show(what: str, done: int, total: int) -> None:
-        nonlocal said
-        if done < total and time.monotonic() - said >= every:
-            said = time.monotonic()
+        nonlocal printed_at
+        if done < total and time.monotonic() - printed_at >= every:
+            printed_at = time.monotonic()
             note(f"{done} of {total} done; {what} …")
 
     return show
 
 
 def note(message: str, *, quiet: bool = False) -> None:
-    """Say something about the result, on stderr."""
+    """Print a message on stderr, unless ``quiet``."""
     if not quiet:
         print(printable(message), file=sys.stderr)
 
 
 def fail(message: str, hint: str) -> None:
-    """Print one ``Error:`` and one ``Hint:`` line on stderr, of at most 500 characters each, whatever they quote."""
+    """Print an ``Error:`` and a ``Hint:`` line on stderr, each at most 500 characters long."""
     for label, text in (("Error", message), ("Hint", hint)):
         print(f"{label}: {one_line(text)}", file=sys.stderr)
 
@@ -178,16 +183,17 @@ LIKENESSES = {
     **dict.fromkeys("‘’", "'"),
     **{"…": "...", "×": "x", "→": "->", "∞": "inf", "μ": "u", "·": "*", "✕": "x", "√": "sqrt", "²": "^2"},
 }
-"""What replaces a character that the encoding of a terminal lacks; one without a likeness becomes ``?``."""
+"""Replacements for characters that the terminal's encoding lacks; other characters become ``?``."""
 ERRORS = "pylo_zoo.likeness"
 LOSSLESS = ("strict", "surrogateescape", "backslashreplace")
-"""Error handlers that Python itself gives to stdout and stderr; another one is the user's choice (PYTHONIOENCODING)."""
+"""Python's default error handlers of stdout and stderr; any other is the user's choice (PYTHONIOENCODING)."""
 
 
 def encode_anything(stream: Any) -> None:
-    """Let ``stream`` replace characters that its encoding (ascii, latin-1, cp437, …) lacks, in place of an exception.
+    """Make ``stream`` replace characters that its encoding (ascii, latin-1, cp437, …) lacks instead of raising.
 
-    Typer takes an ascii stream for a mistake and writes UTF-8 to it; under another name, it leaves the stream alone.
+    Typer writes UTF-8 to a stream whose encoding is called ascii, so an ascii stream gets the same codec under another
+    name.
     """
     if not hasattr(stream, "reconfigure") or getattr(stream, "errors", None) not in LOSSLESS:
         return
@@ -201,7 +207,7 @@ TERMINAL_ASCII = "pylo_zoo_ascii"
 
 
 def _terminal_ascii(name: str) -> codecs.CodecInfo | None:
-    """The codec ascii under the name :data:`TERMINAL_ASCII`, as :func:`codecs.register` asks for it."""
+    """A search function for :func:`codecs.register`: the ascii codec under the name :data:`TERMINAL_ASCII`."""
     if name != TERMINAL_ASCII:
         return None
     known = codecs.lookup("ascii")
@@ -215,26 +221,26 @@ def _terminal_ascii(name: str) -> codecs.CodecInfo | None:
 
 
 def _likeness(error: UnicodeError) -> tuple[str, int]:
-    """The replacement for the characters that caused ``error``, as :func:`codecs.register_error` asks for it."""
+    """An error handler for :func:`codecs.register_error`: a replacement for the characters that caused ``error``."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    signs = error.object[error.start : error.end]
-    return "".join(map(_alike, signs)), error.end
+    characters = error.object[error.start : error.end]
+    return "".join(map(_replacement, characters)), error.end
 
 
-def _alike(sign: str) -> str:
-    if "\ud800" <= sign <= "\udfff":  # part of a file name that is not UTF-8
-        return sign.encode("unicode_escape").decode()
-    return LIKENESSES.get(sign, "?")
+def _replacement(character: str) -> str:
+    if "\ud800" <= character <= "\udfff":  # part of a file name that is not UTF-8
+        return character.encode("unicode_escape").decode()
+    return LIKENESSES.get(character, "?")
 
 
 def printable_lines(text: str) -> str:
-    """As :func:`printable`, line by line."""
+    """:func:`printable` applied to each line."""
     return "\n".join(map(printable, text.splitlines()))
 
 
 def size(count: int | None) -> str:
-    """A file size for people: ``9.28 MB``, or ``?`` where it is unknown."""
+    """A file size such as ``9.28 MB``, or ``?`` if it is unknown."""
     if count is None:
         return "?"
     value, unit = float(count), "B"

@@ -1,4 +1,4 @@
-"""``pylo-zoo pull NAME``: a published artifact on this disk, complete and verified."""
+"""``pylo-zoo pull NAME``: download and verify a published artifact."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pull(
         str,
         typer.Argument(
             metavar="NAME",
-            help="A name that `pylo-zoo list` shows, or ORG/NAME on the Hub, also as hf://ORG/NAME@REVISION.",
+            help="A name from `pylo-zoo list`, or ORG/NAME or hf://ORG/NAME@REVISION on the Hub.",
             autocompletion=complete.names,
         ),
     ],
@@ -36,9 +36,9 @@ def pull(
         str | None, typer.Option(metavar="REV", help="Commit, branch or tag.  [default: the main branch]")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Copy it there.  [default: it stays in the cache]")
+        Path | None, typer.Option(metavar="DIR", help="Directory to copy it to.  [default: the cache only]")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", "-f", help="Replace an artifact that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing artifact.")] = False,
     token: output.Token = None,
     offline: output.Offline = False,
     lock: output.Lock = None,
@@ -47,10 +47,10 @@ def pull(
     json: output.Json = False,
     quiet: output.Quiet = False,
 ) -> None:
-    """Fetch a published artifact, verified, whole or not at all.
+    """Download a published artifact and verify its files.
 
-    What a branch or tag is goes into the lock file the first time, and stays so until --update-lock. A repository that
-    holds a checkpoint of JAX or PyLO is converted here. Pickles are never taken.
+    The first pull records the commit of a branch or tag in the lock file; later pulls use that commit until
+    --update-lock. A repository with a JAX or PyLO checkpoint is converted on this machine. Pickles are refused.
     """
     from pylo_zoo import weights
 
@@ -61,38 +61,42 @@ def pull(
 
 
 def _data(here: LocalArtifact) -> dict[str, Any]:
-    made = here.artifact
+    artifact = here.artifact
     return {
         "directory": str(here.directory),
-        "name": made.name,
-        "family": made.family,
-        "license": made.source.license,
+        "name": artifact.name,
+        "family": artifact.family,
+        "license": artifact.source.license,
         "commit": here.commit,
         "newer": here.newer,
-        "parity": _parity(made),
-        "source": {"uri": made.source.uri, "sha256": made.source.sha256},
+        "parity": _parity(artifact),
+        "source": {"uri": artifact.source.uri, "sha256": artifact.source.sha256},
         "files": dict(here.files),
         "fetched": here.fetched,
     }
 
 
-def _parity(made: Artifact) -> str:
-    """What its proof says; one that failed was refused."""
-    return "passed" if (made.parity or {}).get("status") == "passed" else "not_run"
+def _parity(artifact: Artifact) -> str:
+    """The status of its parity report; an artifact that failed was refused before."""
+    return "passed" if (artifact.parity or {}).get("status") == "passed" else "not_run"
 
 
 def _show(here: LocalArtifact, name: str, console: Console) -> None:
-    made = here.artifact
+    artifact = here.artifact
     local = Path(name).is_dir()
-    how = "here already" if local else {True: "pulled", False: "in the cache", None: "converted here"}[here.fetched]
+    how = (
+        "a local directory" if local else {True: "pulled", False: "in the cache", None: "converted here"}[here.fetched]
+    )
     at = f" at {here.commit[:12]}" if here.commit else ""
-    console.print(f"{output.printable(made.name)} ({made.family}){at}: {how}, {len(here.files)} files verified.")
+    console.print(
+        f"{output.printable(artifact.name)} ({artifact.family}){at}: {how}, {len(here.files)} files verified."
+    )
     target = name if "/" not in name or name.startswith("hf://") or local else f"hf://{name}"
     parity = {
-        "passed": "passed where it was published" if here.commit else "passed",
-        "not_run": f"not checked; `pylo-zoo verify {output.printable(target)}` does",
+        "passed": "passed before it was published" if here.commit else "passed",
+        "not_run": f"not checked; run `pylo-zoo verify {output.printable(target)}`",
     }
-    console.print(f"  parity   {parity[_parity(made)]}", soft_wrap=True)
-    console.print(f"  licence  {output.printable(made.source.license)}", soft_wrap=True)
-    console.print(f"  from     {output.printable(made.source.uri)}", soft_wrap=True)
+    console.print(f"  parity   {parity[_parity(artifact)]}", soft_wrap=True)
+    console.print(f"  license  {output.printable(artifact.source.license)}", soft_wrap=True)
+    console.print(f"  from     {output.printable(artifact.source.uri)}", soft_wrap=True)
     console.print(f"  in       {output.printable(str(here.directory))}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What ``info`` prints: titles, and names with their values under them."""
+"""Sections of the output of ``pylo-zoo info``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def section(console: Console, title: str, rows: Mapping[str, Any]) -> None:
-    """``rows`` under ``title``, nothing where there are none; long values are filled beside their names."""
+    """Print ``rows`` under ``title``, or nothing if ``rows`` is empty. Long values wrap in their own column."""
     if not rows:
         return
     console.print(f"\n{title}", style="bold")
@@ -26,8 +26,8 @@ def section(console: Console, title: str, rows: Mapping[str, Any]) -> None:
         console.print(f"  {key:<{width}}  " + textwrap.indent(filled, indent).lstrip(), soft_wrap=True)
 
 
-def use(console: Console, lines: Sequence[str]) -> None:
-    """Lines to be copied, none of them wrapped."""
+def print_usage(console: Console, lines: Sequence[str]) -> None:
+    """Print lines to copy, without wrapping."""
     console.print("\nUse", style="bold")
     for line in lines:
         console.print(f"  {output.printable(line)}", soft_wrap=True)

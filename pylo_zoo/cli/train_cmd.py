@@ -1,4 +1,4 @@
-"""``pylo-zoo train TASK --optimizer NAME``: see tonight whether a learned optimizer helps."""
+"""``pylo-zoo train TASK --optimizer NAME``: train a small model with an optimizer."""
 
 from __future__ import annotations
 
@@ -33,22 +33,29 @@ def train(
     task: Annotated[
         str | None,
         typer.Argument(
-            metavar="TASK", help="See below; or module:function, which returns one.", autocompletion=complete.tasks
+            metavar="TASK",
+            help="A name from the list above, or module:function, where the function returns a task.",
+            autocompletion=complete.tasks,
         ),
     ] = None,
     optimizer: Annotated[
         str,
         typer.Option(
             metavar="NAME",
-            help="adamw, sgd, muon, a name of `pylo-zoo list`, an artifact's directory, or hf://ORG/NAME.",
+            help="adamw, sgd, muon, a name from `pylo-zoo list`, an artifact directory, hf://ORG/NAME, or "
+            "random:FAMILY.",
             autocompletion=complete.optimizers,
         ),
     ] = "adamw",
     own_task: Annotated[
-        str | None, typer.Option("--task", metavar="MODULE:FUNCTION", help="A task of your own, in place of TASK.")
+        str | None, typer.Option("--task", metavar="MODULE:FUNCTION", help="Your own task, instead of TASK.")
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(metavar="WEIGHTS", help="Where --optimizer is a family: its weights.")
+        str | None,
+        typer.Option(
+            metavar="WEIGHTS",
+            help="Weights, if --optimizer is a family: a name, a directory, hf://ORG/NAME, or random:FAMILY.",
+        ),
     ] = None,
     steps: Annotated[
         int | None, typer.Option(max=output.MOST_STEPS, metavar="N", help="Length of the run.  [default: the task's]")
@@ -61,52 +68,66 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="constant, linear, cosine or wsd.  [default: cosine, or constant where the optimizer plans itself]",
+            help="Learning-rate schedule: constant, linear, cosine or wsd.  [default: cosine, or constant if the "
+            "optimizer has its own schedule]",
         ),
     ] = None,
-    warmup: Annotated[float | None, typer.Option(callback=output.finite, metavar="X", help="Share of the run.")] = None,
+    warmup: Annotated[
+        float | None, typer.Option(callback=output.finite, metavar="X", help="Warmup, as a fraction of the run.")
+    ] = None,
     weight_decay: Annotated[
-        float | None, typer.Option(callback=output.finite, metavar="X", help="[default: 0]")
+        float | None, typer.Option(callback=output.finite, metavar="X", help="Weight decay.  [default: 0]")
     ] = None,
     seeds: Annotated[
-        int, typer.Option(min=1, max=output.MOST_SEEDS, metavar="N", help="So many runs, of one seed after the other.")
+        int,
+        typer.Option(min=1, max=output.MOST_SEEDS, metavar="N", help="Number of runs, each with the next seed."),
     ] = 1,
-    seed: Annotated[int, typer.Option(min=0, max=output.LARGEST_SEED, metavar="N", help="The first one.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=output.LARGEST_SEED, metavar="N", help="Seed of the first run.")] = 0,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of the task; repeatable.")
     ] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 …")] = "auto",
-    threads: Annotated[int, typer.Option(min=1, max=output.MOST_THREADS, metavar="N", help="On the CPU.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=output.MOST_THREADS, metavar="N", help="CPU threads.")] = 1,
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the model.")] = False,
     eval_every: Annotated[
-        int, typer.Option(min=0, max=output.MOST_STEPS, metavar="N", help="Steps; 0 evaluates at the end alone.")
+        int,
+        typer.Option(
+            min=0, max=output.MOST_STEPS, metavar="N", help="Steps between evaluations; 0 evaluates only at the end."
+        ),
     ] = 0,
     save_every: Annotated[
-        int, typer.Option(min=0, max=output.MOST_STEPS, metavar="N", help="Steps; 0 saves at the end alone.")
+        int,
+        typer.Option(
+            min=0, max=output.MOST_STEPS, metavar="N", help="Steps between checkpoints; 0 saves only at the end."
+        ),
     ] = 100,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Directory of the run.  [default: runs/TASK-OPTIMIZER-seedN]")
     ] = None,
-    resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the run in DIR; without TASK.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Resume the run in DIR. Do not give TASK with it.")
+    ] = None,
     offline: output.Offline = False,
     max_bytes: output.MaxBytes = None,
     json: output.Json = False,
     quiet: output.Quiet = False,
 ) -> None:
-    """Train a small model, and see how an optimizer does.
+    """Train a small model with an optimizer.
 
-    Tasks: digits-mlp, digits-cnn, digits-vit, chars, diabetes, quadratic; and torchvision, hub-text, which download.
+    Tasks: digits-mlp, digits-cnn, digits-vit, chars, diabetes and quadratic; torchvision and hub-text download their
+    data.
 
-    The run's directory has a line of JSON a step, a checkpoint and the result. A run that was cut off goes on from its
-    last checkpoint as if nothing had been; Ctrl-C makes one.
+    The directory of the run holds the metrics (one line of JSON per step), the last checkpoint and the result. Ctrl-C
+    saves a checkpoint. --resume continues an interrupted run from its last checkpoint, with the same losses as an
+    uninterrupted run.
     """
-    from pylo_zoo.train.setup import Setup, of_directory
+    from pylo_zoo.train.setup import Setup, read_setup
 
     access = output.access(offline=offline, quiet=quiet)
     if (resume is not None) + (task is not None) + (own_task is not None) != 1:
         raise typer.BadParameter("Give one of TASK, --task MODULE:FUNCTION and --resume DIR.")
     if resume is not None:
-        given = {
+        options = {
             "--optimizer": optimizer != "adamw",
             "--set": bool(settings),
             "--threads": threads != 1,
@@ -115,10 +136,9 @@ def train(
             **{"--weights": weights, "--steps": steps, "--lr": lr, "--schedule": schedule, "--out": out},
             **{"--warmup": warmup, "--weight-decay": weight_decay, "--compile": compile or None},
         }
-        if changed := [name for name, value in given.items() if value is not None and value is not False]:
-            raise typer.BadParameter(f"A run goes on as it was begun: --resume goes without {changed[0]}.")
-        found = of_directory(resume)
-        places = {resume: found}
+        if changed := [name for name, value in options.items() if value is not None and value is not False]:
+            raise typer.BadParameter(f"--resume keeps the settings of the run: leave out {changed[0]}.")
+        setups = {resume: read_setup(resume)}
     else:
         first = Setup(
             task or own_task or "",
@@ -137,11 +157,11 @@ def train(
             save_every,
             threads,
         )
-        setups = [replace(first, seed=seed + i) for i in range(seeds)]
-        places = {_place(out, each, several=seeds > 1): each for each in setups}
+        seeded = [replace(first, seed=seed + i) for i in range(seeds)]
+        setups = {_directory(out, each, several=seeds > 1): each for each in seeded}
     if not access.is_offline:
-        _announce(next(iter(places.values())), access, quiet)
-    runs = [each.build(place, access) for place, each in places.items()]
+        _announce_download(next(iter(setups.values())), access, quiet)
+    runs = [each.build(directory, access) for directory, each in setups.items()]
     results = [_train(run, resumed=resume is not None, quiet=quiet) for run in runs]
     data = {"runs": [_data(run, result) for run, result in zip(runs, results, strict=True)]}
     human = "\n".join(str(run.out) for run in runs) if quiet else lambda console: _show(data["runs"], console)
@@ -156,14 +176,14 @@ def _options(settings: Sequence[str]) -> Mapping[str, Any]:
     return parse_settings(settings)
 
 
-def _place(out: Path | None, setup: Setup, *, several: bool) -> Path:
+def _directory(out: Path | None, setup: Setup, *, several: bool) -> Path:
     if out is None:
         return Path("runs") / setup.name
     return out / f"seed{setup.seed}" if several else out
 
 
-def _announce(setup: Setup, access: Access, quiet: bool) -> None:
-    """Say what has to be fetched, before anything starts."""
+def _announce_download(setup: Setup, access: Access, quiet: bool) -> None:
+    """Print the address of weights that must be downloaded."""
     from pylo_zoo.train import recipes
 
     name = setup.weights or setup.optimizer
@@ -172,15 +192,15 @@ def _announce(setup: Setup, access: Access, quiet: bool) -> None:
 
 
 def _train(run: Run, *, resumed: bool, quiet: bool) -> Result:
-    from pylo_zoo.cli.training import beginning, watched
+    from pylo_zoo.cli.training import describe_start, showing_progress
     from pylo_zoo.train.loop import train as train_run
 
     try:
-        with watched(run, quiet=quiet) as listen:
-            begun = lambda: output.note(beginning(run, resumed=resumed), quiet=quiet)  # noqa: E731
-            return train_run(run, resume=resumed, listen=listen, begun=begun)
+        with showing_progress(run, quiet=quiet) as on_step:
+            on_start = lambda: output.note(describe_start(run, resumed=resumed), quiet=quiet)  # noqa: E731
+            return train_run(run, resume=resumed, on_step=on_step, on_start=on_start)
     except KeyboardInterrupt:
-        output.note(f"Stopped after {run.step} steps. Go on with: pylo-zoo train --resume {run.out}")
+        output.note(f"Stopped after {run.step} steps. Resume with: pylo-zoo train --resume {run.out}")
         raise
 
 
@@ -216,6 +236,6 @@ def _show(runs: Sequence[Mapping[str, Any]], console: Console) -> None:
     console.print(table)
     places = output.printable(", ".join(run["directory"] for run in runs))
     machine = output.printable(f"{runs[0]['plan']['device']}, {threads(runs[0]['threads'])}")
-    over = f"The runs are over; they are in {places}." if len(runs) > 1 else f"The run is over; it is in {places}."
-    console.print(f"\nLoss: mean of the last twentieth of the run. On {machine}.", soft_wrap=True)
-    console.print(f"{over} A longer one is a new one: more --steps, another --out.", soft_wrap=True)
+    finished = "The runs are finished" if len(runs) > 1 else "The run is finished"
+    console.print(f"\nLoss: mean over the last 5% of the run. Ran on {machine}.", soft_wrap=True)
+    console.print(f"{finished}; see {places}. To train longer, start a new run with more --steps.", soft_wrap=True)

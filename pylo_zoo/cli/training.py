@@ -1,4 +1,4 @@
-"""How a training run does: a line that lives, or now and then a plain one where nobody looks on."""
+"""Progress of a training run: a live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,41 +13,38 @@ from pylo_zoo.cli import output
 if TYPE_CHECKING:
     from pylo_zoo.train.loop import Run, Step
 
-EVERY = 0.1
-"""Seconds between two looks at the figures; drawing at each step would cost more than a small step."""
-SMOOTH = 0.98
-PLAIN = 10.0
-"""Seconds between two plain lines, which stay."""
+REFRESH_SECONDS = 0.1
+"""Interval of the live line. Drawing at each step would cost more than a small step."""
+SMOOTHING = 0.98
+LINE_SECONDS = 10.0
+"""Interval of plain lines."""
 
 
 def threads(number: int) -> str:
-    """So many, in words."""
+    """``number`` with the word, such as "2 threads"."""
     return f"{number} thread" + ("s" if number > 1 else "")
 
 
-def beginning(run: Run, *, resumed: bool) -> str:
-    """What is said before the first step: what the run is, on what, and where it takes up."""
+def describe_start(run: Run, *, resumed: bool) -> str:
+    """The line that is printed before the first step."""
     from pylo_zoo.train import setup
 
-    what = f"{run.task.name}, {run.recipe.label}, seed {run.plan.seed}"
+    name = f"{run.task.name}, {run.recipe.label}, seed {run.plan.seed}"
     if run.step >= run.plan.steps:
-        return f"{what}: the run in {run.out} is over, after {run.step} steps; nothing is left to do."
-    start = f"going on at step {run.step} of {run.plan.steps}" if resumed else f"{run.plan.steps} steps"
-    return f"{what}: {start}, on {run.plan.device}, {threads(setup.threads())} (--threads)"
+        return f"{name}: the run in {run.out} finished after {run.step} steps; there is nothing to do."
+    start = f"resuming at step {run.step} of {run.plan.steps}" if resumed else f"{run.plan.steps} steps"
+    return f"{name}: {start}, on {run.plan.device}, {threads(setup.threads())} (--threads)"
 
 
 @contextmanager
-def watched(run: Run, *, quiet: bool, title: str | None = None) -> Iterator[Callable[[Step], None]]:
-    """A function that hears of each step and shows where the run is, under ``title``, unless ``quiet``.
-
-    A line that lives on a terminal, elsewhere a plain one every :data:`PLAIN` seconds.
-    """
+def showing_progress(run: Run, *, quiet: bool, title: str | None = None) -> Iterator[Callable[[Step], None]]:
+    """A callback that takes each step and shows the progress of the run under ``title``, unless ``quiet``."""
     title = output.printable(title or f"{run.task.name}, {run.recipe.label}, seed {run.plan.seed}")
     if quiet:
         yield lambda step: None
         return
     if not sys.stderr.isatty():
-        yield _plain(run, title)
+        yield _line_printer(run, title)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -60,32 +57,32 @@ def watched(run: Run, *, quiet: bool, title: str | None = None) -> Iterator[Call
         TimeRemainingColumn(),
     )
     progress = Progress(*columns, console=Console(stderr=True, highlight=False), transient=True)
-    figures = _Figures(EVERY)
+    statistics = _Statistics(REFRESH_SECONDS)
     with progress:
         row = progress.add_task(title, total=run.plan.steps, figures="")
 
-        def listen(step: Step) -> None:
-            if figures.take(step) or step.step + 1 == run.plan.steps:
-                progress.update(row, completed=step.step + 1, figures=str(figures))
+        def on_step(step: Step) -> None:
+            if statistics.add(step) or step.step + 1 == run.plan.steps:
+                progress.update(row, completed=step.step + 1, figures=str(statistics))
 
-        yield listen
+        yield on_step
 
 
-def _plain(run: Run, title: str) -> Callable[[Step], None]:
-    """What prints a line now and then; none for a run that is short."""
-    figures = _Figures(PLAIN)
+def _line_printer(run: Run, title: str) -> Callable[[Step], None]:
+    """A callback that prints a line every :data:`LINE_SECONDS`."""
+    statistics = _Statistics(LINE_SECONDS)
 
-    def listen(step: Step) -> None:
-        if figures.take(step):
+    def on_step(step: Step) -> None:
+        if statistics.add(step):
             done, steps = step.step + 1, run.plan.steps
-            left = (steps - done) / figures.speed
-            output.note(f"{title}: step {done} of {steps}  {figures}  {left:.0f} s left")
+            left = (steps - done) / statistics.speed
+            output.note(f"{title}: step {done} of {steps}  {statistics}  {left:.0f} s left")
 
-    return listen
+    return on_step
 
 
-class _Figures:
-    """Loss, speed and shares, averaged over the last steps; due again every so many seconds."""
+class _Statistics:
+    """The smoothed loss, the speed and the optimizer's share of the time."""
 
     def __init__(self, every: float) -> None:
         self.every = every
@@ -94,9 +91,9 @@ class _Figures:
         self.count = 0
         self.start = self.shown = time.monotonic()
 
-    def take(self, step: Step) -> bool:
-        """Take a step in; whether it is time to show the figures again."""
-        self.loss = step.loss if self.loss is None else SMOOTH * self.loss + (1 - SMOOTH) * step.loss
+    def add(self, step: Step) -> bool:
+        """Add a step; return whether it is time to show the statistics again."""
+        self.loss = step.loss if self.loss is None else SMOOTHING * self.loss + (1 - SMOOTHING) * step.loss
         self.model += step.model_seconds
         self.optimizer += step.optimizer_seconds
         self.count += 1
@@ -107,7 +104,7 @@ class _Figures:
 
     @property
     def speed(self) -> float:
-        """Steps a second."""
+        """Steps per second."""
         return self.count / max(time.monotonic() - self.start, 1e-9)
 
     def __str__(self) -> str:

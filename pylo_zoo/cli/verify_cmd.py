@@ -1,4 +1,4 @@
-"""``pylo-zoo verify DIR_OR_NAME``: does the artifact compute what its JAX original computes?"""
+"""``pylo-zoo verify DIR_OR_NAME``: check an artifact against its JAX original."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def verify(
         str | None,
         typer.Argument(
             metavar="DIR_OR_NAME",
-            help="An artifact's directory, a registry name, hf://ORG/NAME, or random:FAMILY for random weights.",
+            help="An artifact directory, a registry name, hf://ORG/NAME, or random:FAMILY for random weights.",
             autocompletion=complete.names,
         ),
     ] = None,
@@ -37,15 +37,17 @@ def verify(
         str | None,
         typer.Option(metavar="FILE_OR_URI", help="The original checkpoint.  [default: the copy that convert kept]"),
     ] = None,
-    all: Annotated[bool, typer.Option("--all", help="Every registry entry at hand, and every family.")] = False,
+    all: Annotated[
+        bool, typer.Option("--all", help="Verify every family and every registry entry whose files are available.")
+    ] = False,
     require_all: Annotated[
-        bool, typer.Option("--require-all", help="With --all: entries whose files are unavailable fail, too.")
+        bool, typer.Option("--require-all", help="With --all: fail if the files of an entry are unavailable.")
     ] = False,
     replay: Annotated[
-        bool, typer.Option("--replay", help="Without JAX: compare with the vectors that the proof left.")
+        bool, typer.Option("--replay", help="Compare with the vectors stored by an earlier proof; needs no JAX.")
     ] = False,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Show the chain of quantities where it comes nearest to its bounds.")
+        bool, typer.Option("--explain", help="Show the chain of quantities that comes closest to its bounds.")
     ] = False,
     max_error: Annotated[
         float | None,
@@ -53,11 +55,11 @@ def verify(
             min=0,
             callback=output.finite,
             metavar="X",
-            help="Largest float64 error of a step, in updates.  [default: 1e-10]",
+            help="Largest allowed float64 error of a step, relative to the update.  [default: 1e-10]",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=output.LARGEST_SEED, help="Of everything random.")] = 0,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with every figure.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=output.LARGEST_SEED, help="Seed of the random inputs.")] = 0,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an HTML page with all results.")] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a table for a model card.")] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.")] = None,
     token: output.Token = None,
@@ -69,19 +71,20 @@ def verify(
 ) -> None:
     """Compare an artifact with its JAX original.
 
-    Every intermediate quantity of single steps is compared, and whole runs; planted faults have to be caught.
+    The check compares every intermediate quantity of single steps, and whole runs. It also plants faults and must catch
+    them.
 
-    Exits with status 0 if parity passes, 1 if it fails or could not be checked, 2 on wrong usage. The report and the
-    vectors for --replay are also written into the artifact's directory.
+    The exit status is 0 if parity passes, 1 if it fails or could not be checked, 2 on wrong usage. The report and the
+    vectors for --replay are also written to the artifact directory.
     """
     if all == (target is not None):
         raise typer.BadParameter("Give one DIR_OR_NAME, or --all.")
     if all and (source is not None or replay or explain):
-        raise typer.BadParameter("--all goes without --source, --replay and --explain.")
+        raise typer.BadParameter("--all cannot be combined with --source, --replay or --explain.")
     if require_all and not all:
-        raise typer.BadParameter("--require-all goes with --all.")
+        raise typer.BadParameter("--require-all requires --all.")
     if replay and (source is not None or max_error is not None or seed):
-        raise typer.BadParameter("--replay goes without --source, --max-error and --seed.")
+        raise typer.BadParameter("--replay cannot be combined with --source, --max-error or --seed.")
     from pylo_zoo.parity import targets
 
     pages = targets.Pages(html, markdown, junit)
@@ -91,18 +94,18 @@ def verify(
         settings = targets.VerifySettings(seed=seed, progress=progress)
         settings = settings if max_error is None else targets.VerifySettings(seed, max_error, progress)
         if all:
-            found = targets.verify_all(access, settings)
+            results = targets.verify_all(access, settings)
         elif replay:
-            found = targets.VerifyResults([targets.replay_target(target or "", access=access)])
+            results = targets.VerifyResults([targets.replay_target(target or "", access=access)])
         else:
             report = targets.verify_target(target or "", source, access=access, settings=settings)
             found = targets.VerifyResults([report])
     if all:
-        _show_all(found, json, quiet)
+        _show_all(results, json, quiet)
     else:
-        _show(found.reports[0], explain, json, quiet)
-    targets.write_pages(found, pages)
-    _judge(found, require_all)
+        _show(results.reports[0], explain, json, quiet)
+    targets.write_pages(results, pages)
+    _raise_failures(results, require_all)
 
 
 def _show(report: Report, explain: bool, json: bool, quiet: bool) -> None:
@@ -112,48 +115,50 @@ def _show(report: Report, explain: bool, json: bool, quiet: bool) -> None:
     output.emit(report.to_dict(), human, json=json)
 
 
-def _show_all(found: VerifyResults, json: bool, quiet: bool) -> None:
+def _show_all(results: VerifyResults, json: bool, quiet: bool) -> None:
     from pylo_zoo.parity import tables
 
-    status = "passed" if found.passed else "failed"
+    status = "passed" if results.passed else "failed"
     data = {
         "status": status,
-        "reports": [report.to_dict() for report in found.reports],
-        "missing": found.missing,
-        "broken": found.broken,
+        "reports": [report.to_dict() for report in results.reports],
+        "missing": results.missing,
+        "broken": results.broken,
     }
-    human = status if quiet else lambda console: tables.summary(found.reports, found.missing, found.broken, console)
+    human = (
+        status if quiet else lambda console: tables.summary(results.reports, results.missing, results.broken, console)
+    )
     output.emit(data, human, json=json)
 
 
-def _judge(found: VerifyResults, require_all: bool) -> None:
-    """Raise what ends the command with status 1, unless everything passed."""
+def _raise_failures(results: VerifyResults, require_all: bool) -> None:
+    """Raise an error unless everything passed."""
     from pylo_zoo.parity import jax_is_missing, phrases
 
-    for name, reason in found.broken.items():
-        raise ZooError(f"{name} could not be checked: {reason}", "The other entries are in the report.")
+    for name, reason in results.broken.items():
+        raise ZooError(f"{name} could not be checked: {reason}", "See the report for the other entries.")
 
-    for report in found.reports:
+    for report in results.reports:
         if report.status == "not_run":
-            install = "pip install 'pylo-zoo[jax]'; `--replay` needs no JAX, where an artifact has its vectors."
-            hint = install if jax_is_missing() else "No proof of this artifact is possible here."
+            install = "pip install 'pylo-zoo[jax]', or use --replay if the artifact has stored vectors."
+            hint = install if jax_is_missing() else "This artifact cannot be verified here."
             raise ZooError(f"Parity of {report.name} was not checked: {report.reason}.", hint)
-    failed: Sequence[str] = [report.name for report in found.reports if not report.passed]
+    failed: Sequence[str] = [report.name for report in results.reports if not report.passed]
     if failed:
-        missed = [control.name for report in found.reports for control in report.missed]
-        if any(report.untried for report in found.reports):
-            raise ZooError("No planted fault could be tried.", "So this run proves nothing; report it.")
+        missed = [control.name for report in results.reports for control in report.missed]
+        if any(report.untried for report in results.reports):
+            raise ZooError("The run proves nothing because it could try no planted fault.", "Report it as a bug.")
         if missed:
             raise ZooError(
-                f"{', '.join(failed)}: a planted fault was not caught ({', '.join(missed)}).",
-                "So this run proves nothing; report it, with the checkpoint.",
+                f"{', '.join(failed)}: the run proves nothing because it missed a planted fault ({', '.join(missed)}).",
+                "Report it as a bug, with the checkpoint.",
             )
-        first = next(report for report in found.reports if not report.passed)
+        first = next(report for report in results.reports if not report.passed)
         raise ZooError(
             f"{', '.join(failed)} does not compute what its original computes.", phrases.where_to_look(first)
         )
-    if require_all and found.missing:
+    if require_all and results.missing:
         raise ZooError(
-            f"{len(found.missing)} entries could not be had: {', '.join(found.missing)}.",
-            "Fetch them where there is network (`pylo-zoo convert NAME`), or leave --require-all out.",
+            f"The files of these entries are unavailable: {', '.join(results.missing)}.",
+            "Fetch them online with `pylo-zoo convert NAME`, or leave --require-all out.",
         )

@@ -1,6 +1,6 @@
-"""Optimizers side by side on one task: the same data, weights and steps for all, and what came of it.
+"""Comparisons of optimizers on one task, with the same data, initial weights and steps.
 
-:mod:`~pylo_zoo.compare.plan` says what is compared, :mod:`~pylo_zoo.compare.running` trains, in runs that go on after
-an interruption, :mod:`~pylo_zoo.compare.figures` works out figures of merit, and :mod:`~pylo_zoo.compare.report` writes
-them down, as JSON, Markdown, a page and figures.
+:mod:`~pylo_zoo.compare.plan` checks the settings, :mod:`~pylo_zoo.compare.running` trains in resumable runs,
+:mod:`~pylo_zoo.compare.figures` computes losses and steps to a target, and :mod:`~pylo_zoo.compare.report` writes the
+results as JSON, Markdown, HTML and figures.
 """

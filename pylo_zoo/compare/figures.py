@@ -1,4 +1,4 @@
-"""Figures of merit of training runs: final losses, spreads over seeds, and the steps that a loss takes to reach."""
+"""Measures of training runs: final losses, spreads over seeds, and the steps to a target loss."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 RISEN = 0.1
-"""A run diverged that ends higher than its initial loss by more than this share of it. The initial loss is a single
-batch's, hence the margin: an optimizer that has hardly moved did not diverge."""
+"""A run diverged if it ends above its initial loss by more than this fraction. The margin is for runs that hardly move:
+the initial loss is that of one batch."""
 
 
 @dataclass(frozen=True)
-class Course:
-    """A run as it went.
+class RunRecord:
+    """The measurements of a run.
 
     Attributes:
-        seed: of weights and data.
-        losses: of every step, before it.
-        model_seconds, optimizer_seconds: of every step.
-        evaluations: of the data that is held out, by number of steps done.
-        stopped: why the run ended before its time, or None.
-        state_bytes: of the optimizer's state.
-        load: of the machine meanwhile; None where it is not known.
+        seed: seed of weights and data.
+        losses: loss before each step.
+        model_seconds, optimizer_seconds: times of each step.
+        evaluations: metrics on held-out data, by number of finished steps.
+        stopped: why the run stopped early, or None.
+        state_bytes: size of the optimizer's state.
+        load: load of the machine during the run, or None if it is unknown.
     """
 
     seed: int
@@ -37,7 +37,7 @@ class Course:
 
     @property
     def seconds(self) -> list[float]:
-        """Of every step: model and optimizer, without looks at the data that is held out, and without writing."""
+        """The time of each step: model and optimizer, without evaluation and file output."""
         return [a + b for a, b in zip(self.model_seconds, self.optimizer_seconds, strict=True)]
 
     @property
@@ -48,7 +48,7 @@ class Course:
 
 @dataclass(frozen=True)
 class Spread:
-    """Values of several seeds: mean, least, greatest, and standard deviation (of a sample; None for one seed)."""
+    """Mean, minimum, maximum and sample standard deviation over seeds; ``std`` is None for one seed."""
 
     mean: float
     min: float
@@ -57,51 +57,51 @@ class Spread:
     count: int
 
     def overlaps(self, other: Spread) -> bool:
-        """Whether the ranges of the two have a point in common."""
+        """Whether the ranges overlap."""
         return self.min <= other.max and other.min <= self.max
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """The spread of ``values``; None where there is none, or one is not finite."""
+    """The spread of ``values``, or None if it is empty or contains a value that is not finite."""
     if not values or not all(map(math.isfinite, values)):
         return None
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return Spread(statistics.fmean(values), min(values), max(values), deviation, len(values))
 
 
-def diverged(course: Course, last: int) -> str | None:
-    """Why a run counts as diverged: a number that is none, or a loss that ended above where it began; else None."""
-    if course.stopped:
-        return "its loss was no longer a finite number"
-    if not course.losses:
-        return "it made no step"
-    if not all(math.isfinite(value) for value in (*course.losses, *course.final.values())):
-        return "its loss was no longer a finite number"
-    if statistics.fmean(course.losses[-last:]) > course.losses[0] + RISEN * abs(course.losses[0]):
-        return "its loss ended above where it began"
+def diverged(record: RunRecord, last: int) -> str | None:
+    """Why a run counts as diverged, or None: its loss is not finite, or ends above the initial loss."""
+    if record.stopped:
+        return "the loss is not finite"
+    if not record.losses:
+        return "no step was made"
+    if not all(math.isfinite(value) for value in (*record.losses, *record.final.values())):
+        return "the loss is not finite"
+    if statistics.fmean(record.losses[-last:]) > record.losses[0] + RISEN * abs(record.losses[0]):
+        return "the loss ended above the initial loss"
     return None
 
 
-def final_loss(course: Course, last: int) -> float | None:
-    """The mean loss of the ``last`` steps; None where the run diverged."""
-    return None if diverged(course, last) else statistics.fmean(course.losses[-last:])
+def final_loss(record: RunRecord, last: int) -> float | None:
+    """The mean loss of the last ``last`` steps, or None if the run diverged."""
+    return None if diverged(record, last) else statistics.fmean(record.losses[-last:])
 
 
 def smoothed(values: Sequence[float], window: int) -> list[float]:
-    """The mean of each value and those before it, ``window`` in all; of fewer at the beginning."""
-    found = []
+    """The running mean over the last ``window`` values, or over fewer at the beginning."""
+    means = []
     for i in range(len(values)):
         part = values[max(0, i + 1 - window) : i + 1]
-        found.append(math.fsum(part) / len(part))
-    return found
+        means.append(math.fsum(part) / len(part))
+    return means
 
 
-def steps_to(course: Course, target: float, window: int) -> int | None:
-    """Steps after which the smoothed loss is ``target`` or less for the first time; None: never.
+def steps_to(record: RunRecord, target: float, window: int) -> int | None:
+    """The number of steps until the smoothed loss first reaches ``target``, or None if it never does.
 
-    A mean over fewer than ``window`` steps does not count, so that one lucky batch is no arrival.
+    A mean over fewer than ``window`` steps does not count, because one batch may have a low loss by chance.
     """
-    for i, value in enumerate(smoothed(course.losses, window)):
+    for i, value in enumerate(smoothed(record.losses, window)):
         if i + 1 >= window and value <= target:
             return i + 1
     return None
@@ -109,12 +109,13 @@ def steps_to(course: Course, target: float, window: int) -> int | None:
 
 @dataclass(frozen=True)
 class Arrival:
-    """How many steps, and seconds, a loss took to reach: medians over seeds, None where half or more never did.
+    """When runs reach a target loss.
 
     Attributes:
-        steps, seconds: these medians.
-        reached: how many seeds got there; ``of`` how many.
-        reached_steps: the median over those that did; None where none did.
+        steps, seconds: medians over seeds, or None if half of the seeds or more do not reach it.
+        reached: number of seeds that reach it.
+        of: number of seeds with a target.
+        reached_steps: median over the seeds that reach it, or None.
     """
 
     steps: float | None
@@ -124,30 +125,30 @@ class Arrival:
     reached_steps: float | None
 
 
-def arrival(courses: Sequence[Course], targets: Mapping[int, float | None], window: int) -> Arrival | None:
-    """What ``courses`` took to what each seed's target is; None where no seed has a target."""
-    found = [
-        (steps_to(course, target, window), course)
-        for course in courses
-        if (target := targets.get(course.seed)) is not None and math.isfinite(target)
+def arrival(records: Sequence[RunRecord], targets: Mapping[int, float | None], window: int) -> Arrival | None:
+    """When ``records`` reach the target of their seed, or None if no seed has a target."""
+    results = [
+        (steps_to(record, target, window), record)
+        for record in records
+        if (target := targets.get(record.seed)) is not None and math.isfinite(target)
     ]
-    if not found:
+    if not results:
         return None
-    middle = statistics.median(math.inf if steps is None else steps for steps, _ in found)
-    clock = statistics.median(math.inf if steps is None else sum(each.seconds[:steps]) for steps, each in found)
-    reached = [steps for steps, _ in found if steps is not None]
-    finite = [value if math.isfinite(value) else None for value in (middle, clock)]
-    return Arrival(finite[0], finite[1], len(reached), len(found), statistics.median(reached) if reached else None)
+    median_steps = statistics.median(math.inf if steps is None else steps for steps, _ in results)
+    seconds = statistics.median(math.inf if steps is None else sum(each.seconds[:steps]) for steps, each in results)
+    reached = [steps for steps, _ in results if steps is not None]
+    finite = [value if math.isfinite(value) else None for value in (median_steps, seconds)]
+    return Arrival(finite[0], finite[1], len(reached), len(results), statistics.median(reached) if reached else None)
 
 
 def wins(one: Sequence[float], other: Sequence[float]) -> int:
-    """Seeds in which ``one`` is below ``other``."""
+    """The number of seeds in which ``one`` is below ``other``."""
     return sum(a < b for a, b in zip(one, other, strict=True))
 
 
 @dataclass(frozen=True)
 class Band:
-    """Curves of several seeds as one: at each x the median, the least and the greatest."""
+    """Median, minimum and maximum of the curves of several seeds at each x."""
 
     x: list[float]
     middle: list[float]
@@ -156,7 +157,7 @@ class Band:
 
 
 def band(curves: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Band:
-    """``curves``, pairs of x and y, as a band, point by point as far as the shortest goes; x is the median, too."""
+    """The band of ``curves``, which are pairs of x and y. It has the length of the shortest; x is a median too."""
     length = min((len(x) for x, _ in curves), default=0)
     columns = [[y[i] for _, y in curves] for i in range(length)]
     return Band(

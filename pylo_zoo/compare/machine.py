@@ -1,4 +1,4 @@
-"""What the training runs on, and what else that machine did meanwhile, which is kept with each run."""
+"""The machine that trains, and its load during each run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pylo_zoo import __version__
 from pylo_zoo.files import read_text, write_file
 
 RECORD = "machine.json"
-"""In a run's directory: the load that the machine had."""
+"""File in the directory of a run that stores the load."""
 SPARE = 0.5
-"""A load above the number of cores by more than this is a busy machine: the training itself is one of the processes."""
+"""A machine is busy if its load exceeds the number of cores by more than this. The load includes the training."""
 
 
 def state(device: str) -> dict[str, Any]:
-    """Processor, GPU, cores, and versions."""
+    """Processor, GPU, cores and versions."""
     return {
         "processor": _processor(),
         "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
@@ -33,27 +33,27 @@ def state(device: str) -> dict[str, Any]:
 
 
 def load() -> float | None:
-    """Processes that want to run, averaged over the last minute; None where the system does not say."""
+    """The load average of the last minute, or None if the system has none."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
-def keep(out: Path, before: float | None) -> None:
-    """Write down the load of the run in ``out``, the greatest of its parts: ``before`` it, after it, and earlier."""
-    known = [each for each in (before, load(), kept(out)) if each is not None]
+def record_load(out: Path, before: float | None) -> None:
+    """Store the load of the run in ``out``: the maximum of ``before``, the current and the stored one."""
+    known = [each for each in (before, load(), recorded_load(out)) if each is not None]
     write_file(out / RECORD, (json.dumps({"load": max(known, default=None)}) + "\n").encode())
 
 
-def kept(out: Path) -> float | None:
-    """The load that was written down of the run in ``out``; None where none was."""
+def recorded_load(out: Path) -> float | None:
+    """The stored load of the run in ``out``, or None."""
     try:
-        found = json.loads(read_text(out / RECORD))["load"]
+        value = json.loads(read_text(out / RECORD))["load"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return float(found) if isinstance(found, (int, float)) else None
+    return float(value) if isinstance(value, (int, float)) else None
 
 
 def busy(load: float | None, cores: int | None) -> bool:
-    """Whether others wanted the cores, too."""
+    """Whether other processes used the cores too."""
     return load is not None and load > (cores or 1) + SPARE
 
 

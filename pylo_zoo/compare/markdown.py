@@ -1,4 +1,4 @@
-"""A comparison as Markdown: the verdict, one table, notes."""
+"""The report of a comparison as Markdown."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pylo_zoo.compare import words
 from pylo_zoo.parity.markdown import escaped
 
 
-def render_comparison(found: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
-    """``found`` as a document; ``pictures`` are files beside it."""
-    task = found["task"]
+def render_comparison(results: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
+    """``results`` as a document; ``pictures`` are file names in the same directory."""
+    task = results["task"]
     parts = [
-        f"# {escaped(task['name'])}: {escaped(', '.join(each['label'] for each in found['optimizers']))}",
-        f"**{escaped(words.sentence(found['verdict']))}**",
-        *([escaped(words.sentence(found["clock"]))] if found["clock"] else []),
-        f"{escaped(words.setting(found))}",
-        "\n".join(_table(words.head(found), [words.row(each, found) for each in found["optimizers"]])),
-        "\n".join(f"- {escaped(note)}" for note in found["notes"]),
+        f"# {escaped(task['name'])}: {escaped(', '.join(each['label'] for each in results['optimizers']))}",
+        f"**{escaped(words.sentence(results['verdict']))}**",
+        *([escaped(words.sentence(results["clock"]))] if results["clock"] else []),
+        f"{escaped(words.setting(results))}",
+        "\n".join(_table(words.head(results), [words.row(each, results) for each in results["optimizers"]])),
+        "\n".join(f"- {escaped(note)}" for note in results["notes"]),
         *(f"![{escaped(words.CAPTIONS[name])}]({name})" for name in pictures),
-        "\n".join(f"- {escaped(name)}: {escaped(value)}" for name, value in words.made(found)),
-        f"    {found['command']}",
+        "\n".join(f"- {escaped(name)}: {escaped(value)}" for name, value in words.provenance(results)),
+        f"    {results['command']}",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -1,8 +1,8 @@
-"""The memory that one optimizer step takes beyond what was there before it, measured.
+"""The peak memory of one optimizer step, in addition to the memory in use before it.
 
-On a GPU torch counts it. On Linux the kernel does: it keeps the high-water mark of a process's memory, which writing 5
-to ``/proc/self/clear_refs`` sets back. Either needs a process in which nothing was allocated and given back before, so
-that a step finds no memory to use again; :func:`measured` starts one.
+On a GPU, torch reports the peak. On Linux, the kernel reports the peak resident memory of a process, and writing 5 to
+``/proc/self/clear_refs`` resets it. Both need a fresh process: a step must not reuse memory that was freed before.
+:func:`measured` starts that process.
 """
 
 from __future__ import annotations
@@ -26,78 +26,77 @@ from pylo_zoo.train import recipes
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 LIMIT = 300
-"""Seconds that the other process may take."""
+"""Time limit of the measuring process in seconds."""
 METHODS = {
-    "cuda": "torch.cuda.max_memory_allocated over the third step, less what was allocated before it",
-    "linux": "the kernel's high-water mark (VmHWM) over the third step in a process of its own, less what was resident "
-    "before it; under 1 MB it says nothing",
+    "cuda": "torch.cuda.max_memory_allocated over the third step, minus the memory allocated before it",
+    "linux": "the kernel's peak resident memory (VmHWM) over the third step in a separate process, minus the resident "
+    "memory before it; not meaningful below 1 MB",
     "none": "not measured on this system",
 }
-RESOLVED = 1_000_000
-"""Bytes below which the kernel's figure says nothing: pages, the allocator's spare room, counters kept per thread."""
+"""How each kind of system measures the peak."""
 
 
 @dataclass(frozen=True)
 class Peak:
-    """Bytes that a step takes at its peak, None where they were not measured, and how they were."""
+    """The peak memory of a step in bytes, or None if it was not measured, and the method or reason."""
 
     bytes: int | None
     method: str
 
 
 def measured(task: str, options: Mapping[str, Any], optimizer: str, device: str) -> Peak:
-    """The peak of the optimizer's third step on ``task``, in a process of its own; ``Peak(None, …)`` where that fails.
+    """Measure the peak of the optimizer's third step on ``task`` in a separate process.
 
-    Its state is there since the first one; gradients are there, too.
+    At the third step, the optimizer's state and the gradients exist already. If the process fails, ``bytes`` is None.
     """
     if method(device) == "none":
         return Peak(None, METHODS["none"])
-    words = json.dumps({"task": task, "options": dict(options), "optimizer": optimizer, "device": device})
+    request = json.dumps({"task": task, "options": dict(options), "optimizer": optimizer, "device": device})
     code = "import sys; from pylo_zoo.compare import memory; memory.main(sys.stdin.read())"
     command = [sys.executable, "-W", "ignore", "-c", code]
     try:
-        done = subprocess.run(command, input=words, capture_output=True, text=True, timeout=LIMIT, check=True)
+        done = subprocess.run(command, input=request, capture_output=True, text=True, timeout=LIMIT, check=True)
         return Peak(int(json.loads(done.stdout.splitlines()[-1])), METHODS[method(device)])
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return Peak(None, "the process that measures it failed")
+        return Peak(None, "the measuring process failed")
 
 
 def recorded(entry: Mapping[str, Any]) -> Peak | None:
-    """What a report's ``entry`` of an optimizer says, if it was measured, or cannot be."""
-    method = entry["peak_method"]
-    return Peak(entry["peak_bytes"], method) if method in METHODS.values() else None
+    """The peak in a report's ``entry`` of an optimizer, or None if it must be measured again."""
+    peak = Peak(entry["peak_bytes"], entry["peak_method"])
+    return peak if peak.bytes is not None or peak.method == METHODS["none"] else None
 
 
 def method(device: str) -> str:
-    """Which of :data:`METHODS` applies on ``device``."""
+    """The key in :data:`METHODS` for ``device``."""
     if device.startswith("cuda"):
         return "cuda"
     return "linux" if device == "cpu" and CLEAR.exists() and STATUS.exists() else "none"
 
 
-def main(words: str) -> None:
-    """Measure what ``words``, JSON, say, and print the bytes. For a fresh process alone."""
-    asked = json.loads(words)
-    task = tasks.make(asked["task"], asked["options"])
-    recipe = recipes.find_recipe(asked["optimizer"], access=Access(offline=True))
-    device = torch.device(asked["device"])
+def main(request: str) -> None:
+    """Measure the optimizer in the JSON ``request`` and print the bytes. Call it only in a fresh process."""
+    settings = json.loads(request)
+    task = tasks.make(settings["task"], settings["options"])
+    recipe = recipes.find_recipe(settings["optimizer"], access=Access(offline=True))
+    device = torch.device(settings["device"])
     model = task.model(0).to(device)
     optimizer = recipe.make(model, steps=100)
-    grown = 0
+    growth = 0
     for step in range(3):
         optimizer.zero_grad()
         loss = task.loss(model, tuple(each.to(device) for each in task.batch(0, step)))
         loss.backward()
         value = loss.item()
         del loss
-        before = _settle(device)
+        before = _reset_peak(device)
         optimizer.step(lambda value=value: value) if recipe.needs_loss else optimizer.step()
-        grown = _peak(device) - before
-    print(max(0, grown))
+        growth = _peak(device) - before
+    print(max(0, growth))
 
 
-def _settle(device: torch.device) -> int:
-    """Give back what is spare, begin a new high-water mark, and say how much is in use."""
+def _reset_peak(device: torch.device) -> int:
+    """Free unused memory, reset the peak, and return the bytes in use."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -120,4 +119,4 @@ def _status(key: str) -> int:
     for line in STATUS.read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
-    raise ZooError(f"{STATUS} has no {key}.", "Measure elsewhere.")
+    raise ZooError(f"{STATUS} has no {key}.", "Measure on another system.")

@@ -1,4 +1,4 @@
-"""A comparison as one HTML page that needs nothing else: no script, no font, no picture from anywhere."""
+"""The report of a comparison as one HTML page, without scripts and external files."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pylo_zoo.parity.phrases import plain
 TEMPLATE = "comparison.html.j2"
 
 
-def render_page(found: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
-    """``found`` and its ``pictures``, PNG by file name, as a page; the colours and letters are those of parity's."""
+def render_page(results: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
+    """``results`` and ``pictures``, which are PNG by file name, as a page in the style of parity reports."""
     environment = Environment(
         loader=ChoiceLoader([PackageLoader("pylo_zoo.compare", ""), PackageLoader("pylo_zoo.parity", "")]),
         autoescape=True,
@@ -24,24 +24,24 @@ def render_page(found: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         lstrip_blocks=True,
         finalize=_clean,
     )
-    head = words.head(found)
-    rows = [[words.parts(cell) for cell in words.row(each, found)] for each in found["optimizers"]]
+    head = words.head(results)
+    rows = [[words.parts(cell) for cell in words.row(each, results)] for each in results["optimizers"]]
     images = {
         words.CAPTIONS[name]: f"data:image/png;base64,{base64.b64encode(data).decode()}"
         for name, data in pictures.items()
     }
     content = environment.get_template(TEMPLATE).render(
-        found=found,
+        results=results,
         head=head,
         rows=rows,
         images=images,
-        verdict=words.sentence(found["verdict"]),
-        clock=words.sentence(found["clock"] or ""),
-        seeds_note=words.seeds_note(found),
-        setting=words.setting(found),
-        made=words.made(found),
-        tunings=[each for each in found["optimizers"] if each["tuning"]],
-        figure=words.figure,
+        verdict=words.sentence(results["verdict"]),
+        clock=words.sentence(results["clock"] or ""),
+        seeds_note=words.seeds_note(results),
+        setting=words.setting(results),
+        provenance=words.provenance(results),
+        tunings=[each for each in results["optimizers"] if each["tuning"]],
+        rounded=words.rounded,
     )
     return content + "\n"
 

@@ -1,16 +1,16 @@
-"""What is compared: a task, optimizers, seeds, and who is tuned; checked before anything is trained."""
+"""The plan of a comparison: task, optimizers, seeds and tuning, checked before any training."""
 
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pylo_zoo import registry
-from pylo_zoo.errors import ZooError
+from pylo_zoo.config import is_finite
+from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.fetch import Access
 from pylo_zoo.tasks import Task
 from pylo_zoo.train import recipes, schedules
@@ -18,29 +18,29 @@ from pylo_zoo.train.recipes import BASELINES, Recipe
 from pylo_zoo.train.setup import AUTO, Setup
 
 TUNING_SEED = 1_000_003
-"""Of the runs that choose a learning rate: none of the seeds that are reported, which count from 0."""
+"""Seed of the tuning runs. The reported runs use other seeds, which start at 0."""
 EVALUATIONS = 20
-"""Looks at the data that is held out, in a run."""
+"""Evaluations on held-out data per run."""
 LAST = 0.05
-"""Share of the steps at the end of a run whose mean loss is its final one; curves are smoothed over as many."""
+"""Fraction of a run at its end whose mean loss is the final loss. Curves are smoothed over as many steps."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A comparison as it is asked for; None leaves a field to the task.
+class CompareRequest:
+    """The settings of a comparison. The task chooses a field that is None.
 
     Attributes:
-        task: a name of :data:`pylo_zoo.tasks.TASKS`, or ``module:function``.
-        optimizers: as for :func:`pylo_zoo.train.recipes.find`.
-        options: of the task.
-        seeds: so many runs of each optimizer, with seeds from 0.
-        steps: of each run.
-        tune: names among ``optimizers`` whose learning rate is searched for; None: the baselines.
-        tune_steps: of each run of the search; by default ``steps``.
-        lrs: learning rates by name, which are then not searched for.
-        schedule: of the learning rate, for every optimizer that does not plan by itself.
-        device: ``auto`` is a GPU where there is one.
-        threads: of torch on the CPU.
+        task: a name in :data:`pylo_zoo.tasks.TASKS`, or ``module:function``.
+        optimizers: names, as in :func:`pylo_zoo.train.recipes.find_recipe`.
+        options: options of the task.
+        seeds: number of runs per optimizer, with seeds from 0.
+        steps: steps per run.
+        tune: the optimizers whose learning rate is tuned; None is the baselines.
+        tune_steps: steps per tuning run; None is ``steps``.
+        lrs: fixed learning rates by name; these optimizers are not tuned.
+        schedule: learning-rate schedule of the optimizers without their own schedule.
+        device: ``auto`` is a GPU if one exists.
+        threads: torch's CPU threads.
     """
 
     task: str
@@ -58,13 +58,13 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Entrant:
-    """An optimizer of the comparison.
+    """An optimizer in the comparison.
 
     Attributes:
-        recipe: with its own learning rate; where it is tuned, another takes its place.
-        tuned: whether its learning rate is searched for.
+        recipe: the optimizer; tuning replaces its learning rate.
+        tuned: whether its learning rate is tuned.
         given: whether the user gave its learning rate.
-        hand_set: whether it is a sample, whose weights nobody trained.
+        hand_set: whether its weights are a sample that was set by hand, not trained.
     """
 
     recipe: Recipe
@@ -79,15 +79,15 @@ class Entrant:
 
     @property
     def learned(self) -> bool:
-        """Whether it was meta-trained, or has the form of one that was."""
+        """Whether it is a learned optimizer."""
         return self.recipe.artifact is not None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison that can be run; all in it is here and checked."""
+    """A checked comparison, with its task and its optimizers loaded."""
 
-    wanted: Wanted
+    request: CompareRequest
     task: Task
     entrants: Sequence[Entrant]
     steps: int
@@ -96,108 +96,119 @@ class Comparison:
 
     @property
     def reference(self) -> Entrant:
-        """What the others are held against: AdamW, else the first baseline, else the first of all."""
+        """The optimizer that the others are compared with: AdamW, else the first baseline, else the first one."""
         named = {each.recipe.name: each for each in self.entrants}
         return next((named[name] for name in BASELINES if name in named), self.entrants[0])
 
     @property
     def last(self) -> int:
-        """Steps at the end of a run over which its final loss is averaged; also the window of smoothed curves."""
+        """The number of steps over which the final loss is averaged; also the smoothing window of curves."""
         return max(1, round(LAST * self.steps))
 
     def shared(self) -> dict[str, Any]:
-        """What every run has in common: runs of two comparisons that differ here cannot be put together."""
+        """The settings that all runs share. Runs that differ here cannot be part of one comparison."""
         return {
             "task": self.task.name,
             "options": dict(self.task.options),
             "steps": self.steps,
             "tune_steps": self.tune_steps,
-            "schedule": self.wanted.schedule,
+            "schedule": self.request.schedule,
             "device": self.device,
-            "threads": self.wanted.threads,
+            "threads": self.request.threads,
         }
 
 
-def planned(wanted: Wanted, access: Access | None = None) -> Comparison:
-    """``wanted`` with its task, its optimizers and their weights, which are fetched where they are not here.
+def plan_comparison(request: CompareRequest, access: Access | None = None) -> Comparison:
+    """Check ``request`` and load its task and optimizers. Weights that are not cached are downloaded.
 
     Raises:
-        ZooError: a name is unknown, a figure impossible, or data or weights are unavailable.
+        ZooError: a name is unknown, a value is out of range, or data or weights are unavailable.
     """
-    names = list(dict.fromkeys(wanted.optimizers))
+    names = list(dict.fromkeys(request.optimizers))
     if not names:
-        raise ZooError("No optimizer is named.", "Name some, as in adamw,muon,velo-sample.")
-    if len(names) < len(wanted.optimizers):
-        twice = next(name for name in names if list(wanted.optimizers).count(name) > 1)
+        raise ZooError("No optimizer is named.", "Name some, such as adamw,muon,velo-sample.")
+    if len(names) < len(request.optimizers):
+        twice = next(name for name in names if list(request.optimizers).count(name) > 1)
         raise ZooError(f"{twice} is named twice.", "Name each optimizer once.")
-    if wanted.seeds < 1 or wanted.seeds > TUNING_SEED or (wanted.tune_steps or 1) < 1:
-        raise ZooError("Seeds and steps are counts.", "They have to be at least 1.")
-    tuned = _tuned(wanted, names)
-    _among(wanted.lrs, names, "--lr")
-    for name, lr in wanted.lrs.items():
-        if not (math.isfinite(lr) and lr > 0):
-            raise ZooError(f"The learning rate of {name} is {lr:g}.", "It has to be above 0.")
-        if name in (wanted.tune or ()):
-            raise ZooError(f"{name} is to be tuned, and has a learning rate given.", "Leave one of the two out.")
-    if wanted.schedule is not None:
-        schedules.check(wanted.schedule)
-    # Unknown names first, all of them: the nearest is suggested before data or weights are loaded.
-    found = [recipes.find_recipe(name, lr=wanted.lrs.get(name), access=access) for name in names]
+    if request.seeds < 1 or request.seeds > TUNING_SEED or (request.tune_steps or 1) < 1:
+        raise ZooError(
+            f"seeds is {request.seeds} and tune_steps is {request.tune_steps}.",
+            f"Use 1 to {TUNING_SEED:,} seeds and at least 1 step.",
+        )
+    tuned = _tuned_names(request, names)
+    _check_names(request.lrs, names, "--lr")
+    for name, lr in request.lrs.items():
+        if not is_finite(lr) or lr <= 0:
+            raise ZooError(f"The learning rate of {name} is {quoted(lr)}.", "It must be above 0.")
+        if name in (request.tune or ()):
+            raise ZooError(f"{name} has both --tune and --lr.", "Leave one of the two out.")
+    if request.schedule is not None:
+        schedules.check(request.schedule)
+    # Check all names before any data or weights are loaded.
+    named = [recipes.find_recipe(name, lr=request.lrs.get(name), access=access) for name in names]
     setup = Setup(
-        wanted.task, "adamw", wanted.options, steps=wanted.steps, device=wanted.device, threads=wanted.threads
+        request.task, "adamw", request.options, steps=request.steps, device=request.device, threads=request.threads
     )
     first = setup.build(None)
     entrants = [
-        Entrant(_scheduled(recipe, wanted), name in tuned and name not in wanted.lrs, name in wanted.lrs, _hand(recipe))
-        for name, recipe in zip(names, _told_apart(found), strict=True)
+        Entrant(
+            _with_schedule(recipe, request),
+            name in tuned and name not in request.lrs,
+            name in request.lrs,
+            _is_hand_set(recipe),
+        )
+        for name, recipe in zip(names, _with_unique_labels(named), strict=True)
     ]
     steps = first.plan.steps
-    return Comparison(wanted, first.task, entrants, steps, wanted.tune_steps or steps, first.plan.device)
+    return Comparison(request, first.task, entrants, steps, request.tune_steps or steps, first.plan.device)
 
 
-def downloads(wanted: Wanted, access: Access | None = None) -> dict[str, str]:
-    """The optimizers of ``wanted`` that have to be fetched, and from where."""
-    found = {name: recipes.needs_download(name, access) for name in wanted.optimizers}
-    return {name: address for name, address in found.items() if address}
+def downloads(request: CompareRequest, access: Access | None = None) -> dict[str, str]:
+    """The optimizers that must be downloaded, with their addresses."""
+    addresses = {name: recipes.needs_download(name, access) for name in request.optimizers}
+    return {name: address for name, address in addresses.items() if address}
 
 
 def slug(text: str) -> str:
-    """``text`` as part of a file's name."""
+    """``text`` as part of a file name."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.") or "x"
 
 
-def _tuned(wanted: Wanted, names: Sequence[str]) -> set[str]:
-    if wanted.tune is None:
+def _tuned_names(request: CompareRequest, names: Sequence[str]) -> set[str]:
+    if request.tune is None:
         return {name for name in names if name in BASELINES}
-    _among(wanted.tune, names, "--tune")
-    return set(wanted.tune)
+    _check_names(request.tune, names, "--tune")
+    return set(request.tune)
 
 
-def _among(given: Mapping[str, Any] | Sequence[str], names: Sequence[str], option: str) -> None:
-    for name in given:
+def _check_names(option_names: Mapping[str, Any] | Sequence[str], names: Sequence[str], option: str) -> None:
+    for name in option_names:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
-            meant = f"Did you mean {near[0]!r}? " if near else ""
+            suggestion = f"Did you mean {near[0]!r}? " if near else ""
             raise ZooError(
-                f"{option} names {name!r}, which is not compared.", f"{meant}Compared are {', '.join(names)}."
+                f"{option} names {name!r}, which is not compared.", f"{suggestion}Compared: {', '.join(names)}."
             )
 
 
-def _scheduled(recipe: Recipe, wanted: Wanted) -> Recipe:
-    return recipe if wanted.schedule is None or recipe.needs_loss else replace(recipe, schedule=wanted.schedule)
+def _with_schedule(recipe: Recipe, request: CompareRequest) -> Recipe:
+    return recipe if request.schedule is None or recipe.needs_loss else replace(recipe, schedule=request.schedule)
 
 
-def _told_apart(found: Sequence[Recipe]) -> list[Recipe]:
-    """``found`` with labels that differ, also as file names: two directories may hold artifacts of one name."""
-    taken: dict[str, int] = {}
-    made = []
-    for recipe in found:
-        count = taken[slug(recipe.label)] = taken.get(slug(recipe.label), 0) + 1
-        made.append(recipe if count == 1 else replace(recipe, label=f"{recipe.label} ({count})"))
-    return made
+def _with_unique_labels(recipes: Sequence[Recipe]) -> list[Recipe]:
+    """Number equal labels, because two directories may hold artifacts with the same name.
+
+    The labels also differ as file names.
+    """
+    counts: dict[str, int] = {}
+    unique = []
+    for recipe in recipes:
+        count = counts[slug(recipe.label)] = counts.get(slug(recipe.label), 0) + 1
+        unique.append(recipe if count == 1 else replace(recipe, label=f"{recipe.label} ({count})"))
+    return unique
 
 
-def _hand(recipe: Recipe) -> bool:
+def _is_hand_set(recipe: Recipe) -> bool:
     known = registry.load_registry()
     names = {recipe.name, recipe.artifact.name} if recipe.artifact else set()
     return any(name in known and not known[name].trained for name in names)

@@ -1,4 +1,4 @@
-"""What came of a comparison: ``results.json``, and the texts and pictures that say the same."""
+"""The report of a comparison: ``results.json``, and the same results as Markdown, HTML and figures."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TIMES = (
     "command",
     "clock",
 )
-"""Keys of what differs from one making of the same comparison to the next."""
+"""Keys of values that differ when the same comparison is repeated."""
 
 Results = dict[str, Any]
 
@@ -43,27 +43,27 @@ def results(
     *,
     command: str,
     memory: bool = True,
-    before: Results | None = None,
-    say: Callable[[], None] = lambda: None,
+    previous: Results | None = None,
+    on_measure: Callable[[], None] = lambda: None,
 ) -> Results:
-    """Everything that is reported, as ``results.json`` holds it; no number in it is other than finite.
+    """The contents of ``results.json``. All numbers are finite.
 
     Args:
-        comparison: what was compared.
+        comparison: the comparison.
         outcomes: its runs.
-        command: the line that makes the same comparison.
-        memory: whether to measure the peak memory of a step, which takes seconds for each optimizer.
-        before: the report that there was already: memory that it knows is not measured again, and where no run was
-            made since, machine and date are its own.
-        say: called before memory is measured, if it is.
+        command: the command line that repeats the comparison.
+        memory: whether to measure the peak memory of a step, which takes seconds per optimizer.
+        previous: an earlier report of this comparison. Its memory measurements are reused. If no run is new, its
+            machine and date are reused too.
+        on_measure: called before memory is measured.
     """
-    old = before if before and not any(each.made for each in outcomes) else None
-    peaks = _peaks(comparison, outcomes, before, say) if memory else {}
+    unchanged = previous if previous and not any(each.new_runs for each in outcomes) else None
+    peaks = _peaks(comparison, outcomes, previous, on_measure) if memory else {}
     last = comparison.last
     reference = next(each for each in outcomes if each.entrant is comparison.reference)
-    task, seeds = comparison.task, comparison.wanted.seeds
-    metric = next((name for each in outcomes for course in each.courses for name in course.final), None)
-    found: Results = {
+    task, seeds = comparison.task, comparison.request.seeds
+    metric = next((name for each in outcomes for record in each.records for name in record.final), None)
+    content: Results = {
         "version": VERSION,
         "task": {
             "name": task.name,
@@ -77,52 +77,52 @@ def results(
         "steps": comparison.steps,
         "seeds": list(range(seeds)),
         "last": last,
-        "schedule": comparison.wanted.schedule,
+        "schedule": comparison.request.schedule,
         "tuning_seed": TUNING_SEED,
         "tune_steps": comparison.tune_steps,
         "device": comparison.device,
         "parameters": outcomes[0].parameters,
         "reference": comparison.reference.label,
         "optimizers": [
-            _optimizer(comparison, each, reference, metric, peaks.get(each.recipe.label, Peak(None, "not asked for")))
+            _optimizer(comparison, each, reference, metric, peaks.get(each.recipe.label, Peak(None, "not requested")))
             for each in outcomes
         ],
-        "machine": _machine(comparison, outcomes, old),
-        "date": old["date"] if old else datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": _machine(comparison, outcomes, unchanged),
+        "date": unchanged["date"] if unchanged else datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command,
     }
-    return {"verdict": verdict.verdict(found), "clock": verdict.clock(found), "notes": words.notes(found), **found}
+    texts = {"verdict": verdict.verdict(content), "clock": verdict.clock(content), "notes": words.notes(content)}
+    return {**texts, **content}
 
 
 def recorded(out: Path) -> Results | None:
-    """The report that ``out`` holds already; None where there is none that can be read."""
+    """The report in ``out``, or None if it does not exist or cannot be read."""
     try:
-        found = json.loads(read_text(out / RESULTS))
+        stored = json.loads(read_text(out / RESULTS))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and found.get("version") == VERSION else None
+    return stored if isinstance(stored, dict) and stored.get("version") == VERSION else None
 
 
 def _loads(outcomes: Sequence[Outcome]) -> list[float | None]:
-    """Of the machine during every run, the search's included."""
+    """The load of the machine during every run, including tuning."""
     return [
         load
         for each in outcomes
         for load in (
             *(trial.load for trial in (each.tuning.trials if each.tuning else ())),
-            *(course.load for course in each.courses),
+            *(record.load for record in each.records),
         )
     ]
 
 
-def _machine(comparison: Comparison, outcomes: Sequence[Outcome], before: Results | None) -> Results:
-    """What the runs were made on: as it was written down, if all of them are old."""
-    state = before["machine"] if before else machine.state(comparison.device)
+def _machine(comparison: Comparison, outcomes: Sequence[Outcome], unchanged: Results | None) -> Results:
+    state = unchanged["machine"] if unchanged else machine.state(comparison.device)
     loads = _loads(outcomes)
     known = [each for each in loads if each is not None]
     return {
         **state,
-        "threads": comparison.wanted.threads,
+        "threads": comparison.request.threads,
         "load": {"min": min(known), "max": max(known)} if known else None,
         "busy_runs": sum(machine.busy(each, state["cores"]) for each in known),
         "runs": len(loads),
@@ -130,36 +130,37 @@ def _machine(comparison: Comparison, outcomes: Sequence[Outcome], before: Result
 
 
 def _peaks(
-    comparison: Comparison, outcomes: Sequence[Outcome], before: Results | None, say: Callable[[], None]
+    comparison: Comparison, outcomes: Sequence[Outcome], previous: Results | None, on_measure: Callable[[], None]
 ) -> dict[str, Peak]:
-    """The memory of a step, by label: as it was written down, or else measured."""
-    known = {(each["name"], each["weights"]): recorded_peak(each) for each in (before["optimizers"] if before else ())}
-    found: dict[str, Peak] = {}
-    said = False
+    """The peak memory of a step, by label. Peaks in the previous report are not measured again."""
+    entries = previous["optimizers"] if previous else ()
+    known = {(each["name"], each["weights"]): recorded_peak(each) for each in entries}
+    peaks: dict[str, Peak] = {}
+    announced = False
     for outcome in outcomes:
         recipe = outcome.recipe
         peak = known.get((recipe.name, recipe.artifact.fingerprint if recipe.artifact else None))
         if peak is None:
-            if not said:
-                say()
-            said = True
-            peak = measured(comparison.wanted.task, comparison.wanted.options, recipe.name, comparison.device)
-        found[recipe.label] = peak
-    return found
+            if not announced:
+                on_measure()
+            announced = True
+            peak = measured(comparison.request.task, comparison.request.options, recipe.name, comparison.device)
+        peaks[recipe.label] = peak
+    return peaks
 
 
 def _optimizer(comparison: Comparison, outcome: Outcome, reference: Outcome, metric: str | None, peak: Peak) -> Results:
     entrant, recipe, last = outcome.entrant, outcome.recipe, comparison.last
-    runs = [_run(course, last) for course in outcome.courses]
-    losses = _finals(outcome, last)
-    model = _milliseconds([each for course in outcome.courses for each in course.model_seconds])
-    optimizer = _milliseconds([each for course in outcome.courses for each in course.optimizer_seconds])
-    state = max(course.state_bytes for course in outcome.courses)
-    theirs = _finals(reference, last)
+    runs = [_run(record, last) for record in outcome.records]
+    losses = _final_losses(outcome, last)
+    model = _milliseconds([each for record in outcome.records for each in record.model_seconds])
+    optimizer = _milliseconds([each for record in outcome.records for each in record.optimizer_seconds])
+    state = max(record.state_bytes for record in outcome.records)
+    reference_losses = _final_losses(reference, last)
     ahead = None
-    if outcome is not reference and None not in losses.values() and None not in theirs.values():
+    if outcome is not reference and None not in losses.values() and None not in reference_losses.values():
         ahead = figures.wins(
-            [v for v in losses.values() if v is not None], [v for v in theirs.values() if v is not None]
+            [v for v in losses.values() if v is not None], [v for v in reference_losses.values() if v is not None]
         )
     return {
         "name": recipe.name,
@@ -179,7 +180,7 @@ def _optimizer(comparison: Comparison, outcome: Outcome, reference: Outcome, met
         "loss": _spread([run["loss"] for run in runs]),
         "metric": _spread([run["evaluation"].get(metric) for run in runs]),
         "seeds_ahead_of_reference": ahead,
-        "steps_to_reference": _arrival(outcome, theirs, last),
+        "steps_to_reference": _arrival(outcome, reference_losses, last),
         "reference_steps_to_it": _arrival(reference, losses, last),
         "model_ms": model,
         "optimizer_ms": optimizer,
@@ -192,33 +193,34 @@ def _optimizer(comparison: Comparison, outcome: Outcome, reference: Outcome, met
     }
 
 
-def _run(course: figures.Course, last: int) -> Results:
-    why = figures.diverged(course, last)
+def _run(record: figures.RunRecord, last: int) -> Results:
+    diverged = figures.diverged(record, last)
     return {
-        "seed": course.seed,
-        "steps": len(course.losses),
-        "initial_loss": course.losses[0] if course.losses else None,
-        "loss": figures.final_loss(course, last),
-        "evaluation": {} if why else dict(course.final),
-        "diverged": why,
-        "seconds": sum(course.seconds),
-        "load": course.load,
+        "seed": record.seed,
+        "steps": len(record.losses),
+        "initial_loss": record.losses[0] if record.losses else None,
+        "loss": figures.final_loss(record, last),
+        "evaluation": {} if diverged else dict(record.final),
+        "diverged": diverged,
+        "seconds": sum(record.seconds),
+        "load": record.load,
     }
 
 
-def _finals(outcome: Outcome, last: int) -> dict[int, float | None]:
-    return {course.seed: figures.final_loss(course, last) for course in outcome.courses}
+def _final_losses(outcome: Outcome, last: int) -> dict[int, float | None]:
+    """The final loss by seed."""
+    return {record.seed: figures.final_loss(record, last) for record in outcome.records}
 
 
 def _spread(values: Sequence[float | None]) -> Results | None:
     known = [value for value in values if value is not None]
-    found = figures.spread(known) if len(known) == len(values) else None
-    return asdict(found) if found else None
+    spread = figures.spread(known) if len(known) == len(values) else None
+    return asdict(spread) if spread else None
 
 
 def _arrival(outcome: Outcome, targets: Mapping[int, float | None], last: int) -> Results | None:
-    found = figures.arrival(outcome.courses, targets, last)
-    return asdict(found) if found else None
+    arrival = figures.arrival(outcome.records, targets, last)
+    return asdict(arrival) if arrival else None
 
 
 def _milliseconds(seconds: Sequence[float]) -> float | None:
@@ -241,31 +243,31 @@ def _tuning(tuning: Tuning | None) -> Results | None:
 
 
 def _cost(outcome: Outcome) -> Results:
-    """Runs, steps and seconds of training, tuning included."""
+    """Runs, steps and seconds of training, including tuning."""
     tuning = outcome.tuning
     return {
-        "runs": len(outcome.courses) + (len(tuning.trials) if tuning else 0),
-        "steps": sum(len(each.losses) for each in outcome.courses)
+        "runs": len(outcome.records) + (len(tuning.trials) if tuning else 0),
+        "steps": sum(len(each.losses) for each in outcome.records)
         + (tuning.steps * len(tuning.trials) if tuning else 0),
-        "seconds": sum(sum(each.seconds) for each in outcome.courses) + (tuning.seconds if tuning else 0.0),
+        "seconds": sum(sum(each.seconds) for each in outcome.records) + (tuning.seconds if tuning else 0.0),
     }
 
 
-def write(found: Results, outcomes: Sequence[Outcome], out: Path) -> list[Path]:
-    """Write ``results.json``, the report as Markdown and as a page, and the figures; what was written.
+def write(content: Results, outcomes: Sequence[Outcome], out: Path) -> list[Path]:
+    """Write ``results.json``, the report as Markdown and HTML, and the figures. Return their paths.
 
     Raises:
-        ZooError: the file system refuses.
+        ZooError: a file cannot be written.
     """
     from pylo_zoo.compare import markdown, page, plots
 
-    pictures = plots.draw(found, outcomes)
-    content = {
-        RESULTS: (json.dumps(found, indent=2, allow_nan=False) + "\n").encode(),
-        MARKDOWN: markdown.render_comparison(found, list(pictures)).encode(),
-        PAGE: page.render_page(found, pictures).encode(),
+    pictures = plots.draw(content, outcomes)
+    files = {
+        RESULTS: (json.dumps(content, indent=2, allow_nan=False) + "\n").encode(),
+        MARKDOWN: markdown.render_comparison(content, list(pictures)).encode(),
+        PAGE: page.render_page(content, pictures).encode(),
         **pictures,
     }
-    for name, data in content.items():
+    for name, data in files.items():
         write_file(out / name, data)
-    return [out / name for name in content]
+    return [out / name for name in files]

@@ -1,7 +1,7 @@
-"""The runs of a comparison: learning rates are searched for first, then every optimizer trains with every seed.
+"""The runs of a comparison: tune the learning rates, then train every optimizer with every seed.
 
-Each run has a directory of its own. One that is finished is read and not run again, one that was cut off goes on: the
-whole comparison can be interrupted at any time.
+Each run has its own directory. A finished run is read from there, and an interrupted one is resumed, so a comparison
+can be interrupted at any time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pylo_zoo.compare import machine
-from pylo_zoo.compare.figures import Course, final_loss
+from pylo_zoo.compare.figures import RunRecord, final_loss
 from pylo_zoo.compare.plan import EVALUATIONS, LAST, TUNING_SEED, Comparison, Entrant, slug
 from pylo_zoo.errors import ZooError
 from pylo_zoo.files import explained, is_empty, read_text, sweep_folder, write_file
@@ -40,7 +40,7 @@ from pylo_zoo.train.recipes import Recipe
 
 SHARED = "comparison.json"
 RUNS = "runs"
-WORDS = {
+OPTION_NAMES = {
     "task": "TASK",
     "options": "--set",
     "steps": "--steps",
@@ -49,18 +49,18 @@ WORDS = {
     "device": "--device",
     "threads": "--threads",
 }
-"""What the fields of comparison.json are called on the command line."""
-PROBED, PROBING = 5, 1.0
-"""Steps and seconds, at most, that tell how long a step of an optimizer takes."""
+"""The command-line option of each field in comparison.json."""
+TIMING_STEPS, TIMING_SECONDS = 5, 1.0
+"""Upper bounds of a timing run, which estimates the step time of an optimizer."""
 EXTENSIONS = 2
-"""So often the grid grows by one learning rate, while the best lies at its edge."""
-BYTES_A_STEP = 256
-"""Of a line of metrics, at most."""
+"""How often the grid may grow by one learning rate if the best one is at its edge."""
+BYTES_PER_STEP = 256
+"""Upper bound of a line of metrics."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A learning rate that was tried: its final loss, None where the run diverged, and the machine's load meanwhile."""
+    """A learning rate that was tried. ``loss`` is the final loss, or None if the run diverged."""
 
     lr: float
     loss: float | None
@@ -70,14 +70,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuning:
-    """A search for a learning rate.
+    """The result of tuning a learning rate.
 
     Attributes:
-        trials: by learning rate, ascending.
-        lr: the best of them.
-        steps: of each run.
+        trials: the trials, by ascending learning rate.
+        lr: the best learning rate.
+        steps: steps per run.
         extended: how often the grid grew.
-        at_edge: whether the best still lies at the grid's edge, so that a better one may lie beyond.
+        at_edge: whether the best learning rate is at the edge of the grid, so a better one may be outside.
     """
 
     trials: list[Trial]
@@ -88,75 +88,74 @@ class Tuning:
 
     @property
     def seconds(self) -> float:
-        """That training took, all in all."""
+        """Training time of all trials."""
         return sum(each.seconds for each in self.trials)
 
 
 @dataclass
 class Outcome:
-    """What came of one optimizer.
+    """The runs of one optimizer.
 
     Attributes:
         entrant: the optimizer.
-        recipe: that its runs had, with the learning rate that was found.
-        tuning: the search, if there was one.
-        courses: a run a seed.
-        parameters: of the model.
-        made: how many of its runs were made now; the others were found.
+        recipe: the recipe of its runs, with the tuned learning rate.
+        tuning: the result of tuning, or None.
+        records: one run per seed.
+        parameters: number of parameters of the model.
+        new_runs: number of runs that this process trained; the others were read from disk.
     """
 
     entrant: Entrant
     recipe: Recipe
     tuning: Tuning | None = None
-    courses: list[Course] = field(default_factory=list)
+    records: list[RunRecord] = field(default_factory=list)
     parameters: int = 0
-    made: int = 0
+    new_runs: int = 0
 
 
-class Watch(Protocol):
-    """Who looks on while a comparison runs."""
+class Monitor(Protocol):
+    """Receives the progress of a comparison."""
 
     def expect(self, steps: dict[str, int], runs: int) -> None:
-        """Hear how many steps are still to come, by optimizer, in how many runs."""
+        """Add ``runs`` runs, with ``steps`` by optimizer, to the remaining work."""
         ...
 
     def pace(self, label: str, seconds: float) -> None:
-        """Hear how long a step of an optimizer takes, of which no run was made yet."""
+        """Receive the step time of an optimizer before its first run."""
         ...
 
     def run(self, title: str, label: str, run: Run) -> AbstractContextManager[Callable[[Step], None]]:
-        """A function that hears of every step of ``run``."""
+        """Return the callback for the steps of ``run``."""
         ...
 
-    def done(self, title: str, course: Course) -> None:
-        """Hear what came of a run, made or found."""
+    def done(self, title: str, record: RunRecord) -> None:
+        """Receive a finished run, trained now or read from disk."""
         ...
 
 
-class Nobody:
-    """A :class:`Watch` that is not interested."""
+class NullMonitor:
+    """A :class:`Monitor` that ignores everything."""
 
     def expect(self, steps: dict[str, int], runs: int) -> None:
-        """Nothing."""
+        pass
 
     def pace(self, label: str, seconds: float) -> None:
-        """Nothing."""
+        pass
 
     def run(self, title: str, label: str, run: Run) -> AbstractContextManager[Callable[[Step], None]]:
-        """Nothing, too."""
         return nullcontext(lambda step: None)
 
-    def done(self, title: str, course: Course) -> None:
-        """Nothing either."""
+    def done(self, title: str, record: RunRecord) -> None:
+        pass
 
 
 def prepare(comparison: Comparison, out: Path) -> None:
-    """Make the directory of the comparison, or find the same comparison in it.
+    """Create the directory of the comparison, or check that it contains the same comparison.
 
-    Optimizers and seeds may be added to a comparison; what its runs have in common has to stay.
+    Optimizers and seeds may be added later; the settings that all runs share must stay.
 
     Raises:
-        ZooError: the directory cannot be written, is too full, or holds something else.
+        ZooError: the directory cannot be written, has too little space, or contains something else.
     """
     ours = json.loads(json.dumps(comparison.shared()))
     path = out / SHARED
@@ -166,109 +165,113 @@ def prepare(comparison: Comparison, out: Path) -> None:
         except (OSError, ValueError) as error:
             raise ZooError(f"{path} cannot be read: {error}.", "Give another directory with --out.") from error
         if theirs != ours:
-            said = _differences(theirs if isinstance(theirs, dict) else {}, ours)
+            differences = _differences(theirs if isinstance(theirs, dict) else {}, ours)
             raise ZooError(
-                f"{out} holds another comparison: {said}.", "Give another directory with --out, or the same words."
+                f"{out} contains another comparison: {differences}.",
+                "Give another directory with --out, or the same options.",
             )
     with explained(out):
         if not path.is_file() and out.exists() and (not out.is_dir() or not is_empty(out)):
-            raise ZooError(f"{out} is in use already.", "Give another directory with --out.")
+            raise ZooError(f"{out} is not empty.", "Give another directory with --out.")
         (out / RUNS).mkdir(parents=True, exist_ok=True)
         sweep_folder(out)
         free = shutil.disk_usage(out).free
     model = comparison.task.model(0)
-    runs = sum(_expected(comparison).values())
+    steps = sum(_expected_steps(comparison).values())
     needed = CHECKPOINTS * sum(p.numel() * p.element_size() for p in model.parameters()) + LEAST_FREE
-    needed += BYTES_A_STEP * runs
+    needed += BYTES_PER_STEP * steps
     if free < needed:
         raise ZooError(
             f"{out} has {free:,} bytes left, and the comparison may need {needed:,}.",
-            "Make room, or give another directory with --out.",
+            "Free disk space, or give another directory with --out.",
         )
     write_file(path, (json.dumps(ours, indent=2) + "\n").encode())
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    """What two comparisons do not have in common, in the words of the command line."""
-    other = [key for key in WORDS if theirs.get(key) != ours[key]]
-    if all(each.get("tune_steps") == each.get("steps") for each in (theirs, ours)) and "steps" in other:
-        other.remove("tune_steps")  # it only follows
-    said = [f"{WORDS[key]} is {_value(theirs.get(key))} there and {_value(ours[key])} here" for key in other]
-    return "; ".join(said) or f"{SHARED} has other fields"
+    """The settings in which two comparisons differ, as command-line options."""
+    keys = [key for key in OPTION_NAMES if theirs.get(key) != ours[key]]
+    if all(each.get("tune_steps") == each.get("steps") for each in (theirs, ours)) and "steps" in keys:
+        keys.remove("tune_steps")  # it differs only because its default is steps
+    clauses = [
+        f"{OPTION_NAMES[key]} is {_format_value(theirs.get(key))} there and {_format_value(ours[key])} here"
+        for key in keys
+    ]
+    return "; ".join(clauses) or f"{SHARED} has other fields"
 
 
-def _value(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}={each}" for key, each in value.items()) or "nothing"
     return "the default" if value is None else str(value)
 
 
-def run_all(comparison: Comparison, out: Path, watch: Watch | None = None) -> list[Outcome]:
-    """Tune, then train: for each seed every optimizer in turn, so that what else the machine does meets them all.
+def run_all(comparison: Comparison, out: Path, monitor: Monitor | None = None) -> list[Outcome]:
+    """Tune, then train. For each seed the optimizers run in turn, so other load on the machine affects all of them.
 
     Raises:
-        KeyboardInterrupt: somebody pressed Ctrl-C; the same call goes on where it ended.
-        ZooError: the disk refuses, or a directory holds another run.
+        KeyboardInterrupt: Ctrl-C was pressed. The same call resumes.
+        ZooError: a file cannot be written, or a directory contains another run.
     """
-    watch = watch or Nobody()
-    watch.expect(_expected(comparison), _count(comparison))
-    runner = _Runner(comparison, out / RUNS, watch)
+    monitor = monitor or NullMonitor()
+    monitor.expect(_expected_steps(comparison), _expected_runs(comparison))
+    runner = _Runner(comparison, out / RUNS, monitor)
     outcomes = []
     for entrant in comparison.entrants:
         tuning = runner.tune(entrant) if entrant.tuned else None
-        outcomes.append(Outcome(entrant, entrant.recipe.tuned(tuning.lr) if tuning else entrant.recipe, tuning))
-    for seed in range(comparison.wanted.seeds):
+        outcomes.append(Outcome(entrant, entrant.recipe.with_lr(tuning.lr) if tuning else entrant.recipe, tuning))
+    for seed in range(comparison.request.seeds):
         for outcome in outcomes:
-            outcome.courses.append(runner.course(outcome.recipe, comparison.steps, seed))
+            outcome.records.append(runner.run(outcome.recipe, comparison.steps, seed))
     parameters = sum(p.numel() for p in comparison.task.model(0).parameters())
     for outcome in outcomes:
-        outcome.parameters, outcome.made = parameters, runner.made[outcome.entrant.label]
+        outcome.parameters, outcome.new_runs = parameters, runner.new_runs[outcome.entrant.label]
     return outcomes
 
 
-def _expected(comparison: Comparison) -> dict[str, int]:
-    """Steps of each optimizer, while no grid has grown."""
+def _expected_steps(comparison: Comparison) -> dict[str, int]:
+    """Steps of each optimizer, if no grid grows."""
     return {
-        each.label: comparison.wanted.seeds * comparison.steps
+        each.label: comparison.request.seeds * comparison.steps
         + (len(each.recipe.grid) * comparison.tune_steps if each.tuned else 0)
         for each in comparison.entrants
     }
 
 
-def _count(comparison: Comparison) -> int:
-    return sum(comparison.wanted.seeds + (len(each.recipe.grid) if each.tuned else 0) for each in comparison.entrants)
+def _expected_runs(comparison: Comparison) -> int:
+    return sum(comparison.request.seeds + (len(each.recipe.grid) if each.tuned else 0) for each in comparison.entrants)
 
 
 class _Runner:
-    """Makes runs in ``place``, or finds them there."""
+    """Trains runs in ``directory``, or reads finished ones from it."""
 
-    def __init__(self, comparison: Comparison, place: Path, watch: Watch) -> None:
-        self.comparison, self.place, self.watch = comparison, place, watch
-        self.made = Counter[str]()
+    def __init__(self, comparison: Comparison, directory: Path, monitor: Monitor) -> None:
+        self.comparison, self.directory, self.monitor = comparison, directory, monitor
+        self.new_runs = Counter[str]()
         self.timed: set[str] = set()
 
     def tune(self, entrant: Entrant) -> Tuning:
-        """The best learning rate of the grid, which grows while the best is at its edge."""
+        """Find the best learning rate of the grid, which grows while the best one is at its edge."""
         steps = self.comparison.tune_steps
         grid = sorted({*entrant.recipe.grid})
         trials = {lr: self._trial(entrant, lr) for lr in grid}
         extended = 0
-        while extended < EXTENSIONS and (beyond := _beyond(trials)) is not None:
-            self.watch.expect({entrant.label: steps}, 1)
-            trials[beyond] = self._trial(entrant, beyond)
+        while extended < EXTENSIONS and (next_lr := _next_lr(trials)) is not None:
+            self.monitor.expect({entrant.label: steps}, 1)
+            trials[next_lr] = self._trial(entrant, next_lr)
             extended += 1
         ordered = [trials[lr] for lr in sorted(trials)]
-        return Tuning(ordered, best(ordered).lr, steps, extended, _beyond(trials) is not None)
+        return Tuning(ordered, best(ordered).lr, steps, extended, _next_lr(trials) is not None)
 
     def _trial(self, entrant: Entrant, lr: float) -> Trial:
-        course = self.course(entrant.recipe.tuned(lr), self.comparison.tune_steps, TUNING_SEED)
-        loss = final_loss(course, max(1, round(LAST * self.comparison.tune_steps)))
-        return Trial(lr, loss, sum(course.seconds), course.load)
+        record = self.run(entrant.recipe.with_lr(lr), self.comparison.tune_steps, TUNING_SEED)
+        loss = final_loss(record, max(1, round(LAST * self.comparison.tune_steps)))
+        return Trial(lr, loss, sum(record.seconds), record.load)
 
-    def course(self, recipe: Recipe, steps: int, seed: int) -> Course:
-        """The run of ``recipe`` with ``seed``, from the disk where it is finished."""
+    def run(self, recipe: Recipe, steps: int, seed: int) -> RunRecord:
+        """Train ``recipe`` with ``seed``, or read that run if it is finished."""
         tuning = seed == TUNING_SEED
-        out = self.place / f"{slug(recipe.label)}-lr{recipe.lr:.6g}-{'tuning' if tuning else f'seed{seed}'}"
+        out = self.directory / f"{slug(recipe.label)}-lr{recipe.lr:.6g}-{'tuning' if tuning else f'seed{seed}'}"
         plan = TrainPlan(
             steps,
             seed,
@@ -278,89 +281,90 @@ class _Runner:
         )
         run = Run(self.comparison.task, recipe, plan, out)
         title = f"{recipe.label}, lr {recipe.lr:.3g}, {'tuning' if tuning else f'seed {seed}'}"
-        if not _finished(run):
-            self._time()
+        if not _is_finished(run):
+            self._time_steps()
             load = machine.load()
             try:
-                with self.watch.run(title, recipe.label, run) as listen:
-                    train(run, resume=(out / RUN).is_file(), listen=listen)
+                with self.monitor.run(title, recipe.label, run) as on_step:
+                    train(run, resume=(out / RUN).is_file(), on_step=on_step)
             finally:
                 if (out / RUN).is_file():
-                    machine.keep(out, load)
-            self.made[recipe.label] += 1
-            (out / CHECKPOINT).unlink(missing_ok=True)  # nothing goes on from here, and many runs fill a disk
+                    machine.record_load(out, load)
+            self.new_runs[recipe.label] += 1
+            (out / CHECKPOINT).unlink(missing_ok=True)  # a finished run does not resume, and many runs fill a disk
         else:
-            self.watch.expect({recipe.label: -steps}, 0)
-        course = read(out, seed)
-        if recipe.label not in self.timed and course.losses:
+            self.monitor.expect({recipe.label: -steps}, 0)
+        record = read(out, seed)
+        if recipe.label not in self.timed and record.losses:
             self.timed.add(recipe.label)
-            self.watch.pace(recipe.label, sum(course.seconds) / len(course.losses))
-        self.watch.done(title, course)
-        return course
+            self.monitor.pace(recipe.label, sum(record.seconds) / len(record.losses))
+        self.monitor.done(title, record)
+        return record
 
-    def _time(self) -> None:
-        """Try a few steps of each optimizer that is not timed yet, so that the time left is known from the start."""
+    def _time_steps(self) -> None:
+        """Time a few steps of each optimizer that has not run yet, for an early estimate of the remaining time."""
         for entrant in self.comparison.entrants:
             if entrant.label in self.timed:
                 continue
             self.timed.add(entrant.label)
-            run = Run(self.comparison.task, entrant.recipe, TrainPlan(PROBED, TUNING_SEED, self.comparison.device))
+            plan = TrainPlan(TIMING_STEPS, TUNING_SEED, self.comparison.device)
+            run = Run(self.comparison.task, entrant.recipe, plan)
             start, seconds = time.monotonic(), []
             with suppress(Diverged):
                 for step in run.steps():
                     seconds.append(step.model_seconds + step.optimizer_seconds)
-                    if time.monotonic() - start > PROBING:
+                    if time.monotonic() - start > TIMING_SECONDS:
                         break
-            if seconds:  # the first one warms up
-                self.watch.pace(entrant.label, statistics.median(seconds[1:] or seconds))
+            if seconds:  # the first step is a warm-up
+                self.monitor.pace(entrant.label, statistics.median(seconds[1:] or seconds))
 
 
 def best(trials: list[Trial]) -> Trial:
-    """The one with the least loss; where all diverged, the one with the least learning rate."""
+    """The trial with the lowest loss, or with the lowest learning rate if all diverged."""
     return min(trials, key=lambda each: (math.inf if each.loss is None else each.loss, each.lr))
 
 
-def _beyond(trials: dict[float, Trial]) -> float | None:
-    """The next learning rate outside the grid, if the best one is at its edge; the ratio is the edge's own."""
+def _next_lr(trials: dict[float, Trial]) -> float | None:
+    """The next learning rate outside the grid if the best one is at its edge. It continues the ratio at that edge."""
     rates = sorted(trials)
     if len(rates) < 2:
         return None
-    found = best(list(trials.values())).lr
+    lr = best(list(trials.values())).lr
     ends = {rates[0]: rates[0] ** 2 / rates[1], rates[-1]: rates[-1] ** 2 / rates[-2]}
-    return float(f"{ends[found]:.3g}") if found in ends else None
+    return float(f"{ends[lr]:.3g}") if lr in ends else None
 
 
-def _finished(run: Run) -> bool:
-    """Whether ``run`` is on the disk, to its end.
+def _is_finished(run: Run) -> bool:
+    """Whether the directory of ``run`` contains the finished run.
 
     Raises:
-        ZooError: another run is.
+        ZooError: it contains another run.
     """
     assert run.out is not None
     if not (run.out / RESULT).is_file():
         return False
     try:
-        described = json.loads(read_text(run.out / RUN))
+        stored = json.loads(read_text(run.out / RUN))
     except (OSError, ValueError) as error:
-        raise ZooError(f"{run.out} holds no run: {error}.", "Remove it, and run the command again.") from error
-    if described != json.loads(json.dumps(run.describe())):
+        raise ZooError(f"{run.out} contains no run: {error}.", "Remove it, and run the command again.") from error
+    if stored != json.loads(json.dumps(run.describe())):
         raise ZooError(
-            f"The run in {run.out} is another one: weights or settings have changed since.",
+            f"{run.out} contains a run with other weights or settings.",
             "Give another directory with --out, or remove that run.",
         )
     return True
 
 
-def read(out: Path, seed: int) -> Course:
-    """What a finished run wrote down.
+def read(out: Path, seed: int) -> RunRecord:
+    """Read a finished run.
 
     Raises:
-        ZooError: a file of it is missing or damaged.
+        ZooError: a file is missing or damaged.
     """
     try:
         result: dict[str, Any] = json.loads(read_text(out / RESULT))
-        lines = list(_lines(out / METRICS))
-        return Course(
+        lines = list(_read_lines(out / METRICS))
+        return RunRecord(
             seed=seed,
             losses=[float(line["loss"]) for line in lines],
             model_seconds=[float(line["model_seconds"]) for line in lines],
@@ -368,12 +372,12 @@ def read(out: Path, seed: int) -> Course:
             evaluations={int(line["step"]) + 1: line["evaluation"] for line in lines if "evaluation" in line},
             stopped=result["diverged"],
             state_bytes=int(result["state_bytes"]),
-            load=machine.kept(out),
+            load=machine.recorded_load(out),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ZooError(f"The run in {out} is damaged: {error}.", "Remove it, and run the command again.") from error
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
     for line in read_text(path).splitlines():
         yield json.loads(line)

@@ -1,4 +1,4 @@
-"""The results of a comparison in words and rounded numbers, the same on the terminal, in Markdown and on the page."""
+"""The texts and rounded numbers of a comparison, shared by the terminal, the Markdown report and the HTML page."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pylo_zoo.parity.phrases import NONE, count, number
 
 DIGITS = 3
 FITTED = 0.01
-"""A training loss below this share of the initial one: the data is learned by heart, and differences say little."""
+"""A training loss below this fraction of the initial loss means that the model memorized the data."""
 SMALL_PEAK = 1_000_000
+"""The kernel's peak memory is not meaningful below this many bytes."""
 Entry = Mapping[str, Any]
 
 HEAD = (
@@ -21,7 +22,7 @@ HEAD = (
     "held out",
     "steps to {reference}",
     "{reference}'s steps to it",
-    "optimizer a step",
+    "optimizer per step",
     "state / parameter",
     "step peak",
     "diverged",
@@ -29,13 +30,13 @@ HEAD = (
 )
 
 
-def figure(value: float | None) -> str:
-    """A loss or a metric, to three digits."""
+def rounded(value: float | None) -> str:
+    """A loss or a metric with three digits."""
     return number(value, DIGITS)
 
 
 def duration(seconds: float) -> str:
-    """``< 0.1 s``, ``42 s``, ``3.5 min``, ``2.1 h``."""
+    """A duration such as ``< 0.1 s``, ``42 s``, ``3.5 min`` or ``2.1 h``."""
     if seconds < 0.1:
         return "< 0.1 s"
     for limit, size, unit in ((120, 1, "s"), (7200, 60, "min"), (float("inf"), 3600, "h")):
@@ -44,74 +45,75 @@ def duration(seconds: float) -> str:
     return NONE
 
 
-def ranged(spread: Entry | None) -> str:
-    """Mean, and from where to where: ``0.123 (0.12–0.13)``."""
+def mean_and_range(spread: Entry | None) -> str:
+    """A mean with its range, such as ``0.123 (0.12–0.13)``."""
     if spread is None:
         return NONE
     if spread["count"] < 2 or spread["min"] == spread["max"]:
-        return figure(spread["mean"])
-    return f"{figure(spread['mean'])} ({figure(spread['min'])}–{figure(spread['max'])})"
+        return rounded(spread["mean"])
+    return f"{rounded(spread['mean'])} ({rounded(spread['min'])}–{rounded(spread['max'])})"
 
 
-def spreads(found: Entry) -> Literal["one", "equal", "several"]:
-    """What there is to say of seeds: that there is one, that they make no difference, or a range."""
-    if len(found["seeds"]) < 2:
+def seed_variation(results: Entry) -> Literal["one", "equal", "several"]:
+    """Whether there is one seed, all seeds have equal results, or the results vary."""
+    if len(results["seeds"]) < 2:
         return "one"
-    known = [spread for each in found["optimizers"] for spread in (each["loss"], each["metric"]) if spread]
+    known = [spread for each in results["optimizers"] for spread in (each["loss"], each["metric"]) if spread]
     return "equal" if known and all(each["min"] == each["max"] for each in known) else "several"
 
 
-def seeds_note(found: Entry) -> str:
-    """What stands in a table of losses and metrics."""
+def seeds_note(results: Entry) -> str:
+    """The note on a table of losses and metrics."""
+    seeds = len(results["seeds"])
     return {
-        "one": "One seed was run, so that no range is known.",
-        "equal": f"The same in each of {len(found['seeds'])} seeds, so that there is no range.",
-        "several": f"Means over {len(found['seeds'])} seeds, and the range from the least to the greatest.",
-    }[spreads(found)]
+        "one": "Only one seed was run, so the range is unknown.",
+        "equal": f"All {seeds} seeds have the same results.",
+        "several": f"Means over {seeds} seeds, with the range from minimum to maximum.",
+    }[seed_variation(results)]
 
 
-def arrival(found: Entry | None) -> str:
+def arrival(entry: Entry | None) -> str:
     """Steps to a target: ``120``, ``120 (in 2 of 3 seeds)``, ``in 1 of 3 seeds: 120`` or ``never``."""
-    if found is None:
+    if entry is None:
         return NONE
-    if not found["reached"]:
+    if not entry["reached"]:
         return "never"
-    share = f"in {found['reached']} of {found['of']} seeds"
-    if found["steps"] is None:
-        return f"{share}: {found['reached_steps']:,.0f}"  # a median of two may be a half
-    return f"{found['steps']:,.0f}" + (f" ({share})" if found["reached"] < found["of"] else "")
+    share = f"in {entry['reached']} of {entry['of']} seeds"
+    if entry["steps"] is None:
+        return f"{share}: {entry['reached_steps']:,.0f}"
+    return f"{entry['steps']:,.0f}" + (f" ({share})" if entry["reached"] < entry["of"] else "")
 
 
 def peak(each: Entry) -> str:
-    """The memory of a step."""
-    found = each["peak_bytes"]
-    if found is None:
+    """The peak memory of a step."""
+    value = each["peak_bytes"]
+    if value is None:
         return NONE
-    small = found < SMALL_PEAK and "kernel" in each["peak_method"]
-    return "< 1 MB" if small else f"{number(found / 1e6, 3)} MB"
+    small = value < SMALL_PEAK and "kernel" in each["peak_method"]
+    return "< 1 MB" if small else f"{number(value / 1e6, 3)} MB"
 
 
 def rate(each: Entry) -> str:
-    """The learning rate, and where it comes from."""
+    """The learning rate and its origin."""
     return f"{each['lr']:.3g}, {'tuned' if each['tuning'] else 'given' if each['lr_given'] else 'untuned'}"
 
 
 def timing(each: Entry) -> str:
-    """Time and share of the optimizer in a step."""
+    """The time of the optimizer and its share of a step."""
     return NONE if each["share"] is None else f"{number(each['optimizer_ms'], 3)} ms ({100 * each['share']:.0f} %)"
 
 
-def row(each: Entry, found: Entry) -> list[str]:
-    """The line of a table for an optimizer, in the order of :data:`HEAD`."""
-    itself = each["label"] == found["reference"]
+def row(each: Entry, results: Entry) -> list[str]:
+    """The table row of an optimizer, in the order of :data:`HEAD`."""
+    is_reference = each["label"] == results["reference"]
     total = len(each["runs"])
     return [
         each["label"] + (" (hand-set)" if each["hand_set"] else ""),
         rate(each),
-        ranged(each["loss"]),
-        ranged(each["metric"]),
-        NONE if itself else arrival(each["steps_to_reference"]),
-        NONE if itself else arrival(each["reference_steps_to_it"]),
+        mean_and_range(each["loss"]),
+        mean_and_range(each["metric"]),
+        NONE if is_reference else arrival(each["steps_to_reference"]),
+        NONE if is_reference else arrival(each["reference_steps_to_it"]),
         timing(each),
         f"{number(each['state_bytes_per_parameter'], 3)} B",
         peak(each),
@@ -121,7 +123,7 @@ def row(each: Entry, found: Entry) -> list[str]:
 
 
 def parts(cell: str) -> tuple[str, str]:
-    """A cell of :func:`row` as what counts, and what stands in small letters below it."""
+    """A cell of :func:`row` split into its main text and the small text below it."""
     for start, end in ((" (", ")"), (", ", "")):
         main, mark, rest = cell.partition(start)
         if mark:
@@ -129,117 +131,118 @@ def parts(cell: str) -> tuple[str, str]:
     return cell, ""
 
 
-def head(found: Entry) -> list[str]:
-    """:data:`HEAD`, with the names of this comparison."""
-    titles = [title.format(reference=found["reference"]) for title in HEAD]
-    if found["task"]["metric"]:
-        titles[3] = f"held out: {found['task']['metric'].replace('_', ' ')}"
+def head(results: Entry) -> list[str]:
+    """:data:`HEAD` with the names of this comparison."""
+    titles = [title.format(reference=results["reference"]) for title in HEAD]
+    if results["task"]["metric"]:
+        titles[3] = f"held out: {results['task']['metric'].replace('_', ' ')}"
     return titles
 
 
 def listed(names: Sequence[str]) -> str:
-    """``a``; ``a and b``; ``a, b and c``."""
+    """An enumeration: ``a``, ``a and b`` or ``a, b and c``."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 # --- notes -------------------------------------------------------------------------------------------------------
 
 
-def notes(found: Entry) -> list[str]:
-    """What one has to know to judge the numbers: what was tuned, what the figures are, what they do not say."""
-    said = [*_tuned(found), *_method(found)]
-    load = found["machine"]["load"]
-    if load and (busy := found["machine"]["busy_runs"]):
-        said.append(
-            f"The machine was busy in {busy} of {count(found['machine']['runs'], 'run')}, the search's included: a "
-            f"load of up to {load['max']:.1f} on {count(found['machine']['cores'], 'core')}. Times and what is worked "
-            "out of them are not to be relied upon; losses are not touched by it."
+def notes(results: Entry) -> list[str]:
+    """The notes of the report: tuning, method and limits of the results."""
+    sentences = [*_tuning_notes(results), *_method_notes(results)]
+    load = results["machine"]["load"]
+    if load and (busy := results["machine"]["busy_runs"]):
+        sentences.append(
+            f"The machine was busy in {busy} of {count(results['machine']['runs'], 'run')}, including tuning: its load "
+            f"was up to {load['max']:.1f} on {count(results['machine']['cores'], 'core')}. All times are unreliable; "
+            "the losses are not affected."
         )
-    if hand := [each["label"] for each in found["optimizers"] if each["hand_set"]]:
-        said.append(
-            f"{listed(hand)}: its weights were set by hand and never trained. It shows the machinery; judge no "
-            "learned optimizer by it."
+    if hand_set := [each["label"] for each in results["optimizers"] if each["hand_set"]]:
+        sentences.append(
+            f"The weights of {listed(hand_set)} were set by hand and never trained. They show that the code works, not "
+            "how well a learned optimizer trains."
         )
-    sound = [each for each in found["optimizers"] if each["loss"]]
-    fitted = [each for each in sound if each["loss"]["mean"] < FITTED * each["runs"][0]["initial_loss"]]
-    if len(fitted) > 1 and found["task"]["floor"] is None:
-        said.append(
+    finite = [each for each in results["optimizers"] if each["loss"]]
+    fitted = [each for each in finite if each["loss"]["mean"] < FITTED * each["runs"][0]["initial_loss"]]
+    if len(fitted) > 1 and results["task"]["floor"] is None:
+        sentences.append(
             f"{listed([each['label'] for each in fitted])} end below {100 * FITTED:g} % of the initial loss: they "
-            "have learned the training data by heart. Differences between them say little; look at what is held out."
+            "memorized the training data. Compare their held-out metric instead of the loss."
         )
-    if spreads(found) == "equal":
-        said.append("The seeds make no difference on this task, so that there is no spread to judge a difference by.")
-    said.append(
-        f"One task of {found['parameters']:,} parameters and {found['steps']:,} steps says nothing about others; "
-        "optimizers change places with size, length and batch."
+    if seed_variation(results) == "equal":
+        sentences.append("All seeds have the same results on this task, so the spread over seeds is unknown.")
+    sentences.append(
+        f"These results hold for one task with {results['parameters']:,} parameters and {results['steps']:,} steps. "
+        "The ranking of optimizers changes with the model size, the number of steps and the batch size."
     )
-    return said
+    return sentences
 
 
-def _tuned(found: Entry) -> list[str]:
-    said = [_searched(each) for each in found["optimizers"] if each["tuning"]]
-    untuned = [each for each in found["optimizers"] if not each["tuning"]]
+def _tuning_notes(results: Entry) -> list[str]:
+    sentences = [_tuning_note(each) for each in results["optimizers"] if each["tuning"]]
+    untuned = [each for each in results["optimizers"] if not each["tuning"]]
     if untuned:
-        own = [f"{each['label']} (lr {each['lr']:.3g}{', given' if each['lr_given'] else ''})" for each in untuned]
-        point = " To run without tuning is the point of a learned optimizer." if _any_learned(untuned) else ""
-        said.append(f"Not tuned: {listed(own)}.{point}")
+        rates = [f"{each['label']} (lr {each['lr']:.3g}{', given' if each['lr_given'] else ''})" for each in untuned]
+        purpose = " Learned optimizers are meant to run without tuning." if _any_learned(untuned) else ""
+        sentences.append(f"Not tuned: {listed(rates)}.{purpose}")
     if not untuned:
-        said.append("Every optimizer was tuned, with a seed that is none of the runs'. Only the learning rate was.")
-    elif len(untuned) < len(found["optimizers"]):
-        said.append(
-            "Tuned optimizers saw the task before the runs that count, with a seed that is not among them; the others "
-            "did not. That favours the tuned in the losses and burdens them in the cost, which counts it. Only the "
-            "learning rate was tuned: no weight decay, no schedule, no warmup."
+        sentences.append(
+            "The learning rate of every optimizer was tuned, with a seed that the reported runs do not use."
+        )
+    elif len(untuned) < len(results["optimizers"]):
+        sentences.append(
+            "Tuning trains on the same task, with a seed that the reported runs do not use. It lowers the losses of "
+            "the tuned optimizers, and the cost column includes it. Only the learning rate was tuned, not weight "
+            "decay, schedule or warmup."
         )
     else:
-        said.append("No optimizer was tuned. A baseline that is not tuned is a weak one: beating it proves little.")
-    return said
+        sentences.append("No optimizer was tuned. An untuned baseline is weak: beating it proves little.")
+    return sentences
 
 
 def _any_learned(entries: Sequence[Entry]) -> bool:
     return any(each["learned"] for each in entries)
 
 
-def _searched(each: Entry) -> str:
-    """How the learning rate of an optimizer was found, and at what cost."""
+def _tuning_note(each: Entry) -> str:
+    """How the learning rate of an optimizer was tuned, and what it cost."""
     tuning = each["tuning"]
     rates = [trial["lr"] for trial in tuning["trials"]]
-    lost = sum(trial["loss"] is None for trial in tuning["trials"])
-    grown = f", {tuning['extended']} of them since the best lay at the edge" if tuning["extended"] else ""
-    edge = "; it lies at the edge of what was tried, and a better one may lie beyond" if tuning["at_edge"] else ""
+    diverged = sum(trial["loss"] is None for trial in tuning["trials"])
+    extended = f" ({tuning['extended']} added because the best was at the edge)" if tuning["extended"] else ""
+    edge = ", at the edge of the tried range, so a better one may exist outside" if tuning["at_edge"] else ""
     return (
         f"{each['label']} was tuned: {count(tuning['runs'], 'learning rate')} from {min(rates):.3g} to {max(rates):.3g}"
-        f"{grown}, {tuning['steps'] // tuning['runs']:,} steps each, {duration(tuning['seconds'])} in all; the best is "
-        f"{tuning['lr']:.3g}{edge}." + (f" {lost} of them diverged." if lost else "")
+        f"{extended}, {tuning['steps'] // tuning['runs']:,} steps each, {duration(tuning['seconds'])} in total. The "
+        f"best is {tuning['lr']:.3g}{edge}." + (f" {count(diverged, 'trial')} diverged." if diverged else "")
     )
 
 
-def _method(found: Entry) -> list[str]:
-    reference, last = found["reference"], count(found["last"], "step")
+def _method_notes(results: Entry) -> list[str]:
+    reference, last = results["reference"], count(results["last"], "step")
     return [
-        f"Every optimizer got the same initial weights and batches in each seed. A loss is the mean of the last {last} "
-        f"(5 %){_over(found)}. Milliseconds are medians; a step is the model's work and the optimizer's, without "
-        "evaluations. Diverged is who met a loss that is no finite number, or ended more than 10 % above the initial "
-        "one.",
-        f"Steps to {reference}: after how many an optimizer's loss, averaged over {last}, is at {reference}'s final "
-        f"loss of the same seed{_most(found)}. The next column turns that round. A schedule that falls to 0 lets most "
-        "of the loss fall at the end of a run.",
+        "For each seed, all optimizers got the same initial weights and batches. A loss is the mean of the last "
+        f"{last} (5 %){_seeds_clause(results)}. Times are medians per step, of model and optimizer, without "
+        "evaluation. A run diverged if its loss was not finite, or ended more than 10 % above the initial loss.",
+        f"Steps to {reference}: the number of steps until the loss, averaged over {last}, reaches {reference}'s final "
+        f"loss with the same seed{_median_clause(results)}. The next column is the reverse: {reference}'s steps to the "
+        "final loss of this optimizer. With a schedule that decays to 0, most of the loss falls at the end of a run.",
     ]
 
 
-def _over(found: Entry) -> str:
-    seeds = count(len(found["seeds"]), "seed")
+def _seeds_clause(results: Entry) -> str:
+    seeds = count(len(results["seeds"]), "seed")
     return {
-        "one": ", of the one seed",
-        "equal": f", the same in each of {seeds}",
-        "several": f", mean and range (min–max) over {seeds}; results.json has the standard deviation, too",
-    }[spreads(found)]
+        "one": " of one seed",
+        "equal": f", the same in all {seeds}",
+        "several": f"; the table shows mean and range (min–max) over {seeds}, results.json also the standard deviation",
+    }[seed_variation(results)]
 
 
-def _most(found: Entry) -> str:
+def _median_clause(results: Entry) -> str:
     return (
-        "; the median over seeds, or over those that get there, where they are no more than half"
-        if len(found["seeds"]) > 1
+        " (the median over seeds, or, if at most half of the seeds reach it, over those that do)"
+        if len(results["seeds"]) > 1
         else ""
     )
 
@@ -249,29 +252,29 @@ def _most(found: Entry) -> str:
 CAPTIONS = {
     "loss-steps.png": "Training loss by steps",
     "loss-seconds.png": "Training loss by seconds of training",
-    "held-out.png": "Data that is held out, by steps",
-    "optimizer-time.png": "Where a step's time goes",
+    "held-out.png": "Held-out metric by steps",
+    "optimizer-time.png": "Step time of model and optimizer",
 }
 
 
 def sentence(text: str) -> str:
-    """``text`` with a capital at the beginning of each sentence."""
+    """``text`` with a capital letter at the start of each sentence."""
     return re.sub(
         r"(^|\. )(tuned|untuned)\b", lambda match: match[1] + match[2].capitalize(), text[:1].upper() + text[1:]
     )
 
 
-def setting(found: Entry) -> str:
-    """What was done, in a line."""
-    task = found["task"]
+def setting(results: Entry) -> str:
+    """Task, parameters, steps, seeds and device in one line."""
+    task = results["task"]
     return (
-        f"{sentence(task['summary'])} ({found['parameters']:,} parameters), {found['steps']:,} steps, "
-        f"{count(len(found['seeds']), 'seed')}, on {found['device']}."
+        f"{sentence(task['summary'])} ({results['parameters']:,} parameters), {results['steps']:,} steps, "
+        f"{count(len(results['seeds']), 'seed')}, on {results['device']}."
     )
 
 
-def on(machine: Entry) -> str:
-    """The processor, how much of it was used, and how busy it was."""
+def describe_machine(machine: Entry) -> str:
+    """Processor, cores, threads and load in one line."""
     load = ""
     if machine["load"]:
         low, high = (f"{machine['load'][end]:.1f}" for end in ("min", "max"))
@@ -280,21 +283,21 @@ def on(machine: Entry) -> str:
     return f"{machine['gpu'] or machine['processor']}, {cores}, {threads}{load}"
 
 
-def made(found: Entry) -> list[tuple[str, str]]:
-    """On what, of what and when: name and value."""
-    machine = found["machine"]
+def provenance(results: Entry) -> list[tuple[str, str]]:
+    """Machine, versions, data, settings and date, as names and values."""
+    machine, options = results["machine"], results["task"]["options"]
     versions = " · ".join(f"{name} {machine[name]}" for name in ("pylo-zoo", "torch", "python"))
     schedules = ", ".join(
         f"{each['label']} {each['schedule']}" + (f" after {100 * each['warmup']:g} % warmup" if each["warmup"] else "")
-        for each in found["optimizers"]
+        for each in results["optimizers"]
     )
     return [
-        ("machine", on(machine)),
+        ("machine", describe_machine(machine)),
         ("system", machine["system"]),
         ("versions", versions),
-        ("data", found["task"]["data"]),
-        ("task's options", ", ".join(f"{key} = {value}" for key, value in found["task"]["options"].items()) or "none"),
+        ("data", results["task"]["data"]),
+        ("task options", ", ".join(f"{key} = {value}" for key, value in options.items()) or "none"),
         ("schedules", schedules),
-        ("step peak", "; ".join(sorted({each["peak_method"] for each in found["optimizers"]}))),
-        ("date", found["date"]),
+        ("step peak", "; ".join(sorted({each["peak_method"] for each in results["optimizers"]}))),
+        ("date", results["date"]),
     ]

@@ -1,7 +1,7 @@
-"""What a training task is, and what the tasks of this package are made of.
+"""The training task class, and helpers for the tasks in this package.
 
-Everything random comes from a seed and a counter: ``batch`` gives the batch of any step without those before it, so
-that a run goes on after an interruption as if there had been none, and two optimizers see the same data.
+Random numbers depend only on a seed and a counter: ``batch`` returns the batch of any step without computing the
+previous ones. A resumed run therefore sees the same data as an uninterrupted one, and so do two optimizers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Batch = tuple[Tensor, ...]
 """Tensors of one step, on the CPU; the training loop moves them."""
 Metrics = dict[str, float]
 
-_EPOCH_SALT = 0x9E3779B97F4A7C15  # odd, so that seeds and epochs are spread over all 64 bits
+_EPOCH_SALT = 0x9E3779B97F4A7C15  # odd, to spread seeds and epochs over all 64 bits
 
 
 @dataclass(frozen=True)
@@ -26,18 +26,18 @@ class Task:
     """A model, its data and its loss.
 
     Attributes:
-        name: of the task.
-        summary: what it is, in a sentence.
-        model: a new model, its weights drawn with the seed.
-        batch: of a seed and a step (0-based) the tensors that ``loss`` gets.
-        loss: of a model and a batch, to be minimised; a scalar.
-        evaluate: what a model is worth on data that is held out, by name; the first one is the task's metric.
-        steps: of a run, unless somebody says otherwise.
-        higher_is_better: whether the metric is one to be maximised.
-        floor: the least loss that can be reached, where it is known.
-        lr: a starting point of the learning rate, by optimizer.
-        options: what the task was made with.
-        data: where its data comes from, and under which licence.
+        name: name of the task.
+        summary: one sentence about it.
+        model: builds a model with weights drawn from a seed.
+        batch: maps a seed and a 0-based step to the tensors that ``loss`` takes.
+        loss: maps a model and a batch to the scalar to minimize.
+        evaluate: metrics of a model on held-out data, by name; the first one is the task's metric.
+        steps: default number of steps.
+        higher_is_better: whether a higher metric is better.
+        floor: the lowest possible loss, if it is known.
+        lr: suggested learning rate by optimizer.
+        options: the options that the task was built with.
+        data: source and license of the data.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Task:
 
 
 def generator(*words: int) -> torch.Generator:
-    """A generator for the numbers ``words``: the same for the same, unrelated for others."""
+    """A random generator seeded with the numbers ``words``. Different numbers give unrelated generators."""
     state = 0
     for word in words:
         state = (state ^ (word + 1)) * _EPOCH_SALT & 0x7FFF_FFFF_FFFF_FFFF
@@ -63,21 +63,21 @@ def generator(*words: int) -> torch.Generator:
     return torch.Generator().manual_seed(state)
 
 
-def chosen(count: int, batch_size: int, seed: int, step: int) -> Tensor:
-    """Indices ``[batch_size]`` of a step's examples: each of ``count`` once an epoch, in another order each time."""
+def batch_indices(count: int, batch_size: int, seed: int, step: int) -> Tensor:
+    """Indices ``[batch_size]`` of a step's examples: each of ``count`` once per epoch, reshuffled every epoch."""
     first = step * batch_size
-    picked = torch.arange(first, first + batch_size)
+    positions = torch.arange(first, first + batch_size)
     indices = torch.empty(batch_size, dtype=torch.long)
     for epoch in range(first // count, (first + batch_size - 1) // count + 1):
-        inside = picked // count == epoch
-        indices[inside] = torch.randperm(count, generator=generator(seed, epoch))[picked[inside] % count]
+        inside = positions // count == epoch
+        indices[inside] = torch.randperm(count, generator=generator(seed, epoch))[positions[inside] % count]
     return indices
 
 
-def drawn(model: nn.Module, seed: int) -> nn.Module:
-    """``model`` with weights drawn from the seed: matrices N(0, 1/fan_in), biases 0, other vectors as they are.
+def initialize(model: nn.Module, seed: int) -> nn.Module:
+    """Draw the weights of ``model``, and return it: matrices N(0, 1/fan_in), biases 0; other vectors stay unchanged.
 
-    torch's own initialisers draw from the process's generator, so that what else it was used for would show.
+    torch's initializers use the global generator, whose state depends on everything else in the process.
     """
     source = generator(seed, 1)
     with torch.no_grad():

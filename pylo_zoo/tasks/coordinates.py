@@ -1,8 +1,8 @@
 """The coordinate check of the maximal update parametrization (arXiv 2203.03466, appendix D.1).
 
-Training for a few steps must change a layer's outputs by the same amount at every width. Where the change grows with
-the width, steps that are right for a narrow model are too long for a wide one; where it shrinks, the layer stops
-learning. Either way hyperparameters, and learned optimizers, do not carry over from one width to another.
+A few training steps must change a layer's outputs by the same amount at every width. If the change grows with the
+width, steps that suit a narrow model are too large for a wide one; if it shrinks, the layer stops learning. In both
+cases hyperparameters and learned optimizers do not transfer between widths.
 """
 
 from __future__ import annotations
@@ -22,19 +22,18 @@ def coordinate_check(
     widths: Sequence[int],
     steps: int = 4,
 ) -> dict[str, list[float]]:
-    """How far a few steps move the outputs of each layer, over widths.
+    """Measure how much a few steps change the outputs of each layer, at several widths.
 
     Args:
-        make: a new model of a width and its optimizer.
-        loss: the loss of a model on a fixed batch, which runs it once; a scalar.
+        make: builds a model of a width and its optimizer.
+        loss: the scalar loss of a model on a fixed batch; it calls the model once.
         widths: widths to compare.
-        steps: optimizer steps at each.
+        steps: optimizer steps at each width.
 
     Returns:
-        For every module with parameters of its own, by name, the root mean square change of its outputs: one figure a
-        width.
+        The root mean square change of the outputs, per width, for every module that has its own parameters, by name.
     """
-    found: dict[str, list[float]] = {}
+    changes: dict[str, list[float]] = {}
     for width in widths:
         model, optimizer = make(width)
 
@@ -48,12 +47,12 @@ def coordinate_check(
         for _ in range(steps):
             optimizer.step(closure)  # pyright: ignore[reportArgumentType, reportCallIssue]
         for name, after in _activations(model, loss).items():
-            found.setdefault(name, []).append(float((after - before[name]).square().mean().sqrt()))
-    return found
+            changes.setdefault(name, []).append(float((after - before[name]).square().mean().sqrt()))
+    return changes
 
 
 def growth(changes: Sequence[float], widths: Sequence[int]) -> float:
-    """The exponent ``a`` of the least-squares fit ``change ∝ width^a``: about 0 where the parametrization is right."""
+    """The exponent ``a`` of the least-squares fit ``change ∝ width^a``, about 0 for a correct parametrization."""
     x, y = ([math.log(value) for value in values] for values in (widths, changes))
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     covariance = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
@@ -61,40 +60,40 @@ def growth(changes: Sequence[float], widths: Sequence[int]) -> float:
 
 
 def _activations(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> Activations:
-    """The outputs of every module with parameters of its own, during one evaluation of the loss."""
-    found: Activations = {}
+    """The outputs of every module that has its own parameters, during one evaluation of the loss."""
+    outputs: Activations = {}
 
-    def keep(name: str) -> Callable[[nn.Module, object, object], None]:
+    def store(name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(_: nn.Module, __: object, output: object) -> None:
             if isinstance(output, Tensor):
-                found[name] = output.detach().clone()
+                outputs[name] = output.detach().clone()
 
         return hook
 
-    own = [(name, m) for name, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))]
-    handles = [module.register_forward_hook(keep(name)) for name, module in own]
+    layers = [(name, m) for name, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))]
+    handles = [module.register_forward_hook(store(name)) for name, module in layers]
     try:
         with torch.no_grad():
             loss(model)
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return outputs
 
 
 class MuMLP(nn.Module):
-    """A perceptron with two hidden layers in the maximal update parametrization, in the form that Adam takes.
+    """An MLP with two hidden layers in the maximal update parametrization for Adam.
 
-    Weights start with variance 1/fan-in, those of the readout at 0, as the paper advises, since what noise they start
-    with shrinks with the width and would blur the check; the readout divides its input by ``width / base_width``. What
-    remains to the optimizer is to divide the steps of ``hidden.weight``, alone, by ``width / base_width``.
+    The weights start with variance 1/fan_in. The readout starts at 0, as the paper advises: random initial values would
+    shrink with the width and blur the check. The readout divides its input by ``width / base_width``. The optimizer
+    must divide the steps of ``hidden.weight``, and of no other parameter, by ``width / base_width``.
 
     Args:
-        width: of both hidden layers.
-        base_width: width at which this is the standard parametrization.
+        width: width of both hidden layers.
+        base_width: width at which this equals the standard parametrization.
         inputs: number of inputs.
         outputs: number of outputs.
-        seed: of the initial weights.
+        seed: seed of the initial weights.
     """
 
     def __init__(self, width: int, base_width: int = 64, inputs: int = 16, outputs: int = 4, seed: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Handwritten digits (scikit-learn's, 1,797 images of 8×8): a classifier that trains in seconds on a CPU."""
+"""A classifier of scikit-learn's handwritten digits (1,797 images of 8×8) that trains in seconds on a CPU."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Digits:
 
 
 def load_digits() -> Digits:
-    """The data, from scikit-learn's own files.
+    """Load the digits that scikit-learn includes.
 
     Raises:
         ZooError: scikit-learn is not installed.
@@ -50,8 +50,8 @@ def batches(digits: Digits, steps: int, seed: int) -> Iterator[tuple[Tensor, Ten
     """``steps`` random batches of training images and labels."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
-        chosen = torch.randint(len(digits.labels), (BATCH,), generator=generator)
-        yield digits.images[chosen], digits.labels[chosen]
+        indices = torch.randint(len(digits.labels), (BATCH,), generator=generator)
+        yield digits.images[indices], digits.labels[indices]
 
 
 def train(
@@ -66,10 +66,10 @@ def train(
 
     Args:
         model: maps images ``[n, 64]`` to logits ``[n, 10]``.
-        optimizer: any; those of this package also get the loss.
+        optimizer: any optimizer. Its ``step`` receives a closure that returns the loss.
         digits: the data.
-        steps: how many.
-        seed: of the order of the data.
+        steps: number of steps.
+        seed: seed of the data order.
         after_step: called with each step's loss.
     """
     losses = []
@@ -85,5 +85,5 @@ def train(
 
 @torch.no_grad()
 def accuracy(model: nn.Module, digits: Digits) -> float:
-    """Share of held-out images that ``model`` classifies rightly."""
+    """The fraction of held-out images that ``model`` classifies correctly."""
     return (model(digits.test_images).argmax(dim=1) == digits.test_labels).float().mean().item()

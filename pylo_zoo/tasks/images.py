@@ -1,4 +1,4 @@
-"""Classifiers of handwritten digits: scikit-learn's 1,797 images of 8×8 grey levels, part of the package."""
+"""Classifiers of handwritten digits: the 1,797 grayscale images of 8×8 that scikit-learn includes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.tasks.base import Batch, Metrics, Task, chosen, drawn
+from pylo_zoo.tasks.base import Batch, Metrics, Task, batch_indices, initialize
 
 SIDE, CLASSES = 8, 10
 TEST_EVERY = 5
@@ -19,7 +19,7 @@ DATA = "scikit-learn's digits: UCI's Optical Recognition of Handwritten Digits (
 
 @dataclass(frozen=True)
 class Images:
-    """Images ``[n, 1, side, side]`` with values about 0, labels ``[n]``, and those held out."""
+    """Centered images ``[n, channels, side, side]`` and labels ``[n]``, for training and held out."""
 
     images: Tensor
     labels: Tensor
@@ -28,7 +28,7 @@ class Images:
 
 
 def digits() -> Images:
-    """The digits; every fifth is held out.
+    """Load the digits; every fifth is held out.
 
     Raises:
         ZooError: scikit-learn is not installed.
@@ -37,7 +37,7 @@ def digits() -> Images:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ZooError(
-            "The digits come with scikit-learn, which is not here.", "pip install 'pylo-zoo[train]'"
+            "The digits need scikit-learn, which is not installed.", "pip install 'pylo-zoo[train]'"
         ) from error
     pixels, labels = load_digits(return_X_y=True)
     images = torch.as_tensor(pixels, dtype=torch.float32).view(-1, 1, SIDE, SIDE) / 8 - 1
@@ -55,11 +55,11 @@ def classification(
     source: str = DATA,
     **more: object,
 ) -> Task:
-    """The task to classify ``data`` with the network that ``make`` makes."""
+    """The task of classifying ``data`` with the network that ``make`` builds."""
 
     def batch(seed: int, step: int) -> Batch:
-        picked = chosen(len(data.labels), batch_size, seed, step)
-        return data.images[picked], data.labels[picked]
+        indices = batch_indices(len(data.labels), batch_size, seed, step)
+        return data.images[indices], data.labels[indices]
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         images, labels = batch
@@ -78,7 +78,7 @@ def classification(
     return Task(
         name,
         summary,
-        lambda seed: drawn(make(), seed),
+        lambda seed: initialize(make(), seed),
         batch,
         loss,
         evaluate,
@@ -89,12 +89,12 @@ def classification(
 
 
 def mlp(*, width: int = 64, depth: int = 2, batch_size: int = 64) -> Task:
-    """Fully connected, ReLU.
+    """A fully connected ReLU network.
 
     Args:
-        width: of the hidden layers.
-        depth: how many hidden layers.
-        batch_size: images a step.
+        width: width of the hidden layers.
+        depth: number of hidden layers.
+        batch_size: images per step.
     """
 
     def make() -> nn.Module:
@@ -109,22 +109,22 @@ def mlp(*, width: int = 64, depth: int = 2, batch_size: int = 64) -> Task:
 
 
 def cnn(*, width: int = 16, depth: int = 2, batch_size: int = 64) -> Task:
-    """Convolutions of 3×3 with group norm, averaged over the image.
+    """3×3 convolutions with group norm and global average pooling.
 
     Args:
-        width: channels of the first layer; each further one has twice as many.
-        depth: how many convolutions.
-        batch_size: images a step.
+        width: channels of the first layer; each later layer doubles them.
+        depth: number of convolutions.
+        batch_size: images per step.
     """
 
     def make() -> nn.Module:
-        parts: list[nn.Module] = []
-        before = 1
+        layers: list[nn.Module] = []
+        in_channels = 1
         for layer in range(depth):
             channels = width * 2**layer
-            parts += [nn.Conv2d(before, channels, 3, padding=1), nn.GroupNorm(1, channels), nn.ReLU()]
-            before = channels
-        return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, CLASSES))
+            layers += [nn.Conv2d(in_channels, channels, 3, padding=1), nn.GroupNorm(1, channels), nn.ReLU()]
+            in_channels = channels
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(in_channels, CLASSES))
 
     options = {"width": width, "depth": depth, "batch_size": batch_size}
     return classification(
@@ -133,13 +133,15 @@ def cnn(*, width: int = 16, depth: int = 2, batch_size: int = 64) -> Task:
 
 
 class VisionTransformer(nn.Module):
-    """Patches, learned positions, pre-norm blocks, the mean of the tokens (arXiv 2010.11929, in small).
+    """A small vision transformer (arXiv 2010.11929): learned positions, pre-norm blocks, mean over the tokens.
 
     Args:
-        width: of the tokens; four heads share it.
-        depth: how many blocks.
+        width: width of the tokens, shared by four heads.
+        depth: number of blocks.
         patch: side of the patches.
-        side: of the images, which have ``channels``.
+        side: side of the images.
+        channels: channels of the images.
+        classes: number of classes.
     """
 
     def __init__(
@@ -164,15 +166,15 @@ def vit(*, width: int = 32, depth: int = 2, patch: int = 2, batch_size: int = 64
     """A vision transformer.
 
     Args:
-        width: of the tokens, divisible by 4.
-        depth: how many blocks.
+        width: width of the tokens, divisible by 4.
+        depth: number of blocks.
         patch: side of the patches, a divisor of 8.
-        batch_size: images a step.
+        batch_size: images per step.
     """
     if width % 4 or SIDE % patch:
         raise ZooError(
-            f"A vision transformer of width {width} with patches of {patch} is none.",
-            "The width has to be divisible by 4, and 8 by the patch.",
+            f"A vision transformer cannot have width {width} and patches of {patch}.",
+            "Use a width divisible by 4, and a patch of 1, 2, 4 or 8.",
         )
     options = {"width": width, "depth": depth, "patch": patch, "batch_size": batch_size}
     return classification(

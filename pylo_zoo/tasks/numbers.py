@@ -1,4 +1,4 @@
-"""Two tasks of plain numbers: a regression on a table, and a quadratic whose answer is known."""
+"""Two numeric tasks: regression on a table, and a quadratic with a known minimum."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.tasks.base import Batch, Metrics, Task, chosen, drawn, generator
+from pylo_zoo.tasks.base import Batch, Metrics, Task, batch_indices, generator, initialize
 
 TEST_EVERY = 5
 
 
 def regression(*, width: int = 64, depth: int = 2, batch_size: int = 32) -> Task:
-    """How far diabetes has gone after a year, from ten measurements (scikit-learn's 442 patients).
+    """Regression of the progression of diabetes after a year on ten measurements (scikit-learn's 442 patients).
 
     Args:
-        width: of the hidden layers.
-        depth: how many hidden layers.
-        batch_size: patients a step.
+        width: width of the hidden layers.
+        depth: number of hidden layers.
+        batch_size: patients per step.
     """
     try:
         from sklearn.datasets import load_diabetes
     except ImportError as error:
         raise ZooError(
-            "The table comes with scikit-learn, which is not here.", "pip install 'pylo-zoo[train]'"
+            "The table needs scikit-learn, which is not installed.", "pip install 'pylo-zoo[train]'"
         ) from error
     table, progression = load_diabetes(return_X_y=True)
-    features = torch.as_tensor(table, dtype=torch.float32) * math.sqrt(len(table))  # it comes with columns of norm 1
+    features = torch.as_tensor(table, dtype=torch.float32) * math.sqrt(len(table))  # the columns have norm 1
     target = torch.as_tensor(progression, dtype=torch.float32)
     held_out = torch.arange(len(target)) % TEST_EVERY == 0
     mean, scale = target[~held_out].mean(), target[~held_out].std()
@@ -42,8 +42,8 @@ def regression(*, width: int = 64, depth: int = 2, batch_size: int = 32) -> Task
         return nn.Sequential(*hidden, nn.Linear(sizes[-1], 1), nn.Flatten(0))
 
     def batch(seed: int, step: int) -> Batch:
-        picked = chosen(len(y), batch_size, seed, step)
-        return x[picked], y[picked]
+        indices = batch_indices(len(y), batch_size, seed, step)
+        return x[indices], y[indices]
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         return nn.functional.mse_loss(model(batch[0]), batch[1])
@@ -57,7 +57,7 @@ def regression(*, width: int = 64, depth: int = 2, batch_size: int = 32) -> Task
     return Task(
         "diabetes",
         f"a table of 442 rows, {depth} hidden layers of {width}",
-        lambda seed: drawn(make(), seed),
+        lambda seed: initialize(make(), seed),
         batch,
         loss,
         evaluate,
@@ -68,7 +68,7 @@ def regression(*, width: int = 64, depth: int = 2, batch_size: int = 32) -> Task
 
 
 class Matrix(nn.Module):
-    """One matrix, which is all there is to learn."""
+    """A model whose only parameter is a matrix."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -76,19 +76,19 @@ class Matrix(nn.Module):
 
 
 def quadratic(*, size: int = 32, condition: float = 1e4, noise: float = 0.0, batch_size: int = 1) -> Task:
-    """``0.5 tr((W - A)ᵀ H (W - A)) / n²`` with eigenvalues of H from 1/condition to 1: its least value is 0, at A.
+    """``0.5 tr((W - A)ᵀ H (W - A)) / n²`` with eigenvalues of H from 1/condition to 1. The minimum is 0, at W = A.
 
     Args:
-        size: n, of the matrices.
-        condition: largest eigenvalue of H for the smallest.
-        noise: standard deviation of what is added to A at each step, in units of A's entries; the loss at A is then
-            no longer 0.
-        batch_size: of the noise, which is averaged over it.
+        size: n, the size of the matrices.
+        condition: condition number of H.
+        noise: standard deviation of the noise added to A at each step, relative to A's entries. With noise, the loss at
+            A is not 0.
+        batch_size: number of noise samples averaged per step.
     """
     if condition < 1 or size < 1 or noise < 0:
         raise ZooError(
-            f"A quadratic of size {size}, condition {condition:g} and noise {noise:g} is none.",
-            "The condition is at least 1, and the noise not negative.",
+            f"A quadratic cannot have size {size}, condition {condition:g} and noise {noise:g}.",
+            "Use a condition of at least 1 and a noise of at least 0.",
         )
     source = generator(0, 3)
     eigenvalues = torch.logspace(-math.log10(condition), 0, size)
@@ -123,5 +123,5 @@ def quadratic(*, size: int = 32, condition: float = 1e4, noise: float = 0.0, bat
         steps=500,
         floor=0.0 if noise == 0 else None,
         options={"size": size, "condition": condition, "noise": noise, "batch_size": batch_size},
-        data="made from a seed",
+        data="generated from a seed",
     )

@@ -1,4 +1,4 @@
-"""A language model over characters, on a text that comes with Python itself: the topics of ``help()``."""
+"""A character language model on text that ships with Python: the topics of ``help()``."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ import torch
 from torch import Tensor, nn
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.tasks.base import Batch, Metrics, Task, drawn, generator
+from pylo_zoo.tasks.base import Batch, Metrics, Task, generator, initialize
 
 HELD_OUT = 0.1
 EVALUATED = 32
-"""Sequences of the held-out text that are looked at."""
-DATA = "the topics of Python's help(), as the running Python has them (pydoc_data.topics; PSF License)"
+"""Number of held-out sequences to evaluate."""
+DATA = "the topics of Python's help(), from the running Python (pydoc_data.topics; PSF License)"
 
 
 def text() -> str:
-    """Some half a million characters on the Python language, 465,048 in Python 3.11; each version has its own.
+    """The text: 465,048 characters on the Python language in Python 3.11, and a similar number in other versions.
 
     Raises:
-        ZooError: this Python came without them.
+        ZooError: this Python does not include the text.
     """
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
         raise ZooError(
-            "This Python has no pydoc_data, whose text the task is about.", "Install your system's full Python."
+            "This Python has no pydoc_data, which contains the text of the task.", "Install your system's full Python."
         ) from error
     return "\n".join(topics[name] for name in sorted(topics))
 
 
 class Transformer(nn.Module):
-    """A decoder of the GPT kind: learned positions, pre-norm blocks, causal attention, an output layer of its own.
+    """A GPT-style decoder: learned positions, pre-norm blocks, causal attention, untied output layer.
 
     Args:
-        vocabulary: how many signs.
+        vocabulary: number of distinct characters.
         context: longest sequence.
-        width: of the tokens.
-        depth: how many blocks.
-        heads: that share the width.
+        width: width of the tokens.
+        depth: number of blocks.
+        heads: number of attention heads.
     """
 
     def __init__(self, vocabulary: int, context: int, width: int, depth: int, heads: int) -> None:
@@ -59,7 +59,7 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then a network of two layers, each on the normalised tokens and added to them."""
+    """Attention, then a two-layer MLP, each with layer norm and a residual connection."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -81,26 +81,29 @@ def language_model(*, width: int = 64, depth: int = 2, heads: int = 4, context: 
     """A character-level transformer.
 
     Args:
-        width: of the tokens, divisible by ``heads``.
-        depth: how many blocks.
-        heads: of the attention.
-        context: characters in a sequence.
-        batch_size: sequences a step.
+        width: width of the tokens, divisible by ``heads``.
+        depth: number of blocks.
+        heads: number of attention heads.
+        context: characters per sequence.
+        batch_size: sequences per step.
     """
     if width % heads:
-        raise ZooError(f"A width of {width} cannot be shared by {heads} heads.", "Give a multiple.")
-    return over(text(), "chars", DATA, width=width, depth=depth, heads=heads, context=context, batch_size=batch_size)
+        raise ZooError(f"The width {width} is not divisible by {heads} heads.", f"Use a multiple of {heads}.")
+    sizes = {"width": width, "depth": depth, "heads": heads, "context": context, "batch_size": batch_size}
+    return text_task(text(), "chars", DATA, **sizes)
 
 
-def over(
+def text_task(
     corpus: str, name: str, data: str, *, width: int, depth: int, heads: int, context: int, batch_size: int
 ) -> Task:
-    """The same over any text; its last tenth is held out."""
-    signs = sorted(set(corpus))
+    """:func:`language_model` on the text ``corpus``, whose last tenth is held out."""
+    characters = sorted(set(corpus))
     if len(corpus) < 20 * (context + 1):
-        raise ZooError(f"A text of {len(corpus)} characters is too short for a context of {context}.", "Give another.")
-    index = {sign: i for i, sign in enumerate(signs)}
-    encoded = torch.tensor([index[sign] for sign in corpus], dtype=torch.long)
+        raise ZooError(
+            f"A text of {len(corpus)} characters is too short for a context of {context}.", "Use a longer text."
+        )
+    index = {character: i for i, character in enumerate(characters)}
+    encoded = torch.tensor([index[character] for character in corpus], dtype=torch.long)
     split = int(len(encoded) * (1 - HELD_OUT))
     train, test = encoded[:split], encoded[split:]
     starts = torch.linspace(0, len(test) - context - 1, EVALUATED).long()
@@ -118,22 +121,22 @@ def over(
     @torch.no_grad()
     def evaluate(model: nn.Module) -> Metrics:
         device = next(model.parameters()).device
-        found = loss(model, (held_out.to(device),)).item()
-        return {"test_loss": found, "bits_per_character": found / math.log(2)}
+        nats = loss(model, (held_out.to(device),)).item()
+        return {"test_loss": nats, "bits_per_character": nats / math.log(2)}
 
     def model(seed: int) -> nn.Module:
-        net = drawn(Transformer(len(signs), context, width, depth, heads), seed)
+        net = initialize(Transformer(len(characters), context, width, depth, heads), seed)
         with torch.no_grad():
             for p in (*net.tokens.parameters(), *net.positions.parameters()):  # pyright: ignore
                 p.mul_(0.02 * math.sqrt(p.shape[1]))
             for block in net.blocks:  # pyright: ignore
-                for last in (block.out, block.mlp[2]):  # the residual stream keeps its size (GPT-2)
+                for last in (block.out, block.mlp[2]):  # keeps the scale of the residual stream, as in GPT-2
                     last.weight.mul_(1 / math.sqrt(2 * depth))
         return net
 
     return Task(
         name,
-        f"the next of {len(signs)} characters, a transformer of {depth} blocks of {width}",
+        f"next of {len(characters)} characters, a transformer of {depth} blocks of {width}",
         model,
         batch,
         loss,

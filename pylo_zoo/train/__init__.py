@@ -1,1 +1,1 @@
-"""Training runs for a person to look at: one (:mod:`~pylo_zoo.train.loop`), or several side by side."""
+"""Training runs: the loop, its settings, optimizers by name, and learning-rate schedules."""

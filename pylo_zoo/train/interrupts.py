@@ -1,4 +1,4 @@
-"""Ctrl-C in a run: heard between two steps, never within one."""
+"""Ctrl-C takes effect between two training steps, never within one."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from contextlib import contextmanager
 
 @contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed, so that a step is finished before the run ends; pressed again, it ends at once."""
+    """A function that returns whether Ctrl-C was pressed. A second Ctrl-C raises :class:`KeyboardInterrupt`."""
     pressed: list[bool] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
 
-    def note(number: int, frame: object) -> None:
+    def on_interrupt(number: int, frame: object) -> None:
         if pressed:
             raise KeyboardInterrupt
         pressed.append(True)
 
-    before = signal.signal(signal.SIGINT, note)
+    previous = signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield lambda: bool(pressed)
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)

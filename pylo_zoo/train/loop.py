@@ -1,8 +1,8 @@
-"""One training run: its steps, what it writes down, and how it goes on after it was cut off.
+"""One training run: its steps, the files it writes, and how it resumes.
 
-A run's directory holds ``run.json`` (what the run is), ``metrics.jsonl`` (a line a step), ``checkpoint.pt`` (the last
-one) and, at the end, ``result.json``. Every file but the metrics is moved in whole; of the metrics, what is later than
-the checkpoint is cut off when a run goes on, and comes again.
+The directory of a run contains ``run.json`` (the settings), ``metrics.jsonl`` (a line per step), ``checkpoint.pt`` (the
+last checkpoint) and, at the end, ``result.json``. Files are replaced atomically, except for the metrics: when a run
+resumes, it cuts off the lines after the checkpoint and writes them again.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import pickle
 import shutil
 import statistics
@@ -23,7 +24,7 @@ import torch
 from torch import nn
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.files import explained, is_empty, read_text, sweep_folder, write_file
+from pylo_zoo.files import explained, is_empty, open_regular, read_text, sweep_folder, write_file
 from pylo_zoo.tasks import Task
 from pylo_zoo.train.interrupts import interrupts
 from pylo_zoo.train.recipes import Recipe
@@ -32,21 +33,24 @@ from pylo_zoo.train.schedules import check, factor
 RUN, METRICS, CHECKPOINT, RESULT = "run.json", "metrics.jsonl", "checkpoint.pt", "result.json"
 VERSION = 1
 CHECKPOINTS = 16
-"""Sizes of the model for which there has to be room: two checkpoints with the largest state of any optimizer here."""
+"""Required disk space in units of the model's size: two checkpoints with the largest state of any optimizer."""
 LEAST_FREE = 8 * 1024 * 1024
+"""Required disk space in bytes, in addition."""
+DAMAGED = (OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, pickle.UnpicklingError)
+"""Exceptions of ``torch.load`` and ``load_state_dict`` for a damaged checkpoint."""
 
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """How long, on what, and how often to look.
+    """The length, seed and device of a run, and its evaluation and checkpoint intervals.
 
     Attributes:
-        steps: of the run.
-        seed: of the weights and of the data's order.
-        device: that the model is trained on.
-        compile: whether ``torch.compile`` makes the model's forward pass.
-        evaluate_every: steps between two looks at the data that is held out; 0 looks at the end alone.
-        save_every: steps between two checkpoints; 0 saves at the end alone.
+        steps: number of steps.
+        seed: seed of the initial weights and of the data order.
+        device: device of the model.
+        compile: whether to compile the model with ``torch.compile``.
+        evaluate_every: steps between evaluations on held-out data; 0 evaluates only at the end.
+        save_every: steps between checkpoints; 0 saves only at the end.
     """
 
     steps: int
@@ -59,7 +63,7 @@ class TrainPlan:
 
 @dataclass(frozen=True)
 class Step:
-    """What one step was: 0-based number, loss before it, learning rate factor, and seconds in model and optimizer."""
+    """One step: its 0-based number, the loss before it, the learning-rate factor, and its times in seconds."""
 
     step: int
     loss: float
@@ -71,15 +75,15 @@ class Step:
 
 @dataclass
 class Result:
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
-        losses: of every step, before it.
-        evaluations: of the data that is held out, by step.
-        model_seconds, optimizer_seconds: of every step that this process made.
-        diverged: why the run ended before its time, or None.
-        state_bytes: of the optimizer's state.
-        resumed_at: the step at which this process took up the run.
+        losses: loss before each step.
+        evaluations: metrics on held-out data, by step.
+        model_seconds, optimizer_seconds: times of each step that this process ran.
+        diverged: why the run stopped early, or None.
+        state_bytes: size of the optimizer's state.
+        resumed_at: the first step that this process ran.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -97,18 +101,18 @@ class Result:
 
 
 class Diverged(ZooError):
-    """The loss, or a parameter, is no longer a finite number."""
+    """The loss is not finite."""
 
 
 class Run:
-    """One run, in memory, and on the disk where it has a directory.
+    """One run: model, optimizer and results, and a directory for its files.
 
     Args:
-        task: what is trained.
-        recipe: what trains it.
-        plan: how.
-        out: the run's directory, or None.
-        asked: what the user said, so that the run can be made again from its directory alone.
+        task: the model, its data and its loss.
+        recipe: the optimizer.
+        plan: length, seed and device.
+        out: the directory of the run, or None.
+        asked: the user's settings, stored in ``run.json`` so that the run can be resumed from its directory.
     """
 
     def __init__(
@@ -132,29 +136,29 @@ class Run:
     # --- training ---------------------------------------------------------------------------------------------
 
     def steps(self) -> Iterator[Step]:
-        """Train, a step at a time, to the end of the run.
+        """Train to the end of the run, and yield each step.
 
         Raises:
-            Diverged: a loss is not finite; the last checkpoint stands.
-            ZooError: the disk refuses.
+            Diverged: the loss is not finite. The last checkpoint is kept.
+            ZooError: a file cannot be written.
         """
         while self.step < self.plan.steps:
-            done = self._one()
-            self.result.losses.append(done.loss)
-            self.result.model_seconds.append(done.model_seconds)
-            self.result.optimizer_seconds.append(done.optimizer_seconds)
+            step = self._train_step()
+            self.result.losses.append(step.loss)
+            self.result.model_seconds.append(step.model_seconds)
+            self.result.optimizer_seconds.append(step.optimizer_seconds)
             self.step += 1
             last = self.step == self.plan.steps
             if last or (self.plan.evaluate_every and self.step % self.plan.evaluate_every == 0):
-                done = replace(done, evaluation=self.evaluate())
-                self.result.evaluations[self.step] = done.evaluation or {}
-            self._note(done)
+                step = replace(step, evaluation=self.evaluate())
+                self.result.evaluations[self.step] = step.evaluation or {}
+            self._append_metrics(step)
             if last or (self.plan.save_every and self.step % self.plan.save_every == 0):
                 self.save()
-            yield done
+            yield step
         self.result.state_bytes = state_bytes(self.optimizer)
 
-    def _one(self) -> Step:
+    def _train_step(self) -> Step:
         scale = factor(self.recipe.schedule, self.step, self.plan.steps, round(self.recipe.warmup * self.plan.steps))
         for group, base in zip(self.optimizer.param_groups, self.base, strict=True):
             group["lr"] = base * scale
@@ -165,7 +169,7 @@ class Run:
         loss.backward()
         value = loss.item()
         if not math.isfinite(value):
-            raise Diverged(*self._why(value))
+            raise self._divergence(value)
         middle = self._now()
         self.optimizer.step(lambda: value) if self.recipe.needs_loss else self.optimizer.step()
         end = self._now()
@@ -176,16 +180,14 @@ class Run:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def _why(self, loss: float) -> tuple[str, str]:
-        before = ", ".join(f"{each:.4g}" for each in self.result.losses[-4:]) or "none"
-        kept = f" Its last checkpoint stands in {self.out}." if self.out and (self.out / CHECKPOINT).is_file() else ""
-        return (
-            f"The loss is {loss} at step {self.step} (the ones before: {before}); the run was stopped.{kept}",
-            self.recipe.remedy,
-        )
+    def _divergence(self, loss: float) -> Diverged:
+        previous = ", ".join(f"{each:.4g}" for each in self.result.losses[-4:]) or "none"
+        kept = f" The last checkpoint is in {self.out}." if self.out and (self.out / CHECKPOINT).is_file() else ""
+        message = f"The loss is {loss} at step {self.step} (previous losses: {previous}), so the run stopped.{kept}"
+        return Diverged(message, self.recipe.remedy)
 
     def evaluate(self) -> dict[str, float]:
-        """The model on data that is held out."""
+        """The metrics of the model on held-out data."""
         self.model.eval()
         try:
             return self.task.evaluate(self.model)
@@ -195,7 +197,7 @@ class Run:
     # --- the disk ---------------------------------------------------------------------------------------------
 
     def describe(self) -> dict[str, Any]:
-        """What the run is, as ``run.json`` holds it: two that agree in it give the same losses."""
+        """The contents of ``run.json``. Runs with equal contents have equal losses."""
         artifact = self.recipe.artifact
         recipe = {key: value for key, value in vars(self.recipe).items() if key not in ("artifact", "grid")}
         return {
@@ -209,7 +211,7 @@ class Run:
         }
 
     def save(self) -> None:
-        """Write a checkpoint in one step, if the run has a directory."""
+        """Write a checkpoint atomically, if the run has a directory."""
         if self.out is None:
             return
         buffer = io.BytesIO()
@@ -227,17 +229,17 @@ class Run:
         write_file(self.out / CHECKPOINT, buffer.getvalue())
 
     def begin(self) -> None:
-        """Make the run's directory.
+        """Create the directory of the run.
 
         Raises:
-            ZooError: it is in use, or cannot be written.
+            ZooError: the directory is in use, cannot be written, or has too little space.
         """
         if self.out is None:
             return
         if self.out.exists() and (not self.out.is_dir() or not is_empty(self.out)):
             raise ZooError(
-                f"{self.out} is in use already.",
-                f"{self._found()}, or give another directory with --out.",
+                f"{self.out} is not empty.",
+                f"{self._directory_hint()}, or give another directory with --out.",
             )
         with explained(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
@@ -246,91 +248,101 @@ class Run:
         if free < needed + LEAST_FREE:
             raise ZooError(
                 f"{self.out} has {free:,} bytes left, and the run may need {needed + LEAST_FREE:,}.",
-                "Make room, or give another directory with --out.",
+                "Free disk space, or give another directory with --out.",
             )
         write_file(self.out / RUN, (json.dumps(self.describe(), indent=2) + "\n").encode())
         write_file(self.out / METRICS, b"")
 
-    def _found(self) -> str:
-        """What to do about a directory in which something is."""
+    def _directory_hint(self) -> str:
         assert self.out is not None
         if (self.out / RESULT).is_file():
-            return "The run in it is over: remove it"
-        return f"Go on with the run in it (--resume {self.out})" if (self.out / RUN).is_file() else "Empty it"
+            return "Remove the finished run in it"
+        return f"Resume the run in it (--resume {self.out})" if (self.out / RUN).is_file() else "Empty it"
 
     def resume(self) -> None:
-        """Take up the run in its directory at its last checkpoint; from the beginning where it has none.
+        """Load the last checkpoint from the directory of the run. Without a checkpoint, start at step 0.
 
         Raises:
-            ZooError: there is no run, it is another one than this, or a file of it is damaged.
+            ZooError: the directory contains no run or another run, or a file is damaged.
         """
         assert self.out is not None
         sweep_folder(self.out)
         try:
-            described = json.loads(read_text(self.out / RUN))
+            stored = json.loads(read_text(self.out / RUN))
         except (OSError, ValueError) as error:
-            raise ZooError(f"{self.out} holds no run: {error}.", "Begin one, without --resume.") from error
-        ours = json.loads(json.dumps(self.describe()))
-        if described != ours:
-            other = sorted(key for key in {*described, *ours} if described.get(key) != ours.get(key))
+            raise ZooError(f"{self.out} contains no run: {error}.", "Start one without --resume.") from error
+        current = json.loads(json.dumps(self.describe()))
+        if stored != current:
+            different = sorted(key for key in {*stored, *current} if stored.get(key) != current.get(key))
             raise ZooError(
-                f"The run in {self.out} is another one: {', '.join(other)} differ.", "Resume it as it was begun."
+                f"{self.out} contains another run: {', '.join(different)} differ.",
+                "Resume it with the settings that it was started with.",
             )
         path = self.out / CHECKPOINT
-        if path.is_file():
+        if os.path.lexists(path):
             try:
-                kept = torch.load(path, map_location=self.device, weights_only=True)
-                self.model.load_state_dict(kept["model"])
-                self.optimizer.load_state_dict(kept["optimizer"])
-                torch.set_rng_state(kept["random"].cpu())
-                if kept["cuda_random"] is not None and self.device.type == "cuda":
-                    torch.cuda.set_rng_state(kept["cuda_random"].cpu(), self.device)
-                self.step = int(kept["step"])
-                self.result.evaluations = dict(kept["evaluations"])
-            except (OSError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
+                self._load_checkpoint(path)
+            except DAMAGED as error:
+                reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
                 raise ZooError(
-                    f"{path} cannot be read: {str(error).splitlines()[0]}", "Start a new run in another directory."
+                    f"{path} cannot be read: {reason.rstrip('.')}.", "Start a new run in another directory."
                 ) from error
-        self._cut()
+        self._truncate_metrics()
         self.result.resumed_at = self.step
 
-    def _cut(self) -> None:
-        """Forget what was written down of steps that come again."""
+    def _load_checkpoint(self, path: Path) -> None:
+        with open_regular(path) as file:
+            kept = torch.load(file, map_location=self.device, weights_only=True)
+        step = int(kept["step"])
+        if not 0 <= step <= self.plan.steps:
+            raise ValueError(f"its step is {step}, and the run has {self.plan.steps}")
+        self.model.load_state_dict(kept["model"])
+        self.optimizer.load_state_dict(kept["optimizer"])
+        torch.set_rng_state(kept["random"].cpu())
+        if kept["cuda_random"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(kept["cuda_random"].cpu(), self.device)
+        self.step = step
+        self.result.evaluations = dict(kept["evaluations"])
+
+    def _truncate_metrics(self) -> None:
+        """Remove the metrics of the steps after the checkpoint."""
         assert self.out is not None
         path = self.out / METRICS
-        lines = read_text(path).splitlines() if path.is_file() else []
-        kept = lines[: self.step]
         try:
+            lines = read_text(path).splitlines() if path.is_file() else []
+            kept = lines[: self.step]
             self.result.losses = [float(json.loads(line)["loss"]) for line in kept]
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ZooError(f"{path} is damaged.", "Start a new run in another directory.") from error
         if len(kept) < self.step:
             raise ZooError(
-                f"{path} has {len(kept)} steps, and the checkpoint {self.step}.", "Start a new run elsewhere."
+                f"{path} has {len(kept)} steps, but the checkpoint has {self.step}.",
+                "Start a new run in another directory.",
             )
         write_file(path, "".join(f"{line}\n" for line in kept).encode())
 
-    def _note(self, done: Step) -> None:
+    def _append_metrics(self, step: Step) -> None:
         if self.out is None:
             return
-        line = {key: value for key, value in asdict(done).items() if value is not None}
+        line = {key: value for key, value in asdict(step).items() if value is not None}
         try:
             with (self.out / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
             raise ZooError(
-                f"{self.out / METRICS} cannot be written: {error.strerror}.", "Make room, and go on with --resume."
+                f"{self.out / METRICS} cannot be written: {error.strerror}.",
+                "Free disk space, then resume with --resume.",
             ) from error
 
     def finish(self) -> None:
-        """Write the result."""
+        """Write ``result.json``."""
         if self.out is None:
             return
         write_file(self.out / RESULT, (json.dumps(summary(self, self.result), indent=2) + "\n").encode())
 
 
 def summary(run: Run, result: Result) -> dict[str, Any]:
-    """The figures of a run: losses are means over its last twentieth, times medians in milliseconds."""
+    """The results of a run. The loss is a mean over the last 5% of the steps; times are medians in milliseconds."""
     last = result.losses[-max(1, len(result.losses) // 20) :]
     return {
         "steps": run.step,
@@ -349,7 +361,7 @@ def _milliseconds(seconds: list[float]) -> float | None:
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of the tensors in the optimizer's state."""
+    """Size of the tensors in the optimizer's state."""
     values = (value for state in optimizer.state.values() for value in state.values())
     return sum(value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))
 
@@ -358,37 +370,37 @@ def train(
     run: Run,
     *,
     resume: bool = False,
-    listen: Callable[[Step], None] = lambda step: None,
-    begun: Callable[[], None] = lambda: None,
+    on_step: Callable[[Step], None] = lambda step: None,
+    on_start: Callable[[], None] = lambda: None,
 ) -> Result:
     """Train to the end.
 
     Args:
-        run: the run, new.
-        resume: whether to take it up where it was cut off.
-        listen: hears of every step.
-        begun: called when the directory is ready, or the checkpoint read, before the first step.
+        run: a new run.
+        resume: whether to resume from the directory of the run.
+        on_step: called after every step.
+        on_start: called before the first step, when the directory or the checkpoint is ready.
 
     Returns:
-        The result; one that diverged says why, and is no exception.
+        The result. If the run diverged, it contains the reason; no exception is raised.
 
     Raises:
-        KeyboardInterrupt: somebody pressed Ctrl-C; the step was finished, and a checkpoint of just then is there.
-        ZooError: the directory is in use, is another run's, or cannot be written.
+        KeyboardInterrupt: Ctrl-C was pressed. The current step was finished and saved.
+        ZooError: the directory is in use, contains another run, or cannot be written.
     """
     run.resume() if resume else run.begin()
-    begun()
+    on_start()
     try:
         with interrupts() as interrupted:
             for step in run.steps():
-                listen(step)
+                on_step(step)
                 if interrupted() and run.step < run.plan.steps:
                     run.save()
                     raise KeyboardInterrupt
     except Diverged as error:
         run.result.diverged = error.message
     run.result.state_bytes = state_bytes(run.optimizer)
-    over = run.out is not None and (run.out / RESULT).is_file()
-    if run.result.model_seconds or run.result.diverged or not over:  # a run that was over keeps the result that it has
+    finished = run.out is not None and (run.out / RESULT).is_file()
+    if run.result.model_seconds or run.result.diverged or not finished:  # a finished run keeps its result.json
         run.finish()
     return run.result

@@ -1,6 +1,7 @@
-"""Optimizers by name, with all that a run needs to make one: AdamW and SGD of torch, Muon, and every learned one.
+"""Optimizers by name, with what a run needs to build them: torch's AdamW and SGD, Muon, and every learned optimizer.
 
-A learned optimizer is named by a checkpoint (of the registry, a directory, ``hf://ORG/NAME``) or by its family.
+The name of a learned optimizer is a checkpoint (a registry name, a directory, ``hf://ORG/NAME``, ``random:FAMILY``) or
+a family.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pylo_zoo.optim import LearnedOptimizer, Muon, optimizer_class, param_groups
 from pylo_zoo.samples.random_weights import RANDOM
 from pylo_zoo.weights import load
 
-Maker = Callable[[nn.Module, float, float], torch.optim.Optimizer]
+Factory = Callable[[nn.Module, float, float], torch.optim.Optimizer]
 
 
 def _adamw(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -39,16 +40,16 @@ def _muon(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optim
 
 @dataclass(frozen=True)
 class Baseline:
-    """An optimizer that nobody has meta-trained.
+    """An optimizer that is not learned.
 
     Attributes:
-        make: of a model, a learning rate and a weight decay.
-        lr: where to start, unless the task knows better.
-        grid: what to try where it is tuned.
-        about: what it is, with what is not torch's default.
+        make: builds it from a model, a learning rate and a weight decay.
+        lr: default learning rate.
+        grid: learning rates to try when tuning.
+        about: the optimizer and its non-default arguments.
     """
 
-    make: Maker
+    make: Factory
     lr: float
     grid: tuple[float, ...]
     about: str
@@ -60,22 +61,22 @@ BASELINES: Mapping[str, Baseline] = {
     "muon": Baseline(_muon, 2e-2, (3e-3, 1e-2, 2e-2, 5e-2, 1e-1), "Muon for matrices, AdamW for the rest"),
 }
 LEARNED_GRID = (0.1, 0.3, 1.0, 3.0)
-"""Multiples of a learned optimizer's own learning rate, where it is tuned."""
+"""Multiples of a learned optimizer's default learning rate to try when tuning."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """An optimizer that can be made for any model.
+    """An optimizer with its settings, for any model.
 
     Attributes:
-        name: as it was asked for.
-        label: for tables and figures.
+        name: the name that the user gave.
+        label: its name in tables and figures.
         lr: peak learning rate.
-        grid: learning rates to try where it is tuned.
-        schedule: of the learning rate, unless somebody says otherwise.
-        warmup: share of the run.
-        weight_decay: of every parameter group.
-        artifact: of a learned optimizer; None for a baseline.
+        grid: learning rates to try when tuning.
+        schedule: learning-rate schedule.
+        warmup: warmup, as a fraction of the run.
+        weight_decay: weight decay of every parameter group.
+        artifact: the weights of a learned optimizer; None for a baseline.
     """
 
     name: str
@@ -93,20 +94,20 @@ class Recipe:
         return self.artifact is not None and optimizer_class(self.artifact.family).needs_loss
 
     @property
-    def own_lr(self) -> float:
-        """The learning rate that it has where nobody says otherwise."""
-        return _own_lr(self.artifact) if self.artifact else BASELINES[self.name].lr
+    def default_lr(self) -> float:
+        """Its default learning rate."""
+        return _default_lr(self.artifact) if self.artifact else BASELINES[self.name].lr
 
     @property
     def remedy(self) -> str:
-        """What to do about a run that diverged."""
-        own, lr = f"{self.label}'s own is {self.own_lr:g}", f"lr was {self.lr:g}"
-        if self.lr > self.own_lr:
-            return f"{lr}, and {own}: leave --lr out, or try --lr {self.own_lr / 3:.1g}."
-        return f"{lr} ({own}): try a third of it, --lr {self.lr / 3:.1g}."
+        """A hint for a run that diverged."""
+        lr, default = f"lr was {self.lr:g}", f"the default of {self.label} is {self.default_lr:g}"
+        if self.lr > self.default_lr:
+            return f"{lr}, and {default}: leave --lr out, or try --lr {self.default_lr / 3:.1g}."
+        return f"{lr} ({default}): try --lr {self.lr / 3:.1g}."
 
     def make(self, model: nn.Module, steps: int) -> torch.optim.Optimizer:
-        """The optimizer for ``model`` and a run of ``steps``."""
+        """Build the optimizer for ``model`` and a run of ``steps`` steps."""
         if self.artifact is None:
             return BASELINES[self.name].make(model, self.lr, self.weight_decay)
         cls = optimizer_class(self.artifact.family)
@@ -120,26 +121,26 @@ class Recipe:
         }
         optimizer = cls(param_groups(model, **everything), **arguments)
         if isinstance(optimizer, LearnedOptimizer):
-            optimizer.prepare_kernels()  # no step's time has a compiler's in it
+            optimizer.prepare_kernels()  # so step times do not include compilation
         return optimizer
 
-    def tuned(self, lr: float) -> Recipe:
-        """The same with another learning rate."""
+    def with_lr(self, lr: float) -> Recipe:
+        """The same recipe with another learning rate."""
         return replace(self, lr=lr)
 
 
 def find_recipe(
     name: str, *, weights: str | None = None, lr: float | None = None, access: Access | None = None, **settings: Any
 ) -> Recipe:
-    """The recipe of the optimizer called ``name``.
+    """The recipe of the optimizer ``name``.
 
     Args:
-        name: of :data:`BASELINES`, a registry entry, a family, an artifact's directory, ``hf://ORG/NAME`` or
+        name: a name in :data:`BASELINES`, a registry name, a family, an artifact directory, ``hf://ORG/NAME`` or
             ``random:FAMILY``.
-        weights: of a learned optimizer, where ``name`` is a family.
-        lr: peak learning rate; by default the baseline's or the checkpoint's own.
+        weights: the weights, if ``name`` is a family.
+        lr: peak learning rate; None is the default of the baseline or the checkpoint.
         access: how to fetch.
-        settings: other fields of the recipe, None for what is to stay.
+        settings: other fields of the recipe; a None value keeps the default.
 
     Raises:
         ZooError: the optimizer does not exist, or its weights are unavailable.
@@ -156,40 +157,43 @@ def find_recipe(
 
 
 def _learned(name: str, weights: str | None, access: Access | None) -> Recipe:
-    place = name.startswith(("hf://", RANDOM)) or Path(name).is_dir()
-    if not place and name not in registry.load_registry() and name not in converters.FAMILIES:
+    is_weights = name.startswith(("hf://", RANDOM)) or Path(name).is_dir()
+    if not is_weights and name not in registry.load_registry() and name not in converters.FAMILIES:
         known = [*BASELINES, *registry.load_registry()]
         near = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=1)
-        listing = f"Optimizers: {', '.join(BASELINES)}, every name of `pylo-zoo list`, an artifact's directory, hf://ORG/NAME."
-        raise ZooError(f"There is no optimizer {name!r}.", f"Did you mean {near[0]!r}? {listing}" if near else listing)
-    if weights is None and not place and name not in registry.load_registry():
-        raise ZooError(f"{name} is a family, and no registry entry has that name.", "Give its weights with --weights.")
-    artifact = _loaded(weights or name, access)
-    family = registry.get(name).family if name in registry.load_registry() else name
-    if weights is not None and not place and artifact.family != family:
-        raise ZooError(
-            f"{weights} is of the family {artifact.family}, not {family}.", f"Use --optimizer {artifact.family}."
+        listing = (
+            f"Optimizers: {', '.join(BASELINES)}, names from `pylo-zoo list`, an artifact directory, hf://ORG/NAME, "
+            "random:FAMILY."
         )
-    plans = optimizer_class(artifact.family).needs_loss  # it lets its steps fall by itself
-    lr = _own_lr(artifact)
+        raise ZooError(f"Unknown optimizer {name!r}.", f"Did you mean {near[0]!r}? {listing}" if near else listing)
+    if weights is None and not is_weights and name not in registry.load_registry():
+        raise ZooError(f"{name} is a family, and no registry entry has that name.", "Give its weights with --weights.")
+    artifact = _load(weights or name, access)
+    family = registry.get(name).family if name in registry.load_registry() else name
+    if weights is not None and not is_weights and artifact.family != family:
+        raise ZooError(
+            f"{weights} belongs to the family {artifact.family}, not {family}.", f"Use --optimizer {artifact.family}."
+        )
+    has_schedule = optimizer_class(artifact.family).needs_loss
+    lr = _default_lr(artifact)
     return Recipe(
         name=name,
-        label=name if not place else artifact.name,
+        label=artifact.name if is_weights else name,
         lr=lr,
         grid=tuple(lr * factor for factor in LEARNED_GRID),
-        schedule="constant" if plans else "cosine",
-        warmup=0.0 if plans else 0.05,
+        schedule="constant" if has_schedule else "cosine",
+        warmup=0.0 if has_schedule else 0.05,
         weight_decay=0.0,
         artifact=artifact,
     )
 
 
-def _own_lr(artifact: Artifact) -> float:
+def _default_lr(artifact: Artifact) -> float:
     return float(artifact.defaults.get("lr", 1.0))
 
 
-def _loaded(name: str, access: Access | None) -> Artifact:
-    """As :func:`pylo_zoo.weights.load`; a registry entry that must not be fetched is a short error."""
+def _load(name: str, access: Access | None) -> Artifact:
+    """:func:`pylo_zoo.weights.load`, with a shorter error for a registry entry that is not cached in offline mode."""
     try:
         return load(name, access=access)
     except Unavailable:
@@ -197,14 +201,14 @@ def _loaded(name: str, access: Access | None) -> Artifact:
             raise
         raise Unavailable(
             f"{name} is not in the cache, and offline mode is on.",
-            f"Run `pylo-zoo convert {name}` once where there is network; `pylo-zoo info {name}` has the addresses.",
+            f"Run `pylo-zoo convert {name}` once online.",
         ) from None
 
 
 def needs_download(name: str, access: Access | None = None) -> str | None:
-    """The addresses that have to be fetched for the optimizer ``name``; None if the package or the cache has all files.
+    """The addresses to download for the optimizer ``name``, or None if all its files are local or cached.
 
-    A directory of that name comes first, as it does for ``weights=``.
+    A directory with this name has priority, as for ``weights=``.
     """
     entry = registry.load_registry().get(name)
     if name in BASELINES or entry is None or Path(name).is_dir():

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a factor for each step, of a run whose length is known."""
+"""Learning-rate schedules: the factor of the learning rate at each step of a run of known length."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from collections.abc import Callable, Mapping
 from pylo_zoo.errors import ZooError
 
 FLOOR = 0.0
-"""What cosine and linear end at, for the peak."""
+"""Final factor of cosine and linear."""
 COOLDOWN = 0.2
-"""Share of the run in which wsd goes down."""
+"""Fraction of the run in which wsd decays."""
 
 
 def constant(left: float) -> float:
-    """1 throughout."""
+    """Always 1."""
     return 1.0
 
 
 def linear(left: float) -> float:
-    """Down in a straight line."""
+    """Linear decay."""
     return FLOOR + (1 - FLOOR) * left
 
 
 def cosine(left: float) -> float:
-    """Half a cosine (SGDR without restarts, arXiv 1608.03983)."""
+    """Cosine decay (SGDR without restarts, arXiv 1608.03983)."""
     return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * (1 - left)))
 
 
 def wsd(left: float) -> float:
-    """Warmup, stable, decay: 1, and down in a straight line over the last fifth (arXiv 2404.06395)."""
+    """Warmup, stable, decay: 1, then linear decay over the last fifth (arXiv 2404.06395)."""
     return min(1.0, left / COOLDOWN)
 
 
@@ -40,17 +40,17 @@ SCHEDULES: Mapping[str, Callable[[float], float]] = {
     "cosine": cosine,
     "wsd": wsd,
 }
-"""What each makes of the share of the run that is left once the warmup is over, from 1 to 0."""
+"""Each schedule maps the remaining fraction of the run after warmup, from 1 to 0, to a factor."""
 
 
 def factor(schedule: str, step: int, steps: int, warmup: int = 0) -> float:
-    """What the learning rate is multiplied by.
+    """The factor of the learning rate.
 
     Args:
-        schedule: of :data:`SCHEDULES`.
-        step: 0-based.
-        steps: of the whole run.
-        warmup: steps in which it rises in a straight line, the first of them above 0.
+        schedule: a name in :data:`SCHEDULES`.
+        step: 0-based step.
+        steps: steps of the whole run.
+        warmup: steps of linear warmup; the factor of the first one is above 0.
     """
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -59,14 +59,12 @@ def factor(schedule: str, step: int, steps: int, warmup: int = 0) -> float:
 
 
 def check(schedule: str) -> None:
-    """Refuse a name that is none.
+    """Check the name of a schedule.
 
     Raises:
-        ZooError: so it is.
+        ZooError: no schedule has this name.
     """
     if schedule not in SCHEDULES:
         near = difflib.get_close_matches(schedule, SCHEDULES, n=1)
         listing = f"Schedules: {', '.join(SCHEDULES)}."
-        raise ZooError(
-            f"There is no schedule {schedule!r}.", f"Did you mean {near[0]!r}? {listing}" if near else listing
-        )
+        raise ZooError(f"Unknown schedule {schedule!r}.", f"Did you mean {near[0]!r}? {listing}" if near else listing)

@@ -1,4 +1,4 @@
-"""What a user asks of a run, by names and figures: checked, made into a run, and read back from a run's directory."""
+"""The settings of a run as a user gives them, and as ``run.json`` stores them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pylo_zoo.train.loop import RUN, Run, TrainPlan
 
 
 def threads() -> int:
-    """How many threads torch computes with."""
+    """The number of threads that torch uses."""
     return torch.get_num_threads()
 
 
@@ -31,17 +31,17 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Setup:
-    """A run as it is asked for; None leaves a field to the task or the optimizer.
+    """The settings of a run. The task or the optimizer chooses a field that is None.
 
     Attributes:
-        task: a name of :data:`pylo_zoo.tasks.TASKS`, or ``module:function``.
-        optimizer: as for :func:`pylo_zoo.train.recipes.find`, like ``weights``, ``lr``, ``schedule``, ``warmup`` (a
-            share of the run) and ``weight_decay``.
-        options: of the task.
-        steps, seed, device, compile, evaluate_every, save_every: of :class:`~pylo_zoo.train.loop.TrainPlan`; the device
-            ``"auto"`` is a GPU where there is one.
-        threads: of torch on the CPU. Several that wait for each other on shared cores make steps as small as these
-            hundreds of times slower, and another number adds in another order.
+        task: a name in :data:`pylo_zoo.tasks.TASKS`, or ``module:function``.
+        optimizer, weights, lr, schedule, warmup, weight_decay: see :func:`pylo_zoo.train.recipes.find_recipe`;
+            ``warmup`` is a fraction of the run.
+        options: options of the task.
+        steps, seed, device, compile, evaluate_every, save_every: see :class:`~pylo_zoo.train.loop.TrainPlan`; the
+            device ``"auto"`` is a GPU if one exists.
+        threads: torch's CPU threads. On shared cores, several threads make such small steps hundreds of times slower.
+            The number of threads also changes the order of sums, and so the losses.
     """
 
     task: str
@@ -61,10 +61,10 @@ class Setup:
     threads: int = 1
 
     def check(self) -> None:
-        """Refuse figures that no run can have.
+        """Check the values of the settings.
 
         Raises:
-            ZooError: so they are.
+            ZooError: a value is out of range, or the schedule or the device does not exist.
         """
         if self.schedule is not None:
             schedules.check(self.schedule)
@@ -73,15 +73,15 @@ class Setup:
             if value is not None and (
                 not is_finite(value) or value < 0 or (name == "steps" and value < 1) or (name == "warmup" and value > 1)
             ):
-                what = {"steps": "at least 1", "warmup": "a share of the run, from 0 to 1"}.get(name, "not negative")
-                raise ZooError(f"{name} is {quoted(value)}.", f"It has to be {what}.")
-        _device(self.device)
+                allowed = {"steps": "at least 1", "warmup": "a fraction from 0 to 1"}.get(name, "at least 0")
+                raise ZooError(f"{name} is {quoted(value)}.", f"It must be {allowed}.")
+        _find_device(self.device)
 
     def build(self, out: Path | None, access: Access | None = None) -> Run:
-        """The run; the optimizer's weights are fetched where they are not here.
+        """Build the run. Weights that are not cached are downloaded.
 
         Raises:
-            ZooError: a name is unknown, a figure impossible, or data or weights are unavailable.
+            ZooError: a name is unknown, a value is out of range, or data or weights are unavailable.
         """
         self.check()
         torch.set_num_threads(self.threads)
@@ -98,7 +98,7 @@ class Setup:
         plan = TrainPlan(
             self.steps or task.steps,
             self.seed,
-            str(_device(self.device)),
+            str(_find_device(self.device)),
             self.compile,
             self.evaluate_every,
             self.save_every,
@@ -107,32 +107,36 @@ class Setup:
 
     @property
     def name(self) -> str:
-        """For a directory: task, optimizer and seed."""
+        """A directory name from task, optimizer and seed."""
         words = (self.task, Path(self.optimizer).name or self.optimizer, f"seed{self.seed}")
         return "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", word).strip("-.") for word in words)
 
 
-def of_directory(out: Path) -> Setup:
-    """What the run in ``out`` was asked for as.
+def read_setup(out: Path) -> Setup:
+    """The settings of the run in the directory ``out``.
 
     Raises:
-        ZooError: there is no run of a command.
+        ZooError: the directory holds no run of ``pylo-zoo train``, or its ``run.json`` is damaged.
     """
     try:
-        asked = json.loads(read_text(out / RUN))["asked"]
+        settings = json.loads(read_text(out / RUN))["asked"]
     except FileNotFoundError as error:
-        what = "holds no run" if out.is_dir() else "is no directory, and holds no run"
-        raise ZooError(f"{out} {what}.", "Give the directory of a run of `pylo-zoo train`.") from error
+        problem = "contains no run" if out.is_dir() else "is not a directory"
+        raise ZooError(f"{out} {problem}.", "Give the directory of a run of `pylo-zoo train`.") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ZooError(f"{out} holds no run: {error}.", "Give the directory of a run of `pylo-zoo train`.") from error
-    if not isinstance(asked, dict) or not isinstance(asked.get("options"), dict):
-        raise ZooError(f"The run in {out} was not begun by `pylo-zoo train`.", "Go on with what began it.")
+        raise ZooError(
+            f"{out} contains no run: {error}.", "Give the directory of a run of `pylo-zoo train`."
+        ) from error
+    if not isinstance(settings, dict) or not isinstance(settings.get("options"), dict):
+        raise ZooError(
+            f"The run in {out} was not started by `pylo-zoo train`.", "Resume it with the command that started it."
+        )
     try:
-        setup = Setup(**asked)
+        setup = Setup(**settings)
     except TypeError as error:
         raise ZooError(f"{out / RUN} is damaged: {error}.", "Start a new run.") from error
-    for name, sound in FIELDS.items():
-        if not sound(value := getattr(setup, name)):
+    for name, is_valid in FIELDS.items():
+        if not is_valid(value := getattr(setup, name)):
             raise ZooError(f"{out / RUN} is damaged: {name} is {quoted(value)}.", "Start a new run.")
     return setup
 
@@ -155,15 +159,15 @@ FIELDS: Mapping[str, Callable[[Any], bool]] = {
     "compile": lambda value: isinstance(value, bool),
     "options": lambda value: isinstance(value, dict),
 }
-"""Whether a value that ``run.json`` holds is sound, by field of :class:`Setup`."""
+"""The check of each field of :class:`Setup` that ``run.json`` stores."""
 
 
-def _device(name: str) -> torch.device:
+def _find_device(name: str) -> torch.device:
     if name == AUTO:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ZooError(f"There is no device {name!r} here: {str(error).splitlines()[0]}", "Use cpu.") from error
+        raise ZooError(f"Device {name!r} is not available: {str(error).splitlines()[0]}", "Use cpu.") from error
     return device

@@ -1,4 +1,4 @@
-"""Tasks whose data has to be downloaded by other packages: torchvision's images, texts of the Hub."""
+"""Tasks whose data other packages download: torchvision's images and texts from the Hub."""
 
 from __future__ import annotations
 
@@ -14,46 +14,46 @@ from pylo_zoo.tasks import text
 from pylo_zoo.tasks.base import Task
 from pylo_zoo.tasks.images import Images, VisionTransformer, classification
 
-PLACE = "~/.cache/pylo-zoo/data"
+DATA_ROOT = "~/.cache/pylo-zoo/data"
 
 
 def torchvision(
     *,
     dataset: str = "MNIST",
-    root: str = PLACE,
+    root: str = DATA_ROOT,
     model: str = "cnn",
     width: int = 16,
     depth: int = 3,
     batch_size: int = 128,
 ) -> Task:
-    """A data set of images that torchvision knows by name (MNIST, FashionMNIST, CIFAR10, SVHN …), downloaded by it.
+    """Image classification on a data set that torchvision downloads (MNIST, FashionMNIST, CIFAR10, SVHN …).
 
     Args:
-        dataset: its class in ``torchvision.datasets``.
-        root: where it lies, or is downloaded to.
+        dataset: name of its class in ``torchvision.datasets``.
+        root: directory of the data.
         model: ``cnn`` or ``vit`` (patches of 4).
-        width: channels of the first convolution, or of the tokens.
-        depth: convolutions, each twice as wide and half as high as the one before, or blocks.
-        batch_size: images a step.
+        width: channels of the first convolution, or width of the tokens.
+        depth: number of convolutions or blocks. Each convolution doubles the channels and halves the image size.
+        batch_size: images per step.
     """
     sets = _package("torchvision.datasets", "torchvision")
     make_set = getattr(sets, dataset, None)
     if make_set is None:
-        raise ZooError(f"torchvision has no data set {dataset!r}.", "Names are those of torchvision.datasets.")
+        raise ZooError(f"torchvision has no data set {dataset!r}.", "Use a class name from torchvision.datasets.")
     folder = Path(root).expanduser()
     parts = []
     for train in (True, False):
         try:
             try:
                 parts.append(make_set(folder, train=train, download=True))
-            except TypeError:  # those that are split by name
+            except TypeError:  # some data sets have `split` instead of `train`
                 parts.append(make_set(folder, split="train" if train else "test", download=True))
-        except Exception as error:  # whatever its downloads raise
+        except Exception as error:  # downloads raise many types
             raise ZooError(
                 f"{dataset} is unavailable: {' '.join(str(error).split())}.",
-                f"It is downloaded by torchvision, into {folder}; check the network, or put it there.",
+                f"Check the network, or put the data into {folder}.",
             ) from error
-    images = [_pictures(part) for part in parts]
+    images = [_pixels(part) for part in parts]
     mean, scale = images[0].mean(), images[0].std()
     labels = [torch.as_tensor(getattr(part, "targets", getattr(part, "labels", None))).long() for part in parts]
     data = Images((images[0] - mean) / scale, labels[0], (images[1] - mean) / scale, labels[1])
@@ -63,30 +63,31 @@ def torchvision(
         if model == "vit":
             return VisionTransformer(width, depth, 4, side, channels, classes)
         layers: list[nn.Module] = []
-        before = channels
+        in_channels = channels
         for layer in range(depth):
-            after = width * 2**layer
+            out_channels = width * 2**layer
             layers += [
-                nn.Conv2d(before, after, 3, padding=1, stride=1 if layer == 0 else 2),
-                nn.GroupNorm(1, after),
+                nn.Conv2d(in_channels, out_channels, 3, padding=1, stride=1 if layer == 0 else 2),
+                nn.GroupNorm(1, out_channels),
                 nn.ReLU(),
             ]
-            before = after
-        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))
+            in_channels = out_channels
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(in_channels, classes))
 
     if model not in ("cnn", "vit") or (model == "vit" and (side % 4 or width % 4)):
         raise ZooError(
-            f"There is no {model!r} for images of {side}×{side}.", "Models: cnn, and vit where 4 divides the side."
+            f"The model {model!r} of width {width} does not fit images of {side}×{side}.",
+            "Use cnn, or vit if 4 divides the side and the width.",
         )
     options = {"dataset": dataset, "model": model, "width": width, "depth": depth, "batch_size": batch_size}
-    source = f"torchvision.datasets.{dataset}: see its page for the licence"
+    source = f"torchvision.datasets.{dataset}: see its page for the license"
     return classification(
         "torchvision", f"{dataset}, {model}", data, net, batch_size, source, options=options, steps=1000
     )
 
 
-def _pictures(part: Any) -> torch.Tensor:
-    """Pixels ``[n, channels, side, side]`` from 0 to 1."""
+def _pixels(part: Any) -> torch.Tensor:
+    """Pixels ``[n, channels, side, side]`` in [0, 1]."""
     pixels = torch.as_tensor(part.data)
     if pixels.ndim == 3:
         pixels = pixels[:, None]
@@ -107,25 +108,25 @@ def hub_text(
     context: int = 128,
     batch_size: int = 32,
 ) -> Task:
-    """The characters of a text data set on the Hub, downloaded by the package ``datasets``.
+    """A character language model on a text data set from the Hub, which the package ``datasets`` downloads.
 
     Args:
         dataset: ``ORG/NAME``.
-        column: that holds the text.
-        split: of the data set.
-        rows: how many are taken.
-        width, depth, heads, context, batch_size: as of the task chars.
+        column: name of the text column.
+        split: split of the data set.
+        rows: number of rows to use.
+        width, depth, heads, context, batch_size: as in the task chars.
     """
     datasets = _package("datasets", "datasets")
     try:
-        found = datasets.load_dataset(dataset, split=f"{split}[:{rows}]")
-        corpus = "\n\n".join(map(str, found[column]))
-    except Exception as error:  # whatever its downloads raise
+        table = datasets.load_dataset(dataset, split=f"{split}[:{rows}]")
+        corpus = "\n\n".join(map(str, table[column]))
+    except Exception as error:  # downloads raise many types
         raise ZooError(
             f"{dataset} is unavailable: {' '.join(str(error).split())}.", "Check the name, the column and the network."
         ) from error
     sizes = {"width": width, "depth": depth, "heads": heads, "context": context, "batch_size": batch_size}
-    return text.over(corpus, "hub-text", f"{dataset} on the Hub: see its card for the licence", **sizes)
+    return text.text_task(corpus, "hub-text", f"{dataset} on the Hub: see its card for the license", **sizes)
 
 
 def _package(module: str, package: str) -> Any:
