@@ -127,7 +127,7 @@ def terminal(report: Report, *, explained: bool) -> str:
 
 def hint(report: Report) -> str:
     with pytest.raises(ZooError) as caught:
-        verify_cmd._judge(VerifyResults([report]), False)
+        verify_cmd._raise_failures(VerifyResults([report]), False)
     return caught.value.hint or ""
 
 

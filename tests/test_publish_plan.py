@@ -200,13 +200,13 @@ def test_weights_that_change_during_the_replay(here: Path, hub: HubDouble, monke
 def test_an_unknown_file(name: str, here: Path, hub: HubDouble) -> None:
     (here / name).write_text("HF_TOKEN=1")
     said = refused(here, hub)
-    assert f"holds files that are not part of an artifact: {name}" in said
-    assert "Nothing was sent" in said
+    assert f"contains files that do not belong to an artifact: {name}" in said
+    assert "nothing was sent" in said
 
 
 def test_a_subdirectory(here: Path, hub: HubDouble) -> None:
     (here / "old").mkdir()
-    assert "holds files that are not part of an artifact: old" in refused(here, hub)
+    assert "contains files that do not belong to an artifact: old" in refused(here, hub)
 
 
 def test_a_file_that_is_not_regular(here: Path, hub: HubDouble, tmp_path: Path) -> None:

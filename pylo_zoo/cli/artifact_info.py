@@ -19,10 +19,14 @@ if TYPE_CHECKING:
 NOT_RUN = "not_run"
 
 
-def data(here: LocalArtifact, weights: str) -> dict[str, Any]:
-    """All of it, as JSON holds it."""
-    from pylo_zoo import artifact
-    from pylo_zoo.files import read_regular
+def data(loaded: Artifact, here: LocalArtifact | None, weights: str) -> dict[str, Any]:
+    """The description of an artifact, as printed by ``--json``.
+
+    Args:
+        loaded: the artifact.
+        here: its files, or None for random weights, which have no files.
+        weights: what a user passes as ``weights=``.
+    """
     from pylo_zoo.parity import phrases
     from pylo_zoo.parity.reading import read_report
     from pylo_zoo.usage import training
@@ -50,14 +54,14 @@ def data(here: LocalArtifact, weights: str) -> dict[str, Any]:
     }
 
 
-def _files(here: Here) -> list[dict[str, Any]]:
+def _files(here: LocalArtifact) -> list[dict[str, Any]]:
     return [
         {"name": name, "bytes": (here.directory / name).stat().st_size, "sha256": sha256}
         for name, sha256 in here.files.items()
     ]
 
 
-def _card(here: Here) -> str | None:
+def _card(here: LocalArtifact) -> str | None:
     from pylo_zoo import artifact
     from pylo_zoo.files import read_regular
 

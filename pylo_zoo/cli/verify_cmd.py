@@ -99,7 +99,7 @@ def verify(
             results = targets.VerifyResults([targets.replay_target(target or "", access=access)])
         else:
             report = targets.verify_target(target or "", source, access=access, settings=settings)
-            found = targets.VerifyResults([report])
+            results = targets.VerifyResults([report])
     if all:
         _show_all(results, json, quiet)
     else:
