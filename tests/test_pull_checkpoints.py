@@ -33,13 +33,13 @@ def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.fixture
-def messages() -> list[str]:
+def said() -> list[str]:
     return []
 
 
 @pytest.fixture
-def access(access: Access, messages: list[str]) -> Access:
-    return dataclasses.replace(access, say=messages.append)
+def access(access: Access, said: list[str]) -> Access:
+    return dataclasses.replace(access, say=said.append)
 
 
 def state(family: str = "elo", **how: Any) -> bytes:
@@ -62,7 +62,7 @@ def pylos(family: str) -> bytes:
     ids=["celo", "velo", "another name", "a pickle next to it", "two"],
 )
 def test_a_checkpoint_is_converted(
-    family: str, files: dict[str, bytes], hub: HubDouble, access: Access, messages: list[str], zoo_home: Path
+    family: str, files: dict[str, bytes], hub: HubDouble, access: Access, said: list[str], zoo_home: Path
 ) -> None:
     repo = hub.create("org/theirs", files)
     checkout = weights.pull("org/theirs", access=access)
@@ -72,7 +72,7 @@ def test_a_checkpoint_is_converted(
     assert converted.source.sha256 == hashlib.sha256(files[name]).hexdigest()
     pin = lockfile.read_all(zoo_home / "zoo.lock").repositories[URI]
     assert (pin.commit, pin.files) == (repo.head, {name: converted.source.sha256})
-    first, last = messages
+    first, last = said
     assert first == f"{URI} is {repo.head[:12]}: recorded in {zoo_home / 'zoo.lock'}."
     assert last.endswith("its parity was not checked.")
     taken = {request.path.rpartition("/")[2] for request in hub.requests("GET", "/resolve/")}
@@ -82,10 +82,10 @@ def test_a_checkpoint_is_converted(
     count = len(hub.log)
     assert pylo_zoo.load(URI).fingerprint == converted.fingerprint
     assert weights.pull(URI, access=dataclasses.replace(access, offline=True)).directory == checkout.directory
-    assert messages[2].startswith(f"Offline: using {URI} as it was pulled")
+    assert said[2].startswith(f"Offline: using {URI} as it was pulled")
     assert len(hub.log) == count
     assert weights.pull(URI, access=access).directory == checkout.directory
-    assert f"{URI} has moved on to {repo.head[:12]}" in messages[4]
+    assert f"{URI} has moved on to {repo.head[:12]}" in said[4]
 
 
 def test_a_checkpoint_in_a_cache_that_cannot_be_written(
@@ -118,12 +118,12 @@ def test_a_branch_that_moves(hub: HubDouble, access: Access) -> None:
     assert pylo_zoo.load(f"{URI}@{first}", access=access).fingerprint == old.fingerprint
 
 
-def test_a_repository_of_the_registry(hub: HubDouble, access: Access, messages: list[str]) -> None:
+def test_a_repository_of_the_registry(hub: HubDouble, access: Access, said: list[str]) -> None:
     """``amoudgl/celo`` is in the registry with its hash, and no other file is accepted as it."""
     hub.create("amoudgl/celo", {"theta.state": state("celo")})
     with pytest.raises(FetchError, match="not the file that it should be"):
         pylo_zoo.load("hf://amoudgl/celo", access=access)
-    assert messages == ["hf://amoudgl/celo is the registry's celo, and is converted here."]
+    assert said == ["hf://amoudgl/celo is the registry's celo, and is converted here."]
     mulo = hub.create("btherien/mulo", {"model.safetensors": pylos("mulo"), "config.json": PYLOS_CONFIG})
     with pytest.raises(FetchError, match=r"is not the file that it should be: size|has [\d,]+ bytes"):
         pylo_zoo.load("hf://btherien/mulo", access=access)

@@ -31,20 +31,20 @@ def repo(hub: HubDouble) -> Repo:
 
 
 @pytest.fixture
-def messages() -> list[str]:
+def said() -> list[str]:
     return []
 
 
 @pytest.fixture
-def access(access: Access, messages: list[str]) -> Access:
-    return dataclasses.replace(access, say=messages.append)
+def access(access: Access, said: list[str]) -> Access:
+    return dataclasses.replace(access, say=said.append)
 
 
 # --- pins --------------------------------------------------------------------------------------------------------
 
 
 def test_a_moved_branch_is_ignored_until_accepted(
-    repo: Repo, hub: HubDouble, access: Access, messages: list[str], zoo_home: Path
+    repo: Repo, hub: HubDouble, access: Access, said: list[str], zoo_home: Path
 ) -> None:
     first = repo.head
     weights.pull(ID, access=access)
@@ -52,31 +52,31 @@ def test_a_moved_branch_is_ignored_until_accepted(
     second = publish_other_weights(repo)
     checkout = weights.pull(ID, access=access)
     assert (checkout.commit, checkout.newer, checkout.fetched) == (first, second, False)
-    assert f"{URI} has moved on to {second[:12]} since 20" in messages[-1]
-    assert f"keeping {first[:12]}" in messages[-1]
-    assert "--update-lock" in messages[-1]
+    assert f"{URI} has moved on to {second[:12]} since 20" in said[-1]
+    assert f"keeping {first[:12]}" in said[-1]
+    assert "--update-lock" in said[-1]
     assert (zoo_home / "zoo.lock").read_bytes() == before
-    count, message_count = len(hub.log), len(messages)
+    count, message_count = len(hub.log), len(said)
     old = pylo_zoo.load(URI, access=access)
-    assert (len(hub.log), len(messages)) == (count, message_count), "loading sends no request and prints nothing"
+    assert (len(hub.log), len(said)) == (count, message_count), "loading sends no request and prints nothing"
     updating = dataclasses.replace(access, update_lock=True)
     assert weights.pull(ID, access=updating).commit == second
     assert pylo_zoo.load(URI).fingerprint != old.fingerprint
     assert lockfile.read_all(zoo_home / "zoo.lock").repositories[URI].commit == second
 
 
-def test_a_tag_that_moves(repo: Repo, access: Access, messages: list[str]) -> None:
+def test_a_tag_that_moves(repo: Repo, access: Access, said: list[str]) -> None:
     first = repo.tags["v1"] = repo.head
     weights.pull(f"{ID}@v1", access=access)
     repo.tags["v1"] = publish_other_weights(repo)
     assert weights.pull(f"{ID}@v1", access=access).commit == first
-    assert "has moved on" in messages[-1]
+    assert "has moved on" in said[-1]
     assert weights.pull(ID, access=access).commit == repo.head, "the main branch has a separate record"
 
 
 @pytest.mark.parametrize("what", ["repository", "tag", "hidden"])
 def test_a_deleted_repository_is_still_in_the_cache(
-    what: str, repo: Repo, hub: HubDouble, access: Access, messages: list[str]
+    what: str, repo: Repo, hub: HubDouble, access: Access, said: list[str]
 ) -> None:
     first = repo.tags["v1"] = repo.head
     weights.pull(f"{ID}@v1", access=access)
@@ -88,7 +88,7 @@ def test_a_deleted_repository_is_still_in_the_cache(
         repo.private, hub.users[hub.TOKEN] = True, User("alice")
     checkout = weights.pull(f"{ID}@v1", access=access)
     assert (checkout.commit, checkout.newer) == (first, None)
-    assert messages[-1].endswith(f"Using {first[:12]}, as it was pulled.")
+    assert said[-1].endswith(f"Using {first[:12]}, as it was pulled.")
 
 
 def test_a_commit_that_no_longer_exists_anywhere(repo: Repo, access: Access, zoo_home: Path) -> None:
@@ -230,7 +230,7 @@ def test_a_listing_of_other_weights(repo: Repo, access: Access) -> None:
 
 @pytest.mark.parametrize("by", ["argument", "environment"])
 def test_offline(
-    by: str, repo: Repo, hub: HubDouble, access: Access, messages: list[str], monkeypatch: pytest.MonkeyPatch
+    by: str, repo: Repo, hub: HubDouble, access: Access, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     online = access
     if by == "argument":
@@ -251,26 +251,26 @@ def test_offline(
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     count = len(hub.log)
     assert weights.pull(ID, access=access).commit == first
-    assert messages[-1] == f"Offline: using {URI} as it was pulled, {first[:12]}."
-    message_count = len(messages)
+    assert said[-1] == f"Offline: using {URI} as it was pulled, {first[:12]}."
+    message_count = len(said)
     pylo_zoo.load(URI, access=access)
     pylo_zoo.load(f"{URI}@{first}", access=access)
     assert len(hub.log) == count
-    assert len(messages) == message_count + 1, "a commit needs no acceptance"
+    assert len(said) == message_count + 1, "a commit needs no acceptance"
 
 
-def test_the_hub_is_down(repo: Repo, hub: HubDouble, access: Access, messages: list[str]) -> None:
+def test_the_hub_is_down(repo: Repo, hub: HubDouble, access: Access, said: list[str]) -> None:
     with hub.offline(), pytest.raises(Unavailable, match=r"cannot be reached .*, 3 times"):
         weights.pull(ID, access=access)
     first = repo.head
     weights.pull(ID, access=access)
     with hub.offline():
         assert weights.pull(ID, access=access).commit == first
-        assert messages[-1].startswith(f"{URI} cannot be reached (Connection refused), 3 times.")
-        assert messages[-1].endswith(f"Using {first[:12]}, as it was pulled.")
-        message_count = len(messages)
+        assert said[-1].startswith(f"{URI} cannot be reached (Connection refused), 3 times.")
+        assert said[-1].endswith(f"Using {first[:12]}, as it was pulled.")
+        message_count = len(said)
         assert pylo_zoo.load(URI, access=access).family == "elo"
-        assert len(messages) == message_count, "no request was sent"
+        assert len(said) == message_count, "no request was sent"
         with pytest.raises(Unavailable, match="cannot be reached"):
             weights.pull(ID, access=dataclasses.replace(access, update_lock=True))
 
