@@ -128,8 +128,8 @@ def check_features(name: str) -> None:
         channels = {name: FEATURES[name](inputs) for name in names}
         return {
             f"{name} {k}": torch.rsqrt(rule.norm_eps + x.square().mean())
-            for name, made in channels.items()
-            for k, x in enumerate(made)
+            for name, factors in channels.items()
+            for k, x in enumerate(factors)
         }
 
     references = [expected(partial(scales, task)) for task in tasks]

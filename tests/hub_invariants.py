@@ -100,5 +100,5 @@ def check_error(error: ZooError) -> None:
     check_silence(error.message, error.hint, *traceback.format_exception(error))
 
 
-def check_silence(*said: str) -> None:
-    assert not [line for line in said if any(secret in line for secret in SECRETS)], "a secret was printed"
+def check_silence(*output: str) -> None:
+    assert not [line for line in output if any(secret in line for secret in SECRETS)], "a secret was printed"

@@ -92,13 +92,13 @@ class Publisher:
     """A publisher that records its messages and the pauses that it requested."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.messages: list[str] = []
         self.sleeps: list[float] = []
         self.policy = Policy(timeout=5, sleep=self.sleeps.append)
 
     @property
     def access(self) -> Access:
-        return Access(policy=self.policy, say=self.said.append)
+        return Access(policy=self.policy, say=self.messages.append)
 
     def send(self, what: PublishPlan | None = None, **options: Any) -> Published:
         return send(what or light(), Options(**options), self.access)
@@ -117,5 +117,5 @@ def watched_publisher(hub: HubDouble) -> Iterator[Publisher]:
     """A publisher whose token must appear nowhere but in headers."""
     publisher = Publisher()
     yield publisher
-    assert "sekret" not in " ".join(publisher.said)
+    assert "sekret" not in " ".join(publisher.messages)
     assert not any(TOKEN.encode() in request.body for request in hub.log), "no token in a file or a message"

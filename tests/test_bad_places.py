@@ -70,9 +70,9 @@ def test_an_unreadable_source(
 ) -> None:
     path = write_theta(tmp_path, "elo")
     refusing(monkeypatch, "open", errno.EACCES, path)
-    said = refused(capsys, *command, path)
-    assert "theta.state cannot be read: Permission denied" in said
-    assert "permissions" in said
+    error = refused(capsys, *command, path)
+    assert "theta.state cannot be read: Permission denied" in error
+    assert "permissions" in error
 
 
 def test_a_folder_without_search_permission(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,9 +84,9 @@ def test_a_folder_without_search_permission(capsys: Capture, tmp_path: Path, mon
 def test_an_unwritable_output_folder(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_theta(tmp_path, "elo")
     refusing(monkeypatch, "mkdir", errno.EACCES, tmp_path / "closed")
-    said = refused(capsys, "convert", "elo", "--source", path, "--out", "closed/elo", "--no-verify")
-    assert "closed/elo cannot be written: Permission denied" in said
-    assert "another place" in said
+    error = refused(capsys, "convert", "elo", "--source", path, "--out", "closed/elo", "--no-verify")
+    assert "closed/elo cannot be written: Permission denied" in error
+    assert "another place" in error
     assert [entry.name for entry in tmp_path.iterdir()] == ["theta.state"]
 
 
@@ -102,9 +102,9 @@ def test_an_unwritable_cache_error_names_the_variable(
 ) -> None:
     path = write_theta(tmp_path, "elo")
     refusing(monkeypatch, "mkdir", errno.EROFS, zoo_home)
-    said = refused(capsys, "convert", "elo", "--source", path, "--no-verify")
-    assert "Read-only file system" in said
-    assert "PYLO_ZOO_HOME" in said
+    error = refused(capsys, "convert", "elo", "--source", path, "--no-verify")
+    assert "Read-only file system" in error
+    assert "PYLO_ZOO_HOME" in error
     assert not Path("zoo").exists()
 
 
@@ -308,9 +308,9 @@ def test_out_with_dots(tmp_path: Path) -> None:
 
 
 def test_a_name_that_the_file_system_rejects(capsys: Capture, tmp_path: Path) -> None:
-    said = refused(capsys, "convert", "elo", "--source", write_theta(tmp_path, "elo"), "--out", "x" * 300)
-    assert "name too long" in said
-    assert "bug" not in said
+    error = refused(capsys, "convert", "elo", "--source", write_theta(tmp_path, "elo"), "--out", "x" * 300)
+    assert "name too long" in error
+    assert "bug" not in error
     assert "bug" not in refused(capsys, "inspect", "x" * 300)
 
 

@@ -266,9 +266,9 @@ def test_the_time_limit_is_a_positive_float(seconds: float) -> None:
 
 
 def test_what_is_left_out_is_reported() -> None:
-    found = bench(BenchPlan(("adamw", "muon"), ("tiny", "tiny"), ("fused",), 3, 1e-9, memory=False))
-    assert found.cells == ()
-    assert tables.absences(found) == ["tiny, adamw, muon (fused): the time limit of 1e-09 s was reached"]
+    result = bench(BenchPlan(("adamw", "muon"), ("tiny", "tiny"), ("fused",), 3, 1e-9, memory=False))
+    assert result.cells == ()
+    assert tables.absences(result) == ["tiny, adamw, muon (fused): the time limit of 1e-09 s was reached"]
 
 
 def test_the_command_shows_its_plan_and_progress(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
@@ -318,9 +318,9 @@ def test_a_failure_is_reported_and_the_rest_continues(monkeypatch: pytest.Monkey
         raise RuntimeError("no memory\nand more")
 
     monkeypatch.setattr(subjects, "SUBJECTS", {**SUBJECTS, "broken": subjects.Subject("broken", "", broken)})
-    found = bench(BenchPlan(("broken", "adamw"), ("tiny",), ("eager",), 3, 60, memory=False))
-    assert [cell.optimizer for cell in found.cells] == ["adamw"]
-    assert found.left_out == (LeftOut("broken", "tiny", "RuntimeError: no memory", failed=True, backend="eager"),)
+    result = bench(BenchPlan(("broken", "adamw"), ("tiny",), ("eager",), 3, 60, memory=False))
+    assert [cell.optimizer for cell in result.cells] == ["adamw"]
+    assert result.left_out == (LeftOut("broken", "tiny", "RuntimeError: no memory", failed=True, backend="eager"),)
 
 
 @pytest.mark.parametrize(("width", "columns"), [(80, 9), (40, 5), (10, 4), (None, 13)])

@@ -246,10 +246,10 @@ def test_printable() -> None:
 def test_trailing_bytes_are_named_in_the_error(capsys: Capture, tmp_path: Path) -> None:
     path = write_theta(tmp_path, "elo")
     path.write_bytes(path.read_bytes() + b"\0" * 1234)
-    said = refused(capsys, "convert", "elo", "--source", path)
-    assert "after its flax msgpack data" in said
-    assert "1,234 bytes" in said
-    assert "complete flax" not in said
+    error = refused(capsys, "convert", "elo", "--source", path)
+    assert "after its flax msgpack data" in error
+    assert "1,234 bytes" in error
+    assert "complete flax" not in error
 
 
 @pytest.mark.parametrize("family", ["celo", "velo", "mulo"])
@@ -257,9 +257,9 @@ def test_a_nan_error_names_the_flag(family: str, capsys: Capture) -> None:
     leaves = theta(family)
     next(iter(leaves.values())).flat[0] = math.nan
     Path("theta.state").write_bytes(encode(nested(leaves)))
-    said = refused(capsys, "convert", family, "--source", "theta.state", "--no-verify")
-    assert "--allow-nonfinite" in said
-    assert "leaves fit" not in said
+    error = refused(capsys, "convert", family, "--source", "theta.state", "--no-verify")
+    assert "--allow-nonfinite" in error
+    assert "leaves fit" not in error
 
 
 # --- streams -------------------------------------------------------------------------------------------------------

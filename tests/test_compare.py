@@ -343,8 +343,8 @@ def test_places_that_cannot_be_written(capsys: Capture, monkeypatch: pytest.Monk
     assert "is not empty" in refused(capsys, "compare", *TINY, "--optimizers", "adamw", "--out", "full", "-q")
     usage = shutil.disk_usage(".")._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
-    said = refused(capsys, "compare", *TINY, "--optimizers", "adamw", "--out", "new", "-q")
-    assert "1,000 bytes left" in said
+    error = refused(capsys, "compare", *TINY, "--optimizers", "adamw", "--out", "new", "-q")
+    assert "1,000 bytes left" in error
     assert not list(Path("new").rglob("run.json"))
 
 

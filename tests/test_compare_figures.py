@@ -122,70 +122,72 @@ def entry(label: str, losses: Sequence[float | None], metric: Sequence[float] = 
     }
 
 
-def said(*entries: dict[str, Any], metric: str | None = None) -> str:
+def sentences(*entries: dict[str, Any], metric: str | None = None) -> str:
     seeds = list(range(len(entries[0]["runs"])))
     task = {"metric": metric, "higher_is_better": True, "floor": None}
     return verdict.verdict({"optimizers": entries, "seeds": seeds, "reference": "adamw", "task": task})
 
 
 def test_a_win_of_adamw_is_stated_first() -> None:
-    text = said(entry("celo", [0.5, 0.6, 0.7]), entry("adamw", [0.1, 0.2, 0.3]))
+    text = sentences(entry("celo", [0.5, 0.6, 0.7]), entry("adamw", [0.1, 0.2, 0.3]))
     assert text.startswith("tuned adamw ends at the lowest training loss, 0.200 (0.100–0.300)")
     assert "3.0 times lower than untuned celo" in text
     assert "do not overlap" in text
 
 
 def test_a_learned_optimizer_that_wins() -> None:
-    text = said(entry("celo", [0.10, 0.11]), entry("adamw", [0.12, 0.13]))
+    text = sentences(entry("celo", [0.10, 0.11]), entry("adamw", [0.12, 0.13]))
     assert text.startswith("untuned celo ends at the lowest training loss")
     assert "16 % below tuned adamw" in text
 
 
 def test_the_rank_of_adamw_is_stated_if_it_is_third_or_lower() -> None:
-    text = said(entry("celo", [0.1, 0.11]), entry("muon", [0.12, 0.13]), entry("adamw", [0.5, 0.5]))
+    text = sentences(entry("celo", [0.1, 0.11]), entry("muon", [0.12, 0.13]), entry("adamw", [0.5, 0.5]))
     assert "tuned adamw ranks 3 of 3 with 0.500." in text
     assert words.sentence("tuned a wins. tuned b: untuned c") == "Tuned a wins. Tuned b: untuned c"
 
 
 def test_overlapping_ranges_are_not_a_win() -> None:
-    text = said(entry("celo", [0.1, 0.2, 0.3]), entry("adamw", [0.25, 0.3, 0.35]), entry("muon", [1.0, 1.0, 1.1]))
+    text = sentences(entry("celo", [0.1, 0.2, 0.3]), entry("adamw", [0.25, 0.3, 0.35]), entry("muon", [1.0, 1.0, 1.1]))
     assert text.startswith("No clear winner: untuned celo has the lowest mean")
     assert "overlaps that of tuned adamw; it is ahead of adamw in 2 of 3 seeds" in text
     assert "muon" not in text
 
 
 def test_a_single_seed_is_stated() -> None:
-    text = said(entry("celo", [0.1]), entry("adamw", [0.2]))
+    text = sentences(entry("celo", [0.1]), entry("adamw", [0.2]))
     assert text.startswith("With one seed, untuned celo")
     assert "may be chance" in text
 
 
 def test_seeds_without_spread_are_stated() -> None:
-    text = said(entry("celo", [0.1, 0.1]), entry("adamw", [0.3, 0.3]))
+    text = sentences(entry("celo", [0.1, 0.1]), entry("adamw", [0.3, 0.3]))
     assert text.endswith("all seeds have the same results.")
 
 
 def test_equal_losses() -> None:
-    assert "end at the same training loss, 0.200" in said(entry("celo", [0.2, 0.2]), entry("adamw", [0.2, 0.2]))
+    assert "end at the same training loss, 0.200" in sentences(entry("celo", [0.2, 0.2]), entry("adamw", [0.2, 0.2]))
 
 
 def test_a_diverged_optimizer_cannot_win() -> None:
-    text = said(entry("celo", [0.01, None]), entry("adamw", [0.2, 0.3]))
+    text = sentences(entry("celo", [0.01, None]), entry("adamw", [0.2, 0.3]))
     assert text == (
         "tuned adamw is the only optimizer that did not diverge: training loss 0.250 (0.200–0.300). "
         "Diverged: celo in 1 of 2."
     )
-    assert said(entry("celo", [None])).startswith("Every optimizer diverged")
+    assert sentences(entry("celo", [None])).startswith("Every optimizer diverged")
 
 
 def test_held_out_data_can_disagree() -> None:
     two = entry("celo", [0.1, 0.1], [0.8, 0.9]), entry("adamw", [0.2, 0.2], [0.95, 0.97])
-    assert "In held-out accuracy, tuned adamw has the best mean, 0.960" in said(*two, metric="accuracy")
-    assert "the ranges do not overlap" in said(*two, metric="accuracy")
+    assert "In held-out accuracy, tuned adamw has the best mean, 0.960" in sentences(*two, metric="accuracy")
+    assert "the ranges do not overlap" in sentences(*two, metric="accuracy")
 
 
 def test_samples_are_described_as_hand_set() -> None:
-    assert "untuned hand-set velo-sample" in said(entry("velo-sample", [0.1], hand_set=True), entry("adamw", [0.2]))
+    assert "untuned hand-set velo-sample" in sentences(
+        entry("velo-sample", [0.1], hand_set=True), entry("adamw", [0.2])
+    )
 
 
 @pytest.mark.parametrize(

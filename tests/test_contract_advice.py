@@ -68,9 +68,9 @@ def run(entry: Entry, scheduler: Any, steps: int = 12, **more: Any) -> Any:
 @holds("schedule_warning")
 @pytest.mark.parametrize("kind", FALLING)
 def test_a_falling_lr_warns_once(entry: Entry, kind: str) -> None:
-    with pytest.warns(UserWarning, match=r"lr has fallen from .* to .*num_steps.*keep lr constant") as told:
+    with pytest.warns(UserWarning, match=r"lr has fallen from .* to .*num_steps.*keep lr constant") as caught:
         optimizer = run(entry, FALLING[kind])
-    assert [each.filename for each in told] == [__file__]
+    assert [each.filename for each in caught] == [__file__]
     with warnings.catch_warnings():  # a resumed run warned in its first part if it uses the same optimizer
         warnings.simplefilter("error")
         copied = copy.deepcopy(optimizer)

@@ -83,10 +83,10 @@ def test_format_pt(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_defaults_and_behavior_are_the_released_ones(family: str, tmp_path: Path) -> None:
-    made = convert(family, source=write_theta(tmp_path, family))
-    assert made.behavior == FAMILIES[family].behavior()
-    assert made.defaults == {key: value for key, value in FAMILIES[family].defaults.items() if value is not None}
-    assert made.defaults["weight_decay"] == (0.1 if family == "elo-celo2" else 0.0)
+    converted = convert(family, source=write_theta(tmp_path, family))
+    assert converted.behavior == FAMILIES[family].behavior()
+    assert converted.defaults == {key: value for key, value in FAMILIES[family].defaults.items() if value is not None}
+    assert converted.defaults["weight_decay"] == (0.1 if family == "elo-celo2" else 0.0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

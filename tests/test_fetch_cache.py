@@ -190,12 +190,12 @@ def test_the_next_process_resumes_a_killed_download(server: Files, access: Acces
 
 def test_waiting_for_a_lock_times_out(server: Files, access: Access, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "LOCK_SECONDS", 0.2)
-    said: list[str] = []
+    messages: list[str] = []
     with store.locked(f"http {server.url}{PATH}"), ThreadPoolExecutor() as pool:
-        waiting = pool.submit(pinned, server, dataclasses.replace(access, say=said.append))
+        waiting = pool.submit(pinned, server, dataclasses.replace(access, say=messages.append))
         with pytest.raises(ZooError, match="Another process"):
             waiting.result(timeout=30)
-    assert said == ["Another process is fetching this file; waiting for it."]
+    assert messages == ["Another process is fetching this file; waiting for it."]
 
 
 def test_threads_share_downloads_like_processes(server: Files, access: Access) -> None:

@@ -149,11 +149,11 @@ def test_a_damaged_copy_in_the_clients_cache_is_fetched_again(hub: Hub) -> None:
 
 
 def test_offline_uses_only_the_caches(hub: Hub) -> None:
-    said = hub.refused(HF_HUB_OFFLINE="1")
-    assert said.startswith("Unavailable: ")
-    assert "offline mode is on" in said
+    error = hub.refused(HF_HUB_OFFLINE="1")
+    assert error.startswith("Unavailable: ")
+    assert "offline mode is on" in error
     for way in (f"{hub.double.url}{PATH}", "--source", "PYLO_ZOO_HOME", "HF_ENDPOINT"):
-        assert way in said
+        assert way in error
     assert hub.double.log == []
     hub.fetch().unlink()
     count = len(hub.double.log)
@@ -212,9 +212,9 @@ def test_a_change_is_refused_until_it_is_accepted(hub: Hub) -> None:
     hub.repo.commit({FILE: OTHER})
     assert hub.fetch(sha256="") == recorded, "the cache has the recorded file, so no request is sent"
     recorded.unlink()
-    said = hub.refused(sha256="")
-    assert "has changed since 20" in said
-    assert "--update-lock" in said
+    error = hub.refused(sha256="")
+    assert "has changed since 20" in error
+    assert "--update-lock" in error
     assert hub.fetch(URI, "", "update").read_bytes() == OTHER
     assert hub.fetch(sha256="").read_bytes() == OTHER
 
@@ -286,9 +286,9 @@ def test_convert_velo_fetches_and_records_the_gin_file_too(hub: Hub, registry: P
     assert set(pins) == {"gs://gresearch/velo/params", "gs://gresearch/velo/config.gin"}
     folder = hub.home / "sources" / pins["gs://gresearch/velo/params"].sha256
     assert sorted(path.name for path in folder.iterdir()) == ["config.gin", "params"]
-    made = artifact.read(hub.cwd / "zoo" / "velo")
-    assert made.source.uri == "gs://gresearch/velo/params"
-    assert made.behavior.use_bugged_loss_features is False, "as its gin file says"
+    loaded = artifact.read(hub.cwd / "zoo" / "velo")
+    assert loaded.source.uri == "gs://gresearch/velo/params"
+    assert loaded.behavior.use_bugged_loss_features is False, "as its gin file says"
     # a change of either file is refused once the cache no longer has it
     hub.server.files["/gresearch/velo/config.gin"] += b"\n"
     again = ("convert", "velo", "--no-verify", "--force", "-q")
@@ -308,15 +308,15 @@ def test_an_address_as_source(hub: Hub, registry: Path) -> None:
     for source in ("gs://gresearch/velo/params", f"{hub.server.url}/gresearch/velo/params?X=sekret"):
         done = hub.python(CLI, str(registry), "convert", "velo", "--source", source, "--no-verify", "--force", "-q")
         assert done.returncode == 0, done.stderr
-        made = artifact.read(hub.cwd / "zoo" / "velo")
-        assert made.source.uri == source.partition("?")[0]
-        assert made.behavior.use_bugged_loss_features is False, "the gin file was fetched too"
+        loaded = artifact.read(hub.cwd / "zoo" / "velo")
+        assert loaded.source.uri == source.partition("?")[0]
+        assert loaded.behavior.use_bugged_loss_features is False, "the gin file was fetched too"
     del hub.server.files["/gresearch/velo/config.gin"]
     words = ("--source", f"{hub.server.url}/gresearch/velo/params", "--no-verify", "--out", "bare", "--update-lock")
     done = hub.python(CLI, str(registry), "convert", "velo", *words)
     assert done.returncode == 0, done.stderr
     assert "has no config.gin" in done.stderr
-    assert [path.name for path in (hub.home / "sources" / made.source.sha256).iterdir()] == ["params"]
+    assert [path.name for path in (hub.home / "sources" / loaded.source.sha256).iterdir()] == ["params"]
 
 
 def test_an_unreachable_hub_is_a_two_line_error(hub: Hub, registry: Path) -> None:

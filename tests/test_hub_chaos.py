@@ -90,12 +90,12 @@ class ChaosRun:
     faults: Counter[str] = field(default_factory=Counter)
     requests: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
-    said: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
 
     @property
     def access(self) -> Access:
         policy = Policy(attempts=3, unreachable=2, timeout=5, sleep=lambda seconds: None)
-        return Access(progress=False, policy=policy, say=self.said.append)
+        return Access(progress=False, policy=policy, say=self.messages.append)
 
     def until_it_succeeds(self, seed: int, attempt: Callable[[], Any], check: Callable[[], None]) -> None:
         """Call ``attempt`` until no fault remains or none interfered; call ``check`` after each attempt."""
@@ -116,7 +116,7 @@ class ChaosRun:
             raise AssertionError(f"seed {seed}: {ATTEMPTS} attempts were not enough: {last}")
         finally:
             self.hub.chaos = None
-            invariants.check_silence(*self.said)
+            invariants.check_silence(*self.messages)
             for method, path, name in chaos.struck:
                 self.faults[name] += 1
                 self.requests[kind(f"{method} {path}")] += 1

@@ -120,7 +120,7 @@ def test_a_download_cut_by_a_reset(hub: HubDouble) -> None:
     [
         (hub_faults.not_json, ValueError),
         (hub_faults.empty, ValueError),
-        (hub_faults.changed_json(lambda said: said.pop("id")), KeyError),
+        (hub_faults.changed_json(lambda answer: answer.pop("id")), KeyError),
         (hub_faults.status(404, X_Error_Code="RevisionNotFound"), errors.RevisionNotFoundError),
     ],
 )

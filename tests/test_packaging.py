@@ -145,13 +145,13 @@ def test_an_empty_environment_needs_only_the_wheel(built: Path, tmp_path: Path) 
     empty = tmp_path / "empty"
     empty.mkdir()
 
-    def said(*words: str) -> str:
+    def output_of(*words: str) -> str:
         return check_output(*words, cwd=empty, env=env)
 
-    said(python, "-m", "pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt"), str(wheel))
-    assert said(command, "--help").startswith("Usage: pylo-zoo")
-    assert said(command, "--version").startswith("pylo-zoo ")
-    assert "velo-sample" in said(command, "list")
+    output_of(python, "-m", "pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt"), str(wheel))
+    assert output_of(command, "--help").startswith("Usage: pylo-zoo")
+    assert output_of(command, "--version").startswith("pylo-zoo ")
+    assert "velo-sample" in output_of(command, "list")
     convert = [command, "convert", "velo-sample"]
     done = subprocess.run(convert, cwd=empty, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -161,7 +161,7 @@ def test_an_empty_environment_needs_only_the_wheel(built: Path, tmp_path: Path) 
         "model.safetensors",
         "parity.json",
     ]
-    assert json.loads(said(python, "-c", TRAINED, "zoo/velo-sample")) == {"there": [], "moved": True}
+    assert json.loads(output_of(python, "-c", TRAINED, "zoo/velo-sample")) == {"there": [], "moved": True}
 
 
 def test_the_wheel_has_every_module_and_every_data_file(built: Path) -> None:
@@ -189,11 +189,11 @@ def test_the_installed_wheel_works(built: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     env = os.environ | {"PYTHONPATH": str(site)}
-    found = json.loads(check_output(sys.executable, "-c", INSTALLED, cwd=tmp_path, env=env))
-    assert Path(found["package"]) == site / "pylo_zoo"
-    assert Path(found["converters"]) == site / "pylo_zoo" / "converters"
-    assert "celo" in found["names"]
-    assert found["samples"] == [True, True]
+    result = json.loads(check_output(sys.executable, "-c", INSTALLED, cwd=tmp_path, env=env))
+    assert Path(result["package"]) == site / "pylo_zoo"
+    assert Path(result["converters"]) == site / "pylo_zoo" / "converters"
+    assert "celo" in result["names"]
+    assert result["samples"] == [True, True]
     listing = check_output(sys.executable, "-c", "from pylo_zoo.cli import main; main(['list'])", cwd=tmp_path, env=env)
     assert "velo-sample" in listing
 

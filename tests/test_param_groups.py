@@ -258,12 +258,12 @@ def test_the_models_own_head_takes_precedence_over_names() -> None:
 
 
 def test_names_and_patterns_override() -> None:
-    found = by_name(Model(), adamw=["gate.*"], learned="embed.weight")
-    assert (found["gate.weight"].rule, found["embed.weight"].rule) == ("adamw", "learned")
-    assert "gate.*" in found["gate.weight"].reason
+    result = by_name(Model(), adamw=["gate.*"], learned="embed.weight")
+    assert (result["gate.weight"].rule, result["embed.weight"].rule) == ("adamw", "learned")
+    assert "gate.*" in result["gate.weight"].reason
     # a module's name selects all its parameters; any name of a shared parameter works; the more specific pattern wins
-    found = by_name(Model(), learned="*", adamw=["conv", "head.weight"])
-    rules = {name: route.rule for name, route in found.items()}
+    result = by_name(Model(), learned="*", adamw=["conv", "head.weight"])
+    rules = {name: route.rule for name, route in result.items()}
     assert {name for name, rule in rules.items() if rule == "adamw"} == {"conv.weight", "conv.bias", "embed.weight"}
     assert set(rules.values()) == {"adamw", "learned"}
 
@@ -428,10 +428,10 @@ def test_a_stack_in_torch_layout_moves_as_its_transpose_in_jax_layout(cls: type,
 @pytest.mark.parametrize("hidden", [2, 3, 4])  # at 2 the up projections are square, at 4 the down projection is
 @pytest.mark.parametrize("transposed", [True, False])
 def test_shapes_of_up_and_down_projections_determine_the_layout_of_a_stack(transposed: bool, hidden: int) -> None:
-    found = by_name(Experts(transposed, dim=4, hidden=hidden))
+    result = by_name(Experts(transposed, dim=4, hidden=hidden))
     expected = "torch-stacked" if transposed else "jax"
-    assert [found[name].layout for name in ("gate_up_proj", "down_proj")] == [expected] * 2
-    assert all("as the module's shapes fit" in found[name].reason for name in ("gate_up_proj", "down_proj"))
+    assert [result[name].layout for name in ("gate_up_proj", "down_proj")] == [expected] * 2
+    assert all("as the module's shapes fit" in result[name].reason for name in ("gate_up_proj", "down_proj"))
 
 
 def test_a_stack_without_such_a_pair_is_read_in_jax_layout() -> None:

@@ -196,20 +196,20 @@ def test_whole_runs_of_1_10_and_200_steps(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_planted_faults_are_caught_and_counted(family: str) -> None:
-    found = {control.name: control for control in proof(family).controls}
-    assert list(found)[: len(controls.FAULTS)] == [fault.name for fault in controls.FAULTS]
-    caught = {name for name, control in found.items() if control.status == "caught"}
+    result = {control.name: control for control in proof(family).controls}
+    assert list(result)[: len(controls.FAULTS)] == [fault.name for fault in controls.FAULTS]
+    caught = {name for name, control in result.items() if control.status == "caught"}
     assert {"decays", "transposed weight", "one bit"} <= caught
     assert ("clip of decays" in caught) == bool(plan.clamped(random_weights(family)[0]))
     for level in controls.LEVELS:
         assert {f"weight, by {level}", f"NaN, by {level}"} <= caught
     if family in ("velo", "celo"):
         assert {"tied axes", "layout", "epsilon", "old accumulator", "guard", "gate order"} <= caught
-        assert found["tied axes"].by == "row"
-        assert found["gate order"].by in ("lstm_cell", "lstm_hidden")
+        assert result["tied axes"].by == "row"
+        assert result["gate order"].by in ("lstm_cell", "lstm_hidden")
     if family in ("celo2", "elo-celo2"):
         assert {"Adam's epsilon", "Adam's old moments", "Newton–Schulz"} <= caught
-        assert found["Newton–Schulz"].by == "orthogonalized"
+        assert result["Newton–Schulz"].by == "orthogonalized"
 
 
 def test_a_family_plants_its_applicable_faults() -> None:

@@ -235,23 +235,23 @@ def test_the_initial_loss_minimum_is_checked(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_an_exception_is_located() -> None:
     with planted(FAULTS["an exception"]):
-        found = difference("velo", "ordinary")
-    assert found is not None
-    assert found.misfit is not None
-    assert found.misfit.startswith("the optimizer raised IndexError")
-    assert (found.case, found.step) == ("scalar", 0)
+        result = difference("velo", "ordinary")
+    assert result is not None
+    assert result.misfit is not None
+    assert result.misfit.startswith("the optimizer raised IndexError")
+    assert (result.case, result.step) == ("scalar", 0)
 
 
 def test_a_wrong_tie_shows_only_in_tied_shapes() -> None:
     tied = next(fault for fault in controls.FAULTS if fault.name == "tied axes")
     with controls.substituted(tied.code, "pylo_zoo.optim"):
-        found = difference("velo", "ordinary")
-    assert found is not None
+        result = difference("velo", "ordinary")
+    assert result is not None
     shapes = {case.name: case.shape for case in cases.CASES}
-    off = {name for name in found.off_in if sorted(shapes[name])[-1] == sorted(shapes[name])[-2]}
-    assert set(found.off_in) == off
+    off = {name for name in result.off_in if sorted(shapes[name])[-1] == sorted(shapes[name])[-2]}
+    assert set(result.off_in) == off
     assert {"square dense", "conv2d, in = out", "conv1d, all equal"} <= off
-    assert {"wide dense", "conv2d", "embedding"} <= set(found.right_in)
+    assert {"wide dense", "conv2d", "embedding"} <= set(result.right_in)
 
 
 @pytest.mark.parametrize(

@@ -80,16 +80,16 @@ RAISED = {
 
 @pytest.mark.parametrize("name", RAISED)
 def test_an_exception_of_the_optimizer_is_a_located_difference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    plant, said = RAISED[name]
+    plant, message = RAISED[name]
     plant(monkeypatch)
     report = quick_proof(FAMILY)
     assert report.status == "failed"
     assert report.explanation is not None
     assert report.explanation.failed
     assert report.explanation.misfit is not None
-    assert report.explanation.misfit.startswith(f"the optimizer raised {said}")
+    assert report.explanation.misfit.startswith(f"the optimizer raised {message}")
     assert len(report.explanation.misfit) < 400
-    assert f"the optimizer raised {said}" in shown(report)
+    assert f"the optimizer raised {message}" in shown(report)
     assert not any(check.passed for check in report.of_level("trajectory"))
     read_report(json.loads(json.dumps(report.to_dict(), allow_nan=False)))
 
@@ -317,6 +317,6 @@ def test_one_unclipped_decay_is_detected(family: str, decay: str, monkeypatch: p
         return right(self)._replace(**{decay: getattr(free, decay)})
 
     monkeypatch.setattr(net, "decays", unclipped)
-    found = explain.first_difference([steps.compare(artifact, walked, "float64", "torch")])
-    assert found is not None
-    assert re.fullmatch("second_moment" if decay == "rms" else "row|col|diag", found.quantity)
+    result = explain.first_difference([steps.compare(artifact, walked, "float64", "torch")])
+    assert result is not None
+    assert re.fullmatch("second_moment" if decay == "rms" else "row|col|diag", result.quantity)

@@ -209,14 +209,14 @@ def test_a_mutated_report_is_read_or_refused(whole: Any, seed: int, changes: lis
     use(report)
 
 
-@pytest.mark.parametrize(("allowed", "said"), [(0.6, True), (0.05, False)])
-def test_a_large_error_that_passes_has_a_reason(allowed: float, said: bool) -> None:
+@pytest.mark.parametrize(("allowed", "has_reason"), [(0.6, True), (0.05, False)])
+def test_a_large_error_that_passes_has_a_reason(allowed: float, has_reason: bool) -> None:
     errors = {"a": Error(min(0.19, allowed), allowed, 9.0), "b": Error(1e-7, 1e-5, 1.0)}
     checks = [Check("step", "float32", "jax", "zeros", 3, errors, kind="regime")]
     checks += [Check("step", "float64", "jax", "zeros", 3, {"a": Error(1e-16, 1e-10, 1.0)}, kind="regime")]
     result = tables.wide_bounds(checks)
-    assert bool(result) == said
-    if said:
+    assert bool(result) == has_reason
+    if has_reason:
         (reason,) = result
         assert "float32, zeros: 1.9e-01 of the update passes" in reason
         assert "the original's own float32 error is up to 9.4e-03, and 64 times that is allowed" in reason

@@ -185,6 +185,6 @@ def test_inspect_names_the_required_flags(capsys: Capture, tmp_path: Path, monke
     assert "pylo-zoo convert elo --source checkpoint --cast float32" in out
     assert "float64" in out
     assert run("inspect", "checkpoint", "--json") == 0
-    said = json.loads(capsys.readouterr().out)
-    assert (said["format"], said["needs"], said["families"]) == ("npz", ["--cast float32"], ["elo"])
-    assert said["problems"]
+    output = json.loads(capsys.readouterr().out)
+    assert (output["format"], output["needs"], output["families"]) == ("npz", ["--cast float32"], ["elo"])
+    assert output["problems"]

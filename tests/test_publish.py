@@ -47,7 +47,7 @@ def test_the_first_publication(hub: HubDouble, publisher: Publisher) -> None:
     assert (front["license"], front["library_name"]) == ("mit", "pylo-zoo")
     assert "model-index" in front
     assert len(hub.requests("POST", "/commit/")) == 1
-    assert publisher.said == publisher.sleeps == []
+    assert publisher.messages == publisher.sleeps == []
 
 
 def test_a_directory(hub: HubDouble, publisher: Publisher, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_repeated_proof_is_not_a_new_version(hub: HubDouble, publisher: Publis
 def test_private(hub: HubDouble, publisher: Publisher) -> None:
     assert publisher.send(private=True).private is True
     assert hub.repos[REPO].private
-    assert publisher.said == []
+    assert publisher.messages == []
     hub.create("org/open")
     open_plan = replace(light(), repo=replace(light().repo, id="org/open"))
     assert "org/open is public" in publisher.refused(ZooError, open_plan, private=True)
@@ -153,21 +153,21 @@ def test_a_refused_plan_creates_nothing(hub: HubDouble, publisher: Publisher) ->
 
 
 def test_an_existing_tag(hub: HubDouble, publisher: Publisher) -> None:
-    found = publisher.send(tag="v1")
-    assert publisher.send(tag="v1").commit == found.commit
+    result = publisher.send(tag="v1")
+    assert publisher.send(tag="v1").commit == result.commit
     hub.log.clear()
-    said = publisher.refused(ZooError, other(1), tag="v1", exist_ok=True)
-    assert f"already has a tag v1 on {str(found.commit)[:12]}" in said
+    error = publisher.refused(ZooError, other(1), tag="v1", exist_ok=True)
+    assert f"already has a tag v1 on {str(result.commit)[:12]}" in error
     assert writes(hub) == []
     later = publisher.send(other(1), tag="v2", exist_ok=True)
-    assert hub.repos[REPO].tags == {"v1": found.commit, "v2": later.commit}
+    assert hub.repos[REPO].tags == {"v1": result.commit, "v2": later.commit}
 
 
 def test_a_concurrently_created_tag(hub: HubDouble, publisher: Publisher) -> None:
     repo = hub.create(REPO)
     hub.on("POST", "/tag/", lambda request: repo.tags.setdefault("v1", repo.history()[-1].id))
-    said = publisher.refused(ZooError, tag="v1")
-    assert f"Published as {repo.head}, but the tag v1 is on" in said
+    error = publisher.refused(ZooError, tag="v1")
+    assert f"Published as {repo.head}, but the tag v1 is on" in error
     assert publisher.send(tag="v2").commit == repo.head
 
 
@@ -242,8 +242,8 @@ def test_a_dry_run_without_a_network(hub: HubDouble, publisher: Publisher, monke
     assert publisher.dry(tag="v1").exists is None
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert publisher.dry().exists is None
-    assert ["content of the repository is unknown" in said for said in publisher.said] == [True] * 3
-    assert "offline mode is on" in publisher.said[2]
+    assert ["content of the repository is unknown" in message for message in publisher.messages] == [True] * 3
+    assert "offline mode is on" in publisher.messages[2]
     assert writes(hub) == []
 
 
@@ -282,10 +282,10 @@ def test_a_token_without_permission(
         hub.create(REPO)
     hub.users.clear()
     hub.users.update({TOKEN: user} if user else {})
-    said = publisher.refused(Forbidden)
-    assert status in said
-    assert "this token has no write access" in said
-    assert "HF_TOKEN" in said
+    error = publisher.refused(Forbidden)
+    assert status in error
+    assert "this token has no write access" in error
+    assert "HF_TOKEN" in error
     assert not any(published(repo) for repo in hub.repos.values())
     hub.users[TOKEN] = User("alice", ("org",))
     publisher.send()
@@ -312,7 +312,7 @@ def test_an_explicit_token(hub: HubDouble) -> None:
 def test_a_concurrently_created_repository(hub: HubDouble, publisher: Publisher) -> None:
     hub.on("POST", "/repos/create", lambda request: hub.create(REPO), times=1)
     assert not publisher.send().created
-    assert "was created by another process" in publisher.said[0]
+    assert "was created by another process" in publisher.messages[0]
     assert holds(hub.repos[REPO], light())
 
 
@@ -331,9 +331,9 @@ def test_a_concurrently_filled_repository(hub: HubDouble, publisher: Publisher) 
 def test_a_concurrent_commit(hub: HubDouble, publisher: Publisher) -> None:
     repo = hub.create(REPO)
     hub.on("POST", "/commit/", lambda request: repo.commit({"theirs.bin": b"1"}, title="Mine first"), times=1)
-    said = publisher.refused(Conflict)
-    assert f"{repo.head[:12]}, 'Mine first'" in said
-    assert "run this again" in said
+    error = publisher.refused(Conflict)
+    assert f"{repo.head[:12]}, 'Mine first'" in error
+    assert "run this again" in error
     assert repo.files().keys() == {".gitattributes", "theirs.bin"}
     publisher.send(exist_ok=True)
     assert holds(repo, light())

@@ -89,13 +89,13 @@ def test_json(hub: HubDouble, unproven: Path, capsys: Capture) -> None:
     assert (planned["dry_run"], planned["commit"], planned["exists"]) == (True, None, False)
     assert planned["card"].startswith("---\n")
     assert run(*words) == 0
-    found = json.loads(capsys.readouterr().out)
+    result = json.loads(capsys.readouterr().out)
     repo = hub.repos[REPO]
-    assert (found["repo_id"], found["commit"], found["created"]) == (REPO, repo.head, True)
-    assert (found["verified"], found["license"], found["left_out"]) == (False, "MIT", ["model.pt"])
-    assert found["files"] == planned["files"]
+    assert (result["repo_id"], result["commit"], result["created"]) == (REPO, repo.head, True)
+    assert (result["verified"], result["license"], result["left_out"]) == (False, "MIT", ["model.pt"])
+    assert result["files"] == planned["files"]
     there = {name: (blob.sha256, len(blob.data)) for name, blob in repo.tree().items() if name != ".gitattributes"}
-    assert {each["name"]: (each["sha256"], each["bytes"]) for each in found["files"]} == there
+    assert {each["name"]: (each["sha256"], each["bytes"]) for each in result["files"]} == there
     assert run(*words) == 0
     assert json.loads(capsys.readouterr().out)["unchanged"] is True
 

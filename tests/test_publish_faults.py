@@ -79,8 +79,8 @@ def test_a_temporary_fault(call: str, fault: str, hub: HubDouble, publisher: Pub
 @pytest.mark.parametrize("call", [call for call in CALLS if call != "verify"])  # what was uploaded is still there
 def test_a_permanent_fault(call: str, hub: HubDouble, publisher: Publisher) -> None:
     hub.plant(*CALLS[call], hub_faults.status(503), times=100)
-    said = publisher.refused(Unavailable, **OPTIONS)
-    assert "answered 503" in said
+    error = publisher.refused(Unavailable, **OPTIONS)
+    assert "answered 503" in error
     for repo in hub.repos.values():
         heads = list(repo.branches)
         assert all(not published(repo, head) or holds(repo, light(), head) for head in heads), "complete or absent"
@@ -93,8 +93,8 @@ def test_a_permanent_fault(call: str, hub: HubDouble, publisher: Publisher) -> N
 @pytest.mark.parametrize("call", ["whoami", "create", "preupload", "upload", "commit", "large file", "tag"])
 def test_a_server_that_requests_an_hour(call: str, hub: HubDouble, publisher: Publisher) -> None:
     hub.plant(*CALLS[call], hub_faults.status(429, Retry_After="3600"))
-    said = publisher.refused(Unavailable, **OPTIONS)
-    assert "requests a wait of 3,600 seconds" in said
+    error = publisher.refused(Unavailable, **OPTIONS)
+    assert "requests a wait of 3,600 seconds" in error
     assert max([0.0, *publisher.sleeps, *hub.sleeps]) < 60
     publisher.send(**OPTIONS)
     complete(hub, light())
@@ -143,9 +143,9 @@ def test_the_hub_stores_other_bytes(call: str, name: str, hub: HubDouble, publis
     registry = tmp_path / "registry.yaml"
     registry.write_text("# none yet\n")
     hub.plant(*CALLS[call], hub_faults.wrong_bytes)
-    said = publisher.refused(FetchError, tag="v1", registry=registry)
+    error = publisher.refused(FetchError, tag="v1", registry=registry)
     repo = hub.repos[REPO]
-    assert f"was published, but {name} has sha256" in said
+    assert f"was published, but {name} has sha256" in error
     assert repo.tags == {}
     assert registry.read_text() == "# none yet\n"
     again = publisher.send(tag="v1", registry=registry)
@@ -156,7 +156,7 @@ def test_the_hub_stores_other_bytes(call: str, name: str, hub: HubDouble, publis
 
 
 def test_the_hub_loses_a_file(hub: HubDouble, publisher: Publisher) -> None:
-    gone = hub_faults.changed_json(lambda said: said["siblings"].pop())
+    gone = hub_faults.changed_json(lambda answer: answer["siblings"].pop())
     hub.plant(*CALLS["read history"], gone)
     assert "was published, but model.safetensors is missing" in publisher.refused(FetchError)
 

@@ -83,9 +83,9 @@ def test_silence_is_bounded(name: str, repo: Repo, hub: HubDouble, zoo_home: Pat
 def test_other_bytes_of_the_right_length(name: str, repo: Repo, hub: HubDouble, access: Access, zoo_home: Path) -> None:
     """The client accepts the wrong bytes and would keep returning them."""
     hub.plant(*REQUESTS[name], hub_faults.wrong_bytes, times=9)
-    said = refused(access, FetchError)
+    error = refused(access, FetchError)
     reason = "the expected file" if name == "weights GET" else "the file that the Hub describes"
-    assert f"is not {reason}" in said.message
+    assert f"is not {reason}" in error.message
     assert not (zoo_home / "hub").exists()
     assert not (zoo_home / "zoo.lock").exists()
     assert nothing_half(zoo_home)
@@ -217,8 +217,8 @@ def test_headers_with_paths(
     hub.plant("HEAD|GET", "/resolve/", hub_faults.headers(**{header: value}), times=99)
     around = tmp_path.parent
     before = {path for path in around.rglob("*") if "evil" in path.name}
-    said = refused(access, FetchError)
-    assert f"answered with the invalid {header.replace('_', '-')}" in said.message
+    error = refused(access, FetchError)
+    assert f"answered with the invalid {header.replace('_', '-')}" in error.message
     assert {path for path in around.rglob("*") if "evil" in path.name} == before
     assert not Path("/tmp/evil").exists()
     assert not (zoo_home / "hub").exists()

@@ -37,9 +37,9 @@ def test_a_moved_branch_is_ignored_until_accepted(
     assert f"keeping {first[:12]}" in said[-1]
     assert "--update-lock" in said[-1]
     assert (zoo_home / "zoo.lock").read_bytes() == before
-    count, told = len(hub.log), len(said)
+    count, message_count = len(hub.log), len(said)
     old = pylo_zoo.load(URI, access=access)
-    assert (len(hub.log), len(said)) == (count, told), "loading sends no request and prints nothing"
+    assert (len(hub.log), len(said)) == (count, message_count), "loading sends no request and prints nothing"
     updating = dataclasses.replace(access, update_lock=True)
     assert weights.pull(ID, access=updating).commit == second
     assert pylo_zoo.load(URI).fingerprint != old.fingerprint
@@ -233,11 +233,11 @@ def test_offline(
     count = len(hub.log)
     assert weights.pull(ID, access=access).commit == first
     assert said[-1] == f"Offline: using {URI} at the recorded commit {first[:12]}."
-    told = len(said)
+    message_count = len(said)
     pylo_zoo.load(URI, access=access)
     pylo_zoo.load(f"{URI}@{first}", access=access)
     assert len(hub.log) == count
-    assert len(said) == told + 1, "a commit needs no acceptance"
+    assert len(said) == message_count + 1, "a commit needs no acceptance"
 
 
 def test_the_hub_is_down(repo: Repo, hub: HubDouble, access: Access, said: list[str]) -> None:
@@ -249,9 +249,9 @@ def test_the_hub_is_down(repo: Repo, hub: HubDouble, access: Access, said: list[
         assert weights.pull(ID, access=access).commit == first
         assert said[-1].startswith(f"{URI} cannot be reached (Connection refused), 3 times.")
         assert said[-1].endswith(f"Using the recorded commit {first[:12]}.")
-        told = len(said)
+        message_count = len(said)
         assert pylo_zoo.load(URI, access=access).family == "elo"
-        assert len(said) == told, "no request was sent"
+        assert len(said) == message_count, "no request was sent"
         with pytest.raises(Unavailable, match="cannot be reached"):
             weights.pull(ID, access=dataclasses.replace(access, update_lock=True))
 

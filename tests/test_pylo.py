@@ -56,9 +56,9 @@ def test_the_artifact_equals_that_of_the_jax_original(family: str, tmp_path: Pat
     assert converted.fingerprint == original.fingerprint
     assert converted.source.format == "pylo-safetensors"
     assert family in library.inspect(path).families
-    found = library.inspect(path)
-    assert found.problems == ()
-    assert any("lacks adafactor_decays" in note for note in found.notes) == ("mulo" in found.families)
+    result = library.inspect(path)
+    assert result.problems == ()
+    assert any("lacks adafactor_decays" in note for note in result.notes) == ("mulo" in result.families)
 
 
 def test_the_published_sizes_match_the_tables() -> None:
@@ -91,13 +91,23 @@ def tensors(family: str = "elo") -> dict[str, torch.Tensor]:
 
 
 WRAPPINGS: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {
-    "a dict": lambda found: found,
-    "a state_dict under its key": lambda found: {"state_dict": found, "epoch": 3},
-    "parameters": lambda found: {name: torch.nn.Parameter(tensor) for name, tensor in found.items()},
-    "views": lambda found: {name: torch.stack([tensor, tensor], -1)[..., 1] for name, tensor in found.items()},
-    "transposed": lambda found: {name: tensor.t().contiguous().t() for name, tensor in found.items()},
-    "one storage": lambda found: dict(
-        zip(found, views(torch.cat([tensor.flatten() for tensor in found.values()]), found), strict=True)
+    "a dict": lambda tensors_by_name: tensors_by_name,
+    "a state_dict under its key": lambda tensors_by_name: {"state_dict": tensors_by_name, "epoch": 3},
+    "parameters": lambda tensors_by_name: {
+        name: torch.nn.Parameter(tensor) for name, tensor in tensors_by_name.items()
+    },
+    "views": lambda tensors_by_name: {
+        name: torch.stack([tensor, tensor], -1)[..., 1] for name, tensor in tensors_by_name.items()
+    },
+    "transposed": lambda tensors_by_name: {
+        name: tensor.t().contiguous().t() for name, tensor in tensors_by_name.items()
+    },
+    "one storage": lambda tensors_by_name: dict(
+        zip(
+            tensors_by_name,
+            views(torch.cat([tensor.flatten() for tensor in tensors_by_name.values()]), tensors_by_name),
+            strict=True,
+        )
     ),
 }
 
@@ -277,8 +287,8 @@ def test_a_safetensors_file_is_recognized_with_any_first_byte(low: int, tmp_path
 def test_one_of_velos_two_files_is_refused(capsys: Capture, tmp_path: Path) -> None:
     path = pylo_files.write(tmp_path, "velo", theta("velo"))
     for name in ("VeLO_RNN", "VeLO_MLP"):
-        said = refused(capsys, "convert", "velo", "--source", path / name / "model.safetensors")
-        assert "Pass a directory with both" in said
+        error = refused(capsys, "convert", "velo", "--source", path / name / "model.safetensors")
+        assert "Pass a directory with both" in error
 
 
 def test_files_of_two_checkpoints_are_refused(tmp_path: Path) -> None:

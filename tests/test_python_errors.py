@@ -112,9 +112,9 @@ def test_one_traceback(error: ZooError) -> None:
 
 @pytest.mark.parametrize("name", ["velo", "velo-pylo", "celo"])
 def test_the_hint_offline_fits_python(name: str) -> None:
-    with pytest.raises(ZooError) as found:
+    with pytest.raises(ZooError) as caught:
         pylo_zoo.load(name)
-    assert found.value.message.startswith(f"The weights '{name}' are not cached: ")
-    assert "weights='DIR'" in found.value.hint
-    assert "--" not in found.value.hint.replace("--out DIR", "")
-    assert len(found.value.hint) < 120
+    assert caught.value.message.startswith(f"The weights '{name}' are not cached: ")
+    assert "weights='DIR'" in caught.value.hint
+    assert "--" not in caught.value.hint.replace("--out DIR", "")
+    assert len(caught.value.hint) < 120

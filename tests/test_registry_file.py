@@ -260,12 +260,14 @@ def test_two_concurrent_writers(path: Path, tmp_path: Path) -> None:
 
 
 def test_an_entry_of_another_checkpoint(path: Path) -> None:
-    made = random_weights(FAMILY)[0]
-    assert "entry first belongs to another checkpoint" in refused(path, plan_of(made, "org/first"))
+    random_artifact = random_weights(FAMILY)[0]
+    assert "entry first belongs to another checkpoint" in refused(path, plan_of(random_artifact, "org/first"))
     path.write_text(TEXT + "\nmine:\n  family: celo-adam\n  summary: M\n  license: MIT\n  trained: true\n" + PIN)
-    assert "entry mine belongs to another checkpoint" in refused(path, plan_of(made, "org/mine")), "another repository"
+    assert "entry mine belongs to another checkpoint" in refused(path, plan_of(random_artifact, "org/mine")), (
+        "another repository"
+    )
     path.write_text(path.read_text().replace("org/tiny", "org/mine"))
-    registry_file.check(path, plan_of(made, "org/mine"))
+    registry_file.check(path, plan_of(random_artifact, "org/mine"))
     other = random_weights("celo")[0]
     assert "entry mine belongs to another checkpoint" in refused(path, plan_of(other, "org/mine")), "another family"
 

@@ -79,8 +79,8 @@ def test_a_default_that_changed_since_is_named(proven: tuple[Artifact, bytes], t
     folder = write_artifact_with(subject, data, tmp_path)
     parity = json.loads((folder / "parity.json").read_text())
     artifact.write_parity(folder, {**parity, "defaults": {**subject.defaults, "lr": 123.0}})
-    (said,) = replay_target(folder).statements.contradictions
-    assert said.startswith("the default lr was 123.0 and is ")
+    (contradiction,) = replay_target(folder).statements.contradictions
+    assert contradiction.startswith("the default lr was 123.0 and is ")
 
 
 def about(**values: Any) -> Spoil:
@@ -195,11 +195,11 @@ def test_a_damaged_file_is_refused(
     spoil(*content)
     arrays, described = content
     folder = write_artifact_with(proven[0], pack_arrays(arrays, json.dumps(described)), tmp_path)
-    said = refused(capsys, "verify", folder, "--replay")
-    assert "bug in pylo-zoo" not in said
+    error = refused(capsys, "verify", folder, "--replay")
+    assert "bug in pylo-zoo" not in error
     import re
 
-    assert re.search(reason, said), said
+    assert re.search(reason, error), error
 
 
 @pytest.mark.parametrize(
@@ -210,18 +210,18 @@ def test_a_damaged_file_is_refused(
 def test_a_file_that_is_not_safetensors_is_refused(
     data: bytes, proven: tuple[Artifact, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = refused(capsys, "verify", write_artifact_with(proven[0], data, tmp_path), "--replay")
-    assert "bug in pylo-zoo" not in said
+    error = refused(capsys, "verify", write_artifact_with(proven[0], data, tmp_path), "--replay")
+    assert "bug in pylo-zoo" not in error
 
 
 @pytest.mark.parametrize("text", ["", "5", "[]", "null", "{", '{"a":' * 10_000, "9" * 5_000, "{}"], ids=range(8))
 def test_a_malformed_description_is_refused(
     text: str, proven: tuple[Artifact, bytes], content: Content, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = refused(
+    error = refused(
         capsys, "verify", write_artifact_with(proven[0], pack_arrays(content[0], text), tmp_path), "--replay"
     )
-    assert "is damaged" in said
+    assert "is damaged" in error
 
 
 def test_a_file_beyond_the_limit_is_not_opened(

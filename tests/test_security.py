@@ -260,10 +260,10 @@ def test_a_proof_of_another_version_is_ignored(hub: HubDouble, access: Access) -
     files = dict(published.files())
     as_json(PROOF, lambda p: p.update(schema_version=99, more=[1]))(files)
     hub.create(ID, files)
-    said: list[str] = []
-    checkout = weights.pull(ID, access=replace(access, say=said.append))
+    messages: list[str] = []
+    checkout = weights.pull(ID, access=replace(access, say=messages.append))
     assert checkout.artifact.parity is None
-    assert said[-1] == f"Ignoring the parity report of {URI}: another version of pylo-zoo wrote it."
+    assert messages[-1] == f"Ignoring the parity report of {URI}: another version of pylo-zoo wrote it."
 
 
 def test_escapes_in_untrusted_text_are_neutralized(hub: HubDouble, capsys: Capture) -> None:
@@ -332,13 +332,13 @@ def test_addresses_in_an_artifact_cause_no_request(
 
 def test_verify_downloads_and_checks_the_original(hub: HubDouble, access: Access, tmp_path: Path) -> None:
     """``verify`` downloads the original from the place on the Hub that the artifact names, and its hash must match."""
-    made = convert("elo", source=write_theta(tmp_path, "elo", scale=0.1))
+    converted = convert("elo", source=write_theta(tmp_path, "elo", scale=0.1))
     files = dict(published.files())
     as_json(CONFIG, lambda c: c["source"].update(uri="hf://org/theirs/theta.state"))(files)
     hub.create(ID, files)
     data = (tmp_path / "theta.state").read_bytes()
     hub.create("org/theirs", {"theta.state": data[:-1] + bytes([data[-1] ^ 1])})
-    with pytest.raises(FetchError, match=f"is not the expected file: sha256 .*, not {made.source.sha256}"):
+    with pytest.raises(FetchError, match=f"is not the expected file: sha256 .*, not {converted.source.sha256}"):
         verify_target(URI, access=access)
     with pytest.raises(ZooError, match="vectors"):
         replay_target(URI, access=access)

@@ -88,10 +88,10 @@ def test_a_file_missing_offline_is_a_short_two_line_error(
 ) -> None:
     monkeypatch.setenv("PYLO_ZOO_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    said = refused(capsys, "train", "quadratic", "--optimizer", name, "--offline")
-    assert f"{name} is not in the cache" in said
-    assert f"`pylo-zoo convert {name}`" in said
-    assert "://" not in said
+    error = refused(capsys, "train", "quadratic", "--optimizer", name, "--offline")
+    assert f"{name} is not in the cache" in error
+    assert f"`pylo-zoo convert {name}`" in error
+    assert "://" not in error
 
 
 def test_plain_lines_without_a_terminal(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,8 +75,8 @@ def test_verify_writes_its_proof_into_the_directory(proven: Path, capsys: Captur
 def test_replay_needs_no_jax(proven: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     without_jax(monkeypatch)
     assert run("verify", proven, "--replay", "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert {check["level"] for check in found["checks"]} == {"network", "trajectory"}
+    result = json.loads(capsys.readouterr().out)
+    assert {check["level"] for check in result["checks"]} == {"network", "trajectory"}
     assert run("verify", proven, "--source", proven.parent / "theta.state") == 1
     assert "--replay" in capsys.readouterr().err
 
@@ -256,9 +256,9 @@ def test_the_reusable_workflow_matches_the_page() -> None:
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "verify-artifact.yml").read_text())
     example = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0])
     call = workflow[True]["workflow_call"]  # YAML reads `on` as a truth value
-    given = example["jobs"]["parity"]["with"]
-    assert set(given) <= set(call["inputs"])
-    assert {name for name, field in call["inputs"].items() if field.get("required")} <= set(given)
+    inputs = example["jobs"]["parity"]["with"]
+    assert set(inputs) <= set(call["inputs"])
+    assert {name for name, field in call["inputs"].items() if field.get("required")} <= set(inputs)
     assert example["jobs"]["parity"]["uses"].endswith("/.github/workflows/verify-artifact.yml@main")
 
 
