@@ -179,7 +179,7 @@ def _use_old_momentum(p: Tensor, g: Tensor, m: Tensor, *args: Any, **kwargs: Any
 FAULTS = (
     Fault(
         "tied axes",
-        "of two equally long axes, the wrong one is the largest",
+        "of two equal axes, the wrong one is the largest",
         ((axes_of, _swap_tied_axes),),
         needs="row",
     ),
