@@ -149,7 +149,7 @@ def test_without_a_reference_parity_is_not_run(toy: converters.Family, monkeypat
     monkeypatch.setattr(converters, "third_party", lambda: {"toy": replace(toy, reference=None)})
     report = parity.verify(convert("toy-released"), CODE / "theta.state")
     assert (report.status, report.leaves.passed) == ("not_run", True)
-    assert report.reason == "there is no JAX reference of the family toy"
+    assert report.reason == "the family toy has no JAX reference"
 
 
 # --- broken packages ---------------------------------------------------------------------------------------------

@@ -177,7 +177,12 @@ def _use_old_momentum(p: Tensor, g: Tensor, m: Tensor, *args: Any, **kwargs: Any
 
 
 FAULTS = (
-    Fault("tied axes", "the wrong one of two equal axes is factored", ((axes_of, _swap_tied_axes),), needs="row"),
+    Fault(
+        "tied axes",
+        "of two equal axes, the wrong one is the largest",
+        ((axes_of, _swap_tied_axes),),
+        needs="row",
+    ),
     Fault("layout", "torch's order of axes is read as JAX's", ((axes_of, _always_jax_layout),), needs="row"),
     Fault("epsilon", "the epsilon of the feature normalization is doubled", ((normalize, _double_eps),)),
     Fault("Adam's epsilon", "the epsilons of Adam's rule are doubled", ((adam_direction, _adam_double_eps),)),
