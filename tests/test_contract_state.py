@@ -190,7 +190,7 @@ def test_a_state_that_does_not_fit_changes_nothing(entry: Entry) -> None:
         (lambda s: s["state"][3].clear(), "does not fit"),
         (lambda s: s["state"][3].update(banked=torch.zeros(1)), "does not fit|banked"),
         (lambda s: s["state"][3].update({name: None}), f"does not fit: {name} is None"),
-        (lambda s: s["state"].update({3: [1, 2]}), "is list"),
+        (lambda s: s["state"].update({3: [1, 2]}), "is a list"),
         (lambda s: s["state"][3].update({name: torch.zeros(2, 2)}), r"does not fit.*\(2, 2\)"),
         (lambda s: s["param_groups"][0]["params"].pop(), "groups hold"),
         (lambda s: s["param_groups"].append(s["param_groups"][0]), "groups hold"),
