@@ -55,7 +55,7 @@ def test_an_unknown_family_is_an_error_with_a_suggestion(find: Any, name: str, s
 
 
 def test_random_weights_are_not_pulled() -> None:
-    with pytest.raises(ZooError, match="random:celo2 is random weights"):
+    with pytest.raises(ZooError, match="random:celo2 stands for random weights"):
         weights.pull("random:celo2")
 
 
