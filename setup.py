@@ -23,7 +23,7 @@ setup(
     packages=[*find_packages(include=["pylo_zoo", "pylo_zoo.*"]), "pylo_zoo.converters"],
     package_dir={"pylo_zoo.converters": "converters"},
     package_data={
-        "pylo_zoo": ["py.typed", "samples/velo-sample/*", "compare/*.j2", "parity/*.j2", "publish/*.j2"],
+        "pylo_zoo": ["py.typed", "samples/velo-sample/*", "experiments/compare/*.j2", "report/*.j2", "publish/*.j2"],
         "pylo_zoo.kernels.cpu": ["*.cpp", "*.h"],
     },
     cmdclass={"build_py": BuildWithRegistry},

@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 import pylo_zoo
+from pylo_zoo.experiments.tasks import digits
+from pylo_zoo.experiments.train.schedules import factor
 from pylo_zoo.optim import optimizer_class
-from pylo_zoo.tasks import digits
-from pylo_zoo.train.schedules import factor
 
 DECAYS = (0.0, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1)
 SCHEDULES = ("linear", "cosine", "wsd")

@@ -18,10 +18,21 @@ from pathlib import Path
 
 import torch
 
-from pylo_zoo.bench import TORCH, BenchPlan, Entry, Report, ShapeSet, Subject, measuring, read, report, write
-from pylo_zoo.bench.run import measure
-from pylo_zoo.bench.subjects import matmuls, newton_schulz
-from pylo_zoo.bench.tables import about_machine, format_number
+from pylo_zoo.experiments.bench import (
+    TORCH,
+    BenchPlan,
+    Entry,
+    Report,
+    ShapeSet,
+    Subject,
+    measuring,
+    read,
+    report,
+    write,
+)
+from pylo_zoo.experiments.bench.run import measure
+from pylo_zoo.experiments.bench.subjects import matmuls, newton_schulz
+from pylo_zoo.experiments.bench.tables import about_machine, format_number
 
 HERE = Path(__file__).parent
 FILE = HERE / "newton-schulz.json"

@@ -20,8 +20,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import pylo_zoo
+from pylo_zoo.experiments.tasks import digits
 from pylo_zoo.optim import Muon, optimizer_class
-from pylo_zoo.tasks import digits
 
 STEPS, SEEDS = 500, 3
 RUNS: dict[str, tuple[torch.dtype, bool]] = {

@@ -14,9 +14,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from pylo_zoo.bench import BACKENDS, TORCH, BenchPlan, Report, bench, read, write
-from pylo_zoo.bench.run import names_of
-from pylo_zoo.bench.tables import markdown
+from pylo_zoo.experiments.bench import BACKENDS, TORCH, BenchPlan, Report, bench, read, write
+from pylo_zoo.experiments.bench.run import names_of
+from pylo_zoo.experiments.bench.tables import markdown
 
 HERE = Path(__file__).parent
 FILES = [HERE / f"{name}.json" for name in (TORCH, *BACKENDS)]

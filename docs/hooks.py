@@ -28,8 +28,8 @@ API: dict[str, tuple[str, ...]] = {
     "fetch": ("fetch",),
     "hub": ("hub",),
     "publish": ("publish",),
-    "tasks": ("tasks",),
-    "train": ("train", "train.loop", "train.recipes", "train.schedules"),
+    "tasks": ("experiments.tasks",),
+    "train": tuple(f"experiments.train{module}" for module in ("", ".loop", ".recipes", ".schedules")),
     "ops": (
         "ops",
         "ops.layout",

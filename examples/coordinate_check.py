@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import pylo_zoo
 from pylo_zoo.artifact import Artifact
+from pylo_zoo.experiments.tasks.coordinates import MuMLP, coordinate_check, growth
 from pylo_zoo.optim import MuLO, param_groups
-from pylo_zoo.tasks.coordinates import MuMLP, coordinate_check, growth
 
 
 def make(width: int, artifact: Artifact, scaled: bool) -> tuple[nn.Module, MuLO]:

@@ -18,8 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import pylo_zoo
+from pylo_zoo.experiments.tasks import digits
 from pylo_zoo.optim import optimizer_class
-from pylo_zoo.tasks import digits
 
 MakeOptimizer = Callable[[torch.nn.Module], torch.optim.Optimizer]
 

@@ -214,8 +214,8 @@ def _pull_artifact(
 
 def _check_report(loaded: Artifact, uri: str, access: Access) -> Artifact:
     """Validate the untrusted parity report of ``loaded``. A report of an unknown schema version is dropped."""
-    from pylo_zoo.parity.reading import read_report
-    from pylo_zoo.parity.report import READABLE_VERSIONS
+    from pylo_zoo.report.reading import read_report
+    from pylo_zoo.report.records import READABLE_VERSIONS
 
     if loaded.parity is not None and loaded.parity.get("schema_version") not in READABLE_VERSIONS:
         access.say(f"Ignoring the parity report of {uri}: another version of pylo-zoo wrote it.")

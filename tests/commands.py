@@ -10,7 +10,7 @@ import pytest
 from pylo_zoo import cli, parity
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.parity import proof, targets
-from pylo_zoo.parity.report import Check, Control, Error, Leaves, Report, Statements
+from pylo_zoo.report.records import Check, Control, Error, Leaves, Report, Statements
 
 Capture = pytest.CaptureFixture[str]
 

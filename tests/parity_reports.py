@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from pylo_zoo.parity.report import (
+from pylo_zoo.report.records import (
     Check,
     Control,
     Coverage,

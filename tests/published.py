@@ -12,7 +12,7 @@ from trees import synthetic_artifact
 
 from pylo_zoo import artifact
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.parity.report import Report
+from pylo_zoo.report.records import Report
 
 CARD = b"---\nlicense: mit\nlibrary_name: pylo-zoo\ntags: [learned-optimizer]\n---\n# Elo\n"
 TAKEN = ("README.md", "config.json", "model.safetensors", "parity-vectors.safetensors", "parity.json")

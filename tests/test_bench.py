@@ -16,7 +16,9 @@ import pytest
 import torch
 from commands import Capture, refused, run
 
-from pylo_zoo.bench import (
+from pylo_zoo.cli import bench_cmd
+from pylo_zoo.errors import ZooError
+from pylo_zoo.experiments.bench import (
     SHAPE_SETS,
     SUBJECTS,
     BenchPlan,
@@ -34,9 +36,7 @@ from pylo_zoo.bench import (
     tables,
     write,
 )
-from pylo_zoo.bench.run import names_of
-from pylo_zoo.cli import bench_cmd
-from pylo_zoo.errors import ZooError
+from pylo_zoo.experiments.bench.run import names_of
 
 ROOT = Path(__file__).parents[1]
 MACHINE = Machine(

@@ -15,7 +15,7 @@ from trees import write_theta
 
 from pylo_zoo import cli
 from pylo_zoo.cli import output
-from pylo_zoo.compare import memory, report
+from pylo_zoo.experiments.compare import memory, report
 
 ENCODINGS = ("ascii", "latin-1", "cp437", "utf-8")
 OUT = ["--out", "out", "--force"]
@@ -65,9 +65,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(report, "measured", lambda *words: memory.Peak(None, "not measured"))
     passing(monkeypatch)
     write_theta(tmp_path, "celo2", scale=0.1).rename("θ.state")
-    from pylo_zoo.convert import make
+    from pylo_zoo.pipeline import build_artifact
 
-    make("celo2", source="θ.state", out="made", verify=False)
+    build_artifact("celo2", source="θ.state", out="made", verify=False)
     return tmp_path
 
 

@@ -18,12 +18,12 @@ from commands import Capture, refused, run
 from rich.console import Console
 
 from pylo_zoo.cli import compare_cmd, comparing, complete
-from pylo_zoo.compare import machine, memory, plan, plots, report, running, words
-from pylo_zoo.compare.figures import RunRecord
-from pylo_zoo.compare.plan import TUNING_SEED, CompareRequest, plan_comparison
-from pylo_zoo.compare.running import NullMonitor, run_all
 from pylo_zoo.errors import ZooError
-from pylo_zoo.train.loop import Run, Step
+from pylo_zoo.experiments.compare import machine, memory, plan, plots, report, running, words
+from pylo_zoo.experiments.compare.figures import RunRecord
+from pylo_zoo.experiments.compare.plan import TUNING_SEED, CompareRequest, plan_comparison
+from pylo_zoo.experiments.compare.running import NullMonitor, run_all
+from pylo_zoo.experiments.train.loop import Run, Step
 
 SMALL = {"size": 8, "noise": 0.02}
 WANTED = CompareRequest("quadratic", ["adamw", "velo-sample"], SMALL, seeds=2, steps=40)
@@ -259,7 +259,7 @@ def test_the_same_runs_draw_the_same_bytes(results_directory: Path) -> None:
 
 
 def test_names_with_markup_and_missing_glyphs(results_directory: Path, tmp_path: Path) -> None:
-    from pylo_zoo.compare import markdown, page
+    from pylo_zoo.experiments.compare import markdown, page
 
     results = json.loads((results_directory / report.RESULTS).read_text())
     results["optimizers"][0]["label"] = "<b>x</b>|$y^2_"
@@ -405,7 +405,7 @@ def test_every_field_of_a_comparison_is_documented() -> None:
 
 
 def test_completion_offers_every_task() -> None:
-    from pylo_zoo.tasks import TASKS
+    from pylo_zoo.experiments.tasks import TASKS
 
     assert set(complete.TASKS) == set(TASKS)
     assert compare_cmd.EXAMPLES

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pylo_zoo.compare import figures, machine, styles, verdict, words
-from pylo_zoo.compare.figures import Arrival, RunRecord
-from pylo_zoo.compare.running import Trial, _next_lr, best
+from pylo_zoo.experiments.compare import figures, machine, styles, verdict, words
+from pylo_zoo.experiments.compare.figures import Arrival, RunRecord
+from pylo_zoo.experiments.compare.running import Trial, _next_lr, best
 
 
 def course(losses: Sequence[float], seed: int = 0, **more: Any) -> RunRecord:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pylo_zoo.compare import memory
+from pylo_zoo.experiments.compare import memory
 
 
 @pytest.mark.skipif(memory.method("cpu") == "none", reason="the kernel has no high-water mark to reset")

@@ -17,7 +17,7 @@ from trees import encode, nested, theta, write_checkpoint, write_params, write_t
 from pylo_zoo import artifact, optim, parity
 from pylo_zoo.convert import convert
 from pylo_zoo.converters import FAMILIES
-from pylo_zoo.parity.report import Report
+from pylo_zoo.report.records import Report
 
 
 @pytest.fixture(autouse=True)

@@ -16,10 +16,11 @@ from trees import SMALL, write_checkpoint, write_params, write_theta
 from pylo_zoo import artifact, registry
 from pylo_zoo import convert as library
 from pylo_zoo.config import VeLOBehavior
-from pylo_zoo.convert import cached_source, convert, make, parse_settings
+from pylo_zoo.convert import cached_source, convert, parse_settings
 from pylo_zoo.convert.sources import download_hint
 from pylo_zoo.converters import FAMILIES
 from pylo_zoo.errors import ZooError
+from pylo_zoo.pipeline import build_artifact
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +30,7 @@ def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def convert_to_directory(name: str, source: Path) -> artifact.Artifact:
     """Convert ``source`` into the directory ``out`` next to it, without parity."""
-    return make(name, source=source, out="out", force=True, verify=False).artifact
+    return build_artifact(name, source=source, out="out", force=True, verify=False).artifact
 
 
 # --- precedence of fields --------------------------------------------------------------------------------------

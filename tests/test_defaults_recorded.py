@@ -14,18 +14,19 @@ from trees import write_theta
 
 from pylo_zoo import artifact, weights
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.convert import convert, make
+from pylo_zoo.convert import convert
 from pylo_zoo.errors import ZooError
 from pylo_zoo.optim import ELO
-from pylo_zoo.parity.reading import read_report
-from pylo_zoo.parity.report import Report
+from pylo_zoo.pipeline import build_artifact
 from pylo_zoo.publish import plan
+from pylo_zoo.report.reading import read_report
+from pylo_zoo.report.records import Report
 
 
 @pytest.fixture
 def proven(tmp_path: Path) -> Path:
     """An artifact with a report that passed."""
-    converted = make("elo", source=write_theta(tmp_path, "elo"), out=tmp_path / "a", verify=False).artifact
+    converted = build_artifact("elo", source=write_theta(tmp_path, "elo"), out=tmp_path / "a", verify=False).artifact
     report = {**report_of(converted, 1e-7).to_dict(), "defaults": dict(converted.defaults)}
     artifact.write_parity(tmp_path / "a", report)
     return tmp_path / "a"
@@ -38,7 +39,7 @@ def edit(folder: Path, name: str, change: Callable[[dict[str, Any]], object]) ->
 
 
 def test_the_report_records_the_defaults(tmp_path: Path) -> None:
-    converted = make("elo", source=write_theta(tmp_path, "elo"), out=tmp_path / "a", verify=False).artifact
+    converted = build_artifact("elo", source=write_theta(tmp_path, "elo"), out=tmp_path / "a", verify=False).artifact
     recorded = json.loads((tmp_path / "a" / "parity.json").read_text())["defaults"]
     assert recorded == dict(converted.defaults) != {}
     assert read_report(json.loads((tmp_path / "a" / "parity.json").read_text())).defaults == recorded

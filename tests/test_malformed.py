@@ -12,11 +12,12 @@ from commands import Capture, report_of, run
 from trees import write_theta
 
 from pylo_zoo import artifact, cli, registry
-from pylo_zoo.convert import convert, export, make
+from pylo_zoo.convert import convert, export
 from pylo_zoo.errors import LONGEST, QUOTED, ZooError, quoted
+from pylo_zoo.experiments.train.setup import read_setup
 from pylo_zoo.fetch import lockfile
-from pylo_zoo.parity.reading import read_report
-from pylo_zoo.train.setup import read_setup
+from pylo_zoo.pipeline import build_artifact
+from pylo_zoo.report.reading import read_report
 
 DIGITS = "9" * 400
 HUGE = 10**400
@@ -147,7 +148,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from parity_reports import failing, passing
 
     folder = tmp_path_factory.mktemp("whole")
-    converted = make("elo", source=write_theta(folder, "elo"), out=folder / "a", verify=False).artifact
+    converted = build_artifact("elo", source=write_theta(folder, "elo"), out=folder / "a", verify=False).artifact
     report = {**passing(converted.name).to_dict(), "source": report_of(converted, 0).to_dict()["source"]}
     report |= {"fingerprint": converted.fingerprint, "explanation": failing().to_dict()["explanation"]}
     artifact.write_parity(folder / "a", {**report, "defaults": dict(converted.defaults)})
@@ -464,9 +465,9 @@ FREE = {"--set", "--title", "--summary", "--license", "--message", "--token"}
 def test_every_option_of_every_command_with_every_malformed_word(
     command: str, option: str, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pylo_zoo.train.loop.train", stop)
-    monkeypatch.setattr("pylo_zoo.compare.running.run_all", stop)
-    monkeypatch.setattr("pylo_zoo.bench.bench", stop)
+    monkeypatch.setattr("pylo_zoo.experiments.train.loop.train", stop)
+    monkeypatch.setattr("pylo_zoo.experiments.compare.running.run_all", stop)
+    monkeypatch.setattr("pylo_zoo.experiments.bench.bench", stop)
     write_theta(tmp_path, "elo")
     assert run("convert", "elo", "--source", "theta.state", "--no-verify", "--out", "a") == 0
     capsys.readouterr()

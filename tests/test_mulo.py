@@ -20,8 +20,8 @@ from rounding import gamma
 from torch import Tensor, nn
 
 from pylo_zoo.errors import ZooError
+from pylo_zoo.experiments.tasks.coordinates import MuMLP, coordinate_check, growth
 from pylo_zoo.optim import MuLO, param_groups
-from pylo_zoo.tasks.coordinates import MuMLP, coordinate_check, growth
 
 
 @dataclass

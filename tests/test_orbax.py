@@ -17,11 +17,12 @@ from trees import nested, theta, write_theta
 
 from pylo_zoo import convert as library
 from pylo_zoo import formats
-from pylo_zoo.convert import convert, make
+from pylo_zoo.convert import convert
 from pylo_zoo.errors import ZooError
 from pylo_zoo.formats import orbax as reader
 from pylo_zoo.parity.leaves import flatten
 from pylo_zoo.parity.theta import read_theta
+from pylo_zoo.pipeline import build_artifact
 
 ocp = pytest.importorskip("orbax.checkpoint")
 pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of orbax and tensorstore
@@ -69,7 +70,7 @@ def test_a_wrapped_tree_of_other_dtypes(tmp_path: Path) -> None:
 
 def test_a_source_directory_is_kept(tmp_path: Path) -> None:
     source = standard(tmp_path / "saved", nested(theta("celo2", scale=0.1)))
-    result = make("celo2", source=source, out=tmp_path / "out", verify=False)
+    result = build_artifact("celo2", source=source, out=tmp_path / "out", verify=False)
     assert result.report.leaves.passed
     kept = library.cached_source(result.artifact.source.sha256)
     assert kept is not None

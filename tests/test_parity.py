@@ -19,9 +19,10 @@ from pylo_zoo import converters, load, parity
 from pylo_zoo.artifact import read, write
 from pylo_zoo.convert import convert
 from pylo_zoo.errors import ZooError
-from pylo_zoo.parity import bounds, cases, completeness, controls, plan, trajectory
-from pylo_zoo.parity.report import Check, Control, Error
+from pylo_zoo.parity import cases, completeness, controls, plan, trajectory
 from pylo_zoo.parity.targets import VerifySettings, verify_target
+from pylo_zoo.report import bounds
+from pylo_zoo.report.records import Check, Control, Error
 from pylo_zoo.samples import velo_sample
 
 pytest.importorskip("jax")

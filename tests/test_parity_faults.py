@@ -16,8 +16,8 @@ from pylo_zoo.ops import accumulators, adam, conditioning, features, layout, mlp
 from pylo_zoo.optim import base, celo2, lstm_controlled, mlp_rule, mulo, velo
 from pylo_zoo.parity import cases, controls
 from pylo_zoo.parity.explain import first_difference
-from pylo_zoo.parity.report import Explanation
 from pylo_zoo.parity.steps import compare
+from pylo_zoo.report.records import Explanation
 
 pytest.importorskip("jax")
 

@@ -15,8 +15,8 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from parity_reports import HOSTILE, failing, hostile, not_run, passing
 
-from pylo_zoo.parity import html, junit, markdown, phrases
-from pylo_zoo.parity.report import Report
+from pylo_zoo.report import html, junit, markdown, phrases
+from pylo_zoo.report.records import Report
 
 SCHEMA = json.loads((Path(__file__).parent.parent / "docs" / "parity.schema.json").read_text(encoding="utf-8"))
 

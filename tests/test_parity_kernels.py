@@ -15,7 +15,7 @@ import pylo_zoo.kernels
 from pylo_zoo.kernels import cpu, kernels_for
 from pylo_zoo.kernels.cpu import build
 from pylo_zoo.parity import devices, plan
-from pylo_zoo.parity.report import Kernels
+from pylo_zoo.report.records import Kernels
 
 pytest.importorskip("jax")
 

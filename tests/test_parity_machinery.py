@@ -19,10 +19,11 @@ from pylo_zoo.errors import ZooError
 from pylo_zoo.kernels import cpu as cpu_kernels
 from pylo_zoo.kernels import kernels_for
 from pylo_zoo.optim import optimizer_class
-from pylo_zoo.parity import bounds, cases, controls, explain, forward, plan, sides, steps, tables, trajectory
+from pylo_zoo.parity import cases, controls, explain, forward, plan, sides, steps, trajectory
 from pylo_zoo.parity.leaves import Leaves
-from pylo_zoo.parity.reading import read_report
-from pylo_zoo.parity.report import Check, Report
+from pylo_zoo.report import bounds, tables
+from pylo_zoo.report.reading import read_report
+from pylo_zoo.report.records import Check, Report
 
 pytest.importorskip("jax")
 

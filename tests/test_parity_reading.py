@@ -17,9 +17,9 @@ from parity_reports import failing, hostile, not_run, passing
 from rich.console import Console
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.parity import html, markdown, tables
-from pylo_zoo.parity.reading import read_report
-from pylo_zoo.parity.report import Check, Error, Report
+from pylo_zoo.report import html, markdown, tables
+from pylo_zoo.report.reading import read_report
+from pylo_zoo.report.records import Check, Error, Report
 
 
 def stranger() -> Report:

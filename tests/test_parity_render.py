@@ -11,8 +11,8 @@ from html.parser import HTMLParser
 import pytest
 from parity_reports import HOSTILE, SHAPES, explanation, failing, hostile, not_run, passing
 
-from pylo_zoo.parity import charts, heat, html, phrases
-from pylo_zoo.parity.report import Check, Error, Link, Report
+from pylo_zoo.report import charts, heat, html, phrases
+from pylo_zoo.report.records import Check, Error, Link, Report
 
 
 class Page(HTMLParser):

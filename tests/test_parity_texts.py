@@ -14,9 +14,9 @@ from rich.console import Console
 
 from pylo_zoo.cli import verify_cmd
 from pylo_zoo.errors import ZooError
-from pylo_zoo.parity import html, junit, markdown, phrases, tables
-from pylo_zoo.parity.report import Check, Control, Error, Leaves, Report, Statements
 from pylo_zoo.parity.targets import VerifyResults
+from pylo_zoo.report import html, junit, markdown, phrases, tables
+from pylo_zoo.report.records import Check, Control, Error, Leaves, Report, Statements
 
 
 def leaves(report: Report) -> Report:

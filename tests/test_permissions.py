@@ -18,8 +18,9 @@ from trees import Leaves, encode, nested, theta
 
 from pylo_zoo import artifact
 from pylo_zoo import convert as library
-from pylo_zoo.convert import ConversionPolicy, convert, make
+from pylo_zoo.convert import ConversionPolicy, convert
 from pylo_zoo.errors import ZooError
+from pylo_zoo.pipeline import build_artifact
 
 CAST, NONFINITE = ConversionPolicy(cast="float32"), ConversionPolicy(nonfinite=True)
 
@@ -78,7 +79,7 @@ def test_other_floats_are_cast_with_permission(dtype: str, writer: Callable[[Lea
 def test_a_cast_artifact_is_compared_with_the_cast_original(writer: Callable[[Leaves], bytes], tmp_path: Path) -> None:
     pytest.importorskip("jax")
     path = write(tmp_path, writer(in_dtype("float64", scale=0.1)))
-    result = make("elo", source=path, out=tmp_path / "out", allowed=CAST)
+    result = build_artifact("elo", source=path, out=tmp_path / "out", allowed=CAST)
     assert result.report.passed
     assert artifact.read(tmp_path / "out").source.layout["cast"]["from"] == ["float64"]
 
@@ -86,14 +87,14 @@ def test_a_cast_artifact_is_compared_with_the_cast_original(writer: Callable[[Le
 def test_flax_itself_writes_bf16_and_parity_reads_it(tmp_path: Path) -> None:
     serialization = pytest.importorskip("flax.serialization")
     path = write(tmp_path, serialization.to_bytes(nested(in_dtype("bfloat16", scale=0.1))))
-    assert make("elo", source=path, out=tmp_path / "out", allowed=CAST).report.passed
+    assert build_artifact("elo", source=path, out=tmp_path / "out", allowed=CAST).report.passed
 
 
 def test_pylos_file_is_proven(tmp_path: Path) -> None:
     """Here because the compiled reference of this file's family is reused."""
     pytest.importorskip("jax")
     path = pylo_files.write(tmp_path, "elo", theta("elo", scale=0.1))
-    assert make("elo", source=path, out=tmp_path / "out").report.passed
+    assert build_artifact("elo", source=path, out=tmp_path / "out").report.passed
 
 
 def test_a_permission_that_is_not_needed_changes_nothing(tmp_path: Path) -> None:
@@ -133,7 +134,7 @@ def test_nan_and_infinities(value: float, writer: Callable[[Leaves], bytes], tmp
     path = write(tmp_path, writer(not_finite(value)))
     with pytest.raises(ZooError, match=r"infinite values \(1\): nn/~/b1.*--allow-nonfinite"):
         convert("elo", source=path)
-    result = make("elo", source=path, out=tmp_path / "out", allowed=NONFINITE)
+    result = build_artifact("elo", source=path, out=tmp_path / "out", allowed=NONFINITE)
     assert result.artifact.source.layout["nonfinite"] == ["nn/~/b1"]
     assert result.report.leaves.passed
     assert result.report.status == "not_run"
@@ -145,7 +146,7 @@ def test_nan_and_infinities(value: float, writer: Callable[[Leaves], bytes], tmp
 
 def test_an_artifact_with_nan_without_permission_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, flax(not_finite()))
-    make("elo", source=path, out=tmp_path / "out", allowed=NONFINITE)
+    build_artifact("elo", source=path, out=tmp_path / "out", allowed=NONFINITE)
     config = tmp_path / "out" / "config.json"
     values: dict[str, Any] = json.loads(config.read_text())
     del values["source"]["layout"]["nonfinite"]

@@ -18,10 +18,10 @@ import pylo_zoo
 from pylo_zoo import registry
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
-from pylo_zoo.parity.phrases import plain
-from pylo_zoo.parity.report import Report
 from pylo_zoo.publish import card_text
 from pylo_zoo.publish.card import About, render_card
+from pylo_zoo.report.phrases import plain
+from pylo_zoo.report.records import Report
 
 FILES = {"config.json": 10, "model.safetensors": 2000, "parity.json": 30, "parity.png": 4, "parity.html": 5}
 VECTORS = {"parity-vectors.safetensors": 6}

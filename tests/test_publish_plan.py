@@ -21,10 +21,10 @@ from pylo_zoo import artifact, registry
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
 from pylo_zoo.hub.names import Repository
-from pylo_zoo.parity.reading import read_report
 from pylo_zoo.publish import PublishPlan, prepare, publish
 from pylo_zoo.publish import plan as planning
 from pylo_zoo.publish.plan import PUBLISHED, find_entry
+from pylo_zoo.report.reading import read_report
 
 pytest.importorskip("jax")
 

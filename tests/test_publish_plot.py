@@ -12,8 +12,8 @@ import pytest
 from parity_reports import errors, failing, hostile, not_run, passing
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.parity.report import Quantity, Report
 from pylo_zoo.publish import plot
+from pylo_zoo.report.records import Quantity, Report
 
 pytest.importorskip("matplotlib")
 

@@ -25,12 +25,13 @@ from trees import encode, nested, theta, write_theta
 
 from pylo_zoo import artifact, formats, registry
 from pylo_zoo import convert as library
-from pylo_zoo.convert import convert, make
+from pylo_zoo.convert import convert
 from pylo_zoo.converters import FAMILIES, NAMINGS
 from pylo_zoo.converters.base import leaf_shapes
 from pylo_zoo.errors import ZooError
 from pylo_zoo.parity.leaves import check_leaves, flatten
 from pylo_zoo.parity.theta import read_theta
+from pylo_zoo.pipeline import build_artifact
 
 OFFSETS = ("momentum_decays", "rms_decays", "adafactor_decays")
 
@@ -307,7 +308,7 @@ def test_a_link_in_a_directory_is_refused(tmp_path: Path) -> None:
 
 def test_a_directory_is_kept_and_found_again(tmp_path: Path) -> None:
     path = pylo_files.write(tmp_path, "velo", theta("velo", scale=0.1))
-    converted = make("velo", source=path, out=tmp_path / "out", verify=False).artifact
+    converted = build_artifact("velo", source=path, out=tmp_path / "out", verify=False).artifact
     kept = library.cached_source(converted.source.sha256)
     assert kept is not None
     assert sorted(file.relative_to(kept).as_posix() for file in kept.rglob("*.*")) == [
@@ -379,7 +380,7 @@ def test_parity_gets_the_jax_tree_of_the_file(family: str, tmp_path: Path) -> No
 def test_parity_passes(family: str, tmp_path: Path) -> None:
     pytest.importorskip("jax")
     path = pylo_files.write(tmp_path, family, theta(family, scale=0.1))
-    result = make(family, source=path, out=tmp_path / "out", settings=settings_of(family))
+    result = build_artifact(family, source=path, out=tmp_path / "out", settings=settings_of(family))
     assert result.report.passed
     assert result.report.leaves.compared == (26 - 6 if family == "velo" else 6 + 3)
 

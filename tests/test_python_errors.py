@@ -16,9 +16,10 @@ from trees import encode, nested, synthetic_artifact, theta
 import pylo_zoo
 from pylo_zoo import artifact, formats
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.convert import ParityError, convert, export, export_file
+from pylo_zoo.convert import convert, export, export_file
 from pylo_zoo.errors import ZooError
 from pylo_zoo.optim import VeLO
+from pylo_zoo.pipeline import ParityError
 
 
 def velo(weights: object) -> VeLO:

@@ -14,11 +14,11 @@ from torch import nn
 
 import pylo_zoo
 from pylo_zoo import converters, weights
-from pylo_zoo.bench import subjects
 from pylo_zoo.compat.pylo import VeLO_naive
 from pylo_zoo.errors import ZooError
+from pylo_zoo.experiments.bench import subjects
+from pylo_zoo.experiments.train import recipes
 from pylo_zoo.optim import optimizer_class
-from pylo_zoo.train import recipes
 
 
 @pytest.mark.parametrize("family", converters.OWN)

@@ -16,9 +16,10 @@ from trees import Leaves, encode, nested, theta, write_theta
 
 from pylo_zoo import convert as library
 from pylo_zoo import formats
-from pylo_zoo.convert import convert, make
+from pylo_zoo.convert import convert
 from pylo_zoo.converters import FAMILIES, NAMINGS
 from pylo_zoo.errors import ZooError
+from pylo_zoo.pipeline import build_artifact
 
 WRAPPERS = ("params", "theta")
 Write = Callable[[Path, Leaves, str | None, Mapping[str, Any]], Path]
@@ -131,7 +132,7 @@ def test_arrays_next_to_the_tree_are_refused(container: str, tmp_path: Path) -> 
 )
 def test_a_wrapped_theta_state_is_exported_byte_for_byte(extra: dict[str, Any], tmp_path: Path) -> None:
     path = as_msgpack(tmp_path / "theta.state", theta("celo2"), "params", extra)
-    result = make("celo2", source=path, out=tmp_path / "out", verify=False)
+    result = build_artifact("celo2", source=path, out=tmp_path / "out", verify=False)
     data, identical = library.export_file(tmp_path / "out", tmp_path / "back.state")
     assert identical
     assert data == path.read_bytes()
@@ -142,7 +143,7 @@ def test_a_wrapped_theta_state_is_exported_byte_for_byte(extra: dict[str, Any], 
 @pytest.mark.parametrize("container", ["safetensors", "torch", "dotted npz"])
 def test_conversion_proof_and_cache(container: str, family: str, tmp_path: Path) -> None:
     path = WRITERS[container][0](tmp_path / "x.file", theta(family, scale=0.1), "params", {})
-    result = make(family, source=path, out=tmp_path / "out", verify=False)
+    result = build_artifact(family, source=path, out=tmp_path / "out", verify=False)
     assert result.report.leaves.passed
     assert result.artifact.fingerprint == convert(family, source=write_theta(tmp_path, family, scale=0.1)).fingerprint
     kept = library.cached_source(result.artifact.source.sha256)

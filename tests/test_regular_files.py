@@ -15,15 +15,16 @@ import pytest
 from commands import Capture, refused
 from trees import write_params, write_theta
 
-from pylo_zoo import artifact, formats, limits, registry, tasks
-from pylo_zoo.bench import report as bench
+from pylo_zoo import artifact, formats, limits, registry
 from pylo_zoo.compat import weights as compat
 from pylo_zoo.errors import ZooError
+from pylo_zoo.experiments import tasks
+from pylo_zoo.experiments.bench import report as bench
+from pylo_zoo.experiments.train import recipes, setup
+from pylo_zoo.experiments.train.loop import CHECKPOINT, RUN, Run, TrainPlan, train
 from pylo_zoo.fetch import fetch, lockfile, store
 from pylo_zoo.files import open_regular, read_regular, read_text
 from pylo_zoo.parity import vectors
-from pylo_zoo.train import recipes, setup
-from pylo_zoo.train.loop import CHECKPOINT, RUN, Run, TrainPlan, train
 
 SECONDS = 60
 """Seconds after which a blocking read fails its test instead of hanging the whole run."""

@@ -17,12 +17,12 @@ from trees import write_theta
 
 from pylo_zoo import artifact
 from pylo_zoo.artifact import VECTORS, Artifact, pack_arrays, read_arrays
-from pylo_zoo.convert import make
 from pylo_zoo.parity import cases, replay_file, trajectory, vectors
 from pylo_zoo.parity.forward import Network, torch_forward
 from pylo_zoo.parity.sides import TorchSide
 from pylo_zoo.parity.targets import replay_target
 from pylo_zoo.parity.trajectory import Course, Original
+from pylo_zoo.pipeline import build_artifact
 
 Content = tuple[dict[str, np.ndarray], dict[str, Any]]
 Spoil = Callable[[dict[str, np.ndarray], dict[str, Any]], object]
@@ -51,7 +51,9 @@ def vectors_of(subject: Artifact) -> bytes:
 @pytest.fixture(scope="module")
 def proven(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, bytes]:
     folder = tmp_path_factory.mktemp("proven")
-    converted = make("elo", source=write_theta(folder, "elo", scale=0.1), out=folder / "a", verify=False).artifact
+    converted = build_artifact(
+        "elo", source=write_theta(folder, "elo", scale=0.1), out=folder / "a", verify=False
+    ).artifact
     return converted, vectors_of(converted)
 
 

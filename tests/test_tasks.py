@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from pylo_zoo import tasks
 from pylo_zoo.cli import complete
 from pylo_zoo.errors import ZooError
-from pylo_zoo.tasks import numbers
-from pylo_zoo.tasks.base import batch_indices, generator
-from pylo_zoo.train import recipes
+from pylo_zoo.experiments import tasks
+from pylo_zoo.experiments.tasks import numbers
+from pylo_zoo.experiments.tasks.base import batch_indices, generator
+from pylo_zoo.experiments.train import recipes
 
 HERE = ["digits-mlp", "digits-cnn", "digits-vit", "chars", "diabetes", "quadratic"]
 

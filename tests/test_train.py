@@ -14,12 +14,13 @@ import pytest
 import torch
 from trees import SMALL, write_theta
 
-from pylo_zoo import registry, tasks
-from pylo_zoo.convert import make
+from pylo_zoo import registry
 from pylo_zoo.errors import ZooError
-from pylo_zoo.train import loop, recipes, schedules
-from pylo_zoo.train.loop import Run, Step, TrainPlan, train
-from pylo_zoo.train.setup import Setup, read_setup
+from pylo_zoo.experiments import tasks
+from pylo_zoo.experiments.train import loop, recipes, schedules
+from pylo_zoo.experiments.train.loop import Run, Step, TrainPlan, train
+from pylo_zoo.experiments.train.setup import Setup, read_setup
+from pylo_zoo.pipeline import build_artifact
 
 STEPS = 9
 
@@ -304,5 +305,5 @@ def test_cached_files_need_no_download(tmp_path: Path, monkeypatch: pytest.Monke
     )
     monkeypatch.setattr(registry, "load_registry", lambda path=None: {"celo": pinned})
     assert recipes.needs_download("celo") == "hf://amoudgl/celo/theta.state"
-    make("celo", source=source, out=tmp_path / "out", verify=False)
+    build_artifact("celo", source=source, out=tmp_path / "out", verify=False)
     assert recipes.needs_download("celo") is None

@@ -17,7 +17,7 @@ from commands import Capture, refused, run
 
 from pylo_zoo.cli import training
 from pylo_zoo.errors import ZooError
-from pylo_zoo.train import loop, recipes
+from pylo_zoo.experiments.train import loop, recipes
 
 COMMAND = [sys.executable, "-c", "import sys; from pylo_zoo.cli import main; main(sys.argv[1:])"]
 SMALL = ["quadratic", "--set", "size=4", "--optimizer", "velo-sample", "--device", "cpu"]

@@ -12,9 +12,9 @@ from golden_data import CELO
 
 from pylo_zoo import load
 from pylo_zoo.convert import convert
+from pylo_zoo.experiments.tasks import digits
 from pylo_zoo.optim import Celo, VeLO
 from pylo_zoo.samples import velo_sample
-from pylo_zoo.tasks import digits
 
 pytest.importorskip("sklearn")
 

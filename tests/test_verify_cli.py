@@ -20,8 +20,9 @@ from pylo_zoo import artifact, converters, parity
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access
 from pylo_zoo.fetch.errors import Unavailable
-from pylo_zoo.parity import bounds, cases, completeness, controls, kernel_faults, targets
-from pylo_zoo.parity.report import Control
+from pylo_zoo.parity import cases, completeness, controls, kernel_faults, targets
+from pylo_zoo.report import bounds
+from pylo_zoo.report.records import Control
 
 pytest.importorskip("jax")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from pylo_zoo import converters
-from pylo_zoo.parity.markdown import escaped
 from pylo_zoo.publish.card_text import web_address
 from pylo_zoo.registry import Entry, load_registry
+from pylo_zoo.report.markdown import escaped
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "zoo.md"

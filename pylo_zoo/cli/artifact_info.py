@@ -27,8 +27,8 @@ def data(loaded: Artifact, here: LocalArtifact | None, weights: str) -> dict[str
         here: its files, or None for random weights, which have no files.
         weights: what a user passes as ``weights=``.
     """
-    from pylo_zoo.parity import phrases
-    from pylo_zoo.parity.reading import read_report
+    from pylo_zoo.report import phrases
+    from pylo_zoo.report.reading import read_report
     from pylo_zoo.usage import training
 
     report = read_report(loaded.parity) if loaded.parity is not None else None

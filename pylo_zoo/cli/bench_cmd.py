@@ -14,8 +14,8 @@ from pylo_zoo.errors import ZooError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pylo_zoo.bench import BenchPlan, Report
-    from pylo_zoo.bench.run import Progress
+    from pylo_zoo.experiments.bench import BenchPlan, Report
+    from pylo_zoo.experiments.bench.run import Progress
 
 EXAMPLES = """
 pylo-zoo bench --optimizers celo2,muon --backends fused
@@ -86,9 +86,9 @@ def bench(
 
     Timings are noisy: quote the ratio with its quartiles, and name the machine.
     """
-    from pylo_zoo.bench import BenchPlan, read, write
-    from pylo_zoo.bench import bench as measure
-    from pylo_zoo.bench.run import names_of
+    from pylo_zoo.experiments.bench import BenchPlan, read, write
+    from pylo_zoo.experiments.bench import bench as measure
+    from pylo_zoo.experiments.bench.run import names_of
 
     if saved is not None:
         report = read(saved)
@@ -141,7 +141,7 @@ def _summary(report: Report) -> str:
 def _show(report: Report, console: Console) -> None:
     from rich.table import Table
 
-    from pylo_zoo.bench import tables
+    from pylo_zoo.experiments.bench import tables
 
     machine = report.machine
     console.print(output.printable(tables.about_machine(machine, report.asked["dtype"])))

@@ -16,7 +16,7 @@ from pylo_zoo.errors import ZooError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pylo_zoo.compare.plan import CompareRequest
+    from pylo_zoo.experiments.compare.plan import CompareRequest
 
 EXAMPLES = """
 pylo-zoo compare digits-mlp --optimizers adamw,muon,velo-sample
@@ -95,7 +95,7 @@ def compare(
     Each run has its own directory. Run the same command again to resume an interrupted comparison, or with more --seeds
     or --optimizers to extend it.
     """
-    from pylo_zoo.compare import plan, plots, report, running
+    from pylo_zoo.experiments.compare import plan, plots, report, running
 
     names = _names(optimizers)
     request = plan.CompareRequest(
@@ -188,14 +188,14 @@ def _command(request: CompareRequest, tune: str | None, out: Path) -> str:
 
 
 def _verdict(results: Mapping[str, Any]) -> str:
-    from pylo_zoo.compare import words
+    from pylo_zoo.experiments.compare import words
 
     return output.printable(words.sentence(results["verdict"]))
 
 
 def _show(results: Mapping[str, Any], directory: Path, console: Console) -> None:
     from pylo_zoo.cli.comparing import table
-    from pylo_zoo.compare import words
+    from pylo_zoo.experiments.compare import words
 
     console.print(_verdict(results), style="bold")
     if results["clock"]:

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from pylo_zoo.compare.figures import RunRecord
-    from pylo_zoo.compare.running import Monitor
-    from pylo_zoo.train.loop import Run, Step
+    from pylo_zoo.experiments.compare.figures import RunRecord
+    from pylo_zoo.experiments.compare.running import Monitor
+    from pylo_zoo.experiments.train.loop import Run, Step
 
 AFTER = "then memory and figures, a few seconds per optimizer"
 
@@ -28,7 +28,7 @@ def monitoring(*, quiet: bool) -> Iterator[Monitor]:
 
 
 class _TerminalMonitor:
-    """A :class:`~pylo_zoo.compare.running.Monitor` that prints to stderr."""
+    """A :class:`~pylo_zoo.experiments.compare.running.Monitor` that prints to stderr."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
@@ -76,7 +76,7 @@ class _TerminalMonitor:
 
     def _time(self) -> str:
         """The estimated training time that is left, from the step time of each optimizer."""
-        from pylo_zoo.compare import words
+        from pylo_zoo.experiments.compare import words
 
         seconds = sum(max(0, steps) * self.paces.get(label, 0.0) for label, steps in self.left.items())
         return f"about {words.duration(seconds)} of training left"
@@ -95,7 +95,7 @@ def table(results: Mapping[str, Any], console: Console) -> Table:
 
     The layouts: a row per optimizer, a column per optimizer, or the optimizers stacked.
     """
-    from pylo_zoo.compare import words
+    from pylo_zoo.experiments.compare import words
 
     titles = [words.head(results)[i] for i in SHOWN]
     rows = []
@@ -141,6 +141,6 @@ def _in_two_lines(title: str) -> str:
 
 
 def _stacked(cell: str) -> str:
-    from pylo_zoo.compare import words
+    from pylo_zoo.experiments.compare import words
 
     return output.printable_lines("\n".join(filter(None, words.parts(cell))))

@@ -19,7 +19,7 @@ def names_or_families(incomplete: str) -> list[str]:
 
 
 TASKS = ("digits-mlp", "digits-cnn", "digits-vit", "chars", "diabetes", "quadratic", "torchvision", "hub-text")
-"""A copy of the names in pylo_zoo.tasks, which imports torch; a test compares the two."""
+"""A copy of the names in pylo_zoo.experiments.tasks, which imports torch; a test compares the two."""
 BASELINES = ("adamw", "sgd", "muon")
 
 

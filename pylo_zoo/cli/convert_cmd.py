@@ -13,7 +13,7 @@ from pylo_zoo.cli import complete, output
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pylo_zoo.convert import ConversionResult
+    from pylo_zoo.pipeline import ConversionResult
 
 
 class Format(str, Enum):
@@ -85,10 +85,11 @@ def convert(
     and .pt.
     """
     from pylo_zoo import convert as library
+    from pylo_zoo import pipeline
 
     try:
         with output.progress(quiet=quiet) as progress:
-            result = library.make(
+            result = pipeline.build_artifact(
                 name,
                 source=source,
                 out=out,
@@ -100,8 +101,8 @@ def convert(
                 allowed=library.ConversionPolicy(cast.value if cast else None, allow_nonfinite),
                 progress=progress,
             )
-    except library.ParityError as error:
-        from pylo_zoo.parity import tables
+    except pipeline.ParityError as error:
+        from pylo_zoo.report import tables
 
         report = error.report
         output.emit(
@@ -129,7 +130,7 @@ def _data(result: ConversionResult) -> dict[str, Any]:
 
 
 def _show(result: ConversionResult, console: Console) -> None:
-    from pylo_zoo.parity import tables
+    from pylo_zoo.report import tables
 
     if result.report.checks:
         tables.print_report(result.report, console)

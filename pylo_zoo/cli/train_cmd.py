@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from pylo_zoo.experiments.train.loop import Result, Run
+    from pylo_zoo.experiments.train.setup import Setup
     from pylo_zoo.fetch import Access
-    from pylo_zoo.train.loop import Result, Run
-    from pylo_zoo.train.setup import Setup
 
 EXAMPLES = """
 pylo-zoo train digits-mlp --optimizer velo-sample
@@ -121,7 +121,7 @@ def train(
     saves a checkpoint. --resume continues an interrupted run from its last checkpoint, with the same losses as an
     uninterrupted run.
     """
-    from pylo_zoo.train.setup import Setup, read_setup
+    from pylo_zoo.experiments.train.setup import Setup, read_setup
 
     access = output.access(offline=offline, quiet=quiet)
     if (resume is not None) + (task is not None) + (own_task is not None) != 1:
@@ -184,7 +184,7 @@ def _directory(out: Path | None, setup: Setup, *, several: bool) -> Path:
 
 def _announce_download(setup: Setup, access: Access, quiet: bool) -> None:
     """Print the address of weights that must be downloaded."""
-    from pylo_zoo.train import recipes
+    from pylo_zoo.experiments.train import recipes
 
     name = setup.weights or setup.optimizer
     if address := recipes.needs_download(name, access):
@@ -193,7 +193,7 @@ def _announce_download(setup: Setup, access: Access, quiet: bool) -> None:
 
 def _train(run: Run, *, resumed: bool, quiet: bool) -> Result:
     from pylo_zoo.cli.training import describe_start, showing_progress
-    from pylo_zoo.train.loop import train as train_run
+    from pylo_zoo.experiments.train.loop import train as train_run
 
     try:
         with showing_progress(run, quiet=quiet) as on_step:
@@ -205,8 +205,8 @@ def _train(run: Run, *, resumed: bool, quiet: bool) -> Result:
 
 
 def _data(run: Run, result: Result) -> dict[str, Any]:
-    from pylo_zoo.train import setup
-    from pylo_zoo.train.loop import summary
+    from pylo_zoo.experiments.train import setup
+    from pylo_zoo.experiments.train.loop import summary
 
     return {
         "task": run.task.name,

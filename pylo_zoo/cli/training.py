@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pylo_zoo.cli import output
 
 if TYPE_CHECKING:
-    from pylo_zoo.train.loop import Run, Step
+    from pylo_zoo.experiments.train.loop import Run, Step
 
 REFRESH_SECONDS = 0.1
 """Interval of the live line. Drawing at each step would cost more than a small step."""
@@ -27,7 +27,7 @@ def threads(number: int) -> str:
 
 def describe_start(run: Run, *, resumed: bool) -> str:
     """The line that is printed before the first step."""
-    from pylo_zoo.train import setup
+    from pylo_zoo.experiments.train import setup
 
     name = f"{run.task.name}, {run.recipe.label}, seed {run.plan.seed}"
     if run.step >= run.plan.steps:

@@ -109,14 +109,14 @@ def verify(
 
 
 def _show(report: Report, explain: bool, json: bool, quiet: bool) -> None:
-    from pylo_zoo.parity import tables
+    from pylo_zoo.report import tables
 
     human = report.status if quiet else lambda console: tables.print_report(report, console, explained=explain)
     output.emit(report.to_dict(), human, json=json)
 
 
 def _show_all(results: VerifyResults, json: bool, quiet: bool) -> None:
-    from pylo_zoo.parity import tables
+    from pylo_zoo.report import tables
 
     status = "passed" if results.passed else "failed"
     data = {
@@ -133,7 +133,8 @@ def _show_all(results: VerifyResults, json: bool, quiet: bool) -> None:
 
 def _raise_failures(results: VerifyResults, require_all: bool) -> None:
     """Raise an error unless everything passed."""
-    from pylo_zoo.parity import jax_is_missing, phrases
+    from pylo_zoo.parity import jax_is_missing
+    from pylo_zoo.report import phrases
 
     for name, reason in results.broken.items():
         raise ZooError(f"{name} could not be checked: {reason}", "See the report for the other entries.")

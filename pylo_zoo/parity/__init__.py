@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pylo_zoo.parity.jax_mode import jax_is_missing
 from pylo_zoo.parity.proof import verify, without_jax
-from pylo_zoo.parity.report import Report
 from pylo_zoo.parity.vectors import replay
+from pylo_zoo.report.records import Report
 
 __all__ = ["Report", "jax_is_missing", "replay", "verify", "without_jax"]

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.parity import bounds
-from pylo_zoo.parity.report import Check, Control
+from pylo_zoo.report import bounds
+from pylo_zoo.report.records import Check, Control
 
 REGIMES = (
     *("ordinary", "spikes", "tiny", "huge", "zeros", "single", "growing"),

@@ -26,9 +26,9 @@ from pylo_zoo.parity import forward, plan, trajectory
 from pylo_zoo.parity.explain import first_difference
 from pylo_zoo.parity.forward import Network
 from pylo_zoo.parity.leaves import check_leaves
-from pylo_zoo.parity.report import Check, Control
 from pylo_zoo.parity.steps import Walk, compare
 from pylo_zoo.parity.trajectory import Original
+from pylo_zoo.report.records import Check, Control
 
 STEPS = 3
 """Number of steps of a walk in which each fault is planted."""

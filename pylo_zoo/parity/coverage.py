@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from pylo_zoo.parity.cases import CASES, LONG
 from pylo_zoo.parity.plan import NOT_COVERED
 from pylo_zoo.parity.quantities import order
-from pylo_zoo.parity.report import Check, Coverage
 from pylo_zoo.parity.steps import StepComparison
 from pylo_zoo.parity.trajectory import COURSES
+from pylo_zoo.report.records import Check, Coverage
 
 PLANNED = {course.name: course.steps for course in COURSES}
 LOOSE = 0.1

@@ -13,8 +13,8 @@ from pylo_zoo.optim import optimizer_class
 from pylo_zoo.optim.lstm_controlled import LSTMControlledOptimizer
 from pylo_zoo.optim.mlp_rule import MLPRuleOptimizer
 from pylo_zoo.parity.cases import CASES, LONG
-from pylo_zoo.parity.report import Kernels
 from pylo_zoo.parity.steps import StepComparison
+from pylo_zoo.report.records import Kernels
 
 DEVICES = ("cpu", "cuda")
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from pylo_zoo.parity.quantities import meaning, order
-from pylo_zoo.parity.report import Explanation, Link
 from pylo_zoo.parity.steps import StepComparison
+from pylo_zoo.report.records import Explanation, Link
 
 
 def first_difference(comparisons: Sequence[StepComparison]) -> Explanation | None:

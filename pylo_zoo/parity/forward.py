@@ -16,11 +16,11 @@ import torch
 from pylo_zoo import converters
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
-from pylo_zoo.parity import bounds
 from pylo_zoo.parity.jax_mode import x64
-from pylo_zoo.parity.report import Check, Error
 from pylo_zoo.parity.sides import build_reference
 from pylo_zoo.parity.steps import DTYPES, LONGEST_MESSAGE
+from pylo_zoo.report import bounds
+from pylo_zoo.report.records import Check, Error
 
 Arrays = dict[str, np.ndarray]
 

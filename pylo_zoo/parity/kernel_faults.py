@@ -14,9 +14,9 @@ from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.parity import plan
 from pylo_zoo.parity.controls import ALREADY_WRONG
 from pylo_zoo.parity.explain import first_difference
-from pylo_zoo.parity.report import Control
 from pylo_zoo.parity.sides import Tamper
 from pylo_zoo.parity.steps import Walk, compare
+from pylo_zoo.report.records import Control
 
 
 class FaultyKernels:

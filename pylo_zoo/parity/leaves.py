@@ -10,7 +10,7 @@ import numpy as np
 from pylo_zoo import converters
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.formats import Source
-from pylo_zoo.parity.report import Leaves
+from pylo_zoo.report.records import Leaves
 
 Path = tuple[str, ...]
 

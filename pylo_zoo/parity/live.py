@@ -12,7 +12,7 @@ from pylo_zoo import config, converters
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
 from pylo_zoo.parity import cases
-from pylo_zoo.parity.report import Check, Error
+from pylo_zoo.report.records import Check, Error
 
 STEPS = 5
 

@@ -17,7 +17,6 @@ from pylo_zoo.artifact import Artifact
 from pylo_zoo.convert import contradictions, unsaid
 from pylo_zoo.errors import ZooError
 from pylo_zoo.parity import (
-    bounds,
     completeness,
     controls,
     devices,
@@ -34,9 +33,10 @@ from pylo_zoo.parity import (
 from pylo_zoo.parity.coverage import coverage
 from pylo_zoo.parity.jax_mode import jax_is_missing
 from pylo_zoo.parity.quantities import PARAMETER, order
-from pylo_zoo.parity.report import Check, Error, Quantity, Report, Settings, Statements
 from pylo_zoo.parity.sides import one_thread
 from pylo_zoo.parity.theta import read_theta
+from pylo_zoo.report import bounds
+from pylo_zoo.report.records import Check, Error, Quantity, Report, Settings, Statements
 
 SEED = 0
 Progress = Callable[[str, int, int], None]

@@ -19,12 +19,12 @@ from pylo_zoo.fetch import Access, fetch, is_uri
 from pylo_zoo.fetch.errors import Forbidden, NotFound, Unavailable
 from pylo_zoo.files import write_file
 from pylo_zoo.hub import is_pulled
-from pylo_zoo.parity import bounds
 from pylo_zoo.parity.jax_mode import jax_is_missing
 from pylo_zoo.parity.leaves import nest
 from pylo_zoo.parity.proof import SEED, Progress
-from pylo_zoo.parity.report import Report
 from pylo_zoo.parity.vectors import replay
+from pylo_zoo.report import bounds
+from pylo_zoo.report.records import Report
 from pylo_zoo.samples.random_weights import RANDOM
 from pylo_zoo.warn import warn
 from pylo_zoo.weights import load
@@ -199,15 +199,15 @@ def write_pages(results: VerifyResults, pages: Pages) -> None:
     """Render ``results`` and write each file atomically."""
     reports = results.reports
     if pages.html:
-        from pylo_zoo.parity import html
+        from pylo_zoo.report import html
 
         write_file(pages.html, html.render_html(reports).encode())
     if pages.markdown:
-        from pylo_zoo.parity import markdown
+        from pylo_zoo.report import markdown
 
         text = markdown.render_markdown(reports[0]) if len(reports) == 1 else markdown.render_many(reports)
         write_file(pages.markdown, text.encode())
     if pages.junit:
-        from pylo_zoo.parity import junit
+        from pylo_zoo.report import junit
 
         write_file(pages.junit, junit.render_junit(reports, results.missing, results.broken).encode())

@@ -10,11 +10,12 @@ import numpy as np
 
 from pylo_zoo import converters
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.parity import bounds, cases
+from pylo_zoo.parity import cases
 from pylo_zoo.parity.cases import CASES, REDUCED, Case
-from pylo_zoo.parity.report import Check, Error
 from pylo_zoo.parity.sides import JaxSide, TorchSide
 from pylo_zoo.parity.steps import DTYPES, LAYOUTS
+from pylo_zoo.report import bounds
+from pylo_zoo.report.records import Check, Error
 
 LEAST_STEPS = 3
 LONG = 200

@@ -22,13 +22,14 @@ from pylo_zoo import limits
 from pylo_zoo.artifact import VECTORS, Artifact, pack_arrays, read_arrays
 from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.files import read_regular
-from pylo_zoo.parity import bounds, controls, devices, forward, reading, replay_file, trajectory
+from pylo_zoo.parity import controls, devices, forward, replay_file, trajectory
 from pylo_zoo.parity.cases import Case
 from pylo_zoo.parity.forward import Network
-from pylo_zoo.parity.report import Control, Leaves, Report, Settings, Statements
 from pylo_zoo.parity.sides import one_thread
 from pylo_zoo.parity.steps import LAYOUTS
 from pylo_zoo.parity.trajectory import Course, Original
+from pylo_zoo.report import bounds, reading
+from pylo_zoo.report.records import Control, Leaves, Report, Settings, Statements
 
 COURSES = 2
 """Number of courses that are stored; the long one is not."""

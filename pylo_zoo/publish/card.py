@@ -18,9 +18,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pylo_zoo import config, converters, usage
 from pylo_zoo.errors import ZooError
-from pylo_zoo.parity import markdown, phrases
-from pylo_zoo.parity.report import Report
 from pylo_zoo.publish import card_text
+from pylo_zoo.report import markdown, phrases
+from pylo_zoo.report.records import Report
 
 if TYPE_CHECKING:
     from pylo_zoo.artifact import Artifact

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pylo_zoo.parity.phrases import plain
+from pylo_zoo.report.phrases import plain
 
 TRAINED: Mapping[bool | None, str] = {
     True: "Its authors meta-trained it, mostly on tasks that are smaller and shorter than common training runs. "

@@ -18,11 +18,12 @@ from pylo_zoo.errors import ZooError
 from pylo_zoo.files import left_behind, read_regular
 from pylo_zoo.hub.api import RemoteFile
 from pylo_zoo.hub.names import Repository
-from pylo_zoo.parity import html, replay
-from pylo_zoo.parity.reading import read_report
-from pylo_zoo.parity.report import SCHEMA_VERSION, Report
+from pylo_zoo.parity import replay
 from pylo_zoo.publish import card, plot, secrets
 from pylo_zoo.registry import Entry
+from pylo_zoo.report import html
+from pylo_zoo.report.reading import read_report
+from pylo_zoo.report.records import SCHEMA_VERSION, Report
 
 DERIVED = (artifacts.PAGE, artifacts.PLOT)
 """Renderings of ``parity.json``. Their bytes depend on library versions."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.parity import phrases
-from pylo_zoo.parity.report import Check, Report
+from pylo_zoo.report import phrases
+from pylo_zoo.report.records import Check, Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

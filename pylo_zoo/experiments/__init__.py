@@ -1,0 +1,1 @@
+"""Training tasks, training runs, comparisons of optimizers, and benchmarks of their steps."""
