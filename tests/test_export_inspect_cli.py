@@ -142,4 +142,4 @@ def test_inspect_finds_a_gin_file_that_contradicts_the_tree(capsys: Capture, tmp
 
 def test_inspect_refuses_what_it_cannot_read(capsys: Capture, tmp_path: Path) -> None:
     (tmp_path / "x.pickle").write_bytes(b"\x80\x04\x95")
-    assert "x.pickle: the pickle is cut short" in refused(capsys, "inspect", "x.pickle")
+    assert "x.pickle: the pickle is truncated" in refused(capsys, "inspect", "x.pickle")
