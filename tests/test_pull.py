@@ -96,7 +96,7 @@ def test_every_spelling_of_a_repository(name: str, revision: str | None, repo: R
         ("hf://elo", None, "is not the name of a repository"),
         ("", None, "weights is ''"),
         ("nosuch", None, "No checkpoint called 'nosuch'"),
-        ("celo", "v1", "celo is a registry entry, which says its revision itself"),
+        ("celo", "v1", "celo is a registry entry, whose revision is fixed"),
     ],
 )
 def test_invalid_names(name: str, revision: str | None, complaint: str, hub: HubDouble, access: Access) -> None:
