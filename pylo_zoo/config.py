@@ -7,7 +7,6 @@ meta-training fixed is stored there, never in a class default of the optimizer.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import sys
 import types
 import typing
@@ -15,7 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union
 
-from pylo_zoo.errors import ZooError, quoted
+from pylo_zoo.errors import ZooError, did_you_mean, quoted
 
 Record = TypeVar("Record")
 
@@ -190,9 +189,7 @@ def is_finite(value: object) -> bool:
 
 def suggest(name: str, known: Collection[str]) -> str:
     """A hint for an unknown field: the most similar known field, and all known fields."""
-    near = difflib.get_close_matches(name, known, n=1)
-    fields = ", ".join(sorted(known)) or "none"
-    return f"Did you mean {near[0]!r}? Known fields: {fields}." if near else f"Known fields: {fields}."
+    return did_you_mean(name, known, f"Known fields: {', '.join(sorted(known)) or 'none'}.")
 
 
 def _coerce(kind: Any, value: Any, label: str) -> Any:

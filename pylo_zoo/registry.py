@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from pylo_zoo import config, converters, plain_yaml, plugins
-from pylo_zoo.errors import ZooError, quoted
+from pylo_zoo.errors import ZooError, did_you_mean, quoted
 from pylo_zoo.files import open_regular
 
 PACKAGE = Path(__file__).parent
@@ -145,12 +144,8 @@ def get(name: str) -> Entry:
     entries = load_registry()
     if name in entries:
         return entries[name]
-    similar = difflib.get_close_matches(name, entries, n=1)
-    listing = "`pylo-zoo list` shows all names."
-    raise ZooError(
-        f"No checkpoint called {name!r} in the registry.",
-        f"Did you mean {similar[0]!r}? {listing}" if similar else listing,
-    )
+    hint = did_you_mean(name, entries, "`pylo-zoo list` shows all names.")
+    raise ZooError(f"No checkpoint called {name!r} in the registry.", hint)
 
 
 def load_registry(path: Path | None = None) -> Mapping[str, Entry]:

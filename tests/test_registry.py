@@ -13,7 +13,7 @@ from golden_data import CHECKPOINTS
 
 from pylo_zoo import converters, registry
 from pylo_zoo.convert import cache
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, did_you_mean
 from pylo_zoo.fetch import parse
 
 ENTRIES = registry.load_registry()
@@ -111,6 +111,20 @@ def test_a_misspelled_name_gets_a_suggestion() -> None:
     with pytest.raises(ZooError) as caught:
         registry.get("zzzzzz")
     assert "Did you mean" not in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "hint"),
+    [
+        ("CELO_Adam", ["celo", "celo-adam"], "Did you mean 'celo-adam'? More."),
+        ("exp-mlt", ["Exp_Mult", "lr"], "Did you mean 'Exp_Mult'? More."),
+        ("zzzz", ["celo"], "More."),
+        ("", [], "More."),
+    ],
+)
+def test_suggestions_ignore_case_and_hyphens(name: str, known: list[str], hint: str) -> None:
+    assert did_you_mean(name, known, "More.") == hint
+    assert did_you_mean(name, known) == hint.removesuffix("More.").rstrip()
 
 
 def test_a_minimal_entry(tmp_path: Path) -> None:
