@@ -25,12 +25,13 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from pylo_zoo import impostors, limits
-from pylo_zoo.config import is_finite, parse, to_dict
+from pylo_zoo.config import parse, to_dict
 from pylo_zoo.converters import Family
 from pylo_zoo.converters import get as get_family
 from pylo_zoo.converters.base import UNUSED, structure_problems, tensor_shapes, value_problems
 from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.files import REPLACE, left_behind, read_regular, staged_directory, write_file
+from pylo_zoo.parsing import is_finite
 from pylo_zoo.source_layout import CONVERT_AGAIN, check_layout
 
 FORMAT_VERSION = 1

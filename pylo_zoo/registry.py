@@ -20,6 +20,7 @@ from typing import Any, Literal
 from pylo_zoo import config, converters, plain_yaml, plugins
 from pylo_zoo.errors import ZooError, did_you_mean, quoted
 from pylo_zoo.files import open_regular
+from pylo_zoo.parsing import is_finite
 
 PACKAGE = Path(__file__).parent
 MAX_BYTES = 1024 * 1024
@@ -312,7 +313,7 @@ def _defaults(family: converters.Family, values: Any, label: str) -> Mapping[str
     known = family.defaults
     for key, value in _mapping(values, label).items():
         _require(key in known, f"{label}: unknown field {quoted(key)}", f"Known fields: {', '.join(known)}.")
-        _require(config.is_finite(value), f"{label}: {key} is {quoted(value)}", "It must be a finite number.")
+        _require(is_finite(value), f"{label}: {key} is {quoted(value)}", "It must be a finite number.")
     return MappingProxyType({key: float(value) for key, value in values.items()})
 
 

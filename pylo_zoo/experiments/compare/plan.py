@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pylo_zoo import registry
-from pylo_zoo.config import is_finite
 from pylo_zoo.errors import ZooError, did_you_mean, quoted
 from pylo_zoo.experiments.tasks import Task
 from pylo_zoo.experiments.train import recipes, schedules
 from pylo_zoo.experiments.train.recipes import BASELINES, Recipe
 from pylo_zoo.experiments.train.setup import AUTO, Setup
 from pylo_zoo.fetch import Access
+from pylo_zoo.parsing import is_finite
 
 TUNING_SEED = 1_000_003
 """Seed of the tuning runs. The reported runs use other seeds, which start at 0."""

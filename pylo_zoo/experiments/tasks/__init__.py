@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from pylo_zoo import config
 from pylo_zoo.errors import ZooError, did_you_mean, quoted
 from pylo_zoo.experiments.tasks import downloaded, images, numbers, text
 from pylo_zoo.experiments.tasks.base import Batch, Metrics, Task
+from pylo_zoo.parsing import is_finite
 
 __all__ = ["TASKS", "Batch", "Metrics", "Task", "make", "options"]
 
@@ -92,7 +92,7 @@ def _check_types(name: str, factory: Callable[..., Task], options: Mapping[str, 
     for key, value in options.items():
         parameter = inspect.signature(factory).parameters.get(key)
         default = parameter.default if parameter else None
-        number = config.is_finite(value)
+        number = is_finite(value)
         if isinstance(default, int) and not isinstance(default, bool):
             wrong = not number or int(value) != value or not 1 <= value <= MOST
             allowed = f"an integer from 1 to {MOST:,}"
