@@ -32,7 +32,6 @@ MOST_SHOWN = 200
 """Most characters of a list of valid values in an error."""
 MOST_KEY = 40
 """Most characters of a mapping's key in a path."""
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def is_finite(value: object) -> bool:
@@ -46,11 +45,8 @@ def is_integer(value: object, least: int, most: int) -> bool:
 
 
 def is_text(value: object, most: int = MOST_TEXT) -> bool:
-    """Whether ``value`` is a string of at most ``most`` characters that UTF-8 can encode.
-
-    JSON can contain half of a surrogate pair, which UTF-8 cannot encode.
-    """
-    return isinstance(value, str) and len(value) <= most and not _SURROGATE.search(value)
+    """Whether ``value`` is a string of at most ``most`` characters."""
+    return isinstance(value, str) and len(value) <= most
 
 
 def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ ARROWS = {
     "hub": "artifact errors fetch files huggingface_hub limits",
     "convert": "artifact config converters errors fetch files formats limits numpy parsing plain_yaml pylo_zoo "
     "registry torch",
-    "report": "errors jinja2 numpy rich",
+    "report": "errors jinja2 numpy parsing rich",
     "weights": "artifact convert converters errors fetch files formats hub limits registry report samples",
     "optim": "artifact converters errors kernels nets ops torch warn weights",
     "compat": "artifact config convert errors fetch files formats limits optim parsing registry torch warn weights",
