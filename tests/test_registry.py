@@ -143,19 +143,19 @@ def test_a_minimal_entry(tmp_path: Path) -> None:
         ({"summary": None}, "mine: summary is None"),
         ({"trained": "yes"}, "mine: trained is 'yes'"),
         ({"sources": []}, r"mine: sources is \[\]"),
-        ({"sources": ["theta.state"]}, r"mine: sources is 'theta.state'"),
+        ({"sources": ["theta.state"]}, r"mine: sources\[0\] is 'theta.state'"),
         ({"architecture": {"lstm_hidden_size": 64}}, "mine: architecture: .* missing"),
         ({"behavior": {"ff_mul": 1}}, "mine: behavior: unknown field 'ff_mul'"),
-        ({"behavior": {"ff_mult": "big"}}, "mine: behavior: ff_mult is 'big'"),
+        ({"behavior": {"ff_mult": "big"}}, r"mine: behavior\.ff_mult is 'big'"),
         ({"behavior": 3}, "mine: behavior is 3"),
         ({"defaults": {"clip_norm": 1.0}}, "mine: defaults: unknown field 'clip_norm'"),
-        ({"defaults": {"lr": "1e-3"}}, "mine: defaults: lr is '1e-3'"),
-        ({"defaults": {"lr": float("nan")}}, "mine: defaults: lr is nan"),
-        ({"defaults": {"lr": True}}, "mine: defaults: lr is True"),
+        ({"defaults": {"lr": "1e-3"}}, r"mine: defaults\.lr is '1e-3'"),
+        ({"defaults": {"lr": float("nan")}}, r"mine: defaults\.lr is nan"),
+        ({"defaults": {"lr": True}}, r"mine: defaults\.lr is True"),
         ({"learned_decays": {"rms": [0.1]}}, "mine: learned_decays: velo has no learned decays"),
         ({"family": "mulo", "learned_decays": {"rms": [0.1]}}, "mine: learned_decays: momentum, adafactor missing"),
-        ({"paper": {"arxiv": "VeLO", "title": "VeLO"}}, "mine: paper: arxiv is 'VeLO'"),
-        ({"paper": {"arxiv": 2211.0976, "title": "VeLO"}}, "mine: paper: arxiv is 2211.0976"),
+        ({"paper": {"arxiv": "VeLO", "title": "VeLO"}}, r"mine: paper\.arxiv is 'VeLO'"),
+        ({"paper": {"arxiv": 2211.0976, "title": "VeLO"}}, r"mine: paper\.arxiv is 2211.0976"),
     ],
 )
 def test_a_wrong_entry_is_refused(tmp_path: Path, change: dict[str, Any], complaint: str) -> None:
@@ -166,14 +166,14 @@ def test_a_wrong_entry_is_refused(tmp_path: Path, change: dict[str, Any], compla
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"sha256": "abc"}, r"mine: sources\[0\]: sha256 is 'abc'"),
-        ({"sha256": "A" * 64}, r"mine: sources\[0\]: sha256 is 'A+'"),
-        ({"bytes": -1}, r"mine: sources\[0\]: bytes is -1"),
-        ({"format": "gguf"}, r"mine: sources\[0\]: format is 'gguf'"),
+        ({"sha256": "abc"}, r"mine: sources\[0\]\.sha256 is 'abc'"),
+        ({"sha256": "A" * 64}, r"mine: sources\[0\]\.sha256 is 'A+'"),
+        ({"bytes": -1}, r"mine: sources\[0\]\.bytes is -1"),
+        ({"format": "gguf"}, r"mine: sources\[0\]\.format is 'gguf'"),
         ({"format": "gin"}, r"mine: sources\[0\] is gin"),
         ({"size": 3}, r"mine: sources\[0\]: unknown field 'size'"),
         *(
-            ({"uri": uri}, r"mine: sources\[0\]: uri is ")
+            ({"uri": uri}, r"mine: sources\[0\]\.uri is ")
             for uri in (
                 "theta.state",
                 "http://example.org/theta.state",
