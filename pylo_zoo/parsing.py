@@ -20,7 +20,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union
 
-from pylo_zoo.errors import ZooError, did_you_mean, printable, quoted, shortened
+from pylo_zoo.errors import QUOTED, ZooError, did_you_mean, printable, quoted, shortened
 
 T = TypeVar("T")
 
@@ -30,8 +30,6 @@ MOST_ITEMS = 2_000
 MOST_TEXT = 10_000
 MOST_SHOWN = 200
 """Most characters of a list of valid values in an error."""
-MOST_KEY = 40
-"""Most characters of a mapping's key in a path."""
 
 
 def is_finite(value: object) -> bool:
@@ -108,7 +106,7 @@ class Field:
             if not is_text(key):
                 raise self.error(f" has the key {quoted(key)}", "A key must be a string.")
         return {
-            key: item(self._child(value, self._joint + shortened(printable(key), MOST_KEY)))
+            key: item(self._child(value, self._joint + shortened(printable(key), QUOTED)))
             for key, value in values.items()
         }
 

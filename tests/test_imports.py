@@ -36,7 +36,7 @@ ARROWS = {
     "formats": "errors files impostors limits msgpack numpy orbax safetensors tensorstore",
     "artifact": "config converters errors files impostors limits numpy parsing safetensors source_layout torch",
     "registry": "config converters errors files parsing plain_yaml plugins",
-    "fetch": "config errors filelock files huggingface_hub impostors limits pylo_zoo rich",
+    "fetch": "errors filelock files huggingface_hub impostors limits parsing pylo_zoo rich",
     "hub": "artifact errors fetch files huggingface_hub limits",
     "convert": "artifact config converters errors fetch files formats limits numpy parsing plain_yaml pylo_zoo "
     "registry torch",
