@@ -119,7 +119,7 @@ class Field:
     def object(self) -> Mapping[Any, Any]:
         """An object."""
         if not isinstance(self.value, Mapping):
-            raise self.wrong("an object")
+            raise self.wrong("a mapping of names to values")
         return self.value
 
     def record(self, kind: type[T]) -> T:
