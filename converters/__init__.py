@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +30,7 @@ from pylo_zoo.converters.celo2 import CELO2, CELO2_BASE, ELO_CELO2
 from pylo_zoo.converters.elo import ELO
 from pylo_zoo.converters.prepared import Prepared, prepare, used_leaves
 from pylo_zoo.converters.velo import VELO
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, did_you_mean
 
 __all__ = [
     "FAMILIES",
@@ -108,9 +107,8 @@ def get(name: str, naming: str = "jax") -> Family:
         ZooError: the family is unknown, or it has no such naming.
     """
     if name not in FAMILIES:
-        near = difflib.get_close_matches(name.lower().replace("_", "-"), FAMILIES, n=1)
         listing = f"Known families: {', '.join(FAMILIES)}."
-        raise ZooError(f"Unknown family {name!r}.", f"Did you mean {near[0]!r}? {listing}" if near else listing)
+        raise ZooError(f"Unknown family {name!r}.", did_you_mean(name, FAMILIES, listing))
     if name not in NAMINGS[naming]:
         raise ZooError(
             f"A torch file must have PyLO's names, and PyLO has none for {name}.",

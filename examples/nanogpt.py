@@ -12,7 +12,6 @@ Nothing is tuned. velo-sample is set by hand: it does not show VeLO's performanc
 from __future__ import annotations
 
 import argparse
-import difflib
 import math
 import os
 import sys
@@ -27,7 +26,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.nn.parallel import DistributedDataParallel
 
 import pylo_zoo
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, did_you_mean
 from pylo_zoo.optim import Muon, optimizer_class, param_groups
 from pylo_zoo.registry import load_registry
 
@@ -87,8 +86,7 @@ def make_optimizer(name: str, model: nn.Module, steps: int, lr: float | None) ->
         return Muon(param_groups(model), lr=lr or 0.02), False
     known = ["adamw", "muon", *load_registry()]
     if name not in known and not Path(name).is_dir() and not name.startswith("hf://"):
-        near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.0)[0]
-        raise ZooError(f"Unknown optimizer {name!r}.", f"Did you mean {near!r}? Use one of {', '.join(known)}.")
+        raise ZooError(f"Unknown optimizer {name!r}.", did_you_mean(name, known, f"Use one of {', '.join(known)}."))
     artifact = pylo_zoo.load(name)
     cls = optimizer_class(artifact.family)
     options: dict[str, Any] = {**artifact.defaults, **({} if lr is None else {"lr": lr})}

@@ -25,12 +25,13 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from pylo_zoo import impostors, limits
-from pylo_zoo.config import is_finite, parse, to_dict
+from pylo_zoo.config import to_dict
 from pylo_zoo.converters import Family
 from pylo_zoo.converters import get as get_family
 from pylo_zoo.converters.base import UNUSED, structure_problems, tensor_shapes, value_problems
 from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.files import REPLACE, left_behind, read_regular, staged_directory, write_file
+from pylo_zoo.parsing import LARGEST, Field, unique_keys
 from pylo_zoo.source_layout import CONVERT_AGAIN, check_layout
 
 FORMAT_VERSION = 1
@@ -295,23 +296,23 @@ def _read(directory: Path) -> Artifact:
     if not os.path.lexists(directory / CONFIG):
         raise ZooError(f"{directory} is not an artifact: it has no {CONFIG}.", "Create one with `pylo-zoo convert`.")
     values = _read_json(directory / CONFIG)
-    _check_keys(values, KEYS, CONFIG)
+    fields = Field(values, CONFIG).fields(KEYS)
     if values["format_version"] != FORMAT_VERSION:
         raise ZooError(
             f"{directory / CONFIG} has format_version {quoted(values['format_version'])}, not {FORMAT_VERSION}.",
             "Update pylo-zoo, or convert the checkpoint again.",
         )
-    family = get_family(_text(values, "family"))
-    architecture = parse(family.architecture, _mapping(values, "architecture"), f"{CONFIG}: architecture")
-    source = _source(_mapping(values, "source"))
+    family = get_family(_text(fields["family"]))
+    architecture = fields["architecture"].record(family.architecture)
+    source = _source(fields["source"])
     return Artifact(
         family=family.name,
-        name=_text(values, "name"),
+        name=_text(fields["name"]),
         architecture=architecture,
-        behavior=parse(family.behavior, _mapping(values, "behavior"), f"{CONFIG}: behavior"),
-        defaults=_defaults(family, _mapping(values, "defaults")),
+        behavior=fields["behavior"].record(family.behavior),
+        defaults=_defaults(family, fields["defaults"]),
         source=source,
-        converter=parse(Converter, _mapping(values, "converter"), f"{CONFIG}: converter"),
+        converter=fields["converter"].record(Converter),
         tensors=_tensors(directory / WEIGHTS, family, architecture, finite="nonfinite" not in source.layout),
         parity=_read_json(directory / PARITY) if os.path.lexists(directory / PARITY) else None,
         path=directory,
@@ -352,41 +353,27 @@ def _check_sizes(path: Path, architecture: Any, values: int) -> None:
             )
 
 
-def _source(values: Mapping[str, Any]) -> SourceRecord:
-    layout = check_layout(values.get("layout"), f"{CONFIG}: source.layout")
-    plain = {key: value for key, value in values.items() if key != "layout"}
-    record = parse(_PlainSource, plain, f"{CONFIG}: source")
-    for key in ("uri", "sha256", "license", "format"):
-        _text(asdict(record), key)
-    return SourceRecord(**asdict(record), layout=layout)
+def _source(field: Field) -> SourceRecord:
+    texts = ("uri", "sha256", "license", "format")
+    fields = field.fields((*texts, "bytes", "layout"))
+    layout = fields["layout"]
+    return SourceRecord(
+        **{key: _text(fields[key]) for key in texts},
+        bytes=fields["bytes"].integer(1, LARGEST),
+        layout=check_layout(layout.value, layout.path),
+    )
 
 
-@dataclass(frozen=True)
-class _PlainSource:
-    """The fields of :class:`SourceRecord` that are plain values."""
-
-    uri: str
-    sha256: str
-    bytes: int
-    license: str
-    format: str
-
-
-def _defaults(family: Family, values: Mapping[str, Any]) -> dict[str, float]:
-    for name, value in values.items():
-        if name not in family.defaults:
-            raise ZooError(
-                f"{CONFIG}: defaults: unknown field {quoted(name)}.", f"Known fields: {', '.join(family.defaults)}."
-            )
-        if not is_finite(value):
-            raise ZooError(f"{CONFIG}: defaults: {name} is {quoted(value)}.", "It must be a finite number.")
-    return dict(values)
+def _defaults(family: Family, field: Field) -> dict[str, float]:
+    for each in field.fields((), optional=family.defaults).values():
+        each.number()
+    return dict(field.value)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     data = read_regular(path, MAX_JSON_BYTES, CONVERT_AGAIN)
     try:
-        values = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
+        values = json.loads(data.decode("utf-8"), object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         _check_impostor(path, data)
         raise ZooError(f"{path} cannot be read: {str(error)[:200]}.", CONVERT_AGAIN) from error
@@ -395,32 +382,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(unique := dict(pairs)) < len(pairs):
-        raise ValueError("an object has the same key twice")
-    return unique
-
-
-def _check_keys(values: Mapping[str, Any], keys: tuple[str, ...], label: str) -> None:
-    unknown, missing = [key for key in values if key not in keys], [key for key in keys if key not in values]
-    if unknown or missing:
-        problem = f"unknown key {quoted(unknown[0])}" if unknown else f"key {missing[0]!r} is missing"
-        raise ZooError(f"{label}: {problem}.", f"The keys are {', '.join(keys)}.")
-
-
-def _mapping(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    if not isinstance(values[key], dict):
-        raise ZooError(f"{CONFIG}: {key} is {quoted(values[key])}.", "It must be an object.")
-    return values[key]
-
-
-def _text(values: Mapping[str, Any], key: str) -> str:
-    if not isinstance(values[key], str) or len(values[key]) > MAX_TEXT or not _is_unicode(values[key]):
-        hint = f"It must be a string of at most {MAX_TEXT:,} characters."
-        raise ZooError(f"{CONFIG}: {key} is {quoted(values[key])}.", hint)
-    return values[key]
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether ``text`` can be encoded: JSON can contain half of a surrogate pair."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+def _text(field: Field) -> str:
+    text = field.text(MAX_TEXT)
+    if any("\ud800" <= character <= "\udfff" for character in text):  # half of a surrogate pair, valid in JSON
+        raise field.wrong("a string that UTF-8 can encode")
+    return text

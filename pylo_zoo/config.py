@@ -7,15 +7,11 @@ meta-training fixed is stored there, never in a class default of the optimizer.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import sys
-import types
-import typing
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, Union
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
-from pylo_zoo.errors import ZooError, quoted
+from pylo_zoo.parsing import Field
 
 Record = TypeVar("Record")
 
@@ -23,9 +19,6 @@ Triple = tuple[float, float, float]
 MOMENTUM_DECAYS: Triple = (0.9, 0.99, 0.999)
 RMS_DECAYS: tuple[float] = (0.999,)
 ADAFACTOR_DECAYS: Triple = (0.9, 0.99, 0.999)
-
-LIMITS: Mapping[str, int] = {"ns_iters": 100}
-"""Upper bounds of fields that set a loop count in a step."""
 
 
 # --- architectures: inferred from the shapes of the leaves ----------------------------------------------------------
@@ -106,7 +99,7 @@ class CELO2Behavior:
     orthogonalize: bool = True
     rmsmult: float = 1.0
     ns_coeffs: Triple = (3.4445, -4.7750, 2.0315)
-    ns_iters: int = 5
+    ns_iters: int = field(default=5, metadata={"most": 100})  # a loop count in each step
     ns_eps: float = 1e-8
     initial_momentum_decays: Triple = MOMENTUM_DECAYS
     initial_rms_decays: tuple[float] = (0.95,)
@@ -144,10 +137,6 @@ class MuLOBehavior(AdafacBehavior):
     step_mult: float = 0.01
 
 
-LARGEST = 2**63 - 1
-"""Largest integer: numpy, torch and safetensors use int64."""
-
-
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
@@ -162,18 +151,7 @@ def parse(record: type[Record], values: Mapping[str, Any], label: str) -> Record
     Raises:
         ZooError: a field is unknown, missing, of the wrong type or out of range.
     """
-    hints = typing.get_type_hints(record)
-    fields = {field.name: field for field in dataclasses.fields(record)}  # pyright: ignore[reportArgumentType]
-    for name in values:
-        if name not in fields:
-            raise ZooError(f"{label}: unknown field {quoted(name)}.", suggest(str(name), fields))
-    missing = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in values]
-    for name, limit in LIMITS.items():
-        if isinstance(value := values.get(name), int) and value > limit:
-            raise ZooError(f"{label}: {name} is {str(value)[:24]}.", f"The largest {name} is {limit}.")
-    if missing:
-        raise ZooError(f"{label}: {', '.join(missing)} missing.", "Add the missing fields.")
-    return record(**{name: _coerce(hints[name], value, f"{label}: {name}") for name, value in values.items()})
+    return Field(values, label).record(record)
 
 
 def to_dict(record: Any) -> dict[str, Any]:
@@ -181,51 +159,3 @@ def to_dict(record: Any) -> dict[str, Any]:
     return {
         key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(record).items()
     }
-
-
-def is_finite(value: object) -> bool:
-    """Whether ``value`` is a number in the range of a float; booleans, NaN and infinities are not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def suggest(name: str, known: Collection[str]) -> str:
-    """A hint for an unknown field: the most similar known field, and all known fields."""
-    near = difflib.get_close_matches(name, known, n=1)
-    fields = ", ".join(sorted(known)) or "none"
-    return f"Did you mean {near[0]!r}? Known fields: {fields}." if near else f"Known fields: {fields}."
-
-
-def _coerce(kind: Any, value: Any, label: str) -> Any:
-    """Convert ``value`` to type ``kind`` (bool, int, float, str, Literal, tuple, optional), or raise ZooError."""
-    origin = typing.get_origin(kind)
-    if origin in (Union, types.UnionType):
-        if value is None:
-            return None
-        kind = next(option for option in typing.get_args(kind) if option is not type(None))
-        return _coerce(kind, value, label)
-    if origin is Literal:
-        if isinstance(value, str) and value in typing.get_args(kind):
-            return value
-        raise ZooError(
-            f"{label} is {quoted(value)}.", f"It must be one of {', '.join(map(repr, typing.get_args(kind)))}."
-        )
-    if origin is tuple:
-        items = typing.get_args(kind)
-        if isinstance(value, (list, tuple)) and len(value) == len(items):
-            return tuple(_coerce(item, each, label) for item, each in zip(items, value, strict=True))
-        raise ZooError(f"{label} is {quoted(value)}.", f"It must be a list of length {len(items)}.")
-    if kind is bool and isinstance(value, bool):
-        return value
-    if kind is int and isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST:
-        return value
-    if kind is float and is_finite(value):
-        return float(value)
-    if kind is str and isinstance(value, str):
-        return value
-    expected = {
-        bool: "true or false",
-        int: "a positive integer below 2**63",
-        float: "a finite number",
-        str: "a string",
-    }[kind]
-    raise ZooError(f"{label} is {quoted(value)}.", f"It must be {expected}.")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import reprlib
+from collections.abc import Iterable
 from typing import Any
 
 LONGEST = 480
@@ -72,6 +74,28 @@ def one_line(text: str, limit: int = LONGEST) -> str:
     """``text`` in one printable line of at most ``limit`` characters."""
     bound = 2 * limit  # escaping only lengthens the text, so this cut stays invisible
     return shortened(printable(" ".join(shortened(text, bound).split())), limit)
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The name in ``known`` that is most similar to ``name``, or None.
+
+    Args:
+        name: a name that a user typed. Case is ignored, and ``_`` equals ``-``.
+        known: the valid names.
+        cutoff: the lowest accepted similarity, from 0 to 1.
+    """
+    folded = {_fold(each): each for each in known}
+    return next((folded[each] for each in difflib.get_close_matches(_fold(name), folded, 1, cutoff)), None)
+
+
+def did_you_mean(name: str, known: Iterable[str], more: str = "") -> str:
+    """A hint for the unknown ``name``: the name in ``known`` that is most similar, if one is, and then ``more``."""
+    similar = nearest(name, known)
+    return " ".join([*([f"Did you mean {similar!r}?"] if similar else []), *([more] if more else [])])
+
+
+def _fold(name: str) -> str:
+    return name.lower().replace("_", "-")
 
 
 class _Bounded(reprlib.Repr):

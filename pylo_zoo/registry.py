@@ -7,20 +7,22 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from importlib import resources
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pylo_zoo import config, converters, plain_yaml, plugins
-from pylo_zoo.errors import ZooError, quoted
+from pylo_zoo.errors import ZooError, did_you_mean, quoted
 from pylo_zoo.files import open_regular
+from pylo_zoo.parsing import Field
+
+T = TypeVar("T")
 
 PACKAGE = Path(__file__).parent
 MAX_BYTES = 1024 * 1024
@@ -145,12 +147,8 @@ def get(name: str) -> Entry:
     entries = load_registry()
     if name in entries:
         return entries[name]
-    similar = difflib.get_close_matches(name, entries, n=1)
-    listing = "`pylo-zoo list` shows all names."
-    raise ZooError(
-        f"No checkpoint called {name!r} in the registry.",
-        f"Did you mean {similar[0]!r}? {listing}" if similar else listing,
-    )
+    hint = did_you_mean(name, entries, "`pylo-zoo list` shows all names.")
+    raise ZooError(f"No checkpoint called {name!r} in the registry.", hint)
 
 
 def load_registry(path: Path | None = None) -> Mapping[str, Entry]:
@@ -183,8 +181,8 @@ def _load(path: Path, package: str = "pylo_zoo") -> Mapping[str, Entry]:
         ) from error
     except (plain_yaml.NotPlain, UnicodeDecodeError) as error:
         raise ZooError(f"{path.name} is not valid YAML: {error}.", "Correct the file.") from error
-    entries = {name: _entry(name, values, package) for name, values in _mapping(document, path.name).items()}
-    return MappingProxyType(entries)
+    entries = Field(document, path.name).object()
+    return MappingProxyType({name: _entry(name, values, package) for name, values in entries.items()})
 
 
 def _read_text(path: Path) -> str:
@@ -204,19 +202,9 @@ def _default_path() -> Path:
 # --- validation --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Plain:
-    """The fields of an entry that are strings or booleans."""
-
-    family: str
-    summary: str
-    license: str
-    trained: bool
-    notes: str | None = None
-
-
-_PLAIN = tuple(field.name for field in fields(_Plain))
-_KNOWN = tuple(field.name for field in fields(Entry) if field.name != "name")
+_REQUIRED = ("family", "summary", "license", "trained")
+_OPTIONAL = ("notes", "sources", "architecture", "behavior", "defaults", "learned_decays", "paper", "artifact")
+_HEX = "64 lower-case hex digits"
 _NAME = re.compile(r"[a-z0-9]+([-_][a-z0-9]+)*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ARXIV = re.compile(r"\d{4}\.\d{4,5}")
@@ -226,110 +214,88 @@ _URI = re.compile(
     r"|(gs://[\w.-]+|https://[\w.-]+(:\d+)?|package:/)(/[\w.-]+)+",
     re.ASCII,
 )
+_URI_FORMS = "hf://ORG/REPO/FILE[@REV], gs://BUCKET/PATH, https://HOST/PATH or package://PATH"
 
 
 def _entry(name: Any, values: Any, package: str) -> Entry:
     label = f"registry.yaml: {name}"
-    name_ok = isinstance(name, str) and _NAME.fullmatch(name)
-    _require(name_ok, f"{label} is not a valid name", "Use lower-case letters, digits, - and _.")
-    values = _mapping(values, label)
-    for key in values:
-        _require(key in _KNOWN, f"{label}: unknown field {quoted(key)}", f"Known fields: {', '.join(sorted(_KNOWN))}.")
-    plain = config.parse(_Plain, {key: values[key] for key in values if key in _PLAIN}, label)
-    families = f"Known families: {', '.join(converters.FAMILIES)}."
-    _require(plain.family in converters.FAMILIES, f"{label}: family {quoted(plain.family)} is unknown", families)
-    family = converters.FAMILIES[plain.family]
-    behavior = _mapping(values.get("behavior", {}), f"{label}: behavior")
-    artifact = _published(values.get("artifact"), f"{label}: artifact")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ZooError(f"{label} is not a valid name.", "Use lower-case letters, digits, - and _.")
+    fields = Field(values, label).fields(_REQUIRED, _OPTIONAL)
+    family = _family(fields["family"])
+    artifact = _get(fields, "artifact", _published)
     return Entry(
         name=name,
-        family=plain.family,
-        summary=plain.summary,
-        license=plain.license,
-        trained=plain.trained,
-        notes=plain.notes,
-        sources=_sources(values.get("sources"), f"{label}: sources", package, artifact),
+        family=family.name,
+        summary=fields["summary"].text(),
+        license=fields["license"].text(),
+        trained=fields["trained"].boolean(),
+        notes=_get(fields, "notes", Field.text),
+        sources=_sources(fields.get("sources", Field(None, f"{label}: sources")), package, artifact),
         artifact=artifact,
-        architecture=_parse_optional(family.architecture, values.get("architecture"), f"{label}: architecture"),
-        behavior=config.parse(family.behavior, behavior, f"{label}: behavior"),
-        learned_decays=_learned_decays(plain.family, values.get("learned_decays"), f"{label}: learned_decays"),
-        paper=_paper(values.get("paper"), f"{label}: paper"),
-        defaults=_defaults(family, values.get("defaults", {}), f"{label}: defaults"),
+        architecture=_get(fields, "architecture", lambda field: field.record(family.architecture)),
+        behavior=fields["behavior"].record(family.behavior) if "behavior" in fields else family.behavior(),
+        learned_decays=_get(fields, "learned_decays", lambda field: _learned_decays(family.name, field)),
+        paper=_get(fields, "paper", _paper),
+        defaults=_defaults(family, fields["defaults"]) if "defaults" in fields else MappingProxyType({}),
     )
 
 
-def _published(values: Any, label: str) -> Published | None:
-    if values is None:
-        return None
-    keys_ok = _mapping(values, label).keys() == {"uri", "sha256"}
-    _require(keys_ok, f"{label} has the fields {quoted(sorted(values, key=str))}", "It must have uri and sha256 only.")
-    uri, hashes = values["uri"], _mapping(values["sha256"], f"{label}: sha256")
-    uri_ok = isinstance(uri, str) and _ARTIFACT.fullmatch(uri)
-    _require(uri_ok, f"{label}: uri is {quoted(uri)}", "It must be hf://ORG/NAME@COMMIT with 40 hex digits.")
-    for name, sha256 in hashes.items():
-        sha256_ok = isinstance(sha256, str) and _SHA256.fullmatch(sha256)
-        _require(sha256_ok, f"{label}: sha256 of {name} is {quoted(sha256)}", "It must be 64 lower-case hex digits.")
+def _get(fields: Mapping[str, Field], name: str, item: Callable[[Field], T]) -> T | None:
+    """The field ``name``, or None if it is missing or null."""
+    return fields[name].optional(item) if name in fields else None
+
+
+def _family(field: Field) -> converters.Family:
+    if field.text() not in converters.FAMILIES:
+        hint = did_you_mean(field.value, converters.FAMILIES, f"Known families: {', '.join(converters.FAMILIES)}.")
+        raise field.error(f" {quoted(field.value)} is unknown", hint)
+    return converters.FAMILIES[field.value]
+
+
+def _published(field: Field) -> Published:
+    fields = field.fields(("uri", "sha256"))
+    hashes = fields["sha256"].mapping(lambda each: each.match(_SHA256, _HEX))
     needed = {"config.json", "model.safetensors"}
-    _require(
-        needed <= hashes.keys(), f"{label}: sha256 has {quoted(sorted(hashes, key=str))}", f"It needs {sorted(needed)}."
-    )
-    return Published(uri, MappingProxyType(dict(hashes)))
+    if not needed <= hashes.keys():
+        raise fields["sha256"].error(f" has {quoted(sorted(hashes))}", f"It needs {sorted(needed)}.")
+    uri = fields["uri"].match(_ARTIFACT, "hf://ORG/NAME@COMMIT with 40 hex digits")
+    return Published(uri, MappingProxyType(hashes))
 
 
-def _sources(values: Any, label: str, package: str, artifact: Published | None = None) -> tuple[Source, ...]:
-    if values is None and artifact is not None:
+def _sources(field: Field, package: str, artifact: Published | None) -> tuple[Source, ...]:
+    if field.value is None and artifact is not None:
         repo, _, commit = artifact.uri.partition("@")
         weights = "model.safetensors"
         return (Source(f"{repo}/{weights}@{commit}", "artifact", sha256=artifact.sha256[weights]),)
-    _require(isinstance(values, list) and values, f"{label} is {quoted(values)}", "List at least the weights file.")
-    assert isinstance(values, list)
-    for i, each in enumerate(values):
-        _require("package" not in _mapping(each, label), f"{label}[{i}]: unknown field 'package'", "Remove it.")
-    sources = tuple(
-        config.parse(Source, {**each, "package": package}, f"{label}[{i}]") for i, each in enumerate(values)
-    )
-    for i, source in enumerate(sources):
-        uri_ok = _URI.fullmatch(source.uri) and not {".", ".."} & set(source.uri.split("/"))
-        hint = "It must be hf://ORG/REPO/FILE[@REV], gs://BUCKET/PATH, https://HOST/PATH or package://PATH."
-        _require(uri_ok, f"{label}[{i}]: uri is {quoted(source.uri)}", hint)
-        sha256_ok = source.sha256 is None or _SHA256.fullmatch(source.sha256)
-        _require(sha256_ok, f"{label}[{i}]: sha256 is {quoted(source.sha256)}", "It must be 64 lower-case hex digits.")
-    _require(sources[0].format != "gin", f"{label}[0] is gin", "List the weights first.")
+    if not isinstance(field.value, list) or not field.value:
+        raise field.wrong("a list that contains at least the weights file")
+    sources = tuple(field.items(lambda each: _source(each, package)))
+    if sources[0].format == "gin":
+        raise field.error("[0] is gin", "List the weights first.")
     return sources
 
 
-def _paper(values: Any, label: str) -> Paper | None:
-    paper = _parse_optional(Paper, values, label)
-    arxiv_ok = paper is None or _ARXIV.fullmatch(paper.arxiv)
-    _require(
-        arxiv_ok, f"{label}: arxiv is {quoted(paper and paper.arxiv)}", "It must be a string such as '2501.12670'."
-    )
-    return paper
+def _source(field: Field, package: str) -> Source:
+    fields = field.fields(("uri", "format"), ("bytes", "sha256"))
+    uri = fields["uri"].match(_URI, _URI_FORMS)
+    if {".", ".."} & set(uri.split("/")):
+        raise fields["uri"].wrong(_URI_FORMS)
+    _get(fields, "sha256", lambda each: each.match(_SHA256, _HEX))
+    return replace(field.record(Source), package=package)
 
 
-def _learned_decays(family: str, values: Any, label: str) -> LearnedDecays | None:
-    allowed = values is None or family in ("adafac-mlp", "mulo")
-    _require(allowed, f"{label}: {family} has no learned decays", "Remove the field; only adafac-mlp and mulo have it.")
-    return _parse_optional(LearnedDecays, values, label)
+def _paper(field: Field) -> Paper:
+    field.fields(("arxiv", "title"))["arxiv"].match(_ARXIV, "a string such as '2501.12670'")
+    return field.record(Paper)
 
 
-def _defaults(family: converters.Family, values: Any, label: str) -> Mapping[str, float]:
-    known = family.defaults
-    for key, value in _mapping(values, label).items():
-        _require(key in known, f"{label}: unknown field {quoted(key)}", f"Known fields: {', '.join(known)}.")
-        _require(config.is_finite(value), f"{label}: {key} is {quoted(value)}", "It must be a finite number.")
-    return MappingProxyType({key: float(value) for key, value in values.items()})
+def _learned_decays(family: str, field: Field) -> LearnedDecays:
+    if family not in ("adafac-mlp", "mulo"):
+        raise field.error(f": {family} has no learned decays", "Remove the field; only adafac-mlp and mulo have it.")
+    return field.record(LearnedDecays)
 
 
-def _parse_optional(record: type[config.Record], values: Any, label: str) -> config.Record | None:
-    return None if values is None else config.parse(record, _mapping(values, label), label)
-
-
-def _mapping(values: Any, label: str) -> Mapping[Any, Any]:
-    _require(isinstance(values, dict), f"{label} is {quoted(values)}", "It must be a mapping of names to values.")
-    return values
-
-
-def _require(condition: object, message: str, hint: str) -> None:
-    if not condition:
-        raise ZooError(f"{message}.", hint)
+def _defaults(family: converters.Family, field: Field) -> Mapping[str, float]:
+    fields = field.fields((), optional=family.defaults)
+    return MappingProxyType({key: each.number() for key, each in fields.items()})

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pylo_zoo.config import is_finite
 from pylo_zoo.errors import ZooError, quoted
+from pylo_zoo.parsing import is_finite
 
 MAX_ENTRIES = 10_000
 """Longest list."""

@@ -200,8 +200,8 @@ def test_the_fingerprint_depends_on_everything_that_affects_the_update(celo: Art
 # --- reading -----------------------------------------------------------------------------------------------------
 
 SPOILERS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "unknown key": (lambda c: c.update(extra=1), "unknown key 'extra'"),
-    "missing key": (lambda c: c.pop("behavior"), "key 'behavior' is missing"),
+    "unknown key": (lambda c: c.update(extra=1), "unknown field 'extra'"),
+    "missing key": (lambda c: c.pop("behavior"), "config.json: behavior missing"),
     "later version": (lambda c: c.update(format_version=2), "format_version 2"),
     "unknown family": (lambda c: c.update(family="adam"), "family 'adam'"),
     "family that is not a string": (lambda c: c.update(family=[]), r"family is \[\]"),

@@ -93,7 +93,7 @@ REFUSED = [
     ("VeLO_naive", {"hf_key_mlp": "velo-sample"}, "is a whole VeLO"),
     ("CELO2_naive", {"ff_hidden_size": 16}, "has 8"),
     ("CELO2_naive", {"ff_hidden_layers": 4}, "has 3"),
-    ("CELO2_naive", {"ns_iters": 0}, "positive integer"),
+    ("CELO2_naive", {"ns_iters": 0}, "an integer from 1 to 100"),
     ("CELO2_naive", {"orthogonalize": "yes"}, "true or false"),
     ("CELO2_naive", {"hf_key": None}, "a random network"),
     ("CELO2_naive", {"hf_key": "celo3"}, "No checkpoint called 'celo3'"),

@@ -247,7 +247,7 @@ def unknown_name(tmp_path: Path) -> tuple[list[object], str]:
 
 
 def unknown_family(tmp_path: Path) -> tuple[list[object], str]:
-    return ["adam", "--source", write_theta(tmp_path, "elo")], "'adam' is not a family"
+    return ["adam", "--source", write_theta(tmp_path, "elo")], "Unknown family 'adam'.*\n.*Did you mean 'celo-adam'"
 
 
 def entry_with_a_source(tmp_path: Path) -> tuple[list[object], str]:

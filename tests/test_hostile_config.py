@@ -71,7 +71,7 @@ def test_sizes_that_together_exceed_memory_are_refused(family: str) -> None:
     architecture = type(SMALL[family])(**big)
     error = bounded(lambda: net_shapes(FAMILIES[family], architecture))
     assert error is not None
-    assert f"more than {limits.DEFAULT_MAX_BYTES:,}" in error.message
+    assert f"over {limits.DEFAULT_MAX_BYTES:,}" in error.message
 
 
 def test_published_architectures_are_within_the_bounds() -> None:

@@ -50,7 +50,7 @@ def test_pylo_optimizers_accept_random_weights() -> None:
 @pytest.mark.parametrize("find", [pylo_zoo.load, recipes.find_recipe, subjects.find_subject])
 @pytest.mark.parametrize(("name", "suggestion"), [("random:celo3", "celo"), ("random:Adafac_MLP", "adafac-mlp")])
 def test_an_unknown_family_is_an_error_with_a_suggestion(find: Any, name: str, suggestion: str) -> None:
-    with pytest.raises(ZooError, match=rf"no family.*Did you mean '{suggestion}"):
+    with pytest.raises(ZooError, match=rf"Unknown family.*Did you mean '{suggestion}"):
         find(name)
 
 

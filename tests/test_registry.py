@@ -13,7 +13,7 @@ from golden_data import CHECKPOINTS
 
 from pylo_zoo import converters, registry
 from pylo_zoo.convert import cache
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, did_you_mean
 from pylo_zoo.fetch import parse
 
 ENTRIES = registry.load_registry()
@@ -113,6 +113,20 @@ def test_a_misspelled_name_gets_a_suggestion() -> None:
     assert "Did you mean" not in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("name", "known", "hint"),
+    [
+        ("CELO_Adam", ["celo", "celo-adam"], "Did you mean 'celo-adam'? More."),
+        ("exp-mlt", ["Exp_Mult", "lr"], "Did you mean 'Exp_Mult'? More."),
+        ("zzzz", ["celo"], "More."),
+        ("", [], "More."),
+    ],
+)
+def test_suggestions_ignore_case_and_hyphens(name: str, known: list[str], hint: str) -> None:
+    assert did_you_mean(name, known, "More.") == hint
+    assert did_you_mean(name, known) == hint.removesuffix("More.").rstrip()
+
+
 def test_a_minimal_entry(tmp_path: Path) -> None:
     entry = registry.load_registry(write(tmp_path, {"mine": GOOD}))["mine"]
     assert (entry.weights.origin, entry.weights.filename, entry.weights.path) == ("org", "theta.state", None)
@@ -129,19 +143,19 @@ def test_a_minimal_entry(tmp_path: Path) -> None:
         ({"summary": None}, "mine: summary is None"),
         ({"trained": "yes"}, "mine: trained is 'yes'"),
         ({"sources": []}, r"mine: sources is \[\]"),
-        ({"sources": ["theta.state"]}, r"mine: sources is 'theta.state'"),
+        ({"sources": ["theta.state"]}, r"mine: sources\[0\] is 'theta.state'"),
         ({"architecture": {"lstm_hidden_size": 64}}, "mine: architecture: .* missing"),
         ({"behavior": {"ff_mul": 1}}, "mine: behavior: unknown field 'ff_mul'"),
-        ({"behavior": {"ff_mult": "big"}}, "mine: behavior: ff_mult is 'big'"),
+        ({"behavior": {"ff_mult": "big"}}, r"mine: behavior\.ff_mult is 'big'"),
         ({"behavior": 3}, "mine: behavior is 3"),
         ({"defaults": {"clip_norm": 1.0}}, "mine: defaults: unknown field 'clip_norm'"),
-        ({"defaults": {"lr": "1e-3"}}, "mine: defaults: lr is '1e-3'"),
-        ({"defaults": {"lr": float("nan")}}, "mine: defaults: lr is nan"),
-        ({"defaults": {"lr": True}}, "mine: defaults: lr is True"),
+        ({"defaults": {"lr": "1e-3"}}, r"mine: defaults\.lr is '1e-3'"),
+        ({"defaults": {"lr": float("nan")}}, r"mine: defaults\.lr is nan"),
+        ({"defaults": {"lr": True}}, r"mine: defaults\.lr is True"),
         ({"learned_decays": {"rms": [0.1]}}, "mine: learned_decays: velo has no learned decays"),
         ({"family": "mulo", "learned_decays": {"rms": [0.1]}}, "mine: learned_decays: momentum, adafactor missing"),
-        ({"paper": {"arxiv": "VeLO", "title": "VeLO"}}, "mine: paper: arxiv is 'VeLO'"),
-        ({"paper": {"arxiv": 2211.0976, "title": "VeLO"}}, "mine: paper: arxiv is 2211.0976"),
+        ({"paper": {"arxiv": "VeLO", "title": "VeLO"}}, r"mine: paper\.arxiv is 'VeLO'"),
+        ({"paper": {"arxiv": 2211.0976, "title": "VeLO"}}, r"mine: paper\.arxiv is 2211.0976"),
     ],
 )
 def test_a_wrong_entry_is_refused(tmp_path: Path, change: dict[str, Any], complaint: str) -> None:
@@ -152,14 +166,14 @@ def test_a_wrong_entry_is_refused(tmp_path: Path, change: dict[str, Any], compla
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"sha256": "abc"}, r"mine: sources\[0\]: sha256 is 'abc'"),
-        ({"sha256": "A" * 64}, r"mine: sources\[0\]: sha256 is 'A+'"),
-        ({"bytes": -1}, r"mine: sources\[0\]: bytes is -1"),
-        ({"format": "gguf"}, r"mine: sources\[0\]: format is 'gguf'"),
+        ({"sha256": "abc"}, r"mine: sources\[0\]\.sha256 is 'abc'"),
+        ({"sha256": "A" * 64}, r"mine: sources\[0\]\.sha256 is 'A+'"),
+        ({"bytes": -1}, r"mine: sources\[0\]\.bytes is -1"),
+        ({"format": "gguf"}, r"mine: sources\[0\]\.format is 'gguf'"),
         ({"format": "gin"}, r"mine: sources\[0\] is gin"),
         ({"size": 3}, r"mine: sources\[0\]: unknown field 'size'"),
         *(
-            ({"uri": uri}, r"mine: sources\[0\]: uri is ")
+            ({"uri": uri}, r"mine: sources\[0\]\.uri is ")
             for uri in (
                 "theta.state",
                 "http://example.org/theta.state",

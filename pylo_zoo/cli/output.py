@@ -53,7 +53,7 @@ LARGEST_SEED = 2**62
 
 def finite(value: float | None) -> float | None:
     """Reject a non-finite option value; a Typer callback."""
-    from pylo_zoo.config import is_finite
+    from pylo_zoo.parsing import is_finite
 
     if value is not None and not is_finite(value):
         raise typer.BadParameter(f"{value} is not a finite number.")

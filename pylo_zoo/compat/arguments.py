@@ -17,6 +17,7 @@ import torch
 from pylo_zoo import config
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError, quoted
+from pylo_zoo.parsing import is_finite
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ def _check(artifact: Artifact, name: str, value: Any, rule: Rule, owner: str) ->
 
 def _offsets(value: Any, length: int, label: str) -> tuple[float, ...]:
     numbers = value if isinstance(value, tuple) else (value,)
-    if len(numbers) != length or not all(config.is_finite(each) for each in numbers):
+    if len(numbers) != length or not all(is_finite(each) for each in numbers):
         raise ZooError(f"{label} is {quoted(value)}.", f"Pass {length} finite numbers, one per decay.")
     return tuple(float(each) for each in numbers)
 

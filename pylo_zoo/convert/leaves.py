@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from pylo_zoo import config, converters
+from pylo_zoo import converters
 from pylo_zoo.convert.statements import SETTINGS
 from pylo_zoo.converters import Family
 from pylo_zoo.converters.prepared import CASTABLE
 from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.formats import Source
+from pylo_zoo.parsing import is_finite
 from pylo_zoo.registry import Entry
 
 CAST, ALLOW_NONFINITE = "--cast float32", "--allow-nonfinite"
@@ -130,6 +131,6 @@ def _supplied(
 
 def _array(name: str, value: Any) -> np.ndarray:
     items: Sequence[Any] = value if isinstance(value, (list, tuple)) else ()
-    if not items or not all(config.is_finite(item) and abs(item) <= FLOAT32_MAX for item in items):
+    if not items or not all(is_finite(item) and abs(item) <= FLOAT32_MAX for item in items):
         raise ZooError(f"{name} is {quoted(value)}.", "It must be a list of numbers, such as [0.1, 0.2, 0.3].")
     return np.array(items, np.float32)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from pathlib import Path
 
 from pylo_zoo import converters, formats, limits, registry
@@ -42,9 +41,6 @@ def read_user_file(name: str, path: str | Path, access: Access | None = None) ->
             f"{name} is a registry entry; a conversion with a source requires a family.",
             f"Use the family {family}, such as `pylo-zoo convert {family} --source {path}`.",
         )
-    families = [] if name in converters.FAMILIES else converters.FAMILIES
-    if similar := difflib.get_close_matches(name.lower().replace("_", "-"), families, n=1):
-        raise ZooError(f"{name!r} is not a family.", f"Did you mean {similar[0]!r}?")
     family = converters.get(name)
     source = _read_address(path, access) if isinstance(path, str) and is_uri(path) else formats.read(path)
     return converters.get(family.name, source.naming), source

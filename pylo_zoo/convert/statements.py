@@ -15,6 +15,7 @@ from pylo_zoo import config, plain_yaml
 from pylo_zoo.converters import FAMILIES, Family
 from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.formats import Source, gin
+from pylo_zoo.parsing import Field
 
 OPTION = "--set"
 SETTINGS = f"the settings ({OPTION})"
@@ -90,9 +91,7 @@ def resolve_fields(
     """
     fields = {field.name for kind in (family.architecture, family.behavior) for field in dataclasses.fields(kind)}
     for statement in statements:
-        for name in statement.values:
-            if name not in fields:
-                raise ZooError(f"{statement.origin}: unknown field {quoted(name)}.", config.suggest(name, fields))
+        Field(statement.values, statement.origin).fields((), optional=fields)
     tree = Statement("the tree of leaves", config.to_dict(inferred))
     return (
         _merge(inferred, [tree, *statements]),

@@ -11,14 +11,18 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from pylo_zoo import config
 from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.fetch import store
 from pylo_zoo.files import open_regular, sweep, write_file
+from pylo_zoo.parsing import Field, unique_keys
 
 NAME = "zoo.lock"
 VERSION = 1
 MAX_BYTES = 4 * 1024 * 1024
+MAX_PINS = 100_000
+"""More entries than a file of :data:`MAX_BYTES` can hold."""
+RESTORE = "Restore it from version control, or remove it to record the current files."
+SHA256, DATE = "64 lower-case hex digits", "a date"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")
@@ -81,21 +85,18 @@ def read_all(path: Path) -> Lock:
     if large or len(data) > MAX_BYTES:
         raise _damaged(path, f"larger than {MAX_BYTES:,} bytes")
     try:
-        document = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        document = json.loads(data.decode("utf-8"), object_pairs_hook=unique_keys, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"not JSON: {error}") from error
-    if not isinstance(document, dict) or document.keys() - {"repositories"} != {"version", "files"}:
-        raise _damaged(path, "not a mapping of version, files and repositories")
-    if document["version"] != VERSION or isinstance(document["version"], bool):
-        raise ZooError(
-            f"{path} has version {quoted(document['version'])}, but this pylo-zoo reads {VERSION}.", "Update pylo-zoo."
-        )
-    sections = document["files"], document.get("repositories", {})
-    if not all(isinstance(section, dict) for section in sections):
-        raise _damaged(path, "files or repositories is not a mapping")
+    if not isinstance(document, dict):
+        raise _damaged(path, "not an object")
+    fields = Field(document, f"{path} is not a lock file", RESTORE).fields(("version", "files"), ("repositories",))
+    if fields["version"].value != VERSION or isinstance(fields["version"].value, bool):
+        version = quoted(fields["version"].value)
+        raise ZooError(f"{path} has version {version}, but this pylo-zoo reads {VERSION}.", "Update pylo-zoo.")
     return Lock(
-        {uri: _pin(path, uri, values) for uri, values in sections[0].items()},
-        {uri: _repository_pin(path, uri, values) for uri, values in sections[1].items()},
+        fields["files"].mapping(_pin, MAX_PINS),
+        fields["repositories"].mapping(_repository_pin, MAX_PINS) if "repositories" in fields else {},
     )
 
 
@@ -132,33 +133,20 @@ def today() -> str:
     return datetime.now(timezone.utc).date().isoformat()
 
 
-def _pin(path: Path, uri: str, values: Any) -> Pin:
-    if not isinstance(values, dict):
-        raise _damaged(path, f"{uri} is not a mapping")
-    pin = config.parse(Pin, values, f"{path}: {uri}")
-    if not _SHA256.fullmatch(pin.sha256) or not _DATE.fullmatch(pin.date):
-        raise _damaged(path, f"{uri} has an invalid sha256 or date")
+def _pin(field: Field) -> Pin:
+    pin, fields = field.record(Pin), field.fields(("sha256", "bytes", "date"))
+    fields["sha256"].match(_SHA256, SHA256)
+    fields["date"].match(_DATE, DATE)
     return pin
 
 
-def _repository_pin(path: Path, uri: str, values: Any) -> RepositoryPin:
-    match values:
-        case {"commit": str(commit), "files": dict(files), "date": str(date), **others} if (
-            not others
-            and _COMMIT.fullmatch(commit)
-            and _DATE.fullmatch(date)
-            and files
-            and all(isinstance(sha256, str) and _SHA256.fullmatch(sha256) for sha256 in files.values())
-        ):
-            return RepositoryPin(commit, dict(sorted(files.items())), date)
-    raise _damaged(path, f"{uri} has an invalid commit, files or date")
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    mapping = dict(pairs)
-    if len(mapping) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return mapping
+def _repository_pin(field: Field) -> RepositoryPin:
+    fields = field.fields(("commit", "files", "date"))
+    files = fields["files"].mapping(lambda each: each.match(_SHA256, SHA256), MAX_PINS)
+    if not files:
+        raise fields["files"].wrong("an object of file names and hashes")
+    commit = fields["commit"].match(_COMMIT, "40 lower-case hex digits")
+    return RepositoryPin(commit, dict(sorted(files.items())), fields["date"].match(_DATE, DATE))
 
 
 def _no_constant(text: str) -> Any:
@@ -166,7 +154,4 @@ def _no_constant(text: str) -> Any:
 
 
 def _damaged(path: Path, what: str) -> ZooError:
-    return ZooError(
-        f"{path} is not a lock file: {' '.join(what.split())}.",
-        "Restore it from version control, or remove it to record the current files.",
-    )
+    return ZooError(f"{path} is not a lock file: {' '.join(what.split())}.", RESTORE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from abc import abstractmethod
@@ -14,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from pylo_zoo.errors import ZooError, quoted
+from pylo_zoo.errors import ZooError, nearest, quoted
 from pylo_zoo.ops.layout import LAYOUTS
 from pylo_zoo.optim.advice import Candidate, embedding_evidence, embedding_warning
 from pylo_zoo.optim.checks import (
@@ -309,12 +308,9 @@ class ZooOptimizer(torch.optim.Optimizer):
     def _check_group(self, group: Group, explicit: frozenset[str]) -> None:
         """Raise if an option is invalid; ``explicit`` are the options that the caller set, the others are defaults."""
         for option in explicit:
-            similar = difflib.get_close_matches(option, (*self.defaults, *GROUP_OPTIONS), n=1, cutoff=0.8)
-            require(
-                option in self.defaults or option in GROUP_OPTIONS or not similar,
-                f"A parameter group has the unknown option {option!r}.",
-                f"Did you mean {similar[0] if similar else None!r}?",
-            )
+            known = (*self.defaults, *GROUP_OPTIONS)
+            if option not in known and (similar := nearest(option, known, cutoff=0.8)):
+                raise ZooError(f"A parameter group has the unknown option {option!r}.", f"Did you mean {similar!r}?")
         for option in explicit.intersection(NOT_PER_GROUP):
             exists = option in inspect.signature(type(self).__init__).parameters
             action = "pass it to the constructor" if exists else "use torch.nn.utils.clip_grad_norm_ before the step"

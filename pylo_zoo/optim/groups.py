@@ -10,7 +10,6 @@ uses AdamW for parameters with "embed" in their name, and the language-model cod
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, did_you_mean
 from pylo_zoo.ops.layout import LAYOUTS
 from pylo_zoo.optim.checks import require
 from pylo_zoo.optim.contract import RULES, Group
@@ -242,9 +241,8 @@ def _check_pattern(pattern: str, members: Sequence[ModelParameter]) -> None:
         return
     parts = [name.split(".") for name in names]
     known = {".".join(each[:end]) for each in parts for end in range(1, len(each) + 1)}
-    similar = difflib.get_close_matches(pattern.strip("*?."), sorted(known), n=1)
-    hint = f"Did you mean {similar[0]!r}? " if similar else ""
-    raise ZooError(f"No parameter matches {pattern!r}.", f"{hint}Names are those of model.named_parameters().")
+    hint = did_you_mean(pattern.strip("*?."), sorted(known), "Names are those of model.named_parameters().")
+    raise ZooError(f"No parameter matches {pattern!r}.", hint)
 
 
 # --- the user's groups -----------------------------------------------------------------------------------------------

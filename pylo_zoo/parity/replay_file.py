@@ -14,9 +14,9 @@ import numpy as np
 
 from pylo_zoo import converters
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.config import is_finite
 from pylo_zoo.errors import quoted
 from pylo_zoo.parity.cases import REGIMES
+from pylo_zoo.parsing import is_finite
 
 MAX_RUNS = 8
 MAX_STEPS = 1_000

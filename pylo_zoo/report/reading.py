@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, quoted
+from pylo_zoo.parsing import Field
 from pylo_zoo.report.records import (
     READABLE_VERSIONS,
     SCHEMA_VERSION,
@@ -29,14 +30,9 @@ from pylo_zoo.report.records import (
     Statements,
 )
 
-T = TypeVar("T")
-
-MOST = 2_000
-"""Entries of a list; a real report has about a hundred checks and as many quantities."""
 MOST_NAMES = 200
 """Distinct parameters and outputs, and distinct settings of checks: a page has one cell per pair."""
 MOST_STEPS = 100_000
-MOST_TEXT = 10_000
 DEEPEST = 6
 HINT = "Download the artifact again, or run `pylo-zoo verify` on it."
 
@@ -62,35 +58,36 @@ def read_report(values: Any) -> Report:
         ZooError: ``values`` is malformed, of another version, too large, or contradicts itself.
     """
     if isinstance(values, dict) and values.get("schema_version") not in READABLE_VERSIONS:
-        version = _shown(values.get("schema_version"))
+        version = quoted(values.get("schema_version"))
         raise ZooError(
             f"parity.json has schema_version {version}, not {SCHEMA_VERSION}.",
             "Update pylo-zoo, or run `pylo-zoo verify` on the artifact.",
         )
-    values = _object(_upgraded(values), KEYS, "the file", optional=("reason", "defaults"))
+    root = Field(_upgraded(values), "parity.json", HINT)
+    fields = root.fields(KEYS, optional=("reason", "defaults"))
     report = Report(
-        name=_text(values["name"], "name"),
-        family=_text(values["family"], "family"),
-        source=_source(values["source"]),
-        fingerprint=_matching(_SHA256, values["fingerprint"], "fingerprint"),
-        leaves=read_leaves(values["leaves"]),
-        statements=_statements(values["statements"]),
-        settings=_optional(_settings, values["settings"]),
-        checks=_checks(values["checks"]),
-        quantities=_list(values["quantities"], "quantities", _quantity),
-        controls=_list(values["controls"], "controls", _control),
-        explanation=_optional(_explanation, values["explanation"]),
-        coverage=_optional(_coverage, values["coverage"]),
-        kernels=_list(values["kernels"], "kernels", _kernels),
-        environment=_mapping(values["environment"], "environment", _text),
-        recorded_sha256=_optional(lambda value: _matching(_SHA256, value, "vectors_sha256"), values["vectors_sha256"]),
-        created=_matching(_TIME, values["created"], "created"),
-        reason=_text(values["reason"], "reason", least=1) if "reason" in values else None,
-        defaults=_mapping(values["defaults"], "defaults", _value) if "defaults" in values else None,
+        name=fields["name"].text(),
+        family=fields["family"].text(),
+        source=_source(fields["source"]),
+        fingerprint=_sha256(fields["fingerprint"]),
+        leaves=_leaves(fields["leaves"]),
+        statements=_statements(fields["statements"]),
+        settings=fields["settings"].optional(_settings),
+        checks=_checks(fields["checks"]),
+        quantities=fields["quantities"].items(_quantity),
+        controls=fields["controls"].items(_control),
+        explanation=fields["explanation"].optional(_explanation),
+        coverage=fields["coverage"].optional(_coverage),
+        kernels=fields["kernels"].items(_kernels),
+        environment=fields["environment"].mapping(Field.text),
+        recorded_sha256=fields["vectors_sha256"].optional(_sha256),
+        created=fields["created"].match(_TIME, "a time"),
+        reason=_reason(fields["reason"]) if "reason" in fields else None,
+        defaults=fields["defaults"].mapping(_number) if "defaults" in fields else None,
     )
-    _agrees(report.status, values["status"], "status")
+    _agrees(fields["status"], report.status)
     if (report.status == "not_run" and not report.reason) or (report.status == "passed" and report.reason):
-        _refuse(f"status {report.status!r} does not fit reason {_shown(report.reason)}")
+        raise root.error(f": status {report.status!r} does not fit reason {quoted(report.reason)}")
     return report
 
 
@@ -109,12 +106,12 @@ def _upgraded(values: Any) -> Any:
 # --- the records -------------------------------------------------------------------------------------------------
 
 
-def _source(value: Any) -> dict[str, Any]:
-    values = _object(value, ("uri", "sha256", "bytes"), "source")
+def _source(field: Field) -> dict[str, Any]:
+    fields = field.fields(("uri", "sha256", "bytes"))
     return {
-        "uri": _optional(lambda uri: _text(uri, "source.uri"), values["uri"]),
-        "sha256": _matching(_SHA256, values["sha256"], "source.sha256"),
-        "bytes": _count(values["bytes"], "source.bytes", most=2**53),
+        "uri": fields["uri"].optional(Field.text),
+        "sha256": _sha256(fields["sha256"]),
+        "bytes": fields["bytes"].integer(0, 2**53),
     }
 
 
@@ -124,81 +121,81 @@ def read_leaves(value: Any) -> Leaves:
     Raises:
         ZooError: the section is malformed or contradicts itself.
     """
-    values = _object(value, ("compared", "missing", "extra", "differing", "passed"), "leaves")
-    names = {key: _texts(values[key], f"leaves.{key}") for key in ("missing", "extra", "differing")}
-    leaves = Leaves(_count(values["compared"], "leaves.compared"), **names)
+    return _leaves(Field(value, "parity.json: leaves", HINT))
+
+
+def _leaves(field: Field) -> Leaves:
+    fields = field.fields(("compared", "missing", "extra", "differing", "passed"))
+    names = {key: _texts(fields[key]) for key in ("missing", "extra", "differing")}
+    leaves = Leaves(_count(fields["compared"]), **names)
     if len(leaves.missing) + len(leaves.differing) > leaves.compared:
-        _refuse(f"more leaves are missing or differ than were compared ({leaves.compared})")
-    _agrees(leaves.passed, values["passed"], "leaves.passed")
+        raise field.error(f": more leaves are missing or differ than were compared ({leaves.compared})")
+    _agrees(fields["passed"], leaves.passed)
     return leaves
 
 
-def _statements(value: Any) -> Statements:
-    values = _object(value, ("contradictions", "unsaid", "passed"), "statements")
-    statements = Statements(*(_texts(values[key], f"statements.{key}") for key in ("contradictions", "unsaid")))
-    _agrees(statements.passed, values["passed"], "statements.passed")
+def _statements(field: Field) -> Statements:
+    fields = field.fields(("contradictions", "unsaid", "passed"))
+    statements = Statements(_texts(fields["contradictions"]), _texts(fields["unsaid"]))
+    _agrees(fields["passed"], statements.passed)
     return statements
 
 
-def _settings(value: Any) -> Settings:
-    values = _object(value, ("seed", "max_error", "factor", "floor", "hyper", "behavior"), "settings")
+def _settings(field: Field) -> Settings:
+    fields = field.fields(("seed", "max_error", "factor", "floor", "hyper", "behavior"))
     for key in ("max_error", "factor", "floor"):
-        _size(values[key], f"settings.{key}", none=False)
-    if isinstance(values["seed"], bool) or not isinstance(values["seed"], int) or abs(values["seed"]) > 2**63:
-        _refuse(f"settings.seed is {_shown(values['seed'])}, not a 64-bit integer")
+        _size(fields[key])
+    fields["seed"].integer(-(2**63), 2**63)
     for key in ("hyper", "behavior"):
-        _mapping(values[key], f"settings.{key}", _plain)
-    return Settings(**values)
+        fields[key].mapping(_plain)
+    return Settings(**{key: each.value for key, each in fields.items()})
 
 
-def _checks(value: Any) -> list[Check]:
-    checks = _list(value, "checks", _check)
+def _checks(field: Field) -> list[Check]:
+    checks = field.items(_check)
     names = {name for check in checks for name in check.errors}
     settings = {(check.level, check.kind, check.name, check.kernels) for check in checks}
     if max(len(names), len(settings)) > MOST_NAMES:
-        _refuse(f"the checks cover more than {MOST_NAMES} parameters or settings")
+        raise field.error(f" cover more than {MOST_NAMES} parameters or settings")
     return checks
 
 
-def _check(value: Any, path: str) -> Check:
+def _check(field: Field) -> Check:
     keys = ("level", "dtype", "layout", "name", "steps", "errors", "kind", "broken", "by_step", "passed", "worst")
-    values = _object(value, (*keys, "kernels"), path)
-    level = _choice(values["level"], LEVELS, f"{path}.level")
-    errors = _mapping(values["errors"], f"{path}.errors", _error)
+    fields = field.fields((*keys, "kernels"))
+    level = fields["level"].choice(LEVELS)
+    errors = fields["errors"].mapping(_error)
     if not errors:
-        _refuse(f"{path} compares nothing")
-    if values["passed"] is False and not values["broken"] and all(error.passed for error in errors.values()):
+        raise field.error(" compares nothing")
+    broken = _texts(fields["broken"])
+    if fields["passed"].value is False and not broken and all(error.passed for error in errors.values()):
         errors = {name: _beyond(error) for name, error in errors.items()}
     check = Check(
         level=level,
-        dtype=_choice(values["dtype"], DTYPES, f"{path}.dtype"),
-        layout=_choice(values["layout"], LAYOUTS if level == "step" else ("", *LAYOUTS), f"{path}.layout"),
-        name=_text(values["name"], f"{path}.name"),
-        steps=_count(values["steps"], f"{path}.steps", most=MOST_STEPS),
+        dtype=fields["dtype"].choice(DTYPES),
+        layout=fields["layout"].choice(LAYOUTS if level == "step" else ("", *LAYOUTS)),
+        name=fields["name"].text(),
+        steps=fields["steps"].integer(0, MOST_STEPS),
         errors=errors,
-        kind=_choice(values["kind"], KINDS if level == "step" else ("",), f"{path}.kind"),
-        broken=_texts(values["broken"], f"{path}.broken"),
-        by_step=_list(values["by_step"], f"{path}.by_step", _infinite, most=MOST_STEPS),
-        recorded_worst=_choice(values["worst"], tuple(errors), f"{path}.worst"),
-        kernels=_choice(
-            values["kernels"], ("", *DEVICES) if level in ("step", "trajectory") else ("",), f"{path}.kernels"
-        ),
+        kind=fields["kind"].choice(KINDS if level == "step" else ("",)),
+        broken=broken,
+        by_step=fields["by_step"].items(_infinite, MOST_STEPS),
+        recorded_worst=fields["worst"].choice(errors),
+        kernels=fields["kernels"].choice(("", *DEVICES) if level in ("step", "trajectory") else ("",)),
     )
     if check.by_step and len(check.by_step) != check.steps:
-        _refuse(f"{path}.by_step has {len(check.by_step)} errors for {check.steps} steps")
-    _agrees(check.passed, values["passed"], f"{path}.passed")
+        raise fields["by_step"].error(f" has {len(check.by_step)} errors for {check.steps} steps")
+    _agrees(fields["passed"], check.passed)
     # Numbers have four digits, so two near-equal errors may have swapped order.
     largest = max(errors, key=lambda name: errors[name].excess)
     if errors[check.worst].excess < 0.999 * errors[largest].excess:
-        _refuse(f"{path}.worst is {_shown(check.worst)}, but the error of {_shown(largest)} is larger")
+        raise fields["worst"].error(f" is {quoted(check.worst)}, but the error of {quoted(largest)} is larger")
     return check
 
 
-def _error(value: Any, path: str) -> Error:
-    values = _object(value, ("error", "allowed", "ulps"), path)
-    return Error(
-        _infinite(values["error"], path), *(_size(values[key], f"{path}.{key}") for key in ("allowed", "ulps"))
-    )
+def _error(field: Field) -> Error:
+    fields = field.fields(("error", "allowed", "ulps"))
+    return Error(_infinite(fields["error"]), *(fields[key].optional(_size) for key in ("allowed", "ulps")))
 
 
 def _beyond(error: Error) -> Error:
@@ -207,195 +204,123 @@ def _beyond(error: Error) -> Error:
     return Error(math.nextafter(error.error, math.inf), error.allowed, error.ulps) if equal else error
 
 
-def _kernels(value: Any, path: str) -> Kernels:
-    values = _object(value, ("device", "reason", "uncovered", "compared"), path)
-    kernels = Kernels(
-        _choice(values["device"], DEVICES, f"{path}.device"),
-        _text(values["reason"], f"{path}.reason"),
-        _texts(values["uncovered"], f"{path}.uncovered"),
-    )
-    _agrees(kernels.compared, values["compared"], f"{path}.compared")
+def _kernels(field: Field) -> Kernels:
+    fields = field.fields(("device", "reason", "uncovered", "compared"))
+    kernels = Kernels(fields["device"].choice(DEVICES), fields["reason"].text(), _texts(fields["uncovered"]))
+    _agrees(fields["compared"], kernels.compared)
     return kernels
 
 
-def _quantity(value: Any, path: str) -> Quantity:
-    keys = ("name", "dtype", "error", "allowed", "run", "layout", "case", "step")
-    values = _object(value, keys, path)
+def _quantity(field: Field) -> Quantity:
+    fields = field.fields(("name", "dtype", "error", "allowed", "run", "layout", "case", "step"))
     return Quantity(
-        name=_text(values["name"], f"{path}.name"),
-        dtype=_choice(values["dtype"], DTYPES, f"{path}.dtype"),
-        error=_infinite(values["error"], f"{path}.error"),
-        allowed=_size(values["allowed"], f"{path}.allowed"),
-        run=_text(values["run"], f"{path}.run"),
-        layout=_choice(values["layout"], LAYOUTS, f"{path}.layout"),
-        case=_text(values["case"], f"{path}.case"),
-        step=_count(values["step"], f"{path}.step"),
+        name=fields["name"].text(),
+        dtype=fields["dtype"].choice(DTYPES),
+        error=_infinite(fields["error"]),
+        allowed=fields["allowed"].optional(_size),
+        run=fields["run"].text(),
+        layout=fields["layout"].choice(LAYOUTS),
+        case=fields["case"].text(),
+        step=_count(fields["step"]),
     )
 
 
-def _control(value: Any, path: str) -> Control:
-    values = _object(value, ("name", "fault", "status", "by", "case", "error", "allowed"), path)
+def _control(field: Field) -> Control:
+    fields = field.fields(("name", "fault", "status", "by", "case", "error", "allowed"))
     return Control(
-        name=_text(values["name"], f"{path}.name"),
-        fault=_text(values["fault"], f"{path}.fault"),
-        status=_choice(values["status"], STATUSES, f"{path}.status"),
-        by=_text(values["by"], f"{path}.by"),
-        case=_text(values["case"], f"{path}.case"),
-        error=_size(values["error"], f"{path}.error"),
-        allowed=_size(values["allowed"], f"{path}.allowed"),
+        **{key: fields[key].text() for key in ("name", "fault", "by", "case")},
+        status=fields["status"].choice(STATUSES),
+        error=fields["error"].optional(_size),
+        allowed=fields["allowed"].optional(_size),
     )
 
 
-def _explanation(value: Any) -> Explanation:
+def _explanation(field: Field) -> Explanation:
     keys = ("run", "dtype", "layout", "step", "case", "shape", "quantity", "meaning", "index", "ours", "theirs")
-    values = _object(value, (*keys, "misfit", "off_in", "right_in", "chain", "kernels"), "explanation")
-    texts = {key: _text(values[key], f"explanation.{key}") for key in ("run", "case", "quantity", "meaning")}
-    chain = _list(values["chain"], "explanation.chain", _link)
-    if not chain:
-        _refuse("explanation.chain is empty")
+    fields = field.fields((*keys, "misfit", "off_in", "right_in", "chain", "kernels"))
     return Explanation(
-        **texts,
-        dtype=_choice(values["dtype"], DTYPES, "explanation.dtype"),
-        layout=_choice(values["layout"], LAYOUTS, "explanation.layout"),
-        step=_count(values["step"], "explanation.step"),
-        shape=_list(values["shape"], "explanation.shape", _count),
-        index=_list(values["index"], "explanation.index", _count),
-        ours=_value(values["ours"], "explanation.ours"),
-        theirs=_value(values["theirs"], "explanation.theirs"),
-        misfit=_optional(lambda misfit: _text(misfit, "explanation.misfit"), values["misfit"]),
-        off_in=_texts(values["off_in"], "explanation.off_in"),
-        right_in=_texts(values["right_in"], "explanation.right_in"),
-        chain=chain,
-        kernels=_choice(values["kernels"], ("", *DEVICES), "explanation.kernels"),
+        **{key: fields[key].text() for key in ("run", "case", "quantity", "meaning")},
+        dtype=fields["dtype"].choice(DTYPES),
+        layout=fields["layout"].choice(LAYOUTS),
+        step=_count(fields["step"]),
+        shape=fields["shape"].items(_count),
+        index=fields["index"].items(_count),
+        ours=_number(fields["ours"]),
+        theirs=_number(fields["theirs"]),
+        misfit=fields["misfit"].optional(Field.text),
+        off_in=_texts(fields["off_in"]),
+        right_in=_texts(fields["right_in"]),
+        chain=fields["chain"].items(_link, least=1),
+        kernels=fields["kernels"].choice(("", *DEVICES)),
     )
 
 
-def _link(value: Any, path: str) -> Link:
-    values = _object(value, ("quantity", "meaning", "error", "allowed"), path)
+def _link(field: Field) -> Link:
+    fields = field.fields(("quantity", "meaning", "error", "allowed"))
     return Link(
-        quantity=_text(values["quantity"], f"{path}.quantity"),
-        meaning=_text(values["meaning"], f"{path}.meaning"),
-        error=_infinite(values["error"], f"{path}.error"),
-        allowed=_infinite(values["allowed"], f"{path}.allowed"),
+        quantity=fields["quantity"].text(),
+        meaning=fields["meaning"].text(),
+        error=_infinite(fields["error"]),
+        allowed=_infinite(fields["allowed"]),
     )
 
 
-def _coverage(value: Any) -> Coverage:
-    values = _object(value, ("covered", "not_covered"), "coverage")
-    return Coverage(
-        _mapping(values["covered"], "coverage.covered", _texts),
-        _texts(values["not_covered"], "coverage.not_covered"),
-    )
+def _coverage(field: Field) -> Coverage:
+    fields = field.fields(("covered", "not_covered"))
+    return Coverage(fields["covered"].mapping(_texts), _texts(fields["not_covered"]))
 
 
 # --- the values --------------------------------------------------------------------------------------------------
 
 
-def _refuse(complaint: str) -> NoReturn:
-    raise ZooError(f"parity.json is not a valid parity report: {complaint}.", HINT)
+def _agrees(field: Field, computed: object) -> None:
+    if type(field.value) is not type(computed) or field.value != computed:
+        raise field.error(f" is {quoted(field.value)}, but the numbers in the file give {quoted(computed)}")
 
 
-def _shown(value: Any) -> str:
-    """A short printable form of any ``value``, for an error."""
-    if isinstance(value, (dict, list)):
-        return "an object" if isinstance(value, dict) else "a list"
-    if isinstance(value, int) and abs(value) > 2**63:
-        return "a huge number"
-    text = ascii(value)
-    return text if len(text) <= 60 else text[:59] + "…"
+def _texts(field: Field) -> list[str]:
+    return field.items(Field.text)
 
 
-def _agrees(computed: object, stated: Any, path: str) -> None:
-    if type(stated) is not type(computed) or stated != computed:
-        _refuse(f"{path} is {_shown(stated)}, but the numbers in the file give {_shown(computed)}")
+def _sha256(field: Field) -> str:
+    return field.match(_SHA256, "64 lower-case hex digits")
 
 
-def _object(value: Any, keys: Sequence[str], path: str, optional: Sequence[str] = ()) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        _refuse(f"{path} is {_shown(value)}, not an object")
-    if unknown := [key for key in value if key not in keys and key not in optional]:
-        _refuse(f"{path} has the unknown field {_shown(unknown[0])}")
-    if missing := [key for key in keys if key not in value]:
-        _refuse(f"{path} lacks {missing[0]}")
-    return value
+def _reason(field: Field) -> str:
+    if not field.text():
+        raise field.wrong("a reason")
+    return field.value
 
 
-def _mapping(value: Any, path: str, item: Callable[[Any, str], T]) -> dict[str, T]:
-    if not isinstance(value, dict) or len(value) > MOST:
-        _refuse(f"{path} is {_shown(value)}, not an object with at most {MOST} fields")
-    return {_text(key, path): item(each, f"a value of {path}") for key, each in value.items()}
+def _count(field: Field) -> int:
+    return field.integer(0, 10**9)
 
 
-def _list(value: Any, path: str, item: Callable[[Any, str], T], most: int = MOST) -> list[T]:
-    if not isinstance(value, (list, tuple)) or len(value) > most:
-        _refuse(f"{path} is {_shown(value)}, not a list of at most {most} entries")
-    return [item(each, f"{path}[{place}]") for place, each in enumerate(value)]
-
-
-def _optional(item: Callable[[Any], T], value: Any) -> T | None:
-    return None if value is None else item(value)
-
-
-def _text(value: Any, path: str, least: int = 0) -> str:
-    if not isinstance(value, str) or not least <= len(value) <= MOST_TEXT:
-        _refuse(f"{path} is {_shown(value)}, not a string of at most {MOST_TEXT} characters")
-    return value
-
-
-def _texts(value: Any, path: str) -> list[str]:
-    return _list(value, path, _text)
-
-
-def _matching(pattern: re.Pattern[str], value: Any, path: str) -> str:
-    if not isinstance(value, str) or not pattern.fullmatch(value):
-        _refuse(f"{path} has the wrong form: {_shown(value)}")
-    return value
-
-
-def _choice(value: Any, known: Sequence[str], path: str) -> str:
-    if not isinstance(value, str) or value not in known:
-        _refuse(f"{path} is {_shown(value)}, which is not one of its known values")
-    return value
-
-
-def _count(value: Any, path: str, most: int = 10**9) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-        _refuse(f"{path} is {_shown(value)}, not an integer from 0 to {most:,}")
-    return value
-
-
-def _value(value: Any, path: str) -> float:
+def _number(field: Field) -> float:
     """A number; None, which stands for a non-finite number in the file, becomes NaN."""
-    if value is None:
-        return math.nan
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= 1e308:
-        _refuse(f"{path} is {_shown(value)}, not a finite number")
-    return float(value)
+    return math.nan if field.value is None else field.number()
 
 
-def _size(value: Any, path: str, *, none: bool = True) -> float | None:
-    """A non-negative number, or None."""
-    if value is None and none:
-        return None
-    if value is None or not (number := _value(value, path)) >= 0:
-        _refuse(f"{path} is {_shown(value)}, not a non-negative number")
+def _size(field: Field) -> float:
+    """A non-negative number."""
+    if (number := field.number()) < 0:
+        raise field.wrong("a non-negative number")
     return number
 
 
-def _infinite(value: Any, path: str) -> float:
+def _infinite(field: Field) -> float:
     """A non-negative number; None, which stands for a non-finite number in the file, becomes infinity."""
-    number = _size(value, path)
-    return math.inf if number is None else number
+    return math.inf if field.value is None else _size(field)
 
 
-def _plain(value: Any, path: str, depth: int = 0) -> Any:
-    """``value`` itself, if it is plain JSON with at most ``DEEPEST`` levels."""
+def _plain(field: Field, depth: int = 0) -> Any:
+    """The value itself, if it is plain JSON with at most ``DEEPEST`` levels."""
     if depth > DEEPEST:
-        _refuse(f"{path} has more than {DEEPEST} nested levels")
-    if isinstance(value, (list, tuple)):
-        return _list(value, path, lambda each, where: _plain(each, where, depth + 1))
-    if isinstance(value, Mapping):
-        return _mapping(value, path, lambda each, where: _plain(each, where, depth + 1))
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return _value(value, path)
-    return value if value is None or isinstance(value, bool) else _text(value, path)
+        raise field.error(f" has more than {DEEPEST} nested levels")
+    if isinstance(field.value, (list, tuple)):
+        return field.items(lambda each: _plain(each, depth + 1))
+    if isinstance(field.value, Mapping):
+        return field.mapping(lambda each: _plain(each, depth + 1))
+    if isinstance(field.value, (int, float)) and not isinstance(field.value, bool):
+        return field.number()
+    return field.value if field.value is None or isinstance(field.value, bool) else field.text()

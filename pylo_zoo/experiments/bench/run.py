@@ -9,12 +9,12 @@ from functools import partial
 
 import torch
 
-from pylo_zoo.config import is_finite
 from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.experiments.bench import measuring, memory, report, shapes, subjects
 from pylo_zoo.experiments.bench.report import Cell, LeftOut, Report
 from pylo_zoo.experiments.bench.shapes import SHAPE_SETS, ShapeSet
 from pylo_zoo.experiments.bench.subjects import SUBJECTS, NothingToDo, Subject
+from pylo_zoo.parsing import is_finite
 
 ALL = "all"
 DTYPES = ("float32", "bfloat16", "float16", "float64")

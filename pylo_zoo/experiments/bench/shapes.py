@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, did_you_mean
 
 VALUE, GRADIENT = 0.02, 0.01
 """Standard deviations of parameters and gradients."""
@@ -137,7 +136,6 @@ def find_shape_set(name: str) -> ShapeSet:
         ZooError: it does not exist.
     """
     if name not in SHAPE_SETS:
-        near = difflib.get_close_matches(name.lower(), SHAPE_SETS, n=1)
         listing = f"Shape sets: {', '.join(SHAPE_SETS)}, all."
-        raise ZooError(f"Unknown shape set {name!r}.", f"Did you mean {near[0]!r}? {listing}" if near else listing)
+        raise ZooError(f"Unknown shape set {name!r}.", did_you_mean(name, SHAPE_SETS, listing))
     return SHAPE_SETS[name]

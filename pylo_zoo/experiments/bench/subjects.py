@@ -6,7 +6,6 @@ sizes, and no checkpoint is needed. Random weights do not train.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from pylo_zoo import converters, registry
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, did_you_mean
 from pylo_zoo.experiments.bench.report import TORCH
 from pylo_zoo.experiments.bench.shapes import Parameters
 from pylo_zoo.ops.layout import axes_of
@@ -210,10 +209,9 @@ def find_subject(name: str) -> Subject:
         return SUBJECTS[name]
     if not name.startswith(("hf://", RANDOM)) and not Path(name).is_dir() and name not in registry.load_registry():
         known = [*SUBJECTS, *registry.load_registry()]
-        near = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=1)
         listing = (
             f"Optimizers: {', '.join(SUBJECTS)}, names from `pylo-zoo list`, an artifact directory, random:FAMILY, all."
         )
-        raise ZooError(f"Unknown optimizer {name!r}.", f"Did you mean {near[0]!r}? {listing}" if near else listing)
+        raise ZooError(f"Unknown optimizer {name!r}.", did_you_mean(name, known, listing))
     artifact = load(name)
     return Subject(name, artifact.name, partial(_learned, lambda: artifact), weights=artifact.name)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pylo_zoo import registry
-from pylo_zoo.config import is_finite
-from pylo_zoo.errors import ZooError, quoted
+from pylo_zoo.errors import ZooError, did_you_mean, quoted
 from pylo_zoo.experiments.tasks import Task
 from pylo_zoo.experiments.train import recipes, schedules
 from pylo_zoo.experiments.train.recipes import BASELINES, Recipe
 from pylo_zoo.experiments.train.setup import AUTO, Setup
 from pylo_zoo.fetch import Access
+from pylo_zoo.parsing import is_finite
 
 TUNING_SEED = 1_000_003
 """Seed of the tuning runs. The reported runs use other seeds, which start at 0."""
@@ -184,11 +183,8 @@ def _tuned_names(request: CompareRequest, names: Sequence[str]) -> set[str]:
 def _check_names(option_names: Mapping[str, Any] | Sequence[str], names: Sequence[str], option: str) -> None:
     for name in option_names:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            suggestion = f"Did you mean {near[0]!r}? " if near else ""
-            raise ZooError(
-                f"{option} names {name!r}, which is not compared.", f"{suggestion}Compared: {', '.join(names)}."
-            )
+            hint = did_you_mean(name, names, f"Compared: {', '.join(names)}.")
+            raise ZooError(f"{option} names {name!r}, which is not compared.", hint)
 
 
 def _with_schedule(recipe: Recipe, request: CompareRequest) -> Recipe:

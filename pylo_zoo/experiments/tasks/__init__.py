@@ -8,7 +8,6 @@ The tasks run on two CPU cores, most of them without a network. Options set thei
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import sys
@@ -17,10 +16,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from pylo_zoo import config
-from pylo_zoo.errors import ZooError, quoted
+from pylo_zoo.errors import ZooError, did_you_mean, quoted
 from pylo_zoo.experiments.tasks import downloaded, images, numbers, text
 from pylo_zoo.experiments.tasks.base import Batch, Metrics, Task
+from pylo_zoo.parsing import is_finite
 
 __all__ = ["TASKS", "Batch", "Metrics", "Task", "make", "options"]
 
@@ -59,12 +58,8 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Task:
         raise ZooError(f"{name} is not a Python function.", "Give a function that returns a Task.") from None
     accepts_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in known.values())
     if unknown := [key for key in options if key not in known and not accepts_any]:
-        near = difflib.get_close_matches(unknown[0], known, n=1)
         listing = f"It has {', '.join(known)}." if known else "It has none."
-        raise ZooError(
-            f"The task {name} has no option {quoted(unknown[0])}.",
-            f"Did you mean {near[0]!r}? {listing}" if near else listing,
-        )
+        raise ZooError(f"The task {name} has no option {quoted(unknown[0])}.", did_you_mean(unknown[0], known, listing))
     _check_types(name, factory, options)
     try:
         task = factory(**options)
@@ -97,7 +92,7 @@ def _check_types(name: str, factory: Callable[..., Task], options: Mapping[str, 
     for key, value in options.items():
         parameter = inspect.signature(factory).parameters.get(key)
         default = parameter.default if parameter else None
-        number = config.is_finite(value)
+        number = is_finite(value)
         if isinstance(default, int) and not isinstance(default, bool):
             wrong = not number or int(value) != value or not 1 <= value <= MOST
             allowed = f"an integer from 1 to {MOST:,}"
@@ -112,9 +107,8 @@ def _check_types(name: str, factory: Callable[..., Task], options: Mapping[str, 
 def _find_task(name: str) -> Callable[..., Task]:
     if name in TASKS:
         return TASKS[name]
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), TASKS, n=1)
     listing = f"Tasks: {', '.join(TASKS)}, or module:function for your own."
-    raise ZooError(f"Unknown task {quoted(name)}.", f"Did you mean {near[0]!r}? {listing}" if near else listing)
+    raise ZooError(f"Unknown task {quoted(name)}.", did_you_mean(name, TASKS, listing))
 
 
 def _import_task(name: str) -> Callable[..., Task]:

@@ -6,7 +6,6 @@ a family.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import nn
 
 from pylo_zoo import converters, registry
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, did_you_mean
 from pylo_zoo.fetch import Access, Unavailable, is_cached
 from pylo_zoo.optim import LearnedOptimizer, Muon, optimizer_class, param_groups
 from pylo_zoo.samples.random_weights import RANDOM
@@ -160,12 +159,11 @@ def _learned(name: str, weights: str | None, access: Access | None) -> Recipe:
     is_weights = name.startswith(("hf://", RANDOM)) or Path(name).is_dir()
     if not is_weights and name not in registry.load_registry() and name not in converters.FAMILIES:
         known = [*BASELINES, *registry.load_registry()]
-        near = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=1)
         listing = (
             f"Optimizers: {', '.join(BASELINES)}, names from `pylo-zoo list`, an artifact directory, hf://ORG/NAME, "
             "random:FAMILY."
         )
-        raise ZooError(f"Unknown optimizer {name!r}.", f"Did you mean {near[0]!r}? {listing}" if near else listing)
+        raise ZooError(f"Unknown optimizer {name!r}.", did_you_mean(name, known, listing))
     if weights is None and not is_weights and name not in registry.load_registry():
         raise ZooError(f"{name} is a family, and no registry entry has that name.", "Give its weights with --weights.")
     artifact = _load(weights or name, access)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, did_you_mean
 
 FLOOR = 0.0
 """Final factor of cosine and linear."""
@@ -65,6 +64,5 @@ def check(schedule: str) -> None:
         ZooError: no schedule has this name.
     """
     if schedule not in SCHEDULES:
-        near = difflib.get_close_matches(schedule, SCHEDULES, n=1)
         listing = f"Schedules: {', '.join(SCHEDULES)}."
-        raise ZooError(f"Unknown schedule {schedule!r}.", f"Did you mean {near[0]!r}? {listing}" if near else listing)
+        raise ZooError(f"Unknown schedule {schedule!r}.", did_you_mean(schedule, SCHEDULES, listing))

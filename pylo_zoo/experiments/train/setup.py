@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from pylo_zoo.config import is_finite
 from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.experiments import tasks
 from pylo_zoo.experiments.train import recipes, schedules
 from pylo_zoo.experiments.train.loop import RUN, Run, TrainPlan
 from pylo_zoo.fetch import Access
 from pylo_zoo.files import read_text
+from pylo_zoo.parsing import is_finite
 
 
 def threads() -> int:
