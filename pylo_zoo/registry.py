@@ -252,7 +252,7 @@ def _entry(name: Any, values: Any, package: str) -> Entry:
         artifact=artifact,
         architecture=_parse_optional(family.architecture, values.get("architecture"), f"{label}: architecture"),
         behavior=config.parse(family.behavior, behavior, f"{label}: behavior"),
-        learned_decays=_learned_decays(plain.family, values.get("learned_decays"), f"{label}: learned_decays"),
+        learned_decays=_learned_decays(family, values.get("learned_decays"), f"{label}: learned_decays"),
         paper=_paper(values.get("paper"), f"{label}: paper"),
         defaults=_defaults(family, values.get("defaults", {}), f"{label}: defaults"),
     )
@@ -307,9 +307,9 @@ def _paper(values: Any, label: str) -> Paper | None:
     return paper
 
 
-def _learned_decays(family: str, values: Any, label: str) -> LearnedDecays | None:
-    allowed = values is None or family in ("adafac-mlp", "mulo")
-    _require(allowed, f"{label}: {family} has no learned decays", "Remove the field; only adafac-mlp and mulo have it.")
+def _learned_decays(family: converters.Family, values: Any, label: str) -> LearnedDecays | None:
+    allowed = values is None or family.has_learned_decays
+    _require(allowed, f"{label}: {family.name} has no learned decays", "Remove the field.")
     return _parse_optional(LearnedDecays, values, label)
 
 
