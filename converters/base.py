@@ -185,6 +185,10 @@ class Family:
             parity compares only the leaves and reports "not_run".
         parity_hyper: arguments of the optimizer in parity's runs: those of a plausible run of 10 steps, with weight
             decay and clipping if the family has them.
+        learns_all: whether it was meta-trained with its rule for every parameter. If not, embeddings and output heads
+            need AdamW.
+        per_element: whether its network runs once per parameter element, instead of once per tensor.
+        advice: sentences for the model card: which parameters it updates, and what to tune.
         gin: the class that a ``config.gin`` configures for this family.
         containers: behavior by the checkpoint's container format.
         assumed: default behavior by container format, if nothing else sets it.
@@ -206,6 +210,9 @@ class Family:
     defaults: Mapping[str, float | None] = field(default_factory=dict)
     reference: str | None = None
     parity_hyper: Mapping[str, Any] = field(default_factory=dict)
+    learns_all: bool = False
+    per_element: bool = True
+    advice: tuple[str, ...] = ()
     gin: GinClass | None = None
     containers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     assumed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -214,6 +221,11 @@ class Family:
     ignored: re.Pattern[str] | None = None
     optional: frozenset[Path] = frozenset()
     hint: str = ""
+
+    @property
+    def has_learned_decays(self) -> bool:
+        """Whether the decays of the accumulators are leaves of the checkpoint."""
+        return any(row.tensor == "momentum_decays" for row in self.table(self.released))
 
     def in_pylo(self) -> Family | None:
         """The same family with PyLO's naming, or None if PyLO has none."""

@@ -45,4 +45,5 @@ CELO_ADAM = Family(
     defaults=DEFAULTS,
     reference="pylo_zoo.reference:CELO_ADAM",
     parity_hyper=CONTROLLED_HYPER,
+    per_element=False,
 )

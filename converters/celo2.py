@@ -66,11 +66,21 @@ CELO2 = Family(
     defaults=DEFAULTS,
     reference="pylo_zoo.reference:CELO2",
     parity_hyper={"lr": 1e-2, "weight_decay": 0.1},
+    advice=(
+        "It updates matrices and convolutions. AdamW updates embeddings, the output head, norms and biases with the "
+        "learning rate `lr * adam_lr_mult`. Tune `lr` and `adam_lr_mult`, and use a schedule, as with any optimizer.",
+    ),
     pylo=Naming(pylo_table, pylo_infer),
 )
 
 CELO2_BASE = replace(
-    CELO2, name="celo2-base", title="Celo2-base", behavior=CELO2BaseBehavior, reference="pylo_zoo.reference:CELO2_BASE"
+    CELO2,
+    name="celo2-base",
+    title="Celo2-base",
+    behavior=CELO2BaseBehavior,
+    reference="pylo_zoo.reference:CELO2_BASE",
+    learns_all=True,
+    advice=("It updates every parameter. Tune the learning rate, and use a schedule.",),
 )
 
 ELO_CELO2 = replace(
@@ -82,4 +92,7 @@ ELO_CELO2 = replace(
     defaults={**DEFAULTS, "weight_decay": 0.1, "clip_norm": 1.0, "adam_lr_mult": 1.0},
     reference="pylo_zoo.reference:ELO_CELO2",
     parity_hyper={"lr": 1e-2},
+    advice=(
+        "It updates matrices and convolutions, and AdamW updates the rest. It clips gradients by their global norm.",
+    ),
 )

@@ -54,5 +54,6 @@ ELO = Family(
     defaults={"lr": 1e-3, "weight_decay": 0.0, "clip_norm": None},
     reference="pylo_zoo.reference:ELO",
     parity_hyper={"lr": 1e-3, "weight_decay": 0.1, "clip_norm": 1.0},
+    advice=("Tune the learning rate, and use a schedule.",),
     pylo=Naming(pylo_table, pylo_infer),
 )

@@ -26,6 +26,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.nn.parallel import DistributedDataParallel
 
 import pylo_zoo
+from pylo_zoo import converters
 from pylo_zoo.errors import ZooError, did_you_mean
 from pylo_zoo.optim import Muon, optimizer_class, param_groups
 from pylo_zoo.registry import load_registry
@@ -93,7 +94,7 @@ def make_optimizer(name: str, model: nn.Module, steps: int, lr: float | None) ->
     if cls.needs_loss:  # VeLO and Celo plan the whole run; num_steps counts optimizer steps, not micro-batches
         options["num_steps"] = steps
     # param_groups finds embeddings and heads, which CELO2 and Muon leave to AdamW.
-    groups = param_groups(model, learned="*" if artifact.family == "celo2-base" else ())
+    groups = param_groups(model, learned="*" if converters.get(artifact.family).learns_all else ())
     return cls(groups, weights=artifact, **options), cls.needs_loss
 
 

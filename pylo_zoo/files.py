@@ -177,9 +177,11 @@ def read_text(path: Path) -> str:
         UnicodeDecodeError: it is not UTF-8.
     """
     with open_regular(path) as file:
-        if os.fstat(file.fileno()).st_size > MAX_TEXT_BYTES:
+        size = os.fstat(file.fileno()).st_size
+        data = b"" if size > MAX_TEXT_BYTES else file.read(size + 1)  # read(n) allocates n bytes
+        if max(size, len(data)) > MAX_TEXT_BYTES:
             raise OSError(errno.EFBIG, f"it is larger than {MAX_TEXT_BYTES:,} bytes", str(path))
-        return file.read(MAX_TEXT_BYTES).decode("utf-8")
+        return data.decode("utf-8")
 
 
 def _must_keep_inode(target: Path) -> bool:

@@ -12,13 +12,12 @@ def training(family: str, weights: str) -> list[str]:
         family: the checkpoint's family.
         weights: the value of the ``weights`` argument: a registry name, a directory or a Hub address.
     """
-    from pylo_zoo import optim
+    from pylo_zoo import converters, optim
 
     optimizer = optim.optimizer_class(family)
     name = optimizer.__name__
     arguments = inspect.signature(optimizer).parameters
-    # CELO2-base was trained with every parameter under its rule; the others need AdamW for embeddings and heads.
-    learn_all = ', learned="*"' if family == "celo2-base" else ""
+    learn_all = ', learned="*"' if converters.get(family).learns_all else ""
     steps = "num_steps=10_000, " if "num_steps" in arguments else ""
     imports = [f"from pylo_zoo.optim import {name}, param_groups"]
     if getattr(optim, name, None) is not optimizer:  # from another package

@@ -74,6 +74,11 @@ def _quick_walk(family: str, name: str) -> steps.Walk:
     return steps.walk(random_weights(family)[0], theta(family), reduced, seed=0)
 
 
+def quick_walks(family: str) -> dict[str, steps.Walk]:
+    """The walks of :data:`QUICK` that the family has, by name."""
+    return {name: _quick_walk(family, name) for name in QUICK if name in runs(family)}
+
+
 @functools.cache
 def _quick_original(family: str) -> trajectory.Original:
     course = trajectory.Course("ordinary", "ordinary", 3, cases.FEW, ("torch",))
@@ -87,7 +92,7 @@ def _quick_network(family: str) -> forward.Network:
 
 def quick_proof(family: str, artifact: Artifact | None = None) -> parity.Report:
     """A proof with few parameters, runs and steps; each process computes the reference's side once."""
-    walks = [_quick_walk(family, name) for name in QUICK if name in runs(family)]
+    walks = quick_walks(family).values()
     original, network = _quick_original(family), _quick_network(family)
     random_artifact, source = random_weights(family)
     with pytest.MonkeyPatch.context() as patch:

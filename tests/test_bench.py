@@ -18,6 +18,7 @@ from commands import Capture, refused, run
 
 from pylo_zoo.cli import bench_cmd
 from pylo_zoo.errors import ZooError
+from pylo_zoo.experiments import peak_memory
 from pylo_zoo.experiments.bench import (
     SHAPE_SETS,
     SUBJECTS,
@@ -28,7 +29,6 @@ from pylo_zoo.experiments.bench import (
     Report,
     bench,
     measuring,
-    memory,
     read,
     report,
     shapes,
@@ -36,7 +36,7 @@ from pylo_zoo.experiments.bench import (
     tables,
     write,
 )
-from pylo_zoo.experiments.bench.run import names_of
+from pylo_zoo.experiments.bench.run import PeakCache, names_of
 
 ROOT = Path(__file__).parents[1]
 MACHINE = Machine(
@@ -149,16 +149,17 @@ def test_the_number_of_threads_is_restored() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux counts the peak")
 def test_the_peak_is_the_memory_of_a_step() -> None:
     size = 64 * 1024 * 1024
-    taken = memory.peak_of(lambda: torch.ones(size, dtype=torch.uint8), "cpu")
+    taken = peak_memory.of_step(lambda: torch.ones(size, dtype=torch.uint8), "cpu")
     if taken is None:
         pytest.skip("this kernel cannot reset the peak")
     assert taken == pytest.approx(size, rel=0.2)
 
 
-def test_memory_is_not_measured_outside_linux(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "sys", SimpleNamespace(platform="darwin", executable=sys.executable))
-    assert memory.peak_of(lambda: pytest.fail("an unnecessary step"), "cpu") is None
-    assert memory.in_a_child("muon", "eager", "tiny", "cpu", "float32", 1) is None
+def test_memory_is_not_measured_outside_linux(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(peak_memory, "CLEAR", tmp_path / "absent")
+    monkeypatch.setattr(peak_memory, "subprocess", SimpleNamespace(run=lambda *_: pytest.fail("a needless process")))
+    assert peak_memory.of_step(lambda: pytest.fail("a needless step"), "cpu") is None
+    assert PeakCache(BenchPlan())("muon", "eager", "tiny") is None
 
 
 # --- subjects ------------------------------------------------------------------------------------------------------

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from pylo_zoo.experiments import peak_memory
 from pylo_zoo.experiments.compare import memory
 
 
-@pytest.mark.skipif(memory.method("cpu") == "none", reason="the kernel has no high-water mark to reset")
+@pytest.mark.skipif(peak_memory.method("cpu") == "none", reason="the kernel has no high-water mark to reset")
 def test_the_peak_of_a_step_is_measured() -> None:
     result = memory.measured("quadratic", {"size": 1024}, "muon", "cpu")
     assert result.bytes is not None
@@ -18,4 +19,4 @@ def test_the_peak_of_a_step_is_measured() -> None:
 def test_a_failed_measurement_is_none() -> None:
     assert memory.measured("quadratic", {}, "adamw", "mps") == memory.Peak(None, memory.METHODS["none"])
     assert memory.measured("quadratic", {}, "nothing", "cpu").bytes is None
-    assert memory.method("cuda:0") == "cuda"
+    assert peak_memory.method("cuda:0") == "cuda"

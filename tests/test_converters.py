@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from trees import SMALL, Leaves, theta
 
+import pylo_zoo
 from pylo_zoo import converters
 from pylo_zoo.converters import FAMILIES, candidates, diagnose, nearest, to_jax, to_torch
 from pylo_zoo.converters.base import UNUSED, leaf_shapes, tensor_shapes
@@ -212,3 +215,18 @@ def test_values_in_a_gin_file_override_the_defaults() -> None:
 def test_an_argument_without_an_equivalent_is_refused(field: str, value: Any) -> None:
     with pytest.raises(ZooError, match=rf"HyperV2\.{field}"):
         HYPER_V2.read({field: value})
+
+
+# --- the record decides ------------------------------------------------------------------------------------------
+
+
+def test_no_module_compares_with_the_name_of_a_family() -> None:
+    root = Path(pylo_zoo.__file__).parent
+    compared = {
+        f"{path.relative_to(root)}: {ast.unparse(node)}"
+        for path in root.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Compare)
+        and any(isinstance(each, ast.Constant) and each.value in converters.OWN for each in ast.walk(node))
+    }
+    assert compared == set()

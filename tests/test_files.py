@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,18 @@ import pytest
 
 from pylo_zoo import files
 from pylo_zoo.errors import ZooError
-from pylo_zoo.files import staged_directory, write_file
+from pylo_zoo.files import read_text, staged_directory, write_file
+
+
+def test_reading_a_small_file_allocates_little(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("é" * 1000, encoding="utf-8")
+    tracemalloc.start()
+    try:
+        assert read_text(path) == "é" * 1000
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def replace(target: Path, content: str) -> None:

@@ -50,7 +50,7 @@ ARROWS = {
     "parity": "artifact config convert converters errors fetch files flax formats hub jax kernels limits nets numpy "
     "ops optax optim parsing reference registry report samples torch warn weights",
     "pipeline": "artifact convert errors fetch formats parity report",
-    "usage": "optim",
+    "usage": "converters optim",
     "samples": "artifact config converters formats numpy pylo_zoo torch",
     "publish": "artifact config converters errors fetch files hub huggingface_hub jinja2 limits matplotlib optim "
     "parity pylo_zoo registry report usage yaml",

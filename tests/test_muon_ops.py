@@ -95,6 +95,7 @@ def test_custom_coefficients_as_a_triple_or_a_list() -> None:
         ("quintic", 0, "ns_steps is 0"),
         ("quintic", -1, "ns_steps is -1"),
         pytest.param("quintic", -(10**5000), "ns_steps is a number of 5,001 digits", id="a long number of steps"),
+        ("quintic", 10**12, "ns_steps is 1000000000000"),
         ("quintic", 2.5, "ns_steps is 2.5"),
         ("quintic", True, "ns_steps is True"),
     ],

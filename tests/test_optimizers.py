@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ from margins import check_close
 from rounding import gamma
 from torch import nn
 
+from pylo_zoo import converters, usage
 from pylo_zoo.errors import ZooError
-from pylo_zoo.optim import VeLO
+from pylo_zoo.optim import CELO2, VeLO
 
 
 def test_weights_of_another_family_are_refused() -> None:
@@ -100,3 +102,13 @@ def test_mulo_divides_by_the_width_multiplier() -> None:
 def test_celo2s_arguments_are_checked(arguments: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ZooError, match=complaint):
         make(TABLE["CELO2"], parameters(), **arguments)
+
+
+def test_the_record_decides_which_rule_updates_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = artifact("celo2")
+    vector = torch.nn.Parameter(torch.ones(3))
+    assert [route.rule for route in CELO2([vector], weights=weights).routes()] == ["adamw"]
+    monkeypatch.setitem(converters.OWN, "celo2", replace(converters.OWN["celo2"], learns_all=True))
+    opt = CELO2([vector], weights=weights)
+    assert [(route.rule, route.reason) for route in opt.routes()] == [("learned", "celo2 updates every parameter")]
+    assert 'param_groups(model, learned="*")' in usage.training("celo2", "x")[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -240,6 +241,27 @@ def test_an_exception_is_located() -> None:
     assert result.misfit is not None
     assert result.misfit.startswith("the optimizer raised IndexError")
     assert (result.case, result.step) == ("scalar", 0)
+
+
+RECORDED = {
+    "of a wrong shape": (
+        "feature.movedim(0, -1) if name == 'momentum' else feature",
+        r"features/momentum has shape \(.*\) on the torch side and \(3, .*\) in the original, both in JAX layout",
+    ),
+    "of too few channels": ("feature[:2]", r"features/momentum has shape \(2, .*\) on the torch side and \(3, .*"),
+    "not at all": ("feature) if name != 'momentum' else (None", r"the torch side does not record features/momentum"),
+}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_value_of_another_shape_has_its_own_message(name: str) -> None:
+    wrong, expected = RECORDED[name]
+    right = 'record(f"features/{name}", feature)'
+    with planted(Fault(features, "columns", right, right.replace("feature)", f"{wrong})"), "")):
+        result = difference("elo", "ordinary")
+    assert result is not None
+    assert result.quantity == "features/momentum"
+    assert re.fullmatch(expected, result.misfit or "")
 
 
 def test_a_wrong_tie_shows_only_in_tied_shapes() -> None:

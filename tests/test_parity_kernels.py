@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from proofs import quick_proof
+from proofs import quick_proof, quick_walks, random_weights
 
 import pylo_zoo.kernels
+from pylo_zoo import converters
 from pylo_zoo.kernels import cpu, kernels_for
 from pylo_zoo.kernels.cpu import build
-from pylo_zoo.parity import devices, plan
+from pylo_zoo.parity import devices, kernel_faults, plan
 from pylo_zoo.report.records import Kernels
 
 pytest.importorskip("jax")
@@ -88,6 +90,32 @@ def test_a_fault_in_the_kernels_source_fails_the_proof(name: str, own_kernels: P
     assert fault.shows in (named | {"parameter"} if moved_wrong else named)
 
 
+# --- faults planted in every proof ---
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[pytest.mark.slow] * (name != "celo2")) for name in converters.FAMILIES]
+)
+def test_numbers_show_every_planted_fault(family: str) -> None:
+    """No fault is caught only because the faulty kernels raise an exception."""
+    if kernels_for("auto", torch.device("cpu")) is None:
+        pytest.skip("no C++ compiler")
+    planted = list(kernel_faults.run(random_weights(family)[0], "cpu", quick_walks(family), right=True))
+    assert {control.status for control in planted} <= {"caught", "not applicable"}
+    caught = [control for control in planted if control.status == "caught"]
+    assert {control.name for control in caught} >= {"last element, cpu kernels", "long tensors, cpu kernels"}
+    assert [control for control in caught if control.error is None or not math.isfinite(control.error)] == []
+
+
+def test_a_planted_fault_that_raises_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    if kernels_for("auto", torch.device("cpu")) is None:
+        pytest.skip("no C++ compiler")
+    monkeypatch.setattr(kernel_faults._Unmoved, "adam", lambda self, tasks, scale: None)
+    planted = kernel_faults.run(random_weights("celo2")[0], "cpu", quick_walks("celo2"), right=True)
+    missed = {control.name: control.by for control in planted if control.status == "missed"}
+    assert missed["last element, cpu kernels"].startswith("the optimizer raised TypeError")
+
+
 # --- without kernels ---------------------------------------------------------------------------------------------
 
 
@@ -115,10 +143,6 @@ def test_parameters_that_the_kernels_do_not_cover_are_named(monkeypatch: pytest.
 
 
 def test_every_family_has_kernels_to_compare() -> None:
-    from proofs import random_weights
-
-    from pylo_zoo import converters
-
     if kernels_for("auto", torch.device("cpu")) is None:
         pytest.skip("no C++ compiler")
     for family in converters.FAMILIES:

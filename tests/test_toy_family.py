@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import inspect
 import itertools
 import json
@@ -223,6 +224,20 @@ def test_every_code_block_of_the_guide_is_from_the_toy() -> None:
     blocks = re.findall(r"^```(?:python|toml|yaml)\n(.*?)^```", DOCS.read_text(), re.MULTILINE | re.DOTALL)
     assert len(blocks) >= 5
     assert [block for block in blocks if not any(block in text for text in files)] == []
+
+
+@pytest.mark.parametrize("name", ["converter.py", "optimizer.py", "registry.yaml", "checkpoint.py", "reference.py"])
+def test_the_guide_has_every_file_of_the_toy_in_full(name: str) -> None:
+    """The blocks that are part of a file, in the guide's order, are the file without its docstring."""
+    text = (CODE / name).read_text()
+    blocks = re.findall(r"^```(?:python|yaml)\n(.*?)^```", DOCS.read_text(), re.MULTILINE | re.DOTALL)
+    pasted = "\n\n".join(block for block in blocks if block in text)
+    assert re.sub(r"\s+", " ", re.sub(r'^""".*?"""', "", text, count=1)).strip() == re.sub(r"\s+", " ", pasted).strip()
+
+
+def test_a_written_checkpoint_converts(here: Path) -> None:
+    importlib.import_module("toy_family.checkpoint").write_theta(here / "theta.state")
+    assert convert("toy", source=here / "theta.state").architecture == converters.get("toy").released
 
 
 def test_the_toys_registry_pins_its_checkpoint() -> None:

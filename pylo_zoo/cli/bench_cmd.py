@@ -79,10 +79,9 @@ def bench(
 
     The optimizer and AdamW take turns in one process, one step each. Peak memory is measured too.
 
-    Learned optimizers: velo, celo, celo-adam, celo2, celo2-base, elo, elo-celo2, adafac-mlp and mulo, with random
-    weights of the published sizes (the time does not depend on the values), and velo-sample. Baselines: muon, adamw,
-    adamw-foreach, adamw-loop. Parts: celo2-rule is CELO2 without Newton–Schulz, newton-schulz is Newton–Schulz alone,
-    compared with its matrix products.
+    Learned optimizers: every family, such as velo or celo2-base, with random weights of the published sizes (the time
+    does not depend on the values), and velo-sample. Baselines: muon, adamw, adamw-foreach, adamw-loop. Parts:
+    celo2-rule is CELO2 without Newton–Schulz, newton-schulz is Newton–Schulz alone, compared with its matrix products.
 
     Timings are noisy: quote the ratio with its quartiles, and name the machine.
     """

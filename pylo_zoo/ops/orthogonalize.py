@@ -57,6 +57,8 @@ COEFFICIENTS: dict[str, tuple[Triple, ...]] = {
 }
 """Presets by name, with one triple per iteration (SPEC §7)."""
 
+MAX_STEPS = 100
+"""Most iterations. Common are 5 to 10."""
 STACKED = {"cpu": 1 << 17}
 """Most elements in a stack of matrices, per device type, unless one matrix is larger. On a CPU a stack saves calls,
 which matters for sides up to about 64, and is slower once it exceeds the cache: half a MiB is the best size."""
@@ -139,10 +141,12 @@ def resolve_coefficients(coefficients: Coefficients, steps: int) -> tuple[Triple
         steps: number of iterations. A longer list of triples is truncated; a shorter one repeats its last triple.
 
     Raises:
-        ZooError: an unknown preset, no triples, a triple that is not three finite numbers, or ``steps`` below 1.
+        ZooError: an unknown preset, no triples, a triple that is not three finite numbers, or ``steps`` outside 1 to
+            :data:`MAX_STEPS`.
     """
-    if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1:
-        raise ZooError(f"ns_steps is {quoted(steps)}.", "Use a whole number of iterations, 1 or more; 5 is usual.")
+    if isinstance(steps, bool) or not isinstance(steps, Integral) or not 1 <= steps <= MAX_STEPS:
+        hint = f"Use a whole number of iterations from 1 to {MAX_STEPS}; 5 is usual."
+        raise ZooError(f"ns_steps is {quoted(steps)}.", hint)
     triples = _triples(coefficients)
     return (*triples, *[triples[-1]] * (int(steps) - len(triples)))[: int(steps)]
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pylo_zoo import converters
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
 from pylo_zoo.kernels import Normalized, ScratchBuffer
@@ -89,11 +90,16 @@ class CELO2(MLPRuleOptimizer):
             "rule": None,
         }
         super().__init__(params, defaults, weights, clip_norm, nonfinite, master_weights, backend)
-        self._scratch = ScratchBuffer()
+        self._derive()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._derive()
+
+    def _derive(self) -> None:
+        """Set the attributes that are not pickled."""
         self._scratch = ScratchBuffer()
+        self._learns_all = converters.get(self.artifact.family).learns_all
 
     def _check_group(self, group: Group, explicit: frozenset[str]) -> None:
         super()._check_group(group, explicit)
@@ -116,8 +122,8 @@ class CELO2(MLPRuleOptimizer):
         if group["rule"] is not None:
             return group["rule"], "set by its group"
         axes = axes_of(tuple(p.shape) or (1,), group["layout"])
-        if self.artifact.family == "celo2-base":
-            reason = "CELO2-base updates every parameter"
+        if self._learns_all:
+            reason = f"{self.artifact.family} updates every parameter"
         else:
             reason = "a vector or scalar" if axes.factored is None else "two or more axes"
         return self._rule(group, axes), reason
@@ -129,7 +135,7 @@ class CELO2(MLPRuleOptimizer):
         return {**moments, "step": new_counter()}
 
     def _warn_about_settings(self, new: Sequence[ParamGrad]) -> None:
-        if self.artifact.family != "celo2-base":  # meta-trained with every parameter under the learned rule
+        if not self._learns_all:
             learned = [
                 each for each in new if self._rule(each.group, self._axes_of(each.parameter, each.group)) == "learned"
             ]
@@ -176,7 +182,7 @@ class CELO2(MLPRuleOptimizer):
     def _rule(self, group: Mapping[str, Any], axes: Axes) -> str:
         if group["rule"] is not None:
             return group["rule"]
-        return "adamw" if axes.factored is None and self.artifact.family != "celo2-base" else "learned"
+        return "adamw" if axes.factored is None and not self._learns_all else "learned"
 
     def apply(self, item: ParamStep, delta: Tensor) -> None:
         (delta,) = self._orthogonalize([item], [delta])

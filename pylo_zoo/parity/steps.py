@@ -106,19 +106,24 @@ class Ledger:
         self.index = {key: place for place, key in enumerate(self.keys)}
 
     def flat(self, outcome: Outcome) -> np.ndarray:
-        """The quantities of ``outcome`` as float64; NaN for missing ones."""
+        """The quantities of ``outcome`` as float64; NaN for those that are missing or have another shape."""
         values = quantities(outcome)
-        return np.concatenate([self._part(values.get(key), self.shapes[key]) for key in self.keys])
+        parts = [(_fit(values.get(key), self.shapes[key]), self.shapes[key]) for key in self.keys]
+        return np.concatenate(
+            [np.full(int(np.prod(shape)), np.nan) if part is None else part.ravel() for part, shape in parts]
+        )
 
-    def _part(self, value: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
-        if value is None:
-            return np.full(int(np.prod(shape)), np.nan)
-        if value.size == 1 and not shape:  # the update receives a scalar as shape [1]
-            value = value.reshape(())
-        try:
-            return np.broadcast_to(value, shape).ravel()
-        except ValueError:
-            return np.full(int(np.prod(shape)), np.nan)
+    def misfits(self, outcome: Outcome) -> dict[Key, str]:
+        """The quantities of the torch side's ``outcome`` that are missing or have another shape, with the reason."""
+        values, misfits = quantities(outcome), {}
+        for key, shape in self.shapes.items():
+            value = values.get(key)
+            if value is None:
+                misfits[key] = f"the torch side does not record {key[1]}"
+            elif _fit(value, shape) is None:
+                sides = f"{value.shape} on the torch side and {shape} in the original, both in JAX layout"
+                misfits[key] = f"{key[1]} has shape {sides}"
+        return misfits
 
     def units(self, truth: np.ndarray, before: Snapshot) -> np.ndarray:
         """The largest magnitude of each quantity per channel; for parameters, of the update."""
@@ -145,6 +150,16 @@ class Ledger:
         """The position of ``key`` in the flat array."""
         start = self.starts[self.index[key]]
         return slice(start, start + int(np.prod(self.shapes[key])))
+
+
+def _fit(value: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
+    """``value`` broadcast to ``shape``, or None if that is impossible."""
+    if value is not None and value.size == 1 and not shape:  # the update receives a scalar as shape [1]
+        value = value.reshape(())
+    try:
+        return None if value is None else np.broadcast_to(value, shape)
+    except ValueError:
+        return None
 
 
 def _channels(key: Key, shape: tuple[int, ...]) -> int:
@@ -215,7 +230,7 @@ class StepComparison:
         ours: the torch side's quantities after each step, as flat arrays.
         errors: errors by step and key, in units.
         allowed: bounds by key; infinite if the original's float32 result is not finite, so nothing is compared.
-        misfits: differences that are not numeric, by key: state of another shape, or an exception.
+        misfits: differences that are not numeric, by key: a missing value, another shape, or an exception.
         kernels: device whose fused kernels ran; "" for the eager implementation.
         compared: by key, whether the torch side exposes the quantity. Kernels expose no feature of a parameter.
         eager: cases that the eager implementation updated.
@@ -269,6 +284,7 @@ def compare(
     """
     run, ledger = walk.run, walk.ledger
     side: TorchSide | None = None
+    compared = np.array([not kernels or _exposed_by_kernels(key, walk) for key in ledger.keys])
     ours, errors, misfits = [], [], {}
     for step, before in enumerate(walk.before):
         try:
@@ -286,11 +302,11 @@ def compare(
             errors.append(np.zeros(len(ledger.keys)))
             errors[-1][ledger.index[key]] = np.inf
             break
+        misfits |= {key: why for key, why in ledger.misfits(outcome).items() if compared[ledger.index[key]]}
         flat = ledger.flat(outcome)
         ours.append(flat)
         errors.append(ledger.worst(ledger.errors(flat, walk.truth[step], walk.units[step])))
     table = np.array(errors).reshape(len(errors), len(ledger.keys))
-    compared = np.array([not kernels or _exposed_by_kernels(key, walk) for key in ledger.keys])
     table[:, ~compared] = 0.0
     for key, why in side.misfits.items() if side else ():
         key = key if key in ledger.index else (key[0], PARAMETER)

@@ -279,8 +279,9 @@ class Card:
         yield card_text.TRAINED[self.trained]
         if self.needs_loss:
             yield card_text.NEEDS_LOSS
-        yield from card_text.OF_FAMILY.get(self.artifact.family, ())
-        yield card_text.COST[self.artifact.family == "celo-adam"]
+        family = converters.get(self.artifact.family)
+        yield from family.advice
+        yield card_text.COST[family.per_element]
         if size := card_text.state_size(config.to_dict(self.artifact.behavior)):
             yield size
         yield card_text.NOT_SHOWN

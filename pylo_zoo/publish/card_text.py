@@ -25,26 +25,10 @@ NEEDS_LOSS = (
     "`opt.step()`). It needs the length of the run (`num_steps`) in advance, because its updates depend on the "
     "completed fraction of the run. A loss with another scale or more noise than in meta-training changes its behavior."
 )
-OF_FAMILY: Mapping[str, tuple[str, ...]] = {
-    "celo2": (
-        "It updates matrices and convolutions. AdamW updates embeddings, the output head, norms and biases with the "
-        "learning rate `lr * adam_lr_mult`. Tune `lr` and `adam_lr_mult`, and use a schedule, as with any optimizer.",
-    ),
-    "celo2-base": ("It updates every parameter. Tune the learning rate, and use a schedule.",),
-    "elo-celo2": (
-        "It updates matrices and convolutions, and AdamW updates the rest. It clips gradients by their global norm.",
-    ),
-    "elo": ("Tune the learning rate, and use a schedule.",),
-    "adafac-mlp": ("It reads neither the loss nor the length of the run, so it cannot anneal by itself.",),
-    "mulo": (
-        "It divides the steps of matrices by their width multiplier, which comes from `mup`'s shapes or from a group's "
-        "`width_mult`. Without either, it assumes the base width.",
-    ),
-}
-COST = {
-    False: "It runs a small network for every parameter element, so a step takes much longer than one of fused AdamW: "
+COST = {  # by Family.per_element
+    True: "It runs a small network for every parameter element, so a step takes much longer than one of fused AdamW: "
     "with torch operations on CPUs, a few hundred times as long. It pays off only if steps or tuning are expensive.",
-    True: "It runs a small network once per tensor, so a step costs little more than Adam's in torch.",
+    False: "It runs a small network once per tensor, so a step costs little more than Adam's in torch.",
 }
 NOT_SHOWN = (
     "Parity means that the torch port computes what the original computes. It does not mean that the optimizer trains "

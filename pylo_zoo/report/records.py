@@ -160,7 +160,7 @@ class Explanation:
         quantity, meaning: the quantity's name and description.
         index: index of the element with the largest error: channel first, then JAX layout.
         ours, theirs: its two values.
-        misfit: a difference that is not numeric, such as state of another shape or an exception.
+        misfit: a difference that is not numeric: a missing value, another shape, or an exception.
         off_in, right_in: the parameters for which this quantity is beyond or within its bound at this step.
         chain: every quantity of the parameter at this step, in the order of computation.
     """

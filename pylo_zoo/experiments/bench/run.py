@@ -10,7 +10,8 @@ from functools import partial
 import torch
 
 from pylo_zoo.errors import ZooError, quoted
-from pylo_zoo.experiments.bench import measuring, memory, report, shapes, subjects
+from pylo_zoo.experiments import peak_memory
+from pylo_zoo.experiments.bench import measuring, report, shapes, subjects
 from pylo_zoo.experiments.bench.report import Cell, LeftOut, Report
 from pylo_zoo.experiments.bench.shapes import SHAPE_SETS, ShapeSet
 from pylo_zoo.experiments.bench.subjects import SUBJECTS, NothingToDo, Subject
@@ -19,6 +20,8 @@ from pylo_zoo.parsing import is_finite
 ALL = "all"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 DEVICES = ("cpu", "cuda")
+PEAK_LIMIT = 900
+"""Time limit of a process that measures peak memory, in seconds."""
 
 Progress = Callable[[str, int, int], None]
 """Receives the current measurement, the number of finished ones and their total."""
@@ -148,8 +151,18 @@ class PeakCache:
     def __call__(self, subject: str, backend: str, shapes: str) -> int | None:
         key, plan = (subject, backend, shapes), self.plan
         if plan.memory and key not in self.peaks:
-            self.peaks[key] = memory.in_a_child(*key, plan.device, plan.dtype, torch.get_num_threads())
+            arguments = (plan.device, *key, plan.dtype, torch.get_num_threads())
+            self.peaks[key] = peak_memory.in_fresh_process(of_second_step, *arguments, limit=PEAK_LIMIT)
         return self.peaks.get(key)
+
+
+def of_second_step(device: str, subject: str, backend: str, shape_set: str, dtype: str, threads: int) -> int | None:
+    """The peak memory of the second step, when the optimizer's state exists already."""
+    torch.set_num_threads(threads)
+    parameters = shapes.find_shape_set(shape_set).make(device, getattr(torch, dtype))
+    work = subjects.find_subject(subject).make(parameters, backend)
+    work.step()
+    return peak_memory.of_step(work.step, device)
 
 
 def measure(

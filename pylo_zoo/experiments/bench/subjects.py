@@ -105,7 +105,7 @@ def _learned(load_artifact: Callable[[], Artifact], parameters: Parameters, back
     artifact = load_artifact()
     cls = optimizer_class(artifact.family)
     horizon: dict[str, Any] = {"num_steps": HORIZON} if cls.needs_loss else {}
-    groups = parameters.groups(learned=artifact.family == "celo2-base")
+    groups = parameters.groups(learned=converters.get(artifact.family).learns_all)
     optimizer = cls(groups, weights=artifact, **horizon, backend=backend)
     step = partial(optimizer.step, LOSS) if cls.needs_loss else optimizer.step
     return Work(step, [p.data for p in parameters], optimizer)

@@ -110,7 +110,7 @@ class Recipe:
         if self.artifact is None:
             return BASELINES[self.name].make(model, self.lr, self.weight_decay)
         cls = optimizer_class(self.artifact.family)
-        everything: dict[str, Any] = {"learned": "*"} if self.artifact.family == "celo2-base" else {}
+        learned = "*" if converters.get(self.artifact.family).learns_all else ()
         arguments: dict[str, Any] = {
             **self.artifact.defaults,
             "lr": self.lr,
@@ -118,7 +118,7 @@ class Recipe:
             "weights": self.artifact,
             **({"num_steps": steps} if cls.needs_loss else {}),
         }
-        optimizer = cls(param_groups(model, **everything), **arguments)
+        optimizer = cls(param_groups(model, learned=learned), **arguments)
         if isinstance(optimizer, LearnedOptimizer):
             optimizer.prepare_kernels()  # so step times do not include compilation
         return optimizer
