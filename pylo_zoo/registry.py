@@ -148,7 +148,7 @@ def get(name: str) -> Entry:
     similar = difflib.get_close_matches(name, entries, n=1)
     listing = "`pylo-zoo list` shows all names."
     raise ZooError(
-        f"No checkpoint called {name!r} in the registry.",
+        f"Unknown checkpoint {name!r}.",
         f"Did you mean {similar[0]!r}? {listing}" if similar else listing,
     )
 

@@ -132,7 +132,7 @@ def test_bad_input_is_one_error_and_one_hint(capsys: pytest.CaptureFixture[str])
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "Error: No checkpoint called 'cello' in the registry.",
+        "Error: Unknown checkpoint 'cello'.",
         "Hint: Did you mean 'celo'? `pylo-zoo list` shows all names.",
     ]
 

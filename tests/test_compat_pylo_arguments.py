@@ -96,7 +96,7 @@ REFUSED = [
     ("CELO2_naive", {"ns_iters": 0}, "positive integer"),
     ("CELO2_naive", {"orthogonalize": "yes"}, "true or false"),
     ("CELO2_naive", {"hf_key": None}, "a random network"),
-    ("CELO2_naive", {"hf_key": "celo3"}, "No checkpoint called 'celo3'"),
+    ("CELO2_naive", {"hf_key": "celo3"}, "Unknown checkpoint 'celo3'"),
     ("CELO2_naive", {"network": "celo2"}, "network is a str"),
     ("CELO2_naive", {"network": nn.Linear(2, 2)}, "is not a checkpoint of the family celo2"),
     ("CELO2_naive", {"checkpoint_path": "absent.pt"}, "absent.pt"),

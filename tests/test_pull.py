@@ -95,7 +95,7 @@ def test_every_spelling_of_a_repository(name: str, revision: str | None, repo: R
         ("org/elo", "a..b", "'a..b' is not a valid revision"),
         ("hf://elo", None, "is not the name of a repository"),
         ("", None, "weights is ''"),
-        ("nosuch", None, "No checkpoint called 'nosuch'"),
+        ("nosuch", None, "Unknown checkpoint 'nosuch'"),
         ("celo", "v1", "celo is a registry entry, whose revision is fixed"),
     ],
 )

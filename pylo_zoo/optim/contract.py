@@ -169,8 +169,8 @@ class ZooOptimizer(torch.optim.Optimizer):
         pending = self._pending_loss.pop() if self._pending_loss else None
         require(
             closure is None or loss is None,
-            "step() has more than one loss to choose from.",
-            "Pass either a closure, a loss or loss=.",
+            "step() received both a closure and a loss.",
+            "Pass only one of them.",
         )
         source: Any = pending if closure is None and loss is None else closure if loss is None else loss
         if callable(source):

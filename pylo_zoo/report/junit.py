@@ -52,7 +52,7 @@ def _check(suite: ET.Element, check: Check, report: Report) -> None:
     error, unit = check.errors[check.worst], UNITS.get(check.level, "")
     message = f"{check.worst}: off by {number(error.error)} {unit} (allowed: {number(error.allowed)})"
     if error.passed and check.broken:
-        message = f"{phrases.count(len(check.broken), 'intermediate quantity')} off, first {check.broken[0]}"
+        message = f"{phrases.count(len(check.broken), 'intermediate quantity')} outside the bounds, first {check.broken[0]}"
     elif error.passed:
         message = f"{phrases.count(check.steps, 'step')} compared"
     lines = [f"{name}, {phrases.count(check.steps, 'step')}"]

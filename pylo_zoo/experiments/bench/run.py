@@ -76,7 +76,7 @@ class BenchPlan:
 
     def _check(self) -> None:
         if not self.optimizers or not self.shape_sets or not self.backends:
-            raise ZooError("There is nothing to measure.", f"Name optimizers, backends and shape sets, or {ALL}.")
+            raise ZooError("optimizers, backends or shape_sets is empty.", f"Name at least one of each, or use {ALL}.")
         for backend in self.backends:
             if backend not in (ALL, *report.BACKENDS):
                 raise ZooError(f"Unknown backend {backend!r}.", f"Use {', '.join(report.BACKENDS)}, or {ALL}.")

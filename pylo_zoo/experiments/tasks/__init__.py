@@ -62,7 +62,7 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Task:
         near = difflib.get_close_matches(unknown[0], known, n=1)
         listing = f"It has {', '.join(known)}." if known else "It has none."
         raise ZooError(
-            f"The task {name} has no option {quoted(unknown[0])}.",
+            f"Unknown option {quoted(unknown[0])} of the task {name}.",
             f"Did you mean {near[0]!r}? {listing}" if near else listing,
         )
     _check_types(name, factory, options)
