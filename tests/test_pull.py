@@ -251,7 +251,7 @@ def test_the_output_of_the_command_for_a_checkpoint(hub: HubDouble, capsys: Capt
     hub.create("org/theirs", {"theta.state": write_theta(tmp_path, "elo", scale=0.1).read_bytes()})
     assert run("pull", "org/theirs") == 0
     out, err = capsys.readouterr()
-    assert out.startswith("elo (elo): converted here, 2 files verified.\n")
+    assert out.startswith("elo (elo): converted locally, 2 files verified.\n")
     assert "parity   not checked; run `pylo-zoo verify hf://org/theirs`\n" in out
     assert "its parity was not checked" in err
 

@@ -31,12 +31,12 @@ from pylo_zoo.report.records import (
 
 T = TypeVar("T")
 
-MOST = 2_000
+MAX_ENTRIES = 2_000
 """Entries of a list; a real report has about a hundred checks and as many quantities."""
-MOST_NAMES = 200
+MAX_NAMES = 200
 """Distinct parameters and outputs, and distinct settings of checks: a page has one cell per pair."""
-MOST_STEPS = 100_000
-MOST_TEXT = 10_000
+MAX_STEPS = 100_000
+MAX_TEXT = 10_000
 DEEPEST = 6
 HINT = "Download the artifact again, or run `pylo-zoo verify` on it."
 
@@ -155,8 +155,8 @@ def _checks(value: Any) -> list[Check]:
     checks = _list(value, "checks", _check)
     names = {name for check in checks for name in check.errors}
     settings = {(check.level, check.kind, check.name, check.kernels) for check in checks}
-    if max(len(names), len(settings)) > MOST_NAMES:
-        _refuse(f"the checks cover more than {MOST_NAMES} parameters or settings")
+    if max(len(names), len(settings)) > MAX_NAMES:
+        _refuse(f"the checks cover more than {MAX_NAMES} parameters or settings")
     return checks
 
 
@@ -174,11 +174,11 @@ def _check(value: Any, path: str) -> Check:
         dtype=_choice(values["dtype"], DTYPES, f"{path}.dtype"),
         layout=_choice(values["layout"], LAYOUTS if level == "step" else ("", *LAYOUTS), f"{path}.layout"),
         name=_text(values["name"], f"{path}.name"),
-        steps=_count(values["steps"], f"{path}.steps", most=MOST_STEPS),
+        steps=_count(values["steps"], f"{path}.steps", most=MAX_STEPS),
         errors=errors,
         kind=_choice(values["kind"], KINDS if level == "step" else ("",), f"{path}.kind"),
         broken=_texts(values["broken"], f"{path}.broken"),
-        by_step=_list(values["by_step"], f"{path}.by_step", _infinite, most=MOST_STEPS),
+        by_step=_list(values["by_step"], f"{path}.by_step", _infinite, most=MAX_STEPS),
         recorded_worst=_choice(values["worst"], tuple(errors), f"{path}.worst"),
         kernels=_choice(
             values["kernels"], ("", *DEVICES) if level in ("step", "trajectory") else ("",), f"{path}.kernels"
@@ -321,12 +321,12 @@ def _object(value: Any, keys: Sequence[str], path: str, optional: Sequence[str] 
 
 
 def _mapping(value: Any, path: str, item: Callable[[Any, str], T]) -> dict[str, T]:
-    if not isinstance(value, dict) or len(value) > MOST:
-        _refuse(f"{path} is {_shown(value)}, not an object with at most {MOST} fields")
+    if not isinstance(value, dict) or len(value) > MAX_ENTRIES:
+        _refuse(f"{path} is {_shown(value)}, not an object with at most {MAX_ENTRIES} fields")
     return {_text(key, path): item(each, f"a value of {path}") for key, each in value.items()}
 
 
-def _list(value: Any, path: str, item: Callable[[Any, str], T], most: int = MOST) -> list[T]:
+def _list(value: Any, path: str, item: Callable[[Any, str], T], most: int = MAX_ENTRIES) -> list[T]:
     if not isinstance(value, (list, tuple)) or len(value) > most:
         _refuse(f"{path} is {_shown(value)}, not a list of at most {most} entries")
     return [item(each, f"{path}[{place}]") for place, each in enumerate(value)]
@@ -337,8 +337,8 @@ def _optional(item: Callable[[Any], T], value: Any) -> T | None:
 
 
 def _text(value: Any, path: str, least: int = 0) -> str:
-    if not isinstance(value, str) or not least <= len(value) <= MOST_TEXT:
-        _refuse(f"{path} is {_shown(value)}, not a string of at most {MOST_TEXT} characters")
+    if not isinstance(value, str) or not least <= len(value) <= MAX_TEXT:
+        _refuse(f"{path} is {_shown(value)}, not a string of at most {MAX_TEXT} characters")
     return value
 
 

@@ -20,7 +20,7 @@ LEGEND = (
     "'tightest at' names the error nearest to its bound. --html FILE shows everything,\n"
     "--explain one chain."
 )
-MOST_LINKS = 12
+MAX_LINKS = 12
 """Number of quantities shown from the first one beyond its bound."""
 
 
@@ -136,7 +136,7 @@ def explain(explanation: Explanation, console: Console, *, whole: bool = False) 
     table.add_column("error", justify="right")
     table.add_column("allowed", justify="right")
     table.add_column("")
-    links = list(e.chain) if whole else [*e.chain[max(0, first - 2) : first + MOST_LINKS], *e.chain[-1:]]
+    links = list(e.chain) if whole else [*e.chain[max(0, first - 2) : first + MAX_LINKS], *e.chain[-1:]]
     for link in dict.fromkeys(links):
         table.add_row(link.quantity, _number(link.error), _number(link.allowed), _verdict(link.passed))
     console.print(table)

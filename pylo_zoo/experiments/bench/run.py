@@ -80,8 +80,8 @@ class BenchPlan:
         for backend in self.backends:
             if backend not in (ALL, *report.BACKENDS):
                 raise ZooError(f"Unknown backend {backend!r}.", f"Use {', '.join(report.BACKENDS)}, or {ALL}.")
-        if self.steps < measuring.LEAST_PAIRS:
-            raise ZooError(f"steps is {self.steps}.", f"It must be at least {measuring.LEAST_PAIRS}.")
+        if self.steps < measuring.MIN_PAIRS:
+            raise ZooError(f"steps is {self.steps}.", f"It must be at least {measuring.MIN_PAIRS}.")
         if not is_finite(self.seconds) or self.seconds <= 0:
             raise ZooError(f"seconds is {quoted(self.seconds)}.", "It must be above 0.")
         if self.threads is not None and self.threads < 1:

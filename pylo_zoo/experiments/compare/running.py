@@ -25,8 +25,8 @@ from pylo_zoo.experiments.compare.plan import EVALUATIONS, LAST, TUNING_SEED, Co
 from pylo_zoo.experiments.train.loop import (
     CHECKPOINT,
     CHECKPOINTS,
-    LEAST_FREE,
     METRICS,
+    MIN_FREE,
     RESULT,
     RUN,
     Diverged,
@@ -178,7 +178,7 @@ def prepare(comparison: Comparison, out: Path) -> None:
         free = shutil.disk_usage(out).free
     model = comparison.task.model(0)
     steps = sum(_expected_steps(comparison).values())
-    needed = CHECKPOINTS * sum(p.numel() * p.element_size() for p in model.parameters()) + LEAST_FREE
+    needed = CHECKPOINTS * sum(p.numel() * p.element_size() for p in model.parameters()) + MIN_FREE
     needed += BYTES_PER_STEP * steps
     if free < needed:
         raise ZooError(

@@ -24,7 +24,7 @@ from pylo_zoo.experiments.tasks.base import Batch, Metrics, Task
 
 __all__ = ["TASKS", "Batch", "Metrics", "Task", "make", "options"]
 
-MOST = 1_000_000_000
+MAX_VALUE = 1_000_000_000
 """Largest value of an integer option."""
 
 TASKS: Mapping[str, Callable[..., Task]] = {
@@ -99,8 +99,8 @@ def _check_types(name: str, factory: Callable[..., Task], options: Mapping[str, 
         default = parameter.default if parameter else None
         number = config.is_finite(value)
         if isinstance(default, int) and not isinstance(default, bool):
-            wrong = not number or int(value) != value or not 1 <= value <= MOST
-            allowed = f"an integer from 1 to {MOST:,}"
+            wrong = not number or int(value) != value or not 1 <= value <= MAX_VALUE
+            allowed = f"an integer from 1 to {MAX_VALUE:,}"
         elif isinstance(default, float):
             wrong, allowed = not number, "a number"
         else:
@@ -119,8 +119,8 @@ def _find_task(name: str) -> Callable[..., Task]:
 
 def _import_task(name: str) -> Callable[..., Task]:
     module, _, function = name.partition(":")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
+    if (directory := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, directory)
     try:
         factory = getattr(importlib.import_module(module), function)
     except ImportError as error:

@@ -78,7 +78,7 @@ def _build(path: Path, flags: Sequence[str]) -> None:
     trust.make_private(path.parent)
     trust.check_folder(path.parent)
     with _alone(path):
-        sweep(path, alone=True)
+        sweep(path, exclusive=True)
         if not _is_whole(path):
             _log.warning("compiling the CPU kernels for this machine, once (about ten seconds), into %s", path.parent)
             library = _compiled(compiler, flags)
