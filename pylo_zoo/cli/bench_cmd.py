@@ -96,7 +96,7 @@ def bench(
         names = names_of(optimizers), names_of(shapes), names_of(backends)
         plan = BenchPlan(*names, steps, seconds, threads, device, dtype, memory)
         if out is not None and (out.is_dir() or not out.parent.is_dir()):
-            raise ZooError(f"{out} cannot be written.", "Give a file in an existing directory.")
+            raise ZooError(f"{out} cannot be written.", "Choose a file in an existing directory.")
         with output.progress(quiet=quiet, every=LINE_SECONDS) as progress:
             report = measure(plan, _announcing(plan, progress, quiet=quiet))
     if out is not None:

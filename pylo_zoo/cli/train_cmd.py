@@ -125,7 +125,7 @@ def train(
 
     access = output.access(offline=offline, quiet=quiet)
     if (resume is not None) + (task is not None) + (own_task is not None) != 1:
-        raise typer.BadParameter("Give one of TASK, --task MODULE:FUNCTION and --resume DIR.")
+        raise typer.BadParameter("Pass one of TASK, --task MODULE:FUNCTION and --resume DIR.")
     if resume is not None:
         options = {
             "--optimizer": optimizer != "adamw",

@@ -163,16 +163,16 @@ def prepare(comparison: Comparison, out: Path) -> None:
         try:
             theirs = json.loads(read_text(path))
         except (OSError, ValueError) as error:
-            raise ZooError(f"{path} cannot be read: {error}.", "Give another directory with --out.") from error
+            raise ZooError(f"{path} cannot be read: {error}.", "Choose another directory with --out.") from error
         if theirs != ours:
             differences = _differences(theirs if isinstance(theirs, dict) else {}, ours)
             raise ZooError(
                 f"{out} contains another comparison: {differences}.",
-                "Give another directory with --out, or the same options.",
+                "Choose another directory with --out, or the same options.",
             )
     with explained(out):
         if not path.is_file() and out.exists() and (not out.is_dir() or not is_empty(out)):
-            raise ZooError(f"{out} is not empty.", "Give another directory with --out.")
+            raise ZooError(f"{out} is not empty.", "Choose another directory with --out.")
         (out / RUNS).mkdir(parents=True, exist_ok=True)
         sweep_folder(out)
         free = shutil.disk_usage(out).free
@@ -350,7 +350,7 @@ def _is_finished(run: Run) -> bool:
     if stored != json.loads(json.dumps(run.describe())):
         raise ZooError(
             f"{run.out} contains a run with other weights or settings.",
-            "Give another directory with --out, or remove that run.",
+            "Choose another directory with --out, or remove that run.",
         )
     return True
 

@@ -56,7 +56,7 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Task:
     try:
         known = inspect.signature(factory).parameters
     except ValueError:
-        raise ZooError(f"{name} is not a Python function.", "Give a function that returns a Task.") from None
+        raise ZooError(f"{name} is not a Python function.", "Pass a function that returns a Task.") from None
     accepts_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in known.values())
     if unknown := [key for key in options if key not in known and not accepts_any]:
         near = difflib.get_close_matches(unknown[0], known, n=1)
@@ -130,5 +130,5 @@ def _import_task(name: str) -> Callable[..., Task]:
     except AttributeError as error:
         raise ZooError(f"The task {name}: {module} has no {function!r}.", "Check the function's name.") from error
     if not callable(factory):
-        raise ZooError(f"The task {name}: {function} is not a function.", "Give a function that returns a Task.")
+        raise ZooError(f"The task {name}: {function} is not a function.", "Pass a function that returns a Task.")
     return cast(Callable[..., Task], factory)
