@@ -286,21 +286,21 @@ def is_empty(folder: Path) -> bool:
     return all(left_behind(path.name) for path in folder.iterdir())
 
 
-def sweep(target: Path, *, alone: bool = False) -> None:
+def sweep(target: Path, *, exclusive: bool = False) -> None:
     """Remove the leftovers of killed processes that wrote ``target``. Files of running processes stay.
 
     If a process was killed after it moved the old ``target`` aside, the old ``target`` is moved back.
 
     Args:
         target: the file or directory.
-        alone: the caller holds a lock of ``target``, so no other process writes it now. Without this, nothing is
+        exclusive: the caller holds a lock of ``target``, so no other process writes it now. Without this, nothing is
             removed on a file system without file locks, because a running process cannot be detected there.
     """
     for folder in (target.parent, target):
         with suppress(OSError):  # leftovers are harmless
             for name in os.listdir(folder):
                 if left_behind(name) and name.startswith(f".{target.name}."):
-                    _remove_left_behind(folder / name, target, alone)
+                    _remove_left_behind(folder / name, target, exclusive)
 
 
 def sweep_folder(folder: Path) -> None:
@@ -308,12 +308,12 @@ def sweep_folder(folder: Path) -> None:
     with suppress(OSError):
         for name in os.listdir(folder):
             if left_behind(name):
-                _remove_left_behind(folder / name, folder / name[1:].rpartition(".")[0], alone=False)
+                _remove_left_behind(folder / name, folder / name[1:].rpartition(".")[0], exclusive=False)
 
 
-def _remove_left_behind(path: Path, target: Path, alone: bool) -> None:
+def _remove_left_behind(path: Path, target: Path, exclusive: bool) -> None:
     with suppress(OSError), _locked(path) as locked:
-        if not (locked or alone):
+        if not (locked or exclusive):
             return
         if path.name.startswith(f".{target.name}.old-") and not target.exists():
             path.rename(target)

@@ -148,7 +148,7 @@ def get(name: str) -> Entry:
     if name in entries:
         return entries[name]
     hint = did_you_mean(name, entries, "`pylo-zoo list` shows all names.")
-    raise ZooError(f"No checkpoint called {name!r} in the registry.", hint)
+    raise ZooError(f"Unknown checkpoint {name!r}.", hint)
 
 
 def load_registry(path: Path | None = None) -> Mapping[str, Entry]:

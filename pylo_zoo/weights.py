@@ -245,8 +245,9 @@ def _convert_checkpoint(file: Checkpoint, access: Access) -> Artifact:
     entry = matched_entry(source.sha256)
     fits = [entry.family] if entry else candidates(source.leaves, source.naming)
     if len(fits) != 1:
+        families = f"several families: {', '.join(fits)}" if fits else "no family"
         raise ZooError(
-            f"{file.uri} fits {', '.join(fits) or 'no family'}{' alike' if fits else ''}.",
+            f"{file.uri} fits {families}.",
             f"Convert it with `pylo-zoo convert FAMILY --source {file.uri}`; `pylo-zoo inspect {file.path}` shows it.",
         )
     converted = convert(fits[0], source=file.path, access=access)

@@ -213,7 +213,7 @@ PROPERTIES = {
     "torch_impls": Property(
         TORCH,
         "`foreach`, `fused`, `differentiable`, `maximize`, `capturable` agree with the for-loop implementation",
-        {"*": "these options do not exist here"},
+        {"*": "these options do not exist"},
     ),
     "torch_gpus": Property(
         TORCH, "parameters of several GPUs in one optimizer", {"*": "not tested: no GPU was available"}

@@ -22,7 +22,7 @@ from pylo_zoo.errors import ZooError
 from pylo_zoo.kernels.base import Adam, Normalized, ScratchBuffer, Task
 
 BLOCKS = (64, 128, 256, 512, 1024)
-"""TILE_X; TILE_Y, TABLE_BLOCK, MULTIPLY_BLOCK; LANES · PER_LANE; MOVE_BLOCK; ADAM_BLOCK and LEAST_TILES tiles."""
+"""TILE_X; TILE_Y, TABLE_BLOCK, MULTIPLY_BLOCK; LANES · PER_LANE; MOVE_BLOCK; ADAM_BLOCK and MIN_TILES tiles."""
 VECTORS = [(block + k,) for block in BLOCKS for k in (-1, 0, 1)]
 MATRICES = [(63, 127), (64, 128), (65, 129), (16, 16), (15, 17), (4, 255), (257, 3)]
 LONG = [(66_001,)]

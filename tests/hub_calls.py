@@ -107,6 +107,6 @@ class Call:
         """The repository, if this user can write to it or the request opens a pull request."""
         if self.request.query.get("create_pr") != "1" and not self.words.get("rev", "").startswith("refs/pr/"):
             return self.writable
-        if self.signed_in.only_reads:
-            raise Refusal(403, "This token only reads.")
+        if self.signed_in.read_only:
+            raise Refusal(403, "This token is read-only.")
         return self.repo

@@ -51,7 +51,7 @@ class User:
         )
 
     @property
-    def only_reads(self) -> bool:
+    def read_only(self) -> bool:
         return self.role == "read" or (self.role == "fineGrained" and not self.scopes)
 
 

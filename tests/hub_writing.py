@@ -26,11 +26,11 @@ def _whoami(call: Call) -> Answer:
     return json_answer({"type": "user", "name": user.name, "fullname": user.name, "orgs": orgs, "auth": auth})
 
 
-def _named(call: Call) -> str:
+def _repo_name(call: Call) -> str:
     payload = call.json
     namespace = payload.get("organization") or call.signed_in.name
     if payload.get("type", "model") != "model":
-        raise Refusal(400, "The double knows models alone.")
+        raise Refusal(400, "The double supports only models.")
     if not re.fullmatch(r"[\w.-]{1,96}", payload["name"]):
         raise Refusal(400, "Invalid name")
     if not call.signed_in.writes(namespace):
@@ -40,7 +40,7 @@ def _named(call: Call) -> str:
 
 @route("POST", "/api/repos/create")
 def _create(call: Call) -> Answer:
-    name = _named(call)
+    name = _repo_name(call)
     url = f"{call.hub.url}/{name}"
     if name in call.hub.repos:
         raise Refusal(409, "You already created this model repo", url=url)
@@ -50,7 +50,7 @@ def _create(call: Call) -> Answer:
 
 @route("DELETE", "/api/repos/delete")
 def _delete(call: Call) -> Answer:
-    name = _named(call)
+    name = _repo_name(call)
     if call.hub.repos.pop(name, None) is None:
         raise Refusal(404, "Repository not found", "RepoNotFound")
     return Answer(200, b"OK")
@@ -80,8 +80,8 @@ def _preupload(call: Call) -> Answer:
 
     def info(file: dict[str, Any]) -> dict[str, Any]:
         large = is_large(file["path"], file["size"], base64.b64decode(file["sample"]))
-        there = tree.get(file["path"])
-        oid = {} if there is None else {"oid": there.sha256 if there.lfs else there.oid}
+        existing = tree.get(file["path"])
+        oid = {} if existing is None else {"oid": existing.sha256 if existing.lfs else existing.oid}
         mode = "lfs" if (large if repo.lfs is None else repo.lfs) else "regular"
         return {"path": file["path"], "uploadMode": mode, "shouldIgnore": False, **oid}
 
@@ -90,8 +90,8 @@ def _preupload(call: Call) -> Answer:
 
 @route("POST", rf"{GIT}/batch")
 def _batch(call: Call) -> Answer:
-    if call.repo and call.signed_in.only_reads:
-        raise Refusal(403, "This token only reads.")
+    if call.repo and call.signed_in.read_only:
+        raise Refusal(403, "This token is read-only.")
 
     def actions(oid: str) -> dict[str, Any]:
         if oid in call.hub.store:
@@ -105,8 +105,8 @@ def _batch(call: Call) -> Answer:
 
 @route("POST", rf"{GIT}/verify")
 def _verify(call: Call) -> Answer:
-    there = call.repo and call.signed_in and call.hub.store.get(call.json["oid"])
-    if there is None or len(there) != call.json["size"]:
+    existing = call.repo and call.signed_in and call.hub.store.get(call.json["oid"])
+    if existing is None or len(existing) != call.json["size"]:
         raise Refusal(404, "The object is not in the storage.")
     return json_answer({})
 
@@ -116,14 +116,14 @@ def _commit(call: Call) -> Answer:
     repo, as_pull = call.open_to_pulls, call.request.query.get("create_pr") == "1"
     lines = [json.loads(line) for line in call.request.body.splitlines()]
     header = next(line["value"] for line in lines if line["key"] == "header")
-    blobs = {line["value"]["path"]: _written(call, line) for line in lines if line["key"] in ("file", "lfsFile")}
+    blobs = {line["value"]["path"]: _blob(call, line) for line in lines if line["key"] in ("file", "lfsFile")}
     if "README.md" in blobs:
         front_matter(blobs["README.md"].data.decode())
     folders = [line["value"]["path"].rstrip("/") + "/" for line in lines if line["key"] == "deletedFolder"]
-    gone = [line["value"]["path"] for line in lines if line["key"] == "deletedFile"] + folders
+    deleted = [line["value"]["path"] for line in lines if line["key"] == "deletedFile"] + folders
     commit_id = repo.record(
         blobs,
-        gone,
+        deleted,
         call.words["rev"],
         header["summary"],
         header.get("description", ""),
@@ -137,7 +137,7 @@ def _commit(call: Call) -> Answer:
     return json_answer(answer)
 
 
-def _written(call: Call, line: dict[str, Any]) -> Blob:
+def _blob(call: Call, line: dict[str, Any]) -> Blob:
     value = line["value"]
     parts = value["path"].split("/")
     if not all(parts) or {".", "..", ".git"} & set(parts):

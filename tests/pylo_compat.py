@@ -15,7 +15,7 @@ from pylo_zoo import optim
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.compat import pylo
 
-MADE = {family: synthetic_artifact(family) for family in ("velo", "celo2", "elo-celo2", "elo", "mulo")}
+ARTIFACTS = {family: synthetic_artifact(family) for family in ("velo", "celo2", "elo-celo2", "elo", "mulo")}
 SHAPES = [(), (7,), (6, 6), (11, 3), (5, 5, 3, 3)]
 
 INITIAL = {"initial_momentum_decays": (0.9, 0.99, 0.999)}
@@ -196,7 +196,7 @@ def widths(params: list[nn.Parameter], width: float = 4.0) -> list[dict[str, Any
 def keys(name: str, artifact: Artifact | None = None) -> dict[str, Any]:
     artifact = (
         artifact
-        or MADE[{"VeLO": "velo", "CELO2": "celo2", "ELO": "elo", "ELO_CELO2": "elo-celo2"}.get(stem(name), "mulo")]
+        or ARTIFACTS[{"VeLO": "velo", "CELO2": "celo2", "ELO": "elo", "ELO_CELO2": "elo-celo2"}.get(stem(name), "mulo")]
     )
     return {"hf_key_rnn": artifact, "hf_key_mlp": artifact} if stem(name) == "VeLO" else {"hf_key": artifact}
 

@@ -281,7 +281,7 @@ def test_auto_logs_once_what_runs_fused(caplog: pytest.LogCaptureFixture, monkey
 
 def test_without_kernels_auto_warns_once_and_fused_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pylo_zoo.kernels, "_reported", set())
-    monkeypatch.setattr(pylo_zoo.kernels, "_by_device", {"cpu": "There is no C++ compiler."})
+    monkeypatch.setattr(pylo_zoo.kernels, "_by_device", {"cpu": "No C++ compiler was found."})
     with pytest.warns(UserWarning, match='backend="eager", which is many times slower'):
         assert kernels_for("auto", CPU) is None
     with warnings.catch_warnings():
@@ -293,9 +293,9 @@ def test_without_kernels_auto_warns_once_and_fused_is_an_error(monkeypatch: pyte
 
 def test_fused_without_kernels_is_refused_when_the_optimizer_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     pickled = pickle.dumps(optimizer("ELO", parameters(), "fused"))
-    monkeypatch.setattr(pylo_zoo.kernels, "_by_device", {"cpu": "There is no C++ compiler."})
+    monkeypatch.setattr(pylo_zoo.kernels, "_by_device", {"cpu": "No C++ compiler was found."})
     for name in LEARNED:
-        with pytest.raises(ZooError, match="unavailable on cpu: There is no C\\+\\+ compiler"):
+        with pytest.raises(ZooError, match="unavailable on cpu: No C\\+\\+ compiler was found"):
             optimizer(name, parameters(), "fused")
     optimizer("ELO", parameters(), "auto")
     optimizer("ELO", parameters(torch.float64), "fused")  # already plain torch
@@ -304,7 +304,7 @@ def test_fused_without_kernels_is_refused_when_the_optimizer_is_built(monkeypatc
 
 
 def test_the_warning_points_at_the_users_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pylo_zoo.kernels, "_by_device", {"cpu": "There is no C++ compiler."})
+    monkeypatch.setattr(pylo_zoo.kernels, "_by_device", {"cpu": "No C++ compiler was found."})
     params = parameters()
     opt = optimizer("ELO", params, "auto")
     for call in (lambda: run(opt, params, 0, 1), opt.prepare_kernels):  # pyright: ignore[reportAttributeAccessIssue]

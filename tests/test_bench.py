@@ -133,7 +133,7 @@ def test_pairs_alternate_and_exclude_the_warmup(monkeypatch: pytest.MonkeyPatch)
 
 def test_at_least_three_pairs_are_measured() -> None:
     times = measuring.pairs(lambda: None, lambda: None, 30, 0.0)
-    assert len(times.ours) == len(times.reference) == measuring.LEAST_PAIRS
+    assert len(times.ours) == len(times.reference) == measuring.MIN_PAIRS
 
 
 def test_the_number_of_threads_is_restored() -> None:

@@ -117,8 +117,8 @@ def test_help(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_usage_errors_and_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "No such command 'comp?r'" in printed(monkeypatch, "ascii", False, "compär")[2]
-    assert "No checkpoint called 'celó'" in printed(monkeypatch, "latin-1", False, "info", "celó")[2]
-    assert "No checkpoint called 'cel?'" in printed(monkeypatch, "ascii", False, "info", "celó")[2]
+    assert "Unknown checkpoint 'celó'" in printed(monkeypatch, "latin-1", False, "info", "celó")[2]
+    assert "Unknown checkpoint 'cel?'" in printed(monkeypatch, "ascii", False, "info", "celó")[2]
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_bad_input_is_one_error_and_one_hint(capsys: pytest.CaptureFixture[str])
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "Error: No checkpoint called 'cello' in the registry.",
+        "Error: Unknown checkpoint 'cello'.",
         "Hint: Did you mean 'celo'? `pylo-zoo list` shows all names.",
     ]
 
@@ -196,13 +196,13 @@ main(["--help"])
     assert done.stdout.splitlines()[-1] == "imported: []"
 
 
-@pytest.mark.parametrize(("force", "coloured"), [("NO_COLOR", False), ("FORCE_COLOR", True)])
-def test_no_color(force: str, coloured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("force", "colored"), [("NO_COLOR", False), ("FORCE_COLOR", True)])
+def test_no_color(force: str, colored: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv(force, "1")
-    assert ("\x1b[" in run("list")) == coloured
+    assert ("\x1b[" in run("list")) == colored
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import torch
 from margins import check_close
 from pylo_compat import (
     ALIASES,
-    MADE,
+    ARTIFACTS,
     OURS,
     SIGNATURES,
     build,
@@ -98,7 +98,7 @@ def test_mulo_divides_lr_by_width(name: str) -> None:
     assert [(group["lr"], group["width_mult"]) for group in optimizer.param_groups] == [(0.5, 1.0), (1.0, 1.0)]
     train(optimizer, one)
     groups = [{"params": other[:2], "lr": 0.5, "width_mult": 1}, {"params": other[2:], "lr": 1.0, "width_mult": 1}]
-    train(optim.MuLO(groups, weights=MADE["mulo"]), other)
+    train(optim.MuLO(groups, weights=ARTIFACTS["mulo"]), other)
     assert same(one, other)
 
 
@@ -107,7 +107,7 @@ def test_mulo_splits_a_group_by_infshape() -> None:
     for p, (infinite, width) in zip(params, [(2, 8.0), (1, 8.0), (2, 2.0)], strict=True):
         shape = types.SimpleNamespace(ninf=lambda n=infinite: n, width_mult=lambda w=width: w)
         p.infshape = shape  # pyright: ignore[reportAttributeAccessIssue]
-    optimizer = pylo.MuLO(params, lr=1.0, hf_key=MADE["mulo"])
+    optimizer = pylo.MuLO(params, lr=1.0, hf_key=ARTIFACTS["mulo"])
     result = {group["lr"]: [id(p) for p in group["params"]] for group in optimizer.param_groups}
     assert result == {1 / 8: [id(params[0])], 1.0: [id(params[1])], 1 / 2: [id(params[2])]}
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
@@ -306,7 +306,7 @@ def test_the_network_is_accessible() -> None:
     optimizer = build("ELO_naive", parameters())
     optimizer.network.requires_grad_(False)
     assert {name: tuple(p.shape) for name, p in optimizer.network.named_parameters()} == {
-        name: tuple(tensor.shape) for name, tensor in MADE["elo"].state_dict().items()
+        name: tuple(tensor.shape) for name, tensor in ARTIFACTS["elo"].state_dict().items()
     }
 
 

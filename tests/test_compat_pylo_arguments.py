@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from margins import check_close
-from pylo_compat import MADE, SIGNATURES, build, keys, parameters, same, train
+from pylo_compat import ARTIFACTS, SIGNATURES, build, keys, parameters, same, train
 from rounding import FUNCTION, gamma
 from torch import nn
 
@@ -50,9 +50,9 @@ def test_defaults_follow_the_artifact() -> None:
     for name in SIGNATURES:
         (artifact, *_) = keys(name).values()
         assert build(name, parameters()).artifact is artifact
-    assert build("VeLO_naive", parameters(), hidden_layers=1, lstm_hidden_size=5).artifact is MADE["velo"]
-    assert build("CELO2_naive", parameters(), ff_hidden_layers=3).artifact is MADE["celo2"]
-    assert build("ELO_naive", parameters(), hidden_size=6, hidden_layers=1).artifact is MADE["elo"]
+    assert build("VeLO_naive", parameters(), hidden_layers=1, lstm_hidden_size=5).artifact is ARTIFACTS["velo"]
+    assert build("CELO2_naive", parameters(), ff_hidden_layers=3).artifact is ARTIFACTS["celo2"]
+    assert build("ELO_naive", parameters(), hidden_size=6, hidden_layers=1).artifact is ARTIFACTS["elo"]
 
 
 def test_learned_offsets() -> None:
@@ -60,7 +60,7 @@ def test_learned_offsets() -> None:
     optimizer = build("AdafacLO_naive", parameters(), **offsets)
     for name, value in offsets.items():
         assert torch.equal(optimizer.artifact.tensors[name], torch.tensor(value))
-    assert not torch.equal(MADE["mulo"].tensors["rms_decays"], torch.tensor([0.01]))
+    assert not torch.equal(ARTIFACTS["mulo"].tensors["rms_decays"], torch.tensor([0.01]))
     artifact = build("VeLO_naive", parameters(), initial_rms_decays=(0.9,), **offsets).artifact
     result = artifact.behavior.initial_momentum_decays, artifact.behavior.initial_rms_decays
     for each, before, name in zip(result, ([0.9, 0.99, 0.999], [0.9]), offsets, strict=False):
@@ -96,11 +96,11 @@ REFUSED = [
     ("CELO2_naive", {"ns_iters": 0}, "an integer from 1 to 100"),
     ("CELO2_naive", {"orthogonalize": "yes"}, "true or false"),
     ("CELO2_naive", {"hf_key": None}, "a random network"),
-    ("CELO2_naive", {"hf_key": "celo3"}, "No checkpoint called 'celo3'"),
+    ("CELO2_naive", {"hf_key": "celo3"}, "Unknown checkpoint 'celo3'"),
     ("CELO2_naive", {"network": "celo2"}, "network is a str"),
     ("CELO2_naive", {"network": nn.Linear(2, 2)}, "is not a checkpoint of the family celo2"),
     ("CELO2_naive", {"checkpoint_path": "absent.pt"}, "absent.pt"),
-    ("CELO2_naive", {"hf_key": MADE["elo"]}, "cannot run 'elo'"),
+    ("CELO2_naive", {"hf_key": ARTIFACTS["elo"]}, "cannot run 'elo'"),
     ("CELO2_naive", {"clip_grad": True, "clip_norm": 0.0}, "clip_norm is 0"),
     ("ELO_naive", {"hidden_size": 64}, "has 6"),
     ("AdafacLO_naive", {"input_size": 38}, "part of the update rule"),

@@ -73,7 +73,7 @@ def test_a_missing_duplicate_or_malformed_loss_is_an_error_before_anything_moves
         (lambda: optimizer.step(loss=True), "not a real scalar: bool"),
         (lambda: optimizer.step("x"), "not a real scalar: str"),
         (lambda: optimizer.step([1.0]), "not a real scalar: list"),
-        (lambda: optimizer.step(loss_at(0), loss=loss_at(0)), "more than one loss"),
+        (lambda: optimizer.step(loss_at(0), loss=loss_at(0)), "both a closure and a loss"),
     ]
     for call, complaint in wrong:
         with pytest.raises(ZooError, match=complaint):

@@ -243,7 +243,7 @@ def gin_file_of_another_family(tmp_path: Path) -> tuple[list[object], str]:
 
 
 def unknown_name(tmp_path: Path) -> tuple[list[object], str]:
-    return ["vello"], "No checkpoint called 'vello'.*\n.*Did you mean 'velo'"
+    return ["vello"], "Unknown checkpoint 'vello'.*\n.*Did you mean 'velo'"
 
 
 def unknown_family(tmp_path: Path) -> tuple[list[object], str]:

@@ -110,7 +110,7 @@ def test_without_file_locks_nothing_is_removed_unless_the_caller_holds_a_lock(
     (tmp_path / ".x.new-01234567").mkdir()
     replace(tmp_path / "x")
     assert len(leftovers(tmp_path)) == 1
-    sweep(tmp_path / "x", alone=True)
+    sweep(tmp_path / "x", exclusive=True)
     assert leftovers(tmp_path) == []
 
 

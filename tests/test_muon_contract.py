@@ -1,4 +1,4 @@
-"""Muon follows the contract of every optimizer here: gradients, losses, arguments, groups and state."""
+"""Muon follows the contract of every optimizer in the package: gradients, losses, arguments, groups and state."""
 
 from __future__ import annotations
 

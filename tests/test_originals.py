@@ -167,7 +167,7 @@ def test_a_version_that_does_not_run_here_is_one_clear_error(what: str, tmp_path
         ("celo2", {"hyper": {"grad_clip_val": 1.0}}, "grad_clip_val is 1.0"),
         ("celo2", {"hyper": {"momentum": 0.9}}, "unknown momentum"),
         ("celo2", {"grads": [{"w": np.zeros((4, 6))}]}, "gradients of step 0"),
-        ("celo2", {"grads": []}, "nothing to run"),
+        ("celo2", {"grads": []}, "params or grads is empty"),
         ("celo2", {"architecture": {"ff_hidden_size": 8}}, "ff_hidden_layers missing"),
     ],
 )
@@ -178,7 +178,7 @@ def test_mismatches_are_named(family: str, change: dict[str, Any], complaint: st
 
 @pytest.mark.parametrize("family", ["elo", "elo-celo2", "mulo", "adam"])
 def test_a_family_without_an_original_is_named(family: str) -> None:
-    with pytest.raises(ZooError, match=f"No original in JAX is known for {family}"):
+    with pytest.raises(ZooError, match=f"Unknown original {family!r}"):
         run_original(family, {}, architecture={}, behavior={}, hyper={}, params={}, grads=[])
 
 

@@ -120,13 +120,13 @@ def test_a_planted_fault_that_raises_is_missed(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_report_states_why_kernels_were_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pylo_zoo.kernels, "_by_device", {"cpu": "There is no C++ compiler."})
+    monkeypatch.setattr(pylo_zoo.kernels, "_by_device", {"cpu": "No C++ compiler was found."})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     report = quick_proof("elo")
     assert report.passed
     assert not any(check.kernels for check in report.checks)
     reasons = {each.device: each.reason for each in report.kernels}
-    assert "There is no C++ compiler." in reasons["cpu"]
+    assert "No C++ compiler was found." in reasons["cpu"]
     assert reasons["cuda"] == "this machine has no CUDA device"
     assert report.coverage is not None
     assert any(each.startswith("fused kernels on cpu: ") for each in report.coverage.not_covered)

@@ -56,7 +56,7 @@ def test_excess_rows_are_dropped_except_those_nearest_to_their_bounds() -> None:
     _, height = size(plot.parity_png(replace(passing(), quantities=many)))
     assert height < 3000
     rows = plot._quantity_rows(replace(passing(), quantities=many))
-    assert len(rows) == plot.MOST_ROWS
+    assert len(rows) == plot.MAX_ROWS
     assert "written" in [row.name for row in rows]
 
 

@@ -95,7 +95,7 @@ def test_every_spelling_of_a_repository(name: str, revision: str | None, repo: R
         ("org/elo", "a..b", "'a..b' is not a valid revision"),
         ("hf://elo", None, "is not the name of a repository"),
         ("", None, "weights is ''"),
-        ("nosuch", None, "No checkpoint called 'nosuch'"),
+        ("nosuch", None, "Unknown checkpoint 'nosuch'"),
         ("celo", "v1", "celo is a registry entry, whose revision is fixed"),
     ],
 )
@@ -251,7 +251,7 @@ def test_the_output_of_the_command_for_a_checkpoint(hub: HubDouble, capsys: Capt
     hub.create("org/theirs", {"theta.state": write_theta(tmp_path, "elo", scale=0.1).read_bytes()})
     assert run("pull", "org/theirs") == 0
     out, err = capsys.readouterr()
-    assert out.startswith("elo (elo): converted here, 2 files verified.\n")
+    assert out.startswith("elo (elo): converted locally, 2 files verified.\n")
     assert "parity   not checked; run `pylo-zoo verify hf://org/theirs`\n" in out
     assert "its parity was not checked" in err
 

@@ -106,7 +106,7 @@ def test_entries_are_frozen() -> None:
 
 
 def test_a_misspelled_name_gets_a_suggestion() -> None:
-    with pytest.raises(ZooError, match=r"No checkpoint called 'cello'.*Did you mean 'celo'\?"):
+    with pytest.raises(ZooError, match=r"Unknown checkpoint 'cello'.*Did you mean 'celo'\?"):
         registry.get("cello")
     with pytest.raises(ZooError) as caught:
         registry.get("zzzzzz")

@@ -102,7 +102,7 @@ def test_the_quadratic_reaches_its_known_minimum() -> None:
     [
         ("digits", {}, "Unknown task 'digits'. Did you mean 'digits-"),
         ("nonsense", {}, "Unknown task 'nonsense'. Tasks: digits-mlp"),
-        ("digits-mlp", {"widht": 3}, "no option 'widht'. Did you mean 'width'"),
+        ("digits-mlp", {"widht": 3}, "Unknown option 'widht' of the task digits-mlp. Did you mean 'width'"),
         ("digits-mlp", {"width": 0}, "width is 0. It must be an integer from 1 to 1,000,000,000"),
         ("digits-mlp", {"width": "wide"}, "width is 'wide'"),
         ("digits-mlp", {"width": 2.5}, "width is 2.5"),
@@ -125,13 +125,13 @@ def test_invalid_tasks_are_refused(name: str, options: dict[str, Any], message: 
 
 def test_a_custom_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_own_task.py").write_text(
-        "from dataclasses import replace\nfrom pylo_zoo import tasks\n"
+        "from dataclasses import replace\nfrom pylo_zoo.experiments import tasks\n"
         "def small(*, size: int = 3):\n    return replace(tasks.make('quadratic', {'size': size}), name='small')\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     assert tasks.make("my_own_task:small", {"size": 5}).model(0).weight.shape == (5, 5)  # pyright: ignore
-    with pytest.raises(ZooError, match="no option 'width'"):
+    with pytest.raises(ZooError, match="Unknown option 'width'"):
         tasks.make("my_own_task:small", {"width": 5})
     (tmp_path / "my_other_task.py").write_text("def broken():\n    raise ValueError('oops')\n")
     with pytest.raises(ZooError, match=r"my_other_task:broken raised ValueError: oops. See .*my_other_task.py, line 2"):
@@ -160,7 +160,7 @@ def test_torchvision_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         task = tasks.make("torchvision", {"model": model, "batch_size": 5, "width": 4, "depth": 2})
         assert task.loss(task.model(0), task.batch(0, 0)).isfinite()
         assert set(task.evaluate(task.model(0))) == {"accuracy", "test_loss"}
-    with pytest.raises(ZooError, match="no data set 'Nothing'"):
+    with pytest.raises(ZooError, match="Unknown torchvision data set 'Nothing'"):
         tasks.make("torchvision", {"dataset": "Nothing"})
 
 

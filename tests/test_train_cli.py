@@ -62,7 +62,7 @@ def test_several_seeds_and_json(capsys: Capture) -> None:
 def test_errors_are_reported(capsys: Capture) -> None:
     assert "Did you mean 'quadratic'" in refused(capsys, "train", "quadratik")
     assert "Did you mean 'velo-sample'" in refused(capsys, "train", "quadratic", "--optimizer", "velo-sampel")
-    assert "no option 'sise'" in refused(capsys, "train", "quadratic", "--set", "sise=3")
+    assert "Unknown option 'sise'" in refused(capsys, "train", "quadratic", "--set", "sise=3")
     assert "Unknown schedule 'cosin'" in refused(capsys, "train", "quadratic", "--schedule", "cosin")
     assert not Path("runs").exists()
     for words in ([], ["quadratic", "--task", "a:b"], ["quadratic", "--resume", "x"]):

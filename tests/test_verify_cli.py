@@ -87,7 +87,7 @@ def test_every_kind_of_report_is_written(proven: Path, capsys: Capture, tmp_path
     words = ["--source", proven.parent / "theta.state", "--html", page, "--markdown", card, "--junit", xml]
     assert run("verify", proven, *words, "--explain", "--seed", "3") == 0
     out = capsys.readouterr().out
-    assert "Nearest to its bound (no quantity of a single step is off): " in out
+    assert "Nearest to its bound (no quantity of a single step exceeds its bound): " in out
     assert "fraction_features" in out
     assert json.loads((proven / "parity.json").read_text())["settings"]["seed"] == 3
     assert "<svg" in page.read_text()

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 NOT_RUN = "not_run"
 
 
-def data(loaded: Artifact, here: LocalArtifact | None, weights: str) -> dict[str, Any]:
+def data(loaded: Artifact, local: LocalArtifact | None, weights: str) -> dict[str, Any]:
     """The description of an artifact, as printed by ``--json``.
 
     Args:
         loaded: the artifact.
-        here: its files, or None for random weights, which have no files.
+        local: its files, or None for random weights, which have no files.
         weights: what a user passes as ``weights=``.
     """
     from pylo_zoo.report import phrases
@@ -37,10 +37,10 @@ def data(loaded: Artifact, here: LocalArtifact | None, weights: str) -> dict[str
         "name": loaded.name,
         "family": loaded.family,
         "license": loaded.source.license,
-        "directory": str(here.directory) if here else None,
-        "commit": here.commit if here else None,
-        "newer": here.newer if here else None,
-        "files": _files(here) if here else [],
+        "directory": str(local.directory) if local else None,
+        "commit": local.commit if local else None,
+        "newer": local.newer if local else None,
+        "files": _files(local) if local else [],
         "source": {key: value for key, value in asdict(loaded.source).items() if key != "layout"},
         **{key: config[key] for key in ("architecture", "behavior", "defaults", "converter")},
         "parity": {
@@ -50,22 +50,22 @@ def data(loaded: Artifact, here: LocalArtifact | None, weights: str) -> dict[str
             "environment": dict(report.environment) if report else {},
         },
         "usage": training(loaded.family, weights),
-        "card": _card(here) if here else None,
+        "card": _card(local) if local else None,
     }
 
 
-def _files(here: LocalArtifact) -> list[dict[str, Any]]:
+def _files(local: LocalArtifact) -> list[dict[str, Any]]:
     return [
-        {"name": name, "bytes": (here.directory / name).stat().st_size, "sha256": sha256}
-        for name, sha256 in here.files.items()
+        {"name": name, "bytes": (local.directory / name).stat().st_size, "sha256": sha256}
+        for name, sha256 in local.files.items()
     ]
 
 
-def _card(here: LocalArtifact) -> str | None:
+def _card(local: LocalArtifact) -> str | None:
     from pylo_zoo import artifact
     from pylo_zoo.files import read_regular
 
-    path = here.directory / artifact.CARD
+    path = local.directory / artifact.CARD
     return read_regular(path, artifact.MAX_JSON_BYTES).decode(errors="replace") if os.path.lexists(path) else None
 
 

@@ -44,7 +44,7 @@ def bench(
         str, typer.Option(metavar="NAMES", help="eager, fused, or all (both). Ignored for torch's own optimizers.")
     ] = "all",
     steps: Annotated[
-        int, typer.Option(min=3, max=output.MOST_STEPS, metavar="N", help="Maximum number of step pairs to time.")
+        int, typer.Option(min=3, max=output.MAX_STEPS, metavar="N", help="Maximum number of step pairs to time.")
     ] = 30,
     seconds: Annotated[
         float,
@@ -56,7 +56,7 @@ def bench(
     ] = 300.0,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, max=output.MOST_THREADS, metavar="N", help="CPU threads.  [default: torch's]"),
+        typer.Option(min=1, max=output.MAX_THREADS, metavar="N", help="CPU threads.  [default: torch's]"),
     ] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="cpu or cuda.")] = "cpu",
     dtype: Annotated[
@@ -95,7 +95,7 @@ def bench(
         names = names_of(optimizers), names_of(shapes), names_of(backends)
         plan = BenchPlan(*names, steps, seconds, threads, device, dtype, memory)
         if out is not None and (out.is_dir() or not out.parent.is_dir()):
-            raise ZooError(f"{out} cannot be written.", "Give a file in an existing directory.")
+            raise ZooError(f"{out} cannot be written.", "Choose a file in an existing directory.")
         with output.progress(quiet=quiet, every=LINE_SECONDS) as progress:
             report = measure(plan, _announcing(plan, progress, quiet=quiet))
     if out is not None:

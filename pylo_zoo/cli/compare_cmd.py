@@ -44,11 +44,11 @@ def compare(
         ),
     ] = "adamw,muon,velo-sample",
     seeds: Annotated[
-        int, typer.Option(min=1, max=output.MOST_SEEDS, metavar="N", help="Runs per optimizer, with seeds 0 to N-1.")
+        int, typer.Option(min=1, max=output.MAX_SEEDS, metavar="N", help="Runs per optimizer, with seeds 0 to N-1.")
     ] = 3,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, max=output.MOST_STEPS, metavar="N", help="Steps per run.  [default: the task's]"),
+        typer.Option(min=1, max=output.MAX_STEPS, metavar="N", help="Steps per run.  [default: the task's]"),
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of the task; repeatable.")
@@ -62,7 +62,7 @@ def compare(
     ] = None,
     tune_steps: Annotated[
         int | None,
-        typer.Option(min=1, max=output.MOST_STEPS, metavar="N", help="Steps per tuning run.  [default: --steps]"),
+        typer.Option(min=1, max=output.MAX_STEPS, metavar="N", help="Steps per tuning run.  [default: --steps]"),
     ] = None,
     lr: Annotated[
         list[str] | None,
@@ -77,7 +77,7 @@ def compare(
         ),
     ] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 …")] = "auto",
-    threads: Annotated[int, typer.Option(min=1, max=output.MOST_THREADS, metavar="N", help="CPU threads.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=output.MAX_THREADS, metavar="N", help="CPU threads.")] = 1,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Directory of the runs and the report.  [default: runs/compare-TASK]"),

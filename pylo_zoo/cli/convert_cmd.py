@@ -51,7 +51,7 @@ def convert(
         str | None,
         typer.Option(
             metavar="FILE_OR_URI",
-            help="Your own checkpoint: a path, https://, gs:// or hf://. Give a directory for orbax and for VeLO in "
+            help="Your own checkpoint: a path, https://, gs:// or hf://. Pass a directory for orbax and for VeLO in "
             "PyLO's two files.",
         ),
     ] = None,

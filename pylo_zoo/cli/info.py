@@ -56,8 +56,8 @@ def info(
     if is_random:
         description = artifact_info.data(weights.load(name), None, name)
     else:
-        here = weights.pull(name, access=output.access(offline=offline, token=token))
-        description = artifact_info.data(here.artifact, here, name)
+        pulled = weights.pull(name, access=output.access(offline=offline, token=token))
+        description = artifact_info.data(pulled.artifact, pulled, name)
     if card and description["card"] is None:
         hint = "Leave --card out." if is_random else "Run `pylo-zoo publish DIR --repo-id ORG/NAME --dry-run` for one."
         raise ZooError(f"{name} has no model card.", hint)

@@ -44,9 +44,9 @@ Token = Annotated[
 ]
 
 
-MOST_STEPS = 10**9
-MOST_SEEDS = 10_000
-MOST_THREADS = 1_024
+MAX_STEPS = 10**9
+MAX_SEEDS = 10_000
+MAX_THREADS = 1_024
 LARGEST_SEED = 2**62
 """Upper bounds of numeric options."""
 

@@ -55,24 +55,24 @@ def pull(
     from pylo_zoo import weights
 
     access = output.access(offline=offline, lock=lock, update_lock=update_lock, quiet=quiet, token=token)
-    here = weights.pull(name, revision=revision, out=out, force=force, access=access)
-    human = output.printable(str(here.directory)) if quiet else lambda console: _show(here, name, console)
-    output.emit(_data(here), human, json=json)
+    pulled = weights.pull(name, revision=revision, out=out, force=force, access=access)
+    human = output.printable(str(pulled.directory)) if quiet else lambda console: _show(pulled, name, console)
+    output.emit(_data(pulled), human, json=json)
 
 
-def _data(here: LocalArtifact) -> dict[str, Any]:
-    artifact = here.artifact
+def _data(pulled: LocalArtifact) -> dict[str, Any]:
+    artifact = pulled.artifact
     return {
-        "directory": str(here.directory),
+        "directory": str(pulled.directory),
         "name": artifact.name,
         "family": artifact.family,
         "license": artifact.source.license,
-        "commit": here.commit,
-        "newer": here.newer,
+        "commit": pulled.commit,
+        "newer": pulled.newer,
         "parity": _parity(artifact),
         "source": {"uri": artifact.source.uri, "sha256": artifact.source.sha256},
-        "files": dict(here.files),
-        "fetched": here.fetched,
+        "files": dict(pulled.files),
+        "fetched": pulled.fetched,
     }
 
 
@@ -81,22 +81,21 @@ def _parity(artifact: Artifact) -> str:
     return "passed" if (artifact.parity or {}).get("status") == "passed" else "not_run"
 
 
-def _show(here: LocalArtifact, name: str, console: Console) -> None:
-    artifact = here.artifact
+def _show(pulled: LocalArtifact, name: str, console: Console) -> None:
+    artifact = pulled.artifact
     local = Path(name).is_dir()
-    how = (
-        "a local directory" if local else {True: "pulled", False: "in the cache", None: "converted here"}[here.fetched]
-    )
-    at = f" at {here.commit[:12]}" if here.commit else ""
+    origins = {True: "pulled", False: "in the cache", None: "converted locally"}
+    how = "a local directory" if local else origins[pulled.fetched]
+    at = f" at {pulled.commit[:12]}" if pulled.commit else ""
     console.print(
-        f"{output.printable(artifact.name)} ({artifact.family}){at}: {how}, {len(here.files)} files verified."
+        f"{output.printable(artifact.name)} ({artifact.family}){at}: {how}, {len(pulled.files)} files verified."
     )
     target = name if "/" not in name or name.startswith("hf://") or local else f"hf://{name}"
     parity = {
-        "passed": "passed before it was published" if here.commit else "passed",
+        "passed": "passed before it was published" if pulled.commit else "passed",
         "not_run": f"not checked; run `pylo-zoo verify {output.printable(target)}`",
     }
     console.print(f"  parity   {parity[_parity(artifact)]}", soft_wrap=True)
     console.print(f"  license  {output.printable(artifact.source.license)}", soft_wrap=True)
     console.print(f"  from     {output.printable(artifact.source.uri)}", soft_wrap=True)
-    console.print(f"  in       {output.printable(str(here.directory))}", soft_wrap=True)
+    console.print(f"  in       {output.printable(str(pulled.directory))}", soft_wrap=True)

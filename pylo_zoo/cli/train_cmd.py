@@ -58,7 +58,7 @@ def train(
         ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(max=output.MOST_STEPS, metavar="N", help="Length of the run.  [default: the task's]")
+        int | None, typer.Option(max=output.MAX_STEPS, metavar="N", help="Length of the run.  [default: the task's]")
     ] = None,
     lr: Annotated[
         float | None,
@@ -80,25 +80,25 @@ def train(
     ] = None,
     seeds: Annotated[
         int,
-        typer.Option(min=1, max=output.MOST_SEEDS, metavar="N", help="Number of runs, each with the next seed."),
+        typer.Option(min=1, max=output.MAX_SEEDS, metavar="N", help="Number of runs, each with the next seed."),
     ] = 1,
     seed: Annotated[int, typer.Option(min=0, max=output.LARGEST_SEED, metavar="N", help="Seed of the first run.")] = 0,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of the task; repeatable.")
     ] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 …")] = "auto",
-    threads: Annotated[int, typer.Option(min=1, max=output.MOST_THREADS, metavar="N", help="CPU threads.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=output.MAX_THREADS, metavar="N", help="CPU threads.")] = 1,
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the model.")] = False,
     eval_every: Annotated[
         int,
         typer.Option(
-            min=0, max=output.MOST_STEPS, metavar="N", help="Steps between evaluations; 0 evaluates only at the end."
+            min=0, max=output.MAX_STEPS, metavar="N", help="Steps between evaluations; 0 evaluates only at the end."
         ),
     ] = 0,
     save_every: Annotated[
         int,
         typer.Option(
-            min=0, max=output.MOST_STEPS, metavar="N", help="Steps between checkpoints; 0 saves only at the end."
+            min=0, max=output.MAX_STEPS, metavar="N", help="Steps between checkpoints; 0 saves only at the end."
         ),
     ] = 100,
     out: Annotated[
@@ -125,7 +125,7 @@ def train(
 
     access = output.access(offline=offline, quiet=quiet)
     if (resume is not None) + (task is not None) + (own_task is not None) != 1:
-        raise typer.BadParameter("Give one of TASK, --task MODULE:FUNCTION and --resume DIR.")
+        raise typer.BadParameter("Pass one of TASK, --task MODULE:FUNCTION and --resume DIR.")
     if resume is not None:
         options = {
             "--optimizer": optimizer != "adamw",

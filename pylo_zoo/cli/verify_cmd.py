@@ -78,7 +78,7 @@ def verify(
     vectors for --replay are also written to the artifact directory.
     """
     if all == (target is not None):
-        raise typer.BadParameter("Give one DIR_OR_NAME, or --all.")
+        raise typer.BadParameter("Pass one DIR_OR_NAME, or --all.")
     if all and (source is not None or replay or explain):
         raise typer.BadParameter("--all cannot be combined with --source, --replay or --explain.")
     if require_all and not all:

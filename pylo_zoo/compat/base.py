@@ -63,7 +63,7 @@ class PyLOOptimizer(LearnedOptimizer):
         super().add_param_group(group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Like the other optimizers here, but reject states written by PyLO, which has other accumulators."""
+        """Like the other optimizers of the package, but reject states written by PyLO, which has other accumulators."""
         entries = state_dict.get("state", {}).values()
         if "loss_buffer" in state_dict or any(PYLO_STATE & set(entry) for entry in entries):
             raise ZooError(

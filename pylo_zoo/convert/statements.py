@@ -48,7 +48,7 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
                 f"{OPTION} {field}: {quoted(text)} is not YAML: {error}.", "Write lists as [0.9, 0.99, 0.999]."
             ) from error
         if field in settings and settings[field] != value:
-            raise ZooError(f"{OPTION} has two values for {field}.", "Give it once.")
+            raise ZooError(f"{OPTION} has two values for {field}.", "Set it once.")
         settings[field] = value
     return settings
 

@@ -322,7 +322,7 @@ def _error_for_status(subject: Subject, status: int) -> Exception:
             hint = "Check HF_TOKEN or run `hf auth login`: the Hub rejects an expired token even for public files."
             return Forbidden(f"{subject.uri}: access denied ({status}).", hint)
         owner = subject.repo.partition("/")[0]
-        hint = f"Give a token with write access to {owner} in --token or HF_TOKEN, or run `hf auth login`."
+        hint = f"Pass a token with write access to {owner} in --token or HF_TOKEN, or run `hf auth login`."
         return Forbidden(f"{subject.uri}: this token has no write access ({status}).", hint)
     if status == 404:
         return NotFound(f"{subject.uri} does not exist (404).", "Check the address.")

@@ -116,7 +116,7 @@ def record_repository(path: Path, uri: str, pin: RepositoryPin) -> None:
 
 def _change(path: Path, change: Callable[[Lock], Lock]) -> None:
     with store.locked(f"lock file {path.resolve()}"):
-        sweep(path.resolve(), alone=True)
+        sweep(path.resolve(), exclusive=True)
         write_file(path, render_lock(change(read_all(path))))
 
 

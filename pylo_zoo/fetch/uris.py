@@ -13,7 +13,7 @@ from pylo_zoo.fetch.errors import FetchError
 
 GCS_ENDPOINT = "https://storage.googleapis.com"
 HF_ENDPOINT = "https://huggingface.co"
-FORMS = "Give https://HOST/PATH, gs://BUCKET/PATH, hf://ORG/REPO/FILE[@REV], or a local path."
+FORMS = "Pass https://HOST/PATH, gs://BUCKET/PATH, hf://ORG/REPO/FILE[@REV], or a local path."
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _HUB_WORD = re.compile(r"[\w.-]+", re.ASCII)
 _NAME_LENGTH = 100
@@ -97,7 +97,7 @@ def direct_url(url: str) -> str:
     kind = rest[0] if rest else ""
     if kind in ("", "tree") or (kind in ("blob", "resolve", "raw") and len(rest) < 3):
         repo = "/".join(segments[:start])
-        hint = f"Give hf://{repo} for the repository." if hub and len(segments) >= 2 else "Give the address of a file."
+        hint = f"Pass hf://{repo} for the repository." if hub and len(segments) >= 2 else "Pass the address of a file."
         raise FetchError(f"{redacted(url)} is a page that lists files, not a file.", hint)
     if kind != "blob" and not (hub and kind == "raw"):  # for a large file, the Hub's raw/ returns the LFS pointer
         return url
@@ -128,7 +128,7 @@ def _hub(text: str, segments: list[str]) -> Location:
     if not all(_HUB_WORD.fullmatch(word) for word in (org, repo, *path)) or bool(at) != bool(revision):
         raise FetchError(f"{text} is not a valid address of a file on the Hub.", FORMS)
     if revision and not _HUB_WORD.fullmatch(revision):
-        raise FetchError(f"{text}: {revision!r} is not a valid revision.", "Give a tag, a branch or a commit.")
+        raise FetchError(f"{text}: {revision!r} is not a valid revision.", "Pass a tag, a branch or a commit.")
     revision = revision or "main"
     endpoint = (os.environ.get("HF_ENDPOINT") or HF_ENDPOINT).rstrip("/")
     url = f"{redacted(endpoint)}/{org}/{repo}/resolve/{revision}/{'/'.join(path)}"
@@ -155,7 +155,7 @@ def check_url(url: str) -> None:
     if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(host)):
         raise FetchError(
             f"{redacted(url)} is not fetched: {parts.scheme}:// is not encrypted.",
-            "Give its https:// address, or download it by hand and give the file.",
+            "Pass its https:// address, or download it by hand and pass the file.",
         )
 
 

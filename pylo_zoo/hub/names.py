@@ -13,7 +13,7 @@ from pylo_zoo.errors import ZooError
 
 SCHEME = "hf://"
 MAIN = "main"
-FORM = "Give ORG/NAME, or hf://ORG/NAME@REVISION with a branch, a tag or a commit (40 hex digits)."
+FORM = "Pass ORG/NAME, or hf://ORG/NAME@REVISION with a branch, a tag or a commit (40 hex digits)."
 _WORD = re.compile(r"(?!-)(?!.*(--|\.\.))[A-Za-z0-9._-]{1,96}(?<![-.])", re.ASCII)
 """A valid name of an organization or repository on the Hub."""
 _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][\w.+-]*(/[\w.+-]+)*", re.ASCII)
@@ -41,7 +41,7 @@ class Repository:
         """
         name, at, own = text.removeprefix(SCHEME).partition("@")
         if at and revision is not None and revision != own:
-            raise ZooError(f"{text} names a revision other than {revision}.", "Give one of the two.")
+            raise ZooError(f"{text} names a revision other than {revision}.", "Pass only one of them.")
         chosen = own if at else revision
         words = name.split("/")
         if len(words) != 2 or not all(map(_WORD.fullmatch, words)):

@@ -272,4 +272,4 @@ def _clear(target: Path) -> None:
         store.real_folder(target.parent)
         if target.is_symlink() or target.is_file():
             target.unlink()
-        sweep(target, alone=True)
+        sweep(target, exclusive=True)

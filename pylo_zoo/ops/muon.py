@@ -285,7 +285,7 @@ def _check_tensors(params: Sequence[Tensor], grads: Sequence[Tensor], buffers: S
     """Raise for invalid input of :func:`muon` before anything is modified."""
     if not len(params) == len(grads) == len(buffers):
         raise ZooError(
-            f"There are {len(params)} parameters, {len(grads)} gradients and {len(buffers)} momentum buffers.",
+            f"{len(params)} parameters have {len(grads)} gradients and {len(buffers)} momentum buffers.",
             "Pass one gradient and one buffer per parameter.",
         )
     for p, g, buffer in zip(params, grads, buffers, strict=True):

@@ -67,7 +67,7 @@ STACKED_ELSEWHERE = 1 << 22
 
 
 def newton_schulz(matrices: Tensor, coefficients: Sequence[Triple], eps: float) -> Tensor:
-    """Move the singular values of each matrix towards 1, as CELO2 does (SPEC §6).
+    """Move the singular values of each matrix toward 1, as CELO2 does (SPEC §6).
 
     Args:
         matrices: ``[*batch, rows, columns]``.
@@ -97,7 +97,7 @@ def orthogonalize(
     safety_factor: float = 1.0,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:
-    """Move the singular values of each matrix towards 1, as Muon does (SPEC §7).
+    """Move the singular values of each matrix toward 1, as Muon does (SPEC §7).
 
     Each matrix is first divided by ``max(‖X‖_F · safety_factor, eps)``, in float32 or wider, so that the iterations in
     a narrow dtype neither overflow nor underflow.

@@ -105,9 +105,9 @@ def embedding_evidence(candidates: Iterable[Candidate]) -> tuple[Tensor, str] | 
             return p, f"it has {rows / columns:.0f} times as many rows as columns"
     long = [each for each in matrices if each.parameter.shape[0] >= MIN_ROWS and not each.gradient.is_meta]
     for device in {each.gradient.device for each in long}:
-        here = [each for each in long if each.gradient.device == device]
-        counts = torch.stack([(each.gradient == 0).all(dim=1).sum() for each in here]).tolist()
-        for each, zeros in zip(here, counts, strict=True):
+        on_device = [each for each in long if each.gradient.device == device]
+        counts = torch.stack([(each.gradient == 0).all(dim=1).sum() for each in on_device]).tolist()
+        for each, zeros in zip(on_device, counts, strict=True):
             rows = each.parameter.shape[0]
             if ZERO_ROWS * rows < zeros < rows:
                 return each.parameter, f"{zeros} of the {rows} rows of its gradient are 0"

@@ -110,7 +110,8 @@ class ParamStep:
     def kernel_inputs(self, dtypes: Sequence[torch.dtype]) -> tuple[Tensor, Tensor]:
         """Contiguous value and gradient for kernels, in one of ``dtypes``; ``scale`` is not applied to the gradient.
 
-        The value shares memory with the parameter or its master copy if possible. Call :meth:`write_back` afterwards.
+        The value shares memory with the parameter or its master copy if possible. Call :meth:`write_back` after the
+        kernel.
         """
         p = self.parameter
         direct = "master" not in self.state and p.dtype in dtypes

@@ -136,7 +136,7 @@ def needs_update(p: Tensor) -> bool:
     if p.grad.layout != torch.strided:
         raise ZooError(
             f"The gradient of a parameter of shape {tuple(p.shape)} is sparse.",
-            "Build the embedding with sparse=False: the optimizers here read every element.",
+            "Build the embedding with sparse=False: the optimizers read every element.",
         )
     return p.numel() > 0
 

@@ -1,4 +1,4 @@
-"""The base class of all optimizers here: losses, group checks, saving and loading (docs/optimizers.md)."""
+"""The base class of all optimizers: losses, group checks, saving and loading (docs/optimizers.md)."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ GROUP_OPTIONS = ("params", "param_names", "layout", "rule", "width_mult", "initi
 NOT_PER_GROUP = ("nonfinite", "backend", "clip_norm")
 """Constructor arguments that apply to the whole optimizer."""
 UNSUPPORTED = ("maximize", "amsgrad", "differentiable")
-"""Options of torch's optimizers that change the update and do not exist here; False is accepted."""
+"""Options of torch's optimizers that change the update and are not supported; False is accepted."""
 OWN_STATE = frozenset(
     [
         *("step", "master", "momentum", "second_moment", "row", "col", "diag", "lstm_hidden", "lstm_cell"),
         *("gradient_sum", "banked", "momentum_buffer", "exp_avg", "exp_avg_sq"),
     ]
 )
-"""Keys of the per-parameter state of all optimizers here. Other keys belong to wrappers such as Lookahead."""
+"""Keys of the per-parameter state of all optimizers. Other keys belong to wrappers such as Lookahead."""
 _UNAMBIGUOUS_STATE = OWN_STATE - {"step"}
 """The keys that wrappers do not use."""
 
@@ -75,7 +75,7 @@ def without_autocast(grads: Sequence[ParamGrad]) -> Iterator[None]:
 
 
 class ZooOptimizer(torch.optim.Optimizer):
-    """Base class of the optimizers here. A subclass implements the step and a parameter's initial state.
+    """Base class of the optimizers. A subclass implements the step and a parameter's initial state.
 
     Args:
         params: as for :class:`torch.optim.Optimizer`.
@@ -168,8 +168,8 @@ class ZooOptimizer(torch.optim.Optimizer):
         pending = self._pending_loss.pop() if self._pending_loss else None
         require(
             closure is None or loss is None,
-            "step() has more than one loss to choose from.",
-            "Pass either a closure, a loss or loss=.",
+            "step() received both a closure and a loss.",
+            "Pass only one of them.",
         )
         source: Any = pending if closure is None and loss is None else closure if loss is None else loss
         if callable(source):

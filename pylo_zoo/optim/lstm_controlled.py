@@ -214,7 +214,7 @@ class LSTMControlledOptimizer(LearnedOptimizer):
         if not torch.compiler.is_compiling() and not step < horizon:  # reading the counter would break a graph
             self._warn_once(
                 "horizon",
-                f"this run goes past its num_steps={self.num_steps}; the fraction of training stays at its end.",
+                f"this run is longer than num_steps={self.num_steps}; the fraction of training keeps its last value.",
             )
         t = step.to(average.device)
         bugged = getattr(self.behavior, "use_bugged_loss_features", False)

@@ -229,7 +229,7 @@ def _error(name: str, start: Params, expected: list[dict[str, np.ndarray]], got:
 def _original(family: str) -> Original:
     if family in ORIGINALS:
         return ORIGINALS[family]
-    raise ZooError(f"No original in JAX is known for {family}.", f"Choose one of {', '.join(ORIGINALS)}.")
+    raise ZooError(f"Unknown original {family!r}.", f"Choose one of {', '.join(ORIGINALS)}.")
 
 
 def _load(original: Original) -> Callable[..., Any]:
@@ -302,7 +302,7 @@ def _check_inputs(
     """Check shapes and lengths, and return the losses; zeros if the rule reads none."""
     shapes = {name: np.shape(p) for name, p in params.items()}
     if not shapes or not grads:
-        raise ZooError("There is nothing to run.", "Pass at least one parameter and one step of gradients.")
+        raise ZooError("params or grads is empty.", "Pass at least one parameter and one step of gradients.")
     for t, step in enumerate(grads):
         if {name: np.shape(g) for name, g in step.items()} != shapes:
             raise ZooError(

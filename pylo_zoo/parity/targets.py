@@ -192,7 +192,7 @@ def check_pages(pages: Pages) -> None:
     for path in pages:
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             problem = "it is a directory" if path.is_dir() else f"{path.parent} is not a directory"
-            raise ZooError(f"{path} cannot be written: {problem}.", "Give a file in an existing directory.")
+            raise ZooError(f"{path} cannot be written: {problem}.", "Choose a file in an existing directory.")
 
 
 def write_pages(results: VerifyResults, pages: Pages) -> None:

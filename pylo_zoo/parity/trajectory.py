@@ -17,7 +17,7 @@ from pylo_zoo.parity.steps import DTYPES, LAYOUTS
 from pylo_zoo.report import bounds
 from pylo_zoo.report.records import Check, Error
 
-LEAST_STEPS = 3
+MIN_STEPS = 3
 LONG = 200
 Trajectory = Sequence[Mapping[str, np.ndarray]]
 
@@ -114,7 +114,7 @@ def judge(run: Original, ours: Trajectory, dtype: str, layout: str, kernels: str
     """Compare two whole runs: the largest error of each parameter, relative to its largest movement.
 
     Only the steps over which the original is finite are compared. The error is infinite if these are fewer than
-    :data:`LEAST_STEPS`, if the original does not move, or if ``ours`` is not finite.
+    :data:`MIN_STEPS`, if the original does not move, or if ``ours`` is not finite.
     """
     steps = run.steps
     errors: dict[str, Error] = {}
@@ -125,7 +125,7 @@ def judge(run: Original, ours: Trajectory, dtype: str, layout: str, kernels: str
             for each in (ours, run.truth)
         )
         movement = float(np.abs(truth - truth[0]).max())
-        if steps < min(LEAST_STEPS, run.course.steps) or movement == 0 or not np.isfinite(a).all():
+        if steps < min(MIN_STEPS, run.course.steps) or movement == 0 or not np.isfinite(a).all():
             errors[case.name] = Error(float("inf"), 0.0)
             continue
         axes = tuple(range(1, truth.ndim))

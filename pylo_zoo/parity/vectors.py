@@ -86,7 +86,7 @@ def unpack(path: Path) -> Vectors:
         ZooError: the file is missing, damaged or of another version.
     """
     if not os.path.lexists(path):
-        raise ZooError(f"There is nothing to replay: {path} does not exist.", AGAIN)
+        raise ZooError(f"{path} does not exist, so the proof cannot be replayed.", AGAIN)
     if path.is_file() and path.stat().st_size > replay_file.MAX_FILE_BYTES:
         raise ZooError(f"{path} is larger than {replay_file.MAX_FILE_BYTES:,} bytes.", AGAIN)
     arrays, text = read_arrays(path)

@@ -74,7 +74,7 @@ def render_card(artifact: Artifact, report: Report | None, about: About) -> str:
         ZooError: ``report`` is about other weights, or the name of the repository is invalid.
     """
     if not _REPO.fullmatch(about.repo_id):
-        raise ZooError(f"{about.repo_id!r} is not the name of a repository.", "Give ORG/NAME.")
+        raise ZooError(f"{about.repo_id!r} is not the name of a repository.", "Pass ORG/NAME.")
     if report is not None and report.fingerprint != artifact.fingerprint:
         raise ZooError(
             f"The parity report of {artifact.name} is about other weights: its fingerprint differs.",

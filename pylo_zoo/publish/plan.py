@@ -179,7 +179,7 @@ def is_entry_of(entry: Entry, artifact: Artifact) -> bool:
 
 def _license(artifact: Artifact, entry: Entry | None, stated: str | None) -> str:
     if stated is not None and (not LICENSE.fullmatch(stated) or stated.lower() == UNKNOWN):
-        raise ZooError(f"{stated!r} is not a license.", "Give an SPDX identifier, such as MIT, or `other`.")
+        raise ZooError(f"{stated!r} is not a license.", "Pass an SPDX identifier, such as MIT, or `other`.")
     known = (artifact.source.license if entry is None else entry.license).strip() or UNKNOWN
     is_known = known.lower() != UNKNOWN
     if stated is None and not is_known:

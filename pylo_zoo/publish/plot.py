@@ -20,7 +20,7 @@ WIDTH, DPI = 8.0, 150
 """Inches and dots per inch: 1,200 pixels. A model card shows at most 800."""
 ROW = 0.2
 """Height of a row in inches."""
-MOST_ROWS = 48
+MAX_ROWS = 48
 LOOKS = {"float64": ("#0072B2", "o", -0.17), "float32": ("#D55E00", "s", 0.17)}
 """Color, marker and vertical shift of each dtype. Color-blind readers can distinguish the colors and the shapes."""
 GRAY = "#555555"
@@ -143,9 +143,9 @@ def _quantity_rows(report: Report) -> list[Row]:
         )
         for group, by_dtype in groups.items()
     ]
-    if len(rows) <= MOST_ROWS:
+    if len(rows) <= MAX_ROWS:
         return rows
-    closest = sorted(rows, key=lambda row: -max(point.share for point in row.points))[:MOST_ROWS]
+    closest = sorted(rows, key=lambda row: -max(point.share for point in row.points))[:MAX_ROWS]
     return [row for row in rows if row in closest]
 
 

@@ -57,7 +57,7 @@ def publish(
     access, options = access or Access(), options or Options()
     repo = Repository.parse(repo_id)
     if repo.revision is not None:
-        raise ZooError(f"{repo_id} names a revision.", "Give ORG/NAME, and the branch with --revision.")
+        raise ZooError(f"{repo_id} names a revision.", "Pass ORG/NAME, and the branch with --revision.")
     token = _token(access)
     _check_options(options, token)
     plan = prepare(directory, repo, license=license, allow_unverified=allow_unverified, token=token)
@@ -74,13 +74,13 @@ def send(plan: PublishPlan, options: Options, access: Access) -> Published:
 def _check_options(options: Options, token: str | None) -> None:
     for option, name in (("--revision", options.branch), ("--tag", options.tag)):
         if name is not None and (COMMIT.fullmatch(name) or name.startswith("refs/")):
-            raise ZooError(f"{option} {name} is a commit or a reference.", f"Give another name with {option}.")
+            raise ZooError(f"{option} {name} is a commit or a reference.", f"Choose another name with {option}.")
         if name is not None and not is_revision(name):
             raise ZooError(
                 f"{option} {name[:100]!r} is not a valid name.", "Use letters, digits, and . _ - + / between them."
             )
     if options.branch is not None and options.branch == options.tag:
-        raise ZooError(f"The branch and the tag have the same name {options.tag}.", "Give one of them another name.")
+        raise ZooError(f"The branch and the tag have the same name {options.tag}.", "Rename one of them.")
     if leaks := list(secrets.find_secrets({"--commit-message": (options.message or "").encode()}, token)):
         raise ZooError(f"{'; '.join(leaks)}.", "Remove it, and revoke it if anyone has seen it.")
     if options.create_pr and (options.branch not in (None, MAIN) or options.tag is not None):
@@ -185,12 +185,12 @@ class _Push:
         refs = self.hub.refs(self.plan.repo) if tag or branch else Refs({}, {}, {})
         if branch in refs.tags or tag in refs.branches:
             kind, name = ("tag", branch) if branch in refs.tags else ("branch", tag)
-            raise ZooError(f"{self.plan.repo.uri} already has a {kind} {name}.", "Give another name.")
+            raise ZooError(f"{self.plan.repo.uri} already has a {kind} {name}.", "Choose another name.")
         tagged = refs.tags.get(tag) if tag else None
         if tagged is not None and not self._is_at(tagged):
             raise ZooError(
                 f"{self.plan.repo.uri} already has a tag {tag} on {tagged[:12]}.",
-                "Give another one: tags are not moved.",
+                "Choose another one: tags are not moved.",
             )
         return changes
 

@@ -24,7 +24,7 @@ from pylo_zoo.registry import Entry
 PINNED: tuple[str, ...] = (artifact.CONFIG, artifact.WEIGHTS, artifact.PARITY, artifact.VECTORS)
 """The files whose hashes are pinned. The card is not, because it may be rewritten."""
 KEY = "artifact"
-HINT = "Give your own registry.yaml with --registry."
+HINT = "Pass your own registry.yaml with --registry."
 
 
 def check(path: Path, plan: PublishPlan) -> None:

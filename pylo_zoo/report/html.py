@@ -13,7 +13,7 @@ from pylo_zoo.report.records import Check, Link, Report
 
 TEMPLATE = "report.html.j2"
 MARKS = {"passed": "✓", "failed": "✕", "not_run": "○"}
-MOST = 8
+MAX_LISTED = 8
 """Number of failed comparisons listed; the heat maps show the others."""
 TITLED = 3
 """Pages with more reports have no tooltips in their heat maps, because these would double the file size."""
@@ -164,7 +164,7 @@ def _environment() -> Environment:
     )
     functions = ("number", "ulps", "count", "short_name", "located", "measured", "backend", "kernel_clauses", "percent")
     environment.globals.update({name: getattr(phrases, name) for name in functions})
-    environment.globals.update({"levels": phrases.LEVELS, "most": MOST})
+    environment.globals.update({"levels": phrases.LEVELS, "most": MAX_LISTED})
     return environment
 
 

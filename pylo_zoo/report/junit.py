@@ -11,7 +11,7 @@ from pylo_zoo.report.phrases import UNITS, number
 from pylo_zoo.report.records import Check, Control, Explanation, Report
 
 _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-MOST = 12
+MAX_LISTED = 12
 """Number of intermediate quantities listed per comparison."""
 OUTCOMES = ("failure", "error", "skipped")
 
@@ -52,16 +52,18 @@ def _check(suite: ET.Element, check: Check, report: Report) -> None:
     error, unit = check.errors[check.worst], UNITS.get(check.level, "")
     message = f"{check.worst}: off by {number(error.error)} {unit} (allowed: {number(error.allowed)})"
     if error.passed and check.broken:
-        message = f"{phrases.count(len(check.broken), 'intermediate quantity')} off, first {check.broken[0]}"
+        message = (
+            f"{phrases.count(len(check.broken), 'intermediate quantity')} outside the bounds, first {check.broken[0]}"
+        )
     elif error.passed:
         message = f"{phrases.count(check.steps, 'step')} compared"
     lines = [f"{name}, {phrases.count(check.steps, 'step')}"]
     for parameter, each in check.errors.items():
         if not each.passed:
             lines.append(f"{parameter}: {number(each.error)} {unit} (allowed: {number(each.allowed)})")
-    lines += [f"beyond its bound: {quantity}" for quantity in check.broken[:MOST]]
-    if len(check.broken) > MOST:
-        lines.append(f"and {len(check.broken) - MOST} more")
+    lines += [f"beyond its bound: {quantity}" for quantity in check.broken[:MAX_LISTED]]
+    if len(check.broken) > MAX_LISTED:
+        lines.append(f"and {len(check.broken) - MAX_LISTED} more")
     explanation = report.explanation
     if explanation and explanation.failed and _explains(explanation, check):
         lines.append(f"First difference: {phrases.located(explanation)}, {phrases.measured(explanation)}.")

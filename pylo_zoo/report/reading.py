@@ -155,8 +155,8 @@ def _checks(field: Field) -> list[Check]:
     checks = field.items(_check)
     names = {name for check in checks for name in check.errors}
     settings = {(check.level, check.kind, check.name, check.kernels) for check in checks}
-    if max(len(names), len(settings)) > MOST_NAMES:
-        raise field.error(f" cover more than {MOST_NAMES} parameters or settings")
+    if max(len(names), len(settings)) > MAX_NAMES:
+        raise field.error(f" cover more than {MAX_NAMES} parameters or settings")
     return checks
 
 

@@ -20,7 +20,7 @@ LEGEND = (
     "'tightest at' names the error nearest to its bound. --html FILE shows everything,\n"
     "--explain one chain."
 )
-MOST_LINKS = 12
+MAX_LINKS = 12
 """Number of quantities shown from the first one beyond its bound."""
 
 
@@ -117,7 +117,7 @@ def explain(explanation: Explanation, console: Console, *, whole: bool = False) 
     e = explanation
     first = next((index for index, link in enumerate(e.chain) if link.quantity == e.quantity), 0)
     failed = e.failed
-    title = "First difference" if failed else "Nearest to its bound (no quantity of a single step is off)"
+    title = "First difference" if failed else "Nearest to its bound (no quantity of a single step exceeds its bound)"
     of = f"of {e.case!r} {list(e.shape)}" if e.case else "of the run"
     console.print(Text(f"\n{title}: {e.quantity} {of}", style="bold red" if failed else "bold"), soft_wrap=True)
     console.print(f"  {e.meaning}", soft_wrap=True)
@@ -129,14 +129,14 @@ def explain(explanation: Explanation, console: Console, *, whole: bool = False) 
         at = f" at index {list(e.index)}" if e.index else ""
         console.print(f"  torch {e.ours:.17g}, original {e.theirs:.17g}{at}", soft_wrap=True)
     if failed and e.off_in:
-        console.print(f"  off in: {'; '.join(e.off_in)}", soft_wrap=True)
-        console.print(f"  right in: {'; '.join(e.right_in) or 'none'}", soft_wrap=True)
+        console.print(f"  differs in: {'; '.join(e.off_in)}", soft_wrap=True)
+        console.print(f"  agrees in: {'; '.join(e.right_in) or 'none'}", soft_wrap=True)
     table = _table("Quantities of that step, in order")
     table.add_column("quantity", no_wrap=True)
     table.add_column("error", justify="right")
     table.add_column("allowed", justify="right")
     table.add_column("")
-    links = list(e.chain) if whole else [*e.chain[max(0, first - 2) : first + MOST_LINKS], *e.chain[-1:]]
+    links = list(e.chain) if whole else [*e.chain[max(0, first - 2) : first + MAX_LINKS], *e.chain[-1:]]
     for link in dict.fromkeys(links):
         table.add_row(link.quantity, _number(link.error), _number(link.allowed), _verdict(link.passed))
     console.print(table)
@@ -149,10 +149,10 @@ def _table(title: str) -> Table:
 def _add_leaves_and_statements(table: Table, report: Report) -> None:
     broken = [*report.leaves.missing, *report.leaves.extra, *report.leaves.differing]
     where = broken[0] if broken else f"{report.leaves.compared} leaves"
-    table.add_row("leaves", "bit for bit", f"{len(broken)} off", "", "", where, _verdict(report.leaves.passed))
-    off, unsaid = f"{len(report.statements.contradictions)} off", len(report.statements.unsaid)
+    table.add_row("leaves", "bit for bit", f"{len(broken)} differ", "", "", where, _verdict(report.leaves.passed))
+    differing, unsaid = f"{len(report.statements.contradictions)} differ", len(report.statements.unsaid)
     unchecked = f"{phrases.count(unsaid, 'field')} not stated" if unsaid else ""
-    table.add_row("behavior", "as its source states", off, "", "", unchecked, _verdict(report.statements.passed))
+    table.add_row("behavior", "as its source states", differing, "", "", unchecked, _verdict(report.statements.passed))
 
 
 def _add_controls(table: Table, controls: Sequence[Control]) -> None:

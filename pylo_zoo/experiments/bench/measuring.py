@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-LEAST_PAIRS = 3
+MIN_PAIRS = 3
 WARMUP = 2
 """Steps of each optimizer before the first pair. The first step creates the state."""
 COPIED = 64 * 1024 * 1024
@@ -63,8 +63,8 @@ def pairs(
 
     Args:
         ours, reference: run one step.
-        most: maximum number of pairs, at least :data:`LEAST_PAIRS`.
-        seconds: time limit. After it no pair starts, except to reach :data:`LEAST_PAIRS`.
+        most: maximum number of pairs, at least :data:`MIN_PAIRS`.
+        seconds: time limit. After it no pair starts, except to reach :data:`MIN_PAIRS`.
         seconds_of: the clock.
     """
     start = time.perf_counter()
@@ -75,7 +75,7 @@ def pairs(
     our_times: list[float] = []
     reference_times: list[float] = []
     with without_collector():
-        while len(our_times) < LEAST_PAIRS or (len(our_times) < most and time.perf_counter() - start < seconds):
+        while len(our_times) < MIN_PAIRS or (len(our_times) < most and time.perf_counter() - start < seconds):
             turns = [(ours, our_times), (reference, reference_times)]
             for step, times in turns if len(our_times) % 2 == 0 else turns[::-1]:
                 times.append(seconds_of(step))

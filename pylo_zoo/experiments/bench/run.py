@@ -79,12 +79,12 @@ class BenchPlan:
 
     def _check(self) -> None:
         if not self.optimizers or not self.shape_sets or not self.backends:
-            raise ZooError("There is nothing to measure.", f"Name optimizers, backends and shape sets, or {ALL}.")
+            raise ZooError("optimizers, backends or shape_sets is empty.", f"Name at least one of each, or use {ALL}.")
         for backend in self.backends:
             if backend not in (ALL, *report.BACKENDS):
                 raise ZooError(f"Unknown backend {backend!r}.", f"Use {', '.join(report.BACKENDS)}, or {ALL}.")
-        if self.steps < measuring.LEAST_PAIRS:
-            raise ZooError(f"steps is {self.steps}.", f"It must be at least {measuring.LEAST_PAIRS}.")
+        if self.steps < measuring.MIN_PAIRS:
+            raise ZooError(f"steps is {self.steps}.", f"It must be at least {measuring.MIN_PAIRS}.")
         if not is_finite(self.seconds) or self.seconds <= 0:
             raise ZooError(f"seconds is {quoted(self.seconds)}.", "It must be above 0.")
         if self.threads is not None and self.threads < 1:

@@ -25,8 +25,8 @@ from pylo_zoo.experiments.compare.plan import EVALUATIONS, LAST, TUNING_SEED, Co
 from pylo_zoo.experiments.train.loop import (
     CHECKPOINT,
     CHECKPOINTS,
-    LEAST_FREE,
     METRICS,
+    MIN_FREE,
     RESULT,
     RUN,
     Diverged,
@@ -163,22 +163,22 @@ def prepare(comparison: Comparison, out: Path) -> None:
         try:
             theirs = json.loads(read_text(path))
         except (OSError, ValueError) as error:
-            raise ZooError(f"{path} cannot be read: {error}.", "Give another directory with --out.") from error
+            raise ZooError(f"{path} cannot be read: {error}.", "Choose another directory with --out.") from error
         if theirs != ours:
             differences = _differences(theirs if isinstance(theirs, dict) else {}, ours)
             raise ZooError(
                 f"{out} contains another comparison: {differences}.",
-                "Give another directory with --out, or the same options.",
+                "Choose another directory with --out, or the same options.",
             )
     with explained(out):
         if not path.is_file() and out.exists() and (not out.is_dir() or not is_empty(out)):
-            raise ZooError(f"{out} is not empty.", "Give another directory with --out.")
+            raise ZooError(f"{out} is not empty.", "Choose another directory with --out.")
         (out / RUNS).mkdir(parents=True, exist_ok=True)
         sweep_folder(out)
         free = shutil.disk_usage(out).free
     model = comparison.task.model(0)
     steps = sum(_expected_steps(comparison).values())
-    needed = CHECKPOINTS * sum(p.numel() * p.element_size() for p in model.parameters()) + LEAST_FREE
+    needed = CHECKPOINTS * sum(p.numel() * p.element_size() for p in model.parameters()) + MIN_FREE
     needed += BYTES_PER_STEP * steps
     if free < needed:
         raise ZooError(
@@ -350,7 +350,7 @@ def _is_finished(run: Run) -> bool:
     if stored != json.loads(json.dumps(run.describe())):
         raise ZooError(
             f"{run.out} contains a run with other weights or settings.",
-            "Give another directory with --out, or remove that run.",
+            "Choose another directory with --out, or remove that run.",
         )
     return True
 

@@ -23,7 +23,7 @@ from pylo_zoo.parsing import is_finite
 
 __all__ = ["TASKS", "Batch", "Metrics", "Task", "make", "options"]
 
-MOST = 1_000_000_000
+MAX_VALUE = 1_000_000_000
 """Largest value of an integer option."""
 
 TASKS: Mapping[str, Callable[..., Task]] = {
@@ -55,11 +55,13 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Task:
     try:
         known = inspect.signature(factory).parameters
     except ValueError:
-        raise ZooError(f"{name} is not a Python function.", "Give a function that returns a Task.") from None
+        raise ZooError(f"{name} is not a Python function.", "Pass a function that returns a Task.") from None
     accepts_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in known.values())
     if unknown := [key for key in options if key not in known and not accepts_any]:
         listing = f"It has {', '.join(known)}." if known else "It has none."
-        raise ZooError(f"The task {name} has no option {quoted(unknown[0])}.", did_you_mean(unknown[0], known, listing))
+        raise ZooError(
+            f"Unknown option {quoted(unknown[0])} of the task {name}.", did_you_mean(unknown[0], known, listing)
+        )
     _check_types(name, factory, options)
     try:
         task = factory(**options)
@@ -94,8 +96,8 @@ def _check_types(name: str, factory: Callable[..., Task], options: Mapping[str, 
         default = parameter.default if parameter else None
         number = is_finite(value)
         if isinstance(default, int) and not isinstance(default, bool):
-            wrong = not number or int(value) != value or not 1 <= value <= MOST
-            allowed = f"an integer from 1 to {MOST:,}"
+            wrong = not number or int(value) != value or not 1 <= value <= MAX_VALUE
+            allowed = f"an integer from 1 to {MAX_VALUE:,}"
         elif isinstance(default, float):
             wrong, allowed = not number, "a number"
         else:
@@ -113,8 +115,8 @@ def _find_task(name: str) -> Callable[..., Task]:
 
 def _import_task(name: str) -> Callable[..., Task]:
     module, _, function = name.partition(":")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
+    if (directory := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, directory)
     try:
         factory = getattr(importlib.import_module(module), function)
     except ImportError as error:
@@ -124,5 +126,5 @@ def _import_task(name: str) -> Callable[..., Task]:
     except AttributeError as error:
         raise ZooError(f"The task {name}: {module} has no {function!r}.", "Check the function's name.") from error
     if not callable(factory):
-        raise ZooError(f"The task {name}: {function} is not a function.", "Give a function that returns a Task.")
+        raise ZooError(f"The task {name}: {function} is not a function.", "Pass a function that returns a Task.")
     return cast(Callable[..., Task], factory)

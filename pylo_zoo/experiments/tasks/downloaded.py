@@ -39,7 +39,7 @@ def torchvision(
     sets = _package("torchvision.datasets", "torchvision")
     make_set = getattr(sets, dataset, None)
     if make_set is None:
-        raise ZooError(f"torchvision has no data set {dataset!r}.", "Use a class name from torchvision.datasets.")
+        raise ZooError(f"Unknown torchvision data set {dataset!r}.", "Use a class name from torchvision.datasets.")
     folder = Path(root).expanduser()
     parts = []
     for train in (True, False):

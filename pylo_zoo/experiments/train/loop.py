@@ -34,7 +34,7 @@ RUN, METRICS, CHECKPOINT, RESULT = "run.json", "metrics.jsonl", "checkpoint.pt",
 VERSION = 1
 CHECKPOINTS = 16
 """Required disk space in units of the model's size: two checkpoints with the largest state of any optimizer."""
-LEAST_FREE = 8 * 1024 * 1024
+MIN_FREE = 8 * 1024 * 1024
 """Required disk space in bytes, in addition."""
 DAMAGED = (OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, pickle.UnpicklingError)
 """Exceptions of ``torch.load`` and ``load_state_dict`` for a damaged checkpoint."""
@@ -245,9 +245,9 @@ class Run:
             self.out.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.out).free
         needed = CHECKPOINTS * sum(p.numel() * p.element_size() for p in self.model.parameters())
-        if free < needed + LEAST_FREE:
+        if free < needed + MIN_FREE:
             raise ZooError(
-                f"{self.out} has {free:,} bytes left, and the run may need {needed + LEAST_FREE:,}.",
+                f"{self.out} has {free:,} bytes left, and the run may need {needed + MIN_FREE:,}.",
                 "Free disk space, or give another directory with --out.",
             )
         write_file(self.out / RUN, (json.dumps(self.describe(), indent=2) + "\n").encode())

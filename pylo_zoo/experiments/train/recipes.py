@@ -165,7 +165,7 @@ def _learned(name: str, weights: str | None, access: Access | None) -> Recipe:
         )
         raise ZooError(f"Unknown optimizer {name!r}.", did_you_mean(name, known, listing))
     if weights is None and not is_weights and name not in registry.load_registry():
-        raise ZooError(f"{name} is a family, and no registry entry has that name.", "Give its weights with --weights.")
+        raise ZooError(f"{name} is a family, and no registry entry has that name.", "Pass its weights with --weights.")
     artifact = _load(weights or name, access)
     family = registry.get(name).family if name in registry.load_registry() else name
     if weights is not None and not is_weights and artifact.family != family:

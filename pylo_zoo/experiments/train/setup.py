@@ -122,10 +122,10 @@ def read_setup(out: Path) -> Setup:
         settings = json.loads(read_text(out / RUN))["asked"]
     except FileNotFoundError as error:
         problem = "contains no run" if out.is_dir() else "is not a directory"
-        raise ZooError(f"{out} {problem}.", "Give the directory of a run of `pylo-zoo train`.") from error
+        raise ZooError(f"{out} {problem}.", "Pass the directory of a run of `pylo-zoo train`.") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ZooError(
-            f"{out} contains no run: {error}.", "Give the directory of a run of `pylo-zoo train`."
+            f"{out} contains no run: {error}.", "Pass the directory of a run of `pylo-zoo train`."
         ) from error
     if not isinstance(settings, dict) or not isinstance(settings.get("options"), dict):
         raise ZooError(

@@ -131,7 +131,7 @@ class CpuKernels:
 
     def _network(self, advanced: Advanced, layers: Sequence[Layer], *to: Any) -> None:
         """Run the move pass. ``to``: coefficients, shrinks and None, or None, None and the steps' addresses."""
-        guard.check_layers(layers, advanced.rule, len(advanced.tasks), CPU, records.MOST_HIDDEN)
+        guard.check_layers(layers, advanced.rule, len(advanced.tasks), CPU, records.MAX_HIDDEN)
         kept = [(weight.contiguous(), bias.contiguous()) for weight, bias in layers]
         layer_records, count = records.layer_records(kept), ctypes.c_int64(len(kept))
         arguments = (*advanced.arguments(), _pointer(advanced.scale), layer_records, count, *to)

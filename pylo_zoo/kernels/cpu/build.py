@@ -56,7 +56,7 @@ def load() -> ctypes.CDLL:
     native = NATIVE.get(platform.machine().lower())
     if native is None or sys.platform == "win32":
         machine = f"{sys.platform} on {platform.machine()}"
-        raise CannotBuild(f"There are no CPU kernels for {machine}.", "Use Linux or macOS on x86-64 or ARM.")
+        raise CannotBuild(f"The CPU kernels do not support {machine}.", "Use Linux or macOS on x86-64 or ARM.")
     flags = (*FLAGS, native, *_words("PYLO_ZOO_KERNEL_FLAGS"))
     folder = Path(os.path.realpath(os.environ.get("PYLO_ZOO_KERNELS") or home() / "kernels"))
     path = folder / f"{_digest(flags)}.so"
@@ -78,7 +78,7 @@ def _build(path: Path, flags: Sequence[str]) -> None:
     trust.make_private(path.parent)
     trust.check_folder(path.parent)
     with _alone(path):
-        sweep(path, alone=True)
+        sweep(path, exclusive=True)
         if not _is_whole(path):
             _log.warning("compiling the CPU kernels for this machine, once (about ten seconds), into %s", path.parent)
             library = _compiled(compiler, flags)
@@ -118,7 +118,7 @@ def _compiler() -> list[str]:
     for name in COMPILERS:
         if shutil.which(name) is not None:
             return [name]
-    raise CannotBuild("There is no C++ compiler.", INSTALL)
+    raise CannotBuild("No C++ compiler was found.", INSTALL)
 
 
 def _digest(flags: Sequence[str]) -> str:

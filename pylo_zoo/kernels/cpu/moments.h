@@ -46,8 +46,8 @@ constexpr Index PATTERN = LONGEST_PERIOD + TILE + W;
 // few vectors and float64 the rest.
 struct Sums {
     static constexpr int FEW = 32;
-    V now[MOST_CHANNELS + OLD_MOMENTS];
-    double total[MOST_CHANNELS + OLD_MOMENTS][W];
+    V now[MAX_CHANNELS + OLD_MOMENTS];
+    double total[MAX_CHANNELS + OLD_MOMENTS][W];
 
     void clear(int statistics) {
         std::fill_n(now, statistics, V{});

@@ -14,7 +14,7 @@ struct Layer {
     Index weight_stride, bias_stride, inputs, outputs;
 };
 
-constexpr int MOST_HIDDEN = 32;
+constexpr int MAX_HIDDEN = 32;
 constexpr int OUTPUTS = 2;  // direction, magnitude
 
 // The register tile of a layer of H units: VECTORS times UNITS accumulators.

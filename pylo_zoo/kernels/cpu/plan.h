@@ -61,9 +61,9 @@ constexpr Index LONGEST = 4096;       // most elements of a run in a unit
 
 constexpr Index AHEAD = 1024;         // prefetch distance in elements
 
-constexpr int MOST_CHANNELS = 24;        // per element
+constexpr int MAX_CHANNELS = 24;        // per element
 constexpr int OLD_MOMENTS = 8;           // m [3], m² [3], v and v² before this step, relative to a sample
-constexpr int OUTER = MOST_CHANNELS, INNER = OUTER + 6;
+constexpr int OUTER = MAX_CHANNELS, INNER = OUTER + 6;
 constexpr int SCALES = INNER + 6;        // channels, then value [3] and rsqrt [3] of both factors
 constexpr int MOMENTS = 9;
 

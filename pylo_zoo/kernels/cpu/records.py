@@ -25,7 +25,7 @@ ADAM = Struct("=5q 9f i")
 NORMALIZED = Struct("=2q 5q 4f")
 LONGEST_CYCLE = 64
 """As in ``plan.h``."""
-MOST_HIDDEN = 32
+MAX_HIDDEN = 32
 
 
 class Geometry(NamedTuple):
@@ -57,7 +57,7 @@ def covered(shape: tuple[int, ...], axes: Axes, rule: Rule, hidden: int) -> bool
     velo = rule.features == VELO_FEATURES
     known = velo or rule.features == ADAFAC_FEATURES
     unfactored = rule.unfactored == rule.features or (velo and rule.unfactored == CELO2_UNFACTORED_FEATURES)
-    if not (known and unfactored and 0 < hidden <= MOST_HIDDEN and rule.activation in ("relu", "tanh")):
+    if not (known and unfactored and 0 < hidden <= MAX_HIDDEN and rule.activation in ("relu", "tanh")):
         return False
     merged = geometry(shape, axes.factored)
     if math.prod(shape) == 0 or merged.c > LONGEST_CYCLE:

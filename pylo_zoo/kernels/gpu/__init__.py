@@ -21,7 +21,7 @@ from pylo_zoo.kernels.base import Adam, Normalized, ScratchBuffer, Task
 from pylo_zoo.kernels.gpu import factor_pass, moment_pass, move_pass
 from pylo_zoo.kernels.gpu.adam import NUMBERS, adam_elements
 from pylo_zoo.kernels.gpu.launch import launch
-from pylo_zoo.kernels.gpu.network import IN_REGISTERS, Inputs, Network, inputs_of, known, pack
+from pylo_zoo.kernels.gpu.network import IN_REGISTERS, Inputs, Network, inputs_of, is_supported, pack
 from pylo_zoo.kernels.gpu.plan import (
     ACROSS,
     ALONG,
@@ -46,7 +46,7 @@ MOVE_BLOCK, MULTIPLY_BLOCK = 512, 128
 ADAM_BLOCK = 1024
 LARGEST_SIZE = 2**30
 """A parameter must have fewer elements, because indices are 32-bit."""
-MOST_UNITS = 64
+MAX_UNITS = 64
 """Most units of a hidden layer."""
 PLANS = 16
 """Most cached plans."""
@@ -102,7 +102,7 @@ class GpuKernels:
     def covers(self, p: Tensor, axes: Axes, rule: Rule, hidden: int) -> bool:
         span = axes.matrix if rule.per_matrix else axes.all
         adjacent = max(span) - min(span) == len(span) - 1
-        return 0 < p.numel() < LARGEST_SIZE and 0 < hidden <= MOST_UNITS and adjacent and known(rule)
+        return 0 < p.numel() < LARGEST_SIZE and 0 < hidden <= MAX_UNITS and adjacent and is_supported(rule)
 
     def advance(
         self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None, moments: bool = False, checked: bool = False
@@ -131,7 +131,7 @@ class GpuKernels:
         shrink: Tensor | Sequence[float],
     ) -> None:
         device, count = advanced.moments.device, advanced.plan.tasks
-        guard.check_layers(layers, advanced.rule, count, device, MOST_UNITS)
+        guard.check_layers(layers, advanced.rule, count, device, MAX_UNITS)
         guard.check_numbers("coefficient", coefficient, count)
         guard.check_numbers("shrink", shrink, count)
         factors = _factors(coefficient, device), _factors(shrink, device)
@@ -140,7 +140,7 @@ class GpuKernels:
             self._apply(advanced, each, network, *factors, None)
 
     def steps(self, advanced: Advanced, layers: Sequence[Layer], scratch: ScratchBuffer) -> list[Tensor]:
-        guard.check_layers(layers, advanced.rule, advanced.plan.tasks, advanced.moments.device, MOST_UNITS)
+        guard.check_layers(layers, advanced.rule, advanced.plan.tasks, advanced.moments.device, MAX_UNITS)
         # ``scratch`` is not used: torch's allocator reuses a GPU's memory.
         network, unused = pack(layers), advanced.moments
         steps: dict[int, Tensor] = {}

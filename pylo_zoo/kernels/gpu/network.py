@@ -32,8 +32,8 @@ class Inputs(NamedTuple):
     """Channels of :data:`~pylo_zoo.kernels.gpu.elements.CANDIDATES`."""
     columns: tuple[int, ...]
     """The network input of each channel."""
-    again: tuple[int, ...]
-    """A second network input of the last channels: if unfactored, ``row`` and ``col`` are both ``diag``."""
+    second_columns: tuple[int, ...]
+    """The second network input of the last channels: without factors, ``row`` and ``col`` are both ``diag``."""
 
 
 @lru_cache(maxsize=64)
@@ -53,23 +53,26 @@ def inputs_of(names: tuple[str, ...], factored: bool) -> Inputs:
 
 def columns_of(names: Sequence[str]) -> dict[str, list[int]]:
     """The network inputs of each feature group."""
-    columns, at = {}, 0
+    columns, start = {}, 0
     for name in names:
         width = 1 if name in SINGLE else 3
-        columns[name] = list(range(at, at + width))
-        at += width
+        columns[name] = list(range(start, start + width))
+        start += width
     return columns
 
 
-def known(rule: Rule) -> bool:
+def is_supported(rule: Rule) -> bool:
     """Whether the kernels support a rule: features of :data:`~pylo_zoo.ops.features.FEATURES`, each once, with all of
     :data:`TABLE_GROUPS`, or if unfactored, all or none."""
-    every = all(
+    names_are_known = all(
         set(names) <= set(FEATURES) and len(names) == len(set(names)) for names in (rule.features, rule.unfactored)
     )
     tables = len(set(rule.unfactored) & set(TABLE_GROUPS))
     return (
-        every and set(TABLE_GROUPS) <= set(rule.features) and tables in (0, 4) and rule.activation in ("relu", "tanh")
+        names_are_known
+        and set(TABLE_GROUPS) <= set(rule.features)
+        and tables in (0, 4)
+        and rule.activation in ("relu", "tanh")
     )
 
 
@@ -92,15 +95,16 @@ class Network(NamedTuple):
     def tables(self, rule: Rule) -> Tensor:
         """The first layer's weights for features that are tables: ``[1 or N, 2 (row, col), 6, units]``."""
         columns = columns_of(rule.features)
-        taken = tuple(k for name in TABLE_GROUPS for k in columns[name])
-        weights = self.first.index_select(2, _indices(taken, self.first.device))
+        table_columns = tuple(k for name in TABLE_GROUPS for k in columns[name])
+        weights = self.first.index_select(2, _indices(table_columns, self.first.device))
         return weights.unflatten(2, (2, 6)).permute(0, 2, 3, 1).contiguous()
 
     def elements(self, inputs: Inputs) -> Tensor:
         """The first layer's weights for features per element: ``[1 or N, features, units]``."""
         weights = self.first.index_select(2, _indices(inputs.columns, self.first.device))
-        if inputs.again:
-            weights[:, :, -len(inputs.again) :] += self.first.index_select(2, _indices(inputs.again, self.first.device))
+        if inputs.second_columns:
+            second = self.first.index_select(2, _indices(inputs.second_columns, self.first.device))
+            weights[:, :, -len(inputs.second_columns) :] += second
         return weights.transpose(1, 2).contiguous()
 
 
@@ -119,25 +123,25 @@ def pack(layers: Sequence[Layer]) -> Network:
     """Pack layers, and pad every hidden layer with units whose weights are zero."""
     units = width_of(max(weight.shape[-2] for weight, _ in layers[:-1]))
     (first, bias), *further = [
-        (_stacked(weight, 3).float(), _stacked(bias, 2).float()) for weight, bias in layers
+        (_batched(weight, 3).float(), _batched(bias, 2).float()) for weight, bias in layers
     ]  # fmt: skip
     packed = [
         part
-        for weight, bias_of in further[:-1]
+        for weight, layer_bias in further[:-1]
         for part in (
             _padded(weight, units, units).transpose(1, 2).flatten(1),
-            pad(bias_of, (0, units - bias_of.shape[1])),
+            pad(layer_bias, (0, units - layer_bias.shape[1])),
         )
     ]
-    weight, bias_of = further[-1]
-    packed += [_padded(weight[:, :2], 2, units).flatten(1), bias_of[:, :2]]
-    many = max(part.shape[0] for part in packed)
-    deep = torch.cat([part.expand(many, -1) for part in packed], 1)
+    weight, layer_bias = further[-1]
+    packed += [_padded(weight[:, :2], 2, units).flatten(1), layer_bias[:, :2]]
+    networks = max(part.shape[0] for part in packed)
+    deep = torch.cat([part.expand(networks, -1) for part in packed], 1)
     first = pad(first, (0, 0, 0, units - first.shape[1])).contiguous()
     return Network(first, pad(bias, (0, units - bias.shape[1])).contiguous(), deep, len(layers) - 1)
 
 
-def _stacked(x: Tensor, ndim: int) -> Tensor:
+def _batched(x: Tensor, ndim: int) -> Tensor:
     return (x if x.ndim == ndim else x[None]).detach()
 
 

@@ -27,7 +27,7 @@ TILE_X, TILE_Y, TILE_C = 64, 128, 16
 LANES, PER_LANE = 128, 2
 """A tile of the moment pass: ``[LANES, PER_LANE]``, or ``[MEANS_TILE, MEANS]`` if means interleave."""
 MEANS_TILE, MEANS = 32, 16
-PROGRAMS_OF_A_MEAN, LEAST_TILES = 2048, 4
+PROGRAMS_OF_A_MEAN, MIN_TILES = 2048, 4
 """In the moment pass, the most partial sums per mean and the fewest tiles per program."""
 TABLE_BLOCK = 128
 ALONG, ACROSS = 256, 4
@@ -119,7 +119,7 @@ class Place:
         """For the moment pass: tiles per program, programs per mean (or per strip of means), and number of means."""
         tile = MEANS_TILE if self.means.trailing > 1 else LANES * PER_LANE
         tiles = ceil_div(self.means.span, tile)
-        each = min(tiles, max(LEAST_TILES, ceil_div(tiles, PROGRAMS_OF_A_MEAN)))
+        each = min(tiles, max(MIN_TILES, ceil_div(tiles, PROGRAMS_OF_A_MEAN)))
         strips = ceil_div(self.means.trailing, MEANS)
         return each, ceil_div(tiles, each), self.means.leading * strips
 
