@@ -40,7 +40,7 @@ ARROWS = {
     "convert": "artifact config converters errors fetch files formats limits numpy plain_yaml pylo_zoo registry torch",
     "report": "errors jinja2 numpy rich",
     "weights": "artifact convert converters errors fetch files formats hub limits registry report samples",
-    "optim": "artifact converters errors kernels nets ops torch warn weights",
+    "optim": "artifact converters errors kernels nets ops torch typing_extensions warn weights",
     "compat": "artifact config convert errors fetch files formats limits optim registry torch warn weights",
     "experiments": "artifact config converters errors fetch files jinja2 matplotlib ops optim pylo_zoo registry report "
     "samples sklearn torch weights",
