@@ -70,8 +70,8 @@ def expand_options(function: Function) -> None:
         if "SharedOptions" in str(parameter.annotation) and parameter.kind is ParameterKind.var_keyword:
             del function.parameters[parameter.name]
             for name, default in DEFAULTS.items():
-                annotation = type(default).__name__
-                option = Parameter(name, annotation=annotation, kind=ParameterKind.keyword_only, default=repr(default))
+                kind: Any = ParameterKind.keyword_only
+                option = Parameter(name, annotation=type(default).__name__, kind=kind, default=repr(default))
                 function.parameters.add(option)
 
 

@@ -257,7 +257,7 @@ def parameters(dtype: torch.dtype = torch.float32, shapes: Any = SHAPES, seed: i
 
 def make(entry: Entry, params: Any, **more: Any) -> Any:
     """The optimizer of an entry over ``params``."""
-    weights = {} if entry.weights is None else {"weights": entry.weights}
+    weights: dict[str, Any] = {} if entry.weights is None else {"weights": entry.weights}
     return entry.cls(params, **{**weights, **entry.arguments, **more})
 
 
