@@ -1,4 +1,7 @@
-"""Convert docstrings to Markdown: roles, pages and citations become links, examples become code blocks."""
+"""Convert docstrings to Markdown: roles, pages and citations become links, examples become code blocks.
+
+The options that all optimizers share replace ``**options`` in signatures and the line for them in docstrings.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from griffe import Docstring, Extension, Object
+from griffe import Docstring, Extension, Function, Object, Parameter, ParameterKind
 from markdown.extensions.toc import slugify
+
+from pylo_zoo.optim.options import DEFAULTS, SharedOptions, expand_docs
 
 ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc|obj):`(~?)([\w.]+)`")
 LITERAL = re.compile(r"``(.+?)``", re.DOTALL)
@@ -59,6 +64,17 @@ def markdown(text: str, owner: Object) -> str:
     return EXAMPLE.sub(lambda example: f"```pycon\n{example[0]}\n```", text)
 
 
+def expand_options(function: Function) -> None:
+    """Replace ``**options: Unpack[SharedOptions]`` in a signature."""
+    for parameter in list(function.parameters):
+        if "SharedOptions" in str(parameter.annotation) and parameter.kind is ParameterKind.var_keyword:
+            del function.parameters[parameter.name]
+            for name, default in DEFAULTS.items():
+                kind: Any = ParameterKind.keyword_only
+                option = Parameter(name, annotation=type(default).__name__, kind=kind, default=repr(default))
+                function.parameters.add(option)
+
+
 class Docstrings(Extension):
     """Rewrite the docstring of every object after the package is loaded."""
 
@@ -68,8 +84,11 @@ class Docstrings(Extension):
             self._rewrite(pkg)
 
     def _rewrite(self, owner: Object) -> None:
+        if isinstance(owner, Function):
+            expand_options(owner)
         if isinstance(owner.docstring, Docstring):
-            owner.docstring.value = markdown(owner.docstring.value, owner)
+            text = expand_docs(owner.docstring.value, SharedOptions.__doc__ or "")
+            owner.docstring.value = markdown(text, owner)
         for member in list(owner.members.values()):
             if not member.is_alias:
                 self._rewrite(member)  # pyright: ignore[reportArgumentType]

@@ -1,15 +1,22 @@
-"""Writes the contract table of docs/optimizers.md: ``python tests/contract_docs.py``."""
+"""Writes the shared options and the contract table of docs/optimizers.md: ``python tests/contract_docs.py``."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from contract_table import HELD, PROPERTIES, TABLE
 
+from pylo_zoo.optim.options import CHOICES, DEFAULTS, PER_GROUP, SharedOptions
+
 PAGE = Path(__file__).parent.parent / "docs" / "optimizers.md"
-BEGIN, END = "<!-- the contract: written by tests/contract_docs.py -->", "<!-- end of the contract -->"
+MARKS = re.compile(
+    r"(<!-- the (options|contract): written by tests/contract_docs\.py -->\n).*?(<!-- end of the \2 -->)", re.S
+)
 MODULES = sorted(path.stem for path in Path(__file__).parent.glob("test_contract_*.py"))
 
 
@@ -36,10 +43,23 @@ def render_table() -> str:
     return "\n".join(lines).strip()
 
 
+def render_options() -> str:
+    """The table of the shared options; the first value of each is the default."""
+    entries = re.findall(r"^    (\w+): ((?:.|\n     +)+)$", inspect.cleandoc(SharedOptions.__doc__ or ""), re.MULTILINE)
+    texts = {name: re.sub(r":\w+:`~?([\w.]+)`", r"`\1`", " ".join(text.split())) for name, text in entries}
+    lines = ["| option | values, default first | meaning |", "| --- | --- | --- |"]
+    for name, default in DEFAULTS.items():
+        values: list[Any] = sorted(CHOICES.get(name, (False, True)), key=lambda value: value != default)
+        shown = ", ".join(f"`{value!r}`" for value in values).replace("'", '"')
+        also = "; also a group option" if name in PER_GROUP else ""
+        lines.append(f"| `{name}` | {shown}{also} | {texts[name].replace('``', '`')} |")
+    return "\n".join(lines)
+
+
 def update_page(page: str) -> str:
-    """The page with the current table."""
-    head, rest = page.split(BEGIN)
-    return f"{head}{BEGIN}\n\n{render_table()}\n\n{END}{rest.split(END)[1]}"
+    """The page with the current tables."""
+    tables = {"options": render_options, "contract": render_table}
+    return MARKS.sub(lambda match: f"{match[1]}\n{tables[match[2]]()}\n\n{match[3]}", page)
 
 
 if __name__ == "__main__":

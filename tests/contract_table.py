@@ -21,6 +21,7 @@ from pylo_zoo.artifact import Artifact
 from pylo_zoo.convert import convert
 from pylo_zoo.optim import CELO2, ELO, ELO_CELO2, AdafacLO, Celo, CeloAdam, MuLO, Muon, VeLO
 from pylo_zoo.optim.contract import ZooOptimizer
+from pylo_zoo.optim.options import DEFAULTS
 
 Test = TypeVar("Test", bound=Callable[..., None])
 
@@ -96,6 +97,11 @@ PROPERTIES = {
     ),
     "added_later": Property(STEPS, "`add_param_group` and unfreezing during a run"),
     "groups": Property(STEPS, "each group has its own options"),
+    "shared_options": Property(
+        STEPS,
+        f"the shared options ({', '.join(f'`{name}`' for name in DEFAULTS)}) are keyword arguments in every signature "
+        "and docstring; copies keep them",
+    ),
     "bad_groups": Property(STEPS, "an invalid group is an error and is not kept"),
     "foreign_options": Property(
         STEPS, "unsupported options that would change a step (`maximize`, other optimizers' options) are errors"
@@ -251,7 +257,7 @@ def parameters(dtype: torch.dtype = torch.float32, shapes: Any = SHAPES, seed: i
 
 def make(entry: Entry, params: Any, **more: Any) -> Any:
     """The optimizer of an entry over ``params``."""
-    weights = {} if entry.weights is None else {"weights": entry.weights}
+    weights: dict[str, Any] = {} if entry.weights is None else {"weights": entry.weights}
     return entry.cls(params, **{**weights, **entry.arguments, **more})
 
 

@@ -70,6 +70,7 @@ def signature(name: str) -> str:
     """The constructor, one argument per line."""
     parameters = list(inspect.signature(getattr(optim, name)).parameters.values())
     lines = [f"    {p.name}," if p.default is p.empty else f"    {p.name}={_shown(p.default)}," for p in parameters]
+    lines.insert(sum(p.kind is not p.KEYWORD_ONLY for p in parameters), "    *,")
     return "\n".join([f"{name}(", *lines, ")"])
 
 

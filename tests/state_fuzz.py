@@ -58,7 +58,7 @@ class Run:
         params = [nn.Parameter(self.normal(shape, rng.choice((torch.float32, torch.bfloat16)))) for shape in shapes]
         layout = rng.choice(("torch", "jax"))
         groups = [{"params": params[:3], "layout": layout}, {"params": params[3:], "layout": "torch"}]
-        weights = {} if entry.weights is None else {"weights": entry.weights}
+        weights: dict[str, Any] = {} if entry.weights is None else {"weights": entry.weights}
         self.optimizer: Any = entry.cls(groups, **{**weights, **entry.arguments, **options})
         self.loss: Any = 1.0
         self.history: list[str] = []

@@ -108,6 +108,8 @@ REFUSED = [
     ("AdafacLO_naive", {"mup_lrs": {}}, "MuLO_naive"),
     ("AdafacLO_naive", {"max_grad_norm": 0.0}, "max_grad_norm is 0"),
     ("MuLO_CUDA", {"max_grad_norm": -1.0}, "max_grad_norm is -1"),
+    ("AdafacLO_naive", {"max_grad_norm": "1.0"}, "max_grad_norm is '1.0'"),
+    ("AdafacLO_CUDA", {"max_grad_norm": 10**400}, "max_grad_norm is a number of 401 digits"),
     ("AdafacLO_CUDA", {"foreach": True}, "no multi-tensor version"),
     ("AdafacLO_CUDA", {"momentum_dtype": torch.bfloat16}, "float32"),
     ("AdafacLO_CUDA", {"eps": 1e-8}, "1e-30"),
@@ -143,3 +145,14 @@ def test_backend_arguments_are_translated() -> None:
 def test_a_group_cannot_set_global_options(name: str, option: dict[str, Any]) -> None:
     with pytest.raises(ZooError, match=f"{next(iter(option))}.*belongs to the whole optimizer"):
         build(name, [{"params": parameters(), **option}])
+
+
+def test_a_groups_max_grad_norm_is_checked_when_added_and_when_loaded() -> None:
+    for value in (0.0, "1.0", 10**400):
+        with pytest.raises(ZooError, match="max_grad_norm is"):
+            build("AdafacLO_naive", [{"params": parameters(), "max_grad_norm": value}])
+        optimizer = build("AdafacLO_naive", parameters())
+        saved = optimizer.state_dict()
+        saved["param_groups"][0]["max_grad_norm"] = value
+        with pytest.raises(ZooError, match="max_grad_norm is"):
+            optimizer.load_state_dict(saved)

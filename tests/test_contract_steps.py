@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -41,6 +42,20 @@ def test_the_ways_to_give_a_loss_agree(entry: Entry) -> None:
         runs.append(params)
     assert not same(runs[0], parameters())
     assert all(same(runs[0], run) for run in runs[1:])
+
+
+@holds("losses")
+@pytest.mark.parametrize("more", [{}, {"accumulate": 2}], ids=str)
+def test_a_number_is_not_rounded_to_float32_in_a_float64_run(entry: Entry, more: dict[str, Any]) -> None:
+    runs = []
+    for loss in (1 / 3, torch.tensor(1 / 3, dtype=torch.float64)):
+        params = parameters(torch.float64)
+        optimizer = make(entry, params, **(more if "accumulate" in inspect.signature(entry.cls).parameters else {}))
+        for step in range(8):
+            give_gradients(params, step)
+            optimizer.step(loss=loss)
+        runs.append(params)
+    assert same(*runs)
 
 
 @holds("losses")

@@ -237,8 +237,15 @@ def test_clip_norm_equals_clip_grad_norm_before_the_step(entry: Entry) -> None:
         check_same_run(
             inside, outside, displaced(entry, 3, dtype=torch.float64, scale=scale, clip_norm=0.5), f"{scale}"
         )
-    with pytest.raises(ZooError, match="clip_norm is 0"):
-        make(entry, parameters(), clip_norm=0)
+    for value, shown in (
+        (0, "0"),
+        ("1.0", "'1.0'"),
+        (10**400, "a number of 401 digits"),
+        (math.nan, "nan"),
+        (True, "True"),
+    ):
+        with pytest.raises(ZooError, match=rf"^clip_norm is {shown}\."):
+            make(entry, parameters(), clip_norm=value)
 
 
 @holds("decoupled")

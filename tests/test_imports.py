@@ -42,7 +42,7 @@ ARROWS = {
     "registry torch",
     "report": "errors jinja2 numpy parsing rich",
     "weights": "artifact convert converters errors fetch files formats hub limits registry report samples",
-    "optim": "artifact converters errors kernels nets ops torch warn weights",
+    "optim": "artifact converters errors kernels nets ops torch typing_extensions warn weights",
     "compat": "artifact config convert errors fetch files formats limits optim parsing registry torch warn weights",
     "experiments": "artifact converters errors fetch files jinja2 matplotlib ops optim parsing pylo_zoo registry "
     "report samples sklearn torch weights",

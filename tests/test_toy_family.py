@@ -20,6 +20,7 @@ import plugin_packages
 import pytest
 import test_artifact
 import test_contract_compile
+import test_contract_options
 import test_contract_parameters
 import test_contract_pytorch
 import test_contract_state
@@ -44,6 +45,7 @@ CODE = TOY / "toy_family"
 DOCS = Path(__file__).parent.parent / "docs" / "adding-a-family.md"
 CONTRACT = (
     test_contract_steps,
+    test_contract_options,
     test_contract_state,
     test_contract_parameters,
     test_contract_training,

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from pylo_zoo.errors import ZooError
 from pylo_zoo.optim.base import Group, LearnedOptimizer, ParamStep, state_dtype
-from pylo_zoo.optim.contract import ParamGrad, require
+from pylo_zoo.optim.checks import check_max_norm
+from pylo_zoo.optim.contract import ParamGrad
 from pylo_zoo.optim.mlp_rule import MLPRuleOptimizer
 
 GROUP_ARGUMENTS = frozenset(
@@ -51,16 +52,19 @@ class PyLOOptimizer(LearnedOptimizer):
 
     def add_param_group(self, param_group: Group) -> None:
         group = dict(param_group)
-        own = set(inspect.signature(type(self).__init__).parameters) - GROUP_ARGUMENTS
+        own = set(inspect.signature(type(self)).parameters) - GROUP_ARGUMENTS
         if wrong := sorted(own & group.keys()):
             raise ZooError(
                 f"A parameter group sets {', '.join(wrong)}.",
                 f"Pass it to {type(self).__name__}(): here it belongs to the whole optimizer.",
             )
-        check_norm(group.get("max_grad_norm"))
         if group.pop("is_embedding", False):
             group.setdefault("layout", "jax")
         super().add_param_group(group)
+
+    def _check_group(self, group: Group, explicit: frozenset[str]) -> None:
+        super()._check_group(group, explicit)
+        check_max_norm("max_grad_norm", group.get("max_grad_norm"))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Like the other optimizers of the package, but reject states written by PyLO, which has other accumulators."""
@@ -101,13 +105,3 @@ class PerParameterClipping(LearnedOptimizer):
         if max_norm is not None:  # like torch.nn.utils.clip_grad_norm_ for one parameter
             item.own_scale = (max_norm / (torch.linalg.vector_norm(item.g) + 1e-6)).clamp(max=1.0)
         return item
-
-
-def check_norm(max_grad_norm: float | None) -> float | None:
-    """Return ``max_grad_norm``; raise :class:`ZooError` unless it is a positive number or None."""
-    require(
-        max_grad_norm is None or max_grad_norm > 0,
-        f"max_grad_norm is {max_grad_norm}.",
-        "Use a positive number, or None to disable clipping.",
-    )
-    return max_grad_norm

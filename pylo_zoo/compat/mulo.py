@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pylo_zoo.compat import arguments
 from pylo_zoo.compat.arguments import apply_arguments
-from pylo_zoo.compat.base import DecayAfterUpdate, PerParameterClipping, PyLOOptimizer, check_norm
+from pylo_zoo.compat.base import DecayAfterUpdate, PerParameterClipping, PyLOOptimizer
 from pylo_zoo.compat.naive import (
     MULO_ADAFACTOR,
     MULO_MOMENTUM,
@@ -23,7 +23,7 @@ from pylo_zoo.compat.weights import Key
 from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.optim import AdafacLO, MuLO
 from pylo_zoo.optim.base import Group
-from pylo_zoo.optim.checks import check_initialized
+from pylo_zoo.optim.checks import check_initialized, check_max_norm
 from pylo_zoo.optim.mulo import check_width, infshape_width
 from pylo_zoo.warn import warn
 
@@ -75,7 +75,7 @@ class MuLO_naive(PyLOOptimizer, DecayAfterUpdate, PerParameterClipping, MuLO):
         values = dict(locals())
         check_impl(impl)
         artifact = apply_arguments(load_mulo(hf_key), arguments.ADAFAC, values, MuLO_naive.__init__)
-        self.max_grad_norm = check_norm(max_grad_norm)
+        self.max_grad_norm = check_max_norm("max_grad_norm", max_grad_norm)
         super().__init__(params, lr, weight_decay, weights=artifact)
 
     def add_param_group(self, param_group: Group) -> None:

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.compat import arguments
 from pylo_zoo.compat.arguments import apply_arguments
-from pylo_zoo.compat.base import DecayAfterUpdate, PerParameterClipping, PyLOOptimizer, check_norm
+from pylo_zoo.compat.base import DecayAfterUpdate, PerParameterClipping, PyLOOptimizer
 from pylo_zoo.compat.weights import Key, load_network, load_velo
 from pylo_zoo.errors import ZooError
 from pylo_zoo.optim import CELO2, ELO, ELO_CELO2, AdafacLO, VeLO
 from pylo_zoo.optim.base import Group
+from pylo_zoo.optim.checks import check_max_norm
 
 Floats = Sequence[float] | Tensor
 Rate = float | Tensor
@@ -284,7 +285,7 @@ class AdafacLO_naive(PyLOOptimizer, DecayAfterUpdate, PerParameterClipping, Adaf
     ) -> None:
         values = dict(locals())
         artifact = apply_arguments(load_mulo(hf_key), arguments.ADAFAC, values, AdafacLO_naive.__init__)
-        self.max_grad_norm = check_norm(max_grad_norm)
+        self.max_grad_norm = check_max_norm("max_grad_norm", max_grad_norm)
         super().__init__(params, lr, weight_decay, weights=artifact)
 
 

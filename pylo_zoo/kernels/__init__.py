@@ -56,12 +56,6 @@ def kernels_for(backend: str, device: torch.device) -> Kernels | None:
     return None if isinstance(kernels, str) else kernels
 
 
-def check_backend(backend: str) -> None:
-    """Raise :class:`~pylo_zoo.errors.ZooError` unless ``backend`` is one of :data:`BACKENDS`."""
-    if backend not in BACKENDS:
-        raise ZooError(f"backend is {backend!r}.", f"Use one of {', '.join(BACKENDS)}.")
-
-
 def _find(kind: str) -> Kernels | str:
     if kind == "cpu":
         from pylo_zoo.kernels import cpu
@@ -76,4 +70,4 @@ def _find(kind: str) -> Kernels | str:
     return f"pylo-zoo has no kernels for {kind}."
 
 
-__all__ = ["BACKENDS", "Adam", "Kernels", "Normalized", "ScratchBuffer", "Task", "check_backend", "kernels_for"]
+__all__ = ["BACKENDS", "Adam", "Kernels", "Normalized", "ScratchBuffer", "Task", "kernels_for"]

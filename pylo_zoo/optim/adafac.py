@@ -14,6 +14,7 @@ from pylo_zoo.ops.rule import Rule, adafac_rule
 from pylo_zoo.ops.step import with_time
 from pylo_zoo.optim.base import Group, Loss, ParamStep, state_dtype
 from pylo_zoo.optim.mlp_rule import MLPRuleOptimizer, Network
+from pylo_zoo.optim.options import SharedOptions, Unpack
 
 
 class AdafacLO(MLPRuleOptimizer):
@@ -26,7 +27,7 @@ class AdafacLO(MLPRuleOptimizer):
         clip_norm: maximum global norm of the gradient; None disables clipping.
         weights: registry name, artifact directory or loaded artifact of family adafac-mlp or mulo. It provides
             ``step_mult`` and the learned decays.
-        nonfinite, master_weights, backend: see :class:`~pylo_zoo.optim.base.LearnedOptimizer`.
+        options: see :class:`~pylo_zoo.optim.options.SharedOptions`.
 
     State of a parameter: ``momentum [3, *shape]``, ``second_moment [1, *shape]``, and ``row`` and ``col`` if the second
     moment is factored, else ``diag``.
@@ -45,12 +46,10 @@ class AdafacLO(MLPRuleOptimizer):
         weight_decay: float = 0.0,
         clip_norm: float | None = None,
         weights: str | Artifact = "mulo",
-        nonfinite: str = "propagate",
-        master_weights: bool = False,
-        backend: str = "auto",
+        **options: Unpack[SharedOptions],
     ) -> None:
         defaults = {"lr": lr, "weight_decay": weight_decay}
-        super().__init__(params, defaults, weights, clip_norm, nonfinite, master_weights, backend)
+        super().__init__(params, defaults, weights, clip_norm, **options)
 
     def new_state(self, p: Tensor, group: Group, axes: Axes) -> dict[str, Tensor]:
         return new_accumulators(p, axes)

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
-from pylo_zoo.kernels import Kernels, check_backend, kernels_for
+from pylo_zoo.kernels import Kernels, kernels_for
 from pylo_zoo.ops.accumulators import Decays
 from pylo_zoo.ops.gradients import global_norm_scale
 from pylo_zoo.ops.layout import Axes, axes_of
 from pylo_zoo.optim.advice import decay_warning
-from pylo_zoo.optim.checks import require, to_state_tensors
+from pylo_zoo.optim.checks import check_max_norm, require, to_state_tensors
 from pylo_zoo.optim.contract import (
     OWN_STATE,
     Group,
@@ -33,6 +33,7 @@ from pylo_zoo.optim.contract import (
     state_dtype,
     wide_value,
 )
+from pylo_zoo.optim.options import SharedOptions, Unpack, check_options
 from pylo_zoo.optim.state_checks import check_run_state
 from pylo_zoo.weights import load
 
@@ -150,10 +151,7 @@ class LearnedOptimizer(ZooOptimizer):
         defaults: values of the options that a group does not set.
         weights: a registry name, an artifact's directory, or an :class:`~pylo_zoo.artifact.Artifact`.
         clip_norm: maximum global norm of the gradient; None disables clipping.
-        nonfinite, master_weights: see :class:`~pylo_zoo.optim.contract.ZooOptimizer`.
-        backend: ``"eager"`` for torch operations, ``"fused"`` for the kernels of the parameters' device, or ``"auto"``
-            for kernels if they are available (:mod:`pylo_zoo.kernels`). The backends agree up to rounding and share one
-            state. ``"fused"`` compiles missing kernels in the constructor, ``"auto"`` in the first step.
+        options: see :class:`~pylo_zoo.optim.options.SharedOptions`.
 
     Accumulators and arithmetic are float32 for 16- and 32-bit parameters and float64 for float64 parameters.
 
@@ -173,27 +171,23 @@ class LearnedOptimizer(ZooOptimizer):
         defaults: Mapping[str, Any],
         weights: str | Artifact,
         clip_norm: float | None = None,
-        nonfinite: str = "propagate",
-        master_weights: bool = False,
-        backend: str = "eager",
+        **options: Unpack[SharedOptions],
     ) -> None:
-        check_backend(backend)
-        self.backend = backend
+        check_options(type(self), options)  # before weights are downloaded
         self.artifact = load(weights)
         if self.artifact.family not in self.families:
             raise ZooError(
                 f"{type(self).__name__} cannot run {self.artifact.name!r}: it is a {self.artifact.family} checkpoint.",
                 f"Use weights of family {' or '.join(self.families)}; `pylo-zoo list` shows them.",
             )
-        require(clip_norm is None or clip_norm > 0, f"clip_norm is {clip_norm}.", "Use a positive number or None.")
-        self.clip_norm = clip_norm
+        self.clip_norm = check_max_norm("clip_norm", clip_norm)
         self._meta_networks: dict[tuple[torch.device, torch.dtype], MetaNetwork] = {}
         self._axes: dict[tuple[torch.Size, str], Axes] = {}
         self._uses_kernels = False
         self._run_keys: tuple[str, ...] = ()
         defaults = {**defaults, "layout": "torch", "weights": self.artifact.fingerprint[:16]}
-        super().__init__(params, defaults, nonfinite, master_weights)
-        if backend == "fused":
+        super().__init__(params, defaults, **options)
+        if self.backend == "fused":
             self.prepare_kernels()
 
     @property
@@ -265,8 +259,12 @@ class LearnedOptimizer(ZooOptimizer):
             self.kernels_of(p)
 
     def kernels_of(self, p: Tensor) -> Kernels | None:
-        """The kernels that update ``p`` under this backend; None for the eager implementation, as always in float64."""
-        return None if state_dtype(p) == torch.float64 else kernels_for(self.backend, p.device)
+        """The kernels that update ``p`` under this backend; None for the eager implementation.
+
+        Float64 parameters, and families that do not override :meth:`_update_fused`, always use that one.
+        """
+        eager_only = type(self)._update_fused is LearnedOptimizer._update_fused or state_dtype(p) == torch.float64
+        return None if eager_only else kernels_for(self.backend, p.device)
 
     def _init_state(self, grads: Sequence[ParamGrad]) -> None:
         self._uses_kernels = any(self.kernels_of(each.parameter) is not None for each in grads)
@@ -342,12 +340,9 @@ class LearnedOptimizer(ZooOptimizer):
     # --- saving and loading --------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("artifact", "clip_norm", "backend")}
-        return {**super().__getstate__(), **own}  # pyright: ignore[reportAttributeAccessIssue]
+        return {**super().__getstate__(), "artifact": self.artifact, "clip_norm": self.clip_norm}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if "artifact" in state:  # unpickling; load_state_dict passes only state and groups. Old pickles lack backend.
-            state = {"backend": "auto", **state}
         super().__setstate__(state)
         self._meta_networks, self._axes, self._uses_kernels, self._run_keys = {}, {}, False, ()
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.optim.base import ParamStep
+from pylo_zoo.optim.options import SharedOptions, Unpack
 from pylo_zoo.optim.velo import VeLO
 
 
@@ -30,13 +31,9 @@ class Celo(VeLO):
         weights: str | Artifact = "celo",
         decay: str = "decoupled",
         accumulate: int | str = 1,
-        nonfinite: str = "propagate",
-        master_weights: bool = False,
-        backend: str = "auto",
+        **options: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(
-            params, num_steps, lr, weight_decay, weights, decay, accumulate, nonfinite, master_weights, backend
-        )
+        super().__init__(params, num_steps, lr, weight_decay, weights, decay, accumulate, **options)
 
     def lstm_inputs(self, items: Sequence[ParamStep], run_features: Tensor) -> Tensor:
         return run_features.expand(len(items), -1)

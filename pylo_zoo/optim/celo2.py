@@ -25,6 +25,7 @@ from pylo_zoo.optim.base import Group, Loss, ParamStep, new_counter
 from pylo_zoo.optim.checks import check_betas, check_number
 from pylo_zoo.optim.contract import ParamGrad
 from pylo_zoo.optim.mlp_rule import KernelBatch, Limits, MLPRuleOptimizer, Network, lr_products
+from pylo_zoo.optim.options import SharedOptions, Unpack
 from pylo_zoo.optim.route_table import Routes, routes_of
 
 NORM_EPS = 1e-9
@@ -50,7 +51,7 @@ class CELO2(MLPRuleOptimizer):
         weights: registry name, artifact directory or loaded artifact of family celo2 or celo2-base.
         adam_weight_decay: AdamW's weight decay; None uses ``weight_decay``.
         grad_clip_val: maximum absolute value of a gradient's elements under the learned rule.
-        nonfinite, master_weights, backend: see :class:`~pylo_zoo.optim.base.LearnedOptimizer`.
+        options: see :class:`~pylo_zoo.optim.options.SharedOptions`.
 
     State of a parameter, learned rule: ``momentum [3, *shape]``, ``second_moment [1, *shape]``, and ``row`` and ``col``
     if the second moment is factored, else ``diag``. AdamW: ``momentum`` and ``second_moment`` ``[1, *shape]``, and
@@ -75,9 +76,7 @@ class CELO2(MLPRuleOptimizer):
         weights: str | Artifact = "celo2",
         adam_weight_decay: float | None = None,
         grad_clip_val: float = 1000.0,
-        nonfinite: str = "propagate",
-        master_weights: bool = False,
-        backend: str = "auto",
+        **options: Unpack[SharedOptions],
     ) -> None:
         defaults = {
             "lr": lr,
@@ -89,7 +88,7 @@ class CELO2(MLPRuleOptimizer):
             "grad_clip_val": grad_clip_val,
             "rule": None,
         }
-        super().__init__(params, defaults, weights, clip_norm, nonfinite, master_weights, backend)
+        super().__init__(params, defaults, weights, clip_norm, **options)
         self._derive()
 
     def __setstate__(self, state: dict[str, Any]) -> None:

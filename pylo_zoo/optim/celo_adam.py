@@ -16,6 +16,7 @@ from pylo_zoo.ops.trace import record
 from pylo_zoo.optim.adamw import AdamW, adam_fused
 from pylo_zoo.optim.base import Group, Loss, ParamStep, new_counter
 from pylo_zoo.optim.lstm_controlled import MAX_GRADIENT, LSTMControlledOptimizer, decoupled_decay
+from pylo_zoo.optim.options import SharedOptions, Unpack
 
 EPS = 1e-8
 EPS_ROOT = 1e-10
@@ -41,13 +42,9 @@ class CeloAdam(LSTMControlledOptimizer):
         weights: str | Artifact = "celo-adam",
         decay: str = "decoupled",
         accumulate: int | str = 1,
-        nonfinite: str = "propagate",
-        master_weights: bool = False,
-        backend: str = "auto",
+        **options: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(
-            params, num_steps, lr, weight_decay, weights, decay, accumulate, nonfinite, master_weights, backend
-        )
+        super().__init__(params, num_steps, lr, weight_decay, weights, decay, accumulate, **options)
 
     def new_state(self, p: Tensor, group: Group, axes: Axes) -> dict[str, Tensor]:
         moments = {name: torch.zeros_like(p)[None] for name in ("momentum", "second_moment")}

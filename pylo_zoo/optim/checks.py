@@ -174,8 +174,11 @@ def as_float(value: Any) -> float:
         return math.inf
 
 
-def check_number(name: str, value: Any, below: float = math.inf) -> None:
-    """Raise :class:`ZooError` unless ``value`` is a finite number in [0, ``below``); ``lr`` may be a scalar tensor."""
+def check_number(name: str, value: Any, below: float = math.inf, *, positive: bool = False) -> None:
+    """Raise :class:`ZooError` unless ``value`` is a finite number in [0, ``below``); ``lr`` may be a scalar tensor.
+
+    ``positive`` excludes 0.
+    """
     if isinstance(value, Tensor):
         single = value.numel() == 1 and value.is_floating_point() and name == "lr"
         rule = "Tensor lr must be 1-element" if name == "lr" else f"{name} must be a number"
@@ -186,9 +189,19 @@ def check_number(name: str, value: Any, below: float = math.inf) -> None:
         require(number, f"{name} is {quoted(value)}.", f"{name} must be a number.")
     if isinstance(value, Tensor) and value.is_meta:
         return
-    limit = "finite and 0 or more" if below == math.inf else f"at least 0 and less than {below:g}"
+    least = "more than 0" if positive else "0 or more"
+    limit = f"finite and {least}" if below == math.inf else f"at least 0 and less than {below:g}"
     shown = value if isinstance(value, Tensor) else quoted(value)
-    require(0 <= as_float(value) < below, f"{name} is {shown}.", f"{name} must be {limit}.")
+    number = as_float(value)
+    valid = 0 <= number < below and not (positive and number == 0)
+    require(valid, f"{name} is {shown}.", f"{name} must be {limit}.")
+
+
+def check_max_norm(name: str, value: Any) -> float | None:
+    """Return ``value``; raise :class:`ZooError` unless it is a positive finite number, or None for no clipping."""
+    if value is not None:
+        check_number(name, value, positive=True)
+    return value
 
 
 def check_betas(name: str, betas: Any) -> None:

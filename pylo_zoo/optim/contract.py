@@ -29,6 +29,7 @@ from pylo_zoo.optim.checks import (
     require,
     to_state_tensors,
 )
+from pylo_zoo.optim.options import DEFAULTS, PER_OPTIMIZER, HasSharedOptions, SharedOptions, Unpack, check_options
 from pylo_zoo.optim.state_checks import StateChecks
 from pylo_zoo.warn import warn
 
@@ -37,11 +38,10 @@ Group = dict[str, Any]
 
 FORMAT_VERSION = 1
 """Version of the state's names, shapes and meanings; stored in every parameter group."""
-NONFINITE = ("propagate", "skip", "raise")
 RULES = ("learned", "adamw")
 GROUP_OPTIONS = ("params", "param_names", "layout", "rule", "width_mult", "initial_lr", "max_lr", "min_lr")
 """Group options of all optimizers. Other keys that users and schedulers add are ignored."""
-NOT_PER_GROUP = ("nonfinite", "backend", "clip_norm")
+NOT_PER_GROUP = (*PER_OPTIMIZER, "clip_norm")
 """Constructor arguments that apply to the whole optimizer."""
 UNSUPPORTED = ("maximize", "amsgrad", "differentiable")
 """Options of torch's optimizers that change the update and are not supported; False is accepted."""
@@ -74,19 +74,13 @@ def without_autocast(grads: Sequence[ParamGrad]) -> Iterator[None]:
         yield
 
 
-class ZooOptimizer(torch.optim.Optimizer):
+class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
     """Base class of the optimizers. A subclass implements the step and a parameter's initial state.
 
     Args:
         params: as for :class:`torch.optim.Optimizer`.
         defaults: values of the options that a group does not set.
-        nonfinite: what a step does if the loss or a gradient is NaN or infinite. ``"propagate"`` passes it to the rule,
-            as torch's optimizers and the original implementations do. ``"skip"`` changes nothing (parameters,
-            accumulators, loss buffer, counters) and counts the step in ``skipped_steps``. ``"raise"`` changes nothing
-            and raises. The last two read one number back from each device and break compiled graphs there.
-        master_weights: keep a float32 copy of each 16-bit parameter in the state and update that copy. Without it,
-            steps smaller than half of a parameter's last bit (2⁻⁹ to 2⁻⁸ of its value in bfloat16) are lost. Groups may
-            override it.
+        options: see :class:`~pylo_zoo.optim.options.SharedOptions`.
 
     Raises:
         ZooError: a parameter or group is invalid.
@@ -99,18 +93,18 @@ class ZooOptimizer(torch.optim.Optimizer):
     )
     """Group options that determine which state a parameter has."""
 
-    def __init__(
-        self, params: Any, defaults: dict[str, Any], nonfinite: str = "propagate", master_weights: bool = False
-    ) -> None:
-        require(nonfinite in NONFINITE, f"nonfinite is {nonfinite!r}.", f"Use one of {', '.join(NONFINITE)}.")
+    def __init__(self, params: Any, defaults: dict[str, Any], **options: Unpack[SharedOptions]) -> None:
+        check_options(type(self), options)
         _exclude_from_compile(type(self))
-        self.nonfinite = nonfinite
+        values: dict[str, Any] = {**DEFAULTS, **options}
+        self.nonfinite: str = values["nonfinite"]
+        self.backend: str = values["backend"]
         self.skipped_steps = 0
         self._pending_loss: list[Loss] = []  # a list: torch.compile before 2.13 cannot set attributes of an optimizer
         self._warned: set[str] = set()
         self._state_names: set[str] = set()  # keys of this optimizer's own entries, collected from expected_state
         self._checks = StateChecks()
-        common = {"master_weights": master_weights, "format_version": FORMAT_VERSION}
+        common = {"master_weights": values["master_weights"], "format_version": FORMAT_VERSION}
         super().__init__(params, {**defaults, **common})
 
     @abstractmethod
@@ -312,7 +306,7 @@ class ZooOptimizer(torch.optim.Optimizer):
             if option not in known and (similar := nearest(option, known, cutoff=0.8)):
                 raise ZooError(f"A parameter group has the unknown option {option!r}.", f"Did you mean {similar!r}?")
         for option in explicit.intersection(NOT_PER_GROUP):
-            exists = option in inspect.signature(type(self).__init__).parameters
+            exists = option in inspect.signature(type(self)).parameters
             action = "pass it to the constructor" if exists else "use torch.nn.utils.clip_grad_norm_ before the step"
             raise ZooError(f"A parameter group sets {option}.", f"It applies to the whole optimizer: {action}.")
         for option in UNSUPPORTED:
@@ -346,7 +340,7 @@ class ZooOptimizer(torch.optim.Optimizer):
     # --- saving and loading --------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"nonfinite": self.nonfinite, "skipped_steps": self.skipped_steps, "_warned": self._warned}
+        own = {name: getattr(self, name) for name in (*PER_OPTIMIZER, "skipped_steps", "_warned")}
         return {**super().__getstate__(), **own}  # pyright: ignore[reportAttributeAccessIssue]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -357,6 +351,8 @@ class ZooOptimizer(torch.optim.Optimizer):
         self._checks = StateChecks()
         self._state_names = set()
         self.__dict__.setdefault("_warned", set())
+        for name in PER_OPTIMIZER:  # pickles of older versions lack newer options
+            self.__dict__.setdefault(name, DEFAULTS.get(name))
 
     def state_dict(self) -> dict[str, Any]:
         """Like :meth:`torch.optim.Optimizer.state_dict`, without the empty entries that reading ``state[p]`` adds."""

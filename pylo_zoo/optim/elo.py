@@ -10,6 +10,7 @@ from pylo_zoo.artifact import Artifact
 from pylo_zoo.optim.adafac import AdafacLO
 from pylo_zoo.optim.base import Group, ParamStep
 from pylo_zoo.optim.mlp_rule import Limits
+from pylo_zoo.optim.options import SharedOptions, Unpack
 
 
 class ELO(AdafacLO):
@@ -21,7 +22,7 @@ class ELO(AdafacLO):
         weight_decay: decoupled, ``p ← p − lr·(step + weight_decay·p)``.
         clip_norm: maximum global norm of the gradient; None disables clipping.
         weights: registry name, artifact directory or loaded artifact of family elo.
-        nonfinite, master_weights, backend: see :class:`~pylo_zoo.optim.base.LearnedOptimizer`.
+        options: see :class:`~pylo_zoo.optim.options.SharedOptions`.
 
     State of a parameter: ``momentum [3, *shape]``, ``second_moment [1, *shape]``, and ``row`` and ``col`` if the second
     moment is factored, else ``diag``.
@@ -40,11 +41,9 @@ class ELO(AdafacLO):
         weight_decay: float = 0.0,
         clip_norm: float | None = None,
         weights: str | Artifact = "elo",
-        nonfinite: str = "propagate",
-        master_weights: bool = False,
-        backend: str = "auto",
+        **options: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(params, lr, weight_decay, clip_norm, weights, nonfinite, master_weights, backend)
+        super().__init__(params, lr, weight_decay, clip_norm, weights, **options)
 
     def limits(self, group: Group) -> Limits:
         return Limits(replace_nonfinite=True)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.optim.celo2 import CELO2
+from pylo_zoo.optim.options import SharedOptions, Unpack
 
 
 class ELO_CELO2(CELO2):
@@ -32,9 +33,7 @@ class ELO_CELO2(CELO2):
         weights: str | Artifact = "elo-celo2",
         adam_weight_decay: float | None = None,
         grad_clip_val: float = 1000.0,
-        nonfinite: str = "propagate",
-        master_weights: bool = False,
-        backend: str = "auto",
+        **options: Unpack[SharedOptions],
     ) -> None:
         super().__init__(
             params,
@@ -47,7 +46,5 @@ class ELO_CELO2(CELO2):
             weights,
             adam_weight_decay,
             grad_clip_val,
-            nonfinite,
-            master_weights,
-            backend,
+            **options,
         )

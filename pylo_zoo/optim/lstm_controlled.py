@@ -21,6 +21,7 @@ from pylo_zoo.optim.advice import LRWatch, schedule_warning
 from pylo_zoo.optim.base import Group, LearnedOptimizer, Loss, ParamStep, new_counter, state_dtype
 from pylo_zoo.optim.checks import as_float, is_local_loss, require
 from pylo_zoo.optim.contract import ParamGrad
+from pylo_zoo.optim.options import SharedOptions, Unpack
 
 DECAYS = ("decoupled", "l2")
 RUN_OPTIONS = ("num_steps", "accumulate")
@@ -47,7 +48,7 @@ class LSTMControlledOptimizer(LearnedOptimizer):
         accumulate: number of calls of ``step`` per step of the rule, which uses their mean gradients and mean loss. The
             rule then plans for ``num_steps // accumulate`` steps. ``"auto"`` is Google's choice,
             ``ceil(num_steps / 150_000)``, because VeLO was meta-trained on runs of up to 200,000 steps.
-        nonfinite, master_weights, backend: see :class:`~pylo_zoo.optim.base.LearnedOptimizer`.
+        options: see :class:`~pylo_zoo.optim.options.SharedOptions`.
 
     State of a parameter, in addition to its accumulators: ``lstm_hidden`` and ``lstm_cell`` ``[H]``, and with
     ``accumulate`` also ``gradient_sum [*shape]`` and ``banked``. State of the run: ``step``, ``loss_average [10]`` and
@@ -66,9 +67,7 @@ class LSTMControlledOptimizer(LearnedOptimizer):
         weights: str | Artifact,
         decay: str,
         accumulate: int | str,
-        nonfinite: str,
-        master_weights: bool,
-        backend: str,
+        **options: Unpack[SharedOptions],
     ) -> None:
         _check_positive_int("num_steps", num_steps)
         defaults = {
@@ -84,7 +83,7 @@ class LSTMControlledOptimizer(LearnedOptimizer):
                 "Use accumulate ≤ num_steps: both count calls of step.",
             )
         self._lr_watch = LRWatch()
-        super().__init__(params, defaults, weights, None, nonfinite, master_weights, backend)
+        super().__init__(params, defaults, weights, None, **options)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -250,7 +249,8 @@ def scalar_like(loss: Any, like: Tensor) -> Tensor:
     """The loss as a detached scalar with the device and dtype of ``like``."""
     if isinstance(loss, int) and not -(2**63) <= loss < 2**63:  # more than torch.as_tensor converts
         loss = as_float(loss)
-    return torch.as_tensor(loss).detach().to(like).reshape(())
+    dtype = like.dtype if isinstance(loss, float) else None  # the default, float32, would round it in float64 runs
+    return torch.as_tensor(loss, dtype=dtype).detach().to(like).reshape(())
 
 
 def _is_accumulating(state: Mapping[str, Any]) -> bool:

@@ -13,10 +13,11 @@ from torch import Tensor
 from pylo_zoo.errors import ZooError
 from pylo_zoo.ops.adam import adam_direction, adam_directions
 from pylo_zoo.ops.apply import as_scalar, decay_and_step, decay_and_step_together, foreach, together
-from pylo_zoo.ops.muon import BACKENDS, Recipe, muon, muon_route
+from pylo_zoo.ops.muon import Recipe, muon, muon_route
 from pylo_zoo.ops.orthogonalize import Coefficients
 from pylo_zoo.optim.checks import check_betas, check_flag, check_number, require
 from pylo_zoo.optim.contract import Group, Loss, ParamGrad, ZooOptimizer, master_copy, state_dtype, wide_value
+from pylo_zoo.optim.options import SharedOptions, Unpack
 from pylo_zoo.optim.route_table import Routes, routes_of
 
 _log = logging.getLogger(__name__)
@@ -48,8 +49,11 @@ class Muon(ZooOptimizer):
     ``rule="adamw"`` select AdamW, and so do shapes that are unsuitable for Newton–Schulz
     (:func:`~pylo_zoo.ops.muon.muon_route`). ``use_muon=True`` selects Muon for any shape with two or more axes, as in
     Keller Jordan's and timm's groups. ``algorithm="muon"`` and ``"adamw"``, from Dion's groups, set ``use_muon``.
-    Embeddings and output heads are matrices but need AdamW: :func:`~pylo_zoo.optim.param_groups` sets their rule. All
-    arguments except ``adamw_lr``, ``verbose``, ``nonfinite`` and ``backend`` are defaults that groups may override.
+    Embeddings and output heads are matrices but need AdamW: :func:`~pylo_zoo.optim.param_groups` sets their rule. The
+    arguments before ``adamw_lr`` are defaults that groups may override.
+
+    Muon has no compiled kernels. ``backend="eager"`` updates one parameter at a time. ``"fused"`` and ``"auto"`` update
+    a group together: equal shapes are orthogonalized in stacks, and torch's foreach operations do the rest.
 
     Args:
         params: parameters, named parameters or parameter groups. A group's ``layout`` is ``"torch"`` (default),
@@ -74,10 +78,7 @@ class Muon(ZooOptimizer):
         fallback_lr_scale: the fallback's learning rate is the group's ``lr`` times this factor.
         adamw_lr: older name for ``fallback_lr_scale = adamw_lr / lr``, with this constructor's ``lr``.
         verbose: log each parameter's rule and the reason (logger ``pylo_zoo.optim.muon``, level INFO).
-        nonfinite, master_weights: see :class:`~pylo_zoo.optim.contract.ZooOptimizer`.
-        backend: ``"eager"`` updates one parameter at a time. ``"fused"`` updates a group together: equal shapes are
-            orthogonalized in stacks, and torch's foreach operations do the rest. Both share one state and agree up to
-            rounding. ``"auto"`` is ``"fused"``.
+        options: see :class:`~pylo_zoo.optim.options.SharedOptions`.
 
     State of a parameter, in float32 for 16- and 32-bit parameters and float64 for float64 parameters:
     ``momentum_buffer [*shape]``; in the fallback ``exp_avg`` and ``exp_avg_sq`` ``[*shape]`` and ``step``.
@@ -105,13 +106,9 @@ class Muon(ZooOptimizer):
         fallback_lr_scale: float = 1.0,
         adamw_lr: float | None = None,
         verbose: bool = False,
-        nonfinite: str = "propagate",
-        master_weights: bool = False,
-        backend: str = "auto",
+        **options: Unpack[SharedOptions],
     ) -> None:
-        require(backend in BACKENDS, f"backend is {backend!r}.", f"Use one of {', '.join(BACKENDS)}.")
         self.verbose = verbose
-        self.backend = backend
         if adamw_lr is not None:
             fallback_lr_scale = _fallback_scale(adamw_lr, lr, fallback_lr_scale)
         defaults = {
@@ -134,7 +131,7 @@ class Muon(ZooOptimizer):
             "rule": None,
             "layout": "torch",
         }
-        super().__init__(params, defaults, nonfinite, master_weights)
+        super().__init__(params, defaults, **options)
 
     # --- routing -------------------------------------------------------------------------------------------------
 
@@ -259,8 +256,7 @@ class Muon(ZooOptimizer):
         super().load_state_dict(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"verbose": self.verbose, "backend": self.backend}
-        return {**super().__getstate__(), **own}  # pyright: ignore[reportAttributeAccessIssue]
+        return {**super().__getstate__(), "verbose": self.verbose}
 
 
 def _route(p: Tensor, group: Mapping[str, Any]) -> tuple[bool, str]:

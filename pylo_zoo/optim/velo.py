@@ -19,6 +19,7 @@ from pylo_zoo.ops.trace import record
 from pylo_zoo.optim.base import Group, ParamStep
 from pylo_zoo.optim.lstm_controlled import MAX_GRADIENT, LSTMControlledOptimizer, decoupled_decay
 from pylo_zoo.optim.mlp_rule import Limits, MLPRuleOptimizer, Network
+from pylo_zoo.optim.options import SharedOptions, Unpack
 
 
 class GeneratedMLPs(Sequence[Network]):
@@ -44,6 +45,8 @@ class GeneratedMLPs(Sequence[Network]):
 class VeLO(MLPRuleOptimizer, LSTMControlledOptimizer):
     """VeLO. Needs the training loss: ``opt.step(loss)``.
 
+    A loss that is not finite stays in the loss buffer forever: use ``nonfinite="skip"`` if one can occur.
+
     Args:
         params: parameters or parameter groups (:class:`~pylo_zoo.optim.base.LearnedOptimizer`).
         num_steps: planned number of steps.
@@ -51,8 +54,7 @@ class VeLO(MLPRuleOptimizer, LSTMControlledOptimizer):
         weight_decay: decoupled, ``p ← p − lr·(step + weight_decay·p)``.
         weights: registry name, artifact directory or loaded artifact of family velo.
         decay, accumulate: see :class:`~pylo_zoo.optim.lstm_controlled.LSTMControlledOptimizer`.
-        nonfinite, master_weights, backend: see :class:`~pylo_zoo.optim.base.LearnedOptimizer`. A loss that is not
-            finite stays in the loss buffer forever: use ``nonfinite="skip"`` if one can occur.
+        options: see :class:`~pylo_zoo.optim.options.SharedOptions`.
 
     State of a parameter: ``momentum [3, *shape]``, ``second_moment [1, *shape]``, ``row`` and ``col`` if the second
     moment is factored, else ``diag``, and ``lstm_hidden`` and ``lstm_cell`` ``[H]``.
@@ -73,13 +75,9 @@ class VeLO(MLPRuleOptimizer, LSTMControlledOptimizer):
         weights: str | Artifact = "velo",
         decay: str = "decoupled",
         accumulate: int | str = 1,
-        nonfinite: str = "propagate",
-        master_weights: bool = False,
-        backend: str = "auto",
+        **options: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(
-            params, num_steps, lr, weight_decay, weights, decay, accumulate, nonfinite, master_weights, backend
-        )
+        super().__init__(params, num_steps, lr, weight_decay, weights, decay, accumulate, **options)
 
     def new_state(self, p: Tensor, group: Group, axes: Axes) -> dict[str, Tensor]:
         return {**super().new_state(p, group, axes), **new_accumulators(p, axes)}

@@ -14,6 +14,7 @@ from pylo_zoo.ops.accumulators import advance
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.trace import record
 from pylo_zoo.optim.base import Group, LearnedOptimizer, ParamStep
+from pylo_zoo.optim.options import SharedOptions, Unpack
 
 from .converter import ToyArchitecture, ToyBehavior
 
@@ -55,12 +56,10 @@ class Toy(LearnedOptimizer):
         weight_decay: float = 0.0,
         clip_norm: float | None = None,
         weights: str | Artifact = "toy-released",
-        nonfinite: str = "propagate",
-        master_weights: bool = False,
-        backend: str = "eager",
+        **options: Unpack[SharedOptions],
     ) -> None:
         defaults = {"lr": lr, "weight_decay": weight_decay}
-        super().__init__(params, defaults, weights, clip_norm, nonfinite, master_weights, backend)
+        super().__init__(params, defaults, weights, clip_norm, **options)
 
     def new_state(self, p: Tensor, group: Group, axes: Axes) -> dict[str, Tensor]:
         return {name: torch.zeros_like(p)[None] for name in ("momentum", "second_moment")}
