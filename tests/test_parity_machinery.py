@@ -321,3 +321,13 @@ def test_one_unclipped_decay_is_detected(family: str, decay: str, monkeypatch: p
     result = explain.first_difference([steps.compare(artifact, walked, "float64", "torch")])
     assert result is not None
     assert re.fullmatch("second_moment" if decay == "rms" else "row|col|diag", result.quantity)
+
+
+def test_channels_of_a_scalar_may_have_its_axis() -> None:
+    """The update receives a scalar as shape [1]; the reference may record the channels alone."""
+    value = np.array([[1.0], [2.0]])
+    fitted = steps._fit(value, (2,))
+    assert fitted is not None
+    np.testing.assert_array_equal(fitted, [1.0, 2.0])
+    assert steps._fit(value, (3,)) is None
+    assert steps._fit(None, (2,)) is None

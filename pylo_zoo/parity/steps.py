@@ -154,8 +154,8 @@ class Ledger:
 
 def _fit(value: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
     """``value`` broadcast to ``shape``, or None if that is impossible."""
-    if value is not None and value.size == 1 and not shape:  # the update receives a scalar as shape [1]
-        value = value.reshape(())
+    if value is not None and (value.shape == (*shape, 1) or (value.size == 1 and not shape)):
+        value = value.reshape(shape)  # the update receives a scalar as shape [1]
     try:
         return None if value is None else np.broadcast_to(value, shape)
     except ValueError:
