@@ -125,7 +125,7 @@ def test_invalid_tasks_are_refused(name: str, options: dict[str, Any], message: 
 
 def test_a_custom_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_own_task.py").write_text(
-        "from dataclasses import replace\nfrom pylo_zoo import tasks\n"
+        "from dataclasses import replace\nfrom pylo_zoo.experiments import tasks\n"
         "def small(*, size: int = 3):\n    return replace(tasks.make('quadratic', {'size': size}), name='small')\n"
     )
     monkeypatch.chdir(tmp_path)
