@@ -247,8 +247,9 @@ def _get(fields: Mapping[str, Field], name: str, item: Callable[[Field], T]) -> 
 
 
 def _family(field: Field) -> converters.Family:
-    if field.text() not in converters.FAMILIES:
-        hint = did_you_mean(field.value, converters.FAMILIES, f"Known families: {', '.join(converters.FAMILIES)}.")
+    known = tuple(converters.FAMILIES)  # also warns about another package's family that cannot be loaded
+    if field.text() not in known:
+        hint = did_you_mean(field.value, known, f"Known families: {', '.join(known)}.")
         raise field.error(f" {quoted(field.value)} is unknown", hint)
     return converters.FAMILIES[field.value]
 
