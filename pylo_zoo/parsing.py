@@ -26,9 +26,9 @@ T = TypeVar("T")
 
 LARGEST = 2**63 - 1
 """Largest integer: numpy, torch and safetensors use int64."""
-MOST_ITEMS = 2_000
-MOST_TEXT = 10_000
-MOST_SHOWN = 200
+MAX_ITEMS = 2_000
+MAX_TEXT = 10_000
+MAX_SHOWN = 200
 """Most characters of a list of valid values in an error."""
 
 
@@ -42,7 +42,7 @@ def is_integer(value: object, least: int, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-def is_text(value: object, most: int = MOST_TEXT) -> bool:
+def is_text(value: object, most: int = MAX_TEXT) -> bool:
     """Whether ``value`` is a string of at most ``most`` characters."""
     return isinstance(value, str) and len(value) <= most
 
@@ -97,7 +97,7 @@ class Field:
             raise self.error(f": {', '.join(missing)} missing", "Add the missing fields.")
         return {key: self._child(value, self._joint + key) for key, value in values.items()}
 
-    def mapping(self, item: Callable[[Field], T], most: int = MOST_ITEMS) -> dict[str, T]:
+    def mapping(self, item: Callable[[Field], T], most: int = MAX_ITEMS) -> dict[str, T]:
         """An object of at most ``most`` values with any keys, each read by ``item``."""
         values = self.object()
         if len(values) > most:
@@ -110,7 +110,7 @@ class Field:
             for key, value in values.items()
         }
 
-    def items(self, item: Callable[[Field], T], most: int = MOST_ITEMS, least: int = 0) -> list[T]:
+    def items(self, item: Callable[[Field], T], most: int = MAX_ITEMS, least: int = 0) -> list[T]:
         """A list of ``least`` to ``most`` values, each read by ``item``."""
         if not isinstance(self.value, (list, tuple)) or not least <= len(self.value) <= most:
             raise self.wrong(f"a list of {f'{least:,} to' if least else 'at most'} {most:,} entries")
@@ -160,7 +160,7 @@ class Field:
         """The value that ``item`` reads, or None."""
         return None if self.value is None else item(self)
 
-    def text(self, most: int = MOST_TEXT) -> str:
+    def text(self, most: int = MAX_TEXT) -> str:
         """A string of at most ``most`` characters."""
         if not is_text(self.value, most):
             raise self.wrong(f"a string of at most {most:,} characters")
@@ -175,7 +175,7 @@ class Field:
     def choice(self, known: Iterable[str]) -> str:
         """A string in ``known``."""
         if not isinstance(self.value, str) or self.value not in (known := tuple(known)):
-            raise self.wrong(f"one of {shortened(', '.join(map(repr, known)), MOST_SHOWN)}")
+            raise self.wrong(f"one of {shortened(', '.join(map(repr, known)), MAX_SHOWN)}")
         return self.value
 
     def boolean(self) -> bool:

@@ -235,7 +235,7 @@ def _entry(name: Any, values: Any, package: str) -> Entry:
         artifact=artifact,
         architecture=_get(fields, "architecture", lambda field: field.record(family.architecture)),
         behavior=fields["behavior"].record(family.behavior) if "behavior" in fields else family.behavior(),
-        learned_decays=_get(fields, "learned_decays", lambda field: _learned_decays(family.name, field)),
+        learned_decays=_get(fields, "learned_decays", lambda field: _learned_decays(family, field)),
         paper=_get(fields, "paper", _paper),
         defaults=_defaults(family, fields["defaults"]) if "defaults" in fields else MappingProxyType({}),
     )
@@ -291,9 +291,9 @@ def _paper(field: Field) -> Paper:
     return field.record(Paper)
 
 
-def _learned_decays(family: str, field: Field) -> LearnedDecays:
-    if family not in ("adafac-mlp", "mulo"):
-        raise field.error(f": {family} has no learned decays", "Remove the field; only adafac-mlp and mulo have it.")
+def _learned_decays(family: converters.Family, field: Field) -> LearnedDecays:
+    if not family.has_learned_decays:
+        raise field.error(f": {family.name} has no learned decays", "Remove the field.")
     return field.record(LearnedDecays)
 
 

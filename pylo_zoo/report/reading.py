@@ -30,9 +30,9 @@ from pylo_zoo.report.records import (
     Statements,
 )
 
-MOST_NAMES = 200
+MAX_NAMES = 200
 """Distinct parameters and outputs, and distinct settings of checks: a page has one cell per pair."""
-MOST_STEPS = 100_000
+MAX_STEPS = 100_000
 DEEPEST = 6
 HINT = "Download the artifact again, or run `pylo-zoo verify` on it."
 
@@ -175,11 +175,11 @@ def _check(field: Field) -> Check:
         dtype=fields["dtype"].choice(DTYPES),
         layout=fields["layout"].choice(LAYOUTS if level == "step" else ("", *LAYOUTS)),
         name=fields["name"].text(),
-        steps=fields["steps"].integer(0, MOST_STEPS),
+        steps=fields["steps"].integer(0, MAX_STEPS),
         errors=errors,
         kind=fields["kind"].choice(KINDS if level == "step" else ("",)),
         broken=broken,
-        by_step=fields["by_step"].items(_infinite, MOST_STEPS),
+        by_step=fields["by_step"].items(_infinite, MAX_STEPS),
         recorded_worst=fields["worst"].choice(errors),
         kernels=fields["kernels"].choice(("", *DEVICES) if level in ("step", "trajectory") else ("",)),
     )
