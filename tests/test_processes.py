@@ -37,7 +37,7 @@ def test_a_sharded_parameter_is_refused_when_the_optimizer_is_built() -> None:
 def test_a_flat_parameter_of_fsdp1_is_refused() -> None:
     p = nn.Parameter(torch.ones(8))
     p._is_flat_param = True  # pyright: ignore[reportAttributeAccessIssue]  (as torch marks its own)
-    with pytest.raises(ZooError, match="use DistributedDataParallel"):
+    with pytest.raises(ZooError, match="Use DistributedDataParallel"):
         Muon([p], lr=0.1)
 
 

@@ -219,7 +219,7 @@ def _fault(artifact: Artifact, directory: Path, report: Report | None) -> str | 
         what = {"failed": "its parity check failed", "not_run": f"its parity was not checked ({report.reason})"}
         return what[report.status]
     if report.fingerprint != artifact.fingerprint:
-        return "it has changed since its parity was checked"
+        return "it has changed since its parity check"
     if change := artifact.changed_default():
         return f"its default {change} since its parity was checked"
     if other := artifact.misdescribed():
