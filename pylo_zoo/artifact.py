@@ -191,6 +191,18 @@ def check_output(directory: Path, *, force: bool) -> None:
         raise ZooError(f"{directory} already exists.", f"Replace it with {REPLACE}, or choose another directory.")
 
 
+def check_not_own_file(path: Path) -> None:
+    """Check that ``path``, a file that a command writes, is not a file of an artifact.
+
+    Raises:
+        ZooError: it is one, or a link to one.
+    """
+    for place in (path, path.resolve()):
+        folder = place.parent
+        if place.name in OWN_FILES and (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
+            raise ZooError(f"{path} is a file of the artifact {folder}.", "Choose another file.")
+
+
 def write(
     artifact: Artifact, directory: str | Path, *, force: bool = False, extra_files: Mapping[str, bytes] | None = None
 ) -> Path:

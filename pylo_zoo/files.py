@@ -135,6 +135,23 @@ def staged_directory(target: Path, hint: str = ANOTHER_PLACE, *, last: str | Non
         sync(target if inside else target.parent)
 
 
+def check_target(path: Path) -> None:
+    """Check that :func:`write_file` can probably write ``path``. Call this before long work.
+
+    Raises:
+        ZooError: ``path`` is a directory, or its parent is missing or read-only.
+    """
+    if path.is_dir():
+        problem = "it is a directory"
+    elif not path.parent.is_dir():
+        problem = f"{path.parent} is not a directory"
+    elif not os.access(path.parent, os.W_OK):
+        problem = f"{path.parent} is read-only"
+    else:
+        return
+    raise ZooError(f"{path} cannot be written: {problem}.", "Choose a file in a directory that you can write to.")
+
+
 def write_file(target: Path, data: bytes, hint: str = ANOTHER_PLACE, *, mode: int | None = None) -> None:
     """Write or replace the file ``target`` in one step, with permissions ``mode`` if not None.
 

@@ -147,6 +147,8 @@ def test_a_lazy_parameter_is_an_error(entry: Entry) -> None:
 def test_options_that_would_change_a_step_are_not_ignored(entry: Entry) -> None:
     optimizer = make(entry, parameters())
     options: list[tuple[dict[str, Any], str]] = [
+        ({"learning_rate": 1.0}, "'learning_rate'"),
+        ({"wd": 0.1}, "'wd'|wd="),
         ({"maximize": True}, "maximize=True"),
         ({"amsgrad": True}, "amsgrad=True"),
         ({"differentiable": True}, "differentiable=True"),

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import Capture, refused, run
+from commands import Capture, digests, refused, run
 from trees import encode, nested, theta, write_params, write_theta
 
 from pylo_zoo import artifact
@@ -52,6 +52,16 @@ def test_export_replaces_only_with_force(artifact_directory: Path, capsys: Captu
     capsys.readouterr()
     assert Path("x").read_bytes() == Path("theta.state").read_bytes()
     assert "is a directory" in refused(capsys, "export", artifact_directory, "--out", "zoo", "--force")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "parity.json", "link"])
+def test_export_never_replaces_a_file_of_an_artifact(artifact_directory: Path, capsys: Capture, name: str) -> None:
+    Path("link").symlink_to(artifact_directory / "config.json")
+    out = name if name == "link" else artifact_directory / name
+    before = digests(artifact_directory)
+    assert "is a file of the artifact" in refused(capsys, "export", artifact_directory, "--out", out, "--force")
+    assert "is a file of the artifact" in refused(capsys, "verify", artifact_directory, "--markdown", out)
+    assert digests(artifact_directory) == before
 
 
 def test_export_refuses_an_artifact_whose_weights_were_changed(artifact_directory: Path, capsys: Capture) -> None:

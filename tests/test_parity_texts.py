@@ -168,6 +168,7 @@ def test_a_failed_report_states_only_what_failed(names: tuple[str, ...]) -> None
         (("original",), "check the reference"),
         (("leaves",), "Convert the checkpoint again"),
         (("statements",), "correct the contradicted fields with --set"),
+        (("statements", "network"), "correct the contradicted fields with --set"),
         (("no step",), "because the original is not finite"),
         (("step",), "Start at the first difference"),
         (("fused step",), "Start at the first difference"),

@@ -106,6 +106,7 @@ def test_the_quadratic_reaches_its_known_minimum() -> None:
         ("digits-mlp", {"width": 0}, "width is 0. It must be an integer from 1 to 1,000,000,000"),
         ("digits-mlp", {"width": "wide"}, "width is 'wide'"),
         ("digits-mlp", {"width": 2.5}, "width is 2.5"),
+        ("digits-mlp", {"width": 1e10}, "width is 10000000000.0"),
         ("quadratic", {"condition": True}, "condition is True"),
         ("quadratic", {"condition": 0.5}, "a condition of at least 1"),
         ("digits-vit", {"width": 6}, "a width divisible by 4"),
@@ -180,3 +181,9 @@ def test_a_text_dataset_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert task.loss(task.model(0), task.batch(0, 0)).isfinite()
     with pytest.raises(ZooError, match="org/other is unavailable"):
         tasks.make("hub-text", {"dataset": "org/other"})
+
+
+def test_a_whole_float_is_an_integer_option() -> None:
+    """YAML reads ``--set width=1e1`` as a float."""
+    first, second = (list(tasks.make("digits-mlp", {"width": width}).model(0).parameters()) for width in (10.0, 10))
+    assert [p.shape for p in first] == [p.shape for p in second]

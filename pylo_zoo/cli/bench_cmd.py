@@ -85,17 +85,20 @@ def bench(
 
     Timings are noisy: quote the ratio with its quartiles, and name the machine.
     """
+    from pylo_zoo.artifact import check_not_own_file
     from pylo_zoo.experiments.bench import BenchPlan, read, write
     from pylo_zoo.experiments.bench import bench as measure
     from pylo_zoo.experiments.bench.run import names_of
+    from pylo_zoo.files import check_target
 
     if saved is not None:
         report = read(saved)
     else:
         names = names_of(optimizers), names_of(shapes), names_of(backends)
         plan = BenchPlan(*names, steps, seconds, threads, device, dtype, memory)
-        if out is not None and (out.is_dir() or not out.parent.is_dir()):
-            raise ZooError(f"{out} cannot be written.", "Choose a file in an existing directory.")
+        if out is not None:
+            check_target(out)
+            check_not_own_file(out)
         with output.progress(quiet=quiet, every=LINE_SECONDS) as progress:
             report = measure(plan, _announcing(plan, progress, quiet=quiet))
     if out is not None:

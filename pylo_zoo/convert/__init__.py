@@ -219,13 +219,14 @@ def export_file(
         The bytes, and whether they equal the source's.
 
     Raises:
-        ZooError: see :func:`export`; or ``out`` exists and ``force`` is not set.
+        ZooError: see :func:`export`; or ``out`` exists and ``force`` is not set, or ``out`` is a file of an artifact.
     """
     out = Path(out)
     if out.is_dir():
         raise ZooError(f"{out} is a directory.", "Choose a file name, such as theta.state.")
     if out.exists() and not force:
         raise ZooError(f"{out} already exists.", f"Replace it with {REPLACE}, or choose another file.")
+    artifacts.check_not_own_file(out)
     artifact = artifacts.read(directory)
     data = export(artifact, theta=theta)
     write_file(out, data)

@@ -43,6 +43,8 @@ GROUP_OPTIONS = ("params", "param_names", "layout", "rule", "width_mult", "initi
 """Group options of all optimizers. Other keys that users and schedulers add are ignored."""
 NOT_PER_GROUP = (*PER_OPTIMIZER, "clip_norm")
 """Constructor arguments that apply to the whole optimizer."""
+ALIASES = {"learning_rate": "lr", "wd": "weight_decay"}
+"""Names that people use for an option, and its name here."""
 UNSUPPORTED = ("maximize", "amsgrad", "differentiable")
 """Options of torch's optimizers that change the update and are not supported; False is accepted."""
 OWN_STATE = frozenset(
@@ -303,7 +305,8 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
         """Raise if an option is invalid; ``explicit`` are the options that the caller set, the others are defaults."""
         for option in explicit:
             known = (*self.defaults, *GROUP_OPTIONS)
-            if option not in known and (similar := nearest(option, known, cutoff=0.8)):
+            similar = ALIASES.get(option) or nearest(option, known, cutoff=0.8)
+            if option not in known and similar:
                 raise ZooError(f"A parameter group has the unknown option {option!r}.", f"Did you mean {similar!r}?")
         for option in explicit.intersection(NOT_PER_GROUP):
             exists = option in inspect.signature(type(self)).parameters

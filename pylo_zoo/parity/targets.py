@@ -11,13 +11,13 @@ from typing import NamedTuple
 import numpy as np
 
 from pylo_zoo import converters, parity, registry
-from pylo_zoo.artifact import Artifact, write_parity
+from pylo_zoo.artifact import PAGE, Artifact, check_not_own_file, write_parity
 from pylo_zoo.convert import convert, original
 from pylo_zoo.converters.base import leaf_shapes
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access, fetch, is_uri
 from pylo_zoo.fetch.errors import Forbidden, NotFound, Unavailable
-from pylo_zoo.files import write_file
+from pylo_zoo.files import check_target, write_file
 from pylo_zoo.hub import is_pulled
 from pylo_zoo.parity.jax_mode import jax_is_missing
 from pylo_zoo.parity.leaves import nest
@@ -187,12 +187,13 @@ def check_pages(pages: Pages) -> None:
     """Check that :func:`write_pages` can write ``pages``, before the verification takes its time.
 
     Raises:
-        ZooError: a path is a directory, or its parent directory does not exist.
+        ZooError: a path is a directory or a file of an artifact, or its parent directory does not exist.
     """
     for path in pages:
-        if path is not None and (path.is_dir() or not path.parent.is_dir()):
-            problem = "it is a directory" if path.is_dir() else f"{path.parent} is not a directory"
-            raise ZooError(f"{path} cannot be written: {problem}.", "Choose a file in an existing directory.")
+        if path is not None:
+            check_target(path)
+        if path is not None and path.name != PAGE:
+            check_not_own_file(path)
 
 
 def write_pages(results: VerifyResults, pages: Pages) -> None:

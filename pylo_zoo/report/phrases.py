@@ -294,13 +294,15 @@ def where_to_look(report: Report) -> str:
     """A hint on what to do about a failed report."""
     if report.explanation and report.explanation.failed:
         return "Start at the first difference; --explain and --html show more."
-    if levels := list(dict.fromkeys(check.level for check in report.checks if not check.passed)):
-        if "step" in levels:
-            return "Some single steps were not compared, because the original is not finite; --html lists them."
-        return f"All single steps agree, so check {joined([SUSPECTS[level] for level in levels])}; --html shows more."
     if not report.leaves.passed:
         return "Convert the checkpoint again: leaves are missing, extra or different; --html lists them."
-    return "Convert the checkpoint again, and correct the contradicted fields with --set."
+    if not report.statements.passed:
+        return "Convert the checkpoint again, and correct the contradicted fields with --set."
+    levels = list(dict.fromkeys(check.level for check in report.checks if not check.passed))
+    if "step" in levels:
+        return "Some single steps were not compared, because the original is not finite; --html lists them."
+    agree = "All single steps agree, so check" if report.of_level("step") else "Check"
+    return f"{agree} {joined([SUSPECTS[level] for level in levels])}; --html shows more."
 
 
 def evidence(report: Report) -> Iterator[str]:

@@ -62,7 +62,7 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Task:
         raise ZooError(
             f"Unknown option {quoted(unknown[0])} of the task {name}.", did_you_mean(unknown[0], known, listing)
         )
-    _check_types(name, factory, options)
+    options = _checked(name, factory, options)
     try:
         task = factory(**options)
     except ZooError:
@@ -89,8 +89,12 @@ def options(name: str) -> dict[str, Any]:
     return {key: each.default for key, each in parameters.items() if each.default is not inspect.Parameter.empty}
 
 
-def _check_types(name: str, factory: Callable[..., Task], options: Mapping[str, Any]) -> None:
-    """Require a number if the default is a number, and a positive integer if the default is an integer."""
+def _checked(name: str, factory: Callable[..., Task], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, with ``32.0`` as an int if the default is an integer.
+
+    A default that is a number requires a number; one that is an integer requires a positive integer.
+    """
+    checked = dict(options)
     for key, value in options.items():
         parameter = inspect.signature(factory).parameters.get(key)
         default = parameter.default if parameter else None
@@ -104,6 +108,8 @@ def _check_types(name: str, factory: Callable[..., Task], options: Mapping[str, 
             continue
         if wrong:
             raise ZooError(f"The task {name}: {key} is {quoted(value)}.", f"It must be {allowed}.")
+        checked[key] = type(default)(value)
+    return checked
 
 
 def _find_task(name: str) -> Callable[..., Task]:
