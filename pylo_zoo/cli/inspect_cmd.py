@@ -39,6 +39,8 @@ def inspect(
 
 
 def _show(inspection: Inspection, file: Path, console: Console) -> None:
+    from pylo_zoo.report.phrases import count
+
     console.print(output.printable(inspection.file), style="bold cyan", soft_wrap=True)
     exported = "byte for byte" if inspection.exact else "as a theta.state (--theta), not byte for byte"
     _rows(
@@ -59,7 +61,7 @@ def _show(inspection: Inspection, file: Path, console: Console) -> None:
         if values:
             console.print(f"\n{title}", style="bold")
             _rows(console, values)
-    console.print(f"\n{len(inspection.leaves)} leaves", style="bold")
+    console.print(f"\n{count(len(inspection.leaves), 'leaf')}", style="bold")
     leaves = [
         (output.printable(leaf.path), " × ".join(map(str, leaf.shape)) or "scalar", leaf.dtype)
         for leaf in inspection.leaves

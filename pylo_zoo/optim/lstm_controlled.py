@@ -268,4 +268,6 @@ def _is_l2(group: Group) -> bool:
 
 def _check_positive_int(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) < 2**63:
-        raise ZooError(f"{name} is {quoted(value)}.", f"Set {name} to a whole number, 1 or more, such as 10_000.")
+        raise ZooError(
+            f"{name} is {quoted(value)}.", f"Set {name} to a whole number from 1 to 2**63 - 1, such as 10_000."
+        )
