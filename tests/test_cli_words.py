@@ -272,7 +272,7 @@ def test_a_nan_error_names_the_flag(family: str, capsys: Capture) -> None:
         ("<&-", ["convert", "velo-sample", "--no-verify", "-q"], 0, ""),
         (">&-", ["convert", "velo-sample", "--no-verify", "-q"], 0, ""),
         (">&-", ["list", "--json"], 0, ""),
-        (">&-", ["info", "cello"], 1, "Error: No checkpoint"),
+        (">&-", ["info", "cello"], 1, "Error: Unknown checkpoint"),
         ("2>&-", ["info", "cello"], 1, ""),
         ("2>&-", ["convrt"], 2, ""),
         (">/dev/full", ["list"], 1, "Error: The output cannot be"),
