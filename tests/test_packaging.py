@@ -173,7 +173,7 @@ def test_the_wheel_has_every_module_and_every_data_file(built: Path) -> None:
     converters = {f"pylo_zoo/{path.relative_to(tree)}" for path in (tree / "converters").rglob("*.py")}
     samples = {f"pylo_zoo/samples/velo-sample/{name}" for name in ("params", "config.gin")}
     templates = {str(path.relative_to(tree)) for path in (tree / "pylo_zoo").rglob("*.j2")}
-    assert "pylo_zoo/parity/report.html.j2" in templates
+    assert "pylo_zoo/report/report.html.j2" in templates
     kernels = {str(path.relative_to(tree)) for path in (tree / "pylo_zoo" / "kernels").rglob("*.[ch]*")}
     assert "pylo_zoo/kernels/cpu/kernels.cpp" in kernels
     others = {"pylo_zoo/registry.yaml", "pylo_zoo/py.typed"}
