@@ -164,7 +164,7 @@ def file(name: str, data: bytes) -> Callable[[dict[str, bytes]], object]:
 CONFIG, PROOF = artifact.CONFIG, artifact.PARITY
 OTHER_WEIGHTS = published.files(scale=0.2)[PROOF]
 TEXTS: dict[str, tuple[Callable[[dict[str, bytes]], object], str]] = {
-    "unknown key": (as_json(CONFIG, lambda c: c.update(run="rm")), "unknown key 'run'"),
+    "unknown key": (as_json(CONFIG, lambda c: c.update(run="rm")), "unknown field 'run'"),
     "duplicate key": (as_text(CONFIG, '"family"', '"family": "velo", "family"'), "the same key twice"),
     "NaN": (as_json(CONFIG, lambda c: c["behavior"].update(exp_mult=float("nan"))), "exp_mult is nan|NaN"),
     "infinity": (as_json(CONFIG, lambda c: c["defaults"].update(lr=float("inf"))), "lr is inf|Infinity"),
