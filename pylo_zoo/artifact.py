@@ -197,7 +197,7 @@ def check_not_own_file(path: Path) -> None:
     Raises:
         ZooError: it is one, or a link to one.
     """
-    for place in (path, path.resolve()):
+    for place in (path, Path(os.path.realpath(path))):
         folder = place.parent
         if place.name in OWN_FILES and (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
             raise ZooError(f"{path} is a file of the artifact {folder}.", "Choose another file.")
