@@ -15,18 +15,10 @@ from types import MappingProxyType
 
 from pylo_zoo import plugins
 from pylo_zoo.converters.adafac import ADAFAC_MLP, MULO
-from pylo_zoo.converters.base import (
-    Family,
-    Leaves,
-    Path,
-    leaf_shapes,
-    structure_problems,
-    to_jax,
-    to_torch,
-    value_problems,
-)
+from pylo_zoo.converters.base import Family, Leaves, Path, leaf_shapes
 from pylo_zoo.converters.celo import CELO, CELO_ADAM
 from pylo_zoo.converters.celo2 import CELO2, CELO2_BASE, ELO_CELO2
+from pylo_zoo.converters.conversion import structure_problems, to_jax, to_torch, value_problems
 from pylo_zoo.converters.elo import ELO
 from pylo_zoo.converters.prepared import Prepared, prepare, used_leaves
 from pylo_zoo.converters.velo import VELO

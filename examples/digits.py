@@ -32,7 +32,7 @@ class Result:
     milliseconds: float
 
 
-def run(name: str, make: MakeOptimizer, data: digits.Digits, steps: int, seed: int, progress: Progress) -> Result:
+def run(name: str, make: MakeOptimizer, data: digits.Images, steps: int, seed: int, progress: Progress) -> Result:
     """One training run. All runs with a seed have the same initial weights and batches."""
     model = digits.classifier(seed)
     optimizer = make(model)

@@ -10,7 +10,7 @@ import io
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,13 @@ from pylo_zoo import impostors, limits
 from pylo_zoo.config import to_dict
 from pylo_zoo.converters import Family
 from pylo_zoo.converters import get as get_family
-from pylo_zoo.converters.base import UNUSED, structure_problems, tensor_shapes, value_problems
+from pylo_zoo.converters.base import UNUSED, tensor_shapes
+from pylo_zoo.converters.conversion import structure_problems, value_problems
 from pylo_zoo.errors import ZooError, quoted
-from pylo_zoo.files import REPLACE, left_behind, read_regular, staged_directory, write_file
-from pylo_zoo.parsing import LARGEST, Field, unique_keys
-from pylo_zoo.source_layout import CONVERT_AGAIN, check_layout
+from pylo_zoo.files import REPLACE, read_regular, staged_directory, write_file
+from pylo_zoo.leftovers import left_behind
+from pylo_zoo.parsing import Field, unique_keys
+from pylo_zoo.source_record import CONVERT_AGAIN, SourceRecord, read_source, read_string
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, PARITY = "config.json", "model.safetensors", "parity.json"
@@ -49,23 +51,6 @@ MAX_JSON_BYTES = 4 * 1024 * 1024
 """Largest ``config.json`` or ``parity.json``: parsing uses about 20 times the size. Published files reach 240 kB."""
 MAX_HEADER_BYTES = 2 * 1024 * 1024
 """Largest header of a safetensors file: the library allocates several objects per tensor."""
-MAX_TEXT = 1_024
-"""Longest name, address or version in ``config.json``, in characters."""
-
-
-@dataclass(frozen=True)
-class SourceRecord:
-    """Where the weights came from: names and hashes, never a local path.
-
-    :func:`pylo_zoo.formats.write` rebuilds the source file's bytes from the leaves and ``layout``.
-    """
-
-    uri: str
-    sha256: str
-    bytes: int
-    license: str
-    format: str
-    layout: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -314,12 +299,12 @@ def _read(directory: Path) -> Artifact:
             f"{directory / CONFIG} has format_version {quoted(values['format_version'])}, not {FORMAT_VERSION}.",
             "Update pylo-zoo, or convert the checkpoint again.",
         )
-    family = get_family(_text(fields["family"]))
+    family = get_family(read_string(fields["family"]))
     architecture = fields["architecture"].record(family.architecture)
-    source = _source(fields["source"])
+    source = read_source(fields["source"])
     return Artifact(
         family=family.name,
-        name=_text(fields["name"]),
+        name=read_string(fields["name"]),
         architecture=architecture,
         behavior=fields["behavior"].record(family.behavior),
         defaults=_defaults(family, fields["defaults"]),
@@ -365,17 +350,6 @@ def _check_sizes(path: Path, architecture: Any, values: int) -> None:
             )
 
 
-def _source(field: Field) -> SourceRecord:
-    texts = ("uri", "sha256", "license", "format")
-    fields = field.fields((*texts, "bytes", "layout"))
-    layout = fields["layout"]
-    return SourceRecord(
-        **{key: _text(fields[key]) for key in texts},
-        bytes=fields["bytes"].integer(1, LARGEST),
-        layout=check_layout(layout.value, layout.path),
-    )
-
-
 def _defaults(family: Family, field: Field) -> dict[str, float]:
     for each in field.fields((), optional=family.defaults).values():
         each.number()
@@ -392,10 +366,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ZooError(f"{path} is not a JSON object.", CONVERT_AGAIN)
     return values
-
-
-def _text(field: Field) -> str:
-    text = field.text(MAX_TEXT)
-    if any("\ud800" <= character <= "\udfff" for character in text):  # half of a surrogate pair, valid in JSON
-        raise field.wrong("a string that UTF-8 can encode")
-    return text

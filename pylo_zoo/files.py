@@ -5,8 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import re
-import secrets
 import shutil
 import stat
 import sys
@@ -16,16 +14,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pylo_zoo.errors import ZooError
-
-if sys.platform == "win32":
-    fcntl = None
-else:
-    import fcntl
+from pylo_zoo.leftovers import left_behind, locked, sibling, sweep
 
 ANOTHER_PLACE = "Check the permissions and the free space there, or choose another place."
 REPLACE = "--force (in Python, force=True)"
 """How a user permits that an existing output is replaced; part of a hint."""
-_LEFT_BEHIND = re.compile(r"\..+\.(new|old)-[0-9a-f]{8}")
 
 MAX_TEXT_BYTES = 1 << 28
 _OPEN = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -224,8 +217,8 @@ def _replace(target: Path, staging: Path, last: str | None) -> None:
             raise
     if _exchange(target, staging):
         return
-    aside = _sibling(target, "old")
-    with _locked(target):  # another process must not sweep `aside` while `target` is missing
+    aside = sibling(target, "old")
+    with locked(target):  # another process must not sweep `aside` while `target` is missing
         try:
             target.rename(aside)
         except OSError as error:
@@ -255,9 +248,9 @@ def _copy_into(target: Path, staging: Path, last: str | None) -> None:
 
 def _move_into(target: Path, staging: Path, last: str | None) -> None:
     """Replace the entries of ``target`` by those of its subdirectory ``staging``. An exception undoes this."""
-    aside = target / _sibling(target, "old").name
+    aside = target / sibling(target, "old").name
     aside.mkdir()
-    with _locked(aside):
+    with locked(aside):
         _exchange_entries(target, staging, aside, last)
     shutil.rmtree(aside, ignore_errors=True)
 
@@ -289,102 +282,19 @@ def _exchange(one: Path, other: Path) -> bool:
     return renameat2(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(other), rename_exchange) == 0
 
 
-def _sibling(target: Path, kind: str) -> Path:
-    return target.with_name(f".{target.name}.{kind}-{secrets.token_hex(4)}")
-
-
-def left_behind(name: str) -> bool:
-    """Whether ``name`` is the temporary name of an unfinished write."""
-    return _LEFT_BEHIND.fullmatch(name) is not None
-
-
-def is_empty(folder: Path) -> bool:
-    """Whether ``folder`` is empty, apart from leftovers of killed processes."""
-    return all(left_behind(path.name) for path in folder.iterdir())
-
-
-def sweep(target: Path, *, exclusive: bool = False) -> None:
-    """Remove the leftovers of killed processes that wrote ``target``. Files of running processes stay.
-
-    If a process was killed after it moved the old ``target`` aside, the old ``target`` is moved back.
-
-    Args:
-        target: the file or directory.
-        exclusive: the caller holds a lock of ``target``, so no other process writes it now. Without this, nothing is
-            removed on a file system without file locks, because a running process cannot be detected there.
-    """
-    for folder in (target.parent, target):
-        with suppress(OSError):  # leftovers are harmless
-            for name in os.listdir(folder):
-                if left_behind(name) and name.startswith(f".{target.name}."):
-                    _remove_left_behind(folder / name, target, exclusive)
-
-
-def sweep_folder(folder: Path) -> None:
-    """:func:`sweep` everything in ``folder``, a directory that only this package writes."""
-    with suppress(OSError):
-        for name in os.listdir(folder):
-            if left_behind(name):
-                _remove_left_behind(folder / name, folder / name[1:].rpartition(".")[0], exclusive=False)
-
-
-def _remove_left_behind(path: Path, target: Path, exclusive: bool) -> None:
-    with suppress(OSError), _locked(path) as locked:
-        if not (locked or exclusive):
-            return
-        if path.name.startswith(f".{target.name}.old-") and not target.exists():
-            path.rename(target)
-        elif stat.S_ISDIR(path.lstat().st_mode):
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink()
-
-
 @contextmanager
 def _locked_sibling(target: Path, make: Callable[[Path], None], *, inside: bool = False) -> Iterator[Path]:
     """Create a hidden path next to or inside ``target``; :func:`sweep` ignores it while this process runs."""
     staging = target
     for _ in range(10):
-        staging = target / _sibling(target, "new").name if inside else _sibling(target, "new")
+        staging = target / sibling(target, "new").name if inside else sibling(target, "new")
         make(staging)
-        with _locked(staging) as locked:
-            if locked is False:  # another process swept it before it was locked
+        with locked(staging) as is_locked:
+            if is_locked is False:  # another process swept it before it was locked
                 continue
             yield staging
             return
     raise OSError("another process removes it each time")
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[bool | None]:
-    """Hold a lock on the file or directory ``path``. The system releases it when the process ends.
-
-    Yields:
-        True if the lock is held; False if another process holds it or has removed ``path``; None if the file system
-        does not support locks.
-    """
-    if fcntl is None:
-        yield None
-        return
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
-        yield False
-        return
-    except OSError:  # a link, or no permission
-        yield None
-        return
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            locked = os.path.samestat(os.fstat(descriptor), path.lstat())
-        except (BlockingIOError, FileNotFoundError):
-            locked = False
-        except OSError:
-            locked = None
-        yield locked
-    finally:
-        os.close(descriptor)
 
 
 def _resolved(target: Path, hint: str) -> Path:

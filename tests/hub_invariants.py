@@ -15,9 +15,9 @@ from trees import synthetic_artifact
 from pylo_zoo import artifact
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import lockfile, store
-from pylo_zoo.files import left_behind
 from pylo_zoo.hub import Repository
 from pylo_zoo.hub.pull import LISTING, TAKEN
+from pylo_zoo.leftovers import left_behind
 from pylo_zoo.publish.plan import PUBLISHED, PublishPlan, prepare
 from pylo_zoo.publish.push import MARK
 

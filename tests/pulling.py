@@ -13,7 +13,7 @@ from hub_double import HubDouble, Repo, User
 from pylo_zoo import weights
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access
-from pylo_zoo.files import left_behind
+from pylo_zoo.leftovers import left_behind
 
 ID, URI = "org/elo", "hf://org/elo"
 STRANGER = "hf_sekretstranger"

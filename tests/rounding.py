@@ -260,7 +260,7 @@ class Roundings(TorchDispatchMode):
     """Displaces every operation's result by its rounding error in ``dtype``, with random signs.
 
     Raises:
-        NotImplementedError: an operation whose rounding is not in the table.
+        LookupError: an operation whose rounding is not in the table.
     """
 
     def __init__(self, dtype: torch.dtype, seed: int) -> None:
@@ -304,7 +304,7 @@ def _rounding(func: Any) -> tuple[float, Callable[..., Any] | None, bool] | None
         return *ROUNDED[op], name.startswith("_foreach_")
     if op in EXACT:
         return None
-    raise NotImplementedError(f"{name}: its rounding is not in the table.")
+    raise LookupError(f"{name}: its rounding is not in the table.")
 
 
 def _signs(values: Tensor, mix: int) -> Tensor:

@@ -19,7 +19,7 @@ from trees import write_theta
 
 from pylo_zoo import artifact
 from pylo_zoo.convert import cached_source
-from pylo_zoo.files import left_behind
+from pylo_zoo.leftovers import left_behind
 
 PROGRAM = (sys.executable, "-c", "from pylo_zoo.cli import main; main()")
 as_root = pytest.mark.skipif(

@@ -23,7 +23,7 @@ from hub_double import HubDouble
 from hub_driver import Driver, Job
 from hub_invariants import NAME, TAG
 
-from pylo_zoo.files import left_behind
+from pylo_zoo.leftovers import left_behind
 from pylo_zoo.publish.plan import PublishPlan
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")

@@ -21,39 +21,41 @@ ARROWS = {
     "errors": "",
     "__main__": "cli",
     "impostors": "",
-    "files": "errors",
+    "leftovers": "",
+    "files": "errors leftovers",
     "plain_yaml": "yaml",
     "parsing": "errors",
-    "source_layout": "errors parsing",
+    "source_record": "errors parsing",
     "limits": "errors",
     "warn": "errors",
     "plugins": "errors warn",
     "config": "parsing",
     "ops": "errors torch",
-    "kernels": "errors fetch files filelock ops torch triton warn",
+    "kernels": "errors fetch filelock files leftovers ops torch triton warn",
     "nets": "config ops torch",
     "converters": "config errors limits numpy plugins torch",
     "formats": "errors files impostors limits msgpack numpy orbax safetensors tensorstore",
-    "artifact": "config converters errors files impostors limits numpy parsing safetensors source_layout torch",
+    "artifact": "config converters errors files impostors leftovers limits numpy parsing safetensors source_record "
+    "torch",
     "registry": "config converters errors files parsing plain_yaml plugins",
-    "fetch": "errors filelock files huggingface_hub impostors limits parsing pylo_zoo rich",
-    "hub": "artifact errors fetch files huggingface_hub limits",
+    "fetch": "errors filelock files huggingface_hub impostors leftovers limits parsing pylo_zoo rich",
+    "hub": "artifact errors fetch files huggingface_hub leftovers limits",
     "convert": "artifact config converters errors fetch files formats limits numpy parsing plain_yaml pylo_zoo "
     "registry torch",
     "report": "errors jinja2 numpy parsing rich",
     "weights": "artifact convert converters errors fetch files formats hub limits registry report samples",
     "optim": "artifact converters errors kernels nets ops torch typing_extensions warn weights",
     "compat": "artifact config convert errors fetch files formats limits optim parsing registry torch warn weights",
-    "experiments": "artifact converters errors fetch files jinja2 matplotlib ops optim parsing pylo_zoo registry "
-    "report samples sklearn torch weights",
+    "experiments": "artifact converters errors fetch files jinja2 leftovers matplotlib ops optim parsing pylo_zoo "
+    "registry report samples sklearn torch weights",
     "reference": "config errors jax numpy",
     "parity": "artifact config convert converters errors fetch files flax formats hub jax kernels limits nets numpy "
     "ops optax optim parsing reference registry report samples torch warn weights",
     "pipeline": "artifact convert errors fetch formats parity report",
     "usage": "converters optim",
     "samples": "artifact config converters formats numpy pylo_zoo torch",
-    "publish": "artifact config converters errors fetch files hub huggingface_hub jinja2 limits matplotlib optim "
-    "parity pylo_zoo registry report usage yaml",
+    "publish": "artifact config converters errors fetch files hub huggingface_hub jinja2 leftovers limits matplotlib "
+    "optim parity pylo_zoo registry report usage yaml",
     "cli": "artifact config convert converters errors experiments fetch files limits parity parsing pipeline publish "
     "pylo_zoo registry report rich samples typer usage weights",
 }

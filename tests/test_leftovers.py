@@ -14,8 +14,8 @@ import pytest
 from commands import run
 from trees import write_theta
 
-from pylo_zoo import files
-from pylo_zoo.files import is_empty, left_behind, staged_directory, sweep, sweep_folder, write_file
+from pylo_zoo.files import staged_directory, write_file
+from pylo_zoo.leftovers import is_empty, left_behind, sweep, sweep_folder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL and no flock")
 
@@ -106,7 +106,7 @@ def test_a_directory_that_was_set_aside_is_restored(tmp_path: Path) -> None:
 def test_without_file_locks_nothing_is_removed_unless_the_caller_holds_a_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "fcntl", None)
+    monkeypatch.setattr("pylo_zoo.leftovers.fcntl", None)
     (tmp_path / ".x.new-01234567").mkdir()
     replace(tmp_path / "x")
     assert len(leftovers(tmp_path)) == 1

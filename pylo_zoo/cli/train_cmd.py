@@ -215,7 +215,7 @@ def _data(run: Run, result: Result) -> dict[str, Any]:
         "directory": str(run.out),
         "plan": asdict(run.plan),
         "threads": setup.threads(),
-        **summary(run, result),
+        **summary(result, run.step),
     }
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.fetch import store
-from pylo_zoo.files import open_regular, sweep, write_file
+from pylo_zoo.files import open_regular, write_file
+from pylo_zoo.leftovers import sweep
 from pylo_zoo.parsing import Field, unique_keys
 
 NAME = "zoo.lock"

@@ -18,9 +18,10 @@ from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access, FetchError, Forbidden, NotFound, Unavailable, fetch, lockfile, parse, store
 from pylo_zoo.fetch import hub as client
 from pylo_zoo.fetch.lockfile import RepositoryPin
-from pylo_zoo.files import explained, read_regular, staged_directory, sweep
+from pylo_zoo.files import explained, read_regular, staged_directory
 from pylo_zoo.hub.api import Hub, RemoteFile, Snapshot
 from pylo_zoo.hub.names import Repository
+from pylo_zoo.leftovers import sweep
 
 NEEDED = (artifact.CONFIG, artifact.WEIGHTS)
 TAKEN = (*NEEDED, artifact.PARITY, artifact.VECTORS, artifact.CARD)

@@ -22,18 +22,10 @@ from pylo_zoo.ops.gradients import global_norm_scale
 from pylo_zoo.ops.layout import Axes, axes_of
 from pylo_zoo.optim.advice import decay_warning
 from pylo_zoo.optim.checks import check_max_norm, require, to_state_tensors
-from pylo_zoo.optim.contract import (
-    OWN_STATE,
-    Group,
-    Loss,
-    ParamGrad,
-    ZooOptimizer,
-    master_copy,
-    parameter_entries,
-    state_dtype,
-    wide_value,
-)
+from pylo_zoo.optim.contract import Group, Loss, ParamGrad, ZooOptimizer
 from pylo_zoo.optim.options import SharedOptions, Unpack, check_options
+from pylo_zoo.optim.precision import master_copy, state_dtype, wide_value
+from pylo_zoo.optim.saved_state import OWN_STATE, parameter_entries
 from pylo_zoo.optim.state_checks import check_run_state
 from pylo_zoo.weights import load
 
@@ -234,7 +226,7 @@ class LearnedOptimizer(ZooOptimizer):
         step += 1
 
     def _step_fused(self, grads: Sequence[ParamGrad], scale: Tensor | None, step: Tensor, loss: Loss | None) -> None:
-        """Runs outside compiled graphs (``_exclude_from_compile``)."""
+        """Runs outside compiled graphs (:mod:`~pylo_zoo.optim.compiling`)."""
         self._update_fused([self._param_step(each, scale) for each in grads], step, loss)
 
     def _update_all(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> None:

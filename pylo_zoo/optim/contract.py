@@ -2,58 +2,44 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pylo_zoo.errors import ZooError, nearest, quoted
-from pylo_zoo.ops.layout import LAYOUTS
+from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.optim.advice import Candidate, embedding_evidence, embedding_warning
 from pylo_zoo.optim.checks import (
     all_finite,
     as_counter,
     as_float,
-    check_flag,
-    check_initialized,
-    check_number,
     check_parameter,
     copy_to_device,
     needs_update,
     require,
     to_state_tensors,
 )
+from pylo_zoo.optim.compiling import exclude_from_compile
+from pylo_zoo.optim.group_options import GROUP_OPTIONS, check_group_options
 from pylo_zoo.optim.options import DEFAULTS, PER_OPTIMIZER, HasSharedOptions, SharedOptions, Unpack, check_options
+from pylo_zoo.optim.precision import master_copy, needs_master, without_autocast
+from pylo_zoo.optim.saved_state import (
+    FORMAT_VERSION,
+    OWN_STATE,
+    check_same_groups,
+    entries_by_position,
+    parameter_entries,
+)
 from pylo_zoo.optim.state_checks import StateChecks
 from pylo_zoo.warn import warn
 
 Loss = Tensor | float
 Group = dict[str, Any]
 
-FORMAT_VERSION = 1
-"""Version of the state's names, shapes and meanings; stored in every parameter group."""
-RULES = ("learned", "adamw")
-GROUP_OPTIONS = ("params", "param_names", "layout", "rule", "width_mult", "initial_lr", "max_lr", "min_lr")
-"""Group options of all optimizers. Other keys that users and schedulers add are ignored."""
-NOT_PER_GROUP = (*PER_OPTIMIZER, "clip_norm")
-"""Constructor arguments that apply to the whole optimizer."""
-ALIASES = {"learning_rate": "lr", "wd": "weight_decay"}
-"""Names that people use for an option, and its name here."""
-UNSUPPORTED = ("maximize", "amsgrad", "differentiable")
-"""Options of torch's optimizers that change the update and are not supported; False is accepted."""
-OWN_STATE = frozenset(
-    [
-        *("step", "master", "momentum", "second_moment", "row", "col", "diag", "lstm_hidden", "lstm_cell"),
-        *("gradient_sum", "banked", "momentum_buffer", "exp_avg", "exp_avg_sq"),
-    ]
-)
-"""Keys of the per-parameter state of all optimizers. Other keys belong to wrappers such as Lookahead."""
 _UNAMBIGUOUS_STATE = OWN_STATE - {"step"}
 """The keys that wrappers do not use."""
 
@@ -64,16 +50,6 @@ class ParamGrad(NamedTuple):
     parameter: Tensor
     gradient: Tensor
     group: Group
-
-
-@contextmanager
-def without_autocast(grads: Sequence[ParamGrad]) -> Iterator[None]:
-    """Disable autocast on the parameters' devices, so matrix products keep the update's dtype."""
-    with ExitStack() as stack:
-        for device_type in {each.parameter.device.type for each in grads} - {"meta"}:
-            if torch.is_autocast_enabled(device_type):
-                stack.enter_context(torch.autocast(device_type, enabled=False))
-        yield
 
 
 class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
@@ -97,7 +73,7 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
 
     def __init__(self, params: Any, defaults: dict[str, Any], **options: Unpack[SharedOptions]) -> None:
         check_options(type(self), options)
-        _exclude_from_compile(type(self))
+        exclude_from_compile(type(self))
         values: dict[str, Any] = {**DEFAULTS, **options}
         self.nonfinite: str = values["nonfinite"]
         self.backend: str = values["backend"]
@@ -156,7 +132,7 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
             if grads:
                 self._check_loss(loss)
             if grads and (self.nonfinite == "propagate" or self._is_finite(grads, loss)):
-                with without_autocast(grads):
+                with without_autocast([each.parameter for each in grads]):
                     self._step(grads, loss)
         return loss
 
@@ -221,13 +197,13 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
         return False
 
     def _count_skipped(self) -> None:
-        """Runs outside compiled graphs (:func:`_exclude_from_compile`): the changed attribute would recompile them."""
+        """Runs outside compiled graphs, which the changed attribute would recompile."""
         self.skipped_steps += 1
 
     def _init_state(self, grads: Sequence[ParamGrad]) -> None:
         """Check parameters, gradients and state before the step writes anything, then create missing state.
 
-        Runs outside compiled graphs (:func:`_exclude_from_compile`).
+        Runs outside compiled graphs (:mod:`~pylo_zoo.optim.compiling`).
 
         Raises:
             ZooError: a tensor does not fit (:mod:`pylo_zoo.optim.state_checks`), or a new parameter is invalid.
@@ -303,31 +279,7 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
 
     def _check_group(self, group: Group, explicit: frozenset[str]) -> None:
         """Raise if an option is invalid; ``explicit`` are the options that the caller set, the others are defaults."""
-        for option in explicit:
-            known = (*self.defaults, *GROUP_OPTIONS)
-            similar = ALIASES.get(option) or nearest(option, known, cutoff=0.8)
-            if option not in known and similar:
-                raise ZooError(f"A parameter group has the unknown option {option!r}.", f"Did you mean {similar!r}?")
-        for option in explicit.intersection(NOT_PER_GROUP):
-            exists = option in inspect.signature(type(self)).parameters
-            action = "pass it to the constructor" if exists else "use torch.nn.utils.clip_grad_norm_ before the step"
-            raise ZooError(f"A parameter group sets {option}.", f"It applies to the whole optimizer: {action}.")
-        for option in UNSUPPORTED:
-            require(
-                not group.get(option),
-                f"A parameter group has {option}={group.get(option)!r}.",
-                f"Remove {option}: {type(self).__name__} does not support it.",
-            )
-        require(group["layout"] in LAYOUTS, f"layout is {group['layout']!r}.", f"Use one of {', '.join(LAYOUTS)}.")
-        check_number("lr", group["lr"])
-        check_number("weight_decay", group["weight_decay"])
-        check_flag("master_weights", group["master_weights"])
-        if "rule" in group:
-            require(group["rule"] in (None, *RULES), f"rule is {group['rule']!r}.", 'Use "learned" or "adamw".')
-        for p in group["params"]:
-            check_initialized(p)
-            if p.requires_grad:  # frozen parameters may have any dtype and layout, as in quantized models
-                check_parameter(p, type(self).__name__)
+        check_group_options(self, group, explicit)
 
     def __repr__(self) -> str:
         """The options of each group, without the run's state."""
@@ -347,7 +299,7 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
         return {**super().__getstate__(), **own}  # pyright: ignore[reportAttributeAccessIssue]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        _exclude_from_compile(type(self))
+        exclude_from_compile(type(self))
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # added by torch for its own optimizers
         self._pending_loss = []
@@ -411,43 +363,15 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
 
     def _checked_state(self, incoming: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
         """The saved state by parameter position, on the parameters' devices; raises if it does not fit."""
-        missing = [key for key in ("state", "param_groups") if key not in incoming]
-        require(not missing, f"This is not an optimizer state: it lacks {missing}.", "Load what state_dict() returned.")
-        groups: list[Group] = incoming["param_groups"]
-        own_groups: list[Group] = self.param_groups
-        sizes = [len(group["params"]) for group in groups], [len(group["params"]) for group in own_groups]
-        require(
-            sizes[0] == sizes[1],
-            f"The state's parameter groups hold {sizes[0]} parameters; this optimizer's hold {sizes[1]}.",
-            "Build the optimizer with the same groups before loading.",
-        )
-        versions = {group.get("format_version", FORMAT_VERSION) for group in groups}  # old states have none
-        require(
-            versions == {FORMAT_VERSION},
-            f"The state has format_version {', '.join(map(str, versions))}; this pylo-zoo reads {FORMAT_VERSION}.",
-            "Load it with the pylo-zoo release that wrote it, or a later one.",
-        )
-        for saved, current in zip(groups, own_groups, strict=True):
-            names = [list(group.get("param_names") or ()) for group in (saved, current)]
-            require(
-                names[0] == names[1] or sorted(names[0]) != sorted(names[1]),
-                f"The state's parameters are the same in another order: {names[0][:3]}…, here {names[1][:3]}….",
-                "Build the optimizer with the parameters in the saved order.",
-            )
+        check_same_groups(incoming, self.param_groups)
         self._check_saved_groups(incoming)
-        keys = [key for group in groups for key in group["params"]]
-        parameters = [p for group in own_groups for p in group["params"]]
-        entries = parameter_entries(incoming)
-        for key in keys:  # JSON turns parameter numbers into strings
-            if key not in entries and str(key) in entries:
-                entries[key] = entries.pop(str(key))
-        unknown = sorted((key for key in entries if key not in keys), key=str)
-        require(not unknown, f"The state has entries {unknown} that belong to no parameter.", "Save it again.")
-        saved_groups = [group for group in groups for _ in group["params"]]
+        entries = entries_by_position(incoming)
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        saved_groups = [group for group in incoming["param_groups"] for _ in group["params"]]
         return {
-            index: self._checked_entry(index, entries[key], p, {**self.defaults, **group})
-            for index, (key, p, group) in enumerate(zip(keys, parameters, saved_groups, strict=True))
-            if key in entries
+            index: self._checked_entry(index, entries[index], p, {**self.defaults, **group})
+            for index, (p, group) in enumerate(zip(parameters, saved_groups, strict=True))
+            if index in entries
         }
 
     def _checked_entry(self, index: int, entry: Mapping[str, Any], p: Tensor, group: Group) -> dict[str, Any]:
@@ -467,59 +391,6 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
 
 def _named_parameters(group: Group) -> Iterable[tuple[Tensor, str]]:
     return zip(group["params"], group.get("param_names") or (), strict=False)
-
-
-def parameter_entries(incoming: Mapping[str, Any]) -> dict[Any, Any]:
-    """The entries of a saved state whose keys are parameter numbers. Wrappers store other entries under other keys."""
-    keys = {key for group in incoming["param_groups"] for key in group["params"]}
-
-    def of_parameter(key: Any) -> bool:
-        return key in keys or isinstance(key, int) or (isinstance(key, str) and key.isdecimal())
-
-    return {key: entry for key, entry in incoming["state"].items() if of_parameter(key)}
-
-
-_EXCLUDED: set[type[ZooOptimizer]] = set()
-
-
-def _exclude_from_compile(cls: type[ZooOptimizer]) -> None:
-    """Exclude state creation, checks and kernels of ``cls`` from compiled graphs.
-
-    If state were created inside a graph, the next step would need a second graph. This runs when a class is first
-    instantiated, because importing dynamo takes most of a second; torch's ``add_param_group`` imports it anyway.
-    """
-    if cls not in _EXCLUDED:
-        _EXCLUDED.add(cls)
-        for name in ("_init_state", "_check", "_step_fused", "_count_skipped"):
-            if hasattr(cls, name):
-                setattr(cls, name, torch.compiler.disable(getattr(cls, name)))
-
-
-def state_dtype(p: Tensor) -> torch.dtype:
-    """The dtype of accumulators: float64 for float64 parameters, else float32."""
-    return torch.float64 if p.dtype == torch.float64 else torch.float32
-
-
-def needs_master(p: Tensor, group: Group) -> bool:
-    """Whether ``p`` needs a master copy: its dtype is narrower than its state's and its group sets the option."""
-    return group["master_weights"] and p.dtype != state_dtype(p)
-
-
-def master_copy(p: Tensor, group: Group) -> dict[str, Tensor]:
-    """The state that ``master_weights`` adds to a 16-bit parameter: ``master [*shape]``, float32."""
-    return {"master": p.detach().to(state_dtype(p)).contiguous()} if needs_master(p, group) else {}
-
-
-def wide_value(p: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-    """The tensor ``[*shape]`` that an update reads and writes, in :func:`state_dtype`.
-
-    It is the parameter if its dtype fits, else its master copy or a temporary copy. Where the parameter no longer
-    equals its rounded master copy, other code has written to the parameter, and its value replaces the master's.
-    """
-    if "master" not in state:
-        return p.detach().to(state_dtype(p))
-    master = state["master"]
-    return master.copy_(torch.where(master.to(p.dtype) == p, master, p.to(master.dtype)))
 
 
 def _is_real_scalar(value: Any) -> bool:

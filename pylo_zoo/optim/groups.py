@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from pylo_zoo.errors import ZooError, did_you_mean
 from pylo_zoo.ops.layout import LAYOUTS
 from pylo_zoo.optim.checks import require
-from pylo_zoo.optim.contract import RULES, Group
+from pylo_zoo.optim.contract import Group
+from pylo_zoo.optim.group_options import RULES
 from pylo_zoo.optim.mulo import infshape_width
 from pylo_zoo.optim.recognize import VECTORS, Owner, Trait, output_heads, owners, recognize
 from pylo_zoo.optim.route_table import Route, Routes

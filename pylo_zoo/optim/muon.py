@@ -16,8 +16,9 @@ from pylo_zoo.ops.apply import as_scalar, decay_and_step, decay_and_step_togethe
 from pylo_zoo.ops.muon import Recipe, muon, muon_route
 from pylo_zoo.ops.orthogonalize import Coefficients
 from pylo_zoo.optim.checks import check_betas, check_flag, check_number, require
-from pylo_zoo.optim.contract import Group, Loss, ParamGrad, ZooOptimizer, master_copy, state_dtype, wide_value
+from pylo_zoo.optim.contract import Group, Loss, ParamGrad, ZooOptimizer
 from pylo_zoo.optim.options import SharedOptions, Unpack
+from pylo_zoo.optim.precision import master_copy, state_dtype, wide_value
 from pylo_zoo.optim.route_table import Routes, routes_of
 
 _log = logging.getLogger(__name__)

@@ -15,9 +15,10 @@ from pylo_zoo import __version__, limits, registry
 from pylo_zoo import artifact as artifacts
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
-from pylo_zoo.files import left_behind, read_regular
+from pylo_zoo.files import read_regular
 from pylo_zoo.hub.api import RemoteFile
 from pylo_zoo.hub.names import Repository
+from pylo_zoo.leftovers import left_behind
 from pylo_zoo.parity import replay
 from pylo_zoo.publish import card, plot, secrets
 from pylo_zoo.registry import Entry

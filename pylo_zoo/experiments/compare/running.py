@@ -36,7 +36,8 @@ from pylo_zoo.experiments.train.loop import (
     train,
 )
 from pylo_zoo.experiments.train.recipes import Recipe
-from pylo_zoo.files import explained, is_empty, read_text, sweep_folder, write_file
+from pylo_zoo.files import explained, read_text, write_file
+from pylo_zoo.leftovers import is_empty, sweep_folder
 
 SHARED = "comparison.json"
 RUNS = "runs"

@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from pylo_zoo.experiments.tasks.images import Images
 from pylo_zoo.experiments.tasks.images import digits as load_images
 
 BATCH = 64
 
 
-@dataclass(frozen=True)
-class Digits:
-    """Images ``[n, 64]`` in [0, 1] and labels ``[n]``; every fifth image is held out."""
-
-    images: Tensor
-    labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
-
-
-def load_digits() -> Digits:
-    """Load the digits that scikit-learn includes.
+def load_digits() -> Images:
+    """Load the digits that scikit-learn includes, as rows ``[n, 64]`` in [0, 1].
 
     Raises:
         ZooError: scikit-learn is not installed.
     """
     data = load_images()
     pixels, test_pixels = ((each.flatten(1) + 1) / 2 for each in (data.images, data.test_images))
-    return Digits(pixels, data.labels, test_pixels, data.test_labels)
+    return Images(pixels, data.labels, test_pixels, data.test_labels)
 
 
 def classifier(seed: int, hidden: int = 32) -> nn.Module:
@@ -46,7 +36,7 @@ def classifier(seed: int, hidden: int = 32) -> nn.Module:
     return model
 
 
-def batches(digits: Digits, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(digits: Images, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """``steps`` random batches of training images and labels."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
@@ -57,7 +47,7 @@ def batches(digits: Digits, steps: int, seed: int) -> Iterator[tuple[Tensor, Ten
 def train(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    digits: Digits,
+    digits: Images,
     steps: int,
     seed: int,
     after_step: Callable[[float], None] = lambda loss: None,
@@ -84,6 +74,6 @@ def train(
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, digits: Digits) -> float:
+def accuracy(model: nn.Module, digits: Images) -> float:
     """The fraction of held-out images that ``model`` classifies correctly."""
     return (model(digits.test_images).argmax(dim=1) == digits.test_labels).float().mean().item()

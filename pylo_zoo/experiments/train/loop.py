@@ -13,10 +13,9 @@ import math
 import os
 import pickle
 import shutil
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,10 @@ from pylo_zoo.errors import ZooError
 from pylo_zoo.experiments.tasks import Task
 from pylo_zoo.experiments.train.interrupts import interrupts
 from pylo_zoo.experiments.train.recipes import Recipe
+from pylo_zoo.experiments.train.results import Result, state_bytes, summary
 from pylo_zoo.experiments.train.schedules import check, factor
-from pylo_zoo.files import explained, is_empty, open_regular, read_text, sweep_folder, write_file
+from pylo_zoo.files import explained, open_regular, read_text, write_file
+from pylo_zoo.leftovers import is_empty, sweep_folder
 
 RUN, METRICS, CHECKPOINT, RESULT = "run.json", "metrics.jsonl", "checkpoint.pt", "result.json"
 VERSION = 1
@@ -71,33 +72,6 @@ class Step:
     model_seconds: float
     optimizer_seconds: float
     evaluation: dict[str, float] | None = None
-
-
-@dataclass
-class Result:
-    """The result of a run.
-
-    Attributes:
-        losses: loss before each step.
-        evaluations: metrics on held-out data, by step.
-        model_seconds, optimizer_seconds: times of each step that this process ran.
-        diverged: why the run stopped early, or None.
-        state_bytes: size of the optimizer's state.
-        resumed_at: the first step that this process ran.
-    """
-
-    losses: list[float] = field(default_factory=list)
-    evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
-    model_seconds: list[float] = field(default_factory=list)
-    optimizer_seconds: list[float] = field(default_factory=list)
-    diverged: str | None = None
-    state_bytes: int = 0
-    resumed_at: int = 0
-
-    @property
-    def final(self) -> dict[str, float]:
-        """The last evaluation."""
-        return self.evaluations[max(self.evaluations)] if self.evaluations else {}
 
 
 class Diverged(ZooError):
@@ -338,32 +312,7 @@ class Run:
         """Write ``result.json``."""
         if self.out is None:
             return
-        write_file(self.out / RESULT, (json.dumps(summary(self, self.result), indent=2) + "\n").encode())
-
-
-def summary(run: Run, result: Result) -> dict[str, Any]:
-    """The results of a run. The loss is a mean over the last 5% of the steps; times are medians in milliseconds."""
-    last = result.losses[-max(1, len(result.losses) // 20) :]
-    return {
-        "steps": run.step,
-        "loss": statistics.fmean(last) if last else None,
-        "evaluation": result.final,
-        "diverged": result.diverged,
-        "model_ms": _milliseconds(result.model_seconds),
-        "optimizer_ms": _milliseconds(result.optimizer_seconds),
-        "state_bytes": result.state_bytes,
-        "resumed_at": result.resumed_at,
-    }
-
-
-def _milliseconds(seconds: list[float]) -> float | None:
-    return 1000 * statistics.median(seconds) if seconds else None
-
-
-def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Size of the tensors in the optimizer's state."""
-    values = (value for state in optimizer.state.values() for value in state.values())
-    return sum(value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))
+        write_file(self.out / RESULT, (json.dumps(summary(self.result, self.step), indent=2) + "\n").encode())
 
 
 def train(

@@ -28,8 +28,9 @@ from filelock import FileLock, Timeout
 
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch.store import ANOTHER_CACHE, home
-from pylo_zoo.files import explained, sweep, write_file
+from pylo_zoo.files import explained, write_file
 from pylo_zoo.kernels.cpu import trust
+from pylo_zoo.leftovers import sweep
 
 SOURCES = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")

@@ -1,17 +1,54 @@
-"""Type checks for ``source.layout`` of an artifact's ``config.json``."""
+"""The section ``source`` of an artifact's ``config.json``: its record and its strict parsing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pylo_zoo.errors import ZooError, quoted
-from pylo_zoo.parsing import is_finite
+from pylo_zoo.parsing import LARGEST, Field, is_finite
 
 MAX_ENTRIES = 10_000
 """Longest list."""
 MAX_TEXT = 1_024
+"""Longest name, address or version in ``config.json``, in characters."""
 CONVERT_AGAIN = "Convert the checkpoint again, or fetch the artifact again."
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """Where the weights came from: names and hashes, never a local path.
+
+    :func:`pylo_zoo.formats.write` rebuilds the source file's bytes from the leaves and ``layout``.
+    """
+
+    uri: str
+    sha256: str
+    bytes: int
+    license: str
+    format: str
+    layout: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_source(section: Field) -> SourceRecord:
+    """Parse the section ``source``."""
+    texts = ("uri", "sha256", "license", "format")
+    fields = section.fields((*texts, "bytes", "layout"))
+    layout = fields["layout"]
+    return SourceRecord(
+        **{key: read_string(fields[key]) for key in texts},
+        bytes=fields["bytes"].integer(1, LARGEST),
+        layout=check_layout(layout.value, layout.path),
+    )
+
+
+def read_string(entry: Field) -> str:
+    """A string of at most :data:`MAX_TEXT` characters that UTF-8 can encode."""
+    text = entry.text(MAX_TEXT)
+    if any("\ud800" <= character <= "\udfff" for character in text):  # half of a surrogate pair, valid in JSON
+        raise entry.wrong("a string that UTF-8 can encode")
+    return text
 
 
 def check_layout(layout: Any, label: str) -> dict[str, Any]:

@@ -1,0 +1,61 @@
+"""The options that a parameter group may set, and their checks."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+from pylo_zoo.errors import ZooError, nearest
+from pylo_zoo.ops.layout import LAYOUTS
+from pylo_zoo.optim.checks import check_flag, check_initialized, check_number, check_parameter, require
+from pylo_zoo.optim.options import PER_OPTIMIZER
+
+RULES = ("learned", "adamw")
+GROUP_OPTIONS = ("params", "param_names", "layout", "rule", "width_mult", "initial_lr", "max_lr", "min_lr")
+"""Group options of all optimizers. Other keys that users and schedulers add are ignored."""
+NOT_PER_GROUP = (*PER_OPTIMIZER, "clip_norm")
+"""Constructor arguments that apply to the whole optimizer."""
+ALIASES = {"learning_rate": "lr", "wd": "weight_decay"}
+"""Names that people use for an option, and its name here."""
+UNSUPPORTED = ("maximize", "amsgrad", "differentiable")
+"""Options of torch's optimizers that change the update and are not supported; False is accepted."""
+
+
+def check_group_options(optimizer: torch.optim.Optimizer, group: dict[str, Any], explicit: frozenset[str]) -> None:
+    """Check the options that every optimizer has, and the parameters of the group.
+
+    Args:
+        optimizer: the optimizer that gets the group.
+        group: the group, with all defaults.
+        explicit: the options that the caller set.
+
+    Raises:
+        ZooError: an option is unknown, unsupported or invalid, or a parameter cannot be optimized.
+    """
+    for option in explicit:
+        known = (*optimizer.defaults, *GROUP_OPTIONS)
+        similar = ALIASES.get(option) or nearest(option, known, cutoff=0.8)
+        if option not in known and similar:
+            raise ZooError(f"A parameter group has the unknown option {option!r}.", f"Did you mean {similar!r}?")
+    for option in explicit.intersection(NOT_PER_GROUP):
+        exists = option in inspect.signature(type(optimizer)).parameters
+        action = "pass it to the constructor" if exists else "use torch.nn.utils.clip_grad_norm_ before the step"
+        raise ZooError(f"A parameter group sets {option}.", f"It applies to the whole optimizer: {action}.")
+    for option in UNSUPPORTED:
+        require(
+            not group.get(option),
+            f"A parameter group has {option}={group.get(option)!r}.",
+            f"Remove {option}: {type(optimizer).__name__} does not support it.",
+        )
+    require(group["layout"] in LAYOUTS, f"layout is {group['layout']!r}.", f"Use one of {', '.join(LAYOUTS)}.")
+    check_number("lr", group["lr"])
+    check_number("weight_decay", group["weight_decay"])
+    check_flag("master_weights", group["master_weights"])
+    if "rule" in group:
+        require(group["rule"] in (None, *RULES), f"rule is {group['rule']!r}.", 'Use "learned" or "adamw".')
+    for p in group["params"]:
+        check_initialized(p)
+        if p.requires_grad:  # frozen parameters may have any dtype and layout, as in quantized models
+            check_parameter(p, type(optimizer).__name__)
