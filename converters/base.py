@@ -289,12 +289,12 @@ def leaf_shapes(family: Family, architecture: Any) -> dict[Path, Shape]:
 # --- inferring ---------------------------------------------------------------------------------------------------
 
 
-def record(kind: type[config.Record], **sizes: int) -> config.Record:
+def make_record(kind: type[config.Record], **sizes: int) -> config.Record:
     """Build and check an architecture record of ``sizes``."""
     return config.parse(kind, sizes, "architecture")
 
 
-def axis(leaves: Leaves, path: Path, index: int) -> int:
+def axis_size(leaves: Leaves, path: Path, index: int) -> int:
     """The size of an axis of the leaf at ``path``, which determines a size of the architecture."""
     if path not in leaves:
         raise ZooError(f"leaf {'/'.join(path)} missing", "Run `pylo-zoo inspect FILE` to see every leaf.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pylo_zoo.config import CeloAdamBehavior, CeloBehavior, ControllerArchitecture, HyperNetArchitecture
 from pylo_zoo.converters import velo
-from pylo_zoo.converters.base import Family, Leaves, axis, record
+from pylo_zoo.converters.base import Family, Leaves, axis_size, make_record
 from pylo_zoo.converters.tables import CONTROLLED_HYPER, CONTROLLER, HIDDEN
 
 PAPER = "2501.12670"
@@ -12,7 +12,7 @@ DEFAULTS = {"lr": 1.0, "weight_decay": 0.0}
 
 
 def infer_controller(leaves: Leaves) -> ControllerArchitecture:
-    return record(ControllerArchitecture, lstm_hidden_size=axis(leaves, HIDDEN, -1))
+    return make_record(ControllerArchitecture, lstm_hidden_size=axis_size(leaves, HIDDEN, -1))
 
 
 CELO = Family(

@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pylo_zoo.config import CELO2Architecture, CELO2BaseBehavior, CELO2Behavior
-from pylo_zoo.converters.base import IDENTITY, TRANSPOSE, Family, Leaves, Naming, Rename, Table, Transpose, axis, record
+from pylo_zoo.converters.base import (
+    IDENTITY,
+    TRANSPOSE,
+    Family,
+    Leaves,
+    Naming,
+    Rename,
+    Table,
+    Transpose,
+    axis_size,
+    make_record,
+)
 from pylo_zoo.converters.tables import FF_STACK, GROUPS, count_numbered, hidden_layers, mlp
 
 DEFAULTS = {
@@ -24,9 +35,9 @@ def table(architecture: CELO2Architecture) -> Table:
 
 
 def infer(leaves: Leaves) -> CELO2Architecture:
-    return record(
+    return make_record(
         CELO2Architecture,
-        ff_hidden_size=axis(leaves, (*FF_STACK, "b0"), -1),
+        ff_hidden_size=axis_size(leaves, (*FF_STACK, "b0"), -1),
         ff_hidden_layers=hidden_layers(leaves, FF_STACK),
     )
 
@@ -45,9 +56,9 @@ def pylo_table(architecture: CELO2Architecture) -> Table:
 
 
 def pylo_infer(leaves: Leaves) -> CELO2Architecture:
-    return record(
+    return make_record(
         CELO2Architecture,
-        ff_hidden_size=axis(leaves, ("b0",), -1),
+        ff_hidden_size=axis_size(leaves, ("b0",), -1),
         ff_hidden_layers=count_numbered(leaves, r"dense_[wb]\.(\d{1,4})"),
     )
 

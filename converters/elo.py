@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pylo_zoo.config import ELOBehavior, MLPArchitecture
-from pylo_zoo.converters.base import Family, Leaves, Naming, Table, axis, record
+from pylo_zoo.converters.base import Family, Leaves, Naming, Table, axis_size, make_record
 from pylo_zoo.converters.tables import NN, count_numbered, hidden_layers, mlp, unchanged
 
 
@@ -12,9 +12,9 @@ def table(architecture: MLPArchitecture) -> Table:
 
 
 def infer(leaves: Leaves) -> MLPArchitecture:
-    return record(
+    return make_record(
         MLPArchitecture,
-        hidden_size=axis(leaves, (*NN, "b0"), -1),
+        hidden_size=axis_size(leaves, (*NN, "b0"), -1),
         hidden_layers=hidden_layers(leaves, NN),
     )
 
@@ -33,9 +33,9 @@ def pylo_table(architecture: MLPArchitecture) -> Table:
 
 
 def pylo_infer(leaves: Leaves) -> MLPArchitecture:
-    return record(
+    return make_record(
         MLPArchitecture,
-        hidden_size=axis(leaves, ("network.input.bias",), 0),
+        hidden_size=axis_size(leaves, ("network.input.bias",), 0),
         hidden_layers=1 + count_numbered(leaves, r"network\.linear_(\d{1,4})\.(?:weight|bias)"),
     )
 

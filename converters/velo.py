@@ -11,7 +11,7 @@ from pylo_zoo.config import (
     HyperNetArchitecture,
     VeLOBehavior,
 )
-from pylo_zoo.converters.base import UNUSED, Family, GinClass, Leaves, Naming, Table, axis, record
+from pylo_zoo.converters.base import UNUSED, Family, GinClass, Leaves, Naming, Table, axis_size, make_record
 from pylo_zoo.converters.tables import (
     CONTROLLED_HYPER,
     CONTROLLER,
@@ -87,11 +87,11 @@ def table(architecture: HyperNetArchitecture) -> Table:
 
 
 def infer(leaves: Leaves) -> HyperNetArchitecture:
-    return record(
+    return make_record(
         HyperNetArchitecture,
-        lstm_hidden_size=axis(leaves, HIDDEN, -1),
-        param_inits=axis(leaves, ("rnn_params", "rnn_to_controls", "b"), 0),
-        ff_hidden_size=axis(leaves, (*FF_STACK, "b0"), -1),
+        lstm_hidden_size=axis_size(leaves, HIDDEN, -1),
+        param_inits=axis_size(leaves, ("rnn_params", "rnn_to_controls", "b"), 0),
+        ff_hidden_size=axis_size(leaves, (*FF_STACK, "b0"), -1),
         ff_hidden_layers=hidden_layers(leaves, FF_STACK),
     )
 
@@ -122,11 +122,11 @@ def pylo_table(architecture: HyperNetArchitecture) -> Table:
 
 
 def pylo_infer(leaves: Leaves) -> HyperNetArchitecture:
-    return record(
+    return make_record(
         HyperNetArchitecture,
-        lstm_hidden_size=axis(leaves, ("lstm_init_state.0",), -1),
-        param_inits=axis(leaves, ("rnn_to_controls.bias",), 0),
-        ff_hidden_size=axis(leaves, ("input_bias_",), -1),
+        lstm_hidden_size=axis_size(leaves, ("lstm_init_state.0",), -1),
+        param_inits=axis_size(leaves, ("rnn_to_controls.bias",), 0),
+        ff_hidden_size=axis_size(leaves, ("input_bias_",), -1),
         ff_hidden_layers=1 + count_numbered(leaves, r"hidden_(?:weights|bias)_\.(\d{1,4})"),
     )
 

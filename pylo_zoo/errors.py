@@ -9,10 +9,12 @@ import reprlib
 from collections.abc import Iterable
 from typing import Any
 
-LONGEST = 480
-"""Longest message, and longest hint, in characters. With its label, a printed line stays under 500."""
+MAX_LENGTH = 480
+"""Maximum length of a message, and of a hint, in characters. With its label, a printed line stays under 500."""
+MAX_WARNING = 1_000
+"""Maximum length of a warning in characters, including quoted values."""
 QUOTED = 80
-"""Longest quoted value, in characters."""
+"""Maximum length of a quoted value, in characters."""
 TAIL = 3
 """A shortened text keeps its last third because file names and causes are at the end."""
 
@@ -24,8 +26,8 @@ class ZooError(ValueError):
         message: what is wrong, in one sentence.
         hint: what the user can do, in one sentence.
 
-    Message and hint are one printable line of at most :data:`LONGEST` characters each, whatever input they quote. The
-    command line prints them as an ``Error:`` and a ``Hint:`` line and exits with status 1.
+    Message and hint are one printable line of at most :data:`MAX_LENGTH` characters each, whatever input they quote.
+    The command line prints them as an ``Error:`` and a ``Hint:`` line and exits with status 1.
     """
 
     def __init__(self, message: str, hint: str) -> None:
@@ -70,7 +72,7 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def one_line(text: str, limit: int = LONGEST) -> str:
+def one_line(text: str, limit: int = MAX_LENGTH) -> str:
     """``text`` in one printable line of at most ``limit`` characters."""
     bound = 2 * limit  # escaping only lengthens the text, so this cut stays invisible
     return shortened(printable(" ".join(shortened(text, bound).split())), limit)

@@ -110,7 +110,7 @@ def staged_directory(target: Path, hint: str = ANOTHER_PLACE, *, last: str | Non
         ZooError: ``target`` cannot be written.
     """
     target = _resolved(target, hint)
-    with explained(target, hint):
+    with translate_os_errors(target, hint):
         inside = target.is_dir() and _must_keep_inode(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         sweep(target)
@@ -154,7 +154,7 @@ def write_file(target: Path, data: bytes, hint: str = ANOTHER_PLACE, *, mode: in
         ZooError: ``target`` cannot be written.
     """
     target = _resolved(target, hint)
-    with explained(target, hint):
+    with translate_os_errors(target, hint):
         target.parent.mkdir(parents=True, exist_ok=True)
         sweep(target)
         with _locked_sibling(target, Path.touch) as staging:
@@ -299,7 +299,7 @@ def _locked_sibling(target: Path, make: Callable[[Path], None], *, inside: bool 
 
 def _resolved(target: Path, hint: str) -> Path:
     try:
-        with explained(target, hint):
+        with translate_os_errors(target, hint):
             return target.resolve()
     except RuntimeError as error:  # raised by Python before 3.13
         raise ZooError(f"{target} is a loop of symbolic links.", hint) from error
@@ -317,7 +317,7 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def explained(target: Path, hint: str = ANOTHER_PLACE) -> Iterator[None]:
+def translate_os_errors(target: Path, hint: str = ANOTHER_PLACE) -> Iterator[None]:
     """Convert an OSError of the block into a :class:`ZooError` about ``target``."""
     try:
         yield

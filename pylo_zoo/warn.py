@@ -5,10 +5,8 @@ from __future__ import annotations
 import sys
 import warnings
 
-from pylo_zoo.errors import one_line
+from pylo_zoo.errors import MAX_WARNING, one_line
 
-LONGEST = 1_000
-"""Maximum length of a warning, including quoted values."""
 INTERNAL = ("pylo_zoo", "torch")
 """Packages whose frames are skipped when a warning looks for the user's line."""
 
@@ -18,7 +16,7 @@ def warn(message: str) -> None:
     frame, level = sys._getframe(), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in INTERNAL:
         frame, level = frame.f_back, level + 1
-    warnings.warn(one_line(message, LONGEST), stacklevel=level)
+    warnings.warn(one_line(message, MAX_WARNING), stacklevel=level)
 
 
 __all__ = ["warn"]

@@ -16,7 +16,7 @@ from pylo_zoo.convert import convert, matched_entry
 from pylo_zoo.converters import candidates
 from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.fetch import Access, Forbidden, NotFound, Unavailable, is_uri, store
-from pylo_zoo.files import explained, staged_directory
+from pylo_zoo.files import staged_directory, translate_os_errors
 from pylo_zoo.hub import NotAnArtifact, Repository, checkpoint
 from pylo_zoo.hub.checkpoint import Checkpoint
 from pylo_zoo.registry import Entry, Published
@@ -50,7 +50,7 @@ def load(
         return weights
     try:
         with limits.allow(max_bytes):
-            return _find(weights, proven, access or Access(), look=False)[0]
+            return _find(weights, proven, access or Access(), check_for_updates=False)[0]
     except (Unavailable, NotFound, Forbidden) as error:
         if str(weights) not in registry.load_registry():
             raise
@@ -105,12 +105,12 @@ def pull(
     if out is not None:
         artifact.check_output(Path(out), force=force)
     if revision is None and name.count("/") == 1 and Path(name).is_dir():
-        access.say(f"Using the local directory {name}; for the Hub repository, write hf://{name}.")
+        access.notify(f"Using the local directory {name}; for the Hub repository, write hf://{name}.")
     if revision is not None or ("/" in name and not Path(name).is_dir()):
         if name in registry.load_registry():
             raise ZooError(f"{name} is a registry entry, whose revision is fixed.", "Remove the revision.")
         name = Repository.parse(name, revision).uri
-    loaded, pulled = _find(name, True, access, look=True)
+    loaded, pulled = _find(name, True, access, check_for_updates=True)
     source = pulled.directory if pulled else loaded.path or _store_in_cache(loaded)
     hashes = pulled.files if pulled else _hashes(source)
     directory = source if out is None else _copy(source, hashes, Path(out))
@@ -119,7 +119,9 @@ def pull(
     return LocalArtifact(loaded, directory, pulled.commit, pulled.newer, hashes, pulled.fetched)
 
 
-def _find(weights: str | Path, proven: bool, access: Access, *, look: bool) -> tuple[Artifact, hub.Pulled | None]:
+def _find(
+    weights: str | Path, proven: bool, access: Access, *, check_for_updates: bool
+) -> tuple[Artifact, hub.Pulled | None]:
     """The artifact and, if it is a Hub repository, its directory and commit."""
     if not isinstance(weights, (str, Path)) or not str(weights).strip():
         raise ZooError(f"weights is {quoted(weights)}.", ACCEPTED)
@@ -128,7 +130,7 @@ def _find(weights: str | Path, proven: bool, access: Access, *, look: bool) -> t
     if weights.startswith(RANDOM):
         return random_artifact(weights.removeprefix(RANDOM)), None
     if weights.startswith("hf://"):
-        return _from_hub(weights, proven, access, look=look)
+        return _from_hub(weights, proven, access, check_for_updates=check_for_updates)
     if is_uri(weights):
         raise ZooError(
             f"weights is {weights[:200]!r}, which is not an artifact's address.",
@@ -138,7 +140,13 @@ def _find(weights: str | Path, proven: bool, access: Access, *, look: bool) -> t
         raise ZooError(f"{weights} is not a directory.", f"{ACCEPTED} The Hub repository is hf://{weights}.")
     entry = registry.get(weights)
     if entry.artifact is not None:
-        return _pull_artifact(Repository.parse(entry.artifact.uri), proven, access, look=look, pinned=entry.artifact)
+        return _pull_artifact(
+            Repository.parse(entry.artifact.uri),
+            proven,
+            access,
+            check_for_updates=check_for_updates,
+            pinned=entry.artifact,
+        )
     return convert(entry.name, access=access), None
 
 
@@ -169,7 +177,7 @@ def _read(directory: Path, proven: bool, label: str | None = None) -> Artifact:
 # --- the Hub -----------------------------------------------------------------------------------------------------
 
 
-def _from_hub(uri: str, proven: bool, access: Access, *, look: bool) -> tuple[Artifact, hub.Pulled | None]:
+def _from_hub(uri: str, proven: bool, access: Access, *, check_for_updates: bool) -> tuple[Artifact, hub.Pulled | None]:
     if not hub.is_repository(uri):
         raise ZooError(
             f"{uri} is not a repository (hf://ORG/NAME@REVISION).",
@@ -177,12 +185,12 @@ def _from_hub(uri: str, proven: bool, access: Access, *, look: bool) -> tuple[Ar
         )
     repo = Repository.parse(uri)
     if entry := _registry_entry_of(repo):
-        access.say(f"{uri} is the registry entry {entry.name}; converting it.")
+        access.notify(f"{uri} is the registry entry {entry.name}; converting it.")
         return convert(entry.name, access=access), None
-    if pinned := checkpoint.recorded(repo, access, _read_checkpoint, look=look):
+    if pinned := checkpoint.recorded(repo, access, _read_checkpoint, check_for_updates=check_for_updates):
         return _convert_checkpoint(pinned, access), None
     try:
-        return _pull_artifact(repo, proven, access, look=look)
+        return _pull_artifact(repo, proven, access, check_for_updates=check_for_updates)
     except NotAnArtifact as error:
         file = checkpoint.find_checkpoint(repo, error.snapshot, access, _read_checkpoint)
         return _convert_checkpoint(file, access), None
@@ -205,9 +213,11 @@ def _is_in(repo: Repository, uri: str) -> bool:
 
 
 def _pull_artifact(
-    repo: Repository, proven: bool, access: Access, *, look: bool, pinned: Published | None = None
+    repo: Repository, proven: bool, access: Access, *, check_for_updates: bool, pinned: Published | None = None
 ) -> tuple[Artifact, hub.Pulled]:
-    pulled = hub.pull(repo, expected=pinned.sha256 if pinned else None, look=look, access=access)
+    pulled = hub.pull(
+        repo, expected=pinned.sha256 if pinned else None, check_for_updates=check_for_updates, access=access
+    )
     loaded = _read(pulled.directory, proven, repo.uri)
     return _check_report(loaded, repo.uri, access) if proven else loaded, pulled
 
@@ -218,7 +228,7 @@ def _check_report(loaded: Artifact, uri: str, access: Access) -> Artifact:
     from pylo_zoo.report.records import READABLE_VERSIONS
 
     if loaded.parity is not None and loaded.parity.get("schema_version") not in READABLE_VERSIONS:
-        access.say(f"Ignoring the parity report of {uri}: another version of pylo-zoo wrote it.")
+        access.notify(f"Ignoring the parity report of {uri}: another version of pylo-zoo wrote it.")
         return replace(loaded, parity=None)
     if loaded.parity is not None:
         read_report(loaded.parity)
@@ -253,7 +263,7 @@ def _convert_checkpoint(file: Checkpoint, access: Access) -> Artifact:
     converted = convert(fits[0], source=file.path, access=access)
     if entry is None:
         converted = replace(converted, source=replace(converted.source, uri=file.uri))
-        access.say(
+        access.notify(
             f"Converted {file.uri} as {converted.family} with the family's released behavior, "
             f"{dict(converted.config()['behavior'])}; its parity was not checked."
         )
@@ -290,7 +300,7 @@ def _hashes(directory: Path) -> dict[str, str]:
 
 def _copy(source: Path, hashes: Mapping[str, str], target: Path) -> Path:
     """Copy the files in ``hashes`` to ``target``. If any has changed, nothing is copied."""
-    with staged_directory(target, last=artifact.CONFIG) as staging, explained(target):
+    with staged_directory(target, last=artifact.CONFIG) as staging, translate_os_errors(target):
         for name, sha256 in hashes.items():
             shutil.copyfile(source / name, staging / name)
             if store.digest(staging / name) != sha256:

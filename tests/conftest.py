@@ -73,15 +73,15 @@ def sleeps() -> list[float]:
 
 
 @pytest.fixture
-def said() -> list[str]:
+def messages() -> list[str]:
     """Messages that ``access`` printed for the user."""
     return []
 
 
 @pytest.fixture
-def access(sleeps: list[float], said: list[str]) -> Access:
+def access(sleeps: list[float], messages: list[str]) -> Access:
     """Access with a short timeout that records its pauses and messages instead of sleeping and printing."""
-    return Access(policy=Policy(timeout=5, sleep=sleeps.append), say=said.append)
+    return Access(policy=Policy(timeout=5, sleep=sleeps.append), notify=messages.append)
 
 
 @pytest.fixture

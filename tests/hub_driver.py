@@ -119,10 +119,10 @@ def _child(url: str, job: Job) -> int:
     hub = type("Address", (), {"url": url, "sleeps": []})()
     connect(cast(HubDouble, hub), pytest.MonkeyPatch(), Path(f"{job.home}-hf"))
     os.environ["PYLO_ZOO_HOME"], os.environ["HF_TOKEN"] = job.home, TOKEN
-    output: dict[str, Any] = {"said": []}
+    output: dict[str, Any] = {"messages": []}
     try:
         _kill_before_change(job)
-        output |= {"publish": _publish, "pull": _pull}[job.what](job, output["said"].append)
+        output |= {"publish": _publish, "pull": _pull}[job.what](job, output["messages"].append)
     except ZooError as error:
         output["error"] = error.message
     except BaseException as error:
@@ -154,7 +154,7 @@ def _kill_before_change(job: Job) -> None:
             watch(holder, name)
 
 
-def _publish(job: Job, say: Callable[[str], None]) -> dict[str, Any]:
+def _publish(job: Job, notify: Callable[[str], None]) -> dict[str, Any]:
     from hub_invariants import NAME, TAG
 
     from pylo_zoo.fetch import Access
@@ -163,17 +163,17 @@ def _publish(job: Job, say: Callable[[str], None]) -> dict[str, Any]:
     from pylo_zoo.publish.plan import prepare
 
     plan = prepare(job.directory, Repository(NAME), license="MIT", allow_unverified=True)
-    done = push.send(plan, push.Options(tag=TAG), Access(progress=False, say=say))
+    done = push.send(plan, push.Options(tag=TAG), Access(progress=False, notify=notify))
     return {"commit": done.commit}
 
 
-def _pull(job: Job, say: Callable[[str], None]) -> dict[str, Any]:
+def _pull(job: Job, notify: Callable[[str], None]) -> dict[str, Any]:
     from hub_invariants import NAME
 
     from pylo_zoo import weights
     from pylo_zoo.fetch import Access
 
-    checkout = weights.pull(f"hf://{NAME}", access=Access(progress=False, say=say))
+    checkout = weights.pull(f"hf://{NAME}", access=Access(progress=False, notify=notify))
     return {"commit": checkout.commit, "fetched": checkout.fetched}
 
 

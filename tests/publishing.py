@@ -98,7 +98,7 @@ class Publisher:
 
     @property
     def access(self) -> Access:
-        return Access(policy=self.policy, say=self.messages.append)
+        return Access(policy=self.policy, notify=self.messages.append)
 
     def send(self, what: PublishPlan | None = None, **options: Any) -> Published:
         return send(what or light(), Options(**options), self.access)

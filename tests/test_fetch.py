@@ -341,7 +341,7 @@ def test_a_hostile_name_stays_in_the_cache(path: str, name: str, server: Files, 
 def test_a_query_is_treated_as_a_secret(server: Files, access: Access, zoo_home: Path) -> None:
     url = f"{server.url}{PATH}?token=sekret"
     messages: list[str] = []
-    assert fetch(url, access=dataclasses.replace(access, say=messages.append)).read_bytes() == DATA
+    assert fetch(url, access=dataclasses.replace(access, notify=messages.append)).read_bytes() == DATA
     server.plant(PATH, fault_server.status(404))
     with pytest.raises(NotFound) as caught:
         fetch(url, access=access)

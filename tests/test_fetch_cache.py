@@ -151,7 +151,7 @@ def test_a_home_below_a_file(server: Files, access: Access, tmp_path: Path, monk
 CHILD = """
 import sys
 from pylo_zoo.fetch import Access, fetch
-print(fetch(sys.argv[1], sha256=sys.argv[2] or None, access=Access(say=lambda text: print(text, file=sys.stderr))))
+print(fetch(sys.argv[1], sha256=sys.argv[2] or None, access=Access(notify=lambda text: print(text, file=sys.stderr))))
 """
 
 
@@ -192,7 +192,7 @@ def test_waiting_for_a_lock_times_out(server: Files, access: Access, monkeypatch
     monkeypatch.setattr(store, "LOCK_SECONDS", 0.2)
     messages: list[str] = []
     with store.locked(f"http {server.url}{PATH}"), ThreadPoolExecutor() as pool:
-        waiting = pool.submit(pinned, server, dataclasses.replace(access, say=messages.append))
+        waiting = pool.submit(pinned, server, dataclasses.replace(access, notify=messages.append))
         with pytest.raises(ZooError, match="Another process"):
             waiting.result(timeout=30)
     assert messages == ["Another process is fetching this file; waiting for it."]

@@ -38,8 +38,8 @@ from pylo_zoo.fetch import Access, Policy, fetch
 waits = []
 try:
     access = Access(policy=Policy(timeout=5, sleep=waits.append), update_lock="update" in sys.argv)
-    if "say" in sys.argv:
-        access = replace(access, say=lambda text: print(text, file=sys.stderr))
+    if "notify" in sys.argv:
+        access = replace(access, notify=lambda text: print(text, file=sys.stderr))
     print(fetch(sys.argv[1], sha256=sys.argv[2] or None, access=access))
 except ZooError as error:
     sys.exit(f"{type(error).__name__}: {error}")
@@ -165,7 +165,7 @@ def test_an_unreachable_hub(hub: Hub) -> None:
     unreachable = "http://127.0.0.1:9"
     assert "cannot be reached (Connection refused), 3 times" in hub.refused(HF_ENDPOINT=unreachable)
     hub.fetch().unlink()
-    done = hub.python(CHILD, URI, SHA256, "say", HF_ENDPOINT=unreachable)
+    done = hub.python(CHILD, URI, SHA256, "notify", HF_ENDPOINT=unreachable)
     assert (done.returncode, Path(done.stdout.strip()).read_bytes()) == (0, DATA)
     assert "Using the copy in huggingface_hub's cache" in done.stderr
 

@@ -95,7 +95,7 @@ class ChaosRun:
     @property
     def access(self) -> Access:
         policy = Policy(attempts=3, unreachable=2, timeout=5, sleep=lambda seconds: None)
-        return Access(progress=False, policy=policy, say=self.messages.append)
+        return Access(progress=False, policy=policy, notify=self.messages.append)
 
     def until_it_succeeds(self, seed: int, attempt: Callable[[], Any], check: Callable[[], None]) -> None:
         """Call ``attempt`` until no fault remains or none interfered; call ``check`` after each attempt."""

@@ -313,7 +313,7 @@ def test_a_page_of_the_hub_is_fetched_as_the_file(
     server.files["/o/r/resolve/main/theta.state"] = CHECKPOINT
     messages: list[str] = []
     page = f"{server.url}/o/r/blob/main/theta.state"
-    converted = convert("celo", source=page, access=dataclasses.replace(access, say=messages.append))
+    converted = convert("celo", source=page, access=dataclasses.replace(access, notify=messages.append))
     assert converted.source.uri == page.replace("blob", "resolve")
     assert messages[0].endswith(f"fetching {converted.source.uri}.")
 

@@ -36,23 +36,23 @@ pytestmark = pytest.mark.usefixtures("in_an_empty_directory")
 
 
 @pytest.fixture
-def access(said: list[str]) -> Access:
-    return Access(say=said.append, policy=Policy(timeout=5, sleep=lambda seconds: None))
+def access(messages: list[str]) -> Access:
+    return Access(notify=messages.append, policy=Policy(timeout=5, sleep=lambda seconds: None))
 
 
 # --- trust on first use ------------------------------------------------------------------------------------------
 
 
-def test_the_first_use_is_recorded(server: Files, access: Access, said: list[str], zoo_home: Path) -> None:
+def test_the_first_use_is_recorded(server: Files, access: Access, messages: list[str], zoo_home: Path) -> None:
     uri = f"{server.url}/params"
     path = fetch(uri, access=access)
     sha256 = hashlib.sha256(b"first").hexdigest()
     (pin,) = lockfile.read(zoo_home / "zoo.lock").values()
     assert (pin.sha256, pin.bytes) == (sha256, 5)
     assert re.fullmatch(r"20\d\d-\d\d-\d\d", pin.date)
-    assert said == [f"{uri} had no known hash: recorded sha256 {sha256[:12]}… in {zoo_home / 'zoo.lock'}."]
+    assert messages == [f"{uri} had no known hash: recorded sha256 {sha256[:12]}… in {zoo_home / 'zoo.lock'}."]
     assert fetch(uri, access=access) == path
-    assert len(said) == len(server.log) == 1
+    assert len(messages) == len(server.log) == 1
 
 
 def test_a_change_is_refused_until_it_is_accepted(server: Files, access: Access, zoo_home: Path) -> None:

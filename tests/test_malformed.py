@@ -13,7 +13,7 @@ from trees import write_theta
 
 from pylo_zoo import artifact, cli, registry
 from pylo_zoo.convert import convert, export
-from pylo_zoo.errors import LONGEST, QUOTED, ZooError, quoted
+from pylo_zoo.errors import MAX_LENGTH, QUOTED, ZooError, quoted
 from pylo_zoo.experiments.train.setup import read_setup
 from pylo_zoo.fetch import lockfile
 from pylo_zoo.pipeline import build_artifact
@@ -113,7 +113,7 @@ def test_an_error_is_one_short_printable_line_for_python_too(text: str) -> None:
     error = ZooError(f"{text} ends here.", text)
     for line in (error.message, error.hint):
         assert line.isprintable()
-        assert len(line) <= LONGEST
+        assert len(line) <= MAX_LENGTH
     assert error.message.endswith("ends here.")
     assert str(error) == f"{error.message} {error.hint}"
 
@@ -225,7 +225,7 @@ def test_every_field_of_a_report_with_every_wrong_value(at: tuple[Any, ...], who
         text = json.dumps(replaced(content, at, value))
         error = refusal(lambda text: str(read_report(json.loads(text)).to_dict()), text)
         assert error.isprintable(), label
-        assert len(error) <= 2 * LONGEST, label
+        assert len(error) <= 2 * MAX_LENGTH, label
 
 
 @pytest.mark.parametrize("at", [("status",), ("leaves",), ("source",), ("name",), ("fingerprint",), ("checks",)])
@@ -318,7 +318,7 @@ def test_registries(case: str, tmp_path: Path) -> None:
         path.write_text(place.format(YAML[case]), encoding="utf-8", errors="surrogatepass")
         with pytest.raises(ZooError) as error:
             registry.load_registry(path)
-        assert len(str(error.value)) <= 2 * LONGEST
+        assert len(str(error.value)) <= 2 * MAX_LENGTH
 
 
 ENTRY: dict[str, Any] = {
@@ -349,7 +349,7 @@ def test_every_field_of_a_registry(at: tuple[Any, ...], tmp_path: Path) -> None:
         registry._load.cache_clear()
         error = refusal(registry.load_registry, path)
         assert error.isprintable(), label
-        assert len(error) <= 2 * LONGEST, label
+        assert len(error) <= 2 * MAX_LENGTH, label
 
 
 def test_a_number_beyond_float32_is_not_a_decay(capsys: Capture, tmp_path: Path) -> None:

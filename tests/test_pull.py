@@ -46,7 +46,7 @@ def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[s
 # --- names -------------------------------------------------------------------------------------------------------
 
 
-def test_the_first_pull(repo: Repo, zoo_home: Path, access: Access, said: list[str]) -> None:
+def test_the_first_pull(repo: Repo, zoo_home: Path, access: Access, messages: list[str]) -> None:
     checkout = weights.pull(ID, access=access)
     assert (checkout.commit, checkout.newer, checkout.fetched) == (repo.head, None, True)
     assert checkout.directory == directory(zoo_home, repo.head)
@@ -55,9 +55,9 @@ def test_the_first_pull(repo: Repo, zoo_home: Path, access: Access, said: list[s
         name: (checkout.directory / name).read_bytes() for name in TAKEN
     }
     assert checkout.files == {name: sha256(repo.files()[name]) for name in TAKEN}
-    assert said == [f"{URI} is {repo.head[:12]}: recorded in {zoo_home / 'zoo.lock'}."]
+    assert messages == [f"{URI} is {repo.head[:12]}: recorded in {zoo_home / 'zoo.lock'}."]
     again = weights.pull(ID, access=access)
-    assert (again.fetched, again.files, len(said)) == (False, checkout.files, 1)
+    assert (again.fetched, again.files, len(messages)) == (False, checkout.files, 1)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_directory_with_other_files_is_not_changed(
 
 
 def test_a_registry_entry_with_a_published_artifact(
-    repo: Repo, hub: HubDouble, zoo: Callable[[str], None], access: Access, said: list[str]
+    repo: Repo, hub: HubDouble, zoo: Callable[[str], None], access: Access, messages: list[str]
 ) -> None:
     hashes = {name: sha256(data) for name, data in repo.files().items() if name.startswith(("c", "m", "parity"))}
     pins = {name: hashes[name] for name in TAKEN if name in hashes}
@@ -151,11 +151,11 @@ def test_a_registry_entry_with_a_published_artifact(
     lockfile.location().unlink()
     with pytest.raises(FetchError, match="is not the expected file: sha256"):
         weights.pull("pinned", access=access)
-    assert all("moved" not in line for line in said)
+    assert all("moved" not in line for line in messages)
 
 
 def test_a_registry_entry_with_only_a_checkpoint(
-    hub: HubDouble, zoo: Callable[[str], None], access: Access, tmp_path: Path, said: list[str]
+    hub: HubDouble, zoo: Callable[[str], None], access: Access, tmp_path: Path, messages: list[str]
 ) -> None:
     data = write_theta(tmp_path, "elo", scale=0.1).read_bytes()
     hub.create("amoudgl/elo", {"theta.state": data})
@@ -165,7 +165,7 @@ def test_a_registry_entry_with_only_a_checkpoint(
     assert (checkout.commit, checkout.artifact.name, checkout.artifact.source.license) == (None, "mine", "MIT")
     count = len(hub.log)
     assert weights.pull("hf://amoudgl/elo", access=access).directory == checkout.directory, "from the registry"
-    assert said[-1] == "hf://amoudgl/elo is the registry entry mine; converting it."
+    assert messages[-1] == "hf://amoudgl/elo is the registry entry mine; converting it."
     assert len(hub.log) == count
     offline = dataclasses.replace(access, offline=True)
     assert weights.pull("mine", out=tmp_path / "out", access=offline).files == checkout.files

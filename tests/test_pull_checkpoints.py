@@ -50,7 +50,7 @@ def pylos(family: str) -> bytes:
     ids=["celo", "velo", "another name", "a pickle next to it", "two"],
 )
 def test_a_checkpoint_is_converted(
-    family: str, files: dict[str, bytes], hub: HubDouble, access: Access, said: list[str], zoo_home: Path
+    family: str, files: dict[str, bytes], hub: HubDouble, access: Access, messages: list[str], zoo_home: Path
 ) -> None:
     repo = hub.create("org/theirs", files)
     checkout = weights.pull("org/theirs", access=access)
@@ -60,7 +60,7 @@ def test_a_checkpoint_is_converted(
     assert converted.source.sha256 == hashlib.sha256(files[name]).hexdigest()
     pin = lockfile.read_all(zoo_home / "zoo.lock").repositories[URI]
     assert (pin.commit, pin.files) == (repo.head, {name: converted.source.sha256})
-    first, last = said
+    first, last = messages
     assert first == f"{URI} is {repo.head[:12]}: recorded in {zoo_home / 'zoo.lock'}."
     assert last.endswith("its parity was not checked.")
     taken = {request.path.rpartition("/")[2] for request in hub.requests("GET", "/resolve/")}
@@ -70,10 +70,10 @@ def test_a_checkpoint_is_converted(
     count = len(hub.log)
     assert pylo_zoo.load(URI).fingerprint == converted.fingerprint
     assert weights.pull(URI, access=dataclasses.replace(access, offline=True)).directory == checkout.directory
-    assert said[2].startswith(f"Offline: using {URI} at the recorded commit")
+    assert messages[2].startswith(f"Offline: using {URI} at the recorded commit")
     assert len(hub.log) == count
     assert weights.pull(URI, access=access).directory == checkout.directory
-    assert f"{URI} has moved to {repo.head[:12]}" in said[4]
+    assert f"{URI} has moved to {repo.head[:12]}" in messages[4]
 
 
 def test_a_checkpoint_in_a_cache_that_cannot_be_written(
@@ -106,12 +106,12 @@ def test_a_branch_that_moves(hub: HubDouble, access: Access) -> None:
     assert pylo_zoo.load(f"{URI}@{first}", access=access).fingerprint == old.fingerprint
 
 
-def test_a_repository_of_the_registry(hub: HubDouble, access: Access, said: list[str]) -> None:
+def test_a_repository_of_the_registry(hub: HubDouble, access: Access, messages: list[str]) -> None:
     """``amoudgl/celo`` is in the registry with its hash, and no other file is accepted as it."""
     hub.create("amoudgl/celo", {"theta.state": state("celo")})
     with pytest.raises(FetchError, match="not the expected file"):
         pylo_zoo.load("hf://amoudgl/celo", access=access)
-    assert said == ["hf://amoudgl/celo is the registry entry celo; converting it."]
+    assert messages == ["hf://amoudgl/celo is the registry entry celo; converting it."]
     mulo = hub.create("btherien/mulo", {"model.safetensors": pylos("mulo"), "config.json": PYLOS_CONFIG})
     with pytest.raises(FetchError, match=r"is not the expected file: size|has [\d,]+ bytes"):
         pylo_zoo.load("hf://btherien/mulo", access=access)

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("in_an_empty_directory")
 
 
 def test_a_moved_branch_is_ignored_until_accepted(
-    repo: Repo, hub: HubDouble, access: Access, said: list[str], zoo_home: Path
+    repo: Repo, hub: HubDouble, access: Access, messages: list[str], zoo_home: Path
 ) -> None:
     first = repo.head
     weights.pull(ID, access=access)
@@ -33,31 +33,31 @@ def test_a_moved_branch_is_ignored_until_accepted(
     second = publish_other_weights(repo)
     checkout = weights.pull(ID, access=access)
     assert (checkout.commit, checkout.newer, checkout.fetched) == (first, second, False)
-    assert f"{URI} has moved to {second[:12]} since 20" in said[-1]
-    assert f"keeping {first[:12]}" in said[-1]
-    assert "--update-lock" in said[-1]
+    assert f"{URI} has moved to {second[:12]} since 20" in messages[-1]
+    assert f"keeping {first[:12]}" in messages[-1]
+    assert "--update-lock" in messages[-1]
     assert (zoo_home / "zoo.lock").read_bytes() == before
-    count, message_count = len(hub.log), len(said)
+    count, message_count = len(hub.log), len(messages)
     old = pylo_zoo.load(URI, access=access)
-    assert (len(hub.log), len(said)) == (count, message_count), "loading sends no request and prints nothing"
+    assert (len(hub.log), len(messages)) == (count, message_count), "loading sends no request and prints nothing"
     updating = dataclasses.replace(access, update_lock=True)
     assert weights.pull(ID, access=updating).commit == second
     assert pylo_zoo.load(URI).fingerprint != old.fingerprint
     assert lockfile.read_all(zoo_home / "zoo.lock").repositories[URI].commit == second
 
 
-def test_a_tag_that_moves(repo: Repo, access: Access, said: list[str]) -> None:
+def test_a_tag_that_moves(repo: Repo, access: Access, messages: list[str]) -> None:
     first = repo.tags["v1"] = repo.head
     weights.pull(f"{ID}@v1", access=access)
     repo.tags["v1"] = publish_other_weights(repo)
     assert weights.pull(f"{ID}@v1", access=access).commit == first
-    assert "has moved" in said[-1]
+    assert "has moved" in messages[-1]
     assert weights.pull(ID, access=access).commit == repo.head, "the main branch has a separate record"
 
 
 @pytest.mark.parametrize("what", ["repository", "tag", "hidden"])
 def test_a_deleted_repository_is_still_in_the_cache(
-    what: str, repo: Repo, hub: HubDouble, access: Access, said: list[str]
+    what: str, repo: Repo, hub: HubDouble, access: Access, messages: list[str]
 ) -> None:
     first = repo.tags["v1"] = repo.head
     weights.pull(f"{ID}@v1", access=access)
@@ -69,7 +69,7 @@ def test_a_deleted_repository_is_still_in_the_cache(
         repo.private, hub.users[hub.TOKEN] = True, User("alice")
     checkout = weights.pull(f"{ID}@v1", access=access)
     assert (checkout.commit, checkout.newer) == (first, None)
-    assert said[-1].endswith(f"Using the recorded commit {first[:12]}.")
+    assert messages[-1].endswith(f"Using the recorded commit {first[:12]}.")
 
 
 def test_a_commit_that_no_longer_exists_anywhere(repo: Repo, access: Access, zoo_home: Path) -> None:
@@ -211,7 +211,7 @@ def test_a_listing_of_other_weights(repo: Repo, access: Access) -> None:
 
 @pytest.mark.parametrize("by", ["argument", "environment"])
 def test_offline(
-    by: str, repo: Repo, hub: HubDouble, access: Access, said: list[str], monkeypatch: pytest.MonkeyPatch
+    by: str, repo: Repo, hub: HubDouble, access: Access, messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     online = access
     if by == "argument":
@@ -232,26 +232,26 @@ def test_offline(
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     count = len(hub.log)
     assert weights.pull(ID, access=access).commit == first
-    assert said[-1] == f"Offline: using {URI} at the recorded commit {first[:12]}."
-    message_count = len(said)
+    assert messages[-1] == f"Offline: using {URI} at the recorded commit {first[:12]}."
+    message_count = len(messages)
     pylo_zoo.load(URI, access=access)
     pylo_zoo.load(f"{URI}@{first}", access=access)
     assert len(hub.log) == count
-    assert len(said) == message_count + 1, "a commit needs no acceptance"
+    assert len(messages) == message_count + 1, "a commit needs no acceptance"
 
 
-def test_the_hub_is_down(repo: Repo, hub: HubDouble, access: Access, said: list[str]) -> None:
+def test_the_hub_is_down(repo: Repo, hub: HubDouble, access: Access, messages: list[str]) -> None:
     with hub.offline(), pytest.raises(Unavailable, match=r"cannot be reached .*, 3 times"):
         weights.pull(ID, access=access)
     first = repo.head
     weights.pull(ID, access=access)
     with hub.offline():
         assert weights.pull(ID, access=access).commit == first
-        assert said[-1].startswith(f"{URI} cannot be reached (Connection refused), 3 times.")
-        assert said[-1].endswith(f"Using the recorded commit {first[:12]}.")
-        message_count = len(said)
+        assert messages[-1].startswith(f"{URI} cannot be reached (Connection refused), 3 times.")
+        assert messages[-1].endswith(f"Using the recorded commit {first[:12]}.")
+        message_count = len(messages)
         assert pylo_zoo.load(URI, access=access).family == "elo"
-        assert len(said) == message_count, "no request was sent"
+        assert len(messages) == message_count, "no request was sent"
         with pytest.raises(Unavailable, match="cannot be reached"):
             weights.pull(ID, access=dataclasses.replace(access, update_lock=True))
 

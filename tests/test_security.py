@@ -261,7 +261,7 @@ def test_a_proof_of_another_version_is_ignored(hub: HubDouble, access: Access) -
     as_json(PROOF, lambda p: p.update(schema_version=99, more=[1]))(files)
     hub.create(ID, files)
     messages: list[str] = []
-    checkout = weights.pull(ID, access=replace(access, say=messages.append))
+    checkout = weights.pull(ID, access=replace(access, notify=messages.append))
     assert checkout.artifact.parity is None
     assert messages[-1] == f"Ignoring the parity report of {URI}: another version of pylo-zoo wrote it."
 

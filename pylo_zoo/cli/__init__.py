@@ -31,7 +31,7 @@ from pylo_zoo.cli import (
     train_cmd,
     verify_cmd,
 )
-from pylo_zoo.errors import ZooError, debugging, one_line, quoted
+from pylo_zoo.errors import MAX_WARNING, ZooError, debugging, one_line, quoted
 
 COMMANDS: Mapping[str, tuple[Callable[..., Any], str]] = {
     "list": (list_cmd.list_checkpoints, list_cmd.EXAMPLES),
@@ -56,9 +56,8 @@ pylo-zoo convert velo --source theta.state --out zoo/mine
 """
 
 INTERRUPTED = 130
-LONGEST_WARNING = 1_000
-LONGEST_USAGE = 400
-"""Characters of a usage error, without the option name that Typer prepends."""
+MAX_USAGE_ERROR = 400
+"""Maximum length of a usage error in characters, without the option name that Typer prepends."""
 UsageError: Any = typer.BadParameter.__mro__[1]  # click's class, or that of Typer's vendored copy
 
 
@@ -103,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     for name in ("stdout", "stderr"):
         _open_stream(name)
         output.encode_anything(getattr(sys, name))
-    warnings.formatwarning = lambda message, *_, **__: f"Warning: {one_line(str(message), LONGEST_WARNING)}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {one_line(str(message), MAX_WARNING)}\n"
     status = _run(argv)
     if status == INTERRUPTED:
         print("Interrupted; nothing was left half-written.", file=sys.stderr)
@@ -134,7 +133,7 @@ def _run(argv: Sequence[str] | None) -> int:
         return status if isinstance(status, int) else 0
     except UsageError as error:
         if type(error).__name__ != "NoArgsIsHelpError":  # its message is the help text
-            error.message = one_line(error.message, LONGEST_USAGE)
+            error.message = one_line(error.message, MAX_USAGE_ERROR)
         error.show()
         return error.exit_code
     except typer.Abort:

@@ -95,7 +95,7 @@ def access(
         offline=offline,
         lock=lock,
         update_lock=update_lock,
-        say=lambda message: note(message, quiet=quiet),
+        notify=lambda message: note(message, quiet=quiet),
         token=token,
     )
 

@@ -14,7 +14,7 @@ from pylo_zoo import limits
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import store
 from pylo_zoo.fetch.store import home
-from pylo_zoo.files import explained, read_regular, staged_directory, write_file
+from pylo_zoo.files import read_regular, staged_directory, translate_os_errors, write_file
 from pylo_zoo.formats import CONFIG_NAME, MAX_CONFIG_BYTES, Source, fingerprint, load, read
 
 __all__ = ["NAMES", "cached_source", "home", "read_split", "read_with_config", "store_copy"]
@@ -59,7 +59,7 @@ def store_copy(source: Source) -> Path:
     if fingerprint(parts) != source.sha256:
         raise ZooError(f"{source.path} changed while it was being read.", "Wait until it is complete, then try again.")
     directory = store.directory(source.sha256)
-    with store.locked(source.sha256), explained(directory, store.ANOTHER_CACHE):
+    with store.locked(source.sha256), translate_os_errors(directory, store.ANOTHER_CACHE):
         store.real_folder(directory)
         with staged_directory(directory, store.ANOTHER_CACHE, last=NAMES[source.format]) as staging:
             for name, data in parts.items():
@@ -82,7 +82,7 @@ def read_with_config(weights: Path, sha256: str, config: Path | None) -> Source:
     if (source := read(weights)).config_bytes == content:
         return source  # without a lock: a read-only cache has no locks
     with store.locked(sha256):
-        with explained(target, store.ANOTHER_CACHE):
+        with translate_os_errors(target, store.ANOTHER_CACHE):
             target.unlink(missing_ok=True)
         if content is not None:
             write_file(target, content, store.ANOTHER_CACHE)

@@ -61,7 +61,7 @@ def _read_address(uri: str, access: Access | None) -> formats.Source:
     except (NotFound, Forbidden):
         config = None
         if access is not None:
-            access.say(f"{folder} has no {formats.CONFIG_NAME}: its values come from {SETTINGS} or are the defaults.")
+            access.notify(f"{folder} has no {formats.CONFIG_NAME}: values come from {SETTINGS} or are defaults.")
     return read_with_config(source.path, source.sha256, config)
 
 

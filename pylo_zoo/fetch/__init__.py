@@ -48,7 +48,7 @@ class Access:
         offline: use only caches. ``HF_HUB_OFFLINE=1`` does the same.
         lock: the lock file; see :func:`pylo_zoo.fetch.lockfile.location` for the default.
         update_lock: fetch files without a known hash again and record their current hash.
-        say: receives messages for the user.
+        notify: receives messages for the user.
         policy: retries and timeouts.
         token: for the Hub; by default ``$HF_TOKEN``, or the token that ``hf auth login`` stored.
     """
@@ -57,7 +57,7 @@ class Access:
     offline: bool = False
     lock: Path | None = None
     update_lock: bool = False
-    say: Callable[[str], None] = field(default=lambda message: None)
+    notify: Callable[[str], None] = field(default=lambda message: None)
     policy: Policy = field(default_factory=Policy)
     token: str | None = field(default=None, repr=False)
 
@@ -106,14 +106,14 @@ def fetch(
     limit = limits.max_bytes() if limit is None else limit
     location = parse(uri) if record else replace(parse(uri), recorded=False)
     if location.note:
-        access.say(location.note)
+        access.notify(location.note)
     check = check or _check_impostor
     if cached := _cached(location, sha256, bytes, access):
         if sha256 is None:
             _check_cached(cached, location, check, access)
         return cached
     key = f"{location.kind} {location.url}"
-    with store.locked(key, access.say):
+    with store.locked(key, access.notify):
         if cached := _cached(location, sha256, bytes, access):  # another process was first
             if sha256 is None:
                 _check_cached(cached, location, check, access)
@@ -134,7 +134,7 @@ def fetch(
         if sha256 is None and location.recorded and recorded is None:
             lock = lockfile.location(access.lock)
             lockfile.record(lock, location.uri, digest, length)
-            access.say(f"{location.uri} had no known hash: recorded sha256 {digest[:12]}… in {lock}.")
+            access.notify(f"{location.uri} had no known hash: recorded sha256 {digest[:12]}… in {lock}.")
     return path
 
 
@@ -242,7 +242,7 @@ def _from_hub(part: Part, location: Location, sha256: str | None, expected: int 
             path = download(force=False, offline=True)
         except FetchError:
             raise error from None
-        access.say(f"{error.message} Using the copy in huggingface_hub's cache.")
+        access.notify(f"{error.message} Using the copy in huggingface_hub's cache.")
     if (sha256 not in (None, part.sha256) or expected not in (None, part.count)) and not offline:
         hub.remove_pointer(path)
         download(force=True, offline=False)

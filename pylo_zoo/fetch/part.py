@@ -14,7 +14,7 @@ from pylo_zoo import limits
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch.errors import FetchError
 from pylo_zoo.fetch.store import ANOTHER_CACHE, CHUNK
-from pylo_zoo.files import explained, open_regular, read_regular
+from pylo_zoo.files import open_regular, read_regular, translate_os_errors
 
 MAX_RECORD = 1 << 16
 """Size limit of ``path.json``."""
@@ -78,7 +78,7 @@ class Part:
             ZooError: the cache cannot be written.
         """
         self.discard()
-        with explained(self.path, ANOTHER_CACHE):
+        with translate_os_errors(self.path, ANOTHER_CACHE):
             self.path.touch()
             if validator and total is not None:
                 self._record.write_text(json.dumps({"validator": validator, "total": total}))
@@ -90,7 +90,7 @@ class Part:
         Raises:
             ZooError: the cache cannot be written.
         """
-        with explained(self.path, ANOTHER_CACHE):
+        with translate_os_errors(self.path, ANOTHER_CACHE):
             self._record.unlink(missing_ok=True)
             self.path.unlink(missing_ok=True)
         self.count, self.validator, self.total, self.resumed = 0, "", None, False
@@ -104,7 +104,7 @@ class Part:
             FetchError: the file exceeds the limit; it is removed.
             ZooError: the file cannot be written; if the disk is full, it is removed.
         """
-        with explained(self.path, ANOTHER_CACHE):
+        with translate_os_errors(self.path, ANOTHER_CACHE):
             file = self.path.open("ab", buffering=0)
 
         def write(data: bytes) -> None:
@@ -112,7 +112,7 @@ class Part:
                 self.discard()
                 raise self._too_large()
             try:
-                with explained(self.path, ANOTHER_CACHE):
+                with translate_os_errors(self.path, ANOTHER_CACHE):
                     _write_all(file.fileno(), data)
             except ZooError as error:
                 if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT):

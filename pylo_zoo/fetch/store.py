@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.files import explained, open_regular, sync
+from pylo_zoo.files import open_regular, sync, translate_os_errors
 
 ANOTHER_CACHE = "Check the permissions and the free space there, or set PYLO_ZOO_HOME to another directory."
 LOCK_SECONDS = 600
@@ -60,7 +60,7 @@ def move_in(file: Path, sha256: str, name: str) -> Path:
     """
     folder = directory(sha256)
     target = folder / name
-    with locked(sha256), explained(target, ANOTHER_CACHE):
+    with locked(sha256), translate_os_errors(target, ANOTHER_CACHE):
         real_folder(folder)
         if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target)
@@ -76,7 +76,7 @@ def remove(path: Path) -> None:
     Raises:
         ZooError: the cache cannot be written.
     """
-    with locked(path.parent.name), explained(path, ANOTHER_CACHE):
+    with locked(path.parent.name), translate_os_errors(path, ANOTHER_CACHE):
         path.unlink(missing_ok=True)
         with suppress(OSError):  # the directory may hold other files
             path.parent.rmdir()
@@ -96,14 +96,14 @@ def partial(key: str) -> Path:
         ZooError: the cache cannot be written.
     """
     folder = home() / "sources" / ".partial"
-    with explained(folder, ANOTHER_CACHE):
+    with translate_os_errors(folder, ANOTHER_CACHE):
         folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{_file_name(key)}.part"
 
 
 @contextmanager
-def locked(key: str, say: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold the lock of ``key`` for the block. ``say`` receives a message if another process holds it.
+def locked(key: str, notify: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Hold the lock of ``key`` for the block. ``notify`` receives a message if another process holds it.
 
     The operating system releases the lock of a process that is killed.
 
@@ -112,15 +112,15 @@ def locked(key: str, say: Callable[[str], None] | None = None) -> Iterator[None]
     """
     path = home() / "sources" / ".locks" / f"{_file_name(key)}.lock"
     lock = FileLock(path)
-    with explained(path, ANOTHER_CACHE):
+    with translate_os_errors(path, ANOTHER_CACHE):
         path.parent.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
             raise ZooError(f"{path} is not a regular file.", "Remove it.")
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            if say is not None:
-                say("Another process is fetching this file; waiting for it.")
+            if notify is not None:
+                notify("Another process is fetching this file; waiting for it.")
             try:
                 lock.acquire(timeout=LOCK_SECONDS)
             except Timeout as error:

@@ -31,14 +31,14 @@ Check = Callable[[Checkpoint], object]
 """Reads a file, and raises a ZooError if it is not a usable checkpoint."""
 
 
-def recorded(repo: Repository, access: Access, check: Check, *, look: bool) -> Checkpoint | None:
+def recorded(repo: Repository, access: Access, check: Check, *, check_for_updates: bool) -> Checkpoint | None:
     """The checkpoint that the lock file records for ``repo``, or None.
 
     Args:
         repo: the repository.
         access: how to fetch.
         check: reads the file.
-        look: whether to check if the branch or tag has moved, and report it.
+        check_for_updates: whether to check if the branch or tag has moved, and report it.
 
     Raises:
         FetchError: the file is unavailable, differs from its record, or is rejected by ``check``.
@@ -47,7 +47,7 @@ def recorded(repo: Repository, access: Access, check: Check, *, look: bool) -> C
     pin = pins.get(repo.uri)
     if pin is None or len(pin.files) != 1:  # an artifact has at least two files
         return None
-    if look:
+    if check_for_updates:
         report_move(repo, pin, access)
     ((name, sha256),) = pin.files.items()
     checkpoint = _fetch(repo.at(pin.commit), name, sha256, access)
@@ -79,7 +79,7 @@ def find_checkpoint(repo: Repository, snapshot: Snapshot, access: Access, check:
     pin = RepositoryPin(snapshot.commit, {name: store.digest(checkpoint.path)}, lockfile.today())
     lock = lockfile.location(access.lock)
     lockfile.record_repository(lock, repo.uri, pin)
-    access.say(f"{repo.uri} is {snapshot.commit[:12]}: recorded in {lock}.")
+    access.notify(f"{repo.uri} is {snapshot.commit[:12]}: recorded in {lock}.")
     return checkpoint
 
 

@@ -18,7 +18,7 @@ from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access, FetchError, Forbidden, NotFound, Unavailable, fetch, lockfile, parse, store
 from pylo_zoo.fetch import hub as client
 from pylo_zoo.fetch.lockfile import RepositoryPin
-from pylo_zoo.files import explained, read_regular, staged_directory
+from pylo_zoo.files import read_regular, staged_directory, translate_os_errors
 from pylo_zoo.hub.api import Hub, RemoteFile, Snapshot
 from pylo_zoo.hub.names import Repository
 from pylo_zoo.leftovers import sweep
@@ -71,7 +71,7 @@ def pull(
     repo: Repository | str,
     *,
     expected: Mapping[str, str] | None = None,
-    look: bool = True,
+    check_for_updates: bool = True,
     access: Access | None = None,
 ) -> Pulled:
     """Return the verified artifact of ``repo``; download it if necessary.
@@ -79,7 +79,7 @@ def pull(
     Args:
         repo: the repository; without a revision, its main branch.
         expected: sha256 by file name, from a registry.
-        look: whether to check if a recorded branch or tag has moved.
+        check_for_updates: whether to check if a recorded branch or tag has moved.
         access: how to fetch.
 
     Raises:
@@ -94,17 +94,17 @@ def pull(
     pin = None if access.update_lock else before
     known = {**(pin.files if pin else {}), **(expected or {})}
     _check_agreement(repo, pin, expected)
-    newer = report_move(repo, pin, access) if pin and look else None
+    newer = report_move(repo, pin, access) if pin and check_for_updates else None
     commit = repo.commit or (pin.commit if pin else _current_commit(repo, lock, access))
     files = cached(repo, commit, known)
     fetched = files is None
     if files is None:
-        with store.locked(f"hub {repo.id} {commit}", access.say):
+        with store.locked(f"hub {repo.id} {commit}", access.notify):
             files = cached(repo, commit, known) or _fetch(repo.at(commit), known, access)
     if pin is None:
         lockfile.record_repository(lock, repo.uri, RepositoryPin(commit, files, lockfile.today()))
         was = f" (it was {before.commit[:12]} on {before.date})" if before and before.commit != commit else ""
-        access.say(f"{repo.uri} is {commit[:12]}{was}: recorded in {lock}.")
+        access.notify(f"{repo.uri} is {commit[:12]}{was}: recorded in {lock}.")
     return Pulled(cache_directory(repo, commit), repo, commit, files, fetched, newer)
 
 
@@ -131,16 +131,16 @@ def report_move(repo: Repository, pin: RepositoryPin, access: Access) -> str | N
     if repo.commit is not None:
         return None
     if access.is_offline:
-        access.say(f"Offline: using {repo.uri} at the recorded commit {pin.commit[:12]}.")
+        access.notify(f"Offline: using {repo.uri} at the recorded commit {pin.commit[:12]}.")
         return None
     try:
         current = Hub(access).snapshot(repo).commit
     except (Unavailable, NotFound, Forbidden) as error:
-        access.say(f"{error.message} Using the recorded commit {pin.commit[:12]}.")
+        access.notify(f"{error.message} Using the recorded commit {pin.commit[:12]}.")
         return None
     if current == pin.commit:
         return None
-    access.say(
+    access.notify(
         f"{repo.uri} has moved to {current[:12]} since {pin.date}: keeping {pin.commit[:12]}. "
         "Accept the new commit with --update-lock (in Python, update_lock=True)."
     )
@@ -212,7 +212,7 @@ def _fetch(repo: Repository, known: Mapping[str, str], access: Access) -> dict[s
     target = cache_directory(repo, repo.commit)
     _clear(target)
     with staged_directory(target, store.ANOTHER_CACHE, last=LISTING) as staging:
-        with explained(target, store.ANOTHER_CACHE):
+        with translate_os_errors(target, store.ANOTHER_CACHE):
             for name, path in paths.items():
                 shutil.copyfile(path, staging / name)
             listing = "".join(f"{sha256}  {name}\n" for name, sha256 in hashes.items())
@@ -269,7 +269,7 @@ def _is_artifact(config: Path) -> bool:
 
 def _clear(target: Path) -> None:
     """Remove a link or file at ``target``, and the temporary files of killed processes. The caller holds the lock."""
-    with explained(target, store.ANOTHER_CACHE):
+    with translate_os_errors(target, store.ANOTHER_CACHE):
         store.real_folder(target.parent)
         if target.is_symlink() or target.is_file():
             target.unlink()

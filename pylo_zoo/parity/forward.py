@@ -18,7 +18,7 @@ from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
 from pylo_zoo.parity.jax_mode import x64
 from pylo_zoo.parity.sides import build_reference
-from pylo_zoo.parity.steps import DTYPES, LONGEST_MESSAGE
+from pylo_zoo.parity.steps import DTYPES, MAX_MESSAGE
 from pylo_zoo.report import bounds
 from pylo_zoo.report.records import Check, Error
 
@@ -56,7 +56,7 @@ def checks(artifact: Artifact, network: Network) -> Iterator[Check]:
         except ZooError:
             raise
         except Exception as error:  # reported as a difference of every output
-            raised = f"the network raised {type(error).__name__}: {' '.join(str(error).split())[:LONGEST_MESSAGE]}"
+            raised = f"the network raised {type(error).__name__}: {' '.join(str(error).split())[:MAX_MESSAGE]}"
             errors = {name: Error(float("inf"), 0.0) for name in network.outputs}
             yield Check("network", dtype, "", "random inputs", 1, errors, broken=[raised])
             continue

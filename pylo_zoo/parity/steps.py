@@ -25,8 +25,8 @@ DTYPES = ("float64", "float32")
 LAYOUTS = ("torch", "jax")
 Key = tuple[str, str]
 """Case (``""`` for the run) and quantity."""
-LONGEST_MESSAGE = 300
-"""Characters of an exception's message that a report keeps."""
+MAX_MESSAGE = 300
+"""Maximum length of an exception's message in a report, in characters."""
 
 
 @dataclass(frozen=True)
@@ -323,7 +323,7 @@ def compare(
 def _describe_exception(error: Exception, side: TorchSide | None, step: int, run: Run) -> tuple[Key, str]:
     """The key under which the report shows an exception, and its text there."""
     subject = side.subject if side else ""
-    message = " ".join(str(error).split())[:LONGEST_MESSAGE]
+    message = " ".join(str(error).split())[:MAX_MESSAGE]
     when = f"at step {step + 1}" + (f" of {subject}" if subject else "") if side else "in its constructor"
     key = subject or run.cases[0].name, PARAMETER
     return key, f"the optimizer raised {type(error).__name__} {when}: {message}"

@@ -116,7 +116,7 @@ class _Push:
             current = self._current()
             changes = self._allowed_changes(current)
         except Unavailable as error:
-            self.access.say(f"{error.message} The content of the repository is unknown.")
+            self.access.notify(f"{error.message} The content of the repository is unknown.")
             return Published(self.plan, dict.fromkeys(self.plan.files, "added"), self.hub.url(self.target))
         return Published(
             self.plan,
@@ -235,7 +235,7 @@ class _Push:
                 self.hub.create(self.plan.repo, private=self.options.private)
                 self.created = True
             except Conflict:
-                self.access.say(f"{self.plan.repo.uri} was created by another process in the meantime.")
+                self.access.notify(f"{self.plan.repo.uri} was created by another process in the meantime.")
             current = self.hub.snapshot(self.plan.repo)
         if current.repo != self.target:
             self.hub.branch(self.plan.repo, self.target.revision or MAIN)

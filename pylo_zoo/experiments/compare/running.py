@@ -36,7 +36,7 @@ from pylo_zoo.experiments.train.loop import (
     train,
 )
 from pylo_zoo.experiments.train.recipes import Recipe
-from pylo_zoo.files import explained, read_text, write_file
+from pylo_zoo.files import read_text, translate_os_errors, write_file
 from pylo_zoo.leftovers import is_empty, sweep_folder
 
 SHARED = "comparison.json"
@@ -171,7 +171,7 @@ def prepare(comparison: Comparison, out: Path) -> None:
                 f"{out} contains another comparison: {differences}.",
                 "Choose another directory with --out, or the same options.",
             )
-    with explained(out):
+    with translate_os_errors(out):
         if not path.is_file() and out.exists() and (not out.is_dir() or not is_empty(out)):
             raise ZooError(f"{out} is not empty.", "Choose another directory with --out.")
         (out / RUNS).mkdir(parents=True, exist_ok=True)

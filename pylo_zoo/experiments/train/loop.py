@@ -28,7 +28,7 @@ from pylo_zoo.experiments.train.interrupts import interrupts
 from pylo_zoo.experiments.train.recipes import Recipe
 from pylo_zoo.experiments.train.results import Result, state_bytes, summary
 from pylo_zoo.experiments.train.schedules import check, factor
-from pylo_zoo.files import explained, open_regular, read_text, write_file
+from pylo_zoo.files import open_regular, read_text, translate_os_errors, write_file
 from pylo_zoo.leftovers import is_empty, sweep_folder
 
 RUN, METRICS, CHECKPOINT, RESULT = "run.json", "metrics.jsonl", "checkpoint.pt", "result.json"
@@ -215,7 +215,7 @@ class Run:
                 f"{self.out} is not empty.",
                 f"{self._directory_hint()}, or give another directory with --out.",
             )
-        with explained(self.out):
+        with translate_os_errors(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.out).free
         needed = CHECKPOINTS * sum(p.numel() * p.element_size() for p in self.model.parameters())

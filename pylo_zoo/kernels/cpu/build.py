@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch.store import ANOTHER_CACHE, home
-from pylo_zoo.files import explained, write_file
+from pylo_zoo.files import translate_os_errors, write_file
 from pylo_zoo.kernels.cpu import trust
 from pylo_zoo.leftovers import sweep
 
@@ -61,7 +61,7 @@ def load() -> ctypes.CDLL:
     flags = (*FLAGS, native, *_words("PYLO_ZOO_KERNEL_FLAGS"))
     folder = Path(os.path.realpath(os.environ.get("PYLO_ZOO_KERNELS") or home() / "kernels"))
     path = folder / f"{_digest(flags)}.so"
-    with explained(path, ANOTHER_CACHE):
+    with translate_os_errors(path, ANOTHER_CACHE):
         if folder.exists():
             trust.check_folder(folder)
         if not _is_whole(path):

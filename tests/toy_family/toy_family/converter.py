@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pylo_zoo.converters.base import IDENTITY, TRANSPOSE, Family, Leaves, Rename, Table, axis, record
+from pylo_zoo.converters.base import IDENTITY, TRANSPOSE, Family, Leaves, Rename, Table, axis_size, make_record
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def table(architecture: ToyArchitecture) -> Table:
 
 def infer(leaves: Leaves) -> ToyArchitecture:
     """Read the architecture from the leaves; ``axis`` names a leaf that is missing."""
-    return record(ToyArchitecture, hidden_size=axis(leaves, ("hidden", "b"), 0))
+    return make_record(ToyArchitecture, hidden_size=axis_size(leaves, ("hidden", "b"), 0))
 
 
 TOY = Family(
