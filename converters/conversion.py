@@ -11,7 +11,7 @@ from pylo_zoo.converters.base import Family, Leaves, Path, Shape, leaf_shapes, t
 from pylo_zoo.errors import ZooError
 
 SHOWN = 4
-"""Most leaves that an error lists for one kind of problem."""
+"""Maximum number of leaves that an error lists for one kind of problem."""
 
 
 def to_torch(family: Family, leaves: Leaves, architecture: Any, *, finite: bool = True) -> dict[str, np.ndarray]:

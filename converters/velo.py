@@ -25,7 +25,7 @@ from pylo_zoo.converters.tables import (
     unchanged,
 )
 
-FEATURE_SWITCHES = (
+ALWAYS_ON = (
     "with_g",
     "with_m",
     "with_m_feat",
@@ -44,15 +44,15 @@ FEATURE_SWITCHES = (
     "param_scale_mult",
     "mix_layers",
 )
-"""Switches of the update that are always on in SPEC §4."""
+"""Switches of Google's class that SPEC §4 requires to be on."""
 
-PROBES = (
+ALWAYS_OFF = (
     "precondition_output",
     "constant_loss",
     "with_validation_feature_dim",
     "validation_mode",
 )
-"""Switches of the update that are always off in SPEC §4."""
+"""Switches of Google's class that SPEC §4 requires to be off."""
 
 HYPER_V2 = GinClass(
     name="HyperV2",
@@ -71,8 +71,8 @@ HYPER_V2 = GinClass(
     },
     optional=frozenset({"ff_mult"}),
     fixed={
-        **dict.fromkeys(FEATURE_SWITCHES, True),
-        **dict.fromkeys(PROBES, False),
+        **dict.fromkeys(ALWAYS_ON, True),
+        **dict.fromkeys(ALWAYS_OFF, False),
         "clip_param_scale_amount": None,
         "rnn_state_decay": 0.0,
     },

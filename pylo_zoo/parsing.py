@@ -24,12 +24,12 @@ from pylo_zoo.errors import QUOTED, ZooError, did_you_mean, printable, quoted, s
 
 T = TypeVar("T")
 
-LARGEST = 2**63 - 1
+MAX_INTEGER = 2**63 - 1
 """Largest integer: numpy, torch and safetensors use int64."""
 MAX_ITEMS = 2_000
 MAX_TEXT = 10_000
 MAX_SHOWN = 200
-"""Most characters of a list of valid values in an error."""
+"""Maximum length of a list of valid values in an error, in characters."""
 
 
 def is_finite(value: object) -> bool:
@@ -139,7 +139,7 @@ class Field:
 
     # --- values --------------------------------------------------------------------------------------------------
 
-    def typed(self, kind: Any, *, least: int = 1, most: int = LARGEST) -> Any:
+    def typed(self, kind: Any, *, least: int = 1, most: int = MAX_INTEGER) -> Any:
         """A value of type ``kind``; see :meth:`record`. A list becomes a tuple."""
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
         if origin in (Union, types.UnionType):
@@ -149,7 +149,9 @@ class Field:
             return self.choice(arguments)
         if origin is tuple:
             if arguments[-1] is ...:
-                return tuple(self.items(lambda each: each.typed(arguments[0], least=least, most=most), most=LARGEST))
+                return tuple(
+                    self.items(lambda each: each.typed(arguments[0], least=least, most=most), most=MAX_INTEGER)
+                )
             if not isinstance(self.value, (list, tuple)) or len(self.value) != len(arguments):
                 raise self.wrong(f"a list of length {len(arguments)}")
             return tuple(self._child(each, f"[{i}]").typed(arguments[i]) for i, each in enumerate(self.value))
@@ -187,7 +189,7 @@ class Field:
     def integer(self, least: int, most: int) -> int:
         """An integer from ``least`` to ``most``."""
         if not is_integer(self.value, least, most):
-            raise self.wrong(f"an integer from {least:,} to {'2**63 - 1' if most == LARGEST else f'{most:,}'}")
+            raise self.wrong(f"an integer from {least:,} to {'2**63 - 1' if most == MAX_INTEGER else f'{most:,}'}")
         return self.value
 
     def number(self) -> float:

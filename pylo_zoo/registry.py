@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 PACKAGE = Path(__file__).parent
 MAX_BYTES = 1024 * 1024
-"""Largest registry file. The package's registry has 20 kB."""
+"""Maximum size of a registry file in bytes. The package's registry has 20 kB."""
 
 Format = Literal[
     "flax-msgpack",

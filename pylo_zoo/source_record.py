@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pylo_zoo.errors import ZooError, quoted
-from pylo_zoo.parsing import LARGEST, Field, is_finite
+from pylo_zoo.parsing import MAX_INTEGER, Field, is_finite
 
 MAX_ENTRIES = 10_000
-"""Longest list."""
+"""Maximum length of a list."""
 MAX_TEXT = 1_024
-"""Longest name, address or version in ``config.json``, in characters."""
+"""Maximum length of a name, address or version in ``config.json``, in characters."""
 CONVERT_AGAIN = "Convert the checkpoint again, or fetch the artifact again."
 
 
@@ -38,7 +38,7 @@ def read_source(section: Field) -> SourceRecord:
     layout = fields["layout"]
     return SourceRecord(
         **{key: read_string(fields[key]) for key in texts},
-        bytes=fields["bytes"].integer(1, LARGEST),
+        bytes=fields["bytes"].integer(1, MAX_INTEGER),
         layout=check_layout(layout.value, layout.path),
     )
 

@@ -16,7 +16,7 @@ from pylo_zoo import artifact
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import lockfile, store
 from pylo_zoo.hub import Repository
-from pylo_zoo.hub.pull import LISTING, TAKEN
+from pylo_zoo.hub.pull import DOWNLOADED, LISTING
 from pylo_zoo.leftovers import left_behind
 from pylo_zoo.publish.plan import PUBLISHED, PublishPlan, prepare
 from pylo_zoo.publish.push import MARK
@@ -66,7 +66,7 @@ def check_pulled(home: Path, repo: Repo, *, killed: bool = False) -> None:
         return {name for name in names if not (killed and left_behind(name))}
 
     def right(commit: str) -> dict[str, bytes]:
-        return {name: data for name, data in repo.files(commit).items() if name in TAKEN}
+        return {name: data for name, data in repo.files(commit).items() if name in DOWNLOADED}
 
     assert listed(home) <= {"hub", "sources", "zoo.lock"}
     for commit in listed(home / "hub" / repo.id.replace("/", "--")):

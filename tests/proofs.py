@@ -56,9 +56,9 @@ def runs(family: str) -> dict[str, steps.Run]:
 
 
 @functools.cache
-def walk(family: str, run: str) -> steps.Walk:
+def reference(family: str, run: str) -> steps.ReferenceRun:
     """The reference's side of one run."""
-    return steps.walk(random_weights(family)[0], theta(family), runs(family)[run], seed=0)
+    return steps.run_reference(random_weights(family)[0], theta(family), runs(family)[run], seed=0)
 
 
 # --- a quick proof -----------------------------------------------------------------------------------------------
@@ -68,21 +68,21 @@ QUICK = ("ordinary", "zeros", "zero parameters", plan.LONG_RUN, plan.BELOW)
 
 
 @functools.cache
-def _quick_walk(family: str, name: str) -> steps.Walk:
+def _quick_reference(family: str, name: str) -> steps.ReferenceRun:
     run = runs(family)[name]
     reduced = run if name == plan.LONG_RUN else replace(run, cases=cases.FEW, steps=min(run.steps, 3))
-    return steps.walk(random_weights(family)[0], theta(family), reduced, seed=0)
+    return steps.run_reference(random_weights(family)[0], theta(family), reduced, seed=0)
 
 
-def quick_walks(family: str) -> dict[str, steps.Walk]:
-    """The walks of :data:`QUICK` that the family has, by name."""
-    return {name: _quick_walk(family, name) for name in QUICK if name in runs(family)}
+def quick_references(family: str) -> dict[str, steps.ReferenceRun]:
+    """The reference runs of :data:`QUICK` that the family has, by name."""
+    return {name: _quick_reference(family, name) for name in QUICK if name in runs(family)}
 
 
 @functools.cache
 def _quick_original(family: str) -> trajectory.Original:
-    course = trajectory.Course("ordinary", "ordinary", 3, cases.FEW, ("torch",))
-    return trajectory.original(random_weights(family)[0], theta(family), course, seed=0)
+    planned = trajectory.WholeRun("ordinary", "ordinary", 3, cases.FEW, ("torch",))
+    return trajectory.original(random_weights(family)[0], theta(family), planned, seed=0)
 
 
 @functools.cache
@@ -92,13 +92,13 @@ def _quick_network(family: str) -> forward.Network:
 
 def quick_proof(family: str, artifact: Artifact | None = None) -> parity.Report:
     """A proof with few parameters, runs and steps; each process computes the reference's side once."""
-    walks = quick_walks(family).values()
+    references = quick_references(family).values()
     original, network = _quick_original(family), _quick_network(family)
     random_artifact, source = random_weights(family)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "plan", lambda artifact: [each.run for each in walks])
-        patch.setattr(steps, "walk", lambda artifact, theta, run, seed: _quick_walk(family, run.name))
-        patch.setattr(trajectory, "COURSES", (original.course,))
+        patch.setattr(plan, "plan", lambda artifact: [each.run for each in references])
+        patch.setattr(steps, "run_reference", lambda artifact, theta, run, seed: _quick_reference(family, run.name))
+        patch.setattr(trajectory, "WHOLE_RUNS", (original.planned,))
         patch.setattr(trajectory, "original", lambda *arguments: original)
         patch.setattr(forward, "probe", lambda *arguments: network)
         patch.setattr(completeness, "check", lambda *arguments: None)

@@ -15,7 +15,7 @@ from pylo_zoo.artifact import Artifact
 from pylo_zoo.report.records import Report
 
 CARD = b"---\nlicense: mit\nlibrary_name: pylo-zoo\ntags: [learned-optimizer]\n---\n# Elo\n"
-TAKEN = ("README.md", "config.json", "model.safetensors", "parity-vectors.safetensors", "parity.json")
+DOWNLOADED = ("README.md", "config.json", "model.safetensors", "parity-vectors.safetensors", "parity.json")
 """The files of :func:`files` that a pull downloads, in alphabetical order."""
 
 

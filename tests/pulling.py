@@ -67,7 +67,7 @@ def directory(home: Path, commit: str) -> Path:
 def is_whole(home: Path, repo: Repo) -> bool:
     """Whether the cache has the published artifact and no partial files."""
     checkout = weights.pull(ID, access=Access(offline=True))
-    same = all((checkout.directory / name).read_bytes() == repo.files()[name] for name in published.TAKEN)
+    same = all((checkout.directory / name).read_bytes() == repo.files()[name] for name in published.DOWNLOADED)
     return same and nothing_half(home)
 
 

@@ -14,7 +14,7 @@ from pylo_zoo.experiments.compare.figures import Arrival, RunRecord
 from pylo_zoo.experiments.compare.running import Trial, _next_lr, best
 
 
-def course(losses: Sequence[float], seed: int = 0, **more: Any) -> RunRecord:
+def run_of(losses: Sequence[float], seed: int = 0, **more: Any) -> RunRecord:
     return RunRecord(seed, losses, [0.001] * len(losses), [0.003] * len(losses), **more)
 
 
@@ -22,22 +22,22 @@ def course(losses: Sequence[float], seed: int = 0, **more: Any) -> RunRecord:
 
 
 def test_the_final_loss_is_the_mean_of_the_last_steps() -> None:
-    assert figures.final_loss(course([9, 8, 2, 4]), 2) == 3
-    assert figures.final_loss(course([9, 8]), 10) == 8.5
+    assert figures.final_loss(run_of([9, 8, 2, 4]), 2) == 3
+    assert figures.final_loss(run_of([9, 8]), 10) == 8.5
 
 
 @pytest.mark.parametrize(
     ("run", "why"),
     [
-        (course([2, 1, 0.5]), None),
-        (course([2, 1, math.nan]), "finite"),
-        (course([2, 1, math.inf]), "finite"),
-        (course([1, 3, 3]), "above the initial loss"),
-        (course([], stopped="The loss is nan"), "finite"),
-        (course([]), "no step"),
-        (course([2, 1], evaluations={2: {"test_loss": math.nan}}), "finite"),
-        (course([1, 1, 1]), None),
-        (course([1, 1, 1.05]), None),
+        (run_of([2, 1, 0.5]), None),
+        (run_of([2, 1, math.nan]), "finite"),
+        (run_of([2, 1, math.inf]), "finite"),
+        (run_of([1, 3, 3]), "above the initial loss"),
+        (run_of([], stopped="The loss is nan"), "finite"),
+        (run_of([]), "no step"),
+        (run_of([2, 1], evaluations={2: {"test_loss": math.nan}}), "finite"),
+        (run_of([1, 1, 1]), None),
+        (run_of([1, 1, 1.05]), None),
     ],
 )
 def test_divergence(run: RunRecord, why: str | None) -> None:
@@ -60,16 +60,16 @@ def test_smoothed_looks_back_only() -> None:
 
 
 def test_steps_to_a_loss() -> None:
-    run = course([4, 2, 0, 0])
+    run = run_of([4, 2, 0, 0])
     assert figures.steps_to(run, 3, 2) == 2
     assert figures.steps_to(run, 0, 2) == 4
     assert figures.steps_to(run, -1, 2) is None
-    assert figures.steps_to(course([0, 9, 9]), 1, 2) is None, "one lucky batch does not count"
+    assert figures.steps_to(run_of([0, 9, 9]), 1, 2) is None, "one lucky batch does not count"
     assert figures.steps_to(run, figures.final_loss(run, 2) or 0, 2) == 4, "a run reaches its own final loss"
 
 
 def test_arrival_is_a_median_and_never_if_fewer_than_half_arrive() -> None:
-    quick, slow, never = course([1, 0, 0], 0), course([1, 1, 0], 1), course([1, 1, 1], 2)
+    quick, slow, never = run_of([1, 0, 0], 0), run_of([1, 1, 0], 1), run_of([1, 1, 1], 2)
     goals: dict[int, float | None] = {0: 0.0, 1: 0.0, 2: 0.0}
     assert figures.arrival([quick, slow, never], goals, 1) == Arrival(3, sum([0.004] * 3), 2, 3, 2.5)
     assert figures.arrival([quick, never], goals, 1) == Arrival(None, None, 1, 2, 2)

@@ -218,10 +218,10 @@ def test_a_long_number_is_quoted_by_its_digits(digits: int) -> None:
 
 
 def test_the_largest_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(limits.VARIABLE, str(limits.LARGEST))
-    assert limits.max_bytes() == limits.LARGEST
-    with limits.allow(limits.LARGEST):
-        assert limits.max_bytes() == limits.LARGEST
+    monkeypatch.setenv(limits.VARIABLE, str(limits.MAX_LIMIT))
+    assert limits.max_bytes() == limits.MAX_LIMIT
+    with limits.allow(limits.MAX_LIMIT):
+        assert limits.max_bytes() == limits.MAX_LIMIT
 
 
 @pytest.mark.parametrize("value", [0, -1, True, 1.5, "1", 2**63, 10**400, 10**5000, -(10**5000)], ids=quoted)

@@ -122,7 +122,7 @@ GAPS: dict[str, Gap] = {
     **{f"no {layout} layout": without(level="step", layout=layout) for layout in ("torch", "jax")},
     **{f"no whole run in {layout} layout": without(level="trajectory", layout=layout) for layout in ("torch", "jax")},
     **{f"no {dtype} steps": without(level="step", dtype=dtype, kernels="") for dtype in ("float64", "float32")},
-    **{f"no run {course.name}": without(level="trajectory", name=course.name) for course in trajectory.COURSES},
+    **{f"no run {planned.name}": without(level="trajectory", name=planned.name) for planned in trajectory.WHOLE_RUNS},
     "no network": without(level="network"),
     "parameters of a regime left out": emptied(level="step", name="huge"),
     "long tensors left out": emptied(name=plan.LONG_RUN),
@@ -176,7 +176,7 @@ def test_verify_refuses_an_incomplete_proof(monkeypatch: pytest.MonkeyPatch) -> 
         raise ZooError("The proof is incomplete.", "Report it.")
 
     monkeypatch.setattr(completeness, "check", check)
-    monkeypatch.setattr(trajectory, "COURSES", trajectory.COURSES[:1])
+    monkeypatch.setattr(trajectory, "WHOLE_RUNS", trajectory.WHOLE_RUNS[:1])
     monkeypatch.setattr(plan, "plan", lambda artifact, whole=plan.plan: [r for r in whole(artifact) if r.name in QUICK])
     with pytest.raises(ZooError, match="The proof is incomplete"):
         parity.verify(*random_weights("celo-adam"))

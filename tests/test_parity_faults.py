@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
-from proofs import corrupted, random_weights, walk
+from proofs import corrupted, random_weights, reference
 
 from pylo_zoo.ops import accumulators, adam, conditioning, features, layout, mlp, orthogonalize, step
 from pylo_zoo.optim import base, celo2, lstm_controlled, mlp_rule, mulo, velo
@@ -208,8 +208,8 @@ def planted(fault: Fault) -> Iterator[None]:
 
 
 def difference(family: str, regime: str) -> Explanation | None:
-    walked = walk(family, regime)
-    return first_difference([compare(random_weights(family)[0], walked, "float64", "torch")])
+    reference_run = reference(family, regime)
+    return first_difference([compare(random_weights(family)[0], reference_run, "float64", "torch")])
 
 
 @pytest.mark.parametrize("family", ["velo", "celo2", "elo", "mulo"])
@@ -288,7 +288,7 @@ def test_a_wrong_tie_shows_only_in_tied_shapes() -> None:
 )
 def test_a_wrong_weight_is_located(family: str, tensor: str, first: str) -> None:
     wrong = corrupted(random_weights(family)[0], tensor, 1.001)
-    result = first_difference([compare(wrong, walk(family, "ordinary"), "float64", "torch")])
+    result = first_difference([compare(wrong, reference(family, "ordinary"), "float64", "torch")])
     assert result is not None
     assert (result.quantity, result.step) == (first, 0)
     assert result.ours != result.theirs

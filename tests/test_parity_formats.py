@@ -192,7 +192,7 @@ def test_a_real_report_follows_the_schema_and_is_rendered(
 
     monkeypatch.setattr(plan, "plan", planned)
     monkeypatch.setattr(completeness, "check", lambda *arguments: None)
-    monkeypatch.setattr(trajectory, "COURSES", (trajectory.Course("short", "ordinary", 3, REDUCED, ("torch",)),))
+    monkeypatch.setattr(trajectory, "WHOLE_RUNS", (trajectory.WholeRun("short", "ordinary", 3, REDUCED, ("torch",)),))
     source = write_theta(tmp_path, "adafac-mlp", scale=0.1)
     converted = convert("adafac-mlp", source=source)
     name, weight = next((name, tensor) for name, tensor in converted.tensors.items() if tensor.ndim > 1)

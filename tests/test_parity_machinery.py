@@ -106,14 +106,14 @@ def test_an_optimizer_that_raises_in_one_layout_fails_only_there(monkeypatch: py
 
     monkeypatch.setattr(cls, "update", wrong)
     monkeypatch.setattr(cases, "FEW", tuple(each for each in cases.CASES if each.name in ("vector", "conv1d")))
-    walked = steps.walk(
+    reference_run = steps.run_reference(
         random_weights(FAMILY)[0],
         theta(FAMILY),
         steps.Run("regime", "ordinary", "ordinary", cases.FEW, dict(converters.get(FAMILY).parity_hyper), steps=1),
         seed=0,
     )
     for layout, failed in (("torch", True), ("jax", False)):
-        result = explain.first_difference([steps.compare(random_weights(FAMILY)[0], walked, "float64", layout)])
+        result = explain.first_difference([steps.compare(random_weights(FAMILY)[0], reference_run, "float64", layout)])
         assert (result is not None) == failed
 
 
@@ -148,10 +148,10 @@ def test_weights_that_are_not_finite_in_the_original_prove_nothing() -> None:
     artifact, _ = random_weights(FAMILY)
     run = steps.Run("regime", "ordinary", "ordinary", cases.FEW, dict(converters.get(FAMILY).parity_hyper), steps=1)
     huge: Any = {"nn": {"~": {k: np.full_like(v, 1e30) for k, v in theta(FAMILY)["nn"]["~"].items()}}}
-    walked = steps.walk(artifact, {**theta(FAMILY), **huge}, run, seed=0)
-    assert not walked.before
-    result = steps.compare(artifact, walked, "float64", "torch")
-    assert result.errors.shape == (0, len(walked.ledger.keys))
+    reference_run = steps.run_reference(artifact, {**theta(FAMILY), **huge}, run, seed=0)
+    assert not reference_run.before
+    result = steps.compare(artifact, reference_run, "float64", "torch")
+    assert result.errors.shape == (0, len(reference_run.ledger.keys))
 
 
 # --- a proof made vacuous ----------------------------------------------------------------------------------------
@@ -306,8 +306,8 @@ def test_one_unclipped_decay_is_detected(family: str, decay: str, monkeypatch: p
     """Without clipped decays among the runs, unclipped rms decays would pass."""
     artifact, _ = random_weights(family)
     run = next(run for run in plan.plan(artifact) if run.name == plan.BELOW)
-    walked = steps.walk(artifact, theta(family), run, seed=0)
-    assert explain.first_difference([steps.compare(artifact, walked, "float64", "torch")]) is None
+    reference_run = steps.run_reference(artifact, theta(family), run, seed=0)
+    assert explain.first_difference([steps.compare(artifact, reference_run, "float64", "torch")]) is None
     net: Any = type(artifact.net())
     right = net.decays
 
@@ -318,7 +318,7 @@ def test_one_unclipped_decay_is_detected(family: str, decay: str, monkeypatch: p
         return right(self)._replace(**{decay: getattr(free, decay)})
 
     monkeypatch.setattr(net, "decays", unclipped)
-    result = explain.first_difference([steps.compare(artifact, walked, "float64", "torch")])
+    result = explain.first_difference([steps.compare(artifact, reference_run, "float64", "torch")])
     assert result is not None
     assert re.fullmatch("second_moment" if decay == "rms" else "row|col|diag", result.quantity)
 

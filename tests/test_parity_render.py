@@ -174,7 +174,7 @@ def test_a_logarithmic_scale_separates_zero_and_infinity() -> None:
 
 
 def test_the_chain_marks_quantities_beyond_their_bound() -> None:
-    right, wrong = charts.explained(explanation(2e-16)), charts.explained(explanation(0.25))
+    right, wrong = charts.explanation_chain(explanation(2e-16)), charts.explanation_chain(explanation(0.25))
     assert right is not None
     assert wrong is not None
     assert [step.off for step in right.steps] == [False] * 3
@@ -218,7 +218,7 @@ def test_a_parameters_quantity_is_explained_rather_than_the_runs() -> None:
     counter = Link("row", "a counter of the run", 0.0, 1e-14)
     result = explanation(0.25)
     both = replace(result, chain=[counter, *result.chain])
-    link, drawn = phrases.explained_link(both), charts.explained(both)
+    link, drawn = phrases.explained_link(both), charts.explanation_chain(both)
     assert link is not None
     assert link.error == 0.25
     assert drawn is not None

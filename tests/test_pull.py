@@ -13,7 +13,7 @@ import pytest
 import torch
 from commands import Capture, refused, run
 from hub_double import HubDouble, Repo
-from published import TAKEN
+from published import DOWNLOADED
 from pulling import ID, STRANGER, URI, directory, publish_other_weights, sha256
 from trees import write_theta
 
@@ -50,11 +50,11 @@ def test_the_first_pull(repo: Repo, zoo_home: Path, access: Access, messages: li
     checkout = weights.pull(ID, access=access)
     assert (checkout.commit, checkout.newer, checkout.fetched) == (repo.head, None, True)
     assert checkout.directory == directory(zoo_home, repo.head)
-    assert sorted(path.name for path in checkout.directory.iterdir()) == sorted([*TAKEN, "SHA256SUMS"])
-    assert {name: repo.files()[name] for name in TAKEN} == {
-        name: (checkout.directory / name).read_bytes() for name in TAKEN
+    assert sorted(path.name for path in checkout.directory.iterdir()) == sorted([*DOWNLOADED, "SHA256SUMS"])
+    assert {name: repo.files()[name] for name in DOWNLOADED} == {
+        name: (checkout.directory / name).read_bytes() for name in DOWNLOADED
     }
-    assert checkout.files == {name: sha256(repo.files()[name]) for name in TAKEN}
+    assert checkout.files == {name: sha256(repo.files()[name]) for name in DOWNLOADED}
     assert messages == [f"{URI} is {repo.head[:12]}: recorded in {zoo_home / 'zoo.lock'}."]
     again = weights.pull(ID, access=access)
     assert (again.fetched, again.files, len(messages)) == (False, checkout.files, 1)
@@ -109,7 +109,7 @@ def test_pull_into_a_directory_and_load_from_it(repo: Repo, access: Access, tmp_
     out = tmp_path / "zoo" / "elo"
     checkout = weights.pull(ID, out=out, access=access)
     assert checkout.directory == out
-    assert sorted(path.name for path in out.iterdir()) == sorted(TAKEN)
+    assert sorted(path.name for path in out.iterdir()) == sorted(DOWNLOADED)
     before, count = published.tree(out), len(repo.commits)
     with pytest.raises(ZooError, match="already exists"):
         weights.pull(ID, out=out, access=access)
@@ -136,7 +136,7 @@ def test_a_registry_entry_with_a_published_artifact(
     repo: Repo, hub: HubDouble, zoo: Callable[[str], None], access: Access, messages: list[str]
 ) -> None:
     hashes = {name: sha256(data) for name, data in repo.files().items() if name.startswith(("c", "m", "parity"))}
-    pins = {name: hashes[name] for name in TAKEN if name in hashes}
+    pins = {name: hashes[name] for name in DOWNLOADED if name in hashes}
     about = f"pinned: {{family: elo, summary: A., license: MIT, trained: true, artifact: {{uri: '{URI}@{repo.head}', "
     zoo(f"{about}sha256: {json.dumps(pins)}}}}}")
     first = repo.head
@@ -239,7 +239,7 @@ def test_the_output_of_the_command(
         "newer": None,
         "parity": "passed",
         "source": {"uri": "file:theta.state", "sha256": pylo_zoo.load(place).source.sha256},
-        "files": {name: sha256(repo.files()[name]) for name in TAKEN},
+        "files": {name: sha256(repo.files()[name]) for name in DOWNLOADED},
         "fetched": False,
     }
     assert err == f"Offline: using {URI} at the recorded commit {repo.head[:12]}.\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 import published
 import pytest
 from hub_double import HubDouble, Repo, User
-from published import TAKEN
+from published import DOWNLOADED
 from pulling import ID, URI, directory, publish_other_weights, sha256
 
 import pylo_zoo
@@ -85,7 +85,7 @@ def test_a_commit_that_no_longer_exists_anywhere(repo: Repo, access: Access, zoo
     assert not (zoo_home / "hub").exists()
 
 
-@pytest.mark.parametrize("name", TAKEN)
+@pytest.mark.parametrize("name", DOWNLOADED)
 def test_a_lock_file_with_other_hashes(name: str, repo: Repo, access: Access, zoo_home: Path) -> None:
     weights.pull(ID, access=access)
     lock = zoo_home / "zoo.lock"
@@ -135,7 +135,7 @@ def test_an_unreadable_lock_file(text: str, repo: Repo, hub: HubDouble, access: 
 # --- the cache ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*TAKEN, "SHA256SUMS"])
+@pytest.mark.parametrize("name", [*DOWNLOADED, "SHA256SUMS"])
 @pytest.mark.parametrize("how", ["a bit", "cut", "gone", "link", "directory"])
 def test_a_damaged_copy_is_fetched_again_or_refused(
     how: str, name: str, repo: Repo, access: Access, zoo_home: Path, tmp_path: Path
@@ -177,7 +177,7 @@ def test_unlisted_files(repo: Repo, hub: HubDouble, access: Access, zoo_home: Pa
     assert pylo_zoo.load(URI, access=access).parity is None
     assert not (folder / "model.pt").exists()
     weights.pull(ID, out=tmp_path / "out", access=access)
-    assert sorted(published.tree(tmp_path / "out")) == sorted({*TAKEN} - {"parity.json"})
+    assert sorted(published.tree(tmp_path / "out")) == sorted({*DOWNLOADED} - {"parity.json"})
 
 
 @pytest.mark.parametrize("level", ["commit", "repository"])

@@ -21,7 +21,7 @@ from pylo_zoo.parity import cases, replay_file, trajectory, vectors
 from pylo_zoo.parity.forward import Network, torch_forward
 from pylo_zoo.parity.sides import TorchSide
 from pylo_zoo.parity.targets import replay_target
-from pylo_zoo.parity.trajectory import Course, Original
+from pylo_zoo.parity.trajectory import Original, WholeRun
 from pylo_zoo.pipeline import build_artifact
 
 Content = tuple[dict[str, np.ndarray], dict[str, Any]]
@@ -35,12 +35,12 @@ def vectors_of(subject: Artifact) -> bytes:
     import torch
 
     some = tuple(case for case in cases.REDUCED if case.rule is None)
-    course = Course("ordinary", "ordinary", STEPS, some, ("torch",))
-    start, hyper = cases.parameters(0), trajectory.hyper_of(subject, course)
+    planned = WholeRun("ordinary", "ordinary", STEPS, some, ("torch",))
+    start, hyper = cases.parameters(0), trajectory.hyper_of(subject, planned)
     start = {case.name: start[case.name] for case in some}
     grads, losses = cases.gradients(0, "ordinary", STEPS), cases.losses(0, "ordinary", STEPS)
     truth = TorchSide(subject, some, start, hyper, "float64", "torch").run(grads, losses)
-    run = Original(course, hyper, start, grads, losses, truth, dict.fromkeys(start, 1e-6))
+    run = Original(planned, hyper, start, grads, losses, truth, dict.fromkeys(start, 1e-6))
     net: Any = subject.net()
     rng = np.random.default_rng(0)
     inputs = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in net.probe_shapes().items()}

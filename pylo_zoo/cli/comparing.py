@@ -86,7 +86,7 @@ class _TerminalMonitor:
 
 SHOWN = (0, 1, 2, 3, 4, 6, 10)
 """Columns of the report's table that fit on a terminal."""
-WIDEST = 1000
+MEASURING_WIDTH = 1000
 """Width at which a table is measured before it is fitted to the terminal."""
 
 
@@ -106,7 +106,7 @@ def table(results: Mapping[str, Any], console: Console) -> Table:
         rows.append([row[i] for i in SHOWN])
     head = [_in_two_lines(title) for title in titles]
     for layout in (_grid(head, *rows), _grid(*zip(titles, *rows, strict=True))):
-        if console.measure(layout, options=console.options.update(width=WIDEST)).maximum <= console.width:
+        if console.measure(layout, options=console.options.update(width=MEASURING_WIDTH)).maximum <= console.width:
             return layout
     stack = _empty_table()
     stack.show_header = False

@@ -47,7 +47,7 @@ Token = Annotated[
 MAX_STEPS = 10**9
 MAX_SEEDS = 10_000
 MAX_THREADS = 1_024
-LARGEST_SEED = 2**62
+MAX_SEED = 2**62
 """Upper bounds of numeric options."""
 
 
@@ -177,14 +177,14 @@ def fail(message: str, hint: str) -> None:
         print(f"{label}: {one_line(text)}", file=sys.stderr)
 
 
-LIKENESSES = {
+REPLACEMENTS = {
     **dict.fromkeys("–—−", "-"),
     **dict.fromkeys("“”", '"'),
     **dict.fromkeys("‘’", "'"),
     **{"…": "...", "×": "x", "→": "->", "∞": "inf", "μ": "u", "·": "*", "✕": "x", "√": "sqrt", "²": "^2"},
 }
 """Replacements for characters that the terminal's encoding lacks; other characters become ``?``."""
-ERRORS = "pylo_zoo.likeness"
+ERRORS = "pylo_zoo.replace"
 LOSSLESS = ("strict", "surrogateescape", "backslashreplace")
 """Python's default error handlers of stdout and stderr; any other is the user's choice (PYTHONIOENCODING)."""
 
@@ -197,7 +197,7 @@ def encode_anything(stream: Any) -> None:
     """
     if not hasattr(stream, "reconfigure") or getattr(stream, "errors", None) not in LOSSLESS:
         return
-    codecs.register_error(ERRORS, _likeness)
+    codecs.register_error(ERRORS, _replace_unencodable)
     codecs.register(_terminal_ascii)
     ascii_only = codecs.lookup(stream.encoding).name == "ascii"
     stream.reconfigure(encoding=TERMINAL_ASCII if ascii_only else stream.encoding, errors=ERRORS)
@@ -220,7 +220,7 @@ def _terminal_ascii(name: str) -> codecs.CodecInfo | None:
     )
 
 
-def _likeness(error: UnicodeError) -> tuple[str, int]:
+def _replace_unencodable(error: UnicodeError) -> tuple[str, int]:
     """An error handler for :func:`codecs.register_error`: a replacement for the characters that caused ``error``."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
@@ -231,7 +231,7 @@ def _likeness(error: UnicodeError) -> tuple[str, int]:
 def _replacement(character: str) -> str:
     if "\ud800" <= character <= "\udfff":  # part of a file name that is not UTF-8
         return character.encode("unicode_escape").decode()
-    return LIKENESSES.get(character, "?")
+    return REPLACEMENTS.get(character, "?")
 
 
 def printable_lines(text: str) -> str:

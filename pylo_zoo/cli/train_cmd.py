@@ -82,7 +82,7 @@ def train(
         int,
         typer.Option(min=1, max=output.MAX_SEEDS, metavar="N", help="Number of runs, each with the next seed."),
     ] = 1,
-    seed: Annotated[int, typer.Option(min=0, max=output.LARGEST_SEED, metavar="N", help="Seed of the first run.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=output.MAX_SEED, metavar="N", help="Seed of the first run.")] = 0,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of the task; repeatable.")
     ] = None,
@@ -104,9 +104,7 @@ def train(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Directory of the run.  [default: runs/TASK-OPTIMIZER-seedN]")
     ] = None,
-    resume: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Resume the run in DIR. Do not give TASK with it.")
-    ] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Resume the run in DIR. It replaces TASK.")] = None,
     offline: output.Offline = False,
     max_bytes: output.MaxBytes = None,
     json: output.Json = False,

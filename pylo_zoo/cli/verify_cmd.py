@@ -58,7 +58,7 @@ def verify(
             help="Largest allowed float64 error of a step, relative to the update.  [default: 1e-10]",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=output.LARGEST_SEED, help="Seed of the random inputs.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=output.MAX_SEED, help="Seed of the random inputs.")] = 0,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an HTML page with all results.")] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a table for a model card.")] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.")] = None,

@@ -137,7 +137,7 @@ def contradictions(artifact: Artifact, source: formats.Source) -> list[str]:
     return []
 
 
-def unsaid(artifact: Artifact, source: formats.Source) -> list[str]:
+def unstated(artifact: Artifact, source: formats.Source) -> list[str]:
     """The behavior fields of ``artifact`` that neither the source's files nor the registry state.
 
     These values are unverified: the family's released values, or edits by ``--set`` or by hand.
@@ -170,9 +170,6 @@ def _source_uri(source: str | Path | None, checkpoint: formats.Source) -> str:
     if isinstance(source, str) and is_uri(source):
         return parse(source).uri
     return "file:" + checkpoint.path.name.encode(errors="backslashreplace").decode()  # a name need not be valid UTF-8
-
-
-# --- writing an artifact -----------------------------------------------------------------------------------------
 
 
 # --- export ------------------------------------------------------------------------------------------------------

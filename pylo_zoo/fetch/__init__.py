@@ -123,7 +123,7 @@ def fetch(
         try:
             _complete(part, location, sha256 or (recorded.sha256 if recorded else None), bytes, access)
         except Unavailable as error:
-            hint = three_ways(location.uri, location.url, "give it with --source FILE")
+            hint = three_ways(location.uri, location.url, "pass it with --source FILE")
             raise Unavailable(error.message, hint) from None
         _check(part, location, sha256, bytes, recorded)
         digest, length = part.sha256, part.count

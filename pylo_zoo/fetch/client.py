@@ -24,7 +24,7 @@ from urllib.parse import urljoin, urlsplit
 from pylo_zoo import __version__
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch.errors import Conflict, FetchError, Forbidden, NotFound, Transient, Unavailable
-from pylo_zoo.fetch.http import SLOWEST, TRANSIENT, retry_after, unreachable
+from pylo_zoo.fetch.http import MIN_BYTES_PER_TIMEOUT, TRANSIENT, retry_after, unreachable
 from pylo_zoo.fetch.retry import Policy, retrying
 from pylo_zoo.fetch.uris import HF_ENDPOINT, check_url, is_loopback, redacted
 
@@ -208,7 +208,7 @@ def _bounded(response: Any, limit: int, timeout: float) -> Any:
                         "Check the address.",
                     )
                 if (now := time.monotonic()) - start > timeout:
-                    if arrived < SLOWEST:
+                    if arrived < MIN_BYTES_PER_TIMEOUT:
                         raise Transient(f"sent {arrived} bytes in {now - start:.0f} seconds")
                     start, arrived = now, 0
                 yield chunk
@@ -295,7 +295,7 @@ def _translate(subject: Subject, chain: Sequence[BaseException], *, offline: boo
     if offline or any(isinstance(each, errors.OfflineModeIsEnabled) for each in chain):
         return Unavailable(f"{subject.uri} is not in the cache, and offline mode is on.", "Go online.")
     if isinstance(error, errors.LocalTokenNotFoundError):
-        return Forbidden(f"{subject.uri}: no token was given.", "Set HF_TOKEN, give --token, or run `hf auth login`.")
+        return Forbidden(f"{subject.uri}: no token was given.", "Set HF_TOKEN, pass --token, or run `hf auth login`.")
     if isinstance(error, errors.HFValidationError):
         return FetchError(f"{subject.uri} is not a valid name on the Hub.", "Check the name.")
     if status in (401, 403) and any(_method(each) == "PUT" for each in chain):

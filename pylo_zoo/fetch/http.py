@@ -23,14 +23,14 @@ from pylo_zoo.fetch.retry import Policy
 from pylo_zoo.fetch.store import CHUNK
 from pylo_zoo.fetch.uris import check_url, is_loopback, redacted
 
-REDIRECTS = 5
-SLOWEST = 1024
+MAX_REDIRECTS = 5
+MIN_BYTES_PER_TIMEOUT = 1024
 """Bytes that must arrive within each timeout; it stops a server that sends slowly forever."""
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 REDIRECTED = (301, 302, 303, 307, 308)
 CHANGED = "changed during the download"
 WRONG_FILE = (
-    "The publisher replaced it, or it was altered on the way: compare it with the publisher's page, or give a trusted "
+    "The publisher replaced it, or it was altered on the way: compare it with the publisher's page, or pass a trusted "
     "file with --source."
 )
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
@@ -106,7 +106,7 @@ def _chunks(response: http.client.HTTPResponse, policy: Policy) -> Iterator[byte
     """Yield the body in chunks.
 
     Raises:
-        Transient: the connection broke, or fewer than :data:`SLOWEST` bytes arrived within a timeout.
+        Transient: the connection broke, or fewer than :data:`MIN_BYTES_PER_TIMEOUT` bytes arrived within a timeout.
     """
     start, arrived = time.monotonic(), 0
     while True:
@@ -119,7 +119,7 @@ def _chunks(response: http.client.HTTPResponse, policy: Policy) -> Iterator[byte
         yield chunk
         arrived += len(chunk)
         if (now := time.monotonic()) - start > policy.timeout:
-            if arrived < SLOWEST:
+            if arrived < MIN_BYTES_PER_TIMEOUT:
                 raise Transient(f"sent {arrived} bytes in {now - start:.0f} seconds")
             start, arrived = now, 0
 
@@ -127,7 +127,7 @@ def _chunks(response: http.client.HTTPResponse, policy: Policy) -> Iterator[byte
 @contextmanager
 def _open(url: str, headers: dict[str, str], policy: Policy, part: Part) -> Iterator[http.client.HTTPResponse]:
     """Yield the response to a GET. Redirects are followed to https only, or from this machine to itself."""
-    for _ in range(REDIRECTS + 1):
+    for _ in range(MAX_REDIRECTS + 1):
         check_url(url)
         try:
             answer = _answer(url, headers, policy)
@@ -145,7 +145,7 @@ def _open(url: str, headers: dict[str, str], policy: Policy, part: Part) -> Iter
                 "Download the file by hand.",
             )
         url = target
-    raise FetchError(f"{redacted(url)} redirects more than {REDIRECTS} times.", "Download the file by hand.")
+    raise FetchError(f"{redacted(url)} redirects more than {MAX_REDIRECTS} times.", "Download the file by hand.")
 
 
 def _answer(url: str, headers: dict[str, str], policy: Policy) -> http.client.HTTPResponse | str:

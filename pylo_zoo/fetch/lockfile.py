@@ -82,7 +82,7 @@ def read_all(path: Path) -> Lock:
     except FileNotFoundError:
         return Lock()
     except OSError as error:
-        raise ZooError(f"{path} cannot be read: {error.strerror}.", "Check its permissions or give --lock.") from error
+        raise ZooError(f"{path} cannot be read: {error.strerror}.", "Check its permissions, or pass --lock.") from error
     if large or len(data) > MAX_BYTES:
         raise _damaged(path, f"larger than {MAX_BYTES:,} bytes")
     try:

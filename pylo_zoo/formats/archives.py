@@ -13,7 +13,7 @@ from pylo_zoo.formats.arrays import MAX_LEAVES, MAX_TEXT, refuse
 SIGNATURE = b"PK\x03\x04"
 END, END_BYTES = b"PK\x05\x06", 22
 MAX_DIRECTORY = 2 * 1024 * 1024
-"""Largest central directory: Python's zipfile allocates an object per entry."""
+"""Maximum size of the central directory in bytes: Python's zipfile allocates an object per entry."""
 LOCAL_BYTES = 30
 STREAMED, DESCRIPTORS = 0x8, (12, 16, 20, 24)
 """Flag of a member whose checksum and sizes follow its content, and the possible lengths of that descriptor."""

@@ -15,7 +15,7 @@ from pylo_zoo.errors import ZooError
 from pylo_zoo.formats.arrays import MAX_AXES, MAX_LEAVES, MAX_NESTING, MAX_TEXT
 
 MAX_NODES = 4 * MAX_LEAVES
-"""Most values in a tree: leaves, maps and keys."""
+"""Maximum number of values in a tree: leaves, maps and keys."""
 HINT = "Save the theta tree with flax's serialization.to_bytes."
 
 MAPS, TEXTS, LISTS = {0xDE: 2, 0xDF: 4}, {0xD9: 1, 0xDA: 2, 0xDB: 4}, {0xDC: 2, 0xDD: 4}

@@ -41,7 +41,7 @@ ARRAYS = (".zarray", "zarr.json")
 """Those that state an array's compression."""
 MAX_DESCRIPTION = 4 * 1024 * 1024
 MAX_CHUNKS = 4 * MAX_LEAVES
-"""Most chunks of all arrays together. orbax reads each chunk separately."""
+"""Maximum number of chunks of all arrays together. orbax reads each chunk separately."""
 ITEM = "default"
 """Directory of the only item of a step of orbax's CheckpointManager. Version 1 of orbax uses ``state``."""
 UNFINISHED = ".orbax-checkpoint-tmp"

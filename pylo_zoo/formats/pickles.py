@@ -29,7 +29,7 @@ CONTAINER = "pickle"
 PROTOCOLS = tuple(bytes((0x80, protocol)) for protocol in (2, 3, 4, 5))
 """Signatures of pickles."""
 MAX_NODES = 20_000
-"""Most values in a tree. Shared values count each time, so sharing cannot multiply the size."""
+"""Maximum number of values in a tree. Shared values count each time, so sharing cannot multiply the size."""
 
 CORES = ("numpy.core", "numpy._core")
 """numpy's core module before and since version 2."""

@@ -35,7 +35,6 @@ from pylo_zoo.formats.pickle_machine import Call, Global, Machine, Persistent
 SAFETENSORS, TORCH = "pylo-safetensors", "pylo-torch"
 IN_JAX = {SAFETENSORS: "safetensors", TORCH: "torch"}
 """The format's name if the tensors have JAX names."""
-NAMING = "pylo"
 
 SAFETENSORS_DTYPES = {
     "F64": "float64",
@@ -64,7 +63,7 @@ GLOBALS = frozenset({*STORAGES, TENSOR, PARAMETER, pickles.ORDERED})
 HINT = "Save plain tensors with torch.save({name: tensor, …}, file) or safetensors.torch.save_file."
 WRAPPERS = ("state_dict", *pickles.WRAPPERS)
 MAX_HEADER = 2 * 1024 * 1024
-"""Largest header of a safetensors file: the library allocates several objects per entry."""
+"""Maximum size of the header of a safetensors file in bytes: the library allocates several objects per entry."""
 PROGRAM = "/data.pkl"
 """Suffix of the pickle's name in torch archives."""
 

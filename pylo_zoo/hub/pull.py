@@ -23,8 +23,8 @@ from pylo_zoo.hub.api import Hub, RemoteFile, Snapshot
 from pylo_zoo.hub.names import Repository
 from pylo_zoo.leftovers import sweep
 
-NEEDED = (artifact.CONFIG, artifact.WEIGHTS)
-TAKEN = (*NEEDED, artifact.PARITY, artifact.VECTORS, artifact.CARD)
+REQUIRED = (artifact.CONFIG, artifact.WEIGHTS)
+DOWNLOADED = (*REQUIRED, artifact.PARITY, artifact.VECTORS, artifact.CARD)
 """The files that are downloaded, in this order. Other files, above all pickles, are not."""
 LISTING = "SHA256SUMS"
 """The file in the cache that lists the hashes of the other files."""
@@ -40,7 +40,7 @@ class NotAnArtifact(ZooError):
 
     def __init__(self, snapshot: Snapshot) -> None:
         super().__init__(
-            f"{snapshot.repo.uri} is not an artifact: it lacks an artifact's {' or '.join(NEEDED)}.",
+            f"{snapshot.repo.uri} is not an artifact: it lacks an artifact's {' or '.join(REQUIRED)}.",
             "Convert a checkpoint with `pylo-zoo convert FAMILY --source hf://ORG/REPO/FILE`.",
         )
         self.snapshot = snapshot
@@ -173,7 +173,7 @@ def cached(repo: Repository, commit: str, known: Mapping[str, str]) -> dict[str,
     """
     folder = cache_directory(repo, commit)
     listing = _listing(folder)
-    if not set(NEEDED) <= listing.keys() or any(listing.get(name) != known[name] for name in known):
+    if not set(REQUIRED) <= listing.keys() or any(listing.get(name) != known[name] for name in known):
         return None
     if any(path.is_symlink() for path in (folder.parent, folder, *(folder / name for name in (LISTING, *listing)))):
         return None
@@ -189,7 +189,7 @@ def _listing(folder: Path) -> dict[str, str]:
     except (ZooError, UnicodeDecodeError):
         return {}
     pairs = [line.split("  ", 1) for line in lines]
-    return {pair[1]: pair[0] for pair in pairs if len(pair) == 2 and pair[1] in TAKEN}
+    return {pair[1]: pair[0] for pair in pairs if len(pair) == 2 and pair[1] in DOWNLOADED}
 
 
 def _fetch(repo: Repository, known: Mapping[str, str], access: Access) -> dict[str, str]:
@@ -197,10 +197,10 @@ def _fetch(repo: Repository, known: Mapping[str, str], access: Access) -> dict[s
     if access.is_offline:
         raise Unavailable(f"{repo.uri} is missing or damaged in the cache, and offline mode is on.", "Go online.")
     snapshot = Hub(access).snapshot(repo)
-    if not set(NEEDED) <= snapshot.files.keys():
+    if not set(REQUIRED) <= snapshot.files.keys():
         raise NotAnArtifact(snapshot)
     assert repo.commit is not None
-    files = {name: snapshot.files[name] for name in TAKEN if name in snapshot.files}
+    files = {name: snapshot.files[name] for name in DOWNLOADED if name in snapshot.files}
     if missing := sorted(known.keys() - files.keys()):
         raise FetchError(f"{repo.uri} has no {missing[0]}, but had one when it was recorded.", UPDATE)
     paths = {}

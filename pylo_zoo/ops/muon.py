@@ -24,7 +24,7 @@ BACKENDS = ("auto", "eager", "fused")
 MIN_SIZE = 4
 """Smallest side of a matrix that Muon updates."""
 MAX_ASPECT_RATIO = 128.0
-"""Largest ratio of the sides of a matrix that Muon updates."""
+"""Maximum ratio of the sides of a matrix that Muon updates."""
 
 
 def lr_scale(rows: int, columns: int, adjust_lr_fn: str | None) -> float:

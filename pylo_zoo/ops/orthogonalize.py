@@ -58,9 +58,9 @@ COEFFICIENTS: dict[str, tuple[Triple, ...]] = {
 """Presets by name, with one triple per iteration (SPEC §7)."""
 
 MAX_STEPS = 100
-"""Most iterations. Common are 5 to 10."""
+"""Maximum number of iterations; 5 to 10 are common."""
 STACKED = {"cpu": 1 << 17}
-"""Most elements in a stack of matrices, per device type, unless one matrix is larger. On a CPU a stack saves calls,
+"""Maximum number of elements in a stack of matrices, per device type, unless one matrix is larger. On a CPU a stack saves calls,
 which matters for sides up to about 64, and is slower once it exceeds the cache: half a MiB is the best size."""
 STACKED_ELSEWHERE = 1 << 22
 """The same for other devices, which are faster with many matrices at once."""

@@ -18,7 +18,7 @@ class Rule:
     rsqrt_eps: float
     """Added to the second moment under the root."""
     diag_eps: float
-    """Added to ``diag`` under the root, in the unfactored ``factored_momentum``."""
+    """Added to ``diag`` under the root, in the feature ``factored_momentum`` of a parameter that is not factored."""
     norm_eps: float
     """Added to a feature's mean square."""
     per_matrix: bool = False

@@ -26,8 +26,8 @@ LONG = {"long tensors": 2}
 OPTIONS = 7
 """Number of parameters in a run with a changed option or behavior; the runs of ``FEW`` have fewer."""
 FEW = {"decays below 0": 3, "decays above 1": 3}
-LARGEST_BOUND = 1e-10
-"""Largest bound on a parameter's error in a float64 step."""
+MAX_BOUND = 1e-10
+"""Maximum bound on a parameter's error in a float64 step."""
 FAULTS = (
     *("tied axes", "layout", "epsilon", "Adam's epsilon", "old accumulator", "Adam's old moments", "guard"),
     *("clip of decays", "decays", "transposed weight", "one bit", "gate order", "Newton–Schulz"),
@@ -41,7 +41,7 @@ KERNEL_FAULTS = ("weights", "last element", "zero parameters", "long tensors")
 
 
 def check(
-    checks: Sequence[Check], controls: Sequence[Control], devices: Sequence[str], max_error: float = LARGEST_BOUND
+    checks: Sequence[Check], controls: Sequence[Control], devices: Sequence[str], max_error: float = MAX_BOUND
 ) -> None:
     """Raise if these comparisons and planted faults are not a complete proof.
 
@@ -54,7 +54,7 @@ def check(
     Raises:
         ZooError: a comparison or a planted fault is missing, or a bound is too wide.
     """
-    for gap in gaps(checks, controls, devices, max(max_error, LARGEST_BOUND)):
+    for gap in gaps(checks, controls, devices, max(max_error, MAX_BOUND)):
         raise ZooError(f"The proof is incomplete: {gap}.", "This is a bug in pylo-zoo: report it with the version.")
 
 

@@ -26,12 +26,12 @@ from pylo_zoo.parity import forward, plan, trajectory
 from pylo_zoo.parity.explain import first_difference
 from pylo_zoo.parity.forward import Network
 from pylo_zoo.parity.leaves import check_leaves
-from pylo_zoo.parity.steps import Walk, compare
+from pylo_zoo.parity.steps import ReferenceRun, compare
 from pylo_zoo.parity.trajectory import Original
 from pylo_zoo.report.records import Check, Control
 
 STEPS = 3
-"""Number of steps of a walk in which each fault is planted."""
+"""Number of steps of a run in which each fault is planted."""
 Substitutions = Sequence[tuple[Callable[..., Any], Callable[..., Any]]]
 
 
@@ -231,29 +231,31 @@ ALREADY_WRONG = "the torch side is already wrong"
 """The reason why no fault is planted in an artifact that disagrees with the original."""
 
 
-def run(artifact: Artifact, source: Source, walks: Mapping[str, Walk], *, right: bool) -> Iterator[Control]:
+def run(
+    artifact: Artifact, source: Source, references: Mapping[str, ReferenceRun], *, right: bool
+) -> Iterator[Control]:
     """Plant each fault, and check that the leaves or single float64 steps show it.
 
     Args:
         artifact: the torch side without a fault.
         source: the original file.
-        walks: the reference's side, by regime.
+        references: the reference's side, by regime.
         right: whether the artifact agrees with the original. If not, no fault is planted.
     """
     for fault in FAULTS:
         if not right:
             yield Control(fault.name, fault.description, "not applicable", ALREADY_WRONG)
             continue
-        if fault.regime not in walks:
+        if fault.regime not in references:
             yield Control(fault.name, fault.description, "not applicable", f"this family has no run {fault.regime!r}")
             continue
-        walk = walks[fault.regime].first(STEPS)
-        if fault.needs and not any(quantity == fault.needs for _, quantity in walk.ledger.keys):
+        reference = references[fault.regime].first(STEPS)
+        if fault.needs and not any(quantity == fault.needs for _, quantity in reference.ledger.keys):
             yield Control(fault.name, fault.description, "not applicable", f"this family has no {fault.needs}")
             continue
 
-        def detect(faulty: Artifact, walk: Walk = walk) -> Detection | None:
-            difference = first_difference([compare(faulty, walk, "float64", "torch")])
+        def detect(faulty: Artifact, reference: ReferenceRun = reference) -> Detection | None:
+            difference = first_difference([compare(faulty, reference, "float64", "torch")])
             if difference is None:
                 return None if check_leaves(faulty, source).passed else Detection("leaves")
             link = next(link for link in difference.chain if link.quantity == difference.quantity)
@@ -309,7 +311,7 @@ def by_level(
     artifact: Artifact,
     source: Source,
     network: Network,
-    walk: Walk,
+    reference: ReferenceRun,
     original: Original,
     step_check: Callable[[Any], Check],
     *,
@@ -321,7 +323,7 @@ def by_level(
         artifact: the torch side without a fault.
         source: the original file.
         network: the original's outputs.
-        walk: the reference's single steps in the ordinary regime.
+        reference: the reference's single steps in the ordinary regime.
         original: the reference's whole run in the ordinary regime.
         step_check: turns a comparison of single steps into a check.
         right: whether the artifact agrees with the original. If not, no fault is planted.
@@ -332,7 +334,7 @@ def by_level(
         if level == "network":
             yield next(iter(forward.checks(faulty, network)))
         elif level == "single steps":
-            yield step_check(compare(faulty, walk.first(1), "float64", "torch"))
+            yield step_check(compare(faulty, reference.first(1), "float64", "torch"))
         else:
             yield from trajectory.checks(faulty, short, ("float64",))
 
@@ -358,10 +360,10 @@ def by_level(
 
 
 def _first_steps(original: Original) -> Original:
-    course = replace(original.course, steps=min(SHORT, original.course.steps), layouts=("torch",))
-    n = course.steps
+    planned = replace(original.planned, steps=min(SHORT, original.planned.steps), layouts=("torch",))
+    n = planned.steps
     return replace(
-        original, course=course, grads=original.grads[:n], losses=original.losses[:n], truth=original.truth[: n + 1]
+        original, planned=planned, grads=original.grads[:n], losses=original.losses[:n], truth=original.truth[: n + 1]
     )
 
 

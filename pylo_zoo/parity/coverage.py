@@ -8,10 +8,10 @@ from pylo_zoo.parity.cases import CASES, LONG
 from pylo_zoo.parity.plan import NOT_COVERED
 from pylo_zoo.parity.quantities import order
 from pylo_zoo.parity.steps import StepComparison
-from pylo_zoo.parity.trajectory import COURSES
+from pylo_zoo.parity.trajectory import WHOLE_RUNS
 from pylo_zoo.report.records import Check, Coverage
 
-PLANNED = {course.name: course.steps for course in COURSES}
+PLANNED = {planned.name: planned.steps for planned in WHOLE_RUNS}
 LOOSE = 0.1
 """A bound above this is too loose to show much."""
 
@@ -36,7 +36,7 @@ def coverage(
         "length": [
             f"{n} steps" for n in sorted({1, *(check.steps for check in checks if check.level == "trajectory")})
         ],
-        "quantity": _unique(quantity for each in comparisons for _, quantity in each.walk.ledger.keys),
+        "quantity": _unique(quantity for each in comparisons for _, quantity in each.reference.ledger.keys),
     }
     return Coverage(covered, [*_unique(_not_covered(checks, comparisons)), *also_not_covered, *NOT_COVERED])
 
@@ -48,7 +48,7 @@ def _not_covered(checks: Sequence[Check], comparisons: Sequence[StepComparison])
             run = check.name.partition(":")[0]
             yield f"{run} in {check.dtype}: {'; '.join(unbounded)}, because the original's result is not finite"
     for each in comparisons:
-        run = each.walk.run
+        run = each.reference.run
         if len(each.errors) < run.steps and each.dtype == "float64" and each.layout == run.layouts[0]:
             yield f"{run.name}: steps after step {len(each.errors)}, because the original is no longer finite"
     for check in checks:
@@ -57,8 +57,10 @@ def _not_covered(checks: Sequence[Check], comparisons: Sequence[StepComparison])
     loose: dict[str, set[str]] = {}
     for each in comparisons:
         if each.dtype == "float32" and not each.kernels:
-            bounds = zip(each.walk.ledger.keys, each.allowed, strict=True)
-            loose.setdefault(each.walk.run.name, set()).update(name for (_, name), bound in bounds if bound > LOOSE)
+            bounds = zip(each.reference.ledger.keys, each.allowed, strict=True)
+            loose.setdefault(each.reference.run.name, set()).update(
+                name for (_, name), bound in bounds if bound > LOOSE
+            )
     for run, names in loose.items():
         if names:
             shown = ", ".join(sorted(names, key=order)[:4])

@@ -17,8 +17,8 @@ def first_difference(comparisons: Sequence[StepComparison]) -> Explanation | Non
         steps, keys = np.nonzero(each.off)
         if len(steps):
             step = steps.min()
-            first = min(order(each.walk.ledger.keys[key][1]) for key in keys[steps == step])
-            candidates = [key for key in keys[steps == step] if order(each.walk.ledger.keys[key][1]) == first]
+            first = min(order(each.reference.ledger.keys[key][1]) for key in keys[steps == step])
+            candidates = [key for key in keys[steps == step] if order(each.reference.ledger.keys[key][1]) == first]
             at = each.excess[step]
             return explain(each, int(step), int(max(candidates, key=lambda key: (at[key], each.errors[step, key]))))
     return None
@@ -26,7 +26,9 @@ def first_difference(comparisons: Sequence[StepComparison]) -> Explanation | Non
 
 def worst(comparisons: Sequence[StepComparison]) -> Explanation | None:
     """The float64 quantity nearest to its bound, over the runs that record the whole chain."""
-    double = [each for each in comparisons if each.dtype == "float64" and len(each.errors) and each.walk.run.traced]
+    double = [
+        each for each in comparisons if each.dtype == "float64" and len(each.errors) and each.reference.run.traced
+    ]
     if not double:
         return None
     each = max(double, key=lambda each: each.excess.max())
@@ -36,16 +38,16 @@ def worst(comparisons: Sequence[StepComparison]) -> Explanation | None:
 
 def explain(comparison: StepComparison, step: int, place: int) -> Explanation:
     """Describe the quantity at index ``place`` of the ledger at ``step``, with the whole chain of its parameter."""
-    ledger = comparison.walk.ledger
+    ledger = comparison.reference.ledger
     case, quantity = key = ledger.keys[place]
     part = ledger.slice(key)
-    ours, truth = comparison.ours[step][part], comparison.walk.truth[step][part]
-    errors = ledger.errors(ours, truth, comparison.walk.units[step][part])
+    ours, truth = comparison.ours[step][part], comparison.reference.truth[step][part]
+    errors = ledger.errors(ours, truth, comparison.reference.units[step][part])
     at = int(errors.argmax())
     off = comparison.off[step]
     off_by_case = {name: bool(off[ledger.index[name, q]]) for name, q in ledger.keys if q == quantity and name}
     return Explanation(
-        run=comparison.walk.run.name,
+        run=comparison.reference.run.name,
         dtype=comparison.dtype,
         layout=comparison.layout,
         step=step,

@@ -15,7 +15,7 @@ from pylo_zoo.parity import plan
 from pylo_zoo.parity.controls import ALREADY_WRONG
 from pylo_zoo.parity.explain import first_difference
 from pylo_zoo.parity.sides import Tamper
-from pylo_zoo.parity.steps import Walk, compare
+from pylo_zoo.parity.steps import ReferenceRun, compare
 from pylo_zoo.report.records import Control
 
 
@@ -113,18 +113,18 @@ FAULTS = (
 """The faults that every proof plants in the kernels of each device."""
 
 
-def run(artifact: Artifact, device: str, walks: Mapping[str, Walk], *, right: bool) -> Iterator[Control]:
+def run(artifact: Artifact, device: str, references: Mapping[str, ReferenceRun], *, right: bool) -> Iterator[Control]:
     """Plant each of :data:`FAULTS` in the kernels of ``device``; other arguments as in :func:`.controls.run`."""
     for name, description, tamper, in_run, needs in FAULTS:
         control = f"{name}, {device} kernels", description
         if not right:
             yield Control(*control, "not applicable", ALREADY_WRONG)
             continue
-        if needs and not any(quantity == needs for _, quantity in walks["ordinary"].ledger.keys):
+        if needs and not any(quantity == needs for _, quantity in references["ordinary"].ledger.keys):
             yield Control(*control, "not applicable", f"this family has no {needs}")
             continue
-        walk = walks[in_run].first(1)
-        difference = first_difference([compare(artifact, walk, "float32", "torch", kernels=device, tamper=tamper)])
+        reference = references[in_run].first(1)
+        difference = first_difference([compare(artifact, reference, "float32", "torch", kernels=device, tamper=tamper)])
         if difference is None or difference.misfit is not None:  # an exception does not show that numbers are compared
             yield Control(*control, "missed", "nothing" if difference is None else difference.misfit or "")
             continue

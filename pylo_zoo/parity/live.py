@@ -41,7 +41,7 @@ def live(artifact: Artifact, theta: Mapping[str, Any], seed: int) -> Check | str
             theta,
             architecture=config.to_dict(artifact.architecture),
             behavior=config.to_dict(artifact.behavior),
-            hyper={key: value for key, value in hyper.items() if key not in original.only},
+            hyper={key: value for key, value in hyper.items() if key not in original.unsupported},
             params={name: np.float32(start[name]) for name in names},
             grads=[
                 {name: np.float32(step[name]) for name in names} for step in cases.gradients(seed, "ordinary", STEPS)

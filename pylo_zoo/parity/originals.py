@@ -60,7 +60,7 @@ class Original:
             each step.
         fixed: further arguments of the callable.
         needs_loss: whether the rule reads the loss.
-        only: hyperparameters that the original lacks, with the value at which ours has no effect.
+        unsupported: hyperparameters that the original lacks, with the value at which ours has no effect.
     """
 
     module: str
@@ -68,7 +68,7 @@ class Original:
     drive: Callable[..., Iterator[Params]]
     fixed: Mapping[str, Any] = field(default_factory=dict)
     needs_loss: bool = False
-    only: Mapping[str, Any] = field(default_factory=dict)
+    unsupported: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def package(self) -> str:
@@ -278,7 +278,7 @@ def _quiet_float32() -> Iterator[None]:
 
 
 def _hyper(family: str, original: Original, hyper: Mapping[str, Any]) -> dict[str, Any]:
-    """All hyperparameters of the family; those in ``original.only`` must have the value without effect."""
+    """All hyperparameters of the family; those in ``original.unsupported`` must have the value without effect."""
     from pylo_zoo.reference import FAMILIES, REQUIRED
 
     known = FAMILIES[family].hyper
@@ -287,7 +287,7 @@ def _hyper(family: str, original: Original, hyper: Mapping[str, Any]) -> dict[st
     complete = {**known, **hyper}
     if missing := [name for name, value in complete.items() if value is REQUIRED]:
         raise ZooError(f"hyper: {', '.join(missing)} missing.", f"Set it: {family} requires it.")
-    for name, neutral in original.only.items():
+    for name, neutral in original.unsupported.items():
         if complete[name] != neutral:
             raise ZooError(
                 f"hyper: {name} is {complete[name]!r}, but the original of {family} has no such argument.",
@@ -386,19 +386,19 @@ epsilon in its last feature of unfactored tensors), and requires a JAX older tha
 
 _PLAIN = {"lr": 1.0, "weight_decay": 0.0}
 _LIMIT = {"grad_clip_val": 1000.0}
-_CONTROLLED = partial(Original, needs_loss=True, only=_PLAIN)
+_CONTROLLED = partial(Original, needs_loss=True, unsupported=_PLAIN)
 
 ORIGINALS: dict[str, Original] = {
     "velo": _CONTROLLED("learned_optimization.research.general_lopt.hyper_v2", "HyperV2", _drive_velo),
     "celo": _CONTROLLED("celo.optimizers.celo", "Celo", _drive_lopt, fixed={"train_phase": 2}),
     "celo-adam": _CONTROLLED("celo.optimizers.celo_adam", "Celo", _drive_lopt),
-    "celo2": Original("celo2_optax", "scale_by_celo2", partial(_drive_celo2, "adamw"), only=_LIMIT),
-    "celo2-base": Original("celo2_optax", "scale_by_celo2", partial(_drive_celo2, "learned"), only=_LIMIT),
+    "celo2": Original("celo2_optax", "scale_by_celo2", partial(_drive_celo2, "adamw"), unsupported=_LIMIT),
+    "celo2-base": Original("celo2_optax", "scale_by_celo2", partial(_drive_celo2, "learned"), unsupported=_LIMIT),
     "adafac-mlp": Original(
         "learned_optimization.learned_optimizers.adafac_mlp_lopt",
         "AdafacMLPLOpt",
         _drive_lopt,
-        only={**_PLAIN, "clip_norm": None},
+        unsupported={**_PLAIN, "clip_norm": None},
     ),
 }
 """The families whose original is a callable JAX program. ELO and μLO have no standalone original."""

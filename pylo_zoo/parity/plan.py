@@ -30,8 +30,8 @@ SCHEDULE = (0.0, 0.5, 2.0)
 """Factors of the learning rate at each step: a warm-up."""
 
 LONG_RUN = "long tensors"
-LARGEST_OFFSET = 8.0
-"""Largest magnitude of a learned decay's offset: ``exp(10·8)`` still fits float32. Below minus this, the decay is 1."""
+MAX_OFFSET = 8.0
+"""Maximum magnitude of a learned decay's offset: ``exp(10·8)`` still fits float32. Below minus this, the decay is 1."""
 BELOW, ABOVE = "decays below 0", "decays above 1"
 
 NOT_COVERED = (
@@ -115,7 +115,7 @@ def clamped(artifact: Artifact) -> dict[str, dict[str, Any]]:
             changes[BELOW][field] = (-0.5,) * len(getattr(behavior, field))
             if name == "rms":
                 changes[ABOVE][field] = (1.5,) * len(getattr(behavior, field))
-        elif min(learned.tolist()) > -LARGEST_OFFSET:
+        elif min(learned.tolist()) > -MAX_OFFSET:
             changes[BELOW][field] = tuple(min(0.0, 1 - 1.5 * math.exp(-10 * each)) for each in learned.tolist())
     return {name: fields for name, fields in changes.items() if fields}
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from pylo_zoo import config, converters, formats
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.convert import contradictions, unsaid
+from pylo_zoo.convert import contradictions, unstated
 from pylo_zoo.errors import ZooError
 from pylo_zoo.parity import (
     completeness,
@@ -99,7 +99,7 @@ def without_jax(artifact: Artifact, read: formats.Source, reason: str) -> Report
         fingerprint=artifact.fingerprint,
         defaults=dict(artifact.defaults),
         leaves=leaves.check_leaves(artifact, read),
-        statements=Statements(contradictions(artifact, read), unsaid(artifact, read)),
+        statements=Statements(contradictions(artifact, read), unstated(artifact, read)),
         environment=environment(),
         created=now(),
         reason=reason,
@@ -112,38 +112,38 @@ def _proof(
     theta, runs = read_theta(artifact, read), list(plan.plan(artifact))
     kernels = devices.kernels_of(artifact)
     fused = [each.device for each in kernels if each.compared]
-    parts = iter(range(len(runs) + len(trajectory.COURSES) + 2))
-    total = len(runs) + len(trajectory.COURSES) + 2
+    parts = iter(range(len(runs) + len(trajectory.WHOLE_RUNS) + 2))
+    total = len(runs) + len(trajectory.WHOLE_RUNS) + 2
 
     progress("the network", next(parts), total)
     network = forward.probe(artifact, theta, seed)
     checks = [*forward.checks(artifact, network)]
     comparisons: list[steps.StepComparison] = []
-    walks: dict[str, steps.Walk] = {}
+    references: dict[str, steps.ReferenceRun] = {}
     quantities = Tally()
     for run in runs:
         progress(f"single steps: {run.name}", next(parts), total)
-        walk = steps.walk(artifact, theta, run, seed)
+        reference = steps.run_reference(artifact, theta, run, seed)
         if run.kind == "regime" or run.name.partition(":")[0] == plan.BELOW:
-            walks[run.name] = walk
+            references[run.name] = reference
         for dtype, layout, device in steps.all_sides(run, fused):
-            comparison = steps.compare(artifact, walk, dtype, layout, max_error, device)
+            comparison = steps.compare(artifact, reference, dtype, layout, max_error, device)
             checks.append(step_check(comparison))
             quantities.add(comparison)
             comparisons.append(comparison)
     originals = []
-    for course in trajectory.COURSES:
-        progress(f"whole runs: {course.name}", next(parts), total)
-        originals.append(trajectory.original(artifact, theta, course, seed))
+    for planned in trajectory.WHOLE_RUNS:
+        progress(f"whole runs: {planned.name}", next(parts), total)
+        originals.append(trajectory.original(artifact, theta, planned, seed))
         checks += trajectory.checks(artifact, originals[-1], devices=fused)
     original_check = live.live(artifact, theta, seed)
     checks += [original_check] if isinstance(original_check, Check) else []
     progress("planted faults", next(parts), total)
     right = all(check.passed for check in checks)
-    planted = [*controls.run(artifact, read, walks, right=right)]
-    planted += controls.by_level(artifact, read, network, walks["ordinary"], originals[0], step_check, right=right)
+    planted = [*controls.run(artifact, read, references, right=right)]
+    planted += controls.by_level(artifact, read, network, references["ordinary"], originals[0], step_check, right=right)
     for device in fused:
-        planted += kernel_faults.run(artifact, device, walks, right=right)
+        planted += kernel_faults.run(artifact, device, references, right=right)
     completeness.check(checks, planted, fused, max_error)
     kernels = [replace(each, uncovered=devices.uncovered(each.device, comparisons)) for each in kernels]
     progress("done", total, total)
@@ -162,7 +162,7 @@ def _proof(
         explanation=explain.first_difference(comparisons) or explain.worst(comparisons),
         coverage=coverage(checks, comparisons, not_covered),
         kernels=kernels,
-        vectors=vectors.pack(artifact, network, originals[: vectors.COURSES]),
+        vectors=vectors.pack(artifact, network, originals[: vectors.STORED_RUNS]),
         created=now(),
         reason=None,
     )
@@ -170,7 +170,7 @@ def _proof(
 
 def step_check(comparison: steps.StepComparison) -> Check:
     """The :class:`Check` of a comparison of single steps."""
-    run, ledger = comparison.walk.run, comparison.walk.ledger
+    run, ledger = comparison.reference.run, comparison.reference.ledger
     errors: dict[str, Error] = {}
     columns = [ledger.index[case.name, PARAMETER] for case in run.cases]
     for case, column in zip(run.cases, columns, strict=True):
@@ -194,9 +194,9 @@ def step_check(comparison: steps.StepComparison) -> Check:
 
 
 def _ulps(comparison: steps.StepComparison, case: str) -> float:
-    part = comparison.walk.ledger.slice((case, PARAMETER))
+    part = comparison.reference.ledger.slice((case, PARAMETER))
     worst = 0.0
-    for ours, truth in zip(comparison.ours, comparison.walk.truth, strict=False):
+    for ours, truth in zip(comparison.ours, comparison.reference.truth, strict=False):
         error = float(np.abs(ours[part] - truth[part]).max())
         worst = max(worst, bounds.ulps(error, float(np.abs(truth[part]).max()), comparison.dtype))
     return worst
@@ -212,7 +212,7 @@ class Tally:
         """Add a comparison. Those of kernels are skipped, because kernels do not expose every quantity."""
         if comparison.kernels or not len(comparison.errors):
             return
-        excess, run, keys = comparison.excess, comparison.walk.run, comparison.walk.ledger.keys
+        excess, run, keys = comparison.excess, comparison.reference.run, comparison.reference.ledger.keys
         at = excess.argmax(axis=0)
         for key, (case, name) in enumerate(keys):
             step = int(at[key])

@@ -61,7 +61,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Walk:
+class ReferenceRun:
     """The reference's side of a run.
 
     Attributes:
@@ -81,8 +81,8 @@ class Walk:
     units: Sequence[np.ndarray]
     noise: np.ndarray
 
-    def first(self, steps: int) -> Walk:
-        """The first ``steps`` steps of the walk."""
+    def first(self, steps: int) -> ReferenceRun:
+        """The first ``steps`` steps of the run."""
         cut = {name: getattr(self, name)[:steps] for name in ("before", "truth", "single", "units")}
         return replace(self, **cut)
 
@@ -176,7 +176,7 @@ def quantities(outcome: Outcome) -> dict[Key, np.ndarray]:
     return {**outcome.trace, **state, **run, **{(name, PARAMETER): value for name, value in after.params.items()}}
 
 
-def walk(artifact: Artifact, theta: Mapping[str, Any], run: Run, seed: int) -> Walk:
+def run_reference(artifact: Artifact, theta: Mapping[str, Any], run: Run, seed: int) -> ReferenceRun:
     """Run the reference along ``run`` while it is finite."""
     changed = with_behavior(artifact, run.behavior)
     start = cases.parameters(seed, cases.REGIMES[run.regime].scale, run.table)
@@ -207,7 +207,7 @@ def walk(artifact: Artifact, theta: Mapping[str, Any], run: Run, seed: int) -> W
         state = rounded(exact.after)
     assert ledger is not None
     noise = np.zeros(len(ledger.keys)) if noise is None else noise
-    return Walk(run, grads, losses, before, ledger, truths, singles, units, noise)
+    return ReferenceRun(run, grads, losses, before, ledger, truths, singles, units, noise)
 
 
 def rounded(snapshot: Snapshot) -> Snapshot:
@@ -222,10 +222,10 @@ def rounded(snapshot: Snapshot) -> Snapshot:
 
 @dataclass(frozen=True)
 class StepComparison:
-    """The torch side of a walk, compared with the reference's.
+    """The torch side of a run, compared with the reference's.
 
     Attributes:
-        walk: the reference's side.
+        reference: the reference's side.
         dtype, layout: dtype and layout of the torch side.
         ours: the torch side's quantities after each step, as flat arrays.
         errors: errors by step and key, in units.
@@ -236,7 +236,7 @@ class StepComparison:
         eager: cases that the eager implementation updated.
     """
 
-    walk: Walk
+    reference: ReferenceRun
     dtype: str
     layout: str
     ours: Sequence[np.ndarray]
@@ -261,18 +261,18 @@ class StepComparison:
 
 def compare(
     artifact: Artifact,
-    walk: Walk,
+    reference: ReferenceRun,
     dtype: str,
     layout: str,
     max_error: float = bounds.MAX_ERROR,
     kernels: str = "",
     tamper: Tamper | None = None,
 ) -> StepComparison:
-    """Run every step of ``walk`` with the torch optimizer, from the same states.
+    """Run every step of ``reference`` with the torch optimizer, from the same states.
 
     Args:
         artifact: the torch side.
-        walk: the reference's side.
+        reference: the reference's side.
         dtype: "float32" or "float64"; kernels support float32 only.
         layout: "torch" or "jax".
         max_error: largest allowed float64 error of a parameter.
@@ -282,42 +282,44 @@ def compare(
     Raises:
         ZooError: the optimizer cannot be built, or the two sides do not keep the same state.
     """
-    run, ledger = walk.run, walk.ledger
+    run, ledger = reference.run, reference.ledger
     side: TorchSide | None = None
-    compared = np.array([not kernels or _exposed_by_kernels(key, walk) for key in ledger.keys])
+    compared = np.array([not kernels or _exposed_by_kernels(key, reference) for key in ledger.keys])
     ours, errors, misfits = [], [], {}
-    for step, before in enumerate(walk.before):
+    for step, before in enumerate(reference.before):
         try:
             side = side or TorchSide(
                 *(with_behavior(artifact, run.behavior), run.cases, before.params, run.hyper, dtype, layout),
                 kernels=kernels,
                 tamper=tamper,
             )
-            outcome = side.step(before, walk.grads[step], walk.losses[step], run.lrs[step] if run.lrs else None)
+            outcome = side.step(
+                before, reference.grads[step], reference.losses[step], run.lrs[step] if run.lrs else None
+            )
         except Exception as error:  # an exception of a broken port is reported as a difference
             if isinstance(error, StateMismatch) or (side is None and isinstance(error, ZooError)):
                 raise
             key, misfits[key] = _describe_exception(error, side, step, run)
-            ours.append(walk.truth[step])
+            ours.append(reference.truth[step])
             errors.append(np.zeros(len(ledger.keys)))
             errors[-1][ledger.index[key]] = np.inf
             break
         misfits |= {key: why for key, why in ledger.misfits(outcome).items() if compared[ledger.index[key]]}
         flat = ledger.flat(outcome)
         ours.append(flat)
-        errors.append(ledger.worst(ledger.errors(flat, walk.truth[step], walk.units[step])))
+        errors.append(ledger.worst(ledger.errors(flat, reference.truth[step], reference.units[step])))
     table = np.array(errors).reshape(len(errors), len(ledger.keys))
     table[:, ~compared] = 0.0
     for key, why in side.misfits.items() if side else ():
         key = key if key in ledger.index else (key[0], PARAMETER)
         table[:, ledger.index[key]] = np.inf
         misfits[key] = why
-    allowed = bounds.allowed(walk.noise, dtype)
+    allowed = bounds.allowed(reference.noise, dtype)
     if dtype == "float64":
         updates = [ledger.index[name, PARAMETER] for name in (case.name for case in run.cases)]
         allowed[updates] = np.minimum(allowed[updates], max_error)
     eager = frozenset(side.eager if side else ())
-    return StepComparison(walk, dtype, layout, ours, table, allowed, misfits, kernels, compared, eager)
+    return StepComparison(reference, dtype, layout, ours, table, allowed, misfits, kernels, compared, eager)
 
 
 def _describe_exception(error: Exception, side: TorchSide | None, step: int, run: Run) -> tuple[Key, str]:
@@ -329,12 +331,12 @@ def _describe_exception(error: Exception, side: TorchSide | None, step: int, run
     return key, f"the optimizer raised {type(error).__name__} {when}: {message}"
 
 
-def _exposed_by_kernels(key: Key, walk: Walk) -> bool:
+def _exposed_by_kernels(key: Key, reference: ReferenceRun) -> bool:
     """Whether fused kernels expose this quantity: parameters, state, and what is computed before the update."""
     case, quantity = key
     if not case or quantity == PARAMETER or quantity.startswith(PER_TENSOR):
         return True
-    return bool(walk.before) and quantity in walk.before[0].state[case]
+    return bool(reference.before) and quantity in reference.before[0].state[case]
 
 
 def all_sides(run: Run, devices: Sequence[str]) -> Iterator[tuple[str, str, str]]:

@@ -23,7 +23,7 @@ Trajectory = Sequence[Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Course:
+class WholeRun:
     """A planned whole run: name, regime of the gradients, length, parameters and layouts."""
 
     name: str
@@ -33,19 +33,19 @@ class Course:
     layouts: Sequence[str]
 
 
-COURSES = (
-    Course("ordinary", "ordinary", 10, CASES, LAYOUTS),
-    Course("spikes", "spikes", 10, CASES, LAYOUTS),
-    Course("long", "ordinary", LONG, REDUCED, ("torch",)),
+WHOLE_RUNS = (
+    WholeRun("ordinary", "ordinary", 10, CASES, LAYOUTS),
+    WholeRun("spikes", "spikes", 10, CASES, LAYOUTS),
+    WholeRun("long", "ordinary", LONG, REDUCED, ("torch",)),
 )
 
 
 @dataclass(frozen=True)
 class Original:
-    """The reference's float64 run of a course, its inputs, and the error of the reference's float32 run.
+    """The reference's float64 side of a whole run, its inputs, and the error of the reference's float32 run.
 
     Attributes:
-        course: the planned run.
+        planned: the planned run.
         hyper: arguments of the optimizer.
         start: parameters before the first step, by case, in JAX layout.
         grads, losses: by step.
@@ -53,7 +53,7 @@ class Original:
         noise: largest absolute difference between the float32 and the float64 run, by case.
     """
 
-    course: Course
+    planned: WholeRun
     hyper: Mapping[str, Any]
     start: Mapping[str, np.ndarray]
     grads: Sequence[Mapping[str, np.ndarray]]
@@ -67,28 +67,28 @@ class Original:
         return len(self.truth) - 1
 
 
-def hyper_of(artifact: Artifact, course: Course) -> dict[str, Any]:
+def hyper_of(artifact: Artifact, planned: WholeRun) -> dict[str, Any]:
     """The optimizer's arguments. If the family requires ``num_steps``, the long run sets it to its length."""
     hyper = dict(converters.get(artifact.family).parity_hyper)
-    return {**hyper, "num_steps": LONG} if "num_steps" in hyper and course.steps == LONG else hyper
+    return {**hyper, "num_steps": LONG} if "num_steps" in hyper and planned.steps == LONG else hyper
 
 
-def original(artifact: Artifact, theta: Mapping[str, Any], course: Course, seed: int) -> Original:
-    """Run the reference along ``course`` in both dtypes."""
-    start = {case.name: value for case in course.cases for value in [cases.parameters(seed)[case.name]]}
-    grads = cases.gradients(seed, course.regime, course.steps)
-    losses = cases.losses(seed, course.regime, course.steps)
-    hyper = hyper_of(artifact, course)
+def original(artifact: Artifact, theta: Mapping[str, Any], planned: WholeRun, seed: int) -> Original:
+    """Run the reference through the whole run ``planned`` in both dtypes."""
+    start = {case.name: value for case in planned.cases for value in [cases.parameters(seed)[case.name]]}
+    grads = cases.gradients(seed, planned.regime, planned.steps)
+    losses = cases.losses(seed, planned.regime, planned.steps)
+    hyper = hyper_of(artifact, planned)
     double, single = (
-        JaxSide(artifact, theta, course.cases, start, hyper, dtype).run(grads, losses) for dtype in DTYPES
+        JaxSide(artifact, theta, planned.cases, start, hyper, dtype).run(grads, losses) for dtype in DTYPES
     )
     steps = min(finite_steps(double), finite_steps(single))
     truth = double[: steps + 1]
     noise = {
         case.name: max(float(np.abs(b[case.name] - a[case.name]).max()) for a, b in zip(truth, single, strict=False))
-        for case in course.cases
+        for case in planned.cases
     }
-    return Original(course, hyper, start, grads, losses, truth, noise)
+    return Original(planned, hyper, start, grads, losses, truth, noise)
 
 
 def checks(
@@ -97,14 +97,14 @@ def checks(
     """Compare the torch side's runs in ``dtypes``, and with the kernels of ``devices`` in float32, with ``run``."""
     backends = [*((dtype, "") for dtype in dtypes), *(("float32", device) for device in devices)]
     for dtype, kernels in backends:
-        for layout in run.course.layouts:
+        for layout in run.planned.layouts:
             yield judge(run, _run(artifact, run, dtype, layout, kernels), dtype, layout, kernels)
 
 
 def _run(artifact: Artifact, run: Original, dtype: str, layout: str, kernels: str) -> Trajectory:
     """The torch side's run; NaN if the optimizer raises, because single steps report the exception."""
     try:
-        side = TorchSide(artifact, run.course.cases, run.start, run.hyper, dtype, layout, kernels)
+        side = TorchSide(artifact, run.planned.cases, run.start, run.hyper, dtype, layout, kernels)
         return side.run(run.grads, run.losses)
     except Exception:
         return [{name: np.full_like(value, np.nan) for name, value in run.start.items()}] * len(run.truth)
@@ -119,13 +119,13 @@ def judge(run: Original, ours: Trajectory, dtype: str, layout: str, kernels: str
     steps = run.steps
     errors: dict[str, Error] = {}
     by_step = np.zeros(steps)
-    for case in run.course.cases:
+    for case in run.planned.cases:
         a, truth = (
             np.stack([np.asarray(step[case.name], np.float64) for step in each[: steps + 1]])
             for each in (ours, run.truth)
         )
         movement = float(np.abs(truth - truth[0]).max())
-        if steps < min(MIN_STEPS, run.course.steps) or movement == 0 or not np.isfinite(a).all():
+        if steps < min(MIN_STEPS, run.planned.steps) or movement == 0 or not np.isfinite(a).all():
             errors[case.name] = Error(float("inf"), 0.0)
             continue
         axes = tuple(range(1, truth.ndim))
@@ -135,7 +135,7 @@ def judge(run: Original, ours: Trajectory, dtype: str, layout: str, kernels: str
         allowed = float(bounds.allowed(np.asarray(run.noise[case.name] / movement), dtype, 1.0 + largest / movement))
         error = float(distance.max())
         errors[case.name] = Error(error / movement, allowed, bounds.ulps(error, largest, dtype))
-    name, by = run.course.name, by_step.tolist()
+    name, by = run.planned.name, by_step.tolist()
     return Check("trajectory", dtype, layout, name, steps, errors, by_step=by, kernels=kernels)
 
 

@@ -27,12 +27,12 @@ from pylo_zoo.parity.cases import Case
 from pylo_zoo.parity.forward import Network
 from pylo_zoo.parity.sides import one_thread
 from pylo_zoo.parity.steps import LAYOUTS
-from pylo_zoo.parity.trajectory import Course, Original
+from pylo_zoo.parity.trajectory import Original, WholeRun
 from pylo_zoo.report import bounds, reading
 from pylo_zoo.report.records import Control, Leaves, Report, Settings, Statements
 
-COURSES = 2
-"""Number of courses that are stored; the long one is not."""
+STORED_RUNS = 2
+"""Number of whole runs that are stored; the long one is not."""
 FORMAT_VERSION = 1
 AGAIN = "Download the artifact again, or run `pylo-zoo verify DIR` with JAX installed."
 
@@ -45,9 +45,9 @@ def pack(artifact: Artifact, network: Network, originals: Sequence[Original]) ->
     for name, value in network.outputs.items():
         arrays[f"network.outputs.{name}"] = value
     for run in originals:
-        prefix = run.course.name
+        prefix = run.planned.name
         arrays[f"{prefix}.losses"] = np.asarray(run.losses, np.float64)
-        for case in run.course.cases:
+        for case in run.planned.cases:
             arrays[f"{prefix}.grads.{case.name}"] = np.stack([step[case.name] for step in run.grads]).astype(np.float32)
             arrays[f"{prefix}.params.{case.name}"] = np.stack([step[case.name] for step in run.truth])
     about = {
@@ -57,12 +57,12 @@ def pack(artifact: Artifact, network: Network, originals: Sequence[Original]) ->
         "visible_faults": [each.name for each in _controls(artifact, originals) if each.status == "caught"],
         "runs": [
             {
-                "name": run.course.name,
-                "regime": run.course.regime,
-                "steps": run.course.steps,
+                "name": run.planned.name,
+                "regime": run.planned.regime,
+                "steps": run.planned.steps,
                 "hyper": dict(run.hyper),
                 "noise": dict(run.noise),
-                "cases": [asdict(case) for case in run.course.cases],
+                "cases": [asdict(case) for case in run.planned.cases],
             }
             for run in originals
         ],
@@ -115,17 +115,17 @@ def _network(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Netw
 
 def _original(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Original:
     cases = tuple(Case(**{**case, "shape": tuple(case["shape"])}) for case in about["cases"])
-    course = Course(about["name"], about["regime"], int(about["steps"]), cases, LAYOUTS)
-    params = {case.name: arrays[f"{course.name}.params.{case.name}"] for case in cases}
-    grads = {case.name: arrays[f"{course.name}.grads.{case.name}"] for case in cases}
+    planned = WholeRun(about["name"], about["regime"], int(about["steps"]), cases, LAYOUTS)
+    params = {case.name: arrays[f"{planned.name}.params.{case.name}"] for case in cases}
+    grads = {case.name: arrays[f"{planned.name}.grads.{case.name}"] for case in cases}
     length = {len(value) for value in params.values()}.pop()
     truth = [{name: value[step] for name, value in params.items()} for step in range(length)]
     return Original(
-        course=course,
+        planned=planned,
         hyper={key: tuple(value) if isinstance(value, list) else value for key, value in about["hyper"].items()},
         start=truth[0],
-        grads=[{name: value[step] for name, value in grads.items()} for step in range(course.steps)],
-        losses=arrays[f"{course.name}.losses"].tolist(),
+        grads=[{name: value[step] for name, value in grads.items()} for step in range(planned.steps)],
+        losses=arrays[f"{planned.name}.losses"].tolist(),
         truth=truth,
         noise={name: float(value) for name, value in about["noise"].items()},
     )
@@ -184,8 +184,8 @@ def _leaves(parity: Mapping[str, Any]) -> Leaves:
 
 def _controls(artifact: Artifact, originals: Sequence[Original], visible: Sequence[str] | None = None) -> list[Control]:
     """Plant the faults in the ordinary whole run. With ``visible``, plant only the faults that it names."""
-    run = next(run for run in originals if run.course.regime == "ordinary")
-    run = replace(run, course=replace(run.course, layouts=("torch",)))
+    run = next(run for run in originals if run.planned.regime == "ordinary")
+    run = replace(run, planned=replace(run.planned, layouts=("torch",)))
 
     def detect(faulty: Artifact) -> controls.Detection | None:
         check = next(trajectory.checks(faulty, run, ("float64",)))

@@ -38,7 +38,7 @@ def check(path: Path, plan: PublishPlan) -> None:
     if path.is_symlink() or not path.is_file():
         raise ZooError(f"{path} is not a registry file.", HINT)
     if not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
-        raise ZooError(f"{path} cannot be written.", "Check its permissions, or give another file with --registry.")
+        raise ZooError(f"{path} cannot be written.", "Check its permissions, or pass another file with --registry.")
     _changed(path, plan, "0" * 40, plan.hashes)
 
 

@@ -10,7 +10,7 @@ measured on a scalar can be small by chance. The largest ratio seen in a correct
 FLOOR = 64
 """Number of roundings (machine epsilons) of a quantity's largest value that are always allowed."""
 MAX_ERROR = 1e-10
-"""Largest allowed error of a float64 step, relative to the update."""
+"""Maximum error of a float64 step, relative to the update."""
 
 EPS = {"float32": float(np.finfo(np.float32).eps), "float64": float(np.finfo(np.float64).eps)}
 

@@ -31,21 +31,21 @@ class Tick:
 class LogScale:
     """Maps the exponents ``low`` to ``high`` to the positions ``start`` to ``end``.
 
-    Zero is placed ``aside`` before ``start``; infinity and NaN are placed ``aside`` behind ``end``.
+    Zero is placed ``margin`` before ``start``; infinity and NaN are placed ``margin`` behind ``end``.
     """
 
     low: int
     high: int
     start: float
     end: float
-    aside: float = 24.0
+    margin: float = 24.0
 
     def __call__(self, value: float) -> float:
         direction = math.copysign(1.0, self.end - self.start)
         if value == 0:
-            return round(self.start - direction * self.aside, 1)
+            return round(self.start - direction * self.margin, 1)
         if not math.isfinite(value):
-            return round(self.end + direction * self.aside, 1)
+            return round(self.end + direction * self.margin, 1)
         share = (math.log10(value) - self.low) / (self.high - self.low)
         return round(self.start + min(1.0, max(0.0, share)) * (self.end - self.start), 1)
 
@@ -115,24 +115,24 @@ class Runs:
 
 def runs(report: Report, width: float = 1000.0, height: float = 330.0) -> Runs | None:
     """The largest error of any parameter after each step of the whole runs; None if the report has no such run."""
-    courses: dict[str, list[Check]] = {}
+    checks_by_run: dict[str, list[Check]] = {}
     for check in report.of_level("trajectory"):
         if check.by_step:
-            courses.setdefault(check.name, []).append(check)
-    if not courses:
+            checks_by_run.setdefault(check.name, []).append(check)
+    if not checks_by_run:
         return None
-    every = [check for checks in courses.values() for check in checks]
+    every = [check for checks in checks_by_run.values() for check in checks]
     limits = [e.allowed for check in every for e in check.errors.values() if e.allowed]
     top, bottom, left, right, gap = 30.0, height - 46.0, 44.0, width - 66.0, 22.0
     scale = log_scale([*(value for check in every for value in check.by_step), *limits], bottom - 24.0, top)
-    weights = {name: max(2.0, math.log2(1 + max(c.steps for c in checks))) for name, checks in courses.items()}
-    unit = (right - left - gap * (len(courses) - 1)) / sum(weights.values())
+    weights = {name: max(2.0, math.log2(1 + max(c.steps for c in checks))) for name, checks in checks_by_run.items()}
+    unit = (right - left - gap * (len(checks_by_run) - 1)) / sum(weights.values())
     panels, start = [], left
-    for name, checks in courses.items():
+    for name, checks in checks_by_run.items():
         end = start + unit * weights[name]
         panels.append(_panel(name, checks, scale, start, end))
         start = end + gap
-    last = [*courses.values()][-1]
+    last = [*checks_by_run.values()][-1]
     labels = [(check.dtype, check.dtype, scale(check.by_step[-1])) for check in last if check.layout == last[0].layout]
     labels += [(band.dtype, "bounds", (band.top + band.bottom) / 2) for band in panels[-1].bands]
     return Runs(width, height, top, bottom, scale.ticks(2), panels, scale(0.0), _spread(labels))
@@ -286,7 +286,7 @@ def chain(report: Report) -> Chain | None:
     return _chain(entries, 262.0) if entries else None
 
 
-def explained(explanation: Explanation) -> Chain | None:
+def explanation_chain(explanation: Explanation) -> Chain | None:
     """The chain of one parameter at one step; None if it is empty."""
     names = [link.quantity for link in explanation.chain]
     entries = [

@@ -116,7 +116,7 @@ class Page:
     @property
     def explained(self) -> charts.Chain | None:
         """The chain of the explanation."""
-        return charts.explained(self.report.explanation) if self.report.explanation else None
+        return charts.explanation_chain(self.report.explanation) if self.report.explanation else None
 
     @property
     def facts(self) -> list[tuple[str, str]]:

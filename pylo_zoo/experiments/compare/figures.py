@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-RISEN = 0.1
+DIVERGENCE_RISE = 0.1
 """A run diverged if it ends above its initial loss by more than this fraction. The margin is for runs that hardly move:
 the initial loss is that of one batch."""
 
@@ -77,7 +77,7 @@ def diverged(record: RunRecord, last: int) -> str | None:
         return "no step was made"
     if not all(math.isfinite(value) for value in (*record.losses, *record.final.values())):
         return "the loss is not finite"
-    if statistics.fmean(record.losses[-last:]) > record.losses[0] + RISEN * abs(record.losses[0]):
+    if statistics.fmean(record.losses[-last:]) > record.losses[0] + DIVERGENCE_RISE * abs(record.losses[0]):
         return "the loss ended above the initial loss"
     return None
 

@@ -184,7 +184,7 @@ def prepare(comparison: Comparison, out: Path) -> None:
     if free < needed:
         raise ZooError(
             f"{out} has {free:,} bytes left, and the comparison may need {needed:,}.",
-            "Free disk space, or give another directory with --out.",
+            "Free disk space, or pass another directory with --out.",
         )
     write_file(path, (json.dumps(ours, indent=2) + "\n").encode())
 

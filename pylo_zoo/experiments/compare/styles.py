@@ -16,7 +16,7 @@ BLUE, VERMILION, GREEN, PINK, ORANGE, SKY, BLACK = COLORS = (
     "#000000",
 )
 """The palette of Okabe and Ito, which color-blind readers can distinguish."""
-SOLID, DASHED, DOTTED, DASH_DOTTED = LINE_STYLES = ("-", "--", ":", "-.")
+SOLID, DASHED, DOTTED, DASH_DOTTED = ("-", "--", ":", "-.")
 MARKERS: dict[str, str] = dict(zip(COLORS, "osD^vPX", strict=True))
 
 

@@ -24,7 +24,7 @@ from pylo_zoo.parsing import is_finite
 __all__ = ["TASKS", "Batch", "Metrics", "Task", "make", "options"]
 
 MAX_VALUE = 1_000_000_000
-"""Largest value of an integer option."""
+"""Maximum value of an integer option."""
 
 TASKS: Mapping[str, Callable[..., Task]] = {
     "digits-mlp": images.mlp,

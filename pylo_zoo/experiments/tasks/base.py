@@ -54,11 +54,11 @@ class Task:
     data: str = ""
 
 
-def generator(*words: int) -> torch.Generator:
-    """A random generator seeded with the numbers ``words``. Different numbers give unrelated generators."""
+def generator(*numbers: int) -> torch.Generator:
+    """A random generator seeded with ``numbers``. Other numbers give an unrelated generator."""
     state = 0
-    for word in words:
-        state = (state ^ (word + 1)) * _EPOCH_SALT & 0x7FFF_FFFF_FFFF_FFFF
+    for number in numbers:
+        state = (state ^ (number + 1)) * _EPOCH_SALT & 0x7FFF_FFFF_FFFF_FFFF
         state ^= state >> 31
     return torch.Generator().manual_seed(state)
 

@@ -213,7 +213,7 @@ class Run:
         if self.out.exists() and (not self.out.is_dir() or not is_empty(self.out)):
             raise ZooError(
                 f"{self.out} is not empty.",
-                f"{self._directory_hint()}, or give another directory with --out.",
+                f"{self._directory_hint()}, or pass another directory with --out.",
             )
         with translate_os_errors(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
@@ -222,7 +222,7 @@ class Run:
         if free < needed + MIN_FREE:
             raise ZooError(
                 f"{self.out} has {free:,} bytes left, and the run may need {needed + MIN_FREE:,}.",
-                "Free disk space, or give another directory with --out.",
+                "Free disk space, or pass another directory with --out.",
             )
         write_file(self.out / RUN, (json.dumps(self.describe(), indent=2) + "\n").encode())
         write_file(self.out / METRICS, b"")

@@ -47,9 +47,9 @@ ADAM_BLOCK = 1024
 LARGEST_SIZE = 2**30
 """A parameter must have fewer elements, because indices are 32-bit."""
 MAX_UNITS = 64
-"""Most units of a hidden layer."""
+"""Maximum number of units of a hidden layer."""
 PLANS = 16
-"""Most cached plans."""
+"""Maximum number of cached plans."""
 
 
 class AdvancedBatch(NamedTuple):

@@ -34,7 +34,7 @@ def table(architecture: ToyArchitecture) -> Table:
 
 
 def infer(leaves: Leaves) -> ToyArchitecture:
-    """Read the architecture from the leaves; ``axis`` names a leaf that is missing."""
+    """Read the architecture from the leaves; ``axis_size`` names a leaf that is missing."""
     return make_record(ToyArchitecture, hidden_size=axis_size(leaves, ("hidden", "b"), 0))
 
 
