@@ -28,7 +28,7 @@ Shape = tuple[int, ...]
 MAX_SIZE = 1 << 16
 """Maximum size in an architecture, so that a hostile file cannot make the network's shapes costly."""
 MAX_LAYERS = 256
-"""Maximum number of layers in an architecture, because each costs a module and table rows. Published ones have at most three."""
+"""Maximum number of layers, because each costs a module and table rows. Published architectures have at most three."""
 BYTES_PER_VALUE = 4
 UNUSED = "unused."
 """Prefix of the torch names of leaves that the network does not use. They are kept for an exact export."""

@@ -48,7 +48,7 @@ OWN_FILES = frozenset({CONFIG, WEIGHTS, PARITY, VECTORS, STATE_DICT, CARD, PAGE,
 """The only files that may exist in an artifact's directory; replacing the artifact deletes them."""
 KEYS = ("format_version", "family", "name", "architecture", "behavior", "defaults", "source", "converter")
 MAX_JSON_BYTES = 4 * 1024 * 1024
-"""Maximum size of ``config.json`` or ``parity.json`` in bytes: parsing uses about 20 times the size. Published files reach 240 kB."""
+"""Maximum size of ``config.json`` or ``parity.json`` in bytes. Parsing needs 20 times that; real files have 240 kB."""
 MAX_HEADER_BYTES = 2 * 1024 * 1024
 """Maximum size of the header of a safetensors file in bytes: the library allocates several objects per tensor."""
 

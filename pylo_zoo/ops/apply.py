@@ -14,8 +14,8 @@ from torch import Tensor
 foreach: Any = torch
 """torch, untyped: its stubs lack ``_foreach_*``."""
 TOGETHER = {"cpu": 1 << 18}
-"""Maximum number of elements stepped together, per device type, unless one parameter is larger. This limits a step's temporaries,
-which are a few times as large. A CPU is not faster with more."""
+"""Maximum number of elements stepped together, per device type, unless one parameter is larger. This limits a step's
+temporaries, which are a few times as large. A CPU is not faster with more."""
 TOGETHER_ELSEWHERE = 1 << 22
 """The same for other devices."""
 

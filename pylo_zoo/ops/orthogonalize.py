@@ -60,8 +60,8 @@ COEFFICIENTS: dict[str, tuple[Triple, ...]] = {
 MAX_STEPS = 100
 """Maximum number of iterations; 5 to 10 are common."""
 STACKED = {"cpu": 1 << 17}
-"""Maximum number of elements in a stack of matrices, per device type, unless one matrix is larger. On a CPU a stack saves calls,
-which matters for sides up to about 64, and is slower once it exceeds the cache: half a MiB is the best size."""
+"""Maximum number of elements in a stack of matrices, per device type, unless one matrix is larger. On a CPU a stack
+saves calls, which matters for sides up to about 64, and is slower once it exceeds the cache: half a MiB is best."""
 STACKED_ELSEWHERE = 1 << 22
 """The same for other devices, which are faster with many matrices at once."""
 

@@ -33,7 +33,7 @@ from pylo_zoo.report.records import (
 MAX_NAMES = 200
 """Distinct parameters and outputs, and distinct settings of checks: a page has one cell per pair."""
 MAX_STEPS = 100_000
-DEEPEST = 6
+MAX_NESTING = 6
 HINT = "Download the artifact again, or run `pylo-zoo verify` on it."
 
 KEYS = (
@@ -314,9 +314,9 @@ def _infinite(field: Field) -> float:
 
 
 def _plain(field: Field, depth: int = 0) -> Any:
-    """The value itself, if it is plain JSON with at most ``DEEPEST`` levels."""
-    if depth > DEEPEST:
-        raise field.error(f" has more than {DEEPEST} nested levels")
+    """The value itself, if it is plain JSON with at most ``MAX_NESTING`` levels."""
+    if depth > MAX_NESTING:
+        raise field.error(f" has more than {MAX_NESTING} nested levels")
     if isinstance(field.value, (list, tuple)):
         return field.items(lambda each: _plain(each, depth + 1))
     if isinstance(field.value, Mapping):
