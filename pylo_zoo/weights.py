@@ -243,7 +243,7 @@ def _read_checkpoint(file: Checkpoint) -> formats.Source:
     """
     if kind := formats.code_format(file.path):  # before anything is decoded
         raise ZooError(
-            f"{file.uri} is a {kind} file, which is not opened from a repository without your request.",
+            f"{file.uri} is a {kind} file, which pylo-zoo does not open unless you name it.",
             f"If you trust it, run `pylo-zoo convert FAMILY --source {file.uri}`; this never runs its code.",
         )
     return formats.read(file.path)

@@ -171,7 +171,7 @@ def test_a_finished_comparison_is_reported_unchanged(
     assert "The machine was busy in 2 of 2 runs" in " ".join(first["notes"])
     monkeypatch.setattr(machine, "load", lambda: 0.0)
     assert run(*words) == 0
-    assert capsys.readouterr().err == f"finished already: {Path('out/report.html')}\n"
+    assert capsys.readouterr().err == f"Already finished: {Path('out/report.html')}\n"
     assert json.loads(Path("out/results.json").read_text()) == first
     assert len(measured_optimizers) == 2, "memory is not measured again"
     assert run(*words, "--optimizers", "adamw,velo-sample,muon") == 0
@@ -368,7 +368,7 @@ def test_ctrl_c_shows_how_to_continue(capsys: Capture, monkeypatch: pytest.Monke
 
 def test_without_matplotlib_nothing_is_trained(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> None:
-        raise ZooError("matplotlib, which draws the figures, is missing.", "pip install 'pylo-zoo[train]'")
+        raise ZooError("The figures need matplotlib, which is not installed.", "Run pip install 'pylo-zoo[train]'.")
 
     monkeypatch.setattr(plots, "check", missing)
     assert "pylo-zoo[train]" in refused(capsys, "compare", *TINY, "--optimizers", "adamw")

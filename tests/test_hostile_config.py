@@ -194,7 +194,7 @@ def test_formats_that_can_contain_code_are_refused_before_decoding(
     for name in ("read", "load", "detect"):
         monkeypatch.setattr(formats, name, lambda *_, **__: pytest.fail("the file was decoded"))
     result = Checkpoint("hf://org/x/theta.state@main", tmp_path / "theta.state")
-    with pytest.raises(ZooError, match="not opened from a repository without your request"):
+    with pytest.raises(ZooError, match="does not open unless you name it"):
         weights._convert_checkpoint(result, Access())
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from proofs import quick_proof, quick_walks, random_weights
+from proofs import quick_proof, quick_references, random_weights
 
 import pylo_zoo.kernels
 from pylo_zoo import converters
@@ -100,7 +100,7 @@ def test_numbers_show_every_planted_fault(family: str) -> None:
     """No fault is caught only because the faulty kernels raise an exception."""
     if kernels_for("auto", torch.device("cpu")) is None:
         pytest.skip("no C++ compiler")
-    planted = list(kernel_faults.run(random_weights(family)[0], "cpu", quick_walks(family), right=True))
+    planted = list(kernel_faults.run(random_weights(family)[0], "cpu", quick_references(family), right=True))
     assert {control.status for control in planted} <= {"caught", "not applicable"}
     caught = [control for control in planted if control.status == "caught"]
     assert {control.name for control in caught} >= {"last element, cpu kernels", "long tensors, cpu kernels"}
@@ -111,7 +111,7 @@ def test_a_planted_fault_that_raises_is_missed(monkeypatch: pytest.MonkeyPatch) 
     if kernels_for("auto", torch.device("cpu")) is None:
         pytest.skip("no C++ compiler")
     monkeypatch.setattr(kernel_faults._Unmoved, "adam", lambda self, tasks, scale: None)
-    planted = kernel_faults.run(random_weights("celo2")[0], "cpu", quick_walks("celo2"), right=True)
+    planted = kernel_faults.run(random_weights("celo2")[0], "cpu", quick_references("celo2"), right=True)
     missed = {control.name: control.by for control in planted if control.status == "missed"}
     assert missed["last element, cpu kernels"].startswith("the optimizer raised TypeError")
 

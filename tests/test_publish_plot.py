@@ -86,4 +86,4 @@ def test_without_matplotlib_the_error_names_the_package(monkeypatch: pytest.Monk
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ZooError) as caught:
         plot.parity_png(passing())
-    assert caught.value.hint == "pip install 'pylo-zoo[publish]'"
+    assert caught.value.hint == "Run pip install 'pylo-zoo[publish]'."

@@ -190,7 +190,10 @@ def test_all_is_every_family_and_every_entry(capsys: Capture, monkeypatch: pytes
 def test_missing_files_are_listed_and_fail_only_if_required(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    everything(monkeypatch, velo=Unavailable("velo's file is not in the cache.", "Go online."))
+    everything(
+        monkeypatch,
+        velo=Unavailable("velo's file is not in the cache.", "Turn offline mode off (--offline, HF_HUB_OFFLINE)."),
+    )
     assert run("verify", "--all", "--junit", tmp_path / "all.xml") == 0
     assert "missing: velo's file" in re.sub(r"\s+", " ", capsys.readouterr().out)
     assert int(ElementTree.parse(tmp_path / "all.xml").getroot().get("skipped", 0)) >= 1

@@ -131,7 +131,7 @@ def compare(
         output.note(f"The finished work is in {directory}. Resume with: {command}")
         raise
     if previous and not any(each.new_runs for each in outcomes):
-        output.note(f"finished already: {directory / report.PAGE}", quiet=quiet)
+        output.note(f"Already finished: {directory / report.PAGE}", quiet=quiet)
     results = report.results(
         comparison,
         outcomes,

@@ -141,7 +141,7 @@ def _raise_failures(results: VerifyResults, require_all: bool) -> None:
 
     for report in results.reports:
         if report.status == "not_run":
-            install = "pip install 'pylo-zoo[jax]', or use --replay if the artifact has stored vectors."
+            install = "Run pip install 'pylo-zoo[jax]', or use --replay if the artifact has stored vectors."
             hint = install if jax_is_missing() else "This artifact cannot be verified here."
             raise ZooError(f"Parity of {report.name} was not checked: {report.reason}.", hint)
     failed: Sequence[str] = [report.name for report in results.reports if not report.passed]

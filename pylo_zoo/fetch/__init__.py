@@ -209,7 +209,10 @@ def _complete(part: Part, location: Location, sha256: str | None, expected: int 
     elif location.kind == "hub":
         _from_hub(part, location, sha256, expected, access)
     elif offline:
-        raise Unavailable(f"{location.uri} is not in the cache, and offline mode is on.", "Go online.")
+        raise Unavailable(
+            f"{location.uri} is not in the cache, and offline mode is on.",
+            "Turn offline mode off (--offline, HF_HUB_OFFLINE).",
+        )
     else:
         resumed = part.resumed
         _from_web(part, location, expected, access)

@@ -293,7 +293,10 @@ def _translate(subject: Subject, chain: Sequence[BaseException], *, offline: boo
     if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
         return NotFound(f"{subject.uri}: {subject.repo} has no file {subject.file}.", "Check the name.")
     if offline or any(isinstance(each, errors.OfflineModeIsEnabled) for each in chain):
-        return Unavailable(f"{subject.uri} is not in the cache, and offline mode is on.", "Go online.")
+        return Unavailable(
+            f"{subject.uri} is not in the cache, and offline mode is on.",
+            "Turn offline mode off (--offline, HF_HUB_OFFLINE).",
+        )
     if isinstance(error, errors.LocalTokenNotFoundError):
         return Forbidden(f"{subject.uri}: no token was given.", "Set HF_TOKEN, pass --token, or run `hf auth login`.")
     if isinstance(error, errors.HFValidationError):

@@ -202,7 +202,10 @@ class Hub:
 
     def _run(self, repo: Repository, call: Callable[[], Result], *, writes: bool = False, once: bool = False) -> Result:
         if self.access.is_offline:
-            raise Unavailable(f"{repo.uri} cannot be reached: offline mode is on.", "Go online.")
+            raise Unavailable(
+                f"{repo.uri} cannot be reached: offline mode is on.",
+                "Turn offline mode off (--offline, HF_HUB_OFFLINE).",
+            )
         subject = Subject(repo.uri, repo.id, repo.revision or MAIN, writes=writes)
         policy = self.access.policy
         if once:

@@ -195,7 +195,10 @@ def _listing(folder: Path) -> dict[str, str]:
 def _fetch(repo: Repository, known: Mapping[str, str], access: Access) -> dict[str, str]:
     """Download the artifact of ``repo``, whose revision is a commit, into the cache in one step."""
     if access.is_offline:
-        raise Unavailable(f"{repo.uri} is missing or damaged in the cache, and offline mode is on.", "Go online.")
+        raise Unavailable(
+            f"{repo.uri} is missing or damaged in the cache, and offline mode is on.",
+            "Turn offline mode off (--offline, HF_HUB_OFFLINE).",
+        )
     snapshot = Hub(access).snapshot(repo)
     if not set(REQUIRED) <= snapshot.files.keys():
         raise NotAnArtifact(snapshot)

@@ -106,7 +106,9 @@ def _verify(artifact: Artifact, path: Path, settings: VerifySettings) -> Report:
 def _verify_random(name: str, settings: VerifySettings) -> Report:
     family = converters.get(name)
     if jax_is_missing():
-        raise ZooError("Verifying random weights requires JAX, which is not installed.", "pip install 'pylo-zoo[jax]'.")
+        raise ZooError(
+            "Verifying random weights requires JAX, which is not installed.", "Run pip install 'pylo-zoo[jax]'."
+        )
     from flax import serialization
 
     random = np.random.default_rng(settings.seed)
@@ -144,7 +146,7 @@ def verify_all(access: Access | None = None, settings: VerifySettings | None = N
     """Verify random weights of every family with a reference, and every registry entry whose files are available."""
     settings = settings or VerifySettings()
     if jax_is_missing():
-        raise ZooError("Parity runs the original in JAX, which is not installed.", "pip install 'pylo-zoo[jax]'.")
+        raise ZooError("Parity runs the original in JAX, which is not installed.", "Run pip install 'pylo-zoo[jax]'.")
     results = VerifyResults()
     for name in targets():
         try:

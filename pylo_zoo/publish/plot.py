@@ -70,7 +70,9 @@ def parity_png(report: Report) -> bytes:
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
     except ImportError as error:
-        raise ZooError("matplotlib is not installed; it draws the plot.", "pip install 'pylo-zoo[publish]'") from error
+        raise ZooError(
+            "The plot needs matplotlib, which is not installed.", "Run pip install 'pylo-zoo[publish]'."
+        ) from error
 
     with matplotlib.rc_context():  # ignore the user's settings
         matplotlib.rcdefaults()

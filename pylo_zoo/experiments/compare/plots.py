@@ -37,7 +37,9 @@ def check() -> None:
     try:
         import matplotlib  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ImportError as error:
-        raise ZooError("matplotlib, which draws the figures, is missing.", "pip install 'pylo-zoo[train]'") from error
+        raise ZooError(
+            "The figures need matplotlib, which is not installed.", "Run pip install 'pylo-zoo[train]'."
+        ) from error
 
 
 def draw(results: Mapping[str, Any], outcomes: Sequence[Outcome]) -> dict[str, bytes]:

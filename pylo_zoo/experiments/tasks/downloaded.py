@@ -133,4 +133,4 @@ def _package(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ZooError(f"This task needs {package}, which is not installed.", f"pip install {package}") from error
+        raise ZooError(f"This task needs {package}, which is not installed.", f"Run pip install {package}.") from error

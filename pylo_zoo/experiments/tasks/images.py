@@ -37,7 +37,7 @@ def digits() -> Images:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ZooError(
-            "The digits need scikit-learn, which is not installed.", "pip install 'pylo-zoo[train]'"
+            "The digits data set needs scikit-learn, which is not installed.", "Run pip install 'pylo-zoo[train]'."
         ) from error
     pixels, labels = load_digits(return_X_y=True)
     images = torch.as_tensor(pixels, dtype=torch.float32).view(-1, 1, SIDE, SIDE) / 8 - 1

@@ -26,7 +26,7 @@ def regression(*, width: int = 64, depth: int = 2, batch_size: int = 32) -> Task
         from sklearn.datasets import load_diabetes
     except ImportError as error:
         raise ZooError(
-            "The table needs scikit-learn, which is not installed.", "pip install 'pylo-zoo[train]'"
+            "The diabetes data set needs scikit-learn, which is not installed.", "Run pip install 'pylo-zoo[train]'."
         ) from error
     table, progression = load_diabetes(return_X_y=True)
     features = torch.as_tensor(table, dtype=torch.float32) * math.sqrt(len(table))  # the columns have norm 1
