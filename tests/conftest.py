@@ -40,12 +40,12 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 torch.set_num_threads(1)  # one test process per core, and these tensors are too small to parallelize
 
 
-LONGEST = ("test_readme", "test_parity", "test_kernels_gpu", "test_kernel_boundaries_gpu", "test_publish_faults")
+SLOW_FILES = ("test_readme", "test_parity", "test_kernels_gpu", "test_kernel_boundaries_gpu", "test_publish_faults")
 """Files that take minutes. They run first, so no worker waits for another one at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+    items.sort(key=lambda item: SLOW_FILES.index(item.path.stem) if item.path.stem in SLOW_FILES else len(SLOW_FILES))
 
 
 @pytest.fixture(autouse=True)
