@@ -166,6 +166,12 @@ class Field:
             raise self.wrong(f"a string of at most {most:,} characters")
         return self.value
 
+    def printable(self, most: int = MAX_TEXT, least: int = 0) -> str:
+        """A string of ``least`` to ``most`` printable characters."""
+        if not is_text(self.value, most) or len(self.value) < least or not self.value.isprintable():
+            raise self.wrong(f"a string of {f'{least:,} to' if least else 'at most'} {most:,} printable characters")
+        return self.value
+
     def match(self, pattern: re.Pattern[str], expected: str) -> str:
         """A string that ``pattern`` matches as a whole; ``expected`` describes it for the error."""
         if not isinstance(self.value, str) or not pattern.fullmatch(self.value):

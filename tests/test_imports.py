@@ -25,7 +25,7 @@ ARROWS = {
     "files": "errors leftovers",
     "plain_yaml": "yaml",
     "parsing": "errors",
-    "source_record": "errors parsing",
+    "source_record": "parsing",
     "limits": "errors",
     "warn": "errors",
     "plugins": "errors warn",
