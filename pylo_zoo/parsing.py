@@ -122,8 +122,8 @@ class Field:
             raise self.wrong("a mapping of names to values")
         return self.value
 
-    def record(self, kind: type[T]) -> T:
-        """An object with the fields of the dataclass ``kind``, each of its annotated type.
+    def record(self, kind: type[T], ignored: Iterable[str] = ()) -> T:
+        """An object with the fields of the dataclass ``kind``, each of its annotated type, and any ``ignored`` ones.
 
         The types are bool, int, float, str, Literal, tuples of these, and each ``| None``. An integer is positive
         unless the field's metadata contain another ``least``; they may also contain its ``most``.
@@ -131,8 +131,9 @@ class Field:
         hints = typing.get_type_hints(kind)
         fields = {each.name: each for each in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
         required = [each.name for each in fields.values() if each.default is dataclasses.MISSING]
-        values = self.fields(required, fields.keys() - {*required})
-        return kind(**{name: value.typed(hints[name], **fields[name].metadata) for name, value in values.items()})
+        values = self.fields(required, (*(fields.keys() - {*required}), *ignored))
+        known = {name: value for name, value in values.items() if name in fields}
+        return kind(**{name: value.typed(hints[name], **fields[name].metadata) for name, value in known.items()})
 
     def _child(self, value: Any, suffix: str) -> Field:
         return Field(value, self.path + suffix, self.hint, _joint=".")
