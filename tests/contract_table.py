@@ -72,7 +72,7 @@ CONFIGURED = {
     "MuLO": Entry(MuLO, artifact("small_fc_lopt"), {}),
     "Muon": Entry(Muon, None, {}),
 }
-"""The entries with weights or arguments of their own."""
+"""The entries with particular weights or arguments, in the order of the table in docs/optimizers.md."""
 
 
 def unconfigured() -> dict[str, Entry]:

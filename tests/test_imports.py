@@ -34,7 +34,7 @@ ARROWS = {
     "kernels": "errors fetch filelock files leftovers ops torch triton warn",
     "nets": "config ops torch",
     "converters": "config errors limits numpy plugins torch",
-    "formats": "errors files impostors limits msgpack numpy orbax safetensors tensorstore",
+    "formats": "converters errors files impostors limits msgpack numpy orbax safetensors tensorstore",
     "artifact": "config converters errors files impostors leftovers limits numpy parsing safetensors source_record "
     "torch",
     "registry": "config converters errors files parsing plain_yaml plugins",
