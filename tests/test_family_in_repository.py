@@ -37,6 +37,7 @@ GENERIC = (
     *("test_parity_machinery.py", "test_registry.py::test_every_published_checkpoint_is_listed", "test_info.py"),
     *("test_contract_steps.py::test_the_table_has_every_optimizer_of_the_package", "test_recognition.py"),
 )
+SELECTED = "toy or Toy or of_the_package or imports or listed or specification or a_tree_is_detected"
 
 
 def digests(root: Path) -> dict[str, str]:
@@ -81,30 +82,18 @@ def test_a_forgotten_export_is_a_sentence(extended: tuple[Path, set[str]]) -> No
     exported = init.read_text()
     init.write_text(exported.replace('__all__ += ["Toy"]', ""))
     try:
-        node = "tests/test_convert_cli.py::test_the_optimizer_that_a_family_names_exists"
-        done = run_in(extended[0], "-m", "pytest", node, "-q", "-n", "0", "-p", "no:cacheprovider")
+        code = "import test_convert_cli as test; test.test_the_optimizer_that_a_family_names_exists('toy')"
+        done = run_in(extended[0], "-c", code)
     finally:
         init.write_text(exported)
-    assert "1 failed" in done.stdout, done.stdout
-    assert "The optimizer of toy, pylo_zoo.optim:Toy, is not exported: import Toy in" in done.stdout
+    assert done.returncode == 1
+    assert "The optimizer of toy, pylo_zoo.optim:Toy, is not exported: import Toy in" in done.stderr
 
 
 @pytest.mark.slow
 def test_the_generic_tests_pass_for_the_family(extended: tuple[Path, set[str]]) -> None:
     nodes = [f"tests/{name}" for name in GENERIC]
-    words = (
-        "-m",
-        "pytest",
-        *nodes,
-        "-q",
-        "-n",
-        "0",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        "toy or Toy or of_the_package or imports or listed or specification or a_tree_is_detected",
-    )
-    done = run_in(extended[0], *words)
+    done = run_in(extended[0], "-m", "pytest", *nodes, *"-q -n 0 -p no:cacheprovider -k".split(), SELECTED)
     assert done.returncode == 0, done.stdout[-5_000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
