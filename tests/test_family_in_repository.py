@@ -93,7 +93,7 @@ def test_a_forgotten_export_is_a_sentence(extended: tuple[Path, set[str]]) -> No
 @pytest.mark.slow
 def test_the_generic_tests_pass_for_the_family(extended: tuple[Path, set[str]]) -> None:
     nodes = [f"tests/{name}" for name in GENERIC]
-    done = run_in(extended[0], "-m", "pytest", *nodes, *"-q -n 0 -p no:cacheprovider -k".split(), SELECTED)
+    done = run_in(extended[0], "-m", "pytest", *nodes, *["-q", "-n", "0", "-p", "no:cacheprovider", "-k"], SELECTED)
     assert done.returncode == 0, done.stdout[-5_000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
