@@ -31,11 +31,11 @@ assert load("random:toy").architecture == converters.get("toy").released
 """
 GENERIC = (
     *("test_converters.py", "test_npz.py", "test_artifact.py", "test_convert_cli.py", "test_random_weights.py"),
-    *("test_reference.py::test_every_specification_is_the_reference_of_its_family", "test_parity.py"),
+    *("test_contract_steps.py", "test_parity.py::test_every_family_passes"),
+    "test_reference.py::test_every_specification_is_the_reference_of_its_family",
     *("test_imports.py::test_imports_follow_the_table", "test_imports.py::test_the_table_has_no_unused_entry"),
-    *("test_contract_steps.py", "test_contract_state.py", "test_contract_parameters.py", "test_hostile_config.py"),
-    *("test_parity_machinery.py", "test_registry.py::test_every_published_checkpoint_is_listed", "test_info.py"),
-    *("test_contract_steps.py::test_the_table_has_every_optimizer_of_the_package", "test_recognition.py"),
+    "test_recognition.py::test_a_tree_is_detected[safetensors-None]",
+    "test_registry.py::test_every_published_checkpoint_is_listed",
 )
 SELECTED = "toy or Toy or of_the_package or imports or listed or specification or a_tree_is_detected"
 
@@ -97,4 +97,4 @@ def test_the_generic_tests_pass_for_the_family(extended: tuple[Path, set[str]]) 
     assert done.returncode == 0, done.stdout[-5_000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
-    assert int(passed[1]) > 100
+    assert int(passed[1]) > 30
