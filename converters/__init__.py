@@ -14,14 +14,9 @@ from importlib.metadata import EntryPoint
 from types import MappingProxyType
 
 from pylo_zoo import plugins
-from pylo_zoo.converters.adafac import ADAFAC_MLP, MULO
 from pylo_zoo.converters.base import Family, Leaves, Path, leaf_shapes
-from pylo_zoo.converters.celo import CELO, CELO_ADAM
-from pylo_zoo.converters.celo2 import CELO2, CELO2_BASE, ELO_CELO2
 from pylo_zoo.converters.conversion import structure_problems, to_jax, to_torch, value_problems
-from pylo_zoo.converters.elo import ELO
 from pylo_zoo.converters.prepared import Prepared, prepare, used_leaves
-from pylo_zoo.converters.velo import VELO
 from pylo_zoo.errors import ZooError, did_you_mean
 
 __all__ = [
@@ -37,8 +32,8 @@ __all__ = [
     "to_torch",
 ]
 
-OWN = {family.name: family for family in (VELO, CELO, CELO_ADAM, CELO2, CELO2_BASE, ELO, ELO_CELO2, ADAFAC_MLP, MULO)}
-"""The families of this package."""
+OWN = plugins.defined_in(__name__, __path__, Family)
+"""The families of this package: every :class:`Family` that a module in it defines."""
 
 
 class Families(Mapping[str, Family]):

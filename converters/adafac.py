@@ -32,7 +32,7 @@ ADAFAC_MLP = Family(
     table=table,
     infer=elo.infer,
     defaults={"lr": 1.0, "weight_decay": 0.0, "clip_norm": None},
-    reference="pylo_zoo.reference:ADAFAC_MLP",
+    reference="pylo_zoo.reference.adafac:ADAFAC_MLP",
     parity_hyper={"lr": 1.0},
     advice=("It reads neither the loss nor the length of the run, so it cannot anneal by itself.",),
 )
@@ -50,7 +50,7 @@ MULO = replace(
     paper="2406.00153",
     optimizer="pylo_zoo.optim:MuLO",
     behavior=MuLOBehavior,
-    reference="pylo_zoo.reference:MULO",
+    reference="pylo_zoo.reference.adafac:MULO",
     advice=(
         "It divides the steps of matrices by their width multiplier, which comes from `mup`'s shapes or from a group's "
         "`width_mult`. Without either, it assumes the base width.",

@@ -27,7 +27,7 @@ CELO = Family(
     table=velo.table,
     infer=velo.infer,
     defaults=DEFAULTS,
-    reference="pylo_zoo.reference:CELO",
+    reference="pylo_zoo.reference.velo:CELO",
     parity_hyper=CONTROLLED_HYPER,
 )
 
@@ -43,7 +43,7 @@ CELO_ADAM = Family(
     table=lambda architecture: CONTROLLER,
     infer=infer_controller,
     defaults=DEFAULTS,
-    reference="pylo_zoo.reference:CELO_ADAM",
+    reference="pylo_zoo.reference.velo:CELO_ADAM",
     parity_hyper=CONTROLLED_HYPER,
     per_element=False,
 )

@@ -75,7 +75,7 @@ CELO2 = Family(
     table=table,
     infer=infer,
     defaults=DEFAULTS,
-    reference="pylo_zoo.reference:CELO2",
+    reference="pylo_zoo.reference.celo2:CELO2",
     parity_hyper={"lr": 1e-2, "weight_decay": 0.1},
     advice=(
         "It updates matrices and convolutions. AdamW updates embeddings, the output head, norms and biases with the "
@@ -89,7 +89,7 @@ CELO2_BASE = replace(
     name="celo2-base",
     title="Celo2-base",
     behavior=CELO2BaseBehavior,
-    reference="pylo_zoo.reference:CELO2_BASE",
+    reference="pylo_zoo.reference.celo2:CELO2_BASE",
     learns_all=True,
     advice=("It updates every parameter. Tune the learning rate, and use a schedule.",),
 )
@@ -101,7 +101,7 @@ ELO_CELO2 = replace(
     paper="2506.10315",
     optimizer="pylo_zoo.optim:ELO_CELO2",
     defaults={**DEFAULTS, "weight_decay": 0.1, "clip_norm": 1.0, "adam_lr_mult": 1.0},
-    reference="pylo_zoo.reference:ELO_CELO2",
+    reference="pylo_zoo.reference.celo2:ELO_CELO2",
     parity_hyper={"lr": 1e-2},
     advice=(
         "It updates matrices and convolutions, and AdamW updates the rest. It clips gradients by their global norm.",

@@ -122,8 +122,8 @@ class Field:
             raise self.wrong("a mapping of names to values")
         return self.value
 
-    def record(self, kind: type[T]) -> T:
-        """An object with the fields of the dataclass ``kind``, each of its annotated type.
+    def record(self, kind: type[T], ignored: Iterable[str] = ()) -> T:
+        """An object with the fields of the dataclass ``kind``, each of its annotated type, and any ``ignored`` ones.
 
         The types are bool, int, float, str, Literal, tuples of these, and each ``| None``. An integer is positive
         unless the field's metadata contain another ``least``; they may also contain its ``most``.
@@ -131,8 +131,9 @@ class Field:
         hints = typing.get_type_hints(kind)
         fields = {each.name: each for each in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
         required = [each.name for each in fields.values() if each.default is dataclasses.MISSING]
-        values = self.fields(required, fields.keys() - {*required})
-        return kind(**{name: value.typed(hints[name], **fields[name].metadata) for name, value in values.items()})
+        values = self.fields(required, (*(fields.keys() - {*required}), *ignored))
+        known = {name: value for name, value in values.items() if name in fields}
+        return kind(**{name: value.typed(hints[name], **fields[name].metadata) for name, value in known.items()})
 
     def _child(self, value: Any, suffix: str) -> Field:
         return Field(value, self.path + suffix, self.hint, _joint=".")
@@ -166,6 +167,12 @@ class Field:
         """A string of at most ``most`` characters."""
         if not is_text(self.value, most):
             raise self.wrong(f"a string of at most {most:,} characters")
+        return self.value
+
+    def printable(self, most: int = MAX_TEXT, least: int = 0) -> str:
+        """A string of ``least`` to ``most`` printable characters."""
+        if not is_text(self.value, most) or len(self.value) < least or not self.value.isprintable():
+            raise self.wrong(f"a string of {f'{least:,} to' if least else 'at most'} {most:,} printable characters")
         return self.value
 
     def match(self, pattern: re.Pattern[str], expected: str) -> str:

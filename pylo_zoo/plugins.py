@@ -1,22 +1,51 @@
-"""Loads families and registries that other packages declare as entry points (docs/adding-a-family.md).
+"""Finds families: those that this package's modules define, and those of other packages (docs/adding-a-family.md).
 
-The groups are ``pylo_zoo.families`` (a ``Family``, or a sequence of them) and ``pylo_zoo.registries`` (a file like
-``registry.yaml`` inside the package, written ``package:file.yaml``). A broken entry point causes a warning.
+Other packages declare families and registries as entry points. The groups are ``pylo_zoo.families`` (a ``Family``, or a
+sequence of them) and ``pylo_zoo.registries`` (a file like ``registry.yaml`` inside the package, written
+``package:file.yaml``). A broken entry point causes a warning.
 """
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib import metadata
-from typing import TypeVar
+from importlib import import_module, metadata
+from typing import Protocol, TypeVar
 
 from pylo_zoo.errors import ZooError
 from pylo_zoo.warn import warn
 
 Value = TypeVar("Value")
 
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+NamedValue = TypeVar("NamedValue", bound=_Named)
+
 FAMILIES = "pylo_zoo.families"
 REGISTRIES = "pylo_zoo.registries"
+
+
+def defined_in(package: str, path: Iterable[str], kind: type[NamedValue]) -> dict[str, NamedValue]:
+    """The instances of ``kind`` that are attributes of a package's modules, by their ``name``, which sorts them.
+
+    Args:
+        package: the name of the package. Its modules are imported.
+        path: its ``__path__``.
+        kind: the class. An instance may be an attribute of several modules.
+
+    Raises:
+        ZooError: two different instances have the same name.
+    """
+    values: dict[str, NamedValue] = {}
+    for module in pkgutil.iter_modules(path):
+        for value in vars(import_module(f"{package}.{module.name}")).values():
+            if isinstance(value, kind) and values.setdefault(value.name, value) is not value:
+                raise ZooError(f"{package} defines {value.name!r} twice.", "Choose another name in one of its modules.")
+    return dict(sorted(values.items()))
 
 
 def collect(

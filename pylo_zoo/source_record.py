@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.parsing import MAX_INTEGER, Field, is_finite
 
 MAX_ENTRIES = 10_000
@@ -35,11 +34,10 @@ def read_source(section: Field) -> SourceRecord:
     """Parse the section ``source``."""
     texts = ("uri", "sha256", "license", "format")
     fields = section.fields((*texts, "bytes", "layout"))
-    layout = fields["layout"]
     return SourceRecord(
         **{key: read_string(fields[key]) for key in texts},
         bytes=fields["bytes"].integer(1, MAX_INTEGER),
-        layout=check_layout(layout.value, layout.path),
+        layout=read_layout(fields["layout"]),
     )
 
 
@@ -51,67 +49,49 @@ def read_string(entry: Field) -> str:
     return text
 
 
-def check_layout(layout: Any, label: str) -> dict[str, Any]:
-    """Validate ``layout`` and return it.
-
-    Raises:
-        ZooError: it is not an object, or one of its fields has the wrong type.
-    """
-    if not isinstance(layout, dict):
-        raise ZooError(f"{label} is {quoted(layout)}.", CONVERT_AGAIN)
-    for name, value in layout.items():
-        is_valid, expected = FIELDS.get(name, (lambda value: True, ""))
-        if not is_valid(value):
-            raise ZooError(f"{label}.{name} is {quoted(value)}, not {expected}.", CONVERT_AGAIN)
-    return layout
+def read_layout(layout: Field) -> dict[str, Any]:
+    """Validate ``layout`` and return it. Readers of checkpoints may record more fields, which nothing uses."""
+    for name, entry in layout.mapping(lambda each: each, MAX_ENTRIES).items():
+        if name in LAYOUT:
+            LAYOUT[name](entry)
+    return dict(layout.value)
 
 
-def _text(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= MAX_TEXT and value.isprintable()
+def _text(field: Field) -> str:
+    return field.printable(MAX_TEXT)
 
 
-def _texts(value: Any) -> bool:
-    return isinstance(value, list) and 0 < len(value) <= MAX_ENTRIES and all(map(_text, value))
+def _texts(field: Field) -> list[str]:
+    return field.items(_text, MAX_ENTRIES, 1)
 
 
-def _paths(value: Any) -> bool:
-    return isinstance(value, list) and 0 < len(value) <= MAX_ENTRIES and all(map(_texts, value))
+def _cast(field: Field) -> None:
+    fields = field.fields(("to", "from"))
+    _text(fields["to"])
+    _texts(fields["from"])
 
 
-def _cast(value: Any) -> bool:
-    return isinstance(value, dict) and value.keys() == {"to", "from"} and _text(value["to"]) and _texts(value["from"])
+def _header(field: Field) -> None:
+    """A number, string or null of msgpack, or one number that flax stores as an extension."""
+    if isinstance(field.value, dict):
+        fields = field.fields(("ext", "dtype", "value"))
+        fields["ext"].integer(-(2**63), 2**64 - 1)
+        _text(fields["dtype"])
+        fields["value"].number()
+    elif field.value is not None and not isinstance(field.value, bool) and not is_finite(field.value):
+        _text(field)
 
 
-def _supplied(value: Any) -> bool:
-    def numbers(item: Any) -> bool:
-        return isinstance(item, list) and len(item) <= MAX_ENTRIES and all(map(is_finite, item))
-
-    return isinstance(value, dict) and all(map(numbers, value.values()))
-
-
-def _header(value: Any) -> bool:
-    def integer(item: Any) -> bool:
-        return isinstance(item, int) and not isinstance(item, bool) and -(2**63) <= item < 2**64
-
-    def field(item: Any) -> bool:
-        if isinstance(item, dict):
-            known = item.keys() == {"ext", "dtype", "value"}
-            return known and integer(item["ext"]) and _text(item["dtype"]) and is_finite(item["value"])
-        return item is None or isinstance(item, bool) or integer(item) or _text(item) or is_finite(item)
-
-    return isinstance(value, dict) and all(map(field, value.values()))
-
-
-FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "container": (_text, "a string"),
-    "leaves": (_paths, "a list of paths"),
-    "keys": (_texts, "a list of strings"),
-    "header": (_header, "an object of strings and numbers"),
-    "files": (_texts, "a list of strings"),
-    "exact": (lambda value: isinstance(value, bool), "true or false"),
-    "cast": (_cast, "an object of `to` and `from`"),
-    "nonfinite": (_texts, "a list of strings"),
-    "ignored": (_texts, "a list of strings"),
-    "supplied": (_supplied, "an object of lists of numbers"),
+LAYOUT: Mapping[str, Callable[[Field], object]] = {
+    "container": _text,
+    "leaves": lambda field: field.items(_texts, MAX_ENTRIES, 1),
+    "keys": _texts,
+    "header": lambda field: field.mapping(_header, MAX_ENTRIES),
+    "files": _texts,
+    "exact": Field.boolean,
+    "cast": _cast,
+    "nonfinite": _texts,
+    "ignored": _texts,
+    "supplied": lambda field: field.mapping(lambda values: values.items(Field.number, MAX_ENTRIES), MAX_ENTRIES),
 }
-"""By field: the check, and the expected type for the error. Readers may record more fields; nothing uses those."""
+"""The reader of each known field of ``layout``."""

@@ -6,6 +6,7 @@ docs/optimizers.md shows the same table; ``python tests/contract_docs.py`` write
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -16,11 +17,24 @@ from golden_data import artifact
 from torch import Tensor, nn
 from trees import synthetic_artifact
 
-from pylo_zoo import load
+from pylo_zoo import converters, load
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.convert import convert
-from pylo_zoo.optim import CELO2, ELO, ELO_CELO2, AdafacLO, Celo, CeloAdam, MuLO, Muon, VeLO
+from pylo_zoo.optim import (
+    CELO2,
+    ELO,
+    ELO_CELO2,
+    AdafacLO,
+    Celo,
+    CeloAdam,
+    LearnedOptimizer,
+    MuLO,
+    Muon,
+    VeLO,
+    optimizer_class,
+)
 from pylo_zoo.optim.contract import ZooOptimizer
+from pylo_zoo.optim.lstm_controlled import LSTMControlledOptimizer
 from pylo_zoo.optim.options import DEFAULTS
 
 Test = TypeVar("Test", bound=Callable[..., None])
@@ -46,7 +60,7 @@ class Property(NamedTuple):
         return self.left_out.get(name, self.left_out.get("*"))
 
 
-TABLE = {
+CONFIGURED = {
     "VeLO": Entry(VeLO, artifact("velo_small"), {"num_steps": 100}),
     "Celo": Entry(Celo, synthetic_artifact("celo"), {"num_steps": 100}),
     "CeloAdam": Entry(CeloAdam, synthetic_artifact("celo-adam"), {"num_steps": 100}),
@@ -58,7 +72,29 @@ TABLE = {
     "MuLO": Entry(MuLO, artifact("small_fc_lopt"), {}),
     "Muon": Entry(Muon, None, {}),
 }
-CONTROLLED = ("VeLO", "Celo", "CeloAdam")
+"""The entries with particular weights or arguments, in the order of the table in docs/optimizers.md."""
+
+
+def unconfigured() -> dict[str, Entry]:
+    """An entry with random weights for each other class that a family names."""
+    entries = {}
+    for family in converters.OWN:
+        cls = optimizer_class(family)
+        if all(cls is not entry.cls for entry in CONFIGURED.values()):
+            horizon = {"num_steps": 100} if "num_steps" in inspect.signature(cls).parameters else {}
+            entries[cls.__name__] = Entry(cls, synthetic_artifact(family), horizon)
+    return entries
+
+
+TABLE = {**CONFIGURED, **unconfigured()}
+
+
+def without_argument(*names: str) -> tuple[str, ...]:
+    """The optimizers whose constructor has none of these arguments."""
+    return tuple(name for name, entry in TABLE.items() if not {*names} & inspect.signature(entry.cls).parameters.keys())
+
+
+CONTROLLED = tuple(name for name, entry in TABLE.items() if issubclass(entry.cls, LSTMControlledOptimizer))
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 TRAINED: dict[type[ZooOptimizer], Callable[[], Artifact]] = {
     VeLO: lambda: load("velo-sample"),
@@ -66,11 +102,19 @@ TRAINED: dict[type[ZooOptimizer], Callable[[], Artifact]] = {
     CeloAdam: lambda: convert("celo-adam", source=CHECKPOINTS / "celo-adam" / "theta.state"),
 }
 """Trained weights, for the optimizers that have some in this repository."""
-LEARNED = tuple(name for name in TABLE if name != "Muon")
+LEARNED = tuple(name for name, entry in TABLE.items() if issubclass(entry.cls, LearnedOptimizer))
 UNCONTROLLED = tuple(name for name in TABLE if name not in CONTROLLED)
 
-NO_LOSS = dict.fromkeys(UNCONTROLLED, "does not read the loss; `step()` returns what it receives")
-NO_HORIZON = dict.fromkeys(UNCONTROLLED, "has no `num_steps`")
+NO_LOSS = dict.fromkeys(
+    [name for name, entry in TABLE.items() if not entry.cls.needs_loss],
+    "does not read the loss; `step()` returns what it receives",
+)
+NO_HORIZON = dict.fromkeys(without_argument("num_steps"), "has no `num_steps`")
+LR_SCALES = dict.fromkeys(
+    [name for name, entry in TABLE.items() if not getattr(entry.cls, "learns_step_sizes", False)],
+    "`lr` scales the steps and the decay",
+)
+ONE_RULE = dict.fromkeys(without_argument("adam_betas", "betas"), "updates every parameter by one rule")
 NOT_LONG = dict.fromkeys(
     UNCONTROLLED, "no limit on steps; accumulate gradients outside, as with other torch optimizers"
 )
@@ -114,7 +158,7 @@ PROPERTIES = {
     "decay_warning": Property(
         STEPS,
         "a `weight_decay` that undoes the steps warns once and names a smaller value",
-        dict.fromkeys(("CELO2", "CELO2-base", "ELO_CELO2", "ELO", "Muon"), "`lr` scales the steps and the decay"),
+        LR_SCALES,
     ),
     "schedule_warning": Property(
         STEPS,
@@ -124,17 +168,12 @@ PROPERTIES = {
     "embedding_warning": Property(
         STEPS,
         "an embedding in a group without `rule` warns once",
-        {
-            **dict.fromkeys((*CONTROLLED, "ELO", "AdafacLO", "MuLO"), "updates every parameter by one rule"),
-            "CELO2-base": "updates every parameter by one rule",
-        },
+        {**ONE_RULE, "CELO2-base": "updates every parameter by one rule"},
     ),
     "routes": Property(
         STEPS,
         "`routes()` shows each parameter's rule and the reason",
-        {
-            **dict.fromkeys((*CONTROLLED, "ELO", "AdafacLO", "MuLO"), "updates every parameter by one rule"),
-        },
+        ONE_RULE,
     ),
     "repr": Property(STEPS, "`repr` shows options, not state"),
     "resume": Property(STATE, "after saving and loading in a new process, the next 50 steps are bit-identical"),
@@ -172,7 +211,7 @@ PROPERTIES = {
         TRAINING, "`accumulate=` (Google's, for runs over 150,000 steps) is saved in the state", NOT_LONG
     ),
     "clipping": Property(
-        TRAINING, "`clip_norm` equals `clip_grad_norm_`", dict.fromkeys((*CONTROLLED, "Muon"), NO_CLIP)
+        TRAINING, "`clip_norm` equals `clip_grad_norm_`", dict.fromkeys(without_argument("clip_norm"), NO_CLIP)
     ),
     "nonfinite": Property(TRAINING, '`nonfinite=`: "propagate", "skip", "raise", for loss and gradients'),
     "decoupled": Property(TRAINING, "decoupled decay is `p·(1 − lr·wd)`, independent of the step"),

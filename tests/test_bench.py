@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import json
 import math
+import re
 import runpy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -345,6 +347,44 @@ def test_figures() -> None:
 def test_other_files_are_refused_as_reports(text: str, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "x.json").write_text(text)
     assert "is not a benchmark report" in refused(capsys, "bench", "--from", tmp_path / "x.json")
+
+
+def spoil(*path: Any, value: Any) -> Callable[[Any], None]:
+    def change(report: Any) -> None:
+        for key in path[:-1]:
+            report = report[key]
+        report[path[-1]] = value
+
+    return change
+
+
+DAMAGED: dict[str, tuple[Callable[[Any], None], str]] = {
+    "another format": (spoil("format", value=1), "format is 1, not an integer from 2 to 2"),
+    "an unknown field": (spoil("machine", "gpu", value=1), "machine: unknown field 'gpu'"),
+    "a text for a number": (spoil("machine", "threads", value="x"), "machine.threads is 'x'"),
+    "a number for a list": (spoil("cells", 0, "seconds", value=1.0), r"cells\[0\].seconds is 1.0"),
+    "a text in a list": (spoil("cells", 0, "seconds", value=["x", 1.0]), r"cells\[0\].seconds\[0\] is 'x'"),
+    "no times": (spoil("cells", 0, "seconds", value=[]), r"cells\[0\].seconds is \[\]"),
+    "a time of zero": (spoil("cells", 0, "against_seconds", value=[1.0, 0.0]), r"against_seconds is \[1.0, 0.0\]"),
+    "times that do not pair": (spoil("cells", 0, "seconds", value=[1.0]), r"has 1 seconds, and 2 against_seconds"),
+    "a negative size": (spoil("cells", 0, "state_bytes", value=-1), r"state_bytes is -1"),
+    "cells that are not a list": (spoil("cells", value={}), r"cells is \{\}"),
+    "no dtype": (spoil("asked", value={}), "asked has no dtype"),
+    "a reason that is a number": (spoil("left_out", value=[{"optimizer": "a", "shapes": "b", "why": 5}]), "why is 5"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_report_is_one_sentence(case: str, tmp_path: Path, capsys: Capture) -> None:
+    change, problem = DAMAGED[case]
+    cell = replace(CELL, seconds=(1.0, 2.0), against_seconds=(1.0, 1.0))
+    write(Report(MACHINE, {"dtype": "float32"}, (cell,)), tmp_path / "x.json")
+    assert read(tmp_path / "x.json").cells == (cell,)
+    values = json.loads((tmp_path / "x.json").read_text())
+    change(values)
+    (tmp_path / "x.json").write_text(json.dumps(values))
+    error = refused(capsys, "bench", "--from", tmp_path / "x.json")
+    assert re.search(f"x.json is not a benchmark report: .*{problem}", error), error
 
 
 @pytest.mark.parametrize(("script", "function"), [("step_time", "with_figures"), ("newton_schulz", "with_table")])

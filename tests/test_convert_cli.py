@@ -91,6 +91,11 @@ def test_defaults_and_behavior_are_the_released_ones(family: str, tmp_path: Path
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_optimizer_that_a_family_names_exists(family: str) -> None:
+    module, _, name = FAMILIES[family].optimizer.partition(":")
+    assert (module, name in optim.__all__) == ("pylo_zoo.optim", True), (
+        f"The optimizer of {family}, {module}:{name}, is not exported: import {name} in pylo_zoo/optim/__init__.py, "
+        f"add it to __all__, and name it 'pylo_zoo.optim:{name}' in the family."
+    )
     result = optim.optimizer_class(family)
     assert FAMILIES[family].optimizer == f"pylo_zoo.optim:{result.__name__}"
     assert family in result.families

@@ -25,7 +25,7 @@ ARROWS = {
     "files": "errors leftovers",
     "plain_yaml": "yaml",
     "parsing": "errors",
-    "source_record": "errors parsing",
+    "source_record": "parsing",
     "limits": "errors",
     "warn": "errors",
     "plugins": "errors warn",
@@ -34,7 +34,7 @@ ARROWS = {
     "kernels": "errors fetch filelock files leftovers ops torch triton warn",
     "nets": "config ops torch",
     "converters": "config errors limits numpy plugins torch",
-    "formats": "errors files impostors limits msgpack numpy orbax safetensors tensorstore",
+    "formats": "converters errors files impostors limits msgpack numpy orbax safetensors tensorstore",
     "artifact": "config converters errors files impostors leftovers limits numpy parsing safetensors source_record "
     "torch",
     "registry": "config converters errors files parsing plain_yaml plugins",
@@ -48,7 +48,7 @@ ARROWS = {
     "compat": "artifact config convert errors fetch files formats limits optim parsing registry torch warn weights",
     "experiments": "artifact converters errors fetch files jinja2 leftovers matplotlib ops optim parsing pylo_zoo "
     "registry report samples sklearn torch weights",
-    "reference": "config errors jax numpy",
+    "reference": "config errors jax numpy plugins",
     "parity": "artifact config convert converters errors fetch files flax formats hub jax kernels limits nets numpy "
     "ops optax optim parsing reference registry report samples torch warn weights",
     "pipeline": "artifact convert errors fetch formats parity report",

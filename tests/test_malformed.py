@@ -238,10 +238,24 @@ def test_commands_with_a_wrong_report(at: tuple[Any, ...], whole: Path, capsys: 
         run_and_check(capsys, "pull", folder, "--out", "copy", "--force", "-q")
 
 
-@pytest.mark.parametrize("value", [5, "x", [], True, {"to": "float32"}, {"to": 1, "from": ["a"]}])
-def test_a_cast_of_a_wrong_type_is_named(value: Any, whole: Path, capsys: Capture, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (5, " is 5"),
+        ("x", " is 'x'"),
+        ([], " is []"),
+        (True, " is True"),
+        ({"to": "float32"}, ": from missing"),
+        ({"to": 1, "from": ["a"]}, ".to is 1"),
+        ({"to": "float32", "from": ["a", 2]}, ".from[1] is 2"),
+    ],
+)
+def test_a_cast_of_a_wrong_type_is_named(
+    value: Any, problem: str, whole: Path, capsys: Capture, tmp_path: Path
+) -> None:
     folder = write_spoiled(whole, tmp_path, "config.json", ("source", "layout", "cast"), value)
-    assert "config.json: source.layout.cast is " in run_and_check(capsys, "export", folder, "--out", "x", fails=True)
+    error = run_and_check(capsys, "export", folder, "--out", "x", fails=True)
+    assert f"config.json: source.layout.cast{problem}" in error
 
 
 # --- YAML ------------------------------------------------------------------------------------------------------------

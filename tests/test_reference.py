@@ -17,7 +17,7 @@ from margins import check, check_close
 from rounding import FUNCTION, additions, gamma
 from safetensors.numpy import load_file
 
-from pylo_zoo import config
+from pylo_zoo import config, converters
 from pylo_zoo.errors import ZooError
 
 jax = pytest.importorskip("jax")
@@ -88,6 +88,11 @@ def restore(where: str | Path) -> dict[str, Any]:
     """The theta in a folder, or of a real checkpoint by name."""
     folder = CHECKPOINTS / where if isinstance(where, str) else where
     return flax_serialization.msgpack_restore((folder / "theta.state").read_bytes())
+
+
+def test_every_specification_is_the_reference_of_its_family() -> None:
+    named = {name: family.load(family.reference) for name, family in converters.OWN.items() if family.reference}
+    assert named == FAMILIES, "A Specification in pylo_zoo/reference needs the name of the family that refers to it."
 
 
 def run(reference: Reference, case: Golden, steps: int | None = None) -> tuple[list[dict[str, Any]], dict[str, Any]]:

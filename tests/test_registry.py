@@ -37,7 +37,7 @@ def test_every_published_checkpoint_is_listed() -> None:
     velo = {"velo", "velo-s", "velo-4000", "velo-pylo", "velo-sample"}
     no_config = {"aug11_aug4_trunc10per_avg", "aug11_aug4_trunc10per_last"}
     others = {"celo", "celo-adam", "celo2", "celo2-base", "celo2-pylo", "elo", "elo-celo2", "adafac-mlp", "mulo"}
-    assert set(ENTRIES) == velo | no_config | others
+    assert set(ENTRIES) >= velo | no_config | others
     assert {entry.family for entry in ENTRIES.values()} == set(converters.FAMILIES)
 
 

@@ -5,7 +5,9 @@ The encoder is independent of :mod:`pylo_zoo.formats`, so a reader and a writer 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,10 +22,25 @@ from pylo_zoo.converters.base import leaf_shapes
 
 Leaves = dict[tuple[str, ...], np.ndarray]
 
+SIZES = (5, 3, 4, 6, 7)
+LAYERS = 2
+
+
+def reduced(released: Any) -> Any:
+    """A small architecture: the released sizes, each limited to one of :data:`SIZES`, and layers to :data:`LAYERS`."""
+    limits = iter(itertools.cycle(SIZES))
+    return replace(
+        released,
+        **{
+            name: min(value, LAYERS if "layers" in name else next(limits))
+            for name, value in vars(released).items()
+            if type(value) is int
+        },
+    )
+
+
 SMALL: dict[str, Any] = {
-    "velo": config.HyperNetArchitecture(lstm_hidden_size=5, param_inits=3, ff_hidden_size=4, ff_hidden_layers=2),
-    "celo": config.HyperNetArchitecture(lstm_hidden_size=5, param_inits=1, ff_hidden_size=4, ff_hidden_layers=2),
-    "celo-adam": config.ControllerArchitecture(lstm_hidden_size=5),
+    **{name: reduced(family.released) for name, family in converters.OWN.items()},
     "celo2": config.CELO2Architecture(ff_hidden_size=8, ff_hidden_layers=3),
     "celo2-base": config.CELO2Architecture(ff_hidden_size=8, ff_hidden_layers=2),
     "elo": config.MLPArchitecture(hidden_size=6, hidden_layers=2),
@@ -31,7 +48,7 @@ SMALL: dict[str, Any] = {
     "adafac-mlp": config.MLPArchitecture(hidden_size=4, hidden_layers=1),
     "mulo": config.MLPArchitecture(hidden_size=6, hidden_layers=2),
 }
-"""One architecture per family; within a leaf, sizes differ if possible."""
+"""One architecture per family. Sizes within a leaf differ if possible, and families with a common tree in layers."""
 
 
 def theta(family: str, seed: int = 0, scale: float = 1.0) -> Leaves:

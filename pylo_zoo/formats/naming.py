@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+from pylo_zoo import converters
 from pylo_zoo.formats.arrays import Array, Path, refuse, wrapper_record
 
 JAX, PYLO = "jax", "pylo"
 WRAPPERS = ("params", "theta", "state_dict")
 """Keys that wrap a tree: in flax and haiku, in this package's documentation, in torch."""
-JAX_TOPS = ("nn", "ff_mod_stack", "rnn_params")
-"""Top-level keys of the families' theta trees. No PyLO name begins with one of them (SPEC §8)."""
 SLASHED = ("rnn", "linear")
 """Parts of the only key that contains a slash (SPEC §8)."""
 JAX_HINT = "Name the leaves by joined paths, such as 'nn/~/w0', or save a theta.state with flax."
@@ -23,15 +22,28 @@ def separator(names: Collection[str]) -> str | None:
     Raises:
         ZooError: both separators occur.
     """
-    separators = {sep for name in names if (sep := _separator(name))}
+    tops = jax_tops()
+    separators = {sep for name in names if (sep := _separator(name, tops))}
     if len(separators) > 1:
         refuse("some of its names are joined with dots and some with slashes.", JAX_HINT)
     return next(iter(separators), None)
 
 
-def _separator(name: str) -> str | None:
+def jax_tops() -> frozenset[str]:
+    """Top-level keys of the families' theta trees with which no PyLO name begins (SPEC §8)."""
+    jax = {path[0] for path in _paths(JAX) if len(path) > 1}
+    return frozenset(jax - {path[0].partition(".")[0] for path in _paths(PYLO)})
+
+
+def _paths(naming: str) -> Iterator[Path]:
+    for family in converters.NAMINGS[naming].values():
+        for row in family.table(family.released):
+            yield from row.leaves
+
+
+def _separator(name: str, tops: Collection[str]) -> str | None:
     for wrapper in ("", *WRAPPERS):
-        for top in JAX_TOPS:
+        for top in tops:
             for sep in "/.":
                 if name.startswith((f"{wrapper}{sep}" if wrapper else "") + f"{top}{sep}"):
                     return sep

@@ -1,4 +1,4 @@
-"""Validates the description in ``parity-vectors.safetensors`` before anything is computed from it.
+"""Reads the description and the arrays of ``parity-vectors.safetensors`` before anything is computed from them.
 
 The file is untrusted. Every number that sizes a loop or an array is bounded, and every array must have the described
 shape and dtype.
@@ -6,17 +6,21 @@ shape and dtype.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pylo_zoo import converters
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.errors import quoted
-from pylo_zoo.parity.cases import REGIMES
-from pylo_zoo.parsing import is_finite
+from pylo_zoo.errors import ZooError, quoted
+from pylo_zoo.parity.cases import REGIMES, Case
+from pylo_zoo.parity.forward import Network
+from pylo_zoo.parity.steps import LAYOUTS
+from pylo_zoo.parity.trajectory import WholeRun, Original
+from pylo_zoo.parsing import Field, is_finite
 
 MAX_RUNS = 8
 MAX_STEPS = 1_000
@@ -24,63 +28,61 @@ MAX_CASES = 100
 MAX_AXES = 5
 MAX_ELEMENTS = 1_000_000
 MAX_NAMES = 200
-LAYOUTS = ("torch", "torch-stacked", "jax")
+CASE_LAYOUTS = ("torch", "torch-stacked", "jax")
 STACKED_AXES = 3
-RULES = (None, "learned", "adamw")
+RULES = ("learned", "adamw")
 MAX_FILE_BYTES = 256 * 1024 * 1024
+AGAIN = "Download the artifact again, or run `pylo-zoo verify DIR` with JAX installed."
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_RUN = ("name", "regime", "steps", "hyper", "noise", "cases")
 
 Arrays = Mapping[str, np.ndarray]
 
 
-class Damaged(ValueError):
-    """The file is malformed or contradicts itself; the message is a clause."""
+class Vectors(NamedTuple):
+    """The content of the file; ``visible`` names the planted faults that its runs show."""
+
+    fingerprint: str
+    network: Network
+    originals: list[Original]
+    visible: list[str]
 
 
-def check(about: Any, arrays: Arrays) -> None:
-    """Check that the description ``about`` is valid and fits the arrays of the file.
+def read(about: Any, arrays: Arrays) -> Vectors:
+    """Read the description ``about`` and the arrays of the file.
 
     Raises:
-        Damaged: a field is missing, has the wrong type or is out of bounds, or an array does not fit the description.
+        ZooError: a field is missing, has the wrong type or is out of bounds, or an array does not fit the description.
     """
-    _object(about, ("format_version", "fingerprint", "network_noise", "visible_faults", "runs"), "the description")
-    _require(
-        isinstance(about["fingerprint"], str) and _SHA256.fullmatch(about["fingerprint"]),
-        f"fingerprint is {quoted(about['fingerprint'])}, not a sha256",
-    )
-    _texts(about["visible_faults"], "visible_faults")
-    outputs = [name.removeprefix("network.outputs.") for name in arrays if name.startswith("network.outputs.")]
-    _noise(about["network_noise"], outputs, "network_noise")
-    for name in (name for name in arrays if name.startswith(("network.inputs.", "network.outputs."))):
-        _values(arrays, name, None, "float32" if name.startswith("network.inputs.") else "float64")
-    runs = about["runs"]
-    _require(isinstance(runs, list) and 0 < len(runs) <= MAX_RUNS, f"runs is {quoted(runs)}")
-    for index, run in enumerate(runs):
-        _run(run, arrays, f"runs[{index}]")
-    names = [run["name"] for run in runs]
-    _require(len(set(names)) == len(names), "two runs have the same name")
-    _require(any(run["regime"] == "ordinary" for run in runs), "no run has the regime ordinary")
+    root = Field(about, "the description", AGAIN)
+    fields = root.fields(("format_version", "fingerprint", "network_noise", "visible_faults", "runs"))
+    network = _network(fields["network_noise"], arrays)
+    runs = fields["runs"].items(lambda each: _original(each, arrays), MAX_RUNS, 1)
+    if len({run.planned.name for run in runs}) < len(runs):
+        raise root.error(": two runs have the same name")
+    if all(run.planned.regime != "ordinary" for run in runs):
+        raise root.error(": no run has the regime ordinary")
+    fingerprint = fields["fingerprint"].match(_SHA256, "a sha256")
+    return Vectors(fingerprint, network, runs, fields["visible_faults"].items(_name, MAX_NAMES))
 
 
 def check_for(artifact: Artifact, inputs: Arrays, hypers: Sequence[Mapping[str, Any]]) -> None:
     """Check that the network's inputs and the optimizer's arguments fit ``artifact``.
 
     Raises:
-        Damaged: they do not.
+        ZooError: they do not.
     """
     net: Any = artifact.net()
     expected = {name: tuple(shape) for name, shape in net.probe_shapes().items()}
     shapes = {name: value.shape for name, value in inputs.items()}
-    _require(shapes == expected, f"the network's inputs have the shapes {quoted(shapes)}, not {quoted(expected)}")
+    if shapes != expected:
+        raise ZooError(f"the network's inputs have the shapes {quoted(shapes)}, not {quoted(expected)}.", AGAIN)
     known = converters.get(artifact.family).parity_hyper
     for hyper in hypers:
-        _require(hyper.keys() == known.keys(), f"hyper has {quoted(sorted(hyper))}, not {quoted(sorted(known))}")
+        if hyper.keys() != known.keys():
+            raise ZooError(f"hyper has {quoted(sorted(hyper))}, not {quoted(sorted(known))}.", AGAIN)
         for name, value in hyper.items():
-            _require(
-                _same_type(value, known[name]),
-                f"hyper.{name} is {quoted(value)}, not a value of the type of {quoted(known[name])}",
-            )
+            if not _same_type(value, known[name]):
+                raise Field(value, f"hyper.{name}", AGAIN).wrong(f"a value of the type of {quoted(known[name])}")
 
 
 def _same_type(value: Any, like: Any) -> bool:
@@ -95,89 +97,89 @@ def _same_type(value: Any, like: Any) -> bool:
     return is_finite(value)
 
 
-def _run(run: Any, arrays: Arrays, path: str) -> None:
-    _object(run, _RUN, path)
-    _texts([run["name"]], f"{path}.name")
-    _require(isinstance(run["regime"], str) and run["regime"] in REGIMES, f"{path}.regime is {quoted(run['regime'])}")
-    steps = _integer(run["steps"], MAX_STEPS, f"{path}.steps")
-    _require(isinstance(run["hyper"], dict), f"{path}.hyper is {quoted(run['hyper'])}")
-    cases = run["cases"]
-    _require(isinstance(cases, list) and 0 < len(cases) <= MAX_CASES, f"{path}.cases is {quoted(cases)}")
-    lengths = set()
-    for index, case in enumerate(cases):
-        name, shape = _case(case, f"{path}.cases[{index}]")
-        _values(arrays, f"{run['name']}.grads.{name}", (steps, *shape), "float32")
-        params = _values(arrays, f"{run['name']}.params.{name}", (None, *shape), "float64")
-        _require(1 <= len(params) <= steps + 1, f"{run['name']}.params.{name} has {len(params):,} steps, not {steps}")
-        lengths.add(len(params))
-    names = [case["name"] for case in cases]
-    _require(len(set(names)) == len(names), f"two cases of {path} have the same name")
-    _require(len(lengths) == 1, f"the parameters of {path} have different numbers of steps")
-    _values(arrays, f"{run['name']}.losses", (steps,), "float64")
-    _noise(run["noise"], names, f"{path}.noise")
+def _network(noise: Field, arrays: Arrays) -> Network:
+    def part(prefix: str, dtype: str) -> dict[str, np.ndarray]:
+        names = [name for name in arrays if name.startswith(prefix)]
+        return {name.removeprefix(prefix): _array(arrays, name, dtype) for name in names}
+
+    inputs, outputs = part("network.inputs.", "float32"), part("network.outputs.", "float64")
+    return Network(inputs, outputs, _noise(noise, outputs))
 
 
-def _case(case: Any, path: str) -> tuple[str, tuple[int, ...]]:
-    _object(case, ("name", "shape", "torch", "rule"), path)
-    _texts([case["name"]], f"{path}.name")
-    shape = case["shape"]
-    _require(isinstance(shape, list) and len(shape) <= MAX_AXES, f"{path}.shape is {quoted(shape)}")
-    total = 1
-    for size in shape:
-        total *= _integer(size, MAX_ELEMENTS, f"{path}.shape")
-    _require(total <= MAX_ELEMENTS, f"{path}.shape is {quoted(shape)}, with more than {MAX_ELEMENTS:,} elements")
-    stacked = case["torch"] == "torch-stacked" and len(shape) != STACKED_AXES
-    _require(case["torch"] in LAYOUTS and not stacked, f"{path}.torch is {quoted(case['torch'])}")
-    _require(case["rule"] in RULES, f"{path}.rule is {quoted(case['rule'])}")
-    return case["name"], tuple(shape)
+def _original(run: Field, arrays: Arrays) -> Original:
+    fields = run.fields(("name", "regime", "steps", "hyper", "noise", "cases"))
+    cases = fields["cases"].items(_case, MAX_CASES, 1)
+    names = [case.name for case in cases]
+    if len({*names}) < len(names):
+        raise run.error(": two cases have the same name")
+    regime, steps = fields["regime"].choice(REGIMES), fields["steps"].integer(1, MAX_STEPS)
+    planned = WholeRun(_name(fields["name"]), regime, steps, tuple(cases), LAYOUTS)
+    grads, params = {}, {}
+    for case in cases:
+        grads[case.name] = _array(arrays, f"{planned.name}.grads.{case.name}", "float32", (steps, *case.shape))
+        values = _array(arrays, where := f"{planned.name}.params.{case.name}", "float64", (None, *case.shape))
+        if len(values) > steps + 1:
+            raise ZooError(f"{quoted(where)} has {len(values):,} steps, not {steps}.", AGAIN)
+        params[case.name] = values
+    lengths = {len(values) for values in params.values()}
+    if len(lengths) > 1:
+        raise run.error(": its parameters have different numbers of steps")
+    truth = [{name: values[step] for name, values in params.items()} for step in range(lengths.pop())]
+    return Original(
+        planned=planned,
+        hyper={
+            key: tuple(value) if isinstance(value, list) else value for key, value in fields["hyper"].object().items()
+        },
+        start=truth[0],
+        grads=[{name: values[step] for name, values in grads.items()} for step in range(steps)],
+        losses=_array(arrays, f"{planned.name}.losses", "float64", (steps,)).tolist(),
+        truth=truth,
+        noise=_noise(fields["noise"], names),
+    )
 
 
-def _values(arrays: Arrays, name: str, shape: tuple[int | None, ...] | None, dtype: str) -> np.ndarray:
+def _case(case: Field) -> Case:
+    fields = case.fields(("name", "shape", "torch", "rule"))
+    shape = tuple(fields["shape"].items(lambda size: size.integer(1, MAX_ELEMENTS), MAX_AXES))
+    if math.prod(shape) > MAX_ELEMENTS:
+        raise fields["shape"].wrong(f"a shape of at most {MAX_ELEMENTS:,} elements")
+    layout = fields["torch"].choice(CASE_LAYOUTS)
+    if layout == "torch-stacked" and len(shape) != STACKED_AXES:
+        raise fields["torch"].wrong(f"a layout for {len(shape)} axes")
+    return Case(_name(fields["name"]), shape, layout, fields["rule"].optional(lambda rule: rule.choice(RULES)))
+
+
+def _array(arrays: Arrays, name: str, dtype: str, shape: tuple[int | None, ...] | None = None) -> np.ndarray:
     """The array ``name``, which must be finite and have this dtype and shape (None: any size)."""
     if name not in arrays:
-        _refuse(f"{quoted(name)} is missing")
+        raise ZooError(f"{quoted(name)} is missing.", AGAIN)
     value = arrays[name]
-    _require(value.dtype == dtype, f"{quoted(name)} is {value.dtype}, not {dtype}")
-    if shape is not None:
-        fits = len(shape) == value.ndim and all(
-            expected in (None, size) for expected, size in zip(shape, value.shape, strict=False)
-        )
-        _require(fits, f"{quoted(name)} has the shape {quoted(list(value.shape))}, not {quoted(list(shape))}")
-    _require(value.size > 0, f"{quoted(name)} is empty")
-    _require(bool(np.isfinite(value).all()), f"{quoted(name)} contains NaN or infinity")
+    if value.dtype != dtype:
+        raise ZooError(f"{quoted(name)} is {value.dtype}, not {dtype}.", AGAIN)
+    if shape is not None and not _fits(value.shape, shape):
+        raise ZooError(f"{quoted(name)} has the shape {quoted(list(value.shape))}, not {quoted(list(shape))}.", AGAIN)
+    if not value.size:
+        raise ZooError(f"{quoted(name)} is empty.", AGAIN)
+    if not np.isfinite(value).all():
+        raise ZooError(f"{quoted(name)} contains NaN or infinity.", AGAIN)
     return value
 
 
-def _noise(value: Any, names: Sequence[str], path: str) -> None:
-    _require(isinstance(value, dict) and value.keys() == set(names), f"{path} is {quoted(value)}")
-    for name, each in value.items():
-        _require(is_finite(each) and each >= 0, f"{path} of {quoted(name)} is {quoted(each)}")
+def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(expected) and all(map(lambda size, each: each in (None, size), shape, expected))
 
 
-def _object(value: Any, keys: Sequence[str], path: str) -> None:
-    _require(isinstance(value, dict), f"{path} is {quoted(value)}, not an object")
-    for key in keys:
-        _require(key in value, f"{path} lacks {key}")
-    for key in value:
-        _require(key in keys, f"{path} has the unknown field {quoted(key)}")
+def _noise(field: Field, names: Collection[str]) -> dict[str, float]:
+    if not isinstance(field.value, dict) or field.value.keys() != {*names}:
+        raise field.wrong("an object with one number per name")
+    return field.mapping(_non_negative)
 
 
-def _texts(value: Any, path: str) -> None:
-    valid = isinstance(value, list) and len(value) <= MAX_NAMES
-    valid = valid and all(isinstance(text, str) and 0 < len(text) <= MAX_NAMES and text.isprintable() for text in value)
-    _require(valid, f"{path} is {quoted(value)}")
+def _non_negative(field: Field) -> float:
+    if (number := field.number()) < 0:
+        raise field.wrong("a number of at least 0")
+    return number
 
 
-def _integer(value: Any, most: int, path: str) -> int:
-    valid = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
-    _require(valid, f"{path} is {quoted(value)}, not an integer from 1 to {most:,}")
-    return value
-
-
-def _require(condition: object, complaint: str) -> None:
-    if not condition:
-        _refuse(complaint)
-
-
-def _refuse(complaint: str) -> NoReturn:
-    raise Damaged(complaint)
+def _name(field: Field) -> str:
+    return field.printable(MAX_NAMES, 1)

@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -23,18 +23,16 @@ from pylo_zoo.artifact import VECTORS, Artifact, pack_arrays, read_arrays
 from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.files import read_regular
 from pylo_zoo.parity import controls, devices, forward, replay_file, trajectory
-from pylo_zoo.parity.cases import Case
 from pylo_zoo.parity.forward import Network
+from pylo_zoo.parity.replay_file import AGAIN, Vectors
 from pylo_zoo.parity.sides import one_thread
-from pylo_zoo.parity.steps import LAYOUTS
-from pylo_zoo.parity.trajectory import Original, WholeRun
+from pylo_zoo.parity.trajectory import Original
 from pylo_zoo.report import bounds, reading
 from pylo_zoo.report.records import Control, Leaves, Report, Settings, Statements
 
 STORED_RUNS = 2
 """Number of whole runs that are stored; the long one is not."""
 FORMAT_VERSION = 1
-AGAIN = "Download the artifact again, or run `pylo-zoo verify DIR` with JAX installed."
 
 
 def pack(artifact: Artifact, network: Network, originals: Sequence[Original]) -> bytes:
@@ -70,15 +68,6 @@ def pack(artifact: Artifact, network: Network, originals: Sequence[Original]) ->
     return pack_arrays(arrays, json.dumps(about, sort_keys=True))
 
 
-class Vectors(NamedTuple):
-    """The content of the file; ``visible`` names the planted faults that its runs show."""
-
-    fingerprint: str
-    network: Network
-    originals: list[Original]
-    visible: list[str]
-
-
 def unpack(path: Path) -> Vectors:
     """Read ``parity-vectors.safetensors``.
 
@@ -92,43 +81,14 @@ def unpack(path: Path) -> Vectors:
     arrays, text = read_arrays(path)
     try:
         about = json.loads(text)
-        if isinstance(about, dict) and about.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
-            raise ZooError(f"{path} has format_version {quoted(about['format_version'])}.", "Update pylo-zoo.")
-        replay_file.check(about, arrays)
-        runs = [_original(run, arrays) for run in about["runs"]]
-        return Vectors(about["fingerprint"], _network(about, arrays), runs, list(about["visible_faults"]))
-    except replay_file.Damaged as error:
-        raise ZooError(f"{path} is damaged: {error}.", AGAIN) from error
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        if isinstance(error, ZooError):
-            raise
+    except (ValueError, RecursionError) as error:
         raise ZooError(f"{path} is damaged: {type(error).__name__}: {error}.", AGAIN) from error
-
-
-def _network(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Network:
-    def part(prefix: str) -> dict[str, np.ndarray]:
-        return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
-
-    noise = {name: float(value) for name, value in about["network_noise"].items()}
-    return Network(part("network.inputs."), part("network.outputs."), noise)
-
-
-def _original(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Original:
-    cases = tuple(Case(**{**case, "shape": tuple(case["shape"])}) for case in about["cases"])
-    planned = WholeRun(about["name"], about["regime"], int(about["steps"]), cases, LAYOUTS)
-    params = {case.name: arrays[f"{planned.name}.params.{case.name}"] for case in cases}
-    grads = {case.name: arrays[f"{planned.name}.grads.{case.name}"] for case in cases}
-    length = {len(value) for value in params.values()}.pop()
-    truth = [{name: value[step] for name, value in params.items()} for step in range(length)]
-    return Original(
-        planned=planned,
-        hyper={key: tuple(value) if isinstance(value, list) else value for key, value in about["hyper"].items()},
-        start=truth[0],
-        grads=[{name: value[step] for name, value in grads.items()} for step in range(planned.steps)],
-        losses=arrays[f"{planned.name}.losses"].tolist(),
-        truth=truth,
-        noise={name: float(value) for name, value in about["noise"].items()},
-    )
+    if isinstance(about, dict) and about.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+        raise ZooError(f"{path} has format_version {quoted(about['format_version'])}.", "Update pylo-zoo.")
+    try:
+        return replay_file.read(about, arrays)
+    except ZooError as error:
+        raise ZooError(f"{path} is damaged: {error.message}", AGAIN) from error
 
 
 def replay(artifact: Artifact) -> Report:
@@ -150,8 +110,8 @@ def replay(artifact: Artifact) -> Report:
         raise ZooError(f"{path} has sha256 {sha256[:12]}…, but {artifacts.PARITY} records another.", AGAIN)
     try:
         replay_file.check_for(artifact, network.inputs, [run.hyper for run in originals])
-    except replay_file.Damaged as error:
-        raise ZooError(f"{path} does not fit {artifact.name}: {error}.", AGAIN) from error
+    except ZooError as error:
+        raise ZooError(f"{path} does not fit {artifact.name}: {error.message}", AGAIN) from error
     kernels = devices.kernels_of(artifact)
     fused = [each.device for each in kernels if each.compared]
     with one_thread():

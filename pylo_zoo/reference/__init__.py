@@ -13,87 +13,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pylo_zoo import config
+from pylo_zoo import config, plugins
 from pylo_zoo.errors import ZooError
-from pylo_zoo.reference import adafac, celo2, velo
+from pylo_zoo.reference.specification import REQUIRED, Specification
 from pylo_zoo.reference.trace import Quantities, collecting
 
 __all__ = ["FAMILIES", "REQUIRED", "Reference", "Specification", "build"]
 
-REQUIRED = object()
-"""Marks a hyperparameter without a default."""
-
-
-@dataclass(frozen=True, eq=False)
-class Specification:
-    """One family in JAX.
-
-    Attributes:
-        rule: class of the rule, called with an architecture, a behavior and ``flags``. It is hashable and has
-            ``needs_loss``, ``routes`` (whether ``init`` uses its ``rules``), ``prepare(theta, hyper, dtype)``,
-            ``init(weights, params, rules)``, ``update(weights, hyper, params, grads, state, loss)`` and
-            ``forward(weights, inputs)``.
-        architecture: record of the sizes, which follow from the leaves' shapes.
-        behavior: record of the settings that do not follow from shapes.
-        hyper: hyperparameters with the defaults of the torch constructor.
-        flags: further arguments of ``rule``, which distinguish families with the same rule.
-        defines_nan: whether the rule defines the result for NaN gradients.
-    """
-
-    rule: Any
-    architecture: Any
-    behavior: Any
-    hyper: Mapping[str, Any]
-    flags: Mapping[str, Any] = field(default_factory=dict)
-    defines_nan: bool = False
-
-
 RULES = ("learned", "adamw")
 
-LSTM_HYPER = {"num_steps": REQUIRED, "lr": 1.0, "weight_decay": 0.0}
-MLP_HYPER = {"lr": 1.0, "weight_decay": 0.0, "clip_norm": None}
-ADAMW_HYPER = {"adam_lr_mult": 20.0, "adam_betas": (0.9, 0.95), "adam_eps": 1e-8, "adam_weight_decay": None}
-CELO2_HYPER = MLP_HYPER | ADAMW_HYPER | {"lr": 1e-3, "grad_clip_val": 1000.0}
-ELO_CELO2_HYPER = CELO2_HYPER | {"weight_decay": 0.1, "clip_norm": 1.0, "adam_lr_mult": 1.0}
-
-VECTORS_ADAMW = {"vectors": "adamw", "clip_adamw": False}
-VECTORS_LEARNED = {"vectors": "learned", "clip_adamw": False}
-VECTORS_CLIPPED_ADAMW = {"vectors": "adamw", "clip_adamw": True}
-_MLP, _CELO2 = config.MLPArchitecture, config.CELO2Architecture
-
-VELO = Specification(velo.VeLO, config.HyperNetArchitecture, config.VeLOBehavior, LSTM_HYPER)
-CELO = Specification(velo.Celo, config.HyperNetArchitecture, config.CeloBehavior, LSTM_HYPER)
-CELO_ADAM = Specification(velo.CeloAdam, config.ControllerArchitecture, config.CeloAdamBehavior, LSTM_HYPER)
-CELO2 = Specification(celo2.CELO2, _CELO2, config.CELO2Behavior, CELO2_HYPER, VECTORS_ADAMW)
-CELO2_BASE = Specification(celo2.CELO2, _CELO2, config.CELO2BaseBehavior, CELO2_HYPER, VECTORS_LEARNED)
-ELO_CELO2 = Specification(celo2.CELO2, _CELO2, config.CELO2Behavior, ELO_CELO2_HYPER, VECTORS_CLIPPED_ADAMW)
-ADAFAC_MLP = Specification(adafac.Adafac, _MLP, config.AdafacBehavior, MLP_HYPER, {"learned": True, "cleaned": False})
-MULO = Specification(
-    adafac.Adafac, _MLP, config.MuLOBehavior, MLP_HYPER | {"width_mult": {}}, {"learned": True, "cleaned": True}, True
-)
-ELO = Specification(
-    adafac.Adafac, _MLP, config.ELOBehavior, MLP_HYPER | {"lr": 1e-3}, {"learned": False, "cleaned": True}, True
-)
-
-FAMILIES: dict[str, Specification] = {
-    "velo": VELO,
-    "celo": CELO,
-    "celo-adam": CELO_ADAM,
-    "celo2": CELO2,
-    "celo2-base": CELO2_BASE,
-    "elo-celo2": ELO_CELO2,
-    "adafac-mlp": ADAFAC_MLP,
-    "mulo": MULO,
-    "elo": ELO,
-}
-"""The families of this package by name."""
+FAMILIES = plugins.defined_in(__name__, __path__, Specification)
+"""The families of this package by name: every :class:`Specification` that a module in it defines."""
 
 UNOPTIMIZED = {"xla_backend_optimization_level": 0}
 """Compilation dominates the time of a parity run, whose small tensors do not need optimized code."""

@@ -9,10 +9,11 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from pylo_zoo.config import AdafacBehavior, ELOBehavior, MLPArchitecture
+from pylo_zoo.config import AdafacBehavior, ELOBehavior, MLPArchitecture, MuLOBehavior
 from pylo_zoo.reference import accumulators
 from pylo_zoo.reference.accumulators import Decays
 from pylo_zoo.reference.features import ADAFAC_GROUPS, all_axes, groups, layers, mlp, stack, time_features
+from pylo_zoo.reference.specification import MLP_HYPER, Specification
 from pylo_zoo.reference.tensors import at_least_1d, clip_by_global_norm
 from pylo_zoo.reference.trace import of_tensor, record
 
@@ -90,3 +91,26 @@ class Adafac:
         """``features [n, 39]`` to ``mlp [n, 2]``, and the effective decays if they are learned."""
         decays = {f"{name}_decays": d for name, d in weights["decays"]._asdict().items()} if self.learned else {}
         return {"mlp": mlp(weights["mlp"], inputs["features"]), **decays}
+
+
+ADAFAC_MLP = Specification(
+    Adafac, MLPArchitecture, AdafacBehavior, MLP_HYPER, {"learned": True, "cleaned": False}, name="adafac-mlp"
+)
+MULO = Specification(
+    Adafac,
+    MLPArchitecture,
+    MuLOBehavior,
+    {**MLP_HYPER, "width_mult": {}},
+    {"learned": True, "cleaned": True},
+    defines_nan=True,
+    name="mulo",
+)
+ELO = Specification(
+    Adafac,
+    MLPArchitecture,
+    ELOBehavior,
+    {**MLP_HYPER, "lr": 1e-3},
+    {"learned": False, "cleaned": True},
+    defines_nan=True,
+    name="elo",
+)

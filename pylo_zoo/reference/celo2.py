@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pylo_zoo.config import CELO2Architecture, CELO2Behavior
+from pylo_zoo.config import CELO2Architecture, CELO2BaseBehavior, CELO2Behavior
 from pylo_zoo.reference import accumulators
 from pylo_zoo.reference.accumulators import Decays, average
 from pylo_zoo.reference.features import (
@@ -24,6 +24,7 @@ from pylo_zoo.reference.features import (
     normalize,
     stack,
 )
+from pylo_zoo.reference.specification import MLP_HYPER, Specification
 from pylo_zoo.reference.tensors import at_least_1d, clip_by_global_norm, parameter_scale
 from pylo_zoo.reference.trace import of_tensor, record
 
@@ -43,7 +44,7 @@ def orthogonalize(x: Array, coefficients: tuple[float, float, float], iterations
 
 
 @dataclass(frozen=True)
-class CELO2:
+class CELO2Rule:
     """The rule of CELO2, CELO2-base and ELO-CELO2.
 
     Attributes:
@@ -144,3 +145,24 @@ def _adamw(hyper, p: Array, g: Array, acc, count: Array) -> tuple[Array, dict[st
     record("direction", direction)
     p = p - hyper["lr"] * hyper["adam_lr_mult"] * (direction + decay * p)
     return p, {"momentum": m, "second_moment": v}
+
+
+HYPER = {
+    **MLP_HYPER,
+    "lr": 1e-3,
+    "adam_lr_mult": 20.0,
+    "adam_betas": (0.9, 0.95),
+    "adam_eps": 1e-8,
+    "adam_weight_decay": None,
+    "grad_clip_val": 1000.0,
+}
+ELO_HYPER = {**HYPER, "weight_decay": 0.1, "clip_norm": 1.0, "adam_lr_mult": 1.0}
+
+VECTORS_ADAMW = {"vectors": "adamw", "clip_adamw": False}
+VECTORS_LEARNED = {"vectors": "learned", "clip_adamw": False}
+VECTORS_CLIPPED_ADAMW = {"vectors": "adamw", "clip_adamw": True}
+_RULE, _SIZES = CELO2Rule, CELO2Architecture
+
+CELO2 = Specification(_RULE, _SIZES, CELO2Behavior, HYPER, VECTORS_ADAMW, name="celo2")
+CELO2_BASE = Specification(_RULE, _SIZES, CELO2BaseBehavior, HYPER, VECTORS_LEARNED, name="celo2-base")
+ELO_CELO2 = Specification(_RULE, _SIZES, CELO2Behavior, ELO_HYPER, VECTORS_CLIPPED_ADAMW, name="elo-celo2")

@@ -25,6 +25,7 @@ from pylo_zoo.reference.lstm import (
     lstm,
     tensor_features,
 )
+from pylo_zoo.reference.specification import REQUIRED, Specification
 from pylo_zoo.reference.tensors import at_least_1d, parameter_scale
 from pylo_zoo.reference.trace import of_tensor, record
 
@@ -218,3 +219,10 @@ class VeLO(Celo):
     def write(self, weights, control: Mapping[str, Array]) -> Layers:
         """As in Celo, times ff_mult."""
         return jax.tree.map(lambda w: self.behavior.ff_mult * w, super().write(weights, control))
+
+
+HYPER = {"num_steps": REQUIRED, "lr": 1.0, "weight_decay": 0.0}
+
+VELO = Specification(VeLO, HyperNetArchitecture, VeLOBehavior, HYPER, name="velo")
+CELO = Specification(Celo, HyperNetArchitecture, CeloBehavior, HYPER, name="celo")
+CELO_ADAM = Specification(CeloAdam, ControllerArchitecture, CeloAdamBehavior, HYPER, name="celo-adam")

@@ -6,20 +6,25 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from pylo_zoo import __version__
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.experiments.bench.measuring import Spread, spread
 from pylo_zoo.files import read_text, write_file
+from pylo_zoo.parsing import Field, is_text
+
+T = TypeVar("T")
 
 FORMAT = 2
+HINT = "Write one with `pylo-zoo bench --out FILE`."
+MAX_CELLS = 10_000
 BACKENDS = ("eager", "fused")
 """Backends of the optimizers in this package."""
 TORCH = "torch"
@@ -28,6 +33,8 @@ BUSY = 0.5
 """A machine is busy if other processes use more cores than this."""
 DIGITS = 6
 """Significant digits of times and bandwidths."""
+COUNT = {"least": 0}
+"""Metadata of an integer that may be 0."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Machine:
 
     date: str
     cpu: str
-    cores: int
+    cores: int = field(metadata=COUNT)
     system: str
     device: str
     threads: int
@@ -93,10 +100,10 @@ class Cell:
     against: str
     seconds: tuple[float, ...]
     against_seconds: tuple[float, ...]
-    state_bytes: int | None
-    peak_bytes: int | None
-    against_peak_bytes: int | None
-    held_bytes: int
+    state_bytes: int | None = field(metadata=COUNT)
+    peak_bytes: int | None = field(metadata=COUNT)
+    against_peak_bytes: int | None = field(metadata=COUNT)
+    held_bytes: int = field(metadata=COUNT)
     finite: bool
 
     @cached_property
@@ -226,27 +233,39 @@ def read(path: Path) -> Report:
         ZooError: the file does not exist, or is not a report of this format.
     """
     try:
-        values = json.loads(read_text(path))
-        if values["format"] != FORMAT:
-            raise ValueError(f"its format is {values['format']!r}, not {FORMAT}")
-        return Report(
-            Machine(**_tuples(values["machine"])),
-            values["asked"],
-            tuple(Cell(**_tuples(_without(each, "summary"))) for each in values["cells"]),
-            tuple(LeftOut(**each) for each in values["left_out"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ZooError(
-            f"{path} is not a benchmark report: {error}.", "Write one with `pylo-zoo bench --out FILE`."
-        ) from error
+        return _report(Field(json.loads(read_text(path)), "it", HINT))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.message if isinstance(error, ZooError) else f"{error}."
+        raise ZooError(f"{path} is not a benchmark report: {reason}", HINT) from error
 
 
-def _without(values: Mapping[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name != key}
+def _report(root: Field) -> Report:
+    fields = root.fields(("format", "machine", "asked", "cells", "left_out"), ("busy", "backends"))
+    fields["format"].integer(FORMAT, FORMAT)
+    asked = fields["asked"].mapping(lambda each: each)
+    if "dtype" not in asked or not is_text(asked["dtype"].value):
+        raise fields["asked"].error(" has no dtype")
+    return Report(
+        _nonempty(fields["machine"], fields["machine"].record(Machine), "bandwidth"),
+        {name: each.value for name, each in asked.items()},
+        tuple(fields["cells"].items(_cell, MAX_CELLS)),
+        tuple(fields["left_out"].items(lambda each: each.record(LeftOut), MAX_CELLS)),
+    )
 
 
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+def _cell(each: Field) -> Cell:
+    cell = _nonempty(each, each.record(Cell, ignored=("summary",)), "seconds", "against_seconds")
+    if len(cell.seconds) != len(cell.against_seconds):
+        raise each.error(f" has {len(cell.seconds)} seconds, and {len(cell.against_seconds)} against_seconds")
+    return cell
+
+
+def _nonempty(each: Field, record: T, *names: str) -> T:
+    """``record``, after a check that these tuples have positive numbers."""
+    for name in names:
+        if not (values := getattr(record, name)) or min(values) <= 0:
+            raise each.error(f".{name} is {quoted(list(values))}, not a list of positive numbers")
+    return record
 
 
 # --- the machine -------------------------------------------------------------------------------------------------
