@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pylo_zoo.cli import complete, output
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -203,7 +203,7 @@ def _show(results: Mapping[str, Any], directory: Path, console: Console) -> None
     console.print()
     console.print(table(results, console))
     console.print()
-    loss = f"Losses: mean of the last {words.count(results['last'], 'step')}. {words.seeds_note(results)}"
+    loss = f"Losses: mean of the last {count(results['last'], 'step')}. {words.seeds_note(results)}"
     console.print(output.printable(loss))
     console.print(output.printable(f"Machine: {words.describe_machine(results['machine'])}."))
     console.print(f"{directory / 'report.html'}  and report.md, results.json, figures", soft_wrap=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pylo_zoo.cli import output
 from pylo_zoo.cli.training import showing_progress
+from pylo_zoo.errors import count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,7 +51,7 @@ class _TerminalMonitor:
     def run(self, title: str, label: str, run: Run) -> Iterator[Callable[[Step], None]]:
         if not self.new_runs:
             done = f"{self.finished} of them already done, " if self.finished else ""
-            output.note(f"{self.runs} runs, {done}{self._time()}, {AFTER}", quiet=self.quiet)
+            output.note(f"{count(self.runs, 'run')}, {done}{self._time()}, {AFTER}", quiet=self.quiet)
         self.new_runs += 1
         self.training = True
         start = time.monotonic()

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pylo_zoo.cli import output
+from pylo_zoo.errors import count
 
 EXAMPLES = """
 pylo-zoo export zoo/celo --out theta.state
@@ -38,5 +39,5 @@ def export(
     values = {"file": str(out), "bytes": len(data), "sha256": sha256, "identical": identical}
     content = "identical to the source" if identical else "same weights as the source"
     path = output.printable(str(out))
-    human = path if quiet else f"{path}: {len(data):,} bytes, {content}\n  sha256 {sha256}"
+    human = path if quiet else f"{path}: {count(len(data), 'byte')}, {content}\n  sha256 {sha256}"
     output.emit(values, human, json=json)

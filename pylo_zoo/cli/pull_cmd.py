@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pylo_zoo.cli import complete, output
+from pylo_zoo.errors import count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,7 +89,7 @@ def _show(pulled: LocalArtifact, name: str, console: Console) -> None:
     how = "a local directory" if local else origins[pulled.fetched]
     at = f" at {pulled.commit[:12]}" if pulled.commit else ""
     console.print(
-        f"{output.printable(artifact.name)} ({artifact.family}){at}: {how}, {len(pulled.files)} files verified."
+        f"{output.printable(artifact.name)} ({artifact.family}){at}: {how}, {count(len(pulled.files), 'file')} verified."
     )
     target = name if "/" not in name or name.startswith("hf://") or local else f"hf://{name}"
     parity = {

@@ -9,7 +9,7 @@ from pylo_zoo import converters, formats, limits, registry
 from pylo_zoo.convert.cache import cached_source, read_split, read_with_config
 from pylo_zoo.convert.statements import SETTINGS
 from pylo_zoo.converters import Family
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, count
 from pylo_zoo.fetch import Access, Forbidden, NotFound, Unavailable, fetch, is_uri, parse, three_ways
 from pylo_zoo.registry import Entry, Source
 
@@ -132,7 +132,7 @@ def _describe(source: Source, folder: str) -> str:
     url = parse(source.uri).url
     if source.format == "gin" and url.startswith(folder):
         url = f"{url.removeprefix(folder)} next to it"
-    size = f"{source.bytes:,} bytes" if source.bytes else None
+    size = count(source.bytes, "byte") if source.bytes else None
     facts = ", ".join(fact for fact in (size, source.sha256 and f"sha256 {source.sha256}") if fact)
     return f"{url}{f' ({facts})' if facts else ''}"
 

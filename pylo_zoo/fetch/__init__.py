@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pylo_zoo import impostors, limits
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, count
 from pylo_zoo.fetch import http, hub, lockfile, progress, store
 from pylo_zoo.fetch.errors import Conflict, FetchError, Forbidden, NotFound, Unavailable
 from pylo_zoo.fetch.lockfile import Pin
@@ -262,8 +262,8 @@ def _check(part: Part, location: Location, sha256: str | None, bytes: int | None
     if recorded is not None and (digest, length) != (recorded.sha256, recorded.bytes):
         part.discard()
         raise FetchError(
-            f"{location.uri} has changed since {recorded.date}: its sha256 is {digest} ({length:,} bytes"
-            f"{what and ', ' + what}), and the lock file has {recorded.sha256} ({recorded.bytes:,} bytes).",
+            f"{location.uri} has changed since {recorded.date}: its sha256 is {digest} ({count(length, 'byte')}"
+            f"{what and ', ' + what}), and the lock file has {recorded.sha256} ({count(recorded.bytes, 'byte')}).",
             f"Ask its publisher; if it is expected, or the recorded file was a web page or a pointer, use {UPDATE}.",
         )
     wrong = [

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from pylo_zoo.errors import ZooError, quoted
+from pylo_zoo.errors import ZooError, count, quoted
 from pylo_zoo.optim.advice import Candidate, embedding_evidence, embedding_warning
 from pylo_zoo.optim.checks import (
     all_finite,
@@ -285,8 +285,10 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
         """The options of each group, without the run's state."""
         lines = [f"{type(self).__name__} ("]
         for number, group in enumerate(self.param_groups):
-            count = sum(p.numel() for p in group["params"])
-            lines.append(f"Parameter Group {number}: {count:,} parameters in {len(group['params'])} tensors")
+            size = sum(p.numel() for p in group["params"])
+            lines.append(
+                f"Parameter Group {number}: {count(size, 'parameter')} in {count(len(group['params']), 'tensor')}"
+            )
             shown = {key: value for key, value in group.items() if key in self.defaults or key in GROUP_OPTIONS}
             hidden = ("params", "param_names", "format_version")
             lines += [f"    {key}: {value}" for key, value in sorted(shown.items()) if key not in hidden]

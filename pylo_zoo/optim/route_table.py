@@ -93,7 +93,7 @@ class Routes(tuple[Route, ...]):
             for rule in sorted({route.rule or "auto" for route in self}, key=_summary_order)
         }
         parts = ", ".join(f"{rule} {_format_count(size)}" for rule, size in sizes.items())
-        lines = [f"{len(self)} parameters, {_format_count(sum(sizes.values()))} elements: {parts or 'none'}"]
+        lines = [f"{count(len(self), 'parameter')}, {_format_count(sum(sizes.values()))} elements: {parts or 'none'}"]
         if "auto" in sizes:
             lines.append("auto: the checkpoint decides; CELO2 uses AdamW, CELO2-base the learned rule")
         if self.frozen:

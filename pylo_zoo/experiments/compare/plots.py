@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, count
 from pylo_zoo.experiments.compare import words
 from pylo_zoo.experiments.compare.figures import Band, RunRecord, band, diverged, smoothed
 from pylo_zoo.experiments.compare.plan import LAST
@@ -54,7 +54,7 @@ def draw(results: Mapping[str, Any], outcomes: Sequence[Outcome]) -> dict[str, b
         "equal": f"{seeds} seeds, all equal; ",
         "several": f"median of {seeds} seeds, shaded: min–max; ",
     }[words.seed_variation(results)]
-    smooth = f"{about}averaged over {window} steps"
+    smooth = f"{about}averaged over {count(window, 'step')}"
 
     def by_steps(axes: Axes) -> None:
         _curves(axes, outcomes, lambda each: band([_thinned(_steps(each, i, window)) for i in _drawn_runs(each)]))

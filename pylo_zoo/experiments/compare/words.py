@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pylo_zoo.report.phrases import NONE, count, number
+from pylo_zoo.errors import count
+from pylo_zoo.report.phrases import NONE, number
 
 DIGITS = 3
 FITTED = 0.01
@@ -172,7 +173,8 @@ def notes(results: Entry) -> list[str]:
     if seed_variation(results) == "equal":
         sentences.append("All seeds have the same results on this task, so the spread over seeds is unknown.")
     sentences.append(
-        f"These results hold for one task with {results['parameters']:,} parameters and {results['steps']:,} steps. "
+        f"These results hold for one task with {count(results['parameters'], 'parameter')} and "
+        f"{count(results['steps'], 'step')}. "
         "The ranking of optimizers changes with the model size, the number of steps and the batch size."
     )
     return sentences
@@ -213,7 +215,7 @@ def _tuning_note(each: Entry) -> str:
     edge = ", at the edge of the tried range, so a better one may exist outside" if tuning["at_edge"] else ""
     return (
         f"{each['label']} was tuned: {count(tuning['runs'], 'learning rate')} from {min(rates):.3g} to {max(rates):.3g}"
-        f"{extended}, {tuning['steps'] // tuning['runs']:,} steps each, {duration(tuning['seconds'])} in total. The "
+        f"{extended}, {count(tuning['steps'] // tuning['runs'], 'step')} each, {duration(tuning['seconds'])} in total. The "
         f"best is {tuning['lr']:.3g}{edge}." + (f" {count(diverged, 'trial')} diverged." if diverged else "")
     )
 
@@ -268,7 +270,7 @@ def setting(results: Entry) -> str:
     """Task, parameters, steps, seeds and device in one line."""
     task = results["task"]
     return (
-        f"{sentence(task['summary'])} ({results['parameters']:,} parameters), {results['steps']:,} steps, "
+        f"{sentence(task['summary'])} ({count(results['parameters'], 'parameter')}), {count(results['steps'], 'step')}, "
         f"{count(len(results['seeds']), 'seed')}, on {results['device']}."
     )
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, count
 from pylo_zoo.experiments.tasks.base import Batch, Metrics, Task, generator, initialize
 
 HELD_OUT = 0.1
@@ -100,7 +100,8 @@ def text_task(
     characters = sorted(set(corpus))
     if len(corpus) < 20 * (context + 1):
         raise ZooError(
-            f"A text of {len(corpus)} characters is too short for a context of {context}.", "Use a longer text."
+            f"A text of {count(len(corpus), 'character')} is too short for a context of {context}.",
+            "Use a longer text.",
         )
     index = {character: i for i, character in enumerate(characters)}
     encoded = torch.tensor([index[character] for character in corpus], dtype=torch.long)
@@ -136,7 +137,7 @@ def text_task(
 
     return Task(
         name,
-        f"next of {len(characters)} characters, a transformer of {depth} blocks of {width}",
+        f"next of {count(len(characters), 'character')}, a transformer of {count(depth, 'block')} of {width}",
         model,
         batch,
         loss,

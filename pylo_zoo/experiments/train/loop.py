@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, count
 from pylo_zoo.experiments.tasks import Task
 from pylo_zoo.experiments.train.interrupts import interrupts
 from pylo_zoo.experiments.train.recipes import Recipe
@@ -290,7 +290,7 @@ class Run:
             raise ZooError(f"{path} is damaged.", "Start a new run in another directory.") from error
         if len(kept) < self.step:
             raise ZooError(
-                f"{path} has {len(kept)} steps, but the checkpoint has {self.step}.",
+                f"{path} has {count(len(kept), 'step')}, but the checkpoint has {self.step}.",
                 "Start a new run in another directory.",
             )
         write_file(path, "".join(f"{line}\n" for line in kept).encode())
