@@ -87,10 +87,9 @@ def _show(pulled: LocalArtifact, name: str, console: Console) -> None:
     local = Path(name).is_dir()
     origins = {True: "pulled", False: "in the cache", None: "converted locally"}
     how = "a local directory" if local else origins[pulled.fetched]
+    files = count(len(pulled.files), "file")
     at = f" at {pulled.commit[:12]}" if pulled.commit else ""
-    console.print(
-        f"{output.printable(artifact.name)} ({artifact.family}){at}: {how}, {count(len(pulled.files), 'file')} verified."
-    )
+    console.print(f"{output.printable(artifact.name)} ({artifact.family}){at}: {how}, {files} verified.")
     target = name if "/" not in name or name.startswith("hf://") or local else f"hf://{name}"
     parity = {
         "passed": "passed before it was published" if pulled.commit else "passed",

@@ -209,7 +209,7 @@ def _bounded(response: Any, limit: int, timeout: float) -> Any:
                     )
                 if (now := time.monotonic()) - start > timeout:
                     if arrived < SLOWEST:
-                        raise Transient(f"sent {count(arrived, 'byte')} in {now - start:.0f} seconds")
+                        raise Transient(f"sent {arrived} bytes in {now - start:.0f} seconds")
                     start, arrived = now, 0
                 yield chunk
 

@@ -285,10 +285,8 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
         """The options of each group, without the run's state."""
         lines = [f"{type(self).__name__} ("]
         for number, group in enumerate(self.param_groups):
-            size = sum(p.numel() for p in group["params"])
-            lines.append(
-                f"Parameter Group {number}: {count(size, 'parameter')} in {count(len(group['params']), 'tensor')}"
-            )
+            parameters = count(sum(p.numel() for p in group["params"]), "parameter")
+            lines.append(f"Parameter Group {number}: {parameters} in {count(len(group['params']), 'tensor')}")
             shown = {key: value for key, value in group.items() if key in self.defaults or key in GROUP_OPTIONS}
             hidden = ("params", "param_names", "format_version")
             lines += [f"    {key}: {value}" for key, value in sorted(shown.items()) if key not in hidden]

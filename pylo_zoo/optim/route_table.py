@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from pylo_zoo.errors import count
+
 
 @dataclass(frozen=True)
 class Route:

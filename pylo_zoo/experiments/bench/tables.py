@@ -85,10 +85,11 @@ def title(name: str, cells: Sequence[Cell]) -> str:
 
 def about_machine(machine: Machine, dtype: str) -> str:
     """A line about the machine, its load and the date."""
+    cores, threads = count(machine.cores, "core"), count(machine.threads, "thread")
     processor = machine.cpu if machine.device == "cpu" else f"{machine.device} ({machine.cpu})"
     load = f"; load {' to '.join(f'{each:.1f}' for each in machine.load)}" if machine.load else ""
     return (
-        f"{processor}, {count(machine.cores, 'core')}, {count(machine.threads, 'thread')}, {dtype}, torch {machine.torch}, {machine.date[:10]}; "
+        f"{processor}, {cores}, {threads}, {dtype}, torch {machine.torch}, {machine.date[:10]}; "
         f"copies {machine.copies / 1e9:.3g} GB/s{load}" + ("; **busy**" if machine.busy else "")
     )
 
