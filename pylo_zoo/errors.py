@@ -83,6 +83,11 @@ def one_line(text: str, limit: int = LONGEST) -> str:
     return shortened(printable(" ".join(shortened(text, bound).split())), limit)
 
 
+def reason(error: BaseException) -> str:
+    """The cause that ``error`` states, without an error number and the path, which the message names."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
 def count(n: int, noun: str) -> str:
     """``1 leaf``, ``2 leaves``."""
     plural = {"leaf": "leaves", "loss": "losses", "quantity": "quantities", "family": "families"}.get(noun, noun + "s")

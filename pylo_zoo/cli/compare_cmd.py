@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pylo_zoo.cli import complete, output
-from pylo_zoo.errors import ZooError, count
+from pylo_zoo.errors import UsageError, count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -163,7 +163,7 @@ def _rates(settings: Sequence[str]) -> dict[str, float]:
         except ValueError:
             name = ""
         if not name:
-            raise ZooError(f"--lr {setting!r} is not NAME=X.", "Write --lr adamw=0.01, for example.")
+            raise UsageError(f"--lr {setting!r} is not NAME=X.", "Write --lr adamw=0.01, for example.")
     return rates
 
 

@@ -17,7 +17,7 @@ from pylo_zoo.fetch.errors import Conflict, FetchError, Forbidden, NotFound, Una
 from pylo_zoo.fetch.lockfile import Pin
 from pylo_zoo.fetch.part import Part
 from pylo_zoo.fetch.retry import Policy, retrying
-from pylo_zoo.fetch.uris import Location, is_uri, parse, three_ways
+from pylo_zoo.fetch.uris import Location, is_uri, manual_download, parse
 
 __all__ = [
     "Access",
@@ -32,8 +32,8 @@ __all__ = [
     "from_cache",
     "is_cached",
     "is_uri",
+    "manual_download",
     "parse",
-    "three_ways",
 ]
 
 UPDATE = "--update-lock (in Python, load(…, access=Access(update_lock=True)))"
@@ -123,7 +123,7 @@ def fetch(
         try:
             _complete(part, location, sha256 or (recorded.sha256 if recorded else None), bytes, access)
         except Unavailable as error:
-            hint = three_ways(location.uri, location.url, "give it with --source FILE")
+            hint = manual_download(location.url, "pass it with --source FILE")
             raise Unavailable(error.message, hint) from None
         _check(part, location, sha256, bytes, recorded)
         digest, length = part.sha256, part.count

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from pylo_zoo import __version__
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, reason
 from pylo_zoo.experiments.bench.measuring import Spread, spread
 from pylo_zoo.files import read_text, write_file
 
@@ -235,7 +235,10 @@ def read(path: Path) -> Report:
             tuple(Cell(**_tuples(_without(each, "summary"))) for each in values["cells"]),
             tuple(LeftOut(**each) for each in values["left_out"]),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        problem = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {reason(error)}"
+        raise ZooError(f"{path} {problem}.", "Pass a file that `pylo-zoo bench --out FILE` wrote.") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise ZooError(
             f"{path} is not a benchmark report: {error}.", "Write one with `pylo-zoo bench --out FILE`."
         ) from error
