@@ -115,13 +115,18 @@ def routes_of(
     """
     routes, frozen = [], []
     for number, group in enumerate(groups):
-        names = group.get("param_names") or [f"group {number}, parameter {k}" for k in range(len(group["params"]))]
+        names = group.get("param_names") or position_names(number, len(group["params"]))
         for name, p in zip(names, group["params"], strict=True):
             if p.requires_grad or (p.is_floating_point() and p.grad is not None):
                 routes.append(Route(name, tuple(p.shape), group["layout"], *decide(p, group), group=number))
             else:
                 frozen.append(name)
     return Routes(routes, frozen)
+
+
+def position_names(number: int, count: int) -> list[str]:
+    """Names for the ``count`` parameters of group ``number``."""
+    return [f"group {number}, parameter {k}" for k in range(count)]
 
 
 def _summary_order(rule: str) -> tuple[int, str]:
