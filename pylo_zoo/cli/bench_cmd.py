@@ -68,9 +68,12 @@ def bench(
             "--memory/--no-memory", help="Measure the peak memory of a step, in a new process per measurement."
         ),
     ] = True,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write every measurement as JSON.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write every measurement as JSON.", readable=False)
+    ] = None,
     saved: Annotated[
-        Path | None, typer.Option("--from", metavar="FILE", help="Print the results in a file that --out wrote.")
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="Print the results in a file that --out wrote.", readable=False),
     ] = None,
     json: output.Json = False,
     quiet: output.Quiet = False,

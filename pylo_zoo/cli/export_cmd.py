@@ -18,8 +18,8 @@ pylo-zoo export zoo/mine --out theta.state --theta --force
 
 
 def export(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of an artifact.")],
-    out: Annotated[Path, typer.Option(help="The file to write, such as theta.state.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of an artifact.", readable=False)],
+    out: Annotated[Path, typer.Option(help="The file to write, such as theta.state.", readable=False)],
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     theta: Annotated[
         bool, typer.Option("--theta", help="Write a JAX theta.state, whatever format the source had.")

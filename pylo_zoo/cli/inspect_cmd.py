@@ -25,7 +25,7 @@ pylo-zoo inspect theta.state --json
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="File or directory of a checkpoint.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File or directory of a checkpoint.", readable=False)],
     max_bytes: output.MaxBytes = None,
     json: output.Json = False,
 ) -> None:

@@ -37,7 +37,8 @@ def pull(
         str | None, typer.Option(metavar="REV", help="Commit, branch or tag.  [default: the main branch]")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Directory to copy it to.  [default: the cache only]")
+        Path | None,
+        typer.Option(metavar="DIR", help="Directory to copy it to.  [default: the cache only]", readable=False),
     ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing artifact.")] = False,
     token: output.Token = None,

@@ -102,10 +102,12 @@ def train(
         ),
     ] = 100,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Directory of the run.  [default: runs/TASK-OPTIMIZER-seedN]")
+        Path | None,
+        typer.Option(metavar="DIR", help="Directory of the run.  [default: runs/TASK-OPTIMIZER-seedN]", readable=False),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Resume the run in DIR. Do not give TASK with it.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Resume the run in DIR. Do not give TASK with it.", readable=False),
     ] = None,
     offline: output.Offline = False,
     max_bytes: output.MaxBytes = None,
@@ -236,4 +238,5 @@ def _show(runs: Sequence[Mapping[str, Any]], console: Console) -> None:
     machine = output.printable(f"{runs[0]['plan']['device']}, {count(runs[0]['threads'], 'thread')}")
     finished = "The runs are finished" if len(runs) > 1 else "The run is finished"
     console.print(f"\nLoss: mean over the last 5% of the run. Ran on {machine}.", soft_wrap=True)
-    console.print(f"{finished}; see {places}. To train longer, start a new run with more --steps.", soft_wrap=True)
+    longer = "" if all(run["diverged"] for run in runs) else " To train longer, start a new run with more --steps."
+    console.print(f"{finished}; see {places}.{longer}", soft_wrap=True)

@@ -67,8 +67,8 @@ def param_groups(
 
     Returns:
         Groups for any optimizer of this package. They have ``param_names``, which :mod:`torch.optim` requires of groups
-        added later and this package's optimizers do not, and ``width_mult`` if all parameters have ``infshape`` of the ``mup`` package. Optimizers
-        without AdamW ignore ``rule``.
+        added later and this package's optimizers do not, and ``width_mult`` if all parameters have ``infshape`` of the
+        ``mup`` package. Optimizers without AdamW ignore ``rule``.
 
     Raises:
         ZooError: a pattern matches no parameter, a value is unknown, or a group has a parameter of another model.

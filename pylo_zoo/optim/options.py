@@ -62,7 +62,7 @@ class HasSharedOptions:
     if not TYPE_CHECKING:  # type checkers should see __init__ only
 
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-            """Check first that ``params`` is not a module, and that ``**options`` sets no other argument of a base class."""
+            """First reject a module as ``params``, and ``**options`` that set other arguments of a base class."""
             check_params(kwargs.get("params", args[0] if args else None), cls.__name__)
             parameters = cls.__signature__.parameters
             if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
