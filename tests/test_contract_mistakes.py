@@ -64,7 +64,7 @@ def test_a_module_in_a_new_group_is_an_error_and_is_not_kept(entry: Entry) -> No
 def test_a_module_is_reported_before_weights_are_loaded(entry: Entry) -> None:
     if entry.weights is not None:
         with pytest.raises(ZooError, match="received the module Net"):
-            entry.cls(Net(), **{**entry.arguments, "weights": "no-such-weights"})
+            make(entry, Net(), weights="no-such-weights")
 
 
 @entries

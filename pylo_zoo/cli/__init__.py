@@ -175,7 +175,7 @@ def _check_arguments(argv: Sequence[str]) -> None:
 
 def _describe(error: Any) -> str:
     """The message of a usage error. Typer 0.29 quotes pydantic, which does not name the value."""
-    problems = getattr(error.__cause__, "errors", None)
+    problems: Any = getattr(error.__cause__, "errors", None)
     return describe_problem(problems()[0]) if callable(problems) else error.message
 
 

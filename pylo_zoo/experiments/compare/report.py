@@ -141,7 +141,9 @@ def _peaks(
     peaks = {
         recipe.label: known.get(key) or Peak(None, NOT_REQUESTED) for recipe, key in zip(recipes, keys, strict=True)
     }
-    missing = [recipe for recipe, key in zip(recipes, keys, strict=True) if progress and known.get(key) is None]
+    if progress is None:
+        return peaks
+    missing = [recipe for recipe, key in zip(recipes, keys, strict=True) if known.get(key) is None]
     request = comparison.request
     for done, recipe in enumerate(missing):
         progress(f"memory of {recipe.label}", done, len(missing))
