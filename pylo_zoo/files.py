@@ -41,7 +41,7 @@ PATH_SUFFIXES = (
 
 
 def is_local(name: str) -> bool:
-    """Whether ``name`` is a local path, which may not exist, not a registry name or a repository on the Hub.
+    """Whether ``name`` is a local path (which need not exist), not a registry name or a repository on the Hub.
 
     It is one if it exists, starts like a path, has the suffix of a file, or if its first directory exists.
     """

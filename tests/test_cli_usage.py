@@ -353,7 +353,7 @@ def test_an_unreadable_path_is_a_failure_with_a_hint(
 
 
 def unreadable(real: Callable[..., int]) -> Callable[..., int]:
-    """``os.open``, which may not read theta.state."""
+    """``os.open``, which cannot read theta.state."""
 
     def open_file(path: object, flags: int, *more: object, **how: object) -> int:
         if str(path).endswith("theta.state"):

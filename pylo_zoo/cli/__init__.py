@@ -32,7 +32,6 @@ from pylo_zoo.cli import (
     verify_cmd,
 )
 from pylo_zoo.errors import UsageError, ZooError, debugging, one_line, quoted
-from pylo_zoo.parsing import describe_problem
 
 COMMANDS: Mapping[str, tuple[Callable[..., Any], str]] = {
     "list": (list_cmd.list_checkpoints, list_cmd.EXAMPLES),
@@ -175,6 +174,8 @@ def _check_arguments(argv: Sequence[str]) -> None:
 
 def _describe(error: Any) -> str:
     """The message of a usage error. Typer 0.29 quotes pydantic, which does not name the value."""
+    from pylo_zoo.parsing import describe_problem
+
     problems: Any = getattr(error.__cause__, "errors", None)
     return describe_problem(problems()[0]) if callable(problems) else error.message
 
