@@ -177,7 +177,8 @@ def _describe(error: Any) -> str:
     from pylo_zoo.parsing import describe_problem
 
     problems: Any = getattr(error.__cause__, "errors", None)
-    return describe_problem(problems()[0]) if callable(problems) else error.message
+    details: Any = problems() if callable(problems) else None
+    return describe_problem(details[0]) if details else error.message
 
 
 def _fail(message: str, hint: str, *, status: int = 1) -> int:
