@@ -17,7 +17,7 @@ from pylo_zoo import plugins
 from pylo_zoo.converters.base import Family, Leaves, Path, leaf_shapes
 from pylo_zoo.converters.conversion import structure_problems, to_jax, to_torch, value_problems
 from pylo_zoo.converters.prepared import Prepared, prepare, used_leaves
-from pylo_zoo.errors import ZooError, did_you_mean
+from pylo_zoo.errors import UsageError, ZooError, did_you_mean
 
 __all__ = [
     "FAMILIES",
@@ -95,7 +95,7 @@ def get(name: str, naming: str = "jax") -> Family:
     """
     if name not in FAMILIES:
         listing = f"Known families: {', '.join(FAMILIES)}."
-        raise ZooError(f"Unknown family {name!r}.", did_you_mean(name, FAMILIES, listing))
+        raise UsageError(f"Unknown family {name!r}.", did_you_mean(name, FAMILIES, listing))
     if name not in NAMINGS[naming]:
         raise ZooError(
             f"A torch file must have PyLO's names, and PyLO has none for {name}.",

@@ -87,8 +87,8 @@ def command_line() -> str:
     parts = [
         "# Command line",
         "The output of `--help`. Every command accepts `--json`. Results go to stdout, "
-        "everything else to stderr. The exit status is 0 for success, 1 for failure, 2 for wrong usage and 130 for "
-        "Ctrl-C. `PYLO_ZOO_DEBUG=1` adds the traceback of a failure. See also [the environment variables]"
+        "everything else to stderr. `PYLO_ZOO_DEBUG=1` adds the traceback of a failure. See also "
+        "[exit status](../troubleshooting.md#exit-status) and [the environment variables]"
         "(../sources.md#environment-variables) of the cache, the lock file and the Hub.",
     ]
     for name, text in helps().items():

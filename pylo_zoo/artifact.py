@@ -30,7 +30,7 @@ from pylo_zoo.converters import Family
 from pylo_zoo.converters import get as get_family
 from pylo_zoo.converters.base import UNUSED, tensor_shapes
 from pylo_zoo.converters.conversion import structure_problems, value_problems
-from pylo_zoo.errors import ZooError, quoted
+from pylo_zoo.errors import UsageError, ZooError, quoted
 from pylo_zoo.files import REPLACE, read_regular, staged_directory, write_file
 from pylo_zoo.leftovers import left_behind
 from pylo_zoo.parsing import Field, unique_keys
@@ -290,6 +290,8 @@ def read(directory: str | Path, *, max_bytes: int | None = None) -> Artifact:
 
 
 def _read(directory: Path) -> Artifact:
+    if not directory.is_dir():
+        raise no_directory(directory)
     if not os.path.lexists(directory / CONFIG):
         raise ZooError(f"{directory} is not an artifact: it has no {CONFIG}.", "Create one with `pylo-zoo convert`.")
     values = _read_json(directory / CONFIG)
@@ -299,7 +301,10 @@ def _read(directory: Path) -> Artifact:
             f"{directory / CONFIG} has format_version {quoted(values['format_version'])}, not {FORMAT_VERSION}.",
             "Update pylo-zoo, or convert the checkpoint again.",
         )
-    family = get_family(read_string(fields["family"]))
+    try:
+        family = get_family(read_string(fields["family"]))
+    except UsageError as error:
+        raise ZooError(f"{directory / CONFIG}: {error.message}", error.hint) from None
     architecture = fields["architecture"].record(family.architecture)
     source = read_source(fields["source"])
     return Artifact(
@@ -314,6 +319,18 @@ def _read(directory: Path) -> Artifact:
         parity=_read_json(directory / PARITY) if os.path.lexists(directory / PARITY) else None,
         path=directory,
     )
+
+
+def no_directory(path: Path) -> ZooError:
+    """The error for a ``path`` that should be an artifact's directory and is not a directory."""
+    if not os.path.lexists(path):
+        return ZooError(f"{path} does not exist.", "Check the path, which should be an artifact's directory.")
+    if path.is_symlink() and not path.exists():
+        return ZooError(f"{path} is a link to something that does not exist.", "Pass an artifact's directory.")
+    if path.name in OWN_FILES:
+        return ZooError(f"{path} is a file of an artifact, not its directory.", f"Pass {path.parent}.")
+    hint = "Pass an artifact's directory, or describe a checkpoint with `pylo-zoo inspect`."
+    return ZooError(f"{path} is a file, not an artifact's directory.", hint)
 
 
 def _tensors(path: Path, family: Family, architecture: Any, *, finite: bool) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The exception that the package raises for bad input, and helpers that quote that input."""
+"""The exceptions that the package raises for bad input, and helpers for their texts."""
 
 from __future__ import annotations
 
@@ -39,6 +39,13 @@ class ZooError(ValueError):
         return f"{self.message} {self.hint}"
 
 
+class UsageError(ZooError):
+    """An argument that no file, download or machine can make valid: an unknown name, or a value out of range.
+
+    The command line exits with status 2.
+    """
+
+
 def debugging() -> bool:
     """Whether ``PYLO_ZOO_DEBUG`` enables tracebacks and the messages of other libraries."""
     return os.environ.get("PYLO_ZOO_DEBUG", "0") not in ("", "0")
@@ -76,6 +83,17 @@ def one_line(text: str, limit: int = MAX_LENGTH) -> str:
     """``text`` in one printable line of at most ``limit`` characters."""
     bound = 2 * limit  # escaping only lengthens the text, so this cut stays invisible
     return shortened(printable(" ".join(shortened(text, bound).split())), limit)
+
+
+def reason(error: BaseException) -> str:
+    """The cause that ``error`` states, without an error number and the path, which the message names."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def count(n: int, noun: str) -> str:
+    """``1 leaf``, ``2 leaves``."""
+    plural = {"leaf": "leaves", "loss": "losses", "quantity": "quantities", "family": "families"}.get(noun, noun + "s")
+    return f"{n:,} {noun if n == 1 else plural}"
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:

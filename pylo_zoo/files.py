@@ -32,6 +32,28 @@ _KINDS = {
 }
 
 
+PATH_STARTS = ("./", "../", "/", "~")
+PATH_SUFFIXES = (
+    *(".state", ".checkpoint", ".ckpt", ".safetensors", ".pt", ".pth", ".bin", ".npz", ".npy", ".pickle", ".pkl"),
+    *(".msgpack", ".json", ".yaml", ".gin", ".txt", ".zip"),
+)
+"""File types that a user may pass where an artifact's directory is expected."""
+
+
+def is_local(name: str) -> bool:
+    """Whether ``name`` is a local path (which need not exist), not a registry name or a repository on the Hub.
+
+    It is one if it exists, starts like a path, has the suffix of a file, or if its first directory exists.
+    """
+    first, separator, _ = name.partition("/")
+    return (
+        name.startswith(PATH_STARTS)
+        or name.lower().endswith(PATH_SUFFIXES)
+        or os.path.lexists(name)
+        or (bool(separator) and os.path.isdir(first))
+    )
+
+
 def open_regular(path: Path) -> BinaryIO:
     """Open the regular file at ``path`` for reading. Symbolic links are followed.
 

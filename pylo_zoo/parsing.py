@@ -47,6 +47,24 @@ def is_text(value: object, most: int = MAX_TEXT) -> bool:
     return isinstance(value, str) and len(value) <= most
 
 
+_PROBLEMS = {
+    "int": "{value} is not an integer.",
+    "float": "{value} is not a number.",
+    "bool": "{value} is not true or false.",
+    "greater_than_equal": "{value} is less than {ge}, the smallest allowed value.",
+    "less_than_equal": "{value} is more than {le}, the largest allowed value.",
+    "value_error": "{error}",
+}
+"""Sentences for pydantic's types of errors; the part before ``_parsing`` or ``_type`` for those that have it."""
+
+
+def describe_problem(problem: Mapping[str, Any]) -> str:
+    """One sentence for an error of pydantic, an element of ``ValidationError.errors()``."""
+    kind, value = problem["type"], quoted(problem["input"])
+    sentence = _PROBLEMS.get(kind) or _PROBLEMS.get(kind.partition("_")[0], "{value} is not valid.")
+    return sentence.format(value=value.strip("'") if "than" in kind else value, **problem.get("ctx", {}))
+
+
 def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """The ``object_pairs_hook`` of a JSON parser that rejects repeated keys with a :class:`ValueError`."""
     if len(unique := dict(pairs)) < len(pairs):

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from pylo_zoo import config, converters, plain_yaml, plugins
-from pylo_zoo.errors import ZooError, did_you_mean, quoted
+from pylo_zoo.errors import UsageError, ZooError, did_you_mean, quoted
 from pylo_zoo.files import open_regular
 from pylo_zoo.parsing import Field
 
@@ -148,7 +148,7 @@ def get(name: str) -> Entry:
     if name in entries:
         return entries[name]
     hint = did_you_mean(name, entries, "`pylo-zoo list` shows all names.")
-    raise ZooError(f"Unknown checkpoint {name!r}.", hint)
+    raise UsageError(f"Unknown checkpoint {name!r}.", hint)
 
 
 def load_registry(path: Path | None = None) -> Mapping[str, Entry]:

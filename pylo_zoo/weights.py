@@ -11,14 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pylo_zoo import artifact, formats, hub, limits, registry
-from pylo_zoo.artifact import Artifact
+from pylo_zoo.artifact import Artifact, no_directory
 from pylo_zoo.convert import convert, matched_entry
 from pylo_zoo.converters import candidates
-from pylo_zoo.errors import ZooError, quoted
+from pylo_zoo.errors import UsageError, ZooError, quoted
 from pylo_zoo.fetch import Access, Forbidden, NotFound, Unavailable, is_uri, store
-from pylo_zoo.files import staged_directory, translate_os_errors
+from pylo_zoo.files import is_local, staged_directory, translate_os_errors
 from pylo_zoo.hub import NotAnArtifact, Repository, checkpoint
 from pylo_zoo.hub.checkpoint import Checkpoint
+from pylo_zoo.hub.names import is_repository_name
 from pylo_zoo.registry import Entry, Published
 from pylo_zoo.samples.random_weights import RANDOM, random_artifact
 
@@ -101,16 +102,25 @@ def pull(
     """
     access = access or Access()
     if name.startswith(RANDOM):
-        raise ZooError(f"{name} stands for random weights, which are not stored.", f"Use weights='{name}' directly.")
+        raise UsageError(f"{name} stands for random weights, which are not stored.", f"Use weights='{name}' directly.")
     if out is not None:
         artifact.check_output(Path(out), force=force)
     if revision is None and name.count("/") == 1 and Path(name).is_dir():
         access.notify(f"Using the local directory {name}; for the Hub repository, write hf://{name}.")
+    uri = name
     if revision is not None or ("/" in name and not Path(name).is_dir()):
         if name in registry.load_registry():
-            raise ZooError(f"{name} is a registry entry, whose revision is fixed.", "Remove the revision.")
-        name = Repository.parse(name, revision).uri
-    loaded, pulled = _find(name, True, access, check_for_updates=True)
+            raise UsageError(f"{name} is a registry entry, whose revision is fixed.", "Remove the revision.")
+        if not is_uri(name) and is_local(name):
+            raise no_artifact(name)
+        uri = Repository.parse(name, revision).uri
+    try:
+        loaded, pulled = _find(uri, True, access, check_for_updates=True)
+    except (NotFound, Forbidden, Unavailable) as error:
+        if uri == name or is_uri(name):
+            raise
+        message = f"{name} is not a local directory, so it was taken for a repository on the Hub: {error.message}"
+        raise type(error)(message, error.hint) from None
     source = pulled.directory if pulled else loaded.path or _store_in_cache(loaded)
     hashes = pulled.files if pulled else _hashes(source)
     directory = source if out is None else _copy(source, hashes, Path(out))
@@ -124,7 +134,7 @@ def _find(
 ) -> tuple[Artifact, hub.Pulled | None]:
     """The artifact and, if it is a Hub repository, its directory and commit."""
     if not isinstance(weights, (str, Path)) or not str(weights).strip():
-        raise ZooError(f"weights is {quoted(weights)}.", ACCEPTED)
+        raise UsageError(f"weights is {quoted(weights)}.", ACCEPTED)
     if isinstance(weights, Path) or Path(weights).is_dir():
         return _read(Path(weights), proven), None
     if weights.startswith(RANDOM):
@@ -132,12 +142,12 @@ def _find(
     if weights.startswith("hf://"):
         return _from_hub(weights, proven, access, check_for_updates=check_for_updates)
     if is_uri(weights):
-        raise ZooError(
+        raise UsageError(
             f"weights is {weights[:200]!r}, which is not an artifact's address.",
             "Convert a file with `pylo-zoo convert FAMILY --source ADDRESS`, or use hf://ORG/NAME for a repository.",
         )
-    if "/" in weights:
-        raise ZooError(f"{weights} is not a directory.", f"{ACCEPTED} The Hub repository is hf://{weights}.")
+    if "/" in weights or (weights not in registry.load_registry() and is_local(weights)):
+        raise no_artifact(weights)
     entry = registry.get(weights)
     if entry.artifact is not None:
         return _pull_artifact(
@@ -148,6 +158,14 @@ def _find(
             pinned=entry.artifact,
         )
     return convert(entry.name, access=access), None
+
+
+def no_artifact(name: str) -> ZooError:
+    """The error for a ``name`` that is a path and not an artifact's directory."""
+    error = no_directory(Path(name))
+    if is_local(name) or not is_repository_name(name):
+        return error
+    return ZooError(error.message, f"Check the path; the repository on the Hub is hf://{name}.")
 
 
 def _read(directory: Path, proven: bool, label: str | None = None) -> Artifact:

@@ -23,9 +23,12 @@ def run(*argv: object) -> int:
     return end.value.code
 
 
-def refused(capsys: Capture, *argv: object) -> str:
-    """Run a command that must fail; return its ``Error:`` and ``Hint:`` lines, which must be all that it prints."""
-    assert run(*argv) == 1
+def refused(capsys: Capture, *argv: object, status: int = 1) -> str:
+    """Run a command that must fail; return its ``Error:`` and ``Hint:`` lines, which must be all that it prints.
+
+    ``status`` is its exit status: 1 for a failure, 2 for wrong usage.
+    """
+    assert run(*argv) == status
     out, err = capsys.readouterr()
     error, hint = err.splitlines()
     assert out == ""

@@ -128,7 +128,7 @@ def test_wrong_usage_exits_with_2(argv: list[str], complaint: str, capsys: pytes
 
 
 def test_bad_input_is_one_error_and_one_hint(capsys: pytest.CaptureFixture[str]) -> None:
-    assert status_of("info", "cello") == 1
+    assert status_of("info", "cello") == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [

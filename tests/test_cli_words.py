@@ -140,7 +140,7 @@ def test_wrong_usage_exits_with_2_and_a_suggestion(words: list[str], suggestion:
 )
 def test_misspelled_names_get_a_suggestion(words: list[str], suggestion: str, capsys: Capture, tmp_path: Path) -> None:
     write_theta(tmp_path, "elo")
-    assert f"Did you mean {suggestion}?" in refused(capsys, *words)
+    assert f"Did you mean {suggestion}?" in refused(capsys, *words, status=2)
 
 
 # --- narrow terminals ----------------------------------------------------------------------------------------------
@@ -272,8 +272,8 @@ def test_a_nan_error_names_the_flag(family: str, capsys: Capture) -> None:
         ("<&-", ["convert", "velo-sample", "--no-verify", "-q"], 0, ""),
         (">&-", ["convert", "velo-sample", "--no-verify", "-q"], 0, ""),
         (">&-", ["list", "--json"], 0, ""),
-        (">&-", ["info", "cello"], 1, "Error: Unknown checkpoint"),
-        ("2>&-", ["info", "cello"], 1, ""),
+        (">&-", ["info", "cello"], 2, "Error: Unknown checkpoint"),
+        ("2>&-", ["info", "cello"], 2, ""),
         ("2>&-", ["convrt"], 2, ""),
         (">/dev/full", ["list"], 1, "Error: The output cannot be"),
         (">/dev/full", ["info", "celo", "--json"], 1, "Error: The output cannot be"),

@@ -20,3 +20,16 @@ def test_a_failed_measurement_is_none() -> None:
     assert memory.measured("quadratic", {}, "adamw", "mps") == memory.Peak(None, memory.METHODS["none"])
     assert memory.measured("quadratic", {}, "nothing", "cpu").bytes is None
     assert peak_memory.method("cuda:0") == "cuda"
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+def test_axes_of_steps_have_whole_numbers(steps: int) -> None:
+    from matplotlib.figure import Figure
+
+    from pylo_zoo.experiments.compare import plots
+
+    axes = Figure().subplots()
+    axes.plot(range(1, steps + 1), range(steps))
+    axes.set_xlim(0, steps)
+    plots._finish(axes, "title", "about", plots.STEP)
+    assert all(tick == round(tick) for tick in axes.get_xticks())

@@ -41,7 +41,7 @@ ARROWS = {
     "fetch": "errors filelock files huggingface_hub impostors leftovers limits parsing pylo_zoo rich",
     "hub": "artifact errors fetch files huggingface_hub leftovers limits",
     "convert": "artifact config converters errors fetch files formats limits numpy parsing plain_yaml pylo_zoo "
-    "registry torch",
+    "registry samples torch",
     "report": "errors jinja2 numpy parsing rich",
     "weights": "artifact convert converters errors fetch files formats hub limits registry report samples",
     "optim": "artifact converters errors kernels nets ops torch typing_extensions warn weights",

@@ -66,7 +66,7 @@ def test_random_weights(family: str, capsys: Capture) -> None:
 
 
 def test_random_weights_of_an_unknown_family(capsys: Capture) -> None:
-    assert "celo3" in refused(capsys, "info", "random:celo3")
+    assert "celo3" in refused(capsys, "info", "random:celo3", status=2)
 
 
 def test_info_without_a_card(directory: Path, capsys: Capture) -> None:

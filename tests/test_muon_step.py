@@ -136,7 +136,7 @@ def test_a_tensor_lr_causes_no_recompilation_and_no_graph_break() -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"grads": []}, "2 parameters have 0 gradients and 2 momentum buffers"),
+        ({"grads": []}, "2 parameters with 0 gradients and 2 momentum buffers"),
         ({"grads": [torch.zeros(6, 4), torch.zeros(4, 6)]}, "have shapes"),
         ({"momentum_bufs": [torch.zeros(6, 4), torch.zeros(4)]}, "have shapes"),
         ({key: [torch.zeros(6, 4), torch.zeros(4)] for key in ("params", "grads", "momentum_bufs")}, "is not a matrix"),

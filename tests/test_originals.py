@@ -158,8 +158,8 @@ def test_a_version_that_does_not_run_here_is_one_clear_error(what: str, tmp_path
 @pytest.mark.parametrize(
     ("family", "change", "complaint"),
     [
-        ("velo", {"losses": None}, "0 losses are given for 3 steps"),
-        ("velo", {"losses": [1.0]}, "1 losses are given for 3 steps"),
+        ("velo", {"losses": None}, "0 losses for 3 steps"),
+        ("velo", {"losses": [1.0]}, "1 loss for 3 steps"),
         ("velo", {"hyper": {}}, "num_steps missing"),
         ("velo", {"hyper": {"num_steps": 20, "lr": 0.5}}, "lr is 0.5"),
         ("adafac-mlp", {"hyper": {"weight_decay": 0.1}}, "weight_decay is 0.1"),

@@ -115,17 +115,17 @@ def test_a_token(hub: HubDouble, unproven: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "message", "status"),
     [
-        ([], "no parity report"),
-        (["--allow-unverified", "--license", "GPL 3"], "is not a license"),
-        (["--allow-unverified", "--revision", "a" * 40], "--revision"),
-        (["--allow-unverified", "--create-pr", "--tag", "v1"], "pull request"),
-        (["--allow-unverified", "--update-registry", "--registry", "nowhere.yaml"], "nowhere.yaml does not exist"),
+        ([], "no parity report", 1),
+        (["--allow-unverified", "--license", "GPL 3"], "is not a license", 2),
+        (["--allow-unverified", "--revision", "a" * 40], "--revision", 2),
+        (["--allow-unverified", "--create-pr", "--tag", "v1"], "pull request", 2),
+        (["--allow-unverified", "--update-registry", "--registry", "nowhere.yaml"], "nowhere.yaml does not exist", 1),
     ],
 )
-def test_failures(words: list[str], message: str, hub: HubDouble, unproven: Path, capsys: Capture) -> None:
-    assert message in refused(capsys, "publish", unproven, *WORDS, *words)
+def test_failures(words: list[str], message: str, status: int, hub: HubDouble, unproven: Path, capsys: Capture) -> None:
+    assert message in refused(capsys, "publish", unproven, *WORDS, *words, status=status)
     assert hub.log == []
 
 

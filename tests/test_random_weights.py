@@ -65,4 +65,4 @@ def test_the_command_line_accepts_random_weights(tmp_path: Path, capsys: pytest.
         assert run(*words, *chosen, "--out", tmp_path / str(number)) == 0
         assert json.loads((tmp_path / str(number) / "result.json").read_text())["steps"] == 2
     capsys.readouterr()
-    assert "Did you mean 'celo" in refused(capsys, "train", "quadratic", "--optimizer", "random:celo3")
+    assert "Did you mean 'celo" in refused(capsys, "train", "quadratic", "--optimizer", "random:celo3", status=2)

@@ -60,10 +60,10 @@ def test_several_seeds_and_json(capsys: Capture) -> None:
 
 
 def test_errors_are_reported(capsys: Capture) -> None:
-    assert "Did you mean 'quadratic'" in refused(capsys, "train", "quadratik")
-    assert "Did you mean 'velo-sample'" in refused(capsys, "train", "quadratic", "--optimizer", "velo-sampel")
-    assert "Unknown option 'sise'" in refused(capsys, "train", "quadratic", "--set", "sise=3")
-    assert "Unknown schedule 'cosin'" in refused(capsys, "train", "quadratic", "--schedule", "cosin")
+    assert "Did you mean 'quadratic'" in refused(capsys, "train", "quadratik", status=2)
+    assert "Did you mean 'velo-sample'" in refused(capsys, "train", "quadratic", "--optimizer", "velo-sampel", status=2)
+    assert "Unknown option 'sise'" in refused(capsys, "train", "quadratic", "--set", "sise=3", status=2)
+    assert "Unknown schedule 'cosin'" in refused(capsys, "train", "quadratic", "--schedule", "cosin", status=2)
     assert not Path("runs").exists()
     for words in ([], ["quadratic", "--task", "a:b"], ["quadratic", "--resume", "x"]):
         assert run("train", *words) == 2

@@ -153,7 +153,7 @@ def test_wrong_usage_exits_with_2(capsys: Capture, words: list[str], complaint: 
 
 
 def test_an_unknown_family(capsys: Capture) -> None:
-    assert "Unknown family 'celo3'" in refused(capsys, "verify", "random:celo3")
+    assert "Unknown family 'celo3'" in refused(capsys, "verify", "random:celo3", status=2)
 
 
 def test_a_report_that_cannot_be_written(proven: Path, capsys: Capture, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from pylo_zoo.cli import (
     train_cmd,
     verify_cmd,
 )
-from pylo_zoo.errors import MAX_WARNING, ZooError, debugging, one_line, quoted
+from pylo_zoo.errors import MAX_WARNING, UsageError, ZooError, debugging, one_line, quoted
 
 COMMANDS: Mapping[str, tuple[Callable[..., Any], str]] = {
     "list": (list_cmd.list_checkpoints, list_cmd.EXAMPLES),
@@ -58,7 +58,7 @@ pylo-zoo convert velo --source theta.state --out zoo/mine
 INTERRUPTED = 130
 MAX_USAGE_ERROR = 400
 """Maximum length of a usage error in characters, without the option name that Typer prepends."""
-UsageError: Any = typer.BadParameter.__mro__[1]  # click's class, or that of Typer's vendored copy
+CommandLineError: Any = typer.BadParameter.__mro__[1]  # click's class, or that of Typer's vendored copy
 
 
 def _examples(lines: str) -> str:
@@ -97,7 +97,9 @@ for _name, (_command, _lines) in COMMANDS.items():
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line on ``argv`` (default: the process's arguments) and exit.
 
-    Exit status: 0 success, 1 failure, 2 wrong usage, 130 Ctrl-C. ``PYLO_ZOO_DEBUG=1`` prints tracebacks of failures.
+    Exit status: 0 success; 1 failure; 2 wrong usage, which is a command line that no file, download or machine can make
+    valid, such as an unknown option or name or a value out of range; 130 Ctrl-C. ``PYLO_ZOO_DEBUG=1`` prints
+    tracebacks.
     """
     for name in ("stdout", "stderr"):
         _open_stream(name)
@@ -129,11 +131,12 @@ def _fail_on_write(error: OSError) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
+        _check_arguments(sys.argv[1:] if argv is None else argv)
         status = app(args=argv, prog_name="pylo-zoo", standalone_mode=False)
         return status if isinstance(status, int) else 0
-    except UsageError as error:
+    except CommandLineError as error:
         if type(error).__name__ != "NoArgsIsHelpError":  # its message is the help text
-            error.message = one_line(error.message, MAX_USAGE_ERROR)
+            error.message = one_line(_describe(error), MAX_USAGE_ERROR)
         error.show()
         return error.exit_code
     except typer.Abort:
@@ -143,7 +146,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except ZooError as error:
-        return _fail(error.message, error.hint)
+        return _fail(error.message, error.hint, status=2 if isinstance(error, UsageError) else 1)
     except BrokenPipeError:
         return 1
     except UnicodeEncodeError as error:
@@ -158,9 +161,28 @@ def _run(argv: Sequence[str] | None) -> int:
         return _fail(message, "This is a bug in pylo-zoo. Set PYLO_ZOO_DEBUG=1 to see the traceback.")
 
 
-def _fail(message: str, hint: str) -> int:
-    """Print the exception being handled and return the exit status 1."""
+def _check_arguments(argv: Sequence[str]) -> None:
+    """Reject empty arguments: an empty path would be the current directory, and no option has an empty value."""
+    for before, word in zip(("", *argv), argv, strict=False):
+        option, equals, value = word.partition("=")
+        if not word or (option.startswith("--") and equals and not value):
+            name = option or (before if before.startswith("-") else "")
+            subject = f"The value of {name}" if name else "An argument"
+            raise UsageError(f"{subject} is empty.", "Fill it in or leave it out.")
+
+
+def _describe(error: Any) -> str:
+    """The message of a usage error. Typer 0.29 quotes pydantic, which does not name the value."""
+    from pylo_zoo.parsing import describe_problem
+
+    problems: Any = getattr(error.__cause__, "errors", None)
+    details: Any = problems() if callable(problems) else None
+    return describe_problem(details[0]) if details else error.message
+
+
+def _fail(message: str, hint: str, *, status: int = 1) -> int:
+    """Print the exception being handled and return the exit status."""
     if debugging():
         traceback.print_exc()
     output.fail(message, hint)
-    return 1
+    return status

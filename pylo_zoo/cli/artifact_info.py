@@ -75,7 +75,8 @@ def show(info: Mapping[str, Any], console: Console) -> None:
     parity = info["parity"]
     keys = ("family", "license", "directory", "commit")
     section(console, "About", {key: info[key] for key in keys if info[key] is not None})
-    section(console, "Source", info["source"])
+    unset = () if info["directory"] else ("sha256", "bytes")  # random weights have no file
+    section(console, "Source", {key: value for key, value in info["source"].items() if key not in unset})
     section(
         console,
         "Parity",

@@ -9,7 +9,7 @@ import typer
 
 from pylo_zoo.cli import output
 from pylo_zoo.cli.training import LINE_SECONDS
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,9 +68,12 @@ def bench(
             "--memory/--no-memory", help="Measure the peak memory of a step, in a new process per measurement."
         ),
     ] = True,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write every measurement as JSON.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write every measurement as JSON.", readable=False)
+    ] = None,
     saved: Annotated[
-        Path | None, typer.Option("--from", metavar="FILE", help="Print the results in a file that --out wrote.")
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="Print the results in a file that --out wrote.", readable=False),
     ] = None,
     json: output.Json = False,
     quiet: output.Quiet = False,
@@ -113,8 +116,10 @@ def _announcing(plan: BenchPlan, progress: Progress, *, quiet: bool) -> Progress
 
     def announce(what: str, done: int, total: int) -> None:
         if done == 0:
-            memory = ", each with its memory in a new process (skip that with --no-memory)" if plan.memory else ""
-            output.note(f"{total} measurements{memory}; time limit {plan.seconds:g} s (--seconds)", quiet=quiet)
+            memory = ", with memory in a new process (skip that with --no-memory)" if plan.memory else ""
+            output.note(
+                f"{count(total, 'measurement')}{memory}; time limit {plan.seconds:g} s (--seconds)", quiet=quiet
+            )
         progress(what, done, total)
 
     return announce

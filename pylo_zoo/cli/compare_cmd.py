@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pylo_zoo.cli import complete, output
-from pylo_zoo.errors import ZooError
+from pylo_zoo.cli.training import LINE_SECONDS
+from pylo_zoo.errors import UsageError, count
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from pylo_zoo.experiments.compare.plan import CompareRequest
+    from pylo_zoo.experiments.compare.report import Progress
 
 EXAMPLES = """
 pylo-zoo compare digits-mlp --optimizers adamw,muon,velo-sample
@@ -78,9 +80,15 @@ def compare(
     ] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 …")] = "auto",
     threads: Annotated[int, typer.Option(min=1, max=output.MAX_THREADS, metavar="N", help="CPU threads.")] = 1,
+    memory: Annotated[
+        bool,
+        typer.Option("--memory/--no-memory", help="Measure the peak memory of a step, in a new process per optimizer."),
+    ] = True,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Directory of the runs and the report.  [default: runs/compare-TASK]"),
+        typer.Option(
+            metavar="DIR", help="Directory of the runs and the report.  [default: runs/compare-TASK]", readable=False
+        ),
     ] = None,
     offline: output.Offline = False,
     json: output.Json = False,
@@ -120,25 +128,27 @@ def compare(
     comparison = plan.plan_comparison(request, access)
     directory = out or Path("runs") / f"compare-{plan.slug(task)}"
     running.prepare(comparison, directory)
-    command = _command(request, tune, directory)
+    command = _command(request, tune, directory, memory=memory)
     previous = report.recorded(directory)
     from pylo_zoo.cli.comparing import monitoring
 
     try:
-        with monitoring(quiet=quiet) as monitor:
+        with monitoring(quiet=quiet, memory=memory) as monitor:
             outcomes = running.run_all(comparison, directory, monitor)
     except KeyboardInterrupt:
         output.note(f"The finished work is in {directory}. Resume with: {command}")
         raise
     if previous and not any(each.new_runs for each in outcomes):
         output.note(f"Already finished: {directory / report.PAGE}", quiet=quiet)
-    results = report.results(
-        comparison,
-        outcomes,
-        command=command,
-        previous=previous,
-        on_measure=lambda: output.note("Measuring the memory of a step …", quiet=quiet),
-    )
+    with output.progress(quiet=quiet, every=LINE_SECONDS) as progress:
+        results = report.results(
+            comparison,
+            outcomes,
+            command=command,
+            memory=memory,
+            previous=previous,
+            progress=_announcing(progress, quiet=quiet),
+        )
     report.write(results, outcomes, directory)
     human = _verdict(results) if quiet else lambda console: _show(results, directory, console)
     output.emit(results, human, json=json)
@@ -163,11 +173,23 @@ def _rates(settings: Sequence[str]) -> dict[str, float]:
         except ValueError:
             name = ""
         if not name:
-            raise ZooError(f"--lr {setting!r} is not NAME=X.", "Write --lr adamw=0.01, for example.")
+            raise UsageError(f"--lr {setting!r} is not NAME=X.", "Write --lr adamw=0.01, for example.")
     return rates
 
 
-def _command(request: CompareRequest, tune: str | None, out: Path) -> str:
+def _announcing(progress: Progress, *, quiet: bool) -> Progress:
+    """``progress``, with a note before the first measurement of memory."""
+
+    def announce(what: str, done: int, total: int) -> None:
+        if done == 0:
+            number = count(total, "optimizer")
+            output.note(f"Measuring the memory of a step of {number} (skip this with --no-memory) …", quiet=quiet)
+        progress(what, done, total)
+
+    return announce
+
+
+def _command(request: CompareRequest, tune: str | None, out: Path, *, memory: bool = True) -> str:
     """The command line that repeats the comparison."""
     words = ["pylo-zoo", "compare", request.task, "--optimizers", ",".join(request.optimizers)]
     words += ["--seeds", str(request.seeds)]
@@ -180,6 +202,7 @@ def _command(request: CompareRequest, tune: str | None, out: Path) -> str:
     for option, value in {**options, "--device": None if request.device == "auto" else request.device}.items():
         words += [] if value is None else [option, str(value)]
     words += [] if request.threads == 1 else ["--threads", str(request.threads)]
+    words += [] if memory else ["--no-memory"]
     for key, value in request.options.items():
         words += ["--set", f"{key}={value}"]
     for name, rate in request.lrs.items():
@@ -203,7 +226,7 @@ def _show(results: Mapping[str, Any], directory: Path, console: Console) -> None
     console.print()
     console.print(table(results, console))
     console.print()
-    loss = f"Losses: mean of the last {words.count(results['last'], 'step')}. {words.seeds_note(results)}"
+    loss = f"Losses: mean of the last {count(results['last'], 'step')}. {words.seeds_note(results)}"
     console.print(output.printable(loss))
     console.print(output.printable(f"Machine: {words.describe_machine(results['machine'])}."))
     console.print(f"{directory / 'report.html'}  and report.md, results.json, figures", soft_wrap=True)

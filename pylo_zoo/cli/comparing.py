@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pylo_zoo.cli import output
 from pylo_zoo.cli.training import showing_progress
+from pylo_zoo.errors import count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,19 +20,20 @@ if TYPE_CHECKING:
     from pylo_zoo.experiments.train.loop import Run, Step
 
 AFTER = "then memory and figures, a few seconds per optimizer"
+AFTER_WITHOUT_MEMORY = "then figures"
 
 
 @contextmanager
-def monitoring(*, quiet: bool) -> Iterator[Monitor]:
+def monitoring(*, quiet: bool, memory: bool = True) -> Iterator[Monitor]:
     """A monitor that prints a line per finished run and, on a terminal, live progress during a run."""
-    yield _TerminalMonitor(quiet)
+    yield _TerminalMonitor(quiet, AFTER if memory else AFTER_WITHOUT_MEMORY)
 
 
 class _TerminalMonitor:
     """A :class:`~pylo_zoo.experiments.compare.running.Monitor` that prints to stderr."""
 
-    def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
+    def __init__(self, quiet: bool, after: str) -> None:
+        self.quiet, self.after = quiet, after
         self.left: dict[str, int] = {}
         self.paces: dict[str, float] = {}
         self.spent: dict[str, tuple[int, float]] = {}
@@ -50,7 +52,7 @@ class _TerminalMonitor:
     def run(self, title: str, label: str, run: Run) -> Iterator[Callable[[Step], None]]:
         if not self.new_runs:
             done = f"{self.finished} of them already done, " if self.finished else ""
-            output.note(f"{self.runs} runs, {done}{self._time()}, {AFTER}", quiet=self.quiet)
+            output.note(f"{count(self.runs, 'run')}, {done}{self._time()}, {self.after}", quiet=self.quiet)
         self.new_runs += 1
         self.training = True
         start = time.monotonic()

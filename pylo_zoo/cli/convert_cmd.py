@@ -55,7 +55,9 @@ def convert(
             "PyLO's two files.",
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Directory of the artifact.  [default: zoo/NAME]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory of the artifact.  [default: zoo/NAME]", readable=False)
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="A setting that the checkpoint does not store; repeatable."),

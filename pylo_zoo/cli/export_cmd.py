@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pylo_zoo.cli import output
+from pylo_zoo.errors import count
 
 EXAMPLES = """
 pylo-zoo export zoo/celo --out theta.state
@@ -17,8 +18,8 @@ pylo-zoo export zoo/mine --out theta.state --theta --force
 
 
 def export(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of an artifact.")],
-    out: Annotated[Path, typer.Option(help="The file to write, such as theta.state.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of an artifact.", readable=False)],
+    out: Annotated[Path, typer.Option(help="The file to write, such as theta.state.", readable=False)],
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     theta: Annotated[
         bool, typer.Option("--theta", help="Write a JAX theta.state, whatever format the source had.")
@@ -38,5 +39,5 @@ def export(
     values = {"file": str(out), "bytes": len(data), "sha256": sha256, "identical": identical}
     content = "identical to the source" if identical else "same weights as the source"
     path = output.printable(str(out))
-    human = path if quiet else f"{path}: {len(data):,} bytes, {content}\n  sha256 {sha256}"
+    human = path if quiet else f"{path}: {count(len(data), 'byte')}, {content}\n  sha256 {sha256}"
     output.emit(values, human, json=json)

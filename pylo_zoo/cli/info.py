@@ -45,11 +45,13 @@ def info(
     also prints the parity result. An artifact on the Hub is pulled first.
     """
     from pylo_zoo import weights
-    from pylo_zoo.registry import get
+    from pylo_zoo.files import is_local
+    from pylo_zoo.registry import get, load_registry
     from pylo_zoo.samples.random_weights import RANDOM
 
     is_random = name.startswith(RANDOM) and not Path(name).is_dir()
-    if not card and not is_random and "/" not in name and not Path(name).is_dir():
+    is_path = "/" in name or Path(name).is_dir() or (name not in load_registry() and is_local(name))
+    if not card and not is_random and not is_path:
         entry = get(name)
         output.emit(_data(entry), lambda console: _show(entry, console), json=json)
         return

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pylo_zoo.cli import output
+from pylo_zoo.errors import count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +25,7 @@ pylo-zoo inspect theta.state --json
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="File or directory of a checkpoint.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File or directory of a checkpoint.", readable=False)],
     max_bytes: output.MaxBytes = None,
     json: output.Json = False,
 ) -> None:
@@ -39,15 +40,13 @@ def inspect(
 
 
 def _show(inspection: Inspection, file: Path, console: Console) -> None:
-    from pylo_zoo.report.phrases import count
-
     console.print(output.printable(inspection.file), style="bold cyan", soft_wrap=True)
     exported = "byte for byte" if inspection.exact else "as a theta.state (--theta), not byte for byte"
     _rows(
         console,
         {
             "format": inspection.format,
-            "size": f"{output.size(inspection.bytes)} ({inspection.bytes:,} bytes)",
+            "size": f"{output.size(inspection.bytes)} ({count(inspection.bytes, 'byte')})",
             "sha256": inspection.sha256,
             "registry": inspection.matched or "no entry has this sha256",
             "family": " or ".join(inspection.families) or "unknown",

@@ -27,10 +27,13 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the essen
 Offline = Annotated[
     bool, typer.Option("--offline", help="Use only cached files. HF_HUB_OFFLINE=1 has the same effect.")
 ]
+# Every path option has readable=False: the reader of the file reports a missing permission, with a hint and status 1.
 Lock = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="Lock file that records hashes.  [default: ./zoo.lock if it exists, else in the cache]"
+        metavar="FILE",
+        help="Lock file that records hashes.  [default: ./zoo.lock if it exists, else in the cache]",
+        readable=False,
     ),
 ]
 UpdateLock = Annotated[

@@ -24,7 +24,9 @@ REGISTRY = Path("registry.yaml")
 
 
 def publish(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of an artifact that passed parity.")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Directory of an artifact that passed parity.", readable=False)
+    ],
     repo_id: Annotated[
         str, typer.Option(metavar="ORG/NAME", help="Repository to publish to; created if it does not exist.")
     ],
@@ -49,7 +51,7 @@ def publish(
         bool, typer.Option("--update-registry", help="Write the commit and the hashes into the registry.")
     ] = False,
     registry: Annotated[
-        Path, typer.Option(metavar="FILE", help="The registry that --update-registry writes.")
+        Path, typer.Option(metavar="FILE", help="The registry that --update-registry writes.", readable=False)
     ] = REGISTRY,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show exactly what would be sent, and send nothing.")] = (
         False

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pylo_zoo.cli import complete, output
+from pylo_zoo.errors import count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,7 +37,8 @@ def pull(
         str | None, typer.Option(metavar="REV", help="Commit, branch or tag.  [default: the main branch]")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Directory to copy it to.  [default: the cache only]")
+        Path | None,
+        typer.Option(metavar="DIR", help="Directory to copy it to.  [default: the cache only]", readable=False),
     ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing artifact.")] = False,
     token: output.Token = None,
@@ -86,10 +88,9 @@ def _show(pulled: LocalArtifact, name: str, console: Console) -> None:
     local = Path(name).is_dir()
     origins = {True: "pulled", False: "in the cache", None: "converted locally"}
     how = "a local directory" if local else origins[pulled.fetched]
+    files = count(len(pulled.files), "file")
     at = f" at {pulled.commit[:12]}" if pulled.commit else ""
-    console.print(
-        f"{output.printable(artifact.name)} ({artifact.family}){at}: {how}, {len(pulled.files)} files verified."
-    )
+    console.print(f"{output.printable(artifact.name)} ({artifact.family}){at}: {how}, {files} verified.")
     target = name if "/" not in name or name.startswith("hf://") or local else f"hf://{name}"
     parity = {
         "passed": "passed before it was published" if pulled.commit else "passed",

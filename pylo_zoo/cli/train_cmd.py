@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pylo_zoo.cli import complete, output
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -102,9 +102,12 @@ def train(
         ),
     ] = 100,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Directory of the run.  [default: runs/TASK-OPTIMIZER-seedN]")
+        Path | None,
+        typer.Option(metavar="DIR", help="Directory of the run.  [default: runs/TASK-OPTIMIZER-seedN]", readable=False),
     ] = None,
-    resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Resume the run in DIR. It replaces TASK.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Resume the run in DIR. It replaces TASK.", readable=False)
+    ] = None,
     offline: output.Offline = False,
     max_bytes: output.MaxBytes = None,
     json: output.Json = False,
@@ -198,7 +201,7 @@ def _train(run: Run, *, resumed: bool, quiet: bool) -> Result:
             on_start = lambda: output.note(describe_start(run, resumed=resumed), quiet=quiet)  # noqa: E731
             return train_run(run, resume=resumed, on_step=on_step, on_start=on_start)
     except KeyboardInterrupt:
-        output.note(f"Stopped after {run.step} steps. Resume with: pylo-zoo train --resume {run.out}")
+        output.note(f"Stopped after {count(run.step, 'step')}. Resume with: pylo-zoo train --resume {run.out}")
         raise
 
 
@@ -220,8 +223,6 @@ def _data(run: Run, result: Result) -> dict[str, Any]:
 def _show(runs: Sequence[Mapping[str, Any]], console: Console) -> None:
     from rich.table import Table
 
-    from pylo_zoo.cli.training import threads
-
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     names = list(runs[0]["evaluation"])
     for title in ("run", "loss", *names, "ms model", "ms optimizer"):
@@ -233,7 +234,8 @@ def _show(runs: Sequence[Mapping[str, Any]], console: Console) -> None:
         table.add_row(f"{output.printable(run['optimizer'])}, seed {run['seed']}", loss, *held_out, *times)
     console.print(table)
     places = output.printable(", ".join(run["directory"] for run in runs))
-    machine = output.printable(f"{runs[0]['plan']['device']}, {threads(runs[0]['threads'])}")
+    machine = output.printable(f"{runs[0]['plan']['device']}, {count(runs[0]['threads'], 'thread')}")
     finished = "The runs are finished" if len(runs) > 1 else "The run is finished"
     console.print(f"\nLoss: mean over the last 5% of the run. Ran on {machine}.", soft_wrap=True)
-    console.print(f"{finished}; see {places}. To train longer, start a new run with more --steps.", soft_wrap=True)
+    longer = "" if all(run["diverged"] for run in runs) else " To train longer, start a new run with more --steps."
+    console.print(f"{finished}; see {places}.{longer}", soft_wrap=True)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pylo_zoo.cli import output
+from pylo_zoo.errors import count
 
 if TYPE_CHECKING:
     from pylo_zoo.experiments.train.loop import Run, Step
@@ -20,20 +21,15 @@ LINE_SECONDS = 10.0
 """Interval of plain lines."""
 
 
-def threads(number: int) -> str:
-    """``number`` with the word, such as "2 threads"."""
-    return f"{number} thread" + ("s" if number > 1 else "")
-
-
 def describe_start(run: Run, *, resumed: bool) -> str:
     """The line that is printed before the first step."""
     from pylo_zoo.experiments.train import setup
 
     name = f"{run.task.name}, {run.recipe.label}, seed {run.plan.seed}"
     if run.step >= run.plan.steps:
-        return f"{name}: the run in {run.out} finished after {run.step} steps; there is nothing to do."
-    start = f"resuming at step {run.step} of {run.plan.steps}" if resumed else f"{run.plan.steps} steps"
-    return f"{name}: {start}, on {run.plan.device}, {threads(setup.threads())} (--threads)"
+        return f"{name}: the run in {run.out} finished after {count(run.step, 'step')}; there is nothing to do."
+    start = f"resuming at step {run.step} of {run.plan.steps}" if resumed else count(run.plan.steps, "step")
+    return f"{name}: {start}, on {run.plan.device}, {count(setup.threads(), 'thread')} (--threads)"
 
 
 @contextmanager

@@ -59,9 +59,13 @@ def verify(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=output.MAX_SEED, help="Seed of the random inputs.")] = 0,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an HTML page with all results.")] = None,
-    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a table for a model card.")] = None,
-    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write an HTML page with all results.", readable=False)
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a table for a model card.", readable=False)
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.", readable=False)] = None,
     token: output.Token = None,
     lock: output.Lock = None,
     offline: output.Offline = False,

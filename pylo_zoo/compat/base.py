@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -102,6 +103,6 @@ class PerParameterClipping(LearnedOptimizer):
     def _param_step(self, param_grad: ParamGrad, scale: Tensor | None) -> ParamStep:
         item = super()._param_step(param_grad, scale)
         max_norm = item.group.get("max_grad_norm", self.max_grad_norm)
-        if max_norm is not None:  # like torch.nn.utils.clip_grad_norm_ for one parameter
+        if max_norm is not None and max_norm != math.inf:  # like torch.nn.utils.clip_grad_norm_ for one parameter
             item.own_scale = (max_norm / (torch.linalg.vector_norm(item.g) + 1e-6)).clamp(max=1.0)
         return item

@@ -9,9 +9,11 @@ from pylo_zoo import converters, formats, limits, registry
 from pylo_zoo.convert.cache import cached_source, read_split, read_with_config
 from pylo_zoo.convert.statements import SETTINGS
 from pylo_zoo.converters import Family
-from pylo_zoo.errors import ZooError
-from pylo_zoo.fetch import Access, Forbidden, NotFound, Unavailable, fetch, is_uri, parse, three_ways
+from pylo_zoo.errors import UsageError, ZooError, count
+from pylo_zoo.fetch import Access, Forbidden, NotFound, Unavailable, fetch, is_uri, manual_download, parse
+from pylo_zoo.files import is_local
 from pylo_zoo.registry import Entry, Source
+from pylo_zoo.samples.random_weights import RANDOM
 
 
 def matched_entry(sha256: str, family: str | None = None) -> Entry | None:
@@ -37,7 +39,7 @@ def read_user_file(name: str, path: str | Path, access: Access | None = None) ->
     """
     if name not in converters.FAMILIES and name in registry.load_registry():
         family = registry.get(name).family
-        raise ZooError(
+        raise UsageError(
             f"{name} is a registry entry; a conversion with a source requires a family.",
             f"Use the family {family}, such as `pylo-zoo convert {family} --source {path}`.",
         )
@@ -77,9 +79,19 @@ def read_registered_file(name: str, access: Access | None = None) -> tuple[Entry
     """
     entries = registry.load_registry()
     if name in converters.FAMILIES and name not in entries:
-        raise ZooError(
+        raise UsageError(
             f"{name} is a family, not a registry entry.",
             f"Convert a file with `pylo-zoo convert {name} --source FILE`.",
+        )
+    if name.startswith(RANDOM):
+        raise UsageError(
+            f"{name} stands for random weights, which have no checkpoint to convert.",
+            f"Use it where weights are expected, as in `pylo-zoo verify {name}`.",
+        )
+    if name not in entries and ("/" in name or is_local(name)):
+        raise UsageError(
+            f"{name} is neither a registry name nor a family.",
+            f"Convert a file with `pylo-zoo convert FAMILY --source {name}`.",
         )
     entry = registry.get(name)
     pin = entry.weights
@@ -120,11 +132,11 @@ def _download(entry: Entry, access: Access | None) -> formats.Source:
 
 
 def download_hint(entry: Entry) -> str:
-    """A hint with three ways to get the files of ``entry`` when their servers are unavailable."""
+    """A hint for when the servers of ``entry`` are unavailable: the addresses of its files, and how to use them."""
     folder = parse(entry.weights.uri).url.rpartition("/")[0] + "/"
     files = "; ".join(_describe(source, folder) for source in entry.sources)
     directory = ", into one directory" if len(entry.sources) > 1 else ""
-    return three_ways(entry.weights.uri, files + directory, f"`{convert_command(entry)}`")
+    return manual_download(files + directory, f"run `{convert_command(entry)}`")
 
 
 def _describe(source: Source, folder: str) -> str:
@@ -132,7 +144,7 @@ def _describe(source: Source, folder: str) -> str:
     url = parse(source.uri).url
     if source.format == "gin" and url.startswith(folder):
         url = f"{url.removeprefix(folder)} next to it"
-    size = f"{source.bytes:,} bytes" if source.bytes else None
+    size = count(source.bytes, "byte") if source.bytes else None
     facts = ", ".join(fact for fact in (size, source.sha256 and f"sha256 {source.sha256}") if fact)
     return f"{url}{f' ({facts})' if facts else ''}"
 

@@ -7,13 +7,14 @@ source overrides another: two different values are an error.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from pylo_zoo import config, plain_yaml
 from pylo_zoo.converters import FAMILIES, Family
-from pylo_zoo.errors import ZooError, quoted
+from pylo_zoo.errors import UsageError, ZooError, quoted
 from pylo_zoo.formats import Source, gin
 from pylo_zoo.parsing import Field
 
@@ -40,15 +41,15 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
     for pair in pairs:
         field, equals, text = pair.partition("=")
         if not equals or not field:
-            raise ZooError(f"{OPTION} {pair} is not FIELD=VALUE.", f"Write it like {OPTION} ff_mult=1.0.")
+            raise UsageError(f"{OPTION} {pair} is not FIELD=VALUE.", f"Write it like {OPTION} ff_mult=1.0.")
         try:
             value = _parse_floats(plain_yaml.load(text))
         except plain_yaml.NotPlain as error:
-            raise ZooError(
+            raise UsageError(
                 f"{OPTION} {field}: {quoted(text)} is not YAML: {error}.", "Write lists as [0.9, 0.99, 0.999]."
             ) from error
         if field in settings and settings[field] != value:
-            raise ZooError(f"{OPTION} has two values for {field}.", "Set it once.")
+            raise UsageError(f"{OPTION} has two values for {field}.", "Set it once.")
         settings[field] = value
     return settings
 
@@ -91,7 +92,8 @@ def resolve_fields(
     """
     fields = {field.name for kind in (family.architecture, family.behavior) for field in dataclasses.fields(kind)}
     for statement in statements:
-        Field(statement.values, statement.origin).fields((), optional=fields)
+        with _usage_errors(statement.origin):
+            Field(statement.values, statement.origin).fields((), optional=fields)
     tree = Statement("the tree of leaves", config.to_dict(inferred))
     return (
         _merge(inferred, [tree, *statements]),
@@ -105,7 +107,8 @@ def _merge(record: Any, statements: Sequence[Statement]) -> Any:
     merged: dict[str, tuple[str, Any]] = {}
     for statement in statements:
         for name in base.keys() & statement.values.keys():
-            parsed = config.parse(kind, {**base, name: statement.values[name]}, statement.origin)
+            with _usage_errors(statement.origin):
+                parsed = config.parse(kind, {**base, name: statement.values[name]}, statement.origin)
             value = getattr(parsed, name)
             origin, first = merged.setdefault(name, (statement.origin, value))
             if first != value:
@@ -114,6 +117,17 @@ def _merge(record: Any, statements: Sequence[Statement]) -> Any:
                     "Correct the wrong one; the checkpoint's files cannot be overridden.",
                 )
     return dataclasses.replace(record, **{name: value for name, (_, value) in merged.items()})
+
+
+@contextmanager
+def _usage_errors(origin: str) -> Iterator[None]:
+    """Raise errors of the block as :class:`UsageError` if ``origin`` is the settings, which the user gave."""
+    try:
+        yield
+    except ZooError as error:
+        if origin != SETTINGS:
+            raise
+        raise UsageError(error.message, error.hint) from None
 
 
 def _format(value: Any) -> str:

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pylo_zoo import impostors, limits
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, count
 from pylo_zoo.fetch import http, hub, lockfile, progress, store
 from pylo_zoo.fetch.errors import Conflict, FetchError, Forbidden, NotFound, Unavailable
 from pylo_zoo.fetch.lockfile import Pin
 from pylo_zoo.fetch.part import Part
 from pylo_zoo.fetch.retry import Policy, retrying
-from pylo_zoo.fetch.uris import Location, is_uri, parse, three_ways
+from pylo_zoo.fetch.uris import Location, is_uri, manual_download, parse
 
 __all__ = [
     "Access",
@@ -32,8 +32,8 @@ __all__ = [
     "from_cache",
     "is_cached",
     "is_uri",
+    "manual_download",
     "parse",
-    "three_ways",
 ]
 
 UPDATE = "--update-lock (in Python, load(…, access=Access(update_lock=True)))"
@@ -123,7 +123,7 @@ def fetch(
         try:
             _complete(part, location, sha256 or (recorded.sha256 if recorded else None), bytes, access)
         except Unavailable as error:
-            hint = three_ways(location.uri, location.url, "pass it with --source FILE")
+            hint = manual_download(location.url, "pass it with --source FILE")
             raise Unavailable(error.message, hint) from None
         _check(part, location, sha256, bytes, recorded)
         digest, length = part.sha256, part.count
@@ -265,8 +265,8 @@ def _check(part: Part, location: Location, sha256: str | None, bytes: int | None
     if recorded is not None and (digest, length) != (recorded.sha256, recorded.bytes):
         part.discard()
         raise FetchError(
-            f"{location.uri} has changed since {recorded.date}: its sha256 is {digest} ({length:,} bytes"
-            f"{what and ', ' + what}), and the lock file has {recorded.sha256} ({recorded.bytes:,} bytes).",
+            f"{location.uri} has changed since {recorded.date}: its sha256 is {digest} ({count(length, 'byte')}"
+            f"{what and ', ' + what}), and the lock file has {recorded.sha256} ({count(recorded.bytes, 'byte')}).",
             f"Ask its publisher; if it is expected, or the recorded file was a web page or a pointer, use {UPDATE}.",
         )
     wrong = [

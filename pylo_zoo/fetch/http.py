@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from pylo_zoo import __version__
+from pylo_zoo.errors import count
 from pylo_zoo.fetch.errors import FetchError, Forbidden, NotFound, Transient
 from pylo_zoo.fetch.part import Part
 from pylo_zoo.fetch.retry import Policy
@@ -88,10 +89,10 @@ def _begin(response: http.client.HTTPResponse, part: Part, url: str, expected: i
         total = expected
     if expected is not None and total not in (None, expected):
         part.discard()
-        raise FetchError(f"{redacted(url)} has {total:,} bytes, not {expected:,}.", WRONG_FILE)
+        raise FetchError(f"{redacted(url)} has {count(total, 'byte')}, not {expected:,}.", WRONG_FILE)
     if total is not None and total > part.limit:
         part.discard()
-        raise FetchError(f"{redacted(url)} has {total:,} bytes, more than {part.limit:,}.", "Check the address.")
+        raise FetchError(f"{redacted(url)} has {count(total, 'byte')}, more than {part.limit:,}.", "Check the address.")
     part.restart(validator, total)
     return total
 
@@ -120,7 +121,7 @@ def _chunks(response: http.client.HTTPResponse, policy: Policy) -> Iterator[byte
         arrived += len(chunk)
         if (now := time.monotonic()) - start > policy.timeout:
             if arrived < MIN_BYTES_PER_TIMEOUT:
-                raise Transient(f"sent {arrived} bytes in {now - start:.0f} seconds")
+                raise Transient(f"sent {count(arrived, 'byte')} in {now - start:.0f} seconds")
             start, arrived = now, 0
 
 

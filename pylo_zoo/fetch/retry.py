@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from pylo_zoo.errors import count
 from pylo_zoo.fetch.errors import Transient, Unavailable
 
 Result = TypeVar("Result")
@@ -56,7 +57,7 @@ def retrying(action: Callable[[], Result], what: str, policy: Policy) -> Result:
             fault = error
         if fault.after is not None and fault.after > policy.longest:
             raise Unavailable(
-                f"{what} {fault.what} and requests a wait of {fault.after:,.0f} seconds.",
+                f"{what} {fault.what} and requests a wait of {count(round(fault.after), 'second')}.",
                 "Try again after that time.",
                 fault.after,
             )

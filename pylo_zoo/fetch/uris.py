@@ -159,14 +159,9 @@ def check_url(url: str) -> None:
         )
 
 
-def three_ways(uri: str, files: str, command: str) -> str:
-    """The hint for an unreachable ``uri``: a manual download, a copied cache, or a mirror."""
-    mirror = {"hf": "set HF_ENDPOINT to a mirror", "gs": "set PYLO_ZOO_GCS_ENDPOINT to a mirror"}
-    last = mirror.get(uri.partition("://")[0], "set HTTPS_PROXY to a proxy")
-    return (
-        f"Three ways: download by hand {files}, then {command}; copy another machine's cache and set PYLO_ZOO_HOME to "
-        f"it; or {last}."
-    )
+def manual_download(files: str, command: str) -> str:
+    """The hint for an unreachable server: how to use files that were downloaded in another way."""
+    return f"Download by hand {files}, then {command}."
 
 
 def is_loopback(host: str) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import msgpack
 import numpy as np
 
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, count
 from pylo_zoo.formats.arrays import MAX_TEXT, PLAIN, Array, Budget, Decoded, Path, collect, flatten, rebuild
 from pylo_zoo.formats.msgpack_reader import HINT, Incomplete, Reader
 from pylo_zoo.formats.pickles import WRAPPERS
@@ -63,7 +63,7 @@ def decode(data: bytes, name: str) -> Decoded:
         ) from error
     if reader.left:
         raise ZooError(
-            f"{name} has {reader.left:,} bytes after its flax msgpack data.",
+            f"{name} has {count(reader.left, 'byte')} after its flax msgpack data.",
             "Download or copy it again, and compare its sha256 with the publisher's.",
         )
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import UsageError
 
 SCHEME = "hf://"
 MAIN = "main"
@@ -41,15 +41,14 @@ class Repository:
         """
         name, at, own = text.removeprefix(SCHEME).partition("@")
         if at and revision is not None and revision != own:
-            raise ZooError(f"{text} names a revision other than {revision}.", "Pass only one of them.")
+            raise UsageError(f"{text} names a revision other than {revision}.", "Pass only one of them.")
         chosen = own if at else revision
-        words = name.split("/")
-        if len(words) != 2 or not all(map(_WORD.fullmatch, words)):
+        if not is_repository_name(name):
             pasted = re.fullmatch(r"https://[^/]+/([^/]+/[^/?#]+)(/.*)?", text)
             hint = f"Did you mean {pasted[1]}?" if pasted else FORM
-            raise ZooError(f"{text[:200]!r} is not the name of a repository on the Hub.", hint)
+            raise UsageError(f"{text[:200]!r} is not the name of a repository on the Hub.", hint)
         if chosen is not None and not is_revision(chosen):
-            raise ZooError(f"{name!r}: {chosen[:100]!r} is not a valid revision.", FORM)
+            raise UsageError(f"{name!r}: {chosen[:100]!r} is not a valid revision.", FORM)
         return cls(name, chosen)
 
     @property
@@ -70,6 +69,12 @@ class Repository:
 def is_revision(text: str) -> bool:
     """Whether ``text`` is a valid name of a commit, branch or tag."""
     return len(text) <= 250 and _REVISION.fullmatch(text) is not None
+
+
+def is_repository_name(text: str) -> bool:
+    """Whether ``text`` is a valid ``ORG/NAME``."""
+    words = text.split("/")
+    return len(words) == 2 and all(map(_WORD.fullmatch, words))
 
 
 def is_repository(text: str) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pylo_zoo.errors import ZooError, quoted
+from pylo_zoo.errors import ZooError, count, quoted
 from pylo_zoo.ops.apply import as_scalar, decay_and_step, decay_and_step_together, foreach, together
 from pylo_zoo.ops.layout import LAYOUTS, Layout
 from pylo_zoo.ops.orthogonalize import Coefficients, is_finite_number, orthogonalize_all, resolve_coefficients
@@ -285,7 +285,8 @@ def _check_tensors(params: Sequence[Tensor], grads: Sequence[Tensor], buffers: S
     """Raise for invalid input of :func:`muon` before anything is modified."""
     if not len(params) == len(grads) == len(buffers):
         raise ZooError(
-            f"{len(params)} parameters have {len(grads)} gradients and {len(buffers)} momentum buffers.",
+            f"{count(len(params), 'parameter')} with {count(len(grads), 'gradient')} and "
+            f"{count(len(buffers), 'momentum buffer')}.",
             "Pass one gradient and one buffer per parameter.",
         )
     for p, g, buffer in zip(params, grads, buffers, strict=True):

@@ -24,7 +24,7 @@ class AdafacLO(MLPRuleOptimizer):
         params: parameters or parameter groups (:class:`~pylo_zoo.optim.base.LearnedOptimizer`).
         lr: factor on every step; the weights were trained with 1.
         weight_decay: decoupled, ``p ← p − lr·(step + weight_decay·p)``. The original has none.
-        clip_norm: maximum global norm of the gradient; None disables clipping.
+        clip_norm: maximum global norm of the gradient; None or infinity disables clipping.
         weights: registry name, artifact directory or loaded artifact of family adafac-mlp or mulo. It provides
             ``step_mult`` and the learned decays.
         options: see :class:`~pylo_zoo.optim.options.SharedOptions`.

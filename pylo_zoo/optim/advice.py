@@ -90,19 +90,19 @@ class Candidate(NamedTuple):
     name: str | None
 
 
-def embedding_evidence(candidates: Iterable[Candidate]) -> tuple[Tensor, str] | None:
+def embedding_evidence(candidates: Iterable[Candidate]) -> tuple[Candidate, str] | None:
     """The first candidate that looks like an embedding or an output head, with the reason, or None.
 
     Names and shapes are checked first, then gradients: a batch leaves most rows of an embedding's gradient zero. This
     reads one number per candidate back, in one transfer per device.
     """
     matrices = [each for each in candidates if each.parameter.ndim == 2]
-    for p, _, name in matrices:
-        rows, columns = p.shape
+    for each in matrices:
+        (rows, columns), name = each.parameter.shape, each.name
         if name is not None and NAMES.search(name):
-            return p, f"its name is {name}"
+            return each, f"its name is {name}"
         if rows >= TALL_ROWS and rows >= TALL_RATIO * columns and columns > LORA_RANKS:
-            return p, f"it has {rows / columns:.0f} times as many rows as columns"
+            return each, f"it has {rows / columns:.0f} times as many rows as columns"
     long = [each for each in matrices if each.parameter.shape[0] >= MIN_ROWS and not each.gradient.is_meta]
     for device in {each.gradient.device for each in long}:
         on_device = [each for each in long if each.gradient.device == device]
@@ -110,14 +110,18 @@ def embedding_evidence(candidates: Iterable[Candidate]) -> tuple[Tensor, str] | 
         for each, zeros in zip(on_device, counts, strict=True):
             rows = each.parameter.shape[0]
             if ZERO_ROWS * rows < zeros < rows:
-                return each.parameter, f"{zeros} of the {rows} rows of its gradient are 0"
+                return each, f"{zeros} of the {rows} rows of its gradient are 0"
     return None
 
 
-def embedding_warning(p: Tensor, why: str, rule: str) -> str:
+def embedding_warning(candidate: Candidate, why: str, rule: str) -> str:
     """The warning about an embedding or output head that gets ``rule``."""
+    shape, name = (
+        tuple(candidate.parameter.shape),
+        f" ({candidate.name})" if candidate.name and candidate.name not in why else "",
+    )
     return (
-        f"a parameter of shape {tuple(p.shape)} looks like an embedding or output head ({why}) and takes {rule}, which "
+        f"a parameter of shape {shape}{name} looks like an embedding or output head ({why}) and takes {rule}, which "
         f'is for dense layers. Build groups with param_groups(model), or set rule="adamw" in its group; '
         f'rule="learned" silences this warning ({PAGE}).'
     )

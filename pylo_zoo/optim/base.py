@@ -21,7 +21,7 @@ from pylo_zoo.ops.accumulators import Decays
 from pylo_zoo.ops.gradients import global_norm_scale
 from pylo_zoo.ops.layout import Axes, axes_of
 from pylo_zoo.optim.advice import decay_warning
-from pylo_zoo.optim.checks import check_max_norm, require, to_state_tensors
+from pylo_zoo.optim.checks import check_max_norm, describe_parameter, require, to_state_tensors
 from pylo_zoo.optim.contract import Group, Loss, ParamGrad, ZooOptimizer
 from pylo_zoo.optim.options import SharedOptions, Unpack, check_options
 from pylo_zoo.optim.precision import master_copy, state_dtype, wide_value
@@ -142,7 +142,7 @@ class LearnedOptimizer(ZooOptimizer):
             ``(experts, out, in)`` (SPEC §1).
         defaults: values of the options that a group does not set.
         weights: a registry name, an artifact's directory, or an :class:`~pylo_zoo.artifact.Artifact`.
-        clip_norm: maximum global norm of the gradient; None disables clipping.
+        clip_norm: maximum global norm of the gradient; None or infinity disables clipping.
         options: see :class:`~pylo_zoo.optim.options.SharedOptions`.
 
     Accumulators and arithmetic are float32 for 16- and 32-bit parameters and float64 for float64 parameters.
@@ -325,7 +325,7 @@ class LearnedOptimizer(ZooOptimizer):
             if p.ndim == 3 and p.requires_grad and "layout" not in explicit:
                 self._warn_once(
                     "3d",
-                    f"a parameter of shape {tuple(p.shape)} is read as a 1-d convolution (out, in, width). For stacked "
+                    f"a {describe_parameter(p, group)} is read as a 1-d convolution (out, in, width). For stacked "
                     'weights (experts, in, out), set layout="jax" in its group; layout="torch" silences this warning.',
                 )
 

@@ -22,7 +22,7 @@ from pylo_zoo.ops.rule import Rule, celo2_rule
 from pylo_zoo.ops.trace import record
 from pylo_zoo.optim.adamw import AdamW, adam_fused
 from pylo_zoo.optim.base import Group, Loss, ParamStep, new_counter
-from pylo_zoo.optim.checks import check_betas, check_number
+from pylo_zoo.optim.checks import check_betas, check_limit, check_number
 from pylo_zoo.optim.contract import ParamGrad
 from pylo_zoo.optim.mlp_rule import KernelBatch, Limits, MLPRuleOptimizer, Network, lr_products
 from pylo_zoo.optim.options import SharedOptions, Unpack
@@ -47,10 +47,10 @@ class CELO2(MLPRuleOptimizer):
         adam_lr_mult: AdamW's learning rate is ``lr · adam_lr_mult``.
         adam_betas: AdamW's decays.
         adam_eps: AdamW's epsilon, outside the root.
-        clip_norm: maximum global norm of the gradient; None disables clipping.
+        clip_norm: maximum global norm of the gradient; None or infinity disables clipping.
         weights: registry name, artifact directory or loaded artifact of family celo2 or celo2-base.
         adam_weight_decay: AdamW's weight decay; None uses ``weight_decay``.
-        grad_clip_val: maximum absolute value of a gradient's elements under the learned rule.
+        grad_clip_val: maximum absolute value of a gradient's elements under the learned rule; may be infinite.
         options: see :class:`~pylo_zoo.optim.options.SharedOptions`.
 
     State of a parameter, learned rule: ``momentum [3, *shape]``, ``second_moment [1, *shape]``, and ``row`` and ``col``
@@ -107,8 +107,9 @@ class CELO2(MLPRuleOptimizer):
                 f"A parameter group has {option}={group[option]!r}, which {type(self).__name__} does not support.",
                 'Set the group\'s rule to "adamw" or "learned".',
             )
-        for option in ("adam_lr_mult", "adam_eps", "grad_clip_val"):
+        for option in ("adam_lr_mult", "adam_eps"):
             check_number(option, group[option])
+        check_limit("grad_clip_val", group["grad_clip_val"])
         if group["adam_weight_decay"] is not None:
             check_number("adam_weight_decay", group["adam_weight_decay"])
         check_betas("adam_betas", group["adam_betas"])

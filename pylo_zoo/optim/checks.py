@@ -10,7 +10,7 @@ from numbers import Real
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from pylo_zoo.errors import ZooError, quoted
@@ -90,7 +90,30 @@ def copy_to_device(value: Any, device: torch.device) -> Any:
     return copy.deepcopy(value)
 
 
-def check_parameter(p: Tensor, optimizer: str) -> None:
+def describe_parameter(p: Tensor, group: Mapping[str, Any] | None = None) -> str:
+    """``parameter of shape (4, 3)``, with its name if ``group`` has names."""
+    name = parameter_name(p, group) if group else None
+    return f"parameter of shape {tuple(p.shape)}" + (f" ({name})" if name else "")
+
+
+def check_params(params: Any, owner: str) -> None:
+    """Raise :class:`ZooError` if ``params``, which ``owner`` received, is a module or a list of modules."""
+    listed = params if isinstance(params, (list, tuple)) else [params]
+    for each in listed:
+        if isinstance(each, nn.Module) and not isinstance(each, nn.ParameterList):
+            raise ZooError(
+                f"{owner} received the module {type(each).__name__} instead of parameters.",
+                "Pass model.parameters(), or param_groups(model).",
+            )
+
+
+def parameter_name(p: Tensor, group: Mapping[str, Any]) -> str | None:
+    """The name of ``p`` in its ``group``, or None if the group has no names."""
+    named = zip(group["params"], group.get("param_names") or (), strict=False)
+    return next((name for each, name in named if each is p), None)
+
+
+def check_parameter(p: Tensor, optimizer: str, group: Mapping[str, Any] | None = None) -> None:
     """Raise :class:`ZooError` unless ``p`` can be optimized.
 
     It must be initialized, unsharded and real floating point, and its elements must not share memory.
@@ -98,21 +121,22 @@ def check_parameter(p: Tensor, optimizer: str) -> None:
     Args:
         p: a parameter.
         optimizer: the optimizer's class name, for messages.
+        group: its group, for messages.
     """
     check_initialized(p)
     require(
         not is_sharded(p),
-        f"A parameter of shape {tuple(p.shape)} is sharded ({type(p).__name__}), which is not supported yet.",
+        f"A {describe_parameter(p, group)} is sharded ({type(p).__name__}), which is not supported yet.",
         f"Use DistributedDataParallel or one process: {optimizer} reads whole tensors.",
     )
     require(
         p.is_floating_point(),
-        f"A parameter of shape {tuple(p.shape)} is {p.dtype}.",
+        f"A {describe_parameter(p, group)} is {p.dtype}.",
         f"{optimizer} needs real floating-point parameters; use torch.view_as_real for complex ones.",
     )
     require(
         p.layout == torch.strided and not any(s == 0 and n > 1 for s, n in zip(p.stride(), p.shape, strict=True)),
-        f"A parameter of shape {tuple(p.shape)} is sparse or expanded.",
+        f"A {describe_parameter(p, group)} is sparse or expanded.",
         "Pass p.to_dense() of a sparse tensor, or p.contiguous() of an expanded one.",
     )
 
@@ -126,7 +150,7 @@ def check_initialized(p: Tensor) -> None:
     )
 
 
-def needs_update(p: Tensor) -> bool:
+def needs_update(p: Tensor, group: Mapping[str, Any] | None = None) -> bool:
     """Whether a step updates ``p``, which has a gradient: empty parameters have nothing to update.
 
     Raises:
@@ -135,7 +159,7 @@ def needs_update(p: Tensor) -> bool:
     assert p.grad is not None
     if p.grad.layout != torch.strided:
         raise ZooError(
-            f"The gradient of a parameter of shape {tuple(p.shape)} is sparse.",
+            f"The gradient of a {describe_parameter(p, group)} is sparse.",
             "Build the embedding with sparse=False: the optimizers read every element.",
         )
     return p.numel() > 0
@@ -198,9 +222,20 @@ def check_number(name: str, value: Any, below: float = math.inf, *, positive: bo
 
 
 def check_max_norm(name: str, value: Any) -> float | None:
-    """Return ``value``; raise :class:`ZooError` unless it is a positive finite number, or None for no clipping."""
-    if value is not None:
-        check_number(name, value, positive=True)
+    """Return ``value``, or None if it is infinite; raise :class:`ZooError` unless it is a positive number or None.
+
+    None and infinity disable clipping.
+    """
+    return None if value is None or check_limit(name, value, positive=True) == math.inf else value
+
+
+def check_limit(name: str, value: Any, *, positive: bool = False) -> float:
+    """Return ``value``; raise :class:`ZooError` unless it is a number of at least 0, or infinite for no limit.
+
+    ``positive`` excludes 0.
+    """
+    if isinstance(value, bool) or not isinstance(value, float) or value != math.inf:
+        check_number(name, value, positive=positive)
     return value
 
 

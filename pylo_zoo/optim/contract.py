@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pylo_zoo.errors import ZooError, quoted
+from pylo_zoo.errors import ZooError, count, quoted
 from pylo_zoo.optim.advice import Candidate, embedding_evidence, embedding_warning
 from pylo_zoo.optim.checks import (
     all_finite,
@@ -19,12 +19,14 @@ from pylo_zoo.optim.checks import (
     as_float,
     check_parameter,
     copy_to_device,
+    describe_parameter,
     needs_update,
+    parameter_name,
     require,
     to_state_tensors,
 )
 from pylo_zoo.optim.compiling import exclude_from_compile
-from pylo_zoo.optim.group_options import GROUP_OPTIONS, check_group_options
+from pylo_zoo.optim.group_options import GROUP_OPTIONS, check_group_options, prepare_group
 from pylo_zoo.optim.options import DEFAULTS, PER_OPTIMIZER, HasSharedOptions, SharedOptions, Unpack, check_options
 from pylo_zoo.optim.precision import master_copy, needs_master, without_autocast
 from pylo_zoo.optim.saved_state import (
@@ -127,7 +129,7 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
                 ParamGrad(p, p.grad, group)
                 for group in self.param_groups
                 for p in group["params"]
-                if p.grad is not None and needs_update(p)
+                if p.grad is not None and needs_update(p, group)
             ]
             if grads:
                 self._check_loss(loss)
@@ -185,10 +187,10 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
         if loss_is_finite and all_finite([each.gradient for each in grads]):
             return True
         if self.nonfinite == "raise":
-            bad = [tuple(each.gradient.shape) for each in grads if not all_finite([each.gradient])]
+            bad = [describe_parameter(p, group) for p, g, group in grads if not all_finite([g])]
             shown = loss if isinstance(loss, Tensor) else quoted(loss)
             raise ZooError(
-                f"A gradient is not finite: {len(bad)} of {len(grads)} are not, the first of shape {bad[0]}."
+                f"A gradient is not finite: {len(bad)} of {len(grads)} are not, the first of a {bad[0]}."
                 if bad
                 else f"The loss is not finite: it is {shown}.",
                 'Find the overflow, or set nonfinite="skip" to skip such steps.',
@@ -230,8 +232,7 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
     def _warn_about_embeddings(self, matrices: Sequence[ParamGrad], rule: str) -> None:
         """Warn if a parameter gets ``rule`` by default and looks like an embedding."""
         unset = [each for each in matrices if each.group.get("rule") is None and each.group["layout"] == "torch"]
-        names = {id(p): n for group in self.param_groups for p, n in _named_parameters(group)} if unset else {}
-        evidence = embedding_evidence(Candidate(p, g, names.get(id(p))) for p, g, _ in unset)
+        evidence = embedding_evidence(Candidate(p, g, parameter_name(p, group)) for p, g, group in unset)
         if evidence is not None:
             self._warn_once("embedding", embedding_warning(*evidence, rule))
 
@@ -259,7 +260,7 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
         """Raise if a parameter without state is invalid."""
         for each in grads:
             if not self._has_state(each):
-                check_parameter(each.parameter, type(self).__name__)
+                check_parameter(each.parameter, type(self).__name__, each.group)
 
     def _check_route(self, p: Tensor, group: Group) -> None:
         """Raise if the state of ``p`` does not fit because its route changed."""
@@ -269,7 +270,7 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
     def add_param_group(self, param_group: Group) -> None:
         """Check and add a group (:meth:`torch.optim.Optimizer.add_param_group`); an invalid group is not kept."""
         explicit = frozenset(param_group)
-        super().add_param_group(param_group)
+        super().add_param_group(prepare_group(self.param_groups, param_group))
         group = self.param_groups[-1]
         try:
             self._check_group(group, explicit)
@@ -285,8 +286,8 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
         """The options of each group, without the run's state."""
         lines = [f"{type(self).__name__} ("]
         for number, group in enumerate(self.param_groups):
-            count = sum(p.numel() for p in group["params"])
-            lines.append(f"Parameter Group {number}: {count:,} parameters in {len(group['params'])} tensors")
+            parameters = count(sum(p.numel() for p in group["params"]), "parameter")
+            lines.append(f"Parameter Group {number}: {parameters} in {count(len(group['params']), 'tensor')}")
             shown = {key: value for key, value in group.items() if key in self.defaults or key in GROUP_OPTIONS}
             hidden = ("params", "param_names", "format_version")
             lines += [f"    {key}: {value}" for key, value in sorted(shown.items()) if key not in hidden]
@@ -387,10 +388,6 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
         own = {name: value for name, value in entry.items() if name in expected or name in OWN_STATE}
         others = {name: copy_to_device(value, p.device) for name, value in entry.items() if name not in own}
         return {**to_state_tensors(own, expected, p.device, owner), **others} if own or not others else others
-
-
-def _named_parameters(group: Group) -> Iterable[tuple[Tensor, str]]:
-    return zip(group["params"], group.get("param_names") or (), strict=False)
 
 
 def _is_real_scalar(value: Any) -> bool:

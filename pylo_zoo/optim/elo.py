@@ -20,7 +20,7 @@ class ELO(AdafacLO):
         params: parameters or parameter groups (:class:`~pylo_zoo.optim.base.LearnedOptimizer`).
         lr: step size.
         weight_decay: decoupled, ``p ← p − lr·(step + weight_decay·p)``.
-        clip_norm: maximum global norm of the gradient; None disables clipping.
+        clip_norm: maximum global norm of the gradient; None or infinity disables clipping.
         weights: registry name, artifact directory or loaded artifact of family elo.
         options: see :class:`~pylo_zoo.optim.options.SharedOptions`.
 

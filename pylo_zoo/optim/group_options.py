@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pylo_zoo.errors import ZooError, nearest
 from pylo_zoo.ops.layout import LAYOUTS
-from pylo_zoo.optim.checks import check_flag, check_initialized, check_number, check_parameter, require
+from pylo_zoo.optim.checks import check_flag, check_initialized, check_number, check_parameter, check_params, require
 from pylo_zoo.optim.options import PER_OPTIMIZER
+from pylo_zoo.optim.route_table import position_names
 
 RULES = ("learned", "adamw")
 GROUP_OPTIONS = ("params", "param_names", "layout", "rule", "width_mult", "initial_lr", "max_lr", "min_lr")
@@ -21,6 +24,30 @@ ALIASES = {"learning_rate": "lr", "wd": "weight_decay"}
 """Names that people use for an option, and its name here."""
 UNSUPPORTED = ("maximize", "amsgrad", "differentiable")
 """Options of torch's optimizers that change the update and are not supported; False is accepted."""
+
+
+def prepare_group(groups: Sequence[dict[str, Any]], group: dict[str, Any]) -> dict[str, Any]:
+    """``group`` as torch accepts it next to ``groups``: with names if ``groups`` have names, otherwise without.
+
+    Parameters without names are named by their position.
+
+    Raises:
+        ZooError: the group holds a module instead of parameters.
+    """
+    if not isinstance(group, dict) or "params" not in group or isinstance(group["params"], set):
+        return group  # torch reports it
+    check_params(group["params"], "A parameter group")
+    if not groups:
+        return group
+    params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+    has_names = "param_names" in group or any(isinstance(each, tuple) for each in params)
+    prepared = {**group, "params": params}
+    if has_names and "param_names" not in groups[0]:
+        prepared["params"] = [each[1] if isinstance(each, tuple) else each for each in params]
+        prepared.pop("param_names", None)
+    elif not has_names and "param_names" in groups[0]:
+        prepared["param_names"] = position_names(len(groups), len(params))
+    return prepared
 
 
 def check_group_options(optimizer: torch.optim.Optimizer, group: dict[str, Any], explicit: frozenset[str]) -> None:
@@ -58,4 +85,4 @@ def check_group_options(optimizer: torch.optim.Optimizer, group: dict[str, Any],
     for p in group["params"]:
         check_initialized(p)
         if p.requires_grad:  # frozen parameters may have any dtype and layout, as in quantized models
-            check_parameter(p, type(optimizer).__name__)
+            check_parameter(p, type(optimizer).__name__, group)

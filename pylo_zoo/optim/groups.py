@@ -66,9 +66,9 @@ def param_groups(
         defaults: options of every group, such as ``weight_decay=0.1``. Options of your groups override them.
 
     Returns:
-        Groups for any optimizer of this package. They have ``param_names``, so torch 2.6 and newer require names in
-        groups added later, and ``width_mult`` if all parameters have ``infshape`` of the ``mup`` package. Optimizers
-        without AdamW ignore ``rule``.
+        Groups for any optimizer of this package. They have ``param_names``, which :mod:`torch.optim` requires of groups
+        added later and this package's optimizers do not, and ``width_mult`` if all parameters have ``infshape`` of the
+        ``mup`` package. Optimizers without AdamW ignore ``rule``.
 
     Raises:
         ZooError: a pattern matches no parameter, a value is unknown, or a group has a parameter of another model.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, TypedDict, get_type_hints
 
 from pylo_zoo.kernels import BACKENDS
-from pylo_zoo.optim.checks import require
+from pylo_zoo.optim.checks import check_params, require
 
 if sys.version_info >= (3, 11):
     from typing import Unpack
@@ -62,7 +62,8 @@ class HasSharedOptions:
     if not TYPE_CHECKING:  # type checkers should see __init__ only
 
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-            """Check the names first: ``**options`` must not set other arguments of a base class."""
+            """First reject a module as ``params``, and ``**options`` that set other arguments of a base class."""
+            check_params(kwargs.get("params", args[0] if args else None), cls.__name__)
             parameters = cls.__signature__.parameters
             if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
                 _check_names(cls, kwargs.keys() - parameters.keys())

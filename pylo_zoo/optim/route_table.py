@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from pylo_zoo.errors import count
+
 
 @dataclass(frozen=True)
 class Route:
@@ -93,7 +95,7 @@ class Routes(tuple[Route, ...]):
             for rule in sorted({route.rule or "auto" for route in self}, key=_summary_order)
         }
         parts = ", ".join(f"{rule} {_format_count(size)}" for rule, size in sizes.items())
-        lines = [f"{len(self)} parameters, {_format_count(sum(sizes.values()))} elements: {parts or 'none'}"]
+        lines = [f"{count(len(self), 'parameter')}, {_format_count(sum(sizes.values()))} elements: {parts or 'none'}"]
         if "auto" in sizes:
             lines.append("auto: the checkpoint decides; CELO2 uses AdamW, CELO2-base the learned rule")
         if self.frozen:
@@ -113,13 +115,18 @@ def routes_of(
     """
     routes, frozen = [], []
     for number, group in enumerate(groups):
-        names = group.get("param_names") or [f"group {number}, parameter {k}" for k in range(len(group["params"]))]
+        names = group.get("param_names") or position_names(number, len(group["params"]))
         for name, p in zip(names, group["params"], strict=True):
             if p.requires_grad or (p.is_floating_point() and p.grad is not None):
                 routes.append(Route(name, tuple(p.shape), group["layout"], *decide(p, group), group=number))
             else:
                 frozen.append(name)
     return Routes(routes, frozen)
+
+
+def position_names(number: int, count: int) -> list[str]:
+    """Names for the ``count`` parameters of group ``number``."""
+    return [f"group {number}, parameter {k}" for k in range(count)]
 
 
 def _summary_order(rule: str) -> tuple[int, str]:

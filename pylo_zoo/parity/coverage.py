@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from pylo_zoo.errors import count
 from pylo_zoo.parity.cases import CASES, LONG
 from pylo_zoo.parity.plan import NOT_COVERED
 from pylo_zoo.parity.quantities import order
@@ -34,7 +35,7 @@ def coverage(
         "options": _unique(check.name for check in steps if check.kind == "options"),
         "flags": _unique(check.name for check in steps if check.kind == "flags"),
         "length": [
-            f"{n} steps" for n in sorted({1, *(check.steps for check in checks if check.level == "trajectory")})
+            count(n, "step") for n in sorted({1, *(check.steps for check in checks if check.level == "trajectory")})
         ],
         "quantity": _unique(quantity for each in comparisons for _, quantity in each.reference.ledger.keys),
     }

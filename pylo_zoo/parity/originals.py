@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from pylo_zoo import config
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, count
 
 __all__ = [
     "FLOOR",
@@ -311,8 +311,8 @@ def _check_inputs(
     if losses is None and not original.needs_loss:
         return [0.0] * len(grads)
     if losses is None or len(losses) != len(grads):
-        count = 0 if losses is None else len(losses)
-        raise ZooError(f"{count} losses are given for {len(grads)} steps.", "Pass one loss per step.")
+        given = count(0 if losses is None else len(losses), "loss")
+        raise ZooError(f"{given} for {count(len(grads), 'step')}.", "Pass one loss per step.")
     return [float(loss) for loss in losses]
 
 

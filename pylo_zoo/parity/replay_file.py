@@ -19,7 +19,7 @@ from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.parity.cases import REGIMES, Case
 from pylo_zoo.parity.forward import Network
 from pylo_zoo.parity.steps import LAYOUTS
-from pylo_zoo.parity.trajectory import WholeRun, Original
+from pylo_zoo.parity.trajectory import Original, WholeRun
 from pylo_zoo.parsing import Field, is_finite
 
 MAX_RUNS = 8

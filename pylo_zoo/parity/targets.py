@@ -14,7 +14,7 @@ from pylo_zoo import converters, parity, registry
 from pylo_zoo.artifact import PAGE, Artifact, check_not_own_file, write_parity
 from pylo_zoo.convert import convert, original
 from pylo_zoo.converters.base import leaf_shapes
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import UsageError, ZooError
 from pylo_zoo.fetch import Access, fetch, is_uri
 from pylo_zoo.fetch.errors import Forbidden, NotFound, Unavailable
 from pylo_zoo.files import check_target, write_file
@@ -96,6 +96,11 @@ def _original(artifact: Artifact, source: str | Path | None, access: Access | No
 def replay_target(target: str | Path, *, access: Access | None = None) -> Report:
     """Run :func:`~pylo_zoo.parity.replay` on ``target``, a directory or ``hf://ORG/NAME``."""
     on_the_hub = isinstance(target, str) and target.startswith("hf://")
+    name = str(target)
+    if name.startswith(RANDOM) or (name in registry.load_registry() and not Path(name).is_dir()):
+        raise UsageError(
+            f"{name} has no stored vectors to replay.", "Pass an artifact's directory, or leave --replay out."
+        )
     return replay(load(target if on_the_hub else Path(target), proven=False, access=access))
 
 

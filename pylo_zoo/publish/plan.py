@@ -14,7 +14,7 @@ from typing import Any
 from pylo_zoo import __version__, limits, registry
 from pylo_zoo import artifact as artifacts
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import UsageError, ZooError
 from pylo_zoo.files import read_regular
 from pylo_zoo.hub.api import RemoteFile
 from pylo_zoo.hub.names import Repository
@@ -149,7 +149,7 @@ def prepare(
 def _expected_files(directory: Path) -> tuple[str, ...]:
     """The file names in ``directory``, which must all belong to an artifact."""
     if not directory.is_dir():
-        raise ZooError(f"{directory} is not a directory.", "Make an artifact with `pylo-zoo convert`.")
+        raise artifacts.no_directory(directory)
     names = sorted(name for name in os.listdir(directory) if not left_behind(name))
     if foreign := [name for name in names if name not in artifacts.OWN_FILES]:
         raise ZooError(
@@ -180,7 +180,7 @@ def is_entry_of(entry: Entry, artifact: Artifact) -> bool:
 
 def _license(artifact: Artifact, entry: Entry | None, stated: str | None) -> str:
     if stated is not None and (not LICENSE.fullmatch(stated) or stated.lower() == UNKNOWN):
-        raise ZooError(f"{stated!r} is not a license.", "Pass an SPDX identifier, such as MIT, or `other`.")
+        raise UsageError(f"{stated!r} is not a license.", "Pass an SPDX identifier, such as MIT, or `other`.")
     known = (artifact.source.license if entry is None else entry.license).strip() or UNKNOWN
     is_known = known.lower() != UNKNOWN
     if stated is None and not is_known:

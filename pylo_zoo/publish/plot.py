@@ -224,7 +224,7 @@ def _draw_trajectory(axes: Axes, checks: Sequence[Check]) -> None:
     axes.set_yticks([10.0**power for power in powers], [_power_label(power) for power in powers])
     axes.minorticks_off()
     axes.set_xlim(1, max(check.steps for check in checks))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(color="#dddddd", linewidth=0.6, zorder=1)
     axes.set_ylabel("error / movement")
     title = f"Trajectory “{_clip(checks[0].name, 20)}”, both sides run separately: worst parameter (dashed: bounds)"

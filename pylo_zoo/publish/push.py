@@ -15,7 +15,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from pylo_zoo import artifact
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import UsageError, ZooError
 from pylo_zoo.fetch import Access, Conflict, FetchError, NotFound, Unavailable
 from pylo_zoo.hub.api import Hub, Refs, Snapshot
 from pylo_zoo.hub.names import COMMIT, MAIN, Repository, is_revision
@@ -57,7 +57,7 @@ def publish(
     access, options = access or Access(), options or Options()
     repo = Repository.parse(repo_id)
     if repo.revision is not None:
-        raise ZooError(f"{repo_id} names a revision.", "Pass ORG/NAME, and the branch with --revision.")
+        raise UsageError(f"{repo_id} names a revision.", "Pass ORG/NAME, and the branch with --revision.")
     token = _token(access)
     _check_options(options, token)
     plan = prepare(directory, repo, license=license, allow_unverified=allow_unverified, token=token)
@@ -74,22 +74,22 @@ def send(plan: PublishPlan, options: Options, access: Access) -> Published:
 def _check_options(options: Options, token: str | None) -> None:
     for option, name in (("--revision", options.branch), ("--tag", options.tag)):
         if name is not None and (COMMIT.fullmatch(name) or name.startswith("refs/")):
-            raise ZooError(f"{option} {name} is a commit or a reference.", f"Choose another name with {option}.")
+            raise UsageError(f"{option} {name} is a commit or a reference.", f"Choose another name with {option}.")
         if name is not None and not is_revision(name):
-            raise ZooError(
+            raise UsageError(
                 f"{option} {name[:100]!r} is not a valid name.", "Use letters, digits, and . _ - + / between them."
             )
     if options.branch is not None and options.branch == options.tag:
-        raise ZooError(f"The branch and the tag have the same name {options.tag}.", "Rename one of them.")
+        raise UsageError(f"The branch and the tag have the same name {options.tag}.", "Rename one of them.")
     if leaks := list(secrets.find_secrets({"--commit-message": (options.message or "").encode()}, token)):
         raise ZooError(f"{'; '.join(leaks)}.", "Remove it, and revoke it if anyone has seen it.")
     if options.create_pr and (options.branch not in (None, MAIN) or options.tag is not None):
-        raise ZooError(
+        raise UsageError(
             "--create-pr cannot be combined with --revision or --tag: a pull request has no tag and targets main.",
             "Leave --revision and --tag out.",
         )
     if options.create_pr and options.registry is not None:
-        raise ZooError("--create-pr cannot be combined with --update-registry.", "Pin the commit after the merge.")
+        raise UsageError("--create-pr cannot be combined with --update-registry.", "Pin the commit after the merge.")
 
 
 def _token(access: Access) -> str | None:

@@ -14,7 +14,7 @@ import yaml
 
 from pylo_zoo import artifact, registry
 from pylo_zoo.config import to_dict
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, reason
 from pylo_zoo.fetch import store
 from pylo_zoo.files import read_regular, write_file
 from pylo_zoo.hub.names import Repository
@@ -67,7 +67,7 @@ def _changed(path: Path, plan: PublishPlan, commit: str, hashes: Mapping[str, st
     try:
         text = read_regular(path, registry.MAX_BYTES, HINT).decode()
     except UnicodeDecodeError as error:
-        raise ZooError(f"{path} cannot be read: {error}.", HINT) from error
+        raise ZooError(f"{path} cannot be read: {reason(error)}.", HINT) from error
     name, is_new = _choose_entry(_parse(path, text), plan)
     pinned = {file: hashes[file] for file in PINNED if file in hashes}
     entry = {KEY: {"uri": plan.repo.at(commit).uri, "sha256": pinned}}

@@ -6,6 +6,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 
+from pylo_zoo.errors import count
 from pylo_zoo.report import phrases
 from pylo_zoo.report.phrases import UNITS, number
 from pylo_zoo.report.records import Check, Control, Explanation, Report
@@ -52,12 +53,10 @@ def _check(suite: ET.Element, check: Check, report: Report) -> None:
     error, unit = check.errors[check.worst], UNITS.get(check.level, "")
     message = f"{check.worst}: off by {number(error.error)} {unit} (allowed: {number(error.allowed)})"
     if error.passed and check.broken:
-        message = (
-            f"{phrases.count(len(check.broken), 'intermediate quantity')} outside the bounds, first {check.broken[0]}"
-        )
+        message = f"{count(len(check.broken), 'intermediate quantity')} outside the bounds, first {check.broken[0]}"
     elif error.passed:
-        message = f"{phrases.count(check.steps, 'step')} compared"
-    lines = [f"{name}, {phrases.count(check.steps, 'step')}"]
+        message = f"{count(check.steps, 'step')} compared"
+    lines = [f"{name}, {count(check.steps, 'step')}"]
     for parameter, each in check.errors.items():
         if not each.passed:
             lines.append(f"{parameter}: {number(each.error)} {unit} (allowed: {number(each.allowed)})")
@@ -102,11 +101,11 @@ def _report(report: Report) -> ET.Element:
         for word, names in (("missing", leaves.missing), ("extra", leaves.extra), ("differing", leaves.differing))
         for name in names
     ]
-    name = f"{phrases.count(leaves.compared, 'leaf')} equal bit for bit"
+    name = f"{count(leaves.compared, 'leaf')} equal bit for bit"
     broken = phrases.broken_leaves(report) or "no leaf was compared"
     _case(suite, "leaves", name, *(() if leaves.passed else ("failure", broken, "\n".join(lines))))
     statements = report.statements
-    message = phrases.count(len(statements.contradictions), "contradiction")
+    message = count(len(statements.contradictions), "contradiction")
     failure = "failure", message, "\n".join(statements.contradictions)
     _case(suite, "statements", "fields that the source states", *(() if statements.passed else failure))
     for check in report.checks:

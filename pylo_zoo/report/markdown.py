@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from pylo_zoo.errors import count
 from pylo_zoo.report import phrases
 from pylo_zoo.report.phrases import WORDS, number, percent, plain, ulps
 from pylo_zoo.report.records import Report
@@ -59,7 +60,7 @@ def _levels(report: Report) -> Iterator[str]:
 def _coverage(report: Report) -> str:
     assert report.coverage is not None
     covered = (
-        phrases.count(len(values), {"options": "option", "flags": "changed behavior"}.get(dimension, dimension))
+        count(len(values), {"options": "option", "flags": "changed behavior"}.get(dimension, dimension))
         for dimension, values in report.coverage.covered.items()
         if values
     )

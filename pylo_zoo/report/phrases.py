@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from pylo_zoo.errors import count
 from pylo_zoo.report.records import Check, Error, Explanation, Link, Report
 
 NONE = "–"
@@ -71,12 +72,6 @@ def format_pair(ours: float, theirs: float) -> tuple[str, str]:
         return a, b
 
     return next((pair for digits in (6, 9, 13) if len(set(pair := formatted(digits))) == 2), formatted(17))
-
-
-def count(n: int, noun: str) -> str:
-    """``1 leaf``, ``2 leaves``."""
-    plural = {"leaf": "leaves", "quantity": "quantities", "family": "families"}.get(noun, noun + "s")
-    return f"{n:,} {noun if n == 1 else plural}"
 
 
 def short_name(name: str) -> str:
@@ -329,7 +324,7 @@ def evidence(report: Report) -> Iterator[str]:
             )
     if applicable(report):
         yield f"{caught(report)} of {applicable(report)} planted faults were caught"
-    yield f"{equal_leaves(report)} of {report.leaves.compared} leaves are equal bit for bit"
+    yield f"{equal_leaves(report)} of {count(report.leaves.compared, 'leaf')} are equal bit for bit"
 
 
 def verdict(report: Report) -> str:
@@ -339,7 +334,7 @@ def verdict(report: Report) -> str:
     if report.status == "failed":
         outcome = "was not proven to match" if report.comparisons_passed else "does not match"
         return f"The torch port of {report.name} {outcome} its JAX original. " + " ".join(failures(report))
-    leaves = f"{equal_leaves(report)} of {report.leaves.compared} leaves are equal bit for bit"
+    leaves = f"{equal_leaves(report)} of {count(report.leaves.compared, 'leaf')} are equal bit for bit"
     return f"The torch port of {report.name} was not compared with its JAX original: {report.reason}. But {leaves}."
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pylo_zoo.errors import count
 from pylo_zoo.report import bounds, phrases
 from pylo_zoo.report.records import Check, Control, Error, Explanation, Report
 
@@ -148,10 +149,10 @@ def _table(title: str) -> Table:
 
 def _add_leaves_and_statements(table: Table, report: Report) -> None:
     broken = [*report.leaves.missing, *report.leaves.extra, *report.leaves.differing]
-    where = broken[0] if broken else f"{report.leaves.compared} leaves"
+    where = broken[0] if broken else count(report.leaves.compared, "leaf")
     table.add_row("leaves", "bit for bit", f"{len(broken)} differ", "", "", where, _verdict(report.leaves.passed))
     differing, unsaid = f"{len(report.statements.contradictions)} differ", len(report.statements.unsaid)
-    unchecked = f"{phrases.count(unsaid, 'field')} not stated" if unsaid else ""
+    unchecked = f"{count(unsaid, 'field')} not stated" if unsaid else ""
     table.add_row("behavior", "as its source states", differing, "", "", unchecked, _verdict(report.statements.passed))
 
 
@@ -177,7 +178,7 @@ def _add_kernels(table: Table, report: Report) -> None:
                 runs, passed = len({check.name for check in checks}), all(check.passed for check in checks)
                 significant = [_without_loose_errors(check) for check in checks]
                 tight = [check for check in significant if not all(map(phrases.loose, check.errors.values()))]
-                row = f"{device} kernels", f"{title}, {phrases.count(runs, 'run')}"
+                row = f"{device} kernels", f"{title}, {count(runs, 'run')}"
                 table.add_row(*row, *_numbers(tight or significant), _verdict(passed))
 
 
@@ -203,7 +204,7 @@ def _describe_level(level: str, kind: str) -> str:
 
 def _describe_run(name: str, checks: Sequence[Check]) -> str:
     short = name.partition(":")[0]
-    return f"{short}, {checks[0].steps} steps" if checks[0].level == "trajectory" else short
+    return f"{short}, {count(checks[0].steps, 'step')}" if checks[0].level == "trajectory" else short
 
 
 def _numbers(checks: Sequence[Check]) -> tuple[str, str, str, str]:

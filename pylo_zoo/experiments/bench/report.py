@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from pylo_zoo import __version__
-from pylo_zoo.errors import ZooError, quoted
+from pylo_zoo.errors import ZooError, quoted, reason
 from pylo_zoo.experiments.bench.measuring import Spread, spread
 from pylo_zoo.files import read_text, write_file
 from pylo_zoo.parsing import Field, is_text
@@ -234,9 +234,12 @@ def read(path: Path) -> Report:
     """
     try:
         return _report(Field(json.loads(read_text(path)), "it", HINT))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.message if isinstance(error, ZooError) else f"{error}."
-        raise ZooError(f"{path} is not a benchmark report: {reason}", HINT) from error
+    except OSError as error:
+        problem = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {reason(error)}"
+        raise ZooError(f"{path} {problem}.", "Pass a file that `pylo-zoo bench --out FILE` wrote.") from error
+    except (ValueError, RecursionError) as error:
+        problem = error.message if isinstance(error, ZooError) else f"{error}."
+        raise ZooError(f"{path} is not a benchmark report: {problem}", HINT) from error
 
 
 def _report(root: Field) -> Report:

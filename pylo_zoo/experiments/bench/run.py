@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from pylo_zoo.errors import ZooError, quoted
+from pylo_zoo.errors import UsageError, ZooError, quoted
 from pylo_zoo.experiments import peak_memory
 from pylo_zoo.experiments.bench import measuring, report, shapes, subjects
 from pylo_zoo.experiments.bench.report import Cell, LeftOut, Report
@@ -79,20 +79,22 @@ class BenchPlan:
 
     def _check(self) -> None:
         if not self.optimizers or not self.shape_sets or not self.backends:
-            raise ZooError("optimizers, backends or shape_sets is empty.", f"Name at least one of each, or use {ALL}.")
+            raise UsageError(
+                "optimizers, backends or shape_sets is empty.", f"Name at least one of each, or use {ALL}."
+            )
         for backend in self.backends:
             if backend not in (ALL, *report.BACKENDS):
-                raise ZooError(f"Unknown backend {backend!r}.", f"Use {', '.join(report.BACKENDS)}, or {ALL}.")
+                raise UsageError(f"Unknown backend {backend!r}.", f"Use {', '.join(report.BACKENDS)}, or {ALL}.")
         if self.steps < measuring.MIN_PAIRS:
-            raise ZooError(f"steps is {self.steps}.", f"It must be at least {measuring.MIN_PAIRS}.")
+            raise UsageError(f"steps is {self.steps}.", f"It must be at least {measuring.MIN_PAIRS}.")
         if not is_finite(self.seconds) or self.seconds <= 0:
-            raise ZooError(f"seconds is {quoted(self.seconds)}.", "It must be above 0.")
+            raise UsageError(f"seconds is {quoted(self.seconds)}.", "It must be above 0.")
         if self.threads is not None and self.threads < 1:
-            raise ZooError(f"threads is {self.threads}.", "It must be at least 1.")
+            raise UsageError(f"threads is {self.threads}.", "It must be at least 1.")
         if self.dtype not in DTYPES:
-            raise ZooError(f"dtype is {self.dtype!r}.", f"Use {', '.join(DTYPES)}.")
+            raise UsageError(f"dtype is {self.dtype!r}.", f"Use {', '.join(DTYPES)}.")
         if self.device not in DEVICES:
-            raise ZooError(f"device is {self.device!r}.", f"Use {' or '.join(DEVICES)}.")
+            raise UsageError(f"device is {self.device!r}.", f"Use {' or '.join(DEVICES)}.")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ZooError("No CUDA device is available.", "Use the device cpu.")
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pylo_zoo.errors import ZooError, did_you_mean
+from pylo_zoo.errors import UsageError, did_you_mean
 
 VALUE, GRADIENT = 0.02, 0.01
 """Standard deviations of parameters and gradients."""
@@ -137,5 +137,5 @@ def find_shape_set(name: str) -> ShapeSet:
     """
     if name not in SHAPE_SETS:
         listing = f"Shape sets: {', '.join(SHAPE_SETS)}, all."
-        raise ZooError(f"Unknown shape set {name!r}.", did_you_mean(name, SHAPE_SETS, listing))
+        raise UsageError(f"Unknown shape set {name!r}.", did_you_mean(name, SHAPE_SETS, listing))
     return SHAPE_SETS[name]

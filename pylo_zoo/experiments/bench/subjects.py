@@ -17,14 +17,15 @@ from torch import Tensor
 
 from pylo_zoo import converters, registry
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.errors import ZooError, did_you_mean
+from pylo_zoo.errors import UsageError, ZooError, did_you_mean
 from pylo_zoo.experiments.bench.report import TORCH
 from pylo_zoo.experiments.bench.shapes import Parameters
+from pylo_zoo.files import is_local
 from pylo_zoo.ops.layout import axes_of
 from pylo_zoo.ops.orthogonalize import COEFFICIENTS, orthogonalize_all, resolve_coefficients
 from pylo_zoo.optim import Muon, optimizer_class
 from pylo_zoo.samples.random_weights import RANDOM, random_artifact
-from pylo_zoo.weights import load
+from pylo_zoo.weights import load, no_artifact
 
 HORIZON = 100_000
 """The ``num_steps`` of VeLO, Celo and CeloAdam."""
@@ -208,10 +209,12 @@ def find_subject(name: str) -> Subject:
     if name in SUBJECTS:
         return SUBJECTS[name]
     if not name.startswith(("hf://", RANDOM)) and not Path(name).is_dir() and name not in registry.load_registry():
+        if "/" in name or is_local(name):
+            raise no_artifact(name)
         known = [*SUBJECTS, *registry.load_registry()]
         listing = (
             f"Optimizers: {', '.join(SUBJECTS)}, names from `pylo-zoo list`, an artifact directory, random:FAMILY, all."
         )
-        raise ZooError(f"Unknown optimizer {name!r}.", did_you_mean(name, known, listing))
+        raise UsageError(f"Unknown optimizer {name!r}.", did_you_mean(name, known, listing))
     artifact = load(name)
     return Subject(name, artifact.name, partial(_learned, lambda: artifact), weights=artifact.name)

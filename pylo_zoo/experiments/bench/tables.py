@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from pylo_zoo.errors import count
 from pylo_zoo.experiments.bench.report import Cell, Machine, Report
 from pylo_zoo.experiments.bench.shapes import SHAPE_SETS
 
@@ -79,16 +80,14 @@ def _width(column: Column, cells: Sequence[Cell], machine: Machine) -> int:
 def title(name: str, cells: Sequence[Cell]) -> str:
     """A line about a shape set."""
     about = f": {SHAPE_SETS[name].about}" if name in SHAPE_SETS else ""
-    tensors = f"{cells[0].tensors:,} tensor{'s' if cells[0].tensors > 1 else ''}"
-    return f"{name}{about}; {cells[0].parameters:,} parameters in {tensors}"
+    return f"{name}{about}; {count(cells[0].parameters, 'parameter')} in {count(cells[0].tensors, 'tensor')}"
 
 
 def about_machine(machine: Machine, dtype: str) -> str:
     """A line about the machine, its load and the date."""
-    cores = f"{machine.cores} core{'s' if machine.cores > 1 else ''}"
+    cores, threads = count(machine.cores, "core"), count(machine.threads, "thread")
     processor = machine.cpu if machine.device == "cpu" else f"{machine.device} ({machine.cpu})"
     load = f"; load {' to '.join(f'{each:.1f}' for each in machine.load)}" if machine.load else ""
-    threads = f"{machine.threads} thread{'s' if machine.threads > 1 else ''}"
     return (
         f"{processor}, {cores}, {threads}, {dtype}, torch {machine.torch}, {machine.date[:10]}; "
         f"copies {machine.copies / 1e9:.3g} GB/s{load}" + ("; **busy**" if machine.busy else "")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pylo_zoo import registry
-from pylo_zoo.errors import ZooError, did_you_mean, quoted
+from pylo_zoo.errors import UsageError, did_you_mean, quoted
 from pylo_zoo.experiments.tasks import Task
 from pylo_zoo.experiments.train import recipes, schedules
 from pylo_zoo.experiments.train.recipes import BASELINES, Recipe
@@ -125,12 +125,12 @@ def plan_comparison(request: CompareRequest, access: Access | None = None) -> Co
     """
     names = list(dict.fromkeys(request.optimizers))
     if not names:
-        raise ZooError("No optimizer is named.", "Name some, such as adamw,muon,velo-sample.")
+        raise UsageError("No optimizer is named.", "Name some, such as adamw,muon,velo-sample.")
     if len(names) < len(request.optimizers):
         twice = next(name for name in names if list(request.optimizers).count(name) > 1)
-        raise ZooError(f"{twice} is named twice.", "Name each optimizer once.")
+        raise UsageError(f"{twice} is named twice.", "Name each optimizer once.")
     if request.seeds < 1 or request.seeds > TUNING_SEED or (request.tune_steps or 1) < 1:
-        raise ZooError(
+        raise UsageError(
             f"seeds is {request.seeds} and tune_steps is {request.tune_steps}.",
             f"Use 1 to {TUNING_SEED:,} seeds and at least 1 step.",
         )
@@ -138,9 +138,9 @@ def plan_comparison(request: CompareRequest, access: Access | None = None) -> Co
     _check_names(request.lrs, names, "--lr")
     for name, lr in request.lrs.items():
         if not is_finite(lr) or lr <= 0:
-            raise ZooError(f"The learning rate of {name} is {quoted(lr)}.", "It must be above 0.")
+            raise UsageError(f"The learning rate of {name} is {quoted(lr)}.", "It must be above 0.")
         if name in (request.tune or ()):
-            raise ZooError(f"{name} has both --tune and --lr.", "Leave one of the two out.")
+            raise UsageError(f"{name} has both --tune and --lr.", "Leave one of the two out.")
     if request.schedule is not None:
         schedules.check(request.schedule)
     # Check all names before any data or weights are loaded.
@@ -184,7 +184,7 @@ def _check_names(option_names: Mapping[str, Any] | Sequence[str], names: Sequenc
     for name in option_names:
         if name not in names:
             hint = did_you_mean(name, names, f"Compared: {', '.join(names)}.")
-            raise ZooError(f"{option} names {name!r}, which is not compared.", hint)
+            raise UsageError(f"{option} names {name!r}, which is not compared.", hint)
 
 
 def _with_schedule(recipe: Recipe, request: CompareRequest) -> Recipe:

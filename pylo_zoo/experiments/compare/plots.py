@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, count
 from pylo_zoo.experiments.compare import words
 from pylo_zoo.experiments.compare.figures import Band, RunRecord, band, diverged, smoothed
 from pylo_zoo.experiments.compare.plan import LAST
@@ -24,6 +24,8 @@ WIDTH, HEIGHT, DPI = 6.0, 4.2, 200
 POINTS = 600
 """Maximum number of points per curve."""
 GRAY = "#555555"
+STEP = "step"
+"""The label of an axis with whole numbers."""
 LOG_RATIO = 20
 """If the ratio of the longest to the shortest time is larger, the scale is logarithmic."""
 
@@ -56,11 +58,11 @@ def draw(results: Mapping[str, Any], outcomes: Sequence[Outcome]) -> dict[str, b
         "equal": f"{seeds} seeds, all equal; ",
         "several": f"median of {seeds} seeds, shaded: min–max; ",
     }[words.seed_variation(results)]
-    smooth = f"{about}averaged over {window} steps"
+    smooth = f"{about}averaged over {count(window, 'step')}"
 
     def by_steps(axes: Axes) -> None:
         _curves(axes, outcomes, lambda each: band([_thinned(_steps(each, i, window)) for i in _drawn_runs(each)]))
-        _finish(axes, "Training loss by steps", smooth, "step")
+        _finish(axes, "Training loss by steps", smooth, STEP)
 
     def by_seconds(axes: Axes) -> None:
         _curves(axes, outcomes, lambda each: band([_thinned(_seconds(each, i, window)) for i in _drawn_runs(each)]))
@@ -70,7 +72,7 @@ def draw(results: Mapping[str, Any], outcomes: Sequence[Outcome]) -> dict[str, b
         metric = results["task"]["metric"]
         better = "higher" if results["task"]["higher_is_better"] else "lower"
         _curves(axes, outcomes, lambda each: band([_held_out(each, i, metric) for i in _drawn_runs(each)]), dots=True)
-        _finish(axes, f"Held out: {metric.replace('_', ' ')}", f"{about}{better} is better", "step")
+        _finish(axes, f"Held out: {metric.replace('_', ' ')}", f"{about}{better} is better", STEP)
 
     pictures: dict[str, Callable[[Axes], None]] = {"loss-steps.png": by_steps, "loss-seconds.png": by_seconds}
     if results["task"]["metric"]:
@@ -220,9 +222,13 @@ def _times(axes: Axes, optimizers: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _finish(axes: Axes, title: str, about: str, unit: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axes.set_title(f"{title}\n", loc="left", fontweight="bold").set_parse_math(False)
     axes.text(0, 1.025, about, transform=axes.transAxes, color=GRAY, fontsize=9.5).set_parse_math(False)
     axes.set_xlabel(unit, color=GRAY)
+    if unit == STEP:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.tick_params(length=0, which="both")
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):

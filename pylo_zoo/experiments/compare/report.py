@@ -35,6 +35,8 @@ TIMES = (
 """Keys of values that differ when the same comparison is repeated."""
 
 Results = dict[str, Any]
+Progress = Callable[[str, int, int], None]
+NOT_REQUESTED = "not requested"
 
 
 def results(
@@ -44,7 +46,7 @@ def results(
     command: str,
     memory: bool = True,
     previous: Results | None = None,
-    on_measure: Callable[[], None] = lambda: None,
+    progress: Progress = lambda what, done, total: None,
 ) -> Results:
     """The contents of ``results.json``. All numbers are finite.
 
@@ -52,13 +54,15 @@ def results(
         comparison: the comparison.
         outcomes: its runs.
         command: the command line that repeats the comparison.
-        memory: whether to measure the peak memory of a step, which takes seconds per optimizer.
+        memory: whether to measure the peak memory of a step, which takes seconds per optimizer. Without it, the report
+            only has measurements of ``previous``.
         previous: an earlier report of this comparison. Its memory measurements are reused. If no run is new, its
             machine and date are reused too.
-        on_measure: called before memory is measured.
+        progress: called with the optimizer whose memory is measured, the number of finished measurements and their
+            total.
     """
     unchanged = previous if previous and not any(each.new_runs for each in outcomes) else None
-    peaks = _peaks(comparison, outcomes, previous, on_measure) if memory else {}
+    peaks = _peaks(comparison, outcomes, previous, progress if memory else None)
     last = comparison.last
     reference = next(each for each in outcomes if each.entrant is comparison.reference)
     task, seeds = comparison.task, comparison.request.seeds
@@ -83,10 +87,7 @@ def results(
         "device": comparison.device,
         "parameters": outcomes[0].parameters,
         "reference": comparison.reference.label,
-        "optimizers": [
-            _optimizer(comparison, each, reference, metric, peaks.get(each.recipe.label, Peak(None, "not requested")))
-            for each in outcomes
-        ],
+        "optimizers": [_optimizer(comparison, each, reference, metric, peaks[each.recipe.label]) for each in outcomes],
         "machine": _machine(comparison, outcomes, unchanged),
         "date": unchanged["date"] if unchanged else datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command,
@@ -130,22 +131,25 @@ def _machine(comparison: Comparison, outcomes: Sequence[Outcome], unchanged: Res
 
 
 def _peaks(
-    comparison: Comparison, outcomes: Sequence[Outcome], previous: Results | None, on_measure: Callable[[], None]
+    comparison: Comparison, outcomes: Sequence[Outcome], previous: Results | None, progress: Progress | None
 ) -> dict[str, Peak]:
-    """The peak memory of a step, by label. Peaks in the previous report are not measured again."""
+    """The peak memory of a step, by label: from the previous report, else measured if ``progress`` is not None."""
     entries = previous["optimizers"] if previous else ()
     known = {(each["name"], each["weights"]): recorded_peak(each) for each in entries}
-    peaks: dict[str, Peak] = {}
-    announced = False
-    for outcome in outcomes:
-        recipe = outcome.recipe
-        peak = known.get((recipe.name, recipe.artifact.fingerprint if recipe.artifact else None))
-        if peak is None:
-            if not announced:
-                on_measure()
-            announced = True
-            peak = measured(comparison.request.task, comparison.request.options, recipe.name, comparison.device)
-        peaks[recipe.label] = peak
+    recipes = [outcome.recipe for outcome in outcomes]
+    keys = [(recipe.name, recipe.artifact.fingerprint if recipe.artifact else None) for recipe in recipes]
+    peaks = {
+        recipe.label: known.get(key) or Peak(None, NOT_REQUESTED) for recipe, key in zip(recipes, keys, strict=True)
+    }
+    if progress is None:
+        return peaks
+    missing = [recipe for recipe, key in zip(recipes, keys, strict=True) if known.get(key) is None]
+    request = comparison.request
+    for done, recipe in enumerate(missing):
+        progress(f"memory of {recipe.label}", done, len(missing))
+        peaks[recipe.label] = measured(request.task, request.options, recipe.name, comparison.device)
+    if missing:
+        progress("memory", len(missing), len(missing))
     return peaks
 
 

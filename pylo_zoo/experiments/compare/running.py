@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, reason
 from pylo_zoo.experiments.compare import machine
 from pylo_zoo.experiments.compare.figures import RunRecord, final_loss
 from pylo_zoo.experiments.compare.plan import EVALUATIONS, LAST, TUNING_SEED, Comparison, Entrant, slug
@@ -57,6 +57,8 @@ EXTENSIONS = 2
 """How often the grid may grow by one learning rate if the best one is at its edge."""
 BYTES_PER_STEP = 256
 """Upper bound of a line of metrics."""
+ANOTHER = "Choose another directory with --out."
+AGAIN = "Remove it, and run the command again."
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,9 @@ def prepare(comparison: Comparison, out: Path) -> None:
         try:
             theirs = json.loads(read_text(path))
         except (OSError, ValueError) as error:
-            raise ZooError(f"{path} cannot be read: {error}.", "Choose another directory with --out.") from error
+            raise ZooError(
+                f"{path} cannot be read: {reason(error)}.", "Choose another directory with --out."
+            ) from error
         if theirs != ours:
             differences = _differences(theirs if isinstance(theirs, dict) else {}, ours)
             raise ZooError(
@@ -173,7 +177,8 @@ def prepare(comparison: Comparison, out: Path) -> None:
             )
     with translate_os_errors(out):
         if not path.is_file() and out.exists() and (not out.is_dir() or not is_empty(out)):
-            raise ZooError(f"{out} is not empty.", "Choose another directory with --out.")
+            problem = "is not empty" if out.is_dir() else "is a file"
+            raise ZooError(f"{out} {problem}.", ANOTHER)
         (out / RUNS).mkdir(parents=True, exist_ok=True)
         sweep_folder(out)
         free = shutil.disk_usage(out).free
@@ -347,7 +352,7 @@ def _is_finished(run: Run) -> bool:
     try:
         stored = json.loads(read_text(run.out / RUN))
     except (OSError, ValueError) as error:
-        raise ZooError(f"{run.out} contains no run: {error}.", "Remove it, and run the command again.") from error
+        raise ZooError(f"{run.out} contains no run: {reason(error)}.", AGAIN) from error
     if stored != json.loads(json.dumps(run.describe())):
         raise ZooError(
             f"{run.out} contains a run with other weights or settings.",
@@ -376,7 +381,7 @@ def read(out: Path, seed: int) -> RunRecord:
             load=machine.recorded_load(out),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ZooError(f"The run in {out} is damaged: {error}.", "Remove it, and run the command again.") from error
+        raise ZooError(f"The run in {out} is damaged: {reason(error)}.", AGAIN) from error
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:

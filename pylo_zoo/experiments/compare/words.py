@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pylo_zoo.report.phrases import NONE, count, number
+from pylo_zoo.errors import count
+from pylo_zoo.report.phrases import NONE, number
 
 DIGITS = 3
 FITTED = 0.01
@@ -172,7 +173,8 @@ def notes(results: Entry) -> list[str]:
     if seed_variation(results) == "equal":
         sentences.append("All seeds have the same results on this task, so the spread over seeds is unknown.")
     sentences.append(
-        f"These results hold for one task with {results['parameters']:,} parameters and {results['steps']:,} steps. "
+        f"These results hold for one task with {count(results['parameters'], 'parameter')} and "
+        f"{count(results['steps'], 'step')}. "
         "The ranking of optimizers changes with the model size, the number of steps and the batch size."
     )
     return sentences
@@ -207,13 +209,14 @@ def _any_learned(entries: Sequence[Entry]) -> bool:
 def _tuning_note(each: Entry) -> str:
     """How the learning rate of an optimizer was tuned, and what it cost."""
     tuning = each["tuning"]
+    steps = count(tuning["steps"] // tuning["runs"], "step")
     rates = [trial["lr"] for trial in tuning["trials"]]
     diverged = sum(trial["loss"] is None for trial in tuning["trials"])
     extended = f" ({tuning['extended']} added because the best was at the edge)" if tuning["extended"] else ""
     edge = ", at the edge of the tried range, so a better one may exist outside" if tuning["at_edge"] else ""
     return (
         f"{each['label']} was tuned: {count(tuning['runs'], 'learning rate')} from {min(rates):.3g} to {max(rates):.3g}"
-        f"{extended}, {tuning['steps'] // tuning['runs']:,} steps each, {duration(tuning['seconds'])} in total. The "
+        f"{extended}, {steps} each, {duration(tuning['seconds'])} in total. The "
         f"best is {tuning['lr']:.3g}{edge}." + (f" {count(diverged, 'trial')} diverged." if diverged else "")
     )
 
@@ -268,8 +271,8 @@ def setting(results: Entry) -> str:
     """Task, parameters, steps, seeds and device in one line."""
     task = results["task"]
     return (
-        f"{sentence(task['summary'])} ({results['parameters']:,} parameters), {results['steps']:,} steps, "
-        f"{count(len(results['seeds']), 'seed')}, on {results['device']}."
+        f"{sentence(task['summary'])} ({count(results['parameters'], 'parameter')}), "
+        f"{count(results['steps'], 'step')}, {count(len(results['seeds']), 'seed')}, on {results['device']}."
     )
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from pylo_zoo.errors import ZooError, did_you_mean, quoted
+from pylo_zoo.errors import UsageError, ZooError, did_you_mean, quoted
 from pylo_zoo.experiments.tasks import downloaded, images, numbers, text
 from pylo_zoo.experiments.tasks.base import Batch, Metrics, Task
 from pylo_zoo.parsing import is_finite
@@ -55,11 +55,11 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Task:
     try:
         known = inspect.signature(factory).parameters
     except ValueError:
-        raise ZooError(f"{name} is not a Python function.", "Pass a function that returns a Task.") from None
+        raise UsageError(f"{name} is not a Python function.", "Pass a function that returns a Task.") from None
     accepts_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in known.values())
     if unknown := [key for key in options if key not in known and not accepts_any]:
         listing = f"It has {', '.join(known)}." if known else "It has none."
-        raise ZooError(
+        raise UsageError(
             f"Unknown option {quoted(unknown[0])} of the task {name}.", did_you_mean(unknown[0], known, listing)
         )
     options = _checked(name, factory, options)
@@ -79,7 +79,7 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Task:
             f"The task {name} raised {type(error).__name__}: {error}.", f"See {line.filename}, line {line.lineno}."
         ) from error
     if not isinstance(task, Task):
-        raise ZooError(f"{name} returns {type(task).__name__}.", "Return a pylo_zoo.experiments.tasks.Task.")
+        raise UsageError(f"{name} returns {type(task).__name__}.", "Return a pylo_zoo.experiments.tasks.Task.")
     return task
 
 
@@ -107,7 +107,7 @@ def _checked(name: str, factory: Callable[..., Task], options: Mapping[str, Any]
         else:
             continue
         if wrong:
-            raise ZooError(f"The task {name}: {key} is {quoted(value)}.", f"It must be {allowed}.")
+            raise UsageError(f"The task {name}: {key} is {quoted(value)}.", f"It must be {allowed}.")
         checked[key] = type(default)(value)
     return checked
 
@@ -116,7 +116,7 @@ def _find_task(name: str) -> Callable[..., Task]:
     if name in TASKS:
         return TASKS[name]
     listing = f"Tasks: {', '.join(TASKS)}, or module:function for your own."
-    raise ZooError(f"Unknown task {quoted(name)}.", did_you_mean(name, TASKS, listing))
+    raise UsageError(f"Unknown task {quoted(name)}.", did_you_mean(name, TASKS, listing))
 
 
 def _import_task(name: str) -> Callable[..., Task]:
@@ -126,11 +126,11 @@ def _import_task(name: str) -> Callable[..., Task]:
     try:
         factory = getattr(importlib.import_module(module), function)
     except ImportError as error:
-        raise ZooError(
+        raise UsageError(
             f"The task {name}: {error}.", "Run in the directory that contains the module, or install it."
         ) from error
     except AttributeError as error:
-        raise ZooError(f"The task {name}: {module} has no {function!r}.", "Check the function's name.") from error
+        raise UsageError(f"The task {name}: {module} has no {function!r}.", "Check the function's name.") from error
     if not callable(factory):
-        raise ZooError(f"The task {name}: {function} is not a function.", "Pass a function that returns a Task.")
+        raise UsageError(f"The task {name}: {function} is not a function.", "Pass a function that returns a Task.")
     return cast(Callable[..., Task], factory)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import UsageError, ZooError
 from pylo_zoo.experiments.tasks import text
 from pylo_zoo.experiments.tasks.base import Task
 from pylo_zoo.experiments.tasks.images import Images, VisionTransformer, classification
@@ -39,7 +39,7 @@ def torchvision(
     sets = _package("torchvision.datasets", "torchvision")
     make_set = getattr(sets, dataset, None)
     if make_set is None:
-        raise ZooError(f"Unknown torchvision data set {dataset!r}.", "Use a class name from torchvision.datasets.")
+        raise UsageError(f"Unknown torchvision data set {dataset!r}.", "Use a class name from torchvision.datasets.")
     folder = Path(root).expanduser()
     parts = []
     for train in (True, False):

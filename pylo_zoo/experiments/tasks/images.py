@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import UsageError, ZooError
 from pylo_zoo.experiments.tasks.base import Batch, Metrics, Task, batch_indices, initialize
 
 SIDE, CLASSES = 8, 10
@@ -172,7 +172,7 @@ def vit(*, width: int = 32, depth: int = 2, patch: int = 2, batch_size: int = 64
         batch_size: images per step.
     """
     if width % 4 or SIDE % patch:
-        raise ZooError(
+        raise UsageError(
             f"A vision transformer cannot have width {width} and patches of {patch}.",
             "Use a width divisible by 4, and a patch of 1, 2, 4 or 8.",
         )

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import UsageError, ZooError
 from pylo_zoo.experiments.tasks.base import Batch, Metrics, Task, batch_indices, generator, initialize
 
 TEST_EVERY = 5
@@ -86,7 +86,7 @@ def quadratic(*, size: int = 32, condition: float = 1e4, noise: float = 0.0, bat
         batch_size: number of noise samples averaged per step.
     """
     if condition < 1 or size < 1 or noise < 0:
-        raise ZooError(
+        raise UsageError(
             f"A quadratic cannot have size {size}, condition {condition:g} and noise {noise:g}.",
             "Use a condition of at least 1 and a noise of at least 0.",
         )

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import UsageError, ZooError, count
 from pylo_zoo.experiments.tasks.base import Batch, Metrics, Task, generator, initialize
 
 HELD_OUT = 0.1
@@ -88,7 +88,7 @@ def language_model(*, width: int = 64, depth: int = 2, heads: int = 4, context: 
         batch_size: sequences per step.
     """
     if width % heads:
-        raise ZooError(f"The width {width} is not divisible by {heads} heads.", f"Use a multiple of {heads}.")
+        raise UsageError(f"The width {width} is not divisible by {heads} heads.", f"Use a multiple of {heads}.")
     sizes = {"width": width, "depth": depth, "heads": heads, "context": context, "batch_size": batch_size}
     return text_task(text(), "chars", DATA, **sizes)
 
@@ -99,8 +99,9 @@ def text_task(
     """:func:`language_model` on the text ``corpus``, whose last tenth is held out."""
     characters = sorted(set(corpus))
     if len(corpus) < 20 * (context + 1):
-        raise ZooError(
-            f"A text of {len(corpus)} characters is too short for a context of {context}.", "Use a longer text."
+        raise UsageError(
+            f"A text of {count(len(corpus), 'character')} is too short for a context of {context}.",
+            "Use a longer text.",
         )
     index = {character: i for i, character in enumerate(characters)}
     encoded = torch.tensor([index[character] for character in corpus], dtype=torch.long)
@@ -136,7 +137,7 @@ def text_task(
 
     return Task(
         name,
-        f"next of {len(characters)} characters, a transformer of {depth} blocks of {width}",
+        f"next of {count(len(characters), 'character')}, a transformer of {count(depth, 'block')} of {width}",
         model,
         batch,
         loss,

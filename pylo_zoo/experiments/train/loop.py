@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, count, reason
 from pylo_zoo.experiments.tasks import Task
 from pylo_zoo.experiments.train.interrupts import interrupts
 from pylo_zoo.experiments.train.recipes import Recipe
@@ -211,10 +211,10 @@ class Run:
         if self.out is None:
             return
         if self.out.exists() and (not self.out.is_dir() or not is_empty(self.out)):
-            raise ZooError(
-                f"{self.out} is not empty.",
-                f"{self._directory_hint()}, or pass another directory with --out.",
+            problem, action = (
+                ("is not empty", self._directory_hint()) if self.out.is_dir() else ("is a file", "Move it")
             )
+            raise ZooError(f"{self.out} {problem}.", f"{action}, or pass another directory with --out.")
         with translate_os_errors(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.out).free
@@ -229,6 +229,8 @@ class Run:
 
     def _directory_hint(self) -> str:
         assert self.out is not None
+        if not self.out.is_dir():
+            return "Move it"
         if (self.out / RESULT).is_file():
             return "Remove the finished run in it"
         return f"Resume the run in it (--resume {self.out})" if (self.out / RUN).is_file() else "Empty it"
@@ -244,7 +246,7 @@ class Run:
         try:
             stored = json.loads(read_text(self.out / RUN))
         except (OSError, ValueError) as error:
-            raise ZooError(f"{self.out} contains no run: {error}.", "Start one without --resume.") from error
+            raise ZooError(f"{self.out} contains no run: {reason(error)}.", "Start one without --resume.") from error
         current = json.loads(json.dumps(self.describe()))
         if stored != current:
             different = sorted(key for key in {*stored, *current} if stored.get(key) != current.get(key))
@@ -257,10 +259,9 @@ class Run:
             try:
                 self._load_checkpoint(path)
             except DAMAGED as error:
-                reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
-                raise ZooError(
-                    f"{path} cannot be read: {reason.rstrip('.')}.", "Start a new run in another directory."
-                ) from error
+                cause = reason(error).splitlines()[0].rstrip(".")
+                hint = "Start a new run in another directory."
+                raise ZooError(f"{path} cannot be read: {cause}.", hint) from error
         self._truncate_metrics()
         self.result.resumed_at = self.step
 
@@ -290,7 +291,7 @@ class Run:
             raise ZooError(f"{path} is damaged.", "Start a new run in another directory.") from error
         if len(kept) < self.step:
             raise ZooError(
-                f"{path} has {len(kept)} steps, but the checkpoint has {self.step}.",
+                f"{path} has {count(len(kept), 'step')}, but the checkpoint has {self.step}.",
                 "Start a new run in another directory.",
             )
         write_file(path, "".join(f"{line}\n" for line in kept).encode())

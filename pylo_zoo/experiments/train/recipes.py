@@ -16,11 +16,12 @@ from torch import nn
 
 from pylo_zoo import converters, registry
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.errors import ZooError, did_you_mean
+from pylo_zoo.errors import UsageError, ZooError, did_you_mean
 from pylo_zoo.fetch import Access, Unavailable, is_cached
+from pylo_zoo.files import is_local
 from pylo_zoo.optim import LearnedOptimizer, Muon, optimizer_class, param_groups
 from pylo_zoo.samples.random_weights import RANDOM
-from pylo_zoo.weights import load
+from pylo_zoo.weights import load, no_artifact
 
 Factory = Callable[[nn.Module, float, float], torch.optim.Optimizer]
 
@@ -147,7 +148,7 @@ def find_recipe(
     settings = {key: value for key, value in settings.items() if value is not None}
     if name in BASELINES:
         if weights is not None:
-            raise ZooError(f"{name} has no weights.", "Leave --weights out.")
+            raise UsageError(f"{name} has no weights.", "Leave --weights out.")
         baseline = BASELINES[name]
         recipe = Recipe(name, name, baseline.lr, baseline.grid)
     else:
@@ -158,14 +159,16 @@ def find_recipe(
 def _learned(name: str, weights: str | None, access: Access | None) -> Recipe:
     is_weights = name.startswith(("hf://", RANDOM)) or Path(name).is_dir()
     if not is_weights and name not in registry.load_registry() and name not in converters.FAMILIES:
+        if "/" in name or is_local(name):
+            raise no_artifact(name)
         known = [*BASELINES, *registry.load_registry()]
         listing = (
             f"Optimizers: {', '.join(BASELINES)}, names from `pylo-zoo list`, an artifact directory, hf://ORG/NAME, "
             "random:FAMILY."
         )
-        raise ZooError(f"Unknown optimizer {name!r}.", did_you_mean(name, known, listing))
+        raise UsageError(f"Unknown optimizer {name!r}.", did_you_mean(name, known, listing))
     if weights is None and not is_weights and name not in registry.load_registry():
-        raise ZooError(f"{name} is a family, and no registry entry has that name.", "Pass its weights with --weights.")
+        raise UsageError(f"{name} is a family, and no registry entry has that name.", "Pass weights with --weights.")
     artifact = _load(weights or name, access)
     family = registry.get(name).family if name in registry.load_registry() else name
     if weights is not None and not is_weights and artifact.family != family:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from pylo_zoo.errors import ZooError, did_you_mean
+from pylo_zoo.errors import UsageError, did_you_mean
 
 FLOOR = 0.0
 """Final factor of cosine and linear."""
@@ -65,4 +65,4 @@ def check(schedule: str) -> None:
     """
     if schedule not in SCHEDULES:
         listing = f"Schedules: {', '.join(SCHEDULES)}."
-        raise ZooError(f"Unknown schedule {schedule!r}.", did_you_mean(schedule, SCHEDULES, listing))
+        raise UsageError(f"Unknown schedule {schedule!r}.", did_you_mean(schedule, SCHEDULES, listing))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pylo_zoo.errors import ZooError, quoted
+from pylo_zoo.errors import UsageError, ZooError, quoted, reason
 from pylo_zoo.experiments import tasks
 from pylo_zoo.experiments.train import recipes, schedules
 from pylo_zoo.experiments.train.loop import RUN, Run, TrainPlan
@@ -74,7 +75,7 @@ class Setup:
                 not is_finite(value) or value < 0 or (name == "steps" and value < 1) or (name == "warmup" and value > 1)
             ):
                 allowed = {"steps": "at least 1", "warmup": "a fraction from 0 to 1"}.get(name, "at least 0")
-                raise ZooError(f"{name} is {quoted(value)}.", f"It must be {allowed}.")
+                raise UsageError(f"{name} is {quoted(value)}.", f"It must be {allowed}.")
         _find_device(self.device)
 
     def build(self, out: Path | None, access: Access | None = None) -> Run:
@@ -120,12 +121,12 @@ def read_setup(out: Path) -> Setup:
     """
     try:
         settings = json.loads(read_text(out / RUN))["asked"]
-    except FileNotFoundError as error:
-        problem = "contains no run" if out.is_dir() else "is not a directory"
+    except (FileNotFoundError, NotADirectoryError) as error:
+        problem = "contains no run" if out.is_dir() else "does not exist" if not os.path.lexists(out) else "is a file"
         raise ZooError(f"{out} {problem}.", "Pass the directory of a run of `pylo-zoo train`.") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ZooError(
-            f"{out} contains no run: {error}.", "Pass the directory of a run of `pylo-zoo train`."
+            f"{out} contains no run: {reason(error)}.", "Pass the directory of a run of `pylo-zoo train`."
         ) from error
     if not isinstance(settings, dict) or not isinstance(settings.get("options"), dict):
         raise ZooError(
@@ -167,6 +168,9 @@ def _find_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"device is {quoted(name)}.", f"Use {AUTO}, cpu or cuda.") from None
+    try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ZooError(f"Device {name!r} is not available: {str(error).splitlines()[0]}", "Use cpu.") from error

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, count
 from pylo_zoo.kernels import guard
 from pylo_zoo.kernels.base import Adam, Normalized, ScratchBuffer, Task
 from pylo_zoo.kernels.cpu import build, records
@@ -68,7 +68,7 @@ class CpuKernels:
         self._library: Any = library
 
     def __repr__(self) -> str:
-        return f"C++, compiled on this machine, {torch.get_num_threads()} threads"
+        return f"C++, compiled on this machine, {count(torch.get_num_threads(), 'thread')}"
 
     def covers(self, p: Tensor, axes: Axes, rule: Rule, hidden: int) -> bool:
         return p.device.type == "cpu" and records.covered(tuple(p.shape), axes, rule, hidden)
