@@ -93,6 +93,33 @@ class ScratchBuffer:
         return [piece[: shape.numel()].view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
+class KernelPlan(Protocol):
+    """Parameters that kernels step together, with everything that stays the same between steps.
+
+    A plan keeps the memory of the state, decays and tables alive, and steps the state of the tasks it was made from.
+    """
+
+    def advance(
+        self, values: Sequence[Tensor], gradients: Sequence[Tensor], scale: Tensor | None, checked: bool = False
+    ) -> Any:
+        """The factor and moment passes: advance every accumulator.
+
+        Args:
+            values: the tensors to update in this step, contiguous, in the tasks' shapes and dtypes.
+            gradients: their gradients, in the same shapes, contiguous, in one of :attr:`Kernels.dtypes`.
+            scale: a scalar that multiplies gradients first.
+            checked: whether the caller has checked ``values``, ``gradients`` and the state in this step.
+
+        Returns:
+            The argument of :meth:`Kernels.moments`, :meth:`Kernels.move` and :meth:`Kernels.steps`: sums, factors and
+            row and column tables.
+
+        Raises:
+            ZooError: a tensor has another size, dtype, device or layout than kernels need. Nothing has changed.
+        """
+        ...
+
+
 class Kernels(Protocol):
     """The kernels of one device type. Reductions are deterministic: the same input gives the same result."""
 
@@ -105,28 +132,27 @@ class Kernels(Protocol):
         """Whether the kernels support a parameter of this shape, ``rule``, and ``hidden`` units per layer."""
         ...
 
-    def advance(
-        self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None, moments: bool = False, checked: bool = False
-    ) -> Any:
-        """The factor and moment passes: advance every accumulator.
+    def plan(self, tasks: Sequence[Task], rule: Rule, moments: bool = False) -> KernelPlan:
+        """Check the tasks and make a plan for their steps.
 
         Args:
-            tasks: the parameters.
+            tasks: the parameters, with the values and gradients of the first step.
             rule: their rule.
-            scale: a scalar that multiplies gradients first.
             moments: whether :meth:`moments` will be called.
-            checked: whether the caller has checked shape, dtype, device and contiguity of all state in this step
-                (:mod:`pylo_zoo.optim.state_checks`). If so, only parameters and gradients are checked here.
 
-        Returns:
-            The argument of :meth:`moments`, :meth:`move` and :meth:`steps`: sums, factors and row and column tables.
+        Raises:
+            ZooError: a tensor has another size, dtype, device or layout than kernels need.
         """
+        ...
+
+    def advance(self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None, moments: bool = False) -> Any:
+        """:meth:`KernelPlan.advance` of a plan for one step."""
         ...
 
     def moments(self, advanced: Any) -> Tensor:
         """:func:`pylo_zoo.ops.conditioning.moments` of p and the *old* accumulators, float32 ``[N, 9]``.
 
-        Requires ``advance(…, moments=True)``. Variances are computed relative to the mean of a few elements, which
+        Requires ``plan(…, moments=True)``. Variances are computed relative to the mean of a few elements, which
         avoids cancellation. The variance of one element is 0.
         """
         ...
@@ -141,7 +167,7 @@ class Kernels(Protocol):
         """Run the move pass: ``p ← p − coefficient·step − shrink·p``, in place. Some rules multiply the step by rms(p).
 
         Args:
-            advanced: the result of :meth:`advance`.
+            advanced: the result of :meth:`KernelPlan.advance`.
             layers: the network in float32, with weights ``[outputs, inputs]`` for all parameters or
                 ``[N, outputs, inputs]``, one per parameter. The first layer's inputs are the rule's channels (30 or
                 28); time features are in its bias. Parameters with fewer channels (``rule.unfactored``) use the first
@@ -168,5 +194,9 @@ class Kernels(Protocol):
         ...
 
     def adam(self, tasks: Sequence[Adam], scale: Tensor | None, checked: bool = False) -> None:
-        """AdamW for many parameters, in place; ``checked`` as in :meth:`advance`."""
+        """AdamW for many parameters, in place.
+
+        With ``checked``, the caller has checked shape, dtype, device and contiguity of all state in this step
+        (:mod:`pylo_zoo.optim.state_checks`), so only parameters and gradients are checked here.
+        """
         ...

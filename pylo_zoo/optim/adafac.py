@@ -58,7 +58,9 @@ class AdafacLO(MLPRuleOptimizer):
     def rule(self) -> Rule:
         return adafac_rule(self.behavior.exp_mult)
 
-    def prepare(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> Sequence[Network]:
+    def prepare(
+        self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None, moments: Tensor | None = None
+    ) -> Sequence[Network]:
         # The time features are equal for all elements, so their share of the first layer is added to its bias.
         kinds = {(item.parameter.device, state_dtype(item.parameter)) for item in items}
         layers = {kind: with_time(self._meta_network(*kind).net.mlp.weights(), step) for kind in kinds}  # pyright: ignore

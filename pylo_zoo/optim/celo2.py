@@ -63,6 +63,7 @@ class CELO2(MLPRuleOptimizer):
 
     families = ("celo2", "celo2-base")
     clip_adam_gradients = False
+    plan_options = ("grad_clip_val",)
 
     def __init__(
         self,
@@ -147,7 +148,9 @@ class CELO2(MLPRuleOptimizer):
     def limits(self, group: Group) -> Limits:
         return Limits(group["grad_clip_val"])
 
-    def prepare(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> Sequence[Network]:
+    def prepare(
+        self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None, moments: Tensor | None = None
+    ) -> Sequence[Network]:
         return [Network(item.meta.net.mlp.weights(), 1.0) for item in items]  # pyright: ignore
 
     def update(self, item: ParamStep, step: Tensor, context: Network) -> None:
@@ -157,26 +160,30 @@ class CELO2(MLPRuleOptimizer):
             super().update(item, step, context)
 
     def _update_fused(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> None:
-        adamw = [item for item in items if self._rule(item.group, item.axes) == "adamw"]
-        learned = [item for item in items if self._rule(item.group, item.axes) == "learned"]
+        assert self._plan is not None
+        adamw, learned = self._plan.keep("routes", lambda: self._split(items))
         adam_fused(self, adamw, lambda k: self._options(adamw[k]), lambda k: self._adamw(adamw[k]))
         if learned:
             super()._update_fused(learned, step, loss)
+
+    def _split(self, items: Sequence[ParamStep]) -> tuple[list[ParamStep], list[ParamStep]]:
+        """The parameters with AdamW, and those with the learned rule."""
+        split: dict[str, list[ParamStep]] = {"adamw": [], "learned": []}
+        for item in items:
+            split[self._rule(item.group, item.axes)].append(item)
+        return split["adamw"], split["learned"]
 
     def _move(self, batch: KernelBatch, prepared: Sequence[Network]) -> None:
         layers, _ = self.networks(prepared, batch.positions)
         deltas = self._orthogonalize(batch.items, batch.kernels.steps(batch.advanced, layers, self._scratch))
         tasks = [
-            Normalized(item.p, delta, item.axes.matrix, NORM_EPS)
-            for item, delta in zip(batch.items, deltas, strict=True)
+            Normalized(value, delta, item.axes.matrix, NORM_EPS)
+            for value, item, delta in zip(batch.values, batch.items, deltas, strict=True)
         ]
         lrs = [item.group["lr"] for item in batch.items]
         decays = [self.decay(item.group) for item in batch.items]
         multiplied = lr_products(lrs, [self.behavior.rmsmult] * len(lrs))
         batch.kernels.move_normalized(tasks, multiplied, lr_products(lrs, decays))
-        for item in batch.items:
-            self.after_update(item)
-            item.write_back()
 
     def _rule(self, group: Mapping[str, Any], axes: Axes) -> str:
         if group["rule"] is not None:

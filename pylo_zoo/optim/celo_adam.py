@@ -50,7 +50,7 @@ class CeloAdam(LSTMControlledOptimizer):
         moments = {name: torch.zeros_like(p)[None] for name in ("momentum", "second_moment")}
         return {**super().new_state(p, group, axes), **moments, "step": new_counter()}
 
-    def lstm_inputs(self, items: Sequence[ParamStep], run_features: Tensor) -> Tensor:
+    def lstm_inputs(self, items: Sequence[ParamStep], run_features: Tensor, moments: Tensor | None) -> Tensor:
         return run_features.expand(len(items), -1)
 
     def contexts(self, items: Sequence[ParamStep], control: Control) -> Sequence[Tensor]:

@@ -34,7 +34,7 @@ from pylo_zoo.optim.saved_state import (
     entries_by_position,
     parameter_entries,
 )
-from pylo_zoo.optim.state_checks import StateChecks
+from pylo_zoo.optim.state_checks import Snapshot, StateChecks
 from pylo_zoo.warn import warn
 
 Loss = Tensor | float
@@ -70,6 +70,8 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
         *("accumulate", "use_muon", "use_fallback"),
     )
     """Group options that determine which state a parameter has."""
+    plan_options: ClassVar[tuple[str, ...]] = ()
+    """Other group options that a plan reads (:class:`~pylo_zoo.optim.step_plan.StepPlan`), instead of each step."""
 
     def __init__(self, params: Any, defaults: dict[str, Any], **options: Unpack[SharedOptions]) -> None:
         check_options(type(self), options)
@@ -200,16 +202,16 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
         """Runs outside compiled graphs, which the changed attribute would recompile."""
         self.skipped_steps += 1
 
-    def _init_state(self, grads: Sequence[ParamGrad]) -> None:
+    def _init_state(self, grads: Sequence[ParamGrad]) -> Snapshot | None:
         """Check parameters, gradients and state before the step writes anything, then create missing state.
 
-        Runs outside compiled graphs (:mod:`~pylo_zoo.optim.compiling`).
+        Runs outside compiled graphs (:mod:`~pylo_zoo.optim.compiling`). Returns the result of :meth:`_check`.
 
         Raises:
             ZooError: a tensor does not fit (:mod:`pylo_zoo.optim.state_checks`), or a new parameter is invalid.
         """
-        if self._check(grads):
-            return
+        if (snapshot := self._check(grads)) is not None:
+            return snapshot
         for p, _, _ in grads:
             state = self.state.get(p, {})
             if "step" in state and not isinstance(state["step"], Tensor):  # wrappers may store an int
@@ -223,6 +225,7 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
             state = self.state[p]
             if needs_master(p, group) != ("master" in state):  # the option changed during the run
                 state.pop("master") if "master" in state else state.update(master_copy(p, group))
+        return None
 
     def _warn_about_settings(self, new: Sequence[ParamGrad]) -> None:
         """Warn about parameters in their first step that this optimizer would train badly."""
@@ -251,8 +254,8 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
             self._state_names.update(self.expected_state(param_grad.parameter, param_grad.group))
         return not self._state_names.isdisjoint(state)
 
-    def _check(self, grads: Sequence[ParamGrad]) -> bool:
-        """Raise if tensors do not fit each other; return whether every parameter has its complete state."""
+    def _check(self, grads: Sequence[ParamGrad]) -> Snapshot | None:
+        """Raise if tensors do not fit each other; None if a parameter's state is incomplete (:class:`StateChecks`)."""
         return self._checks.check(self, grads)
 
     def _check_new(self, grads: Sequence[ParamGrad]) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pylo_zoo.kernels import Kernels, Task
+from pylo_zoo.kernels import KernelPlan, Kernels, Task
+from pylo_zoo.ops import conditioning
 from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.ops.rule import Rule
 from pylo_zoo.ops.step import learned_step
@@ -40,16 +40,52 @@ class Network(NamedTuple):
     multiplier: float | Tensor
 
 
-@dataclass
 class KernelBatch:
-    """Parameters that fused kernels update together."""
+    """Parameters that fused kernels update together.
 
-    kernels: Kernels
-    positions: list[int]
-    """Indices of the items in the step's sequence of parameters."""
-    items: list[ParamStep]
-    advanced: Any = None
-    """The result of ``kernels.advance``."""
+    Attributes:
+        kernels: the kernels of their device.
+        positions: indices of ``items`` in the step's sequence of parameters.
+        items: the parameters.
+        values: during a step, the tensors that kernels update: the parameters, or copies of those they cannot update.
+        advanced: during a step, the result of the kernels' factor and moment passes.
+    """
+
+    def __init__(self, kernels: Kernels) -> None:
+        self.kernels = kernels
+        self.positions: list[int] = []
+        self.items: list[ParamStep] = []
+        self.values: list[Tensor] = []
+        self.advanced: Any = None
+        self._plan: KernelPlan | None = None
+        self._copied: set[int] = set()
+
+    def advance(self, optimizer: MLPRuleOptimizer) -> None:
+        """Run the kernels' factor and moment passes."""
+        self.values = [item.parameter for item in self.items]
+        gradients = [item.gradient for item in self.items]
+        self._copied = self._find_copied(gradients)
+        for k in self._copied:
+            self.values[k], gradients[k] = self.items[k].kernel_inputs(self.kernels.dtypes)
+        if self._plan is None:
+            tasks = [optimizer.task(*each) for each in zip(self.items, self.values, gradients, strict=True)]
+            self._plan = self.kernels.plan(tasks, optimizer.rule, optimizer.prepare_reads_state)
+        self.advanced = self._plan.advance(self.values, gradients, self.items[0].scale, checked=True)
+
+    def _find_copied(self, gradients: Sequence[Tensor]) -> set[int]:
+        """Indices of the parameters whose value or gradient kernels cannot use in place."""
+        copied = {k for k, item in enumerate(self.items) if not item.is_direct or item.l2 or item.own_scale is not None}
+        if not all(map(Tensor.is_contiguous, gradients)) or any(map(Tensor.is_neg, gradients)):
+            copied.update(k for k, g in enumerate(gradients) if not g.is_contiguous() or g.is_neg())
+        return copied
+
+    def finish(self) -> None:
+        """Write copies to their parameters and release the step's tensors."""
+        for k in self._copied:
+            self.items[k].write_back()
+        # Kernels write behind autograd's back, and backward through a graph that saved an old value must fail.
+        torch.autograd.graph.increment_version(self.values)
+        self.values, self.advanced = [], None
 
 
 class MLPRuleOptimizer(LearnedOptimizer):
@@ -103,53 +139,58 @@ class MLPRuleOptimizer(LearnedOptimizer):
     # --- fused ---------------------------------------------------------------------------------------------------
 
     def _update_fused(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> None:
-        batches, rest = self._kernel_batches(items)
-        for batch in batches if self.prepare_reads_state else ():
-            self._advance(batch)
-            moments = batch.kernels.moments(batch.advanced)
-            for item, row in zip(batch.items, moments.unbind(), strict=True):
-                item.moments = row
-        prepared = self.prepare(items, step, loss)
+        assert self._plan is not None
+        batches, rest = self._plan.keep("batches", lambda: self._kernel_batches(items))
+        moments = None
+        if self.prepare_reads_state:
+            for batch in batches:
+                batch.advance(self)
+            moments = self._moments(items, batches, rest)
+        prepared = self.prepare(items, step, loss, moments)
         for batch in batches:
             if batch.advanced is None:
-                self._advance(batch)
+                batch.advance(self)
             self._move(batch, prepared)
-            batch.advanced = None  # frees copies of gradients
+            if type(self).after_update is not MLPRuleOptimizer.after_update:
+                for item in batch.items:
+                    self.after_update(item)
+            batch.finish()
         self._update_each([items[k] for k in rest], [prepared[k] for k in rest], step)
 
     def _kernel_batches(self, items: Sequence[ParamStep]) -> tuple[list[KernelBatch], list[int]]:
         """The parameters that kernels support, in batches, and the positions of the others."""
         batches: list[KernelBatch] = []
         rest: list[int] = []
-        sizes: dict[torch.device, tuple[KernelBatch, int]] = {}
+        open_batches: dict[torch.device, tuple[KernelBatch, int]] = {}
         rule, hidden = self.rule, items[0].meta.net.mlp.weights()[0][0].shape[-2]  # pyright: ignore
-        kernels_of: dict[tuple[int, int], Kernels | None] = {}
         for k, item in enumerate(items):
-            p, kind = item.parameter, (id(item.axes), id(item.meta))  # cached per shape and layout, device and dtype
-            if kind not in kernels_of:
-                kernels = self.kernels_of(p)
-                supported = kernels is not None and kernels.covers(p, item.axes, rule, hidden)
-                kernels_of[kind] = kernels if supported else None
-            kernels = kernels_of[kind]
-            if kernels is None:
+            kernels = self.kernels_of(item.parameter)
+            if kernels is None or not kernels.covers(item.parameter, item.axes, rule, hidden):
                 rest.append(k)
                 continue
-            device, count = p.device, p.numel()
-            batch, size = sizes.get(device, (None, 0))
+            device, count = item.parameter.device, item.parameter.numel()
+            batch, size = open_batches.get(device, (None, 0))
             if batch is None or (not self.prepare_reads_state and size + count > kernels.bucket):
-                batch, size = KernelBatch(kernels, [], []), 0
+                batch, size = KernelBatch(kernels), 0
                 batches.append(batch)
+            item.is_direct = item.fits(kernels.dtypes)
             batch.positions.append(k)
             batch.items.append(item)
-            sizes[device] = batch, size + count
+            open_batches[device] = batch, size + count
         return batches, rest
 
-    def _advance(self, batch: KernelBatch) -> None:
-        tasks = [self._task(item, batch.kernels) for item in batch.items]
-        batch.advanced = batch.kernels.advance(tasks, self.rule, batch.items[0].scale, self.prepare_reads_state, True)
+    def _moments(self, items: Sequence[ParamStep], batches: Sequence[KernelBatch], rest: Sequence[int]) -> Tensor:
+        """The statistics of :func:`~pylo_zoo.ops.conditioning.moments` of all parameters, ``[N, 9]``."""
+        if len(batches) == 1 and not rest:
+            return batches[0].kernels.moments(batches[0].advanced)
+        rows: dict[int, Tensor] = {k: moments_of(items[k]) for k in rest}
+        for batch in batches:
+            rows.update(zip(batch.positions, batch.kernels.moments(batch.advanced).unbind(), strict=True))
+        like = self.param_groups[0]["loss_average"]
+        return torch.stack([rows[k].to(like) for k in range(len(items))])
 
-    def _task(self, item: ParamStep, kernels: Kernels) -> Task:
-        p, g = item.kernel_inputs(kernels.dtypes)
+    def task(self, item: ParamStep, p: Tensor, g: Tensor) -> Task:
+        """What kernels need to know of a parameter; ``p`` and ``g`` are those of :meth:`ParamStep.kernel_inputs`."""
         return Task(p, g, item.state, item.axes, item.meta.decays, *self.limits(item.group))
 
     def _move(self, batch: KernelBatch, prepared: Sequence[Network]) -> None:
@@ -157,9 +198,11 @@ class MLPRuleOptimizer(LearnedOptimizer):
         lrs = [item.group["lr"] for item in batch.items]
         decays = [self.decay(item.group) for item in batch.items]
         batch.kernels.move(batch.advanced, layers, lr_products(lrs, multipliers), lr_products(lrs, decays))
-        for item in batch.items:
-            self.after_update(item)
-            item.write_back()
+
+
+def moments_of(item: ParamStep) -> Tensor:
+    """The statistics of a parameter before its update, ``[9]``."""
+    return conditioning.moments(item.read_value(), item.state["momentum"], item.state["second_moment"])
 
 
 def lr_products(lrs: Sequence[float | Tensor], factors: Sequence[float] | Tensor) -> Sequence[float] | Tensor:

@@ -40,7 +40,9 @@ class MuLO(AdafacLO):
         ZooError: a ``width_mult`` is not a positive finite number, or only some parameters have ``infshape``.
     """
 
-    def prepare(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> Sequence[Any]:
+    def prepare(
+        self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None, moments: Tensor | None = None
+    ) -> Sequence[Any]:
         if "mup" in sys.modules and not any(_has_width(item.parameter, item.group) for item in items):
             self._warn_once(
                 "width",
@@ -48,7 +50,7 @@ class MuLO(AdafacLO):
                 "this model (deepcopy and FSDP lose its result) and build groups with param_groups(model), or set "
                 "width_mult in each group, 1.0 for the base width.",
             )
-        return super().prepare(items, step, loss)
+        return super().prepare(items, step, loss, moments)
 
     def limits(self, group: Group) -> Limits:
         return Limits(replace_nonfinite=True)

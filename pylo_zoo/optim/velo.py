@@ -18,7 +18,7 @@ from pylo_zoo.ops.rule import Rule, velo_rule
 from pylo_zoo.ops.trace import record
 from pylo_zoo.optim.base import Group, ParamStep
 from pylo_zoo.optim.lstm_controlled import MAX_GRADIENT, LSTMControlledOptimizer, decoupled_decay
-from pylo_zoo.optim.mlp_rule import Limits, MLPRuleOptimizer, Network
+from pylo_zoo.optim.mlp_rule import Limits, MLPRuleOptimizer, Network, moments_of
 from pylo_zoo.optim.options import SharedOptions, Unpack
 
 
@@ -82,15 +82,12 @@ class VeLO(MLPRuleOptimizer, LSTMControlledOptimizer):
     def new_state(self, p: Tensor, group: Group, axes: Axes) -> dict[str, Tensor]:
         return {**super().new_state(p, group, axes), **new_accumulators(p, axes)}
 
-    def lstm_inputs(self, items: Sequence[ParamStep], run_features: Tensor) -> Tensor:
-        def row(item: ParamStep) -> Tensor:
-            moments = item.moments
-            if moments is None:
-                moments = conditioning.moments(item.read_value(), item.state["momentum"], item.state["second_moment"])
-            return moments.to(run_features)
-
-        moments = torch.stack([row(item) for item in items])
-        tensor_features = conditioning.tensor_features(moments, [item.parameter.shape for item in items])
+    def lstm_inputs(self, items: Sequence[ParamStep], run_features: Tensor, moments: Tensor | None) -> Tensor:
+        if moments is None:
+            moments = torch.stack([moments_of(item).to(run_features) for item in items])
+        tensor_features = conditioning.tensor_features(
+            moments.to(run_features), [item.parameter.shape for item in items]
+        )
         return torch.cat([run_features.expand(len(items), -1), tensor_features], dim=1)
 
     def contexts(self, items: Sequence[ParamStep], control: Control) -> GeneratedMLPs:

@@ -47,8 +47,6 @@ class _OtherSign(FaultyKernels):
 class _Unmoved(FaultyKernels, ABC):
     """Kernels that do not update some elements."""
 
-    advanced: Sequence[Tensor] = ()
-
     @abstractmethod
     def elements(self, p: Tensor) -> slice:
         """The elements of the flattened parameter that are not updated."""
@@ -59,12 +57,8 @@ class _Unmoved(FaultyKernels, ABC):
         for elements, values in before:
             elements.copy_(values)
 
-    def advance(self, tasks: Sequence[Any], *args: Any) -> Any:
-        self.advanced = [task.p for task in tasks]
-        return self.kernels.advance(tasks, *args)
-
-    def move(self, *arguments: Any) -> None:
-        self._restoring(self.advanced, lambda: self.kernels.move(*arguments))
+    def move(self, advanced: Any, *arguments: Any) -> None:
+        self._restoring(advanced.values, lambda: self.kernels.move(advanced, *arguments))
 
     def move_normalized(self, tasks: Sequence[Normalized], *factors: Any) -> None:
         self._restoring([task.p for task in tasks], lambda: self.kernels.move_normalized(tasks, *factors))

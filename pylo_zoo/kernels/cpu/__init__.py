@@ -41,21 +41,54 @@ def _library() -> ctypes.CDLL | str:
     return library if list(sizes) == expected else f"The CPU kernels' records have {list(sizes)} bytes, not {expected}."
 
 
+class CpuPlan:
+    """:class:`~pylo_zoo.kernels.base.KernelPlan` for the CPU: the records of ``plan.h``."""
+
+    def __init__(self, library: Any, tasks: Sequence[Task], rule: Rule, moments: bool) -> None:
+        self.rule = rule
+        self.count = len(tasks)
+        self.rule_record = records.rule_record(rule, moments)
+        self._kept = [tensor for task in tasks for tensor in task.state.values()]
+        self._tasks = [task._replace(p=torch.empty(0), g=torch.empty(0)) for task in tasks]
+        self._library = library
+        self._records = records.task_records(tasks)
+        self._pointers = torch.frombuffer(self._records, dtype=torch.int64).view(self.count, -1)[:, :2]
+        self._floats = library.pylo_zoo_workspace(self.address(), ctypes.c_int64(self.count), self.rule_record)
+
+    def advance(
+        self, values: Sequence[Tensor], gradients: Sequence[Tensor], scale: Tensor | None, checked: bool = False
+    ) -> Advanced:
+        if not checked:
+            tasks = [task._replace(p=p, g=g) for task, p, g in zip(self._tasks, values, gradients, strict=True)]
+            guard.check_tasks(tasks, CpuKernels.dtypes, CPU)
+        guard.check_numbers("scale", scale, 1)
+        addresses = [list(map(Tensor.data_ptr, tensors)) for tensors in (values, gradients)]
+        for tensors, each in zip((values, gradients), addresses, strict=True):
+            if 0 in each:
+                raise records.no_memory(tensors[each.index(0)])
+        self._pointers.copy_(torch.tensor(addresses).T)
+        workspace = torch.empty(self._floats, dtype=torch.float32, device="cpu")
+        advanced = Advanced(self, values, gradients, workspace, _on_cpu(scale))
+        self._library.pylo_zoo_advance(*advanced.arguments(), _pointer(advanced.scale), torch.get_num_threads())
+        return advanced
+
+    def address(self) -> Any:
+        return (ctypes.c_char * len(self._records)).from_buffer(self._records)
+
+
 class Advanced(NamedTuple):
     """What the factor and moment passes hand to the next calls. It keeps all memory alive that the records point to."""
 
-    tasks: Sequence[Task]
-    rule: Rule
-    rule_record: bytes
-    records: bytearray
+    plan: CpuPlan
+    values: Sequence[Tensor]
+    gradients: Sequence[Tensor]
     workspace: Tensor
     scale: Tensor | None
 
     def arguments(self) -> tuple[Any, ...]:
         """The first arguments of every pass."""
-        records = (ctypes.c_char * len(self.records)).from_buffer(self.records)
         workspace = ctypes.c_void_p(self.workspace.data_ptr())
-        return records, ctypes.c_int64(len(self.tasks)), self.rule_record, workspace
+        return self.plan.address(), ctypes.c_int64(self.plan.count), self.plan.rule_record, workspace
 
 
 class CpuKernels:
@@ -73,22 +106,17 @@ class CpuKernels:
     def covers(self, p: Tensor, axes: Axes, rule: Rule, hidden: int) -> bool:
         return p.device.type == "cpu" and records.covered(tuple(p.shape), axes, rule, hidden)
 
-    def advance(
-        self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None, moments: bool = False, checked: bool = False
-    ) -> Advanced:
-        guard.check_tasks(tasks, self.dtypes, CPU, checked)
+    def plan(self, tasks: Sequence[Task], rule: Rule, moments: bool = False) -> CpuPlan:
+        guard.check_tasks(tasks, self.dtypes, CPU)
         guard.check_decays(tasks)
-        guard.check_numbers("scale", scale, 1)
-        rows, rule_record = records.task_records(tasks), records.rule_record(rule, moments)
-        count = ctypes.c_int64(len(tasks))
-        floats = self._library.pylo_zoo_workspace(bytes(rows), count, rule_record)
-        workspace = torch.empty(floats, dtype=torch.float32, device="cpu")
-        advanced = Advanced(tasks, rule, rule_record, rows, workspace, _on_cpu(scale))
-        self._library.pylo_zoo_advance(*advanced.arguments(), _pointer(advanced.scale), torch.get_num_threads())
-        return advanced
+        return CpuPlan(self._library, tasks, rule, moments)
+
+    def advance(self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None, moments: bool = False) -> Advanced:
+        plan = self.plan(tasks, rule, moments)
+        return plan.advance([task.p for task in tasks], [task.g for task in tasks], scale, checked=True)
 
     def moments(self, advanced: Advanced) -> Tensor:
-        out = torch.empty(len(advanced.tasks), 9, dtype=torch.float32, device="cpu")
+        out = torch.empty(advanced.plan.count, 9, dtype=torch.float32, device="cpu")
         self._library.pylo_zoo_moments(*advanced.arguments(), _pointer(out))
         return out
 
@@ -99,15 +127,15 @@ class CpuKernels:
         coefficient: Tensor | Sequence[float],
         shrink: Tensor | Sequence[float],
     ) -> None:
-        guard.check_numbers("coefficient", coefficient, len(advanced.tasks))
-        guard.check_numbers("shrink", shrink, len(advanced.tasks))
+        guard.check_numbers("coefficient", coefficient, advanced.plan.count)
+        guard.check_numbers("shrink", shrink, advanced.plan.count)
         factors = [
             torch.as_tensor(each, dtype=torch.float32, device="cpu").contiguous() for each in (coefficient, shrink)
         ]
         self._network(advanced, layers, *map(_pointer, factors), None)
 
     def steps(self, advanced: Advanced, layers: Sequence[Layer], scratch: ScratchBuffer) -> list[Tensor]:
-        out = scratch.take([task.p.shape for task in advanced.tasks])
+        out = scratch.take([p.shape for p in advanced.values])
         self._network(advanced, layers, None, None, (ctypes.c_void_p * len(out))(*(each.data_ptr() for each in out)))
         return out
 
@@ -131,7 +159,7 @@ class CpuKernels:
 
     def _network(self, advanced: Advanced, layers: Sequence[Layer], *to: Any) -> None:
         """Run the move pass. ``to``: coefficients, shrinks and None, or None, None and the steps' addresses."""
-        guard.check_layers(layers, advanced.rule, len(advanced.tasks), CPU, records.MAX_HIDDEN)
+        guard.check_layers(layers, advanced.plan.rule, advanced.plan.count, CPU, records.MAX_HIDDEN)
         kept = [(weight.contiguous(), bias.contiguous()) for weight, bias in layers]
         layer_records, count = records.layer_records(kept), ctypes.c_int64(len(kept))
         arguments = (*advanced.arguments(), _pointer(advanced.scale), layer_records, count, *to)
@@ -152,4 +180,4 @@ def _pointer(tensor: Tensor | None) -> ctypes.c_void_p | None:
     return None if tensor is None else ctypes.c_void_p(tensor.data_ptr())
 
 
-__all__ = ["Advanced", "CpuKernels", "find_kernels"]
+__all__ = ["Advanced", "CpuKernels", "CpuPlan", "find_kernels"]

@@ -32,7 +32,6 @@ from pylo_zoo.kernels.gpu.plan import (
     TABLE_BLOCK,
     Batch,
     BatchPlan,
-    signature,
 )
 from pylo_zoo.kernels.gpu.records import STEPS, blocks, ceil_div, rows, upload
 from pylo_zoo.ops.apply import foreach, together
@@ -48,8 +47,8 @@ LARGEST_SIZE = 2**30
 """A parameter must have fewer elements, because indices are 32-bit."""
 MAX_UNITS = 64
 """Most units of a hidden layer."""
-PLANS = 16
-"""Most cached plans."""
+TABLES = 16
+"""Most cached tables of AdamW's parameters."""
 
 
 class AdvancedBatch(NamedTuple):
@@ -67,9 +66,10 @@ class AdvancedBatch(NamedTuple):
 
 
 class Advanced(NamedTuple):
-    """Result of :meth:`GpuKernels.advance`, used by the other methods."""
+    """Result of :meth:`GpuPlan.advance`, used by the other methods."""
 
     plan: BatchPlan
+    values: Sequence[Tensor]
     rule: Rule
     scale: Tensor
     samples: Tensor
@@ -77,6 +77,45 @@ class Advanced(NamedTuple):
     moments: Tensor
     """Means of p², and of m, m², v and v² relative to the samples: ``[N, 9]``."""
     batches: list[AdvancedBatch]
+
+
+class GpuPlan:
+    """:class:`~pylo_zoo.kernels.base.KernelPlan` for a GPU: the tables of :class:`BatchPlan`.
+
+    The tables are built again if the address of a value changes, or the dtype or alignment of a gradient.
+    """
+
+    def __init__(self, tasks: Sequence[Task], rule: Rule) -> None:
+        self._rule = rule
+        self._device = tasks[0].p.device
+        self._kept = [tensor for task in tasks for tensor in task.state.values()]
+        self._tasks = [task._replace(p=torch.empty(0), g=torch.empty(0)) for task in tasks]
+        self._batches: BatchPlan | None = None
+        self._signature: tuple[object, ...] = ()
+
+    def advance(
+        self, values: Sequence[Tensor], gradients: Sequence[Tensor], scale: Tensor | None, checked: bool = False
+    ) -> Advanced:
+        # Always computes the moments: the pass is memory-bound, so they are free.
+        device = self._device
+        if not checked:
+            guard.check_tasks(self._with(values, gradients), GpuKernels.dtypes, device)
+        guard.check_numbers("scale", scale, 1)
+        addresses = list(map(Tensor.data_ptr, gradients))
+        aligned = [address % 16 == 0 for address in addresses]
+        signature = list(map(Tensor.data_ptr, values)), [g.dtype for g in gradients], aligned
+        if self._batches is None or signature != self._signature:
+            self._batches, self._signature = BatchPlan(self._with(values, gradients), self._rule), signature
+        scale, count = _scale(scale, device), len(values)
+        sums, samples = _floats(device, count, int(moment_pass.MOMENTS)), _floats(device, count, 4)
+        batches = [
+            _advance(batch, batch.gradients(addresses), self._rule, scale, samples, sums)
+            for batch in self._batches.batches
+        ]
+        return Advanced(self._batches, values, self._rule, scale, samples, sums, batches)
+
+    def _with(self, values: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Task]:
+        return [task._replace(p=p, g=g) for task, p, g in zip(self._tasks, values, gradients, strict=True)]
 
 
 class GpuKernels:
@@ -94,7 +133,7 @@ class GpuKernels:
 
     def __init__(self, precision: str | None = None) -> None:
         self.precision = precision or ("ieee" if torch.version.hip else "tf32x3")
-        self._plans: OrderedDict[Hashable, Any] = OrderedDict()
+        self._tables: OrderedDict[Hashable, Any] = OrderedDict()
 
     def __repr__(self) -> str:
         return f"Triton {triton.__version__}"
@@ -104,19 +143,14 @@ class GpuKernels:
         adjacent = max(span) - min(span) == len(span) - 1
         return 0 < p.numel() < LARGEST_SIZE and 0 < hidden <= MAX_UNITS and adjacent and is_supported(rule)
 
-    def advance(
-        self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None, moments: bool = False, checked: bool = False
-    ) -> Advanced:
-        # Always computes the moments: the pass is memory-bound, so they are free.
-        device = tasks[0].p.device
-        guard.check_tasks(tasks, self.dtypes, device, checked)
+    def plan(self, tasks: Sequence[Task], rule: Rule, moments: bool = False) -> GpuPlan:
+        guard.check_tasks(tasks, self.dtypes, tasks[0].p.device)
         guard.check_decays(tasks)
-        guard.check_numbers("scale", scale, 1)
-        plan: BatchPlan = self._cached(signature(tasks, rule), lambda: BatchPlan(tasks, rule))
-        scale = _scale(scale, device)
-        sums, samples = _floats(device, len(tasks), int(moment_pass.MOMENTS)), _floats(device, len(tasks), 4)
-        batches = [_advance(batch, batch.gradients(tasks), rule, scale, samples, sums) for batch in plan.batches]
-        return Advanced(plan, rule, scale, samples, sums, batches)
+        return GpuPlan(tasks, rule)
+
+    def advance(self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None, moments: bool = False) -> Advanced:
+        plan = self.plan(tasks, rule, moments)
+        return plan.advance([task.p for task in tasks], [task.g for task in tasks], scale, checked=True)
 
     def moments(self, advanced: Advanced) -> Tensor:
         p2, m, m2, v, v2 = advanced.moments.split([1, 3, 3, 1, 1], dim=1)  # the last four relative to the samples
@@ -190,12 +224,12 @@ class GpuKernels:
 
     def _cached(self, key: Hashable, build: Any) -> Any:
         """The cached result of ``build`` for ``key``. The cache is LRU."""
-        if key not in self._plans:
-            self._plans[key] = build()
-            while len(self._plans) > PLANS:
-                self._plans.popitem(last=False)
-        self._plans.move_to_end(key)
-        return self._plans[key]
+        if key not in self._tables:
+            self._tables[key] = build()
+            while len(self._tables) > TABLES:
+                self._tables.popitem(last=False)
+        self._tables.move_to_end(key)
+        return self._tables[key]
 
     def _apply(
         self,
