@@ -7,8 +7,8 @@ A family implements :meth:`LearnedOptimizer.new_state` (the state of one paramet
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ from pylo_zoo.optim.saved_state import OWN_STATE, parameter_entries
 from pylo_zoo.optim.state_checks import Snapshot, check_run_state
 from pylo_zoo.optim.step_plan import MetaNetwork, ParamStep, StepPlan
 from pylo_zoo.weights import load
+
+T = TypeVar("T")
 
 
 class LearnedOptimizer(ZooOptimizer):
@@ -214,6 +216,12 @@ class LearnedOptimizer(ZooOptimizer):
         plan = StepPlan(self._checks.check(self, grads), items)
         self._end(items)
         return plan
+
+    def _keep(self, name: str, items: Sequence[ParamStep], build: Callable[[Sequence[ParamStep]], T]) -> T:
+        """``build(items)``, computed once per plan if ``items`` are the plan's."""
+        if torch.compiler.is_compiling() or self._plan is None:
+            return build(items)
+        return self._plan.keep(name, lambda: build(items))
 
     def _share_state(self, items: Sequence[ParamStep]) -> None:
         """Store small state tensors of many parameters in common ones; does nothing by default."""

@@ -24,7 +24,7 @@ from pylo_zoo.optim.adamw import AdamW, adam_fused
 from pylo_zoo.optim.base import Group, Loss, ParamStep, new_counter
 from pylo_zoo.optim.checks import check_betas, check_number
 from pylo_zoo.optim.contract import ParamGrad
-from pylo_zoo.optim.mlp_rule import KernelBatch, Limits, MLPRuleOptimizer, Network, lr_products
+from pylo_zoo.optim.mlp_rule import KernelBatch, Limits, MLPRuleOptimizer, Network, Networks, SharedMLPs
 from pylo_zoo.optim.options import SharedOptions, Unpack
 from pylo_zoo.optim.route_table import Routes, routes_of
 
@@ -150,8 +150,9 @@ class CELO2(MLPRuleOptimizer):
 
     def prepare(
         self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None, moments: Tensor | None = None
-    ) -> Sequence[Network]:
-        return [Network(item.meta.net.mlp.weights(), 1.0) for item in items]  # pyright: ignore
+    ) -> SharedMLPs:
+        layers = {meta: meta.net.mlp.weights() for meta in {item.meta for item in items}}  # pyright: ignore
+        return SharedMLPs(items, layers, self._keep("multipliers", items, _ones))
 
     def update(self, item: ParamStep, step: Tensor, context: Network) -> None:
         if self._rule(item.group, item.axes) == "adamw":
@@ -173,17 +174,15 @@ class CELO2(MLPRuleOptimizer):
             split[self._rule(item.group, item.axes)].append(item)
         return split["adamw"], split["learned"]
 
-    def _move(self, batch: KernelBatch, prepared: Sequence[Network]) -> None:
-        layers, _ = self.networks(prepared, batch.positions)
+    def _move(self, batch: KernelBatch, networks: Networks) -> None:
+        layers, _ = networks.select(batch.positions)
         deltas = self._orthogonalize(batch.items, batch.kernels.steps(batch.advanced, layers, self._scratch))
         tasks = [
             Normalized(value, delta, item.axes.matrix, NORM_EPS)
             for value, item, delta in zip(batch.values, batch.items, deltas, strict=True)
         ]
-        lrs = [item.group["lr"] for item in batch.items]
-        decays = [self.decay(item.group) for item in batch.items]
-        multiplied = lr_products(lrs, [self.behavior.rmsmult] * len(lrs))
-        batch.kernels.move_normalized(tasks, multiplied, lr_products(lrs, decays))
+        rates, shrink = batch.rates(self.decay)
+        batch.kernels.move_normalized(tasks, rates * self.behavior.rmsmult, shrink)
 
     def _rule(self, group: Mapping[str, Any], axes: Axes) -> str:
         if group["rule"] is not None:
@@ -221,3 +220,7 @@ class CELO2(MLPRuleOptimizer):
         moments = state["momentum"], state["second_moment"]
         direction = adam_direction(*moments, g, state["step"], (beta1, beta2), options.eps)
         p.sub_(options.coefficient * direction + options.shrink * p)
+
+
+def _ones(items: Sequence[ParamStep]) -> Tensor:
+    return torch.ones(len(items), dtype=torch.float64)

@@ -134,7 +134,7 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
             if grads:
                 self._check_loss(loss)
             if grads and (self.nonfinite == "propagate" or self._is_finite(grads, loss)):
-                with without_autocast([each.parameter for each in grads]):
+                with without_autocast():
                     self._step(grads, loss)
         return loss
 

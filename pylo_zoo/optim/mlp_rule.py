@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from pylo_zoo.ops.rule import Rule
 from pylo_zoo.ops.step import learned_step
 from pylo_zoo.ops.trace import record
 from pylo_zoo.optim.base import Group, LearnedOptimizer, Loss, ParamStep
+from pylo_zoo.optim.step_plan import MetaNetwork
 
 
 class Limits(NamedTuple):
@@ -40,6 +41,39 @@ class Network(NamedTuple):
     multiplier: float | Tensor
 
 
+class Networks(Sequence[Network]):
+    """The networks of N parameters, in the order of a step's parameters."""
+
+    @abstractmethod
+    def select(self, positions: Sequence[int]) -> tuple[Sequence[Layer], Tensor]:
+        """Layers and multipliers ``[M]`` of parameters on one device; layers are shared or stacked ``[M, …]``."""
+
+
+class SharedMLPs(Networks):
+    """One MLP for all parameters of a device and dtype, and a factor on each parameter's step.
+
+    Args:
+        items: the parameters.
+        layers: the MLP of each of their :class:`~pylo_zoo.optim.step_plan.MetaNetwork`.
+        multipliers: the factors, float64 ``[N]`` on the CPU.
+    """
+
+    def __init__(
+        self, items: Sequence[ParamStep], layers: Mapping[MetaNetwork, Sequence[Layer]], multipliers: Tensor
+    ) -> None:
+        self._items, self._layers, self._multipliers = items, layers, multipliers
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, k: int) -> Network:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return Network(self._layers[self._items[k].meta], self._multipliers[k].item())
+
+    def select(self, positions: Sequence[int]) -> tuple[Sequence[Layer], Tensor]:
+        chosen = self._multipliers if len(positions) == len(self) else self._multipliers[list(positions)]
+        return self._layers[self._items[positions[0]].meta], chosen
+
+
 class KernelBatch:
     """Parameters that fused kernels update together.
 
@@ -59,6 +93,9 @@ class KernelBatch:
         self.advanced: Any = None
         self._plan: KernelPlan | None = None
         self._copied: set[int] = set()
+        self._groups: list[Group] = []
+        self._group_of = torch.empty(0)
+        self._rates: tuple[Any, tuple[Tensor, Tensor]] | None = None
 
     def advance(self, optimizer: MLPRuleOptimizer) -> None:
         """Run the kernels' factor and moment passes."""
@@ -78,6 +115,26 @@ class KernelBatch:
         if not all(map(Tensor.is_contiguous, gradients)) or any(map(Tensor.is_neg, gradients)):
             copied.update(k for k, g in enumerate(gradients) if not g.is_contiguous() or g.is_neg())
         return copied
+
+    def rates(self, decay: Callable[[Group], float]) -> tuple[Tensor, Tensor]:
+        """``lr`` and ``lr·decay`` of each parameter, ``[N]``: float64 on the CPU, or float32 on the device of an lr."""
+        if not self._groups:
+            self._groups = list({id(item.group): item.group for item in self.items}.values())
+            number = {id(group): k for k, group in enumerate(self._groups)}
+            self._group_of = torch.tensor([number[id(item.group)] for item in self.items])
+        lrs, decays = [group["lr"] for group in self._groups], [decay(group) for group in self._groups]
+        tensors = [lr for lr in lrs if isinstance(lr, Tensor)]
+        if tensors:
+            like = next((lr for lr in tensors if lr.device.type != "cpu"), tensors[0])
+            options = {"device": like.device, "dtype": torch.float32}
+            per_group = torch.stack([torch.as_tensor(lr, **options).reshape(()) for lr in lrs])
+            index = self._group_of.to(like.device)
+            return per_group[index], (per_group * torch.tensor(decays, **options))[index]
+        if self._rates is None or self._rates[0] != (lrs, decays):
+            per_group = torch.tensor(lrs, dtype=torch.float64)
+            products = per_group * torch.tensor(decays, dtype=torch.float64)
+            self._rates = (lrs, decays), (per_group[self._group_of], products[self._group_of])
+        return self._rates[1]
 
     def finish(self) -> None:
         """Write copies to their parameters and release the step's tensors."""
@@ -110,13 +167,6 @@ class MLPRuleOptimizer(LearnedOptimizer):
     def decay(self, group: Group) -> float:
         """The coefficient of decoupled weight decay."""
         return group["weight_decay"]
-
-    def networks(self, prepared: Sequence[Network], positions: Sequence[int]) -> tuple[Sequence[Layer], Any]:
-        """Layers and multipliers of the parameters at ``positions``, which are on one device.
-
-        The layers are shared by all of them or stacked ``[N, …]``.
-        """
-        return prepared[positions[0]].layers, [prepared[k].multiplier for k in positions]
 
     def apply(self, item: ParamStep, delta: Tensor) -> None:
         """``p ← p − lr·(step + weight_decay·p)``. Overwrites ``delta``, the step."""
@@ -193,11 +243,10 @@ class MLPRuleOptimizer(LearnedOptimizer):
         """What kernels need to know of a parameter; ``p`` and ``g`` are those of :meth:`ParamStep.kernel_inputs`."""
         return Task(p, g, item.state, item.axes, item.meta.decays, *self.limits(item.group))
 
-    def _move(self, batch: KernelBatch, prepared: Sequence[Network]) -> None:
-        layers, multipliers = self.networks(prepared, batch.positions)
-        lrs = [item.group["lr"] for item in batch.items]
-        decays = [self.decay(item.group) for item in batch.items]
-        batch.kernels.move(batch.advanced, layers, lr_products(lrs, multipliers), lr_products(lrs, decays))
+    def _move(self, batch: KernelBatch, networks: Networks) -> None:
+        layers, multipliers = networks.select(batch.positions)
+        rates, shrink = batch.rates(self.decay)
+        batch.kernels.move(batch.advanced, layers, product_of(rates, multipliers), shrink)
 
 
 def moments_of(item: ParamStep) -> Tensor:
@@ -205,15 +254,8 @@ def moments_of(item: ParamStep) -> Tensor:
     return conditioning.moments(item.read_value(), item.state["momentum"], item.state["second_moment"])
 
 
-def lr_products(lrs: Sequence[float | Tensor], factors: Sequence[float] | Tensor) -> Sequence[float] | Tensor:
-    """``lr · factor`` per parameter: numbers, or a tensor ``[N]`` if an input is a tensor, to avoid reading it."""
-    tensors = [each for each in (factors, *lrs) if isinstance(each, Tensor)]
-    if not tensors:
-        return [float(lr) * float(factor) for lr, factor in zip(lrs, factors, strict=True)]
-    like = next((each for each in tensors if each.device.type != "cpu"), tensors[0])
-    options = {"device": like.device, "dtype": torch.float32}
-    if any(isinstance(lr, Tensor) for lr in lrs):
-        rates = torch.stack([torch.as_tensor(lr, **options).reshape(()) for lr in lrs])
-    else:
-        rates = torch.tensor(lrs, **options)
-    return rates * torch.as_tensor(factors, **options)
+def product_of(rates: Tensor, factors: Tensor) -> Tensor:
+    """``rates · factors``, on the accelerator if one of them is there, so that the other is moved, not read."""
+    if rates.device == factors.device:
+        return rates.to(factors) * factors if factors.dtype == torch.float32 else rates * factors
+    return rates * factors.to(rates) if factors.is_cpu else rates.to(factors) * factors

@@ -18,7 +18,7 @@ from pylo_zoo.optim.state_checks import Snapshot
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MetaNetwork:
     """A checkpoint's network and decays on one device, in one dtype."""
 

@@ -18,11 +18,11 @@ from pylo_zoo.ops.rule import Rule, velo_rule
 from pylo_zoo.ops.trace import record
 from pylo_zoo.optim.base import Group, ParamStep
 from pylo_zoo.optim.lstm_controlled import MAX_GRADIENT, LSTMControlledOptimizer, decoupled_decay
-from pylo_zoo.optim.mlp_rule import Limits, MLPRuleOptimizer, Network, moments_of
+from pylo_zoo.optim.mlp_rule import Limits, MLPRuleOptimizer, Network, Networks, moments_of
 from pylo_zoo.optim.options import SharedOptions, Unpack
 
 
-class GeneratedMLPs(Sequence[Network]):
+class GeneratedMLPs(Networks):
     """The MLPs that the LSTM generated for N tensors: layers ``[N, …]`` and multipliers ``[N]``.
 
     An element is the network of one tensor, in the dtype and on the device of its ``like``.
@@ -40,6 +40,13 @@ class GeneratedMLPs(Sequence[Network]):
 
     def __iter__(self) -> Iterator[Network]:
         return (self[k] for k in range(len(self)))
+
+    def select(self, positions: Sequence[int]) -> tuple[Sequence[Layer], Tensor]:
+        layers, multipliers = self.layers, self.multipliers
+        if len(positions) < len(self):
+            layers = [(w[positions], b[positions]) for w, b in layers]
+            multipliers = multipliers[positions]
+        return [(w.float(), b.float()) for w, b in layers], multipliers  # layers are float64 if any parameter is
 
 
 class VeLO(MLPRuleOptimizer, LSTMControlledOptimizer):
@@ -108,11 +115,3 @@ class VeLO(MLPRuleOptimizer, LSTMControlledOptimizer):
 
     def decay(self, group: Group) -> float:
         return decoupled_decay(group)
-
-    def networks(self, prepared: Sequence[Network], positions: Sequence[int]) -> tuple[Sequence[Layer], Tensor]:
-        assert isinstance(prepared, GeneratedMLPs)
-        layers, multipliers = prepared.layers, prepared.multipliers
-        if len(positions) < len(prepared):
-            layers = [(w[positions], b[positions]) for w, b in layers]
-            multipliers = multipliers[positions]
-        return [(w.float(), b.float()) for w, b in layers], multipliers  # layers are float64 if any parameter is
