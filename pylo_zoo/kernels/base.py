@@ -50,14 +50,6 @@ class Adam(NamedTuple):
     """float32 ``[1, *shape]``"""
     second_moment: Tensor
     """float32 ``[1, *shape]``"""
-    step: int
-    """The 1-based number of this update, for the bias correction."""
-    betas: tuple[float, float]
-    eps: float
-    eps_root: float
-    coefficient: float
-    shrink: float
-    max_gradient: float
     nesterov: bool
     """Use ``β1·m + (1 − β1)·g`` instead of ``m`` in ``m̂`` (NAdamW, SPEC §7)."""
 
@@ -116,6 +108,35 @@ class KernelPlan(Protocol):
 
         Raises:
             ZooError: a tensor has another size, dtype, device or layout than kernels need. Nothing has changed.
+        """
+        ...
+
+
+class AdamPlan(Protocol):
+    """Parameters that kernels step together with AdamW. A plan keeps the memory of the moments alive."""
+
+    def step(
+        self,
+        values: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        numbers: Tensor,
+        counts: Tensor,
+        factors: tuple[Tensor, Tensor],
+        scale: Tensor | None,
+        checked: bool = False,
+    ) -> None:
+        """One step of every parameter, in place.
+
+        Args:
+            values, gradients, checked: as in :meth:`KernelPlan.advance`.
+            numbers: float64 ``[N, 5]`` on the CPU: β1, β2, eps, eps_root, and the limit to which a gradient's elements
+                are clipped (``inf`` disables clipping).
+            counts: the 1-based numbers of these updates, for the bias correction, int64 ``[N]`` on the CPU.
+            factors: coefficient and shrink, ``[N]`` each.
+            scale: a scalar that multiplies gradients first.
+
+        Raises:
+            ZooError: as :meth:`KernelPlan.advance`.
         """
         ...
 
@@ -193,10 +214,10 @@ class Kernels(Protocol):
         """CELO2's last pass ``p ← p − coefficient·norm(step) − shrink·p`` for many parameters, in place."""
         ...
 
-    def adam(self, tasks: Sequence[Adam], scale: Tensor | None, checked: bool = False) -> None:
-        """AdamW for many parameters, in place.
+    def plan_adam(self, tasks: Sequence[Adam]) -> AdamPlan:
+        """Check the tasks and make a plan for AdamW's steps of many parameters.
 
-        With ``checked``, the caller has checked shape, dtype, device and contiguity of all state in this step
-        (:mod:`pylo_zoo.optim.state_checks`), so only parameters and gradients are checked here.
+        Raises:
+            ZooError: a tensor has another size, dtype, device or layout than kernels need.
         """
         ...

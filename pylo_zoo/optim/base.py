@@ -25,7 +25,7 @@ from pylo_zoo.optim.options import SharedOptions, Unpack, check_options
 from pylo_zoo.optim.precision import master_copy, state_dtype
 from pylo_zoo.optim.saved_state import OWN_STATE, parameter_entries
 from pylo_zoo.optim.state_checks import Snapshot, check_run_state
-from pylo_zoo.optim.step_plan import MetaNetwork, ParamStep, StepPlan
+from pylo_zoo.optim.step_plan import MetaNetwork, ParamStep, StepPlan, share_memory
 from pylo_zoo.weights import load
 
 T = TypeVar("T")
@@ -224,7 +224,9 @@ class LearnedOptimizer(ZooOptimizer):
         return self._plan.keep(name, lambda: build(items))
 
     def _share_state(self, items: Sequence[ParamStep]) -> None:
-        """Store small state tensors of many parameters in common ones; does nothing by default."""
+        """Store small state tensors of many parameters in common ones: AdamW's counters by default."""
+        if counted := [item.state for item in items if "step" in item.state]:
+            share_memory(counted, "step")
 
     def _complete_run_state(self, first: Group, grads: Sequence[ParamGrad], started: bool) -> dict[str, Tensor]:
         """The run's state as tensors: new, or converted from numbers that wrappers or other packages left.

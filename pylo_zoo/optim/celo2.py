@@ -20,11 +20,12 @@ from pylo_zoo.ops.layout import Axes, axes_of
 from pylo_zoo.ops.orthogonalize import newton_schulz_all
 from pylo_zoo.ops.rule import Rule, celo2_rule
 from pylo_zoo.ops.trace import record
-from pylo_zoo.optim.adamw import AdamW, adam_fused
+from pylo_zoo.optim.adamw import AdamBatches, AdamW
 from pylo_zoo.optim.base import Group, Loss, ParamStep, new_counter
 from pylo_zoo.optim.checks import check_betas, check_number
 from pylo_zoo.optim.contract import ParamGrad
-from pylo_zoo.optim.mlp_rule import KernelBatch, Limits, MLPRuleOptimizer, Network, Networks, SharedMLPs
+from pylo_zoo.optim.kernel_batch import KernelBatch
+from pylo_zoo.optim.mlp_rule import Limits, MLPRuleOptimizer, Network, Networks, SharedMLPs
 from pylo_zoo.optim.options import SharedOptions, Unpack
 from pylo_zoo.optim.route_table import Routes, routes_of
 
@@ -163,7 +164,9 @@ class CELO2(MLPRuleOptimizer):
     def _update_fused(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> None:
         assert self._plan is not None
         adamw, learned = self._plan.keep("routes", lambda: self._split(items))
-        adam_fused(self, adamw, lambda k: self._options(adamw[k]), lambda k: self._adamw(adamw[k]))
+        if adamw:
+            batches = self._plan.keep("adamw", lambda: AdamBatches(self, adamw))
+            batches.step(self._options, lambda k: self._adamw(adamw[k]))
         if learned:
             super()._update_fused(learned, step, loss)
 
@@ -181,7 +184,7 @@ class CELO2(MLPRuleOptimizer):
             Normalized(value, delta, item.axes.matrix, NORM_EPS)
             for value, item, delta in zip(batch.values, batch.items, deltas, strict=True)
         ]
-        rates, shrink = batch.rates(self.decay)
+        rates, shrink = batch.rates(lambda group: group["lr"], self.decay)
         batch.kernels.move_normalized(tasks, rates * self.behavior.rmsmult, shrink)
 
     def _rule(self, group: Mapping[str, Any], axes: Axes) -> str:
@@ -205,21 +208,20 @@ class CELO2(MLPRuleOptimizer):
             record("orthogonalized", steps[k])
         return [step.contiguous() for step in steps]
 
-    def _options(self, item: ParamStep) -> AdamW:
-        group = item.group
+    def _options(self, group: Group) -> AdamW:
         lr = group["lr"] * group["adam_lr_mult"]
         decay = group["weight_decay"] if group["adam_weight_decay"] is None else group["adam_weight_decay"]
         limit = group["grad_clip_val"] if self.clip_adam_gradients else math.inf
-        return AdamW(group["adam_betas"], group["adam_eps"], 0.0, lr, lr * decay, limit)
+        return AdamW(group["adam_betas"], group["adam_eps"], 0.0, lr, decay, limit)
 
     def _adamw(self, item: ParamStep) -> None:
-        p, state, options = item.p, item.state, self._options(item)
+        p, state, options = item.p, item.state, self._options(item.group)
         g = Limits(options.max_gradient).condition(item.g)
         state["step"] += 1
         beta1, beta2 = (torch.tensor([beta], dtype=p.dtype, device=p.device) for beta in options.betas)
         moments = state["momentum"], state["second_moment"]
         direction = adam_direction(*moments, g, state["step"], (beta1, beta2), options.eps)
-        p.sub_(options.coefficient * direction + options.shrink * p)
+        p.sub_(options.lr * direction + options.lr * options.weight_decay * p)
 
 
 def _ones(items: Sequence[ParamStep]) -> Tensor:

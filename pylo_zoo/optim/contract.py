@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
+from operator import attrgetter
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -40,6 +41,7 @@ from pylo_zoo.warn import warn
 Loss = Tensor | float
 Group = dict[str, Any]
 
+_layout = attrgetter("layout")
 _UNAMBIGUOUS_STATE = OWN_STATE - {"step"}
 """The keys that wrappers do not use."""
 
@@ -125,18 +127,27 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
         """
         loss = self._take_loss(closure, loss)
         with torch.no_grad():
-            grads = [
-                ParamGrad(p, p.grad, group)
-                for group in self.param_groups
-                for p in group["params"]
-                if p.grad is not None and needs_update(p)
-            ]
+            grads = self._gradients()
             if grads:
                 self._check_loss(loss)
             if grads and (self.nonfinite == "propagate" or self._is_finite(grads, loss)):
                 with without_autocast():
                     self._step(grads, loss)
         return loss
+
+    def _gradients(self) -> list[ParamGrad]:
+        """The parameters that a step updates.
+
+        Raises:
+            ZooError: a gradient is sparse.
+        """
+        grads = [
+            ParamGrad(p, g, group) for group in self.param_groups for p in group["params"] if (g := p.grad) is not None
+        ]
+        gradients = [each.gradient for each in grads]
+        if all(map(Tensor.numel, gradients)) and {torch.strided}.issuperset(map(_layout, gradients)):
+            return grads
+        return [each for each in grads if needs_update(each.parameter)]
 
     def _take_loss(self, closure: Callable[[], Loss] | Loss | None, loss: Loss | None) -> Loss | None:
         pending = self._pending_loss.pop() if self._pending_loss else None

@@ -135,8 +135,8 @@ class LSTMControlledOptimizer(LearnedOptimizer):
         """
 
     @abstractmethod
-    def contexts(self, items: Sequence[ParamStep], control: Control) -> Sequence[Any]:
-        """One context per parameter for :meth:`update`, from the LSTM's outputs."""
+    def contexts(self, items: Sequence[ParamStep], control: Control) -> Any:
+        """A sequence or tensor of one context per parameter for :meth:`update`, from the LSTM's outputs."""
 
     def expected_state(self, p: Tensor, group: Group) -> dict[str, Tensor]:
         state = super().expected_state(p, group)
@@ -218,6 +218,7 @@ class LSTMControlledOptimizer(LearnedOptimizer):
         return items
 
     def _share_state(self, items: Sequence[ParamStep]) -> None:
+        super()._share_state(items)
         for name in LSTM_STATE:
             share_memory([item.state for item in items], name)
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pylo_zoo.kernels import KernelPlan, Kernels, Task
+from pylo_zoo.kernels import KernelPlan, Task
 from pylo_zoo.ops import conditioning
 from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.ops.rule import Rule
 from pylo_zoo.ops.step import learned_step
 from pylo_zoo.ops.trace import record
 from pylo_zoo.optim.base import Group, LearnedOptimizer, Loss, ParamStep
+from pylo_zoo.optim.kernel_batch import KernelBatch, product_of
 from pylo_zoo.optim.step_plan import MetaNetwork
 
 
@@ -74,77 +75,6 @@ class SharedMLPs(Networks):
         return self._layers[self._items[positions[0]].meta], chosen
 
 
-class KernelBatch:
-    """Parameters that fused kernels update together.
-
-    Attributes:
-        kernels: the kernels of their device.
-        positions: indices of ``items`` in the step's sequence of parameters.
-        items: the parameters.
-        values: during a step, the tensors that kernels update: the parameters, or copies of those they cannot update.
-        advanced: during a step, the result of the kernels' factor and moment passes.
-    """
-
-    def __init__(self, kernels: Kernels) -> None:
-        self.kernels = kernels
-        self.positions: list[int] = []
-        self.items: list[ParamStep] = []
-        self.values: list[Tensor] = []
-        self.advanced: Any = None
-        self._plan: KernelPlan | None = None
-        self._copied: set[int] = set()
-        self._groups: list[Group] = []
-        self._group_of = torch.empty(0)
-        self._rates: tuple[Any, tuple[Tensor, Tensor]] | None = None
-
-    def advance(self, optimizer: MLPRuleOptimizer) -> None:
-        """Run the kernels' factor and moment passes."""
-        self.values = [item.parameter for item in self.items]
-        gradients = [item.gradient for item in self.items]
-        self._copied = self._find_copied(gradients)
-        for k in self._copied:
-            self.values[k], gradients[k] = self.items[k].kernel_inputs(self.kernels.dtypes)
-        if self._plan is None:
-            tasks = [optimizer.task(*each) for each in zip(self.items, self.values, gradients, strict=True)]
-            self._plan = self.kernels.plan(tasks, optimizer.rule, optimizer.prepare_reads_state)
-        self.advanced = self._plan.advance(self.values, gradients, self.items[0].scale, checked=True)
-
-    def _find_copied(self, gradients: Sequence[Tensor]) -> set[int]:
-        """Indices of the parameters whose value or gradient kernels cannot use in place."""
-        copied = {k for k, item in enumerate(self.items) if not item.is_direct or item.l2 or item.own_scale is not None}
-        if not all(map(Tensor.is_contiguous, gradients)) or any(map(Tensor.is_neg, gradients)):
-            copied.update(k for k, g in enumerate(gradients) if not g.is_contiguous() or g.is_neg())
-        return copied
-
-    def rates(self, decay: Callable[[Group], float]) -> tuple[Tensor, Tensor]:
-        """``lr`` and ``lr·decay`` of each parameter, ``[N]``: float64 on the CPU, or float32 on the device of an lr."""
-        if not self._groups:
-            self._groups = list({id(item.group): item.group for item in self.items}.values())
-            number = {id(group): k for k, group in enumerate(self._groups)}
-            self._group_of = torch.tensor([number[id(item.group)] for item in self.items])
-        lrs, decays = [group["lr"] for group in self._groups], [decay(group) for group in self._groups]
-        tensors = [lr for lr in lrs if isinstance(lr, Tensor)]
-        if tensors:
-            like = next((lr for lr in tensors if lr.device.type != "cpu"), tensors[0])
-            options = {"device": like.device, "dtype": torch.float32}
-            per_group = torch.stack([torch.as_tensor(lr, **options).reshape(()) for lr in lrs])
-            index = self._group_of.to(like.device)
-            return per_group[index], (per_group * torch.tensor(decays, **options))[index]
-        if self._rates is None or self._rates[0] != (lrs, decays):
-            per_group = torch.tensor(lrs, dtype=torch.float64)
-            products = per_group * torch.tensor(decays, dtype=torch.float64)
-            self._rates = (lrs, decays), (per_group[self._group_of], products[self._group_of])
-        return self._rates[1]
-
-    def finish(self) -> None:
-        """Write copies to their parameters and release the step's tensors."""
-        for k in self._copied:
-            self.items[k].write_back()
-        # Kernels write behind autograd's back, and backward through a graph that saved an old value must fail.
-        torch.autograd.graph.increment_version(self.values)
-        self.values, self.advanced = [], None
-
-
 class MLPRuleOptimizer(LearnedOptimizer):
     """Base class of the optimizers whose step is a :class:`~pylo_zoo.ops.rule.Rule`.
 
@@ -194,12 +124,12 @@ class MLPRuleOptimizer(LearnedOptimizer):
         moments = None
         if self.prepare_reads_state:
             for batch in batches:
-                batch.advance(self)
+                self._advance(batch)
             moments = self._moments(items, batches, rest)
         prepared = self.prepare(items, step, loss, moments)
         for batch in batches:
             if batch.advanced is None:
-                batch.advance(self)
+                self._advance(batch)
             self._move(batch, prepared)
             if type(self).after_update is not MLPRuleOptimizer.after_update:
                 for item in batch.items:
@@ -223,9 +153,7 @@ class MLPRuleOptimizer(LearnedOptimizer):
             if batch is None or (not self.prepare_reads_state and size + count > kernels.bucket):
                 batch, size = KernelBatch(kernels), 0
                 batches.append(batch)
-            item.is_direct = item.fits(kernels.dtypes)
-            batch.positions.append(k)
-            batch.items.append(item)
+            batch.add(k, item)
             open_batches[device] = batch, size + count
         return batches, rest
 
@@ -239,13 +167,22 @@ class MLPRuleOptimizer(LearnedOptimizer):
         like = self.param_groups[0]["loss_average"]
         return torch.stack([rows[k].to(like) for k in range(len(items))])
 
-    def task(self, item: ParamStep, p: Tensor, g: Tensor) -> Task:
-        """What kernels need to know of a parameter; ``p`` and ``g`` are those of :meth:`ParamStep.kernel_inputs`."""
-        return Task(p, g, item.state, item.axes, item.meta.decays, *self.limits(item.group))
+    def _advance(self, batch: KernelBatch) -> None:
+        """Run the kernels' factor and moment passes."""
+        gradients = batch.begin()
+
+        def plan() -> KernelPlan:
+            tasks = [
+                Task(p, g, item.state, item.axes, item.meta.decays, *self.limits(item.group))
+                for item, p, g in zip(batch.items, batch.values, gradients, strict=True)
+            ]
+            return batch.kernels.plan(tasks, self.rule, self.prepare_reads_state)
+
+        batch.advanced = batch.keep("plan", plan).advance(batch.values, gradients, batch.items[0].scale, checked=True)
 
     def _move(self, batch: KernelBatch, networks: Networks) -> None:
         layers, multipliers = networks.select(batch.positions)
-        rates, shrink = batch.rates(self.decay)
+        rates, shrink = batch.rates(_lr, self.decay)
         batch.kernels.move(batch.advanced, layers, product_of(rates, multipliers), shrink)
 
 
@@ -254,8 +191,5 @@ def moments_of(item: ParamStep) -> Tensor:
     return conditioning.moments(item.read_value(), item.state["momentum"], item.state["second_moment"])
 
 
-def product_of(rates: Tensor, factors: Tensor) -> Tensor:
-    """``rates · factors``, on the accelerator if one of them is there, so that the other is moved, not read."""
-    if rates.device == factors.device:
-        return rates.to(factors) * factors if factors.dtype == torch.float32 else rates * factors
-    return rates * factors.to(rates) if factors.is_cpu else rates.to(factors) * factors
+def _lr(group: Group) -> float | Tensor:
+    return group["lr"]

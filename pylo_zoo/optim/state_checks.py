@@ -61,8 +61,8 @@ class Snapshot(NamedTuple):
     """The known entries of all parameters."""
     addresses: list[int]
     """Of the entries."""
-    counters: list[int]
-    """Indices of Adam's counters among all entries."""
+    counters: list[Tensor]
+    """AdamW's counters, joined if they are rows of one tensor."""
     masters: list[bool]
     strides: list[Any]
     dtypes: list[torch.dtype]
@@ -115,11 +115,12 @@ class StateChecks:
             return None
         readers = [_reader(each) for each in complete]
         entries = _flat(readers, states)
-        counters = [k for k, name in enumerate(chain(*complete)) if name == COUNTER]
+        counters = [entries[k] for k, name in enumerate(chain(*complete)) if name == COUNTER]
+        joined = join(counters)
         tensors = [*parameters, *gradients, *entries]
         dtypes, devices, shapes = (list(map(read, tensors)) for read in (_dtype, _device, _shape))
         metadata = dtypes, devices, all(map(_is_cpu, tensors)), shapes
-        places = readers, entries, _addresses(entries), counters
+        places = readers, entries, _addresses(entries), counters if joined is None else [joined]
         snapshot = Snapshot(setup, *places, _masters(states), _strides(parameters), *metadata)
         self._snapshots[kind] = snapshot
         return snapshot
@@ -219,7 +220,7 @@ def _is_unchanged(
             and all(map(eq, map(_shape, tensors), snapshot.shapes))
             and all(map(Tensor.is_contiguous, flat))
             and _addresses(flat) == snapshot.addresses
-            and min([0, *(flat[k].item() for k in snapshot.counters)]) == 0
+            and _smallest(snapshot.counters) >= 0
             and _masters(states) == snapshot.masters
             and _strides(parameters) == snapshot.strides
         )
@@ -246,6 +247,24 @@ def _flat(readers: Sequence[Reader], states: Sequence[Any]) -> list[Tensor]:
 
 def _addresses(entries: Sequence[Tensor]) -> list[int]:
     return list(map(Tensor.data_ptr, entries))
+
+
+def _smallest(counters: Sequence[Tensor]) -> int:
+    return min((int(each.min()) for each in counters), default=0)
+
+
+def join(entries: Sequence[Tensor]) -> Tensor | None:
+    """A view ``[N, …]`` of tensors that are its rows in memory; None if they are not."""
+    if not entries:
+        return None
+    first = entries[0]
+    size = first.numel() * first.element_size()
+    alike = {(each.shape, each.dtype, each.device, each.untyped_storage().data_ptr()) for each in entries}
+    consecutive = all(each.data_ptr() == first.data_ptr() + k * size for k, each in enumerate(entries))
+    if len(alike) > 1 or size == 0 or first.is_meta or not (consecutive and first.is_contiguous()):
+        return None
+    shape = (len(entries), *first.shape)
+    return first.as_strided(shape, torch.empty(shape, device="meta").stride())
 
 
 def _masters(states: Sequence[Any]) -> list[bool]:

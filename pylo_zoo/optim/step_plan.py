@@ -13,7 +13,7 @@ from pylo_zoo.ops.accumulators import Decays
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.optim.contract import ParamGrad
 from pylo_zoo.optim.precision import state_dtype, wide_value
-from pylo_zoo.optim.state_checks import Snapshot
+from pylo_zoo.optim.state_checks import Snapshot, join
 
 T = TypeVar("T")
 
@@ -145,18 +145,11 @@ def share_memory(states: Sequence[dict[str, Tensor]], name: str) -> Tensor | Non
         The tensor, or None if the entries differ in shape, dtype or device.
     """
     entries = [state[name] for state in states]
-    first = entries[0]
-    if len({(each.shape, each.dtype, each.device) for each in entries}) > 1 or first.is_meta:
+    if len({(each.shape, each.dtype, each.device) for each in entries}) > 1 or entries[0].is_meta:
         return None
-    size = first.numel() * first.element_size()
-    if (
-        size == 0
-        or len({each.untyped_storage().data_ptr() for each in entries}) > 1
-        or any(each.data_ptr() != first.data_ptr() + k * size for k, each in enumerate(entries))
-    ):
+    shared = join(entries)
+    if shared is None:
         shared = torch.stack(entries)
         for k, state in enumerate(states):
             state[name] = shared[k]
-        return shared
-    strides = torch.empty((len(entries), *first.shape), device="meta").stride()
-    return first.as_strided((len(entries), *first.shape), strides)
+    return shared

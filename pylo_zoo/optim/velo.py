@@ -92,9 +92,8 @@ class VeLO(MLPRuleOptimizer, LSTMControlledOptimizer):
     def lstm_inputs(self, items: Sequence[ParamStep], run_features: Tensor, moments: Tensor | None) -> Tensor:
         if moments is None:
             moments = torch.stack([moments_of(item).to(run_features) for item in items])
-        tensor_features = conditioning.tensor_features(
-            moments.to(run_features), [item.parameter.shape for item in items]
-        )
+        ranks = self._keep("ranks", items, lambda items: _ranks(items).to(run_features))
+        tensor_features = conditioning.tensor_features(moments.to(run_features), ranks)
         return torch.cat([run_features.expand(len(items), -1), tensor_features], dim=1)
 
     def contexts(self, items: Sequence[ParamStep], control: Control) -> GeneratedMLPs:
@@ -115,3 +114,7 @@ class VeLO(MLPRuleOptimizer, LSTMControlledOptimizer):
 
     def decay(self, group: Group) -> float:
         return decoupled_decay(group)
+
+
+def _ranks(items: Sequence[ParamStep]) -> Tensor:
+    return conditioning.ranks([item.parameter.shape for item in items])

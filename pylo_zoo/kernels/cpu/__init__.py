@@ -62,11 +62,7 @@ class CpuPlan:
             tasks = [task._replace(p=p, g=g) for task, p, g in zip(self._tasks, values, gradients, strict=True)]
             guard.check_tasks(tasks, CpuKernels.dtypes, CPU)
         guard.check_numbers("scale", scale, 1)
-        addresses = [list(map(Tensor.data_ptr, tensors)) for tensors in (values, gradients)]
-        for tensors, each in zip((values, gradients), addresses, strict=True):
-            if 0 in each:
-                raise records.no_memory(tensors[each.index(0)])
-        self._pointers.copy_(torch.tensor(addresses).T)
+        _set_addresses(self._pointers, values, gradients)
         workspace = torch.empty(self._floats, dtype=torch.float32, device="cpu")
         advanced = Advanced(self, values, gradients, workspace, _on_cpu(scale))
         self._library.pylo_zoo_advance(*advanced.arguments(), _pointer(advanced.scale), torch.get_num_threads())
@@ -74,6 +70,43 @@ class CpuPlan:
 
     def address(self) -> Any:
         return (ctypes.c_char * len(self._records)).from_buffer(self._records)
+
+
+class CpuAdamPlan:
+    """:class:`~pylo_zoo.kernels.base.AdamPlan` for the CPU: the records of ``adam.h``."""
+
+    def __init__(self, library: Any, tasks: Sequence[Adam]) -> None:
+        self._library = library
+        self._kept = [task[2:4] for task in tasks]
+        self._records = records.adam_records(tasks)
+        self._pointers = torch.frombuffer(self._records, dtype=torch.int64).view(len(tasks), -1)[:, :2]
+        self._numbers = torch.frombuffer(self._records, dtype=torch.float32).view(len(tasks), -1)[:, 10:19]
+
+    def step(
+        self,
+        values: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        numbers: Tensor,
+        counts: Tensor,
+        factors: tuple[Tensor, Tensor],
+        scale: Tensor | None,
+        checked: bool = False,
+    ) -> None:
+        if not checked:
+            tasks = [Adam(p, g, *kept, False) for p, g, kept in zip(values, gradients, self._kept, strict=True)]
+            guard.check_adam(tasks, CpuKernels.dtypes, CPU)
+        guard.check_numbers("scale", scale, 1)
+        guard.check_adam_numbers(numbers, counts, factors, len(self._kept))
+        _set_addresses(self._pointers, values, gradients)
+        betas, eps, eps_root, limit = numbers.split([2, 1, 1, 1], dim=1)
+        coefficient, shrink = (each.to(numbers)[:, None] for each in factors)
+        corrections = 1 / (1 - betas ** counts[:, None])
+        columns = betas, eps, eps_root, coefficient, shrink, limit, corrections
+        self._numbers.copy_(torch.cat(columns, dim=1))
+        scale = _on_cpu(scale)
+        rows = (ctypes.c_char * len(self._records)).from_buffer(self._records)
+        count = ctypes.c_int64(len(values))
+        self._library.pylo_zoo_adam(rows, count, _pointer(scale), torch.get_num_threads())
 
 
 class Advanced(NamedTuple):
@@ -150,12 +183,9 @@ class CpuKernels:
         rows = records.normalized_records(tasks, *factors)
         self._library.pylo_zoo_normalized(rows, ctypes.c_int64(len(tasks)), torch.get_num_threads())
 
-    def adam(self, tasks: Sequence[Adam], scale: Tensor | None, checked: bool = False) -> None:
-        guard.check_adam(tasks, self.dtypes, CPU, checked)
-        guard.check_numbers("scale", scale, 1)
-        rows = records.adam_records(tasks)
-        scale = _on_cpu(scale)
-        self._library.pylo_zoo_adam(bytes(rows), ctypes.c_int64(len(tasks)), _pointer(scale), torch.get_num_threads())
+    def plan_adam(self, tasks: Sequence[Adam]) -> CpuAdamPlan:
+        guard.check_adam(tasks, self.dtypes, CPU)
+        return CpuAdamPlan(self._library, tasks)
 
     def _network(self, advanced: Advanced, layers: Sequence[Layer], *to: Any) -> None:
         """Run the move pass. ``to``: coefficients, shrinks and None, or None, None and the steps' addresses."""
@@ -170,6 +200,19 @@ def find_kernels() -> CpuKernels | str:
     """The CPU kernels, compiled at first use on this machine, or why they are unavailable."""
     library = _library()
     return library if isinstance(library, str) else CpuKernels(library)
+
+
+def _set_addresses(pointers: Tensor, values: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    """Write the addresses of values and gradients to their columns of the records.
+
+    Raises:
+        ZooError: a tensor has no memory.
+    """
+    addresses = [list(map(Tensor.data_ptr, tensors)) for tensors in (values, gradients)]
+    for tensors, each in zip((values, gradients), addresses, strict=True):
+        if 0 in each and any(tensor.numel() for tensor, address in zip(tensors, each, strict=True) if not address):
+            raise records.no_memory(tensors[each.index(0)])
+    pointers.copy_(torch.tensor(addresses).T)
 
 
 def _on_cpu(scale: Tensor | None) -> Tensor | None:

@@ -134,16 +134,11 @@ def normalized_records(tasks: Sequence[Normalized], coefficients: Sequence[float
 
 
 def adam_records(tasks: Sequence[Adam]) -> bytearray:
-    """``struct Adam`` of ``adam.h``, one per parameter."""
+    """``struct Adam`` of ``adam.h``, one per parameter, without the numbers that change."""
     records = bytearray(ADAM.size * len(tasks))
     for k, task in enumerate(tasks):
-        p, g, m, v, step, (beta1, beta2), eps, eps_root, coefficient, shrink, limit, nesterov = task
-        pointers = p.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr()
-        if 0 in pointers and p.numel():
-            raise no_memory(p)
+        tensors = task[:4]
         ADAM.pack_into(
-            *(records, k * ADAM.size, *pointers, p.numel()),
-            *(beta1, beta2, eps, eps_root, coefficient, shrink, limit),
-            *(1 / (1 - beta1**step), 1 / (1 - beta2**step), nesterov),
+            records, k * ADAM.size, *(x.data_ptr() for x in tensors), task.p.numel(), *[0.0] * 9, task.nesterov
         )
     return records

@@ -7,8 +7,7 @@ which programs run, and no call synchronizes with the device.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from pylo_zoo.kernels import guard
 from pylo_zoo.kernels.base import Adam, Normalized, ScratchBuffer, Task
 from pylo_zoo.kernels.gpu import factor_pass, moment_pass, move_pass
-from pylo_zoo.kernels.gpu.adam import NUMBERS, adam_elements
+from pylo_zoo.kernels.gpu.adam import adam_elements
 from pylo_zoo.kernels.gpu.launch import launch
 from pylo_zoo.kernels.gpu.network import IN_REGISTERS, Inputs, Network, inputs_of, is_supported, pack
 from pylo_zoo.kernels.gpu.plan import (
@@ -47,8 +46,6 @@ LARGEST_SIZE = 2**30
 """A parameter must have fewer elements, because indices are 32-bit."""
 MAX_UNITS = 64
 """Most units of a hidden layer."""
-TABLES = 16
-"""Most cached tables of AdamW's parameters."""
 
 
 class AdvancedBatch(NamedTuple):
@@ -118,6 +115,69 @@ class GpuPlan:
         return [task._replace(p=p, g=g) for task, p, g in zip(self._tasks, values, gradients, strict=True)]
 
 
+class GpuAdamPlan:
+    """:class:`~pylo_zoo.kernels.base.AdamPlan` for a GPU. One launch per kind of parameter: dtypes and alignment."""
+
+    def __init__(self, tasks: Sequence[Adam]) -> None:
+        self._device = tasks[0].p.device
+        self._kept = [(*task[2:4], task.nesterov) for task in tasks]
+        self._kinds: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+        """The records' table and the block table of each kind."""
+        self._signature: tuple[object, ...] = ()
+
+    def step(
+        self,
+        values: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        numbers: Tensor,
+        counts: Tensor,
+        factors: tuple[Tensor, Tensor],
+        scale: Tensor | None,
+        checked: bool = False,
+    ) -> None:
+        if not checked:
+            tasks = [Adam(p, g, *kept) for p, g, kept in zip(values, gradients, self._kept, strict=True)]
+            guard.check_adam(tasks, GpuKernels.dtypes, self._device)
+        guard.check_numbers("scale", scale, 1)
+        guard.check_adam_numbers(numbers, counts, factors, len(self._kept))
+        signature = *(list(map(Tensor.data_ptr, x)) for x in (values, gradients)), [g.dtype for g in gradients]
+        if signature != self._signature:
+            self._kinds, self._signature = self._tables(values, gradients), signature
+        scale, table = _scale(scale, self._device), self._numbers(numbers, counts, *factors)
+        for (aligned, p_type, g_type), (records, programs) in self._kinds.items():
+            launch(
+                adam_elements, len(programs), records, programs, table, scale,
+                P_TYPE=TYPES[p_type], G_TYPE=TYPES[g_type], ALIGNED=aligned, BLOCK=ADAM_BLOCK,
+            )  # fmt: skip
+
+    def _tables(
+        self, values: Sequence[Tensor], gradients: Sequence[Tensor]
+    ) -> dict[tuple[Any, ...], tuple[Tensor, Tensor]]:
+        kinds: dict[tuple[Any, ...], list[dict[str, int]]] = {}
+        for k, (p, g, (m, v, nesterov)) in enumerate(zip(values, gradients, self._kept, strict=True)):
+            addresses = {"p": p.data_ptr(), "g": g.data_ptr(), "momentum": m.data_ptr(), "second_moment": v.data_ptr()}
+            aligned = p.numel() % 4 == 0 and all(address % 16 == 0 for address in addresses.values())
+            record = {**addresses, "size": p.numel(), "task": k, "nesterov": int(nesterov)}
+            kinds.setdefault((aligned, p.dtype, g.dtype), []).append(record)
+        return {
+            kind: (
+                rows(STEPS, records, self._device),
+                blocks([ceil_div(record["size"], ADAM_BLOCK) for record in records], self._device),
+            )
+            for kind, records in kinds.items()
+        }
+
+    def _numbers(self, numbers: Tensor, counts: Tensor, coefficient: Tensor, shrink: Tensor) -> Tensor:
+        """The values of :data:`~pylo_zoo.kernels.gpu.adam.NUMBERS`. Decays are rounded to float32, as in eager."""
+        betas, rest = numbers.split([2, 3], dim=1)
+        betas = betas.float().double()
+        corrections = 1 - betas ** counts[:, None]
+        on_host = torch.cat([betas, corrections, rest], dim=1).float()
+        table = upload(on_host, self._device)
+        factors = torch.stack([_factors(coefficient, self._device), _factors(shrink, self._device)], dim=1)
+        return torch.cat([table[:, :6], factors, table[:, 6:]], dim=1)
+
+
 class GpuKernels:
     """The kernels of a GPU.
 
@@ -133,7 +193,6 @@ class GpuKernels:
 
     def __init__(self, precision: str | None = None) -> None:
         self.precision = precision or ("ieee" if torch.version.hip else "tf32x3")
-        self._tables: OrderedDict[Hashable, Any] = OrderedDict()
 
     def __repr__(self) -> str:
         return f"Triton {triton.__version__}"
@@ -202,34 +261,9 @@ class GpuKernels:
             for members in groups.values():
                 _move_stacked([tasks[k] for k in members], *(each[members] for each in factors))
 
-    def adam(self, tasks: Sequence[Adam], scale: Tensor | None, checked: bool = False) -> None:
-        device = tasks[0].p.device
-        guard.check_adam(tasks, self.dtypes, device, checked)
-        guard.check_numbers("scale", scale, 1)
-        scale = _scale(scale, device)
-        numbers = upload(torch.tensor([_numbers(task) for task in tasks], dtype=torch.float32), device)
-        kinds: dict[tuple[Any, ...], list[int]] = {}
-        for k, task in enumerate(tasks):
-            tensors = task.p, task.g, task.momentum, task.second_moment
-            aligned = task.p.numel() % 4 == 0 and all(x.data_ptr() % 16 == 0 for x in tensors)
-            kinds.setdefault((aligned, task.p.dtype, task.g.dtype), []).append(k)
-        for (aligned, p_type, g_type), members in kinds.items():
-            records = [_adam_record(k, tasks[k]) for k in members]
-            key = (device, *(tuple(record.values()) for record in records))
-            table, programs = self._cached(key, lambda r=records: _adam_tables(r, device))
-            launch(
-                adam_elements, len(programs), table, programs, numbers, scale,
-                P_TYPE=TYPES[p_type], G_TYPE=TYPES[g_type], ALIGNED=aligned, BLOCK=ADAM_BLOCK,
-            )  # fmt: skip
-
-    def _cached(self, key: Hashable, build: Any) -> Any:
-        """The cached result of ``build`` for ``key``. The cache is LRU."""
-        if key not in self._tables:
-            self._tables[key] = build()
-            while len(self._tables) > TABLES:
-                self._tables.popitem(last=False)
-        self._tables.move_to_end(key)
-        return self._tables[key]
+    def plan_adam(self, tasks: Sequence[Adam]) -> GpuAdamPlan:
+        guard.check_adam(tasks, self.dtypes, tasks[0].p.device)
+        return GpuAdamPlan(tasks)
 
     def _apply(
         self,
@@ -351,8 +385,8 @@ def _move_stacked(tasks: Sequence[Normalized], coefficient: Tensor, shrink: Tens
 
 def _factors(values: Tensor | Sequence[float], device: torch.device) -> Tensor:
     """One number per parameter, on the device."""
-    if not isinstance(values, Tensor):
-        return upload(torch.tensor(values, dtype=torch.float32), device)
+    if not isinstance(values, Tensor) or values.is_cpu:
+        return upload(torch.as_tensor(values, dtype=torch.float32), device)
     return values.detach().to(device, torch.float32, non_blocking=True).contiguous()
 
 
@@ -366,34 +400,6 @@ def _scale(scale: Tensor | None, device: torch.device) -> Tensor:
 def _stride(x: Tensor) -> int:
     """Elements from one parameter's entry to the next, or 0 if all parameters share one."""
     return 0 if x.shape[0] == 1 else x[0].numel()
-
-
-def _numbers(task: Adam) -> list[float]:
-    """The values of :data:`~pylo_zoo.kernels.gpu.adam.NUMBERS`. Decays are rounded to float32, as in eager."""
-    betas = torch.tensor(task.betas, dtype=torch.float32).tolist()
-    values = {
-        "beta1": betas[0],
-        "beta2": betas[1],
-        "correction1": 1 - betas[0] ** task.step,
-        "correction2": 1 - betas[1] ** task.step,
-        "eps": task.eps,
-        "eps_root": task.eps_root,
-        "coefficient": task.coefficient,
-        "shrink": task.shrink,
-        "max_gradient": task.max_gradient,
-    }
-    return [values[name] for name in NUMBERS]
-
-
-def _adam_record(k: int, task: Adam) -> dict[str, int]:
-    tensors = {name: getattr(task, name) for name in ("p", "g", "momentum", "second_moment")}
-    addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
-    return {**addresses, "size": task.p.numel(), "task": k, "nesterov": int(task.nesterov)}
-
-
-def _adam_tables(records: Sequence[dict[str, int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    programs = blocks([ceil_div(record["size"], ADAM_BLOCK) for record in records], device)
-    return rows(STEPS, records, device), programs
 
 
 def find_kernels() -> GpuKernels:
