@@ -1,10 +1,10 @@
 """Checks that parameters, gradients and state fit each other, before a step writes anything.
 
 Users replace ``p.data``, assign ``state[p][name]`` or move tensors between steps, and kernels use raw addresses. So
-every step reads the shape, dtype, device and contiguity of each tensor that it uses, and the addresses of the state. On
-the fast path, these equal the previous step's, and comparing lists is enough; the step's plan stays valid
-(:class:`~pylo_zoo.optim.step_plan.StepPlan`). Any difference takes the slow path, which reports the tensor that does
-not fit.
+every step reads shape, dtype, device and contiguity of parameters and gradients, and identity and address of state
+tensors, of which eager steps read the metadata too. On the fast path, all of it equals the previous step's, and the
+step's plan stays valid (:class:`~pylo_zoo.optim.step_plan.StepPlan`). Any difference takes the slow path, which
+reports the tensor that does not fit.
 
 Unknown entries of ``state[p]`` belong to other libraries (Lookahead, SAM) and are ignored.
 """
@@ -65,8 +65,10 @@ class Snapshot(NamedTuple):
     """AdamW's counters, joined if they are rows of one tensor."""
     masters: list[bool]
     strides: list[Any]
+    reads_metadata: bool
+    """Whether the step reads the entries' shapes. Kernels read only the addresses, with the shapes of their plan."""
     dtypes: list[torch.dtype]
-    """Of parameters, gradients and all entries, like the following fields."""
+    """Of parameters, gradients and, if the step reads their metadata, all entries, like the following fields."""
     devices: list[torch.device]
     on_cpu: bool
     shapes: list[torch.Size]
@@ -117,9 +119,10 @@ class StateChecks:
         entries = _flat(readers, states)
         counters = [entries[k] for k, name in enumerate(chain(*complete)) if name == COUNTER]
         joined = join(counters)
-        tensors = [*parameters, *gradients, *entries]
+        reads_metadata = not optimizer.uses_kernels
+        tensors = [*parameters, *gradients, *(entries if reads_metadata else ())]
         dtypes, devices, shapes = (list(map(read, tensors)) for read in (_dtype, _device, _shape))
-        metadata = dtypes, devices, all(map(_is_cpu, tensors)), shapes
+        metadata = reads_metadata, dtypes, devices, all(map(_is_cpu, tensors)), shapes
         places = readers, entries, _addresses(entries), counters if joined is None else [joined]
         snapshot = Snapshot(setup, *places, _masters(states), _strides(parameters), *metadata)
         self._snapshots[kind] = snapshot
@@ -211,15 +214,15 @@ def _is_unchanged(
         return False
     try:
         flat = _flat(snapshot.readers, states)
-        tensors = [*parameters, *gradients, *flat]
+        tensors = [*parameters, *gradients, *(flat if snapshot.reads_metadata else ())]
         # Shapes are compared one at a time: a list of thousands of tuples would trigger garbage collection.
         return (
             all(map(is_, flat, snapshot.entries))
+            and _addresses(flat) == snapshot.addresses
             and list(map(_dtype, tensors)) == snapshot.dtypes
             and (all(map(_is_cpu, tensors)) if snapshot.on_cpu else list(map(_device, tensors)) == snapshot.devices)
             and all(map(eq, map(_shape, tensors), snapshot.shapes))
-            and all(map(Tensor.is_contiguous, flat))
-            and _addresses(flat) == snapshot.addresses
+            and (not snapshot.reads_metadata or all(map(Tensor.is_contiguous, flat)))
             and _smallest(snapshot.counters) >= 0
             and _masters(states) == snapshot.masters
             and _strides(parameters) == snapshot.strides

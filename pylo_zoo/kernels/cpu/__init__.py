@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -212,7 +213,8 @@ def _set_addresses(pointers: Tensor, values: Sequence[Tensor], gradients: Sequen
     for tensors, each in zip((values, gradients), addresses, strict=True):
         if 0 in each and any(tensor.numel() for tensor, address in zip(tensors, each, strict=True) if not address):
             raise records.no_memory(tensors[each.index(0)])
-    pointers.copy_(torch.tensor(addresses).T)
+    columns = [torch.frombuffer(array("q", each), dtype=torch.int64) for each in addresses]
+    pointers.copy_(torch.stack(columns, dim=1))
 
 
 def _on_cpu(scale: Tensor | None) -> Tensor | None:
