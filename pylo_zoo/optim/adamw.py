@@ -86,9 +86,12 @@ def _step(batch: KernelBatch, options: Sequence[AdamW], rates: Tensor, shrink: T
     states = [item.state for item in batch.items]
 
     def plan() -> AdamPlan:
-        moments = [(state["momentum"], state["second_moment"]) for state in states]
-        tasks = [Adam(*each, False) for each in zip(batch.values, gradients, *zip(*moments, strict=True), strict=True)]
-        return batch.kernels.plan_adam(tasks)
+        return batch.kernels.plan_adam(
+            [
+                Adam(p, g, state["momentum"], state["second_moment"], False)
+                for p, g, state in zip(batch.values, gradients, states, strict=True)
+            ]
+        )
 
     counts = batch.keep("counts", lambda: share_memory(states, "step"))
     assert counts is not None  # counters are int64 scalars on the CPU

@@ -266,8 +266,9 @@ class LSTMControlledOptimizer(LearnedOptimizer):
             return None
         states = [item.state for item in items]
         hidden, cell = (self._plan.keep(name, lambda n=name: share_memory(states, n)) for name in LSTM_STATE)
-        fits = hidden is not None and hidden.dtype == like.dtype and hidden.device == like.device
-        return (hidden, cell) if fits and cell is not None else None
+        if hidden is None or cell is None or (hidden.dtype, hidden.device) != (like.dtype, like.device):
+            return None
+        return hidden, cell
 
 
 def decoupled_decay(group: Group) -> float:

@@ -126,7 +126,7 @@ class MLPRuleOptimizer(LearnedOptimizer):
             for batch in batches:
                 self._advance(batch)
             moments = self._moments(items, batches, rest)
-        prepared = self.prepare(items, step, loss, moments)
+        prepared: Any = self.prepare(items, step, loss, moments)
         for batch in batches:
             if batch.advanced is None:
                 self._advance(batch)
