@@ -31,7 +31,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pylo_zoo.kernels import gpu
-from pylo_zoo.kernels.base import Adam, ScratchBuffer, Task
+from pylo_zoo.kernels.base import Adam, AdamPlan, ScratchBuffer, Task
 from pylo_zoo.ops.accumulators import Decays, new_accumulators
 from pylo_zoo.ops.layout import axes_of
 from pylo_zoo.ops.rule import Rule, adafac_rule, celo2_rule, velo_rule
@@ -117,8 +117,13 @@ def _steps(kernels: gpu.GpuKernels) -> Iterator[tuple[str, Any]]:
         for name in ("vector", "odd vector"):
             p = torch.zeros(MODEL[name], dtype=dtype)
             moments = torch.zeros(1, *p.shape), torch.zeros(1, *p.shape)
-            adam = Adam(p, p.clone(), *moments, 1, (0.9, 0.95), 1e-8, 0.0, 0.1, 0.0, torch.inf, False)
-            yield f"adam, {name}, {kind}", lambda adam=adam: kernels.adam([adam], None)
+            plan, one = kernels.plan_adam([Adam(p, p.clone(), *moments, False)]), torch.ones(1)
+
+            def adam_step(plan: AdamPlan = plan, p: torch.Tensor = p, one: torch.Tensor = one) -> None:
+                numbers = torch.tensor([[0.9, 0.95, 1e-8, 0.0, torch.inf]], dtype=torch.float64)
+                plan.step([p], [p.clone()], numbers, one.long(), (one, one), None)
+
+            yield f"adam, {name}, {kind}", adam_step
 
 
 def compile_kernel(launch: Launch, target: str) -> dict[str, Any]:

@@ -14,12 +14,13 @@ from typing import Any
 
 import gpu_checks
 import torch
+from adam_cases import AdamCase, step_adam
 from gpu_checks import RULES, kernels, make_layers, make_tasks
 from gpu_truth import agree, expected_of
 from torch import Tensor
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.kernels.base import Adam, Normalized, ScratchBuffer, Task
+from pylo_zoo.kernels.base import Normalized, ScratchBuffer, Task
 
 BLOCKS = (64, 128, 256, 512, 1024)
 """TILE_X; TILE_Y, TABLE_BLOCK, MULTIPLY_BLOCK; LANES · PER_LANE; MOVE_BLOCK; ADAM_BLOCK and MIN_TILES tiles."""
@@ -87,8 +88,8 @@ def check_guard() -> None:
     _refused("two scales", lambda: kernels().advance(tasks, rule, torch.ones(2)))
     _refused("narrow layers", lambda: kernels().move(advanced, [(w[:, 1:], b) for w, b in layers], [0.1], [0.0]))
     p = tasks[0].p
-    adam = Adam(p, p, p[None, :3], p[None], 1, (0.9, 0.95), 1e-8, 0.0, 0.1, 0.0, 1.0, False)
-    _refused("a short moment", lambda: kernels().adam([adam], None))
+    adam = AdamCase(p, p, p[None, :3], p[None], 1, (0.9, 0.95), 1e-8, 0.0, 0.1, 0.0, 1.0, False)
+    _refused("a short moment", lambda: step_adam(kernels(), [adam], None))
     _refused("a short step", lambda: kernels().move_normalized([Normalized(p, p[:3], (-1,), 1e-9)], [0.1], [0.0]))
 
 

@@ -17,13 +17,14 @@ from typing import Any
 
 import margins
 import torch
+from adam_cases import AdamCase, step_adam
 from gpu_truth import agree, compute_eager, expected, expected_of, inputs_of
 from margins import check_close
 from rounding import Simulation, draws_for, one_rounding, simulate
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pylo_zoo.kernels.base import Adam, Normalized, ScratchBuffer, Task
+from pylo_zoo.kernels.base import Normalized, ScratchBuffer, Task
 from pylo_zoo.ops.accumulators import Decays, new_accumulators
 from pylo_zoo.ops.adam import adam_direction
 from pylo_zoo.ops.conditioning import moments as moments_of
@@ -224,7 +225,7 @@ def check_adam(dtype: torch.dtype) -> None:
         for k, task in enumerate(tasks):
             nesterov, count = k % 2 == 1, torch.tensor(step, device=DEVICE)
             m, v = moments[k]
-            inputs.append(Adam(task.p, task.g, m, v, step, betas, eps, root, rate, decay, 0.7, nesterov))
+            inputs.append(AdamCase(task.p, task.g, m, v, step, betas, eps, root, rate, decay, 0.7, nesterov))
             start = [task.p.double(), *(each.double() for each in moments[k])]
 
             def moved(
@@ -236,7 +237,7 @@ def check_adam(dtype: torch.dtype) -> None:
                 return [p - decay * p - rate * direction, m, v]
 
             references.append(simulate(moved, draws=draws_for(task.p.numel())))
-        kernels().adam(inputs, torch.tensor(0.5, device=DEVICE))
+        step_adam(kernels(), inputs, torch.tensor(0.5, device=DEVICE))
         for k, task in enumerate(tasks):
             rounded_once(f"step {step}, {tuple(task.p.shape)}", task.p, references[k])
             for place, got in enumerate(moments[k], 1):

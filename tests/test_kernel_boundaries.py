@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from adam_cases import AdamCase, step_adam
 from test_backends import optimizer
 from test_kernels_cpu import SUBJECTS, Eager, close, expected, figures, network, of_parameter
 from torch import Tensor, nn
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.kernels.base import Adam, Normalized, ScratchBuffer, Task
+from pylo_zoo.kernels.base import Normalized, ScratchBuffer, Task
 from pylo_zoo.kernels.cpu import CpuKernels, build, find_kernels
 from pylo_zoo.ops.accumulators import Decays, advance_all, new_accumulators
 from pylo_zoo.ops.layout import axes_of
@@ -119,7 +120,7 @@ def test_adam_and_the_normalized_pass_around_boundaries(kernels: CpuKernels, siz
     generator = torch.Generator().manual_seed(size)
     p, g, step = (torch.randn(size, generator=generator) for _ in range(3))
     m, v, moved, normalized = torch.zeros(1, size), torch.zeros(1, size), p.clone(), p.clone()
-    kernels.adam([Adam(moved, g, m, v, 1, (0.9, 0.95), 1e-8, 0.0, 0.1, 0.01, torch.inf, False)], None)
+    step_adam(kernels, [AdamCase(moved, g, m, v, 1, (0.9, 0.95), 1e-8, 0.0, 0.1, 0.01, torch.inf, False)], None)
     # At the first step m̂ is g and v̂ is g².
     reference = p.double() * 0.99 - 0.1 * g.double() / (g.double().abs() + 1e-8)
     # p, decay and direction are each rounded once, the corrections twice: under ten roundings of at most |p| + 0.1.
@@ -227,8 +228,8 @@ def test_no_address_is_passed_unchecked(kernels: CpuKernels, what: str) -> None:
     for k in range(4):
         tensors = [p, g, moments, moments.clone()]
         tensors[k] = MISFITS[what](tensors[k])
-        adam = Adam(tensors[0], tensors[1], tensors[2], tensors[3], 1, (0.9, 0.95), 1e-8, 0.0, 0.1, 0.0, 1.0, False)
-        refused(lambda adam=adam: kernels.adam([adam], None))
+        adam = AdamCase(tensors[0], tensors[1], tensors[2], tensors[3], 1, (0.9, 0.95), 1e-8, 0.0, 0.1, 0.0, 1.0, False)
+        refused(lambda adam=adam: step_adam(kernels, [adam], None))
     for one, other in ((MISFITS[what](p), g), (p, MISFITS[what](g))):
         refused(lambda a=one, b=other: kernels.move_normalized([Normalized(a, b, (-1,), 1e-9)], [0.1], [0.0]))
     assert (p == 1).all()
@@ -238,7 +239,9 @@ def test_too_few_numbers_are_refused(kernels: CpuKernels) -> None:
     rule, layers = SUBJECTS["adafac-4"].rule, network(SUBJECTS["adafac-4"], 1)
     tasks = tasks_of([(6, 4), (7,)], "adafac-4", kernels)
     refused(lambda: kernels.advance(tasks, rule, torch.ones(2)))
-    refused(lambda: kernels.adam([], torch.ones(0)))
+    values = torch.ones(6)
+    case = AdamCase(values, values, values[None], values[None], 1, (0.9, 0.95), 0.1, 0.0, 0.1, 0.0, 1.0, False)
+    refused(lambda: step_adam(kernels, [case], torch.ones(2)))
     advanced = kernels.advance(tasks, rule, None)
     refused(lambda: kernels.move(advanced, layers, [0.1], [0.0, 0.0]))
     refused(lambda: kernels.move(advanced, layers, [0.1, 0.1], torch.zeros(1)))

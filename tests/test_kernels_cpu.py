@@ -18,12 +18,13 @@ from typing import NamedTuple
 import margins
 import pytest
 import torch
+from adam_cases import AdamCase, step_adam
 from margins import check
 from rounding import draws_for, simulate, size
 from torch import Tensor
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.kernels.base import Adam, Normalized, ScratchBuffer, Task
+from pylo_zoo.kernels.base import Normalized, ScratchBuffer, Task
 from pylo_zoo.kernels.cpu import Advanced, CpuKernels, build, find_kernels
 from pylo_zoo.ops.accumulators import Decays, advance_all, new_accumulators
 from pylo_zoo.ops.adam import adam_direction
@@ -291,15 +292,15 @@ def test_adam_agrees(kernels: CpuKernels, nesterov: bool, limit: float) -> None:
     for k, shape in enumerate([(1,), (7,), (33, 127), (40000,), (70001,)]):
         p, g, m = (torch.randn(shape, generator=generator) for _ in range(3))
         moments = m[None], torch.rand(shape, generator=generator)[None]
-        tasks.append(Adam(p, g, *moments, k + 1, betas, 1e-8, 1e-10, COEFFICIENT, SHRINK, limit, nesterov))
+        tasks.append(AdamCase(p, g, *moments, k + 1, betas, 1e-8, 1e-10, COEFFICIENT, SHRINK, limit, nesterov))
         references.append(simulate(partial(adam, tasks[-1], 0.5), draws=draws_for(p.numel())))
-    kernels.adam(tasks, torch.tensor(0.5))
+    step_adam(kernels, tasks, torch.tensor(0.5))
     for task, of_task in zip(tasks, references, strict=True):
         for k, got in enumerate((task.p, task.momentum, task.second_moment)):
             check(size(got.double() - of_task.truth[k]), of_task.distance(k), f"{tuple(task.p.shape)} {k}")
 
 
-def adam(task: Adam, scale: float) -> list[Tensor]:
+def adam(task: AdamCase, scale: float) -> list[Tensor]:
     """Parameter and moments after the step, in float64."""
     p, g, m, v = (x.to(torch.float64, copy=True) for x in (task.p, task.g, task.momentum, task.second_moment))
     g = (g * scale).clamp(-task.max_gradient, task.max_gradient)

@@ -111,7 +111,7 @@ FAULTS = {
         "var_v + 0 * mean_m",
         "lstm_inputs",
     ),
-    "rank with axes of 1": Fault(conditioning, "tensor_features", "size > 1", "size > 0", "lstm_inputs"),
+    "rank with axes of 1": Fault(conditioning, "ranks", "size > 1", "size > 0", "lstm_inputs"),
     "epsilon of a logarithm": Fault(conditioning, "_log", "1e-8 + (10", "1e-7 + (10", "lstm_inputs"),
     "horizon of the loss decays": Fault(
         conditioning,

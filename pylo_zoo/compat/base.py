@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pylo_zoo.errors import ZooError
 from pylo_zoo.optim.base import Group, LearnedOptimizer, ParamStep, state_dtype
@@ -100,9 +101,11 @@ class PerParameterClipping(LearnedOptimizer):
 
     max_grad_norm: float | None
 
-    def _param_step(self, param_grad: ParamGrad, scale: Tensor | None) -> ParamStep:
-        item = super()._param_step(param_grad, scale)
-        max_norm = item.group.get("max_grad_norm", self.max_grad_norm)
-        if max_norm is not None and max_norm != math.inf:  # like torch.nn.utils.clip_grad_norm_ for one parameter
-            item.own_scale = (max_norm / (torch.linalg.vector_norm(item.g) + 1e-6)).clamp(max=1.0)
-        return item
+    def _begin(self, grads: Sequence[ParamGrad]) -> Sequence[ParamStep]:
+        items = super()._begin(grads)
+        for item in items:
+            max_norm = item.group.get("max_grad_norm", self.max_grad_norm)
+            item.own_scale = None
+            if max_norm is not None and max_norm != math.inf:  # like torch.nn.utils.clip_grad_norm_ for one parameter
+                item.own_scale = (max_norm / (torch.linalg.vector_norm(item.g) + 1e-6)).clamp(max=1.0)
+        return items

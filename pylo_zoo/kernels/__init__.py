@@ -12,7 +12,7 @@ import logging
 import torch
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.kernels.base import Adam, Kernels, Normalized, ScratchBuffer, Task
+from pylo_zoo.kernels.base import Adam, AdamPlan, KernelPlan, Kernels, Normalized, ScratchBuffer, Task
 from pylo_zoo.warn import warn
 
 BACKENDS = ("auto", "eager", "fused")
@@ -70,4 +70,14 @@ def _find(kind: str) -> Kernels | str:
     return f"pylo-zoo has no kernels for {kind}."
 
 
-__all__ = ["BACKENDS", "Adam", "Kernels", "Normalized", "ScratchBuffer", "Task", "kernels_for"]
+__all__ = [
+    "BACKENDS",
+    "Adam",
+    "AdamPlan",
+    "KernelPlan",
+    "Kernels",
+    "Normalized",
+    "ScratchBuffer",
+    "Task",
+    "kernels_for",
+]

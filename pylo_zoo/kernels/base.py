@@ -50,14 +50,6 @@ class Adam(NamedTuple):
     """float32 ``[1, *shape]``"""
     second_moment: Tensor
     """float32 ``[1, *shape]``"""
-    step: int
-    """The 1-based number of this update, for the bias correction."""
-    betas: tuple[float, float]
-    eps: float
-    eps_root: float
-    coefficient: float
-    shrink: float
-    max_gradient: float
     nesterov: bool
     """Use ``β1·m + (1 − β1)·g`` instead of ``m`` in ``m̂`` (NAdamW, SPEC §7)."""
 
@@ -93,6 +85,62 @@ class ScratchBuffer:
         return [piece[: shape.numel()].view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
+class KernelPlan(Protocol):
+    """Parameters that kernels step together, with everything that stays the same between steps.
+
+    A plan keeps the memory of the state, decays and tables alive, and steps the state of the tasks it was made from.
+    """
+
+    def advance(
+        self, values: Sequence[Tensor], gradients: Sequence[Tensor], scale: Tensor | None, checked: bool = False
+    ) -> Any:
+        """The factor and moment passes: advance every accumulator.
+
+        Args:
+            values: the tensors to update in this step, contiguous, in the tasks' shapes and dtypes.
+            gradients: their gradients, in the same shapes, contiguous, in one of :attr:`Kernels.dtypes`.
+            scale: a scalar that multiplies gradients first.
+            checked: whether the caller has checked ``values``, ``gradients`` and the state in this step.
+
+        Returns:
+            The argument of :meth:`Kernels.moments`, :meth:`Kernels.move` and :meth:`Kernels.steps`: sums, factors and
+            row and column tables.
+
+        Raises:
+            ZooError: a tensor has another size, dtype, device or layout than kernels need. Nothing has changed.
+        """
+        ...
+
+
+class AdamPlan(Protocol):
+    """Parameters that kernels step together with AdamW. A plan keeps the memory of the moments alive."""
+
+    def step(
+        self,
+        values: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        numbers: Tensor,
+        counts: Tensor,
+        factors: tuple[Tensor, Tensor],
+        scale: Tensor | None,
+        checked: bool = False,
+    ) -> None:
+        """One step of every parameter, in place.
+
+        Args:
+            values, gradients, checked: as in :meth:`KernelPlan.advance`.
+            numbers: float64 ``[N, 5]`` on the CPU: β1, β2, eps, eps_root, and the limit to which a gradient's elements
+                are clipped (``inf`` disables clipping).
+            counts: the 1-based numbers of these updates, for the bias correction, int64 ``[N]`` on the CPU.
+            factors: coefficient and shrink, ``[N]`` each.
+            scale: a scalar that multiplies gradients first.
+
+        Raises:
+            ZooError: as :meth:`KernelPlan.advance`.
+        """
+        ...
+
+
 class Kernels(Protocol):
     """The kernels of one device type. Reductions are deterministic: the same input gives the same result."""
 
@@ -105,28 +153,27 @@ class Kernels(Protocol):
         """Whether the kernels support a parameter of this shape, ``rule``, and ``hidden`` units per layer."""
         ...
 
-    def advance(
-        self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None, moments: bool = False, checked: bool = False
-    ) -> Any:
-        """The factor and moment passes: advance every accumulator.
+    def plan(self, tasks: Sequence[Task], rule: Rule, moments: bool = False) -> KernelPlan:
+        """Check the tasks and make a plan for their steps.
 
         Args:
-            tasks: the parameters.
+            tasks: the parameters, with the values and gradients of the first step.
             rule: their rule.
-            scale: a scalar that multiplies gradients first.
             moments: whether :meth:`moments` will be called.
-            checked: whether the caller has checked shape, dtype, device and contiguity of all state in this step
-                (:mod:`pylo_zoo.optim.state_checks`). If so, only parameters and gradients are checked here.
 
-        Returns:
-            The argument of :meth:`moments`, :meth:`move` and :meth:`steps`: sums, factors and row and column tables.
+        Raises:
+            ZooError: a tensor has another size, dtype, device or layout than kernels need.
         """
+        ...
+
+    def advance(self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None, moments: bool = False) -> Any:
+        """:meth:`KernelPlan.advance` of a plan for one step."""
         ...
 
     def moments(self, advanced: Any) -> Tensor:
         """:func:`pylo_zoo.ops.conditioning.moments` of p and the *old* accumulators, float32 ``[N, 9]``.
 
-        Requires ``advance(…, moments=True)``. Variances are computed relative to the mean of a few elements, which
+        Requires ``plan(…, moments=True)``. Variances are computed relative to the mean of a few elements, which
         avoids cancellation. The variance of one element is 0.
         """
         ...
@@ -141,7 +188,7 @@ class Kernels(Protocol):
         """Run the move pass: ``p ← p − coefficient·step − shrink·p``, in place. Some rules multiply the step by rms(p).
 
         Args:
-            advanced: the result of :meth:`advance`.
+            advanced: the result of :meth:`KernelPlan.advance`.
             layers: the network in float32, with weights ``[outputs, inputs]`` for all parameters or
                 ``[N, outputs, inputs]``, one per parameter. The first layer's inputs are the rule's channels (30 or
                 28); time features are in its bias. Parameters with fewer channels (``rule.unfactored``) use the first
@@ -167,6 +214,10 @@ class Kernels(Protocol):
         """CELO2's last pass ``p ← p − coefficient·norm(step) − shrink·p`` for many parameters, in place."""
         ...
 
-    def adam(self, tasks: Sequence[Adam], scale: Tensor | None, checked: bool = False) -> None:
-        """AdamW for many parameters, in place; ``checked`` as in :meth:`advance`."""
+    def plan_adam(self, tasks: Sequence[Adam]) -> AdamPlan:
+        """Check the tasks and make a plan for AdamW's steps of many parameters.
+
+        Raises:
+            ZooError: a tensor has another size, dtype, device or layout than kernels need.
+        """
         ...

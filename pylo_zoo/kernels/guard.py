@@ -26,16 +26,9 @@ HINT = "Pass contiguous tensors of the documented shapes, on one device."
 FLOAT = (torch.float32,)
 
 
-def check_tasks(
-    tasks: Sequence[Task], dtypes: Collection[torch.dtype], device: torch.device, checked: bool = False
-) -> None:
-    """Raise :class:`ZooError` unless every tensor of ``tasks`` has the memory that the three passes access.
-
-    With ``checked``, the caller has checked the state in this step.
-    """
+def check_tasks(tasks: Sequence[Task], dtypes: Collection[torch.dtype], device: torch.device) -> None:
+    """Raise :class:`ZooError` unless every tensor of ``tasks`` has the memory that the three passes access."""
     _check_pairs([tensor for task in tasks for tensor in task[:2]], dtypes, device)
-    if checked:
-        return
     state, counts = [], []
     for p, _, entry, axes, _, _, _ in tasks:
         n = p.numel()
@@ -61,18 +54,19 @@ def check_decays(tasks: Sequence[Task]) -> None:
             raise ZooError(f"The decays have {sizes} channels; kernels need [3, 1, 3].", HINT)
 
 
-def check_adam(
-    tasks: Sequence[Adam], dtypes: Collection[torch.dtype], device: torch.device, checked: bool = False
-) -> None:
-    """Raise :class:`ZooError` unless every tensor of ``tasks`` has as many elements as its parameter.
-
-    With ``checked``, the caller has checked the state in this step.
-    """
+def check_adam(tasks: Sequence[Adam], dtypes: Collection[torch.dtype], device: torch.device) -> None:
+    """Raise :class:`ZooError` unless every tensor of ``tasks`` has as many elements as its parameter."""
     values = [tensor for task in tasks for tensor in task[:2]]
     _check_pairs(values, dtypes, device)
-    if not checked:
-        moments = [tensor for task in tasks for tensor in task[2:4]]
-        _check(moments, [values[k - k % 2].numel() for k in range(len(moments))], FLOAT, device)
+    moments = [tensor for task in tasks for tensor in task[2:4]]
+    _check(moments, [values[k - k % 2].numel() for k in range(len(moments))], FLOAT, device)
+
+
+def check_adam_numbers(numbers: Tensor, counts: Tensor, factors: tuple[Tensor, Tensor], count: int) -> None:
+    """Raise :class:`ZooError` unless AdamW's numbers are those of ``count`` parameters."""
+    shapes = [tuple(each.shape) for each in (numbers, counts, *factors)]
+    if shapes != [(count, 5), (count,), (count,), (count,)]:
+        raise ZooError(f"AdamW's numbers have shapes {shapes}; kernels step {count} parameters.", HINT)
 
 
 def check_normalized(tasks: Sequence[Normalized], dtypes: Collection[torch.dtype], device: torch.device) -> None:

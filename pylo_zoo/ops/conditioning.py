@@ -67,7 +67,13 @@ def moments(p: Tensor, m: Tensor, v: Tensor) -> Tensor:
     return torch.cat([p.square().mean()[None], mean_m, var_m, mean_v, var_v])
 
 
-def tensor_features(moments: Tensor, shapes: Sequence[Sequence[int]]) -> Tensor:
+def ranks(shapes: Sequence[Sequence[int]]) -> Tensor:
+    """The number of axes longer than 1 of each shape, one-hot: ``[N, 5]``, all zeros for five axes or more."""
+    counts = torch.tensor([sum(size > 1 for size in shape) for shape in shapes])
+    return (counts[:, None] == torch.arange(MAX_RANK)).float()
+
+
+def tensor_features(moments: Tensor, ranks: Tensor) -> Tensor:
     """Features of N tensors in the LSTM's order: mean_rms, rank, var_m, var_rms.
 
     ``var_rms`` subtracts the mean of *m*, not of *v*: the weights were trained with this quirk. The statistics are
@@ -75,18 +81,16 @@ def tensor_features(moments: Tensor, shapes: Sequence[Sequence[int]]) -> Tensor:
 
     Args:
         moments: ``[N, 9]`` (:func:`moments`).
-        shapes: shapes of the N tensors.
+        ranks: one-hot numbers of axes, ``[N, 5]`` (:func:`ranks`).
 
     Returns:
         ``[N, 12]``.
     """
     square, mean_m, var_m, mean_v, var_v = moments.split([1, 3, 3, 1, 1], dim=1)
     scale = torch.rsqrt(square.clamp(min=1e-9))
-    ranks = torch.tensor([sum(size > 1 for size in shape) for shape in shapes], device=moments.device)
-    one_hot = (ranks[:, None] == torch.arange(MAX_RANK, device=moments.device)).to(moments)
     around_m = var_v + (mean_v - mean_m).square()
     return torch.cat(
-        [_log(scale * mean_v), one_hot, _log(scale.square() * var_m), _log(scale.square() * around_m)], dim=1
+        [_log(scale * mean_v), ranks.to(moments), _log(scale.square() * var_m), _log(scale.square() * around_m)], dim=1
     )
 
 

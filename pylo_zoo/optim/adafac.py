@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pylo_zoo.artifact import Artifact
@@ -12,8 +13,8 @@ from pylo_zoo.ops.accumulators import new_accumulators
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.rule import Rule, adafac_rule
 from pylo_zoo.ops.step import with_time
-from pylo_zoo.optim.base import Group, Loss, ParamStep, state_dtype
-from pylo_zoo.optim.mlp_rule import MLPRuleOptimizer, Network
+from pylo_zoo.optim.base import Group, Loss, ParamStep
+from pylo_zoo.optim.mlp_rule import MLPRuleOptimizer, SharedMLPs
 from pylo_zoo.optim.options import SharedOptions, Unpack
 
 
@@ -58,13 +59,15 @@ class AdafacLO(MLPRuleOptimizer):
     def rule(self) -> Rule:
         return adafac_rule(self.behavior.exp_mult)
 
-    def prepare(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> Sequence[Network]:
+    def prepare(
+        self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None, moments: Tensor | None = None
+    ) -> SharedMLPs:
         # The time features are equal for all elements, so their share of the first layer is added to its bias.
-        kinds = {(item.parameter.device, state_dtype(item.parameter)) for item in items}
-        layers = {kind: with_time(self._meta_network(*kind).net.mlp.weights(), step) for kind in kinds}  # pyright: ignore
-        return [
-            Network(layers[item.parameter.device, state_dtype(item.parameter)], self.step_mult(item)) for item in items
-        ]
+        layers = {meta: with_time(meta.net.mlp.weights(), step) for meta in {item.meta for item in items}}  # pyright: ignore
+        return SharedMLPs(items, layers, self._keep("multipliers", items, self._multipliers))
+
+    def _multipliers(self, items: Sequence[ParamStep]) -> Tensor:
+        return torch.tensor([self.step_mult(item) for item in items], dtype=torch.float64)
 
     def step_mult(self, item: ParamStep) -> float:
         """The factor on a parameter's step."""

@@ -6,69 +6,98 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from pylo_zoo.kernels import Adam, Kernels
-from pylo_zoo.ops.apply import foreach
-from pylo_zoo.optim.base import LearnedOptimizer, ParamStep
+from pylo_zoo.kernels import Adam, AdamPlan
+from pylo_zoo.optim.base import Group, LearnedOptimizer, ParamStep
+from pylo_zoo.optim.kernel_batch import KernelBatch, product_of
+from pylo_zoo.optim.step_plan import share_memory
 
 
 class AdamW(NamedTuple):
-    """Options of ``p ← p − coefficient·m̂/(sqrt(v̂ + eps_root) + eps) − shrink·p`` (SPEC §5, §6)."""
+    """Options of a group: ``p ← p − lr·(m̂/(sqrt(v̂ + eps_root) + eps) + weight_decay·p)`` (SPEC §5, §6)."""
 
     betas: tuple[float, float]
     eps: float
     eps_root: float
-    coefficient: float | Tensor
-    shrink: float | Tensor
+    lr: float | Tensor
+    weight_decay: float
     max_gradient: float = math.inf
 
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """:attr:`pylo_zoo.kernels.AdamPlan.NUMBERS`, in that order."""
+        return (*self.betas, self.eps, self.eps_root, self.max_gradient)
 
-def adam_fused(
-    optimizer: LearnedOptimizer,
-    items: Sequence[ParamStep],
-    options: Callable[[int], AdamW],
-    update_eager: Callable[[int], None],
-) -> None:
-    """Update items in batches with the kernels of their device, or one by one without kernels.
+
+class AdamBatches:
+    """Parameters with AdamW, in one batch per device, and those that kernels do not support.
 
     Args:
         optimizer: chooses the kernels.
         items: parameters with ``momentum`` and ``second_moment`` ``[1, *shape]`` and ``step`` in their state.
-        options: returns the options of the item at an index.
-        update_eager: updates the item at an index and advances its ``step``.
     """
-    batches: dict[int, tuple[Kernels, list[ParamStep], list[AdamW]]] = {}
-    kernels_of: dict[int, Kernels | None] = {}
-    for k, item in enumerate(items):
-        kind, item_options = id(item.meta), options(k)  # one MetaNetwork exists per device and dtype
-        if kind not in kernels_of:
-            kernels_of[kind] = optimizer.kernels_of(item.parameter)
-        kernels = kernels_of[kind]
-        if kernels is None or _is_on_device(item_options.coefficient) or _is_on_device(item_options.shrink):
-            update_eager(k)
-            item.write_back()
-            continue
-        _, batch, batch_options = batches.setdefault(kind, (kernels, [], []))
-        batch.append(item)
-        batch_options.append(item_options)
-    for kernels, batch, batch_options in batches.values():
-        counters = [item.state["step"] for item in batch]
-        foreach._foreach_add_(counters, 1)
-        steps = [int(counter) for counter in counters]
-        tasks = [_task(*each, kernels) for each in zip(batch, batch_options, steps, strict=True)]
-        kernels.adam(tasks, batch[0].scale, checked=True)
-        for item in batch:
-            item.write_back()
+
+    def __init__(self, optimizer: LearnedOptimizer, items: Sequence[ParamStep]) -> None:
+        by_device: dict[torch.device, KernelBatch] = {}
+        self.rest: list[int] = []
+        self.items = items
+        for k, item in enumerate(items):
+            kernels, device = optimizer.kernels_of(item.parameter), item.parameter.device
+            if kernels is None:
+                self.rest.append(k)
+            else:
+                by_device.setdefault(device, KernelBatch(kernels)).add(k, item)
+        self.batches = list(by_device.values())
+
+    def step(
+        self,
+        options: Callable[[Group], AdamW],
+        update_eager: Callable[[int], None],
+        factors: Tensor | None = None,
+    ) -> None:
+        """Update every parameter.
+
+        Args:
+            options: returns the options of a group.
+            update_eager: updates the item at an index and advances its ``step``.
+            factors: factors on the learning rate of each item, ``[N]``.
+        """
+        for k in self.rest:
+            self._update_eager(k, update_eager)
+        for batch in self.batches:
+            rates, shrink = batch.rates(lambda group: options(group).lr, lambda group: options(group).weight_decay)
+            if factors is not None:
+                rates = product_of(rates, factors[batch.positions])
+            if not rates.is_cpu and batch.items[0].parameter.is_cpu:  # reading them would wait for the device
+                for k in batch.positions:
+                    self._update_eager(k, update_eager)
+            else:
+                _step(batch, [options(group) for group in batch.groups], rates, shrink)
+
+    def _update_eager(self, k: int, update: Callable[[int], None]) -> None:
+        update(k)
+        self.items[k].write_back()
 
 
-def _is_on_device(factor: float | Tensor) -> bool:
-    """Whether a factor is on an accelerator. Kernels need numbers, and reading it would wait for the device."""
-    return isinstance(factor, Tensor) and factor.device.type != "cpu"
+def _step(batch: KernelBatch, options: Sequence[AdamW], rates: Tensor, shrink: Tensor) -> None:
+    gradients = batch.begin()
+    states = [item.state for item in batch.items]
 
+    def plan() -> AdamPlan:
+        return batch.kernels.plan_adam(
+            [
+                Adam(p, g, state["momentum"], state["second_moment"], False)
+                for p, g, state in zip(batch.values, gradients, states, strict=True)
+            ]
+        )
 
-def _task(item: ParamStep, options: AdamW, step: int, kernels: Kernels) -> Adam:
-    betas, eps, eps_root, coefficient, shrink, max_gradient = options
-    moments = item.state["momentum"], item.state["second_moment"]
-    rest = float(coefficient), float(shrink), max_gradient, False
-    return Adam(*item.kernel_inputs(kernels.dtypes), *moments, step, betas, eps, eps_root, *rest)
+    counts = batch.keep("counts", lambda: share_memory(states, "step"))
+    assert counts is not None  # counters are int64 scalars on the CPU
+    counts += 1
+    numbers = batch.spread(torch.tensor([each.numbers for each in options], dtype=torch.float64))
+    batch.keep("plan", plan).step(
+        batch.values, gradients, numbers, counts, (rates, shrink), batch.items[0].scale, checked=True
+    )
+    batch.finish()

@@ -7,129 +7,28 @@ A family implements :meth:`LearnedOptimizer.new_state` (the state of one paramet
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
 from pylo_zoo.kernels import Kernels, kernels_for
-from pylo_zoo.ops.accumulators import Decays
 from pylo_zoo.ops.gradients import global_norm_scale
 from pylo_zoo.ops.layout import Axes, axes_of
 from pylo_zoo.optim.advice import decay_warning
 from pylo_zoo.optim.checks import check_max_norm, describe_parameter, require, to_state_tensors
 from pylo_zoo.optim.contract import Group, Loss, ParamGrad, ZooOptimizer
 from pylo_zoo.optim.options import SharedOptions, Unpack, check_options
-from pylo_zoo.optim.precision import master_copy, state_dtype, wide_value
+from pylo_zoo.optim.precision import master_copy, state_dtype
 from pylo_zoo.optim.saved_state import OWN_STATE, parameter_entries
-from pylo_zoo.optim.state_checks import check_run_state
+from pylo_zoo.optim.state_checks import Snapshot, check_run_state
+from pylo_zoo.optim.step_plan import MetaNetwork, ParamStep, StepPlan, share_memory
 from pylo_zoo.weights import load
 
-
-@dataclass(frozen=True)
-class MetaNetwork:
-    """A checkpoint's network and decays on one device, in one dtype."""
-
-    net: nn.Module
-    decays: Decays
-
-
-class ParamStep:
-    """One parameter during a step, with everything its update reads.
-
-    Attributes:
-        parameter: the parameter.
-        gradient: its gradient, unmodified.
-        group: its parameter group.
-        state: its optimizer state.
-        axes: the axes of its factored second moment.
-        meta: the network and decays on the parameter's device, in the dtype of the update.
-        scale: scalar factor on the gradient from global-norm clipping, or None.
-        own_scale: scalar factor on this gradient alone, applied after ``scale``, or None.
-        l2: coefficient of L2 decay, ``g + l2·p``; 0 for none.
-        moments: output of :func:`pylo_zoo.ops.conditioning.moments` if a kernel has computed it, else None.
-    """
-
-    __slots__ = (
-        *("parameter", "gradient", "group", "state", "axes", "meta", "scale", "own_scale", "l2", "moments"),
-        *("_p", "_copy_target", "_bypassed_autograd"),
-    )
-
-    def __init__(
-        self,
-        param_grad: ParamGrad,
-        state: dict[str, Tensor],
-        axes: Axes,
-        meta: MetaNetwork,
-        scale: Tensor | None,
-    ) -> None:
-        self.parameter, self.gradient, self.group = param_grad
-        self.state, self.axes, self.meta, self.scale = state, axes, meta, scale
-        self.own_scale: Tensor | None = None
-        self.l2 = 0.0
-        self.moments: Tensor | None = None
-        self._p: Tensor | None = None
-        self._copy_target: Tensor | None = None
-        self._bypassed_autograd = False
-
-    @property
-    def p(self) -> Tensor:
-        """The parameter's value in the update's dtype, ``[*shape]`` or ``[1]`` for a scalar.
-
-        It is a view of the parameter if the dtypes agree, else a copy that :meth:`write_back` rounds to the parameter.
-        """
-        if self._p is None:
-            self._p = self.read_value()
-        return self._p
-
-    @property
-    def g(self) -> Tensor:
-        """The scaled gradient, in the shape and dtype of ``p``. Read-only: it may be ``parameter.grad`` itself."""
-        g = self.gradient.to(state_dtype(self.parameter))
-        for scale in (self.scale, self.own_scale):
-            g = g if scale is None else g * scale.to(g)
-        g = g.view(1) if g.ndim == 0 else g
-        return g + self.l2 * self.p if self.l2 else g
-
-    def read_value(self) -> Tensor:
-        """The value as in :attr:`p`, without caching it: cached copies of all 16-bit parameters would be large."""
-        value = wide_value(self.parameter, self.state)
-        return value.view(1) if value.ndim == 0 else value
-
-    def kernel_inputs(self, dtypes: Sequence[torch.dtype]) -> tuple[Tensor, Tensor]:
-        """Contiguous value and gradient for kernels, in one of ``dtypes``; ``scale`` is not applied to the gradient.
-
-        The value shares memory with the parameter or its master copy if possible. Call :meth:`write_back` after the
-        kernel.
-        """
-        p = self.parameter
-        direct = "master" not in self.state and p.dtype in dtypes
-        if direct and p.ndim and p.is_contiguous() and not p.is_neg():
-            self._p, self._copy_target = p, None  # a step runs under no_grad; thousands of views are slow
-        else:
-            value = p.detach() if direct else self.read_value()
-            value = value.view(1) if value.ndim == 0 else value
-            self._p = value.contiguous().resolve_neg()
-            self._copy_target = None if self._p is value else value
-        self._bypassed_autograd = True
-        g = self.gradient if self.own_scale is None else self.gradient * self.own_scale
-        g = g + self.l2 * self.p if self.l2 else g
-        g = g if g.dtype in dtypes else g.to(state_dtype(self.parameter))
-        return self._p, (g.view(1) if g.ndim == 0 else g).contiguous().resolve_neg()
-
-    def write_back(self) -> None:
-        """Copy ``p`` to the parameter if it is not a view of it, and release it."""
-        if self._copy_target is not None and self._p is not None:
-            self._copy_target.copy_(self._p)
-        if self._p is not None and self._p.dtype != self.parameter.dtype:
-            self.parameter.copy_(self._p.view_as(self.parameter))
-        if self._bypassed_autograd:  # backward through a graph that saved the old value must fail
-            torch.autograd.graph.increment_version(self.parameter)
-        self._p = self._copy_target = None
+T = TypeVar("T")
 
 
 class LearnedOptimizer(ZooOptimizer):
@@ -175,7 +74,8 @@ class LearnedOptimizer(ZooOptimizer):
         self.clip_norm = check_max_norm("clip_norm", clip_norm)
         self._meta_networks: dict[tuple[torch.device, torch.dtype], MetaNetwork] = {}
         self._axes: dict[tuple[torch.Size, str], Axes] = {}
-        self._uses_kernels = False
+        self._plan: StepPlan | None = None
+        self.uses_kernels = False
         self._run_keys: tuple[str, ...] = ()
         defaults = {**defaults, "layout": "torch", "weights": self.artifact.fingerprint[:16]}
         super().__init__(params, defaults, **options)
@@ -205,8 +105,18 @@ class LearnedOptimizer(ZooOptimizer):
     def update(self, item: ParamStep, step: Tensor, context: Any) -> None:
         """Update one parameter and its state in place; ``context`` is its element of :meth:`prepare`'s result."""
 
-    def prepare(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> Sequence[Any]:
-        """A stage over all parameters before the updates, such as an LSTM; returns one context per parameter."""
+    def prepare(
+        self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None, moments: Tensor | None = None
+    ) -> Sequence[Any]:
+        """A stage over all parameters before the updates, such as an LSTM; returns one context per parameter.
+
+        Args:
+            items: the step's parameters.
+            step: number of earlier steps.
+            loss: the loss, if this optimizer needs one.
+            moments: output of :func:`pylo_zoo.ops.conditioning.moments` per parameter, ``[N, 9]``, if kernels have
+                computed it.
+        """
         return [None] * len(items)
 
     def new_run_state(self, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -217,17 +127,37 @@ class LearnedOptimizer(ZooOptimizer):
 
     def _step(self, grads: Sequence[ParamGrad], loss: Loss | None) -> None:
         self._init_state(grads)
-        scale = None if self.clip_norm is None else global_norm_scale([each.gradient for each in grads], self.clip_norm)
         step = self.param_groups[0]["step"]
-        if self._uses_kernels:
-            self._step_fused(grads, scale, step, loss)
+        if self.uses_kernels:
+            self._step_fused(grads, step, loss)
         else:
-            self._update_all([self._param_step(each, scale) for each in grads], step, loss)
+            items = self._begin(grads)
+            self._update_all(items, step, loss)
+            self._end(items)
         step += 1
 
-    def _step_fused(self, grads: Sequence[ParamGrad], scale: Tensor | None, step: Tensor, loss: Loss | None) -> None:
+    def _step_fused(self, grads: Sequence[ParamGrad], step: Tensor, loss: Loss | None) -> None:
         """Runs outside compiled graphs (:mod:`~pylo_zoo.optim.compiling`)."""
-        self._update_fused([self._param_step(each, scale) for each in grads], step, loss)
+        items = self._begin(grads)
+        self._update_fused(items, step, loss)
+        self._end(items)
+
+    def _begin(self, grads: Sequence[ParamGrad]) -> Sequence[ParamStep]:
+        """The step's parameters with their gradients."""
+        scale = None if self.clip_norm is None else global_norm_scale([each.gradient for each in grads], self.clip_norm)
+        if torch.compiler.is_compiling() or self._plan is None:
+            items = [self._param_step(each) for each in grads]
+        else:
+            items = self._plan.items
+        for item, each in zip(items, grads, strict=True):
+            item.gradient, item.scale = each.gradient, scale
+        return items
+
+    def _end(self, items: Sequence[ParamStep]) -> None:
+        """Release gradients, which a plan would otherwise keep alive."""
+        if not torch.compiler.is_compiling():
+            for item in items:
+                del item.gradient
 
     def _update_all(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> None:
         self._update_each(items, self.prepare(items, step, loss), step)
@@ -258,8 +188,7 @@ class LearnedOptimizer(ZooOptimizer):
         eager_only = type(self)._update_fused is LearnedOptimizer._update_fused or state_dtype(p) == torch.float64
         return None if eager_only else kernels_for(self.backend, p.device)
 
-    def _init_state(self, grads: Sequence[ParamGrad]) -> None:
-        self._uses_kernels = any(self.kernels_of(each.parameter) is not None for each in grads)
+    def _init_state(self, grads: Sequence[ParamGrad]) -> Snapshot | None:
         first = self.param_groups[0]
         self._run_keys = self._run_keys or self.run_keys
         incomplete = not all(isinstance(first.get(key), Tensor) for key in self._run_keys)
@@ -270,14 +199,34 @@ class LearnedOptimizer(ZooOptimizer):
             expected = self.new_run_state(torch.device("meta"), torch.float32)
             check_run_state(first, expected, grads[0].parameter.device)
             run = {}
-        super()._init_state(grads)
-        for p, _, group in () if self._uses_kernels else grads:  # fill the caches that a compiled graph reads
-            self._meta_network(p.device, state_dtype(p))
-            self._axes_of(p, group)
+        snapshot = super()._init_state(grads)
+        if self._plan is None or snapshot is None or snapshot is not self._plan.snapshot:
+            self._plan = self._new_plan(grads)
         first.update(run)
         for group in self.param_groups[1:]:
             if group.get("step") is not first["step"]:
                 group.update({key: first[key] for key in self.run_keys})
+        return snapshot
+
+    def _new_plan(self, grads: Sequence[ParamGrad]) -> StepPlan:
+        """A plan for the parameters of a step, whose state is complete."""
+        self.uses_kernels = any(self.kernels_of(each.parameter) is not None for each in grads)
+        items = [self._param_step(each) for each in grads]
+        self._share_state(items)
+        plan = StepPlan(self._checks.check(self, grads), items)
+        self._end(items)
+        return plan
+
+    def _keep(self, name: str, items: Sequence[ParamStep], build: Callable[[Sequence[ParamStep]], T]) -> T:
+        """``build(items)``, computed once per plan if ``items`` are the plan's."""
+        if torch.compiler.is_compiling() or self._plan is None:
+            return build(items)
+        return self._plan.keep(name, lambda: build(items))
+
+    def _share_state(self, items: Sequence[ParamStep]) -> None:
+        """Store small state tensors of many parameters in common ones: AdamW's counters by default."""
+        if counted := [item.state for item in items if "step" in item.state]:
+            share_memory(counted, "step")
 
     def _complete_run_state(self, first: Group, grads: Sequence[ParamGrad], started: bool) -> dict[str, Tensor]:
         """The run's state as tensors: new, or converted from numbers that wrappers or other packages left.
@@ -292,10 +241,10 @@ class LearnedOptimizer(ZooOptimizer):
         entries = present if started else {**new, **present}
         return to_state_tensors(entries, new, grads[0].parameter.device, "The state of the run")
 
-    def _param_step(self, param_grad: ParamGrad, scale: Tensor | None) -> ParamStep:
+    def _param_step(self, param_grad: ParamGrad) -> ParamStep:
         p, _, group = param_grad
         meta = self._meta_network(p.device, state_dtype(p))
-        return ParamStep(param_grad, self.state[p], self._axes_of(p, group), meta, scale)
+        return ParamStep(param_grad, self.state[p], self._axes_of(p, group), meta)
 
     def _axes_of(self, p: Tensor, group: Group) -> Axes:
         key = p.shape, group["layout"]
@@ -336,7 +285,8 @@ class LearnedOptimizer(ZooOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._meta_networks, self._axes, self._uses_kernels, self._run_keys = {}, {}, False, ()
+        self._meta_networks, self._axes, self._run_keys = {}, {}, ()
+        self._plan, self.uses_kernels = None, False
 
     def expected_state(self, p: Tensor, group: Group) -> dict[str, Tensor]:
         value = torch.empty(p.shape or (1,), device=p.device, dtype=state_dtype(p))

@@ -35,5 +35,5 @@ class Celo(VeLO):
     ) -> None:
         super().__init__(params, num_steps, lr, weight_decay, weights, decay, accumulate, **options)
 
-    def lstm_inputs(self, items: Sequence[ParamStep], run_features: Tensor) -> Tensor:
+    def lstm_inputs(self, items: Sequence[ParamStep], run_features: Tensor, moments: Tensor | None) -> Tensor:
         return run_features.expand(len(items), -1)

@@ -20,11 +20,12 @@ from pylo_zoo.ops.layout import Axes, axes_of
 from pylo_zoo.ops.orthogonalize import newton_schulz_all
 from pylo_zoo.ops.rule import Rule, celo2_rule
 from pylo_zoo.ops.trace import record
-from pylo_zoo.optim.adamw import AdamW, adam_fused
+from pylo_zoo.optim.adamw import AdamBatches, AdamW
 from pylo_zoo.optim.base import Group, Loss, ParamStep, new_counter
 from pylo_zoo.optim.checks import check_betas, check_limit, check_number
 from pylo_zoo.optim.contract import ParamGrad
-from pylo_zoo.optim.mlp_rule import KernelBatch, Limits, MLPRuleOptimizer, Network, lr_products
+from pylo_zoo.optim.kernel_batch import KernelBatch
+from pylo_zoo.optim.mlp_rule import Limits, MLPRuleOptimizer, Network, Networks, SharedMLPs
 from pylo_zoo.optim.options import SharedOptions, Unpack
 from pylo_zoo.optim.route_table import Routes, routes_of
 
@@ -63,6 +64,7 @@ class CELO2(MLPRuleOptimizer):
 
     families = ("celo2", "celo2-base")
     clip_adam_gradients = False
+    plan_options = ("grad_clip_val",)
 
     def __init__(
         self,
@@ -148,8 +150,11 @@ class CELO2(MLPRuleOptimizer):
     def limits(self, group: Group) -> Limits:
         return Limits(group["grad_clip_val"])
 
-    def prepare(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> Sequence[Network]:
-        return [Network(item.meta.net.mlp.weights(), 1.0) for item in items]  # pyright: ignore
+    def prepare(
+        self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None, moments: Tensor | None = None
+    ) -> SharedMLPs:
+        layers = {meta: meta.net.mlp.weights() for meta in {item.meta for item in items}}  # pyright: ignore
+        return SharedMLPs(items, layers, self._keep("multipliers", items, _ones))
 
     def update(self, item: ParamStep, step: Tensor, context: Network) -> None:
         if self._rule(item.group, item.axes) == "adamw":
@@ -158,26 +163,30 @@ class CELO2(MLPRuleOptimizer):
             super().update(item, step, context)
 
     def _update_fused(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> None:
-        adamw = [item for item in items if self._rule(item.group, item.axes) == "adamw"]
-        learned = [item for item in items if self._rule(item.group, item.axes) == "learned"]
-        adam_fused(self, adamw, lambda k: self._options(adamw[k]), lambda k: self._adamw(adamw[k]))
+        assert self._plan is not None
+        adamw, learned = self._plan.keep("routes", lambda: self._split(items))
+        if adamw:
+            batches = self._plan.keep("adamw", lambda: AdamBatches(self, adamw))
+            batches.step(self._options, lambda k: self._adamw(adamw[k]))
         if learned:
             super()._update_fused(learned, step, loss)
 
-    def _move(self, batch: KernelBatch, prepared: Sequence[Network]) -> None:
-        layers, _ = self.networks(prepared, batch.positions)
+    def _split(self, items: Sequence[ParamStep]) -> tuple[list[ParamStep], list[ParamStep]]:
+        """The parameters with AdamW, and those with the learned rule."""
+        split: dict[str, list[ParamStep]] = {"adamw": [], "learned": []}
+        for item in items:
+            split[self._rule(item.group, item.axes)].append(item)
+        return split["adamw"], split["learned"]
+
+    def _move(self, batch: KernelBatch, networks: Networks) -> None:
+        layers, _ = networks.select(batch.positions)
         deltas = self._orthogonalize(batch.items, batch.kernels.steps(batch.advanced, layers, self._scratch))
         tasks = [
-            Normalized(item.p, delta, item.axes.matrix, NORM_EPS)
-            for item, delta in zip(batch.items, deltas, strict=True)
+            Normalized(value, delta, item.axes.matrix, NORM_EPS)
+            for value, item, delta in zip(batch.values, batch.items, deltas, strict=True)
         ]
-        lrs = [item.group["lr"] for item in batch.items]
-        decays = [self.decay(item.group) for item in batch.items]
-        multiplied = lr_products(lrs, [self.behavior.rmsmult] * len(lrs))
-        batch.kernels.move_normalized(tasks, multiplied, lr_products(lrs, decays))
-        for item in batch.items:
-            self.after_update(item)
-            item.write_back()
+        rates, shrink = batch.rates(lambda group: group["lr"], self.decay)
+        batch.kernels.move_normalized(tasks, rates * self.behavior.rmsmult, shrink)
 
     def _rule(self, group: Mapping[str, Any], axes: Axes) -> str:
         if group["rule"] is not None:
@@ -200,18 +209,21 @@ class CELO2(MLPRuleOptimizer):
             record("orthogonalized", steps[k])
         return [step.contiguous() for step in steps]
 
-    def _options(self, item: ParamStep) -> AdamW:
-        group = item.group
+    def _options(self, group: Group) -> AdamW:
         lr = group["lr"] * group["adam_lr_mult"]
         decay = group["weight_decay"] if group["adam_weight_decay"] is None else group["adam_weight_decay"]
         limit = group["grad_clip_val"] if self.clip_adam_gradients else math.inf
-        return AdamW(group["adam_betas"], group["adam_eps"], 0.0, lr, lr * decay, limit)
+        return AdamW(group["adam_betas"], group["adam_eps"], 0.0, lr, decay, limit)
 
     def _adamw(self, item: ParamStep) -> None:
-        p, state, options = item.p, item.state, self._options(item)
+        p, state, options = item.p, item.state, self._options(item.group)
         g = Limits(options.max_gradient).condition(item.g)
         state["step"] += 1
         beta1, beta2 = (torch.tensor([beta], dtype=p.dtype, device=p.device) for beta in options.betas)
         moments = state["momentum"], state["second_moment"]
         direction = adam_direction(*moments, g, state["step"], (beta1, beta2), options.eps)
-        p.sub_(options.coefficient * direction + options.shrink * p)
+        p.sub_(options.lr * direction + options.lr * options.weight_decay * p)
+
+
+def _ones(items: Sequence[ParamStep]) -> Tensor:
+    return torch.ones(len(items), dtype=torch.float64)

@@ -13,7 +13,7 @@ from pylo_zoo.nets import Control
 from pylo_zoo.ops.adam import adam_direction
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.trace import record
-from pylo_zoo.optim.adamw import AdamW, adam_fused
+from pylo_zoo.optim.adamw import AdamBatches, AdamW
 from pylo_zoo.optim.base import Group, Loss, ParamStep, new_counter
 from pylo_zoo.optim.lstm_controlled import MAX_GRADIENT, LSTMControlledOptimizer, decoupled_decay
 from pylo_zoo.optim.options import SharedOptions, Unpack
@@ -50,29 +50,22 @@ class CeloAdam(LSTMControlledOptimizer):
         moments = {name: torch.zeros_like(p)[None] for name in ("momentum", "second_moment")}
         return {**super().new_state(p, group, axes), **moments, "step": new_counter()}
 
-    def lstm_inputs(self, items: Sequence[ParamStep], run_features: Tensor) -> Tensor:
+    def lstm_inputs(self, items: Sequence[ParamStep], run_features: Tensor, moments: Tensor | None) -> Tensor:
         return run_features.expand(len(items), -1)
 
-    def contexts(self, items: Sequence[ParamStep], control: Control) -> Sequence[Tensor]:
-        return [control.lr_mult[k].to(item.state["momentum"]) for k, item in enumerate(items)]
+    def contexts(self, items: Sequence[ParamStep], control: Control) -> Tensor:
+        return control.lr_mult
 
     def _update_fused(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> None:
-        lr_mults = self.prepare(items, step, loss)
+        assert self._plan is not None
+        lr_mults: Any = self.prepare(items, step, loss)
+        batches = self._plan.keep("adamw", lambda: AdamBatches(self, items))
+        factors = self.behavior.step_mult * lr_mults.double()
+        batches.step(self._options, lambda k: self.update(items[k], step, lr_mults[k]), factors)
 
-        def options(k: int) -> AdamW:
-            item, behavior = items[k], self.behavior
-            lr, betas = item.group["lr"], (behavior.initial_momentum_decays[0], behavior.initial_rms_decays[0])
-            multiplier = lr_mults[k].item() if lr_mults[k].is_cpu else lr_mults[k]
-            return AdamW(
-                betas,
-                EPS,
-                EPS_ROOT,
-                coefficient=lr * behavior.step_mult * multiplier,
-                shrink=lr * decoupled_decay(item.group),
-                max_gradient=MAX_GRADIENT,
-            )
-
-        adam_fused(self, items, options, lambda k: self.update(items[k], step, lr_mults[k]))
+    def _options(self, group: Group) -> AdamW:
+        betas = self.behavior.initial_momentum_decays[0], self.behavior.initial_rms_decays[0]
+        return AdamW(betas, EPS, EPS_ROOT, group["lr"], decoupled_decay(group), MAX_GRADIENT)
 
     def update(self, item: ParamStep, step: Tensor, context: Tensor) -> None:
         p, state, decays = item.p, item.state, item.meta.decays
@@ -80,6 +73,6 @@ class CeloAdam(LSTMControlledOptimizer):
         g = item.g.clamp(-MAX_GRADIENT, MAX_GRADIENT)
         betas = decays.momentum, decays.rms
         direction = adam_direction(state["momentum"], state["second_moment"], g, state["step"], betas, EPS, EPS_ROOT)
-        delta = self.behavior.step_mult * context * direction
+        delta = self.behavior.step_mult * context.to(p) * direction
         record("step", delta)
         p.sub_(item.group["lr"] * (delta + decoupled_decay(item.group) * p))

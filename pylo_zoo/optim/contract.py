@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,7 +20,6 @@ from pylo_zoo.optim.checks import (
     check_parameter,
     copy_to_device,
     describe_parameter,
-    needs_update,
     parameter_name,
     require,
     to_state_tensors,
@@ -28,6 +27,7 @@ from pylo_zoo.optim.checks import (
 from pylo_zoo.optim.compiling import exclude_from_compile
 from pylo_zoo.optim.group_options import GROUP_OPTIONS, check_group_options, prepare_group
 from pylo_zoo.optim.options import DEFAULTS, PER_OPTIMIZER, HasSharedOptions, SharedOptions, Unpack, check_options
+from pylo_zoo.optim.param_grad import Group, ParamGrad, find_gradients
 from pylo_zoo.optim.precision import master_copy, needs_master, without_autocast
 from pylo_zoo.optim.saved_state import (
     FORMAT_VERSION,
@@ -36,22 +36,13 @@ from pylo_zoo.optim.saved_state import (
     entries_by_position,
     parameter_entries,
 )
-from pylo_zoo.optim.state_checks import StateChecks
+from pylo_zoo.optim.state_checks import Snapshot, StateChecks
 from pylo_zoo.warn import warn
 
 Loss = Tensor | float
-Group = dict[str, Any]
 
 _UNAMBIGUOUS_STATE = OWN_STATE - {"step"}
 """The keys that wrappers do not use."""
-
-
-class ParamGrad(NamedTuple):
-    """A parameter that a step updates, its gradient (read-only) and its group."""
-
-    parameter: Tensor
-    gradient: Tensor
-    group: Group
 
 
 class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
@@ -72,6 +63,11 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
         *("accumulate", "use_muon", "use_fallback"),
     )
     """Group options that determine which state a parameter has."""
+    plan_options: ClassVar[tuple[str, ...]] = ()
+    """Other group options that a plan reads (:class:`~pylo_zoo.optim.step_plan.StepPlan`), instead of each step."""
+
+    uses_kernels = False
+    """Whether the last step with new parameters or state chose fused kernels that read the state by address."""
 
     def __init__(self, params: Any, defaults: dict[str, Any], **options: Unpack[SharedOptions]) -> None:
         check_options(type(self), options)
@@ -125,16 +121,11 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
         """
         loss = self._take_loss(closure, loss)
         with torch.no_grad():
-            grads = [
-                ParamGrad(p, p.grad, group)
-                for group in self.param_groups
-                for p in group["params"]
-                if p.grad is not None and needs_update(p, group)
-            ]
+            grads = find_gradients(self.param_groups)
             if grads:
                 self._check_loss(loss)
             if grads and (self.nonfinite == "propagate" or self._is_finite(grads, loss)):
-                with without_autocast([each.parameter for each in grads]):
+                with without_autocast():
                     self._step(grads, loss)
         return loss
 
@@ -202,16 +193,16 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
         """Runs outside compiled graphs, which the changed attribute would recompile."""
         self.skipped_steps += 1
 
-    def _init_state(self, grads: Sequence[ParamGrad]) -> None:
+    def _init_state(self, grads: Sequence[ParamGrad]) -> Snapshot | None:
         """Check parameters, gradients and state before the step writes anything, then create missing state.
 
-        Runs outside compiled graphs (:mod:`~pylo_zoo.optim.compiling`).
+        Runs outside compiled graphs (:mod:`~pylo_zoo.optim.compiling`). Returns the result of :meth:`_check`.
 
         Raises:
             ZooError: a tensor does not fit (:mod:`pylo_zoo.optim.state_checks`), or a new parameter is invalid.
         """
-        if self._check(grads):
-            return
+        if (snapshot := self._check(grads)) is not None:
+            return snapshot
         for p, _, _ in grads:
             state = self.state.get(p, {})
             if "step" in state and not isinstance(state["step"], Tensor):  # wrappers may store an int
@@ -225,6 +216,7 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
             state = self.state[p]
             if needs_master(p, group) != ("master" in state):  # the option changed during the run
                 state.pop("master") if "master" in state else state.update(master_copy(p, group))
+        return None
 
     def _warn_about_settings(self, new: Sequence[ParamGrad]) -> None:
         """Warn about parameters in their first step that this optimizer would train badly."""
@@ -252,8 +244,8 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
             self._state_names.update(self.expected_state(param_grad.parameter, param_grad.group))
         return not self._state_names.isdisjoint(state)
 
-    def _check(self, grads: Sequence[ParamGrad]) -> bool:
-        """Raise if tensors do not fit each other; return whether every parameter has its complete state."""
+    def _check(self, grads: Sequence[ParamGrad]) -> Snapshot | None:
+        """Raise if tensors do not fit each other; None if a parameter's state is incomplete (:class:`StateChecks`)."""
         return self._checks.check(self, grads)
 
     def _check_new(self, grads: Sequence[ParamGrad]) -> None:

@@ -22,6 +22,8 @@ from pylo_zoo.optim.base import Group, LearnedOptimizer, Loss, ParamStep, new_co
 from pylo_zoo.optim.checks import as_float, is_local_loss, require
 from pylo_zoo.optim.contract import ParamGrad
 from pylo_zoo.optim.options import SharedOptions, Unpack
+from pylo_zoo.optim.state_checks import Snapshot
+from pylo_zoo.optim.step_plan import share_memory
 
 DECAYS = ("decoupled", "l2")
 RUN_OPTIONS = ("num_steps", "accumulate")
@@ -57,6 +59,7 @@ class LSTMControlledOptimizer(LearnedOptimizer):
 
     needs_loss: ClassVar[bool] = True
     learns_step_sizes = True
+    plan_options = ("decay",)
 
     def __init__(
         self,
@@ -125,12 +128,15 @@ class LSTMControlledOptimizer(LearnedOptimizer):
         return max(1, self.num_steps // self.param_groups[0]["accumulate"])
 
     @abstractmethod
-    def lstm_inputs(self, items: Sequence[ParamStep], run_features: Tensor) -> Tensor:
-        """The LSTM's inputs ``[N, inputs]``; ``run_features [18]`` are nine fraction and nine loss features."""
+    def lstm_inputs(self, items: Sequence[ParamStep], run_features: Tensor, moments: Tensor | None) -> Tensor:
+        """The LSTM's inputs ``[N, inputs]``; ``run_features [18]`` are nine fraction and nine loss features.
+
+        ``moments`` is that of :meth:`prepare`.
+        """
 
     @abstractmethod
-    def contexts(self, items: Sequence[ParamStep], control: Control) -> Sequence[Any]:
-        """One context per parameter for :meth:`update`, from the LSTM's outputs."""
+    def contexts(self, items: Sequence[ParamStep], control: Control) -> Any:
+        """A sequence or tensor of one context per parameter for :meth:`update`, from the LSTM's outputs."""
 
     def expected_state(self, p: Tensor, group: Group) -> dict[str, Tensor]:
         state = super().expected_state(p, group)
@@ -166,10 +172,11 @@ class LSTMControlledOptimizer(LearnedOptimizer):
             grads, loss = self._pop_means()
         super()._step(grads, loss)
 
-    def _init_state(self, grads: Sequence[ParamGrad]) -> None:
-        super()._init_state(grads)
+    def _init_state(self, grads: Sequence[ParamGrad]) -> Snapshot | None:
+        snapshot = super()._init_state(grads)
         if "schedule" not in self._warned and (fall := self._lr_watch.detect_fall(self.param_groups)):
             self._warn_once("schedule", schedule_warning(type(self).__name__, *fall))
+        return snapshot
 
     def _accumulate(self, grads: Sequence[ParamGrad], loss: Loss | None) -> None:
         """Add gradients and loss to the accumulated sums."""
@@ -181,7 +188,7 @@ class LSTMControlledOptimizer(LearnedOptimizer):
         run["loss_sum"] += scalar_like(loss, run["loss_sum"])
         run["banked"] += 1
 
-    def _check(self, grads: Sequence[ParamGrad]) -> bool:
+    def _check(self, grads: Sequence[ParamGrad]) -> Snapshot | None:
         """Check this step's parameters and those with accumulated gradients, which the rule's step updates as well."""
         if self.param_groups[0]["accumulate"] > 1:
             members = [(p, group) for group in self.param_groups for p in group["params"] if self.state.get(p)]
@@ -196,18 +203,28 @@ class LSTMControlledOptimizer(LearnedOptimizer):
             for p in group["params"]:
                 if p in self.state and int(self.state[p].get("banked", 0)) > 0:
                     grads.append(ParamGrad(p, self.state[p]["gradient_sum"] / run["accumulate"], group))
-                    self.state[p].update(gradient_sum=torch.zeros_like(grads[-1].gradient), banked=new_counter())
+                    self.state[p]["gradient_sum"].zero_()
+                    self.state[p]["banked"].zero_()
         loss = run["loss_sum"] / run["accumulate"]
         run["loss_sum"].zero_()
         run["banked"].zero_()
         return grads, loss
 
-    def _param_step(self, param_grad: ParamGrad, scale: Tensor | None) -> ParamStep:
-        item = super()._param_step(param_grad, scale)
-        item.l2 = item.group["weight_decay"] if _is_l2(item.group) else 0.0
-        return item
+    def _begin(self, grads: Sequence[ParamGrad]) -> Sequence[ParamStep]:
+        items = super()._begin(grads)
+        if any(group["decay"] == "l2" for group in self.param_groups):
+            for item in items:
+                item.l2 = item.group["weight_decay"] if _is_l2(item.group) else 0.0
+        return items
 
-    def prepare(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> Sequence[Any]:
+    def _share_state(self, items: Sequence[ParamStep]) -> None:
+        super()._share_state(items)
+        for name in LSTM_STATE:
+            share_memory([item.state for item in items], name)
+
+    def prepare(
+        self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None, moments: Tensor | None = None
+    ) -> Sequence[Any]:
         run, horizon = self.param_groups[0], self.horizon
         average, minimum = run["loss_average"], run["loss_minimum"]
         if not torch.compiler.is_compiling() and not step < horizon:  # reading the counter would break a graph
@@ -229,15 +246,29 @@ class LSTMControlledOptimizer(LearnedOptimizer):
         record("loss_features", losses)
 
         meta = self._meta_network(average.device, average.dtype)
-        hidden, cell = (torch.stack([item.state[name].to(average) for item in items]) for name in LSTM_STATE)
-        inputs = self.lstm_inputs(items, torch.cat([fraction, losses]))
+        shared = self._shared_lstm_state(items, average)
+        hidden, cell = shared or (torch.stack([item.state[name].to(average) for item in items]) for name in LSTM_STATE)
+        inputs = self.lstm_inputs(items, torch.cat([fraction, losses]), moments)
         control = meta.net(inputs, hidden, cell)
         record("lstm_inputs", inputs)
         record("lr_mult", control.lr_mult)
         if not getattr(self.behavior, "use_bugged_next_lstm_state", False):
-            for name, new in zip(LSTM_STATE, (control.hidden, control.cell), strict=True):
-                foreach._foreach_copy_([item.state[name] for item in items], new.unbind())
+            for name, old, new in zip(LSTM_STATE, (hidden, cell), (control.hidden, control.cell), strict=True):
+                if shared:
+                    old.copy_(new)
+                else:
+                    foreach._foreach_copy_([item.state[name] for item in items], new.unbind())
         return self.contexts(items, control)
+
+    def _shared_lstm_state(self, items: Sequence[ParamStep], like: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The LSTM's state ``[N, H]``, of which each parameter's is a row; None if it is not on the LSTM's device."""
+        if torch.compiler.is_compiling() or self._plan is None or items is not self._plan.items:
+            return None
+        states = [item.state for item in items]
+        hidden, cell = (self._plan.keep(name, lambda n=name: share_memory(states, n)) for name in LSTM_STATE)
+        if hidden is None or cell is None or (hidden.dtype, hidden.device) != (like.dtype, like.device):
+            return None
+        return hidden, cell
 
 
 def decoupled_decay(group: Group) -> float:

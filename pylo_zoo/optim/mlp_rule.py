@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pylo_zoo.kernels import Kernels, Task
+from pylo_zoo.kernels import KernelPlan, Task
+from pylo_zoo.ops import conditioning
 from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.ops.rule import Rule
 from pylo_zoo.ops.step import learned_step
 from pylo_zoo.ops.trace import record
 from pylo_zoo.optim.base import Group, LearnedOptimizer, Loss, ParamStep
+from pylo_zoo.optim.kernel_batch import KernelBatch, product_of
+from pylo_zoo.optim.step_plan import MetaNetwork
 
 
 class Limits(NamedTuple):
@@ -40,16 +42,37 @@ class Network(NamedTuple):
     multiplier: float | Tensor
 
 
-@dataclass
-class KernelBatch:
-    """Parameters that fused kernels update together."""
+class Networks(Sequence[Network]):
+    """The networks of N parameters, in the order of a step's parameters."""
 
-    kernels: Kernels
-    positions: list[int]
-    """Indices of the items in the step's sequence of parameters."""
-    items: list[ParamStep]
-    advanced: Any = None
-    """The result of ``kernels.advance``."""
+    @abstractmethod
+    def select(self, positions: Sequence[int]) -> tuple[Sequence[Layer], Tensor]:
+        """Layers and multipliers ``[M]`` of parameters on one device; layers are shared or stacked ``[M, …]``."""
+
+
+class SharedMLPs(Networks):
+    """One MLP for all parameters of a device and dtype, and a factor on each parameter's step.
+
+    Args:
+        items: the parameters.
+        layers: the MLP of each of their :class:`~pylo_zoo.optim.step_plan.MetaNetwork`.
+        multipliers: the factors, float64 ``[N]`` on the CPU.
+    """
+
+    def __init__(
+        self, items: Sequence[ParamStep], layers: Mapping[MetaNetwork, Sequence[Layer]], multipliers: Tensor
+    ) -> None:
+        self._items, self._layers, self._multipliers = items, layers, multipliers
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, k: int) -> Network:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return Network(self._layers[self._items[k].meta], self._multipliers[k].item())
+
+    def select(self, positions: Sequence[int]) -> tuple[Sequence[Layer], Tensor]:
+        chosen = self._multipliers if len(positions) == len(self) else self._multipliers[list(positions)]
+        return self._layers[self._items[positions[0]].meta], chosen
 
 
 class MLPRuleOptimizer(LearnedOptimizer):
@@ -75,13 +98,6 @@ class MLPRuleOptimizer(LearnedOptimizer):
         """The coefficient of decoupled weight decay."""
         return group["weight_decay"]
 
-    def networks(self, prepared: Sequence[Network], positions: Sequence[int]) -> tuple[Sequence[Layer], Any]:
-        """Layers and multipliers of the parameters at ``positions``, which are on one device.
-
-        The layers are shared by all of them or stacked ``[N, …]``.
-        """
-        return prepared[positions[0]].layers, [prepared[k].multiplier for k in positions]
-
     def apply(self, item: ParamStep, delta: Tensor) -> None:
         """``p ← p − lr·(step + weight_decay·p)``. Overwrites ``delta``, the step."""
         record("step", delta)
@@ -103,74 +119,77 @@ class MLPRuleOptimizer(LearnedOptimizer):
     # --- fused ---------------------------------------------------------------------------------------------------
 
     def _update_fused(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> None:
-        batches, rest = self._kernel_batches(items)
-        for batch in batches if self.prepare_reads_state else ():
-            self._advance(batch)
-            moments = batch.kernels.moments(batch.advanced)
-            for item, row in zip(batch.items, moments.unbind(), strict=True):
-                item.moments = row
-        prepared = self.prepare(items, step, loss)
+        assert self._plan is not None
+        batches, rest = self._plan.keep("batches", lambda: self._kernel_batches(items))
+        moments = None
+        if self.prepare_reads_state:
+            for batch in batches:
+                self._advance(batch)
+            moments = self._moments(items, batches, rest)
+        prepared: Any = self.prepare(items, step, loss, moments)
         for batch in batches:
             if batch.advanced is None:
                 self._advance(batch)
             self._move(batch, prepared)
-            batch.advanced = None  # frees copies of gradients
+            if type(self).after_update is not MLPRuleOptimizer.after_update:
+                for item in batch.items:
+                    self.after_update(item)
+            batch.finish()
         self._update_each([items[k] for k in rest], [prepared[k] for k in rest], step)
 
     def _kernel_batches(self, items: Sequence[ParamStep]) -> tuple[list[KernelBatch], list[int]]:
         """The parameters that kernels support, in batches, and the positions of the others."""
         batches: list[KernelBatch] = []
         rest: list[int] = []
-        sizes: dict[torch.device, tuple[KernelBatch, int]] = {}
+        open_batches: dict[torch.device, tuple[KernelBatch, int]] = {}
         rule, hidden = self.rule, items[0].meta.net.mlp.weights()[0][0].shape[-2]  # pyright: ignore
-        kernels_of: dict[tuple[int, int], Kernels | None] = {}
         for k, item in enumerate(items):
-            p, kind = item.parameter, (id(item.axes), id(item.meta))  # cached per shape and layout, device and dtype
-            if kind not in kernels_of:
-                kernels = self.kernels_of(p)
-                supported = kernels is not None and kernels.covers(p, item.axes, rule, hidden)
-                kernels_of[kind] = kernels if supported else None
-            kernels = kernels_of[kind]
-            if kernels is None:
+            kernels = self.kernels_of(item.parameter)
+            if kernels is None or not kernels.covers(item.parameter, item.axes, rule, hidden):
                 rest.append(k)
                 continue
-            device, count = p.device, p.numel()
-            batch, size = sizes.get(device, (None, 0))
+            device, count = item.parameter.device, item.parameter.numel()
+            batch, size = open_batches.get(device, (None, 0))
             if batch is None or (not self.prepare_reads_state and size + count > kernels.bucket):
-                batch, size = KernelBatch(kernels, [], []), 0
+                batch, size = KernelBatch(kernels), 0
                 batches.append(batch)
-            batch.positions.append(k)
-            batch.items.append(item)
-            sizes[device] = batch, size + count
+            batch.add(k, item)
+            open_batches[device] = batch, size + count
         return batches, rest
 
+    def _moments(self, items: Sequence[ParamStep], batches: Sequence[KernelBatch], rest: Sequence[int]) -> Tensor:
+        """The statistics of :func:`~pylo_zoo.ops.conditioning.moments` of all parameters, ``[N, 9]``."""
+        if len(batches) == 1 and not rest:
+            return batches[0].kernels.moments(batches[0].advanced)
+        rows: dict[int, Tensor] = {k: moments_of(items[k]) for k in rest}
+        for batch in batches:
+            rows.update(zip(batch.positions, batch.kernels.moments(batch.advanced).unbind(), strict=True))
+        like = self.param_groups[0]["loss_average"]
+        return torch.stack([rows[k].to(like) for k in range(len(items))])
+
     def _advance(self, batch: KernelBatch) -> None:
-        tasks = [self._task(item, batch.kernels) for item in batch.items]
-        batch.advanced = batch.kernels.advance(tasks, self.rule, batch.items[0].scale, self.prepare_reads_state, True)
+        """Run the kernels' factor and moment passes."""
+        gradients = batch.begin()
 
-    def _task(self, item: ParamStep, kernels: Kernels) -> Task:
-        p, g = item.kernel_inputs(kernels.dtypes)
-        return Task(p, g, item.state, item.axes, item.meta.decays, *self.limits(item.group))
+        def plan() -> KernelPlan:
+            tasks = [
+                Task(p, g, item.state, item.axes, item.meta.decays, *self.limits(item.group))
+                for item, p, g in zip(batch.items, batch.values, gradients, strict=True)
+            ]
+            return batch.kernels.plan(tasks, self.rule, self.prepare_reads_state)
 
-    def _move(self, batch: KernelBatch, prepared: Sequence[Network]) -> None:
-        layers, multipliers = self.networks(prepared, batch.positions)
-        lrs = [item.group["lr"] for item in batch.items]
-        decays = [self.decay(item.group) for item in batch.items]
-        batch.kernels.move(batch.advanced, layers, lr_products(lrs, multipliers), lr_products(lrs, decays))
-        for item in batch.items:
-            self.after_update(item)
-            item.write_back()
+        batch.advanced = batch.keep("plan", plan).advance(batch.values, gradients, batch.items[0].scale, checked=True)
+
+    def _move(self, batch: KernelBatch, networks: Networks) -> None:
+        layers, multipliers = networks.select(batch.positions)
+        rates, shrink = batch.rates(_lr, self.decay)
+        batch.kernels.move(batch.advanced, layers, product_of(rates, multipliers), shrink)
 
 
-def lr_products(lrs: Sequence[float | Tensor], factors: Sequence[float] | Tensor) -> Sequence[float] | Tensor:
-    """``lr · factor`` per parameter: numbers, or a tensor ``[N]`` if an input is a tensor, to avoid reading it."""
-    tensors = [each for each in (factors, *lrs) if isinstance(each, Tensor)]
-    if not tensors:
-        return [float(lr) * float(factor) for lr, factor in zip(lrs, factors, strict=True)]
-    like = next((each for each in tensors if each.device.type != "cpu"), tensors[0])
-    options = {"device": like.device, "dtype": torch.float32}
-    if any(isinstance(lr, Tensor) for lr in lrs):
-        rates = torch.stack([torch.as_tensor(lr, **options).reshape(()) for lr in lrs])
-    else:
-        rates = torch.tensor(lrs, **options)
-    return rates * torch.as_tensor(factors, **options)
+def moments_of(item: ParamStep) -> Tensor:
+    """The statistics of a parameter before its update, ``[9]``."""
+    return conditioning.moments(item.read_value(), item.state["momentum"], item.state["second_moment"])
+
+
+def _lr(group: Group) -> float | Tensor:
+    return group["lr"]

@@ -14,7 +14,7 @@ from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.optim.adafac import AdafacLO
 from pylo_zoo.optim.base import Group, Loss, ParamStep
 from pylo_zoo.optim.checks import as_float
-from pylo_zoo.optim.mlp_rule import Limits
+from pylo_zoo.optim.mlp_rule import Limits, SharedMLPs
 
 
 class MuLO(AdafacLO):
@@ -40,7 +40,11 @@ class MuLO(AdafacLO):
         ZooError: a ``width_mult`` is not a positive finite number, or only some parameters have ``infshape``.
     """
 
-    def prepare(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> Sequence[Any]:
+    plan_options = ("width_mult",)
+
+    def prepare(
+        self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None, moments: Tensor | None = None
+    ) -> SharedMLPs:
         if "mup" in sys.modules and not any(_has_width(item.parameter, item.group) for item in items):
             self._warn_once(
                 "width",
@@ -48,7 +52,7 @@ class MuLO(AdafacLO):
                 "this model (deepcopy and FSDP lose its result) and build groups with param_groups(model), or set "
                 "width_mult in each group, 1.0 for the base width.",
             )
-        return super().prepare(items, step, loss)
+        return super().prepare(items, step, loss, moments)
 
     def limits(self, group: Group) -> Limits:
         return Limits(replace_nonfinite=True)

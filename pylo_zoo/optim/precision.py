@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -37,11 +37,14 @@ def wide_value(p: Tensor, state: Mapping[str, Tensor]) -> Tensor:
     return master.copy_(torch.where(master.to(p.dtype) == p, master, p.to(master.dtype)))
 
 
+AUTOCAST_DEVICES = ("cpu", "cuda", "xpu", "mps")
+
+
 @contextmanager
-def without_autocast(parameters: Iterable[Tensor]) -> Iterator[None]:
-    """Disable autocast on the devices of ``parameters``, so matrix products keep the update's dtype."""
+def without_autocast() -> Iterator[None]:
+    """Disable autocast, so matrix products keep the update's dtype."""
     with ExitStack() as stack:
-        for device_type in {p.device.type for p in parameters} - {"meta"}:
+        for device_type in AUTOCAST_DEVICES:
             if torch.is_autocast_enabled(device_type):
                 stack.enter_context(torch.autocast(device_type, enabled=False))
         yield

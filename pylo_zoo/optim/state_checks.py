@@ -1,9 +1,10 @@
 """Checks that parameters, gradients and state fit each other, before a step writes anything.
 
 Users replace ``p.data``, assign ``state[p][name]`` or move tensors between steps, and kernels use raw addresses. So
-every step reads the shape, dtype, device and contiguity of each tensor that it uses. On the fast path, this metadata
-equals the previous step's, and comparing lists is enough. Any difference takes the slow path, which reports the tensor
-that does not fit.
+every step reads shape, dtype, device and contiguity of parameters and gradients, and identity and address of state
+tensors, of which eager steps read the metadata too. On the fast path, all of it equals the previous step's, and the
+step's plan stays valid (:class:`~pylo_zoo.optim.step_plan.StepPlan`). Any difference takes the slow path, which
+reports the tensor that does not fit.
 
 Unknown entries of ``state[p]`` belong to other libraries (Lookahead, SAM) and are ignored.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from numbers import Real
-from operator import attrgetter, eq, itemgetter
+from operator import attrgetter, eq, is_, itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -53,15 +54,21 @@ class Snapshot(NamedTuple):
     """The metadata of the last step that passed the checks."""
 
     setup: tuple[Any, ...]
-    """Inference mode, group options, and identities of parameters and groups."""
+    """Inference mode, backend, group options, and identities of parameters and groups."""
     readers: list[Reader]
     """One per parameter; reads the known entries of its state."""
-    counters: list[int]
-    """Indices of Adam's counters among all entries."""
+    entries: list[Tensor]
+    """The known entries of all parameters."""
+    addresses: list[int]
+    """Of the entries."""
+    counters: list[Tensor]
+    """AdamW's counters, joined if they are rows of one tensor."""
     masters: list[bool]
     strides: list[Any]
+    reads_metadata: bool
+    """Whether the step reads the entries' shapes. Kernels read only the addresses, with the shapes of their plan."""
     dtypes: list[torch.dtype]
-    """Of parameters, gradients and all entries, like the following fields."""
+    """Of parameters, gradients and, if the step reads their metadata, all entries, like the following fields."""
     devices: list[torch.device]
     on_cpu: bool
     shapes: list[torch.Size]
@@ -74,7 +81,7 @@ class StateChecks:
         self._snapshots: dict[str, Snapshot] = {}
         self._expected: dict[Any, list[Entry]] = {}
 
-    def check(self, optimizer: ZooOptimizer, grads: Sequence[ParamGrad], kind: str = "step") -> bool:
+    def check(self, optimizer: ZooOptimizer, grads: Sequence[ParamGrad], kind: str = "step") -> Snapshot | None:
         """Raise unless parameters, gradients and state fit each other.
 
         Args:
@@ -83,36 +90,43 @@ class StateChecks:
             kind: a name for these parameters; each kind has its own snapshot.
 
         Returns:
-            Whether every parameter has its complete state; if not, ``_init_state`` completes it.
+            The snapshot, the same object as in the last step if nothing has changed; None if a parameter's state is
+            incomplete, so that ``_init_state`` must complete it.
 
         Raises:
             ZooError: a tensor does not fit. Nothing has been written.
         """
         if not grads:
-            return True
+            return None
         parameters, gradients, groups = zip(*grads, strict=True)
         get_state = optimizer.state.get
         states: list[Any] = [get_state(p) for p in parameters]
         options = [_options(optimizer, group) for group in optimizer.param_groups]
-        setup = torch.is_inference_mode_enabled(), options, list(map(id, parameters)), list(map(id, groups))
+        mode = torch.is_inference_mode_enabled(), optimizer.backend
+        setup = mode, options, list(map(id, parameters)), list(map(id, groups))
         snapshot = self._snapshots.pop(kind, None)
         if snapshot is not None and _is_unchanged(snapshot, setup, parameters, gradients, states):
             self._snapshots[kind] = snapshot
-            return True
+            return snapshot
         for group in optimizer.param_groups:
             _check_rates(group)
         optimizer._check_new(grads)
         names = [self._check_one(optimizer, *each) for each in zip(grads, states, strict=True)]
         complete = [each for each in names if each is not None]
         if len(complete) < len(names):
-            return False
+            return None
         readers = [_reader(each) for each in complete]
-        counters = [k for k, name in enumerate(chain(*complete)) if name == COUNTER]
-        tensors = [*parameters, *gradients, *_flat(readers, states)]
+        entries = _flat(readers, states)
+        counters = [entries[k] for k, name in enumerate(chain(*complete)) if name == COUNTER]
+        joined = join(counters)
+        reads_metadata = not optimizer.uses_kernels
+        tensors = [*parameters, *gradients, *(entries if reads_metadata else ())]
         dtypes, devices, shapes = (list(map(read, tensors)) for read in (_dtype, _device, _shape))
-        metadata = dtypes, devices, all(map(_is_cpu, tensors)), shapes
-        self._snapshots[kind] = Snapshot(setup, readers, counters, _masters(states), _strides(parameters), *metadata)
-        return True
+        metadata = reads_metadata, dtypes, devices, all(map(_is_cpu, tensors)), shapes
+        places = readers, entries, _addresses(entries), counters if joined is None else [joined]
+        snapshot = Snapshot(setup, *places, _masters(states), _strides(parameters), *metadata)
+        self._snapshots[kind] = snapshot
+        return snapshot
 
     def _check_one(self, optimizer: ZooOptimizer, param_grad: ParamGrad, state: Any) -> list[str] | None:
         """Check one parameter; returns the names of its state entries, or None if its state is incomplete."""
@@ -200,25 +214,27 @@ def _is_unchanged(
         return False
     try:
         flat = _flat(snapshot.readers, states)
-        tensors = [*parameters, *gradients, *flat]
+        tensors = [*parameters, *gradients, *(flat if snapshot.reads_metadata else ())]
         # Shapes are compared one at a time: a list of thousands of tuples would trigger garbage collection.
         return (
-            list(map(_dtype, tensors)) == snapshot.dtypes
+            all(map(is_, flat, snapshot.entries))
+            and _addresses(flat) == snapshot.addresses
+            and list(map(_dtype, tensors)) == snapshot.dtypes
             and (all(map(_is_cpu, tensors)) if snapshot.on_cpu else list(map(_device, tensors)) == snapshot.devices)
             and all(map(eq, map(_shape, tensors), snapshot.shapes))
-            and all(map(Tensor.is_contiguous, flat))
-            and min([0, *(flat[k].item() for k in snapshot.counters)]) == 0
+            and (not snapshot.reads_metadata or all(map(Tensor.is_contiguous, flat)))
+            and _smallest(snapshot.counters) >= 0
             and _masters(states) == snapshot.masters
             and _strides(parameters) == snapshot.strides
         )
-    except (AttributeError, KeyError, TypeError):  # an entry is missing or is not a tensor; the slow path reports it
+    except (AttributeError, KeyError, TypeError, RuntimeError):  # an entry is missing or has no memory: report it
         return False
 
 
 def _options(optimizer: ZooOptimizer, group: Group) -> tuple[Any, ...]:
     rates = (group.get(name) for name in RATES)
     kinds = (each.shape if isinstance(each, Tensor) else type(each) for each in rates)
-    return (*map(group.get, optimizer.state_options), *kinds)
+    return (*map(group.get, (*optimizer.state_options, *optimizer.plan_options)), *kinds)
 
 
 def _reader(names: Sequence[str]) -> Reader:
@@ -230,6 +246,28 @@ def _reader(names: Sequence[str]) -> Reader:
 
 def _flat(readers: Sequence[Reader], states: Sequence[Any]) -> list[Tensor]:
     return [value for read, state in zip(readers, states, strict=True) for value in read(state)]
+
+
+def _addresses(entries: Sequence[Tensor]) -> list[int]:
+    return list(map(Tensor.data_ptr, entries))
+
+
+def _smallest(counters: Sequence[Tensor]) -> int:
+    return min((int(each.min()) for each in counters), default=0)
+
+
+def join(entries: Sequence[Tensor]) -> Tensor | None:
+    """A view ``[N, …]`` of tensors that are its rows in memory; None if they are not."""
+    if not entries:
+        return None
+    first = entries[0]
+    size = first.numel() * first.element_size()
+    alike = {(each.shape, each.dtype, each.device, each.untyped_storage().data_ptr()) for each in entries}
+    consecutive = all(each.data_ptr() == first.data_ptr() + k * size for k, each in enumerate(entries))
+    if len(alike) > 1 or size == 0 or first.is_meta or not (consecutive and first.is_contiguous()):
+        return None
+    shape = (len(entries), *first.shape)
+    return first.as_strided(shape, torch.empty(shape, device="meta").stride())
 
 
 def _masters(states: Sequence[Any]) -> list[bool]:

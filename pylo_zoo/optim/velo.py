@@ -18,11 +18,11 @@ from pylo_zoo.ops.rule import Rule, velo_rule
 from pylo_zoo.ops.trace import record
 from pylo_zoo.optim.base import Group, ParamStep
 from pylo_zoo.optim.lstm_controlled import MAX_GRADIENT, LSTMControlledOptimizer, decoupled_decay
-from pylo_zoo.optim.mlp_rule import Limits, MLPRuleOptimizer, Network
+from pylo_zoo.optim.mlp_rule import Limits, MLPRuleOptimizer, Network, Networks, moments_of
 from pylo_zoo.optim.options import SharedOptions, Unpack
 
 
-class GeneratedMLPs(Sequence[Network]):
+class GeneratedMLPs(Networks):
     """The MLPs that the LSTM generated for N tensors: layers ``[N, …]`` and multipliers ``[N]``.
 
     An element is the network of one tensor, in the dtype and on the device of its ``like``.
@@ -40,6 +40,13 @@ class GeneratedMLPs(Sequence[Network]):
 
     def __iter__(self) -> Iterator[Network]:
         return (self[k] for k in range(len(self)))
+
+    def select(self, positions: Sequence[int]) -> tuple[Sequence[Layer], Tensor]:
+        layers, multipliers = self.layers, self.multipliers
+        if len(positions) < len(self):
+            layers = [(w[positions], b[positions]) for w, b in layers]
+            multipliers = multipliers[positions]
+        return [(w.float(), b.float()) for w, b in layers], multipliers  # layers are float64 if any parameter is
 
 
 class VeLO(MLPRuleOptimizer, LSTMControlledOptimizer):
@@ -82,15 +89,11 @@ class VeLO(MLPRuleOptimizer, LSTMControlledOptimizer):
     def new_state(self, p: Tensor, group: Group, axes: Axes) -> dict[str, Tensor]:
         return {**super().new_state(p, group, axes), **new_accumulators(p, axes)}
 
-    def lstm_inputs(self, items: Sequence[ParamStep], run_features: Tensor) -> Tensor:
-        def row(item: ParamStep) -> Tensor:
-            moments = item.moments
-            if moments is None:
-                moments = conditioning.moments(item.read_value(), item.state["momentum"], item.state["second_moment"])
-            return moments.to(run_features)
-
-        moments = torch.stack([row(item) for item in items])
-        tensor_features = conditioning.tensor_features(moments, [item.parameter.shape for item in items])
+    def lstm_inputs(self, items: Sequence[ParamStep], run_features: Tensor, moments: Tensor | None) -> Tensor:
+        if moments is None:
+            moments = torch.stack([moments_of(item).to(run_features) for item in items])
+        ranks = self._keep("ranks", items, lambda items: _ranks(items).to(run_features))
+        tensor_features = conditioning.tensor_features(moments.to(run_features), ranks)
         return torch.cat([run_features.expand(len(items), -1), tensor_features], dim=1)
 
     def contexts(self, items: Sequence[ParamStep], control: Control) -> GeneratedMLPs:
@@ -112,10 +115,6 @@ class VeLO(MLPRuleOptimizer, LSTMControlledOptimizer):
     def decay(self, group: Group) -> float:
         return decoupled_decay(group)
 
-    def networks(self, prepared: Sequence[Network], positions: Sequence[int]) -> tuple[Sequence[Layer], Tensor]:
-        assert isinstance(prepared, GeneratedMLPs)
-        layers, multipliers = prepared.layers, prepared.multipliers
-        if len(positions) < len(prepared):
-            layers = [(w[positions], b[positions]) for w, b in layers]
-            multipliers = multipliers[positions]
-        return [(w.float(), b.float()) for w, b in layers], multipliers  # layers are float64 if any parameter is
+
+def _ranks(items: Sequence[ParamStep]) -> Tensor:
+    return conditioning.ranks([item.parameter.shape for item in items])

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.kernels import Adam, Kernels, Normalized, ScratchBuffer
+from pylo_zoo.kernels import Adam, AdamPlan, Kernels, Normalized, ScratchBuffer
 from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.parity import plan
 from pylo_zoo.parity.controls import ALREADY_WRONG
@@ -47,30 +47,34 @@ class _OtherSign(FaultyKernels):
 class _Unmoved(FaultyKernels, ABC):
     """Kernels that do not update some elements."""
 
-    advanced: Sequence[Tensor] = ()
-
     @abstractmethod
     def elements(self, p: Tensor) -> slice:
         """The elements of the flattened parameter that are not updated."""
 
-    def _restoring(self, parameters: Sequence[Tensor], move: Callable[[], None]) -> None:
+    def restoring(self, parameters: Sequence[Tensor], move: Callable[[], None]) -> None:
         before = [(p.view(-1)[self.elements(p)], p.view(-1)[self.elements(p)].clone()) for p in parameters]
         move()
         for elements, values in before:
             elements.copy_(values)
 
-    def advance(self, tasks: Sequence[Any], *args: Any) -> Any:
-        self.advanced = [task.p for task in tasks]
-        return self.kernels.advance(tasks, *args)
-
-    def move(self, *arguments: Any) -> None:
-        self._restoring(self.advanced, lambda: self.kernels.move(*arguments))
+    def move(self, advanced: Any, *arguments: Any) -> None:
+        self.restoring(advanced.values, lambda: self.kernels.move(advanced, *arguments))
 
     def move_normalized(self, tasks: Sequence[Normalized], *factors: Any) -> None:
-        self._restoring([task.p for task in tasks], lambda: self.kernels.move_normalized(tasks, *factors))
+        self.restoring([task.p for task in tasks], lambda: self.kernels.move_normalized(tasks, *factors))
 
-    def adam(self, tasks: Sequence[Adam], scale: Tensor | None, checked: bool = False) -> None:
-        self._restoring([task.p for task in tasks], lambda: self.kernels.adam(tasks, scale, checked))
+    def plan_adam(self, tasks: Sequence[Adam]) -> AdamPlan:
+        return _UnmovedAdam(self, self.kernels.plan_adam(tasks))
+
+
+class _UnmovedAdam:
+    """An AdamW plan of :class:`_Unmoved` kernels."""
+
+    def __init__(self, kernels: _Unmoved, plan: AdamPlan) -> None:
+        self._kernels, self._plan = kernels, plan
+
+    def step(self, values: Sequence[Tensor], *arguments: Any, **options: Any) -> None:
+        self._kernels.restoring(values, lambda: self._plan.step(values, *arguments, **options))
 
 
 class _LastElement(_Unmoved):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -41,21 +42,87 @@ def _library() -> ctypes.CDLL | str:
     return library if list(sizes) == expected else f"The CPU kernels' records have {list(sizes)} bytes, not {expected}."
 
 
+class CpuPlan:
+    """:class:`~pylo_zoo.kernels.base.KernelPlan` for the CPU: the records of ``plan.h``."""
+
+    def __init__(self, library: Any, tasks: Sequence[Task], rule: Rule, moments: bool) -> None:
+        self.rule = rule
+        self.count = len(tasks)
+        self.rule_record = records.rule_record(rule, moments)
+        self._kept = [tensor for task in tasks for tensor in task.state.values()]
+        self._tasks = [task._replace(p=torch.empty(0), g=torch.empty(0)) for task in tasks]
+        self._library = library
+        self._records = records.task_records(tasks)
+        self._pointers = torch.frombuffer(self._records, dtype=torch.int64).view(self.count, -1)[:, :2]
+        self._floats = library.pylo_zoo_workspace(self.address(), ctypes.c_int64(self.count), self.rule_record)
+
+    def advance(
+        self, values: Sequence[Tensor], gradients: Sequence[Tensor], scale: Tensor | None, checked: bool = False
+    ) -> Advanced:
+        if not checked:
+            tasks = [task._replace(p=p, g=g) for task, p, g in zip(self._tasks, values, gradients, strict=True)]
+            guard.check_tasks(tasks, CpuKernels.dtypes, CPU)
+        guard.check_numbers("scale", scale, 1)
+        _set_addresses(self._pointers, values, gradients)
+        workspace = torch.empty(self._floats, dtype=torch.float32, device="cpu")
+        advanced = Advanced(self, values, gradients, workspace, _on_cpu(scale))
+        self._library.pylo_zoo_advance(*advanced.arguments(), _pointer(advanced.scale), torch.get_num_threads())
+        return advanced
+
+    def address(self) -> Any:
+        return (ctypes.c_char * len(self._records)).from_buffer(self._records)
+
+
+class CpuAdamPlan:
+    """:class:`~pylo_zoo.kernels.base.AdamPlan` for the CPU: the records of ``adam.h``."""
+
+    def __init__(self, library: Any, tasks: Sequence[Adam]) -> None:
+        self._library = library
+        self._kept = [task[2:4] for task in tasks]
+        self._records = records.adam_records(tasks)
+        self._pointers = torch.frombuffer(self._records, dtype=torch.int64).view(len(tasks), -1)[:, :2]
+        self._numbers = torch.frombuffer(self._records, dtype=torch.float32).view(len(tasks), -1)[:, 10:19]
+
+    def step(
+        self,
+        values: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        numbers: Tensor,
+        counts: Tensor,
+        factors: tuple[Tensor, Tensor],
+        scale: Tensor | None,
+        checked: bool = False,
+    ) -> None:
+        if not checked:
+            tasks = [Adam(p, g, *kept, False) for p, g, kept in zip(values, gradients, self._kept, strict=True)]
+            guard.check_adam(tasks, CpuKernels.dtypes, CPU)
+        guard.check_numbers("scale", scale, 1)
+        guard.check_adam_numbers(numbers, counts, factors, len(self._kept))
+        _set_addresses(self._pointers, values, gradients)
+        betas, eps, eps_root, limit = numbers.split([2, 1, 1, 1], dim=1)
+        coefficient, shrink = (each.to(numbers)[:, None] for each in factors)
+        corrections = 1 / (1 - betas ** counts[:, None])
+        columns = betas, eps, eps_root, coefficient, shrink, limit, corrections
+        self._numbers.copy_(torch.cat(columns, dim=1))
+        scale = _on_cpu(scale)
+        rows = (ctypes.c_char * len(self._records)).from_buffer(self._records)
+        count = ctypes.c_int64(len(values))
+        self._library.pylo_zoo_adam(rows, count, _pointer(scale), torch.get_num_threads())
+
+
 class Advanced(NamedTuple):
     """What the factor and moment passes hand to the next calls. It keeps all memory alive that the records point to."""
 
-    tasks: Sequence[Task]
-    rule: Rule
-    rule_record: bytes
-    records: bytearray
+    plan: CpuPlan
+    values: Sequence[Tensor]
+    gradients: Sequence[Tensor]
     workspace: Tensor
     scale: Tensor | None
 
     def arguments(self) -> tuple[Any, ...]:
         """The first arguments of every pass."""
-        records = (ctypes.c_char * len(self.records)).from_buffer(self.records)
         workspace = ctypes.c_void_p(self.workspace.data_ptr())
-        return records, ctypes.c_int64(len(self.tasks)), self.rule_record, workspace
+        return self.plan.address(), ctypes.c_int64(self.plan.count), self.plan.rule_record, workspace
 
 
 class CpuKernels:
@@ -73,22 +140,17 @@ class CpuKernels:
     def covers(self, p: Tensor, axes: Axes, rule: Rule, hidden: int) -> bool:
         return p.device.type == "cpu" and records.covered(tuple(p.shape), axes, rule, hidden)
 
-    def advance(
-        self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None, moments: bool = False, checked: bool = False
-    ) -> Advanced:
-        guard.check_tasks(tasks, self.dtypes, CPU, checked)
+    def plan(self, tasks: Sequence[Task], rule: Rule, moments: bool = False) -> CpuPlan:
+        guard.check_tasks(tasks, self.dtypes, CPU)
         guard.check_decays(tasks)
-        guard.check_numbers("scale", scale, 1)
-        rows, rule_record = records.task_records(tasks), records.rule_record(rule, moments)
-        count = ctypes.c_int64(len(tasks))
-        floats = self._library.pylo_zoo_workspace(bytes(rows), count, rule_record)
-        workspace = torch.empty(floats, dtype=torch.float32, device="cpu")
-        advanced = Advanced(tasks, rule, rule_record, rows, workspace, _on_cpu(scale))
-        self._library.pylo_zoo_advance(*advanced.arguments(), _pointer(advanced.scale), torch.get_num_threads())
-        return advanced
+        return CpuPlan(self._library, tasks, rule, moments)
+
+    def advance(self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None, moments: bool = False) -> Advanced:
+        plan = self.plan(tasks, rule, moments)
+        return plan.advance([task.p for task in tasks], [task.g for task in tasks], scale, checked=True)
 
     def moments(self, advanced: Advanced) -> Tensor:
-        out = torch.empty(len(advanced.tasks), 9, dtype=torch.float32, device="cpu")
+        out = torch.empty(advanced.plan.count, 9, dtype=torch.float32, device="cpu")
         self._library.pylo_zoo_moments(*advanced.arguments(), _pointer(out))
         return out
 
@@ -99,15 +161,15 @@ class CpuKernels:
         coefficient: Tensor | Sequence[float],
         shrink: Tensor | Sequence[float],
     ) -> None:
-        guard.check_numbers("coefficient", coefficient, len(advanced.tasks))
-        guard.check_numbers("shrink", shrink, len(advanced.tasks))
+        guard.check_numbers("coefficient", coefficient, advanced.plan.count)
+        guard.check_numbers("shrink", shrink, advanced.plan.count)
         factors = [
             torch.as_tensor(each, dtype=torch.float32, device="cpu").contiguous() for each in (coefficient, shrink)
         ]
         self._network(advanced, layers, *map(_pointer, factors), None)
 
     def steps(self, advanced: Advanced, layers: Sequence[Layer], scratch: ScratchBuffer) -> list[Tensor]:
-        out = scratch.take([task.p.shape for task in advanced.tasks])
+        out = scratch.take([p.shape for p in advanced.values])
         self._network(advanced, layers, None, None, (ctypes.c_void_p * len(out))(*(each.data_ptr() for each in out)))
         return out
 
@@ -122,16 +184,13 @@ class CpuKernels:
         rows = records.normalized_records(tasks, *factors)
         self._library.pylo_zoo_normalized(rows, ctypes.c_int64(len(tasks)), torch.get_num_threads())
 
-    def adam(self, tasks: Sequence[Adam], scale: Tensor | None, checked: bool = False) -> None:
-        guard.check_adam(tasks, self.dtypes, CPU, checked)
-        guard.check_numbers("scale", scale, 1)
-        rows = records.adam_records(tasks)
-        scale = _on_cpu(scale)
-        self._library.pylo_zoo_adam(bytes(rows), ctypes.c_int64(len(tasks)), _pointer(scale), torch.get_num_threads())
+    def plan_adam(self, tasks: Sequence[Adam]) -> CpuAdamPlan:
+        guard.check_adam(tasks, self.dtypes, CPU)
+        return CpuAdamPlan(self._library, tasks)
 
     def _network(self, advanced: Advanced, layers: Sequence[Layer], *to: Any) -> None:
         """Run the move pass. ``to``: coefficients, shrinks and None, or None, None and the steps' addresses."""
-        guard.check_layers(layers, advanced.rule, len(advanced.tasks), CPU, records.MAX_HIDDEN)
+        guard.check_layers(layers, advanced.plan.rule, advanced.plan.count, CPU, records.MAX_HIDDEN)
         kept = [(weight.contiguous(), bias.contiguous()) for weight, bias in layers]
         layer_records, count = records.layer_records(kept), ctypes.c_int64(len(kept))
         arguments = (*advanced.arguments(), _pointer(advanced.scale), layer_records, count, *to)
@@ -144,6 +203,20 @@ def find_kernels() -> CpuKernels | str:
     return library if isinstance(library, str) else CpuKernels(library)
 
 
+def _set_addresses(pointers: Tensor, values: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    """Write the addresses of values and gradients to their columns of the records.
+
+    Raises:
+        ZooError: a tensor has no memory.
+    """
+    addresses = [list(map(Tensor.data_ptr, tensors)) for tensors in (values, gradients)]
+    for tensors, each in zip((values, gradients), addresses, strict=True):
+        if 0 in each and any(tensor.numel() for tensor, address in zip(tensors, each, strict=True) if not address):
+            raise records.no_memory(tensors[each.index(0)])
+    columns = [torch.frombuffer(array("q", each), dtype=torch.int64) for each in addresses]
+    pointers.copy_(torch.stack(columns, dim=1))
+
+
 def _on_cpu(scale: Tensor | None) -> Tensor | None:
     return None if scale is None else scale.detach().to(CPU, torch.float32).contiguous()
 
@@ -152,4 +225,4 @@ def _pointer(tensor: Tensor | None) -> ctypes.c_void_p | None:
     return None if tensor is None else ctypes.c_void_p(tensor.data_ptr())
 
 
-__all__ = ["Advanced", "CpuKernels", "find_kernels"]
+__all__ = ["Advanced", "CpuKernels", "CpuPlan", "find_kernels"]

@@ -82,14 +82,16 @@ def task_records(tasks: Sequence[Task]) -> bytearray:
         first, second = factor_pointers(state, factored)
         pointers = p.data_ptr(), g.data_ptr(), state["momentum"].data_ptr(), state["second_moment"].data_ptr(), first
         if 0 in pointers or (factored and not second):
-            raise ZooError(
-                f"A parameter of shape {tuple(p.shape)} has a tensor without memory.", "Allocate its memory."
-            )
+            raise no_memory(p)
         TASK.pack_into(
             *(records, k * TASK.size, *pointers, second),
             *(a, x, b, y, c, factored, outer_is_row, replace, limit, *values, 0.0),
         )
     return records
+
+
+def no_memory(p: Tensor) -> ZooError:
+    return ZooError(f"A parameter of shape {tuple(p.shape)} has a tensor without memory.", "Allocate its memory.")
 
 
 def factor_pointers(state: Mapping[str, Tensor], factored: bool) -> tuple[int, int]:
@@ -132,18 +134,11 @@ def normalized_records(tasks: Sequence[Normalized], coefficients: Sequence[float
 
 
 def adam_records(tasks: Sequence[Adam]) -> bytearray:
-    """``struct Adam`` of ``adam.h``, one per parameter."""
+    """``struct Adam`` of ``adam.h``, one per parameter, without the numbers that change."""
     records = bytearray(ADAM.size * len(tasks))
     for k, task in enumerate(tasks):
-        p, g, m, v, step, (beta1, beta2), eps, eps_root, coefficient, shrink, limit, nesterov = task
-        pointers = p.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr()
-        if 0 in pointers and p.numel():
-            raise ZooError(
-                f"A parameter of shape {tuple(p.shape)} has a tensor without memory.", "Allocate its memory."
-            )
+        tensors = task[:4]
         ADAM.pack_into(
-            *(records, k * ADAM.size, *pointers, p.numel()),
-            *(beta1, beta2, eps, eps_root, coefficient, shrink, limit),
-            *(1 / (1 - beta1**step), 1 / (1 - beta2**step), nesterov),
+            records, k * ADAM.size, *(x.data_ptr() for x in tensors), task.p.numel(), *[0.0] * 9, task.nesterov
         )
     return records

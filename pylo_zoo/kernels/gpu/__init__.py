@@ -7,19 +7,17 @@ which programs run, and no call synchronizes with the device.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from pylo_zoo.kernels import guard
 from pylo_zoo.kernels.base import Adam, Normalized, ScratchBuffer, Task
 from pylo_zoo.kernels.gpu import factor_pass, moment_pass, move_pass
-from pylo_zoo.kernels.gpu.adam import NUMBERS, adam_elements
+from pylo_zoo.kernels.gpu.adam_plan import GpuAdamPlan
 from pylo_zoo.kernels.gpu.launch import launch
 from pylo_zoo.kernels.gpu.network import IN_REGISTERS, Inputs, Network, inputs_of, is_supported, pack
 from pylo_zoo.kernels.gpu.plan import (
@@ -32,24 +30,19 @@ from pylo_zoo.kernels.gpu.plan import (
     TABLE_BLOCK,
     Batch,
     BatchPlan,
-    signature,
 )
-from pylo_zoo.kernels.gpu.records import STEPS, blocks, ceil_div, rows, upload
+from pylo_zoo.kernels.gpu.records import TYPES, ceil_div, factors_of, scale_of
 from pylo_zoo.ops.apply import foreach, together
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.ops.rule import Rule
 
-TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 MOVE_BLOCK, MULTIPLY_BLOCK = 512, 128
 """Elements per program of the move pass: for networks in registers, 4 per thread; for matrix products, half of one."""
-ADAM_BLOCK = 1024
 LARGEST_SIZE = 2**30
 """A parameter must have fewer elements, because indices are 32-bit."""
 MAX_UNITS = 64
 """Maximum number of units of a hidden layer."""
-PLANS = 16
-"""Maximum number of cached plans."""
 
 
 class AdvancedBatch(NamedTuple):
@@ -67,9 +60,10 @@ class AdvancedBatch(NamedTuple):
 
 
 class Advanced(NamedTuple):
-    """Result of :meth:`GpuKernels.advance`, used by the other methods."""
+    """Result of :meth:`GpuPlan.advance`, used by the other methods."""
 
     plan: BatchPlan
+    values: Sequence[Tensor]
     rule: Rule
     scale: Tensor
     samples: Tensor
@@ -77,6 +71,45 @@ class Advanced(NamedTuple):
     moments: Tensor
     """Means of p², and of m, m², v and v² relative to the samples: ``[N, 9]``."""
     batches: list[AdvancedBatch]
+
+
+class GpuPlan:
+    """:class:`~pylo_zoo.kernels.base.KernelPlan` for a GPU: the tables of :class:`BatchPlan`.
+
+    The tables are built again if the address of a value changes, or the dtype or alignment of a gradient.
+    """
+
+    def __init__(self, tasks: Sequence[Task], rule: Rule) -> None:
+        self._rule = rule
+        self._device = tasks[0].p.device
+        self._kept = [tensor for task in tasks for tensor in task.state.values()]
+        self._tasks = [task._replace(p=torch.empty(0), g=torch.empty(0)) for task in tasks]
+        self._batches: BatchPlan | None = None
+        self._signature: tuple[object, ...] = ()
+
+    def advance(
+        self, values: Sequence[Tensor], gradients: Sequence[Tensor], scale: Tensor | None, checked: bool = False
+    ) -> Advanced:
+        # Always computes the moments: the pass is memory-bound, so they are free.
+        device = self._device
+        if not checked:
+            guard.check_tasks(self._with(values, gradients), GpuKernels.dtypes, device)
+        guard.check_numbers("scale", scale, 1)
+        addresses = list(map(Tensor.data_ptr, gradients))
+        aligned = [address % 16 == 0 for address in addresses]
+        signature = list(map(Tensor.data_ptr, values)), [g.dtype for g in gradients], aligned
+        if self._batches is None or signature != self._signature:
+            self._batches, self._signature = BatchPlan(self._with(values, gradients), self._rule), signature
+        scale, count = scale_of(scale, device), len(values)
+        sums, samples = _floats(device, count, int(moment_pass.MOMENTS)), _floats(device, count, 4)
+        batches = [
+            _advance(batch, batch.gradients(addresses), self._rule, scale, samples, sums)
+            for batch in self._batches.batches
+        ]
+        return Advanced(self._batches, values, self._rule, scale, samples, sums, batches)
+
+    def _with(self, values: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Task]:
+        return [task._replace(p=p, g=g) for task, p, g in zip(self._tasks, values, gradients, strict=True)]
 
 
 class GpuKernels:
@@ -94,7 +127,6 @@ class GpuKernels:
 
     def __init__(self, precision: str | None = None) -> None:
         self.precision = precision or ("ieee" if torch.version.hip else "tf32x3")
-        self._plans: OrderedDict[Hashable, Any] = OrderedDict()
 
     def __repr__(self) -> str:
         return f"Triton {triton.__version__}"
@@ -104,19 +136,14 @@ class GpuKernels:
         adjacent = max(span) - min(span) == len(span) - 1
         return 0 < p.numel() < LARGEST_SIZE and 0 < hidden <= MAX_UNITS and adjacent and is_supported(rule)
 
-    def advance(
-        self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None, moments: bool = False, checked: bool = False
-    ) -> Advanced:
-        # Always computes the moments: the pass is memory-bound, so they are free.
-        device = tasks[0].p.device
-        guard.check_tasks(tasks, self.dtypes, device, checked)
+    def plan(self, tasks: Sequence[Task], rule: Rule, moments: bool = False) -> GpuPlan:
+        guard.check_tasks(tasks, self.dtypes, tasks[0].p.device)
         guard.check_decays(tasks)
-        guard.check_numbers("scale", scale, 1)
-        plan: BatchPlan = self._cached(signature(tasks, rule), lambda: BatchPlan(tasks, rule))
-        scale = _scale(scale, device)
-        sums, samples = _floats(device, len(tasks), int(moment_pass.MOMENTS)), _floats(device, len(tasks), 4)
-        batches = [_advance(batch, batch.gradients(tasks), rule, scale, samples, sums) for batch in plan.batches]
-        return Advanced(plan, rule, scale, samples, sums, batches)
+        return GpuPlan(tasks, rule)
+
+    def advance(self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None, moments: bool = False) -> Advanced:
+        plan = self.plan(tasks, rule, moments)
+        return plan.advance([task.p for task in tasks], [task.g for task in tasks], scale, checked=True)
 
     def moments(self, advanced: Advanced) -> Tensor:
         p2, m, m2, v, v2 = advanced.moments.split([1, 3, 3, 1, 1], dim=1)  # the last four relative to the samples
@@ -134,7 +161,7 @@ class GpuKernels:
         guard.check_layers(layers, advanced.rule, count, device, MAX_UNITS)
         guard.check_numbers("coefficient", coefficient, count)
         guard.check_numbers("shrink", shrink, count)
-        factors = _factors(coefficient, device), _factors(shrink, device)
+        factors = factors_of(coefficient, device), factors_of(shrink, device)
         network = pack(layers)
         for each in advanced.batches:
             self._apply(advanced, each, network, *factors, None)
@@ -159,7 +186,7 @@ class GpuKernels:
         shrink: Tensor | Sequence[float],
     ) -> None:
         guard.check_normalized(tasks, self.dtypes, tasks[0].p.device)
-        factors = [_factors(each, tasks[0].p.device) for each in (coefficient, shrink)]
+        factors = [factors_of(each, tasks[0].p.device) for each in (coefficient, shrink)]
         # torch operations, a few per shape: Newton–Schulz, which comes before this, costs far more.
         for part in together([task.step for task in tasks]):
             groups: dict[tuple[Any, ...], list[int]] = {}
@@ -168,34 +195,9 @@ class GpuKernels:
             for members in groups.values():
                 _move_stacked([tasks[k] for k in members], *(each[members] for each in factors))
 
-    def adam(self, tasks: Sequence[Adam], scale: Tensor | None, checked: bool = False) -> None:
-        device = tasks[0].p.device
-        guard.check_adam(tasks, self.dtypes, device, checked)
-        guard.check_numbers("scale", scale, 1)
-        scale = _scale(scale, device)
-        numbers = upload(torch.tensor([_numbers(task) for task in tasks], dtype=torch.float32), device)
-        kinds: dict[tuple[Any, ...], list[int]] = {}
-        for k, task in enumerate(tasks):
-            tensors = task.p, task.g, task.momentum, task.second_moment
-            aligned = task.p.numel() % 4 == 0 and all(x.data_ptr() % 16 == 0 for x in tensors)
-            kinds.setdefault((aligned, task.p.dtype, task.g.dtype), []).append(k)
-        for (aligned, p_type, g_type), members in kinds.items():
-            records = [_adam_record(k, tasks[k]) for k in members]
-            key = (device, *(tuple(record.values()) for record in records))
-            table, programs = self._cached(key, lambda r=records: _adam_tables(r, device))
-            launch(
-                adam_elements, len(programs), table, programs, numbers, scale,
-                P_TYPE=TYPES[p_type], G_TYPE=TYPES[g_type], ALIGNED=aligned, BLOCK=ADAM_BLOCK,
-            )  # fmt: skip
-
-    def _cached(self, key: Hashable, build: Any) -> Any:
-        """The cached result of ``build`` for ``key``. The cache is LRU."""
-        if key not in self._plans:
-            self._plans[key] = build()
-            while len(self._plans) > PLANS:
-                self._plans.popitem(last=False)
-        self._plans.move_to_end(key)
-        return self._plans[key]
+    def plan_adam(self, tasks: Sequence[Adam]) -> GpuAdamPlan:
+        guard.check_adam(tasks, self.dtypes, tasks[0].p.device)
+        return GpuAdamPlan(tasks)
 
     def _apply(
         self,
@@ -315,51 +317,9 @@ def _move_stacked(tasks: Sequence[Normalized], coefficient: Tensor, shrink: Tens
     foreach._foreach_copy_([task.p for task in tasks], values.unbind())
 
 
-def _factors(values: Tensor | Sequence[float], device: torch.device) -> Tensor:
-    """One number per parameter, on the device."""
-    if not isinstance(values, Tensor):
-        return upload(torch.tensor(values, dtype=torch.float32), device)
-    return values.detach().to(device, torch.float32, non_blocking=True).contiguous()
-
-
-def _scale(scale: Tensor | None, device: torch.device) -> Tensor:
-    """The gradients' scale on the device, ``[1]``."""
-    if scale is None:
-        return torch.ones(1, dtype=torch.float32, device=device)
-    return scale.detach().to(device, torch.float32).reshape(1)
-
-
 def _stride(x: Tensor) -> int:
     """Elements from one parameter's entry to the next, or 0 if all parameters share one."""
     return 0 if x.shape[0] == 1 else x[0].numel()
-
-
-def _numbers(task: Adam) -> list[float]:
-    """The values of :data:`~pylo_zoo.kernels.gpu.adam.NUMBERS`. Decays are rounded to float32, as in eager."""
-    betas = torch.tensor(task.betas, dtype=torch.float32).tolist()
-    values = {
-        "beta1": betas[0],
-        "beta2": betas[1],
-        "correction1": 1 - betas[0] ** task.step,
-        "correction2": 1 - betas[1] ** task.step,
-        "eps": task.eps,
-        "eps_root": task.eps_root,
-        "coefficient": task.coefficient,
-        "shrink": task.shrink,
-        "max_gradient": task.max_gradient,
-    }
-    return [values[name] for name in NUMBERS]
-
-
-def _adam_record(k: int, task: Adam) -> dict[str, int]:
-    tensors = {name: getattr(task, name) for name in ("p", "g", "momentum", "second_moment")}
-    addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
-    return {**addresses, "size": task.p.numel(), "task": k, "nesterov": int(task.nesterov)}
-
-
-def _adam_tables(records: Sequence[dict[str, int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    programs = blocks([ceil_div(record["size"], ADAM_BLOCK) for record in records], device)
-    return rows(STEPS, records, device), programs
 
 
 def find_kernels() -> GpuKernels:

@@ -147,11 +147,11 @@ class Batch:
         elements = [self._element(k, tasks[place.index]) for k, place in enumerate(self.places)]
         self.elements = rows(ELEMENTS, elements, self.device)
 
-    def gradients(self, tasks: Sequence[Task]) -> Tensor:
-        """Addresses of the gradients, which can change at each step: ``[N]``, int64."""
-        addresses = [tasks[place.index].g.data_ptr() for place in self.places]
-        if addresses != self._gradients:
-            self._gradients, self._gradient_table = addresses, upload(torch.tensor(addresses), self.device)
+    def gradients(self, addresses: Sequence[int]) -> Tensor:
+        """This batch's part of the gradients' addresses, which can change at each step: ``[N]``, int64."""
+        own = [addresses[place.index] for place in self.places]
+        if own != self._gradients:
+            self._gradients, self._gradient_table = own, upload(torch.tensor(own), self.device)
         return self._gradient_table
 
     @property
@@ -308,23 +308,3 @@ def on_device(tasks: Sequence[Task]) -> list[Decays]:
             like = {"device": task.p.device, "dtype": torch.float32}
             copies[key] = Decays(*(decay.detach().to(**like).contiguous() for decay in task.decays))
     return [copies[id(task.decays)] for task in tasks]
-
-
-def signature(tasks: Sequence[Task], rule: Rule) -> tuple[object, ...]:
-    """The cache key of a plan: equal signatures can share a plan."""
-
-    def of(task: Task) -> tuple[object, ...]:
-        tensors = (task.p, *task.state.values(), *task.decays)
-        return (
-            *(tensor.data_ptr() for tensor in tensors),
-            *(decay._version for decay in task.decays),
-            task.p.shape,
-            task.p.dtype,
-            task.g.dtype,
-            task.g.data_ptr() % 16 == 0,
-            task.axes,
-            task.max_gradient,
-            task.replace_nonfinite,
-        )
-
-    return (rule, tasks[0].p.device, *map(of, tasks))

@@ -43,6 +43,10 @@ A_P, A_G, A_MOMENTUM, A_SECOND_MOMENT, A_SIZE, A_TASK, A_NESTEROV = map(tl.const
 ELEMENT_FIELDS, TABLE_FIELDS, ADAM_FIELDS = (tl.constexpr(len(fields)) for fields in (ELEMENTS, TABLES, STEPS))
 
 
+TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+"""Triton's dtypes of parameters and gradients."""
+
+
 def upload(values: Tensor, device: torch.device) -> Tensor:
     """Copy ``values`` to the device without synchronizing."""
     if device.type == "cpu":
@@ -61,6 +65,20 @@ def blocks(counts: Sequence[int], device: torch.device) -> Tensor:
     row = torch.repeat_interleave(torch.arange(len(counts)), each)
     number = torch.arange(len(row)) - (each.cumsum(0) - each)[row]
     return upload(torch.stack([row, number], 1).to(torch.int32), device)
+
+
+def factors_of(values: Tensor | Sequence[float], device: torch.device) -> Tensor:
+    """One number per parameter, on the device."""
+    if not isinstance(values, Tensor) or values.is_cpu:
+        return upload(torch.as_tensor(values, dtype=torch.float32), device)
+    return values.detach().to(device, torch.float32, non_blocking=True).contiguous()
+
+
+def scale_of(scale: Tensor | None, device: torch.device) -> Tensor:
+    """The gradients' scale on the device, ``[1]``."""
+    if scale is None:
+        return torch.ones(1, dtype=torch.float32, device=device)
+    return scale.detach().to(device, torch.float32).reshape(1)
 
 
 def bits(value: float) -> int:

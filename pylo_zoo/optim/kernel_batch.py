@@ -1,0 +1,112 @@
+"""Parameters that fused kernels update together, and their learning rates as vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from pylo_zoo.kernels import Kernels
+from pylo_zoo.optim.contract import Group
+from pylo_zoo.optim.step_plan import ParamStep
+
+T = TypeVar("T")
+
+
+class KernelBatch:
+    """Parameters on one device that its kernels update together. It lives as long as the plan of the step.
+
+    Attributes:
+        kernels: the kernels of their device.
+        positions: indices of ``items`` in the step's sequence of parameters.
+        items: the parameters.
+        values: during a step, the tensors that kernels update: the parameters, or copies of those they cannot update.
+        advanced: during a step, the result of the kernels' factor and moment passes.
+    """
+
+    def __init__(self, kernels: Kernels) -> None:
+        self.kernels = kernels
+        self.positions: list[int] = []
+        self.items: list[ParamStep] = []
+        self.values: list[Tensor] = []
+        self.advanced: Any = None
+        self._copied: set[int] = set()
+        self._kept: dict[str, Any] = {}
+        self._rates: tuple[Any, tuple[Tensor, Tensor]] | None = None
+
+    def add(self, position: int, item: ParamStep) -> None:
+        item.is_direct = item.fits(self.kernels.dtypes)
+        self.positions.append(position)
+        self.items.append(item)
+
+    def keep(self, name: str, build: Callable[[], T]) -> T:
+        """The value of ``build``, computed once."""
+        if name not in self._kept:
+            self._kept[name] = build()
+        return self._kept[name]
+
+    def begin(self) -> list[Tensor]:
+        """Set :attr:`values`; returns the gradients, contiguous, in a dtype of the kernels."""
+        self.values = [item.parameter for item in self.items]
+        gradients = [item.gradient for item in self.items]
+        self._copied = self._find_copied(gradients)
+        for k in self._copied:
+            self.values[k], gradients[k] = self.items[k].kernel_inputs(self.kernels.dtypes)
+        return gradients
+
+    def _find_copied(self, gradients: Sequence[Tensor]) -> set[int]:
+        """Indices of the parameters whose value or gradient kernels cannot use in place."""
+        copied = {k for k, item in enumerate(self.items) if not item.is_direct or item.l2 or item.own_scale is not None}
+        if not all(map(Tensor.is_contiguous, gradients)) or any(map(Tensor.is_neg, gradients)):
+            copied.update(k for k, g in enumerate(gradients) if not g.is_contiguous() or g.is_neg())
+        return copied
+
+    def finish(self) -> None:
+        """Write copies to their parameters and release the step's tensors."""
+        for k in self._copied:
+            self.items[k].write_back()
+        # Kernels write behind autograd's back, and backward through a graph that saved an old value must fail.
+        torch.autograd.graph.increment_version(self.values)
+        self.values, self.advanced = [], None
+
+    @property
+    def groups(self) -> list[Group]:
+        """The parameter groups of ``items``, each once."""
+        return self.keep("groups", lambda: list({id(item.group): item.group for item in self.items}.values()))
+
+    def spread(self, per_group: Tensor) -> Tensor:
+        """One row per parameter, ``[N, …]``, from one per element of :attr:`groups`."""
+
+        def group_of() -> Tensor:
+            number = {id(group): k for k, group in enumerate(self.groups)}
+            return torch.tensor([number[id(item.group)] for item in self.items], device=per_group.device)
+
+        return per_group[self.keep(f"groups on {per_group.device}", group_of)]
+
+    def rates(self, rate: Callable[[Group], float | Tensor], decay: Callable[[Group], float]) -> tuple[Tensor, Tensor]:
+        """The learning rate and its product with the weight decay, per parameter.
+
+        Returns:
+            Two vectors ``[N]``: float64 on the CPU, or float32 on the device of a learning rate that is a tensor.
+        """
+        rates, decays = [rate(group) for group in self.groups], [decay(group) for group in self.groups]
+        tensors = [each for each in rates if isinstance(each, Tensor)]
+        if tensors:
+            like = next((each for each in tensors if each.device.type != "cpu"), tensors[0])
+            options = {"device": like.device, "dtype": torch.float32}
+            per_group = torch.stack([torch.as_tensor(each, **options).reshape(()) for each in rates])
+            return self.spread(per_group), self.spread(per_group * torch.tensor(decays, **options))
+        if self._rates is None or self._rates[0] != (rates, decays):
+            per_group = torch.tensor(rates, dtype=torch.float64)
+            products = per_group * torch.tensor(decays, dtype=torch.float64)
+            self._rates = (rates, decays), (self.spread(per_group), self.spread(products))
+        return self._rates[1]
+
+
+def product_of(rates: Tensor, factors: Tensor) -> Tensor:
+    """``rates · factors``, on the accelerator if one of them is there, so that the other is moved, not read."""
+    if rates.device == factors.device:
+        return rates.to(factors) * factors if factors.dtype == torch.float32 else rates * factors
+    return rates * factors.to(rates) if factors.is_cpu else rates.to(factors) * factors
