@@ -19,7 +19,7 @@ from rounding import SAFETY, Simulation, gamma, simulate, size, unit
 from torch import Tensor, nn
 
 import pylo_zoo.kernels
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, count
 from pylo_zoo.kernels import kernels_for
 from pylo_zoo.kernels.cpu import CpuPlan
 from pylo_zoo.ops import step as step_module
@@ -275,7 +275,7 @@ def test_auto_logs_once_what_runs_fused(caplog: pytest.LogCaptureFixture, monkey
         for _ in range(2):
             kernels_for("auto", CPU)
     assert [record.getMessage() for record in caplog.records] == [
-        f"steps on cpu use fused kernels: C++, compiled on this machine, {torch.get_num_threads()} threads"
+        f"steps on cpu use fused kernels: C++, compiled on this machine, {count(torch.get_num_threads(), 'thread')}"
     ]
 
 

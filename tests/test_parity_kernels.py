@@ -110,7 +110,7 @@ def test_numbers_show_every_planted_fault(family: str) -> None:
 def test_a_planted_fault_that_raises_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     if kernels_for("auto", torch.device("cpu")) is None:
         pytest.skip("no C++ compiler")
-    monkeypatch.setattr(kernel_faults._Unmoved, "adam", lambda self, tasks, scale: None)
+    monkeypatch.setattr(kernel_faults._Unmoved, "plan_adam", lambda self: None)
     planted = kernel_faults.run(random_weights("celo2")[0], "cpu", quick_references("celo2"), right=True)
     missed = {control.name: control.by for control in planted if control.status == "missed"}
     assert missed["last element, cpu kernels"].startswith("the optimizer raised TypeError")
