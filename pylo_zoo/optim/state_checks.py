@@ -54,7 +54,7 @@ class Snapshot(NamedTuple):
     """The metadata of the last step that passed the checks."""
 
     setup: tuple[Any, ...]
-    """Inference mode, backend, group options, and identities of parameters and groups."""
+    """Inference mode, backend and kernels, group options, and identities of parameters and groups."""
     readers: list[Reader]
     """One per parameter; reads the known entries of its state."""
     entries: list[Tensor]
@@ -102,7 +102,7 @@ class StateChecks:
         get_state = optimizer.state.get
         states: list[Any] = [get_state(p) for p in parameters]
         options = [_options(optimizer, group) for group in optimizer.param_groups]
-        mode = torch.is_inference_mode_enabled(), optimizer.backend
+        mode = torch.is_inference_mode_enabled(), optimizer.backend, optimizer.uses_kernels
         setup = mode, options, list(map(id, parameters)), list(map(id, groups))
         snapshot = self._snapshots.pop(kind, None)
         if snapshot is not None and _is_unchanged(snapshot, setup, parameters, gradients, states):
