@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pylo_zoo.ops.transfer import constant
+
 FRACTIONS = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)
 LOSS_DECAYS = 10
 LOSS_MINIMUM_START = 999999999999.0
@@ -46,7 +48,7 @@ def loss_features(average: Tensor, minimum: Tensor, step: Tensor, decays: Tensor
 
 def fraction_features(step: Tensor, num_steps: int, like: Tensor) -> Tensor:
     """The features ``tanh(10·(t/num_steps − τ))``: ``[9]``."""
-    fractions = torch.tensor(FRACTIONS, dtype=like.dtype, device=like.device)
+    fractions = constant(FRACTIONS, like)
     return torch.tanh(10 * (step.to(like) / num_steps - fractions))
 
 

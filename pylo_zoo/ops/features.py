@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pylo_zoo.ops.accumulators import Factors
 from pylo_zoo.ops.trace import record
+from pylo_zoo.ops.transfer import constant, number
 
 TIME_SCALES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
 """τ of AdafacMLP's time features, in steps."""
@@ -112,8 +113,8 @@ def columns(
 
 def time_features(step: Tensor, like: Tensor) -> Tensor:
     """AdafacMLP's time features ``tanh(t/τ − 1)``, ``[11]``; ``step`` is the 0-based t."""
-    scales = torch.tensor(TIME_SCALES, dtype=like.dtype, device=like.device)
-    features = torch.tanh(step.to(scales) / scales - 1)
+    scales = constant(TIME_SCALES, like)
+    features = torch.tanh(number(step, scales) / scales - 1)
     record("time_features", features)
     return features
 

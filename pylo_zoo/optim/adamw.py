@@ -69,7 +69,7 @@ class AdamBatches:
         for batch in self.batches:
             rates, shrink = batch.rates(lambda group: options(group).lr, lambda group: options(group).weight_decay)
             if factors is not None:
-                rates = product_of(rates, factors[batch.positions])
+                rates = product_of(rates, factors[batch.index(factors.device)])
             if not rates.is_cpu and batch.items[0].parameter.is_cpu:  # reading them would wait for the device
                 for k in batch.positions:
                     self._update_eager(k, update_eager)

@@ -179,7 +179,7 @@ class CELO2(MLPRuleOptimizer):
         return split["adamw"], split["learned"]
 
     def _move(self, batch: KernelBatch, networks: Networks) -> None:
-        layers, _ = networks.select(batch.positions)
+        layers, _ = networks.select(batch)
         deltas = self._orthogonalize(batch.items, batch.kernels.steps(batch.advanced, layers, self._scratch))
         tasks = [
             Normalized(value, delta, item.axes.matrix, NORM_EPS)
@@ -219,7 +219,7 @@ class CELO2(MLPRuleOptimizer):
         p, state, options = item.p, item.state, self._options(item.group)
         g = Limits(options.max_gradient).condition(item.g)
         state["step"] += 1
-        beta1, beta2 = (torch.tensor([beta], dtype=p.dtype, device=p.device) for beta in options.betas)
+        beta1, beta2 = (torch.full((1,), beta, dtype=p.dtype, device=p.device) for beta in options.betas)
         moments = state["momentum"], state["second_moment"]
         direction = adam_direction(*moments, g, state["step"], (beta1, beta2), options.eps)
         p.sub_(options.lr * direction + options.lr * options.weight_decay * p)

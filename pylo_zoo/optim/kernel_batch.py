@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.kernels import Kernels
+from pylo_zoo.ops.transfer import number, upload, upload_numbers
 from pylo_zoo.optim.contract import Group
 from pylo_zoo.optim.step_plan import ParamStep
 
@@ -71,6 +72,10 @@ class KernelBatch:
         torch.autograd.graph.increment_version(self.values)
         self.values, self.advanced = [], None
 
+    def index(self, device: torch.device) -> Tensor:
+        """:attr:`positions` as a tensor, copied to the device once."""
+        return self.keep(f"positions on {device}", lambda: torch.tensor(self.positions, device=device))
+
     @property
     def groups(self) -> list[Group]:
         """The parameter groups of ``items``, each once."""
@@ -94,10 +99,9 @@ class KernelBatch:
         rates, decays = [rate(group) for group in self.groups], [decay(group) for group in self.groups]
         tensors = [each for each in rates if isinstance(each, Tensor)]
         if tensors:
-            like = next((each for each in tensors if each.device.type != "cpu"), tensors[0])
-            options = {"device": like.device, "dtype": torch.float32}
-            per_group = torch.stack([torch.as_tensor(each, **options).reshape(()) for each in rates])
-            return self.spread(per_group), self.spread(per_group * torch.tensor(decays, **options))
+            like = next((each for each in tensors if each.device.type != "cpu"), tensors[0]).float()
+            per_group = torch.stack([number(each, like) for each in rates])
+            return self.spread(per_group), self.spread(per_group * upload_numbers(decays, per_group))
         if self._rates is None or self._rates[0] != (rates, decays):
             per_group = torch.tensor(rates, dtype=torch.float64)
             products = per_group * torch.tensor(decays, dtype=torch.float64)
@@ -106,7 +110,9 @@ class KernelBatch:
 
 
 def product_of(rates: Tensor, factors: Tensor) -> Tensor:
-    """``rates · factors``, on the accelerator if one of them is there, so that the other is moved, not read."""
-    if rates.device == factors.device:
-        return rates.to(factors) * factors if factors.dtype == torch.float32 else rates * factors
-    return rates * factors.to(rates) if factors.is_cpu else rates.to(factors) * factors
+    """``rates · factors``, on the accelerator if one of them is there, so that the other is copied, not read."""
+    if factors.is_cpu and not rates.is_cpu:
+        return rates * upload(factors.to(rates.dtype), rates.device)
+    if rates.device != factors.device or factors.dtype == torch.float32:
+        rates = upload(rates.to(factors.dtype), factors.device)
+    return rates * factors

@@ -17,6 +17,7 @@ from pylo_zoo.ops import conditioning
 from pylo_zoo.ops.apply import foreach
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.trace import record
+from pylo_zoo.ops.transfer import number
 from pylo_zoo.optim.advice import LRWatch, schedule_warning
 from pylo_zoo.optim.base import Group, LearnedOptimizer, Loss, ParamStep, new_counter, state_dtype
 from pylo_zoo.optim.checks import as_float, is_local_loss, require
@@ -232,7 +233,7 @@ class LSTMControlledOptimizer(LearnedOptimizer):
                 "horizon",
                 f"this run is longer than num_steps={self.num_steps}; the fraction of training keeps its last value.",
             )
-        t = step.to(average.device)
+        t = number(step, average, torch.int64)
         bugged = getattr(self.behavior, "use_bugged_loss_features", False)
         decays = conditioning.loss_decays(10 if bugged else horizon, average)
         total_loss = scalar_like(loss, average)
@@ -280,8 +281,7 @@ def scalar_like(loss: Any, like: Tensor) -> Tensor:
     """The loss as a detached scalar with the device and dtype of ``like``."""
     if isinstance(loss, int) and not -(2**63) <= loss < 2**63:  # more than torch.as_tensor converts
         loss = as_float(loss)
-    dtype = like.dtype if isinstance(loss, float) else None  # the default, float32, would round it in float64 runs
-    return torch.as_tensor(loss, dtype=dtype).detach().to(like).reshape(())
+    return number(loss.detach() if isinstance(loss, Tensor) else loss, like)
 
 
 def _is_accumulating(state: Mapping[str, Any]) -> bool:

@@ -46,8 +46,8 @@ class Networks(Sequence[Network]):
     """The networks of N parameters, in the order of a step's parameters."""
 
     @abstractmethod
-    def select(self, positions: Sequence[int]) -> tuple[Sequence[Layer], Tensor]:
-        """Layers and multipliers ``[M]`` of parameters on one device; layers are shared or stacked ``[M, …]``."""
+    def select(self, batch: KernelBatch) -> tuple[Sequence[Layer], Tensor]:
+        """Layers and multipliers ``[M]`` of a batch's parameters; layers are shared or stacked ``[M, …]``."""
 
 
 class SharedMLPs(Networks):
@@ -70,9 +70,11 @@ class SharedMLPs(Networks):
     def __getitem__(self, k: int) -> Network:  # pyright: ignore[reportIncompatibleMethodOverride]
         return Network(self._layers[self._items[k].meta], self._multipliers[k].item())
 
-    def select(self, positions: Sequence[int]) -> tuple[Sequence[Layer], Tensor]:
-        chosen = self._multipliers if len(positions) == len(self) else self._multipliers[list(positions)]
-        return self._layers[self._items[positions[0]].meta], chosen
+    def select(self, batch: KernelBatch) -> tuple[Sequence[Layer], Tensor]:
+        multipliers = self._multipliers
+        if len(batch.positions) < len(self):
+            multipliers = multipliers[batch.index(multipliers.device)]
+        return self._layers[batch.items[0].meta], multipliers
 
 
 class MLPRuleOptimizer(LearnedOptimizer):
@@ -181,7 +183,7 @@ class MLPRuleOptimizer(LearnedOptimizer):
         batch.advanced = batch.keep("plan", plan).advance(batch.values, gradients, batch.items[0].scale, checked=True)
 
     def _move(self, batch: KernelBatch, networks: Networks) -> None:
-        layers, multipliers = networks.select(batch.positions)
+        layers, multipliers = networks.select(batch)
         rates, shrink = batch.rates(_lr, self.decay)
         batch.kernels.move(batch.advanced, layers, product_of(rates, multipliers), shrink)
 

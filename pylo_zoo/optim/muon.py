@@ -302,7 +302,7 @@ def _adamw(p: Tensor, g: Tensor, state: dict[str, Tensor], group: Group) -> None
     """AdamW (arXiv 1711.05101), or NAdamW: ``p ← p·(1 − lr·wd) − lr·m̂/(sqrt(v̂) + eps)``."""
     m, v = state["exp_avg"], state["exp_avg_sq"]
     state["step"] += 1
-    beta1, beta2 = (torch.tensor([beta], dtype=m.dtype, device=p.device) for beta in group["betas"])
+    beta1, beta2 = (torch.full((1,), beta, dtype=m.dtype, device=p.device) for beta in group["betas"])
     direction = adam_direction(
         m[None], v[None], g.to(m.dtype), state["step"], (beta1, beta2), group["eps"], nesterov=group["nesterov"]
     )

@@ -17,6 +17,7 @@ from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.ops.rule import Rule, velo_rule
 from pylo_zoo.ops.trace import record
 from pylo_zoo.optim.base import Group, ParamStep
+from pylo_zoo.optim.kernel_batch import KernelBatch
 from pylo_zoo.optim.lstm_controlled import MAX_GRADIENT, LSTMControlledOptimizer, decoupled_decay
 from pylo_zoo.optim.mlp_rule import Limits, MLPRuleOptimizer, Network, Networks, moments_of
 from pylo_zoo.optim.options import SharedOptions, Unpack
@@ -41,11 +42,12 @@ class GeneratedMLPs(Networks):
     def __iter__(self) -> Iterator[Network]:
         return (self[k] for k in range(len(self)))
 
-    def select(self, positions: Sequence[int]) -> tuple[Sequence[Layer], Tensor]:
+    def select(self, batch: KernelBatch) -> tuple[Sequence[Layer], Tensor]:
         layers, multipliers = self.layers, self.multipliers
-        if len(positions) < len(self):
-            layers = [(w[positions], b[positions]) for w, b in layers]
-            multipliers = multipliers[positions]
+        if len(batch.positions) < len(self):
+            index = batch.index(multipliers.device)
+            layers = [(w[index], b[index]) for w, b in layers]
+            multipliers = multipliers[index]
         return [(w.float(), b.float()) for w, b in layers], multipliers  # layers are float64 if any parameter is
 
 

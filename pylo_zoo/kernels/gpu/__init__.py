@@ -31,7 +31,7 @@ from pylo_zoo.kernels.gpu.plan import (
     Batch,
     BatchPlan,
 )
-from pylo_zoo.kernels.gpu.records import TYPES, ceil_div, factors_of, scale_of
+from pylo_zoo.kernels.gpu.records import TYPES, ceil_div, factors_of, scale_of, upload
 from pylo_zoo.ops.apply import foreach, together
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.mlp import Layer
@@ -186,14 +186,16 @@ class GpuKernels:
         shrink: Tensor | Sequence[float],
     ) -> None:
         guard.check_normalized(tasks, self.dtypes, tasks[0].p.device)
-        factors = [factors_of(each, tasks[0].p.device) for each in (coefficient, shrink)]
+        device = tasks[0].p.device
         # torch operations, a few per shape: Newton–Schulz, which comes before this, costs far more.
         for part in together([task.step for task in tasks]):
             groups: dict[tuple[Any, ...], list[int]] = {}
             for k in part:
                 groups.setdefault((tasks[k].p.shape, tasks[k].p.dtype, tasks[k].over, tasks[k].eps), []).append(k)
             for members in groups.values():
-                _move_stacked([tasks[k] for k in members], *(each[members] for each in factors))
+                index = torch.tensor(members)
+                factors = (_select(each, index, device) for each in (coefficient, shrink))
+                _move_stacked([tasks[k] for k in members], *factors)
 
     def plan_adam(self, tasks: Sequence[Adam]) -> GpuAdamPlan:
         guard.check_adam(tasks, self.dtypes, tasks[0].p.device)
@@ -305,6 +307,12 @@ def _advance_tables(
 def _floats(device: torch.device, *shape: int) -> Tensor:
     """An uninitialized float32 tensor."""
     return torch.empty(shape, dtype=torch.float32, device=device)
+
+
+def _select(values: Tensor | Sequence[float], index: Tensor, device: torch.device) -> Tensor:
+    """The values at ``index``, which is on the host, on the device."""
+    values = torch.as_tensor(values)
+    return factors_of(values[index if values.is_cpu else upload(index, device)], device)
 
 
 def _move_stacked(tasks: Sequence[Normalized], coefficient: Tensor, shrink: Tensor) -> None:

@@ -17,6 +17,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from pylo_zoo.ops.transfer import upload
+
 ELEMENTS = (
     "p", "momentum", "second_moment", "diag", "decay_momentum", "decay_rms", "decay_adafactor", "size", "task", "clip",
     "replace", "outer", "inner", "outer_size", "inner_size", "x", "b", "y", "c", "span", "trailing", "tiles", "chunks",
@@ -45,13 +47,6 @@ ELEMENT_FIELDS, TABLE_FIELDS, ADAM_FIELDS = (tl.constexpr(len(fields)) for field
 
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 """Triton's dtypes of parameters and gradients."""
-
-
-def upload(values: Tensor, device: torch.device) -> Tensor:
-    """Copy ``values`` to the device without synchronizing."""
-    if device.type == "cpu":
-        return values
-    return values.pin_memory().to(device, non_blocking=True)
 
 
 def rows(fields: Sequence[str], records: Sequence[dict[str, int]], device: torch.device) -> Tensor:
