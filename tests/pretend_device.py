@@ -1,7 +1,7 @@
 """A pretend accelerator: its tensors hold CPU tensors, and operations that would wait for a GPU are recorded.
 
-``python tests/pretend_device.py [--thorough]`` steps every optimizer on it and prints, as JSON, where each one waits. It
-runs in a separate process, because torch allows one such device per process and keeps it.
+``python tests/pretend_device.py [--thorough]`` steps every optimizer on it and prints, as JSON, where each one waits.
+It runs in a separate process, because torch allows one such device per process and keeps it.
 
 An operation waits if it reads a value (``item``, ``nonzero``), copies from the device, copies pageable host memory to
 it, or indexes its tensors with a tensor or list on the host.
