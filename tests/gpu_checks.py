@@ -310,7 +310,8 @@ def check_launches() -> None:
     for many in (2, 20):
         tasks = make_tasks([(4, 4), (5,), (3, 4), (8,), (2, 3, 4)] * many, "torch")
         layers = make_layers(rule, units, hidden, len(tasks))
-        counter = Launches()
+        plan, counter = kernels().plan(tasks, rule), Launches()
+        values, gradients = [task.p for task in tasks], [task.g for task in tasks]
 
         def counted(*_: Any, counter: Launches = counter, **__: Any) -> None:
             counter.count += 1
@@ -320,7 +321,7 @@ def check_launches() -> None:
             for _ in range(2):  # the first step builds the tables
                 counter.count = 0
                 with counter:
-                    advanced = kernels().advance(tasks, rule, None)
+                    advanced = plan.advance(values, gradients, None)
                     kernels().move(advanced, layers, [0.1] * len(tasks), [0.0] * len(tasks))
         finally:
             gpu.launch = launch

@@ -181,6 +181,22 @@ def test_a_recompilation_is_detected() -> None:
         run(TABLE["ELO"], 0.1, "eager")
 
 
+@pytest.mark.parametrize("name", TABLE)
+def test_an_eager_step_reads_no_value_inside_a_graph(name: str) -> None:
+    """Reading one breaks the graph, and then every parameter's shape compiles its own."""
+    params = [nn.Parameter(torch.randn(shape)) for shape in ((5, 6), (7, 3), (4,))]
+    optimizer = make(TABLE[name], params, backend="eager")
+    torch.compiler.reset()
+    counters.clear()
+    step = torch.compile(lambda loss: optimizer.step(loss=loss), backend="eager")
+    for call in range(3):
+        for p in params:
+            p.grad = torch.randn_like(p)
+        step(torch.tensor(1.0 + call))
+    breaks = {reason: number for reason, number in counters["graph_break"].items() if "item()" in reason}
+    assert breaks == {}
+
+
 def test_importing_the_optimizers_does_not_import_the_compiler() -> None:
     script = "import sys, pylo_zoo.optim; sys.exit('torch._dynamo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False, timeout=120).returncode == 0

@@ -227,3 +227,19 @@ def test_an_infinite_max_grad_norm_of_pylos_classes_does_not_clip() -> None:
         train(optimizer, params, range(2))
         results.append(params)
     assert same(*results)
+
+
+@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("backend", ["eager", "fused"])
+def test_a_parameter_that_is_listed_twice_is_updated_once(name: str, backend: str) -> None:
+    results = []
+    for times in (1, 2):
+        (p,) = parameters(shapes=[(6, 4)])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's warning about duplicates
+            optimizer = make(TABLE[name], [p] * times, backend=backend)
+        for step in range(3):
+            give_gradients([p], step)
+            optimizer.step(loss=1.0)
+        results.append(p.detach().clone())
+    assert torch.equal(*results)

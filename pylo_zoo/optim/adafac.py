@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pylo_zoo.artifact import Artifact
@@ -66,8 +65,8 @@ class AdafacLO(MLPRuleOptimizer):
         layers = {meta: with_time(meta.net.mlp.weights(), step) for meta in {item.meta for item in items}}  # pyright: ignore
         return SharedMLPs(items, layers, self._keep("multipliers", items, self._multipliers))
 
-    def _multipliers(self, items: Sequence[ParamStep]) -> Tensor:
-        return torch.tensor([self.step_mult(item) for item in items], dtype=torch.float64)
+    def _multipliers(self, items: Sequence[ParamStep]) -> list[float]:
+        return [self.step_mult(item) for item in items]
 
     def step_mult(self, item: ParamStep) -> float:
         """The factor on a parameter's step."""

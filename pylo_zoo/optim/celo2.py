@@ -154,7 +154,7 @@ class CELO2(MLPRuleOptimizer):
         self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None, moments: Tensor | None = None
     ) -> SharedMLPs:
         layers = {meta: meta.net.mlp.weights() for meta in {item.meta for item in items}}  # pyright: ignore
-        return SharedMLPs(items, layers, self._keep("multipliers", items, _ones))
+        return SharedMLPs(items, layers, [1.0] * len(items))
 
     def update(self, item: ParamStep, step: Tensor, context: Network) -> None:
         if self._rule(item.group, item.axes) == "adamw":
@@ -223,7 +223,3 @@ class CELO2(MLPRuleOptimizer):
         moments = state["momentum"], state["second_moment"]
         direction = adam_direction(*moments, g, state["step"], (beta1, beta2), options.eps)
         p.sub_(options.lr * direction + options.lr * options.weight_decay * p)
-
-
-def _ones(items: Sequence[ParamStep]) -> Tensor:
-    return torch.ones(len(items), dtype=torch.float64)

@@ -299,6 +299,5 @@ def _is_l2(group: Group) -> bool:
 
 def _check_positive_int(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) < 2**63:
-        raise ZooError(
-            f"{name} is {quoted(value)}.", f"Set {name} to a whole number from 1 to 2**63 - 1, such as 10_000."
-        )
+        example = "such as 10_000" if name == "num_steps" else 'such as 4, or "auto"'
+        raise ZooError(f"{name} is {quoted(value)}.", f"Set {name} to a whole number from 1 to 2**63 - 1, {example}.")

@@ -56,11 +56,11 @@ class SharedMLPs(Networks):
     Args:
         items: the parameters.
         layers: the MLP of each of their :class:`~pylo_zoo.optim.step_plan.MetaNetwork`.
-        multipliers: the factors, float64 ``[N]`` on the CPU.
+        multipliers: the factors.
     """
 
     def __init__(
-        self, items: Sequence[ParamStep], layers: Mapping[MetaNetwork, Sequence[Layer]], multipliers: Tensor
+        self, items: Sequence[ParamStep], layers: Mapping[MetaNetwork, Sequence[Layer]], multipliers: Sequence[float]
     ) -> None:
         self._items, self._layers, self._multipliers = items, layers, multipliers
 
@@ -68,13 +68,13 @@ class SharedMLPs(Networks):
         return len(self._items)
 
     def __getitem__(self, k: int) -> Network:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return Network(self._layers[self._items[k].meta], self._multipliers[k].item())
+        return Network(self._layers[self._items[k].meta], self._multipliers[k])
 
     def select(self, batch: KernelBatch) -> tuple[Sequence[Layer], Tensor]:
-        multipliers = self._multipliers
-        if len(batch.positions) < len(self):
-            multipliers = multipliers[batch.index(multipliers.device)]
-        return self._layers[batch.items[0].meta], multipliers
+        def of_batch() -> Tensor:
+            return torch.tensor([self._multipliers[k] for k in batch.positions], dtype=torch.float64)
+
+        return self._layers[batch.items[0].meta], batch.keep("multipliers", of_batch)
 
 
 class MLPRuleOptimizer(LearnedOptimizer):

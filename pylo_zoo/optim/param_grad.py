@@ -25,12 +25,19 @@ class ParamGrad(NamedTuple):
 
 
 def find_gradients(groups: Iterable[Group]) -> list[ParamGrad]:
-    """The parameters that have a gradient, except empty ones, in the order of ``groups``.
+    """The parameters that have a gradient, except empty ones, in the order of ``groups``, each once.
+
+    torch accepts a parameter that is listed twice, with a warning.
 
     Raises:
         ZooError: a gradient is sparse.
     """
     grads = [ParamGrad(p, g, group) for group in groups for p in group["params"] if (g := p.grad) is not None]
+    if len({id(each.parameter) for each in grads}) < len(grads):
+        first: dict[int, ParamGrad] = {}
+        for each in grads:
+            first.setdefault(id(each.parameter), each)
+        grads = list(first.values())
     gradients = [each.gradient for each in grads]
     if all(map(Tensor.numel, gradients)) and {torch.strided}.issuperset(map(_layout, gradients)):
         return grads

@@ -121,7 +121,7 @@ def replay(artifact: Artifact) -> Report:
         planted = _controls(artifact, originals, visible) if all(check.passed for check in checks) else []
     contradictions = []
     if fingerprint != artifact.fingerprint:
-        contradictions.append("the weights or the behavior changed since the proof")
+        contradictions.append("the weights or config.json were edited after the proof")
     if change := artifact.changed_default():
         contradictions.append(f"the default {change} now")
     return Report(
@@ -129,7 +129,7 @@ def replay(artifact: Artifact) -> Report:
         family=artifact.family,
         source={key: getattr(artifact.source, key) for key in ("uri", "sha256", "bytes")},
         fingerprint=artifact.fingerprint,
-        leaves=_leaves(artifact.parity),
+        leaves=Leaves(compared=0) if fingerprint != artifact.fingerprint else _leaves(artifact.parity),
         statements=Statements(contradictions),
         settings=Settings(0, bounds.MAX_ERROR, bounds.FACTOR, bounds.FLOOR),
         checks=checks,

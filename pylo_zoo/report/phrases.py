@@ -290,6 +290,8 @@ def where_to_look(report: Report) -> str:
     if report.explanation and report.explanation.failed:
         return "Start at the first difference; --explain and --html show more."
     if not report.leaves.passed:
+        if not report.leaves.compared:
+            return "Convert the checkpoint again."
         return "Convert the checkpoint again: leaves are missing, extra or different; --html lists them."
     if not report.statements.passed:
         return "Convert the checkpoint again, and correct the contradicted fields with --set."

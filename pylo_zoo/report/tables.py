@@ -150,7 +150,8 @@ def _table(title: str) -> Table:
 def _add_leaves_and_statements(table: Table, report: Report) -> None:
     broken = [*report.leaves.missing, *report.leaves.extra, *report.leaves.differing]
     where = broken[0] if broken else count(report.leaves.compared, "leaf")
-    table.add_row("leaves", "bit for bit", f"{len(broken)} differ", "", "", where, _verdict(report.leaves.passed))
+    result = f"{len(broken)} differ" if report.leaves.compared else "not compared"
+    table.add_row("leaves", "bit for bit", result, "", "", where, _verdict(report.leaves.passed))
     differing, unsaid = f"{len(report.statements.contradictions)} differ", len(report.statements.unsaid)
     unchecked = f"{count(unsaid, 'field')} not stated" if unsaid else ""
     table.add_row("behavior", "as its source states", differing, "", "", unchecked, _verdict(report.statements.passed))
