@@ -183,8 +183,11 @@ def check_directory_target(path: Path) -> None:
 
 def _write_problem(directory: Path) -> str | None:
     """Why no file can be created in ``directory``, or None. It creates one: root's permissions do not tell."""
-    if not directory.is_dir():
-        return f"{directory} is not a directory"
+    try:
+        if not stat.S_ISDIR(directory.stat().st_mode):
+            return f"{directory} is not a directory"
+    except OSError as error:
+        return f"{directory} is not a directory" + (f" ({error.strerror})" if error.errno == errno.ELOOP else "")
     if not os.access(directory, os.W_OK):
         return f"{directory} is read-only"
     try:
