@@ -31,7 +31,7 @@ from pylo_zoo.converters import get as get_family
 from pylo_zoo.converters.base import UNUSED, tensor_shapes
 from pylo_zoo.converters.conversion import structure_problems, value_problems
 from pylo_zoo.errors import UsageError, ZooError, quoted
-from pylo_zoo.files import REPLACE, read_regular, staged_directory, write_file
+from pylo_zoo.files import REPLACE, check_directory_target, read_regular, staged_directory, write_file
 from pylo_zoo.leftovers import left_behind
 from pylo_zoo.parsing import Field, unique_keys
 from pylo_zoo.source_record import CONVERT_AGAIN, SourceRecord, read_source, read_string
@@ -160,12 +160,14 @@ def check_output(directory: Path, *, force: bool) -> None:
     """Check that :func:`write` may put an artifact at ``directory``. Call this before long work.
 
     Raises:
-        ZooError: ``directory`` is a file or holds other files, or it holds an artifact and ``force`` is not set.
+        ZooError: ``directory`` is a file, holds other files or cannot be written, or it holds an artifact and ``force``
+            is not set.
     """
+    if directory.exists() and not directory.is_dir():
+        raise ZooError(f"{directory} is a file.", "Choose another directory.")
+    check_directory_target(directory)
     if not directory.exists():
         return
-    if not directory.is_dir():
-        raise ZooError(f"{directory} is a file.", "Choose another directory.")
     present = {path.name for path in directory.iterdir() if not left_behind(path.name)}
     if foreign := sorted(present - OWN_FILES):
         raise ZooError(

@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,11 +44,12 @@ PATH_SUFFIXES = (
 def is_local(name: str) -> bool:
     """Whether ``name`` is a local path (which need not exist), not a registry name or a repository on the Hub.
 
-    It is one if it exists, starts like a path, has the suffix of a file, or if its first directory exists.
+    It is one if it exists, starts or ends like a path, has the suffix of a file, or if its first directory exists.
     """
     first, separator, _ = name.partition("/")
     return (
         name.startswith(PATH_STARTS)
+        or (name.endswith("/") and "://" not in name)
         or name.lower().endswith(PATH_SUFFIXES)
         or os.path.lexists(name)
         or (bool(separator) and os.path.isdir(first))
@@ -154,17 +156,45 @@ def check_target(path: Path) -> None:
     """Check that :func:`write_file` can probably write ``path``. Call this before long work.
 
     Raises:
-        ZooError: ``path`` is a directory, or its parent is missing or read-only.
+        ZooError: ``path`` is a directory, or its parent is missing or not writable.
     """
+    problem = "it is a directory" if path.is_dir() else _write_problem(path.parent)
+    if problem is not None:
+        raise ZooError(f"{path} cannot be written: {problem}.", "Choose a file in a directory that you can write to.")
+
+
+def check_directory_target(path: Path) -> None:
+    """Check that a directory can probably be created or replaced at ``path``. Call this before long work.
+
+    Raises:
+        ZooError: ``path`` is a file, or nothing can be created in the nearest directory above it that exists.
+    """
+    if path.is_symlink():
+        path = _resolved(path, ANOTHER_PLACE)
     if path.is_dir():
-        problem = "it is a directory"
-    elif not path.parent.is_dir():
-        problem = f"{path.parent} is not a directory"
-    elif not os.access(path.parent, os.W_OK):
-        problem = f"{path.parent} is read-only"
+        problem = _write_problem(path) and _write_problem(path.parent)
+    elif os.path.lexists(path):
+        problem = "it is not a directory"
     else:
-        return
-    raise ZooError(f"{path} cannot be written: {problem}.", "Choose a file in a directory that you can write to.")
+        problem = _write_problem(next((above for above in path.parents if os.path.lexists(above)), path.parent))
+    if problem is not None:
+        raise ZooError(f"{path} cannot be written: {problem}.", "Choose a place in a directory that you can write to.")
+
+
+def _write_problem(directory: Path) -> str | None:
+    """Why no file can be created in ``directory``, or None. It creates one: root's permissions do not tell."""
+    try:
+        if not stat.S_ISDIR(directory.stat().st_mode):
+            return f"{directory} is not a directory"
+    except OSError as error:
+        return f"{directory} is not a directory" + (f" ({error.strerror})" if error.errno == errno.ELOOP else "")
+    if not os.access(directory, os.W_OK):
+        return f"{directory} is read-only"
+    try:
+        with tempfile.TemporaryFile(dir=directory):
+            return None
+    except OSError as error:
+        return f"no file can be created in {directory} ({error.strerror or error})"
 
 
 def write_file(target: Path, data: bytes, hint: str = ANOTHER_PLACE, *, mode: int | None = None) -> None:

@@ -22,6 +22,8 @@ _CODE = re.compile(r"<Code>\s*(.*?)\s*</Code>", re.S)
 _SHOWN = 60
 
 DOWNLOAD = "Download the file itself, in a browser if that needs a sign-in."
+OWN_FILE = "Pass the checkpoint's own file, such as theta.state."
+DOCUMENT = "a JSON document"
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,9 @@ def recognize(head: bytes, size: int, *, text: bool = True) -> Impostor | None:
     if not text:
         return None
     if content.startswith(("{", "[")):
-        return Impostor(_describe_json(content))
-    return Impostor(f"a text file that begins with {_quoted(content)}")
+        what = _describe_json(content)
+        return Impostor(what, OWN_FILE if what == DOCUMENT else DOWNLOAD)
+    return Impostor(f"a text file that begins with {_quoted(content)}", OWN_FILE)
 
 
 def _decode(head: bytes) -> str | None:
@@ -80,13 +83,13 @@ def _describe_json(content: str) -> str:
     try:
         document = json.loads(content)
     except (ValueError, RecursionError):
-        return "a JSON document"
+        return DOCUMENT
     for key in ("error", "message", "detail"):
         message = document.get(key) if isinstance(document, dict) else None
         message = message.get("message") if isinstance(message, dict) else message
         if isinstance(message, str):
             return f"a JSON error message, {_quoted(message)}"
-    return "a JSON document"
+    return DOCUMENT
 
 
 def _quoted(text: str) -> str:

@@ -23,6 +23,8 @@ from pylo_zoo.hub.names import is_repository_name
 from pylo_zoo.registry import Entry, Published
 from pylo_zoo.samples.random_weights import RANDOM, random_artifact
 
+USE = "weights='DIR'"
+"""How a user passes an artifact's directory; part of a hint, which the command line replaces by its option."""
 ACCEPTED = "Use a name from `pylo-zoo list`, an artifact, its directory, hf://ORG/NAME@REVISION or random:FAMILY."
 
 
@@ -55,7 +57,7 @@ def load(
     except (Unavailable, NotFound, Forbidden) as error:
         if str(weights) not in registry.load_registry():
             raise
-        hint = f"Run `pylo-zoo convert {weights} --out DIR` on an online machine, copy DIR here and use weights='DIR'."
+        hint = f"Run `pylo-zoo convert {weights} --out DIR` on an online machine, copy DIR here and use {USE}."
         raise type(error)(f"The weights {str(weights)!r} are not cached: {error.message}", hint) from None
 
 

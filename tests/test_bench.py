@@ -38,6 +38,7 @@ from pylo_zoo.experiments.bench import (
     tables,
     write,
 )
+from pylo_zoo.experiments.bench import run as run_module
 from pylo_zoo.experiments.bench.run import PeakCache, names_of
 
 ROOT = Path(__file__).parents[1]
@@ -252,12 +253,12 @@ def test_a_run_end_to_end(tmp_path: Path, capsys: Capture, monkeypatch: pytest.M
     assert "backend" in shown
 
 
-def test_backends_are_measured_one_after_the_other() -> None:
+def test_eager_operations_are_measured_last() -> None:
     plan = BenchPlan(("muon", "adamw"), ("tiny", "many"))
     assert [(subject.name, backend, shape_set.name) for subject, backend, shape_set in plan.cells()] == [
         (name, backend, shape_set)
         for shape_set in ("tiny", "many")
-        for name, backend in (("muon", "eager"), ("muon", "fused"), ("adamw", "torch"))
+        for name, backend in (("muon", "fused"), ("adamw", "torch"), ("muon", "eager"))
     ]
 
 
@@ -293,8 +294,8 @@ def test_the_command_shows_its_plan_and_progress(monkeypatch: pytest.MonkeyPatch
     assert run(*words) == 0
     assert capsys.readouterr().err.splitlines()[1:] == [
         "0 of 3 done; adamw, tiny …",
-        "1 of 3 done; muon (eager), tiny …",
-        "2 of 3 done; muon (fused), tiny …",
+        "1 of 3 done; muon (fused), tiny …",
+        "2 of 3 done; muon (eager), tiny …",
     ]
     assert run(*words, "-q") == 0
     assert capsys.readouterr().err == ""
@@ -392,3 +393,23 @@ def test_the_page_shows_the_figures_of_the_files(script: str, function: str) -> 
     names = runpy.run_path(str(ROOT / "benchmarks" / f"{script}.py"))
     page = names["PAGE"].read_text(encoding="utf-8")
     assert names[function](page) == page
+
+
+def test_a_row_with_fewer_pairs_is_not_left_out(capsys: Capture, tmp_path: Path) -> None:
+    """``measure`` stops after three pairs, which is all that fits into the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "measure", lambda *_: CELL)
+        measured = bench(BenchPlan(("adamw",), ("tiny",), steps=9999, memory=False))
+    few = len(CELL.seconds)
+    assert [each.why for each in measured.left_out] == [f"fewer pairs than asked: {few} of 9999"]
+    write(measured, tmp_path / "few.json")
+    assert run("bench", "--from", tmp_path / "few.json") == 0
+    text = capsys.readouterr().out
+    assert "Left out" not in text
+    assert f"tiny, adamw: fewer pairs than asked: {few} of 9999." in text
+
+
+def test_the_legend_explains_only_what_the_table_has() -> None:
+    assert tables.legend({"optimizer", "ms", "adamw"}) == "ms: median step time."
+    headings = {column.heading for column in tables.COLUMNS}
+    assert {term for term, _ in tables.LEGEND} <= headings | set(SUBJECTS)

@@ -10,15 +10,17 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
 from commands import Capture, passing, refused, run
 from trees import encode, nested, theta, write_theta
 
-from pylo_zoo import cli
+from pylo_zoo import cli, weights
 from pylo_zoo.cli import output
 from pylo_zoo.converters import FAMILIES
+from pylo_zoo.fetch import Unavailable
 from pylo_zoo.registry import load_registry
 
 MAIN = "from pylo_zoo.cli import main; main()"
@@ -328,3 +330,36 @@ def test_json_is_whole_or_absent(capsys: Capture, tmp_path: Path, monkeypatch: p
         out, err = capsys.readouterr()
         assert out == ""
         assert err != ""
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (("verify", ""), "DIR_OR_NAME"),
+        (("train", "--steps", "3", ""), "TASK"),
+        (("inspect", ""), "FILE"),
+        (("export", "", "--out", "x"), "DIR"),
+        (("convert", "celo", "--source", ""), "The value of --source"),
+    ],
+)
+def test_an_empty_argument_is_named(words: tuple[str, ...], name: str, capsys: Capture) -> None:
+    assert refused(capsys, *words, status=2).startswith(f"Error: {name} is empty.")
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (("--optimizer", "velo"), "--optimizer DIR"),
+        (("--optimizer", "velo", "--weights", "velo"), "--weights DIR"),
+    ],
+)
+def test_the_hint_for_unavailable_weights_names_the_option(
+    words: tuple[str, ...], option: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unavailable(*_: object, **__: object) -> NoReturn:
+        raise Unavailable("no network.", "Try again later.")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(weights, "_find", unavailable)
+    assert run("train", "digits-mlp", *words, "--steps", 1) == 1
+    assert f"copy DIR here and use {option}." in capsys.readouterr().err

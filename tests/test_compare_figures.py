@@ -185,7 +185,7 @@ def test_held_out_data_can_disagree() -> None:
 
 
 def test_samples_are_described_as_hand_set() -> None:
-    assert "untuned hand-set velo-sample" in sentences(
+    assert "velo-sample (weights set by hand, not tuned)" in sentences(
         entry("velo-sample", [0.1], hand_set=True), entry("adamw", [0.2])
     )
 

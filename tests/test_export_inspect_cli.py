@@ -153,3 +153,30 @@ def test_inspect_finds_a_gin_file_that_contradicts_the_tree(capsys: Capture, tmp
 def test_inspect_refuses_what_it_cannot_read(capsys: Capture, tmp_path: Path) -> None:
     (tmp_path / "x.pickle").write_bytes(b"\x80\x04\x95")
     assert "x.pickle: the pickle is truncated" in refused(capsys, "inspect", "x.pickle")
+
+
+def test_inspect_of_an_artifacts_files(artifact_directory: Path, capsys: Capture) -> None:
+    for name, what in (("model.safetensors", "the weights file"), ("config.json", "the description")):
+        error = refused(capsys, "inspect", artifact_directory / name)
+        assert f"{name} is {what} of the artifact zoo/elo." in error
+        assert "Run `pylo-zoo info zoo/elo`" in error
+
+
+def test_inspect_lists_the_leaves_sorted(capsys: Capture, tmp_path: Path) -> None:
+    assert run("inspect", write_theta(tmp_path, "elo"), "--json") == 0
+    paths = [leaf["path"].split("/") for leaf in json.loads(capsys.readouterr().out)["leaves"]]
+    assert paths == sorted(paths)
+
+
+@pytest.mark.parametrize("words", [("inspect",), ("convert", "velo", "--source")])
+def test_a_local_text_file_needs_no_download(words: tuple[str, ...], capsys: Capture) -> None:
+    Path("README.md").write_text("# Notes\n")
+    error = refused(capsys, *words, "README.md")
+    assert "a text file that begins with '# Notes'" in error
+    assert "Pass the checkpoint's own file, such as theta.state." in error
+
+
+def test_a_directory_without_a_checkpoint_is_called_that_first(capsys: Capture) -> None:
+    Path("place").mkdir()
+    Path("place/link").symlink_to("/etc/hostname")
+    assert "place is a directory without an orbax checkpoint" in refused(capsys, "inspect", "place")

@@ -74,3 +74,19 @@ def test_info_without_a_card(directory: Path, capsys: Capture) -> None:
     assert "has no model card" in refused(capsys, "info", directory, "--card")
     assert run("info", directory, "--json") == 0
     assert json.loads(capsys.readouterr().out)["card"] is None
+
+
+def test_a_path_that_does_not_exist_is_a_failure(capsys: Capture) -> None:
+    for name in ("nope/", "./nope", "nope/elo/"):
+        assert "does not exist" in refused(capsys, "info", name)
+
+
+def test_an_artifact_without_a_report(directory: Path, capsys: Capture) -> None:
+    (directory / artifact.PARITY).unlink()
+    assert run("info", directory) == 0
+    text = capsys.readouterr().out
+    assert "not checked" in text
+    assert "not_run" not in text
+    error = refused(capsys, "verify", directory, "--replay")
+    assert f"{directory} has no proof to replay." in error
+    assert f"Run `pylo-zoo verify {directory}` with JAX installed." in error

@@ -9,10 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import run
+from commands import Capture, refused, run
 from trees import write_theta
 
-from pylo_zoo import artifact
+from pylo_zoo import artifact, convert, parity, pipeline, weights
+from pylo_zoo.experiments import bench
+from pylo_zoo.experiments.compare import plan
+from pylo_zoo.experiments.train.setup import Setup
 
 IN_MOUNTS = """
 import subprocess, sys
@@ -99,3 +102,41 @@ def test_a_directory_that_was_deleted_is_one_error(
     assert run("convert", "celo2", "--source", source, "--out", "out", "--no-verify") == 1
     err = capsys.readouterr().err
     assert "Error: out cannot be written: No such file or directory." in err
+
+
+BAD_PLACES = {"afile/sub": "afile is not a directory", "/proc/x": "cannot be written"}
+WORK = (
+    (pipeline, "convert_checkpoint"),
+    (parity, "verify"),
+    (convert, "export"),
+    (Setup, "build"),
+    (plan, "plan_comparison"),
+    (bench, "bench"),
+    (weights, "_find"),
+)
+"""What takes long in a command, or fetches."""
+COMMANDS = {
+    "convert": ("convert", "elo", "--source", "theta.state"),
+    "export": ("export", "zoo/elo"),
+    "train": ("train", "quadratic", "--steps", 1),
+    "compare": ("compare", "quadratic", "--steps", 1),
+    "bench": ("bench", "--shapes", "tiny"),
+    "pull": ("pull", "zoo/elo"),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+@pytest.mark.parametrize("place", BAD_PLACES)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_place_is_checked_before_the_work(
+    command: str, place: str, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("convert", "elo", "--source", write_theta(tmp_path, "elo"), "--no-verify", "-q") == 0
+    Path("afile").write_text("mine")
+    capsys.readouterr()
+    for owner, name in WORK:
+        monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("the work began"))
+    error = refused(capsys, *COMMANDS[command], "--out", place)
+    assert BAD_PLACES[place] in error
+    assert Path("afile").read_text() == "mine"

@@ -44,6 +44,10 @@ def test_a_run_and_its_files(capsys: Capture) -> None:
     assert run("train", "--resume", out, "--json") == 0, "a finished run has nothing left to do"
     assert json.loads(capsys.readouterr().out)["runs"][0]["resumed_at"] == 6
     assert json.loads((out / loop.RESULT).read_text())["optimizer_ms"] > 0, "and keeps its result"
+    assert run("train", "--resume", out) == 0
+    again = capsys.readouterr()
+    assert again.err == ""
+    assert again.out.count("finished") == 1
     assert run("train", "--resume", out, "--steps", 9) == 2
     assert "leave out --steps" in capsys.readouterr().err
 
@@ -105,7 +109,9 @@ def test_plain_lines_without_a_terminal(capsys: Capture, monkeypatch: pytest.Mon
     assert all(" steps/s " in line and line.endswith(" s left") for line in lines)
     assert "Ran on cpu, 1 thread." in out
     assert run("train", "--resume", "a") == 0
-    assert "the run in a finished after 4 steps" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "The run is finished; see a." in out
     assert "Remove the finished run in it" in refused(capsys, "train", *SMALL, "--out", "a")
 
 

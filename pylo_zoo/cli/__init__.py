@@ -55,7 +55,9 @@ pylo-zoo verify zoo/celo
 pylo-zoo convert velo --source theta.state --out zoo/mine
 """
 
-INTERRUPTED = 130
+WRITING = ("convert", "export", "pull", "publish", "compare")
+OUTPUTS = ("--out", "--html", "--markdown", "--junit")
+"""Commands and options that write files."""
 MAX_USAGE_ERROR = 400
 """Maximum length of a usage error in characters, without the option name that Typer prepends."""
 CommandLineError: Any = typer.BadParameter.__mro__[1]  # click's class, or that of Typer's vendored copy
@@ -105,9 +107,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         _open_stream(name)
         output.encode_anything(getattr(sys, name))
     warnings.formatwarning = lambda message, *_, **__: f"Warning: {one_line(str(message), MAX_WARNING)}\n"
-    status = _run(argv)
-    if status == INTERRUPTED:
-        print("Interrupted; nothing was left half-written.", file=sys.stderr)
+    status = _run(sys.argv[1:] if argv is None else argv)
+    if status == output.INTERRUPTED:
         sys.stderr.flush()
         os._exit(status)  # a normal exit crashes if XLA's compiler threads are still running
     try:
@@ -129,10 +130,12 @@ def _fail_on_write(error: OSError) -> int:
     return _fail(f"The output cannot be written: {error.strerror}.", "Check where stdout is redirected.")
 
 
-def _run(argv: Sequence[str] | None) -> int:
+def _run(argv: Sequence[str]) -> int:
     try:
-        _check_arguments(sys.argv[1:] if argv is None else argv)
+        _check_arguments(argv)
         status = app(args=argv, prog_name="pylo-zoo", standalone_mode=False)
+        if status == output.INTERRUPTED:  # Typer catches Ctrl-C
+            _note_interruption(argv)
         return status if isinstance(status, int) else 0
     except CommandLineError as error:
         if type(error).__name__ != "NoArgsIsHelpError":  # its message is the help text
@@ -144,7 +147,8 @@ def _run(argv: Sequence[str] | None) -> int:
     except SystemExit as stop:  # Typer reports success, wrong usage and `raise typer.Exit` with it
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except KeyboardInterrupt:
-        return INTERRUPTED
+        _note_interruption(argv)
+        return output.INTERRUPTED
     except ZooError as error:
         return _fail(error.message, error.hint, status=2 if isinstance(error, UsageError) else 1)
     except BrokenPipeError:
@@ -167,8 +171,25 @@ def _check_arguments(argv: Sequence[str]) -> None:
         option, equals, value = word.partition("=")
         if not word or (option.startswith("--") and equals and not value):
             name = option or (before if before.startswith("-") else "")
-            subject = f"The value of {name}" if name else "An argument"
+            subject = f"The value of {name}" if name else _empty_argument(argv)
             raise UsageError(f"{subject} is empty.", "Fill it in or leave it out.")
+
+
+def _empty_argument(argv: Sequence[str]) -> str:
+    """The name of the empty positional argument, such as ``DIR_OR_NAME``."""
+    root: Any = typer.main.get_command(app)
+    if command := root.commands.get(argv[0]):
+        context = command.context_class(command, ignore_unknown_options=True)
+        values = command.make_parser(context).parse_args(list(argv[1:]))[0]
+        for parameter in command.params:
+            if parameter.param_type_name == "argument" and values.get(parameter.name) == "":
+                return parameter.metavar or parameter.name.upper()
+    return "An argument"
+
+
+def _note_interruption(argv: Sequence[str]) -> None:
+    writes = bool(argv) and (argv[0] in WRITING or any(word.startswith(OUTPUTS) for word in argv[1:]))
+    print("Interrupted; nothing was left half-written." if writes else "Interrupted.", file=sys.stderr)
 
 
 def _describe(error: Any) -> str:

@@ -81,7 +81,7 @@ def show(info: Mapping[str, Any], console: Console) -> None:
         console,
         "Parity",
         {
-            "status": parity["status"],
+            "status": "not checked" if parity["status"] == NOT_RUN else parity["status"],
             "verdict": parity["verdict"],
             **({"checked": parity["created"]} if parity["created"] else {}),
             **({"by": "its publisher; `pylo-zoo verify` repeats the check here"} if info["commit"] else {}),

@@ -102,7 +102,7 @@ def bench(
         if out is not None:
             check_target(out)
             check_not_own_file(out)
-        with output.progress(quiet=quiet, every=LINE_SECONDS) as progress:
+        with output.naming_option("--optimizers"), output.progress(quiet=quiet, every=LINE_SECONDS) as progress:
             report = measure(plan, _announcing(plan, progress, quiet=quiet))
     if out is not None:
         write(report, out)
@@ -152,15 +152,20 @@ def _show(report: Report, console: Console) -> None:
 
     machine = report.machine
     console.print(output.printable(tables.about_machine(machine, report.asked["dtype"])))
+    terms: set[str] = set()
     for name, cells in tables.by_shapes(report).items():
         console.print(f"\n{output.printable(tables.title(name, cells))}", style="bold")
         columns = tables.fitting(cells, machine, console.width)
+        terms |= {column.heading for column in columns} | {cell.optimizer for cell in cells}
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         for column in columns:
             table.add_column(column.heading, no_wrap=True, justify="left" if column is columns[0] else "right")
         for cell in cells:
             table.add_row(*(output.printable(column.text(cell, machine)) for column in columns))
         console.print(table)
-    console.print(f"\n{tables.LEGEND}")
+    if terms:
+        console.print(f"\n{tables.legend(terms)}")
     for line in tables.absences(report):
         console.print(f"Left out: {output.printable(line)}.")
+    for line in tables.incomplete(report):
+        console.print(f"{output.printable(line)}.")

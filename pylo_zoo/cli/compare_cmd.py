@@ -104,6 +104,7 @@ def compare(
     or --optimizers to extend it.
     """
     from pylo_zoo.experiments.compare import plan, plots, report, running
+    from pylo_zoo.files import check_directory_target
 
     names = _names(optimizers)
     request = plan.CompareRequest(
@@ -122,11 +123,13 @@ def compare(
     if tune == "all":  # except optimizers with a fixed learning rate
         request = dataclasses.replace(request, tune=[name for name in names if name not in request.lrs])
     plots.check()
+    directory = out or Path("runs") / f"compare-{plan.slug(task)}"
+    check_directory_target(directory)
     access = output.access(offline=offline, quiet=quiet)
     for name, address in ({} if access.is_offline else plan.downloads(request, access)).items():
         output.note(f"{name} is not in the cache; fetching {address}", quiet=quiet)
-    comparison = plan.plan_comparison(request, access)
-    directory = out or Path("runs") / f"compare-{plan.slug(task)}"
+    with output.naming_option("--optimizers"):
+        comparison = plan.plan_comparison(request, access)
     running.prepare(comparison, directory)
     command = _command(request, tune, directory, memory=memory)
     previous = report.recorded(directory)

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pylo_zoo import limits
-from pylo_zoo.errors import one_line, printable
+from pylo_zoo.errors import ZooError, one_line, printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from pylo_zoo.fetch import Access
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C."""
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the essential result.")]
 
@@ -258,3 +260,15 @@ def _console() -> Console:
     from rich.console import Console
 
     return Console(highlight=False, markup=False, emoji=False, soft_wrap=False)
+
+
+@contextmanager
+def naming_option(option: str) -> Iterator[None]:
+    """Let a hint of the block about unavailable weights name the command's ``option``, not Python's ``weights=``."""
+    try:
+        yield
+    except ZooError as error:
+        from pylo_zoo.weights import USE
+
+        error.hint = error.hint.replace(USE, f"{option} DIR")
+        raise

@@ -123,10 +123,11 @@ def train(
     uninterrupted run.
     """
     from pylo_zoo.experiments.train.setup import Setup, read_setup
+    from pylo_zoo.files import check_directory_target
 
     access = output.access(offline=offline, quiet=quiet)
     if (resume is not None) + (task is not None) + (own_task is not None) != 1:
-        raise typer.BadParameter("Pass one of TASK, --task MODULE:FUNCTION and --resume DIR.")
+        raise typer.BadParameter("Pass a TASK, --task MODULE:FUNCTION or --resume DIR.")
     if resume is not None:
         options = {
             "--optimizer": optimizer != "adamw",
@@ -160,9 +161,12 @@ def train(
         )
         seeded = [replace(first, seed=seed + i) for i in range(seeds)]
         setups = {_directory(out, each, several=seeds > 1): each for each in seeded}
+        for directory in setups:
+            check_directory_target(directory)
     if not access.is_offline:
         _announce_download(next(iter(setups.values())), access, quiet)
-    runs = [each.build(directory, access) for directory, each in setups.items()]
+    with output.naming_option("--weights" if weights else "--optimizer"):
+        runs = [each.build(directory, access) for directory, each in setups.items()]
     results = [_train(run, resumed=resume is not None, quiet=quiet) for run in runs]
     data = {"runs": [_data(run, result) for run, result in zip(runs, results, strict=True)]}
     human = "\n".join(str(run.out) for run in runs) if quiet else lambda console: _show(data["runs"], console)
@@ -198,11 +202,17 @@ def _train(run: Run, *, resumed: bool, quiet: bool) -> Result:
 
     try:
         with showing_progress(run, quiet=quiet) as on_step:
-            on_start = lambda: output.note(describe_start(run, resumed=resumed), quiet=quiet)  # noqa: E731
-            return train_run(run, resume=resumed, on_step=on_step, on_start=on_start)
+            return train_run(
+                run,
+                resume=resumed,
+                on_step=on_step,
+                on_start=lambda: output.note(
+                    describe_start(run, resumed=resumed), quiet=quiet or run.step >= run.plan.steps
+                ),
+            )
     except KeyboardInterrupt:
         output.note(f"Stopped after {count(run.step, 'step')}. Resume with: pylo-zoo train --resume {run.out}")
-        raise
+        raise SystemExit(output.INTERRUPTED) from None  # without the command line's own line
 
 
 def _data(run: Run, result: Result) -> dict[str, Any]:

@@ -26,8 +26,6 @@ def describe_start(run: Run, *, resumed: bool) -> str:
     from pylo_zoo.experiments.train import setup
 
     name = f"{run.task.name}, {run.recipe.label}, seed {run.plan.seed}"
-    if run.step >= run.plan.steps:
-        return f"{name}: the run in {run.out} finished after {count(run.step, 'step')}; there is nothing to do."
     start = f"resuming at step {run.step} of {run.plan.steps}" if resumed else count(run.plan.steps, "step")
     return f"{name}: {start}, on {run.plan.device}, {count(setup.threads(), 'thread')} (--threads)"
 

@@ -24,7 +24,7 @@ from pylo_zoo.convert.sources import matched_entry, original, read_registered_fi
 from pylo_zoo.convert.statements import SETTINGS, Statement, from_source, parse_settings, resolve_fields
 from pylo_zoo.errors import ZooError
 from pylo_zoo.fetch import Access, is_uri, parse
-from pylo_zoo.files import REPLACE, write_file
+from pylo_zoo.files import REPLACE, check_directory_target, check_target, write_file
 
 if TYPE_CHECKING:
     from pylo_zoo.registry import Entry
@@ -224,6 +224,7 @@ def export_file(
     if out.exists() and not force:
         raise ZooError(f"{out} already exists.", f"Replace it with {REPLACE}, or choose another file.")
     artifacts.check_not_own_file(out)
+    check_target(out) if out.parent.is_dir() else check_directory_target(out)
     artifact = artifacts.read(directory)
     data = export(artifact, theta=theta)
     write_file(out, data)

@@ -38,7 +38,7 @@ class Inspection:
         architecture: inferred from the tree, or None if no family fits.
         behavior: the behavior that the source states, or None.
         config: bindings of the gin file, or None.
-        leaves: every array, in file order.
+        leaves: every array, sorted by path.
         problems: reasons that prevent a conversion.
         notes: missing values that `convert` needs, unless the registry has them.
         needs: flags of `convert` that permit the problems.
@@ -112,7 +112,9 @@ def _inspect(path: Path) -> Inspection:
         architecture=config.to_dict(architecture) if architecture else None,
         behavior=behavior,
         config=source.config,
-        leaves=tuple(Leaf("/".join(path), leaf.shape, source.dtypes[path]) for path, leaf in source.leaves.items()),
+        leaves=tuple(
+            Leaf("/".join(path), leaf.shape, source.dtypes[path]) for path, leaf in sorted(source.leaves.items())
+        ),
         problems=tuple(problems),
         needs=tuple(needs),
         notes=tuple(_missing_values(families, source)),

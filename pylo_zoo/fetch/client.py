@@ -143,7 +143,7 @@ def _check_reachable(policy: Policy) -> None:
     try:
         socket.create_connection((parts.hostname or "", port), policy.timeout).close()
     except OSError as error:
-        raise unreachable(error) from None
+        raise unreachable(error, parts.geturl()) from None
 
 
 # --- hooks -------------------------------------------------------------------------------------------------------

@@ -37,12 +37,16 @@ class Transient(Exception):
 
     Args:
         what: the failure, without a subject: ``answered 503``.
+        host: the subject, if the host and not the file failed.
         after: the seconds in the server's ``Retry-After``, or None.
         unreachable: the server did not answer, so fewer attempts are made.
     """
 
-    def __init__(self, what: str, *, after: float | None = None, unreachable: bool = False) -> None:
+    def __init__(
+        self, what: str, *, host: str | None = None, after: float | None = None, unreachable: bool = False
+    ) -> None:
         super().__init__(what)
         self.what = what
+        self.host = host
         self.after = after
         self.unreachable = unreachable

@@ -8,6 +8,7 @@ import socket
 import ssl
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -166,7 +167,7 @@ def _answer(url: str, headers: dict[str, str], policy: Policy) -> http.client.HT
                 f"{redacted(url)}: the server's certificate is not valid: {error.reason.verify_message}.",
                 "Check this machine's date, or set SSL_CERT_FILE to your proxy's certificates.",
             ) from None
-        raise unreachable(error.reason) from None
+        raise unreachable(error.reason, url) from None
     except (OSError, http.client.HTTPException) as error:
         raise _broken(error) from None
 
@@ -196,10 +197,11 @@ def _error_for_status(url: str, error: urllib.error.HTTPError) -> Exception:
     return FetchError(f"{redacted(url)} answered {error.code}.", "Download it by hand.")
 
 
-def unreachable(reason: object) -> Transient:
-    """The failure to connect, for ``reason``."""
+def unreachable(reason: object, url: str) -> Transient:
+    """The failure to connect to the host of ``url``, for ``reason``."""
     if isinstance(reason, socket.gaierror):
-        return Transient("has a host name that does not resolve (no network?)", unreachable=True)
+        host = urllib.parse.urlsplit(url).hostname or "the host"
+        return Transient("did not resolve", host=host, unreachable=True)
     if isinstance(reason, TimeoutError):
         return Transient("did not answer in time", unreachable=True)
     what = reason.strerror if isinstance(reason, OSError) and reason.strerror else type(reason).__name__

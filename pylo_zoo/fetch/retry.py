@@ -63,6 +63,12 @@ def retrying(action: Callable[[], Result], what: str, policy: Policy) -> Result:
             )
         late = fault.unreachable and time.monotonic() - start > policy.patience
         if late or number >= (policy.unreachable if fault.unreachable else policy.attempts):
+            if fault.host is not None:
+                raise Unavailable(
+                    f"{fault.host} {fault.what} in {count(number, 'attempt')}, so {what} could not be fetched.",
+                    "Check the network connection.",
+                    fault.after,
+                )
             tries = "" if policy.attempts == 1 else ", once" if number == 1 else f", {number} times"
             raise Unavailable(f"{what} {fault.what}{tries}.", "Try again later.", fault.after)
         pause = min(policy.backoff * 2 ** (number - 1), policy.longest) * random.uniform(0.5, 1.0)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +23,7 @@ from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.files import open_regular
 from pylo_zoo.formats import archives, flax_msgpack, gin, npz, orbax, pickles, pylo
 from pylo_zoo.formats.arrays import Array, Decoded, collect
-from pylo_zoo.formats.folders import contents, digest, files, read_bounded
+from pylo_zoo.formats.folders import MAX_FILES, contents, digest, files, read_bounded
 
 MAX_CONFIG_BYTES = 1024 * 1024
 CONFIG_NAME = "config.gin"
@@ -46,6 +48,8 @@ FOREIGN = (
 )
 """Signatures of files that are often mistaken for a checkpoint."""
 
+CONFIG_JSON = "config.json"
+"""Name of the description in an artifact's directory."""
 POINTERS = tuple(beginning for beginning, _ in impostors.POINTERS)
 
 SUPPORTED = (
@@ -134,12 +138,15 @@ def load(path: Path) -> dict[str, bytes]:
         ZooError: no checkpoint exists there, or it is too large.
     """
     if not path.is_dir():
+        _check_not_of_artifact(path)
         return {"": read_bounded(path, limits.max_bytes())}
-    selected = files(path)
-    config = path / "config.json"
-    if config in selected and b'"format_version"' in read_bounded(
-        config, limits.max_bytes()
-    ):  # PyLO's repositories also have a config.json
+    try:
+        selected = files(path)
+    except ZooError:
+        if not _may_be_checkpoint(path):  # say that first, before what is wrong with its files
+            raise _no_checkpoint(path) from None
+        raise
+    if path / CONFIG_JSON in selected and _is_artifact(path):
         raise ZooError(
             f"{path} is an artifact, not a checkpoint to convert.",
             "Use it as weights=DIR, or rebuild its checkpoint with `pylo-zoo export DIR`.",
@@ -148,11 +155,47 @@ def load(path: Path) -> dict[str, bytes]:
     if not orbax.recognizes(path):
         selected = [file for file in selected if pylo.recognizes(_head(file), file.stat().st_size)]
     if not selected:
-        raise ZooError(
-            f"{path} is a directory without an orbax checkpoint or torch files.",
-            "Use the path of the checkpoint's file, such as theta.state or params.",
-        )
+        raise _no_checkpoint(path)
     return contents(path, selected)
+
+
+def _is_artifact(directory: Path) -> bool:
+    """Whether the ``config.json`` in ``directory`` is an artifact's. PyLO's repositories also have a config.json."""
+    return b'"format_version"' in read_bounded(directory / CONFIG_JSON, limits.max_bytes())
+
+
+def _check_not_of_artifact(path: Path) -> None:
+    """Reject the weights and the descriptions in an artifact's directory.
+
+    Raises:
+        ZooError: ``path`` is one of them.
+    """
+    files = {"model.safetensors": "the weights file", CONFIG_JSON: "the description", "parity.json": "the report"}
+    directory = path.parent
+    siblings = (directory / CONFIG_JSON, directory / "model.safetensors")
+    if path.name in files and path.is_file() and all(map(Path.is_file, siblings)) and _is_artifact(directory):
+        raise ZooError(
+            f"{path} is {files[path.name]} of the artifact {directory}.",
+            f"Run `pylo-zoo info {shlex.quote(str(directory))}`.",
+        )
+
+
+def _may_be_checkpoint(directory: Path) -> bool:
+    """Whether ``directory`` is an orbax checkpoint or contains an artifact's or a torch file."""
+    if orbax.recognizes(directory) or (directory / CONFIG_JSON).is_file():
+        return True
+    try:
+        files = [path for path in islice(directory.iterdir(), MAX_FILES) if path.is_file() and not path.is_symlink()]
+        return any(pylo.recognizes(_head(file), file.stat().st_size) for file in files)
+    except (OSError, ZooError):
+        return False
+
+
+def _no_checkpoint(directory: Path) -> ZooError:
+    return ZooError(
+        f"{directory} is a directory without an orbax checkpoint or torch files.",
+        "Use the path of the checkpoint's file, such as theta.state or params.",
+    )
 
 
 def fingerprint(parts: Mapping[str, bytes]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -75,7 +76,8 @@ def unpack(path: Path) -> Vectors:
         ZooError: the file is missing, damaged or of another version.
     """
     if not os.path.lexists(path):
-        raise ZooError(f"{path} does not exist, so the proof cannot be replayed.", AGAIN)
+        again = AGAIN.replace("verify DIR", f"verify {shlex.quote(str(path.parent))}")
+        raise ZooError(f"{path} does not exist, so the proof cannot be replayed.", again)
     if path.is_file() and path.stat().st_size > replay_file.MAX_FILE_BYTES:
         raise ZooError(f"{path} is larger than {replay_file.MAX_FILE_BYTES:,} bytes.", AGAIN)
     arrays, text = read_arrays(path)
@@ -102,7 +104,9 @@ def replay(artifact: Artifact) -> Report:
         ZooError: the vectors are missing, damaged, or do not match the sha256 in ``parity.json``.
     """
     if artifact.path is None or artifact.parity is None:
-        raise ZooError(f"{artifact.name} has no proof to replay.", "Run `pylo-zoo verify DIR` with JAX installed.")
+        place = str(artifact.path or artifact.name)
+        hint = f"Run `pylo-zoo verify {shlex.quote(place)}` with JAX installed."
+        raise ZooError(f"{place} has no proof to replay.", hint)
     path = artifact.path / VECTORS
     fingerprint, network, originals, visible = unpack(path)
     sha256 = hashlib.sha256(read_regular(path, limits.max_bytes())).hexdigest()

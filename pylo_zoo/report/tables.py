@@ -17,7 +17,8 @@ from pylo_zoo.report.records import Check, Control, Error, Explanation, Report
 
 LEGEND = (
     "Errors are the largest over all shapes, steps and layouts, relative to the update (whole\n"
-    "runs: to the movement; network: to the largest output). ulps are of float32. The column\n"
+    "runs: to the movement; network: to the largest output). ulps are of float32; many are\n"
+    "fine for a parameter that is near zero, where an ulp is far smaller than an update. The column\n"
     "'tightest at' names the error nearest to its bound. --html FILE shows everything,\n"
     "--explain one chain."
 )

@@ -26,6 +26,8 @@ FORMAT = 2
 HINT = "Write one with `pylo-zoo bench --out FILE`."
 MAX_CELLS = 10_000
 BACKENDS = ("eager", "fused")
+FEWER = "fewer pairs than asked"
+"""Begins the reason of a :class:`LeftOut` whose cell is in the table."""
 """Backends of the optimizers in this package."""
 TORCH = "torch"
 """The backend of torch's own optimizers and of matrix products."""

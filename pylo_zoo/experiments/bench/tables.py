@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from pylo_zoo.errors import count
-from pylo_zoo.experiments.bench.report import Cell, Machine, Report
+from pylo_zoo.experiments.bench.report import FEWER, Cell, LeftOut, Machine, Report
 from pylo_zoo.experiments.bench.shapes import SHAPE_SETS
 
 NONE = "–"
@@ -36,12 +36,23 @@ COLUMNS: Sequence[Column] = (
     Column("peak B", lambda cell, _: format_number(cell.peak_per_parameter), 1),
     Column("peak ratio", lambda cell, _: format_number(cell.peak_ratio), 9),
 )
-LEGEND = (
-    "ms: median step time. ratio: median and quartiles over pairs of steps. of min: ratio of the minimum times. "
-    "Bytes per parameter: copied B, what this machine can copy in the time of a step; state B, the optimizer's state; "
-    "peak B, the additional memory during a step. peak ratio: parameters, gradients and peak, relative to AdamW. "
-    "newton-schulz is compared with its matrix products, not with AdamW."
+LEGEND: Sequence[tuple[str, str]] = (
+    ("ms", "ms: median step time."),
+    ("ratio", "ratio: median over pairs of steps, relative to AdamW."),
+    ("quartiles", "quartiles: of the ratio."),
+    ("of min", "of min: ratio of the minimum times."),
+    ("copied B", "copied B: bytes per parameter that this machine can copy in the time of a step."),
+    ("state B", "state B: bytes per parameter of the optimizer's state."),
+    ("peak B", "peak B: additional bytes per parameter during a step."),
+    ("peak ratio", "peak ratio: parameters, gradients and peak, relative to AdamW."),
+    ("newton-schulz", "newton-schulz is compared with its matrix products, not with AdamW."),
 )
+"""A term of the table, which is a heading or an optimizer, and its explanation."""
+
+
+def legend(terms: Collection[str]) -> str:
+    """The explanations of those ``terms`` that have one."""
+    return " ".join(text for term, text in LEGEND if term in terms)
 
 
 def format_number(value: float | None) -> str:
@@ -118,6 +129,8 @@ def markdown(*reports: Report) -> str:
         parts.append("\n".join(lines))
     if absent := absences(whole):
         parts.append("Left out:\n\n" + "\n".join(f"- {line}" for line in absent))
+    if fewer := incomplete(whole):
+        parts.append("Fewer pairs than asked:\n\n" + "\n".join(f"- {line}" for line in fewer))
     return "\n\n".join(parts) + "\n"
 
 
@@ -128,7 +141,16 @@ def backends(report: Report) -> str:
 
 def absences(report: Report) -> list[str]:
     """What was left out: a line per shape set and reason."""
+    return _reasons(each for each in report.left_out if not each.why.startswith(FEWER))
+
+
+def incomplete(report: Report) -> list[str]:
+    """The rows with fewer pairs than asked: a line per shape set and reason."""
+    return _reasons(each for each in report.left_out if each.why.startswith(FEWER))
+
+
+def _reasons(left_out: Iterable[LeftOut]) -> list[str]:
     grouped: dict[tuple[str, str], list[str]] = {}
-    for each in report.left_out:
+    for each in left_out:
         grouped.setdefault((each.shapes, each.why), []).append(each.what)
     return [f"{shapes}, {', '.join(names)}: {why}" for (shapes, why), names in grouped.items()]

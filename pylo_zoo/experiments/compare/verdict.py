@@ -107,8 +107,9 @@ def named(each: Entry) -> str:
     """The label of an optimizer, with whether it was tuned or hand-set."""
     if each["tuning"]:
         return f"tuned {each['label']}"
-    hand_set = "hand-set " if each["hand_set"] else ""
-    return f"{'' if each['lr_given'] else 'untuned '}{hand_set}{each['label']}"
+    if each["hand_set"]:
+        return f"{each['label']} (weights set by hand{'' if each['lr_given'] else ', not tuned'})"
+    return f"{'' if each['lr_given'] else 'untuned '}{each['label']}"
 
 
 # --- the clock ---------------------------------------------------------------------------------------------------
