@@ -103,7 +103,7 @@ def test_bytes_that_flax_would_not_write_are_read_but_not_marked_exact(tmp_path:
 FLOATS = array_payload([2], "float32", bytes(8))
 HOSTILE: dict[str, tuple[bytes, str]] = {
     "truncated": (encode(ONE)[:-1], "not a complete"),
-    "trailing bytes": (encode(ONE) + b"\x00", "1 bytes after its flax msgpack data"),
+    "trailing bytes": (encode(ONE) + b"\x00", "1 byte after its flax msgpack data"),
     "negative shape": (with_payload(array_payload([-1], "float32", bytes(4))), r"shape \[-1\]"),
     "empty axis": (with_payload(array_payload([0, 10**18], "float32", b"")), "shape"),
     "boolean axis": (with_payload(array_payload([True], "float32", bytes(4))), "shape"),

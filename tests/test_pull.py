@@ -88,7 +88,7 @@ def test_every_spelling_of_a_repository(name: str, revision: str | None, repo: R
     ("name", "revision", "complaint"),
     [
         ("org/elo@v1", "v2", "names a revision other than v2"),
-        ("org/elo/model.safetensors", None, "is not the name of a repository on the Hub"),
+        ("org/elo/model.safetensors", None, "does not exist"),
         ("org/../elo", None, "is not the name of a repository on the Hub"),
         ("org/elo@", None, "'' is not a valid revision"),
         ("org/elo@../x", None, "'../x' is not a valid revision"),
