@@ -41,9 +41,9 @@ FAULTS = {
     ),
     "rank of five axes": Fault(
         conditioning,
-        "tensor_features",
-        "(ranks[:, None] == torch.arange",
-        "(ranks[:, None].clamp(max=MAX_RANK - 1) == torch.arange",
+        "ranks",
+        "(counts[:, None] == torch.arange",
+        "(counts[:, None].clamp(max=MAX_RANK - 1) == torch.arange",
         "lstm_inputs",
     ),
     "cap of a negative loss": Fault(
@@ -141,7 +141,7 @@ FAULTS = {
         mlp_rule, "MLPRuleOptimizer.apply", "delta.add_(item.p, ", "delta.add_(item.p - delta, ", "parameter"
     ),
     "time from one": Fault(
-        features, "time_features", "step.to(scales)", "(step + 1).to(scales)", "time_features", "elo"
+        features, "time_features", "number(step, scales)", "number(step + 1, scales)", "time_features", "elo"
     ),
     "epsilon of the unfactored momentum": Fault(
         features, "_factored_momentum", "x.diag_eps", "0.0", "features/factored_momentum", "elo", "tiny"
