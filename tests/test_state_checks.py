@@ -83,6 +83,18 @@ def state_data(optimizer: Any, p: nn.Parameter) -> None:
         value.data = value.data.double()
 
 
+def same_address(change: Callable[[Tensor], Tensor]) -> Broken:
+    """Change the metadata of each entry, whose memory stays where it is."""
+
+    def broken(optimizer: Any, p: nn.Parameter) -> None:
+        for value in optimizer.state[p].values():
+            address = value.data_ptr()
+            value.data = change(value.data)
+            assert value.data_ptr() == address
+
+    return broken
+
+
 def parameter_data(change: Callable[[Tensor], Tensor]) -> Broken:
     def broken(optimizer: Any, p: nn.Parameter) -> None:
         p.data = change(p.data)
@@ -113,6 +125,9 @@ BROKEN: dict[str, Broken] = {
     "numbers in the state": each_entry(lambda x: 1.0),
     "a missing entry": without,
     "state.data": state_data,
+    "state.data with an additional axis": same_address(lambda x: x[None]),
+    "state.data as integers": same_address(lambda x: x.view(torch.int32) if x.is_floating_point() else x[None]),
+    "expanded state.data": same_address(lambda x: expanded(x) if x.numel() > 1 else x[None]),
     "a gradient of another shape": gradient_data(lambda g: torch.randn(12, 8)),
     "a gradient with as many elements": gradient_data(lambda g: g.reshape(4, 9)),
     "a short gradient": gradient_data(lambda g: g[:1]),

@@ -75,7 +75,7 @@ class LearnedOptimizer(ZooOptimizer):
         self._meta_networks: dict[tuple[torch.device, torch.dtype], MetaNetwork] = {}
         self._axes: dict[tuple[torch.Size, str], Axes] = {}
         self._plan: StepPlan | None = None
-        self.uses_kernels = False
+        self._uses_kernels = False
         self._run_keys: tuple[str, ...] = ()
         defaults = {**defaults, "layout": "torch", "weights": self.artifact.fingerprint[:16]}
         super().__init__(params, defaults, **options)
@@ -128,7 +128,7 @@ class LearnedOptimizer(ZooOptimizer):
     def _step(self, grads: Sequence[ParamGrad], loss: Loss | None) -> None:
         self._init_state(grads)
         step = self.param_groups[0]["step"]
-        if self.uses_kernels:
+        if self._uses_kernels:
             self._step_fused(grads, step, loss)
         else:
             items = self._begin(grads)
@@ -210,7 +210,7 @@ class LearnedOptimizer(ZooOptimizer):
 
     def _new_plan(self, grads: Sequence[ParamGrad]) -> StepPlan:
         """A plan for the parameters of a step, whose state is complete."""
-        self.uses_kernels = any(self.kernels_of(each.parameter) is not None for each in grads)
+        self._uses_kernels = any(self.kernels_of(each.parameter) is not None for each in grads)
         items = [self._param_step(each) for each in grads]
         self._share_state(items)
         plan = StepPlan(self._checks.check(self, grads), items)
@@ -286,7 +286,7 @@ class LearnedOptimizer(ZooOptimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._meta_networks, self._axes, self._run_keys = {}, {}, ()
-        self._plan, self.uses_kernels = None, False
+        self._plan, self._uses_kernels = None, False
 
     def expected_state(self, p: Tensor, group: Group) -> dict[str, Tensor]:
         value = torch.empty(p.shape or (1,), device=p.device, dtype=state_dtype(p))

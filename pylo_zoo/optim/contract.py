@@ -66,9 +66,6 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
     plan_options: ClassVar[tuple[str, ...]] = ()
     """Other group options that a plan reads (:class:`~pylo_zoo.optim.step_plan.StepPlan`), instead of each step."""
 
-    uses_kernels = False
-    """Whether the last step with new parameters or state chose fused kernels that read the state by address."""
-
     def __init__(self, params: Any, defaults: dict[str, Any], **options: Unpack[SharedOptions]) -> None:
         check_options(type(self), options)
         exclude_from_compile(type(self))

@@ -1,10 +1,10 @@
 """Checks that parameters, gradients and state fit each other, before a step writes anything.
 
 Users replace ``p.data``, assign ``state[p][name]`` or move tensors between steps, and kernels use raw addresses. So
-every step reads shape, dtype, device and contiguity of parameters and gradients, and identity and address of state
-tensors, of which eager steps read the metadata too. On the fast path, all of it equals the previous step's, and the
-step's plan stays valid (:class:`~pylo_zoo.optim.step_plan.StepPlan`). Any difference takes the slow path, which
-reports the tensor that does not fit.
+every step reads the shape, dtype, device and contiguity of each tensor that it uses, and identity and address of the
+state. On the fast path, all of it equals the previous step's, and the step's plan stays valid
+(:class:`~pylo_zoo.optim.step_plan.StepPlan`). Any difference takes the slow path, which reports the tensor that does
+not fit. The address alone is not enough: ``state.data = state.data.expand(…)`` keeps it.
 
 Unknown entries of ``state[p]`` belong to other libraries (Lookahead, SAM) and are ignored.
 """
@@ -54,7 +54,7 @@ class Snapshot(NamedTuple):
     """The metadata of the last step that passed the checks."""
 
     setup: tuple[Any, ...]
-    """Inference mode, backend and kernels, group options, and identities of parameters and groups."""
+    """Inference mode, backend, group options, and identities of parameters and groups."""
     readers: list[Reader]
     """One per parameter; reads the known entries of its state."""
     entries: list[Tensor]
@@ -65,10 +65,8 @@ class Snapshot(NamedTuple):
     """AdamW's counters, joined if they are rows of one tensor."""
     masters: list[bool]
     strides: list[Any]
-    reads_metadata: bool
-    """Whether the step reads the entries' shapes. Kernels read only the addresses, with the shapes of their plan."""
     dtypes: list[torch.dtype]
-    """Of parameters, gradients and, if the step reads their metadata, all entries, like the following fields."""
+    """Of parameters, gradients and all entries, like the following fields."""
     devices: list[torch.device]
     on_cpu: bool
     shapes: list[torch.Size]
@@ -102,7 +100,7 @@ class StateChecks:
         get_state = optimizer.state.get
         states: list[Any] = [get_state(p) for p in parameters]
         options = [_options(optimizer, group) for group in optimizer.param_groups]
-        mode = torch.is_inference_mode_enabled(), optimizer.backend, optimizer.uses_kernels
+        mode = torch.is_inference_mode_enabled(), optimizer.backend
         setup = mode, options, list(map(id, parameters)), list(map(id, groups))
         snapshot = self._snapshots.pop(kind, None)
         if snapshot is not None and _is_unchanged(snapshot, setup, parameters, gradients, states):
@@ -119,10 +117,9 @@ class StateChecks:
         entries = _flat(readers, states)
         counters = [entries[k] for k, name in enumerate(chain(*complete)) if name == COUNTER]
         joined = join(counters)
-        reads_metadata = not optimizer.uses_kernels
-        tensors = [*parameters, *gradients, *(entries if reads_metadata else ())]
+        tensors = [*parameters, *gradients, *entries]
         dtypes, devices, shapes = (list(map(read, tensors)) for read in (_dtype, _device, _shape))
-        metadata = reads_metadata, dtypes, devices, all(map(_is_cpu, tensors)), shapes
+        metadata = dtypes, devices, all(map(_is_cpu, tensors)), shapes
         places = readers, entries, _addresses(entries), counters if joined is None else [joined]
         snapshot = Snapshot(setup, *places, _masters(states), _strides(parameters), *metadata)
         self._snapshots[kind] = snapshot
@@ -214,7 +211,7 @@ def _is_unchanged(
         return False
     try:
         flat = _flat(snapshot.readers, states)
-        tensors = [*parameters, *gradients, *(flat if snapshot.reads_metadata else ())]
+        tensors = [*parameters, *gradients, *flat]
         # Shapes are compared one at a time: a list of thousands of tuples would trigger garbage collection.
         return (
             all(map(is_, flat, snapshot.entries))
@@ -222,7 +219,7 @@ def _is_unchanged(
             and list(map(_dtype, tensors)) == snapshot.dtypes
             and (all(map(_is_cpu, tensors)) if snapshot.on_cpu else list(map(_device, tensors)) == snapshot.devices)
             and all(map(eq, map(_shape, tensors), snapshot.shapes))
-            and (not snapshot.reads_metadata or all(map(Tensor.is_contiguous, flat)))
+            and all(map(Tensor.is_contiguous, flat))
             and _smallest(snapshot.counters) >= 0
             and _masters(states) == snapshot.masters
             and _strides(parameters) == snapshot.strides
