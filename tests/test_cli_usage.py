@@ -369,7 +369,7 @@ def unreadable(real: Callable[..., int]) -> Callable[..., int]:
 @pytest.mark.parametrize("command", ["train", "compare"])
 def test_an_output_that_is_a_file(command: str, capsys: Capture) -> None:
     error = refused(capsys, command, *TASK, "--out", "t.txt")
-    assert "t.txt is a file." in error
+    assert "t.txt cannot be written: it is not a directory." in error
     assert "not empty" not in error
 
 
