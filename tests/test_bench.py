@@ -232,7 +232,7 @@ def test_a_run_end_to_end(tmp_path: Path, capsys: Capture, monkeypatch: pytest.M
     assert capsys.readouterr().out.split()[:3] == ["tiny", "adamw", "torch"]
     values = json.loads(file.read_text())
     assert list(values) == ["format", "machine", "busy", "asked", "backends", "cells", "left_out"]
-    assert values["backends"] == ["eager", "torch"]
+    assert values["backends"] == ["torch", "eager"]
     assert values["machine"].keys() == set(report.KEYS["Machine"])
     for cell in values["cells"]:
         assert cell.keys() == {*report.KEYS["Cell"], "summary"}
