@@ -348,3 +348,26 @@ def test_float64_parameters_do_not_affect_others(name: str) -> None:
     for fused, eager, old in zip(*results, before, strict=True):
         # As above.
         assert (fused - eager).norm() <= 2e-4 * (eager - old).norm() + 1e-6 * eager.norm()
+
+
+@each_optimizer
+def test_gradients_of_another_dtype_are_converted(name: str) -> None:
+    """They come and go between steps, with and without a plan for them."""
+    if not hasattr(nn.Parameter(torch.ones(1)), "grad_dtype"):
+        pytest.skip("this torch has no gradients of another dtype")
+    results = []
+    for backend in BACKENDS:
+        params = parameters(shapes=SHAPES)
+        more = {"ns_dtype": torch.float32} if name == "Muon" else {}
+        optimizer = make(TABLE[name], params, backend=backend, **more)
+        for step in range(4):
+            give_gradients(params, step)
+            for p in params if step % 2 == 0 else ():
+                assert p.grad is not None
+                g, p.grad = p.grad.bfloat16(), None
+                p.grad_dtype = None
+                p.grad = g
+            optimizer.step(loss=1.0)
+        assert params[0].grad is not None
+        results.append(params)
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(*results, strict=True))

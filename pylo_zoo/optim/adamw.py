@@ -95,9 +95,8 @@ def _step(batch: KernelBatch, options: Sequence[AdamW], rates: Tensor, shrink: T
 
     counts = batch.keep("counts", lambda: share_memory(states, "step"))
     assert counts is not None  # counters are int64 scalars on the CPU
+    kernel_plan = batch.keep("plan", plan)  # checks the tensors, before anything changes
     counts += 1
     numbers = batch.spread(torch.tensor([each.numbers for each in options], dtype=torch.float64))
-    batch.keep("plan", plan).step(
-        batch.values, gradients, numbers, counts, (rates, shrink), batch.items[0].scale, checked=True
-    )
+    kernel_plan.step(batch.values, gradients, numbers, counts, (rates, shrink), batch.items[0].scale, checked=True)
     batch.finish()

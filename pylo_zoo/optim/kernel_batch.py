@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +15,8 @@ from pylo_zoo.optim.contract import Group
 from pylo_zoo.optim.step_plan import ParamStep
 
 T = TypeVar("T")
+
+_dtype = attrgetter("dtype")
 
 
 class KernelBatch:
@@ -60,8 +63,12 @@ class KernelBatch:
     def _find_copied(self, gradients: Sequence[Tensor]) -> set[int]:
         """Indices of the parameters whose value or gradient kernels cannot use in place."""
         copied = {k for k, item in enumerate(self.items) if not item.is_direct or item.l2 or item.own_scale is not None}
-        if not all(map(Tensor.is_contiguous, gradients)) or any(map(Tensor.is_neg, gradients)):
-            copied.update(k for k, g in enumerate(gradients) if not g.is_contiguous() or g.is_neg())
+        dtypes = self.kernels.dtypes
+        contiguous = all(map(Tensor.is_contiguous, gradients)) and not any(map(Tensor.is_neg, gradients))
+        if not contiguous or not set(dtypes).issuperset(map(_dtype, gradients)):
+            copied.update(
+                k for k, g in enumerate(gradients) if g.dtype not in dtypes or not g.is_contiguous() or g.is_neg()
+            )
         return copied
 
     def finish(self) -> None:
