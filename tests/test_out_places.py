@@ -101,7 +101,7 @@ def test_a_directory_that_was_deleted_is_one_error(
     gone.rmdir()
     assert run("convert", "celo2", "--source", source, "--out", "out", "--no-verify") == 1
     err = capsys.readouterr().err
-    assert "Error: out cannot be written: No such file or directory." in err
+    assert "Error: out cannot be written: no file can be created in . (No such file or directory)." in err
 
 
 BAD_PLACES = {"afile/sub": "afile is not a directory", "/proc/x": "cannot be written"}
