@@ -31,7 +31,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pylo_zoo.kernels import gpu
-from pylo_zoo.kernels.base import Adam, AdamPlan, ScratchBuffer, Task
+from pylo_zoo.kernels.base import Adam, AdamInputs, AdamPlan, ScratchBuffer, Task
 from pylo_zoo.ops.accumulators import Decays, new_accumulators
 from pylo_zoo.ops.layout import axes_of
 from pylo_zoo.ops.rule import Rule, adafac_rule, celo2_rule, velo_rule
@@ -121,7 +121,7 @@ def _steps(kernels: gpu.GpuKernels) -> Iterator[tuple[str, Any]]:
 
             def adam_step(plan: AdamPlan = plan, p: torch.Tensor = p, one: torch.Tensor = one) -> None:
                 numbers = torch.tensor([[0.9, 0.95, 1e-8, 0.0, torch.inf]], dtype=torch.float64)
-                plan.step([p], [p.clone()], numbers, one.long(), (one, one), None)
+                plan.step(AdamInputs([p], [p.clone()], numbers, one.long(), one, one, None))
 
             yield f"adam, {name}, {kind}", adam_step
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pylo_zoo.kernels import Adam, Kernels
+from pylo_zoo.kernels import Adam, AdamInputs, Kernels
 
 
 class AdamCase(NamedTuple):
@@ -34,10 +34,13 @@ def step_adam(kernels: Kernels, cases: Sequence[AdamCase], scale: Tensor | None)
     numbers = [(*case.betas, case.eps, case.eps_root, case.max_gradient) for case in cases]
     factors = torch.tensor([(case.coefficient, case.shrink) for case in cases], dtype=torch.float64)
     plan.step(
-        [case.p for case in cases],
-        [case.g for case in cases],
-        torch.tensor(numbers, dtype=torch.float64),
-        torch.tensor([case.step for case in cases]),
-        (factors[:, 0], factors[:, 1]),
-        scale,
+        AdamInputs(
+            [case.p for case in cases],
+            [case.g for case in cases],
+            torch.tensor(numbers, dtype=torch.float64),
+            torch.tensor([case.step for case in cases]),
+            factors[:, 0],
+            factors[:, 1],
+            scale,
+        )
     )

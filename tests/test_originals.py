@@ -18,7 +18,7 @@ serialization = pytest.importorskip("flax.serialization")
 
 from pylo_zoo import config  # noqa: E402  (needs jax)
 from pylo_zoo.errors import ZooError  # noqa: E402
-from pylo_zoo.parity import originals  # noqa: E402
+from pylo_zoo.parity import original_packages, originals  # noqa: E402
 from pylo_zoo.parity.originals import ORIGINALS, TOLERANCE, available, check_reference, run_original  # noqa: E402
 from pylo_zoo.reference import FAMILIES  # noqa: E402
 
@@ -119,7 +119,7 @@ def test_a_missing_package_is_named(tmp_path: Path) -> None:
             with pytest.raises(ZooError, match="cannot be imported") as caught:
                 run_original(family, **request(family))
             assert original.module in caught.value.message
-            assert originals.HOMES[original.package] in caught.value.hint
+            assert original_packages.HOMES[original.package] in caught.value.hint
 
 
 def test_a_version_without_the_optimizer_is_named(tmp_path: Path) -> None:

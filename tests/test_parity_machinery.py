@@ -19,7 +19,7 @@ from pylo_zoo.errors import ZooError
 from pylo_zoo.kernels import cpu as cpu_kernels
 from pylo_zoo.kernels import kernels_for
 from pylo_zoo.optim import optimizer_class
-from pylo_zoo.parity import cases, controls, explain, forward, plan, sides, steps, trajectory
+from pylo_zoo.parity import cases, controls, explain, forward, plan, sides, steps, torch_side, trajectory
 from pylo_zoo.parity.leaves import Leaves
 from pylo_zoo.report import bounds, tables
 from pylo_zoo.report.reading import read_report
@@ -216,12 +216,12 @@ def every_check_passes(patch: Patch) -> None:
 
 
 def the_fused_side_runs_eager(patch: Patch) -> None:
-    right = sides.TorchSide.__init__
+    right = torch_side.TorchSide.__init__
 
     def init(self: Any, *arguments: Any, kernels: str = "", tamper: Any = None) -> None:
         right(self, *arguments)
 
-    patch.setattr(sides.TorchSide, "__init__", init)
+    patch.setattr(torch_side.TorchSide, "__init__", init)
 
 
 def faults_are_not_planted(patch: Patch) -> None:

@@ -19,8 +19,8 @@ from pylo_zoo import artifact
 from pylo_zoo.artifact import VECTORS, Artifact, pack_arrays, read_arrays
 from pylo_zoo.parity import cases, replay_file, trajectory, vectors
 from pylo_zoo.parity.forward import Network, torch_forward
-from pylo_zoo.parity.sides import TorchSide
 from pylo_zoo.parity.targets import replay_target
+from pylo_zoo.parity.torch_side import TorchSide
 from pylo_zoo.parity.trajectory import Original, WholeRun
 from pylo_zoo.pipeline import build_artifact
 

@@ -12,7 +12,7 @@ import logging
 import torch
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.kernels.base import Adam, AdamPlan, KernelPlan, Kernels, Normalized, ScratchBuffer, Task
+from pylo_zoo.kernels.base import Adam, AdamInputs, AdamPlan, KernelPlan, Kernels, Normalized, ScratchBuffer, Task
 from pylo_zoo.warn import warn
 
 BACKENDS = ("auto", "eager", "fused")
@@ -73,6 +73,7 @@ def _find(kind: str) -> Kernels | str:
 __all__ = [
     "BACKENDS",
     "Adam",
+    "AdamInputs",
     "AdamPlan",
     "KernelPlan",
     "Kernels",

@@ -54,6 +54,25 @@ class Adam(NamedTuple):
     """Use ``β1·m + (1 − β1)·g`` instead of ``m`` in ``m̂`` (NAdamW, SPEC §7)."""
 
 
+class AdamInputs(NamedTuple):
+    """What one AdamW step of N parameters reads."""
+
+    values: Sequence[Tensor]
+    """As in :meth:`KernelPlan.advance`."""
+    gradients: Sequence[Tensor]
+    numbers: Tensor
+    """float64 ``[N, 5]`` on the CPU: β1, β2, eps, eps_root, and the limit to which a gradient's elements are clipped
+    (``inf`` disables clipping)."""
+    counts: Tensor
+    """The 1-based numbers of these updates, for the bias correction, int64 ``[N]`` on the CPU."""
+    coefficient: Tensor
+    """``[N]``"""
+    shrink: Tensor
+    """``[N]``"""
+    scale: Tensor | None
+    """A scalar that multiplies gradients first."""
+
+
 class Normalized(NamedTuple):
     """One parameter of CELO2's last pass (SPEC §6)."""
 
@@ -115,29 +134,8 @@ class KernelPlan(Protocol):
 class AdamPlan(Protocol):
     """Parameters that kernels step together with AdamW. A plan keeps the memory of the moments alive."""
 
-    def step(
-        self,
-        values: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        numbers: Tensor,
-        counts: Tensor,
-        factors: tuple[Tensor, Tensor],
-        scale: Tensor | None,
-        checked: bool = False,
-    ) -> None:
-        """One step of every parameter, in place.
-
-        Args:
-            values, gradients, checked: as in :meth:`KernelPlan.advance`.
-            numbers: float64 ``[N, 5]`` on the CPU: β1, β2, eps, eps_root, and the limit to which a gradient's elements
-                are clipped (``inf`` disables clipping).
-            counts: the 1-based numbers of these updates, for the bias correction, int64 ``[N]`` on the CPU.
-            factors: coefficient and shrink, ``[N]`` each.
-            scale: a scalar that multiplies gradients first.
-
-        Raises:
-            ZooError: as :meth:`KernelPlan.advance`.
-        """
+    def step(self, inputs: AdamInputs, checked: bool = False) -> None:
+        """One step of every parameter, in place; ``checked`` and errors are those of :meth:`KernelPlan.advance`."""
         ...
 
 

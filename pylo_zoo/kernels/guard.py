@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.kernels.base import Adam, Normalized, Task
+from pylo_zoo.kernels.base import Adam, AdamInputs, Normalized, Task
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.ops.rule import Rule
@@ -62,9 +62,19 @@ def check_adam(tasks: Sequence[Adam], dtypes: Collection[torch.dtype], device: t
     _check(moments, [values[k - k % 2].numel() for k in range(len(moments))], FLOAT, device)
 
 
-def check_adam_numbers(numbers: Tensor, counts: Tensor, factors: tuple[Tensor, Tensor], count: int) -> None:
-    """Raise :class:`ZooError` unless AdamW's numbers are those of ``count`` parameters."""
-    shapes = [tuple(each.shape) for each in (numbers, counts, *factors)]
+def check_adam_inputs(
+    inputs: AdamInputs,
+    moments: Sequence[tuple[Tensor, Tensor]] | None,
+    dtypes: Collection[torch.dtype],
+    device: torch.device,
+) -> None:
+    """Raise :class:`ZooError` unless ``inputs`` fit each other and, if given, their ``moments``."""
+    if moments is not None:
+        tensors = zip(inputs.values, inputs.gradients, moments, strict=True)
+        check_adam([Adam(p, g, *kept, False) for p, g, kept in tensors], dtypes, device)
+    check_numbers("scale", inputs.scale, 1)
+    count = len(inputs.values)
+    shapes = [tuple(each.shape) for each in (inputs.numbers, inputs.counts, inputs.coefficient, inputs.shrink)]
     if shapes != [(count, 5), (count,), (count,), (count,)]:
         raise ZooError(f"AdamW's numbers have shapes {shapes}; kernels step {count} parameters.", HINT)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pylo_zoo.kernels import Adam, AdamPlan
+from pylo_zoo.kernels import Adam, AdamInputs, AdamPlan
 from pylo_zoo.optim.base import Group, LearnedOptimizer, ParamStep
 from pylo_zoo.optim.kernel_batch import KernelBatch, product_of
 from pylo_zoo.optim.step_plan import share_memory
@@ -27,7 +27,7 @@ class AdamW(NamedTuple):
 
     @property
     def numbers(self) -> tuple[float, ...]:
-        """:attr:`pylo_zoo.kernels.AdamPlan.NUMBERS`, in that order."""
+        """A row of :attr:`pylo_zoo.kernels.AdamInputs.numbers`."""
         return (*self.betas, self.eps, self.eps_root, self.max_gradient)
 
 
@@ -98,5 +98,6 @@ def _step(batch: KernelBatch, options: Sequence[AdamW], rates: Tensor, shrink: T
     kernel_plan = batch.keep("plan", plan)  # checks the tensors, before anything changes
     counts += 1
     numbers = batch.spread(torch.tensor([each.numbers for each in options], dtype=torch.float64))
-    kernel_plan.step(batch.values, gradients, numbers, counts, (rates, shrink), batch.items[0].scale, checked=True)
+    inputs = AdamInputs(batch.values, gradients, numbers, counts, rates, shrink, batch.items[0].scale)
+    kernel_plan.step(inputs, checked=True)
     batch.finish()

@@ -17,7 +17,7 @@ from pylo_zoo import converters
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
 from pylo_zoo.parity.jax_mode import x64
-from pylo_zoo.parity.sides import build_reference
+from pylo_zoo.parity.jax_side import build_reference
 from pylo_zoo.parity.steps import DTYPES, MAX_MESSAGE
 from pylo_zoo.report import bounds
 from pylo_zoo.report.records import Check, Error

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.kernels import Adam, AdamPlan, Kernels, Normalized, ScratchBuffer
+from pylo_zoo.kernels import Adam, AdamInputs, AdamPlan, Kernels, Normalized, ScratchBuffer
 from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.parity import plan
 from pylo_zoo.parity.controls import ALREADY_WRONG
@@ -73,8 +73,8 @@ class _UnmovedAdam:
     def __init__(self, kernels: _Unmoved, plan: AdamPlan) -> None:
         self._kernels, self._plan = kernels, plan
 
-    def step(self, values: Sequence[Tensor], *arguments: Any, **options: Any) -> None:
-        self._kernels.restoring(values, lambda: self._plan.step(values, *arguments, **options))
+    def step(self, inputs: AdamInputs, checked: bool = False) -> None:
+        self._kernels.restoring(inputs.values, lambda: self._plan.step(inputs, checked))
 
 
 class _LastElement(_Unmoved):

@@ -17,8 +17,10 @@ from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
 from pylo_zoo.parity import cases
 from pylo_zoo.parity.cases import CASES, Case
+from pylo_zoo.parity.jax_side import JaxSide
 from pylo_zoo.parity.quantities import PARAMETER, PER_TENSOR, order
-from pylo_zoo.parity.sides import JaxSide, Outcome, Snapshot, StateMismatch, Tamper, TorchSide, with_behavior
+from pylo_zoo.parity.sides import Outcome, Snapshot, StateMismatch, Tamper, with_behavior
+from pylo_zoo.parity.torch_side import TorchSide
 from pylo_zoo.report import bounds
 
 DTYPES = ("float64", "float32")

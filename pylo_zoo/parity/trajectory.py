@@ -12,8 +12,9 @@ from pylo_zoo import converters
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.parity import cases
 from pylo_zoo.parity.cases import CASES, REDUCED, Case
-from pylo_zoo.parity.sides import JaxSide, TorchSide
+from pylo_zoo.parity.jax_side import JaxSide
 from pylo_zoo.parity.steps import DTYPES, LAYOUTS
+from pylo_zoo.parity.torch_side import TorchSide
 from pylo_zoo.report import bounds
 from pylo_zoo.report.records import Check, Error
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pylo_zoo.errors import ZooError, count
 from pylo_zoo.kernels import guard
-from pylo_zoo.kernels.base import Adam, Normalized, ScratchBuffer, Task
+from pylo_zoo.kernels.base import Adam, AdamInputs, Normalized, ScratchBuffer, Task
 from pylo_zoo.kernels.cpu import build, records
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.mlp import Layer
@@ -78,35 +78,22 @@ class CpuAdamPlan:
 
     def __init__(self, library: Any, tasks: Sequence[Adam]) -> None:
         self._library = library
-        self._kept = [task[2:4] for task in tasks]
+        self._kept = [(task.momentum, task.second_moment) for task in tasks]
         self._records = records.adam_records(tasks)
         self._pointers = torch.frombuffer(self._records, dtype=torch.int64).view(len(tasks), -1)[:, :2]
         self._numbers = torch.frombuffer(self._records, dtype=torch.float32).view(len(tasks), -1)[:, 10:19]
 
-    def step(
-        self,
-        values: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        numbers: Tensor,
-        counts: Tensor,
-        factors: tuple[Tensor, Tensor],
-        scale: Tensor | None,
-        checked: bool = False,
-    ) -> None:
-        if not checked:
-            tasks = [Adam(p, g, *kept, False) for p, g, kept in zip(values, gradients, self._kept, strict=True)]
-            guard.check_adam(tasks, CpuKernels.dtypes, CPU)
-        guard.check_numbers("scale", scale, 1)
-        guard.check_adam_numbers(numbers, counts, factors, len(self._kept))
-        _set_addresses(self._pointers, values, gradients)
-        betas, eps, eps_root, limit = numbers.split([2, 1, 1, 1], dim=1)
-        coefficient, shrink = (each.to(numbers)[:, None] for each in factors)
-        corrections = 1 / (1 - betas ** counts[:, None])
+    def step(self, inputs: AdamInputs, checked: bool = False) -> None:
+        guard.check_adam_inputs(inputs, None if checked else self._kept, CpuKernels.dtypes, CPU)
+        _set_addresses(self._pointers, inputs.values, inputs.gradients)
+        betas, eps, eps_root, limit = inputs.numbers.split([2, 1, 1, 1], dim=1)
+        coefficient, shrink = (each.to(inputs.numbers)[:, None] for each in (inputs.coefficient, inputs.shrink))
+        corrections = 1 / (1 - betas ** inputs.counts[:, None])
         columns = betas, eps, eps_root, coefficient, shrink, limit, corrections
         self._numbers.copy_(torch.cat(columns, dim=1))
-        scale = _on_cpu(scale)
+        scale = _on_cpu(inputs.scale)
         rows = (ctypes.c_char * len(self._records)).from_buffer(self._records)
-        count = ctypes.c_int64(len(values))
+        count = ctypes.c_int64(len(inputs.values))
         self._library.pylo_zoo_adam(rows, count, _pointer(scale), torch.get_num_threads())
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.kernels import guard
-from pylo_zoo.kernels.base import Adam
+from pylo_zoo.kernels.base import Adam, AdamInputs
 from pylo_zoo.kernels.gpu.adam import adam_elements
 from pylo_zoo.kernels.gpu.launch import launch
 from pylo_zoo.kernels.gpu.records import STEPS, TYPES, blocks, ceil_div, factors_of, rows, scale_of, upload
@@ -23,30 +23,19 @@ class GpuAdamPlan:
 
     def __init__(self, tasks: Sequence[Adam]) -> None:
         self._device = tasks[0].p.device
-        self._kept = [(*task[2:4], task.nesterov) for task in tasks]
+        self._kept = [(task.momentum, task.second_moment) for task in tasks]
+        self._nesterov = [int(task.nesterov) for task in tasks]
         self._kinds: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
         """The records' table and the block table of each kind."""
         self._signature: tuple[object, ...] = ()
 
-    def step(
-        self,
-        values: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        numbers: Tensor,
-        counts: Tensor,
-        factors: tuple[Tensor, Tensor],
-        scale: Tensor | None,
-        checked: bool = False,
-    ) -> None:
-        if not checked:
-            tasks = [Adam(p, g, *kept) for p, g, kept in zip(values, gradients, self._kept, strict=True)]
-            guard.check_adam(tasks, TYPES, self._device)
-        guard.check_numbers("scale", scale, 1)
-        guard.check_adam_numbers(numbers, counts, factors, len(self._kept))
+    def step(self, inputs: AdamInputs, checked: bool = False) -> None:
+        values, gradients = inputs.values, inputs.gradients
+        guard.check_adam_inputs(inputs, None if checked else self._kept, TYPES, self._device)
         signature = *(list(map(Tensor.data_ptr, x)) for x in (values, gradients)), [g.dtype for g in gradients]
         if signature != self._signature:
             self._kinds, self._signature = self._tables(values, gradients), signature
-        scale, table = scale_of(scale, self._device), self._numbers(numbers, counts, *factors)
+        scale, table = scale_of(inputs.scale, self._device), self._numbers(inputs)
         for (aligned, p_type, g_type), (records, programs) in self._kinds.items():
             launch(
                 adam_elements, len(programs), records, programs, table, scale,
@@ -57,10 +46,10 @@ class GpuAdamPlan:
         self, values: Sequence[Tensor], gradients: Sequence[Tensor]
     ) -> dict[tuple[Any, ...], tuple[Tensor, Tensor]]:
         kinds: dict[tuple[Any, ...], list[dict[str, int]]] = {}
-        for k, (p, g, (m, v, nesterov)) in enumerate(zip(values, gradients, self._kept, strict=True)):
+        for k, (p, g, (m, v)) in enumerate(zip(values, gradients, self._kept, strict=True)):
             addresses = {"p": p.data_ptr(), "g": g.data_ptr(), "momentum": m.data_ptr(), "second_moment": v.data_ptr()}
             aligned = p.numel() % 4 == 0 and all(address % 16 == 0 for address in addresses.values())
-            record = {**addresses, "size": p.numel(), "task": k, "nesterov": int(nesterov)}
+            record = {**addresses, "size": p.numel(), "task": k, "nesterov": self._nesterov[k]}
             kinds.setdefault((aligned, p.dtype, g.dtype), []).append(record)
         return {
             kind: (
@@ -70,12 +59,12 @@ class GpuAdamPlan:
             for kind, records in kinds.items()
         }
 
-    def _numbers(self, numbers: Tensor, counts: Tensor, coefficient: Tensor, shrink: Tensor) -> Tensor:
+    def _numbers(self, inputs: AdamInputs) -> Tensor:
         """The values of :data:`~pylo_zoo.kernels.gpu.adam.NUMBERS`. Decays are rounded to float32, as in eager."""
-        betas, rest = numbers.split([2, 3], dim=1)
+        betas, rest = inputs.numbers.split([2, 3], dim=1)
         betas = betas.float().double()
-        corrections = 1 - betas ** counts[:, None]
+        corrections = 1 - betas ** inputs.counts[:, None]
         on_host = torch.cat([betas, corrections, rest], dim=1).float()
         table = upload(on_host, self._device)
-        factors = torch.stack([factors_of(coefficient, self._device), factors_of(shrink, self._device)], dim=1)
+        factors = torch.stack([factors_of(each, self._device) for each in (inputs.coefficient, inputs.shrink)], dim=1)
         return torch.cat([table[:, :6], factors, table[:, 6:]], dim=1)
