@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.kernels import Adam, AdamInputs, AdamPlan
+from pylo_zoo.ops.apply import foreach
 from pylo_zoo.optim.base import Group, LearnedOptimizer, ParamStep
 from pylo_zoo.optim.kernel_batch import KernelBatch, product_of
-from pylo_zoo.optim.step_plan import share_memory
+from pylo_zoo.optim.state_checks import join
 
 
 class AdamW(NamedTuple):
@@ -81,6 +82,16 @@ class AdamBatches:
         self.items[k].write_back()
 
 
+def _count(batch: KernelBatch) -> Tensor:
+    """Add 1 to the counter of each parameter; returns the new counts ``[N]``."""
+    shared = batch.keep("counts", lambda: join([item.state["step"] for item in batch.items]))
+    if shared is not None:
+        return shared.add_(1)
+    counters = [item.state["step"] for item in batch.items]
+    foreach._foreach_add_(counters, 1)
+    return torch.stack(counters)
+
+
 def _step(batch: KernelBatch, options: Sequence[AdamW], rates: Tensor, shrink: Tensor) -> None:
     gradients = batch.begin()
     states = [item.state for item in batch.items]
@@ -93,10 +104,8 @@ def _step(batch: KernelBatch, options: Sequence[AdamW], rates: Tensor, shrink: T
             ]
         )
 
-    counts = batch.keep("counts", lambda: share_memory(states, "step"))
-    assert counts is not None  # counters are int64 scalars on the CPU
     kernel_plan = batch.keep("plan", plan)  # checks the tensors, before anything changes
-    counts += 1
+    counts = _count(batch)
     numbers = batch.spread(torch.tensor([each.numbers for each in options], dtype=torch.float64))
     inputs = AdamInputs(batch.values, gradients, numbers, counts, rates, shrink, batch.items[0].scale)
     kernel_plan.step(inputs, checked=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,14 +12,12 @@ from torch import Tensor
 from pylo_zoo.kernels import Kernels
 from pylo_zoo.ops.transfer import number, upload, upload_numbers
 from pylo_zoo.optim.contract import Group
-from pylo_zoo.optim.step_plan import ParamStep
-
-T = TypeVar("T")
+from pylo_zoo.optim.step_plan import Kept, ParamStep
 
 _dtype = attrgetter("dtype")
 
 
-class KernelBatch:
+class KernelBatch(Kept):
     """Parameters on one device that its kernels update together. It lives as long as the plan of the step.
 
     Attributes:
@@ -31,25 +29,19 @@ class KernelBatch:
     """
 
     def __init__(self, kernels: Kernels) -> None:
+        super().__init__()
         self.kernels = kernels
         self.positions: list[int] = []
         self.items: list[ParamStep] = []
         self.values: list[Tensor] = []
         self.advanced: Any = None
         self._copied: set[int] = set()
-        self._kept: dict[str, Any] = {}
         self._rates: tuple[Any, tuple[Tensor, Tensor]] | None = None
 
     def add(self, position: int, item: ParamStep) -> None:
         item.is_direct = item.fits(self.kernels.dtypes)
         self.positions.append(position)
         self.items.append(item)
-
-    def keep(self, name: str, build: Callable[[], T]) -> T:
-        """The value of ``build``, computed once."""
-        if name not in self._kept:
-            self._kept[name] = build()
-        return self._kept[name]
 
     def begin(self) -> list[Tensor]:
         """Set :attr:`values`; returns the gradients, contiguous, in a dtype of the kernels."""

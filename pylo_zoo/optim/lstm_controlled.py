@@ -23,7 +23,7 @@ from pylo_zoo.optim.base import Group, LearnedOptimizer, Loss, ParamStep, new_co
 from pylo_zoo.optim.checks import as_float, is_local_loss, require
 from pylo_zoo.optim.contract import ParamGrad
 from pylo_zoo.optim.options import SharedOptions, Unpack
-from pylo_zoo.optim.state_checks import Snapshot
+from pylo_zoo.optim.state_checks import Snapshot, join
 from pylo_zoo.optim.step_plan import share_memory
 
 DECAYS = ("decoupled", "l2")
@@ -265,8 +265,9 @@ class LSTMControlledOptimizer(LearnedOptimizer):
         """The LSTM's state ``[N, H]``, of which each parameter's is a row; None if it is not on the LSTM's device."""
         if torch.compiler.is_compiling() or self._plan is None or items is not self._plan.items:
             return None
-        states = [item.state for item in items]
-        hidden, cell = (self._plan.keep(name, lambda n=name: share_memory(states, n)) for name in LSTM_STATE)
+        hidden, cell = (
+            self._plan.keep(name, lambda n=name: join([item.state[n] for item in items])) for name in LSTM_STATE
+        )
         if hidden is None or cell is None or (hidden.dtype, hidden.device) != (like.dtype, like.device):
             return None
         return hidden, cell

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -118,38 +118,43 @@ class ParamStep:
         self._p = self._copy_target = None
 
 
-@dataclass
-class StepPlan:
-    """Everything about a step that does not change while the same parameters have gradients.
+class Kept:
+    """Values that are computed once and live as long as the object."""
 
-    It is valid until a check finds that a parameter, a gradient's dtype, a state tensor or a group option has changed
-    (:mod:`pylo_zoo.optim.state_checks`).
-    """
-
-    snapshot: Snapshot | None
-    """What the parameters, gradients and state were when this plan was made."""
-    items: list[ParamStep]
-    _kept: dict[str, Any] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._kept: dict[str, Any] = {}
 
     def keep(self, name: str, build: Callable[[], T]) -> T:
-        """The value of ``build``, computed once per plan."""
+        """The value of ``build``, which is called only the first time."""
         if name not in self._kept:
             self._kept[name] = build()
         return self._kept[name]
 
 
-def share_memory(states: Sequence[dict[str, Tensor]], name: str) -> Tensor | None:
+class StepPlan(Kept):
+    """Everything about a step that does not change while the same parameters have gradients.
+
+    It is valid until a check finds that a parameter, a gradient's dtype, a state tensor or a group option has changed
+    (:mod:`pylo_zoo.optim.state_checks`).
+
+    Args:
+        snapshot: what the parameters, gradients and state were when this plan was made.
+        items: the parameters.
+    """
+
+    def __init__(self, snapshot: Snapshot | None, items: list[ParamStep]) -> None:
+        super().__init__()
+        self.snapshot, self.items = snapshot, items
+
+
+def share_memory(states: Sequence[dict[str, Tensor]], name: str) -> None:
     """Store an entry of many states in one tensor ``[N, …]``, whose rows replace the entries.
 
-    Returns:
-        The tensor, or None if the entries differ in shape, dtype or device.
+    Does nothing if the entries are such rows already, or differ in shape, dtype or device.
     """
     entries = [state[name] for state in states]
-    if len({(each.shape, each.dtype, each.device) for each in entries}) > 1 or entries[0].is_meta:
-        return None
-    shared = join(entries)
-    if shared is None:
+    alike = len({(each.shape, each.dtype, each.device) for each in entries}) == 1
+    if alike and not entries[0].is_meta and join(entries) is None:
         shared = torch.stack(entries)
         for k, state in enumerate(states):
             state[name] = shared[k]
-    return shared
