@@ -365,6 +365,7 @@ def test_a_replay_needs_no_jax_and_detects_faults(proven: Path, monkeypatch: pyt
     report = parity.replay(read(proven.parent / "changed"))
     assert report.status == "failed"
     assert report.statements.contradictions
+    assert report.leaves.compared == 0, "the old proof's leaves are not those of the edited weights"
     assert any(not check.passed for check in report.checks if check.level == "trajectory")
 
 

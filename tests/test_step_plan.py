@@ -12,6 +12,7 @@ from contract_table import TABLE, give_gradients, make, parameters, same
 from torch import nn
 
 from pylo_zoo.kernels import kernels_for
+from pylo_zoo.optim import CELO2, MuLO
 
 SHAPES = [(6, 6), (4, 4, 3, 3), (7,), (9,), ()]
 PLANNED = [name for name, entry in TABLE.items() if entry.weights is not None]
@@ -95,9 +96,9 @@ def other_backend(optimizer: Any, params: list[nn.Parameter]) -> None:
 
 
 def other_limit(optimizer: Any, params: list[nn.Parameter]) -> None:
-    for option in ("grad_clip_val", "width_mult"):
-        if option in optimizer.plan_options:
-            optimizer.param_groups[0][option] = 0.01
+    option = "width_mult" if isinstance(optimizer, MuLO) else "grad_clip_val"
+    if isinstance(optimizer, (MuLO, CELO2)):
+        optimizer.param_groups[0][option] = 0.01
 
 
 def a_strided_gradient(optimizer: Any, params: list[nn.Parameter]) -> None:

@@ -1,8 +1,8 @@
 """Checks that parameters, gradients and state fit each other, before a step writes anything.
 
 Users replace ``p.data``, assign ``state[p][name]`` or move tensors between steps, and kernels use raw addresses. So
-every step reads the shape, dtype, device and contiguity of each tensor that it uses, and identity and address of the
-state. On the fast path, all of it equals the previous step's, and the step's plan stays valid
+every step reads the shape, dtype, device and contiguity of each tensor that it uses, and the addresses of the state. On
+the fast path, all of it equals the previous step's, and the step's plan stays valid
 (:class:`~pylo_zoo.optim.step_plan.StepPlan`). Any difference takes the slow path, which reports the tensor that does
 not fit. The address alone is not enough: ``state.data = state.data.expand(…)`` keeps it.
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from numbers import Real
-from operator import attrgetter, eq, is_, itemgetter
+from operator import attrgetter, eq, itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -57,10 +57,8 @@ class Snapshot(NamedTuple):
     """Inference mode, backend, group options, and identities of parameters and groups."""
     readers: list[Reader]
     """One per parameter; reads the known entries of its state."""
-    entries: list[Tensor]
-    """The known entries of all parameters."""
     addresses: list[int]
-    """Of the entries."""
+    """Of the known entries of all parameters."""
     counters: list[Tensor]
     """AdamW's counters, joined if they are rows of one tensor."""
     masters: list[bool]
@@ -120,7 +118,7 @@ class StateChecks:
         tensors = [*parameters, *gradients, *entries]
         dtypes, devices, shapes = (list(map(read, tensors)) for read in (_dtype, _device, _shape))
         metadata = dtypes, devices, all(map(_is_cpu, tensors)), shapes
-        places = readers, entries, _addresses(entries), counters if joined is None else [joined]
+        places = readers, _addresses(entries), counters if joined is None else [joined]
         snapshot = Snapshot(setup, *places, _masters(states), _strides(parameters), *metadata)
         self._snapshots[kind] = snapshot
         return snapshot
@@ -214,8 +212,7 @@ def _is_unchanged(
         tensors = [*parameters, *gradients, *flat]
         # Shapes are compared one at a time: a list of thousands of tuples would trigger garbage collection.
         return (
-            all(map(is_, flat, snapshot.entries))
-            and _addresses(flat) == snapshot.addresses
+            _addresses(flat) == snapshot.addresses
             and list(map(_dtype, tensors)) == snapshot.dtypes
             and (all(map(_is_cpu, tensors)) if snapshot.on_cpu else list(map(_device, tensors)) == snapshot.devices)
             and all(map(eq, map(_shape, tensors), snapshot.shapes))
