@@ -7,11 +7,15 @@ import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import family_in_repository
 import pytest
 from family_in_repository import ROOT
+
+from pylo_zoo.errors import ZooError
+from pylo_zoo.plugins import defined_in
 
 GUIDE = (ROOT / "docs" / "adding-a-family.md").read_text(encoding="utf-8")
 FOUND = """
@@ -98,3 +102,17 @@ def test_the_generic_tests_pass_for_the_family(extended: tuple[Path, set[str]]) 
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
     assert int(passed[1]) > 30
+
+
+def test_two_families_of_one_name_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "twofold"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    for name in ("a", "b"):
+        (package / f"{name}.py").write_text("import types\nvalue = types.SimpleNamespace(name='celo')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ZooError, match="twofold defines 'celo' twice"):
+        defined_in("twofold", [str(package)], types.SimpleNamespace)
+    (package / "b.py").write_text("from twofold.a import value\n")
+    sys.modules.pop("twofold.b")
+    assert list(defined_in("twofold", [str(package)], types.SimpleNamespace)) == ["celo"]
