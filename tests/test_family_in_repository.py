@@ -9,6 +9,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any, cast
 
 import family_in_repository
 import pytest
@@ -105,14 +106,14 @@ def test_the_generic_tests_pass_for_the_family(extended: tuple[Path, set[str]]) 
 
 
 def test_two_families_of_one_name_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "twofold"
+    package, kind = tmp_path / "twofold", cast(Any, types.SimpleNamespace)
     package.mkdir()
     (package / "__init__.py").write_text("")
     for name in ("a", "b"):
         (package / f"{name}.py").write_text("import types\nvalue = types.SimpleNamespace(name='celo')\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ZooError, match="twofold defines 'celo' twice"):
-        defined_in("twofold", [str(package)], types.SimpleNamespace)
+        defined_in("twofold", [str(package)], kind)
     (package / "b.py").write_text("from twofold.a import value\n")
     sys.modules.pop("twofold.b")
-    assert list(defined_in("twofold", [str(package)], types.SimpleNamespace)) == ["celo"]
+    assert list(defined_in("twofold", [str(package)], kind)) == ["celo"]
