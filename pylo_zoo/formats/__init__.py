@@ -181,11 +181,11 @@ def _check_not_of_artifact(path: Path) -> None:
 
 
 def _may_be_checkpoint(directory: Path) -> bool:
-    """Whether ``directory`` is an orbax checkpoint or contains an artifact's or a torch file."""
+    """Whether ``directory`` is an orbax checkpoint or contains an artifact's or a torch file, at any depth."""
     if orbax.recognizes(directory) or (directory / CONFIG_JSON).is_file():
         return True
     try:
-        files = [path for path in islice(directory.iterdir(), MAX_FILES) if path.is_file() and not path.is_symlink()]
+        files = [path for path in islice(directory.rglob("*"), MAX_FILES) if path.is_file() and not path.is_symlink()]
         return any(pylo.recognizes(_head(file), file.stat().st_size) for file in files)
     except (OSError, ZooError):
         return False
