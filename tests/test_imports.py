@@ -44,7 +44,8 @@ ARROWS = {
     "registry samples torch",
     "report": "errors jinja2 numpy parsing rich",
     "weights": "artifact convert converters errors fetch files formats hub limits registry report samples",
-    "optim": "artifact converters errors kernels nets ops torch typing_extensions warn weights",
+    "optim": "artifact converters errors kernels nets ops registry torch typing_extensions warn weights",
+    "integrations": "errors lightning optim pytorch_lightning torch warn",
     "compat": "artifact config convert errors fetch files formats limits optim parsing registry torch warn weights",
     "experiments": "artifact converters errors fetch files jinja2 leftovers matplotlib ops optim parsing pylo_zoo "
     "registry report samples sklearn torch weights",

@@ -8,6 +8,7 @@ from pylo_zoo.optim.celo2 import CELO2
 from pylo_zoo.optim.celo_adam import CeloAdam
 from pylo_zoo.optim.elo import ELO
 from pylo_zoo.optim.elo_celo2 import ELO_CELO2
+from pylo_zoo.optim.factory import create_optimizer
 from pylo_zoo.optim.groups import param_groups, routes
 from pylo_zoo.optim.mulo import MuLO
 from pylo_zoo.optim.muon import Muon, muon, muon_route
@@ -27,6 +28,7 @@ __all__ = [
     "Route",
     "Routes",
     "VeLO",
+    "create_optimizer",
     "muon",
     "muon_route",
     "optimizer_class",

@@ -95,7 +95,7 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
 
         The loss must be unscaled. The next step uses it up. A later ``set_loss``, a loss passed to ``step`` or a loaded
         state replaces it: ``GradScaler`` skips a step by not calling it, and the loss of a skipped step must not reach
-        the next one.
+        the next one. If a closure calls this, its step uses the loss that was set, not the closure's result.
         """
         self._pending_loss[:] = [loss]
 
@@ -137,6 +137,8 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
         if callable(source):
             with torch.enable_grad():
                 source = source()
+            if self._pending_loss:  # the closure called set_loss, as Lightning's hooks do
+                source = self._pending_loss.pop()
         return source
 
     def _check_loss(self, loss: Any) -> None:

@@ -19,7 +19,7 @@ from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import UsageError, ZooError, did_you_mean
 from pylo_zoo.fetch import Access, Unavailable, is_cached
 from pylo_zoo.files import is_local
-from pylo_zoo.optim import LearnedOptimizer, Muon, optimizer_class, param_groups
+from pylo_zoo.optim import LearnedOptimizer, Muon, create_optimizer, optimizer_class, param_groups
 from pylo_zoo.samples.random_weights import RANDOM
 from pylo_zoo.weights import load, no_artifact
 
@@ -110,16 +110,7 @@ class Recipe:
         """Build the optimizer for ``model`` and a run of ``steps`` steps."""
         if self.artifact is None:
             return BASELINES[self.name].make(model, self.lr, self.weight_decay)
-        cls = optimizer_class(self.artifact.family)
-        learned = "*" if converters.get(self.artifact.family).learns_all else ()
-        arguments: dict[str, Any] = {
-            **self.artifact.defaults,
-            "lr": self.lr,
-            "weight_decay": self.weight_decay,
-            "weights": self.artifact,
-            **({"num_steps": steps} if cls.needs_loss else {}),
-        }
-        optimizer = cls(param_groups(model, learned=learned), **arguments)
+        optimizer = create_optimizer(self.artifact, model, num_steps=steps, lr=self.lr, weight_decay=self.weight_decay)
         if isinstance(optimizer, LearnedOptimizer):
             optimizer.prepare_kernels()  # so step times do not include compilation
         return optimizer
