@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 OLDEST_PYTHON ?= python3.10
 OLDEST := .venv-oldest
 STAMP := $(VENV)/.installed
+LOOPS := $(VENV)/.installed-loops
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
@@ -21,7 +22,7 @@ demo: $(STAMP)  ## convert a checkpoint, prove parity, train with the result
 test: lint  ## lint, types and the tests
 	$(PYTEST)
 
-test-full: lint  ## all tests including slow ones, and a report of error margins, which must be at most a half
+test-full: lint $(LOOPS)  ## all tests including slow ones, and a report of error margins, which must be at most a half
 	$(PYTEST) -m "slow or not slow" --margins
 
 test-oldest: $(OLDEST)/.installed  ## the tests on the lowest versions that pyproject.toml allows; downloads 3 GB
@@ -45,6 +46,11 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	@echo "or about 6 GB with a CUDA build of torch."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(LOOPS): $(STAMP)
+	@echo "Installing transformers, accelerate and lightning into $(VENV), for the tests of training loops."
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,loops]'
 	@touch $@
 
 $(OLDEST)/.installed: pyproject.toml setup.py constraints-oldest.txt
