@@ -122,7 +122,7 @@ def make_trainer(net: Net, out: Path, chosen: Any, mixin: bool = True, **argumen
 @every_case
 def test_trainer_equals_a_plain_loop(tmp_path: Path, name: str) -> None:
     net = Net()
-    constant = {} if CASES[name][0].needs_loss else {"lr_scheduler_type": "constant"}
+    constant: dict[str, Any] = {} if CASES[name][0].needs_loss else {"lr_scheduler_type": "constant"}
     trainer = make_trainer(net, tmp_path, CASES[name], **constant)
     trainer.train()
     assert_as_in_plain_loop(name, net, trainer.optimizer)
@@ -155,7 +155,7 @@ def test_trainer_warns_about_a_schedule_that_it_does_not_use(tmp_path: Path) -> 
 
 def test_trainer_resumes_bit_for_bit(tmp_path: Path) -> None:
     whole, resumed = Net(), Net()
-    settings = {"save_strategy": "steps", "save_steps": 2}
+    settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2}
     make_trainer(whole, tmp_path, CASES["VeLO"], **settings).train()
     make_trainer(resumed, tmp_path, CASES["VeLO"], **settings).train(
         resume_from_checkpoint=str(tmp_path / "checkpoint-2")

@@ -44,6 +44,7 @@ class TrainerMixin(_Trainer):
     _micro_batches: MicroBatchLosses | None = None
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        chosen: Any
         chosen, options = self.optimizer_cls_and_kwargs or (None, {})
         is_ours = isinstance(chosen, str) or (isinstance(chosen, type) and issubclass(chosen, ZooOptimizer))
         if self.optimizer is not None or not is_ours:

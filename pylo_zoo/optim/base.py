@@ -19,7 +19,7 @@ from pylo_zoo.kernels import Kernels, kernels_for
 from pylo_zoo.ops.gradients import global_norm_scale
 from pylo_zoo.ops.layout import Axes, axes_of
 from pylo_zoo.optim.advice import decay_warning
-from pylo_zoo.optim.checks import check_max_norm, describe_parameter, require, to_state_tensors
+from pylo_zoo.optim.checks import check_max_norm, check_not_partial, describe_parameter, require, to_state_tensors
 from pylo_zoo.optim.contract import Group, Loss, ParamGrad, ZooOptimizer
 from pylo_zoo.optim.options import SharedOptions, Unpack, check_options
 from pylo_zoo.optim.precision import master_copy, state_dtype
@@ -72,6 +72,7 @@ class LearnedOptimizer(ZooOptimizer):
                 f"Use weights of family {' or '.join(self.families)}; `pylo-zoo list` shows them.",
             )
         self.clip_norm = check_max_norm("clip_norm", clip_norm)
+        check_not_partial(type(self).__name__, None if self.clip_norm is None else f"clip_norm={clip_norm}")
         self._meta_networks: dict[tuple[torch.device, torch.dtype], MetaNetwork] = {}
         self._axes: dict[tuple[torch.Size, str], Axes] = {}
         self._plan: StepPlan | None = None

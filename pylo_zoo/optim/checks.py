@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from pylo_zoo.errors import ZooError, quoted
+from pylo_zoo.errors import ZooError, count, quoted
 from pylo_zoo.optim.state_checks import check_saved
 
 
@@ -124,9 +124,10 @@ def check_parameter(p: Tensor, optimizer: str, group: Mapping[str, Any] | None =
         group: its group, for messages.
     """
     check_initialized(p)
+    library = sharding(p)
     require(
-        not is_sharded(p),
-        f"A {describe_parameter(p, group)} is sharded ({type(p).__name__}), which is not supported yet.",
+        library is None,
+        f"A {describe_parameter(p, group)} is sharded ({library}), which is not supported yet.",
         f"Use DistributedDataParallel or one process: {optimizer} reads whole tensors.",
     )
     require(
@@ -165,11 +166,54 @@ def needs_update(p: Tensor, group: Mapping[str, Any] | None = None) -> bool:
     return p.numel() > 0
 
 
-def is_sharded(p: Tensor) -> bool:
-    """Whether ``p`` is a DTensor (FSDP2, tensor parallelism) or a flat parameter of FSDP1."""
+def sharding(p: Tensor) -> str | None:
+    """The library that holds only a part of ``p`` in this process, or flattened it; None if ``p`` is a whole tensor."""
+    if _is_dtensor(p):
+        return "DTensor"
+    if getattr(p, "_is_flat_param", False) or getattr(p, "_fsdp_flattened", False):  # the second: use_orig_params=True
+        return "FSDP1"
+    return "DeepSpeed ZeRO" if hasattr(p, "ds_id") or hasattr(p, "_hp_mapping") else None
+
+
+def _is_dtensor(p: Tensor) -> bool:
     library = sys.modules.get("torch.distributed.tensor")  # slow to import; a DTensor exists only if it is imported
-    is_dtensor = hasattr(library, "DTensor") and isinstance(p, library.DTensor)  # pyright: ignore
-    return is_dtensor or getattr(p, "_is_flat_param", False)
+    return hasattr(library, "DTensor") and isinstance(p, library.DTensor)  # pyright: ignore
+
+
+def check_not_replaced(groups: Iterable[Mapping[str, Any]]) -> None:
+    """Raise :class:`ZooError` if ``fully_shard`` has replaced parameters in the model since the optimizer was built.
+
+    torch 2.13 marks the parameters that it replaces; older versions do not.
+    """
+    parameters = [p for group in groups for p in group["params"]]
+    replaced = sum(hasattr(p, "_fsdp_orig_uid") and p.grad is None and not _is_dtensor(p) for p in parameters)
+    require(
+        not replaced,
+        f"fully_shard has replaced {replaced} of {count(len(parameters), 'parameter')} in the model, so this optimizer "
+        "would not train them.",
+        "Build the optimizer after fully_shard.",
+    )
+
+
+def check_not_partial(optimizer: str, reason: str | None) -> None:
+    """Raise :class:`ZooError` if ``ZeroRedundancyOptimizer`` builds an optimizer that needs all parameters.
+
+    It gives each process some of the parameters. ``reason`` is what reads all of them, or None if nothing does.
+    """
+    require(
+        reason is None or not is_built_by_zero(),
+        f"ZeroRedundancyOptimizer gives {optimizer} some of the parameters, but {reason} reads all of them.",
+        "Use DistributedDataParallel without it, or leave that option out.",
+    )
+
+
+def is_built_by_zero() -> bool:
+    """Whether ``ZeroRedundancyOptimizer`` is calling the constructor of an optimizer."""
+    library = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
+    frame = None if library is None else sys._getframe(1)
+    while frame is not None and library is not None and frame.f_globals.get("__name__") != library.__name__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def is_local_loss(loss: Any) -> bool:

@@ -17,9 +17,12 @@ from pylo_zoo.optim.checks import (
     all_finite,
     as_counter,
     as_float,
+    check_not_partial,
+    check_not_replaced,
     check_parameter,
     copy_to_device,
     describe_parameter,
+    is_built_by_zero,
     parameter_name,
     require,
     to_state_tensors,
@@ -68,6 +71,9 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
 
     def __init__(self, params: Any, defaults: dict[str, Any], **options: Unpack[SharedOptions]) -> None:
         check_options(type(self), options)
+        nonfinite = options.get("nonfinite", "propagate")
+        skips = None if nonfinite == "propagate" else f"nonfinite={nonfinite!r}"
+        check_not_partial(type(self).__name__, "its LSTM" if self.needs_loss else skips)
         exclude_from_compile(type(self))
         values: dict[str, Any] = {**DEFAULTS, **options}
         self.nonfinite: str = values["nonfinite"]
@@ -77,6 +83,9 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
         self._warned: set[str] = set()
         self._state_names: set[str] = set()  # keys of this optimizer's own entries, collected from expected_state
         self._checks = StateChecks()
+        if is_built_by_zero():  # it adds the optimizer's arguments to the groups
+            kept = {"params", "param_names", *defaults} - {"weights"}
+            params = [{name: value for name, value in group.items() if name in kept} for group in params]
         common = {"master_weights": values["master_weights"], "format_version": FORMAT_VERSION}
         super().__init__(params, {**defaults, **common})
 
@@ -121,6 +130,8 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
             grads = find_gradients(self.param_groups)
             if grads:
                 self._check_loss(loss)
+            else:
+                check_not_replaced(self.param_groups)
             if grads and (self.nonfinite == "propagate" or self._is_finite(grads, loss)):
                 with without_autocast():
                     self._step(grads, loss)
@@ -202,6 +213,7 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
         """
         if (snapshot := self._check(grads)) is not None:
             return snapshot
+        check_not_replaced(self.param_groups)
         for p, _, _ in grads:
             state = self.state.get(p, {})
             if "step" in state and not isinstance(state["step"], Tensor):  # wrappers may store an int

@@ -9,16 +9,16 @@ from typing import Any
 
 from torch import nn
 
-from pylo_zoo import converters, registry
+from pylo_zoo import converters
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError, did_you_mean, quoted
 from pylo_zoo.optim.adafac import AdafacLO
-from pylo_zoo.optim.base import LearnedOptimizer
 from pylo_zoo.optim.celo_adam import CeloAdam
 from pylo_zoo.optim.checks import require
 from pylo_zoo.optim.contract import ZooOptimizer
 from pylo_zoo.optim.groups import param_groups
 from pylo_zoo.optim.muon import Muon
+from pylo_zoo.registry import load_registry
 from pylo_zoo.weights import RANDOM, load
 
 CLASS_NAMES = {cls.__name__.lower(): weights for cls, weights in ((AdafacLO, "mulo"), (CeloAdam, "celo-adam"))}
@@ -54,7 +54,7 @@ def create_optimizer(
         return Muon(_groups(model_or_params, groups), **options)
     artifact = load(options.pop("weights", None) or _checkpoint(name))
     converter = converters.get(artifact.family)
-    cls: type[LearnedOptimizer] = converter.load(converter.optimizer)
+    cls: Any = converter.load(converter.optimizer)
     if isinstance(name, type) and not issubclass(name, cls):
         raise ZooError(
             f"{name.__name__} cannot run {artifact.name!r}: it is a {artifact.family} checkpoint.",
@@ -64,7 +64,7 @@ def create_optimizer(
         require(num_steps is not None, f"{cls.__name__} needs num_steps.", "Pass the planned number of steps.")
         options["num_steps"] = num_steps
     parameters = _groups(model_or_params, groups, learned="*" if converter.learns_all else ())
-    return cls(parameters, **{"weights": artifact, **artifact.defaults, **options})  # pyright: ignore[reportCallIssue]
+    return cls(parameters, **{"weights": artifact, **artifact.defaults, **options})
 
 
 def _groups(model_or_params: Any, groups: Iterable[Any] | None, **options: Any) -> Any:
@@ -80,9 +80,9 @@ def _checkpoint(name: str | Path | Artifact | type[ZooOptimizer]) -> str | Path 
         return inspect.signature(name).parameters["weights"].default
     if not isinstance(name, str) or name.startswith(("hf://", RANDOM)) or Path(name).is_dir():
         return name
-    known, plain = registry.load_registry(), _plain(name)
+    known, plain = load_registry(), _plain(name)
     for candidate in (name, plain, CLASS_NAMES.get(plain)):
-        if candidate in known:
+        if candidate is not None and candidate in known:
             return candidate
     if "/" in name:
         return name
