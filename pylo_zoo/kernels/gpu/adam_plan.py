@@ -31,16 +31,17 @@ class GpuAdamPlan:
         self._uploaded: tuple[Tensor, Tensor, Tensor] | None = None
         """The last step's numbers on the host; their decays, float64 ``[N, 2]``, and the rest, on the device."""
 
-    def step(self, inputs: AdamInputs, checked: bool = False) -> None:
+    def step(self, inputs: AdamInputs, checked: bool = False, proceed: Tensor | None = None) -> None:
         values, gradients = inputs.values, inputs.gradients
         guard.check_adam_inputs(inputs, None if checked else self._kept, TYPES, self._device)
+        guard.check_proceed(proceed, self._device)
         signature = *(list(map(Tensor.data_ptr, x)) for x in (values, gradients)), [g.dtype for g in gradients]
         if signature != self._signature:
             self._kinds, self._signature = self._tables(values, gradients), signature
         scale, table = scale_of(inputs.scale, self._device), self._numbers(inputs)
         for (aligned, p_type, g_type), (records, programs) in self._kinds.items():
             launch(
-                adam_elements, len(programs), records, programs, table, scale,
+                adam_elements, len(programs), records, programs, table, scale, proceed,
                 P_TYPE=TYPES[p_type], G_TYPE=TYPES[g_type], ALIGNED=aligned, BLOCK=ADAM_BLOCK,
             )  # fmt: skip
 
