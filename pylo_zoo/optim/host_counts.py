@@ -1,4 +1,4 @@
-"""What the host knows of a run's counters, for decisions that must not wait for a device."""
+"""Copies on the host of a run's counters, for decisions that must not wait for a device."""
 
 from __future__ import annotations
 
