@@ -25,7 +25,7 @@ def is_known_on_host(gradients: Iterable[Tensor]) -> bool:
 
 
 def is_finite_loss(loss: Any, read_all: bool) -> bool:
-    """Whether a loss is finite, or not a number at all. Without ``read_all``, one on an accelerator counts as finite."""
+    """Whether a loss is finite; other objects count as finite, and without ``read_all``, losses on an accelerator."""
     if isinstance(loss, Real):
         return math.isfinite(as_float(loss))
     return not isinstance(loss, Tensor) or not (loss.is_cpu or read_all) or all_finite([loss])
@@ -84,6 +84,12 @@ class StepCondition:
         for flags in self._flags.values():
             for flag in flags:
                 flag.copy_(applies)
+
+    def set_finite(self, gradients: Sequence[Tensor], loss: Any) -> None:
+        """Set the condition that gradients, and a loss that the host cannot read, are finite; count skipped steps."""
+        on_device = loss.detach() if isinstance(loss, Tensor) and not loss.is_cpu else None
+        self.set(find_finite(gradients, on_device))
+        self.count()
 
     def clear(self) -> None:
         self.is_active, self._source = False, None
