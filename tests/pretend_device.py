@@ -57,7 +57,8 @@ class PretendTensor(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.data_ptr, Tensor.untyped_storage):
             return func(args[0].inner)
-        return super().__torch_function__(func, types, args, kwargs or {})
+        with torch._C.DisableTorchFunctionSubclass():  # results on the CPU stay plain tensors
+            return func(*args, **(kwargs or {}))
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -172,14 +173,17 @@ class PretendKernels(CpuKernels):
     def moments(self, advanced: Any) -> Tensor:
         return PretendTensor(super().moments(advanced))
 
-    def move(self, advanced: Any, *arguments: Any) -> None:
-        super().move(advanced, *tree_map(unwrap, arguments))
+    def move(self, advanced: Any, *arguments: Any, **options: Any) -> None:
+        super().move(advanced, *tree_map(unwrap, arguments), **tree_map(unwrap, options))
 
-    def steps(self, advanced: Any, layers: Any, scratch: Any) -> list[Tensor]:
-        return [PretendTensor(each) for each in super().steps(advanced, tree_map(unwrap, layers), scratch)]
+    def steps(self, advanced: Any, layers: Any, scratch: Any, proceed: Any = None) -> list[Tensor]:
+        steps = super().steps(advanced, tree_map(unwrap, layers), scratch, unwrap(proceed))
+        return [PretendTensor(each) for each in steps]
 
-    def move_normalized(self, tasks: Sequence[Normalized], *arguments: Any) -> None:
-        super().move_normalized(tree_map(unwrap, list(tasks)), *tree_map(unwrap, arguments))
+    def move_normalized(self, tasks: Sequence[Normalized], *arguments: Any, **options: Any) -> None:
+        super().move_normalized(
+            tree_map(unwrap, list(tasks)), *tree_map(unwrap, arguments), **tree_map(unwrap, options)
+        )
 
 
 class PretendPlan:
@@ -187,10 +191,10 @@ class PretendPlan:
         self._plan = plan
 
     def advance(self, *arguments: Any, **options: Any) -> Any:
-        return self._plan.advance(*tree_map(unwrap, arguments), **options)
+        return self._plan.advance(*tree_map(unwrap, arguments), **tree_map(unwrap, options))
 
     def step(self, *arguments: Any, **options: Any) -> None:
-        self._plan.step(*tree_map(unwrap, arguments), **options)
+        self._plan.step(*tree_map(unwrap, arguments), **tree_map(unwrap, options))
 
 
 def _on_device(net: nn.Module) -> nn.Module:
@@ -226,6 +230,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "L2 decay": {"weight_decay": 1e-4, "decay": "l2"},
     "accumulate": {"accumulate": 2},
     "master weights": {"master_weights": True},
+    "skip": {"nonfinite": "skip"},
+    "skip, clip_norm": {"nonfinite": "skip", "clip_norm": 1.0},
+    "skip, L2 decay": {"nonfinite": "skip", "weight_decay": 1e-4, "decay": "l2"},
+    "skip, accumulate": {"nonfinite": "skip", "accumulate": 2},
+    "skip, master weights": {"nonfinite": "skip", "master_weights": True},
 }
 """Arguments of the optimizers that have them; "master weights" uses bfloat16 parameters."""
 LOSSES: dict[str, Callable[[int], Any]] = {
@@ -260,11 +269,13 @@ def waits_of(build: Callable[[Any], Any], loss: Callable[[int], Any], dtype: tor
     return list(dict.fromkeys(found))
 
 
-def cases(thorough: bool) -> Iterator[tuple[str, dict[str, Any], str, bool]]:
+def cases(backend: str, thorough: bool) -> Iterator[tuple[str, dict[str, Any], str, bool]]:
     """Variant, its arguments, kind of loss, and whether the learning rate is on the device."""
     on_device, on_host = LOSSES
     yield "defaults", {}, on_device, False
     yield "defaults", {}, on_host, True
+    if backend == "fused":
+        yield "skip", VARIANTS["skip"], on_device, False
     if thorough:
         yield "defaults", {}, on_host, False
         yield "defaults", {}, on_device, True
@@ -278,7 +289,7 @@ def main(thorough: bool) -> None:
     for (name, entry), backend in product(TABLE.items(), ("eager", "fused")):
         accepted = inspect.signature(entry.cls).parameters
         weights = {} if entry.weights is None else {"weights": load(entry.weights)}
-        for variant, extra, loss, lr in cases(thorough):
+        for variant, extra, loss, lr in cases(backend, thorough):
             if extra.keys() <= accepted.keys():
                 arguments = {**entry.arguments, **weights, **extra, "backend": backend}
                 dtype = torch.bfloat16 if "master_weights" in extra else torch.float32

@@ -122,7 +122,7 @@ class LearnedOptimizer(ZooOptimizer):
 
     def new_run_state(self, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         """The run's state before the first step."""
-        return {"step": new_counter()}
+        return {"step": new_counter(device)}
 
     # --- stepping ------------------------------------------------------------------------------------------------
 
@@ -135,7 +135,7 @@ class LearnedOptimizer(ZooOptimizer):
             items = self._begin(grads)
             self._update_all(items, step, loss)
             self._end(items)
-        step += 1
+        self._condition.advance([step])
 
     def _step_fused(self, grads: Sequence[ParamGrad], step: Tensor, loss: Loss | None) -> None:
         """Runs outside compiled graphs (:mod:`~pylo_zoo.optim.compiling`)."""
@@ -169,8 +169,10 @@ class LearnedOptimizer(ZooOptimizer):
 
     def _update_each(self, items: Iterable[ParamStep], contexts: Iterable[Any], step: Tensor) -> None:
         for item, context in zip(items, contexts, strict=True):
+            saved = self._condition.save_written(item)
             self.update(item, step, context)
             item.write_back()
+            self._condition.restore(saved)
 
     def prepare_kernels(self) -> None:
         """Compile the kernels of the parameters' devices now instead of in the first step.
@@ -328,9 +330,9 @@ class LearnedOptimizer(ZooOptimizer):
         return to_state_tensors(entries, expected, parameters[0].device, "The state of the run")
 
 
-def new_counter() -> Tensor:
-    """A step counter, 0, on the CPU, where reading it does not wait for an accelerator."""
-    return torch.tensor(0, device="cpu")
+def new_counter(device: torch.device) -> Tensor:
+    """A counter of steps, int64 ``[]``. A captured step can advance it, because it is on the device of the step."""
+    return torch.zeros((), dtype=torch.int64, device=device)
 
 
 __all__ = ["Group", "LearnedOptimizer", "Loss", "MetaNetwork", "ParamStep", "new_counter", "state_dtype"]

@@ -134,7 +134,7 @@ class CELO2(MLPRuleOptimizer):
         if self._rule(group, axes) == "learned":
             return new_accumulators(p, axes)
         moments = {name: torch.zeros_like(p)[None] for name in ("momentum", "second_moment")}
-        return {**moments, "step": new_counter()}
+        return {**moments, "step": new_counter(p.device)}
 
     def _warn_about_settings(self, new: Sequence[ParamGrad]) -> None:
         if not self._learns_all:
@@ -180,13 +180,14 @@ class CELO2(MLPRuleOptimizer):
 
     def _move(self, batch: KernelBatch, networks: Networks) -> None:
         layers, _ = networks.select(batch)
-        deltas = self._orthogonalize(batch.items, batch.kernels.steps(batch.advanced, layers, self._scratch))
+        proceed = self._proceed(batch)
+        deltas = self._orthogonalize(batch.items, batch.kernels.steps(batch.advanced, layers, self._scratch, proceed))
         tasks = [
             Normalized(value, delta, item.axes.matrix, NORM_EPS)
             for value, item, delta in zip(batch.values, batch.items, deltas, strict=True)
         ]
         rates, shrink = batch.rates(lambda group: group["lr"], self.decay)
-        batch.kernels.move_normalized(tasks, rates * self.behavior.rmsmult, shrink)
+        batch.kernels.move_normalized(tasks, rates * self.behavior.rmsmult, shrink, proceed)
 
     def _rule(self, group: Mapping[str, Any], axes: Axes) -> str:
         if group["rule"] is not None:

@@ -22,6 +22,7 @@ from pylo_zoo.optim.advice import LRWatch, schedule_warning
 from pylo_zoo.optim.base import Group, LearnedOptimizer, Loss, ParamStep, new_counter, state_dtype
 from pylo_zoo.optim.checks import as_float, is_local_loss, require
 from pylo_zoo.optim.contract import ParamGrad
+from pylo_zoo.optim.host_counts import HostCounts
 from pylo_zoo.optim.options import SharedOptions, Unpack
 from pylo_zoo.optim.state_checks import Snapshot, join
 from pylo_zoo.optim.step_plan import share_memory
@@ -33,6 +34,8 @@ LONGEST_PLAIN_RUN = 150_000
 """Up to this many steps, ``accumulate="auto"`` does not accumulate (SPEC §4)."""
 MAX_GRADIENT = 1000.0
 """Gradients are clipped elementwise to ± this value before the update (SPEC §4)."""
+SUMS = ("gradient_sum", "loss_sum", "banked")
+"""State keys of accumulated calls, of a parameter or the run."""
 LSTM_STATE = ("lstm_hidden", "lstm_cell")
 """State keys of the LSTM."""
 
@@ -50,7 +53,9 @@ class LSTMControlledOptimizer(LearnedOptimizer):
             ``g ← g + weight_decay·p`` and ``loss ← loss + weight_decay·Σp²`` before the rule. Groups may override it.
         accumulate: number of calls of ``step`` per step of the rule, which uses their mean gradients and mean loss. The
             rule then plans for ``num_steps // accumulate`` steps. ``"auto"`` is Google's choice,
-            ``ceil(num_steps / 150_000)``, because VeLO was meta-trained on runs of up to 200,000 steps.
+            ``ceil(num_steps / 150_000)``, because VeLO was meta-trained on runs of up to 200,000 steps. On an
+            accelerator with ``nonfinite="skip"``, each call costs a step of the rule, because only the device knows how
+            many calls it has skipped.
         options: see :class:`~pylo_zoo.optim.options.SharedOptions`.
 
     State of a parameter, in addition to its accumulators: ``lstm_hidden`` and ``lstm_cell`` ``[H]``, and with
@@ -86,12 +91,12 @@ class LSTMControlledOptimizer(LearnedOptimizer):
                 f"accumulate is {accumulate}, more than num_steps={num_steps}.",
                 "Use accumulate ≤ num_steps: both count calls of step.",
             )
-        self._lr_watch = LRWatch()
+        self._lr_watch, self._counts = LRWatch(), HostCounts()
         super().__init__(params, defaults, weights, None, **options)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._lr_watch = LRWatch()
+        self._lr_watch, self._counts = LRWatch(), HostCounts()
 
     def add_param_group(self, param_group: Group) -> None:
         run = self.param_groups[0] if self.param_groups else self.defaults
@@ -118,6 +123,10 @@ class LSTMControlledOptimizer(LearnedOptimizer):
             f"Build the optimizer with accumulate={saved}.",
         )
 
+    def _after_loading(self) -> None:
+        super()._after_loading()
+        self._counts.refresh(self.param_groups[0], self.state)
+
     @property
     def num_steps(self) -> int:
         """The planned number of calls of ``step``."""
@@ -143,7 +152,7 @@ class LSTMControlledOptimizer(LearnedOptimizer):
         state = super().expected_state(p, group)
         if group["accumulate"] > 1:
             total = torch.zeros(p.shape, device=p.device, dtype=state_dtype(p))
-            state |= {"gradient_sum": total, "banked": new_counter()}
+            state |= {"gradient_sum": total, "banked": new_counter(p.device)}
         return state
 
     def new_state(self, p: Tensor, group: Group, axes: Axes) -> dict[str, Tensor]:
@@ -156,7 +165,7 @@ class LSTMControlledOptimizer(LearnedOptimizer):
         minimum = torch.full_like(average, conditioning.LOSS_MINIMUM_START)
         state = {**super().new_run_state(device, dtype), "loss_average": average, "loss_minimum": minimum}
         if self.param_groups[0]["accumulate"] > 1:
-            state |= {"loss_sum": torch.zeros((), device=device, dtype=dtype), "banked": new_counter()}
+            state |= {"loss_sum": torch.zeros((), device=device, dtype=dtype), "banked": new_counter(device)}
         return state
 
     def _step(self, grads: Sequence[ParamGrad], loss: Loss | None) -> None:
@@ -168,13 +177,18 @@ class LSTMControlledOptimizer(LearnedOptimizer):
             )
         if self.param_groups[0]["accumulate"] > 1:
             self._accumulate(grads, loss)
-            if int(self.param_groups[0]["banked"]) < self.param_groups[0]["accumulate"]:
+            members = self._count_call(grads)
+            if not members:
                 return
-            grads, loss = self._pop_means()
+            grads, loss = self._means(members)
+            self._reset_sums(members)
         super()._step(grads, loss)
+        if not torch.compiler.is_compiling() and self._counts.completes_step:
+            self._counts.add_step()
 
     def _init_state(self, grads: Sequence[ParamGrad]) -> Snapshot | None:
         snapshot = super()._init_state(grads)
+        self._counts.refresh(self.param_groups[0], self.state)
         if "schedule" not in self._warned and (fall := self._lr_watch.detect_fall(self.param_groups)):
             self._warn_once("schedule", schedule_warning(type(self).__name__, *fall))
         return snapshot
@@ -182,34 +196,79 @@ class LSTMControlledOptimizer(LearnedOptimizer):
     def _accumulate(self, grads: Sequence[ParamGrad], loss: Loss | None) -> None:
         """Add gradients and loss to the accumulated sums."""
         self._init_state(grads)
-        for p, g, _ in grads:
-            self.state[p]["gradient_sum"] += g
-            self.state[p]["banked"] += 1
-        run = self.param_groups[0]
-        run["loss_sum"] += scalar_like(loss, run["loss_sum"])
-        run["banked"] += 1
+        run, condition = self.param_groups[0], self._condition
+        added, loss = [g for _, g, _ in grads], scalar_like(loss, run["loss_sum"])
+        if condition.is_active:  # a sum is never −0, so adding 0 keeps its bits
+            added, loss = (
+                [condition.choose(g, torch.zeros_like(g)) for g in added],
+                condition.choose(loss, torch.zeros_like(loss)),
+            )
+        states = [self.state[p] for p, _, _ in grads]
+        foreach._foreach_add_([state["gradient_sum"] for state in states], added)
+        condition.advance([state["banked"] for state in states])
+        run["loss_sum"] += loss
+        condition.advance([run["banked"]])
 
     def _check(self, grads: Sequence[ParamGrad]) -> Snapshot | None:
         """Check this step's parameters and those with accumulated gradients, which the rule's step updates as well."""
         if self.param_groups[0]["accumulate"] > 1:
+            self._counts.refresh(self.param_groups[0], self.state)
             members = [(p, group) for group in self.param_groups for p in group["params"] if self.state.get(p)]
-            accumulating = [ParamGrad(p, p, group) for p, group in members if _is_accumulating(self.state[p])]
+            accumulating = [
+                ParamGrad(p, p, group)
+                for p, group in members
+                if _is_malformed(p, self.state[p]) or self._counts.is_accumulating(p, self.state[p])
+            ]
             self._checks.check(self, accumulating, "accumulating")
         return super()._check(grads)
 
-    def _pop_means(self) -> tuple[list[ParamGrad], Tensor]:
-        """The mean gradients and mean loss; resets the sums. A missing gradient counts as zeros."""
-        run, grads = self.param_groups[0], []
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p in self.state and int(self.state[p].get("banked", 0)) > 0:
-                    grads.append(ParamGrad(p, self.state[p]["gradient_sum"] / run["accumulate"], group))
-                    self.state[p]["gradient_sum"].zero_()
-                    self.state[p]["banked"].zero_()
-        loss = run["loss_sum"] / run["accumulate"]
-        run["loss_sum"].zero_()
-        run["banked"].zero_()
-        return grads, loss
+    def _count_call(self, grads: Sequence[ParamGrad]) -> list[tuple[Tensor, Group]]:
+        """Count an accumulated call on the host, and decide which call it is.
+
+        Runs outside compiled graphs, because it may read counters. Returns the parameters with accumulated gradients if
+        the call completes a step of the rule, else none.
+        """
+        run = self.param_groups[0]
+        self._counts.add_call([p for p, _, _ in grads])
+        self._counts.completes_step = True
+        if self._condition.is_active:
+            return self._condition_on_call(run)
+        if self._counts.calls(run) < run["accumulate"]:
+            return []
+        members = [(p, group) for group in self.param_groups for p in group["params"] if p in self.state]
+        members = [(p, group) for p, group in members if self._counts.is_accumulating(p, self.state[p])]
+        self._counts.reset_calls()
+        return members
+
+    def _condition_on_call(self, run: Group) -> list[tuple[Tensor, Group]]:
+        """Condition the step on whether this call is the last one to accumulate; returns the step's parameters.
+
+        Only the device knows how many calls it has skipped, so every call runs the step of the rule. A parameter that
+        has accumulated before gets a step even if it has no gradient in any of this step's calls.
+        """
+        due = self._condition.mask(run["banked"].device) & (run["banked"] == run["accumulate"])
+        self._condition.set(due)
+        self._counts.completes_step = self._counts.calls(run) >= run["accumulate"]
+        if self._counts.completes_step:
+            self._counts.reset_calls(keep_parameters=True)
+        members = [(p, group) for group in self.param_groups for p in group["params"] if p in self.state]
+        return [(p, group) for p, group in members if self._counts.is_accumulating(p, self.state[p])]
+
+    def _means(self, members: Sequence[tuple[Tensor, Group]]) -> tuple[list[ParamGrad], Tensor]:
+        """The mean gradients of ``members`` and the mean loss. A missing gradient counts as zeros."""
+        run = self.param_groups[0]
+        grads = [ParamGrad(p, self.state[p]["gradient_sum"] / run["accumulate"], group) for p, group in members]
+        return grads, run["loss_sum"] / run["accumulate"]
+
+    def _reset_sums(self, members: Sequence[tuple[Tensor, Group]]) -> None:
+        run = self.param_groups[0]
+        states = [run, *(self.state[p] for p, _ in members)]
+        for sums in ([state[name] for state in states if name in state] for name in SUMS):
+            if self._condition.is_active:
+                for each in sums:
+                    each.masked_fill_(self._condition.mask(each.device), 0)
+            else:
+                foreach._foreach_zero_(sums)
 
     def _begin(self, grads: Sequence[ParamGrad]) -> Sequence[ParamStep]:
         items = super()._begin(grads)
@@ -228,7 +287,7 @@ class LSTMControlledOptimizer(LearnedOptimizer):
     ) -> Sequence[Any]:
         run, horizon = self.param_groups[0], self.horizon
         average, minimum = run["loss_average"], run["loss_minimum"]
-        if not torch.compiler.is_compiling() and not step < horizon:  # reading the counter would break a graph
+        if not torch.compiler.is_compiling() and self._counts.step(run) >= horizon:
             self._warn_once(
                 "horizon",
                 f"this run is longer than num_steps={self.num_steps}; the fraction of training keeps its last value.",
@@ -240,9 +299,11 @@ class LSTMControlledOptimizer(LearnedOptimizer):
         for item in items:
             if item.l2:
                 total_loss = total_loss + (item.l2 * item.read_value().square().sum()).to(average)
+        saved = self._condition.save([average, minimum])
         conditioning.advance_loss(average, minimum, t, total_loss, decays)
         fraction = conditioning.fraction_features(t.clamp(max=horizon - 1), horizon, average)
         losses = conditioning.loss_features(average, minimum, t + 1, decays)
+        self._condition.restore(saved)
         record("fraction_features", fraction)
         record("loss_features", losses)
 
@@ -255,6 +316,7 @@ class LSTMControlledOptimizer(LearnedOptimizer):
         record("lr_mult", control.lr_mult)
         if not getattr(self.behavior, "use_bugged_next_lstm_state", False):
             for name, old, new in zip(LSTM_STATE, (hidden, cell), (control.hidden, control.cell), strict=True):
+                new = self._condition.choose(new, old)
                 if shared:
                     old.copy_(new)
                 else:
@@ -285,12 +347,11 @@ def scalar_like(loss: Any, like: Tensor) -> Tensor:
     return number(loss.detach() if isinstance(loss, Tensor) else loss, like)
 
 
-def _is_accumulating(state: Mapping[str, Any]) -> bool:
-    """Whether a parameter has accumulated gradients, or its counter is malformed (the checks report it)."""
+def _is_malformed(p: Tensor, state: Mapping[str, Any]) -> bool:
+    """Whether the counter of a parameter's accumulated calls cannot be read (the checks report it)."""
     banked = state.get("banked", 0)
     if isinstance(banked, Tensor):
-        readable = banked.numel() == 1 and banked.dtype == torch.int64 and not banked.is_meta
-        return not readable or banked.item() > 0
+        return banked.numel() != 1 or banked.dtype != torch.int64 or banked.device != p.device
     return banked != 0
 
 

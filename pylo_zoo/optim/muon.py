@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from itertools import chain
 from typing import Any
 
 import torch
@@ -149,7 +150,7 @@ class Muon(ZooOptimizer):
         takes_muon, _ = _route(p, group)
         names = ("momentum_buffer",) if takes_muon else ("exp_avg", "exp_avg_sq")
         state = {name: torch.zeros(p.shape, dtype=state_dtype(p), device=p.device) for name in names}
-        counter = {} if takes_muon else {"step": torch.tensor(0, device="cpu")}
+        counter = {} if takes_muon else {"step": torch.zeros((), dtype=torch.int64, device=p.device)}
         return {**state, **counter, **master_copy(p, group)}
 
     def _step(self, grads: Sequence[ParamGrad], loss: Loss | None) -> None:
@@ -161,10 +162,25 @@ class Muon(ZooOptimizer):
             matrices, others = parts[-1]
             (matrices if "momentum_buffer" in self.state[each.parameter] else others).append(each)
         for matrices, others in parts:
-            if matrices:
-                self._step_muon(matrices, matrices[0].group)
-            if others:
-                self._step_fallback(others, others[0].group)
+            for update, members in ((self._step_muon, matrices), (self._step_fallback, others)):
+                if members:
+                    self._update_parts(members, update)
+
+    def _update_parts(self, grads: list[ParamGrad], update: Callable[[list[ParamGrad], Group], None]) -> None:
+        """Update one group's parameters with one rule; in parts if the step has a condition, whose copies are large."""
+        if not self._condition.is_active:
+            update(grads, grads[0].group)
+            return
+        parts = [[k] for k in range(len(grads))]
+        if self.backend != "eager":
+            name = "momentum_buffer" if update == self._step_muon else "exp_avg"
+            parts = together([self.state[each.parameter][name] for each in grads])
+        for part in parts:
+            members = [grads[k] for k in part]
+            written = [[p, *filter(torch.is_tensor, self.state[p].values())] for p, _, _ in members]
+            saved = self._condition.save(chain(*written))
+            update(members, members[0].group)
+            self._condition.restore(saved)
 
     def _step_muon(self, grads: Sequence[ParamGrad], group: Group) -> None:
         options = {name: group[name] for name in ("lr", "weight_decay", "momentum", "nesterov", *RECIPE)}
@@ -318,7 +334,7 @@ def _adamw_together(
     steps = [state["step"] for state in states]
     foreach._foreach_add_(steps, 1)
     grads = [g.to(m[0].dtype) for g in grads]
-    counts = [int(step) for step in steps]
+    counts = [int(step) for step in steps] if m[0].is_cpu else torch.stack(steps)
     directions = adam_directions(m, v, grads, counts, group["betas"], group["eps"], group["nesterov"])
     decay_and_step_together(params, directions, group["lr"] * group["fallback_lr_scale"], group["weight_decay"])
 
