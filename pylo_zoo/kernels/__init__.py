@@ -12,7 +12,17 @@ import logging
 import torch
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.kernels.base import Adam, AdamInputs, AdamPlan, KernelPlan, Kernels, Normalized, ScratchBuffer, Task
+from pylo_zoo.kernels.base import (
+    Adam,
+    AdamInputs,
+    AdamPlan,
+    KernelPlan,
+    Kernels,
+    LSTMPlan,
+    Normalized,
+    ScratchBuffer,
+    Task,
+)
 from pylo_zoo.warn import warn
 
 BACKENDS = ("auto", "eager", "fused")
@@ -77,6 +87,7 @@ __all__ = [
     "AdamPlan",
     "KernelPlan",
     "Kernels",
+    "LSTMPlan",
     "Normalized",
     "ScratchBuffer",
     "Task",

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pylo_zoo.ops.accumulators import Decays
 from pylo_zoo.ops.layout import Axes
+from pylo_zoo.ops.lstm import LSTMWeights
 from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.ops.rule import Rule
 
@@ -151,6 +152,52 @@ class AdamPlan(Protocol):
         ...
 
 
+class LSTMPlan(Protocol):
+    """The LSTM of N tensors (SPEC §4), with its state ``hidden`` and ``cell`` ``[N, H]``, float32."""
+
+    def inputs(
+        self,
+        run: tuple[Tensor, Tensor],
+        decays: Tensor,
+        loss: Tensor,
+        losses: int,
+        horizon: int,
+        moments: Tensor | None = None,
+    ) -> Tensor:
+        """Add a loss to the run's averages and return the LSTM's inputs.
+
+        Computes :mod:`pylo_zoo.ops.conditioning`, with the same operations on the averages.
+
+        Args:
+            run: the averages and minima of the loss, float32 ``[10]``, updated in place.
+            decays: of the averages, float32 ``[10]``.
+            loss: float32, one element.
+            losses: number of losses, this one included.
+            horizon: planned number of steps.
+            moments: :meth:`Kernels.moments`, float32 ``[N, 9]``, if the LSTM reads features of tensors.
+
+        Returns:
+            ``[N, 30]``; ``[1, 18]``, the same for every tensor, if the LSTM reads features of the run alone.
+
+        Raises:
+            ZooError: a tensor has another size, dtype, device or layout.
+        """
+        ...
+
+    def step(self, inputs: Tensor, keep_state: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """One step over all tensors.
+
+        Args:
+            inputs: the result of :meth:`inputs`.
+            keep_state: leave the state as it is.
+
+        Returns:
+            The new hidden state and cell ``[N, H]``, which are the state itself unless ``keep_state`` is set, and the
+            heads' outputs ``[N, C + 1]``: controls and step size.
+        """
+        ...
+
+
 class Kernels(Protocol):
     """The kernels of one device type. Reductions are deterministic: the same input gives the same result."""
 
@@ -237,6 +284,20 @@ class Kernels(Protocol):
         """CELO2's last pass ``p ← p − coefficient·norm(step) − shrink·p`` for many parameters, in place.
 
         No parameter is written if ``proceed`` is 0 (:meth:`KernelPlan.advance`).
+        """
+        ...
+
+    def plan_lstm(self, weights: LSTMWeights, hidden: Tensor, cell: Tensor, ranks: Tensor | None) -> LSTMPlan | None:
+        """A plan for steps of an LSTM; None if the kernels do not compute it.
+
+        Args:
+            weights: float32, on the kernels' device.
+            hidden, cell: the LSTM's state, float32 ``[N, H]``, contiguous, updated in place.
+            ranks: :func:`pylo_zoo.ops.conditioning.ranks`, float32 ``[N, 5]``; None if the LSTM reads features of the
+                run alone.
+
+        Raises:
+            ZooError: a tensor has another size, dtype, device or layout.
         """
         ...
 

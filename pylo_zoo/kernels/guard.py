@@ -17,6 +17,7 @@ from torch import Tensor
 from pylo_zoo.errors import ZooError
 from pylo_zoo.kernels.base import Adam, AdamInputs, Normalized, Task
 from pylo_zoo.ops.layout import Axes
+from pylo_zoo.ops.lstm import LSTMWeights
 from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.ops.rule import Rule
 
@@ -119,6 +120,26 @@ def check_proceed(proceed: Tensor | None, device: torch.device) -> None:
     """Raise :class:`ZooError` unless ``proceed`` is None or one int32 element on ``device``."""
     if proceed is not None:
         _check([proceed], [1], (torch.int32,), device)
+
+
+def check_lstm(weights: LSTMWeights, hidden: Tensor, cell: Tensor, ranks: Tensor | None, device: torch.device) -> None:
+    """Raise :class:`ZooError` unless the LSTM's weights, state and ranks fit each other."""
+    count, units = hidden.shape if hidden.ndim == 2 else (0, 0)
+    inputs = 18 if ranks is None else 30
+    shapes = [(units, inputs), (units,), (4 * units, units), (4 * units, inputs), (4 * units, units), (4 * units,)]
+    has = [tuple(each.shape) for each in weights]
+    heads = [(len(weights.head_bias), units), (len(weights.head_bias),)]
+    if has != [*shapes, *heads] or count * units == 0 or (ranks is not None and tuple(ranks.shape) != (count, 5)):
+        raise ZooError(f"An LSTM's weights of shapes {has} do not fit a state {tuple(hidden.shape)}.", HINT)
+    _check(weights, [each.numel() for each in weights], FLOAT, device, contiguous=False)
+    state = [hidden, cell, *([] if ranks is None else [ranks])]
+    _check(state, [count * units, count * units, count * 5][: len(state)], FLOAT, device)
+
+
+def check_lstm_run(run: Sequence[Tensor], moments: Tensor | None, rows: int, device: torch.device) -> None:
+    """Raise :class:`ZooError` unless ``run`` are averages, minima and decays ``[10]`` and a loss, and moments fit."""
+    counts = [10, 10, 10, 1] if moments is None else [10, 10, 10, 1, 9 * rows]
+    _check(run if moments is None else [*run, moments], counts, FLOAT, device)
 
 
 def table_sizes(shape: Sequence[int], axes: Axes) -> tuple[int, int]:

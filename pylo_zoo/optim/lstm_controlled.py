@@ -12,11 +12,12 @@ from torch import Tensor
 
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError, quoted
+from pylo_zoo.kernels import LSTMPlan
 from pylo_zoo.nets import Control
 from pylo_zoo.ops import conditioning
 from pylo_zoo.ops.apply import foreach
 from pylo_zoo.ops.layout import Axes
-from pylo_zoo.ops.trace import record
+from pylo_zoo.ops.trace import is_listening, record
 from pylo_zoo.ops.transfer import number
 from pylo_zoo.optim.advice import LRWatch, schedule_warning
 from pylo_zoo.optim.base import Group, LearnedOptimizer, Loss, ParamStep, new_counter, state_dtype
@@ -135,6 +136,10 @@ class LSTMControlledOptimizer(LearnedOptimizer):
         ``moments`` is that of :meth:`prepare`.
         """
 
+    def lstm_ranks(self, items: Sequence[ParamStep], like: Tensor) -> Tensor | None:
+        """One-hot ranks ``[N, 5]`` in the dtype and on the device of ``like``; None if the LSTM does not read them."""
+        return None
+
     @abstractmethod
     def contexts(self, items: Sequence[ParamStep], control: Control) -> Any:
         """A sequence or tensor of one context per parameter for :meth:`update`, from the LSTM's outputs."""
@@ -233,33 +238,77 @@ class LSTMControlledOptimizer(LearnedOptimizer):
                 "horizon",
                 f"this run is longer than num_steps={self.num_steps}; the fraction of training keeps its last value.",
             )
-        t = number(step, average, torch.int64)
         bugged = getattr(self.behavior, "use_bugged_loss_features", False)
-        decays = conditioning.loss_decays(10 if bugged else horizon, average)
+        decays = self._loss_decays(items, 10 if bugged else horizon, average)
         total_loss = scalar_like(loss, average)
         for item in items:
             if item.l2:
                 total_loss = total_loss + (item.l2 * item.read_value().square().sum()).to(average)
+        shared = self._shared_lstm_state(items, average)
+        lstm = None if shared is None else self._plan_lstm(items, *shared)
+        if lstm is not None:
+            return self.contexts(items, self._control_fused(items, lstm, decays, total_loss, int(step) + 1, moments))
+        t = number(step, average, torch.int64)
         conditioning.advance_loss(average, minimum, t, total_loss, decays)
         fraction = conditioning.fraction_features(t.clamp(max=horizon - 1), horizon, average)
         losses = conditioning.loss_features(average, minimum, t + 1, decays)
         record("fraction_features", fraction)
         record("loss_features", losses)
 
-        meta = self._meta_network(average.device, average.dtype)
-        shared = self._shared_lstm_state(items, average)
         hidden, cell = shared or (torch.stack([item.state[name].to(average) for item in items]) for name in LSTM_STATE)
         inputs = self.lstm_inputs(items, torch.cat([fraction, losses]), moments)
-        control = meta.net(inputs, hidden, cell)
+        control = self._meta_network(average.device, average.dtype).net(inputs, hidden, cell)
         record("lstm_inputs", inputs)
         record("lr_mult", control.lr_mult)
-        if not getattr(self.behavior, "use_bugged_next_lstm_state", False):
+        if not self._keeps_lstm_state:
             for name, old, new in zip(LSTM_STATE, (hidden, cell), (control.hidden, control.cell), strict=True):
                 if shared:
                     old.copy_(new)
                 else:
                     foreach._foreach_copy_([item.state[name] for item in items], new.unbind())
         return self.contexts(items, control)
+
+    def _control_fused(
+        self,
+        items: Sequence[ParamStep],
+        lstm: LSTMPlan,
+        decays: Tensor,
+        loss: Tensor,
+        losses: int,
+        moments: Tensor | None,
+    ) -> Control:
+        """The LSTM's step with fused kernels; ``losses`` is the number of losses, this one included."""
+        run = self.param_groups[0]["loss_average"], self.param_groups[0]["loss_minimum"]
+        inputs = lstm.inputs(run, decays, loss, losses, self.horizon, moments)
+        hidden, cell, heads = lstm.step(inputs, self._keeps_lstm_state)
+        net: Any = items[0].meta.net
+        control = net.finish(Control(hidden, cell, heads[:, :-1], heads[:, -1]))
+        if is_listening():
+            record("fraction_features", inputs[0, :9])
+            record("loss_features", inputs[0, 9:18])
+            record("lstm_inputs", inputs.expand(len(items), -1))
+            record("lr_mult", control.lr_mult)
+        return control
+
+    def _loss_decays(self, items: Sequence[ParamStep], num_steps: int, like: Tensor) -> Tensor:
+        name = f"loss decays {num_steps} {like.dtype} {like.device}"
+        return self._keep(name, items, lambda _: conditioning.loss_decays(num_steps, like))
+
+    @property
+    def _keeps_lstm_state(self) -> bool:
+        return getattr(self.behavior, "use_bugged_next_lstm_state", False)
+
+    def _plan_lstm(self, items: Sequence[ParamStep], hidden: Tensor, cell: Tensor) -> LSTMPlan | None:
+        """The kernels' plan for the LSTM; None if the eager implementation computes it."""
+
+        def plan(items: Sequence[ParamStep]) -> LSTMPlan | None:
+            first = items[0]
+            kernels = self.kernels_of(first.parameter) if first.parameter.device == hidden.device else None
+            if kernels is None or not self._uses_kernels:
+                return None
+            return kernels.plan_lstm(first.meta.lstm, hidden, cell, self.lstm_ranks(items, hidden))
+
+        return self._keep("lstm", items, plan)
 
     def _shared_lstm_state(self, items: Sequence[ParamStep], like: Tensor) -> tuple[Tensor, Tensor] | None:
         """The LSTM's state ``[N, H]``, of which each parameter's is a row; None if it is not on the LSTM's device."""

@@ -14,13 +14,15 @@ from torch import Tensor
 from pylo_zoo.errors import ZooError, count
 from pylo_zoo.kernels import guard
 from pylo_zoo.kernels.base import Adam, AdamInputs, Normalized, ScratchBuffer, Task
-from pylo_zoo.kernels.cpu import build, records
+from pylo_zoo.kernels.cpu import build, lstm, records
 from pylo_zoo.ops.layout import Axes
+from pylo_zoo.ops.lstm import LSTMWeights
 from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.ops.rule import Rule
 
 FUNCTIONS = tuple(
-    f"pylo_zoo_{name}" for name in ("workspace", "records", "advance", "moments", "move", "normalized", "adam")
+    f"pylo_zoo_{name}"
+    for name in ("workspace", "records", "advance", "moments", "move", "normalized", "adam", "lstm_inputs", "gates")
 )
 """Functions that the library exports."""
 CPU = torch.device("cpu")
@@ -36,6 +38,7 @@ def _library() -> ctypes.CDLL | str:
     if missing := [name for name in FUNCTIONS if not hasattr(library, name)]:
         return f"The CPU kernel library lacks {missing[0]}: remove {library._name} and try again."
     library.pylo_zoo_workspace.restype = ctypes.c_int64
+    lstm.declare(library)
     sizes = (ctypes.c_int64 * 5)()
     library.pylo_zoo_records(sizes)
     expected = [each.size for each in (records.TASK, records.RULE, records.LAYER, records.ADAM, records.NORMALIZED)]
@@ -196,6 +199,9 @@ class CpuKernels:
         rows = records.normalized_records(tasks, *factors)
         self._library.pylo_zoo_normalized(rows, ctypes.c_int64(len(tasks)), torch.get_num_threads())
 
+    def plan_lstm(self, weights: LSTMWeights, hidden: Tensor, cell: Tensor, ranks: Tensor | None) -> lstm.CpuLSTM:
+        return lstm.CpuLSTM(self._library, weights, hidden, cell, ranks)
+
     def plan_adam(self, tasks: Sequence[Adam]) -> CpuAdamPlan:
         guard.check_adam(tasks, self.dtypes, CPU)
         return CpuAdamPlan(self._library, tasks)
@@ -205,7 +211,7 @@ class CpuKernels:
         guard.check_layers(layers, advanced.plan.rule, advanced.plan.count, CPU, records.MAX_HIDDEN)
         if stopped:
             return
-        kept = [(weight.contiguous(), bias.contiguous()) for weight, bias in layers]
+        kept = [(_with_whole_rows(weight, 2), _with_whole_rows(bias, 1)) for weight, bias in layers]
         layer_records, count = records.layer_records(kept), ctypes.c_int64(len(kept))
         arguments = (*advanced.arguments(), _pointer(advanced.scale), layer_records, count, *to)
         self._library.pylo_zoo_move(*arguments, torch.get_num_threads())
@@ -229,6 +235,12 @@ def _set_addresses(pointers: Tensor, values: Sequence[Tensor], gradients: Sequen
             raise records.no_memory(tensors[each.index(0)])
     columns = [torch.frombuffer(array("q", each), dtype=torch.int64) for each in addresses]
     pointers.copy_(torch.stack(columns, dim=1))
+
+
+def _with_whole_rows(tensor: Tensor, axes: int) -> Tensor:
+    """``tensor``, copied unless its last ``axes`` are contiguous. Kernels know the stride of an axis before them."""
+    whole = tensor.is_contiguous() or (tensor.ndim > axes and tensor[0].is_contiguous())
+    return tensor if whole else tensor.contiguous()
 
 
 def _is_stopped(proceed: Tensor | None) -> bool:

@@ -55,7 +55,15 @@ INLINE V square_root(V x) {
 #endif
 
 INLINE V clip(V x, float limit) { return at_most(at_least(x, -limit), limit); }
+#if defined(__AVX512F__)
+INLINE V rsqrt(V x) {
+    const V y = (V)_mm512_rsqrt14_ps((__m512)x);
+    const V error = 1.0f - x * y * y;
+    return error == error ? y + 0.5f * y * error : y;
+}
+#else
 INLINE V rsqrt(V x) { return 1.0f / square_root(x); }
+#endif
 
 INLINE float sum(V x) {
     for (int half = W / 2; half > 0; half /= 2)

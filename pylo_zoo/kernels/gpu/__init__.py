@@ -34,6 +34,7 @@ from pylo_zoo.kernels.gpu.plan import (
 from pylo_zoo.kernels.gpu.records import TYPES, ceil_div, factors_of, scale_of, upload
 from pylo_zoo.ops.apply import foreach, together
 from pylo_zoo.ops.layout import Axes
+from pylo_zoo.ops.lstm import LSTMWeights
 from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.ops.rule import Rule
 
@@ -216,6 +217,9 @@ class GpuKernels:
                 index = torch.tensor(members)
                 rates, decays = (_select(each, index, device) for each in (coefficient, shrink))
                 _move_stacked([tasks[k] for k in members], rates, decays, proceed)
+
+    def plan_lstm(self, weights: LSTMWeights, hidden: Tensor, cell: Tensor, ranks: Tensor | None) -> None:
+        """The eager implementation computes the LSTM."""
 
     def plan_adam(self, tasks: Sequence[Adam]) -> GpuAdamPlan:
         guard.check_adam(tasks, self.dtypes, tasks[0].p.device)
