@@ -192,17 +192,16 @@ class VeLONet(FixedDecays, nn.Module):
         return [(mixed(weight), mixed(bias)) for weight, bias in self.mlp.weights()]
 
     def flat_bank(self) -> Tensor:
-        """All weights of the bank of MLPs, with their factors, for :meth:`write_flat`: ``[inits, weights]``."""
+        """All weights of the bank of MLPs, with the factors of :meth:`write`: ``[inits, weights]``."""
         leaves = [leaf.detach().flatten(1) for layer in self.mlp.weights() for leaf in layer]
         return torch.cat(leaves, dim=1) * (self.write_mult / self.architecture.param_inits)
 
-    def write_flat(self, controls: Tensor, bank: Tensor) -> list[Layer]:
-        """:meth:`write` as one matrix product. The layers are views of its result."""
-        written, leaves, start = controls @ bank, [], 0
+    def split_written(self, written: Tensor) -> list[Layer]:
+        """The result of :meth:`write` as views of ``written``: controls times :meth:`flat_bank`, ``[N, weights]``."""
+        leaves, start = [], 0
         for leaf in (leaf for layer in self.mlp.weights() for leaf in layer):
             shape = leaf.shape[1:]
-            strides = (written.stride(0), *[shape[-1]] * (len(shape) - 1), 1)
-            leaves.append(written.as_strided((len(written), *shape), strides, start))
+            leaves.append(written[:, start : start + shape.numel()].unflatten(1, shape))
             start += shape.numel()
         return list(zip(leaves[::2], leaves[1::2], strict=True))
 

@@ -20,6 +20,7 @@ from pylo_zoo.kernels.base import (
     Kernels,
     LSTMPlan,
     Normalized,
+    NormalizedPlan,
     ScratchBuffer,
     Task,
 )
@@ -89,6 +90,7 @@ __all__ = [
     "Kernels",
     "LSTMPlan",
     "Normalized",
+    "NormalizedPlan",
     "ScratchBuffer",
     "Task",
     "kernels_for",

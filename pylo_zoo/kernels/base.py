@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -94,15 +95,25 @@ class ScratchBuffer:
 
     def __init__(self) -> None:
         self._kept: Tensor | None = None
+        self._views: WeakKeyDictionary[object, list[Tensor]] = WeakKeyDictionary()
 
-    def take(self, shapes: Sequence[torch.Size]) -> list[Tensor]:
-        """One uninitialized contiguous float32 tensor per shape. The tensors of an earlier call become invalid."""
+    def take(self, shapes: Sequence[torch.Size], owner: object | None = None) -> list[Tensor]:
+        """One uninitialized contiguous float32 tensor per shape. The tensors of an earlier call become invalid.
+
+        An ``owner`` always passes the same shapes and receives the same list again, unless the buffer has grown.
+        """
+        if owner is not None and owner in self._views:
+            return self._views[owner]
         sizes = [-(-shape.numel() // self.ALIGNED) * self.ALIGNED for shape in shapes]
         if self._kept is None or len(self._kept) < sum(sizes):
             self._kept = None  # free it before the larger allocation
+            self._views.clear()
             self._kept = torch.empty(sum(sizes), dtype=torch.float32, device="cpu")
         pieces = self._kept[: sum(sizes)].split(sizes)
-        return [piece[: shape.numel()].view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+        views = [piece[: shape.numel()].view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+        if owner is not None:
+            self._views[owner] = views
+        return views
 
 
 class KernelPlan(Protocol):
@@ -148,6 +159,32 @@ class AdamPlan(Protocol):
 
         ``checked``, ``proceed`` and errors are those of :meth:`KernelPlan.advance`; ``proceed`` applies to parameters
         too.
+        """
+        ...
+
+
+class NormalizedPlan(Protocol):
+    """Parameters of CELO2's last pass, with everything that stays the same between steps."""
+
+    def move(
+        self,
+        values: Sequence[Tensor],
+        steps: Sequence[Tensor],
+        coefficient: Tensor | Sequence[float],
+        shrink: Tensor | Sequence[float],
+        proceed: Tensor | None = None,
+    ) -> None:
+        """``p ← p − coefficient·norm(step) − shrink·p`` for every parameter, in place.
+
+        Args:
+            values: the parameters, in the shapes and dtypes of the plan's tasks.
+            steps: their steps, float32 ``[*shape]``, contiguous. Can be overwritten.
+            coefficient: one per parameter.
+            shrink: one per parameter.
+            proceed: as in :meth:`KernelPlan.advance`: if it is 0, no parameter is written.
+
+        Raises:
+            ZooError: a tensor has another size, dtype, device or layout than kernels need. Nothing has changed.
         """
         ...
 
@@ -281,9 +318,14 @@ class Kernels(Protocol):
         shrink: Tensor | Sequence[float],
         proceed: Tensor | None = None,
     ) -> None:
-        """CELO2's last pass ``p ← p − coefficient·norm(step) − shrink·p`` for many parameters, in place.
+        """:meth:`NormalizedPlan.move` of a plan for one step."""
+        ...
 
-        No parameter is written if ``proceed`` is 0 (:meth:`KernelPlan.advance`).
+    def plan_normalized(self, tasks: Sequence[Normalized]) -> NormalizedPlan:
+        """Check the tasks and make a plan for CELO2's last pass.
+
+        Raises:
+            ZooError: a tensor has another size, dtype, device or layout than kernels need.
         """
         ...
 

@@ -83,12 +83,22 @@ def check_adam_inputs(
 def check_normalized(tasks: Sequence[Normalized], dtypes: Collection[torch.dtype], device: torch.device) -> None:
     """Raise :class:`ZooError` unless every step matches its parameter."""
     values, steps = [task.p for task in tasks], [task.step for task in tasks]
-    counts = [p.numel() for p in values]
-    _check(values, counts, dtypes, device)
-    _check(steps, counts, FLOAT, device)
+    check_steps(values, steps, list(map(Tensor.numel, values)), dtypes, device)
     for ndim, over in {(task.p.ndim, task.over) for task in tasks}:
         if not 1 <= len(over) <= 2 or not all(-ndim <= axis < 0 for axis in over):
             raise ZooError(f"A step of {ndim} axes is normalized over {over}.", "Pass one or two negative axes.")
+
+
+def check_steps(
+    values: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    sizes: Sequence[int],
+    dtypes: Collection[torch.dtype],
+    device: torch.device,
+) -> None:
+    """Raise :class:`ZooError` unless parameters and their steps have these numbers of elements."""
+    _check(values, sizes, dtypes, device)
+    _check(steps, sizes, FLOAT, device)
 
 
 def check_layers(layers: Sequence[Layer], rule: Rule, count: int, device: torch.device, most: int) -> None:

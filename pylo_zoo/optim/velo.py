@@ -48,7 +48,9 @@ class GeneratedMLPs(Networks):
             index = batch.index(multipliers.device)
             layers = [(w[index], b[index]) for w, b in layers]
             multipliers = multipliers[index]
-        return [(w.float(), b.float()) for w, b in layers], multipliers  # layers are float64 if any parameter is
+        if layers[0][0].dtype != torch.float32:  # layers are float64 if any parameter is
+            layers = [(w.float(), b.float()) for w, b in layers]
+        return layers, multipliers
 
 
 class VeLO(MLPRuleOptimizer, LSTMControlledOptimizer):
@@ -105,8 +107,11 @@ class VeLO(MLPRuleOptimizer, LSTMControlledOptimizer):
     def contexts(self, items: Sequence[ParamStep], control: Control) -> GeneratedMLPs:
         meta = self._meta_network(control.hidden.device, control.hidden.dtype)
         net: Any = meta.net
-        fused = self._uses_kernels and control.hidden.is_cpu and not torch.compiler.is_compiling()
-        layers = net.write_flat(control.controls, meta.bank) if fused else net.write(control.controls)
+        if self._uses_kernels and control.hidden.is_cpu and not torch.compiler.is_compiling():
+            written, layers = self._keep("written", items, lambda items: _layers(net, meta.bank, len(items)))
+            torch.mm(control.controls, meta.bank, out=written)  # pyright: ignore[reportArgumentType]
+        else:
+            layers = net.write(control.controls)
         record("controls", control.controls)  # pyright: ignore[reportArgumentType]
         for k, (weight, _) in enumerate(layers):
             record(f"written/{k}", weight)
@@ -126,3 +131,9 @@ class VeLO(MLPRuleOptimizer, LSTMControlledOptimizer):
 
 def _ranks(items: Sequence[ParamStep]) -> Tensor:
     return conditioning.ranks([item.parameter.shape for item in items])
+
+
+def _layers(net: Any, bank: Tensor, count: int) -> tuple[Tensor, list[Layer]]:
+    """Memory for the generated weights of ``count`` tensors, and the layers in it."""
+    written = bank.new_empty(count, bank.shape[1])
+    return written, net.split_written(written)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.kernels import Adam, AdamInputs, AdamPlan, Kernels, Normalized
+from pylo_zoo.kernels import Adam, AdamInputs, AdamPlan, Kernels, Normalized, NormalizedPlan
 from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.parity import plan
 from pylo_zoo.parity.controls import ALREADY_WRONG
@@ -60,8 +60,8 @@ class _Unmoved(FaultyKernels, ABC):
     def move(self, advanced: Any, *arguments: Any, **options: Any) -> None:
         self.restoring(advanced.values, lambda: self.kernels.move(advanced, *arguments, **options))
 
-    def move_normalized(self, tasks: Sequence[Normalized], *factors: Any, **options: Any) -> None:
-        self.restoring([task.p for task in tasks], lambda: self.kernels.move_normalized(tasks, *factors, **options))
+    def plan_normalized(self, tasks: Sequence[Normalized]) -> NormalizedPlan:
+        return _UnmovedNormalized(self, self.kernels.plan_normalized(tasks))
 
     def plan_adam(self, tasks: Sequence[Adam]) -> AdamPlan:
         return _UnmovedAdam(self, self.kernels.plan_adam(tasks))
@@ -75,6 +75,16 @@ class _UnmovedAdam:
 
     def step(self, inputs: AdamInputs, checked: bool = False, proceed: Tensor | None = None) -> None:
         self._kernels.restoring(inputs.values, lambda: self._plan.step(inputs, checked, proceed))
+
+
+class _UnmovedNormalized:
+    """A plan of :class:`_Unmoved` kernels for CELO2's last pass."""
+
+    def __init__(self, kernels: _Unmoved, plan: NormalizedPlan) -> None:
+        self._kernels, self._plan = kernels, plan
+
+    def move(self, values: Sequence[Tensor], *arguments: Any, **options: Any) -> None:
+        self._kernels.restoring(values, lambda: self._plan.move(values, *arguments, **options))
 
 
 class _LastElement(_Unmoved):

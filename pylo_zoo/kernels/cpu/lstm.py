@@ -11,7 +11,7 @@ from torch import Tensor
 from pylo_zoo.errors import ZooError
 from pylo_zoo.kernels import guard
 from pylo_zoo.ops.lstm import LSTMWeights
-from pylo_zoo.ops.product import product
+from pylo_zoo.ops.product import by_onednn, product
 
 CPU = torch.device("cpu")
 _pointer, _index = ctypes.c_void_p, ctypes.c_int64
@@ -31,6 +31,7 @@ class CpuLSTM:
         self._library, self._weights, self._ranks = library, weights, ranks
         self.hidden, self.cell = hidden, cell
         self._rows = 1 if ranks is None else len(ranks)
+        self._multiply = product if by_onednn(hidden, weights.hidden_weight) else _multiply
 
     def inputs(
         self,
@@ -57,7 +58,7 @@ class CpuLSTM:
         weights, count, units = self._weights, *self.hidden.shape
         pooled = torch.addmm(weights.pooled_bias, inputs, weights.pooled_weight.T).amax(dim=0).relu_()
         shift = torch.addmv(weights.gate_bias, weights.shared_weight, pooled)
-        gates = product(self.hidden, weights.hidden_weight)
+        gates = self._multiply(self.hidden, weights.hidden_weight)
         if self._ranks is None:
             shift.addmv_(weights.input_weight, inputs[0])
         else:
@@ -70,3 +71,7 @@ class CpuLSTM:
             torch.get_num_threads(),
         )  # fmt: skip
         return hidden, cell, torch.addmm(weights.head_bias, hidden, weights.head_weight.T)
+
+
+def _multiply(x: Tensor, w: Tensor) -> Tensor:
+    return torch.mm(x, w.T)
