@@ -152,6 +152,14 @@ def check_lstm_run(run: Sequence[Tensor], moments: Tensor | None, rows: int, dev
     _check(run if moments is None else [*run, moments], counts, FLOAT, device)
 
 
+def check_lstm_inputs(inputs: Tensor, rows: int, weights: LSTMWeights, device: torch.device) -> None:
+    """Raise :class:`ZooError` unless ``inputs`` have ``rows`` rows for the LSTM's weights."""
+    width = weights.input_weight.shape[1]
+    if inputs.shape != (rows, width):
+        raise ZooError(f"An LSTM's inputs are {tuple(inputs.shape)}; kernels need {(rows, width)}.", HINT)
+    _check([inputs], [rows * width], FLOAT, device)
+
+
 def table_sizes(shape: Sequence[int], axes: Axes) -> tuple[int, int]:
     """Number of elements of ``row`` and of ``col``, over their three planes."""
     assert axes.factored is not None

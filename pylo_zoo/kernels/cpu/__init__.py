@@ -22,7 +22,18 @@ from pylo_zoo.ops.rule import Rule
 
 FUNCTIONS = tuple(
     f"pylo_zoo_{name}"
-    for name in ("workspace", "records", "advance", "moments", "move", "normalized", "adam", "lstm_inputs", "gates")
+    for name in (
+        "workspace",
+        "records",
+        "advance",
+        "moments",
+        "move",
+        "normalized",
+        "adam",
+        "lstm_inputs",
+        "lstm_step",
+        "gates",
+    )
 )
 """Functions that the library exports."""
 CPU = torch.device("cpu")

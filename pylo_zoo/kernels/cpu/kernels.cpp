@@ -183,4 +183,11 @@ void pylo_zoo_gates(const float* gates, const float* shift, const float* cell, I
             gate_row({gates + 4 * i * units, shift, cell + i * units, new_hidden + i * units, new_cell + i * units, units});
     });
 }
+
+// The same for few tensors, products included: `out` [count, heads].
+void pylo_zoo_lstm_step(const Weights* weights, const float* x, Index rows, Index inputs, Index count, Index units,
+                        Index heads, const float* hidden, const float* cell, float* new_hidden, float* new_cell,
+                        float* out) {
+    step_few(*weights, x, rows, inputs, count, units, heads, hidden, cell, new_hidden, new_cell, out);
+}
 }

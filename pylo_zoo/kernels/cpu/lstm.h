@@ -89,4 +89,48 @@ inline void gate_row(const Gates& g) {
     for (Index k = 0; k < rest; ++k) g.new_hidden[i + k] = hidden[k], g.new_cell[i + k] = cell[k];
 }
 
+// --- the whole LSTM for few tensors, whose products are too small for calls of a library -----------------------------
+
+// All weights are [inputs, outputs], and numbers of outputs are multiples of W.
+struct Weights {
+    const float *pooled, *pooled_bias, *hidden, *input, *shared, *gate_bias, *head, *head_bias;
+};
+
+// y[o] = start[o] + sum over i of x[i]·w[i][o]. `y` may be `start`.
+inline void affine(const float* x, Index inputs, const float* w, const float* start, Index outputs, float* y) {
+    constexpr int N = 4;
+    for (Index first = 0; first < outputs; first += N * W) {
+        const int n = int(std::min<Index>(N, (outputs - first) / W));
+        V total[N];
+        for (int k = 0; k < n; ++k) total[k] = load(start + first + k * W);
+        if (n == N)
+            for (Index i = 0; i < inputs; ++i)
+                UNROLL for (int k = 0; k < N; ++k) total[k] += splat(x[i]) * load(w + i * outputs + first + k * W);
+        else
+            for (Index i = 0; i < inputs; ++i)
+                for (int k = 0; k < n; ++k) total[k] += splat(x[i]) * load(w + i * outputs + first + k * W);
+        for (int k = 0; k < n; ++k) store(y + first + k * W, total[k]);
+    }
+}
+
+// One step of `count` tensors with `rows` inputs: one for all of them, or one each.
+inline void step_few(const Weights& w, const float* x, Index rows, Index inputs, Index count, Index units, Index heads,
+                     const float* hidden, const float* cell, float* new_hidden, float* new_cell, float* out) {
+    std::vector<float> memory(2 * units + 8 * units);
+    float *pooled = memory.data(), *each = pooled + units, *shift = each + units, *gates = shift + 4 * units;
+    for (Index row = 0; row < rows; ++row) {
+        affine(x + row * inputs, inputs, w.pooled, w.pooled_bias, units, each);
+        for (Index k = 0; k < units; ++k) pooled[k] = larger(pooled[k], each[k]);
+    }
+    affine(pooled, units, w.shared, w.gate_bias, 4 * units, shift);
+    if (rows == 1) affine(x, inputs, w.input, shift, 4 * units, shift);
+    for (Index i = 0; i < count; ++i) {
+        std::fill_n(gates, 4 * units, 0.0f);
+        affine(hidden + i * units, units, w.hidden, gates, 4 * units, gates);
+        if (rows > 1) affine(x + i * inputs, inputs, w.input, gates, 4 * units, gates);
+        gate_row({gates, shift, cell + i * units, new_hidden + i * units, new_cell + i * units, units});
+        affine(new_hidden + i * units, units, w.head, w.head_bias, heads, out + i * heads);
+    }
+}
+
 }  // namespace

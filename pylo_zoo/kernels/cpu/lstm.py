@@ -1,4 +1,7 @@
-"""The LSTM of VeLO, Celo and celo-adam on a CPU: inputs and gates in C++ (``lstm.h``), products by torch."""
+"""The LSTM of VeLO, Celo and celo-adam on a CPU: inputs and gates in C++ (``lstm.h``).
+
+torch computes the matrix products of many tensors, and C++ those of few, for which calls take longer than arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,18 @@ from pylo_zoo.ops.lstm import LSTMWeights
 from pylo_zoo.ops.product import by_onednn, product
 
 CPU = torch.device("cpu")
+FEW_TENSORS, FEW_UNITS = 32, 128
+"""C++ computes the products of at most this many tensors with at most this many units."""
+VECTOR = 16
+"""Numbers of units and of heads are multiples of this in C++."""
 _pointer, _index = ctypes.c_void_p, ctypes.c_int64
 
 
 def declare(library: Any) -> None:
-    """Declare the arguments of the two functions, which take addresses as integers."""
+    """Declare the arguments of the functions, which take addresses as integers."""
     library.pylo_zoo_lstm_inputs.argtypes = [*[_pointer] * 4, _index, _index, *[_pointer] * 3, _index, _pointer]
     library.pylo_zoo_gates.argtypes = [*[_pointer] * 3, _index, _index, _pointer, _pointer, ctypes.c_int]
+    library.pylo_zoo_lstm_step.argtypes = [_pointer, _pointer, *[_index] * 5, *[_pointer] * 5]
 
 
 class CpuLSTM:
@@ -31,6 +39,11 @@ class CpuLSTM:
         self._library, self._weights, self._ranks = library, weights, ranks
         self.hidden, self.cell = hidden, cell
         self._rows = 1 if ranks is None else len(ranks)
+        count, units = hidden.shape
+        self._few = None
+        if count <= FEW_TENSORS and units <= FEW_UNITS and units % VECTOR == 0:
+            self._few = _transposed(weights)
+            self._addresses = (_pointer * len(self._few))(*(each.data_ptr() for each in self._few))
         self._multiply = product if by_onednn(hidden, weights.hidden_weight) else _multiply
 
     def inputs(
@@ -55,7 +68,22 @@ class CpuLSTM:
         return out
 
     def step(self, inputs: Tensor, keep_state: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        weights, count, units = self._weights, *self.hidden.shape
+        guard.check_lstm_inputs(inputs, self._rows, self._weights, CPU)
+        new = (torch.empty_like(self.hidden), torch.empty_like(self.cell)) if keep_state else (self.hidden, self.cell)
+        return *new, self._step_few(inputs, *new) if self._few is not None else self._step_many(inputs, *new)
+
+    def _step_few(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> Tensor:
+        assert self._few is not None
+        (count, units), heads = self.hidden.shape, len(self._few[-1])
+        out = torch.empty(count, heads, device="cpu", dtype=torch.float32)
+        self._library.pylo_zoo_lstm_step(
+            self._addresses, inputs.data_ptr(), *inputs.shape, count, units, heads, self.hidden.data_ptr(),
+            self.cell.data_ptr(), hidden.data_ptr(), cell.data_ptr(), out.data_ptr(),
+        )  # fmt: skip
+        return out[:, : len(self._weights.head_bias)]
+
+    def _step_many(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> Tensor:
+        weights = self._weights
         pooled = torch.addmm(weights.pooled_bias, inputs, weights.pooled_weight.T).amax(dim=0).relu_()
         shift = torch.addmv(weights.gate_bias, weights.shared_weight, pooled)
         gates = self._multiply(self.hidden, weights.hidden_weight)
@@ -63,15 +91,21 @@ class CpuLSTM:
             shift.addmv_(weights.input_weight, inputs[0])
         else:
             gates.addmm_(inputs, weights.input_weight.T)
-        hidden, cell = self.hidden, self.cell
-        if keep_state:
-            hidden, cell = torch.empty_like(hidden), torch.empty_like(cell)
         self._library.pylo_zoo_gates(
-            gates.data_ptr(), shift.data_ptr(), self.cell.data_ptr(), count, units, hidden.data_ptr(), cell.data_ptr(),
-            torch.get_num_threads(),
+            gates.data_ptr(), shift.data_ptr(), self.cell.data_ptr(), *self.hidden.shape, hidden.data_ptr(),
+            cell.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
-        return hidden, cell, torch.addmm(weights.head_bias, hidden, weights.head_weight.T)
+        return torch.addmm(weights.head_bias, hidden, weights.head_weight.T)
 
 
 def _multiply(x: Tensor, w: Tensor) -> Tensor:
     return torch.mm(x, w.T)
+
+
+def _transposed(weights: LSTMWeights) -> list[Tensor]:
+    """Copies of the weights for ``lstm.h``: ``[inputs, outputs]``, with zeros after the heads."""
+    fill = -len(weights.head_bias) % VECTOR
+    head_weight = torch.nn.functional.pad(weights.head_weight, (0, 0, 0, fill))
+    head_bias = torch.nn.functional.pad(weights.head_bias, (0, fill))
+    padded = weights._replace(head_weight=head_weight, head_bias=head_bias)
+    return [each.T.contiguous() if each.ndim == 2 else each.contiguous() for each in padded]
