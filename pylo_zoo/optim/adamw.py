@@ -106,7 +106,7 @@ def _step(batch: KernelBatch, options: Sequence[AdamW], rates: Tensor, shrink: T
 
     kernel_plan = batch.keep("plan", plan)  # checks the tensors, before anything changes
     counts = _count(batch)
-    numbers = batch.spread(torch.tensor([each.numbers for each in options], dtype=torch.float64))
+    numbers = batch.constants([each.numbers for each in options])
     inputs = AdamInputs(batch.values, gradients, numbers, counts, rates, shrink, batch.items[0].scale)
     kernel_plan.step(inputs, checked=True)
     batch.finish()

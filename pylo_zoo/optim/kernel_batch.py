@@ -36,6 +36,7 @@ class KernelBatch(Kept):
         self.values: list[Tensor] = []
         self.advanced: Any = None
         self._copied: set[int] = set()
+        self._constants: tuple[Any, Tensor] | None = None
         self._rates: tuple[Any, tuple[Tensor, Tensor]] | None = None
 
     def add(self, position: int, item: ParamStep) -> None:
@@ -88,6 +89,12 @@ class KernelBatch(Kept):
             return torch.tensor([number[id(item.group)] for item in self.items], device=per_group.device)
 
         return per_group[self.keep(f"groups on {per_group.device}", group_of)]
+
+    def constants(self, per_group: Sequence[tuple[float, ...]]) -> Tensor:
+        """Numbers of each group as rows per parameter, float64 ``[N, …]`` on the CPU."""
+        if self._constants is None or self._constants[0] != per_group:
+            self._constants = per_group, self.spread(torch.tensor(per_group, dtype=torch.float64))
+        return self._constants[1]
 
     def rates(self, rate: Callable[[Group], float | Tensor], decay: Callable[[Group], float]) -> tuple[Tensor, Tensor]:
         """The learning rate and its product with the weight decay, per parameter.

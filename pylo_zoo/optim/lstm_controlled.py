@@ -261,7 +261,8 @@ class LSTMControlledOptimizer(LearnedOptimizer):
     ) -> Sequence[Any]:
         run, horizon = self.param_groups[0], self.horizon
         average, minimum = run["loss_average"], run["loss_minimum"]
-        if not torch.compiler.is_compiling() and self._counts.step(run) >= horizon:
+        earlier = 0 if torch.compiler.is_compiling() else self._counts.step(run)
+        if earlier >= horizon:
             self._warn_once(
                 "horizon",
                 f"this run is longer than num_steps={self.num_steps}; the fraction of training keeps its last value.",
@@ -275,7 +276,7 @@ class LSTMControlledOptimizer(LearnedOptimizer):
         shared = self._shared_lstm_state(items, average)
         lstm = None if shared is None else self._plan_lstm(items, *shared)
         if lstm is not None:
-            return self.contexts(items, self._control_fused(items, lstm, decays, total_loss, int(step) + 1, moments))
+            return self.contexts(items, self._control_fused(items, lstm, decays, total_loss, earlier + 1, moments))
         t = number(step, average, torch.int64)
         conditioning.advance_loss(average, minimum, t, total_loss, decays)
         fraction = conditioning.fraction_features(t.clamp(max=horizon - 1), horizon, average)

@@ -29,6 +29,7 @@ FUNCTIONS = tuple(
         "moments",
         "move",
         "normalized",
+        "adam_numbers",
         "adam",
         "lstm_inputs",
         "lstm_step",
@@ -95,9 +96,9 @@ class CpuPlan:
         return advanced
 
     def layers(self, layers: Sequence[Layer]) -> tuple[bytes, ctypes.c_int64]:
-        """The records of a network, and their number. They are made again if a tensor or its address has changed."""
+        """The records of a network, and their number. They are made again if a tensor has changed."""
         tensors = [tensor for layer in layers for tensor in layer]
-        signature = list(map(id, tensors)), list(map(Tensor.data_ptr, tensors))
+        signature = [(id(x), x.data_ptr(), x.shape, x.stride(), x.dtype, x.device) for x in tensors]
         if not self._network or self._network[0] != signature:
             guard.check_layers(layers, self.rule, self.count, CPU, records.MAX_HIDDEN)
             kept = [(_with_whole_rows(weight, 2), _with_whole_rows(bias, 1)) for weight, bias in layers]
@@ -120,18 +121,16 @@ class CpuAdamPlan:
         self._kept = [(task.momentum, task.second_moment) for task in tasks]
         self._records = records.adam_records(tasks)
         self._arguments = _address(self._records), ctypes.c_int64(len(tasks))
-        self._numbers = torch.frombuffer(self._records, dtype=torch.float32).view(len(tasks), -1)[:, 10:19]
 
     def step(self, inputs: AdamInputs, checked: bool = False, proceed: Tensor | None = None) -> None:
         guard.check_adam_inputs(inputs, None if checked else self._kept, CpuKernels.dtypes, CPU)
         if _is_stopped(proceed):
             return
         _set_addresses(self._records, inputs.values, inputs.gradients)
-        betas, eps, eps_root, limit = inputs.numbers.split([2, 1, 1, 1], dim=1)
-        coefficient, shrink = (each.to(inputs.numbers)[:, None] for each in (inputs.coefficient, inputs.shrink))
-        corrections = 1 / (1 - betas ** inputs.counts[:, None])
-        columns = betas, eps, eps_root, coefficient, shrink, limit, corrections
-        self._numbers.copy_(torch.cat(columns, dim=1))
+        numbers = inputs.numbers, inputs.counts, inputs.coefficient, inputs.shrink
+        dtypes = torch.float64, torch.int64, torch.float64, torch.float64
+        columns = [each.to(CPU, dtype).contiguous() for each, dtype in zip(numbers, dtypes, strict=True)]
+        self._library.pylo_zoo_adam_numbers(*self._arguments, *map(_pointer, columns))
         scale = _on_cpu(inputs.scale)
         self._library.pylo_zoo_adam(*self._arguments, _pointer(scale), torch.get_num_threads())
 

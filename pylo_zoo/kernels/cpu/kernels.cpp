@@ -155,6 +155,12 @@ void pylo_zoo_normalized(const Normalized* tasks, Index count, int threads) {
     in_parallel(Index(units.size()), threads, [&](Index i) { move_cell(all[units[i].plan], units[i].index); });
 }
 
+// Writes a step's numbers to the records: `numbers` [count, 5], the others [count].
+void pylo_zoo_adam_numbers(Adam* tasks, Index count, const double* numbers, const Index* counts,
+                           const double* coefficient, const double* shrink) {
+    for (Index i = 0; i < count; ++i) set_numbers(tasks[i], numbers + 5 * i, counts[i], coefficient[i], shrink[i]);
+}
+
 void pylo_zoo_adam(const Adam* tasks, Index count, const float* scale, int threads) {
     std::vector<Unit> units;
     for (Index i = 0; i < count; ++i)

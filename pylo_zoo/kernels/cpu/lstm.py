@@ -40,6 +40,7 @@ class CpuLSTM:
         self.hidden, self.cell = hidden, cell
         self._rows = 1 if ranks is None else len(ranks)
         count, units = hidden.shape
+        self._losses = torch.zeros((), dtype=torch.int64, device="cpu")  # powers of a number round differently
         self._few = None
         if count <= FEW_TENSORS and units <= FEW_UNITS and units % VECTOR == 0:
             self._few = _transposed(weights)
@@ -58,7 +59,7 @@ class CpuLSTM:
         if (moments is None) != (self._ranks is None):
             raise ZooError(f"The LSTM's moments are {moments}, but its ranks are {self._ranks}.", "Pass both or none.")
         guard.check_lstm_run([*run, decays, loss], moments, self._rows, CPU)
-        powers = decays**losses
+        powers = decays ** self._losses.fill_(losses)
         tables = [0, 0] if moments is None or self._ranks is None else [moments.data_ptr(), self._ranks.data_ptr()]
         out = torch.empty(self._rows, self._weights.input_weight.shape[1], device="cpu", dtype=torch.float32)
         self._library.pylo_zoo_lstm_inputs(
