@@ -137,7 +137,8 @@ class MLPRuleOptimizer(LearnedOptimizer):
                 for item in batch.items:
                     self.after_update(item)
             batch.finish()
-        self._update_each([items[k] for k in rest], [prepared[k] for k in rest], step)
+        if rest:
+            self._update_each([items[k] for k in rest], [prepared[k] for k in rest], step)
 
     def _kernel_batches(self, items: Sequence[ParamStep]) -> tuple[list[KernelBatch], list[int]]:
         """The parameters that kernels support, in batches, and the positions of the others."""
