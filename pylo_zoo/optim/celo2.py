@@ -180,7 +180,8 @@ class CELO2(MLPRuleOptimizer):
 
     def _move(self, batch: KernelBatch, networks: Networks) -> None:
         layers, _ = networks.select(batch)
-        deltas = self._orthogonalize(batch.items, batch.kernels.steps(batch.advanced, layers, self._scratch))
+        proceed = self._proceed(batch)
+        deltas = self._orthogonalize(batch.items, batch.kernels.steps(batch.advanced, layers, self._scratch, proceed))
 
         def plan() -> NormalizedPlan:
             triples = zip(batch.values, deltas, batch.items, strict=True)
@@ -188,7 +189,8 @@ class CELO2(MLPRuleOptimizer):
             return batch.kernels.plan_normalized(tasks)
 
         rates, shrink = batch.rates(lambda group: group["lr"], self.decay)
-        batch.keep("normalized", plan).move(batch.values, deltas, rates * self.behavior.rmsmult, shrink)
+        coefficient = rates * self.behavior.rmsmult
+        batch.keep("normalized", plan).move(batch.values, deltas, coefficient, shrink, proceed)
 
     def _rule(self, group: Mapping[str, Any], axes: Axes) -> str:
         if group["rule"] is not None:

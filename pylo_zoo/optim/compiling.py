@@ -9,6 +9,11 @@ from typing import Any
 import torch
 
 _EXCLUDED: set[type] = set()
+METHODS = (
+    *("_init_state", "_check", "_step_fused", "_count_skipped", "_count_call"),
+    *("_set_condition", "_clear_condition"),
+)
+"""What stays outside compiled graphs, if a class has it."""
 
 
 def exclude_from_compile(cls: type) -> None:
@@ -19,7 +24,7 @@ def exclude_from_compile(cls: type) -> None:
     """
     if cls not in _EXCLUDED:
         _EXCLUDED.add(cls)
-        for name in ("_init_state", "_check", "_step_fused", "_count_skipped", "_count_call"):
+        for name in METHODS:
             if hasattr(cls, name):
                 setattr(cls, name, _excluded(getattr(cls, name)))
 
