@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.errors import ZooError, quoted
+from pylo_zoo.errors import ZooError
 from pylo_zoo.kernels import LSTMPlan
 from pylo_zoo.nets import Control
 from pylo_zoo.ops import conditioning
@@ -21,7 +20,7 @@ from pylo_zoo.ops.trace import is_listening, record
 from pylo_zoo.ops.transfer import number
 from pylo_zoo.optim.advice import LRWatch, schedule_warning
 from pylo_zoo.optim.base import Group, LearnedOptimizer, Loss, ParamStep, new_counter, state_dtype
-from pylo_zoo.optim.checks import as_float, is_local_loss, require
+from pylo_zoo.optim.checks import check_positive_int, is_local_loss, require, scalar_like
 from pylo_zoo.optim.contract import ParamGrad
 from pylo_zoo.optim.host_counts import HostCounts
 from pylo_zoo.optim.options import SharedOptions, Unpack
@@ -79,7 +78,7 @@ class LSTMControlledOptimizer(LearnedOptimizer):
         accumulate: int | str,
         **options: Unpack[SharedOptions],
     ) -> None:
-        _check_positive_int("num_steps", num_steps)
+        check_positive_int("num_steps", num_steps)
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
@@ -112,7 +111,7 @@ class LSTMControlledOptimizer(LearnedOptimizer):
     def _check_group(self, group: Group, explicit: frozenset[str]) -> None:
         super()._check_group(group, explicit)
         for option in RUN_OPTIONS:
-            _check_positive_int(option, group[option])
+            check_positive_int(option, group[option])
         require(group["decay"] in DECAYS, f"decay is {group['decay']!r}.", f"Use one of {', '.join(DECAYS)}.")
 
     def _check_saved_groups(self, incoming: Mapping[str, Any]) -> None:
@@ -322,7 +321,7 @@ class LSTMControlledOptimizer(LearnedOptimizer):
         control = self._meta_network(average.device, average.dtype).net(inputs, hidden, cell)
         record("lstm_inputs", inputs)
         record("lr_mult", control.lr_mult)
-        if not self._keeps_lstm_state:
+        if not getattr(self.behavior, "use_bugged_next_lstm_state", False):
             for name, old, new in zip(LSTM_STATE, (hidden, cell), (control.hidden, control.cell), strict=True):
                 new = self._condition.choose(new, old)
                 if shared:
@@ -343,7 +342,8 @@ class LSTMControlledOptimizer(LearnedOptimizer):
         """The LSTM's step with fused kernels; ``losses`` is the number of losses, this one included."""
         run = self.param_groups[0]["loss_average"], self.param_groups[0]["loss_minimum"]
         inputs = lstm.inputs(run, decays, loss, losses, self.horizon, moments)
-        hidden, cell, heads = lstm.step(inputs, self._keeps_lstm_state)
+        keep_state = getattr(self.behavior, "use_bugged_next_lstm_state", False)
+        hidden, cell, heads = lstm.step(inputs, keep_state)
         net: Any = items[0].meta.net
         control = net.finish(Control(hidden, cell, heads[:, :-1], heads[:, -1]))
         if is_listening():
@@ -356,10 +356,6 @@ class LSTMControlledOptimizer(LearnedOptimizer):
     def _loss_decays(self, items: Sequence[ParamStep], num_steps: int, like: Tensor) -> Tensor:
         name = f"loss decays {num_steps} {like.dtype} {like.device}"
         return self._keep(name, items, lambda _: conditioning.loss_decays(num_steps, like))
-
-    @property
-    def _keeps_lstm_state(self) -> bool:
-        return getattr(self.behavior, "use_bugged_next_lstm_state", False)
 
     def _plan_lstm(self, items: Sequence[ParamStep], hidden: Tensor, cell: Tensor) -> LSTMPlan | None:
         """The kernels' plan for the LSTM; None if the eager implementation computes it."""
@@ -390,13 +386,6 @@ def decoupled_decay(group: Group) -> float:
     return 0.0 if _is_l2(group) else group["weight_decay"]
 
 
-def scalar_like(loss: Any, like: Tensor) -> Tensor:
-    """The loss as a detached scalar with the device and dtype of ``like``."""
-    if isinstance(loss, int) and not -(2**63) <= loss < 2**63:  # more than torch.as_tensor converts
-        loss = as_float(loss)
-    return number(loss.detach() if isinstance(loss, Tensor) else loss, like)
-
-
 def _is_malformed(p: Tensor, state: Mapping[str, Any]) -> bool:
     """Whether the counter of a parameter's accumulated calls cannot be read (the checks report it)."""
     banked = state.get("banked", 0)
@@ -407,9 +396,3 @@ def _is_malformed(p: Tensor, state: Mapping[str, Any]) -> bool:
 
 def _is_l2(group: Group) -> bool:
     return group["decay"] == "l2" and group["weight_decay"] != 0
-
-
-def _check_positive_int(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) < 2**63:
-        example = "such as 10_000" if name == "num_steps" else 'such as 4, or "auto"'
-        raise ZooError(f"{name} is {quoted(value)}.", f"Set {name} to a whole number from 1 to 2**63 - 1, {example}.")
