@@ -18,6 +18,7 @@ from pylo_zoo.kernels.cpu import CpuKernels, find_kernels, lstm
 from pylo_zoo.nets import CELO_LSTM_INPUTS, VELO_LSTM_INPUTS, Control, Controller
 from pylo_zoo.ops import conditioning
 from pylo_zoo.ops.lstm import LSTMWeights
+from pylo_zoo.optim import Celo
 
 SHAPES = ((1, 7), (3, 16), (32, 64), (33, 64), (5, 130), (9, 512))
 """Tensors and units: on both sides of every limit of :mod:`pylo_zoo.kernels.cpu.lstm`."""
@@ -182,6 +183,20 @@ def test_the_tensors_features_agree(kernels: CpuKernels) -> None:
     expected = simulate(lambda: [conditioning.tensor_features(*wide)], draws=DRAWS)
     check(size(inputs[:, 18:].double() - expected.truth[0]), expected.distance(0), "features of tensors")
     assert (inputs[:, :18] == inputs[0, :18]).all()
+
+
+def test_a_lazily_negated_loss_is_read_correctly(kernels: CpuKernels) -> None:
+    """``z.conj().imag`` is a view of memory with the opposite sign."""
+    negated = torch.tensor(1 + 2j, dtype=torch.complex64).conj().imag
+    assert negated.is_neg()
+    averages = []
+    for loss in (negated, torch.tensor(-2.0)):
+        p = torch.nn.Parameter(torch.ones(3))
+        optimizer = Celo([p], num_steps=10, weights="random:celo", backend="fused")
+        p.grad = torch.ones(3)
+        optimizer.step(loss=loss)
+        averages.append(optimizer.param_groups[0]["loss_average"])
+    assert torch.equal(*averages)
 
 
 # --- no address is passed unchecked ----------------------------------------------------------------------------------

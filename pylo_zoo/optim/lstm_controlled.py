@@ -341,7 +341,7 @@ class LSTMControlledOptimizer(LearnedOptimizer):
     ) -> Control:
         """The LSTM's step with fused kernels; ``losses`` is the number of losses, this one included."""
         run = self.param_groups[0]["loss_average"], self.param_groups[0]["loss_minimum"]
-        inputs = lstm.inputs(run, decays, loss, losses, self.horizon, moments)
+        inputs = lstm.inputs(run, decays, loss.resolve_neg(), losses, self.horizon, moments)
         keep_state = getattr(self.behavior, "use_bugged_next_lstm_state", False)
         hidden, cell, heads = lstm.step(inputs, keep_state)
         net: Any = items[0].meta.net
