@@ -27,7 +27,7 @@ LEARNED: dict[str, Callable[[Any], Any]] = {
     "MuLO": lambda params: optim.MuLO(params, weights="random:mulo", backend="fused"),
     "Muon": lambda params: optim.Muon(params, backend="fused"),
 }
-IDLE = ("advance", "moments", "move", "normalized", "adam")
+IDLE = ("advance", "moments", "move", "normalized", "adam", "gates", "lstm_step")
 """The kernel functions that do nothing during the measurement."""
 
 

@@ -29,6 +29,7 @@ from pylo_zoo.config import (
     VeLOBehavior,
 )
 from pylo_zoo.ops.accumulators import Decays
+from pylo_zoo.ops.lstm import LSTMWeights, compose
 from pylo_zoo.ops.mlp import Layer, mlp
 from pylo_zoo.ops.product import product
 
@@ -111,6 +112,14 @@ class Controller(nn.Module):
         controls = self.controls(hidden) if self.controls is not None else None
         return Control(hidden, cell, controls, self.step_size(hidden)[:, 0])
 
+    def compose(self) -> LSTMWeights:
+        """The weights for fused kernels, without a graph."""
+        heads = [self.step_size] if self.controls is None else [self.controls, self.step_size]
+        pooled, direct, lstm, *outputs = (
+            (each.weight.detach(), each.bias.detach()) for each in (self.pooled, self.direct, self.lstm, *heads)
+        )
+        return compose(pooled, direct, lstm, outputs)
+
 
 def controller_shapes(inputs: int, hidden: int) -> dict[str, tuple[int, int]]:
     """The shapes of a :class:`Controller`'s probe inputs."""
@@ -158,15 +167,43 @@ class VeLONet(FixedDecays, nn.Module):
 
     def forward(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> Control:
         """One LSTM step. ``controls`` is the input of :meth:`write`, and ``lr_mult`` scales the update."""
-        return self.controller(inputs, hidden, cell)
+        return self.finish(self.controller(inputs, hidden, cell))
+
+    def finish(self, control: Control) -> Control:
+        """The controls and step sizes from the controller's outputs."""
+        return control
+
+    @property
+    def write_mult(self) -> float:
+        """The factor on the generated weights."""
+        assert isinstance(self.behavior, VeLOBehavior)
+        return self.behavior.ff_mult
 
     def write(self, controls: Tensor) -> list[Layer]:
         """Generate the MLPs of N tensors: layers of ``[N, outputs, inputs]`` and ``[N, outputs]``.
 
         Every weight is ``ff_mult · mean over inits(controls · bank)``, computed as one matrix product per leaf.
         """
-        assert isinstance(self.behavior, VeLOBehavior)
-        return self._mix(controls * self.behavior.ff_mult)
+        scaled = controls * self.write_mult / self.architecture.param_inits
+
+        def mixed(bank: Tensor) -> Tensor:
+            return (scaled @ bank.flatten(1)).unflatten(1, bank.shape[1:])
+
+        return [(mixed(weight), mixed(bias)) for weight, bias in self.mlp.weights()]
+
+    def flat_bank(self) -> Tensor:
+        """All weights of the bank of MLPs, with the factors of :meth:`write`: ``[inits, weights]``."""
+        leaves = [leaf.detach().flatten(1) for layer in self.mlp.weights() for leaf in layer]
+        return torch.cat(leaves, dim=1) * (self.write_mult / self.architecture.param_inits)
+
+    def split_written(self, written: Tensor) -> list[Layer]:
+        """The result of :meth:`write` as views of ``written``: controls times :meth:`flat_bank`, ``[N, weights]``."""
+        leaves, start = [], 0
+        for leaf in (leaf for layer in self.mlp.weights() for leaf in layer):
+            shape = leaf.shape[1:]
+            leaves.append(written[:, start : start + shape.numel()].unflatten(1, shape))
+            start += shape.numel()
+        return list(zip(leaves[::2], leaves[1::2], strict=True))
 
     def probe_shapes(self) -> dict[str, tuple[int, int]]:
         shapes = controller_shapes(self.lstm_inputs, self.architecture.lstm_hidden_size)
@@ -178,26 +215,19 @@ class VeLONet(FixedDecays, nn.Module):
         outputs = [mlp([(w[k], b[k]) for w, b in layers], x).T for k in range(PROBE_TENSORS)]
         return {**control._asdict(), "mlp": torch.stack(outputs)}
 
-    def _mix(self, controls: Tensor) -> list[Layer]:
-        scaled = controls / self.architecture.param_inits
-
-        def mixed(bank: Tensor) -> Tensor:
-            return (scaled @ bank.flatten(1)).unflatten(1, bank.shape[1:])
-
-        return [(mixed(weight), mixed(bias)) for weight, bias in self.mlp.weights()]
-
 
 class CeloNet(VeLONet):
     """Celo (SPEC §5): 18 inputs, a softmax over the inits, an exponential step size, and no ``ff_mult``."""
 
     lstm_inputs = CELO_LSTM_INPUTS
 
-    def forward(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> Control:
-        control = self.controller(inputs, hidden, cell)
-        return control._replace(controls=control.controls.softmax(dim=-1), lr_mult=celo_lr_mult(control.lr_mult))
+    @property
+    def write_mult(self) -> float:
+        return 1.0
 
-    def write(self, controls: Tensor) -> list[Layer]:
-        return self._mix(controls)
+    def finish(self, control: Control) -> Control:
+        assert control.controls is not None
+        return control._replace(controls=control.controls.softmax(dim=-1), lr_mult=celo_lr_mult(control.lr_mult))
 
 
 class CeloAdamNet(FixedDecays, nn.Module):
@@ -213,7 +243,9 @@ class CeloAdamNet(FixedDecays, nn.Module):
         return self.initial_decays()
 
     def forward(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> Control:
-        control = self.controller(inputs, hidden, cell)
+        return self.finish(self.controller(inputs, hidden, cell))
+
+    def finish(self, control: Control) -> Control:
         return control._replace(lr_mult=celo_lr_mult(control.lr_mult))
 
     def probe_shapes(self) -> dict[str, tuple[int, int]]:

@@ -180,10 +180,11 @@ class PretendKernels(CpuKernels):
         steps = super().steps(advanced, tree_map(unwrap, layers), scratch, unwrap(proceed))
         return [PretendTensor(each) for each in steps]
 
-    def move_normalized(self, tasks: Sequence[Normalized], *arguments: Any, **options: Any) -> None:
-        super().move_normalized(
-            tree_map(unwrap, list(tasks)), *tree_map(unwrap, arguments), **tree_map(unwrap, options)
-        )
+    def plan_normalized(self, tasks: Sequence[Normalized]) -> Any:
+        return PretendPlan(super().plan_normalized(tree_map(unwrap, list(tasks))))
+
+    def plan_lstm(self, *arguments: Any) -> None:
+        """As on a GPU, the eager implementation computes the LSTM."""
 
 
 class PretendPlan:
@@ -195,6 +196,9 @@ class PretendPlan:
 
     def step(self, *arguments: Any, **options: Any) -> None:
         self._plan.step(*tree_map(unwrap, arguments), **tree_map(unwrap, options))
+
+    def move(self, *arguments: Any, **options: Any) -> None:
+        self._plan.move(*tree_map(unwrap, arguments), **tree_map(unwrap, options))
 
 
 def _on_device(net: nn.Module) -> nn.Module:

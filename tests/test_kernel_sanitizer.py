@@ -78,9 +78,10 @@ def test_mutated_steps_stay_within_their_memory(environment: dict[str, str]) -> 
 
 
 @pytest.mark.slow
-def test_every_boundary_stays_within_its_memory(environment: dict[str, str]) -> None:
-    """The sizes of test_kernel_boundaries.py, with the memory around each tensor instrumented."""
-    tests = ("-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", "test_kernel_boundaries.py")
+@pytest.mark.parametrize("file", ["test_kernel_boundaries.py", "test_kernels_lstm.py"])
+def test_every_boundary_stays_within_its_memory(environment: dict[str, str], file: str) -> None:
+    """The sizes of these files, with the memory around each tensor instrumented."""
+    tests = ("-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", file)
     checked = run(environment, *tests)
     assert checked.returncode == 0, checked.stdout[-2000:] + checked.stderr[-2000:]
 

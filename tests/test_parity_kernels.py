@@ -40,6 +40,13 @@ FAULTS = {
         "zero parameters",
         "parameter",
     ),
+    "the guard of the LSTM's features": Fault(
+        "lstm.h",
+        "std::sqrt(square < 1e-9f ? 1e-9f : square)",
+        "std::sqrt(square)",
+        "zero parameters",
+        "lstm_inputs",
+    ),
     "a unit of a long tensor": Fault(
         "plan.h",
         "return (groups + unit_groups - 1) / unit_groups * run_blocks * length_blocks;",

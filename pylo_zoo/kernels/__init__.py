@@ -12,7 +12,18 @@ import logging
 import torch
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.kernels.base import Adam, AdamInputs, AdamPlan, KernelPlan, Kernels, Normalized, ScratchBuffer, Task
+from pylo_zoo.kernels.base import (
+    Adam,
+    AdamInputs,
+    AdamPlan,
+    KernelPlan,
+    Kernels,
+    LSTMPlan,
+    Normalized,
+    NormalizedPlan,
+    ScratchBuffer,
+    Task,
+)
 from pylo_zoo.warn import warn
 
 BACKENDS = ("auto", "eager", "fused")
@@ -77,7 +88,9 @@ __all__ = [
     "AdamPlan",
     "KernelPlan",
     "Kernels",
+    "LSTMPlan",
     "Normalized",
+    "NormalizedPlan",
     "ScratchBuffer",
     "Task",
     "kernels_for",

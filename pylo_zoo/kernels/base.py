@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from pylo_zoo.ops.accumulators import Decays
 from pylo_zoo.ops.layout import Axes
+from pylo_zoo.ops.lstm import LSTMWeights
 from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.ops.rule import Rule
 
@@ -93,15 +95,25 @@ class ScratchBuffer:
 
     def __init__(self) -> None:
         self._kept: Tensor | None = None
+        self._views: WeakKeyDictionary[object, list[Tensor]] = WeakKeyDictionary()
 
-    def take(self, shapes: Sequence[torch.Size]) -> list[Tensor]:
-        """One uninitialized contiguous float32 tensor per shape. The tensors of an earlier call become invalid."""
+    def take(self, shapes: Sequence[torch.Size], owner: object | None = None) -> list[Tensor]:
+        """One uninitialized contiguous float32 tensor per shape. The tensors of an earlier call become invalid.
+
+        An ``owner`` always passes the same shapes and receives the same list again, unless the buffer has grown.
+        """
+        if owner is not None and owner in self._views:
+            return self._views[owner]
         sizes = [-(-shape.numel() // self.ALIGNED) * self.ALIGNED for shape in shapes]
         if self._kept is None or len(self._kept) < sum(sizes):
             self._kept = None  # free it before the larger allocation
+            self._views.clear()
             self._kept = torch.empty(sum(sizes), dtype=torch.float32, device="cpu")
         pieces = self._kept[: sum(sizes)].split(sizes)
-        return [piece[: shape.numel()].view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+        views = [piece[: shape.numel()].view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+        if owner is not None:
+            self._views[owner] = views
+        return views
 
 
 class KernelPlan(Protocol):
@@ -147,6 +159,78 @@ class AdamPlan(Protocol):
 
         ``checked``, ``proceed`` and errors are those of :meth:`KernelPlan.advance`; ``proceed`` applies to parameters
         too.
+        """
+        ...
+
+
+class NormalizedPlan(Protocol):
+    """Parameters of CELO2's last pass, with everything that stays the same between steps."""
+
+    def move(
+        self,
+        values: Sequence[Tensor],
+        steps: Sequence[Tensor],
+        coefficient: Tensor | Sequence[float],
+        shrink: Tensor | Sequence[float],
+        proceed: Tensor | None = None,
+    ) -> None:
+        """``p ← p − coefficient·norm(step) − shrink·p`` for every parameter, in place.
+
+        Args:
+            values: the parameters, in the shapes and dtypes of the plan's tasks.
+            steps: their steps, float32 ``[*shape]``, contiguous. Can be overwritten.
+            coefficient: one per parameter.
+            shrink: one per parameter.
+            proceed: as in :meth:`KernelPlan.advance`: if it is 0, no parameter is written.
+
+        Raises:
+            ZooError: a tensor has another size, dtype, device or layout than kernels need. Nothing has changed.
+        """
+        ...
+
+
+class LSTMPlan(Protocol):
+    """The LSTM of N tensors (SPEC §4), with its state ``hidden`` and ``cell`` ``[N, H]``, float32."""
+
+    def inputs(
+        self,
+        run: tuple[Tensor, Tensor],
+        decays: Tensor,
+        loss: Tensor,
+        losses: int,
+        horizon: int,
+        moments: Tensor | None = None,
+    ) -> Tensor:
+        """Add a loss to the run's averages and return the LSTM's inputs.
+
+        Computes :mod:`pylo_zoo.ops.conditioning`, with the same operations on the averages.
+
+        Args:
+            run: the averages and minima of the loss, float32 ``[10]``, updated in place.
+            decays: of the averages, float32 ``[10]``.
+            loss: float32, one element.
+            losses: number of losses, this one included.
+            horizon: planned number of steps.
+            moments: :meth:`Kernels.moments`, float32 ``[N, 9]``, if the LSTM reads features of tensors.
+
+        Returns:
+            ``[N, 30]``; ``[1, 18]``, the same for every tensor, if the LSTM reads features of the run alone.
+
+        Raises:
+            ZooError: a tensor has another size, dtype, device or layout.
+        """
+        ...
+
+    def step(self, inputs: Tensor, keep_state: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """One step over all tensors.
+
+        Args:
+            inputs: the result of :meth:`inputs`.
+            keep_state: leave the state as it is.
+
+        Returns:
+            The new hidden state and cell ``[N, H]``, which are the state itself unless ``keep_state`` is set, and the
+            heads' outputs ``[N, C + 1]``: controls and step size.
         """
         ...
 
@@ -234,9 +318,28 @@ class Kernels(Protocol):
         shrink: Tensor | Sequence[float],
         proceed: Tensor | None = None,
     ) -> None:
-        """CELO2's last pass ``p ← p − coefficient·norm(step) − shrink·p`` for many parameters, in place.
+        """:meth:`NormalizedPlan.move` of a plan for one step."""
+        ...
 
-        No parameter is written if ``proceed`` is 0 (:meth:`KernelPlan.advance`).
+    def plan_normalized(self, tasks: Sequence[Normalized]) -> NormalizedPlan:
+        """Check the tasks and make a plan for CELO2's last pass.
+
+        Raises:
+            ZooError: a tensor has another size, dtype, device or layout than kernels need.
+        """
+        ...
+
+    def plan_lstm(self, weights: LSTMWeights, hidden: Tensor, cell: Tensor, ranks: Tensor | None) -> LSTMPlan | None:
+        """A plan for steps of an LSTM; None if the kernels do not compute it.
+
+        Args:
+            weights: float32, on the kernels' device.
+            hidden, cell: the LSTM's state, float32 ``[N, H]``, contiguous, updated in place.
+            ranks: :func:`pylo_zoo.ops.conditioning.ranks`, float32 ``[N, 5]``; None if the LSTM reads features of the
+                run alone.
+
+        Raises:
+            ZooError: a tensor has another size, dtype, device or layout.
         """
         ...
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from pylo_zoo.errors import ZooError
 from pylo_zoo.kernels.base import Adam, AdamInputs, Normalized, Task
 from pylo_zoo.ops.layout import Axes
+from pylo_zoo.ops.lstm import LSTMWeights
 from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.ops.rule import Rule
 
@@ -84,12 +85,22 @@ def check_adam_inputs(
 def check_normalized(tasks: Sequence[Normalized], dtypes: Collection[torch.dtype], device: torch.device) -> None:
     """Raise :class:`ZooError` unless every step matches its parameter."""
     values, steps = [task.p for task in tasks], [task.step for task in tasks]
-    counts = [p.numel() for p in values]
-    _check(values, counts, dtypes, device)
-    _check(steps, counts, FLOAT, device)
+    check_steps(values, steps, list(map(Tensor.numel, values)), dtypes, device)
     for ndim, over in {(task.p.ndim, task.over) for task in tasks}:
         if not 1 <= len(over) <= 2 or not all(-ndim <= axis < 0 for axis in over):
             raise ZooError(f"A step of {ndim} axes is normalized over {over}.", "Pass one or two negative axes.")
+
+
+def check_steps(
+    values: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    sizes: Sequence[int],
+    dtypes: Collection[torch.dtype],
+    device: torch.device,
+) -> None:
+    """Raise :class:`ZooError` unless parameters and their steps have these numbers of elements."""
+    _check(values, sizes, dtypes, device)
+    _check(steps, sizes, FLOAT, device)
 
 
 def check_layers(layers: Sequence[Layer], rule: Rule, count: int, device: torch.device, most: int) -> None:
@@ -121,6 +132,34 @@ def check_proceed(proceed: Tensor | None, device: torch.device) -> None:
     """Raise :class:`ZooError` unless ``proceed`` is None or one int32 element on ``device``."""
     if proceed is not None:
         _check([proceed], [1], (torch.int32,), device)
+
+
+def check_lstm(weights: LSTMWeights, hidden: Tensor, cell: Tensor, ranks: Tensor | None, device: torch.device) -> None:
+    """Raise :class:`ZooError` unless the LSTM's weights, state and ranks fit each other."""
+    count, units = hidden.shape if hidden.ndim == 2 else (0, 0)
+    inputs = 18 if ranks is None else 30
+    shapes = [(units, inputs), (units,), (4 * units, units), (4 * units, inputs), (4 * units, units), (4 * units,)]
+    has = [tuple(each.shape) for each in weights]
+    heads = [(len(weights.head_bias), units), (len(weights.head_bias),)]
+    if has != [*shapes, *heads] or count * units == 0 or (ranks is not None and tuple(ranks.shape) != (count, 5)):
+        raise ZooError(f"An LSTM's weights of shapes {has} do not fit a state {tuple(hidden.shape)}.", HINT)
+    _check(weights, [each.numel() for each in weights], FLOAT, device, contiguous=False)
+    state = [hidden, cell, *([] if ranks is None else [ranks])]
+    _check(state, [count * units, count * units, count * 5][: len(state)], FLOAT, device)
+
+
+def check_lstm_run(run: Sequence[Tensor], moments: Tensor | None, rows: int, device: torch.device) -> None:
+    """Raise :class:`ZooError` unless ``run`` are averages, minima and decays ``[10]`` and a loss, and moments fit."""
+    counts = [10, 10, 10, 1] if moments is None else [10, 10, 10, 1, 9 * rows]
+    _check(run if moments is None else [*run, moments], counts, FLOAT, device)
+
+
+def check_lstm_inputs(inputs: Tensor, rows: int, weights: LSTMWeights, device: torch.device) -> None:
+    """Raise :class:`ZooError` unless ``inputs`` have ``rows`` rows for the LSTM's weights."""
+    width = weights.input_weight.shape[1]
+    if inputs.shape != (rows, width):
+        raise ZooError(f"An LSTM's inputs are {tuple(inputs.shape)}; kernels need {(rows, width)}.", HINT)
+    _check([inputs], [rows * width], FLOAT, device)
 
 
 def table_sizes(shape: Sequence[int], axes: Axes) -> tuple[int, int]:

@@ -112,7 +112,7 @@ def _step(
 
     kernel_plan = batch.keep("plan", plan)  # checks the tensors, before anything changes
     counts = _count(batch, condition)
-    numbers = batch.spread(torch.tensor([each.numbers for each in options], dtype=torch.float64))
+    numbers = batch.constants([each.numbers for each in options])
     inputs = AdamInputs(batch.values, gradients, numbers, counts, rates, shrink, batch.items[0].scale)
     kernel_plan.step(inputs, True, condition.flag(counts.device))
     batch.finish()

@@ -78,6 +78,7 @@ class LearnedOptimizer(ZooOptimizer):
         self._plan: StepPlan | None = None
         self._uses_kernels = False
         self._run_keys: tuple[str, ...] = ()
+        self._run_states: dict[Any, dict[str, Tensor]] = {}
         defaults = {**defaults, "layout": "torch", "weights": self.artifact.fingerprint[:16]}
         super().__init__(params, defaults, **options)
         if self.backend == "fused":
@@ -199,8 +200,7 @@ class LearnedOptimizer(ZooOptimizer):
         if incomplete:
             run = self._complete_run_state(first, grads, started)
         else:
-            expected = self.new_run_state(torch.device("meta"), torch.float32)
-            check_run_state(first, expected, grads[0].parameter.device)
+            check_run_state(first, self._expected_run_state(), grads[0].parameter.device)
             run = {}
         snapshot = super()._init_state(grads)
         if self._plan is None or snapshot is None or snapshot is not self._plan.snapshot:
@@ -230,6 +230,13 @@ class LearnedOptimizer(ZooOptimizer):
         """Store small state tensors of many parameters in common ones: AdamW's counters by default."""
         if counted := [item.state for item in items if "step" in item.state]:
             share_memory(counted, "step")
+
+    def _expected_run_state(self) -> dict[str, Tensor]:
+        """The run's state before the first step, on the meta device. Creating it takes longer than checking it."""
+        key = self.param_groups[0].get("accumulate")
+        if key not in self._run_states:
+            self._run_states[key] = self.new_run_state(torch.device("meta"), torch.float32)
+        return self._run_states[key]
 
     def _complete_run_state(self, first: Group, grads: Sequence[ParamGrad], started: bool) -> dict[str, Tensor]:
         """The run's state as tensors: new, or converted from numbers that wrappers or other packages left.
@@ -288,7 +295,7 @@ class LearnedOptimizer(ZooOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._meta_networks, self._axes, self._run_keys = {}, {}, ()
+        self._meta_networks, self._axes, self._run_keys, self._run_states = {}, {}, (), {}
         self._plan, self._uses_kernels = None, False
 
     def expected_state(self, p: Tensor, group: Group) -> dict[str, Tensor]:

@@ -37,3 +37,6 @@ class Celo(VeLO):
 
     def lstm_inputs(self, items: Sequence[ParamStep], run_features: Tensor, moments: Tensor | None) -> Tensor:
         return run_features.expand(len(items), -1)
+
+    def lstm_ranks(self, items: Sequence[ParamStep], like: Tensor) -> None:
+        """Its LSTM reads features of the run alone."""

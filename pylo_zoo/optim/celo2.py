@@ -12,7 +12,7 @@ from torch import Tensor
 from pylo_zoo import converters
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
-from pylo_zoo.kernels import Normalized, ScratchBuffer
+from pylo_zoo.kernels import Normalized, NormalizedPlan, ScratchBuffer
 from pylo_zoo.ops.accumulators import new_accumulators
 from pylo_zoo.ops.adam import adam_direction
 from pylo_zoo.ops.features import mean_square, normalize
@@ -182,12 +182,15 @@ class CELO2(MLPRuleOptimizer):
         layers, _ = networks.select(batch)
         proceed = self._proceed(batch)
         deltas = self._orthogonalize(batch.items, batch.kernels.steps(batch.advanced, layers, self._scratch, proceed))
-        tasks = [
-            Normalized(value, delta, item.axes.matrix, NORM_EPS)
-            for value, item, delta in zip(batch.values, batch.items, deltas, strict=True)
-        ]
+
+        def plan() -> NormalizedPlan:
+            triples = zip(batch.values, deltas, batch.items, strict=True)
+            tasks = [Normalized(p, delta, item.axes.matrix, NORM_EPS) for p, delta, item in triples]
+            return batch.kernels.plan_normalized(tasks)
+
         rates, shrink = batch.rates(lambda group: group["lr"], self.decay)
-        batch.kernels.move_normalized(tasks, rates * self.behavior.rmsmult, shrink, proceed)
+        coefficient = rates * self.behavior.rmsmult
+        batch.keep("normalized", plan).move(batch.values, deltas, coefficient, shrink, proceed)
 
     def _rule(self, group: Mapping[str, Any], axes: Axes) -> str:
         if group["rule"] is not None:

@@ -6,7 +6,7 @@ import copy
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from pylo_zoo.errors import ZooError, count, quoted
+from pylo_zoo.ops.transfer import number
 from pylo_zoo.optim.state_checks import check_saved
 
 
@@ -249,6 +250,20 @@ def is_real_scalar(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.numel() == 1 and not value.is_complex()
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def scalar_like(loss: Any, like: Tensor) -> Tensor:
+    """The loss as a detached scalar with the device and dtype of ``like``."""
+    if isinstance(loss, int) and not -(2**63) <= loss < 2**63:  # more than torch.as_tensor converts
+        loss = as_float(loss)
+    return number(loss.detach() if isinstance(loss, Tensor) else loss, like)
+
+
+def check_positive_int(name: str, value: Any) -> None:
+    """Raise :class:`ZooError` unless ``value`` is an integer from 1 to 2**63 − 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) < 2**63:
+        example = "such as 10_000" if name == "num_steps" else 'such as 4, or "auto"'
+        raise ZooError(f"{name} is {quoted(value)}.", f"Set {name} to a whole number from 1 to 2**63 - 1, {example}.")
 
 
 def check_number(name: str, value: Any, below: float = math.inf, *, positive: bool = False) -> None:

@@ -36,6 +36,7 @@ class KernelBatch(Kept):
         self.values: list[Tensor] = []
         self.advanced: Any = None
         self._copied: set[int] = set()
+        self._constants: tuple[Any, Tensor] | None = None
         self._rates: tuple[Any, tuple[Tensor, Tensor]] | None = None
 
     def add(self, position: int, item: ParamStep) -> None:
@@ -89,11 +90,22 @@ class KernelBatch(Kept):
 
         return per_group[self.keep(f"groups on {per_group.device}", group_of)]
 
-    def rates(self, rate: Callable[[Group], float | Tensor], decay: Callable[[Group], float]) -> tuple[Tensor, Tensor]:
+    def constants(self, per_group: Sequence[tuple[float, ...]]) -> Tensor:
+        """Numbers of each group as rows per parameter, float64 ``[N, …]`` on the CPU."""
+        if self._constants is None or self._constants[0] != per_group:
+            self._constants = per_group, self.spread(torch.tensor(per_group, dtype=torch.float64))
+        return self._constants[1]
+
+    def rates(
+        self,
+        rate: Callable[[Group], float | Tensor],
+        decay: Callable[[Group], float],
+        dtype: torch.dtype = torch.float64,
+    ) -> tuple[Tensor, Tensor]:
         """The learning rate and its product with the weight decay, per parameter.
 
         Returns:
-            Two vectors ``[N]``: float64 on the CPU, or float32 on the device of a learning rate that is a tensor.
+            Two vectors ``[N]``: in ``dtype`` on the CPU, or float32 on the device of a learning rate that is a tensor.
         """
         rates, decays = [rate(group) for group in self.groups], [decay(group) for group in self.groups]
         tensors = [each for each in rates if isinstance(each, Tensor)]
@@ -101,10 +113,11 @@ class KernelBatch(Kept):
             like = next((each for each in tensors if each.device.type != "cpu"), tensors[0]).float()
             per_group = torch.stack([number(each, like) for each in rates])
             return self.spread(per_group), self.spread(per_group * upload_numbers(decays, per_group))
-        if self._rates is None or self._rates[0] != (rates, decays):
+        if self._rates is None or self._rates[0] != (rates, decays, dtype):
             per_group = torch.tensor(rates, dtype=torch.float64)
             products = per_group * torch.tensor(decays, dtype=torch.float64)
-            self._rates = (rates, decays), (self.spread(per_group), self.spread(products))
+            vectors = self.spread(per_group).to(dtype), self.spread(products).to(dtype)
+            self._rates = (rates, decays, dtype), vectors
         return self._rates[1]
 
 

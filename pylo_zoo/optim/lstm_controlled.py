@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.errors import ZooError, quoted
+from pylo_zoo.errors import ZooError
+from pylo_zoo.kernels import LSTMPlan
 from pylo_zoo.nets import Control
 from pylo_zoo.ops import conditioning
 from pylo_zoo.ops.apply import foreach
 from pylo_zoo.ops.layout import Axes
-from pylo_zoo.ops.trace import record
+from pylo_zoo.ops.trace import is_listening, record
 from pylo_zoo.ops.transfer import number
 from pylo_zoo.optim.advice import LRWatch, schedule_warning
 from pylo_zoo.optim.base import Group, LearnedOptimizer, Loss, ParamStep, new_counter, state_dtype
-from pylo_zoo.optim.checks import as_float, is_local_loss, require
+from pylo_zoo.optim.checks import check_positive_int, is_local_loss, require, scalar_like
 from pylo_zoo.optim.contract import ParamGrad
 from pylo_zoo.optim.host_counts import HostCounts
 from pylo_zoo.optim.options import SharedOptions, Unpack
@@ -78,7 +78,7 @@ class LSTMControlledOptimizer(LearnedOptimizer):
         accumulate: int | str,
         **options: Unpack[SharedOptions],
     ) -> None:
-        _check_positive_int("num_steps", num_steps)
+        check_positive_int("num_steps", num_steps)
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
@@ -111,7 +111,7 @@ class LSTMControlledOptimizer(LearnedOptimizer):
     def _check_group(self, group: Group, explicit: frozenset[str]) -> None:
         super()._check_group(group, explicit)
         for option in RUN_OPTIONS:
-            _check_positive_int(option, group[option])
+            check_positive_int(option, group[option])
         require(group["decay"] in DECAYS, f"decay is {group['decay']!r}.", f"Use one of {', '.join(DECAYS)}.")
 
     def _check_saved_groups(self, incoming: Mapping[str, Any]) -> None:
@@ -143,6 +143,10 @@ class LSTMControlledOptimizer(LearnedOptimizer):
 
         ``moments`` is that of :meth:`prepare`.
         """
+
+    def lstm_ranks(self, items: Sequence[ParamStep], like: Tensor) -> Tensor | None:
+        """One-hot ranks ``[N, 5]`` in the dtype and on the device of ``like``; None if the LSTM does not read them."""
+        return None
 
     @abstractmethod
     def contexts(self, items: Sequence[ParamStep], control: Control) -> Any:
@@ -287,18 +291,23 @@ class LSTMControlledOptimizer(LearnedOptimizer):
     ) -> Sequence[Any]:
         run, horizon = self.param_groups[0], self.horizon
         average, minimum = run["loss_average"], run["loss_minimum"]
-        if not torch.compiler.is_compiling() and self._counts.step(run) >= horizon:
+        earlier = 0 if torch.compiler.is_compiling() else self._counts.step(run)
+        if earlier >= horizon:
             self._warn_once(
                 "horizon",
                 f"this run is longer than num_steps={self.num_steps}; the fraction of training keeps its last value.",
             )
-        t = number(step, average, torch.int64)
         bugged = getattr(self.behavior, "use_bugged_loss_features", False)
-        decays = conditioning.loss_decays(10 if bugged else horizon, average)
+        decays = self._loss_decays(items, 10 if bugged else horizon, average)
         total_loss = scalar_like(loss, average)
         for item in items:
             if item.l2:
                 total_loss = total_loss + (item.l2 * item.read_value().square().sum()).to(average)
+        shared = self._shared_lstm_state(items, average)
+        lstm = None if shared is None or self._condition.is_active else self._plan_lstm(items, *shared)
+        if lstm is not None:
+            return self.contexts(items, self._control_fused(items, lstm, decays, total_loss, earlier + 1, moments))
+        t = number(step, average, torch.int64)
         saved = self._condition.save([average, minimum])
         conditioning.advance_loss(average, minimum, t, total_loss, decays)
         fraction = conditioning.fraction_features(t.clamp(max=horizon - 1), horizon, average)
@@ -307,11 +316,9 @@ class LSTMControlledOptimizer(LearnedOptimizer):
         record("fraction_features", fraction)
         record("loss_features", losses)
 
-        meta = self._meta_network(average.device, average.dtype)
-        shared = self._shared_lstm_state(items, average)
         hidden, cell = shared or (torch.stack([item.state[name].to(average) for item in items]) for name in LSTM_STATE)
         inputs = self.lstm_inputs(items, torch.cat([fraction, losses]), moments)
-        control = meta.net(inputs, hidden, cell)
+        control = self._meta_network(average.device, average.dtype).net(inputs, hidden, cell)
         record("lstm_inputs", inputs)
         record("lr_mult", control.lr_mult)
         if not getattr(self.behavior, "use_bugged_next_lstm_state", False):
@@ -322,6 +329,45 @@ class LSTMControlledOptimizer(LearnedOptimizer):
                 else:
                     foreach._foreach_copy_([item.state[name] for item in items], new.unbind())
         return self.contexts(items, control)
+
+    def _control_fused(
+        self,
+        items: Sequence[ParamStep],
+        lstm: LSTMPlan,
+        decays: Tensor,
+        loss: Tensor,
+        losses: int,
+        moments: Tensor | None,
+    ) -> Control:
+        """The LSTM's step with fused kernels; ``losses`` is the number of losses, this one included."""
+        run = self.param_groups[0]["loss_average"], self.param_groups[0]["loss_minimum"]
+        inputs = lstm.inputs(run, decays, loss.resolve_neg(), losses, self.horizon, moments)
+        keep_state = getattr(self.behavior, "use_bugged_next_lstm_state", False)
+        hidden, cell, heads = lstm.step(inputs, keep_state)
+        net: Any = items[0].meta.net
+        control = net.finish(Control(hidden, cell, heads[:, :-1], heads[:, -1]))
+        if is_listening():
+            record("fraction_features", inputs[0, :9])
+            record("loss_features", inputs[0, 9:18])
+            record("lstm_inputs", inputs.expand(len(items), -1))
+            record("lr_mult", control.lr_mult)
+        return control
+
+    def _loss_decays(self, items: Sequence[ParamStep], num_steps: int, like: Tensor) -> Tensor:
+        name = f"loss decays {num_steps} {like.dtype} {like.device}"
+        return self._keep(name, items, lambda _: conditioning.loss_decays(num_steps, like))
+
+    def _plan_lstm(self, items: Sequence[ParamStep], hidden: Tensor, cell: Tensor) -> LSTMPlan | None:
+        """The kernels' plan for the LSTM; None if the eager implementation computes it."""
+
+        def plan(items: Sequence[ParamStep]) -> LSTMPlan | None:
+            first = items[0]
+            kernels = self.kernels_of(first.parameter) if first.parameter.device == hidden.device else None
+            if kernels is None or not self._uses_kernels:
+                return None
+            return kernels.plan_lstm(first.meta.lstm, hidden, cell, self.lstm_ranks(items, hidden))
+
+        return self._keep("lstm", items, plan)
 
     def _shared_lstm_state(self, items: Sequence[ParamStep], like: Tensor) -> tuple[Tensor, Tensor] | None:
         """The LSTM's state ``[N, H]``, of which each parameter's is a row; None if it is not on the LSTM's device."""
@@ -340,13 +386,6 @@ def decoupled_decay(group: Group) -> float:
     return 0.0 if _is_l2(group) else group["weight_decay"]
 
 
-def scalar_like(loss: Any, like: Tensor) -> Tensor:
-    """The loss as a detached scalar with the device and dtype of ``like``."""
-    if isinstance(loss, int) and not -(2**63) <= loss < 2**63:  # more than torch.as_tensor converts
-        loss = as_float(loss)
-    return number(loss.detach() if isinstance(loss, Tensor) else loss, like)
-
-
 def _is_malformed(p: Tensor, state: Mapping[str, Any]) -> bool:
     """Whether the counter of a parameter's accumulated calls cannot be read (the checks report it)."""
     banked = state.get("banked", 0)
@@ -357,9 +396,3 @@ def _is_malformed(p: Tensor, state: Mapping[str, Any]) -> bool:
 
 def _is_l2(group: Group) -> bool:
     return group["decay"] == "l2" and group["weight_decay"] != 0
-
-
-def _check_positive_int(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) < 2**63:
-        example = "such as 10_000" if name == "num_steps" else 'such as 4, or "auto"'
-        raise ZooError(f"{name} is {quoted(value)}.", f"Set {name} to a whole number from 1 to 2**63 - 1, {example}.")

@@ -139,7 +139,8 @@ class MLPRuleOptimizer(LearnedOptimizer):
                     self.after_update(item)
                     self._condition.restore(saved)
             batch.finish()
-        self._update_each([items[k] for k in rest], [prepared[k] for k in rest], step)
+        if rest:
+            self._update_each([items[k] for k in rest], [prepared[k] for k in rest], step)
 
     def _kernel_batches(self, items: Sequence[ParamStep]) -> tuple[list[KernelBatch], list[int]]:
         """The parameters that kernels support, in batches, and the positions of the others."""
@@ -191,7 +192,7 @@ class MLPRuleOptimizer(LearnedOptimizer):
 
     def _move(self, batch: KernelBatch, networks: Networks) -> None:
         layers, multipliers = networks.select(batch)
-        rates, shrink = batch.rates(_lr, self.decay)
+        rates, shrink = batch.rates(_lr, self.decay, multipliers.dtype)
         batch.kernels.move(batch.advanced, layers, product_of(rates, multipliers), shrink, self._proceed(batch))
 
 

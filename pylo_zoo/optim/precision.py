@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -40,9 +40,13 @@ def wide_value(p: Tensor, state: Mapping[str, Tensor]) -> Tensor:
 AUTOCAST_DEVICES = ("cpu", "cuda", "xpu", "mps")
 
 
-@contextmanager
-def without_autocast() -> Iterator[None]:
+def without_autocast() -> AbstractContextManager[None]:
     """Disable autocast, so matrix products keep the update's dtype."""
+    return _disabled() if any(map(torch.is_autocast_enabled, AUTOCAST_DEVICES)) else nullcontext()
+
+
+@contextmanager
+def _disabled() -> Iterator[None]:
     with ExitStack() as stack:
         for device_type in AUTOCAST_DEVICES:
             if torch.is_autocast_enabled(device_type):

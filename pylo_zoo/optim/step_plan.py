@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from pylo_zoo.ops.accumulators import Decays
 from pylo_zoo.ops.layout import Axes
+from pylo_zoo.ops.lstm import LSTMWeights
 from pylo_zoo.optim.contract import ParamGrad
 from pylo_zoo.optim.precision import state_dtype, wide_value
 from pylo_zoo.optim.state_checks import Snapshot, join
@@ -24,6 +26,16 @@ class MetaNetwork:
 
     net: nn.Module
     decays: Decays
+
+    @cached_property
+    def lstm(self) -> LSTMWeights:
+        """The LSTM's weights for fused kernels."""
+        return self.net.controller.compose()  # pyright: ignore
+
+    @cached_property
+    def bank(self) -> Tensor:
+        """:meth:`~pylo_zoo.nets.VeLONet.flat_bank`."""
+        return self.net.flat_bank()  # pyright: ignore
 
 
 class ParamStep:

@@ -97,13 +97,22 @@ class VeLO(MLPRuleOptimizer, LSTMControlledOptimizer):
     def lstm_inputs(self, items: Sequence[ParamStep], run_features: Tensor, moments: Tensor | None) -> Tensor:
         if moments is None:
             moments = torch.stack([moments_of(item).to(run_features) for item in items])
-        ranks = self._keep("ranks", items, lambda items: _ranks(items).to(run_features))
+        ranks = self.lstm_ranks(items, run_features)
+        assert ranks is not None
         tensor_features = conditioning.tensor_features(moments.to(run_features), ranks)
         return torch.cat([run_features.expand(len(items), -1), tensor_features], dim=1)
 
+    def lstm_ranks(self, items: Sequence[ParamStep], like: Tensor) -> Tensor | None:
+        return self._keep("ranks", items, lambda items: _ranks(items).to(like)).to(like)
+
     def contexts(self, items: Sequence[ParamStep], control: Control) -> GeneratedMLPs:
-        net: Any = self._meta_network(control.hidden.device, control.hidden.dtype).net
-        layers = net.write(control.controls)
+        meta = self._meta_network(control.hidden.device, control.hidden.dtype)
+        net: Any = meta.net
+        if self._uses_kernels and control.hidden.is_cpu and not torch.compiler.is_compiling():
+            written, layers = self._keep("written", items, lambda items: _layers(net, meta.bank, len(items)))
+            torch.mm(control.controls, meta.bank, out=written)  # pyright: ignore[reportArgumentType]
+        else:
+            layers = net.write(control.controls)
         record("controls", control.controls)  # pyright: ignore[reportArgumentType]
         for k, (weight, _) in enumerate(layers):
             record(f"written/{k}", weight)
@@ -123,3 +132,9 @@ class VeLO(MLPRuleOptimizer, LSTMControlledOptimizer):
 
 def _ranks(items: Sequence[ParamStep]) -> Tensor:
     return conditioning.ranks([item.parameter.shape for item in items])
+
+
+def _layers(net: Any, bank: Tensor, count: int) -> tuple[Tensor, list[Layer]]:
+    """Memory for the generated weights of ``count`` tensors, and the layers in it."""
+    written = bank.new_empty(count, bank.shape[1])
+    return written, net.split_written(written)

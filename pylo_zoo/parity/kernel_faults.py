@@ -6,10 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.kernels import Adam, AdamInputs, AdamPlan, Kernels, Normalized
+from pylo_zoo.kernels import Adam, AdamInputs, AdamPlan, Kernels, LSTMPlan, Normalized, NormalizedPlan
+from pylo_zoo.ops.lstm import LSTMWeights
 from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.parity import plan
 from pylo_zoo.parity.controls import ALREADY_WRONG
@@ -17,6 +19,9 @@ from pylo_zoo.parity.explain import first_difference
 from pylo_zoo.parity.sides import Tamper
 from pylo_zoo.parity.steps import ReferenceRun, compare
 from pylo_zoo.report.records import Control
+
+GATES = ("hidden_weight", "input_weight", "shared_weight", "gate_bias")
+"""Fields of :class:`~pylo_zoo.ops.lstm.LSTMWeights` whose rows are gates."""
 
 
 class FaultyKernels:
@@ -44,6 +49,15 @@ class _OtherSign(FaultyKernels):
         return self.kernels.steps(advanced, self._negated(layers), *arguments, **options)
 
 
+class _SwappedGates(FaultyKernels):
+    def plan_lstm(self, weights: LSTMWeights, *arguments: Any) -> LSTMPlan | None:
+        units = weights.shared_weight.shape[1]
+        i, g, f, o = torch.arange(4 * units).split(units)
+        order = torch.cat([i, f, g, o])
+        swapped = {name: getattr(weights, name)[order] for name in GATES}
+        return self.kernels.plan_lstm(weights._replace(**swapped), *arguments)
+
+
 class _Unmoved(FaultyKernels, ABC):
     """Kernels that do not update some elements."""
 
@@ -60,8 +74,8 @@ class _Unmoved(FaultyKernels, ABC):
     def move(self, advanced: Any, *arguments: Any, **options: Any) -> None:
         self.restoring(advanced.values, lambda: self.kernels.move(advanced, *arguments, **options))
 
-    def move_normalized(self, tasks: Sequence[Normalized], *factors: Any, **options: Any) -> None:
-        self.restoring([task.p for task in tasks], lambda: self.kernels.move_normalized(tasks, *factors, **options))
+    def plan_normalized(self, tasks: Sequence[Normalized]) -> NormalizedPlan:
+        return _UnmovedNormalized(self, self.kernels.plan_normalized(tasks))
 
     def plan_adam(self, tasks: Sequence[Adam]) -> AdamPlan:
         return _UnmovedAdam(self, self.kernels.plan_adam(tasks))
@@ -75,6 +89,16 @@ class _UnmovedAdam:
 
     def step(self, inputs: AdamInputs, checked: bool = False, proceed: Tensor | None = None) -> None:
         self._kernels.restoring(inputs.values, lambda: self._plan.step(inputs, checked, proceed))
+
+
+class _UnmovedNormalized:
+    """A plan of :class:`_Unmoved` kernels for CELO2's last pass."""
+
+    def __init__(self, kernels: _Unmoved, plan: NormalizedPlan) -> None:
+        self._kernels, self._plan = kernels, plan
+
+    def move(self, values: Sequence[Tensor], *arguments: Any, **options: Any) -> None:
+        self._kernels.restoring(values, lambda: self._plan.move(values, *arguments, **options))
 
 
 class _LastElement(_Unmoved):
@@ -93,17 +117,22 @@ class _ZeroParameters(_Unmoved):
 
 
 class KernelFault(NamedTuple):
-    """A fault of the kernels; ``run`` shows it, and it applies to families that have the quantity ``needs``."""
+    """A fault of the kernels.
+
+    ``run`` shows it. It applies to families that have the quantity ``needs``, and to ``device`` alone if it is given.
+    """
 
     name: str
     description: str
     tamper: Tamper
     run: str = "ordinary"
     needs: str = ""
+    device: str = ""
 
 
 FAULTS = (
     KernelFault("weights", "the weights of the direction have the opposite sign", _OtherSign, needs="magnitude"),
+    KernelFault("gates", "two of the LSTM's gates are swapped", _SwappedGates, needs="lstm_inputs", device="cpu"),
     KernelFault("last element", "the last element of each parameter is not updated", _LastElement),
     KernelFault(
         "zero parameters",
@@ -119,13 +148,16 @@ FAULTS = (
 
 def run(artifact: Artifact, device: str, references: Mapping[str, ReferenceRun], *, right: bool) -> Iterator[Control]:
     """Plant each of :data:`FAULTS` in the kernels of ``device``; other arguments as in :func:`.controls.run`."""
-    for name, description, tamper, in_run, needs in FAULTS:
+    for name, description, tamper, in_run, needs, only in FAULTS:
         control = f"{name}, {device} kernels", description
         if not right:
             yield Control(*control, "not applicable", ALREADY_WRONG)
             continue
         if needs and not any(quantity == needs for _, quantity in references["ordinary"].ledger.keys):
             yield Control(*control, "not applicable", f"this family has no {needs}")
+            continue
+        if only not in ("", device):
+            yield Control(*control, "not applicable", f"{device} has no such kernel")
             continue
         reference = references[in_run].first(1)
         difference = first_difference([compare(artifact, reference, "float32", "torch", kernels=device, tamper=tamper)])

@@ -14,13 +14,27 @@ from torch import Tensor
 from pylo_zoo.errors import ZooError, count
 from pylo_zoo.kernels import guard
 from pylo_zoo.kernels.base import Adam, AdamInputs, Normalized, ScratchBuffer, Task
-from pylo_zoo.kernels.cpu import build, records
+from pylo_zoo.kernels.cpu import build, lstm, records
 from pylo_zoo.ops.layout import Axes
+from pylo_zoo.ops.lstm import LSTMWeights
 from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.ops.rule import Rule
 
 FUNCTIONS = tuple(
-    f"pylo_zoo_{name}" for name in ("workspace", "records", "advance", "moments", "move", "normalized", "adam")
+    f"pylo_zoo_{name}"
+    for name in (
+        "workspace",
+        "records",
+        "advance",
+        "moments",
+        "move",
+        "normalized",
+        "adam_numbers",
+        "adam",
+        "lstm_inputs",
+        "lstm_step",
+        "gates",
+    )
 )
 """Functions that the library exports."""
 CPU = torch.device("cpu")
@@ -36,6 +50,7 @@ def _library() -> ctypes.CDLL | str:
     if missing := [name for name in FUNCTIONS if not hasattr(library, name)]:
         return f"The CPU kernel library lacks {missing[0]}: remove {library._name} and try again."
     library.pylo_zoo_workspace.restype = ctypes.c_int64
+    lstm.declare(library)
     sizes = (ctypes.c_int64 * 5)()
     library.pylo_zoo_records(sizes)
     expected = [each.size for each in (records.TASK, records.RULE, records.LAYER, records.ADAM, records.NORMALIZED)]
@@ -53,8 +68,10 @@ class CpuPlan:
         self._tasks = [task._replace(p=torch.empty(0), g=torch.empty(0)) for task in tasks]
         self._library = library
         self._records = records.task_records(tasks)
-        self._pointers = torch.frombuffer(self._records, dtype=torch.int64).view(self.count, -1)[:, :2]
-        self._floats = library.pylo_zoo_workspace(self.address(), ctypes.c_int64(self.count), self.rule_record)
+        self.arguments = _address(self._records), ctypes.c_int64(self.count), self.rule_record
+        self._floats = library.pylo_zoo_workspace(*self.arguments)
+        self._network: tuple[Any, ...] = ()
+        self._outputs: tuple[Any, Any] = [], None
 
     def advance(
         self,
@@ -69,7 +86,7 @@ class CpuPlan:
             guard.check_tasks(tasks, CpuKernels.dtypes, CPU)
         guard.check_numbers("scale", scale, 1)
         stopped = _is_stopped(proceed)
-        _set_addresses(self._pointers, values, gradients)
+        _set_addresses(self._records, values, gradients)
         workspace = torch.empty(self._floats, dtype=torch.float32, device="cpu")
         advanced = Advanced(self, values, gradients, workspace, _on_cpu(scale))
         if stopped:
@@ -78,8 +95,22 @@ class CpuPlan:
         self._library.pylo_zoo_advance(*advanced.arguments(), _pointer(advanced.scale), torch.get_num_threads())
         return advanced
 
-    def address(self) -> Any:
-        return (ctypes.c_char * len(self._records)).from_buffer(self._records)
+    def layers(self, layers: Sequence[Layer]) -> tuple[bytes, ctypes.c_int64]:
+        """The records of a network, and their number. They are made again if a tensor has changed."""
+        tensors = [tensor for layer in layers for tensor in layer]
+        signature = [(id(x), x.data_ptr(), x.shape, x.stride(), x.dtype, x.device) for x in tensors]
+        if not self._network or self._network[0] != signature:
+            guard.check_layers(layers, self.rule, self.count, CPU, records.MAX_HIDDEN)
+            kept = [(_with_whole_rows(weight, 2), _with_whole_rows(bias, 1)) for weight, bias in layers]
+            self._network = signature, tensors, kept, (records.layer_records(kept), ctypes.c_int64(len(kept)))
+        return self._network[-1]
+
+    def outputs(self, scratch: ScratchBuffer, values: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
+        """Tensors for steps, and their addresses."""
+        tensors = scratch.take([p.shape for p in values], self)
+        if self._outputs[0] is not tensors:
+            self._outputs = tensors, (ctypes.c_void_p * len(tensors))(*map(Tensor.data_ptr, tensors))
+        return self._outputs
 
 
 class CpuAdamPlan:
@@ -89,23 +120,47 @@ class CpuAdamPlan:
         self._library = library
         self._kept = [(task.momentum, task.second_moment) for task in tasks]
         self._records = records.adam_records(tasks)
-        self._pointers = torch.frombuffer(self._records, dtype=torch.int64).view(len(tasks), -1)[:, :2]
-        self._numbers = torch.frombuffer(self._records, dtype=torch.float32).view(len(tasks), -1)[:, 10:19]
+        self._arguments = _address(self._records), ctypes.c_int64(len(tasks))
 
     def step(self, inputs: AdamInputs, checked: bool = False, proceed: Tensor | None = None) -> None:
         guard.check_adam_inputs(inputs, None if checked else self._kept, CpuKernels.dtypes, CPU)
         if _is_stopped(proceed):
             return
-        _set_addresses(self._pointers, inputs.values, inputs.gradients)
-        betas, eps, eps_root, limit = inputs.numbers.split([2, 1, 1, 1], dim=1)
-        coefficient, shrink = (each.to(inputs.numbers)[:, None] for each in (inputs.coefficient, inputs.shrink))
-        corrections = 1 / (1 - betas ** inputs.counts[:, None])
-        columns = betas, eps, eps_root, coefficient, shrink, limit, corrections
-        self._numbers.copy_(torch.cat(columns, dim=1))
+        _set_addresses(self._records, inputs.values, inputs.gradients)
+        numbers = inputs.numbers, inputs.counts, inputs.coefficient, inputs.shrink
+        dtypes = torch.float64, torch.int64, torch.float64, torch.float64
+        columns = [each.to(CPU, dtype).contiguous() for each, dtype in zip(numbers, dtypes, strict=True)]
+        self._library.pylo_zoo_adam_numbers(*self._arguments, *map(_pointer, columns))
         scale = _on_cpu(inputs.scale)
-        rows = (ctypes.c_char * len(self._records)).from_buffer(self._records)
-        count = ctypes.c_int64(len(inputs.values))
-        self._library.pylo_zoo_adam(rows, count, _pointer(scale), torch.get_num_threads())
+        self._library.pylo_zoo_adam(*self._arguments, _pointer(scale), torch.get_num_threads())
+
+
+class CpuNormalizedPlan:
+    """:class:`~pylo_zoo.kernels.base.NormalizedPlan` for the CPU: the records of ``normalized.h``."""
+
+    def __init__(self, library: Any, tasks: Sequence[Normalized]) -> None:
+        self._library, self._sizes = library, [task.p.numel() for task in tasks]
+        self._records = records.normalized_records(tasks)
+        self._arguments = _address(self._records), ctypes.c_int64(len(tasks))
+        self._numbers = torch.frombuffer(self._records, dtype=torch.float32).view(len(tasks), -1)[:, 14:16]
+
+    def move(
+        self,
+        values: Sequence[Tensor],
+        steps: Sequence[Tensor],
+        coefficient: Tensor | Sequence[float],
+        shrink: Tensor | Sequence[float],
+        proceed: Tensor | None = None,
+    ) -> None:
+        guard.check_steps(values, steps, self._sizes, CpuKernels.dtypes, CPU)
+        guard.check_numbers("coefficient", coefficient, len(values))
+        guard.check_numbers("shrink", shrink, len(values))
+        if _is_stopped(proceed):
+            return
+        _set_addresses(self._records, values, steps)
+        for column, numbers in zip(self._numbers.unbind(dim=1), (coefficient, shrink), strict=True):
+            column.copy_(torch.as_tensor(numbers, device="cpu"))
+        self._library.pylo_zoo_normalized(*self._arguments, torch.get_num_threads())
 
 
 class Advanced(NamedTuple):
@@ -119,8 +174,7 @@ class Advanced(NamedTuple):
 
     def arguments(self) -> tuple[Any, ...]:
         """The first arguments of every pass."""
-        workspace = ctypes.c_void_p(self.workspace.data_ptr())
-        return self.plan.address(), ctypes.c_int64(self.plan.count), self.plan.rule_record, workspace
+        return *self.plan.arguments, ctypes.c_void_p(self.workspace.data_ptr())
 
 
 class CpuKernels:
@@ -177,8 +231,7 @@ class CpuKernels:
     def steps(
         self, advanced: Advanced, layers: Sequence[Layer], scratch: ScratchBuffer, proceed: Tensor | None = None
     ) -> list[Tensor]:
-        out = scratch.take([p.shape for p in advanced.values])
-        addresses = (ctypes.c_void_p * len(out))(*(each.data_ptr() for each in out))
+        out, addresses = advanced.plan.outputs(scratch, advanced.values)
         self._network(advanced, layers, _is_stopped(proceed), None, None, addresses)
         return out
 
@@ -189,12 +242,15 @@ class CpuKernels:
         shrink: Tensor | Sequence[float],
         proceed: Tensor | None = None,
     ) -> None:
+        values, steps = [task.p for task in tasks], [task.step for task in tasks]
+        self.plan_normalized(tasks).move(values, steps, coefficient, shrink, proceed)
+
+    def plan_normalized(self, tasks: Sequence[Normalized]) -> CpuNormalizedPlan:
         guard.check_normalized(tasks, self.dtypes, CPU)
-        if _is_stopped(proceed):
-            return
-        factors = (each.tolist() if isinstance(each, Tensor) else each for each in (coefficient, shrink))
-        rows = records.normalized_records(tasks, *factors)
-        self._library.pylo_zoo_normalized(rows, ctypes.c_int64(len(tasks)), torch.get_num_threads())
+        return CpuNormalizedPlan(self._library, tasks)
+
+    def plan_lstm(self, weights: LSTMWeights, hidden: Tensor, cell: Tensor, ranks: Tensor | None) -> lstm.CpuLSTM:
+        return lstm.CpuLSTM(self._library, weights, hidden, cell, ranks)
 
     def plan_adam(self, tasks: Sequence[Adam]) -> CpuAdamPlan:
         guard.check_adam(tasks, self.dtypes, CPU)
@@ -202,13 +258,10 @@ class CpuKernels:
 
     def _network(self, advanced: Advanced, layers: Sequence[Layer], stopped: bool, *to: Any) -> None:
         """Run the move pass. ``to``: coefficients, shrinks and None, or None, None and the steps' addresses."""
-        guard.check_layers(layers, advanced.plan.rule, advanced.plan.count, CPU, records.MAX_HIDDEN)
-        if stopped:
-            return
-        kept = [(weight.contiguous(), bias.contiguous()) for weight, bias in layers]
-        layer_records, count = records.layer_records(kept), ctypes.c_int64(len(kept))
-        arguments = (*advanced.arguments(), _pointer(advanced.scale), layer_records, count, *to)
-        self._library.pylo_zoo_move(*arguments, torch.get_num_threads())
+        network = advanced.plan.layers(layers)
+        if not stopped:
+            arguments = (*advanced.arguments(), _pointer(advanced.scale), *network, *to)
+            self._library.pylo_zoo_move(*arguments, torch.get_num_threads())
 
 
 def find_kernels() -> CpuKernels | str:
@@ -217,18 +270,30 @@ def find_kernels() -> CpuKernels | str:
     return library if isinstance(library, str) else CpuKernels(library)
 
 
-def _set_addresses(pointers: Tensor, values: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-    """Write the addresses of values and gradients to their columns of the records.
+def _address(rows: bytearray) -> Any:
+    """The address of records, which cannot be resized while it exists."""
+    return (ctypes.c_char * len(rows)).from_buffer(rows)
+
+
+def _set_addresses(rows: bytearray, first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
+    """Write the addresses of tensors to the first two fields of records, one per pair of tensors.
 
     Raises:
         ZooError: a tensor has no memory.
     """
-    addresses = [list(map(Tensor.data_ptr, tensors)) for tensors in (values, gradients)]
-    for tensors, each in zip((values, gradients), addresses, strict=True):
-        if 0 in each and any(tensor.numel() for tensor, address in zip(tensors, each, strict=True) if not address):
-            raise records.no_memory(tensors[each.index(0)])
-    columns = [torch.frombuffer(array("q", each), dtype=torch.int64) for each in addresses]
-    pointers.copy_(torch.stack(columns, dim=1))
+    fields, width = memoryview(rows).cast("q"), len(rows) // 8 // max(len(first), 1)
+    columns = [list(map(Tensor.data_ptr, tensors)) for tensors in (first, second)]
+    for tensors, addresses in zip((first, second), columns, strict=True):
+        if 0 in addresses and any(x.numel() for x, address in zip(tensors, addresses, strict=True) if not address):
+            raise records.no_memory(tensors[addresses.index(0)])
+    for k, addresses in enumerate(columns):
+        fields[k::width] = memoryview(array("q", addresses))
+
+
+def _with_whole_rows(tensor: Tensor, axes: int) -> Tensor:
+    """``tensor``, copied unless its last ``axes`` are contiguous. Kernels know the stride of an axis before them."""
+    whole = tensor.is_contiguous() or (tensor.ndim > axes and tensor[0].is_contiguous())
+    return tensor if whole else tensor.contiguous()
 
 
 def _is_stopped(proceed: Tensor | None) -> bool:

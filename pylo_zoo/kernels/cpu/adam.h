@@ -15,6 +15,15 @@ struct Adam {
     int32_t nesterov;
 };
 
+// Sets the numbers of a step. `numbers` are β1, β2, eps, eps_root and the limit of gradients; `count` is the step's number.
+inline void set_numbers(Adam& a, const double* numbers, Index count, double coefficient, double shrink) {
+    a.beta1 = float(numbers[0]), a.beta2 = float(numbers[1]);
+    a.eps = float(numbers[2]), a.eps_root = float(numbers[3]), a.limit = float(numbers[4]);
+    a.coefficient = float(coefficient), a.shrink = float(shrink);
+    a.correction1 = float(1.0 / (1.0 - std::pow(numbers[0], double(count))));
+    a.correction2 = float(1.0 / (1.0 - std::pow(numbers[1], double(count))));
+}
+
 INLINE void adam_vector(const Adam& a, const Conditioning& condition, float* p, const float* g, float* m, float* v) {
     const V gradient = condition(load(g)), old = load(p);
     V first = a.beta1 * load(m) + (1.0f - a.beta1) * gradient;

@@ -9,12 +9,14 @@
 //   move.h        the move pass
 //   normalized.h  CELO2's last pass
 //   adam.h        AdamW
+//   lstm.h        the LSTM's inputs and gates
 //
 // The interface is plain C, called without the GIL. A pass over all parameters is one parallel loop over their units.
 
 #include <memory>
 
 #include "adam.h"
+#include "lstm.h"
 #include "move.h"
 #include "normalized.h"
 
@@ -153,10 +155,45 @@ void pylo_zoo_normalized(const Normalized* tasks, Index count, int threads) {
     in_parallel(Index(units.size()), threads, [&](Index i) { move_cell(all[units[i].plan], units[i].index); });
 }
 
+// Writes a step's numbers to the records: `numbers` [count, 5], the others [count].
+void pylo_zoo_adam_numbers(Adam* tasks, Index count, const double* numbers, const Index* counts,
+                           const double* coefficient, const double* shrink) {
+    for (Index i = 0; i < count; ++i) set_numbers(tasks[i], numbers + 5 * i, counts[i], coefficient[i], shrink[i]);
+}
+
 void pylo_zoo_adam(const Adam* tasks, Index count, const float* scale, int threads) {
     std::vector<Unit> units;
     for (Index i = 0; i < count; ++i)
         for (Index k = 0; k * UNIT < tasks[i].size; ++k) units.push_back({int32_t(i), int32_t(k)});
     in_parallel(Index(units.size()), threads, [&](Index i) { adam_unit(tasks[units[i].plan], units[i].index, scale); });
+}
+
+// Adds a loss to the averages and minima [10] of a run, and writes the LSTM's inputs: the run's features [18], or for
+// `count` tensors with moments [9] and ranks [5] rows of 30. `decays` [10], `powers` [10]: see advance_run.
+void pylo_zoo_lstm_inputs(float* average, float* minimum, const float* decays, const float* powers, Index losses,
+                          Index horizon, const float* loss, const float* moments, const float* ranks, Index count,
+                          float* out) {
+    if (!moments) return advance_run(average, minimum, decays, powers, losses, horizon, *loss, out);
+    float run[2 * RUN_FEATURES];
+    advance_run(average, minimum, decays, powers, losses, horizon, *loss, run);
+    for (Index i = 0; i < count; ++i)
+        lstm_input(run, moments + i * MOMENTS, ranks + i * RANKS, out + i * (2 * RUN_FEATURES + TENSOR_FEATURES));
+}
+
+// The LSTM's cell and hidden state [count, units] from its gates [count, 4, units] and `shift` [4, units].
+void pylo_zoo_gates(const float* gates, const float* shift, const float* cell, Index count, Index units,
+                    float* new_hidden, float* new_cell, int threads) {
+    const Index rows = std::max<Index>(1, 4096 / units);
+    in_parallel((count + rows - 1) / rows, threads, [&](Index block) {
+        for (Index i = block * rows; i < std::min(count, (block + 1) * rows); ++i)
+            gate_row({gates + 4 * i * units, shift, cell + i * units, new_hidden + i * units, new_cell + i * units, units});
+    });
+}
+
+// The same for few tensors, products included: `out` [count, heads].
+void pylo_zoo_lstm_step(const Weights* weights, const float* x, Index rows, Index inputs, Index count, Index units,
+                        Index heads, const float* hidden, const float* cell, float* new_hidden, float* new_cell,
+                        float* out) {
+    step_few(*weights, x, rows, inputs, count, units, heads, hidden, cell, new_hidden, new_cell, out);
 }
 }

@@ -121,16 +121,13 @@ def layer_records(layers: Sequence[Layer]) -> bytes:
     )
 
 
-def normalized_records(tasks: Sequence[Normalized], coefficients: Sequence[float], shrinks: Sequence[float]) -> bytes:
-    """``struct Normalized`` of ``normalized.h``, one per parameter."""
-    return b"".join(
-        NORMALIZED.pack(
-            *(task.p.data_ptr(), task.step.data_ptr()),
-            *geometry(tuple(task.p.shape), task.over if len(task.over) == 2 else None)[:5],
-            *(coefficient, shrink, task.eps, 0.0),
-        )
-        for task, coefficient, shrink in zip(tasks, coefficients, shrinks, strict=True)
-    )
+def normalized_records(tasks: Sequence[Normalized]) -> bytearray:
+    """``struct Normalized`` of ``normalized.h``, one per parameter, without the numbers that change."""
+    records = bytearray(NORMALIZED.size * len(tasks))
+    for k, (p, step, over, eps) in enumerate(tasks):
+        shape = geometry(tuple(p.shape), over if len(over) == 2 else None)[:5]
+        NORMALIZED.pack_into(records, k * NORMALIZED.size, p.data_ptr(), step.data_ptr(), *shape, 0.0, 0.0, eps, 0.0)
+    return records
 
 
 def adam_records(tasks: Sequence[Adam]) -> bytearray:
