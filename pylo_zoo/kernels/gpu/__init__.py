@@ -19,6 +19,7 @@ from pylo_zoo.kernels.base import Adam, Normalized, ScratchBuffer, Task
 from pylo_zoo.kernels.gpu import factor_pass, moment_pass, move_pass
 from pylo_zoo.kernels.gpu.adam_plan import GpuAdamPlan
 from pylo_zoo.kernels.gpu.launch import launch
+from pylo_zoo.kernels.gpu.moment_pass import STATISTICS
 from pylo_zoo.kernels.gpu.network import IN_REGISTERS, Inputs, Network, inputs_of, is_supported, pack
 from pylo_zoo.kernels.gpu.plan import (
     ACROSS,
@@ -67,9 +68,9 @@ class Advanced(NamedTuple):
     rule: Rule
     scale: Tensor
     samples: Tensor
-    """Approximate means of m ``[3]`` and v: ``[N, 4]``."""
+    """Approximate means of m ``[3]`` and v: ``[N, 4]``, if the plan has moments."""
     moments: Tensor
-    """Means of p², and of m, m², v and v² relative to the samples: ``[N, 9]``."""
+    """Means of p², and if the plan has moments, of m, m², v and v² relative to the samples: ``[N, 1 or 9]``."""
     batches: list[AdvancedBatch]
 
 
@@ -79,8 +80,8 @@ class GpuPlan:
     The tables are built again if the address of a value changes, or the dtype or alignment of a gradient.
     """
 
-    def __init__(self, tasks: Sequence[Task], rule: Rule) -> None:
-        self._rule = rule
+    def __init__(self, tasks: Sequence[Task], rule: Rule, moments: bool) -> None:
+        self._rule, self._moments = rule, STATISTICS if moments else 1
         self._device = tasks[0].p.device
         self._kept = [tensor for task in tasks for tensor in task.state.values()]
         self._tasks = [task._replace(p=torch.empty(0), g=torch.empty(0)) for task in tasks]
@@ -95,7 +96,6 @@ class GpuPlan:
         checked: bool = False,
         proceed: Tensor | None = None,
     ) -> Advanced:
-        # Always computes the moments: the pass is memory-bound, so they are free.
         device = self._device
         if not checked:
             guard.check_tasks(self._with(values, gradients), GpuKernels.dtypes, device)
@@ -107,7 +107,7 @@ class GpuPlan:
         if self._batches is None or signature != self._signature:
             self._batches, self._signature = BatchPlan(self._with(values, gradients), self._rule), signature
         scale, count = scale_of(scale, device), len(values)
-        sums, samples = _floats(device, count, int(moment_pass.MOMENTS)), _floats(device, count, 4)
+        sums, samples = _floats(device, count, self._moments), _floats(device, count, 4)
         batches = [
             _advance(batch, batch.gradients(addresses), self._rule, scale, samples, sums, proceed)
             for batch in self._batches.batches
@@ -145,7 +145,7 @@ class GpuKernels:
     def plan(self, tasks: Sequence[Task], rule: Rule, moments: bool = False) -> GpuPlan:
         guard.check_tasks(tasks, self.dtypes, tasks[0].p.device)
         guard.check_decays(tasks)
-        return GpuPlan(tasks, rule)
+        return GpuPlan(tasks, rule, moments)
 
     def advance(
         self,
@@ -246,12 +246,12 @@ class GpuKernels:
             launch(
                 move_pass.fold_tables, len(batch.entries), batch.tables, batch.entries, results.table_scales,
                 weights, _stride(weights), bias, bias_stride, additions,
-                H=network.units, ROWS_OF_H=wide, BLOCK=TABLE_BLOCK,
+                H=network.units, ROWS_OF_H=2 if wide else int(kind.plain and kind.aligned), BLOCK=TABLE_BLOCK,
             )  # fmt: skip
         size = torch.ones_like(advanced.moments[:, 0])
         if rule.parameter_scale:
             size = torch.sqrt(advanced.moments[:, 0] + 1e-9)
-        block = MULTIPLY_BLOCK if wide else MOVE_BLOCK
+        block, per_lane = (MULTIPLY_BLOCK, 1) if wide else (MOVE_BLOCK, 4)
         programs = batch.move_tiles(block)
         launch(
             move_pass.move_elements, len(programs), batch.elements, results.gradients, programs, advanced.scale,
@@ -261,7 +261,8 @@ class GpuKernels:
             FACTORED=kind.factored, PLAIN=kind.plain, VARIED=kind.varied, ALIGNED=kind.aligned,
             P_TYPE=TYPES[kind.p], G_TYPE=TYPES[kind.g], SELECT=results.inputs.select, MEANS=MEANS,
             H=network.units, LAYERS=network.hidden_layers, TANH=rule.activation == "tanh",
-            PRECISION=self.precision if wide else "", MOVE=steps is None, BLOCK=block, num_warps=8 if wide else 4,
+            PRECISION=self.precision if wide else "", MOVE=steps is None,
+            CHANNELS=results.scales.shape[1], LANES=block // per_lane, PER_LANE=per_lane, num_warps=8 if wide else 4,
         )  # fmt: skip
 
 
@@ -282,8 +283,10 @@ def _advance(
     if kind.factored:
         _advance_tables(batch, gradients, scale, factors, table_scales, rule.norm_eps, proceed)
 
-    launch(moment_pass.take_samples, len(batch.places), batch.elements, samples)
-    channels, means = len(inputs.select) + int(moment_pass.MOMENTS), MEANS if kind.varied else 1
+    statistics = moments.shape[1]
+    if statistics > 1:
+        launch(moment_pass.take_samples, len(batch.places), batch.elements, samples)
+    channels, means = len(inputs.select) + statistics, MEANS if kind.varied else 1
     partials = _floats(device, len(batch.moment_tiles), channels * means)
     tile = (MEANS_TILE, MEANS) if kind.varied else (LANES, PER_LANE)
     launch(
@@ -291,7 +294,8 @@ def _advance(
         batch.moment_tiles, scale, factors, samples, partials, proceed,
         rule.rsqrt_eps, rule.diag_eps,
         FACTORED=kind.factored, PLAIN=kind.plain, VARIED=kind.varied, ALIGNED=kind.aligned,
-        P_TYPE=TYPES[kind.p], G_TYPE=TYPES[kind.g], SELECT=inputs.select, TILE_0=tile[0], TILE_1=tile[1], num_warps=4,
+        P_TYPE=TYPES[kind.p], G_TYPE=TYPES[kind.g], SELECT=inputs.select, MOMENTS=statistics,
+        TILE_0=tile[0], TILE_1=tile[1], num_warps=4,
     )  # fmt: skip
     groups, width = len(batch.groups), channels * means
     sums = _floats(device, groups, channels, means)
@@ -300,7 +304,7 @@ def _advance(
     )
     launch(
         moment_pass.moments_of, len(batch.places), batch.elements, batch.groups_of, sums, moments,
-        CHANNELS=channels, MEANS=means, BLOCK=32,
+        CHANNELS=channels, MOMENTS=statistics, MEANS=means, BLOCK=32,
     )  # fmt: skip
     scales = torch.rsqrt(rule.norm_eps + sums / batch.spans)
     return AdvancedBatch(batch, inputs, gradients, factors, table_scales, scales)

@@ -15,9 +15,22 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pylo_zoo.kernels.gpu.elements import activation, conditioned, features, integer, planes, pointer, table_indices
+from pylo_zoo.kernels.gpu.elements import (
+    activation,
+    conditioned,
+    factors_at,
+    features,
+    integer,
+    offset_of,
+    plane_size,
+    planes,
+    pointer,
+    quotient,
+    table_indices,
+)
 from pylo_zoo.kernels.gpu.records import (
     DIAG,
+    DIVIDE_TRAILING,
     ELEMENT_FIELDS,
     GROUPS,
     INNER,
@@ -55,7 +68,8 @@ def fold_tables(
     Args:
         scales: the result of :func:`pylo_zoo.kernels.gpu.factor_pass.table_scales`.
         weights: ``[1 or tasks, 2 (row, col), 6, H]``, for the table's three channels and their rsqrt.
-        additions: the output, per table ``[entries, H]`` if ``ROWS_OF_H``, else ``[H, entries]``.
+        additions: the output, per table ``[entries, H]`` if ``ROWS_OF_H`` is 2, or 1 and the table is the outer one;
+            else ``[H, entries]``.
     """
     row = tables + tl.load(programs + 2 * tl.program_id(0)) * TABLE_FIELDS
     entry = tl.load(programs + 2 * tl.program_id(0) + 1) * BLOCK + tl.arange(0, BLOCK)
@@ -78,7 +92,13 @@ def fold_tables(
         hidden += x[:, None] * tl.load(weight + (3 + k) * H)[None, :]
     written, unit = additions + H * tl.load(row + T_ENTRIES), tl.arange(0, H)[None, :]
     entry = entry[:, None].to(tl.int64)
-    place = entry * H + unit if ROWS_OF_H else unit * size + entry
+    if ROWS_OF_H == 2:
+        place = entry * H + unit
+    elif ROWS_OF_H == 1:
+        by_entry = tl.load(row + T_OUTER).to(tl.int64)
+        place = entry * (by_entry * H + (1 - by_entry)) + unit * (by_entry + (1 - by_entry) * size)
+    else:
+        place = unit * size + entry
     tl.store(written + place, hidden, inside[:, None])
 
 
@@ -90,13 +110,13 @@ def move_elements(
     FACTORED: tl.constexpr, PLAIN: tl.constexpr, VARIED: tl.constexpr, ALIGNED: tl.constexpr,
     P_TYPE: tl.constexpr, G_TYPE: tl.constexpr, SELECT: tl.constexpr, MEANS: tl.constexpr,
     H: tl.constexpr, LAYERS: tl.constexpr, TANH: tl.constexpr, PRECISION: tl.constexpr, MOVE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    CHANNELS: tl.constexpr, LANES: tl.constexpr, PER_LANE: tl.constexpr,
 ):  # fmt: skip
     """``p ← p − coefficient·step − shrink·p``. Without ``MOVE``, write the step to ``steps`` instead.
 
     Args:
         first: the first layer's weights ``[groups, features, H]`` with the normalizer folded in. With ``VARIED``,
-            ``[parameters, features, H]`` without the normalizer, which is ``scales [groups, features + 9, MEANS]``.
+            ``[parameters, features, H]`` without the normalizer, which is ``scales [groups, CHANNELS, MEANS]``.
         deep: the other layers ``[1 or tasks, …]``: weights ``[H, H]`` and bias each, then ``[2, H]`` and ``[2]``.
         bias: the first layer's bias ``[1 or tasks, H]``, for unfactored parameters. Others have it in ``additions``.
         LAYERS: number of hidden layers.
@@ -113,12 +133,11 @@ def move_elements(
     span = integer(row, SPAN) * trailing
     if ALIGNED:
         size, span = tl.multiple_of(size, 4), tl.multiple_of(span, 4)
-    per_span = tl.cdiv(span, BLOCK)
-    leading, at = block // per_span, block % per_span * BLOCK
-    offset = tl.arange(0, BLOCK)
-    mask = at + offset < span
-    start = leading * span + at
-    e = start + offset
+    per_span = tl.cdiv(span, LANES * PER_LANE)
+    leading, at = block // per_span, block % per_span * (LANES * PER_LANE) + tl.arange(0, LANES)[:, None] * PER_LANE
+    within = tl.arange(0, PER_LANE)[None, :]
+    first_element = leading * span + at
+    e, mask = first_element + within, at < span if ALIGNED else at + within < span
 
     p_at = pointer(row, P, P_TYPE, ALIGNED)
     m_at, v_at = pointer(row, MOMENTUM, tl.float32, ALIGNED), pointer(row, SECOND_MOMENT, tl.float32, ALIGNED)
@@ -128,10 +147,8 @@ def move_elements(
     m, v = planes(m_at, e, size, mask), tl.load(v_at + e, mask, 0.0)
     outer, inner = e, e
     if FACTORED:
-        outer, inner = table_indices(row, start, offset, PLAIN)
-        of_outer = planes(factors + 3 * tl.load(row + OUTER), outer, integer(row, OUTER_SIZE), mask)
-        of_inner = planes(factors + 3 * tl.load(row + INNER), inner, integer(row, INNER_SIZE), mask)
-        second = of_outer + of_inner
+        outer, inner = table_indices(row, first_element, within, PLAIN, ALIGNED)
+        second = factors_at(factors, row, outer, inner, mask, ALIGNED)
     else:
         second = planes(pointer(row, DIAG, tl.float32, ALIGNED), e, size, mask)
 
@@ -139,9 +156,8 @@ def move_elements(
     task = tl.load(row + TASK)
     group = integer(row, GROUPS)
     if VARIED:
-        mean = (at + offset) % trailing
-        strip = group + leading * tl.cdiv(trailing, MEANS) + mean // MEANS
-        scale_at = scales + strip * ((len(SELECT) + 9) * MEANS) + mean % MEANS
+        strip, mean = strip_of(row, at + within, group + leading * tl.cdiv(trailing, MEANS), trailing, MEANS)
+        scale_at = scales + strip * (CHANNELS * MEANS) + mean
         scaled = ()
         for k in tl.static_range(len(SELECT)):
             scaled = scaled + (x[k] * tl.load(scale_at + k * MEANS),)
@@ -149,26 +165,18 @@ def move_elements(
         first_at = first + number.to(tl.int64) * (len(SELECT) * H)
     else:
         first_at = first + (group + leading).to(tl.int64) * (len(SELECT) * H)
-    deep_at, bias_at = deep + task * deep_stride, bias + task * bias_stride
+    deep_at = deep + tl.multiple_of(task * deep_stride, 4)
+    bias_at = bias + tl.multiple_of(task * bias_stride, H)
     if PRECISION == "":
-        hidden = ()
-        for j in tl.static_range(H):
-            if FACTORED:
-                of_row = additions + H * tl.load(row + OUTER) + j * tl.load(row + OUTER_SIZE) + outer
-                of_col = additions + H * tl.load(row + INNER) + j * tl.load(row + INNER_SIZE) + inner
-                hidden = hidden + (tl.load(of_row, mask, 0.0) + tl.load(of_col, mask, 0.0),)
-            else:
-                hidden = hidden + (tl.load(bias_at + j) + tl.zeros([BLOCK], tl.float32),)
+        if FACTORED:
+            hidden = additions_at(additions, row, outer, inner, mask, H, PLAIN and ALIGNED, ALIGNED)
+        else:
+            hidden = shared_by_lanes(bias_at, H, LANES)
         direction, magnitude = _unrolled(x, hidden, first_at, deep_at, H, LAYERS, TANH)
     else:
-        unit = tl.arange(0, H)[None, :]
-        if FACTORED:
-            of_row = tl.load(additions + H * (tl.load(row + OUTER) + outer[:, None]) + unit, mask[:, None], 0.0)
-            of_col = tl.load(additions + H * (tl.load(row + INNER) + inner[:, None]) + unit, mask[:, None], 0.0)
-            hidden = of_row + of_col
-        else:
-            hidden = tl.load(bias_at + unit) + tl.zeros([BLOCK, H], tl.float32)
-        direction, magnitude = _multiplied(x, hidden, first_at, deep_at, H, LAYERS, TANH, PRECISION)
+        direction, magnitude = multiplied(
+            x, additions, bias_at, row, outer, inner, mask, first_at, deep_at, FACTORED, H, LAYERS, TANH, PRECISION
+        )
 
     step = direction * tl.exp(magnitude * exp_mult) * tl.load(size_of_step + task)
     if MOVE:
@@ -179,39 +187,111 @@ def move_elements(
 
 
 @triton.jit
-def _unrolled(x, hidden, first, deep, H: tl.constexpr, LAYERS: tl.constexpr, TANH: tl.constexpr):
-    """Direction and magnitude, with every unit in registers. ``hidden``: additions to the first layer's output."""
-    units = ()
+def strip_of(row, place, strip, trailing, MEANS: tl.constexpr):
+    """The strip of ``MEANS`` means of elements at ``place`` in their span, and the mean in it."""
+    mean = place - quotient(place, row, DIVIDE_TRAILING) * trailing
+    return strip + mean // MEANS, mean % MEANS
+
+
+@triton.jit
+def additions_at(additions, row, outer, inner, mask, H: tl.constexpr, BY_LANE: tl.constexpr, ALIGNED: tl.constexpr):
+    """Additions to the first layer's ``H`` outputs. ``BY_LANE``: the outer table's are ``[entries, H]``."""
+    at_outer = additions + H * offset_of(row, OUTER, ALIGNED)
+    at_inner = additions + H * offset_of(row, INNER, ALIGNED)
+    of_inner, size = (), plane_size(row, INNER_SIZE, ALIGNED)
     for j in tl.static_range(H):
-        total = hidden[j]
-        for k in tl.static_range(len(x)):
-            total += tl.load(first + k * H + j) * x[k]
-        units = units + (activation(total, TANH),)
+        of_inner = of_inner + (tl.load(at_inner + j * size + inner, mask, 0.0),)
+    if BY_LANE:
+        of_outer = consecutive(at_outer + outer * H, mask, H)
+    else:
+        of_outer = ()
+        for j in tl.static_range(H):
+            of_outer = of_outer + (tl.load(at_outer + j * tl.load(row + OUTER_SIZE) + outer, mask, 0.0),)
+    both = ()
+    for j in tl.static_range(H):
+        both = both + (of_outer[j] + of_inner[j],)
+    return both
+
+
+@triton.jit
+def consecutive(at, mask, N: tl.constexpr):
+    """``N`` consecutive floats per lane, by vector loads: a tuple of tensors in the shape ``[lanes, 1]`` of ``at``."""
+    parts = (tl.load(at + tl.arange(0, N)[None, :], mask, 0.0),)
+    for level in tl.static_range(5):  # halves the last axis until it has one element, N ≤ 32
+        if N >> level > 1:
+            even, odd = (), ()
+            for k in tl.static_range(len(parts)):
+                a, b = tl.split(tl.reshape(parts[k], [parts[k].shape[0], parts[k].shape[1] // 2, 2]))
+                even, odd = even + (a,), odd + (b,)
+            parts = even + odd
+    return parts
+
+
+@triton.jit
+def shared_by_lanes(at, N: tl.constexpr, LANES: tl.constexpr):
+    """``N`` consecutive floats that all lanes read: a tuple of ``[lanes, 1]``."""
+    lanes = tl.zeros([LANES, 1], tl.int32)
+    return consecutive(at + lanes, lanes == 0, N)
+
+
+@triton.jit
+def _unrolled(x, hidden, first, deep, H: tl.constexpr, LAYERS: tl.constexpr, TANH: tl.constexpr):
+    """Direction and magnitude, with every unit in registers. ``hidden``: additions to the first layer's output.
+
+    Weights are loaded per lane, four at a time: a lane uses each for all its elements.
+    """
+    LANES: tl.constexpr = x[0].shape[0]
+    units = hidden
+    for k in tl.static_range(len(x)):
+        units = _added(units, x[k], shared_by_lanes(first + k * H, H, LANES), H)
+    units = _activated(units, H, TANH)
     for layer in tl.static_range(LAYERS - 1):
         weight = deep + layer * (H * H + H)
-        above = ()
-        for j in tl.static_range(H):
-            total = tl.load(weight + H * H + j) + tl.load(weight + j) * units[0]
-            for k in tl.static_range(1, H):
-                total += tl.load(weight + k * H + j) * units[k]
-            above = above + (activation(total, TANH),)
-        units = above
+        above = shared_by_lanes(weight + H * H, H, LANES)
+        for k in tl.static_range(H):
+            above = _added(above, units[k], shared_by_lanes(weight + k * H, H, LANES), H)
+        units = _activated(above, H, TANH)
     last = deep + (LAYERS - 1) * (H * H + H)
-    direction = tl.load(last + 2 * H) + tl.load(last) * units[0]
-    magnitude = tl.load(last + 2 * H + 1) + tl.load(last + H) * units[0]
-    for k in tl.static_range(1, H):
-        direction += tl.load(last + k) * units[k]
-        magnitude += tl.load(last + H + k) * units[k]
+    direction, magnitude = tl.load(last + 2 * H), tl.load(last + 2 * H + 1)
+    to_direction = shared_by_lanes(last, H, LANES)
+    to_magnitude = shared_by_lanes(last + H, H, LANES)
+    for k in tl.static_range(H):
+        direction += to_direction[k] * units[k]
+        magnitude += to_magnitude[k] * units[k]
     return direction, magnitude
 
 
 @triton.jit
-def _multiplied(
-    x, hidden, first, deep, H: tl.constexpr, LAYERS: tl.constexpr, TANH: tl.constexpr, PRECISION: tl.constexpr
-):
-    """Direction and magnitude, with matrix products. ``hidden [BLOCK, H]``: additions to the first layer's output."""
+def _added(units, x, weights, H: tl.constexpr):
+    added = ()
+    for j in tl.static_range(H):
+        added = added + (units[j] + weights[j] * x,)
+    return added
+
+
+@triton.jit
+def _activated(units, H: tl.constexpr, TANH: tl.constexpr):
+    activated = ()
+    for j in tl.static_range(H):
+        activated = activated + (activation(units[j], TANH),)
+    return activated
+
+
+@triton.jit
+def multiplied(
+    x, additions, bias, row, outer, inner, mask, first, deep,
+    FACTORED: tl.constexpr, H: tl.constexpr, LAYERS: tl.constexpr, TANH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Direction and magnitude, with matrix products. Elements are ``[BLOCK, 1]``."""
     CHANNELS: tl.constexpr = 16 if len(x) <= 16 else 32
+    BLOCK: tl.constexpr = x[0].shape[0]
     channel, unit = tl.arange(0, CHANNELS)[:, None], tl.arange(0, H)[None, :]
+    if FACTORED:
+        of_row = tl.load(additions + H * (tl.load(row + OUTER) + outer) + unit, mask, 0.0)
+        of_col = tl.load(additions + H * (tl.load(row + INNER) + inner) + unit, mask, 0.0)
+        hidden = of_row + of_col
+    else:
+        hidden = tl.load(bias + unit) + tl.zeros([BLOCK, H], tl.float32)
     weight = tl.load(first + channel * H + unit, channel < len(x), 0.0)
     units = tl.dot(_side_by_side(x, CHANNELS), weight, hidden, input_precision=PRECISION)
     below = tl.arange(0, H)[:, None]
@@ -221,14 +301,14 @@ def _multiplied(
         units += tl.load(at + H * H + unit)
     units = activation(units, TANH)
     last = deep + (LAYERS - 1) * (H * H + H)
-    direction = tl.load(last + 2 * H) + tl.sum(units * tl.load(last + unit), axis=1)
-    magnitude = tl.load(last + 2 * H + 1) + tl.sum(units * tl.load(last + H + unit), axis=1)
+    direction = tl.load(last + 2 * H) + tl.sum(units * tl.load(last + unit), axis=1, keep_dims=True)
+    magnitude = tl.load(last + 2 * H + 1) + tl.sum(units * tl.load(last + H + unit), axis=1, keep_dims=True)
     return direction, magnitude
 
 
 @triton.jit
 def _side_by_side(x, CHANNELS: tl.constexpr):
-    """Join a tuple of ``[BLOCK]`` to ``[BLOCK, CHANNELS]``, padded with zeros, pairwise and without data movement."""
+    """Join a tuple of ``[BLOCK, 1]`` to ``[BLOCK, CHANNELS]``, padded with zeros, pairwise without data movement."""
     for _ in tl.static_range(CHANNELS - len(x)):
         x = x + (tl.zeros_like(x[0]),)
     for _ in tl.static_range(4 if CHANNELS == 16 else 5):

@@ -85,7 +85,7 @@ class Network(NamedTuple):
     """``[1 or N, units]``, of the first layer"""
     deep: Tensor
     """``[1 or N, …]``: weight ``[inputs, units]`` and bias of each further hidden layer, then weights and biases of
-    direction and magnitude."""
+    direction and magnitude; zeros up to a multiple of 4."""
     hidden_layers: int
 
     @property
@@ -137,6 +137,7 @@ def pack(layers: Sequence[Layer]) -> Network:
     packed += [_padded(weight[:, :2], 2, units).flatten(1), layer_bias[:, :2]]
     networks = max(part.shape[0] for part in packed)
     deep = torch.cat([part.expand(networks, -1) for part in packed], 1)
+    deep = pad(deep, (0, -deep.shape[1] % 4))  # so that vector loads are aligned
     first = pad(first, (0, 0, 0, units - first.shape[1])).contiguous()
     return Network(first, pad(bias, (0, units - bias.shape[1])).contiguous(), deep, len(layers) - 1)
 

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.kernels.base import Task
-from pylo_zoo.kernels.gpu.records import ELEMENTS, TABLES, bits, blocks, ceil_div, rows, upload
+from pylo_zoo.kernels.gpu.records import ELEMENTS, TABLES, bits, blocks, ceil_div, divisor, rows, upload
 from pylo_zoo.ops.accumulators import Decays
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.rule import Rule
 
 TILE_X, TILE_Y, TILE_C = 64, 128, 16
 """A tile of the factor pass: ``[TILE_X, TILE_Y]``, or ``[TILE_C] * 3`` if the last axes are not factored."""
-LANES, PER_LANE = 128, 2
+LANES, PER_LANE = 128, 4
 """A tile of the moment pass: ``[LANES, PER_LANE]``, or ``[MEANS_TILE, MEANS]`` if means interleave."""
 MEANS_TILE, MEANS = 32, 16
 PROGRAMS_OF_A_MEAN, MIN_TILES = 2048, 4
@@ -281,6 +281,11 @@ class Batch:
             "chunks": place.walk[1],
             "groups": self._group_starts[k],
             "step": self.step_starts[k],
+            "divide_run": divisor(y * c),
+            "divide_planes": divisor(x * b),
+            "divide_b": divisor(b),
+            "divide_c": divisor(c),
+            "divide_trailing": divisor(place.means.trailing),
         }
 
     @staticmethod
