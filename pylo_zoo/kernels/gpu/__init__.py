@@ -24,7 +24,6 @@ from pylo_zoo.kernels.gpu.network import IN_REGISTERS, Inputs, Network, inputs_o
 from pylo_zoo.kernels.gpu.plan import (
     ACROSS,
     ALONG,
-    LANES,
     MEANS,
     MEANS_TILE,
     PER_LANE,
@@ -33,13 +32,12 @@ from pylo_zoo.kernels.gpu.plan import (
     BatchPlan,
 )
 from pylo_zoo.kernels.gpu.records import TYPES, ceil_div, factors_of, scale_of, upload
+from pylo_zoo.kernels.gpu.tuning import TUNING, Tuning
 from pylo_zoo.ops.apply import foreach, together
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.ops.rule import Rule
 
-MOVE_BLOCK, MULTIPLY_BLOCK = 512, 128
-"""Elements per program of the move pass: for networks in registers, 4 per thread; for matrix products, half of one."""
 LARGEST_SIZE = 2**30
 """A parameter must have fewer elements, because indices are 32-bit."""
 MAX_UNITS = 64
@@ -80,7 +78,8 @@ class GpuPlan:
     The tables are built again if the address of a value changes, or the dtype or alignment of a gradient.
     """
 
-    def __init__(self, tasks: Sequence[Task], rule: Rule, moments: bool) -> None:
+    def __init__(self, tasks: Sequence[Task], rule: Rule, moments: bool, tuning: Tuning) -> None:
+        self._tuning = tuning
         self._rule, self._moments = rule, STATISTICS if moments else 1
         self._device = tasks[0].p.device
         self._kept = [tensor for task in tasks for tensor in task.state.values()]
@@ -105,7 +104,10 @@ class GpuPlan:
         aligned = [address % 16 == 0 for address in addresses]
         signature = list(map(Tensor.data_ptr, values)), [g.dtype for g in gradients], aligned
         if self._batches is None or signature != self._signature:
-            self._batches, self._signature = BatchPlan(self._with(values, gradients), self._rule), signature
+            self._batches, self._signature = (
+                BatchPlan(self._with(values, gradients), self._rule, self._tuning),
+                signature,
+            )
         scale, count = scale_of(scale, device), len(values)
         sums, samples = _floats(device, count, self._moments), _floats(device, count, 4)
         batches = [
@@ -125,13 +127,15 @@ class GpuKernels:
         precision: Triton's ``input_precision`` for the matrix products of wide networks. The default is ``"tf32x3"``,
             three TF32 products that are as accurate as float32, or ``"ieee"`` on AMD. ``"tf32"`` is faster, with 10
             bits of mantissa.
+        tuning: block sizes.
     """
 
     dtypes = tuple(TYPES)
     bucket = 1 << 26
     """About 270 MB of steps, if a family stores them."""
 
-    def __init__(self, precision: str | None = None) -> None:
+    def __init__(self, precision: str | None = None, tuning: Tuning = TUNING) -> None:
+        self.tuning = tuning
         self.precision = precision or ("ieee" if torch.version.hip else "tf32x3")
 
     def __repr__(self) -> str:
@@ -145,7 +149,7 @@ class GpuKernels:
     def plan(self, tasks: Sequence[Task], rule: Rule, moments: bool = False) -> GpuPlan:
         guard.check_tasks(tasks, self.dtypes, tasks[0].p.device)
         guard.check_decays(tasks)
-        return GpuPlan(tasks, rule, moments)
+        return GpuPlan(tasks, rule, moments, self.tuning)
 
     def advance(
         self,
@@ -251,8 +255,9 @@ class GpuKernels:
         size = torch.ones_like(advanced.moments[:, 0])
         if rule.parameter_scale:
             size = torch.sqrt(advanced.moments[:, 0] + 1e-9)
-        block, per_lane = (MULTIPLY_BLOCK, 1) if wide else (MOVE_BLOCK, 4)
-        programs = batch.move_tiles(block)
+        tuning = self.tuning
+        lanes, per_lane = (tuning.network_block, 1) if wide else (tuning.move_lanes, PER_LANE)
+        programs = batch.move_tiles(lanes * per_lane * tuning.move_tiles)
         launch(
             move_pass.move_elements, len(programs), batch.elements, results.gradients, programs, advanced.scale,
             results.factors, additions, first, results.scales, network.deep, _stride(network.deep), bias, bias_stride,
@@ -262,7 +267,8 @@ class GpuKernels:
             P_TYPE=TYPES[kind.p], G_TYPE=TYPES[kind.g], SELECT=results.inputs.select, MEANS=MEANS,
             H=network.units, LAYERS=network.hidden_layers, TANH=rule.activation == "tanh",
             PRECISION=self.precision if wide else "", MOVE=steps is None,
-            CHANNELS=results.scales.shape[1], LANES=block // per_lane, PER_LANE=per_lane, num_warps=8 if wide else 4,
+            CHANNELS=results.scales.shape[1], LANES=lanes, PER_LANE=per_lane, TILES=tuning.move_tiles,
+            num_warps=tuning.network_warps if wide else tuning.move_warps,
         )  # fmt: skip
 
 
@@ -288,14 +294,14 @@ def _advance(
         launch(moment_pass.take_samples, len(batch.places), batch.elements, samples)
     channels, means = len(inputs.select) + statistics, MEANS if kind.varied else 1
     partials = _floats(device, len(batch.moment_tiles), channels * means)
-    tile = (MEANS_TILE, MEANS) if kind.varied else (LANES, PER_LANE)
+    tile = (MEANS_TILE, MEANS) if kind.varied else (batch.tuning.moment_lanes, PER_LANE)
     launch(
         moment_pass.advance_elements, len(batch.moment_tiles), batch.elements, gradients,
         batch.moment_tiles, scale, factors, samples, partials, proceed,
         rule.rsqrt_eps, rule.diag_eps,
         FACTORED=kind.factored, PLAIN=kind.plain, VARIED=kind.varied, ALIGNED=kind.aligned,
         P_TYPE=TYPES[kind.p], G_TYPE=TYPES[kind.g], SELECT=inputs.select, MOMENTS=statistics,
-        TILE_0=tile[0], TILE_1=tile[1], num_warps=4,
+        TILE_0=tile[0], TILE_1=tile[1], STAGES=batch.tuning.moment_stages, num_warps=batch.tuning.moment_warps,
     )  # fmt: skip
     groups, width = len(batch.groups), channels * means
     sums = _floats(device, groups, channels, means)
@@ -320,13 +326,20 @@ def _advance_tables(
     proceed: Tensor | None,
 ) -> None:
     """The factor pass of one batch: ``row`` and ``col``, their factors and the normalizer's scales."""
-    kind, tile = batch.kind, batch.tile
+    kind, tile, tuning = batch.kind, batch.tile, batch.tuning
     partials = _floats(batch.device, batch.parts_total)
-    launch(
-        factor_pass.tile_sums, len(batch.factor_tiles), batch.elements, gradients,
-        batch.factor_places, batch.factor_tiles, scale, partials,
-        G_TYPE=TYPES[kind.g], ALIGNED=kind.aligned, TILE_X=tile[0], TILE_Y=tile[1], TILE_C=tile[2], num_warps=8,
-    )  # fmt: skip
+    tiles = batch.elements, gradients, batch.factor_places, batch.factor_tiles, scale, partials
+    options: dict[str, Any] = {"G_TYPE": TYPES[kind.g], "ALIGNED": kind.aligned, "TILE_X": tile[0]}
+    if kind.trailing:
+        launch(
+            factor_pass.tile_sums, len(batch.factor_tiles), *tiles, **options,
+            TILE_Y=tile[1], TILE_C=tile[2], num_warps=8,
+        )  # fmt: skip
+    else:
+        launch(
+            factor_pass.matrix_sums, len(batch.factor_tiles), *tiles, **options,
+            ROWS=tuning.sums_warps, BLOCKS=tuning.sums_blocks, num_warps=tuning.sums_warps,
+        )  # fmt: skip
     launch(
         factor_pass.advance_tables, len(batch.entries), batch.tables, batch.entries, partials, factors, proceed,
         BLOCK=TABLE_BLOCK,

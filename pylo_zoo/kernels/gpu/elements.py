@@ -72,6 +72,16 @@ def conditioned(g, scale, row):
 
 
 @triton.jit
+def conditioned_square(g, scale, row):
+    """The square of :func:`conditioned`, bounded after squaring: rounding is monotonic, so the result is the same."""
+    g = g.to(tl.float32) * scale
+    if tl.load(row + REPLACE) != 0:
+        g = tl.where(g == g, g, 0.0)
+    clip = integer(row, CLIP).to(tl.float32, bitcast=True)
+    return at_most(g * g, clip * clip)
+
+
+@triton.jit
 def quotient(n, row, field):
     """``n // d`` for ``0 ≤ n < 2^30``, where the field is :func:`pylo_zoo.kernels.gpu.records.divisor` of d."""
     packed = tl.load(row + field)

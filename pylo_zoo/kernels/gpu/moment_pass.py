@@ -72,7 +72,7 @@ def advance_elements(
     records, gradients, programs, scale, factors, samples, partials, proceed, rsqrt_eps, diag_eps,
     FACTORED: tl.constexpr, PLAIN: tl.constexpr, VARIED: tl.constexpr, ALIGNED: tl.constexpr,
     P_TYPE: tl.constexpr, G_TYPE: tl.constexpr, SELECT: tl.constexpr, MOMENTS: tl.constexpr,
-    TILE_0: tl.constexpr, TILE_1: tl.constexpr,
+    TILE_0: tl.constexpr, TILE_1: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Advance the accumulators, and write sums to ``partials [programs, features + MOMENTS, means]``.
 
@@ -103,7 +103,7 @@ def advance_elements(
     sums = ()
     for _ in tl.static_range(len(SELECT) + MOMENTS):
         sums = sums + (tl.zeros([TILE_1 if VARIED else TILE_0], tl.float32),)
-    for tile in range(tiles):
+    for tile in tl.range(0, tiles, num_stages=STAGES):
         if VARIED:
             k = (chunk * tiles + tile) * TILE_0 + tl.arange(0, TILE_0)[:, None]
             within = strip * TILE_1 + tl.arange(0, TILE_1)[None, :]

@@ -110,7 +110,7 @@ def move_elements(
     FACTORED: tl.constexpr, PLAIN: tl.constexpr, VARIED: tl.constexpr, ALIGNED: tl.constexpr,
     P_TYPE: tl.constexpr, G_TYPE: tl.constexpr, SELECT: tl.constexpr, MEANS: tl.constexpr,
     H: tl.constexpr, LAYERS: tl.constexpr, TANH: tl.constexpr, PRECISION: tl.constexpr, MOVE: tl.constexpr,
-    CHANNELS: tl.constexpr, LANES: tl.constexpr, PER_LANE: tl.constexpr,
+    CHANNELS: tl.constexpr, LANES: tl.constexpr, PER_LANE: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """``p ← p − coefficient·step − shrink·p``. Without ``MOVE``, write the step to ``steps`` instead.
 
@@ -133,57 +133,58 @@ def move_elements(
     span = integer(row, SPAN) * trailing
     if ALIGNED:
         size, span = tl.multiple_of(size, 4), tl.multiple_of(span, 4)
-    per_span = tl.cdiv(span, LANES * PER_LANE)
-    leading, at = block // per_span, block % per_span * (LANES * PER_LANE) + tl.arange(0, LANES)[:, None] * PER_LANE
-    within = tl.arange(0, PER_LANE)[None, :]
-    first_element = leading * span + at
-    e, mask = first_element + within, at < span if ALIGNED else at + within < span
-
-    p_at = pointer(row, P, P_TYPE, ALIGNED)
-    m_at, v_at = pointer(row, MOMENTUM, tl.float32, ALIGNED), pointer(row, SECOND_MOMENT, tl.float32, ALIGNED)
-    p = tl.load(p_at + e, mask, 0.0).to(tl.float32)
-    g = tl.load(pointer(gradients, number, G_TYPE, ALIGNED) + e, mask, 0.0)
-    g = conditioned(g, tl.load(scale), row)
-    m, v = planes(m_at, e, size, mask), tl.load(v_at + e, mask, 0.0)
-    outer, inner = e, e
-    if FACTORED:
-        outer, inner = table_indices(row, first_element, within, PLAIN, ALIGNED)
-        second = factors_at(factors, row, outer, inner, mask, ALIGNED)
-    else:
-        second = planes(pointer(row, DIAG, tl.float32, ALIGNED), e, size, mask)
-
-    x = features(p, g, m, v, second, rsqrt_eps, diag_eps, FACTORED, SELECT)
-    task = tl.load(row + TASK)
-    group = integer(row, GROUPS)
+    per_span = tl.cdiv(span, LANES * PER_LANE * TILES)
+    leading, start = block // per_span, block % per_span * (LANES * PER_LANE * TILES)
+    task, group = tl.load(row + TASK), integer(row, GROUPS)
     if VARIED:
-        strip, mean = strip_of(row, at + within, group + leading * tl.cdiv(trailing, MEANS), trailing, MEANS)
-        scale_at = scales + strip * (CHANNELS * MEANS) + mean
-        scaled = ()
-        for k in tl.static_range(len(SELECT)):
-            scaled = scaled + (x[k] * tl.load(scale_at + k * MEANS),)
-        x = scaled
         first_at = first + number.to(tl.int64) * (len(SELECT) * H)
     else:
         first_at = first + (group + leading).to(tl.int64) * (len(SELECT) * H)
     deep_at = deep + tl.multiple_of(task * deep_stride, 4)
     bias_at = bias + tl.multiple_of(task * bias_stride, H)
-    if PRECISION == "":
-        if FACTORED:
-            hidden = additions_at(additions, row, outer, inner, mask, H, PLAIN and ALIGNED, ALIGNED)
-        else:
-            hidden = shared_by_lanes(bias_at, H, LANES)
-        direction, magnitude = _unrolled(x, hidden, first_at, deep_at, H, LAYERS, TANH)
-    else:
-        direction, magnitude = multiplied(
-            x, additions, bias_at, row, outer, inner, mask, first_at, deep_at, FACTORED, H, LAYERS, TANH, PRECISION
-        )
+    p_at, g_at = pointer(row, P, P_TYPE, ALIGNED), pointer(gradients, number, G_TYPE, ALIGNED)
+    m_at, v_at = pointer(row, MOMENTUM, tl.float32, ALIGNED), pointer(row, SECOND_MOMENT, tl.float32, ALIGNED)
+    scale, rms = tl.load(scale), tl.load(size_of_step + task)
+    rate, decay = tl.load(coefficient + task), tl.load(shrink + task)
 
-    step = direction * tl.exp(magnitude * exp_mult) * tl.load(size_of_step + task)
-    if MOVE:
-        moved = p - (tl.load(coefficient + task) * step + tl.load(shrink + task) * p)
-        tl.store(p_at + e, moved.to(P_TYPE), mask)
-    else:
-        tl.store(steps + tl.multiple_of(tl.load(row + STEP), 4) + e, step, mask)
+    for tile in range(0, tl.minimum(TILES, tl.cdiv(span - start, LANES * PER_LANE))):
+        at = start + tile * (LANES * PER_LANE) + tl.arange(0, LANES)[:, None] * PER_LANE
+        within = tl.arange(0, PER_LANE)[None, :]
+        first_element = leading * span + at
+        e, mask = first_element + within, at < span if ALIGNED else at + within < span
+        p = tl.load(p_at + e, mask, 0.0).to(tl.float32)
+        g = conditioned(tl.load(g_at + e, mask, 0.0), scale, row)
+        m, v = planes(m_at, e, size, mask), tl.load(v_at + e, mask, 0.0)
+        outer, inner = e, e
+        if FACTORED:
+            outer, inner = table_indices(row, first_element, within, PLAIN, ALIGNED)
+            second = factors_at(factors, row, outer, inner, mask, ALIGNED)
+        else:
+            second = planes(pointer(row, DIAG, tl.float32, ALIGNED), e, size, mask)
+
+        x = features(p, g, m, v, second, rsqrt_eps, diag_eps, FACTORED, SELECT)
+        if VARIED:
+            strip, mean = strip_of(row, at + within, group + leading * tl.cdiv(trailing, MEANS), trailing, MEANS)
+            scale_at = scales + strip * (CHANNELS * MEANS) + mean
+            scaled = ()
+            for k in tl.static_range(len(SELECT)):
+                scaled = scaled + (x[k] * tl.load(scale_at + k * MEANS),)
+            x = scaled
+        if PRECISION == "":
+            if FACTORED:
+                hidden = additions_at(additions, row, outer, inner, mask, H, PLAIN and ALIGNED, ALIGNED)
+            else:
+                hidden = shared_by_lanes(bias_at, H, LANES)
+            direction, magnitude = _unrolled(x, hidden, first_at, deep_at, H, LAYERS, TANH)
+        else:
+            direction, magnitude = multiplied(
+                x, additions, bias_at, row, outer, inner, mask, first_at, deep_at, FACTORED, H, LAYERS, TANH, PRECISION
+            )
+        step = direction * tl.exp(magnitude * exp_mult) * rms
+        if MOVE:
+            tl.store(p_at + e, (p - (rate * step + decay * p)).to(P_TYPE), mask)
+        else:
+            tl.store(steps + tl.multiple_of(tl.load(row + STEP), 4) + e, step, mask)
 
 
 @triton.jit
@@ -216,15 +217,19 @@ def additions_at(additions, row, outer, inner, mask, H: tl.constexpr, BY_LANE: t
 @triton.jit
 def consecutive(at, mask, N: tl.constexpr):
     """``N`` consecutive floats per lane, by vector loads: a tuple of tensors in the shape ``[lanes, 1]`` of ``at``."""
-    parts = (tl.load(at + tl.arange(0, N)[None, :], mask, 0.0),)
-    for level in tl.static_range(5):  # halves the last axis until it has one element, N ≤ 32
-        if N >> level > 1:
-            even, odd = (), ()
-            for k in tl.static_range(len(parts)):
-                a, b = tl.split(tl.reshape(parts[k], [parts[k].shape[0], parts[k].shape[1] // 2, 2]))
-                even, odd = even + (a,), odd + (b,)
-            parts = even + odd
-    return parts
+    if N < 4:
+        values = (tl.load(at, mask, 0.0),)
+        for k in tl.static_range(1, N):
+            values = values + (tl.load(at + k, mask, 0.0),)
+    else:
+        values = ()
+        for k in tl.static_range(N // 4):
+            four = tl.load(at + 4 * k + tl.arange(0, 4)[None, :], mask, 0.0)
+            even, odd = tl.split(tl.reshape(four, [four.shape[0], 2, 2]))
+            v0, v2 = tl.split(tl.reshape(even, [four.shape[0], 1, 2]))
+            v1, v3 = tl.split(tl.reshape(odd, [four.shape[0], 1, 2]))
+            values = values + (v0, v1, v2, v3)
+    return values
 
 
 @triton.jit

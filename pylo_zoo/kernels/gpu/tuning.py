@@ -1,0 +1,42 @@
+"""Block sizes of the kernels, in one table: ``benchmarks/kernel_variants.py`` explores others and prints a new line.
+
+Fields are powers of two. They change speed, the order of sums and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Block sizes, and warps per program."""
+
+    sums_rows: int = 64
+    """Factor pass: rows per program. A program reads ``sums_warps`` of them at a time."""
+    sums_blocks: int = 4
+    """Factor pass: neighboring elements per row and program, in units of 128."""
+    sums_warps: int = 4
+    moment_lanes: int = 128
+    """Moment pass: elements per tile, in units of 4 neighbors."""
+    moment_warps: int = 4
+    moment_stages: int = 1
+    """Moment pass: tiles whose loads are in flight; with 1, the compiler orders loads."""
+    moment_tiles: int = 8
+    """Moment pass: tiles per program, if a parameter is long enough."""
+    move_lanes: int = 128
+    """Move pass, networks in registers: elements per tile, in units of 4 neighbors."""
+    move_warps: int = 4
+    move_tiles: int = 2
+    """Move pass: tiles per program."""
+    network_block: int = 128
+    """Move pass, wider networks: elements per tile."""
+    network_warps: int = 8
+    network: str = "dot"
+    """Move pass, wider networks: one of :data:`NETWORKS`."""
+
+
+NETWORKS = ("dot", "split", "registers")
+"""How wider networks are computed: Triton's ``tl.dot`` with an input precision; three TF32 products of split operands;
+or multiply-adds in registers."""
+TUNING = Tuning()
