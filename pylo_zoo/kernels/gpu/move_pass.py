@@ -172,10 +172,12 @@ def move_elements(
             x = scaled
         if PRECISION == "":
             if FACTORED:
-                hidden = additions_at(additions, row, outer, inner, mask, H, PLAIN and ALIGNED, ALIGNED)
+                hidden = additions_at(additions, row, outer, inner, mask, H, PER_LANE, PLAIN and ALIGNED, ALIGNED)
             else:
-                hidden = shared_by_lanes(bias_at, H, LANES)
-            direction, magnitude = _unrolled(x, hidden, first_at, deep_at, H, LAYERS, TANH)
+                hidden = ()
+                for j in tl.static_range(0, H, 4):
+                    hidden = hidden + (four_of_all(bias_at + j, LANES, PER_LANE),)
+            direction, magnitude = unrolled(x, hidden, first_at, deep_at, H, LAYERS, TANH)
         else:
             direction, magnitude = multiplied(
                 x, additions, bias_at, row, outer, inner, mask, first_at, deep_at, FACTORED, H, LAYERS, TANH, PRECISION
@@ -195,91 +197,110 @@ def strip_of(row, place, strip, trailing, MEANS: tl.constexpr):
 
 
 @triton.jit
-def additions_at(additions, row, outer, inner, mask, H: tl.constexpr, BY_LANE: tl.constexpr, ALIGNED: tl.constexpr):
-    """Additions to the first layer's ``H`` outputs. ``BY_LANE``: the outer table's are ``[entries, H]``."""
+def additions_at(
+    additions, row, outer, inner, mask,
+    H: tl.constexpr, PER_LANE: tl.constexpr, BY_LANE: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """Additions to the first layer's outputs. ``BY_LANE``: the outer table's are ``[entries, H]``."""
     at_outer = additions + H * offset_of(row, OUTER, ALIGNED)
     at_inner = additions + H * offset_of(row, INNER, ALIGNED)
-    of_inner, size = (), plane_size(row, INNER_SIZE, ALIGNED)
-    for j in tl.static_range(H):
-        of_inner = of_inner + (tl.load(at_inner + j * size + inner, mask, 0.0),)
-    if BY_LANE:
-        of_outer = consecutive(at_outer + outer * H, mask, H)
-    else:
-        of_outer = ()
-        for j in tl.static_range(H):
-            of_outer = of_outer + (tl.load(at_outer + j * tl.load(row + OUTER_SIZE) + outer, mask, 0.0),)
-    both = ()
-    for j in tl.static_range(H):
-        both = both + (of_outer[j] + of_inner[j],)
-    return both
+    units, size, outer_size = (), plane_size(row, INNER_SIZE, ALIGNED), tl.load(row + OUTER_SIZE)
+    for j in tl.static_range(0, H, 4):
+        total = four_rows(at_inner + j * size + inner, size, mask)
+        if BY_LANE:
+            total += four_of_lane(at_outer + outer * H + j, mask, PER_LANE)
+        else:
+            total += four_rows(at_outer + j * outer_size + outer, outer_size, mask)
+        units = units + (total,)
+    return units
 
 
 @triton.jit
-def consecutive(at, mask, N: tl.constexpr):
-    """``N`` consecutive floats per lane, by vector loads: a tuple of tensors in the shape ``[lanes, 1]`` of ``at``."""
-    if N < 4:
-        values = (tl.load(at, mask, 0.0),)
-        for k in tl.static_range(1, N):
-            values = values + (tl.load(at + k, mask, 0.0),)
-    else:
-        values = ()
-        for k in tl.static_range(N // 4):
-            four = tl.load(at + 4 * k + tl.arange(0, 4)[None, :], mask, 0.0)
-            even, odd = tl.split(tl.reshape(four, [four.shape[0], 2, 2]))
-            v0, v2 = tl.split(tl.reshape(even, [four.shape[0], 1, 2]))
-            v1, v3 = tl.split(tl.reshape(odd, [four.shape[0], 1, 2]))
-            values = values + (v0, v1, v2, v3)
-    return values
+def four_rows(at, stride, mask):
+    """The floats at ``at``, ``at + stride``, … of four units: ``[lanes, neighbors, 4]``, without data movement."""
+    u0, u1 = tl.load(at, mask, 0.0), tl.load(at + stride, mask, 0.0)
+    u2, u3 = tl.load(at + 2 * stride, mask, 0.0), tl.load(at + 3 * stride, mask, 0.0)
+    joined = tl.join(tl.join(u0, u2), tl.join(u1, u3))
+    return tl.reshape(joined, [u0.shape[0], u0.shape[1], 4])
 
 
 @triton.jit
-def shared_by_lanes(at, N: tl.constexpr, LANES: tl.constexpr):
-    """``N`` consecutive floats that all lanes read: a tuple of ``[lanes, 1]``."""
+def four_of_lane(at, mask, PER_LANE: tl.constexpr):
+    """Four consecutive floats per lane, for all its elements, by one load: ``[lanes, PER_LANE, 4]``."""
+    values = tl.load(at + tl.arange(0, 4)[None, :], mask, 0.0)
+    return tl.broadcast_to(tl.reshape(values, [values.shape[0], 1, 4]), [values.shape[0], PER_LANE, 4])
+
+
+@triton.jit
+def four_of_all(at, LANES: tl.constexpr, PER_LANE: tl.constexpr):
+    """Four consecutive floats that all elements need."""
     lanes = tl.zeros([LANES, 1], tl.int32)
-    return consecutive(at + lanes, lanes == 0, N)
+    return four_of_lane(at + lanes, lanes == 0, PER_LANE)
 
 
 @triton.jit
-def _unrolled(x, hidden, first, deep, H: tl.constexpr, LAYERS: tl.constexpr, TANH: tl.constexpr):
+def single(units):
+    """The units of a tuple of ``[lanes, neighbors, 4]`` as a tuple of ``[lanes, neighbors]``."""
+    LANES: tl.constexpr = units[0].shape[0]
+    PER_LANE: tl.constexpr = units[0].shape[1]
+    each = ()
+    for k in tl.static_range(len(units)):
+        even, odd = tl.split(tl.reshape(units[k], [LANES, PER_LANE, 2, 2]))
+        u0, u2 = tl.split(even)
+        u1, u3 = tl.split(odd)
+        each = each + (u0, u1, u2, u3)
+    return each
+
+
+@triton.jit
+def unrolled(x, hidden, first, deep, H: tl.constexpr, LAYERS: tl.constexpr, TANH: tl.constexpr):
     """Direction and magnitude, with every unit in registers. ``hidden``: additions to the first layer's output.
 
-    Weights are loaded per lane, four at a time: a lane uses each for all its elements.
+    Four units are one tensor ``[lanes, neighbors, 4]``, all in one thread: one operation for four keeps the program
+    short, because the compiler's time grows faster than its length. A thread loads four weights at a time and uses them
+    for all its elements.
     """
     LANES: tl.constexpr = x[0].shape[0]
-    units = hidden
-    for k in tl.static_range(len(x)):
-        units = _added(units, x[k], shared_by_lanes(first + k * H, H, LANES), H)
-    units = _activated(units, H, TANH)
+    PER_LANE: tl.constexpr = x[0].shape[1]
+    units = activated(layer_of(x, hidden, first, H), TANH)
     for layer in tl.static_range(LAYERS - 1):
         weight = deep + layer * (H * H + H)
-        above = shared_by_lanes(weight + H * H, H, LANES)
-        for k in tl.static_range(H):
-            above = _added(above, units[k], shared_by_lanes(weight + k * H, H, LANES), H)
-        units = _activated(above, H, TANH)
+        bias = ()
+        for j in tl.static_range(0, H, 4):
+            bias = bias + (four_of_all(weight + H * H + j, LANES, PER_LANE),)
+        units = activated(layer_of(single(units), bias, weight, H), TANH)
     last = deep + (LAYERS - 1) * (H * H + H)
     direction, magnitude = tl.load(last + 2 * H), tl.load(last + 2 * H + 1)
-    to_direction = shared_by_lanes(last, H, LANES)
-    to_magnitude = shared_by_lanes(last + H, H, LANES)
-    for k in tl.static_range(H):
-        direction += to_direction[k] * units[k]
-        magnitude += to_magnitude[k] * units[k]
+    for j in tl.static_range(0, H, 4):
+        to_direction = single((units[j // 4] * four_of_all(last + j, LANES, PER_LANE),))
+        to_magnitude = single((units[j // 4] * four_of_all(last + H + j, LANES, PER_LANE),))
+        for k in tl.static_range(4):
+            direction += to_direction[k]
+            magnitude += to_magnitude[k]
     return direction, magnitude
 
 
 @triton.jit
-def _added(units, x, weights, H: tl.constexpr):
-    added = ()
-    for j in tl.static_range(H):
-        added = added + (units[j] + weights[j] * x,)
-    return added
+def layer_of(x, units, weight, H: tl.constexpr):
+    """``units`` plus the inputs ``x`` times ``weight [inputs, H]``."""
+    LANES: tl.constexpr = x[0].shape[0]
+    PER_LANE: tl.constexpr = x[0].shape[1]
+    for k in tl.static_range(len(x)):
+        twice = tl.join(x[k], x[k])
+        of_four = tl.reshape(tl.join(twice, twice), [LANES, PER_LANE, 4])
+        more = ()
+        for j in tl.static_range(0, H, 4):
+            more = more + (units[j // 4] + of_four * four_of_all(weight + k * H + j, LANES, PER_LANE),)
+        units = more
+    return units
 
 
 @triton.jit
-def _activated(units, H: tl.constexpr, TANH: tl.constexpr):
-    activated = ()
-    for j in tl.static_range(H):
-        activated = activated + (activation(units[j], TANH),)
-    return activated
+def activated(units, TANH: tl.constexpr):
+    each = ()
+    for k in tl.static_range(len(units)):
+        each = each + (activation(units[k], TANH),)
+    return each
 
 
 @triton.jit

@@ -114,8 +114,8 @@ def _indices(values: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def width_of(hidden: int) -> int:
-    """The padded width of a hidden layer: a power of two, and at least 16 for matrix products."""
-    width = 1 << (hidden - 1).bit_length()
+    """The padded width of a hidden layer: a power of two, at least 4, or 16 for matrix products."""
+    width = max(1 << (hidden - 1).bit_length(), 4)
     return width if width <= IN_REGISTERS else max(width, 16)
 
 
