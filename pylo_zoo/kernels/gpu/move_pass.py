@@ -171,13 +171,21 @@ def move_elements(
                 scaled = scaled + (x[k] * tl.load(scale_at + k * MEANS),)
             x = scaled
         if PRECISION == "":
-            if FACTORED:
-                hidden = additions_at(additions, row, outer, inner, mask, H, PER_LANE, PLAIN and ALIGNED, ALIGNED)
+            BY_LANE: tl.constexpr = PLAIN and ALIGNED
+            if H > 8:
+                direction, magnitude = looped(
+                    x, additions, bias_at, row, outer, inner, mask, first_at, deep_at,
+                    FACTORED, H, BY_LANE, ALIGNED, LAYERS, TANH,
+                )  # fmt: skip
             else:
                 hidden = ()
-                for j in tl.static_range(0, H, 4):
-                    hidden = hidden + (four_of_all(bias_at + j, LANES, PER_LANE),)
-            direction, magnitude = unrolled(x, hidden, first_at, deep_at, H, LAYERS, TANH)
+                for j in tl.static_range(0, H // 4):
+                    if FACTORED:
+                        four = additions_at(additions, row, outer, inner, mask, j, H, PER_LANE, BY_LANE, ALIGNED)
+                    else:
+                        four = four_of_all(bias_at + 4 * j, LANES, PER_LANE)
+                    hidden = hidden + (four,)
+                direction, magnitude = unrolled(x, hidden, first_at, deep_at, H, LAYERS, TANH)
         else:
             direction, magnitude = multiplied(
                 x, additions, bias_at, row, outer, inner, mask, first_at, deep_at, FACTORED, H, LAYERS, TANH, PRECISION
@@ -198,21 +206,19 @@ def strip_of(row, place, strip, trailing, MEANS: tl.constexpr):
 
 @triton.jit
 def additions_at(
-    additions, row, outer, inner, mask,
+    additions, row, outer, inner, mask, j,
     H: tl.constexpr, PER_LANE: tl.constexpr, BY_LANE: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Additions to the first layer's outputs. ``BY_LANE``: the outer table's are ``[entries, H]``."""
+    """Additions to the first layer's ``j``-th four outputs. ``BY_LANE``: the outer table's are ``[entries, H]``."""
     at_outer = additions + H * offset_of(row, OUTER, ALIGNED)
     at_inner = additions + H * offset_of(row, INNER, ALIGNED)
-    units, size, outer_size = (), plane_size(row, INNER_SIZE, ALIGNED), tl.load(row + OUTER_SIZE)
-    for j in tl.static_range(0, H, 4):
-        total = four_rows(at_inner + j * size + inner, size, mask)
-        if BY_LANE:
-            total += four_of_lane(at_outer + outer * H + j, mask, PER_LANE)
-        else:
-            total += four_rows(at_outer + j * outer_size + outer, outer_size, mask)
-        units = units + (total,)
-    return units
+    size, outer_size = plane_size(row, INNER_SIZE, ALIGNED), tl.load(row + OUTER_SIZE)
+    total = four_rows(at_inner + 4 * j * size + inner, size, mask)
+    if BY_LANE:
+        total += four_of_lane(at_outer + outer * H + 4 * j, mask, PER_LANE)
+    else:
+        total += four_rows(at_outer + 4 * j * outer_size + outer, outer_size, mask)
+    return total
 
 
 @triton.jit
@@ -269,8 +275,16 @@ def unrolled(x, hidden, first, deep, H: tl.constexpr, LAYERS: tl.constexpr, TANH
         for j in tl.static_range(0, H, 4):
             bias = bias + (four_of_all(weight + H * H + j, LANES, PER_LANE),)
         units = activated(layer_of(single(units), bias, weight, H), TANH)
-    last = deep + (LAYERS - 1) * (H * H + H)
-    direction, magnitude = tl.load(last + 2 * H), tl.load(last + 2 * H + 1)
+    return outputs_of(units, deep + (LAYERS - 1) * (H * H + H), H)
+
+
+@triton.jit
+def outputs_of(units, last, H: tl.constexpr):
+    """Direction and magnitude of the last hidden layer's units."""
+    LANES: tl.constexpr = units[0].shape[0]
+    PER_LANE: tl.constexpr = units[0].shape[1]
+    direction = tl.load(last + 2 * H) + tl.zeros([LANES, PER_LANE], tl.float32)
+    magnitude = tl.load(last + 2 * H + 1) + tl.zeros([LANES, PER_LANE], tl.float32)
     for j in tl.static_range(0, H, 4):
         to_direction = single((units[j // 4] * four_of_all(last + j, LANES, PER_LANE),))
         to_magnitude = single((units[j // 4] * four_of_all(last + H + j, LANES, PER_LANE),))
@@ -281,18 +295,73 @@ def unrolled(x, hidden, first, deep, H: tl.constexpr, LAYERS: tl.constexpr, TANH
 
 
 @triton.jit
+def looped(
+    x, additions, bias, row, outer, inner, mask, first, deep,
+    FACTORED: tl.constexpr, H: tl.constexpr, BY_LANE: tl.constexpr, ALIGNED: tl.constexpr,
+    LAYERS: tl.constexpr, TANH: tl.constexpr,
+):  # fmt: skip
+    """:func:`unrolled` for more units: a loop adds four units of the first layer at a time to all of the second.
+
+    Without a second hidden layer, it keeps them instead.
+    """
+    LANES: tl.constexpr = x[0].shape[0]
+    PER_LANE: tl.constexpr = x[0].shape[1]
+    above = ()
+    if LAYERS > 1:
+        for j in tl.static_range(0, H, 4):
+            above = above + (four_of_all(deep + H * H + j, LANES, PER_LANE),)
+        for j in range(0, H // 4):
+            units = four_units(x, additions, bias, row, outer, inner, mask, first, j, FACTORED, H, BY_LANE, ALIGNED)
+            above = layer_of(single((activation(units, TANH),)), above, deep + 4 * j * H, H)
+        above = activated(above, TANH)
+        for layer in tl.static_range(1, LAYERS - 1):
+            weight = deep + layer * (H * H + H)
+            biases = ()
+            for j in tl.static_range(0, H, 4):
+                biases = biases + (four_of_all(weight + H * H + j, LANES, PER_LANE),)
+            above = activated(layer_of(single(above), biases, weight, H), TANH)
+    else:
+        for j in tl.static_range(0, H // 4):
+            units = four_units(x, additions, bias, row, outer, inner, mask, first, j, FACTORED, H, BY_LANE, ALIGNED)
+            above = above + (activation(units, TANH),)
+    return outputs_of(above, deep + (LAYERS - 1) * (H * H + H), H)
+
+
+@triton.jit
+def four_units(
+    x, additions, bias, row, outer, inner, mask, first, j,
+    FACTORED: tl.constexpr, H: tl.constexpr, BY_LANE: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """The ``j``-th four outputs of the first layer before activation."""
+    LANES: tl.constexpr = x[0].shape[0]
+    PER_LANE: tl.constexpr = x[0].shape[1]
+    if FACTORED:
+        units = additions_at(additions, row, outer, inner, mask, j, H, PER_LANE, BY_LANE, ALIGNED)
+    else:
+        units = four_of_all(bias + 4 * j, LANES, PER_LANE)
+    for k in tl.static_range(len(x)):
+        units += for_four(x[k]) * four_of_all(first + k * H + 4 * j, LANES, PER_LANE)
+    return units
+
+
+@triton.jit
 def layer_of(x, units, weight, H: tl.constexpr):
     """``units`` plus the inputs ``x`` times ``weight [inputs, H]``."""
     LANES: tl.constexpr = x[0].shape[0]
     PER_LANE: tl.constexpr = x[0].shape[1]
     for k in tl.static_range(len(x)):
-        twice = tl.join(x[k], x[k])
-        of_four = tl.reshape(tl.join(twice, twice), [LANES, PER_LANE, 4])
-        more = ()
+        x_k, more = for_four(x[k]), ()
         for j in tl.static_range(0, H, 4):
-            more = more + (units[j // 4] + of_four * four_of_all(weight + k * H + j, LANES, PER_LANE),)
+            more = more + (units[j // 4] + x_k * four_of_all(weight + k * H + j, LANES, PER_LANE),)
         units = more
     return units
+
+
+@triton.jit
+def for_four(x):
+    """``x [lanes, neighbors]`` as the input of four units: ``[lanes, neighbors, 4]``."""
+    twice = tl.join(x, x)
+    return tl.reshape(tl.join(twice, twice), [x.shape[0], x.shape[1], 4])
 
 
 @triton.jit
@@ -319,17 +388,42 @@ def multiplied(
     else:
         hidden = tl.load(bias + unit) + tl.zeros([BLOCK, H], tl.float32)
     weight = tl.load(first + channel * H + unit, channel < len(x), 0.0)
-    units = tl.dot(_side_by_side(x, CHANNELS), weight, hidden, input_precision=PRECISION)
+    units = product(_side_by_side(x, CHANNELS), weight, hidden, PRECISION)
     below = tl.arange(0, H)[:, None]
     for layer in tl.static_range(LAYERS - 1):
         at = deep + layer * (H * H + H)
-        units = tl.dot(activation(units, TANH), tl.load(at + below * H + unit), input_precision=PRECISION)
-        units += tl.load(at + H * H + unit)
+        biases = tl.load(at + H * H + unit) + tl.zeros([BLOCK, H], tl.float32)
+        units = product(activation(units, TANH), tl.load(at + below * H + unit), biases, PRECISION)
     units = activation(units, TANH)
     last = deep + (LAYERS - 1) * (H * H + H)
     direction = tl.load(last + 2 * H) + tl.sum(units * tl.load(last + unit), axis=1, keep_dims=True)
     magnitude = tl.load(last + 2 * H + 1) + tl.sum(units * tl.load(last + H + unit), axis=1, keep_dims=True)
     return direction, magnitude
+
+
+@triton.jit
+def product(x, weight, total, PRECISION: tl.constexpr):
+    """``total + x @ weight``, with an input precision of :func:`tl.dot` or with ``"split"`` operands.
+
+    Split: an operand is the sum of its 11 leading bits and a rest of half a unit, of which a tensor core reads 11 bits
+    too. The three products that it adds leave out terms below ``2^-21`` of ``|x|·|weight|``.
+    """
+    if PRECISION == "split":
+        x_high, x_low = split_float(x)
+        weight_high, weight_low = split_float(weight)
+        total = tl.dot(x_low, weight_high, total, input_precision="tf32")
+        total = tl.dot(x_high, weight_low, total, input_precision="tf32")
+        total = tl.dot(x_high, weight_high, total, input_precision="tf32")
+    else:
+        total = tl.dot(x, weight, total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def split_float(x):
+    """The nearest number with 11 significant bits, and the rest. NaN and infinities become NaN."""
+    high = ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    return high, x - high
 
 
 @triton.jit
