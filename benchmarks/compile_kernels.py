@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import subprocess
@@ -209,14 +210,14 @@ def roofline(kernels: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for kernel in kernels
         if kernel["target"] == "sm_80"
     }
-    blocks = {"moments": ("advance_elements", 256), "move": ("move_elements", 4 * gpu.TUNING.move_lanes)}
+    blocks = {"moments": ("advance_elements", 256), "move": ("move_elements", math.prod(gpu.TUNING.move_sizes[:2]))}
     for family, (rule, units) in FAMILIES.items():
         for device, (bandwidth, fp32, tf32) in DEVICES.items():
             passes = {"factors": MATRIX_BYTES["factors"] / bandwidth}
             wide = units > gpu.IN_REGISTERS
             for name, (kernel, block) in blocks.items():
                 same = "velo" if name == "moments" and not rule.time else "adafac-4" if name == "moments" else family
-                of_block = gpu.TUNING.network_block if wide and name == "move" else block
+                of_block = math.prod(gpu.TUNING.network_sizes[:2]) if wide and name == "move" else block
                 arithmetic = operations[kernel, f"{same}, matrix, float32"] / of_block / (fp32 / 2)
                 if wide and name == "move":
                     arithmetic += 3 * 2 * (16 * units + units * units) / tf32

@@ -124,9 +124,9 @@ class GpuKernels:
     """The kernels of a GPU.
 
     Args:
-        precision: Triton's ``input_precision`` for the matrix products of wide networks. The default is ``"tf32x3"``,
-            three TF32 products that are as accurate as float32, or ``"ieee"`` on AMD. ``"tf32"`` is faster, with 10
-            bits of mantissa.
+        precision: precision of the matrix products of wide networks: ``"split"``, three TF32 products of split
+            operands, or one of Triton's ``input_precision``. The default is ``"split"``, or ``"ieee"`` on AMD.
+            ``"tf32"`` is faster, with 10 bits of mantissa.
         tuning: block sizes.
     """
 
@@ -136,7 +136,7 @@ class GpuKernels:
 
     def __init__(self, precision: str | None = None, tuning: Tuning = TUNING) -> None:
         self.tuning = tuning
-        self.precision = precision or ("ieee" if torch.version.hip else "tf32x3")
+        self.precision = precision or ("ieee" if torch.version.hip else "split")
 
     def __repr__(self) -> str:
         return f"Triton {triton.__version__}"
@@ -237,7 +237,8 @@ class GpuKernels:
     ) -> None:
         """The move pass of one batch: fold the normalizer into the network, then run it."""
         batch, rule, kind = results.batch, advanced.rule, results.batch.kind
-        wide = network.units > IN_REGISTERS
+        tuning = self.tuning
+        wide = network.units > IN_REGISTERS and tuning.network != "registers"
         first = network.elements(results.inputs)
         if kind.varied:
             first = first.expand(advanced.plan.tasks, -1, -1)[batch.place_tasks]
@@ -245,30 +246,35 @@ class GpuKernels:
             first = first.expand(advanced.plan.tasks, -1, -1)[batch.group_tasks] * results.scales[:, : first.shape[1]]
         bias, bias_stride = network.bias, _stride(network.bias)
         additions = _floats(bias.device, batch.entries_total * network.units)
-        if kind.factored:
-            weights = network.tables(rule)
+        weights = network.tables(rule) if kind.factored else bias
+        if kind.factored and wide:
+            launch(
+                move_pass.normalize_tables, len(batch.entries), batch.tables, batch.entries, results.table_scales,
+                additions, BLOCK=TABLE_BLOCK,
+            )  # fmt: skip
+        elif kind.factored:
             launch(
                 move_pass.fold_tables, len(batch.entries), batch.tables, batch.entries, results.table_scales,
                 weights, _stride(weights), bias, bias_stride, additions,
-                H=network.units, ROWS_OF_H=2 if wide else int(kind.plain and kind.aligned), BLOCK=TABLE_BLOCK,
+                H=network.units, ROWS_OF_H=kind.plain and kind.aligned, BLOCK=TABLE_BLOCK,
             )  # fmt: skip
         size = torch.ones_like(advanced.moments[:, 0])
         if rule.parameter_scale:
             size = torch.sqrt(advanced.moments[:, 0] + 1e-9)
-        tuning = self.tuning
-        lanes, per_lane = (tuning.network_block, 1) if wide else (tuning.move_lanes, PER_LANE)
-        programs = batch.move_tiles(lanes * per_lane * tuning.move_tiles)
+        size_of_block = tuning.network_sizes if network.units > IN_REGISTERS else tuning.move_sizes
+        lanes, per_lane, tiles, warps = size_of_block
+        programs = batch.move_tiles(lanes * per_lane * tiles)
         launch(
             move_pass.move_elements, len(programs), batch.elements, results.gradients, programs, advanced.scale,
-            results.factors, additions, first, results.scales, network.deep, _stride(network.deep), bias, bias_stride,
+            results.factors, additions, first, results.scales, weights, _stride(weights),
+            network.deep, _stride(network.deep), bias, bias_stride,
             coefficient, shrink, size, size if steps is None else steps, proceed,
             rule.rsqrt_eps, rule.diag_eps, rule.exp_mult,
             FACTORED=kind.factored, PLAIN=kind.plain, VARIED=kind.varied, ALIGNED=kind.aligned,
             P_TYPE=TYPES[kind.p], G_TYPE=TYPES[kind.g], SELECT=results.inputs.select, MEANS=MEANS,
             H=network.units, LAYERS=network.hidden_layers, TANH=rule.activation == "tanh",
             PRECISION=self.precision if wide else "", MOVE=steps is None,
-            CHANNELS=results.scales.shape[1], LANES=lanes, PER_LANE=per_lane, TILES=tuning.move_tiles,
-            num_warps=tuning.network_warps if wide else tuning.move_warps,
+            CHANNELS=results.scales.shape[1], LANES=lanes, PER_LANE=per_lane, TILES=tiles, num_warps=warps,
         )  # fmt: skip
 
 

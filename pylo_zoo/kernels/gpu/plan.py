@@ -259,7 +259,9 @@ class Batch:
     def _element(self, k: int, task: Task) -> dict[str, int]:
         place, decays, state = self.places[k], self._decays[k], task.state
         _, x, b, y, c = place.five
-        outer, inner = self._tables[2 * k : 2 * k + 2] if self.kind.factored else [{"entries": 0, "size": 0}] * 2
+        outer, inner = (
+            self._tables[2 * k : 2 * k + 2] if self.kind.factored else [{"entries": 0, "size": 0, "is_row": 0}] * 2
+        )
         return {
             "p": task.p.data_ptr(),
             "momentum": state["momentum"].data_ptr(),
@@ -291,6 +293,7 @@ class Batch:
             "divide_b": divisor(b),
             "divide_c": divisor(c),
             "divide_trailing": divisor(place.means.trailing),
+            "outer_is_row": outer["is_row"],
         }
 
     @staticmethod

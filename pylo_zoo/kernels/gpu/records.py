@@ -23,6 +23,7 @@ ELEMENTS = (
     "p", "momentum", "second_moment", "diag", "decay_momentum", "decay_rms", "decay_adafactor", "size", "task", "clip",
     "replace", "outer", "inner", "outer_size", "inner_size", "x", "b", "y", "c", "span", "trailing", "tiles", "chunks",
     "groups", "step", "divide_run", "divide_planes", "divide_b", "divide_c", "divide_trailing",
+    "outer_is_row",
 )  # fmt: skip
 """Fields of a parameter: addresses, sizes, offsets, and :func:`divisor` of Y·C, X·B, B, C and trailing."""
 TABLES = (
@@ -36,7 +37,7 @@ STEPS = ("p", "g", "momentum", "second_moment", "size", "task", "nesterov")
 (
     P, MOMENTUM, SECOND_MOMENT, DIAG, DECAY_MOMENTUM, DECAY_RMS, DECAY_ADAFACTOR, SIZE, TASK, CLIP, REPLACE,
     OUTER, INNER, OUTER_SIZE, INNER_SIZE, X, B, Y, C, SPAN, TRAILING, TILES, CHUNKS, GROUPS, STEP, DIVIDE_RUN,
-    DIVIDE_PLANES, DIVIDE_B, DIVIDE_C, DIVIDE_TRAILING,
+    DIVIDE_PLANES, DIVIDE_B, DIVIDE_C, DIVIDE_TRAILING, OUTER_IS_ROW,
 ) = map(tl.constexpr, range(len(ELEMENTS)))  # fmt: skip
 (
     T_STATE, T_SIZE, T_ENTRIES, T_PART, T_PARTS, T_COUNT, T_IS_ROW, T_DECAY, T_TASK, T_ALONG, T_STRIDE, T_SPAN,

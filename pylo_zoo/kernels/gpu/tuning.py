@@ -24,19 +24,12 @@ class Tuning:
     """Moment pass: tiles whose loads are in flight; with 1, the compiler orders loads."""
     moment_tiles: int = 8
     """Moment pass: tiles per program, if a parameter is long enough."""
-    move_lanes: int = 128
-    """Move pass, networks in registers: elements per tile, in units of 4 neighbors."""
-    move_warps: int = 4
-    move_tiles: int = 2
-    """Move pass: tiles per program."""
-    network_block: int = 128
-    """Move pass, wider networks: elements per tile."""
-    network_warps: int = 8
-    network: str = "dot"
-    """Move pass, wider networks: one of :data:`NETWORKS`."""
+    move_sizes: tuple[int, int, int, int] = (128, 4, 2, 4)
+    """Move pass, networks of up to 8 units: lanes and neighbors per lane of a tile, tiles per program, and warps."""
+    network_sizes: tuple[int, int, int, int] = (128, 2, 1, 4)
+    """Move pass, wider networks: the same."""
+    network: str = "products"
+    """Move pass, wider networks: ``"products"`` of matrices, or multiply-adds in ``"registers"``."""
 
 
-NETWORKS = ("dot", "split", "registers")
-"""How wider networks are computed: Triton's ``tl.dot`` with an input precision; three TF32 products of split operands;
-or multiply-adds in registers."""
 TUNING = Tuning()
