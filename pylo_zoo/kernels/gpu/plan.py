@@ -162,7 +162,11 @@ class Batch:
     @property
     def tile(self) -> tuple[int, int, int]:
         """Tile size of the factor pass, ``(x, y, c)``."""
-        return (TILE_C,) * 3 if self.kind.trailing else (self.tuning.sums_rows, self.tuning.sums_blocks * 128, 1)
+        return (
+            (TILE_C, TILE_C, TILE_C)
+            if self.kind.trailing
+            else (self.tuning.sums_rows, self.tuning.sums_blocks * 128, 1)
+        )
 
     @cached_property
     def factor_tiles(self) -> Tensor:
