@@ -24,7 +24,7 @@ class Tuning:
     """Moment pass: tiles whose loads are in flight; with 1, the compiler orders loads."""
     moment_tiles: int = 8
     """Moment pass: tiles per program, if a parameter is long enough."""
-    move_sizes: tuple[int, int, int, int] = (128, 4, 2, 4)
+    move_sizes: tuple[int, int, int, int] = (128, 4, 1, 4)
     """Move pass, networks of up to 8 units: lanes and neighbors per lane of a tile, tiles per program, and warps."""
     network_sizes: tuple[int, int, int, int] = (128, 2, 1, 4)
     """Move pass, wider networks: the same."""
