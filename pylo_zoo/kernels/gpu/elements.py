@@ -56,6 +56,12 @@ def pointer(row, field, TYPE: tl.constexpr, ALIGNED: tl.constexpr = False):
 
 
 @triton.jit
+def fours(x):
+    """``x``, which is a multiple of 4, in a form that shows it. Triton 3.6 loses ``tl.multiple_of`` on sizes."""
+    return x // 4 * 4
+
+
+@triton.jit
 def integer(row, field):
     """A size in a record, as int32: parameters have fewer than 2^30 elements."""
     return tl.load(row + field).to(tl.int32)
@@ -99,7 +105,7 @@ def table_indices(row, first, within, PLAIN: tl.constexpr, ALIGNED: tl.constexpr
     c = integer(row, C)
     run = integer(row, Y) * c
     if ALIGNED:
-        run = tl.multiple_of(run, 4)
+        run = fours(run)
         outer = quotient(first, row, DIVIDE_RUN)
         y_c = first - outer * run + within
     else:
@@ -119,7 +125,7 @@ def offset_of(row, field, ALIGNED: tl.constexpr):
     """An offset in a shared buffer. With ``ALIGNED``, it is known to be a multiple of 4, as all offsets are."""
     offset = tl.load(row + field)
     if ALIGNED:
-        offset = tl.multiple_of(offset, 4)
+        offset = fours(offset)
     return offset
 
 
@@ -128,7 +134,7 @@ def plane_size(row, field, ALIGNED: tl.constexpr):
     """The size of one plane of a table. With ``ALIGNED``, the inner table's is a multiple of 4."""
     size = integer(row, field)
     if ALIGNED:
-        size = tl.multiple_of(size, 4)
+        size = fours(size)
     return size
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pylo_zoo.kernels.gpu.elements import at_least, conditioned_square, integer, planes, pointer, store_planes
+from pylo_zoo.kernels.gpu.elements import at_least, conditioned_square, fours, integer, planes, pointer, store_planes
 from pylo_zoo.kernels.gpu.records import (
     ELEMENT_FIELDS,
     INNER_SIZE,
@@ -54,7 +54,7 @@ def matrix_sums(
     row = records + number * ELEMENT_FIELDS
     size_x, size_y = integer(row, X), integer(row, Y)
     if ALIGNED:
-        size_y = tl.multiple_of(size_y, 4)
+        size_y = fours(size_y)
     tiles_y, tiles_x = tl.cdiv(size_y, BLOCKS * 128), tl.cdiv(size_x, TILE_X)
     tile_y, tile_x, plane = tile % tiles_y, tile // tiles_y % tiles_x, tile // (tiles_y * tiles_x)
 

@@ -19,6 +19,7 @@ from pylo_zoo.kernels.gpu.elements import (
     conditioned,
     factors_at,
     features,
+    fours,
     integer,
     planes,
     pointer,
@@ -85,7 +86,7 @@ def advance_elements(
     row = records + number * ELEMENT_FIELDS
     size, span, trailing = integer(row, SIZE), integer(row, SPAN), integer(row, TRAILING)
     if ALIGNED:
-        size, span = tl.multiple_of(size, 4), tl.multiple_of(span, 4)
+        size, span = fours(size), fours(span)
     chunks, tiles, strips = integer(row, CHUNKS), integer(row, TILES), tl.cdiv(trailing, TILE_1) if VARIED else 1
     chunk, strip, leading = part % chunks, part // chunks % strips, part // (chunks * strips)
     start = leading * span * trailing

@@ -19,6 +19,7 @@ from pylo_zoo.kernels.gpu.elements import (
     conditioned,
     factors_at,
     features,
+    fours,
     integer,
     planes,
     pointer,
@@ -147,7 +148,7 @@ def move_elements(
     size, trailing = integer(row, SIZE), integer(row, TRAILING)
     span = integer(row, SPAN) * trailing
     if ALIGNED:
-        size, span = tl.multiple_of(size, 4), tl.multiple_of(span, 4)
+        size, span = fours(size), fours(span)
     per_span = tl.cdiv(span, LANES * PER_LANE * TILES)
     leading, start = block // per_span, block % per_span * (LANES * PER_LANE * TILES)
     task, group = tl.load(row + TASK), integer(row, GROUPS)
@@ -155,8 +156,8 @@ def move_elements(
         first_at = first + number.to(tl.int64) * (len(SELECT) * H)
     else:
         first_at = first + (group + leading).to(tl.int64) * (len(SELECT) * H)
-    deep_at = deep + tl.multiple_of(task * deep_stride, 4)
-    bias_at = bias + tl.multiple_of(task * bias_stride, H)
+    deep_at = deep + fours(task * deep_stride)
+    bias_at = bias + fours(task * bias_stride)
     p_at, g_at = pointer(row, P, P_TYPE, ALIGNED), pointer(gradients, number, G_TYPE, ALIGNED)
     m_at, v_at = pointer(row, MOMENTUM, tl.float32, ALIGNED), pointer(row, SECOND_MOMENT, tl.float32, ALIGNED)
     scale, rms = tl.load(scale), tl.load(size_of_step + task)
@@ -213,7 +214,7 @@ def move_elements(
         if MOVE:
             tl.store(p_at + e, (p - (rate * step + decay * p)).to(P_TYPE), mask)
         else:
-            tl.store(steps + tl.multiple_of(tl.load(row + STEP), 4) + e, step, mask)
+            tl.store(steps + fours(tl.load(row + STEP)) + e, step, mask)
 
 
 @triton.jit
