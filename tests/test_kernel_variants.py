@@ -46,6 +46,20 @@ def test_every_variant_of_the_network_compiles(tmp_path: Path) -> None:
     assert all(row["spills"] == 0 for row in rows[:4])
 
 
+def test_division_by_multiplication_is_exact() -> None:
+    from pylo_zoo.kernels.gpu.records import divisor
+
+    divisors = [*range(1, 300), 4095, 4096, 4097, 2**29 - 1, 2**29 + 1, 2**30 - 1]
+    for d in divisors:
+        packed = divisor(d)
+        magic, shift = packed & 0xFFFFFFFF, packed >> 32
+        assert magic == packed - (shift << 32) < 2**32
+        for multiple in {0, 1, 2, 3, 1000, (2**30 - 1) // d - 1, (2**30 - 1) // d} & set(range((2**30 - 1) // d + 1)):
+            for n in (multiple * d, min(multiple * d + d - 1, 2**30 - 1)):
+                assert n * magic < 2**63
+                assert n * magic >> shift == n // d
+
+
 def test_compiling_is_announced_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     from pylo_zoo.kernels.gpu.launch import launch
 
