@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import subprocess
@@ -42,14 +43,14 @@ TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-FAMILIES: dict[str, tuple[Rule, int]] = {
-    "velo": (velo_rule(0.001), 4),
-    "celo2": (celo2_rule("relu", 0.0, False), 8),
-    "celo2-tanh": (celo2_rule("tanh", 0.0, False), 8),
-    "adafac-4": (adafac_rule(0.001), 4),
-    "small-fc": (adafac_rule(0.001), 32),
+FAMILIES: dict[str, tuple[Rule, int, int]] = {
+    "velo": (velo_rule(0.001), 4, 2),
+    "celo2": (celo2_rule("relu", 0.0, False), 8, 2),
+    "celo2-tanh": (celo2_rule("tanh", 0.0, False), 8, 3),
+    "adafac-4": (adafac_rule(0.001), 4, 2),
+    "small-fc": (adafac_rule(0.001), 32, 2),
 }
-"""Rule, and units of each of the two hidden layers."""
+"""Rule, units per hidden layer, and hidden layers."""
 MODEL = {
     "matrix": (64, 64),
     "odd matrix": (5, 3),
@@ -78,13 +79,8 @@ def record_launches(precision: str) -> list[Launch]:
     what = ""
 
     def record(kernel: Any, programs: Any, *arguments: Any, **options: Any) -> None:
-        warps = options.pop("num_warps", 4)
-        absent = {name: None for name, each in zip(kernel.arg_names, arguments, strict=False) if each is None}
-        types = tuple(
-            TYPES[each.dtype] if isinstance(each, Tensor) else _scalar(each) for each in arguments if each is not None
-        )
-        launch = Launch(kernel, what, types, tuple({**absent, **options}.items()), (("num_warps", warps),))
-        launches.setdefault((kernel.fn.__name__, types, str(launch.constants)), launch)
+        launch = launch_of(kernel, what, arguments, options)
+        launches.setdefault((kernel.fn.__name__, launch.types, str(launch.constants)), launch)
 
     original, gpu.launch, adam_plan.launch = gpu.launch, record, record
     try:
@@ -95,6 +91,17 @@ def record_launches(precision: str) -> list[Launch]:
     return list(launches.values())
 
 
+def launch_of(kernel: Any, what: str, arguments: Sequence[Any], options: dict[str, Any]) -> Launch:
+    """The specialization of a kernel for these arguments."""
+    options = dict(options)
+    warps = options.pop("num_warps", 4)
+    absent = {name: None for name, each in zip(kernel.arg_names, arguments, strict=False) if each is None}
+    types = tuple(
+        TYPES[each.dtype] if isinstance(each, Tensor) else _scalar(each) for each in arguments if each is not None
+    )
+    return Launch(kernel, what, types, tuple({**absent, **options}.items()), (("num_warps", warps),))
+
+
 def _scalar(value: float) -> str:
     return "i32" if isinstance(value, int) else "fp32"
 
@@ -103,16 +110,18 @@ def _steps(kernels: gpu.GpuKernels) -> Iterator[tuple[str, Any]]:
     decays = Decays(torch.ones(3), torch.ones(1), torch.ones(3))
     for dtype in (torch.float32, torch.bfloat16):
         kind = str(dtype).removeprefix("torch.")
-        for family, (rule, units) in FAMILIES.items():
-            sizes = [28 if rule.time else 30, units, units, 3]
+        for family, (rule, units, hidden) in FAMILIES.items():
+            sizes = [28 if rule.time else 30, *[units] * hidden, 3]
             layers = [(torch.zeros(o, i), torch.zeros(o)) for i, o in pairwise(sizes)]
             for name, shape in MODEL.items() if dtype == torch.float32 else [("matrix", MODEL["matrix"])]:
                 p, axes = torch.zeros(shape, dtype=dtype), axes_of(shape, "jax" if name == "stack" else "torch")
                 state = new_accumulators(p.float(), axes)
                 task = Task(p, p.clone(), state, axes, decays, 1000.0, False)
 
-                def step(task: Task = task, rule: Rule = rule, layers: Any = layers) -> None:
-                    advanced = kernels.advance([task], rule, None)
+                def step(
+                    task: Task = task, rule: Rule = rule, layers: Any = layers, moments: bool = family == "velo"
+                ) -> None:
+                    advanced = kernels.advance([task], rule, None, moments)
                     if rule.per_matrix:  # these steps are orthogonalized before they are applied
                         kernels.steps(advanced, layers, ScratchBuffer())
                     kernels.move(advanced, layers, [0.1], [0.0])
@@ -131,7 +140,7 @@ def _steps(kernels: gpu.GpuKernels) -> Iterator[tuple[str, Any]]:
 
 
 def compile_kernel(launch: Launch, target: str) -> dict[str, Any]:
-    """Compile one kernel for one target, and return its resource usage."""
+    """Compile one kernel for one target, and return its resource usage and the processor's ``seconds``."""
     constants = dict(launch.constants)
     names = [name for name in launch.kernel.arg_names if name not in constants]
     signature = dict(zip(names, launch.types, strict=True)) | dict.fromkeys(constants, "constexpr")
@@ -142,12 +151,19 @@ def compile_kernel(launch: Launch, target: str) -> dict[str, Any]:
     }
     source = ASTSource(launch.kernel, signature, constants, aligned)
     options = {**dict(launch.options), "enable_fp_fusion": True}
+    started = os.times()
     result = triton.compile(source, target=TARGETS[target], options=options)
-    asm = result.asm
+    seconds, asm = sum(os.times()[:4]) - sum(started[:4]), result.asm
     usage = _nvidia(asm["ptx"], asm["cubin"]) if "ptx" in asm else _amd(asm["amdgcn"])
     name = {"target": target, "kernel": launch.kernel.fn.__name__, "for": launch.what}
     warps = dict(launch.options)["num_warps"]
-    return {**name, **usage, "shared": result.metadata.shared, "threads": warps * TARGETS[target].warp_size}
+    return {
+        **name,
+        **usage,
+        "shared": result.metadata.shared,
+        "threads": warps * TARGETS[target].warp_size,
+        "seconds": round(seconds, 1),
+    }
 
 
 def _nvidia(ptx: str, binary: bytes) -> dict[str, int]:
@@ -166,7 +182,8 @@ def _nvidia(ptx: str, binary: bytes) -> dict[str, int]:
         "registers": int(registers),
         "spills": int(stack) + int(local),
         "operations": len(operations),
-        "vector_accesses": len(re.findall(r"\.v[24]\.b32", ptx)),
+        "loads": len(re.findall(r"ld\.global", ptx)),
+        "loads_16": len(re.findall(r"ld\.global\S*\.v4\.b32", ptx)),
     }
 
 
@@ -209,17 +226,21 @@ def roofline(kernels: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for kernel in kernels
         if kernel["target"] == "sm_80"
     }
-    blocks = {"moments": ("advance_elements", 256), "move": ("move_elements", gpu.MOVE_BLOCK)}
-    for family, (rule, units) in FAMILIES.items():
+    blocks = {
+        "moments": ("advance_elements", 4 * gpu.TUNING.moment_lanes),
+        "move": ("move_elements", math.prod(gpu.TUNING.move_sizes[:2])),
+    }
+    for family, (_, units, _) in FAMILIES.items():
         for device, (bandwidth, fp32, tf32) in DEVICES.items():
             passes = {"factors": MATRIX_BYTES["factors"] / bandwidth}
             wide = units > gpu.IN_REGISTERS
             for name, (kernel, block) in blocks.items():
-                same = "velo" if name == "moments" and not rule.time else "adafac-4" if name == "moments" else family
-                of_block = gpu.MULTIPLY_BLOCK if wide and name == "move" else block
+                same = {"celo2-tanh": "celo2", "small-fc": "adafac-4"}.get(family, family)
+                same = same if name == "moments" else family
+                of_block = math.prod(gpu.TUNING.network_sizes[:2]) if wide and name == "move" else block
                 arithmetic = operations[kernel, f"{same}, matrix, float32"] / of_block / (fp32 / 2)
                 if wide and name == "move":
-                    arithmetic += 3 * 2 * (16 * units + units * units) / tf32
+                    arithmetic += 3 * 2 * (32 * units + units * units) / tf32
                 passes[name] = max(MATRIX_BYTES[name] / bandwidth, arithmetic)
             total, adamw = sum(passes.values()), ADAMW_BYTES / bandwidth
             times = {name: round(value, 1) for name, value in passes.items()}
@@ -248,7 +269,7 @@ def main() -> None:
     arguments = parser.parse_args()
     kernels = []
     for target in arguments.targets.split(","):
-        for launch in record_launches("ieee" if TARGETS[target].backend == "hip" else "tf32x3"):
+        for launch in record_launches("ieee" if TARGETS[target].backend == "hip" else "split"):
             kernels.append(compile_kernel(launch, target))
             print(json.dumps(kernels[-1]), file=sys.stderr, flush=True)
     report = {"triton": triton.__version__, "kernels": kernels}

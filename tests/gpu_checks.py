@@ -390,7 +390,7 @@ SHARED_DECAYS = decays()
 
 
 def round_as_hardware() -> None:
-    """Round float32 to bfloat16 to nearest, as GPUs and torch do; the interpreter truncates."""
+    """Round float32 to bfloat16 to nearest, as GPUs and torch do; the interpreter does not. So for TF32."""
     import triton.language as tl
     from triton.runtime import interpreter
 
@@ -402,6 +402,19 @@ def round_as_hardware() -> None:
         return torch.tensor(data).bfloat16().view(torch.int16).numpy().view("uint16")
 
     interpreter._convert_float = converted
+    multiply = interpreter.InterpreterBuilder.create_dot
+
+    def multiplied(self: Any, a: Any, b: Any, total: Any, precision: Any, *rest: Any) -> Any:
+        if str(precision).endswith(".TF32"):
+            a, b = (interpreter.TensorHandle(_as_tf32(each.data), each.dtype) for each in (a, b))
+        return multiply(self, a, b, total, precision, *rest)
+
+    setattr(interpreter.InterpreterBuilder, "create_dot", multiplied)  # noqa: B010 — its parameters have other names
+
+
+def _as_tf32(data: Any) -> Any:
+    """What tensor cores read of float32: they drop the last 13 bits."""
+    return (data.view("int32") & -0x2000).view("float32")
 
 
 def main() -> None:

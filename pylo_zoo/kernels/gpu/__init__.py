@@ -19,12 +19,12 @@ from pylo_zoo.kernels.base import Adam, Normalized, ScratchBuffer, Task
 from pylo_zoo.kernels.gpu import factor_pass, moment_pass, move_pass
 from pylo_zoo.kernels.gpu.adam_plan import GpuAdamPlan
 from pylo_zoo.kernels.gpu.launch import launch
+from pylo_zoo.kernels.gpu.moment_pass import STATISTICS
 from pylo_zoo.kernels.gpu.network import IN_REGISTERS, Inputs, Network, inputs_of, is_supported, pack
 from pylo_zoo.kernels.gpu.normalized_plan import GpuNormalizedPlan
 from pylo_zoo.kernels.gpu.plan import (
     ACROSS,
     ALONG,
-    LANES,
     MEANS,
     MEANS_TILE,
     PER_LANE,
@@ -33,13 +33,12 @@ from pylo_zoo.kernels.gpu.plan import (
     BatchPlan,
 )
 from pylo_zoo.kernels.gpu.records import TYPES, ceil_div, factors_of, scale_of
+from pylo_zoo.kernels.gpu.tuning import TUNING, Tuning
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.lstm import LSTMWeights
 from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.ops.rule import Rule
 
-MOVE_BLOCK, MULTIPLY_BLOCK = 512, 128
-"""Elements per program of the move pass: for networks in registers, 4 per thread; for matrix products, half of one."""
 LARGEST_SIZE = 2**30
 """A parameter must have fewer elements, because indices are 32-bit."""
 MAX_UNITS = 64
@@ -68,9 +67,9 @@ class Advanced(NamedTuple):
     rule: Rule
     scale: Tensor
     samples: Tensor
-    """Approximate means of m ``[3]`` and v: ``[N, 4]``."""
+    """Approximate means of m ``[3]`` and v: ``[N, 4]``, if the plan has moments."""
     moments: Tensor
-    """Means of p², and of m, m², v and v² relative to the samples: ``[N, 9]``."""
+    """Means of p², and if the plan has moments, of m, m², v and v² relative to the samples: ``[N, 1 or 9]``."""
     batches: list[AdvancedBatch]
 
 
@@ -80,8 +79,9 @@ class GpuPlan:
     The tables are built again if the address of a value changes, or the dtype or alignment of a gradient.
     """
 
-    def __init__(self, tasks: Sequence[Task], rule: Rule) -> None:
-        self._rule = rule
+    def __init__(self, tasks: Sequence[Task], rule: Rule, moments: bool, tuning: Tuning) -> None:
+        self._tuning = tuning
+        self._rule, self._moments = rule, STATISTICS if moments else 1
         self._device = tasks[0].p.device
         self._kept = [tensor for task in tasks for tensor in task.state.values()]
         self._tasks = [task._replace(p=torch.empty(0), g=torch.empty(0)) for task in tasks]
@@ -96,7 +96,6 @@ class GpuPlan:
         checked: bool = False,
         proceed: Tensor | None = None,
     ) -> Advanced:
-        # Always computes the moments: the pass is memory-bound, so they are free.
         device = self._device
         if not checked:
             guard.check_tasks(self._with(values, gradients), GpuKernels.dtypes, device)
@@ -106,9 +105,12 @@ class GpuPlan:
         aligned = [address % 16 == 0 for address in addresses]
         signature = list(map(Tensor.data_ptr, values)), [g.dtype for g in gradients], aligned
         if self._batches is None or signature != self._signature:
-            self._batches, self._signature = BatchPlan(self._with(values, gradients), self._rule), signature
+            self._batches, self._signature = (
+                BatchPlan(self._with(values, gradients), self._rule, self._tuning),
+                signature,
+            )
         scale, count = scale_of(scale, device), len(values)
-        sums, samples = _floats(device, count, int(moment_pass.MOMENTS)), _floats(device, count, 4)
+        sums, samples = _floats(device, count, self._moments), _floats(device, count, 4)
         batches = [
             _advance(batch, batch.gradients(addresses), self._rule, scale, samples, sums, proceed)
             for batch in self._batches.batches
@@ -123,17 +125,19 @@ class GpuKernels:
     """The kernels of a GPU.
 
     Args:
-        precision: Triton's ``input_precision`` for the matrix products of wide networks. The default is ``"tf32x3"``,
-            three TF32 products that are as accurate as float32, or ``"ieee"`` on AMD. ``"tf32"`` is faster, with 10
-            bits of mantissa.
+        precision: precision of the matrix products of wide networks: ``"split"``, three TF32 products of split
+            operands, or one of Triton's ``input_precision``. The default is ``"split"``, or ``"ieee"`` on AMD.
+            ``"tf32"`` is faster, with 10 bits of mantissa.
+        tuning: block sizes.
     """
 
     dtypes = tuple(TYPES)
     bucket = 1 << 26
     """About 270 MB of steps, if a family stores them."""
 
-    def __init__(self, precision: str | None = None) -> None:
-        self.precision = precision or ("ieee" if torch.version.hip else "tf32x3")
+    def __init__(self, precision: str | None = None, tuning: Tuning = TUNING) -> None:
+        self.tuning = tuning
+        self.precision = precision or ("ieee" if torch.version.hip else "split")
 
     def __repr__(self) -> str:
         return f"Triton {triton.__version__}"
@@ -146,7 +150,7 @@ class GpuKernels:
     def plan(self, tasks: Sequence[Task], rule: Rule, moments: bool = False) -> GpuPlan:
         guard.check_tasks(tasks, self.dtypes, tasks[0].p.device)
         guard.check_decays(tasks)
-        return GpuPlan(tasks, rule)
+        return GpuPlan(tasks, rule, moments, self.tuning)
 
     def advance(
         self,
@@ -231,7 +235,8 @@ class GpuKernels:
     ) -> None:
         """The move pass of one batch: fold the normalizer into the network, then run it."""
         batch, rule, kind = results.batch, advanced.rule, results.batch.kind
-        wide = network.units > IN_REGISTERS
+        tuning = self.tuning
+        wide = network.units > IN_REGISTERS and tuning.network != "registers"
         first = network.elements(results.inputs)
         if kind.varied:
             first = first.expand(advanced.plan.tasks, -1, -1)[batch.place_tasks]
@@ -239,27 +244,35 @@ class GpuKernels:
             first = first.expand(advanced.plan.tasks, -1, -1)[batch.group_tasks] * results.scales[:, : first.shape[1]]
         bias, bias_stride = network.bias, _stride(network.bias)
         additions = _floats(bias.device, batch.entries_total * network.units)
-        if kind.factored:
-            weights = network.tables(rule)
+        weights = network.tables(rule) if kind.factored else bias
+        if kind.factored and wide:
+            launch(
+                move_pass.normalize_tables, len(batch.entries), batch.tables, batch.entries, results.table_scales,
+                additions, BLOCK=TABLE_BLOCK,
+            )  # fmt: skip
+        elif kind.factored:
             launch(
                 move_pass.fold_tables, len(batch.entries), batch.tables, batch.entries, results.table_scales,
                 weights, _stride(weights), bias, bias_stride, additions,
-                H=network.units, ROWS_OF_H=wide, BLOCK=TABLE_BLOCK,
+                H=network.units, ROWS_OF_H=kind.plain and kind.aligned, BLOCK=TABLE_BLOCK,
             )  # fmt: skip
         size = torch.ones_like(advanced.moments[:, 0])
         if rule.parameter_scale:
             size = torch.sqrt(advanced.moments[:, 0] + 1e-9)
-        block = MULTIPLY_BLOCK if wide else MOVE_BLOCK
-        programs = batch.move_tiles(block)
+        size_of_block = tuning.network_sizes if network.units > IN_REGISTERS else tuning.move_sizes
+        lanes, per_lane, tiles, warps = size_of_block
+        programs = batch.move_tiles(lanes * per_lane * tiles)
         launch(
             move_pass.move_elements, len(programs), batch.elements, results.gradients, programs, advanced.scale,
-            results.factors, additions, first, results.scales, network.deep, _stride(network.deep), bias, bias_stride,
+            results.factors, additions, first, results.scales, weights, _stride(weights),
+            network.deep, _stride(network.deep), bias, bias_stride,
             coefficient, shrink, size, size if steps is None else steps, proceed,
             rule.rsqrt_eps, rule.diag_eps, rule.exp_mult,
             FACTORED=kind.factored, PLAIN=kind.plain, VARIED=kind.varied, ALIGNED=kind.aligned,
             P_TYPE=TYPES[kind.p], G_TYPE=TYPES[kind.g], SELECT=results.inputs.select, MEANS=MEANS,
             H=network.units, LAYERS=network.hidden_layers, TANH=rule.activation == "tanh",
-            PRECISION=self.precision if wide else "", MOVE=steps is None, BLOCK=block, num_warps=8 if wide else 4,
+            PRECISION=self.precision if wide else "", MOVE=steps is None,
+            CHANNELS=results.scales.shape[1], LANES=lanes, PER_LANE=per_lane, TILES=tiles, num_warps=warps,
         )  # fmt: skip
 
 
@@ -280,16 +293,19 @@ def _advance(
     if kind.factored:
         _advance_tables(batch, gradients, scale, factors, table_scales, rule.norm_eps, proceed)
 
-    launch(moment_pass.take_samples, len(batch.places), batch.elements, samples)
-    channels, means = len(inputs.select) + int(moment_pass.MOMENTS), MEANS if kind.varied else 1
+    statistics = moments.shape[1]
+    if statistics > 1:
+        launch(moment_pass.take_samples, len(batch.places), batch.elements, samples)
+    channels, means = len(inputs.select) + statistics, MEANS if kind.varied else 1
     partials = _floats(device, len(batch.moment_tiles), channels * means)
-    tile = (MEANS_TILE, MEANS) if kind.varied else (LANES, PER_LANE)
+    tile = (MEANS_TILE, MEANS) if kind.varied else (batch.tuning.moment_lanes, PER_LANE)
     launch(
         moment_pass.advance_elements, len(batch.moment_tiles), batch.elements, gradients,
         batch.moment_tiles, scale, factors, samples, partials, proceed,
         rule.rsqrt_eps, rule.diag_eps,
         FACTORED=kind.factored, PLAIN=kind.plain, VARIED=kind.varied, ALIGNED=kind.aligned,
-        P_TYPE=TYPES[kind.p], G_TYPE=TYPES[kind.g], SELECT=inputs.select, TILE_0=tile[0], TILE_1=tile[1], num_warps=4,
+        P_TYPE=TYPES[kind.p], G_TYPE=TYPES[kind.g], SELECT=inputs.select, MOMENTS=statistics,
+        TILE_0=tile[0], TILE_1=tile[1], STAGES=batch.tuning.moment_stages, num_warps=batch.tuning.moment_warps,
     )  # fmt: skip
     groups, width = len(batch.groups), channels * means
     sums = _floats(device, groups, channels, means)
@@ -298,7 +314,7 @@ def _advance(
     )
     launch(
         moment_pass.moments_of, len(batch.places), batch.elements, batch.groups_of, sums, moments,
-        CHANNELS=channels, MEANS=means, BLOCK=32,
+        CHANNELS=channels, MOMENTS=statistics, MEANS=means, BLOCK=32,
     )  # fmt: skip
     scales = torch.rsqrt(rule.norm_eps + sums / batch.spans)
     return AdvancedBatch(batch, inputs, gradients, factors, table_scales, scales)
@@ -314,13 +330,20 @@ def _advance_tables(
     proceed: Tensor | None,
 ) -> None:
     """The factor pass of one batch: ``row`` and ``col``, their factors and the normalizer's scales."""
-    kind, tile = batch.kind, batch.tile
+    kind, tile, tuning = batch.kind, batch.tile, batch.tuning
     partials = _floats(batch.device, batch.parts_total)
-    launch(
-        factor_pass.tile_sums, len(batch.factor_tiles), batch.elements, gradients,
-        batch.factor_places, batch.factor_tiles, scale, partials,
-        G_TYPE=TYPES[kind.g], ALIGNED=kind.aligned, TILE_X=tile[0], TILE_Y=tile[1], TILE_C=tile[2], num_warps=8,
-    )  # fmt: skip
+    tiles = batch.elements, gradients, batch.factor_places, batch.factor_tiles, scale, partials
+    options: dict[str, Any] = {"G_TYPE": TYPES[kind.g], "ALIGNED": kind.aligned, "TILE_X": tile[0]}
+    if kind.trailing:
+        launch(
+            factor_pass.tile_sums, len(batch.factor_tiles), *tiles, **options,
+            TILE_Y=tile[1], TILE_C=tile[2], num_warps=8,
+        )  # fmt: skip
+    else:
+        launch(
+            factor_pass.matrix_sums, len(batch.factor_tiles), *tiles, **options,
+            ROWS=tuning.sums_warps, BLOCKS=tuning.sums_blocks, num_warps=tuning.sums_warps,
+        )  # fmt: skip
     launch(
         factor_pass.advance_tables, len(batch.entries), batch.tables, batch.entries, partials, factors, proceed,
         BLOCK=TABLE_BLOCK,

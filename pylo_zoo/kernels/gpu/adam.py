@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pylo_zoo.kernels.gpu.elements import integer, pointer
+from pylo_zoo.kernels.gpu.elements import fours, integer, pointer
 from pylo_zoo.kernels.gpu.records import A_G, A_MOMENTUM, A_NESTEROV, A_P, A_SECOND_MOMENT, A_SIZE, A_TASK, ADAM_FIELDS
 
 NUMBERS = ("beta1", "beta2", "correction1", "correction2", "eps", "eps_root", "coefficient", "shrink", "max_gradient")
@@ -30,7 +30,7 @@ def adam_elements(
     row = records + tl.load(programs + 2 * tl.program_id(0)) * ADAM_FIELDS
     size = integer(row, A_SIZE)
     if ALIGNED:
-        size = tl.multiple_of(size, 4)
+        size = fours(size)
     e = tl.load(programs + 2 * tl.program_id(0) + 1) * BLOCK + tl.arange(0, BLOCK)
     mask = e < size
     p_at, g_at = pointer(row, A_P, P_TYPE, ALIGNED), pointer(row, A_G, G_TYPE, ALIGNED)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pylo_zoo.kernels.gpu.elements import at_least, conditioned, integer, planes, pointer, store_planes
+from pylo_zoo.kernels.gpu.elements import at_least, conditioned_square, fours, integer, planes, pointer, store_planes
 from pylo_zoo.kernels.gpu.records import (
     ELEMENT_FIELDS,
     INNER_SIZE,
@@ -40,24 +40,61 @@ from pylo_zoo.kernels.gpu.records import (
 
 
 @triton.jit
+def matrix_sums(
+    records, gradients, places, programs, scale, partials,
+    G_TYPE: tl.constexpr, ALIGNED: tl.constexpr, TILE_X: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """:func:`tile_sums` without axes between or after the factored ones: a loop over a tile's X, ``ROWS`` at a time.
+
+    A warp reads ``BLOCKS`` times 128 neighboring elements of a row, so that it adds up Y in registers before it
+    exchanges sums, and X in registers alone.
+    """
+    number = tl.load(programs + 2 * tl.program_id(0))
+    tile = tl.load(programs + 2 * tl.program_id(0) + 1)
+    row = records + number * ELEMENT_FIELDS
+    size_x, size_y = integer(row, X), integer(row, Y)
+    if ALIGNED:
+        size_y = fours(size_y)
+    tiles_y, tiles_x = tl.cdiv(size_y, BLOCKS * 128), tl.cdiv(size_x, TILE_X)
+    tile_y, tile_x, plane = tile % tiles_y, tile // tiles_y % tiles_x, tile // (tiles_y * tiles_x)
+
+    g_at, factor = pointer(gradients, number, G_TYPE, ALIGNED), tl.load(scale)
+    of_outer = partials + tl.load(places + 2 * number) + tile_y.to(tl.int64) * integer(row, OUTER_SIZE)
+    of_inner = partials + tl.load(places + 2 * number + 1) + tile_x.to(tl.int64) * integer(row, INNER_SIZE)
+    first_y = tile_y * (BLOCKS * 128) + tl.arange(0, 128)[None, :]
+    columns = ()
+    for _ in tl.static_range(BLOCKS):
+        columns = columns + (tl.zeros([ROWS, 128], tl.float32),)
+    for step in range(0, tl.minimum(TILE_X, size_x - tile_x * TILE_X), ROWS):
+        x = tile_x * TILE_X + step + tl.arange(0, ROWS)[:, None]
+        at, inside = (plane * size_x + x) * size_y, x < size_x
+        more, along_y = (), tl.zeros([ROWS, 128], tl.float32)
+        for k in tl.static_range(BLOCKS):
+            y = first_y + k * 128
+            g = tl.load(g_at + at + y, inside & (y < size_y), 0.0)
+            square = conditioned_square(g, factor, row)
+            along_y += square
+            more = more + (columns[k] + square,)
+        columns = more
+        tl.store(of_outer + plane * size_x + x, tl.sum(along_y, axis=1, keep_dims=True), inside)
+    for k in tl.static_range(BLOCKS):
+        y = first_y + k * 128
+        tl.store(of_inner + plane * size_y + y, tl.sum(columns[k], axis=0, keep_dims=True), y < size_y)
+
+
+@triton.jit
 def tile_sums(
     records, gradients, places, programs, scale, partials,
     G_TYPE: tl.constexpr, ALIGNED: tl.constexpr, TILE_X: tl.constexpr, TILE_Y: tl.constexpr, TILE_C: tl.constexpr,
 ):  # fmt: skip
-    """Sum ``g² + 1e-30`` over a tile's Y, for the outer table, and over its X, for the inner one.
+    """Sum ``g²`` over a tile's Y, for the outer table, and over its X, for the inner one.
 
     ``places [N, 2]``: offsets in ``partials`` of each parameter's outer and inner sums.
     """
     number = tl.load(programs + 2 * tl.program_id(0))
     tile = tl.load(programs + 2 * tl.program_id(0) + 1)
     row = records + number * ELEMENT_FIELDS
-    size_x, size_y = integer(row, X), integer(row, Y)
-    if TILE_C == 1:
-        size_b, size_c = 1, 1
-        if ALIGNED:
-            size_y = tl.multiple_of(size_y, 4)
-    else:
-        size_b, size_c = integer(row, B), integer(row, C)
+    size_x, size_b, size_y, size_c = integer(row, X), integer(row, B), integer(row, Y), integer(row, C)
     tiles_c, tiles_y, tiles_x = tl.cdiv(size_c, TILE_C), tl.cdiv(size_y, TILE_Y), tl.cdiv(size_x, TILE_X)
     tile_c = tile % tiles_c
     tile_y = tile // tiles_c % tiles_y
@@ -71,8 +108,7 @@ def tile_sums(
     outer = (a * size_x + x) * size_b + b
     mask = (x < size_x) & (y < size_y) & (c < size_c)
     g = tl.load(pointer(gradients, number, G_TYPE, ALIGNED) + (outer * size_y + y) * size_c + c, mask, 0.0)
-    g = conditioned(g, tl.load(scale), row)
-    square = tl.where(mask, g * g + 1e-30, 0.0)
+    square = conditioned_square(g, tl.load(scale), row)
 
     of_outer = partials + tl.load(places + 2 * number) + tile_y.to(tl.int64) * integer(row, OUTER_SIZE)
     tl.store(of_outer + outer * size_c + c, tl.sum(square, axis=1, keep_dims=True), (x < size_x) & (c < size_c))
@@ -97,7 +133,7 @@ def advance_tables(tables, programs, partials, factors, proceed, BLOCK: tl.const
     for first in range(0, parts, 8):
         place = tl.load(row + T_PART) + (first + part).to(tl.int64) * size + entry[None, :]
         total += tl.sum(tl.load(partials + place, (first + part < parts) & inside[None, :], 0.0), axis=0)
-    mean = total / integer(row, T_COUNT).to(tl.float32)
+    mean = total / integer(row, T_COUNT).to(tl.float32) + 1e-30  # the mean of g² + 1e-30
 
     state, decay = pointer(row, T_STATE, tl.float32), pointer(row, T_DECAY, tl.float32)
     old = planes(state, entry, size, inside)

@@ -17,7 +17,9 @@ import triton.language as tl
 
 from pylo_zoo.kernels.gpu.elements import (
     conditioned,
+    factors_at,
     features,
+    fours,
     integer,
     planes,
     pointer,
@@ -32,11 +34,7 @@ from pylo_zoo.kernels.gpu.records import (
     DIAG,
     ELEMENT_FIELDS,
     GROUPS,
-    INNER,
-    INNER_SIZE,
     MOMENTUM,
-    OUTER,
-    OUTER_SIZE,
     SECOND_MOMENT,
     SIZE,
     SPAN,
@@ -46,7 +44,7 @@ from pylo_zoo.kernels.gpu.records import (
     P,
 )
 
-MOMENTS = tl.constexpr(9)
+STATISTICS = 9
 """Sums in addition to the features: p², and m, m², v and v² of the old accumulators, relative to a sample."""
 SAMPLED = tl.constexpr(64)
 """Number of elements whose mean is a sample."""
@@ -74,11 +72,12 @@ def take_samples(records, samples):
 def advance_elements(
     records, gradients, programs, scale, factors, samples, partials, proceed, rsqrt_eps, diag_eps,
     FACTORED: tl.constexpr, PLAIN: tl.constexpr, VARIED: tl.constexpr, ALIGNED: tl.constexpr,
-    P_TYPE: tl.constexpr, G_TYPE: tl.constexpr, SELECT: tl.constexpr, TILE_0: tl.constexpr, TILE_1: tl.constexpr,
+    P_TYPE: tl.constexpr, G_TYPE: tl.constexpr, SELECT: tl.constexpr, MOMENTS: tl.constexpr,
+    TILE_0: tl.constexpr, TILE_1: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Advance the accumulators, and write sums to ``partials [programs, features + 9, means]``.
+    """Advance the accumulators, and write sums to ``partials [programs, features + MOMENTS, means]``.
 
-    Does nothing if ``proceed`` is 0."""
+    ``MOMENTS`` is 9, or 1 for p² alone. Does nothing if ``proceed`` is 0."""
     if proceed is not None:  # noqa: SIM102 — a constexpr condition
         if tl.load(proceed) == 0:
             return
@@ -87,7 +86,7 @@ def advance_elements(
     row = records + number * ELEMENT_FIELDS
     size, span, trailing = integer(row, SIZE), integer(row, SPAN), integer(row, TRAILING)
     if ALIGNED:
-        size, span = tl.multiple_of(size, 4), tl.multiple_of(span, 4)
+        size, span = fours(size), fours(span)
     chunks, tiles, strips = integer(row, CHUNKS), integer(row, TILES), tl.cdiv(trailing, TILE_1) if VARIED else 1
     chunk, strip, leading = part % chunks, part // chunks % strips, part // (chunks * strips)
     start = leading * span * trailing
@@ -97,24 +96,24 @@ def advance_elements(
     dm, dv = pointer(row, DECAY_MOMENTUM, tl.float32), tl.load(pointer(row, DECAY_RMS, tl.float32))
     dm0, dm1, dm2 = tl.load(dm), tl.load(dm + 1), tl.load(dm + 2)
     scale = tl.load(scale)
-    sample = samples + 4 * integer(row, TASK)
-    s0, s1, s2, s3 = tl.load(sample), tl.load(sample + 1), tl.load(sample + 2), tl.load(sample + 3)
+    s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
+    if MOMENTS > 1:
+        sample = samples + 4 * integer(row, TASK)
+        s0, s1, s2, s3 = tl.load(sample), tl.load(sample + 1), tl.load(sample + 2), tl.load(sample + 3)
 
     sums = ()
     for _ in tl.static_range(len(SELECT) + MOMENTS):
         sums = sums + (tl.zeros([TILE_1 if VARIED else TILE_0], tl.float32),)
-    for tile in range(tiles):
+    for tile in tl.range(0, tiles, num_stages=STAGES):
         if VARIED:
             k = (chunk * tiles + tile) * TILE_0 + tl.arange(0, TILE_0)[:, None]
-            mean = strip * TILE_1 + tl.arange(0, TILE_1)[None, :]
-            offset, mask = k * trailing + mean, (k < span) & (mean < trailing)
-            first = start
+            within = strip * TILE_1 + tl.arange(0, TILE_1)[None, :]
+            first, mask = start + k * trailing, (k < span) & (within < trailing)
         else:
-            at = (chunk * tiles + tile) * (TILE_0 * TILE_1)
-            offset = tl.arange(0, TILE_0)[:, None] * TILE_1 + tl.arange(0, TILE_1)[None, :]
-            mask = at + offset < span
-            first = start + at
-        e = first + offset
+            at = (chunk * tiles + tile) * (TILE_0 * TILE_1) + tl.arange(0, TILE_0)[:, None] * TILE_1
+            within = tl.arange(0, TILE_1)[None, :]
+            first, mask = start + at, at < span if ALIGNED else at + within < span
+        e = first + within
 
         p = tl.load(p_at + e, mask, 0.0).to(tl.float32)
         g = conditioned(tl.load(g_at + e, mask, 0.0), scale, row)
@@ -124,22 +123,25 @@ def advance_elements(
         store_planes(m_at, e, size, m, mask)
         tl.store(v_at + e, v, mask)
         if FACTORED:
-            outer, inner = table_indices(row, first, offset, PLAIN)
-            of_outer = planes(factors + 3 * tl.load(row + OUTER), outer, integer(row, OUTER_SIZE), mask)
-            of_inner = planes(factors + 3 * tl.load(row + INNER), inner, integer(row, INNER_SIZE), mask)
-            second = of_outer + of_inner
+            outer, inner = table_indices(row, first, within, PLAIN, ALIGNED and not VARIED)
+            second = factors_at(factors, row, outer, inner, mask, ALIGNED and not VARIED)
         else:
             second = _advanced_diag(row, g, e, size, mask, ALIGNED)
 
         x = features(p, g, m, v, second, rsqrt_eps, diag_eps, FACTORED, SELECT)
         more = ()
         for k in tl.static_range(len(SELECT)):
-            more = more + (sums[k] + tl.sum(tl.where(mask, x[k] * x[k], 0.0), axis=0 if VARIED else 1),)
-        m0 = tl.where(mask, old_m[0] - s0, 0.0)
-        m1 = tl.where(mask, old_m[1] - s1, 0.0)
-        m2 = tl.where(mask, old_m[2] - s2, 0.0)
-        v0 = tl.where(mask, old_v - s3, 0.0)
-        moments = (p * p, m0, m1, m2, m0 * m0, m1 * m1, m2 * m2, v0, v0 * v0)
+            of_feature = x[k]
+            if SELECT[k] == 10 or SELECT[k] > 20:  # rsqrt_second_moment, rsqrt_diag: not 0 for accumulators of 0
+                of_feature = tl.where(mask, of_feature, 0.0)
+            more = more + (sums[k] + tl.sum(of_feature * of_feature, axis=0 if VARIED else 1),)
+        moments = (p * p,)
+        if MOMENTS > 1:
+            m0 = tl.where(mask, old_m[0] - s0, 0.0)
+            m1 = tl.where(mask, old_m[1] - s1, 0.0)
+            m2 = tl.where(mask, old_m[2] - s2, 0.0)
+            v0 = tl.where(mask, old_v - s3, 0.0)
+            moments = (p * p, m0, m1, m2, m0 * m0, m1 * m1, m2 * m2, v0, v0 * v0)
         for k in tl.static_range(MOMENTS):
             more = more + (sums[len(SELECT) + k] + tl.sum(moments[k], axis=0 if VARIED else 1),)
         sums = more
@@ -182,8 +184,11 @@ def combine(partials, groups, sums, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLO
 
 
 @triton.jit
-def moments_of(records, groups_of, sums, moments, CHANNELS: tl.constexpr, MEANS: tl.constexpr, BLOCK: tl.constexpr):
-    """Means over whole parameters, from the sums of their groups: ``moments [tasks, 9]``.
+def moments_of(
+    records, groups_of, sums, moments,
+    CHANNELS: tl.constexpr, MOMENTS: tl.constexpr, MEANS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Means over whole parameters, from the sums of their groups: ``moments [tasks, MOMENTS]``.
 
     ``groups_of [N]``: number of groups per parameter.
     """

@@ -85,7 +85,7 @@ class Network(NamedTuple):
     """``[1 or N, units]``, of the first layer"""
     deep: Tensor
     """``[1 or N, …]``: weight ``[inputs, units]`` and bias of each further hidden layer, then weights and biases of
-    direction and magnitude."""
+    direction and magnitude; zeros up to a multiple of 4."""
     hidden_layers: int
 
     @property
@@ -114,8 +114,8 @@ def _indices(values: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def width_of(hidden: int) -> int:
-    """The padded width of a hidden layer: a power of two, and at least 16 for matrix products."""
-    width = 1 << (hidden - 1).bit_length()
+    """The padded width of a hidden layer: a power of two, at least 4, or 16 for matrix products."""
+    width = max(1 << (hidden - 1).bit_length(), 4)
     return width if width <= IN_REGISTERS else max(width, 16)
 
 
@@ -137,6 +137,7 @@ def pack(layers: Sequence[Layer]) -> Network:
     packed += [_padded(weight[:, :2], 2, units).flatten(1), layer_bias[:, :2]]
     networks = max(part.shape[0] for part in packed)
     deep = torch.cat([part.expand(networks, -1) for part in packed], 1)
+    deep = pad(deep, (0, -deep.shape[1] % 4))  # so that vector loads are aligned
     first = pad(first, (0, 0, 0, units - first.shape[1])).contiguous()
     return Network(first, pad(bias, (0, units - bias.shape[1])).contiguous(), deep, len(layers) - 1)
 

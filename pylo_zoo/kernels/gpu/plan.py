@@ -17,18 +17,20 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.kernels.base import Task
-from pylo_zoo.kernels.gpu.records import ELEMENTS, TABLES, bits, blocks, ceil_div, rows, upload
+from pylo_zoo.kernels.gpu.records import ELEMENTS, TABLES, bits, blocks, ceil_div, divisor, rows, upload
+from pylo_zoo.kernels.gpu.tuning import Tuning
 from pylo_zoo.ops.accumulators import Decays
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.rule import Rule
 
-TILE_X, TILE_Y, TILE_C = 64, 128, 16
-"""A tile of the factor pass: ``[TILE_X, TILE_Y]``, or ``[TILE_C] * 3`` if the last axes are not factored."""
-LANES, PER_LANE = 128, 2
-"""A tile of the moment pass: ``[LANES, PER_LANE]``, or ``[MEANS_TILE, MEANS]`` if means interleave."""
+TILE_C = 16
+"""A tile of the factor pass is ``[TILE_C] * 3`` if the last axes are not factored."""
+PER_LANE = 4
+"""Neighboring elements per thread: 16 bytes of float32."""
 MEANS_TILE, MEANS = 32, 16
-PROGRAMS_OF_A_MEAN, MIN_TILES = 2048, 4
-"""In the moment pass, the most partial sums per mean and the fewest tiles per program."""
+"""A tile of the moment pass if means interleave: elements of a mean, and means."""
+PROGRAMS_OF_A_MEAN, INTERLEAVED_TILES = 2048, 4
+"""In the moment pass, the most partial sums per mean, and the fewest tiles per program if means interleave."""
 TABLE_BLOCK = 128
 ALONG, ACROSS = 256, 4
 """A tile of a table's reduction: elements of a mean, and means."""
@@ -97,6 +99,7 @@ class Place:
     shape: tuple[int, ...]
     axes: Axes
     per_matrix: bool
+    tuning: Tuning
 
     @property
     def size(self) -> int:
@@ -117,9 +120,11 @@ class Place:
     @cached_property
     def walk(self) -> tuple[int, int, int]:
         """For the moment pass: tiles per program, programs per mean (or per strip of means), and number of means."""
-        tile = MEANS_TILE if self.means.trailing > 1 else LANES * PER_LANE
+        tile, fewest = self.tuning.moment_lanes * PER_LANE, self.tuning.moment_tiles
+        if self.means.trailing > 1:
+            tile, fewest = MEANS_TILE, INTERLEAVED_TILES
         tiles = ceil_div(self.means.span, tile)
-        each = min(tiles, max(MIN_TILES, ceil_div(tiles, PROGRAMS_OF_A_MEAN)))
+        each = min(tiles, max(fewest, ceil_div(tiles, PROGRAMS_OF_A_MEAN)))
         strips = ceil_div(self.means.trailing, MEANS)
         return each, ceil_div(tiles, each), self.means.leading * strips
 
@@ -127,10 +132,10 @@ class Place:
 class Batch:
     """Parameters of one kind: their records and block tables, on the device."""
 
-    def __init__(self, kind: Kind, members: Sequence[int], tasks: Sequence[Task], rule: Rule) -> None:
-        self.kind = kind
+    def __init__(self, kind: Kind, members: Sequence[int], tasks: Sequence[Task], rule: Rule, tuning: Tuning) -> None:
+        self.kind, self.tuning = kind, tuning
         self.device = tasks[members[0]].p.device
-        self.places = [Place(k, tuple(tasks[k].p.shape), tasks[k].axes, rule.per_matrix) for k in members]
+        self.places = [Place(k, tuple(tasks[k].p.shape), tasks[k].axes, rule.per_matrix, tuning) for k in members]
         self.step_starts = starts([ceil_div(place.size, 4) * 4 for place in self.places])
         self._group_starts = starts([place.walk[2] for place in self.places])
         self._decays = on_device([tasks[k] for k in members])  # keeps them alive: the records have their addresses
@@ -157,7 +162,11 @@ class Batch:
     @property
     def tile(self) -> tuple[int, int, int]:
         """Tile size of the factor pass, ``(x, y, c)``."""
-        return (TILE_C, TILE_C, TILE_C) if self.kind.trailing else (TILE_X, TILE_Y, 1)
+        return (
+            (TILE_C, TILE_C, TILE_C)
+            if self.kind.trailing
+            else (self.tuning.sums_rows, self.tuning.sums_blocks * 128, 1)
+        )
 
     @cached_property
     def factor_tiles(self) -> Tensor:
@@ -254,7 +263,9 @@ class Batch:
     def _element(self, k: int, task: Task) -> dict[str, int]:
         place, decays, state = self.places[k], self._decays[k], task.state
         _, x, b, y, c = place.five
-        outer, inner = self._tables[2 * k : 2 * k + 2] if self.kind.factored else [{"entries": 0, "size": 0}] * 2
+        outer, inner = (
+            self._tables[2 * k : 2 * k + 2] if self.kind.factored else [{"entries": 0, "size": 0, "is_row": 0}] * 2
+        )
         return {
             "p": task.p.data_ptr(),
             "momentum": state["momentum"].data_ptr(),
@@ -281,6 +292,12 @@ class Batch:
             "chunks": place.walk[1],
             "groups": self._group_starts[k],
             "step": self.step_starts[k],
+            "divide_run": divisor(y * c),
+            "divide_planes": divisor(x * b),
+            "divide_b": divisor(b),
+            "divide_c": divisor(c),
+            "divide_trailing": divisor(place.means.trailing),
+            "outer_is_row": outer["is_row"],
         }
 
     @staticmethod
@@ -291,12 +308,12 @@ class Batch:
 class BatchPlan:
     """All parameters of a call, in one batch per kind."""
 
-    def __init__(self, tasks: Sequence[Task], rule: Rule) -> None:
+    def __init__(self, tasks: Sequence[Task], rule: Rule, tuning: Tuning) -> None:
         self.tasks = len(tasks)
         kinds: dict[Kind, list[int]] = {}
         for k, task in enumerate(tasks):
             kinds.setdefault(kind_of(task, rule), []).append(k)
-        self.batches = [Batch(kind, members, tasks, rule) for kind, members in kinds.items()]
+        self.batches = [Batch(kind, members, tasks, rule, tuning) for kind, members in kinds.items()]
 
 
 def on_device(tasks: Sequence[Task]) -> list[Decays]:

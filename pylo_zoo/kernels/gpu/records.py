@@ -22,9 +22,10 @@ from pylo_zoo.ops.transfer import upload
 ELEMENTS = (
     "p", "momentum", "second_moment", "diag", "decay_momentum", "decay_rms", "decay_adafactor", "size", "task", "clip",
     "replace", "outer", "inner", "outer_size", "inner_size", "x", "b", "y", "c", "span", "trailing", "tiles", "chunks",
-    "groups", "step",
+    "groups", "step", "divide_run", "divide_planes", "divide_b", "divide_c", "divide_trailing",
+    "outer_is_row",
 )  # fmt: skip
-"""Fields of a parameter: addresses, sizes, and offsets in shared buffers."""
+"""Fields of a parameter: addresses, sizes, offsets, and :func:`divisor` of Y·C, X·B, B, C and trailing."""
 TABLES = (
     "state", "size", "entries", "part", "parts", "count", "is_row", "decay", "task", "along", "stride", "span",
     "trailing", "squares", "outer",
@@ -35,7 +36,8 @@ STEPS = ("p", "g", "momentum", "second_moment", "size", "task", "nesterov")
 
 (
     P, MOMENTUM, SECOND_MOMENT, DIAG, DECAY_MOMENTUM, DECAY_RMS, DECAY_ADAFACTOR, SIZE, TASK, CLIP, REPLACE,
-    OUTER, INNER, OUTER_SIZE, INNER_SIZE, X, B, Y, C, SPAN, TRAILING, TILES, CHUNKS, GROUPS, STEP,
+    OUTER, INNER, OUTER_SIZE, INNER_SIZE, X, B, Y, C, SPAN, TRAILING, TILES, CHUNKS, GROUPS, STEP, DIVIDE_RUN,
+    DIVIDE_PLANES, DIVIDE_B, DIVIDE_C, DIVIDE_TRAILING, OUTER_IS_ROW,
 ) = map(tl.constexpr, range(len(ELEMENTS)))  # fmt: skip
 (
     T_STATE, T_SIZE, T_ENTRIES, T_PART, T_PARTS, T_COUNT, T_IS_ROW, T_DECAY, T_TASK, T_ALONG, T_STRIDE, T_SPAN,
@@ -79,6 +81,16 @@ def scale_of(scale: Tensor | None, device: torch.device) -> Tensor:
 def bits(value: float) -> int:
     """The bits of ``value`` as float32, as an integer."""
     return int(torch.tensor(value, dtype=torch.float32).view(torch.int32))
+
+
+def divisor(d: int) -> int:
+    """What :func:`pylo_zoo.kernels.gpu.elements.quotient` needs to divide by ``d``, ``0 < d < 2^30``.
+
+    With ``s = ceil(log2 d)`` and ``M = ceil(2^(31+s) / d) < 2^32``, ``n // d = (n·M) >> (31+s)`` for ``n < 2^30``:
+    with ``M·d = 2^(31+s) + e`` and ``e < d ≤ 2^s``, ``n·M / 2^(31+s) = n/d + n·e / (d·2^(31+s)) < n/d + 1/d``.
+    """
+    shift = 31 + (d - 1).bit_length()
+    return shift << 32 | -(-(1 << shift) // d)
 
 
 def ceil_div(a: int, b: int) -> int:
