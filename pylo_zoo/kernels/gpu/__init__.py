@@ -8,7 +8,7 @@ which programs run, and no call synchronizes with the device.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
