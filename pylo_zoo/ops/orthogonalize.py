@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.errors import ZooError, quoted
-from pylo_zoo.ops.product import by_onednn, product
+from pylo_zoo.ops.iteration import Triple
+from pylo_zoo.ops.iteration import iterate as _iterate
+from pylo_zoo.ops.precision import NsDtype, Precision, resolve_precision
+from pylo_zoo.ops.product import ProductsFor, torch_products
 
-Triple = tuple[float, float, float]
-"""``(a, b, c)`` of the polynomial ``a·x + b·x³ + c·x⁵`` that an iteration applies to every singular value."""
 Coefficients = str | Sequence[float] | Sequence[Sequence[float]]
 """The name of a preset, one triple, or several triples."""
 
@@ -62,31 +63,51 @@ MAX_STEPS = 100
 STACKED = {"cpu": 1 << 17}
 """Maximum number of elements in a stack of matrices, per device type, unless one matrix is larger. On a CPU a stack
 saves calls, which matters for sides up to about 64, and is slower once it exceeds the cache: half a MiB is best."""
-STACKED_ELSEWHERE = 1 << 22
-"""The same for other devices, which are faster with many matrices at once."""
+STACKED_ELSEWHERE = 1 << 27
+"""The same for other devices, which are faster with many matrices at once: room for 24 layers of 1024 × 4096. A stack
+and its temporaries take up to five times its memory, in float32 2.5 GiB, as much as AdamW's state of 335M parameters.
+"""
+SHARE = 64
+"""A stack takes at most this fraction of a GPU's memory, so that it and its temporaries take at most 1 / 13."""
 
 
-def newton_schulz(matrices: Tensor, coefficients: Sequence[Triple], eps: float) -> Tensor:
+def newton_schulz(
+    matrices: Tensor,
+    coefficients: Sequence[Triple],
+    eps: float,
+    *,
+    dtype: NsDtype = None,
+    products_for: ProductsFor = torch_products,
+) -> Tensor:
     """Move the singular values of each matrix toward 1, as CELO2 does (SPEC §6).
 
     Args:
         matrices: ``[*batch, rows, columns]``.
         coefficients: one triple per iteration.
         eps: added to the Frobenius norm that each matrix is divided by first.
+        dtype: precision of the iterations (:func:`~pylo_zoo.ops.precision.resolve_precision`).
+        products_for: chooses the matrix products.
 
     Returns:
         A tensor of the same shape and dtype.
     """
-    return newton_schulz_all([matrices], coefficients, eps)[0]
+    return newton_schulz_all([matrices], coefficients, eps, dtype=dtype, products_for=products_for)[0]
 
 
-def newton_schulz_all(matrices: Sequence[Tensor], coefficients: Sequence[Triple], eps: float) -> list[Tensor]:
+def newton_schulz_all(
+    matrices: Sequence[Tensor],
+    coefficients: Sequence[Triple],
+    eps: float,
+    *,
+    dtype: NsDtype = None,
+    products_for: ProductsFor = torch_products,
+) -> list[Tensor]:
     """:func:`newton_schulz` for many tensors. Matrices of equal shape, up to transposition, are iterated in stacks."""
 
-    def scaled(x: Tensor) -> Tensor:
-        return torch.div(x, _frobenius(x, x.dtype).add_(eps), out=x.new_empty(x.shape))
+    def scaled(x: Tensor, dtype: torch.dtype) -> Tensor:
+        return torch.div(x, _frobenius(x, x.dtype).add_(eps), out=x.new_empty(x.shape, dtype=dtype))
 
-    return _in_stacks(matrices, coefficients, scaled)
+    return _in_stacks(matrices, coefficients, scaled, dtype, products_for)
 
 
 def orthogonalize(
@@ -95,7 +116,8 @@ def orthogonalize(
     *,
     eps: float = 1e-7,
     safety_factor: float = 1.0,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: NsDtype = torch.bfloat16,
+    products_for: ProductsFor = torch_products,
 ) -> Tensor:
     """Move the singular values of each matrix toward 1, as Muon does (SPEC §7).
 
@@ -107,12 +129,14 @@ def orthogonalize(
         coefficients: one triple per iteration, as :func:`resolve_coefficients` returns them.
         eps: smallest divisor. A matrix of zeros stays zero.
         safety_factor: a margin for rounding. 1.01 is usual with the Polar Express presets.
-        dtype: dtype of the iterations.
+        dtype: precision of the iterations (:func:`~pylo_zoo.ops.precision.resolve_precision`).
+        products_for: chooses the matrix products.
 
     Returns:
         A tensor of the matrices' shape and dtype, close to ``U·Vᵀ`` of ``X = U·S·Vᵀ``.
     """
-    return orthogonalize_all([matrices], coefficients, eps=eps, safety_factor=safety_factor, dtype=dtype)[0]
+    options: Any = {"eps": eps, "safety_factor": safety_factor, "dtype": dtype, "products_for": products_for}
+    return orthogonalize_all([matrices], coefficients, **options)[0]
 
 
 def orthogonalize_all(
@@ -121,16 +145,18 @@ def orthogonalize_all(
     *,
     eps: float = 1e-7,
     safety_factor: float = 1.0,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: NsDtype = torch.bfloat16,
+    products_for: ProductsFor = torch_products,
 ) -> list[Tensor]:
     """:func:`orthogonalize` for many tensors. Matrices of equal shape, up to transposition, are iterated in stacks."""
 
-    def scaled(x: Tensor) -> Tensor:
+    def scaled(x: Tensor, dtype: torch.dtype) -> Tensor:
         wide = torch.promote_types(torch.promote_types(x.dtype, dtype), torch.float32)
-        divisor = _frobenius(x, wide).mul_(safety_factor).clamp_(min=eps)
+        norm = _frobenius(x, wide)
+        divisor = (norm if safety_factor == 1 else norm.mul_(safety_factor)).clamp_(min=eps)
         return torch.div(x, divisor, out=x.new_empty(x.shape, dtype=dtype))
 
-    return _in_stacks(matrices, coefficients, scaled)
+    return _in_stacks(matrices, coefficients, scaled, dtype, products_for)
 
 
 def resolve_coefficients(coefficients: Coefficients, steps: int) -> tuple[Triple, ...]:
@@ -183,27 +209,41 @@ def _frobenius(matrices: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _in_stacks(
-    tensors: Sequence[Tensor], coefficients: Sequence[Triple], scaled: Callable[[Tensor], Tensor]
+    tensors: Sequence[Tensor],
+    coefficients: Sequence[Triple],
+    scaled: Callable[[Tensor, torch.dtype], Tensor],
+    ns_dtype: NsDtype,
+    products_for: ProductsFor,
 ) -> list[Tensor]:
     """Iterate every matrix of ``[*batch, rows, columns]`` tensors with rows ≤ columns, equal shapes in stacks.
 
-    ``scaled`` returns a contiguous copy of a matrix or stack, divided by its norm.
+    ``scaled`` returns a contiguous copy of a matrix or stack in a dtype, divided by its norm.
     """
     all_matrices = [list(_wide(each).flatten(0, -3) if each.ndim > 2 else [_wide(each)]) for each in tensors]
     by_shape: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
     for number, matrices in enumerate(all_matrices):
         for index, x in enumerate(matrices):
-            by_shape.setdefault((*x.shape, x.dtype, x.device), []).append((number, index))
-    for places in by_shape.values():
-        x = all_matrices[places[0][0]][places[0][1]]
-        most = max(1, STACKED.get(x.device.type, STACKED_ELSEWHERE) // max(1, x.numel()))
+            by_shape.setdefault((x.shape, x.dtype, x.device), []).append((number, index))
+    for (shape, dtype, device), places in by_shape.items():
+        precision = resolve_precision(ns_dtype, dtype, device)
+        products = products_for(device, precision)
+        most = max(1, stack_limit(device, precision) // max(1, shape.numel()))
         for start in range(0, len(places), most):
             part = places[start : start + most]
             stack = [all_matrices[number][index] for number, index in part]
-            result = _iterate(scaled(stack[0] if len(part) == 1 else torch.stack(stack)), coefficients)
+            x = scaled(stack[0] if len(part) == 1 else torch.stack(stack), precision.dtype)
+            result = _iterate(x, coefficients, products)
             for (number, index), x in zip(part, [result] if len(part) == 1 else result, strict=True):
                 all_matrices[number][index] = x
     return [_from_wide(matrices, each) for matrices, each in zip(all_matrices, tensors, strict=True)]
+
+
+def stack_limit(device: torch.device, precision: Precision) -> int:
+    """Maximum number of elements in a stack (:data:`STACKED`)."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return STACKED.get(device.type, STACKED_ELSEWHERE)
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return min(STACKED_ELSEWHERE, memory // SHARE // precision.dtype.itemsize)
 
 
 def _is_tall(matrices: Tensor) -> bool:
@@ -218,31 +258,3 @@ def _from_wide(matrices: Sequence[Tensor], like: Tensor) -> Tensor:
     """Stack, transpose and cast wide matrices back to the shape and dtype of ``like``."""
     x = matrices[0] if like.ndim == 2 else torch.stack(list(matrices)) if matrices else like.new_empty(0)
     return (x.reshape(_wide(like).shape).mT if _is_tall(like) else x.reshape(like.shape)).to(like.dtype)
-
-
-def _iterate(x: Tensor, coefficients: Sequence[Triple]) -> Tensor:
-    """``X ← a·X + (b·A + c·A²)·X`` with ``A = X·Xᵀ``. X is contiguous with a spectral norm ≤ 1, and is overwritten.
-
-    torch's fused multiply-add reads and writes each matrix once, and in 16 bits rounds once, which halves the error of
-    the iteration. It needs memory for two matrices and two Gram matrices.
-    """
-    if x.ndim == 2 and by_onednn(x):
-        return _iterate_by_onednn(x, coefficients)
-    multiply, add_product = (torch.mm, torch.addmm) if x.ndim == 2 else (torch.bmm, torch.baddbmm)
-    gram = x.new_empty(*x.shape[:-1], x.shape[-2])
-    polynomial, spare = torch.empty_like(gram), torch.empty_like(x)
-    for a, b, c in coefficients:
-        multiply(x, x.mT, out=gram)
-        add_product(gram, gram, gram, beta=b, alpha=c, out=polynomial)
-        add_product(x, polynomial, x, beta=a, out=spare)
-        x, spare = spare, x
-    return x
-
-
-def _iterate_by_onednn(x: Tensor, coefficients: Sequence[Triple]) -> Tensor:
-    """:func:`_iterate` with oneDNN's products, if they are faster than torch's fused multiply-add."""
-    for a, b, c in coefficients:
-        gram = product(x, x)
-        polynomial = product(gram, gram).mul_(c).add_(gram, alpha=b)
-        x = product(polynomial, x.T).add_(x, alpha=a)
-    return x
