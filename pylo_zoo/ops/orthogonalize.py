@@ -17,7 +17,7 @@ from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.ops.iteration import Triple
 from pylo_zoo.ops.iteration import iterate as _iterate
 from pylo_zoo.ops.precision import NsDtype, Precision, resolve_precision
-from pylo_zoo.ops.product import ProductsFor, torch_products
+from pylo_zoo.ops.product import Products, ProductsFor, torch_products
 
 Coefficients = str | Sequence[float] | Sequence[Sequence[float]]
 """The name of a preset, one triple, or several triples."""
@@ -232,10 +232,18 @@ def _in_stacks(
             part = places[start : start + most]
             stack = [all_matrices[number][index] for number, index in part]
             x = scaled(stack[0] if len(part) == 1 else torch.stack(stack), precision.dtype)
-            result = _iterate(x, coefficients, products)
+            if (padding := _padding(shape, products)) != (0, 0, 0, 0):
+                x = torch.nn.functional.pad(x, padding)
+            result = _iterate(x, coefficients, products)[..., : shape[0], : shape[1]]
             for (number, index), x in zip(part, [result] if len(part) == 1 else result, strict=True):
                 all_matrices[number][index] = x
     return [_from_wide(matrices, each) for matrices, each in zip(all_matrices, tensors, strict=True)]
+
+
+def _padding(shape: torch.Size, products: Products) -> tuple[int, int, int, int]:
+    """The zeros to add after the columns and rows of wide matrices, as ``torch.nn.functional.pad`` takes them."""
+    rows, columns = products.padded(*shape)
+    return 0, columns - shape[1], 0, rows - shape[0]
 
 
 def stack_limit(device: torch.device, precision: Precision) -> int:

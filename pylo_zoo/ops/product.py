@@ -31,6 +31,10 @@ class Products(Protocol):
     side: int
     """Smallest number of rows for the same."""
 
+    def padded(self, rows: int, columns: int) -> tuple[int, int]:
+        """The sizes to which matrices should be padded with zeros, which does not change their iteration."""
+        ...
+
     def symmetric(
         self,
         x: Tensor,
@@ -66,17 +70,22 @@ ProductsFor = Callable[[torch.device, Precision], Products]
 class TorchProducts:
     """:class:`Products` by torch, which computes both halves of symmetric results.
 
-    On a CPU, half of a product in blocks takes 0.9 to 1.3 times as long as all of it: torch's products of large
-    matrices are faster per operation than those of small ones.
+    On a CPU, computing half of a product in 2 or 4 block rows takes 0.9 to 1.3 times as long as all of it
+    (benchmarks/newton_schulz.py): torch's products of large matrices are faster per operation than those of small ones.
     """
 
     def __init__(self, precision: Precision, device: torch.device) -> None:
         self.rounds_operands = precision.tf32
         self.ratio, self.side = GRAM.get(device.type, GRAM_ELSEWHERE)
+        if device.type == "cpu" and precision.dtype.itemsize < 4:
+            self.side = NARROW_SIDE
         # Only float32 products on CUDA depend on torch's global setting.
         self._fp32 = None
         if device.type == "cuda" and precision.dtype == torch.float32:
             self._fp32 = "tf32" if precision.tf32 else "ieee"
+
+    def padded(self, rows: int, columns: int) -> tuple[int, int]:
+        return rows, columns
 
     def symmetric(
         self,
@@ -115,11 +124,13 @@ class TorchProducts:
             return add_product(term, x, y, beta=beta, alpha=alpha, out=out)
 
 
-GRAM: dict[str, tuple[float, int]] = {"cpu": (2.0, 128)}
-"""Smallest aspect ratio and number of rows for which the Gram matrix is iterated, by device type. On a CPU, measured
-with benchmarks/newton_schulz.py."""
-GRAM_ELSEWHERE = (1.75, 128)
-"""The same for torch's products on other devices: the number of operations is less from 1.5 on (computed)."""
+GRAM = {"cpu": (3.0, 64)}
+"""Smallest aspect ratio and number of rows for which the Gram matrix is iterated, by device type. Measured on a CPU
+(benchmarks/newton_schulz.py): a fifth faster from a ratio of 4 on."""
+GRAM_ELSEWHERE = (2.0, 128)
+"""The same for torch's products on other devices, computed: 8 % fewer operations at this ratio."""
+NARROW_SIDE = 256
+"""Smallest number of rows in 16 bits on a CPU, whose small products take no less time than the larger ones."""
 
 
 def torch_products(device: torch.device, precision: Precision) -> Products:
