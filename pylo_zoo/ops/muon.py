@@ -16,10 +16,11 @@ from pylo_zoo.errors import ZooError, count, quoted
 from pylo_zoo.ops.apply import as_scalar, decay_and_step, decay_and_step_together, foreach, together
 from pylo_zoo.ops.layout import LAYOUTS, Layout
 from pylo_zoo.ops.orthogonalize import Coefficients, is_finite_number, orthogonalize_all, resolve_coefficients
+from pylo_zoo.ops.precision import NsDtype, check_ns_dtype
+from pylo_zoo.ops.product import ProductsFor, torch_products
 
 LR_SCALES = ("original", "match_rms_adamw", "rms_to_rms")
 CONV_MODES = ("flatten", "batched")
-NS_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 BACKENDS = ("auto", "eager", "fused")
 MIN_SIZE = 4
 """Smallest side of a matrix that Muon updates."""
@@ -136,13 +137,14 @@ class Recipe:
     adjust_lr_fn: str | None
     conv_mode: str
     normalize_spatial: bool
-    ns_dtype: torch.dtype
+    ns_dtype: NsDtype
     layout: Layout
 
     def __post_init__(self) -> None:
         resolve_coefficients(self.ns_coefficients, self.ns_steps)
         lr_scale(1, 1, self.adjust_lr_fn)
-        for name, allowed in (("conv_mode", CONV_MODES), ("ns_dtype", NS_DTYPES), ("layout", LAYOUTS)):
+        check_ns_dtype(self.ns_dtype)
+        for name, allowed in (("conv_mode", CONV_MODES), ("layout", LAYOUTS)):
             value = getattr(self, name)
             if value not in allowed:
                 raise ZooError(f"{name} is {value!r}.", f"Use one of: {', '.join(map(str, allowed))}.")
@@ -158,7 +160,9 @@ class Recipe:
         (direction,), (scale,) = self.directions([average])
         return scale * direction
 
-    def directions(self, averages: Sequence[Tensor]) -> tuple[list[Tensor], list[float]]:
+    def directions(
+        self, averages: Sequence[Tensor], products_for: ProductsFor = torch_products
+    ) -> tuple[list[Tensor], list[float]]:
         """The orthogonalized directions of averaged gradients ``[*shape]``, in their shapes and dtypes, and the scales.
 
         An update is a scale times a direction.
@@ -172,6 +176,7 @@ class Recipe:
             eps=self.eps,
             safety_factor=self.safety_factor,
             dtype=self.ns_dtype,
+            products_for=products_for,
         )
         directions = []
         for each, like, order in zip(orthogonal, oriented, orders, strict=True):
@@ -201,9 +206,10 @@ def muon(
     adjust_lr_fn: str | None,
     conv_mode: str,
     normalize_spatial: bool,
-    ns_dtype: torch.dtype = torch.bfloat16,
+    ns_dtype: NsDtype = torch.bfloat16,
     layout: Layout = "torch",
     backend: str = "auto",
+    products_for: ProductsFor = torch_products,
 ) -> None:
     """Step every parameter once with Muon (SPEC §7), in place. :class:`~pylo_zoo.optim.Muon` calls this.
 
@@ -224,10 +230,11 @@ def muon(
         adjust_lr_fn: :func:`lr_scale`.
         conv_mode: :func:`to_matrices`.
         normalize_spatial: with ``conv_mode="batched"``, divide the update by the root of the number of positions.
-        ns_dtype: dtype of the Newton–Schulz iterations.
+        ns_dtype: precision of the Newton–Schulz iterations (:func:`~pylo_zoo.ops.precision.resolve_precision`).
         layout: ``"torch"``, ``"jax"`` for ``(*spatial, in, out)``, or ``"torch-stacked"`` for ``(*stack, out, in)``.
         backend: ``"eager"`` steps one parameter at a time. ``"fused"`` and ``"auto"`` stack equal shapes for the
             orthogonalization and use ``torch._foreach_*`` for the rest. They agree to rounding.
+        products_for: chooses the matrix products of ``"fused"`` and ``"auto"``.
 
     Raises:
         ZooError: an argument is invalid, the lists do not match, or a parameter has fewer than two axes. Nothing has
@@ -242,7 +249,7 @@ def muon(
     if backend != "eager":
         for part in together(momentum_bufs):
             p, g, buffers = ([tensors[k] for k in part] for tensors in (params, grads, momentum_bufs))
-            _muon_together(p, g, buffers, recipe, lr, weight_decay, momentum, nesterov)
+            _muon_together(p, g, buffers, recipe, lr, weight_decay, momentum, nesterov, products_for)
         return
     for p, g, buffer in zip(params, grads, momentum_bufs, strict=True):
         if p.numel() == 0:
@@ -262,12 +269,13 @@ def _muon_together(
     weight_decay: float,
     momentum: float,
     nesterov: bool,
+    products_for: ProductsFor,
 ) -> None:
     """:func:`muon` for parameters whose buffers have one dtype and device."""
     grads = [g.to(buffer.dtype) for g, buffer in zip(grads, buffers, strict=True)]
     foreach._foreach_lerp_(buffers, grads, 1 - momentum)
     averages = foreach._foreach_lerp(grads, buffers, momentum) if nesterov else buffers
-    directions, scales = recipe.directions(averages)
+    directions, scales = recipe.directions(averages, products_for)
     foreach._foreach_mul_(directions, scales)
     decay_and_step_together(params, directions, lr, weight_decay)
 

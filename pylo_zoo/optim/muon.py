@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.errors import ZooError
+from pylo_zoo.kernels import products_for
 from pylo_zoo.ops.adam import adam_direction, adam_directions
 from pylo_zoo.ops.apply import as_scalar, decay_and_step, decay_and_step_together, foreach, together
 from pylo_zoo.ops.muon import Recipe, muon, muon_route
 from pylo_zoo.ops.orthogonalize import Coefficients
+from pylo_zoo.ops.precision import NsDtype
 from pylo_zoo.optim.checks import check_betas, check_flag, check_number, require
 from pylo_zoo.optim.contract import Group, Loss, ParamGrad, ZooOptimizer
 from pylo_zoo.optim.options import SharedOptions, Unpack
@@ -74,7 +76,8 @@ class Muon(ZooOptimizer):
             (:func:`~pylo_zoo.ops.muon.lr_scale`).
         conv_mode: ``"flatten"`` for one matrix ``(out, in·spatial)``, ``"batched"`` for one ``(out, in)`` per position.
         normalize_spatial: with ``"batched"``, divide the update by the square root of the number of positions.
-        ns_dtype: dtype of the iterations: bfloat16, float16, float32 or float64.
+        ns_dtype: precision of the iterations: ``"float32"``, ``"tf32"`` or ``"bfloat16"``, or a torch dtype: bfloat16,
+            float16, float32 or float64. None is the parameters' precision, with TF32 products on GPUs that have it.
         betas: AdamW's decays.
         fallback_lr_scale: the fallback's learning rate is the group's ``lr`` times this factor.
         adamw_lr: older name for ``fallback_lr_scale = adamw_lr / lr``, with this constructor's ``lr``.
@@ -102,7 +105,7 @@ class Muon(ZooOptimizer):
         adjust_lr_fn: str | None = "match_rms_adamw",
         conv_mode: str = "flatten",
         normalize_spatial: bool = True,
-        ns_dtype: torch.dtype = torch.bfloat16,
+        ns_dtype: NsDtype = torch.bfloat16,
         betas: tuple[float, float] = (0.9, 0.95),
         fallback_lr_scale: float = 1.0,
         adamw_lr: float | None = None,
@@ -172,7 +175,7 @@ class Muon(ZooOptimizer):
             options |= STACK
         buffers = [self.state[p]["momentum_buffer"] for p, _, _ in grads]
         values = [_updated_tensor(p, self.state[p]) for p, _, _ in grads]
-        muon(values, [g for _, g, _ in grads], buffers, **options, backend=self.backend)
+        muon(values, [g for _, g, _ in grads], buffers, **options, backend=self.backend, products_for=products_for)
         _write_back([p for p, _, _ in grads], values)
 
     def _step_fallback(self, grads: Sequence[ParamGrad], group: Group) -> None:

@@ -55,14 +55,23 @@ class TritonProducts(TorchProducts):
         if x.dtype != torch.float32 and x.shape[-2] < NARROW_SIDE:
             return super().symmetric(x, y, out, alpha, terms, identity)
         factors, tensors = [factor for factor, _ in terms], [term for _, term in terms]
-        symmetric_product(x, y, out, alpha, factors, tensors, identity, self.input_precision)
+        symmetric_product(x, y, out, alpha, factors, tensors, identity, self._precision_of(x.shape[-2]))
         return out
 
     def apply(self, q: Tensor, x: Tensor, out: Tensor, beta: float) -> Tensor:
         if x.dtype != torch.float32:  # torch's 16-bit products do not depend on a setting
             return super().apply(q, x, out, beta)
-        dense_product(q, x, out, beta, self.input_precision)
+        dense_product(q, x, out, beta, self._precision_of(q.shape[-2]))
         return out
+
+    def _precision_of(self, rows: int) -> str:
+        """Small float32 products are exact products, which cost little."""
+        return "ieee" if self.input_precision == "tf32x3" and rows < NARROW_SIDE else self.input_precision
+
+
+def triton_products(device: torch.device, precision: Precision) -> TritonProducts:
+    """:class:`TritonProducts`."""
+    return TritonProducts(precision, device)
 
 
 @torch.library.custom_op("pylo_zoo::symmetric_product", mutates_args=("out",))
@@ -129,7 +138,8 @@ def _launch(
     symmetric: bool,
 ) -> None:
     rows, columns, depth = sizes
-    block = LARGE if rows >= LARGE_SIDE else SMALL
+    narrow = x.dtype != torch.float32 or precision == "tf32"  # others would need more registers than a thread has
+    block = LARGE if rows >= LARGE_SIDE and narrow else SMALL
     down, across = ceil_div(rows, block), ceil_div(columns, block)
     tiles = down * (down + 1) // 2 if symmetric else down * across
     block_k = 32 if x.dtype == torch.float32 else 64
