@@ -32,7 +32,7 @@ from triton.compiler import ASTSource
 
 from pylo_zoo.kernels import gpu
 from pylo_zoo.kernels.base import Adam, AdamInputs, AdamPlan, ScratchBuffer, Task
-from pylo_zoo.kernels.gpu import products
+from pylo_zoo.kernels.gpu import adam_plan, products
 from pylo_zoo.ops.accumulators import Decays, new_accumulators
 from pylo_zoo.ops.layout import axes_of
 from pylo_zoo.ops.rule import Rule, adafac_rule, celo2_rule, velo_rule
@@ -81,18 +81,26 @@ def record_launches(precision: str) -> list[Launch]:
 
     def record(kernel: Any, programs: Any, *arguments: Any, **options: Any) -> None:
         warps = options.pop("num_warps", 4)
-        types = tuple(TYPES[each.dtype] if isinstance(each, Tensor) else _scalar(each) for each in arguments)
+        absent = {name: None for name, each in zip(kernel.arg_names, arguments, strict=False) if each is None}
+        types = tuple(
+            TYPES[each.dtype] if isinstance(each, Tensor) else _scalar(each) for each in arguments if each is not None
+        )
         multiplies = kernel.fn.__name__ == "multiply"
         aligned = [k for k, each in enumerate(arguments) if multiplies and isinstance(each, int) and each % 16 == 0]
-        launch = Launch(kernel, what, types, tuple(options.items()), (("num_warps", warps),), tuple(aligned))
+        constants = tuple({**absent, **options}.items())
+        launch = Launch(kernel, what, types, constants, (("num_warps", warps),), tuple(aligned))
         launches.setdefault((kernel.fn.__name__, types, str(launch.constants)), launch)
 
-    original, gpu.launch, products.launch = gpu.launch, record, record
+    modules = gpu, adam_plan, products
+    original = gpu.launch
+    for module in modules:
+        module.launch = record
     try:
         for what, step in chain(_steps(gpu.GpuKernels(precision)), _product_steps(precision)):  # noqa: B007
             step()
     finally:
-        gpu.launch = products.launch = original
+        for module in modules:
+            module.launch = original
     return list(launches.values())
 
 

@@ -77,6 +77,8 @@ def check_adam_inputs(
     shapes = [tuple(each.shape) for each in (inputs.numbers, inputs.counts, inputs.coefficient, inputs.shrink)]
     if shapes != [(count, 5), (count,), (count,), (count,)]:
         raise ZooError(f"AdamW's numbers have shapes {shapes}; kernels step {count} parameters.", HINT)
+    if inputs.counts.device != device:
+        raise ZooError(f"AdamW's counts are on {inputs.counts.device}; kernels read them on {device}.", HINT)
 
 
 def check_normalized(tasks: Sequence[Normalized], dtypes: Collection[torch.dtype], device: torch.device) -> None:
@@ -113,6 +115,12 @@ def check_numbers(name: str, values: Tensor | Sequence[float] | None, count: int
     size = count if values is None else values.numel() if isinstance(values, Tensor) else len(values)
     if size != count:
         raise ZooError(f"{name} has {size} numbers; kernels need {count}.", HINT)
+
+
+def check_proceed(proceed: Tensor | None, device: torch.device) -> None:
+    """Raise :class:`ZooError` unless ``proceed`` is None or one int32 element on ``device``."""
+    if proceed is not None:
+        _check([proceed], [1], (torch.int32,), device)
 
 
 def table_sizes(shape: Sequence[int], axes: Axes) -> tuple[int, int]:

@@ -28,17 +28,20 @@ class GpuAdamPlan:
         self._kinds: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
         """The records' table and the block table of each kind."""
         self._signature: tuple[object, ...] = ()
+        self._uploaded: tuple[Tensor, Tensor, Tensor] | None = None
+        """The last step's numbers on the host; their decays, float64 ``[N, 2]``, and the rest, on the device."""
 
-    def step(self, inputs: AdamInputs, checked: bool = False) -> None:
+    def step(self, inputs: AdamInputs, checked: bool = False, proceed: Tensor | None = None) -> None:
         values, gradients = inputs.values, inputs.gradients
         guard.check_adam_inputs(inputs, None if checked else self._kept, TYPES, self._device)
+        guard.check_proceed(proceed, self._device)
         signature = *(list(map(Tensor.data_ptr, x)) for x in (values, gradients)), [g.dtype for g in gradients]
         if signature != self._signature:
             self._kinds, self._signature = self._tables(values, gradients), signature
         scale, table = scale_of(inputs.scale, self._device), self._numbers(inputs)
         for (aligned, p_type, g_type), (records, programs) in self._kinds.items():
             launch(
-                adam_elements, len(programs), records, programs, table, scale,
+                adam_elements, len(programs), records, programs, table, scale, proceed,
                 P_TYPE=TYPES[p_type], G_TYPE=TYPES[g_type], ALIGNED=aligned, BLOCK=ADAM_BLOCK,
             )  # fmt: skip
 
@@ -60,11 +63,15 @@ class GpuAdamPlan:
         }
 
     def _numbers(self, inputs: AdamInputs) -> Tensor:
-        """The values of :data:`~pylo_zoo.kernels.gpu.adam.NUMBERS`. Decays are rounded to float32, as in eager."""
-        betas, rest = inputs.numbers.split([2, 3], dim=1)
-        betas = betas.float().double()
+        """The values of :data:`~pylo_zoo.kernels.gpu.adam.NUMBERS`. Decays are rounded to float32, as in eager.
+
+        The bias corrections are computed on the device, in float64, because the counters are there.
+        """
+        if self._uploaded is None or not torch.equal(self._uploaded[0], inputs.numbers):
+            betas, rest = inputs.numbers.float().split([2, 3], dim=1)
+            betas, rest = upload(betas.double().contiguous(), self._device), upload(rest.contiguous(), self._device)
+            self._uploaded = inputs.numbers, betas, rest
+        _, betas, rest = self._uploaded
         corrections = 1 - betas ** inputs.counts[:, None]
-        on_host = torch.cat([betas, corrections, rest], dim=1).float()
-        table = upload(on_host, self._device)
-        factors = torch.stack([factors_of(each, self._device) for each in (inputs.coefficient, inputs.shrink)], dim=1)
-        return torch.cat([table[:, :6], factors, table[:, 6:]], dim=1)
+        factors = [factors_of(each, self._device)[:, None] for each in (inputs.coefficient, inputs.shrink)]
+        return torch.cat([betas.float(), corrections.float(), rest[:, :2], *factors, rest[:, 2:]], dim=1)
