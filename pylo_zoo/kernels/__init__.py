@@ -60,6 +60,16 @@ def kernels_for(backend: str, device: torch.device) -> Kernels | None:
     return None if isinstance(kernels, str) else kernels
 
 
+def available_kernels(device: torch.device) -> Kernels | None:
+    """The kernels of a device, compiled if necessary; None, without a warning, if it has none."""
+    if device.type == "meta":
+        return None
+    if device.type not in _by_device:
+        _by_device[device.type] = _find(device.type)
+    kernels = _by_device[device.type]
+    return None if isinstance(kernels, str) else kernels
+
+
 def products_for(device: torch.device, precision: Precision) -> Products:
     """The matrix products of Newton–Schulz iterations: Triton's on CUDA devices, else torch's.
 
@@ -107,6 +117,7 @@ __all__ = [
     "Normalized",
     "ScratchBuffer",
     "Task",
+    "available_kernels",
     "kernels_for",
     "prepare_products",
     "products_for",

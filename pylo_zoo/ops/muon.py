@@ -249,7 +249,7 @@ def muon(
     if backend != "eager":
         for part in together(momentum_bufs):
             p, g, buffers = ([tensors[k] for k in part] for tensors in (params, grads, momentum_bufs))
-            _muon_together(p, g, buffers, recipe, lr, weight_decay, momentum, nesterov, products_for)
+            muon_together(p, g, buffers, recipe, lr, weight_decay, momentum, nesterov, products_for)
         return
     for p, g, buffer in zip(params, grads, momentum_bufs, strict=True):
         if p.numel() == 0:
@@ -260,7 +260,7 @@ def muon(
         decay_and_step(p, update, as_scalar(lr, update.dtype), weight_decay)
 
 
-def _muon_together(
+def muon_together(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     buffers: Sequence[Tensor],

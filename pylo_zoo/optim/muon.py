@@ -11,17 +11,20 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.kernels import products_for
+from pylo_zoo.kernels import Kernels, available_kernels
 from pylo_zoo.ops.adam import adam_direction, adam_directions
-from pylo_zoo.ops.apply import as_scalar, decay_and_step, decay_and_step_together, foreach, together
+from pylo_zoo.ops.apply import as_scalar, decay_and_step, decay_and_step_together, foreach
 from pylo_zoo.ops.muon import Recipe, muon, muon_route
 from pylo_zoo.ops.orthogonalize import Coefficients
 from pylo_zoo.ops.precision import NsDtype
+from pylo_zoo.optim.adamw import AdamW
 from pylo_zoo.optim.checks import check_betas, check_flag, check_number, require
 from pylo_zoo.optim.contract import Group, Loss, ParamGrad, ZooOptimizer
+from pylo_zoo.optim.muon_plan import MuonPlan, write_back
 from pylo_zoo.optim.options import SharedOptions, Unpack
 from pylo_zoo.optim.precision import master_copy, state_dtype, wide_value
 from pylo_zoo.optim.route_table import Routes, routes_of
+from pylo_zoo.optim.step_plan import share_memory
 
 _log = logging.getLogger(__name__)
 
@@ -55,8 +58,9 @@ class Muon(ZooOptimizer):
     Embeddings and output heads are matrices but need AdamW: :func:`~pylo_zoo.optim.param_groups` sets their rule. The
     arguments before ``adamw_lr`` are defaults that groups may override.
 
-    Muon has no compiled kernels. ``backend="eager"`` updates one parameter at a time. ``"fused"`` and ``"auto"`` update
-    a group together: equal shapes are orthogonalized in stacks, and torch's foreach operations do the rest.
+    ``backend="eager"`` updates one parameter at a time. ``"fused"`` and ``"auto"`` update a group together: equal shapes
+    are orthogonalized in stacks, on a GPU with Triton's products, and torch's foreach operations do the rest. The
+    fallback uses the device's kernels if it has any, and foreach operations if not.
 
     Args:
         params: parameters, named parameters or parameter groups. A group's ``layout`` is ``"torch"`` (default),
@@ -91,6 +95,8 @@ class Muon(ZooOptimizer):
         ZooError: an argument, parameter or group is invalid.
     """
 
+    plan_options = ("nesterov",)
+
     def __init__(
         self,
         params: Any,
@@ -113,6 +119,7 @@ class Muon(ZooOptimizer):
         **options: Unpack[SharedOptions],
     ) -> None:
         self.verbose = verbose
+        self._plan: MuonPlan | None = None
         if adamw_lr is not None:
             fallback_lr_scale = _fallback_scale(adamw_lr, lr, fallback_lr_scale)
         defaults = {
@@ -155,41 +162,32 @@ class Muon(ZooOptimizer):
         counter = {} if takes_muon else {"step": torch.zeros((), dtype=torch.int64, device=p.device)}
         return {**state, **counter, **master_copy(p, group)}
 
+    def kernels_of(self, p: Tensor) -> Kernels | None:
+        """The kernels that run AdamW for ``p``; None if torch's foreach operations do."""
+        return None if self.backend == "eager" or p.dtype == torch.float64 else available_kernels(p.device)
+
     def _step(self, grads: Sequence[ParamGrad], loss: Loss | None) -> None:
-        self._init_state(grads)
-        parts: list[tuple[list[ParamGrad], list[ParamGrad]]] = []
-        for k, each in enumerate(grads):
-            if k == 0 or each.group is not grads[k - 1].group:
-                parts.append(([], []))
-            matrices, others = parts[-1]
-            (matrices if "momentum_buffer" in self.state[each.parameter] else others).append(each)
-        for matrices, others in parts:
-            if matrices:
-                self._step_muon(matrices, matrices[0].group)
-            if others:
-                self._step_fallback(others, others[0].group)
+        snapshot = self._init_state(grads)
+        if self.backend == "eager" or torch.compiler.is_compiling():  # the compiler fuses, and cannot see a plan
+            self._step_eager(grads)
+            return
+        if self._plan is None or snapshot is None or snapshot is not self._plan.snapshot:
+            counted = [state for p, _, _ in grads if "step" in (state := self.state[p])]
+            if counted:
+                share_memory(counted, "step")
+            self._plan = MuonPlan(self._checks.check(self, grads), self, grads, _adamw_together)
+        self._plan.step(grads, _recipe, _fallback_options)
 
-    def _step_muon(self, grads: Sequence[ParamGrad], group: Group) -> None:
-        options = {name: group[name] for name in ("lr", "weight_decay", "momentum", "nesterov", *RECIPE)}
-        if group["layout"] == "torch-stacked":  # separate matrices, not positions of a convolution kernel
-            options |= STACK
-        buffers = [self.state[p]["momentum_buffer"] for p, _, _ in grads]
-        values = [_updated_tensor(p, self.state[p]) for p, _, _ in grads]
-        muon(values, [g for _, g, _ in grads], buffers, **options, backend=self.backend, products_for=products_for)
-        _write_back([p for p, _, _ in grads], values)
-
-    def _step_fallback(self, grads: Sequence[ParamGrad], group: Group) -> None:
-        states = [self.state[p] for p, _, _ in grads]
-        values = [_updated_tensor(p, state) for (p, _, _), state in zip(grads, states, strict=True)]
-        gradients = [g for _, g, _ in grads]
-        if self.backend == "eager" or torch.compiler.is_compiling():  # the compiler fuses, and cannot read counters
-            for value, g, state in zip(values, gradients, states, strict=True):
+    def _step_eager(self, grads: Sequence[ParamGrad]) -> None:
+        for p, g, group in grads:
+            state = self.state[p]
+            value = wide_value(p, state) if "master" in state else p
+            if "momentum_buffer" in state:
+                rates = {name: group[name] for name in ("lr", "weight_decay", "momentum", "nesterov")}
+                muon([value], [g], [state["momentum_buffer"]], **rates, **_recipe(group), backend=self.backend)
+            else:
                 _adamw(value, g, state, group)
-        else:
-            for batch in together([state["exp_avg"] for state in states]):
-                selected = [values[k] for k in batch], [gradients[k] for k in batch], [states[k] for k in batch]
-                _adamw_together(*selected, group)
-        _write_back([p for p, _, _ in grads], values)
+            write_back([p], [value])
 
     def _check_route(self, p: Tensor, group: Group) -> None:
         takes_muon, reason = _route(p, group)
@@ -259,6 +257,10 @@ class Muon(ZooOptimizer):
             state_dict = {**state_dict, "param_groups": groups}
         super().load_state_dict(state_dict)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._plan = None
+
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "verbose": self.verbose}
 
@@ -290,15 +292,16 @@ def _use_muon(group: Group) -> bool:
     return use_muon
 
 
-def _updated_tensor(p: Tensor, state: dict[str, Tensor]) -> Tensor:
-    """The tensor that a step updates: the parameter or its master copy."""
-    return wide_value(p, state) if "master" in state else p
+def _recipe(group: Group) -> dict[str, Any]:
+    """The options of :class:`~pylo_zoo.ops.muon.Recipe`."""
+    options = {name: group[name] for name in RECIPE}
+    # Stacks are separate matrices, not positions of a convolution kernel.
+    return options | STACK if group["layout"] == "torch-stacked" else options
 
 
-def _write_back(params: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    for p, value in zip(params, values, strict=True):
-        if value is not p:
-            p.copy_(value)
+def _fallback_options(group: Group) -> AdamW:
+    lr = group["lr"] * group["fallback_lr_scale"]
+    return AdamW(group["betas"], group["eps"], 0.0, lr, group["weight_decay"], nesterov=group["nesterov"])
 
 
 def _adamw(p: Tensor, g: Tensor, state: dict[str, Tensor], group: Group) -> None:
