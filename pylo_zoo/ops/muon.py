@@ -80,6 +80,8 @@ def to_matrices(tensor: Tensor, conv_mode: str) -> Tensor:
 
 def from_matrices(matrices: Tensor, shape: Sequence[int]) -> Tensor:
     """The inverse of :func:`to_matrices`: ``[out, in·spatial]`` or ``[spatial, out, in]`` back to ``shape``."""
+    if matrices.ndim == 2 and matrices.shape == shape:
+        return matrices
     batched = matrices.ndim > 2
     return (matrices.permute(1, 2, 0) if batched else matrices).reshape(tuple(shape))
 
@@ -168,7 +170,7 @@ class Recipe:
         An update is a scale times a direction.
         """
         orders = [_torch_order(average.ndim, self.layout) for average in averages]
-        oriented = [average.permute(order) for average, order in zip(averages, orders, strict=True)]
+        oriented = [_permuted(average, order) for average, order in zip(averages, orders, strict=True)]
         matrices = [to_matrices(each, self.conv_mode) for each in oriented]
         orthogonal = orthogonalize_all(
             matrices,
@@ -180,8 +182,8 @@ class Recipe:
         )
         directions = []
         for each, like, order in zip(orthogonal, oriented, orders, strict=True):
-            back = sorted(range(like.ndim), key=order.__getitem__)
-            directions.append(from_matrices(each, like.shape).permute(back))
+            back = from_matrices(each, like.shape)
+            directions.append(back if order == _IN_ORDER[: len(order)] else back.permute(_inverse(order)))
         return directions, [self._scale(each) for each in matrices]
 
     def _scale(self, matrices: Tensor) -> float:
@@ -287,6 +289,18 @@ def _torch_order(ndim: int, layout: Layout) -> tuple[int, ...]:
         return axes
     out, inputs = (ndim - 1, ndim - 2) if layout == "jax" else (ndim - 2, ndim - 1)
     return (out, inputs, *axes[:-2])
+
+
+_IN_ORDER = tuple(range(64))
+"""A prefix is the order that needs no permutation; views of thousands of tensors are slow."""
+
+
+def _permuted(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
+    return tensor if order == _IN_ORDER[: len(order)] else tensor.permute(order)
+
+
+def _inverse(order: tuple[int, ...]) -> list[int]:
+    return sorted(range(len(order)), key=order.__getitem__)
 
 
 def _check_tensors(params: Sequence[Tensor], grads: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:

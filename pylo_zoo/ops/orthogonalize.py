@@ -264,5 +264,7 @@ def _wide(matrices: Tensor) -> Tensor:
 
 def _from_wide(matrices: Sequence[Tensor], like: Tensor) -> Tensor:
     """Stack, transpose and cast wide matrices back to the shape and dtype of ``like``."""
-    x = matrices[0] if like.ndim == 2 else torch.stack(list(matrices)) if matrices else like.new_empty(0)
+    if like.ndim == 2:
+        return (matrices[0].mT if _is_tall(like) else matrices[0]).to(like.dtype)
+    x = torch.stack(list(matrices)) if matrices else like.new_empty(0)
     return (x.reshape(_wide(like).shape).mT if _is_tall(like) else x.reshape(like.shape)).to(like.dtype)

@@ -58,9 +58,9 @@ class Muon(ZooOptimizer):
     Embeddings and output heads are matrices but need AdamW: :func:`~pylo_zoo.optim.param_groups` sets their rule. The
     arguments before ``adamw_lr`` are defaults that groups may override.
 
-    ``backend="eager"`` updates one parameter at a time. ``"fused"`` and ``"auto"`` update a group together: equal shapes
-    are orthogonalized in stacks, on a GPU with Triton's products, and torch's foreach operations do the rest. The
-    fallback uses the device's kernels if it has any, and foreach operations if not.
+    ``backend="eager"`` updates one parameter at a time. ``"fused"`` and ``"auto"`` update a group together: equal
+    shapes are orthogonalized in stacks, on a GPU with Triton's products, and torch's foreach operations do the rest.
+    The fallback uses the device's kernels if it has any, and foreach operations if not.
 
     Args:
         params: parameters, named parameters or parameter groups. A group's ``layout`` is ``"torch"`` (default),

@@ -76,7 +76,12 @@ class Fallback:
         self._others = [k for k, fits in enumerate(supported) if not fits]
         parts = together([states[k]["exp_avg"] for k in self._others])
         self._parts = [[self._others[k] for k in part] for part in parts]
-        self._batches = AdamBatches(optimizer, [item for _, item in self._items])
+        self._batches = AdamBatches(optimizer, self.items)
+
+    @property
+    def items(self) -> list[ParamStep]:
+        """The parameters that kernels step."""
+        return [item for _, item in self._items]
 
     def step(self, gradients: Sequence[Tensor], options: Callable[[Group], AdamW]) -> None:
         """Step every parameter."""
@@ -111,6 +116,8 @@ class MuonPlan:
         step_others: FallbackStep,
     ) -> None:
         self.snapshot = snapshot
+        self.items: list[ParamStep] = []
+        """The parameters that kernels step."""
         self._groups: list[tuple[Group, Matrices | None, Fallback | None]] = []
         by_group: dict[int, tuple[Group, list[int], list[int]]] = {}
         for k, (p, _, group) in enumerate(grads):
@@ -122,6 +129,7 @@ class MuonPlan:
             )
             planned = Matrices(matrices, grads, of_matrices) if matrices else None
             fallback = Fallback(optimizer, others, grads, of_others, step_others) if others else None
+            self.items += fallback.items if fallback else []
             self._groups.append((group, planned, fallback))
 
     def step(
