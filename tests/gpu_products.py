@@ -29,7 +29,7 @@ from pylo_zoo.ops.orthogonalize import COEFFICIENTS, newton_schulz
 from pylo_zoo.ops.precision import PRECISIONS, Precision
 from pylo_zoo.ops.product import TorchProducts
 
-SHAPES = [(1, 1), (1, 70), (5, 3), (64, 32), (65, 33), (130, 96), (2, 70, 40), (3, 128, 64), (2, 65, 1), (513, 8)]
+SHAPES = [(1, 1), (1, 70), (5, 3), (64, 32), (65, 33), (3, 70, 40), (2, 65, 1), (513, 8)]
 PRECISION = ["ieee", "tf32", "tf32x3"]
 
 
@@ -106,12 +106,18 @@ def check_iteration(name: str, apart: bool) -> None:
     x = normal(2, 66, 140).double()
     x = (x / x.norm(dim=(-2, -1), keepdim=True)).to(precision.dtype)
     exact = iterate(x.double(), triples, TorchProducts(PRECISIONS["float64"], torch.device("cpu")))
-    for ratio in (1.0, 1e9):
-        kernels, torchs = TritonProducts(precision, device), TorchProducts(precision, device)
-        for each in (kernels, torchs):
-            each.ratio, each.side, each.rounds_operands = ratio, 1, apart
-        errors = [(iterate(x.clone(), triples, each).double() - exact).norm().item() for each in (kernels, torchs)]
-        assert errors[0] < 2 * errors[1], f"{name}: {errors}"
+    narrow, products.NARROW_SIDE = products.NARROW_SIDE, 1
+    try:
+        for ratio in (1.0, 1e9):
+            kernels, torchs = TritonProducts(precision, device), TorchProducts(precision, device)
+            for each in (kernels, torchs):
+                each.ratio, each.side, each.rounds_operands = ratio, 1, apart
+            results = [iterate(x.clone(), triples, each) for each in (kernels, torchs)]
+            errors = [(result.double() - exact).norm().item() for result in results]
+            assert not torch.equal(*results)
+            assert errors[0] < 2 * errors[1], f"{name}: {errors}"
+    finally:
+        products.NARROW_SIDE = narrow
 
 
 def check_compiled() -> None:
@@ -124,7 +130,7 @@ def check_compiled() -> None:
     def run(x: Tensor) -> Tensor:
         return newton_schulz(x, COEFFICIENTS["quintic"], 1e-8, dtype="float32", products_for=choose)
 
-    for shape in ((66, 66), (2, 130, 200)):
+    for shape in ((66, 66), (2, 30, 70)):
         x = normal(*shape)
         compiled: Any = torch.compile(run, backend="aot_eager", fullgraph=True)
         assert torch.equal(compiled(x), run(x)), str(shape)

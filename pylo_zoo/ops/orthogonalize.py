@@ -16,8 +16,9 @@ from torch import Tensor
 from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.ops.iteration import Triple
 from pylo_zoo.ops.iteration import iterate as _iterate
-from pylo_zoo.ops.precision import NsDtype, Precision, resolve_precision
-from pylo_zoo.ops.product import Products, ProductsFor, torch_products
+from pylo_zoo.ops.precision import NsDtype, resolve_precision
+from pylo_zoo.ops.product import ProductsFor, torch_products
+from pylo_zoo.ops.stacks import Shape, join_shapes, stack_limit, stacked
 
 Coefficients = str | Sequence[float] | Sequence[Sequence[float]]
 """The name of a preset, one triple, or several triples."""
@@ -60,15 +61,6 @@ COEFFICIENTS: dict[str, tuple[Triple, ...]] = {
 
 MAX_STEPS = 100
 """Maximum number of iterations; 5 to 10 are common."""
-STACKED = {"cpu": 1 << 17}
-"""Maximum number of elements in a stack of matrices, per device type, unless one matrix is larger. On a CPU a stack
-saves calls, which matters for sides up to about 64, and is slower once it exceeds the cache: half a MiB is best."""
-STACKED_ELSEWHERE = 1 << 27
-"""The same for other devices, which are faster with many matrices at once: room for 24 layers of 1024 × 4096. A stack
-and its temporaries take up to five times its memory, in float32 2.5 GiB, as much as AdamW's state of 335M parameters.
-"""
-SHARE = 64
-"""A stack takes at most this fraction of a GPU's memory, so that it and its temporaries take at most 1 / 13."""
 
 
 def newton_schulz(
@@ -220,38 +212,27 @@ def _in_stacks(
     ``scaled`` returns a contiguous copy of a matrix or stack in a dtype, divided by its norm.
     """
     all_matrices = [list(_wide(each).flatten(0, -3) if each.ndim > 2 else [_wide(each)]) for each in tensors]
-    by_shape: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
+    kinds: dict[tuple[torch.dtype, torch.device], dict[Shape, list[tuple[int, int]]]] = {}
     for number, matrices in enumerate(all_matrices):
         for index, x in enumerate(matrices):
-            by_shape.setdefault((x.shape, x.dtype, x.device), []).append((number, index))
-    for (shape, dtype, device), places in by_shape.items():
+            shapes = kinds.setdefault((x.dtype, x.device), {})
+            shapes.setdefault((x.shape[0], x.shape[1]), []).append((number, index))
+    for (dtype, device), shapes in kinds.items():
         precision = resolve_precision(ns_dtype, dtype, device)
         products = products_for(device, precision)
-        most = max(1, stack_limit(device, precision) // max(1, shape.numel()))
-        for start in range(0, len(places), most):
-            part = places[start : start + most]
-            stack = [all_matrices[number][index] for number, index in part]
-            x = scaled(stack[0] if len(part) == 1 else torch.stack(stack), precision.dtype)
-            if (padding := _padding(shape, products)) != (0, 0, 0, 0):
-                x = torch.nn.functional.pad(x, padding)
-            result = _iterate(x, coefficients, products)[..., : shape[0], : shape[1]]
-            for (number, index), x in zip(part, [result] if len(part) == 1 else result, strict=True):
-                all_matrices[number][index] = x
+        counts = {shape: len(places) for shape, places in shapes.items()}
+        for largest, members in join_shapes(counts, device).items():
+            shape = products.padded(*largest)
+            places = [place for member in members for place in shapes[member]]
+            most = max(1, stack_limit(device, precision) // max(1, shape[0] * shape[1]))
+            for start in range(0, len(places), most):
+                part = places[start : start + most]
+                matrices = [all_matrices[number][index] for number, index in part]
+                x = _iterate(scaled(stacked(matrices, shape), precision.dtype), coefficients, products)
+                for (number, index), before, after in zip(part, matrices, [x] if x.ndim == 2 else x, strict=True):
+                    rows, columns = before.shape
+                    all_matrices[number][index] = after if after.shape == before.shape else after[:rows, :columns]
     return [_from_wide(matrices, each) for matrices, each in zip(all_matrices, tensors, strict=True)]
-
-
-def _padding(shape: torch.Size, products: Products) -> tuple[int, int, int, int]:
-    """The zeros to add after the columns and rows of wide matrices, as ``torch.nn.functional.pad`` takes them."""
-    rows, columns = products.padded(*shape)
-    return 0, columns - shape[1], 0, rows - shape[0]
-
-
-def stack_limit(device: torch.device, precision: Precision) -> int:
-    """Maximum number of elements in a stack (:data:`STACKED`)."""
-    if device.type != "cuda" or not torch.cuda.is_available():
-        return STACKED.get(device.type, STACKED_ELSEWHERE)
-    memory = torch.cuda.get_device_properties(device).total_memory
-    return min(STACKED_ELSEWHERE, memory // SHARE // precision.dtype.itemsize)
 
 
 def _is_tall(matrices: Tensor) -> bool:
