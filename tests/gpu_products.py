@@ -94,7 +94,8 @@ def check_tiles() -> None:
     for row in (0, 1, 2, 63, 500, 1023, 2047):
         start = max(row * (row + 1) // 2 - 4, 0)
         out = torch.zeros(16, 2, dtype=torch.int32)
-        tiles[(1,)](start, out, BLOCK=16)
+        kernel: Any = tiles
+        kernel[(1,)](start, out, BLOCK=16)
         for index, (i, j) in enumerate(out.tolist(), start):
             assert (i * (i + 1) // 2 + j, 0 <= j <= i) == (index, True), f"tile {index} is ({i}, {j})"
 
@@ -193,7 +194,8 @@ def multiply_bfloat16() -> None:
     import triton.language as tl
     from triton.runtime import interpreter
 
-    create_dot = interpreter.InterpreterBuilder.create_dot
+    builders: Any = interpreter.InterpreterBuilder
+    create_dot = builders.create_dot
 
     def widened(handle: Any) -> Any:
         if handle.dtype.scalar != tl.bfloat16:
@@ -204,7 +206,7 @@ def multiply_bfloat16() -> None:
     def dot(builder: Any, x: Any, y: Any, *more: Any) -> Any:
         return create_dot(builder, widened(x), widened(y), *more)
 
-    interpreter.InterpreterBuilder.create_dot = dot
+    builders.create_dot = dot
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -37,7 +39,9 @@ def run(
         each: torch.nn.Parameter(to_layout(data[f"params.0.{each}"], kept[each]).to(device)) for each in names
     }
     cls = optimizer_class(artifact(name).family)
-    exact = {"ns_dtype": "float32"} if device == "cuda" and issubclass(cls, CELO2) else {}  # by default, TF32
+    exact: dict[str, Any] = (
+        {"ns_dtype": "float32"} if device == "cuda" and issubclass(cls, CELO2) else {}
+    )  # by default, TF32
     optimizer = cls(
         [{"params": [p], "layout": declared or kept[each]} for each, p in parameters.items()],
         weights=artifact(name),

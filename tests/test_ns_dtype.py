@@ -52,7 +52,7 @@ def test_groups_have_their_own_precision(entry: Entry) -> None:
         for params in (narrow, wide):
             give_gradients(params, step)
         optimizer.step()
-    none = {"clip_norm": None} if hasattr(optimizer, "clip_norm") else {}
+    none: dict[str, Any] = {"clip_norm": None} if hasattr(optimizer, "clip_norm") else {}
     assert same(narrow, run(entry, "auto", ns_dtype="bfloat16", **none))
     assert same(wide, run(entry, "auto", ns_dtype="float32", **none))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.kernels import Kernels, available_kernels
+from pylo_zoo.kernels import Kernels, available_kernels, prepare_products, products_for
 from pylo_zoo.ops.adam import adam_direction, adam_directions
 from pylo_zoo.ops.apply import as_scalar, decay_and_step, decay_and_step_together, foreach
 from pylo_zoo.ops.muon import Recipe, muon, muon_route
@@ -179,15 +179,28 @@ class Muon(ZooOptimizer):
         self._plan.step(grads, _recipe, _fallback_options)
 
     def _step_eager(self, grads: Sequence[ParamGrad]) -> None:
-        for p, g, group in grads:
-            state = self.state[p]
-            value = wide_value(p, state) if "master" in state else p
-            if "momentum_buffer" in state:
-                rates = {name: group[name] for name in ("lr", "weight_decay", "momentum", "nesterov")}
-                muon([value], [g], [state["momentum_buffer"]], **rates, **_recipe(group), backend=self.backend)
+        """Without a plan: ``backend="eager"``, and compiled graphs, which see one call per group."""
+        by_group: dict[int, list[ParamGrad]] = {}
+        for each in grads:
+            if "momentum_buffer" in self.state[each.parameter]:
+                by_group.setdefault(id(each.group), []).append(each)
             else:
-                _adamw(value, g, state, group)
-            write_back([p], [value])
+                self._step_fallback(each)
+        for matrices in by_group.values():
+            group = matrices[0].group
+            params, gradients = [p for p, _, _ in matrices], [g for _, g, _ in matrices]
+            values = [_updated_tensor(p, self.state[p]) for p in params]
+            buffers = [self.state[p]["momentum_buffer"] for p in params]
+            rates = {name: group[name] for name in ("lr", "weight_decay", "momentum", "nesterov")}
+            choices = {"backend": self.backend, "products_for": products_for}
+            muon(values, gradients, buffers, **rates, **_recipe(group), **choices)
+            write_back(params, values)
+
+    def _step_fallback(self, param_grad: ParamGrad) -> None:
+        p, g, group = param_grad
+        value = _updated_tensor(p, self.state[p])
+        _adamw(value, g, self.state[p], group)
+        write_back([p], [value])
 
     def _check_route(self, p: Tensor, group: Group) -> None:
         takes_muon, reason = _route(p, group)
@@ -224,6 +237,8 @@ class Muon(ZooOptimizer):
             if flag != "use_muon" or group[flag] is not None:
                 check_flag(flag, group[flag])
         Recipe(**{name: group[name] for name in RECIPE})
+        for device in {p.device for p in group["params"]}:
+            prepare_products(device)
         forced = group["use_muon"] and not group["use_fallback"]
         require(
             not forced or group["rule"] != "adamw",
@@ -290,6 +305,11 @@ def _use_muon(group: Group) -> bool:
         "Remove one of them.",
     )
     return use_muon
+
+
+def _updated_tensor(p: Tensor, state: dict[str, Tensor]) -> Tensor:
+    """The tensor that a step updates: the parameter or its master copy."""
+    return wide_value(p, state) if "master" in state else p
 
 
 def _recipe(group: Group) -> dict[str, Any]:
