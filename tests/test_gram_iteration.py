@@ -12,12 +12,19 @@ import torch
 from margins import check
 from rounding import simulate, size
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pylo_zoo.errors import ZooError
 from pylo_zoo.ops import orthogonalize as orthogonalization
 from pylo_zoo.ops import product as products_module
 from pylo_zoo.ops.iteration import iterate, iterates_gram
-from pylo_zoo.ops.orthogonalize import COEFFICIENTS, newton_schulz, orthogonalize, resolve_coefficients
+from pylo_zoo.ops.orthogonalize import (
+    COEFFICIENTS,
+    newton_schulz,
+    newton_schulz_all,
+    orthogonalize,
+    resolve_coefficients,
+)
 from pylo_zoo.ops.precision import PRECISIONS, Precision, check_ns_dtype, resolve_precision, round_to_tf32
 from pylo_zoo.ops.product import Products, TorchProducts, fp32_precision, torch_products
 
@@ -150,6 +157,46 @@ def test_nan_and_zeros_stay() -> None:
     assert torch.equal(orthogonalize(zeros, triples, dtype="float32"), zeros)
     zeros[3, 5] = torch.nan
     assert orthogonalize(zeros, triples, dtype="float32").isnan().all()
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations that launch a kernel on a GPU: all but views and allocations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if not (func.is_view or name in ("new_empty", "empty_like", "_unsafe_view")):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "columns", "most"),
+    [("float32", 512, 21), ("float32", 128, 19), ("bfloat16", 512, 22), ("bfloat16", 128, 20)],
+)
+def test_a_stack_takes_few_launches_on_a_gpu(
+    dtype: str, columns: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five iterations: 17 products, or 15; the stack, its norm and quotient; in 16 bits the conversion of the result.
+
+    The kernel is replaced by nothing.
+    """
+    pytest.importorskip("triton")
+    from pylo_zoo.kernels.gpu import products
+
+    kernels: list[Any] = []
+    monkeypatch.setattr(products, "launch", lambda kernel, *_, **__: kernels.append(kernel))
+    matrices = [torch.zeros(128, columns) for _ in range(2)]
+    with Launches() as launches:
+        newton_schulz_all(
+            matrices, COEFFICIENTS["original"] * 5, 1e-8, dtype=dtype,
+            products_for=lambda device, precision: products.TritonProducts(precision, device),
+        )  # fmt: skip
+    assert len(kernels) >= 10
+    assert len(kernels) + len(launches.names) == most, sorted(launches.names)
 
 
 # --- precisions --------------------------------------------------------------------------------------------------

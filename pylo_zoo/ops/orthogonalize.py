@@ -228,7 +228,7 @@ def _in_stacks(
             for start in range(0, len(places), most):
                 part = places[start : start + most]
                 matrices = [all_matrices[number][index] for number, index in part]
-                x = _iterate(scaled(stacked(matrices, shape), precision.dtype), coefficients, products)
+                x = _iterate(scaled(stacked(matrices, shape), precision.dtype), coefficients, products).to(dtype)
                 for (number, index), before, after in zip(part, matrices, [x] if x.ndim == 2 else x, strict=True):
                     rows, columns = before.shape
                     all_matrices[number][index] = after if after.shape == before.shape else after[:rows, :columns]

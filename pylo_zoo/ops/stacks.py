@@ -43,22 +43,28 @@ def join_shapes(counts: Mapping[Shape, int], device: torch.device) -> dict[Shape
 
     Args:
         counts: the number of matrices of each shape.
-        device: their device. Padding to a shape adds at most :data:`PADDED` multiplications per padded shape.
+        device: their device. Padding adds at most :data:`PADDED` multiplications per padded shape. Compiled graphs pad
+            nothing.
     """
-    limit = PADDED.get(device.type, PADDED_ELSEWHERE)
+    limit = 0 if torch.compiler.is_compiling() else PADDED.get(device.type, PADDED_ELSEWHERE)
+    if limit == 0:
+        return {shape: [shape] for shape in counts}
     joined: dict[Shape, list[Shape]] = {}
-    for n, m in sorted(counts, key=lambda shape: shape[0] ** 2 * shape[1], reverse=True):
+    for shape in sorted(counts, key=_multiplications, reverse=True):
+        added = {target: counts[shape] * (_multiplications(target) - _multiplications(shape)) for target in joined}
         fitting = [
             target
-            for target in joined
-            if n <= target[0]
-            and m <= target[1]
-            and 0 < counts[n, m] * (target[0] ** 2 * target[1] - n * n * m) <= limit
-            and n * m > 0
+            for target, more in added.items()
+            if shape[0] <= target[0] and shape[1] <= target[1] and more <= limit and min(shape) > 0
         ]
-        best = min(fitting, key=lambda target: target[0] ** 2 * target[1], default=(n, m))
-        joined.setdefault(best, []).append((n, m))
+        best = min(fitting, key=_multiplications) if fitting else shape
+        joined.setdefault(best, []).append(shape)
     return joined
+
+
+def _multiplications(shape: Shape) -> int:
+    """Of a product ``[n, n]·[n, m]``."""
+    return shape[0] ** 2 * shape[1]
 
 
 def stacked(matrices: Sequence[Tensor], shape: Shape) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.errors import ZooError
+from pylo_zoo.kernels.gpu import symmetric
 from pylo_zoo.kernels.gpu.launch import launch
 from pylo_zoo.kernels.gpu.records import ceil_div
-from pylo_zoo.kernels.gpu.symmetric import multiply
 from pylo_zoo.ops.precision import Precision, has_tf32
 from pylo_zoo.ops.product import TorchProducts
 
@@ -55,13 +55,15 @@ class TritonProducts(TorchProducts):
         if x.dtype != torch.float32 and x.shape[-2] < NARROW_SIDE:
             return super().symmetric(x, y, out, alpha, terms, identity)
         factors, tensors = [factor for factor, _ in terms], [term for _, term in terms]
-        symmetric_product(x, y, out, alpha, factors, tensors, identity, self._precision_of(x.shape[-2]))
+        multiply = symmetric_operator if torch.compiler.is_compiling() else symmetric_product
+        multiply(x, y, out, float(alpha), factors, tensors, float(identity), self._precision_of(x.shape[-2]))
         return out
 
     def apply(self, q: Tensor, x: Tensor, out: Tensor, beta: float) -> Tensor:
         if x.dtype != torch.float32:  # torch's 16-bit products do not depend on a setting
             return super().apply(q, x, out, beta)
-        dense_product(q, x, out, beta, self._precision_of(q.shape[-2]))
+        multiply = dense_operator if torch.compiler.is_compiling() else dense_product
+        multiply(q, x, out, float(beta), self._precision_of(q.shape[-2]))
         return out
 
     def _precision_of(self, rows: int) -> str:
@@ -74,7 +76,6 @@ def triton_products(device: torch.device, precision: Precision) -> TritonProduct
     return TritonProducts(precision, device)
 
 
-@torch.library.custom_op("pylo_zoo::symmetric_product", mutates_args=("out",))
 def symmetric_product(
     x: Tensor,
     y: Tensor,
@@ -85,7 +86,7 @@ def symmetric_product(
     identity: float,
     precision: str,
 ) -> None:
-    """:meth:`pylo_zoo.ops.product.Products.symmetric`, into ``out``. An operator, which compiled graphs contain whole.
+    """:meth:`pylo_zoo.ops.product.Products.symmetric`, into ``out``.
 
     Raises:
         ZooError: tensors do not fit each other, or there are more than two terms.
@@ -98,7 +99,6 @@ def symmetric_product(
     _launch(x, y, out, alpha, factors, terms, identity, precision, (rows, rows, depth), True)
 
 
-@torch.library.custom_op("pylo_zoo::dense_product", mutates_args=("out",))
 def dense_product(q: Tensor, x: Tensor, out: Tensor, beta: float, precision: str) -> None:
     """:meth:`pylo_zoo.ops.product.Products.apply`, into ``out``.
 
@@ -111,12 +111,17 @@ def dense_product(q: Tensor, x: Tensor, out: Tensor, beta: float, precision: str
     _launch(q, x, out, 1.0, [beta] * len(terms), terms, 0.0, precision, (rows, columns, rows), False)
 
 
-@symmetric_product.register_fake
+# Compiled graphs contain these operators whole. Each call of an operator takes tens of microseconds more.
+symmetric_operator = torch.library.custom_op("pylo_zoo::symmetric_product", symmetric_product, mutates_args=("out",))
+dense_operator = torch.library.custom_op("pylo_zoo::dense_product", dense_product, mutates_args=("out",))
+
+
+@symmetric_operator.register_fake
 def _(*_: object) -> None:
     """Nothing to infer: the result is in ``out``."""
 
 
-@dense_product.register_fake
+@dense_operator.register_fake
 def _(*_: object) -> None:
     """Nothing to infer: the result is in ``out``."""
 
@@ -135,21 +140,21 @@ def _launch(
     identity: float,
     precision: str,
     sizes: tuple[int, int, int],
-    symmetric: bool,
+    is_symmetric: bool,
 ) -> None:
     rows, columns, depth = sizes
     narrow = x.dtype != torch.float32 or precision == "tf32"  # others would need more registers than a thread has
     block = LARGE if rows >= LARGE_SIDE and narrow else SMALL
     down, across = ceil_div(rows, block), ceil_div(columns, block)
-    tiles = down * (down + 1) // 2 if symmetric else down * across
+    tiles = down * (down + 1) // 2 if is_symmetric else down * across
     block_k = 32 if x.dtype == torch.float32 else 64
     first, second = (*terms, x, x)[:2]
     first_factor, second_factor = (*factors, 0.0, 0.0)[:2]
     batch = x.shape[0] if x.ndim == 3 else 1
     launch(
-        multiply, tiles * batch, x, y, out, first, second, float(alpha), float(first_factor), float(second_factor),
-        float(identity), rows, columns, depth, tiles,
-        SYMMETRIC=symmetric, TERMS=len(terms), IDENTITY=identity != 0, EVEN=depth % block_k == 0,
+        symmetric.multiply, tiles * batch, x, y, out, first, second, alpha, float(first_factor), float(second_factor),
+        identity, rows, columns, depth, tiles,
+        SYMMETRIC=is_symmetric, TERMS=len(terms), IDENTITY=identity != 0, EVEN=depth % block_k == 0,
         PRECISION=precision, BLOCK=block, BLOCK_K=block_k, num_warps=8 if block == LARGE else 4,
     )  # fmt: skip
 
