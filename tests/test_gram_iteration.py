@@ -254,3 +254,20 @@ def test_the_users_setting_is_restored(before: str) -> None:
             assert matmul.fp32_precision == before
     finally:
         matmul.fp32_precision = start
+
+
+@pytest.mark.parametrize("name", ["float32", "tf32", "bfloat16"])
+def test_a_compiled_graph_contains_all_of_it(name: str) -> None:
+    """Compiled graphs pad no matrices, so results differ by roundings."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(6, 4), (4, 6), (64, 256), (2, 3, 5)]
+    tensors = [torch.randn(shape, generator=generator) for shape in shapes]
+
+    def run(*tensors: Tensor) -> list[Tensor]:
+        return newton_schulz_all(tensors, COEFFICIENTS["quintic"], 1e-8, dtype=name)
+
+    torch.compiler.reset()
+    compiled: Any = torch.compile(run, backend="eager", fullgraph=True)
+    for one, other in zip(compiled(*tensors), run(*tensors), strict=True):
+        unit = torch.finfo(PRECISIONS[name].dtype).eps
+        assert (one - other).norm() <= 32 * unit * other.norm()

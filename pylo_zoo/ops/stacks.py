@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -74,8 +73,13 @@ def stacked(matrices: Sequence[Tensor], shape: Shape) -> Tensor:
     """
     if len(matrices) == 1:
         return _padded(matrices[0], shape)
-    runs = [_padded(torch.stack(list(run)), shape) for _, run in groupby(matrices, lambda x: x.shape)]
-    return runs[0] if len(runs) == 1 else torch.cat(runs)
+    runs: list[list[Tensor]] = []
+    for x in matrices:
+        if not runs or runs[-1][0].shape != x.shape:
+            runs.append([])
+        runs[-1].append(x)
+    parts = [_padded(torch.stack(run), shape) for run in runs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _padded(x: Tensor, shape: Shape) -> Tensor:
