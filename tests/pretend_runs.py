@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -49,9 +50,13 @@ class Run:
     def device(self) -> Any:
         return _Device()
 
-    def step(self, loss: float) -> None:
-        for p in self.params:
-            p.grad = self.place(torch.randn(p.shape, generator=self.generator).to(self.dtype))
+    def step(self, loss: float, gradient: float | None = None) -> None:
+        """One step; ``gradient`` is an element of one of the gradients."""
+        for k, p in enumerate(self.params):
+            g = torch.randn(p.shape, generator=self.generator).to(self.dtype)
+            if k == 2 and gradient is not None:
+                g.view(-1)[5] = gradient
+            p.grad = self.place(g)
         with self.device():
             self.optimizer.step(loss=self.place(torch.tensor(loss)))
 
@@ -60,7 +65,7 @@ class Run:
         state, run = self.optimizer.state, self.optimizer.param_groups[0]
         values = {f"parameter {k}": p for k, p in enumerate(self.params)}
         values |= {f"{name} of {k}": v for k, p in enumerate(self.params) for name, v in state.get(p, {}).items()}
-        values |= {f"the run's {name}": run[name] for name in getattr(self.optimizer, "run_keys", ())}
+        values |= {f"the run's {name}": run[name] for name in getattr(self.optimizer, "run_keys", ()) if name in run}
         return {name: unwrap(value).detach().clone() for name, value in values.items()}
 
 
@@ -79,14 +84,16 @@ class _Device:
 
 
 def differences(one: Values, other: Values) -> list[str]:
-    """The names of values whose bits differ."""
+    """The names of values whose bits differ. All NaNs are equal."""
     names = one.keys() | other.keys()
     return sorted(n for n in names if n not in one or n not in other or not _same_bits(one[n], other[n]))
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
-    alike = (one.shape, one.dtype) == (other.shape, other.dtype)
-    return alike and torch.equal(*(each.contiguous().reshape(-1).view(torch.uint8) for each in (one, other)))
+    if (one.shape, one.dtype) != (other.shape, other.dtype) or not torch.equal(one.isnan(), other.isnan()):
+        return False
+    one, other = (torch.where(each.isnan(), 0, each) for each in (one, other))
+    return torch.equal(*(each.contiguous().reshape(-1).view(torch.uint8) for each in (one, other)))
 
 
 # --- what happens between two steps ----------------------------------------------------------------------------------
@@ -129,6 +136,28 @@ EVENTS: dict[str, tuple[bool, Event]] = {
 QUICK = [("defaults", "its counters are on the CPU"), ("accumulate", "it moves to the device")]
 
 
+NONFINITE = ((1.0, math.inf), (0.5, None), (0.3, math.nan), (math.nan, None), (0.2, -math.inf), (0.1, None))
+"""Loss of each step, and an element of a gradient."""
+LARGE = (0.1, 1e38)
+"""Finite, but the square of the gradient is not."""
+
+
+def compare_skipping(build: Callable[[Any], Any], dtype: torch.dtype) -> dict[int, list[str]]:
+    """What differs from a run on the CPU in which the same steps are skipped."""
+    one, other, found = Run(build, dtype, False), Run(build, dtype, True), {}
+    for step, (loss, gradient) in enumerate([*NONFINITE, *NONFINITE, LARGE, *NONFINITE[:1]]):
+        for run in (one, other):
+            run.step(loss, gradient)
+        values, others = one.values(), other.values()
+        if not any(one.optimizer.state.values()):  # a skipped first step creates no state on the CPU
+            others = {name: value for name, value in others.items() if name in values}
+        differing = differences(values, others)
+        differing += ["skipped_steps"] if one.optimizer.skipped_steps != other.optimizer.skipped_steps else []
+        if differing:
+            found[step] = differing
+    return found
+
+
 def compare(build: Callable[[Any], Any], dtype: torch.dtype, event: str) -> dict[int, list[str]]:
     """What differs from a run on the CPU, by step."""
     on_device, change = EVENTS[event]
@@ -164,6 +193,7 @@ def cases(thorough: bool) -> Iterator[tuple[str, dict[str, Any], str]]:
         if thorough or (name, event) in QUICK:
             yield name, extra, event
     yield "a run longer than num_steps", {"num_steps": 3}, "nothing"
+    yield from ((name, VARIANTS[name], "nothing") for name in ("skip", "skip, accumulate"))
     if thorough:
         yield from ((name, extra, "nothing") for name, extra in VARIANTS.items())
 
@@ -178,7 +208,9 @@ def main(thorough: bool) -> None:
             if arguments is not None:
                 dtype = torch.bfloat16 if "master_weights" in extra else torch.float32
                 build = lambda p, a=arguments, c=entry.cls: c(p, **a)  # noqa: E731
-                results[f"{name}, {backend}, {variant}, {event}"] = compare(build, dtype, event)
+                skips = extra.get("nonfinite") == "skip"
+                found = compare_skipping(build, dtype) if skips else compare(build, dtype, event)
+                results[f"{name}, {backend}, {variant}, {event}"] = found
     print(json.dumps(results))
 
 

@@ -134,7 +134,7 @@ class LearnedOptimizer(ZooOptimizer):
             items = self._begin(grads)
             self._update_all(items, step, loss)
             self._end(items)
-        step += 1
+        self._condition.advance([step])
 
     def _step_fused(self, grads: Sequence[ParamGrad], step: Tensor, loss: Loss | None) -> None:
         """Runs outside compiled graphs (:mod:`~pylo_zoo.optim.compiling`)."""
@@ -168,8 +168,10 @@ class LearnedOptimizer(ZooOptimizer):
 
     def _update_each(self, items: Iterable[ParamStep], contexts: Iterable[Any], step: Tensor) -> None:
         for item, context in zip(items, contexts, strict=True):
+            saved = self._condition.save(item.written)
             self.update(item, step, context)
             item.write_back()
+            self._condition.restore(saved)
 
     def prepare_kernels(self) -> None:
         """Compile the kernels of the parameters' devices now instead of in the first step.

@@ -188,13 +188,14 @@ class CELO2(MLPRuleOptimizer):
 
     def _move(self, batch: KernelBatch, networks: Networks) -> None:
         layers, _ = networks.select(batch)
-        deltas = self._orthogonalize(batch.items, batch.kernels.steps(batch.advanced, layers, self._scratch))
+        proceed = self._proceed(batch)
+        deltas = self._orthogonalize(batch.items, batch.kernels.steps(batch.advanced, layers, self._scratch, proceed))
         tasks = [
             Normalized(value, delta, item.axes.matrix, NORM_EPS)
             for value, item, delta in zip(batch.values, batch.items, deltas, strict=True)
         ]
         rates, shrink = batch.rates(lambda group: group["lr"], self.decay)
-        batch.kernels.move_normalized(tasks, rates * self.behavior.rmsmult, shrink)
+        batch.kernels.move_normalized(tasks, rates * self.behavior.rmsmult, shrink, proceed)
 
     def _rule(self, group: Mapping[str, Any], axes: Axes) -> str:
         if group["rule"] is not None:

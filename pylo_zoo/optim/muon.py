@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from itertools import chain
 from typing import Any
 
 import torch
@@ -187,20 +188,33 @@ class Muon(ZooOptimizer):
             else:
                 self._step_fallback(each)
         for matrices in by_group.values():
-            group = matrices[0].group
-            params, gradients = [p for p, _, _ in matrices], [g for _, g, _ in matrices]
-            values = [_updated_tensor(p, self.state[p]) for p in params]
-            buffers = [self.state[p]["momentum_buffer"] for p in params]
-            rates = {name: group[name] for name in ("lr", "weight_decay", "momentum", "nesterov")}
-            choices = {"backend": self.backend, "products_for": products_for}
-            muon(values, gradients, buffers, **rates, **_recipe(group), **choices)
-            write_back(params, values)
+            # Copies of all matrices would be large.
+            parts = [[each] for each in matrices] if self._condition.is_active else [matrices]
+            for part in parts:
+                self._step_matrices(part, part[0].group)
+
+    def _step_matrices(self, grads: Sequence[ParamGrad], group: Group) -> None:
+        params, gradients = [p for p, _, _ in grads], [g for _, g, _ in grads]
+        saved = self._condition.save(chain(*map(self._written, params)))
+        values = [_updated_tensor(p, self.state[p]) for p in params]
+        buffers = [self.state[p]["momentum_buffer"] for p in params]
+        rates = {name: group[name] for name in ("lr", "weight_decay", "momentum", "nesterov")}
+        choices = {"backend": self.backend, "products_for": products_for}
+        muon(values, gradients, buffers, **rates, **_recipe(group), **choices)
+        write_back(params, values)
+        self._condition.restore(saved)
 
     def _step_fallback(self, param_grad: ParamGrad) -> None:
         p, g, group = param_grad
+        saved = self._condition.save(self._written(p))
         value = _updated_tensor(p, self.state[p])
         _adamw(value, g, self.state[p], group)
         write_back([p], [value])
+        self._condition.restore(saved)
+
+    def _written(self, p: Tensor) -> list[Tensor]:
+        """The tensors that an update writes."""
+        return [p, *filter(torch.is_tensor, self.state[p].values())]
 
     def _check_route(self, p: Tensor, group: Group) -> None:
         takes_muon, reason = _route(p, group)

@@ -14,6 +14,7 @@ from pylo_zoo.optim.adamw import AdamBatches, AdamW, KernelChooser
 from pylo_zoo.optim.param_grad import Group, ParamGrad
 from pylo_zoo.optim.precision import wide_value
 from pylo_zoo.optim.state_checks import Snapshot
+from pylo_zoo.optim.step_condition import StepCondition
 from pylo_zoo.optim.step_plan import ParamStep
 
 TOGETHER_ON_GPU = 1 << 27
@@ -27,7 +28,10 @@ FallbackStep = Callable[[Sequence[Tensor], Sequence[Tensor], States, Group], Non
 class Matrices:
     """The parameters of one group that Muon orthogonalizes."""
 
-    def __init__(self, positions: list[int], grads: Sequence[ParamGrad], states: States) -> None:
+    def __init__(
+        self, positions: list[int], grads: Sequence[ParamGrad], states: States, condition: StepCondition
+    ) -> None:
+        self._condition = condition
         self.positions, self._states = positions, states
         self._params = [grads[k].parameter for k in positions]
         self._buffers = [state["momentum_buffer"] for state in states]
@@ -37,18 +41,17 @@ class Matrices:
 
     def step(self, gradients: Sequence[Tensor], group: Group, options: dict[str, Any]) -> None:
         """Step every parameter; ``options`` are those of :class:`~pylo_zoo.ops.muon.Recipe`."""
-        values = self._params
-        if self._copied:
-            pairs = zip(self._params, self._states, strict=True)
-            values = [wide_value(p, state) if "master" in state else p for p, state in pairs]
         if self._recipe is None or self._recipe[0] != options:
             self._recipe = options, Recipe(**options)
         rates = group["lr"], group["weight_decay"], group["momentum"], group["nesterov"]
         for part in self._parts:
-            p, g, buffers = ([tensors[k] for k in part] for tensors in (values, gradients, self._buffers))
-            muon_together(p, g, buffers, self._recipe[1], *rates, products_for)
-        if self._copied:
-            write_back(self._params, values)
+            params, g, buffers = ([tensors[k] for k in part] for tensors in (self._params, gradients, self._buffers))
+            saved = save(self._condition, params, [self._states[k] for k in part])
+            values = updated_tensors(params, [self._states[k] for k in part]) if self._copied else params
+            muon_together(values, g, buffers, self._recipe[1], *rates, products_for)
+            if self._copied:
+                write_back(params, values)
+            self._condition.restore(saved)
 
 
 class Fallback:
@@ -63,6 +66,7 @@ class Fallback:
         step_others: FallbackStep,
     ) -> None:
         self.positions, self._states, self._step_others = positions, states, step_others
+        self._condition = optimizer._condition
         self._group = grads[positions[0]].group
         self._params = [grads[k].parameter for k in positions]
         supported = [optimizer.kernels_of(p) is not None for p in self._params]
@@ -97,9 +101,11 @@ class Fallback:
     def _step_some(self, part: Sequence[int], gradients: Sequence[Tensor]) -> None:
         states = [self._states[k] for k in part]
         params = [self._params[k] for k in part]
-        values = [wide_value(p, s) if "master" in s else p for p, s in zip(params, states, strict=True)]
+        saved = save(self._condition, params, states)
+        values = updated_tensors(params, states)
         self._step_others(values, [gradients[k] for k in part], states, self._group)
         write_back(params, values)
+        self._condition.restore(saved)
 
 
 class MuonPlan:
@@ -127,7 +133,7 @@ class MuonPlan:
             of_matrices, of_others = (
                 [optimizer.state[grads[k].parameter] for k in positions] for positions in (matrices, others)
             )
-            planned = Matrices(matrices, grads, of_matrices) if matrices else None
+            planned = Matrices(matrices, grads, of_matrices, optimizer._condition) if matrices else None
             fallback = Fallback(optimizer, others, grads, of_others, step_others) if others else None
             self.items += fallback.items if fallback else []
             self._groups.append((group, planned, fallback))
@@ -144,6 +150,16 @@ class MuonPlan:
                 matrices.step([grads[k].gradient for k in matrices.positions], group, recipe(group))
             if fallback is not None:
                 fallback.step([grads[k].gradient for k in fallback.positions], adamw)
+
+
+def updated_tensors(params: Sequence[Tensor], states: States) -> list[Tensor]:
+    """The tensors that a step updates: parameters, or their master copies."""
+    return [wide_value(p, state) if "master" in state else p for p, state in zip(params, states, strict=True)]
+
+
+def save(condition: StepCondition, params: Sequence[Tensor], states: States) -> list[tuple[Tensor, Tensor]]:
+    """Copies of what an update of these parameters writes, if the step has a condition."""
+    return condition.save([*params, *(each for state in states for each in state.values() if isinstance(each, Tensor))])
 
 
 def write_back(params: Sequence[Tensor], values: Sequence[Tensor]) -> None:
