@@ -46,8 +46,8 @@ ARROWS = {
     "weights": "artifact convert converters errors fetch files formats hub limits registry report samples",
     "optim": "artifact converters errors kernels nets ops torch typing_extensions warn weights",
     "compat": "artifact config convert errors fetch files formats limits optim parsing registry torch warn weights",
-    "experiments": "artifact converters errors fetch files jinja2 leftovers matplotlib ops optim parsing pylo_zoo "
-    "registry report samples sklearn torch weights",
+    "experiments": "artifact converters errors fetch files jinja2 kernels leftovers matplotlib ops optim parsing "
+    "pylo_zoo registry report samples sklearn torch weights",
     "reference": "config errors jax numpy plugins",
     "parity": "artifact config convert converters errors fetch files flax formats hub jax kernels limits nets numpy "
     "ops optax optim parsing reference registry report samples torch warn weights",
