@@ -91,7 +91,7 @@ def record_launches(precision: str) -> list[Launch]:
         launch = Launch(kernel, what, types, constants, (("num_warps", warps),), tuple(aligned))
         launches.setdefault((kernel.fn.__name__, types, str(launch.constants)), launch)
 
-    modules = gpu, adam_plan, products
+    modules: tuple[Any, ...] = gpu, adam_plan, products
     original = gpu.launch
     for module in modules:
         module.launch = record
