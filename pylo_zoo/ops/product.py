@@ -70,15 +70,15 @@ ProductsFor = Callable[[torch.device, Precision], Products]
 class TorchProducts:
     """:class:`Products` by torch, which computes both halves of symmetric results.
 
-    On a CPU, computing half of a product in 2 or 4 block rows takes 0.9 to 1.3 times as long as all of it
-    (benchmarks/newton_schulz.py): torch's products of large matrices are faster per operation than those of small ones.
+    On a CPU, half of a product in block rows takes 0.7 to 0.9 of the time of all of it for float32 sides of 1024 on one
+    thread, but more time on two, in 16 bits, and for smaller sides (benchmarks/newton_schulz_parts.py).
     """
 
     def __init__(self, precision: Precision, device: torch.device) -> None:
         self.rounds_operands = precision.tf32
         self.ratio, self.side = GRAM.get(device.type, GRAM_ELSEWHERE)
         if device.type == "cpu" and precision.dtype.itemsize < 4:
-            self.side = NARROW_SIDE
+            self.ratio, self.side = NARROW_GRAM
         # Only float32 products on CUDA depend on torch's global setting.
         self._fp32 = None
         if device.type == "cuda" and precision.dtype == torch.float32:
@@ -126,11 +126,11 @@ class TorchProducts:
 
 GRAM = {"cpu": (3.0, 64)}
 """Smallest aspect ratio and number of rows for which the Gram matrix is iterated, by device type. Measured on a CPU
-(benchmarks/newton_schulz.py): a fifth faster from a ratio of 4 on."""
+(benchmarks/newton_schulz_parts.py): 0.9 to 0.8 of the time at this ratio."""
 GRAM_ELSEWHERE = (2.0, 128)
 """The same for torch's products on other devices, computed: 8 % fewer operations at this ratio."""
-NARROW_SIDE = 256
-"""Smallest number of rows in 16 bits on a CPU, whose small products take no less time than the larger ones."""
+NARROW_GRAM = (4.0, 256)
+"""The same in 16 bits on a CPU, whose small products take no less time than larger ones."""
 
 
 def torch_products(device: torch.device, precision: Precision) -> Products:

@@ -24,7 +24,7 @@ SHARE = 64
 PADDED = {"cpu": 1 << 16}
 """Maximum number of multiplications per iteration, ``n²·m``, that padding adds to the matrices of one shape, per device
 type. A stack less saves about 20 calls, which take a CPU as long as five iterations of so many. Measured with
-benchmarks/newton_schulz_parts.py: eight shapes of 9 × 18 to 64 × 128 take 0.2 to 0.6 of the time in one stack."""
+benchmarks/newton_schulz_parts.py: eight shapes of 9 × 18 to 64 × 128 take 0.5 to 0.7 of the time in one stack."""
 PADDED_ELSEWHERE = 1 << 26
 """The same for other devices, computed: a hundredth of a millisecond at 40 TFLOP/s, as long as a few launches take."""
 
