@@ -29,7 +29,7 @@ from pylo_zoo.ops.orthogonalize import COEFFICIENTS, newton_schulz
 from pylo_zoo.ops.precision import PRECISIONS, Precision
 from pylo_zoo.ops.product import TorchProducts
 
-SHAPES = [(1, 1), (1, 70), (5, 3), (64, 32), (65, 33), (3, 70, 40), (2, 65, 1), (513, 8)]
+SHAPES = [(1, 1), (1, 70), (5, 3), (64, 32), (65, 33), (2, 70, 40), (513, 8)]
 PRECISION = ["ieee", "tf32", "tf32x3"]
 
 
@@ -103,8 +103,8 @@ def check_tiles() -> None:
 def check_iteration(name: str, apart: bool) -> None:
     """A stack iterated by the kernels and by torch, with and without the Gram matrix."""
     precision = PRECISIONS[name]
-    device, triples = torch.device(gpu_checks.DEVICE), COEFFICIENTS["quintic"]
-    x = normal(2, 66, 140).double()
+    device, triples = torch.device(gpu_checks.DEVICE), COEFFICIENTS["quintic"][:3]
+    x = normal(66, 100).double()
     x = (x / x.norm(dim=(-2, -1), keepdim=True)).to(precision.dtype)
     exact = iterate(x.double(), triples, TorchProducts(PRECISIONS["float64"], torch.device("cpu")))
     narrow, products.NARROW_SIDE = products.NARROW_SIDE, 1
@@ -131,7 +131,7 @@ def check_compiled() -> None:
     def run(x: Tensor) -> Tensor:
         return newton_schulz(x, COEFFICIENTS["quintic"], 1e-8, dtype="float32", products_for=choose)
 
-    for shape in ((66, 66), (2, 30, 70)):
+    for shape in ((20, 20), (2, 30, 70)):
         x = normal(*shape)
         compiled: Any = torch.compile(run, backend="aot_eager", fullgraph=True)
         assert torch.equal(compiled(x), run(x)), str(shape)
