@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ from triton.compiler import ASTSource
 
 from pylo_zoo.kernels import gpu
 from pylo_zoo.kernels.base import Adam, AdamInputs, AdamPlan, ScratchBuffer, Task
-from pylo_zoo.kernels.gpu import adam_plan
+from pylo_zoo.kernels.gpu import adam_plan, products
 from pylo_zoo.ops.accumulators import Decays, new_accumulators
 from pylo_zoo.ops.layout import axes_of
 from pylo_zoo.ops.rule import Rule, adafac_rule, celo2_rule, velo_rule
@@ -71,6 +71,8 @@ class Launch(NamedTuple):
     types: tuple[str, ...]
     constants: tuple[tuple[str, Any], ...]
     options: tuple[tuple[str, int], ...]
+    aligned: tuple[int, ...] = ()
+    """Positions of sizes that are multiples of 16, which Triton compiles for separately."""
 
 
 def record_launches(precision: str) -> list[Launch]:
@@ -82,12 +84,17 @@ def record_launches(precision: str) -> list[Launch]:
         launch = launch_of(kernel, what, arguments, options)
         launches.setdefault((kernel.fn.__name__, launch.types, str(launch.constants)), launch)
 
-    original, gpu.launch, adam_plan.launch = gpu.launch, record, record
+
+    modules: tuple[Any, ...] = gpu, adam_plan, products
+    original = gpu.launch
+    for module in modules:
+        module.launch = record
     try:
-        for what, step in _steps(gpu.GpuKernels(precision)):  # noqa: B007
+        for what, step in chain(_steps(gpu.GpuKernels(precision)), _product_steps(precision)):  # noqa: B007
             step()
     finally:
-        gpu.launch = adam_plan.launch = original
+        for module in modules:
+            module.launch = original
     return list(launches.values())
 
 
@@ -99,7 +106,10 @@ def launch_of(kernel: Any, what: str, arguments: Sequence[Any], options: dict[st
     types = tuple(
         TYPES[each.dtype] if isinstance(each, Tensor) else _scalar(each) for each in arguments if each is not None
     )
-    return Launch(kernel, what, types, tuple({**absent, **options}.items()), (("num_warps", warps),))
+    multiplies = kernel.fn.__name__ == "multiply"
+    aligned = [k for k, each in enumerate(arguments) if multiplies and isinstance(each, int) and each % 16 == 0]
+    constants = tuple({**absent, **options}.items())
+    return Launch(kernel, what, types, constants, (("num_warps", warps),), tuple(aligned))
 
 
 def _scalar(value: float) -> str:
@@ -139,6 +149,32 @@ def _steps(kernels: gpu.GpuKernels) -> Iterator[tuple[str, Any]]:
             yield f"adam, {name}, {kind}", adam_step
 
 
+def _product_steps(precision: str) -> Iterator[tuple[str, Any]]:
+    """Newton–Schulz's products of small and large tiles, with the terms that iterations add."""
+    fp32 = ["ieee"] if precision == "ieee" else ["ieee", "tf32", "tf32x3"]
+    for name, dtype in [*((each, torch.float32) for each in fp32), ("bfloat16", torch.bfloat16)]:
+        for side in (128, 512):
+            x, out = torch.zeros(2, side, 2 * side, dtype=dtype), torch.zeros(2, side, side, dtype=dtype)
+            terms, of_product = [torch.zeros_like(out) for _ in range(2)], name if dtype == torch.float32 else "ieee"
+            for count, identity in ((0, 0.0), (1, 0.0), (1, 1.0), (2, 0.0)):
+                factors, added = [1.0] * count, terms[:count]
+
+                def symmetric(
+                    x: Any = x, out: Any = out, of: str = of_product, factors: Any = factors, added: Any = added,
+                    identity: float = identity,
+                ) -> None:  # fmt: skip
+                    products.symmetric_product(x, x, out, 1.0, factors, added, identity, of)
+
+                yield f"symmetric, {side} rows, {count} terms, {name}", symmetric
+            if dtype == torch.float32:
+                for beta in (0.0, 1.0):
+
+                    def dense(x: Any = x, q: Any = out, beta: float = beta, of: str = of_product) -> None:
+                        products.dense_product(q, x, torch.zeros_like(x), beta, of)
+
+                    yield f"dense, {side} rows, {name}", dense
+
+
 def compile_kernel(launch: Launch, target: str) -> dict[str, Any]:
     """Compile one kernel for one target, and return its resource usage and the processor's ``seconds``."""
     constants = dict(launch.constants)
@@ -147,7 +183,7 @@ def compile_kernel(launch: Launch, target: str) -> dict[str, Any]:
     aligned = {
         (k,): [["tt.divisibility", 16]]
         for k, name in enumerate(launch.kernel.arg_names)
-        if signature[name].startswith("*")  # torch's allocator aligns to 16 bytes
+        if signature[name].startswith("*") or k in launch.aligned  # torch's allocator aligns to 16 bytes
     }
     source = ASTSource(launch.kernel, signature, constants, aligned)
     options = {**dict(launch.options), "enable_fp_fusion": True}

@@ -41,6 +41,9 @@ API: dict[str, tuple[str, ...]] = {
         "ops.adam",
         "ops.muon",
         "ops.orthogonalize",
+        "ops.iteration",
+        "ops.precision",
+        "ops.product",
         "ops.trace",
     ),
 }

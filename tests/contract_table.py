@@ -175,6 +175,15 @@ PROPERTIES = {
         "`routes()` shows each parameter's rule and the reason",
         ONE_RULE,
     ),
+    "ns_dtype": Property(
+        STEPS,
+        "`ns_dtype` sets the precision of Newton–Schulz, by group: float32, tf32 or bfloat16 ([errors]"
+        "(performance.md#newtonschulz)); by default the original's (Muon: bfloat16)",
+        {
+            **dict.fromkeys(without_argument("ns_dtype"), "does not orthogonalize"),
+            "CELO2-base": "its checkpoint does not orthogonalize",
+        },
+    ),
     "repr": Property(STEPS, "`repr` shows options, not state"),
     "resume": Property(STATE, "after saving and loading in a new process, the next 50 steps are bit-identical"),
     "copies": Property(STATE, "runs continue bit-identically after `deepcopy` and pickle"),

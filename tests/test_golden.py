@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from golden_data import CASES, artifact, constructor_arguments, spec, to_layout,
 from margins import check, check_close
 from rounding import gamma
 
-from pylo_zoo.optim import optimizer_class
+from pylo_zoo.optim import CELO2, optimizer_class
 
 TOLERANCE = 1e-4
 """Relative to a parameter's largest movement over the run, above the floor (golden/README.md). A weight off by one
@@ -36,10 +38,15 @@ def run(
     parameters = {
         each: torch.nn.Parameter(to_layout(data[f"params.0.{each}"], kept[each]).to(device)) for each in names
     }
-    optimizer = optimizer_class(artifact(name).family)(
+    cls = optimizer_class(artifact(name).family)
+    exact: dict[str, Any] = (
+        {"ns_dtype": "float32"} if device == "cuda" and issubclass(cls, CELO2) else {}
+    )  # by default, TF32
+    optimizer = cls(
         [{"params": [p], "layout": declared or kept[each]} for each, p in parameters.items()],
         weights=artifact(name),
         **constructor_arguments(name),
+        **exact,
         backend=backend,
     )
     errors = dict.fromkeys(names, 0.0)

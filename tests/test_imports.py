@@ -47,8 +47,8 @@ ARROWS = {
     "optim": "artifact converters errors kernels nets ops registry torch typing_extensions warn weights",
     "integrations": "errors lightning optim pytorch_lightning torch warn",
     "compat": "artifact config convert errors fetch files formats limits optim parsing registry torch warn weights",
-    "experiments": "artifact converters errors fetch files jinja2 leftovers matplotlib ops optim parsing pylo_zoo "
-    "registry report samples sklearn torch weights",
+    "experiments": "artifact converters errors fetch files jinja2 kernels leftovers matplotlib ops optim parsing "
+    "pylo_zoo registry report samples sklearn torch weights",
     "reference": "config errors jax numpy plugins",
     "parity": "artifact config convert converters errors fetch files flax formats hub jax kernels limits nets numpy "
     "ops optax optim parsing reference registry report samples torch warn weights",

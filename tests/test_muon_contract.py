@@ -100,7 +100,7 @@ def test_zero_gradients_move_nothing_but_the_decay() -> None:
         ({"adjust_lr_fn": "none"}, "adjust_lr_fn is 'none'"),
         ({"conv_mode": "none"}, "conv_mode is 'none'"),
         ({"normalize_spatial": None}, "normalize_spatial is None"),
-        ({"ns_dtype": "bfloat16"}, "ns_dtype is 'bfloat16'"),
+        ({"ns_dtype": "float8"}, "ns_dtype is 'float8'"),
         ({"ns_dtype": torch.int32}, "ns_dtype is torch.int32"),
         ({"betas": 0.9}, "betas is 0.9"),
         ({"betas": (0.9,)}, "betas is"),
@@ -161,6 +161,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"conv_mode": "batched"},
     {"conv_mode": "batched", "normalize_spatial": False},
     {"ns_dtype": torch.float32},
+    {"ns_dtype": "float32"},
     {"betas": (0.5, 0.6)},
     {"fallback_lr_scale": 0.5},
 ]

@@ -17,13 +17,13 @@ from pylo_zoo.ops import orthogonalize as orthogonalization
 from pylo_zoo.ops.muon import from_matrices, lr_scale, muon_route, to_matrices
 from pylo_zoo.ops.orthogonalize import (
     COEFFICIENTS,
-    STACKED,
     newton_schulz,
     newton_schulz_all,
     orthogonalize,
     orthogonalize_all,
     resolve_coefficients,
 )
+from pylo_zoo.ops.stacks import PADDED, STACKED, join_shapes
 
 
 def conditioned(rows: int, columns: int, condition: float = 30.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -178,11 +178,13 @@ def test_a_stack_equals_its_matrices() -> None:
 MANY = [(7, 5), (5, 7), (3, 5, 7), (2, 2, 7, 5), (4, 4), (0, 4), (0, 7, 5), (7, 5), (9, 9)]
 
 
+@pytest.mark.parametrize("padded", [0, 1 << 16])
 @pytest.mark.parametrize("most", [1, 70, 1 << 17])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_many_tensors_give_the_same_results_as_each_alone(
-    most: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    most: int, padded: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(PADDED, "cpu", padded)
     tensors, triples = [normal(*shape, seed=k) for k, shape in enumerate(MANY)], resolve_coefficients("original", 5)
     runs = [simulate(lambda x=x: [newton_schulz(x, triples, 1e-8)], dtype) for x in tensors]
     exact = [run.truth[0] for run in runs]
@@ -207,8 +209,25 @@ def test_stacks_are_of_equal_shapes_and_bounded(monkeypatch: pytest.MonkeyPatch)
     iterate = orthogonalization._iterate
     monkeypatch.setattr(orthogonalization, "_iterate", lambda x, *more: stacks.append(x.shape) or iterate(x, *more))
     monkeypatch.setitem(STACKED, "cpu", 105)
+    monkeypatch.setitem(PADDED, "cpu", 0)
     newton_schulz_all([normal(*shape) for shape in MANY], resolve_coefficients("original", 1), 1e-8)
-    assert stacks == [(3, 5, 7)] * 3 + [(5, 7), (4, 4), (0, 4), (9, 9)]
+    assert sorted(stacks) == sorted([(3, 5, 7)] * 3 + [(5, 7), (4, 4), (0, 4), (9, 9)])
+
+
+def test_small_matrices_of_other_shapes_are_padded_to_one_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+    stacks: list[tuple[int, ...]] = []
+    iterate = orthogonalization._iterate
+    monkeypatch.setattr(orthogonalization, "_iterate", lambda x, *more: stacks.append(x.shape) or iterate(x, *more))
+    newton_schulz_all([normal(*shape) for shape in MANY], resolve_coefficients("original", 1), 1e-8)
+    assert stacks == [(12, 9, 9), (0, 4)]
+
+
+def test_padding_is_bounded_by_the_operations_that_it_adds() -> None:
+    cpu = torch.device("cpu")
+    assert join_shapes({(32, 64): 1, (30, 60): 1}, cpu) == {(32, 64): [(32, 64), (30, 60)]}
+    assert join_shapes({(32, 64): 1, (30, 60): 100}, cpu) == {(32, 64): [(32, 64)], (30, 60): [(30, 60)]}
+    assert len(join_shapes({(512, 512): 1, (500, 500): 1}, cpu)) == 2
+    assert len(join_shapes({(32, 64): 1, (40, 40): 1}, cpu)) == 2, "neither contains the other"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

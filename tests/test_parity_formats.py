@@ -129,7 +129,11 @@ def validator() -> Any:
     return jsonschema.Draft202012Validator(SCHEMA)
 
 
-@pytest.mark.parametrize("make", [passing, failing, not_run])
+def with_precision() -> Report:
+    return replace(passing(), newton_schulz={"eager": "float32", "cuda": "tf32"})
+
+
+@pytest.mark.parametrize("make", [passing, failing, not_run, with_precision])
 def test_reports_follow_the_schema(make: Callable[[], Report], validator: Any) -> None:
     validator.validate(json.loads(json.dumps(make().to_dict(), allow_nan=False)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import math
 import random
@@ -15,8 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from parity_reports import failing, hostile, not_run, passing
 from rich.console import Console
+from trees import synthetic_artifact
 
 from pylo_zoo.errors import ZooError
+from pylo_zoo.parity import devices
 from pylo_zoo.report import html, markdown, tables
 from pylo_zoo.report.reading import read_report
 from pylo_zoo.report.records import Check, Error, Report
@@ -220,3 +223,39 @@ def test_a_large_error_that_passes_has_a_reason(allowed: float, has_reason: bool
         (reason,) = result
         assert "float32, zeros: 1.9e-01 of the update passes" in reason
         assert "the original's own float32 error is up to 9.4e-03, and 64 times that is allowed" in reason
+
+
+# --- the precision of Newton–Schulz ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "fused", "expected"),
+    [
+        ("celo2", [], {"eager": "float32"}),
+        ("elo-celo2", ["cpu"], {"eager": "float32", "cpu": "float32"}),
+        ("celo2-base", ["cpu"], None),
+        ("velo", ["cpu"], None),
+    ],
+)
+def test_a_proof_states_the_precision_of_newton_schulz(family: str, fused: list[str], expected: Any) -> None:
+    assert devices.newton_schulz(synthetic_artifact(family), fused) == expected
+
+
+def test_every_format_states_the_precision_of_newton_schulz() -> None:
+    ran = {"eager": "float32", "cpu": "float32", "cuda": "tf32"}
+    report = replace(passing(), newton_schulz=ran)
+    again = read_report(through_json(report))
+    assert again.newton_schulz == ran
+    sentence = "Newton–Schulz ran in float32 (eager, cpu kernels) and tf32 (cuda kernels)"
+    assert sentence in markdown.render_markdown(again).replace("\\", "")
+    assert sentence in html.render_html([again])
+    console = Console(width=400, file=io.StringIO())
+    tables.print_report(again, console)
+    assert sentence in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert read_report(through_json(passing())).newton_schulz is None
+
+
+@pytest.mark.parametrize("wrong", [{"eager": "float8"}, {"tpu": "float32"}, ["float32"], {"cpu": 32}, "float32"])
+def test_another_precision_is_refused(wrong: Any) -> None:
+    with pytest.raises(ZooError, match="newton_schulz"):
+        read_report({**through_json(passing()), "newton_schulz": wrong})

@@ -12,10 +12,10 @@ from contract_table import TABLE, give_gradients, make, parameters, same
 from torch import nn
 
 from pylo_zoo.kernels import kernels_for
-from pylo_zoo.optim import CELO2, MuLO
+from pylo_zoo.optim import CELO2, MuLO, Muon
 
 SHAPES = [(6, 6), (4, 4, 3, 3), (7,), (9,), ()]
-PLANNED = [name for name, entry in TABLE.items() if entry.weights is not None]
+PLANNED = list(TABLE)
 Change = Callable[[Any, list[nn.Parameter]], None]
 
 
@@ -42,7 +42,9 @@ def stepped(name: str, backend: str, dtypes: tuple[torch.dtype, ...] = (torch.fl
 def test_a_plan_is_kept(name: str, backend: str, dtypes: tuple[torch.dtype, ...]) -> None:
     optimizer, params = stepped(name, backend, dtypes)
     plan = optimizer._plan
-    assert plan is not None
+    assert (plan is None) == (name == "Muon" and backend == "eager")
+    if plan is None:
+        return
     for step in range(2, 5):
         give_gradients(params, step)
         optimizer.param_groups[0]["lr"] *= 0.999
@@ -99,6 +101,8 @@ def other_limit(optimizer: Any, params: list[nn.Parameter]) -> None:
     option = "width_mult" if isinstance(optimizer, MuLO) else "grad_clip_val"
     if isinstance(optimizer, (MuLO, CELO2)):
         optimizer.param_groups[0][option] = 0.01
+    if isinstance(optimizer, Muon):
+        optimizer.param_groups[0].update(nesterov=True, ns_dtype="float32", momentum=0.5)
 
 
 def a_strided_gradient(optimizer: Any, params: list[nn.Parameter]) -> None:

@@ -24,6 +24,8 @@ from pylo_zoo.kernels.base import (
     ScratchBuffer,
     Task,
 )
+from pylo_zoo.ops.precision import Precision
+from pylo_zoo.ops.product import Products, ProductsFor, torch_products
 from pylo_zoo.warn import warn
 
 BACKENDS = ("auto", "eager", "fused")
@@ -31,6 +33,8 @@ BACKENDS = ("auto", "eager", "fused")
 _log = logging.getLogger("pylo_zoo")
 _by_device: dict[str, Kernels | str] = {}
 """By device type: its kernels, or why they are unavailable."""
+_products: dict[str, ProductsFor] = {}
+"""By device type: chooses the matrix products of Newton–Schulz."""
 _reported: set[str] = set()
 """Device types whose choice by ``"auto"`` was reported."""
 
@@ -67,6 +71,39 @@ def kernels_for(backend: str, device: torch.device) -> Kernels | None:
     return None if isinstance(kernels, str) else kernels
 
 
+def available_kernels(device: torch.device) -> Kernels | None:
+    """The kernels of a device, compiled if necessary; None, without a warning, if it has none."""
+    if device.type == "meta":
+        return None
+    if device.type not in _by_device:
+        _by_device[device.type] = _find(device.type)
+    kernels = _by_device[device.type]
+    return None if isinstance(kernels, str) else kernels
+
+
+def products_for(device: torch.device, precision: Precision) -> Products:
+    """The matrix products of Newton–Schulz iterations: Triton's on CUDA devices, else torch's.
+
+    Inside compiled graphs, Triton's are used if :func:`prepare_products` has imported them.
+    """
+    if device.type == "cuda" and precision.dtype != torch.float64:
+        if not torch.compiler.is_compiling():
+            prepare_products(device)
+        return _products.get("cuda", torch_products)(device, precision)
+    return torch_products(device, precision)
+
+
+def prepare_products(device: torch.device) -> None:
+    """Import Triton's products if ``device`` is a CUDA device and Triton is installed."""
+    if device.type == "cuda" and "cuda" not in _products:
+        if importlib.util.find_spec("triton") is None:
+            _products["cuda"] = torch_products
+        else:
+            from pylo_zoo.kernels.gpu import products
+
+            _products["cuda"] = products.triton_products
+
+
 def _find(kind: str) -> Kernels | str:
     if kind == "cpu":
         from pylo_zoo.kernels import cpu
@@ -93,5 +130,8 @@ __all__ = [
     "NormalizedPlan",
     "ScratchBuffer",
     "Task",
+    "available_kernels",
     "kernels_for",
+    "prepare_products",
+    "products_for",
 ]

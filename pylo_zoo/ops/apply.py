@@ -63,11 +63,12 @@ def decay_and_step_together(
             p.copy_(value)
 
 
-def together(tensors: Sequence[Tensor]) -> list[list[int]]:
+def together(tensors: Sequence[Tensor], elsewhere: int = 0) -> list[list[int]]:
     """Partition the positions of ``tensors`` into lists to step together.
 
     The tensors of a list have one dtype and device, with equal shapes next to each other. A list has at most
-    :data:`TOGETHER` elements or is one tensor. Empty tensors are left out.
+    :data:`TOGETHER` elements, or ``elsewhere`` on other devices than a CPU if given, or is one tensor. Empty tensors
+    are left out.
     """
     alike: dict[tuple[Any, ...], dict[tuple[int, ...], list[int]]] = {}
     for k, tensor in enumerate(tensors):
@@ -76,7 +77,7 @@ def together(tensors: Sequence[Tensor]) -> list[list[int]]:
             shapes.setdefault(tuple(sorted(tensor.shape)), []).append(k)
     parts: list[list[int]] = []
     for (_, device), shapes in alike.items():
-        held = most = TOGETHER.get(device.type, TOGETHER_ELSEWHERE)
+        held = most = TOGETHER.get(device.type, elsewhere or TOGETHER_ELSEWHERE)
         for k in (k for positions in shapes.values() for k in positions):
             if held + tensors[k].numel() > most:
                 parts.append([])

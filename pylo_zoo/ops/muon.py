@@ -16,10 +16,11 @@ from pylo_zoo.errors import ZooError, count, quoted
 from pylo_zoo.ops.apply import as_scalar, decay_and_step, decay_and_step_together, foreach, together
 from pylo_zoo.ops.layout import LAYOUTS, Layout
 from pylo_zoo.ops.orthogonalize import Coefficients, is_finite_number, orthogonalize_all, resolve_coefficients
+from pylo_zoo.ops.precision import NsDtype, check_ns_dtype
+from pylo_zoo.ops.product import ProductsFor, torch_products
 
 LR_SCALES = ("original", "match_rms_adamw", "rms_to_rms")
 CONV_MODES = ("flatten", "batched")
-NS_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 BACKENDS = ("auto", "eager", "fused")
 MIN_SIZE = 4
 """Smallest side of a matrix that Muon updates."""
@@ -79,6 +80,8 @@ def to_matrices(tensor: Tensor, conv_mode: str) -> Tensor:
 
 def from_matrices(matrices: Tensor, shape: Sequence[int]) -> Tensor:
     """The inverse of :func:`to_matrices`: ``[out, in·spatial]`` or ``[spatial, out, in]`` back to ``shape``."""
+    if matrices.ndim == 2 and matrices.shape == shape:
+        return matrices
     batched = matrices.ndim > 2
     return (matrices.permute(1, 2, 0) if batched else matrices).reshape(tuple(shape))
 
@@ -136,13 +139,14 @@ class Recipe:
     adjust_lr_fn: str | None
     conv_mode: str
     normalize_spatial: bool
-    ns_dtype: torch.dtype
+    ns_dtype: NsDtype
     layout: Layout
 
     def __post_init__(self) -> None:
         resolve_coefficients(self.ns_coefficients, self.ns_steps)
         lr_scale(1, 1, self.adjust_lr_fn)
-        for name, allowed in (("conv_mode", CONV_MODES), ("ns_dtype", NS_DTYPES), ("layout", LAYOUTS)):
+        check_ns_dtype(self.ns_dtype)
+        for name, allowed in (("conv_mode", CONV_MODES), ("layout", LAYOUTS)):
             value = getattr(self, name)
             if value not in allowed:
                 raise ZooError(f"{name} is {value!r}.", f"Use one of: {', '.join(map(str, allowed))}.")
@@ -158,13 +162,15 @@ class Recipe:
         (direction,), (scale,) = self.directions([average])
         return scale * direction
 
-    def directions(self, averages: Sequence[Tensor]) -> tuple[list[Tensor], list[float]]:
+    def directions(
+        self, averages: Sequence[Tensor], products_for: ProductsFor = torch_products
+    ) -> tuple[list[Tensor], list[float]]:
         """The orthogonalized directions of averaged gradients ``[*shape]``, in their shapes and dtypes, and the scales.
 
         An update is a scale times a direction.
         """
         orders = [_torch_order(average.ndim, self.layout) for average in averages]
-        oriented = [average.permute(order) for average, order in zip(averages, orders, strict=True)]
+        oriented = [_permuted(average, order) for average, order in zip(averages, orders, strict=True)]
         matrices = [to_matrices(each, self.conv_mode) for each in oriented]
         orthogonal = orthogonalize_all(
             matrices,
@@ -172,11 +178,12 @@ class Recipe:
             eps=self.eps,
             safety_factor=self.safety_factor,
             dtype=self.ns_dtype,
+            products_for=products_for,
         )
         directions = []
         for each, like, order in zip(orthogonal, oriented, orders, strict=True):
-            back = sorted(range(like.ndim), key=order.__getitem__)
-            directions.append(from_matrices(each, like.shape).permute(back))
+            back = from_matrices(each, like.shape)
+            directions.append(back if order == _IN_ORDER[: len(order)] else back.permute(_inverse(order)))
         return directions, [self._scale(each) for each in matrices]
 
     def _scale(self, matrices: Tensor) -> float:
@@ -201,9 +208,10 @@ def muon(
     adjust_lr_fn: str | None,
     conv_mode: str,
     normalize_spatial: bool,
-    ns_dtype: torch.dtype = torch.bfloat16,
+    ns_dtype: NsDtype = torch.bfloat16,
     layout: Layout = "torch",
     backend: str = "auto",
+    products_for: ProductsFor = torch_products,
 ) -> None:
     """Step every parameter once with Muon (SPEC §7), in place. :class:`~pylo_zoo.optim.Muon` calls this.
 
@@ -224,10 +232,11 @@ def muon(
         adjust_lr_fn: :func:`lr_scale`.
         conv_mode: :func:`to_matrices`.
         normalize_spatial: with ``conv_mode="batched"``, divide the update by the root of the number of positions.
-        ns_dtype: dtype of the Newton–Schulz iterations.
+        ns_dtype: precision of the Newton–Schulz iterations (:func:`~pylo_zoo.ops.precision.resolve_precision`).
         layout: ``"torch"``, ``"jax"`` for ``(*spatial, in, out)``, or ``"torch-stacked"`` for ``(*stack, out, in)``.
         backend: ``"eager"`` steps one parameter at a time. ``"fused"`` and ``"auto"`` stack equal shapes for the
             orthogonalization and use ``torch._foreach_*`` for the rest. They agree to rounding.
+        products_for: chooses the matrix products of ``"fused"`` and ``"auto"``.
 
     Raises:
         ZooError: an argument is invalid, the lists do not match, or a parameter has fewer than two axes. Nothing has
@@ -242,7 +251,7 @@ def muon(
     if backend != "eager":
         for part in together(momentum_bufs):
             p, g, buffers = ([tensors[k] for k in part] for tensors in (params, grads, momentum_bufs))
-            _muon_together(p, g, buffers, recipe, lr, weight_decay, momentum, nesterov)
+            muon_together(p, g, buffers, recipe, lr, weight_decay, momentum, nesterov, products_for)
         return
     for p, g, buffer in zip(params, grads, momentum_bufs, strict=True):
         if p.numel() == 0:
@@ -253,7 +262,7 @@ def muon(
         decay_and_step(p, update, as_scalar(lr, update.dtype), weight_decay)
 
 
-def _muon_together(
+def muon_together(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     buffers: Sequence[Tensor],
@@ -262,12 +271,13 @@ def _muon_together(
     weight_decay: float,
     momentum: float,
     nesterov: bool,
+    products_for: ProductsFor,
 ) -> None:
     """:func:`muon` for parameters whose buffers have one dtype and device."""
     grads = [g.to(buffer.dtype) for g, buffer in zip(grads, buffers, strict=True)]
     foreach._foreach_lerp_(buffers, grads, 1 - momentum)
     averages = foreach._foreach_lerp(grads, buffers, momentum) if nesterov else buffers
-    directions, scales = recipe.directions(averages)
+    directions, scales = recipe.directions(averages, products_for)
     foreach._foreach_mul_(directions, scales)
     decay_and_step_together(params, directions, lr, weight_decay)
 
@@ -279,6 +289,18 @@ def _torch_order(ndim: int, layout: Layout) -> tuple[int, ...]:
         return axes
     out, inputs = (ndim - 1, ndim - 2) if layout == "jax" else (ndim - 2, ndim - 1)
     return (out, inputs, *axes[:-2])
+
+
+_IN_ORDER = tuple(range(64))
+"""A prefix is the order that needs no permutation; views of thousands of tensors are slow."""
+
+
+def _permuted(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
+    return tensor if order == _IN_ORDER[: len(order)] else tensor.permute(order)
+
+
+def _inverse(order: tuple[int, ...]) -> list[int]:
+    return sorted(range(len(order)), key=order.__getitem__)
 
 
 def _check_tensors(params: Sequence[Tensor], grads: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:

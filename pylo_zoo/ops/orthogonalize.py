@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.errors import ZooError, quoted
-from pylo_zoo.ops.product import by_onednn, product
+from pylo_zoo.ops.iteration import Triple
+from pylo_zoo.ops.iteration import iterate as _iterate
+from pylo_zoo.ops.precision import NsDtype, resolve_precision
+from pylo_zoo.ops.product import ProductsFor, torch_products
+from pylo_zoo.ops.stacks import Shape, join_shapes, stack_limit, stacked
 
-Triple = tuple[float, float, float]
-"""``(a, b, c)`` of the polynomial ``a·x + b·x³ + c·x⁵`` that an iteration applies to every singular value."""
 Coefficients = str | Sequence[float] | Sequence[Sequence[float]]
 """The name of a preset, one triple, or several triples."""
 
@@ -59,34 +61,45 @@ COEFFICIENTS: dict[str, tuple[Triple, ...]] = {
 
 MAX_STEPS = 100
 """Maximum number of iterations; 5 to 10 are common."""
-STACKED = {"cpu": 1 << 17}
-"""Maximum number of elements in a stack of matrices, per device type, unless one matrix is larger. On a CPU a stack
-saves calls, which matters for sides up to about 64, and is slower once it exceeds the cache: half a MiB is best."""
-STACKED_ELSEWHERE = 1 << 22
-"""The same for other devices, which are faster with many matrices at once."""
 
 
-def newton_schulz(matrices: Tensor, coefficients: Sequence[Triple], eps: float) -> Tensor:
+def newton_schulz(
+    matrices: Tensor,
+    coefficients: Sequence[Triple],
+    eps: float,
+    *,
+    dtype: NsDtype = None,
+    products_for: ProductsFor = torch_products,
+) -> Tensor:
     """Move the singular values of each matrix toward 1, as CELO2 does (SPEC §6).
 
     Args:
         matrices: ``[*batch, rows, columns]``.
         coefficients: one triple per iteration.
         eps: added to the Frobenius norm that each matrix is divided by first.
+        dtype: precision of the iterations (:func:`~pylo_zoo.ops.precision.resolve_precision`).
+        products_for: chooses the matrix products.
 
     Returns:
         A tensor of the same shape and dtype.
     """
-    return newton_schulz_all([matrices], coefficients, eps)[0]
+    return newton_schulz_all([matrices], coefficients, eps, dtype=dtype, products_for=products_for)[0]
 
 
-def newton_schulz_all(matrices: Sequence[Tensor], coefficients: Sequence[Triple], eps: float) -> list[Tensor]:
+def newton_schulz_all(
+    matrices: Sequence[Tensor],
+    coefficients: Sequence[Triple],
+    eps: float,
+    *,
+    dtype: NsDtype = None,
+    products_for: ProductsFor = torch_products,
+) -> list[Tensor]:
     """:func:`newton_schulz` for many tensors. Matrices of equal shape, up to transposition, are iterated in stacks."""
 
-    def scaled(x: Tensor) -> Tensor:
-        return torch.div(x, _frobenius(x, x.dtype).add_(eps), out=x.new_empty(x.shape))
+    def scaled(x: Tensor, dtype: torch.dtype) -> Tensor:
+        return torch.div(x, _frobenius(x, x.dtype).add_(eps), out=x.new_empty(x.shape, dtype=dtype))
 
-    return _in_stacks(matrices, coefficients, scaled)
+    return _in_stacks(matrices, coefficients, scaled, dtype, products_for)
 
 
 def orthogonalize(
@@ -95,7 +108,8 @@ def orthogonalize(
     *,
     eps: float = 1e-7,
     safety_factor: float = 1.0,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: NsDtype = torch.bfloat16,
+    products_for: ProductsFor = torch_products,
 ) -> Tensor:
     """Move the singular values of each matrix toward 1, as Muon does (SPEC §7).
 
@@ -107,12 +121,14 @@ def orthogonalize(
         coefficients: one triple per iteration, as :func:`resolve_coefficients` returns them.
         eps: smallest divisor. A matrix of zeros stays zero.
         safety_factor: a margin for rounding. 1.01 is usual with the Polar Express presets.
-        dtype: dtype of the iterations.
+        dtype: precision of the iterations (:func:`~pylo_zoo.ops.precision.resolve_precision`).
+        products_for: chooses the matrix products.
 
     Returns:
         A tensor of the matrices' shape and dtype, close to ``U·Vᵀ`` of ``X = U·S·Vᵀ``.
     """
-    return orthogonalize_all([matrices], coefficients, eps=eps, safety_factor=safety_factor, dtype=dtype)[0]
+    options: Any = {"eps": eps, "safety_factor": safety_factor, "dtype": dtype, "products_for": products_for}
+    return orthogonalize_all([matrices], coefficients, **options)[0]
 
 
 def orthogonalize_all(
@@ -121,16 +137,18 @@ def orthogonalize_all(
     *,
     eps: float = 1e-7,
     safety_factor: float = 1.0,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: NsDtype = torch.bfloat16,
+    products_for: ProductsFor = torch_products,
 ) -> list[Tensor]:
     """:func:`orthogonalize` for many tensors. Matrices of equal shape, up to transposition, are iterated in stacks."""
 
-    def scaled(x: Tensor) -> Tensor:
+    def scaled(x: Tensor, dtype: torch.dtype) -> Tensor:
         wide = torch.promote_types(torch.promote_types(x.dtype, dtype), torch.float32)
-        divisor = _frobenius(x, wide).mul_(safety_factor).clamp_(min=eps)
+        norm = _frobenius(x, wide)
+        divisor = (norm if safety_factor == 1 else norm.mul_(safety_factor)).clamp_(min=eps)
         return torch.div(x, divisor, out=x.new_empty(x.shape, dtype=dtype))
 
-    return _in_stacks(matrices, coefficients, scaled)
+    return _in_stacks(matrices, coefficients, scaled, dtype, products_for)
 
 
 def resolve_coefficients(coefficients: Coefficients, steps: int) -> tuple[Triple, ...]:
@@ -183,26 +201,37 @@ def _frobenius(matrices: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _in_stacks(
-    tensors: Sequence[Tensor], coefficients: Sequence[Triple], scaled: Callable[[Tensor], Tensor]
+    tensors: Sequence[Tensor],
+    coefficients: Sequence[Triple],
+    scaled: Callable[[Tensor, torch.dtype], Tensor],
+    ns_dtype: NsDtype,
+    products_for: ProductsFor,
 ) -> list[Tensor]:
     """Iterate every matrix of ``[*batch, rows, columns]`` tensors with rows ≤ columns, equal shapes in stacks.
 
-    ``scaled`` returns a contiguous copy of a matrix or stack, divided by its norm.
+    ``scaled`` returns a contiguous copy of a matrix or stack in a dtype, divided by its norm.
     """
     all_matrices = [list(_wide(each).flatten(0, -3) if each.ndim > 2 else [_wide(each)]) for each in tensors]
-    by_shape: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
+    kinds: dict[tuple[torch.dtype, torch.device], dict[Shape, list[tuple[int, int]]]] = {}
     for number, matrices in enumerate(all_matrices):
         for index, x in enumerate(matrices):
-            by_shape.setdefault((*x.shape, x.dtype, x.device), []).append((number, index))
-    for places in by_shape.values():
-        x = all_matrices[places[0][0]][places[0][1]]
-        most = max(1, STACKED.get(x.device.type, STACKED_ELSEWHERE) // max(1, x.numel()))
-        for start in range(0, len(places), most):
-            part = places[start : start + most]
-            stack = [all_matrices[number][index] for number, index in part]
-            result = _iterate(scaled(stack[0] if len(part) == 1 else torch.stack(stack)), coefficients)
-            for (number, index), x in zip(part, [result] if len(part) == 1 else result, strict=True):
-                all_matrices[number][index] = x
+            shapes = kinds.setdefault((x.dtype, x.device), {})
+            shapes.setdefault((x.shape[0], x.shape[1]), []).append((number, index))
+    for (dtype, device), shapes in kinds.items():
+        precision = resolve_precision(ns_dtype, dtype, device)
+        products = products_for(device, precision)
+        counts = {shape: len(places) for shape, places in shapes.items()}
+        for largest, members in join_shapes(counts, device).items():
+            shape = products.padded(*largest)
+            places = [place for member in members for place in shapes[member]]
+            most = max(1, stack_limit(device, precision) // max(1, shape[0] * shape[1]))
+            for start in range(0, len(places), most):
+                part = places[start : start + most]
+                matrices = [all_matrices[number][index] for number, index in part]
+                x = _iterate(scaled(stacked(matrices, shape), precision.dtype), coefficients, products).to(dtype)
+                for (number, index), before, after in zip(part, matrices, [x] if x.ndim == 2 else x, strict=True):
+                    rows, columns = before.shape
+                    all_matrices[number][index] = after if after.shape == before.shape else after[:rows, :columns]
     return [_from_wide(matrices, each) for matrices, each in zip(all_matrices, tensors, strict=True)]
 
 
@@ -216,33 +245,7 @@ def _wide(matrices: Tensor) -> Tensor:
 
 def _from_wide(matrices: Sequence[Tensor], like: Tensor) -> Tensor:
     """Stack, transpose and cast wide matrices back to the shape and dtype of ``like``."""
-    x = matrices[0] if like.ndim == 2 else torch.stack(list(matrices)) if matrices else like.new_empty(0)
+    if like.ndim == 2:
+        return (matrices[0].mT if _is_tall(like) else matrices[0]).to(like.dtype)
+    x = torch.stack(list(matrices)) if matrices else like.new_empty(0)
     return (x.reshape(_wide(like).shape).mT if _is_tall(like) else x.reshape(like.shape)).to(like.dtype)
-
-
-def _iterate(x: Tensor, coefficients: Sequence[Triple]) -> Tensor:
-    """``X ← a·X + (b·A + c·A²)·X`` with ``A = X·Xᵀ``. X is contiguous with a spectral norm ≤ 1, and is overwritten.
-
-    torch's fused multiply-add reads and writes each matrix once, and in 16 bits rounds once, which halves the error of
-    the iteration. It needs memory for two matrices and two Gram matrices.
-    """
-    if x.ndim == 2 and by_onednn(x):
-        return _iterate_by_onednn(x, coefficients)
-    multiply, add_product = (torch.mm, torch.addmm) if x.ndim == 2 else (torch.bmm, torch.baddbmm)
-    gram = x.new_empty(*x.shape[:-1], x.shape[-2])
-    polynomial, spare = torch.empty_like(gram), torch.empty_like(x)
-    for a, b, c in coefficients:
-        multiply(x, x.mT, out=gram)
-        add_product(gram, gram, gram, beta=b, alpha=c, out=polynomial)
-        add_product(x, polynomial, x, beta=a, out=spare)
-        x, spare = spare, x
-    return x
-
-
-def _iterate_by_onednn(x: Tensor, coefficients: Sequence[Triple]) -> Tensor:
-    """:func:`_iterate` with oneDNN's products, if they are faster than torch's fused multiply-add."""
-    for a, b, c in coefficients:
-        gram = product(x, x)
-        polynomial = product(gram, gram).mul_(c).add_(gram, alpha=b)
-        x = product(polynomial, x.T).add_(x, alpha=a)
-    return x

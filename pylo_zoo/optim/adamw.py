@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from pylo_zoo.kernels import Adam, AdamInputs, AdamPlan
-from pylo_zoo.optim.base import Group, LearnedOptimizer, ParamStep
+from pylo_zoo.kernels import Adam, AdamInputs, AdamPlan, Kernels
 from pylo_zoo.optim.kernel_batch import KernelBatch, product_of
+from pylo_zoo.optim.param_grad import Group
 from pylo_zoo.optim.state_checks import join
 from pylo_zoo.optim.step_condition import StepCondition
+from pylo_zoo.optim.step_plan import ParamStep
 
 
 class AdamW(NamedTuple):
@@ -25,11 +26,21 @@ class AdamW(NamedTuple):
     lr: float | Tensor
     weight_decay: float
     max_gradient: float = math.inf
+    nesterov: bool = False
+    """Read once per plan."""
 
     @property
     def numbers(self) -> tuple[float, ...]:
         """A row of :attr:`pylo_zoo.kernels.AdamInputs.numbers`."""
         return (*self.betas, self.eps, self.eps_root, self.max_gradient)
+
+
+class KernelChooser(Protocol):
+    """An optimizer that chooses the kernels of a parameter, and whose steps may have a condition."""
+
+    _condition: StepCondition
+
+    def kernels_of(self, p: Tensor) -> Kernels | None: ...
 
 
 class AdamBatches:
@@ -40,7 +51,7 @@ class AdamBatches:
         items: parameters with ``momentum`` and ``second_moment`` ``[1, *shape]`` and ``step`` in their state.
     """
 
-    def __init__(self, optimizer: LearnedOptimizer, items: Sequence[ParamStep]) -> None:
+    def __init__(self, optimizer: KernelChooser, items: Sequence[ParamStep]) -> None:
         by_device: dict[torch.device, KernelBatch] = {}
         self.rest: list[int] = []
         self.items = items
@@ -101,12 +112,13 @@ def _step(
 ) -> None:
     gradients = batch.begin()
     states = [item.state for item in batch.items]
+    nesterov = {id(group): each.nesterov for group, each in zip(batch.groups, options, strict=True)}
 
     def plan() -> AdamPlan:
         return batch.kernels.plan_adam(
             [
-                Adam(p, g, state["momentum"], state["second_moment"], False)
-                for p, g, state in zip(batch.values, gradients, states, strict=True)
+                Adam(p, g, state["momentum"], state["second_moment"], nesterov[id(item.group)])
+                for p, g, state, item in zip(batch.values, gradients, states, batch.items, strict=True)
             ]
         )
 

@@ -12,12 +12,14 @@ from torch import Tensor
 from pylo_zoo import converters
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
-from pylo_zoo.kernels import Normalized, NormalizedPlan, ScratchBuffer
+from pylo_zoo.kernels import Normalized, NormalizedPlan, ScratchBuffer, products_for
 from pylo_zoo.ops.accumulators import new_accumulators
 from pylo_zoo.ops.adam import adam_direction
 from pylo_zoo.ops.features import mean_square, normalize
 from pylo_zoo.ops.layout import Axes, axes_of
 from pylo_zoo.ops.orthogonalize import newton_schulz_all
+from pylo_zoo.ops.precision import NsDtype, check_ns_dtype
+from pylo_zoo.ops.product import torch_products
 from pylo_zoo.ops.rule import Rule, celo2_rule
 from pylo_zoo.ops.trace import record
 from pylo_zoo.optim.adamw import AdamBatches, AdamW
@@ -52,6 +54,9 @@ class CELO2(MLPRuleOptimizer):
         weights: registry name, artifact directory or loaded artifact of family celo2 or celo2-base.
         adam_weight_decay: AdamW's weight decay; None uses ``weight_decay``.
         grad_clip_val: maximum absolute value of a gradient's elements under the learned rule; may be infinite.
+        ns_dtype: precision of the Newton–Schulz iterations: ``"float32"``, ``"tf32"`` or ``"bfloat16"``. None is what
+            the original does: the parameters' precision, with TF32 products on GPUs that have it. Groups may override
+            it.
         options: see :class:`~pylo_zoo.optim.options.SharedOptions`.
 
     State of a parameter, learned rule: ``momentum [3, *shape]``, ``second_moment [1, *shape]``, and ``row`` and ``col``
@@ -78,6 +83,7 @@ class CELO2(MLPRuleOptimizer):
         weights: str | Artifact = "celo2",
         adam_weight_decay: float | None = None,
         grad_clip_val: float = 1000.0,
+        ns_dtype: NsDtype = None,
         **options: Unpack[SharedOptions],
     ) -> None:
         defaults = {
@@ -88,6 +94,7 @@ class CELO2(MLPRuleOptimizer):
             "adam_eps": adam_eps,
             "adam_weight_decay": adam_weight_decay,
             "grad_clip_val": grad_clip_val,
+            "ns_dtype": ns_dtype,
             "rule": None,
         }
         super().__init__(params, defaults, weights, clip_norm, **options)
@@ -112,6 +119,7 @@ class CELO2(MLPRuleOptimizer):
         for option in ("adam_lr_mult", "adam_eps"):
             check_number(option, group[option])
         check_limit("grad_clip_val", group["grad_clip_val"])
+        check_ns_dtype(group["ns_dtype"])
         if group["adam_weight_decay"] is not None:
             check_number("adam_weight_decay", group["adam_weight_decay"])
         check_betas("adam_betas", group["adam_betas"])
@@ -205,12 +213,18 @@ class CELO2(MLPRuleOptimizer):
     def _orthogonalize(self, items: Sequence[ParamStep], deltas: Sequence[Tensor]) -> list[Tensor]:
         """Orthogonalize the steps of two or more axes, if the checkpoint does so; equal shapes are stacked."""
         steps, behavior = list(deltas), self.behavior
-        chosen = [k for k, item in enumerate(items) if behavior.orthogonalize and item.axes.factored is not None]
-        matrices = [deltas[k].movedim(items[k].axes.matrix, (-2, -1)) for k in chosen]
-        results = newton_schulz_all(matrices, [behavior.ns_coeffs] * behavior.ns_iters, behavior.ns_eps)
-        for k, matrix in zip(chosen, results, strict=True):
-            steps[k] = matrix.movedim((-2, -1), items[k].axes.matrix)
-            record("orthogonalized", steps[k])
+        by_precision: dict[NsDtype, list[int]] = {}
+        for k, item in enumerate(items):
+            if behavior.orthogonalize and item.axes.factored is not None:
+                by_precision.setdefault(item.group.get("ns_dtype"), []).append(k)
+        choose = torch_products if self.backend == "eager" else products_for
+        for ns_dtype, chosen in by_precision.items():
+            matrices = [deltas[k].movedim(items[k].axes.matrix, (-2, -1)) for k in chosen]
+            triples = [behavior.ns_coeffs] * behavior.ns_iters
+            results = newton_schulz_all(matrices, triples, behavior.ns_eps, dtype=ns_dtype, products_for=choose)
+            for k, matrix in zip(chosen, results, strict=True):
+                steps[k] = matrix.movedim((-2, -1), items[k].axes.matrix)
+                record("orthogonalized", steps[k])
         return [step.contiguous() for step in steps]
 
     def _options(self, group: Group) -> AdamW:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from pylo_zoo.artifact import Artifact
+from pylo_zoo.ops.precision import NsDtype
 from pylo_zoo.optim.celo2 import CELO2
 from pylo_zoo.optim.options import SharedOptions, Unpack
 
@@ -33,6 +34,7 @@ class ELO_CELO2(CELO2):
         weights: str | Artifact = "elo-celo2",
         adam_weight_decay: float | None = None,
         grad_clip_val: float = 1000.0,
+        ns_dtype: NsDtype = None,
         **options: Unpack[SharedOptions],
     ) -> None:
         super().__init__(
@@ -46,5 +48,6 @@ class ELO_CELO2(CELO2):
             weights,
             adam_weight_decay,
             grad_clip_val,
+            ns_dtype,
             **options,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from itertools import chain
 from typing import Any
@@ -12,15 +12,20 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.errors import ZooError
+from pylo_zoo.kernels import Kernels, available_kernels, prepare_products, products_for
 from pylo_zoo.ops.adam import adam_direction, adam_directions
-from pylo_zoo.ops.apply import as_scalar, decay_and_step, decay_and_step_together, foreach, together
+from pylo_zoo.ops.apply import as_scalar, decay_and_step, decay_and_step_together, foreach
 from pylo_zoo.ops.muon import Recipe, muon, muon_route
 from pylo_zoo.ops.orthogonalize import Coefficients
+from pylo_zoo.ops.precision import NsDtype
+from pylo_zoo.optim.adamw import AdamW
 from pylo_zoo.optim.checks import check_betas, check_flag, check_number, require
 from pylo_zoo.optim.contract import Group, Loss, ParamGrad, ZooOptimizer
+from pylo_zoo.optim.muon_plan import MuonPlan, write_back
 from pylo_zoo.optim.options import SharedOptions, Unpack
 from pylo_zoo.optim.precision import master_copy, state_dtype, wide_value
 from pylo_zoo.optim.route_table import Routes, routes_of
+from pylo_zoo.optim.step_plan import share_memory
 
 _log = logging.getLogger(__name__)
 
@@ -54,8 +59,9 @@ class Muon(ZooOptimizer):
     Embeddings and output heads are matrices but need AdamW: :func:`~pylo_zoo.optim.param_groups` sets their rule. The
     arguments before ``adamw_lr`` are defaults that groups may override.
 
-    Muon has no compiled kernels. ``backend="eager"`` updates one parameter at a time. ``"fused"`` and ``"auto"`` update
-    a group together: equal shapes are orthogonalized in stacks, and torch's foreach operations do the rest.
+    ``backend="eager"`` updates one parameter at a time. ``"fused"`` and ``"auto"`` update a group together: equal
+    shapes are orthogonalized in stacks, on a GPU with Triton's products, and torch's foreach operations do the rest.
+    The fallback uses the device's kernels if it has any, and foreach operations if not.
 
     Args:
         params: parameters, named parameters or parameter groups. A group's ``layout`` is ``"torch"`` (default),
@@ -75,7 +81,8 @@ class Muon(ZooOptimizer):
             (:func:`~pylo_zoo.ops.muon.lr_scale`).
         conv_mode: ``"flatten"`` for one matrix ``(out, in·spatial)``, ``"batched"`` for one ``(out, in)`` per position.
         normalize_spatial: with ``"batched"``, divide the update by the square root of the number of positions.
-        ns_dtype: dtype of the iterations: bfloat16, float16, float32 or float64.
+        ns_dtype: precision of the iterations: ``"float32"``, ``"tf32"`` or ``"bfloat16"``, or a torch dtype: bfloat16,
+            float16, float32 or float64. None is the parameters' precision, with TF32 products on GPUs that have it.
         betas: AdamW's decays.
         fallback_lr_scale: the fallback's learning rate is the group's ``lr`` times this factor.
         adamw_lr: older name for ``fallback_lr_scale = adamw_lr / lr``, with this constructor's ``lr``.
@@ -88,6 +95,8 @@ class Muon(ZooOptimizer):
     Raises:
         ZooError: an argument, parameter or group is invalid.
     """
+
+    plan_options = ("nesterov",)
 
     def __init__(
         self,
@@ -103,7 +112,7 @@ class Muon(ZooOptimizer):
         adjust_lr_fn: str | None = "match_rms_adamw",
         conv_mode: str = "flatten",
         normalize_spatial: bool = True,
-        ns_dtype: torch.dtype = torch.bfloat16,
+        ns_dtype: NsDtype = torch.bfloat16,
         betas: tuple[float, float] = (0.9, 0.95),
         fallback_lr_scale: float = 1.0,
         adamw_lr: float | None = None,
@@ -111,6 +120,7 @@ class Muon(ZooOptimizer):
         **options: Unpack[SharedOptions],
     ) -> None:
         self.verbose = verbose
+        self._plan: MuonPlan | None = None
         if adamw_lr is not None:
             fallback_lr_scale = _fallback_scale(adamw_lr, lr, fallback_lr_scale)
         defaults = {
@@ -153,56 +163,58 @@ class Muon(ZooOptimizer):
         counter = {} if takes_muon else {"step": torch.zeros((), dtype=torch.int64, device=p.device)}
         return {**state, **counter, **master_copy(p, group)}
 
+    def kernels_of(self, p: Tensor) -> Kernels | None:
+        """The kernels that run AdamW for ``p``; None if torch's foreach operations do."""
+        return None if self.backend == "eager" or p.dtype == torch.float64 else available_kernels(p.device)
+
     def _step(self, grads: Sequence[ParamGrad], loss: Loss | None) -> None:
-        self._init_state(grads)
-        parts: list[tuple[list[ParamGrad], list[ParamGrad]]] = []
-        for k, each in enumerate(grads):
-            if k == 0 or each.group is not grads[k - 1].group:
-                parts.append(([], []))
-            matrices, others = parts[-1]
-            (matrices if "momentum_buffer" in self.state[each.parameter] else others).append(each)
-        for matrices, others in parts:
-            for update, members in ((self._step_muon, matrices), (self._step_fallback, others)):
-                if members:
-                    self._update_parts(members, update)
-
-    def _update_parts(self, grads: list[ParamGrad], update: Callable[[list[ParamGrad], Group], None]) -> None:
-        """Update one group's parameters with one rule; in parts if the step has a condition, whose copies are large."""
-        if not self._condition.is_active:
-            update(grads, grads[0].group)
+        snapshot = self._init_state(grads)
+        if self.backend == "eager" or torch.compiler.is_compiling():  # the compiler fuses, and cannot see a plan
+            self._step_eager(grads)
             return
-        parts = [[k] for k in range(len(grads))]
-        if self.backend != "eager":
-            name = "momentum_buffer" if update == self._step_muon else "exp_avg"
-            parts = together([self.state[each.parameter][name] for each in grads])
-        for part in parts:
-            members = [grads[k] for k in part]
-            written = [[p, *filter(torch.is_tensor, self.state[p].values())] for p, _, _ in members]
-            saved = self._condition.save(chain(*written))
-            update(members, members[0].group)
-            self._condition.restore(saved)
+        if self._plan is None or snapshot is None or snapshot is not self._plan.snapshot:
+            counted = [state for p, _, _ in grads if "step" in (state := self.state[p])]
+            if counted:
+                share_memory(counted, "step")
+            self._plan = MuonPlan(self._checks.check(self, grads), self, grads, _adamw_together)
+        self._plan.step(grads, _recipe, _fallback_options)
 
-    def _step_muon(self, grads: Sequence[ParamGrad], group: Group) -> None:
-        options = {name: group[name] for name in ("lr", "weight_decay", "momentum", "nesterov", *RECIPE)}
-        if group["layout"] == "torch-stacked":  # separate matrices, not positions of a convolution kernel
-            options |= STACK
-        buffers = [self.state[p]["momentum_buffer"] for p, _, _ in grads]
-        values = [_updated_tensor(p, self.state[p]) for p, _, _ in grads]
-        muon(values, [g for _, g, _ in grads], buffers, **options, backend=self.backend)
-        _write_back([p for p, _, _ in grads], values)
+    def _step_eager(self, grads: Sequence[ParamGrad]) -> None:
+        """Without a plan: ``backend="eager"``, and compiled graphs, which see one call per group."""
+        by_group: dict[int, list[ParamGrad]] = {}
+        for each in grads:
+            if "momentum_buffer" in self.state[each.parameter]:
+                by_group.setdefault(id(each.group), []).append(each)
+            else:
+                self._step_fallback(each)
+        for matrices in by_group.values():
+            # Copies of all matrices would be large.
+            parts = [[each] for each in matrices] if self._condition.is_active else [matrices]
+            for part in parts:
+                self._step_matrices(part, part[0].group)
 
-    def _step_fallback(self, grads: Sequence[ParamGrad], group: Group) -> None:
-        states = [self.state[p] for p, _, _ in grads]
-        values = [_updated_tensor(p, state) for (p, _, _), state in zip(grads, states, strict=True)]
-        gradients = [g for _, g, _ in grads]
-        if self.backend == "eager" or torch.compiler.is_compiling():  # the compiler fuses, and cannot read counters
-            for value, g, state in zip(values, gradients, states, strict=True):
-                _adamw(value, g, state, group)
-        else:
-            for batch in together([state["exp_avg"] for state in states]):
-                selected = [values[k] for k in batch], [gradients[k] for k in batch], [states[k] for k in batch]
-                _adamw_together(*selected, group)
-        _write_back([p for p, _, _ in grads], values)
+    def _step_matrices(self, grads: Sequence[ParamGrad], group: Group) -> None:
+        params, gradients = [p for p, _, _ in grads], [g for _, g, _ in grads]
+        saved = self._condition.save(chain(*map(self._written, params)))
+        values = [_updated_tensor(p, self.state[p]) for p in params]
+        buffers = [self.state[p]["momentum_buffer"] for p in params]
+        rates = {name: group[name] for name in ("lr", "weight_decay", "momentum", "nesterov")}
+        choices = {"backend": self.backend, "products_for": products_for}
+        muon(values, gradients, buffers, **rates, **_recipe(group), **choices)
+        write_back(params, values)
+        self._condition.restore(saved)
+
+    def _step_fallback(self, param_grad: ParamGrad) -> None:
+        p, g, group = param_grad
+        saved = self._condition.save(self._written(p))
+        value = _updated_tensor(p, self.state[p])
+        _adamw(value, g, self.state[p], group)
+        write_back([p], [value])
+        self._condition.restore(saved)
+
+    def _written(self, p: Tensor) -> list[Tensor]:
+        """The tensors that an update writes."""
+        return [p, *filter(torch.is_tensor, self.state[p].values())]
 
     def _check_route(self, p: Tensor, group: Group) -> None:
         takes_muon, reason = _route(p, group)
@@ -239,6 +251,8 @@ class Muon(ZooOptimizer):
             if flag != "use_muon" or group[flag] is not None:
                 check_flag(flag, group[flag])
         Recipe(**{name: group[name] for name in RECIPE})
+        for device in {p.device for p in group["params"]}:
+            prepare_products(device)
         forced = group["use_muon"] and not group["use_fallback"]
         require(
             not forced or group["rule"] != "adamw",
@@ -271,6 +285,10 @@ class Muon(ZooOptimizer):
             ]
             state_dict = {**state_dict, "param_groups": groups}
         super().load_state_dict(state_dict)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._plan = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "verbose": self.verbose}
@@ -308,10 +326,16 @@ def _updated_tensor(p: Tensor, state: dict[str, Tensor]) -> Tensor:
     return wide_value(p, state) if "master" in state else p
 
 
-def _write_back(params: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    for p, value in zip(params, values, strict=True):
-        if value is not p:
-            p.copy_(value)
+def _recipe(group: Group) -> dict[str, Any]:
+    """The options of :class:`~pylo_zoo.ops.muon.Recipe`."""
+    options = {name: group[name] for name in RECIPE}
+    # Stacks are separate matrices, not positions of a convolution kernel.
+    return options | STACK if group["layout"] == "torch-stacked" else options
+
+
+def _fallback_options(group: Group) -> AdamW:
+    lr = group["lr"] * group["fallback_lr_scale"]
+    return AdamW(group["betas"], group["eps"], 0.0, lr, group["weight_decay"], nesterov=group["nesterov"])
 
 
 def _adamw(p: Tensor, g: Tensor, state: dict[str, Tensor], group: Group) -> None:

@@ -9,7 +9,8 @@ import torch
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.errors import ZooError
 from pylo_zoo.kernels import kernels_for
-from pylo_zoo.optim import optimizer_class
+from pylo_zoo.ops.precision import resolve_precision
+from pylo_zoo.optim import CELO2, optimizer_class
 from pylo_zoo.optim.lstm_controlled import LSTMControlledOptimizer
 from pylo_zoo.optim.mlp_rule import MLPRuleOptimizer
 from pylo_zoo.parity.cases import CASES, LONG
@@ -34,6 +35,16 @@ def _unavailable(artifact: Artifact, device: str) -> str:
     except ZooError as error:
         return " ".join(error.message.split())
     return ""
+
+
+def newton_schulz(artifact: Artifact, fused: Sequence[str]) -> dict[str, str] | None:
+    """Precision of Newton–Schulz in the float32 checks, by backend; None if the rule does not orthogonalize."""
+    if not (issubclass(optimizer_class(artifact.family), CELO2) and artifact.behavior.orthogonalize):
+        return None
+    places = {"eager": "cpu", **{device: device for device in fused}}
+    return {
+        name: resolve_precision("float32", torch.float32, torch.device(place)).name for name, place in places.items()
+    }
 
 
 def uncovered(device: str, comparisons: Sequence[StepComparison]) -> list[str]:

@@ -162,6 +162,7 @@ def _proof(
         explanation=explain.first_difference(comparisons) or explain.worst(comparisons),
         coverage=coverage(checks, comparisons, not_covered),
         kernels=kernels,
+        newton_schulz=devices.newton_schulz(artifact, fused),
         vectors=vectors.pack(artifact, network, originals[: vectors.STORED_RUNS]),
         created=now(),
         reason=None,

@@ -12,7 +12,7 @@ import torch
 
 from pylo_zoo.artifact import Artifact
 from pylo_zoo.ops.trace import listening
-from pylo_zoo.optim import optimizer_class
+from pylo_zoo.optim import CELO2, optimizer_class
 from pylo_zoo.optim.lstm_controlled import LSTMControlledOptimizer
 from pylo_zoo.optim.mlp_rule import MLPRuleOptimizer
 from pylo_zoo.parity.cases import Case
@@ -70,6 +70,8 @@ class TorchSide:
         cls: Any = optimizer_class(artifact.family)
         if issubclass(cls, (MLPRuleOptimizer, LSTMControlledOptimizer)):
             hyper["backend"] = "fused" if kernels else "eager"
+        if issubclass(cls, CELO2):  # by default, a GPU would round products to TF32, and the reference does not
+            hyper["ns_dtype"] = dtype
         self.eager: set[str] = set()
         """Cases that the eager implementation updated."""
         with _without_advice():

@@ -169,7 +169,10 @@ def worst(report: Report, level: str = "step", dtype: str = "float64", kernels: 
 
 
 def kernel_clauses(report: Report) -> list[str]:
-    """One clause per device on the comparison of its fused kernels; empty for a report of version 2."""
+    """One clause per device on the comparison of its fused kernels, and one on Newton–Schulz's precision.
+
+    Empty for a report of version 2.
+    """
     clauses = []
     for each in report.kernels:
         if not each.compared:
@@ -177,7 +180,18 @@ def kernel_clauses(report: Report) -> list[str]:
             continue
         eager = f" (the eager implementation updates {', '.join(each.uncovered)})" if each.uncovered else ""
         clauses.append(f"fused kernels on {each.device} were compared in float32{eager}")
+    if ran := newton_schulz(report):
+        clauses.append(ran)
     return clauses
+
+
+def newton_schulz(report: Report) -> str:
+    """Which precision Newton–Schulz ran in; empty if the report does not say."""
+    by_precision: dict[str, list[str]] = {}
+    for name, precision in (report.newton_schulz or {}).items():
+        by_precision.setdefault(precision, []).append("eager" if name == "eager" else f"{name} kernels")
+    ran = [f"{precision} ({', '.join(names)})" for precision, names in by_precision.items()]
+    return f"Newton–Schulz ran in {' and '.join(ran)} in the float32 checks" if ran else ""
 
 
 def applicable(report: Report) -> int:

@@ -46,6 +46,7 @@ LAYOUTS = ("torch", "jax")
 LEVELS = ("network", "step", "trajectory", "original")
 KINDS = ("regime", "options", "flags")
 DEVICES = ("cpu", "cuda")
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16", "float64")
 STATUSES = ("caught", "missed", "not applicable")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TIME = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(Z|[+-][0-9]{2}:[0-9]{2}))?")
@@ -64,7 +65,7 @@ def read_report(values: Any) -> Report:
             "Update pylo-zoo, or run `pylo-zoo verify` on the artifact.",
         )
     root = Field(_upgraded(values), "parity.json", HINT)
-    fields = root.fields(KEYS, optional=("reason", "defaults"))
+    fields = root.fields(KEYS, optional=("reason", "defaults", "newton_schulz"))
     report = Report(
         name=fields["name"].text(),
         family=fields["family"].text(),
@@ -84,6 +85,7 @@ def read_report(values: Any) -> Report:
         created=fields["created"].match(_TIME, "a time"),
         reason=_reason(fields["reason"]) if "reason" in fields else None,
         defaults=fields["defaults"].mapping(_number) if "defaults" in fields else None,
+        newton_schulz=_newton_schulz(fields["newton_schulz"]) if "newton_schulz" in fields else None,
     )
     _agrees(fields["status"], report.status)
     if (report.status == "not_run" and not report.reason) or (report.status == "passed" and report.reason):
@@ -209,6 +211,13 @@ def _kernels(field: Field) -> Kernels:
     kernels = Kernels(fields["device"].choice(DEVICES), fields["reason"].text(), _texts(fields["uncovered"]))
     _agrees(fields["compared"], kernels.compared)
     return kernels
+
+
+def _newton_schulz(field: Field) -> dict[str, str]:
+    precisions = field.mapping(lambda each: each.choice(PRECISIONS))
+    if unknown := set(precisions) - {"eager", *DEVICES}:
+        raise field.error(f" has the unknown backend {quoted(min(unknown))}")
+    return precisions
 
 
 def _quantity(field: Field) -> Quantity:

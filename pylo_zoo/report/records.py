@@ -257,6 +257,8 @@ class Report:
         vectors: content of ``parity-vectors.safetensors``; the JSON holds its sha256 only.
         recorded_sha256: that sha256, in a report that was read from JSON.
         defaults: the artifact's defaults at the time, which the fingerprint does not cover; None in older reports.
+        newton_schulz: precision of Newton–Schulz in the float32 checks, by "eager" or the kernels' device; None if the
+            rule does not orthogonalize, and in older reports.
         reason: why ``status`` is "not_run"; None otherwise.
     """
 
@@ -279,6 +281,7 @@ class Report:
     reason: str | None = None
     recorded_sha256: str | None = field(default=None, repr=False)
     defaults: Mapping[str, float] | None = None
+    newton_schulz: Mapping[str, str] | None = None
 
     @property
     def vectors_sha256(self) -> str | None:
@@ -352,6 +355,8 @@ class Report:
         }
         if self.defaults is not None:
             values["defaults"] = dict(self.defaults)
+        if self.newton_schulz is not None:
+            values["newton_schulz"] = dict(self.newton_schulz)
         return _json(values | ({"reason": self.reason} if self.reason else {}))
 
 

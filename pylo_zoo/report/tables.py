@@ -174,6 +174,8 @@ def _add_kernels(table: Table, report: Report) -> None:
     for each in report.kernels:
         if not each.compared:
             table.add_row(f"{each.device} kernels", "not compared", "", "", "", each.reason)
+    if ran := phrases.newton_schulz(report):
+        table.add_row("Newton–Schulz", ", ".join(sorted({*(report.newton_schulz or {}).values()})), "", "", "", ran)
     for device in report.devices[1:]:
         for level, title in (("step", "single steps"), ("trajectory", "whole runs")):
             if checks := report.of_level(level, device):

@@ -21,8 +21,11 @@ from pylo_zoo.errors import UsageError, ZooError, did_you_mean
 from pylo_zoo.experiments.bench.report import TORCH
 from pylo_zoo.experiments.bench.shapes import Parameters
 from pylo_zoo.files import is_local
+from pylo_zoo.kernels import products_for
 from pylo_zoo.ops.layout import axes_of
 from pylo_zoo.ops.orthogonalize import COEFFICIENTS, orthogonalize_all, resolve_coefficients
+from pylo_zoo.ops.precision import NsDtype, resolve_precision
+from pylo_zoo.ops.product import fp32_precision
 from pylo_zoo.optim import Muon, optimizer_class
 from pylo_zoo.samples.random_weights import RANDOM, random_artifact
 from pylo_zoo.weights import load, no_artifact
@@ -128,33 +131,36 @@ def _matrices(parameters: Parameters) -> list[Tensor]:
     return matrices
 
 
-def newton_schulz(parameters: Parameters, backend: str = TORCH, dtype: torch.dtype = torch.float32) -> Work:
+def newton_schulz(parameters: Parameters, backend: str = TORCH, dtype: NsDtype = torch.float32) -> Work:
     """Newton–Schulz in ``dtype`` on all gradient matrices, called as optimizers call it."""
     triples = resolve_coefficients(COEFFICIENTS["original"], ITERATIONS)
     matrices = _matrices(parameters)
     results: list[Tensor] = []
 
     def step() -> None:
-        results[:] = orthogonalize_all(matrices, triples, dtype=dtype)
+        results[:] = orthogonalize_all(matrices, triples, dtype=dtype, products_for=products_for)
 
     return Work(step, results)
 
 
-def matmuls(parameters: Parameters, backend: str = TORCH, dtype: torch.dtype = torch.float32) -> Work:
-    """Only the matrix products of Newton–Schulz, into preallocated memory."""
+def matmuls(parameters: Parameters, backend: str = TORCH, dtype: NsDtype = torch.float32) -> Work:
+    """Only the matrix products of Newton–Schulz, dense, into preallocated memory."""
     sides: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    for matrix in (each.to(dtype) for each in _matrices(parameters)):
+    matrices = _matrices(parameters)
+    precision = resolve_precision(dtype, matrices[0].dtype, matrices[0].device)
+    for matrix in (each.to(precision.dtype) for each in matrices):
         x = matrix.mT if matrix.shape[-2] > matrix.shape[-1] else matrix
         x = (x / x.norm(dim=(-2, -1), keepdim=True)).contiguous()
         gram = x @ x.mT
         sides.append((x, gram, torch.empty_like(gram), torch.empty_like(x)))
 
     def step() -> None:
-        for x, gram, square, out in sides:
-            for _ in range(ITERATIONS):
-                torch.matmul(x, x.mT, out=gram)
-                torch.matmul(gram, gram, out=square)
-                torch.matmul(square, x, out=out)
+        with fp32_precision("tf32" if precision.tf32 else "ieee"):
+            for x, gram, square, out in sides:
+                for _ in range(ITERATIONS):
+                    torch.matmul(x, x.mT, out=gram)
+                    torch.matmul(gram, gram, out=square)
+                    torch.matmul(square, x, out=out)
 
     return Work(step, [out for *_, out in sides])
 
