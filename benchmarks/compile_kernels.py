@@ -84,7 +84,6 @@ def record_launches(precision: str) -> list[Launch]:
         launch = launch_of(kernel, what, arguments, options)
         launches.setdefault((kernel.fn.__name__, launch.types, str(launch.constants)), launch)
 
-
     modules: tuple[Any, ...] = gpu, adam_plan, products
     original = gpu.launch
     for module in modules:
