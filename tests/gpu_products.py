@@ -108,6 +108,8 @@ def check_iteration(name: str, apart: bool) -> None:
     x = (x / x.norm(dim=(-2, -1), keepdim=True)).to(precision.dtype)
     exact = iterate(x.double(), triples, TorchProducts(PRECISIONS["float64"], torch.device("cpu")))
     narrow, products.NARROW_SIDE = products.NARROW_SIDE, 1
+    launch, launched = products.launch, []
+    products.launch = lambda *a, **o: launched.append(a) or launch(*a, **o)
     try:
         for ratio in (1.0, 1e9):
             kernels, torchs = TritonProducts(precision, device), TorchProducts(precision, device)
@@ -115,10 +117,11 @@ def check_iteration(name: str, apart: bool) -> None:
                 each.ratio, each.side, each.rounds_operands = ratio, 1, apart
             results = [iterate(x.clone(), triples, each) for each in (kernels, torchs)]
             errors = [(result.double() - exact).norm().item() for result in results]
-            assert not torch.equal(*results)
+            assert len(launched) >= 6, "the kernel runs"
+            launched.clear()
             assert errors[0] < 2 * errors[1], f"{name}: {errors}"
     finally:
-        products.NARROW_SIDE = narrow
+        products.NARROW_SIDE, products.launch = narrow, launch
 
 
 def check_compiled() -> None:

@@ -195,7 +195,7 @@ class Muon(ZooOptimizer):
 
     def _step_matrices(self, grads: Sequence[ParamGrad], group: Group) -> None:
         params, gradients = [p for p, _, _ in grads], [g for _, g, _ in grads]
-        saved = self._condition.save(chain(*map(self._written, params)))
+        saved = self._condition.save(chain(*map(self._written, params))) if self._condition.is_active else []
         values = [_updated_tensor(p, self.state[p]) for p in params]
         buffers = [self.state[p]["momentum_buffer"] for p in params]
         rates = {name: group[name] for name in ("lr", "weight_decay", "momentum", "nesterov")}

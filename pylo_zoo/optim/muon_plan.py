@@ -159,6 +159,8 @@ def updated_tensors(params: Sequence[Tensor], states: States) -> list[Tensor]:
 
 def save(condition: StepCondition, params: Sequence[Tensor], states: States) -> list[tuple[Tensor, Tensor]]:
     """Copies of what an update of these parameters writes, if the step has a condition."""
+    if not condition.is_active:
+        return []
     return condition.save([*params, *(each for state in states for each in state.values() if isinstance(each, Tensor))])
 
 
