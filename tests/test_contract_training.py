@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -112,6 +113,9 @@ def test_skip_and_raise_touch_nothing(entry: Entry, where: str, decides: str, mo
             assert same_state(optimizer.state_dict(), before)
             assert same(params, alone)
         assert skipping.skipped_steps == count
+    assert copy.deepcopy(skipping).skipped_steps == pickle.loads(pickle.dumps(skipping)).skipped_steps == len(BAD)
+    skipping.load_state_dict(skipping.state_dict())
+    assert skipping.skipped_steps == len(BAD)
     train(skipping, params, range(2, 5))
     train(other, alone, range(2, 5))
     assert same(params, alone)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.ops.apply import foreach
 from pylo_zoo.optim.checks import all_finite, as_float, describe_parameter
 from pylo_zoo.optim.param_grad import ParamGrad
+
+if TYPE_CHECKING:
+    from pylo_zoo.optim.step_plan import ParamStep
 
 
 def is_known_on_host(gradients: Iterable[Tensor]) -> bool:
@@ -118,6 +121,10 @@ class StepCondition:
     def save(self, tensors: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """The tensors, each with a copy; none without a condition."""
         return [(tensor, tensor.clone()) for tensor in tensors] if self.is_active else []
+
+    def save_written(self, item: ParamStep) -> list[tuple[Tensor, Tensor]]:
+        """:meth:`save` of the parameter and all tensors of its state."""
+        return self.save([item.parameter, *filter(torch.is_tensor, item.state.values())]) if self.is_active else []
 
     def restore(self, saved: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Restore the tensors of :meth:`save` if the step is not applied."""
