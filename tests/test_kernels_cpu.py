@@ -239,6 +239,42 @@ def test_the_scratch_buffer_is_reused_and_grows() -> None:
     assert large.shape == (100, 7)
 
 
+def test_an_owner_receives_the_same_tensors_until_the_buffer_grows(kernels: CpuKernels) -> None:
+    room, shapes = ScratchBuffer(), [torch.Size([3, 5]), torch.Size([2])]
+    task = cases(SUBJECTS["velo"], "ordinary", kernels)[:1]
+    owner = kernels.plan(task, SUBJECTS["velo"].rule)
+    views = room.take(shapes, owner)
+    assert room.take(shapes, owner) is views
+    room.take([torch.Size([1000])])
+    again = room.take(shapes, owner)
+    assert again is not views
+    assert again[0].data_ptr() != views[0].data_ptr()  # the old memory exists as long as the old views
+
+
+def test_a_plan_of_the_last_pass_steps_other_tensors(kernels: CpuKernels) -> None:
+    """A plan's second step, with other values, steps and numbers, equals a new plan's."""
+    shapes, results = ((5, 3), (33, 127), (7,)), []
+    for planned in (True, False):
+        generator, plan = torch.Generator().manual_seed(0), None
+        for factor in (0.1, 0.3):
+            values, steps = ([torch.randn(s, generator=generator) for s in shapes] for _ in range(2))
+            tasks = [Normalized(p, d, (-1,), 1e-9) for p, d in zip(values, steps, strict=True)]
+            plan = plan if planned and plan is not None else kernels.plan_normalized(tasks)
+            plan.move(values, steps, [factor] * 3, torch.full((3,), factor / 10, dtype=torch.float64))
+            results.append(values)
+    assert all(map(torch.equal, results[1], results[3]))
+    plan = kernels.plan_normalized(tasks)
+    before = [p.clone() for p in values]
+    for wrong in ([*values[:2], values[2].double()], [*values[:2], torch.zeros(8)]):
+        with pytest.raises(ZooError):
+            plan.move(wrong, steps, [0.1] * 3, [0.0] * 3)
+        with pytest.raises(ZooError):
+            plan.move(values, wrong, [0.1] * 3, [0.0] * 3)
+    with pytest.raises(ZooError):
+        plan.move(values, steps, [0.1] * 2, [0.0] * 3)
+    assert all(map(torch.equal, before, values))
+
+
 def results(kernels: CpuKernels, name: str, threads: int) -> list[Tensor]:
     """Everything that a step writes."""
     subject = SUBJECTS[name]
