@@ -26,7 +26,7 @@ from pylo_zoo.kernels.base import Normalized, ScratchBuffer, Task
 BLOCKS = (64, 128, 256, 512, 1024)
 """Rows of the factor pass; TABLE_BLOCK; tiles of wide networks; of the moment and move passes; ADAM_BLOCK."""
 VECTORS = [(block + k,) for block in BLOCKS for k in (-1, 0, 1)]
-MATRICES = [(63, 127), (64, 128), (65, 129), (16, 16), (15, 17), (4, 255), (257, 3), (3, 513), (2, 1028)]
+MATRICES = [(63, 127), (64, 128), (65, 129), (16, 16), (15, 17), (4, 255), (257, 3), (3, 513), (2, 1028), (5, 5, 2, 2)]
 LONG = [(66_001,)]
 
 

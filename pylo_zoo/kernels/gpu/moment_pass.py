@@ -86,7 +86,9 @@ def advance_elements(
     row = records + number * ELEMENT_FIELDS
     size, span, trailing = integer(row, SIZE), integer(row, SPAN), integer(row, TRAILING)
     if ALIGNED:
-        size, span = fours(size), fours(span)
+        size = fours(size)
+        if not VARIED:
+            span = fours(span)
     chunks, tiles, strips = integer(row, CHUNKS), integer(row, TILES), tl.cdiv(trailing, TILE_1) if VARIED else 1
     chunk, strip, leading = part % chunks, part // chunks % strips, part // (chunks * strips)
     start = leading * span * trailing

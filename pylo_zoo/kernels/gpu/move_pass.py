@@ -132,7 +132,7 @@ def move_elements(
         first: the first layer's weights ``[groups, features, H]`` with the normalizer folded in. With ``VARIED``,
             ``[parameters, features, H]`` without the normalizer, which is ``scales [groups, CHANNELS, MEANS]``.
         deep: the other layers ``[1 or tasks, …]``: weights ``[H, H]`` and bias each, then ``[2, H]`` and ``[2]``.
-        bias: the first layer's bias ``[1 or tasks, H]``, for unfactored parameters. Others have it in ``additions``.
+        bias: the first layer's bias ``[1 or tasks, H]``. In registers, factored parameters have it in ``additions``.
         LAYERS: number of hidden layers.
         of_tables: the first layer's weights for tables, as in :func:`fold_tables`, for matrix products.
         PRECISION: one of :func:`product`; empty for networks in registers. For matrix products, ``additions`` is the
