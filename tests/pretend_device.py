@@ -142,7 +142,7 @@ def _why_it_waits(name: str, args: Sequence[Any], tensors: Sequence[Tensor], to:
         if _is_here(to) and id(tensors[0]) in pinned:
             return None
         return "a copy from the host" if _is_here(to) else "a copy to the host"
-    if name == "copy_" and on_device and on_host:
+    if name == "copy_" and on_device and on_host and (args[0] is on_host[0] or id(on_host[0]) not in pinned):
         return "a copy to the host" if args[0] is on_host[0] else "a copy from the host"
     if name in ("index", "index_put_", "index_put") and on_device and on_host:
         return "an index on the host"
