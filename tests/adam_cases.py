@@ -38,7 +38,7 @@ def step_adam(kernels: Kernels, cases: Sequence[AdamCase], scale: Tensor | None)
             [case.p for case in cases],
             [case.g for case in cases],
             torch.tensor(numbers, dtype=torch.float64),
-            torch.tensor([case.step for case in cases]),
+            torch.tensor([case.step for case in cases], device=cases[0].p.device),
             factors[:, 0],
             factors[:, 1],
             scale,

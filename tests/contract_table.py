@@ -179,7 +179,7 @@ PROPERTIES = {
     "resume": Property(STATE, "after saving and loading in a new process, the next 50 steps are bit-identical"),
     "copies": Property(STATE, "runs continue bit-identically after `deepcopy` and pickle"),
     "state_dtype": Property(STATE, "state stays float32 for 16-bit parameters and float64 for float64"),
-    "devices": Property(STATE, "loaded state moves to the parameters' device; counters stay on the CPU"),
+    "devices": Property(STATE, "loaded state moves to the parameters' device, counters included"),
     "misfit": Property(
         STATE, "a missing or misshapen entry, or another optimizer's state, is an error; nothing changes"
     ),
@@ -224,7 +224,7 @@ PROPERTIES = {
     "capturable": Property(
         TRAINING,
         "CUDA graphs (`capturable`)",
-        {"*": "not supported: counters are on the CPU; not tested on a GPU"},
+        {"*": "not tested: no GPU was available. Counters and learning rates can be on the device, and no step waits"},
     ),
     "torch_errors": Property(TORCH, "constructor errors that all optimizers share (`get_error_inputs_for_all_optims`)"),
     "torch_direction": Property(

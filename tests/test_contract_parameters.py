@@ -196,7 +196,7 @@ def test_the_meta_device(entry: Entry) -> None:
     for p in params:
         p.grad = torch.empty_like(p)
     optimizer.step(loss=1.0)
-    assert all(value.is_meta or name == "step" for p in params for name, value in optimizer.state[p].items())
+    assert all(value.is_meta for p in params for value in optimizer.state[p].values())
     saved = copy.deepcopy(optimizer.state_dict())
     optimizer.load_state_dict(saved)
     real = [nn.Parameter(torch.ones(p.shape)) for p in params]

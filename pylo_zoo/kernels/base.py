@@ -64,7 +64,7 @@ class AdamInputs(NamedTuple):
     """float64 ``[N, 5]`` on the CPU: β1, β2, eps, eps_root, and the limit to which a gradient's elements are clipped
     (``inf`` disables clipping)."""
     counts: Tensor
-    """The 1-based numbers of these updates, for the bias correction, int64 ``[N]`` on the CPU."""
+    """The 1-based numbers of these updates, for the bias correction, int64 ``[N]`` on the device of the kernels."""
     coefficient: Tensor
     """``[N]``"""
     shrink: Tensor

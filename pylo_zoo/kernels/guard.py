@@ -77,6 +77,8 @@ def check_adam_inputs(
     shapes = [tuple(each.shape) for each in (inputs.numbers, inputs.counts, inputs.coefficient, inputs.shrink)]
     if shapes != [(count, 5), (count,), (count,), (count,)]:
         raise ZooError(f"AdamW's numbers have shapes {shapes}; kernels step {count} parameters.", HINT)
+    if inputs.counts.device != device:
+        raise ZooError(f"AdamW's counts are on {inputs.counts.device}; kernels read them on {device}.", HINT)
 
 
 def check_normalized(tasks: Sequence[Normalized], dtypes: Collection[torch.dtype], device: torch.device) -> None:

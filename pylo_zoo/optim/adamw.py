@@ -83,7 +83,7 @@ class AdamBatches:
 
 
 def _count(batch: KernelBatch) -> Tensor:
-    """Add 1 to the counter of each parameter; returns the new counts ``[N]``."""
+    """Add 1 to the counter of each parameter; returns the new counts ``[N]`` on their device."""
     shared = batch.keep("counts", lambda: join([item.state["step"] for item in batch.items]))
     if shared is not None:
         return shared.add_(1)

@@ -121,7 +121,7 @@ class LearnedOptimizer(ZooOptimizer):
 
     def new_run_state(self, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         """The run's state before the first step."""
-        return {"step": new_counter()}
+        return {"step": new_counter(device)}
 
     # --- stepping ------------------------------------------------------------------------------------------------
 
@@ -327,9 +327,9 @@ class LearnedOptimizer(ZooOptimizer):
         return to_state_tensors(entries, expected, parameters[0].device, "The state of the run")
 
 
-def new_counter() -> Tensor:
-    """A step counter, 0, on the CPU, where reading it does not wait for an accelerator."""
-    return torch.tensor(0, device="cpu")
+def new_counter(device: torch.device) -> Tensor:
+    """A counter of steps, int64 ``[]``. A captured step can advance it, because it is on the device of the step."""
+    return torch.zeros((), dtype=torch.int64, device=device)
 
 
 __all__ = ["Group", "LearnedOptimizer", "Loss", "MetaNetwork", "ParamStep", "new_counter", "state_dtype"]

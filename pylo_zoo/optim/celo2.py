@@ -134,7 +134,7 @@ class CELO2(MLPRuleOptimizer):
         if self._rule(group, axes) == "learned":
             return new_accumulators(p, axes)
         moments = {name: torch.zeros_like(p)[None] for name in ("momentum", "second_moment")}
-        return {**moments, "step": new_counter()}
+        return {**moments, "step": new_counter(p.device)}
 
     def _warn_about_settings(self, new: Sequence[ParamGrad]) -> None:
         if not self._learns_all:

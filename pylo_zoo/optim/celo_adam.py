@@ -48,7 +48,7 @@ class CeloAdam(LSTMControlledOptimizer):
 
     def new_state(self, p: Tensor, group: Group, axes: Axes) -> dict[str, Tensor]:
         moments = {name: torch.zeros_like(p)[None] for name in ("momentum", "second_moment")}
-        return {**super().new_state(p, group, axes), **moments, "step": new_counter()}
+        return {**super().new_state(p, group, axes), **moments, "step": new_counter(p.device)}
 
     def lstm_inputs(self, items: Sequence[ParamStep], run_features: Tensor, moments: Tensor | None) -> Tensor:
         return run_features.expand(len(items), -1)

@@ -20,7 +20,9 @@ from pylo_zoo.optim.state_checks import check_saved
 def to_state_tensors(
     saved: Mapping[str, Any], expected: Mapping[str, Tensor], device: torch.device, owner: str
 ) -> dict[str, Tensor]:
-    """Contiguous copies of saved tensors on ``device``, in the dtypes of ``expected``; counters stay on the CPU.
+    """Contiguous copies of saved tensors on ``device``, in the dtypes of ``expected``.
+
+    Tensors that ``expected`` has on the CPU stay there, if their family chose it.
 
     Numbers, nested lists and NumPy arrays, as in JSON files and other packages' states, become tensors.
 
@@ -45,7 +47,7 @@ def to_state_tensors(
     )
     for name, value in tensors.items():
         if not expected[name].is_floating_point():
-            tensors[name] = as_counter(name, value)
+            tensors[name] = value if value.is_meta else as_counter(name, value)
     return {
         name: value.detach()
         .to(device="cpu" if expected[name].device.type == "cpu" else device, dtype=expected[name].dtype, copy=True)
@@ -64,7 +66,7 @@ def _to_tensor(value: Any, label: str) -> Tensor:
 
 
 def as_counter(name: str, value: Any) -> Tensor:
-    """A step counter, int64 ``[]`` on the CPU, from an int, a float, a NumPy number or a tensor.
+    """A step counter, int64 ``[]`` on the CPU, from an int, a float, a NumPy number or a tensor, which is read.
 
     Raises:
         ZooError: ``value`` is not a whole number, 0 or more.

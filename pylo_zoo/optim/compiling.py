@@ -15,6 +15,6 @@ def exclude_from_compile(cls: type) -> None:
     """
     if cls not in _EXCLUDED:
         _EXCLUDED.add(cls)
-        for name in ("_init_state", "_check", "_step_fused", "_count_skipped"):
+        for name in ("_init_state", "_check", "_step_fused", "_count_skipped", "_count_call"):
             if hasattr(cls, name):
                 setattr(cls, name, torch.compiler.disable(getattr(cls, name)))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.errors import ZooError, count, quoted
+from pylo_zoo.ops.transfer import upload
 from pylo_zoo.optim.advice import Candidate, embedding_evidence, embedding_warning
 from pylo_zoo.optim.checks import (
     all_finite,
@@ -36,7 +37,7 @@ from pylo_zoo.optim.saved_state import (
     entries_by_position,
     parameter_entries,
 )
-from pylo_zoo.optim.state_checks import Snapshot, StateChecks
+from pylo_zoo.optim.state_checks import COUNTERS, Snapshot, StateChecks
 from pylo_zoo.warn import warn
 
 Loss = Tensor | float
@@ -202,8 +203,9 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
             return snapshot
         for p, _, _ in grads:
             state = self.state.get(p, {})
-            if "step" in state and not isinstance(state["step"], Tensor):  # wrappers may store an int
-                state["step"] = as_counter("step", state["step"])
+            for name in COUNTERS & state.keys():  # wrappers may store an int; pickles of older versions, a CPU tensor
+                if not isinstance(state[name], Tensor) or (state[name].is_cpu and not p.is_cpu):
+                    state[name] = upload(as_counter(name, state[name]), p.device)
         new = [each for each in grads if not self._has_state(each)]
         for p, _, group in new:
             self.state[p].update(self.expected_state(p, group))

@@ -22,6 +22,7 @@ from pylo_zoo.optim.advice import LRWatch, schedule_warning
 from pylo_zoo.optim.base import Group, LearnedOptimizer, Loss, ParamStep, new_counter, state_dtype
 from pylo_zoo.optim.checks import as_float, is_local_loss, require
 from pylo_zoo.optim.contract import ParamGrad
+from pylo_zoo.optim.host_counts import HostCounts
 from pylo_zoo.optim.options import SharedOptions, Unpack
 from pylo_zoo.optim.state_checks import Snapshot, join
 from pylo_zoo.optim.step_plan import share_memory
@@ -86,12 +87,12 @@ class LSTMControlledOptimizer(LearnedOptimizer):
                 f"accumulate is {accumulate}, more than num_steps={num_steps}.",
                 "Use accumulate ≤ num_steps: both count calls of step.",
             )
-        self._lr_watch = LRWatch()
+        self._lr_watch, self._counts = LRWatch(), HostCounts()
         super().__init__(params, defaults, weights, None, **options)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._lr_watch = LRWatch()
+        self._lr_watch, self._counts = LRWatch(), HostCounts()
 
     def add_param_group(self, param_group: Group) -> None:
         run = self.param_groups[0] if self.param_groups else self.defaults
@@ -118,6 +119,10 @@ class LSTMControlledOptimizer(LearnedOptimizer):
             f"Build the optimizer with accumulate={saved}.",
         )
 
+    def _after_loading(self) -> None:
+        super()._after_loading()
+        self._counts.refresh(self.param_groups[0], self.state)
+
     @property
     def num_steps(self) -> int:
         """The planned number of calls of ``step``."""
@@ -143,7 +148,7 @@ class LSTMControlledOptimizer(LearnedOptimizer):
         state = super().expected_state(p, group)
         if group["accumulate"] > 1:
             total = torch.zeros(p.shape, device=p.device, dtype=state_dtype(p))
-            state |= {"gradient_sum": total, "banked": new_counter()}
+            state |= {"gradient_sum": total, "banked": new_counter(p.device)}
         return state
 
     def new_state(self, p: Tensor, group: Group, axes: Axes) -> dict[str, Tensor]:
@@ -156,7 +161,7 @@ class LSTMControlledOptimizer(LearnedOptimizer):
         minimum = torch.full_like(average, conditioning.LOSS_MINIMUM_START)
         state = {**super().new_run_state(device, dtype), "loss_average": average, "loss_minimum": minimum}
         if self.param_groups[0]["accumulate"] > 1:
-            state |= {"loss_sum": torch.zeros((), device=device, dtype=dtype), "banked": new_counter()}
+            state |= {"loss_sum": torch.zeros((), device=device, dtype=dtype), "banked": new_counter(device)}
         return state
 
     def _step(self, grads: Sequence[ParamGrad], loss: Loss | None) -> None:
@@ -168,13 +173,17 @@ class LSTMControlledOptimizer(LearnedOptimizer):
             )
         if self.param_groups[0]["accumulate"] > 1:
             self._accumulate(grads, loss)
-            if int(self.param_groups[0]["banked"]) < self.param_groups[0]["accumulate"]:
+            members = self._count_call(grads)
+            if not members:
                 return
-            grads, loss = self._pop_means()
+            grads, loss = self._pop_means(members)
         super()._step(grads, loss)
+        if not torch.compiler.is_compiling():
+            self._counts.add_step()
 
     def _init_state(self, grads: Sequence[ParamGrad]) -> Snapshot | None:
         snapshot = super()._init_state(grads)
+        self._counts.refresh(self.param_groups[0], self.state)
         if "schedule" not in self._warned and (fall := self._lr_watch.detect_fall(self.param_groups)):
             self._warn_once("schedule", schedule_warning(type(self).__name__, *fall))
         return snapshot
@@ -182,9 +191,9 @@ class LSTMControlledOptimizer(LearnedOptimizer):
     def _accumulate(self, grads: Sequence[ParamGrad], loss: Loss | None) -> None:
         """Add gradients and loss to the accumulated sums."""
         self._init_state(grads)
-        for p, g, _ in grads:
-            self.state[p]["gradient_sum"] += g
-            self.state[p]["banked"] += 1
+        states = [self.state[p] for p, _, _ in grads]
+        foreach._foreach_add_([state["gradient_sum"] for state in states], [g for _, g, _ in grads])
+        foreach._foreach_add_([state["banked"] for state in states], 1)
         run = self.param_groups[0]
         run["loss_sum"] += scalar_like(loss, run["loss_sum"])
         run["banked"] += 1
@@ -192,20 +201,39 @@ class LSTMControlledOptimizer(LearnedOptimizer):
     def _check(self, grads: Sequence[ParamGrad]) -> Snapshot | None:
         """Check this step's parameters and those with accumulated gradients, which the rule's step updates as well."""
         if self.param_groups[0]["accumulate"] > 1:
+            self._counts.refresh(self.param_groups[0], self.state)
             members = [(p, group) for group in self.param_groups for p in group["params"] if self.state.get(p)]
-            accumulating = [ParamGrad(p, p, group) for p, group in members if _is_accumulating(self.state[p])]
+            accumulating = [
+                ParamGrad(p, p, group)
+                for p, group in members
+                if _is_malformed(p, self.state[p]) or self._counts.is_accumulating(p, self.state[p])
+            ]
             self._checks.check(self, accumulating, "accumulating")
         return super()._check(grads)
 
-    def _pop_means(self) -> tuple[list[ParamGrad], Tensor]:
-        """The mean gradients and mean loss; resets the sums. A missing gradient counts as zeros."""
+    def _count_call(self, grads: Sequence[ParamGrad]) -> list[tuple[Tensor, Group]]:
+        """Count an accumulated call on the host, and decide which call it is.
+
+        Runs outside compiled graphs, because it may read counters. Returns the parameters with accumulated gradients if
+        the call completes a step of the rule, else none.
+        """
+        run = self.param_groups[0]
+        self._counts.add_call([p for p, _, _ in grads])
+        if self._counts.calls(run) < run["accumulate"]:
+            return []
+        members = [(p, group) for group in self.param_groups for p in group["params"] if p in self.state]
+        members = [(p, group) for p, group in members if self._counts.is_accumulating(p, self.state[p])]
+        self._counts.reset_calls()
+        return members
+
+    def _pop_means(self, members: Sequence[tuple[Tensor, Group]]) -> tuple[list[ParamGrad], Tensor]:
+        """The mean gradients of ``members`` and mean loss; resets the sums. A missing gradient counts as zeros."""
         run, grads = self.param_groups[0], []
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p in self.state and int(self.state[p].get("banked", 0)) > 0:
-                    grads.append(ParamGrad(p, self.state[p]["gradient_sum"] / run["accumulate"], group))
-                    self.state[p]["gradient_sum"].zero_()
-                    self.state[p]["banked"].zero_()
+        for p, group in members:
+            state = self.state[p]
+            grads.append(ParamGrad(p, state["gradient_sum"] / run["accumulate"], group))
+            state["gradient_sum"].zero_()
+            state["banked"].zero_()
         loss = run["loss_sum"] / run["accumulate"]
         run["loss_sum"].zero_()
         run["banked"].zero_()
@@ -228,7 +256,7 @@ class LSTMControlledOptimizer(LearnedOptimizer):
     ) -> Sequence[Any]:
         run, horizon = self.param_groups[0], self.horizon
         average, minimum = run["loss_average"], run["loss_minimum"]
-        if not torch.compiler.is_compiling() and not step < horizon:  # reading the counter would break a graph
+        if not torch.compiler.is_compiling() and self._counts.step(run) >= horizon:
             self._warn_once(
                 "horizon",
                 f"this run is longer than num_steps={self.num_steps}; the fraction of training keeps its last value.",
@@ -285,12 +313,11 @@ def scalar_like(loss: Any, like: Tensor) -> Tensor:
     return number(loss.detach() if isinstance(loss, Tensor) else loss, like)
 
 
-def _is_accumulating(state: Mapping[str, Any]) -> bool:
-    """Whether a parameter has accumulated gradients, or its counter is malformed (the checks report it)."""
+def _is_malformed(p: Tensor, state: Mapping[str, Any]) -> bool:
+    """Whether the counter of a parameter's accumulated calls cannot be read (the checks report it)."""
     banked = state.get("banked", 0)
     if isinstance(banked, Tensor):
-        readable = banked.numel() == 1 and banked.dtype == torch.int64 and not banked.is_meta
-        return not readable or banked.item() > 0
+        return banked.numel() != 1 or banked.dtype != torch.int64 or banked.device != p.device
     return banked != 0
 
 

@@ -149,7 +149,7 @@ class Muon(ZooOptimizer):
         takes_muon, _ = _route(p, group)
         names = ("momentum_buffer",) if takes_muon else ("exp_avg", "exp_avg_sq")
         state = {name: torch.zeros(p.shape, dtype=state_dtype(p), device=p.device) for name in names}
-        counter = {} if takes_muon else {"step": torch.tensor(0, device="cpu")}
+        counter = {} if takes_muon else {"step": torch.zeros((), dtype=torch.int64, device=p.device)}
         return {**state, **counter, **master_copy(p, group)}
 
     def _step(self, grads: Sequence[ParamGrad], loss: Loss | None) -> None:
@@ -318,7 +318,7 @@ def _adamw_together(
     steps = [state["step"] for state in states]
     foreach._foreach_add_(steps, 1)
     grads = [g.to(m[0].dtype) for g in grads]
-    counts = [int(step) for step in steps]
+    counts = [int(step) for step in steps] if m[0].is_cpu else torch.stack(steps)
     directions = adam_directions(m, v, grads, counts, group["betas"], group["eps"], group["nesterov"])
     decay_and_step_together(params, directions, group["lr"] * group["fallback_lr_scale"], group["weight_decay"])
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 RATES = ("lr", "weight_decay")
 """Group options that kernels receive as numbers."""
 MASTER, COUNTER = "master", "step"
+COUNTERS = frozenset([COUNTER, "banked"])
+"""Entries of a parameter's state that count steps."""
 COUNTER_DTYPES = (torch.int64, torch.int32)
 """Dtypes of the run's counters."""
 REBUILD = "Build a new optimizer, or load_state_dict a state that fits."
@@ -60,7 +62,7 @@ class Snapshot(NamedTuple):
     addresses: list[int]
     """Of the known entries of all parameters."""
     counters: list[Tensor]
-    """AdamW's counters, joined if they are rows of one tensor."""
+    """AdamW's counters on a CPU, joined if they are rows of one tensor. Reading others would wait for their device."""
     masters: list[bool]
     strides: list[Any]
     dtypes: list[torch.dtype]
@@ -113,7 +115,9 @@ class StateChecks:
             return None
         readers = [_reader(each) for each in complete]
         entries = _flat(readers, states)
-        counters = [entries[k] for k, name in enumerate(chain(*complete)) if name == COUNTER]
+        counters = [
+            each for each, name in zip(entries, chain(*complete), strict=True) if name == COUNTER and each.is_cpu
+        ]
         joined = join(counters)
         tensors = [*parameters, *gradients, *entries]
         dtypes, devices, shapes = (list(map(read, tensors)) for read in (_dtype, _device, _shape))
@@ -132,7 +136,7 @@ class StateChecks:
             return None
         expected = self._expected_entries(optimizer, p, group)
         entries = [entry for entry in expected if entry.name != MASTER or MASTER in state]
-        entries = [entry for entry in entries if not _is_number_counter(entry, state)]
+        entries = [entry for entry in entries if not _needs_conversion(entry, state)]
         for entry in entries:
             _check_entry(optimizer, p, group, entry, state)
         if len(entries) < len(expected) or (MASTER in state) != any(entry.name == MASTER for entry in entries):
@@ -276,9 +280,16 @@ def _strides(parameters: Sequence[Tensor]) -> list[Any]:
 # --- the slow path ---------------------------------------------------------------------------------------------------
 
 
-def _is_number_counter(entry: Entry, state: Mapping[str, Any]) -> bool:
-    """Whether a wrapper or another package stored the step counter as a number, which ``_init_state`` converts."""
-    return entry.name == COUNTER and not isinstance(state.get(entry.name), (Tensor, type(None), str, bytes, dict))
+def _needs_conversion(entry: Entry, state: Mapping[str, Any]) -> bool:
+    """Whether ``_init_state`` converts a counter.
+
+    A wrapper or another package may store a number. Optimizers that older versions pickled have counters on the CPU.
+    """
+    value = state.get(entry.name)
+    if isinstance(value, Tensor):
+        on_host = value.is_cpu and entry.device.type != "cpu"
+        return entry.name in COUNTERS and on_host and (value.shape, value.dtype) == entry[1:3]
+    return entry.name == COUNTER and not isinstance(value, (type(None), str, bytes, dict))
 
 
 def _check_rates(group: Group) -> None:
@@ -328,7 +339,7 @@ def _check_entry(optimizer: ZooOptimizer, p: Tensor, group: Group, entry: Entry,
     if isinstance(value, Tensor) and value.layout == torch.strided and _metadata(value) == entry[1:]:
         if not value.is_contiguous():
             needs, hint = "a contiguous tensor", f"Assign its contiguous() copy to state[p][{entry.name!r}]."
-        elif entry.name == COUNTER and value.item() < 0:
+        elif entry.name == COUNTER and value.is_cpu and value.item() < 0:
             raise ZooError(
                 f"{_parameter_label(optimizer, p)}: state {COUNTER!r} is {value.item()}; it counts steps.", REBUILD
             )

@@ -28,6 +28,8 @@ class GpuAdamPlan:
         self._kinds: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
         """The records' table and the block table of each kind."""
         self._signature: tuple[object, ...] = ()
+        self._uploaded: tuple[Tensor, Tensor, Tensor] | None = None
+        """The last step's numbers on the host; their decays, float64 ``[N, 2]``, and the rest, on the device."""
 
     def step(self, inputs: AdamInputs, checked: bool = False) -> None:
         values, gradients = inputs.values, inputs.gradients
@@ -60,11 +62,15 @@ class GpuAdamPlan:
         }
 
     def _numbers(self, inputs: AdamInputs) -> Tensor:
-        """The values of :data:`~pylo_zoo.kernels.gpu.adam.NUMBERS`. Decays are rounded to float32, as in eager."""
-        betas, rest = inputs.numbers.split([2, 3], dim=1)
-        betas = betas.float().double()
+        """The values of :data:`~pylo_zoo.kernels.gpu.adam.NUMBERS`. Decays are rounded to float32, as in eager.
+
+        The bias corrections are computed on the device, in float64, because the counters are there.
+        """
+        if self._uploaded is None or not torch.equal(self._uploaded[0], inputs.numbers):
+            betas, rest = inputs.numbers.float().split([2, 3], dim=1)
+            betas, rest = upload(betas.double().contiguous(), self._device), upload(rest.contiguous(), self._device)
+            self._uploaded = inputs.numbers, betas, rest
+        _, betas, rest = self._uploaded
         corrections = 1 - betas ** inputs.counts[:, None]
-        on_host = torch.cat([betas, corrections, rest], dim=1).float()
-        table = upload(on_host, self._device)
-        factors = torch.stack([factors_of(each, self._device) for each in (inputs.coefficient, inputs.shrink)], dim=1)
-        return torch.cat([table[:, :6], factors, table[:, 6:]], dim=1)
+        factors = [factors_of(each, self._device)[:, None] for each in (inputs.coefficient, inputs.shrink)]
+        return torch.cat([betas.float(), corrections.float(), rest[:, :2], *factors, rest[:, 2:]], dim=1)
