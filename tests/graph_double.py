@@ -57,9 +57,11 @@ class GraphDouble:
     def record(self, name: str, step: Callable[[], None], inputs: Any, outputs: Any = ()) -> None:
         """Add an operation, hold its own tensors, and watch those that existed before the capture."""
         for each in tree_leaves(inputs):
-            from_outside = isinstance(each, PretendTensor) and id(each) not in self._created
-            if from_outside or id(each) in pretend_device.pinned:
-                self._inputs.setdefault(id(each), (weakref.ref(each), name))
+            if isinstance(each, PretendTensor):
+                if id(each) not in self._created:
+                    self._inputs.setdefault(id(each), (weakref.ref(each), name))
+            elif isinstance(each, Tensor) and (owner := pretend_device.pinned_owner(each)) is not None:
+                self._inputs.setdefault(id(owner), (weakref.ref(owner), f"{name} from pinned memory"))
         for each in tree_leaves(outputs):
             if isinstance(each, PretendTensor) and id(each) not in self._inputs:
                 self._created[id(each)] = each
@@ -129,9 +131,7 @@ def _frozen(value: Any) -> Any:
 def _check_allowed(name: str, args: Any, kwargs: Any, tensors: list[Tensor]) -> None:
     reason = pretend_device._why_it_waits(name, args, tensors, kwargs.get("device"))
     on_host = [each for each in tensors if not isinstance(each, PretendTensor) and each.ndim > 0]
-    if name == "copy_" and on_host and id(on_host[0]) in pretend_device.pinned:
-        reason, on_host = None, []
-    if name in ("_to_copy", "_pin_memory") and reason is None:
+    if name in ("copy_", "_to_copy") and reason is None:  # from pinned memory
         on_host = []
     if reason is None and on_host:
         reason = f"{name} reads a tensor on the host"

@@ -110,6 +110,16 @@ class KernelPlan(Protocol):
     A plan keeps the memory of the state, decays and tables alive, and steps the state of the tasks it was made from.
     """
 
+    def bind(self, values: Sequence[Tensor], gradients: Sequence[Tensor]) -> object:
+        """Read this step's addresses, of tensors as in :meth:`advance`, for a graph that is replayed instead.
+
+        Only plans of kernels with :attr:`Kernels.graphs` have this method.
+
+        Returns:
+            The tables that a captured step contains: another object if they had to be built again.
+        """
+        ...
+
     def advance(
         self, values: Sequence[Tensor], gradients: Sequence[Tensor], scale: Tensor | None, checked: bool = False
     ) -> Any:
@@ -134,6 +144,10 @@ class KernelPlan(Protocol):
 class AdamPlan(Protocol):
     """Parameters that kernels step together with AdamW. A plan keeps the memory of the moments alive."""
 
+    def bind(self, values: Sequence[Tensor], gradients: Sequence[Tensor]) -> object:
+        """:meth:`KernelPlan.bind`"""
+        ...
+
     def step(self, inputs: AdamInputs, checked: bool = False) -> None:
         """One step of every parameter, in place; ``checked`` and errors are those of :meth:`KernelPlan.advance`."""
         ...
@@ -144,6 +158,8 @@ class Kernels(Protocol):
 
     dtypes: tuple[torch.dtype, ...]
     """Dtypes of parameters and gradients that the kernels support. The caller copies others to float32."""
+    graphs: bool
+    """Whether graphs can contain the kernels (:mod:`pylo_zoo.ops.capture`)."""
     bucket: int
     """Best number of elements per call, limited by the size of the cache or of copies."""
 

@@ -185,8 +185,12 @@ class CELO2(MLPRuleOptimizer):
             Normalized(value, delta, item.axes.matrix, NORM_EPS)
             for value, item, delta in zip(batch.values, batch.items, deltas, strict=True)
         ]
-        rates, shrink = batch.rates(lambda group: group["lr"], self.decay)
-        batch.kernels.move_normalized(tasks, rates * self.behavior.rmsmult, shrink)
+        rates, shrink = batch.factors(lambda group: group["lr"], self.decay, self._rmsmult(batch))
+        batch.kernels.move_normalized(tasks, rates, shrink)
+
+    def _rmsmult(self, batch: KernelBatch) -> Tensor:
+        factor = self.behavior.rmsmult
+        return batch.keep("rmsmult", lambda: torch.full((len(batch.items),), factor, dtype=torch.float64))
 
     def _rule(self, group: Mapping[str, Any], axes: Axes) -> str:
         if group["rule"] is not None:

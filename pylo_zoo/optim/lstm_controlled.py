@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -181,6 +181,9 @@ class LSTMControlledOptimizer(LearnedOptimizer):
         if not torch.compiler.is_compiling():
             self._counts.add_step()
 
+    def _frozen(self, run: Group) -> tuple[Hashable, ...]:
+        return (*super()._frozen(run), self.horizon)
+
     def _init_state(self, grads: Sequence[ParamGrad]) -> Snapshot | None:
         snapshot = super()._init_state(grads)
         self._counts.refresh(self.param_groups[0], self.state)
@@ -241,6 +244,11 @@ class LSTMControlledOptimizer(LearnedOptimizer):
 
     def _begin(self, grads: Sequence[ParamGrad]) -> Sequence[ParamStep]:
         items = super()._begin(grads)
+        if not torch.compiler.is_compiling() and self._counts.step(self.param_groups[0]) >= self.horizon:
+            self._warn_once(
+                "horizon",
+                f"this run is longer than num_steps={self.num_steps}; the fraction of training keeps its last value.",
+            )
         if any(group["decay"] == "l2" for group in self.param_groups):
             for item in items:
                 item.l2 = item.group["weight_decay"] if _is_l2(item.group) else 0.0
@@ -256,11 +264,6 @@ class LSTMControlledOptimizer(LearnedOptimizer):
     ) -> Sequence[Any]:
         run, horizon = self.param_groups[0], self.horizon
         average, minimum = run["loss_average"], run["loss_minimum"]
-        if not torch.compiler.is_compiling() and self._counts.step(run) >= horizon:
-            self._warn_once(
-                "horizon",
-                f"this run is longer than num_steps={self.num_steps}; the fraction of training keeps its last value.",
-            )
         t = number(step, average, torch.int64)
         bugged = getattr(self.behavior, "use_bugged_loss_features", False)
         decays = conditioning.loss_decays(10 if bugged else horizon, average)

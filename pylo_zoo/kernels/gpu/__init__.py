@@ -32,6 +32,7 @@ from pylo_zoo.kernels.gpu.plan import (
     BatchPlan,
 )
 from pylo_zoo.kernels.gpu.records import TYPES, ceil_div, factors_of, scale_of, upload
+from pylo_zoo.ops.capture import is_capturing
 from pylo_zoo.ops.apply import foreach, together
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.mlp import Layer
@@ -85,7 +86,17 @@ class GpuPlan:
         self._kept = [tensor for task in tasks for tensor in task.state.values()]
         self._tasks = [task._replace(p=torch.empty(0), g=torch.empty(0)) for task in tasks]
         self._batches: BatchPlan | None = None
+        self._captured: list[BatchPlan] = []
         self._signature: tuple[object, ...] = ()
+
+    def bind(self, values: Sequence[Tensor], gradients: Sequence[Tensor]) -> BatchPlan:
+        addresses = list(map(Tensor.data_ptr, gradients))
+        aligned = [address % 16 == 0 for address in addresses]
+        signature = list(map(Tensor.data_ptr, values)), [g.dtype for g in gradients], aligned
+        if self._batches is None or signature != self._signature:
+            self._batches, self._signature = BatchPlan(self._with(values, gradients), self._rule), signature
+        self._batches.gradients.set(addresses)
+        return self._batches
 
     def advance(
         self, values: Sequence[Tensor], gradients: Sequence[Tensor], scale: Tensor | None, checked: bool = False
@@ -95,18 +106,16 @@ class GpuPlan:
         if not checked:
             guard.check_tasks(self._with(values, gradients), GpuKernels.dtypes, device)
         guard.check_numbers("scale", scale, 1)
-        addresses = list(map(Tensor.data_ptr, gradients))
-        aligned = [address % 16 == 0 for address in addresses]
-        signature = list(map(Tensor.data_ptr, values)), [g.dtype for g in gradients], aligned
-        if self._batches is None or signature != self._signature:
-            self._batches, self._signature = BatchPlan(self._with(values, gradients), self._rule), signature
+        plan = self.bind(values, gradients)
+        if is_capturing() and plan not in self._captured:
+            self._captured.append(plan)  # the graph, which may be the caller's, reads its tables
+        table = plan.gradients.on_device()
         scale, count = scale_of(scale, device), len(values)
         sums, samples = _floats(device, count, int(moment_pass.MOMENTS)), _floats(device, count, 4)
         batches = [
-            _advance(batch, batch.gradients(addresses), self._rule, scale, samples, sums)
-            for batch in self._batches.batches
+            _advance(batch, table[batch.gradients_start :], self._rule, scale, samples, sums) for batch in plan.batches
         ]
-        return Advanced(self._batches, values, self._rule, scale, samples, sums, batches)
+        return Advanced(plan, values, self._rule, scale, samples, sums, batches)
 
     def _with(self, values: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Task]:
         return [task._replace(p=p, g=g) for task, p, g in zip(self._tasks, values, gradients, strict=True)]
@@ -122,6 +131,7 @@ class GpuKernels:
     """
 
     dtypes = tuple(TYPES)
+    graphs = True
     bucket = 1 << 26
     """About 270 MB of steps, if a family stores them."""
 

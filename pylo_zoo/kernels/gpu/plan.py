@@ -19,8 +19,10 @@ from torch import Tensor
 from pylo_zoo.kernels.base import Task
 from pylo_zoo.kernels.gpu.records import ELEMENTS, TABLES, bits, blocks, ceil_div, rows, upload
 from pylo_zoo.ops.accumulators import Decays
+from pylo_zoo.ops.capture import is_capturing
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.rule import Rule
+from pylo_zoo.ops.slots import live
 
 TILE_X, TILE_Y, TILE_C = 64, 128, 16
 """A tile of the factor pass: ``[TILE_X, TILE_Y]``, or ``[TILE_C] * 3`` if the last axes are not factored."""
@@ -125,18 +127,21 @@ class Place:
 
 
 class Batch:
-    """Parameters of one kind: their records and block tables, on the device."""
+    """Parameters of one kind: their records and block tables, on the device.
 
-    def __init__(self, kind: Kind, members: Sequence[int], tasks: Sequence[Task], rule: Rule) -> None:
-        self.kind = kind
+    ``gradients_start`` is the place of their addresses in the plan's :class:`Gradients`.
+    """
+
+    def __init__(
+        self, kind: Kind, members: Sequence[int], tasks: Sequence[Task], rule: Rule, gradients_start: int
+    ) -> None:
+        self.kind, self.gradients_start = kind, gradients_start
         self.device = tasks[members[0]].p.device
         self.places = [Place(k, tuple(tasks[k].p.shape), tasks[k].axes, rule.per_matrix) for k in members]
         self.step_starts = starts([ceil_div(place.size, 4) * 4 for place in self.places])
         self._group_starts = starts([place.walk[2] for place in self.places])
         self._decays = on_device([tasks[k] for k in members])  # keeps them alive: the records have their addresses
         self._moves: dict[int, Tensor] = {}
-        self._gradients: list[int] = []
-        self._gradient_table = torch.empty(0)
 
         pairs = [
             self._tables_of(place, tasks[place.index], decays)
@@ -146,13 +151,6 @@ class Batch:
         self.tables = rows(TABLES, self._tables, self.device)
         elements = [self._element(k, tasks[place.index]) for k, place in enumerate(self.places)]
         self.elements = rows(ELEMENTS, elements, self.device)
-
-    def gradients(self, addresses: Sequence[int]) -> Tensor:
-        """This batch's part of the gradients' addresses, which can change at each step: ``[N]``, int64."""
-        own = [addresses[place.index] for place in self.places]
-        if own != self._gradients:
-            self._gradients, self._gradient_table = own, upload(torch.tensor(own), self.device)
-        return self._gradient_table
 
     @property
     def tile(self) -> tuple[int, int, int]:
@@ -288,6 +286,43 @@ class Batch:
         return table["size"] // (table[span] * table[trailing]) * ceil_div(table[trailing], ACROSS)
 
 
+class Gradients:
+    """The gradients' addresses, which can change at each step, as a table that is uploaded if they do.
+
+    Args:
+        members: the parameters of each batch, which starts at an even place, so that its part is aligned to 16 bytes.
+        device: the kernels' device.
+    """
+
+    def __init__(self, members: Sequence[Sequence[int]], device: torch.device) -> None:
+        self._order: list[int] = []
+        self.starts: list[int] = []
+        for each in members:
+            self.starts.append(len(self._order))
+            self._order += [*each, *each[: len(each) % 2]]
+        self._device = device
+        self._on_host: list[int] = []
+        self._changed = True
+        self._on_device = torch.empty(0)
+
+    def set(self, addresses: Sequence[int]) -> None:
+        """Set this step's addresses, in the caller's order of parameters."""
+        ordered = list(map(addresses.__getitem__, self._order))
+        self._changed = self._changed or ordered != self._on_host
+        self._on_host = ordered
+
+    def on_device(self) -> Tensor:
+        """The table, int64."""
+        if is_capturing():  # a graph needs a table of its own
+            return live(self._table, (len(self._order),), self._device, torch.int64)
+        if self._changed:
+            self._on_device, self._changed = live(self._table, (len(self._order),), self._device, torch.int64), False
+        return self._on_device
+
+    def _table(self) -> Tensor:
+        return torch.tensor(self._on_host, dtype=torch.int64)
+
+
 class BatchPlan:
     """All parameters of a call, in one batch per kind."""
 
@@ -296,7 +331,11 @@ class BatchPlan:
         kinds: dict[Kind, list[int]] = {}
         for k, task in enumerate(tasks):
             kinds.setdefault(kind_of(task, rule), []).append(k)
-        self.batches = [Batch(kind, members, tasks, rule) for kind, members in kinds.items()]
+        self.gradients = Gradients(list(kinds.values()), tasks[0].p.device)
+        self.batches = [
+            Batch(kind, members, tasks, rule, start)
+            for (kind, members), start in zip(kinds.items(), self.gradients.starts, strict=True)
+        ]
 
 
 def on_device(tasks: Sequence[Task]) -> list[Decays]:

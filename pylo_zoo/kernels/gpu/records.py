@@ -30,7 +30,7 @@ TABLES = (
     "trailing", "squares", "outer",
 )  # fmt: skip
 """Fields of a table (a ``row`` or ``col``): address, size, and offsets in shared buffers."""
-STEPS = ("p", "g", "momentum", "second_moment", "size", "task", "nesterov")
+STEPS = ("p", "momentum", "second_moment", "size", "task", "nesterov")
 """Fields of a parameter with AdamW."""
 
 (
@@ -41,7 +41,7 @@ STEPS = ("p", "g", "momentum", "second_moment", "size", "task", "nesterov")
     T_STATE, T_SIZE, T_ENTRIES, T_PART, T_PARTS, T_COUNT, T_IS_ROW, T_DECAY, T_TASK, T_ALONG, T_STRIDE, T_SPAN,
     T_TRAILING, T_SQUARES, T_OUTER,
 ) = map(tl.constexpr, range(len(TABLES)))  # fmt: skip
-A_P, A_G, A_MOMENTUM, A_SECOND_MOMENT, A_SIZE, A_TASK, A_NESTEROV = map(tl.constexpr, range(len(STEPS)))
+A_P, A_MOMENTUM, A_SECOND_MOMENT, A_SIZE, A_TASK, A_NESTEROV = map(tl.constexpr, range(len(STEPS)))
 ELEMENT_FIELDS, TABLE_FIELDS, ADAM_FIELDS = (tl.constexpr(len(fields)) for fields in (ELEMENTS, TABLES, STEPS))
 
 
