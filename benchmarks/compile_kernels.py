@@ -32,6 +32,7 @@ from triton.compiler import ASTSource
 
 from pylo_zoo.kernels import gpu
 from pylo_zoo.kernels.base import Adam, AdamInputs, AdamPlan, ScratchBuffer, Task
+from pylo_zoo.kernels.gpu import adam_plan
 from pylo_zoo.ops.accumulators import Decays, new_accumulators
 from pylo_zoo.ops.layout import axes_of
 from pylo_zoo.ops.rule import Rule, adafac_rule, celo2_rule, velo_rule
@@ -78,16 +79,19 @@ def record_launches(precision: str) -> list[Launch]:
 
     def record(kernel: Any, programs: Any, *arguments: Any, **options: Any) -> None:
         warps = options.pop("num_warps", 4)
-        types = tuple(TYPES[each.dtype] if isinstance(each, Tensor) else _scalar(each) for each in arguments)
-        launch = Launch(kernel, what, types, tuple(options.items()), (("num_warps", warps),))
+        absent = {name: None for name, each in zip(kernel.arg_names, arguments, strict=False) if each is None}
+        types = tuple(
+            TYPES[each.dtype] if isinstance(each, Tensor) else _scalar(each) for each in arguments if each is not None
+        )
+        launch = Launch(kernel, what, types, tuple({**absent, **options}.items()), (("num_warps", warps),))
         launches.setdefault((kernel.fn.__name__, types, str(launch.constants)), launch)
 
-    original, gpu.launch = gpu.launch, record
+    original, gpu.launch, adam_plan.launch = gpu.launch, record, record
     try:
         for what, step in _steps(gpu.GpuKernels(precision)):  # noqa: B007
             step()
     finally:
-        gpu.launch = original
+        gpu.launch = adam_plan.launch = original
     return list(launches.values())
 
 

@@ -28,7 +28,7 @@ class AdamCase(NamedTuple):
     nesterov: bool
 
 
-def step_adam(kernels: Kernels, cases: Sequence[AdamCase], scale: Tensor | None) -> None:
+def step_adam(kernels: Kernels, cases: Sequence[AdamCase], scale: Tensor | None, proceed: Tensor | None = None) -> None:
     """Step every parameter once, in place."""
     plan = kernels.plan_adam([Adam(*case[:4], case.nesterov) for case in cases])
     numbers = [(*case.betas, case.eps, case.eps_root, case.max_gradient) for case in cases]
@@ -42,5 +42,6 @@ def step_adam(kernels: Kernels, cases: Sequence[AdamCase], scale: Tensor | None)
             factors[:, 0],
             factors[:, 1],
             scale,
-        )
+        ),
+        proceed=proceed,
     )

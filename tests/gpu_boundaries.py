@@ -17,6 +17,7 @@ import torch
 from adam_cases import AdamCase, step_adam
 from gpu_checks import RULES, kernels, make_layers, make_tasks
 from gpu_truth import agree, expected_of
+from proceed_cases import Made, check_proceed, check_refused
 from torch import Tensor
 
 from pylo_zoo.errors import ZooError
@@ -93,6 +94,23 @@ def check_guard() -> None:
     _refused("a short step", lambda: kernels().move_normalized([Normalized(p, p[:3], (-1,), 1e-9)], [0.1], [0.0]))
 
 
+def _few(name: str, dtype: torch.dtype = torch.float32) -> Made:
+    rule, units, hidden = RULES[name]
+    return (
+        make_tasks([(7,), (5, 3), (16, 16), (8, 4, 3, 3)], "torch", dtype=dtype),
+        rule,
+        make_layers(rule, units, hidden),
+    )
+
+
+def check_stopped(name: str, dtype: torch.dtype) -> None:
+    check_proceed(kernels(), lambda: _few(name, dtype), gpu_checks.DEVICE)
+
+
+def check_wrong_proceed() -> None:
+    check_refused(kernels(), lambda: _few("velo"), gpu_checks.DEVICE)
+
+
 def _refused(what: str, call: Callable[[], Any]) -> None:
     try:
         call()
@@ -107,6 +125,9 @@ CHECKS: dict[str, Callable[[], None]] = {
     **{f"zero parameters {name}": partial(check_zero, name) for name in ("velo", "celo2-relu", "adafac-4")},
     "long vectors": check_long,
     "guard": check_guard,
+    **{f"proceed {name}": partial(check_stopped, name, torch.float32) for name in ("velo", "celo2-relu", "adafac-32")},
+    "proceed bfloat16": partial(check_stopped, "velo", torch.bfloat16),
+    "wrong proceed": check_wrong_proceed,
 }
 
 

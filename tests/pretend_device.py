@@ -178,14 +178,17 @@ class PretendKernels(CpuKernels):
     def moments(self, advanced: Any) -> Tensor:
         return PretendTensor(super().moments(advanced))
 
-    def move(self, advanced: Any, *arguments: Any) -> None:
-        super().move(advanced, *tree_map(unwrap, arguments))
+    def move(self, advanced: Any, *arguments: Any, **options: Any) -> None:
+        super().move(advanced, *tree_map(unwrap, arguments), **tree_map(unwrap, options))
 
-    def steps(self, advanced: Any, layers: Any, scratch: Any) -> list[Tensor]:
-        return [PretendTensor(each) for each in super().steps(advanced, tree_map(unwrap, layers), scratch)]
+    def steps(self, advanced: Any, layers: Any, scratch: Any, proceed: Any = None) -> list[Tensor]:
+        steps = super().steps(advanced, tree_map(unwrap, layers), scratch, unwrap(proceed))
+        return [PretendTensor(each) for each in steps]
 
-    def move_normalized(self, tasks: Sequence[Normalized], *arguments: Any) -> None:
-        super().move_normalized(tree_map(unwrap, list(tasks)), *tree_map(unwrap, arguments))
+    def move_normalized(self, tasks: Sequence[Normalized], *arguments: Any, **options: Any) -> None:
+        super().move_normalized(
+            tree_map(unwrap, list(tasks)), *tree_map(unwrap, arguments), **tree_map(unwrap, options)
+        )
 
 
 class PretendPlan:
@@ -193,10 +196,10 @@ class PretendPlan:
         self._plan = plan
 
     def advance(self, *arguments: Any, **options: Any) -> Any:
-        return self._plan.advance(*tree_map(unwrap, arguments), **options)
+        return self._plan.advance(*tree_map(unwrap, arguments), **tree_map(unwrap, options))
 
     def step(self, *arguments: Any, **options: Any) -> None:
-        self._plan.step(*tree_map(unwrap, arguments), **options)
+        self._plan.step(*tree_map(unwrap, arguments), **tree_map(unwrap, options))
 
 
 def _on_device(net: nn.Module) -> nn.Module:

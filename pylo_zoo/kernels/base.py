@@ -121,7 +121,12 @@ class KernelPlan(Protocol):
         ...
 
     def advance(
-        self, values: Sequence[Tensor], gradients: Sequence[Tensor], scale: Tensor | None, checked: bool = False
+        self,
+        values: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        scale: Tensor | None,
+        checked: bool = False,
+        proceed: Tensor | None = None,
     ) -> Any:
         """The factor and moment passes: advance every accumulator.
 
@@ -130,6 +135,9 @@ class KernelPlan(Protocol):
             gradients: their gradients, in the same shapes, contiguous, in one of :attr:`Kernels.dtypes`.
             scale: a scalar that multiplies gradients first.
             checked: whether the caller has checked ``values``, ``gradients`` and the state in this step.
+            proceed: one int32 element on the kernels' device; if it is 0, no state is written, and the result has
+                undefined numbers, which later calls may read. None: always write. A GPU's kernels read it without
+                a host synchronization.
 
         Returns:
             The argument of :meth:`Kernels.moments`, :meth:`Kernels.move` and :meth:`Kernels.steps`: sums, factors and
@@ -148,8 +156,12 @@ class AdamPlan(Protocol):
         """:meth:`KernelPlan.bind`"""
         ...
 
-    def step(self, inputs: AdamInputs, checked: bool = False) -> None:
-        """One step of every parameter, in place; ``checked`` and errors are those of :meth:`KernelPlan.advance`."""
+    def step(self, inputs: AdamInputs, checked: bool = False, proceed: Tensor | None = None) -> None:
+        """One step of every parameter, in place.
+
+        ``checked``, ``proceed`` and errors are those of :meth:`KernelPlan.advance`; ``proceed`` applies to parameters
+        too.
+        """
         ...
 
 
@@ -180,7 +192,14 @@ class Kernels(Protocol):
         """
         ...
 
-    def advance(self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None, moments: bool = False) -> Any:
+    def advance(
+        self,
+        tasks: Sequence[Task],
+        rule: Rule,
+        scale: Tensor | None,
+        moments: bool = False,
+        proceed: Tensor | None = None,
+    ) -> Any:
         """:meth:`KernelPlan.advance` of a plan for one step."""
         ...
 
@@ -198,6 +217,7 @@ class Kernels(Protocol):
         layers: Sequence[Layer],
         coefficient: Tensor | Sequence[float],
         shrink: Tensor | Sequence[float],
+        proceed: Tensor | None = None,
     ) -> None:
         """Run the move pass: ``p ← p − coefficient·step − shrink·p``, in place. Some rules multiply the step by rms(p).
 
@@ -209,13 +229,17 @@ class Kernels(Protocol):
                 ones. Outputs of the last layer after direction and magnitude are not used.
             coefficient: one per parameter.
             shrink: one per parameter.
+            proceed: as in :meth:`KernelPlan.advance`: if it is 0, no parameter is written.
         """
         ...
 
-    def steps(self, advanced: Any, layers: Sequence[Layer], scratch: ScratchBuffer) -> list[Tensor]:
+    def steps(
+        self, advanced: Any, layers: Sequence[Layer], scratch: ScratchBuffer, proceed: Tensor | None = None
+    ) -> list[Tensor]:
         """The step of each parameter, float32 ``[*shape]``, without applying it. Some rules multiply it by rms(p).
 
-        The steps can be stored in ``scratch``, so they are valid until its next use.
+        The steps can be stored in ``scratch``, so they are valid until its next use. They are undefined if ``proceed``
+        is 0 (:meth:`KernelPlan.advance`).
         """
         ...
 
@@ -224,8 +248,12 @@ class Kernels(Protocol):
         tasks: Sequence[Normalized],
         coefficient: Tensor | Sequence[float],
         shrink: Tensor | Sequence[float],
+        proceed: Tensor | None = None,
     ) -> None:
-        """CELO2's last pass ``p ← p − coefficient·norm(step) − shrink·p`` for many parameters, in place."""
+        """CELO2's last pass ``p ← p − coefficient·norm(step) − shrink·p`` for many parameters, in place.
+
+        No parameter is written if ``proceed`` is 0 (:meth:`KernelPlan.advance`).
+        """
         ...
 
     def plan_adam(self, tasks: Sequence[Adam]) -> AdamPlan:

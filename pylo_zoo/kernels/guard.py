@@ -117,6 +117,12 @@ def check_numbers(name: str, values: Tensor | Sequence[float] | None, count: int
         raise ZooError(f"{name} has {size} numbers; kernels need {count}.", HINT)
 
 
+def check_proceed(proceed: Tensor | None, device: torch.device) -> None:
+    """Raise :class:`ZooError` unless ``proceed`` is None or one int32 element on ``device``."""
+    if proceed is not None:
+        _check([proceed], [1], (torch.int32,), device)
+
+
 def table_sizes(shape: Sequence[int], axes: Axes) -> tuple[int, int]:
     """Number of elements of ``row`` and of ``col``, over their three planes."""
     assert axes.factored is not None

@@ -129,7 +129,6 @@ class KernelBatch(Kept):
             self._rates = (rates, decays), (self.spread(per_group), self.spread(products))
         return self._rates[1]
 
-
     def factors(
         self,
         rate: Callable[[Group], float | Tensor],

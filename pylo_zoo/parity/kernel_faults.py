@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.kernels import Adam, AdamInputs, AdamPlan, Kernels, Normalized, ScratchBuffer
+from pylo_zoo.kernels import Adam, AdamInputs, AdamPlan, Kernels, Normalized
 from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.parity import plan
 from pylo_zoo.parity.controls import ALREADY_WRONG
@@ -37,11 +37,11 @@ class _OtherSign(FaultyKernels):
         bias.select(-1, 0).neg_()
         return [*hidden, (weight, bias)]
 
-    def move(self, advanced: Any, layers: Sequence[Layer], coefficient: Any, shrink: Any) -> None:
-        self.kernels.move(advanced, self._negated(layers), coefficient, shrink)
+    def move(self, advanced: Any, layers: Sequence[Layer], *arguments: Any, **options: Any) -> None:
+        self.kernels.move(advanced, self._negated(layers), *arguments, **options)
 
-    def steps(self, advanced: Any, layers: Sequence[Layer], scratch: ScratchBuffer) -> list[Tensor]:
-        return self.kernels.steps(advanced, self._negated(layers), scratch)
+    def steps(self, advanced: Any, layers: Sequence[Layer], *arguments: Any, **options: Any) -> list[Tensor]:
+        return self.kernels.steps(advanced, self._negated(layers), *arguments, **options)
 
 
 class _Unmoved(FaultyKernels, ABC):
@@ -57,11 +57,11 @@ class _Unmoved(FaultyKernels, ABC):
         for elements, values in before:
             elements.copy_(values)
 
-    def move(self, advanced: Any, *arguments: Any) -> None:
-        self.restoring(advanced.values, lambda: self.kernels.move(advanced, *arguments))
+    def move(self, advanced: Any, *arguments: Any, **options: Any) -> None:
+        self.restoring(advanced.values, lambda: self.kernels.move(advanced, *arguments, **options))
 
-    def move_normalized(self, tasks: Sequence[Normalized], *factors: Any) -> None:
-        self.restoring([task.p for task in tasks], lambda: self.kernels.move_normalized(tasks, *factors))
+    def move_normalized(self, tasks: Sequence[Normalized], *factors: Any, **options: Any) -> None:
+        self.restoring([task.p for task in tasks], lambda: self.kernels.move_normalized(tasks, *factors, **options))
 
     def plan_adam(self, tasks: Sequence[Adam]) -> AdamPlan:
         return _UnmovedAdam(self, self.kernels.plan_adam(tasks))
@@ -73,8 +73,8 @@ class _UnmovedAdam:
     def __init__(self, kernels: _Unmoved, plan: AdamPlan) -> None:
         self._kernels, self._plan = kernels, plan
 
-    def step(self, inputs: AdamInputs, checked: bool = False) -> None:
-        self._kernels.restoring(inputs.values, lambda: self._plan.step(inputs, checked))
+    def step(self, inputs: AdamInputs, checked: bool = False, proceed: Tensor | None = None) -> None:
+        self._kernels.restoring(inputs.values, lambda: self._plan.step(inputs, checked, proceed))
 
 
 class _LastElement(_Unmoved):

@@ -57,15 +57,24 @@ class CpuPlan:
         self._floats = library.pylo_zoo_workspace(self.address(), ctypes.c_int64(self.count), self.rule_record)
 
     def advance(
-        self, values: Sequence[Tensor], gradients: Sequence[Tensor], scale: Tensor | None, checked: bool = False
+        self,
+        values: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        scale: Tensor | None,
+        checked: bool = False,
+        proceed: Tensor | None = None,
     ) -> Advanced:
         if not checked:
             tasks = [task._replace(p=p, g=g) for task, p, g in zip(self._tasks, values, gradients, strict=True)]
             guard.check_tasks(tasks, CpuKernels.dtypes, CPU)
         guard.check_numbers("scale", scale, 1)
+        stopped = _is_stopped(proceed)
         _set_addresses(self._pointers, values, gradients)
         workspace = torch.empty(self._floats, dtype=torch.float32, device="cpu")
         advanced = Advanced(self, values, gradients, workspace, _on_cpu(scale))
+        if stopped:
+            workspace.zero_()
+            return advanced
         self._library.pylo_zoo_advance(*advanced.arguments(), _pointer(advanced.scale), torch.get_num_threads())
         return advanced
 
@@ -83,8 +92,10 @@ class CpuAdamPlan:
         self._pointers = torch.frombuffer(self._records, dtype=torch.int64).view(len(tasks), -1)[:, :2]
         self._numbers = torch.frombuffer(self._records, dtype=torch.float32).view(len(tasks), -1)[:, 10:19]
 
-    def step(self, inputs: AdamInputs, checked: bool = False) -> None:
+    def step(self, inputs: AdamInputs, checked: bool = False, proceed: Tensor | None = None) -> None:
         guard.check_adam_inputs(inputs, None if checked else self._kept, CpuKernels.dtypes, CPU)
+        if _is_stopped(proceed):
+            return
         _set_addresses(self._pointers, inputs.values, inputs.gradients)
         betas, eps, eps_root, limit = inputs.numbers.split([2, 1, 1, 1], dim=1)
         coefficient, shrink = (each.to(inputs.numbers)[:, None] for each in (inputs.coefficient, inputs.shrink))
@@ -133,9 +144,16 @@ class CpuKernels:
         guard.check_decays(tasks)
         return CpuPlan(self._library, tasks, rule, moments)
 
-    def advance(self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None, moments: bool = False) -> Advanced:
+    def advance(
+        self,
+        tasks: Sequence[Task],
+        rule: Rule,
+        scale: Tensor | None,
+        moments: bool = False,
+        proceed: Tensor | None = None,
+    ) -> Advanced:
         plan = self.plan(tasks, rule, moments)
-        return plan.advance([task.p for task in tasks], [task.g for task in tasks], scale, checked=True)
+        return plan.advance([task.p for task in tasks], [task.g for task in tasks], scale, True, proceed)
 
     def moments(self, advanced: Advanced) -> Tensor:
         out = torch.empty(advanced.plan.count, 9, dtype=torch.float32, device="cpu")
@@ -148,17 +166,21 @@ class CpuKernels:
         layers: Sequence[Layer],
         coefficient: Tensor | Sequence[float],
         shrink: Tensor | Sequence[float],
+        proceed: Tensor | None = None,
     ) -> None:
         guard.check_numbers("coefficient", coefficient, advanced.plan.count)
         guard.check_numbers("shrink", shrink, advanced.plan.count)
         factors = [
             torch.as_tensor(each, dtype=torch.float32, device="cpu").contiguous() for each in (coefficient, shrink)
         ]
-        self._network(advanced, layers, *map(_pointer, factors), None)
+        self._network(advanced, layers, _is_stopped(proceed), *map(_pointer, factors), None)
 
-    def steps(self, advanced: Advanced, layers: Sequence[Layer], scratch: ScratchBuffer) -> list[Tensor]:
+    def steps(
+        self, advanced: Advanced, layers: Sequence[Layer], scratch: ScratchBuffer, proceed: Tensor | None = None
+    ) -> list[Tensor]:
         out = scratch.take([p.shape for p in advanced.values])
-        self._network(advanced, layers, None, None, (ctypes.c_void_p * len(out))(*(each.data_ptr() for each in out)))
+        addresses = (ctypes.c_void_p * len(out))(*(each.data_ptr() for each in out))
+        self._network(advanced, layers, _is_stopped(proceed), None, None, addresses)
         return out
 
     def move_normalized(
@@ -166,8 +188,11 @@ class CpuKernels:
         tasks: Sequence[Normalized],
         coefficient: Tensor | Sequence[float],
         shrink: Tensor | Sequence[float],
+        proceed: Tensor | None = None,
     ) -> None:
         guard.check_normalized(tasks, self.dtypes, CPU)
+        if _is_stopped(proceed):
+            return
         factors = (each.tolist() if isinstance(each, Tensor) else each for each in (coefficient, shrink))
         rows = records.normalized_records(tasks, *factors)
         self._library.pylo_zoo_normalized(rows, ctypes.c_int64(len(tasks)), torch.get_num_threads())
@@ -176,9 +201,11 @@ class CpuKernels:
         guard.check_adam(tasks, self.dtypes, CPU)
         return CpuAdamPlan(self._library, tasks)
 
-    def _network(self, advanced: Advanced, layers: Sequence[Layer], *to: Any) -> None:
+    def _network(self, advanced: Advanced, layers: Sequence[Layer], stopped: bool, *to: Any) -> None:
         """Run the move pass. ``to``: coefficients, shrinks and None, or None, None and the steps' addresses."""
         guard.check_layers(layers, advanced.plan.rule, advanced.plan.count, CPU, records.MAX_HIDDEN)
+        if stopped:
+            return
         kept = [(weight.contiguous(), bias.contiguous()) for weight, bias in layers]
         layer_records, count = records.layer_records(kept), ctypes.c_int64(len(kept))
         arguments = (*advanced.arguments(), _pointer(advanced.scale), layer_records, count, *to)
@@ -203,6 +230,11 @@ def _set_addresses(pointers: Tensor, values: Sequence[Tensor], gradients: Sequen
             raise records.no_memory(tensors[each.index(0)])
     columns = [torch.frombuffer(array("q", each), dtype=torch.int64) for each in addresses]
     pointers.copy_(torch.stack(columns, dim=1))
+
+
+def _is_stopped(proceed: Tensor | None) -> bool:
+    guard.check_proceed(proceed, CPU)
+    return proceed is not None and not int(proceed)
 
 
 def _on_cpu(scale: Tensor | None) -> Tensor | None:

@@ -32,8 +32,8 @@ from pylo_zoo.kernels.gpu.plan import (
     BatchPlan,
 )
 from pylo_zoo.kernels.gpu.records import TYPES, ceil_div, factors_of, scale_of, upload
-from pylo_zoo.ops.capture import is_capturing
 from pylo_zoo.ops.apply import foreach, together
+from pylo_zoo.ops.capture import is_capturing
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.ops.rule import Rule
@@ -99,13 +99,19 @@ class GpuPlan:
         return self._batches
 
     def advance(
-        self, values: Sequence[Tensor], gradients: Sequence[Tensor], scale: Tensor | None, checked: bool = False
+        self,
+        values: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        scale: Tensor | None,
+        checked: bool = False,
+        proceed: Tensor | None = None,
     ) -> Advanced:
         # Always computes the moments: the pass is memory-bound, so they are free.
         device = self._device
         if not checked:
             guard.check_tasks(self._with(values, gradients), GpuKernels.dtypes, device)
         guard.check_numbers("scale", scale, 1)
+        guard.check_proceed(proceed, device)
         plan = self.bind(values, gradients)
         if is_capturing() and plan not in self._captured:
             self._captured.append(plan)  # the graph, which may be the caller's, reads its tables
@@ -113,7 +119,8 @@ class GpuPlan:
         scale, count = scale_of(scale, device), len(values)
         sums, samples = _floats(device, count, int(moment_pass.MOMENTS)), _floats(device, count, 4)
         batches = [
-            _advance(batch, table[batch.gradients_start :], self._rule, scale, samples, sums) for batch in plan.batches
+            _advance(batch, table[batch.gradients_start :], self._rule, scale, samples, sums, proceed)
+            for batch in plan.batches
         ]
         return Advanced(plan, values, self._rule, scale, samples, sums, batches)
 
@@ -151,9 +158,16 @@ class GpuKernels:
         guard.check_decays(tasks)
         return GpuPlan(tasks, rule)
 
-    def advance(self, tasks: Sequence[Task], rule: Rule, scale: Tensor | None, moments: bool = False) -> Advanced:
+    def advance(
+        self,
+        tasks: Sequence[Task],
+        rule: Rule,
+        scale: Tensor | None,
+        moments: bool = False,
+        proceed: Tensor | None = None,
+    ) -> Advanced:
         plan = self.plan(tasks, rule, moments)
-        return plan.advance([task.p for task in tasks], [task.g for task in tasks], scale, checked=True)
+        return plan.advance([task.p for task in tasks], [task.g for task in tasks], scale, True, proceed)
 
     def moments(self, advanced: Advanced) -> Tensor:
         p2, m, m2, v, v2 = advanced.moments.split([1, 3, 3, 1, 1], dim=1)  # the last four relative to the samples
@@ -166,25 +180,30 @@ class GpuKernels:
         layers: Sequence[Layer],
         coefficient: Tensor | Sequence[float],
         shrink: Tensor | Sequence[float],
+        proceed: Tensor | None = None,
     ) -> None:
         device, count = advanced.moments.device, advanced.plan.tasks
         guard.check_layers(layers, advanced.rule, count, device, MAX_UNITS)
         guard.check_numbers("coefficient", coefficient, count)
         guard.check_numbers("shrink", shrink, count)
+        guard.check_proceed(proceed, device)
         factors = factors_of(coefficient, device), factors_of(shrink, device)
         network = pack(layers)
         for each in advanced.batches:
-            self._apply(advanced, each, network, *factors, None)
+            self._apply(advanced, each, network, *factors, None, proceed)
 
-    def steps(self, advanced: Advanced, layers: Sequence[Layer], scratch: ScratchBuffer) -> list[Tensor]:
+    def steps(
+        self, advanced: Advanced, layers: Sequence[Layer], scratch: ScratchBuffer, proceed: Tensor | None = None
+    ) -> list[Tensor]:
         guard.check_layers(layers, advanced.rule, advanced.plan.tasks, advanced.moments.device, MAX_UNITS)
+        guard.check_proceed(proceed, advanced.moments.device)
         # ``scratch`` is not used: torch's allocator reuses a GPU's memory.
         network, unused = pack(layers), advanced.moments
         steps: dict[int, Tensor] = {}
         for each in advanced.batches:
             batch = each.batch
             flat = _floats(unused.device, batch.step_starts[-1])
-            self._apply(advanced, each, network, unused, unused, flat)
+            self._apply(advanced, each, network, unused, unused, flat, proceed)
             for place, start in zip(batch.places, batch.step_starts, strict=False):
                 steps[place.index] = flat[start : start + place.size].view(place.shape)
         return [steps[k] for k in range(advanced.plan.tasks)]
@@ -194,9 +213,11 @@ class GpuKernels:
         tasks: Sequence[Normalized],
         coefficient: Tensor | Sequence[float],
         shrink: Tensor | Sequence[float],
+        proceed: Tensor | None = None,
     ) -> None:
-        guard.check_normalized(tasks, self.dtypes, tasks[0].p.device)
         device = tasks[0].p.device
+        guard.check_normalized(tasks, self.dtypes, device)
+        guard.check_proceed(proceed, device)
         # torch operations, a few per shape: Newton–Schulz, which comes before this, costs far more.
         for part in together([task.step for task in tasks]):
             groups: dict[tuple[Any, ...], list[int]] = {}
@@ -204,8 +225,8 @@ class GpuKernels:
                 groups.setdefault((tasks[k].p.shape, tasks[k].p.dtype, tasks[k].over, tasks[k].eps), []).append(k)
             for members in groups.values():
                 index = torch.tensor(members)
-                factors = (_select(each, index, device) for each in (coefficient, shrink))
-                _move_stacked([tasks[k] for k in members], *factors)
+                rates, decays = (_select(each, index, device) for each in (coefficient, shrink))
+                _move_stacked([tasks[k] for k in members], rates, decays, proceed)
 
     def plan_adam(self, tasks: Sequence[Adam]) -> GpuAdamPlan:
         guard.check_adam(tasks, self.dtypes, tasks[0].p.device)
@@ -219,6 +240,7 @@ class GpuKernels:
         coefficient: Tensor,
         shrink: Tensor,
         steps: Tensor | None,
+        proceed: Tensor | None,
     ) -> None:
         """The move pass of one batch: fold the normalizer into the network, then run it."""
         batch, rule, kind = results.batch, advanced.rule, results.batch.kind
@@ -245,7 +267,7 @@ class GpuKernels:
         launch(
             move_pass.move_elements, len(programs), batch.elements, results.gradients, programs, advanced.scale,
             results.factors, additions, first, results.scales, network.deep, _stride(network.deep), bias, bias_stride,
-            coefficient, shrink, size, size if steps is None else steps,
+            coefficient, shrink, size, size if steps is None else steps, proceed,
             rule.rsqrt_eps, rule.diag_eps, rule.exp_mult,
             FACTORED=kind.factored, PLAIN=kind.plain, VARIED=kind.varied, ALIGNED=kind.aligned,
             P_TYPE=TYPES[kind.p], G_TYPE=TYPES[kind.g], SELECT=results.inputs.select, MEANS=MEANS,
@@ -255,7 +277,13 @@ class GpuKernels:
 
 
 def _advance(
-    batch: Batch, gradients: Tensor, rule: Rule, scale: Tensor, samples: Tensor, moments: Tensor
+    batch: Batch,
+    gradients: Tensor,
+    rule: Rule,
+    scale: Tensor,
+    samples: Tensor,
+    moments: Tensor,
+    proceed: Tensor | None,
 ) -> AdvancedBatch:
     """The factor and moment passes of one batch."""
     kind, device = batch.kind, batch.device
@@ -263,7 +291,7 @@ def _advance(
     factors = _floats(device, 3 * batch.entries_total)
     table_scales = _floats(device, batch.scales_total)
     if kind.factored:
-        _advance_tables(batch, gradients, scale, factors, table_scales, rule.norm_eps)
+        _advance_tables(batch, gradients, scale, factors, table_scales, rule.norm_eps, proceed)
 
     launch(moment_pass.take_samples, len(batch.places), batch.elements, samples)
     channels, means = len(inputs.select) + int(moment_pass.MOMENTS), MEANS if kind.varied else 1
@@ -271,7 +299,7 @@ def _advance(
     tile = (MEANS_TILE, MEANS) if kind.varied else (LANES, PER_LANE)
     launch(
         moment_pass.advance_elements, len(batch.moment_tiles), batch.elements, gradients,
-        batch.moment_tiles, scale, factors, samples, partials,
+        batch.moment_tiles, scale, factors, samples, partials, proceed,
         rule.rsqrt_eps, rule.diag_eps,
         FACTORED=kind.factored, PLAIN=kind.plain, VARIED=kind.varied, ALIGNED=kind.aligned,
         P_TYPE=TYPES[kind.p], G_TYPE=TYPES[kind.g], SELECT=inputs.select, TILE_0=tile[0], TILE_1=tile[1], num_warps=4,
@@ -290,7 +318,13 @@ def _advance(
 
 
 def _advance_tables(
-    batch: Batch, gradients: Tensor, scale: Tensor, factors: Tensor, scales: Tensor, norm_eps: float
+    batch: Batch,
+    gradients: Tensor,
+    scale: Tensor,
+    factors: Tensor,
+    scales: Tensor,
+    norm_eps: float,
+    proceed: Tensor | None,
 ) -> None:
     """The factor pass of one batch: ``row`` and ``col``, their factors and the normalizer's scales."""
     kind, tile = batch.kind, batch.tile
@@ -301,7 +335,7 @@ def _advance_tables(
         G_TYPE=TYPES[kind.g], ALIGNED=kind.aligned, TILE_X=tile[0], TILE_Y=tile[1], TILE_C=tile[2], num_warps=8,
     )  # fmt: skip
     launch(
-        factor_pass.advance_tables, len(batch.entries), batch.tables, batch.entries, partials, factors,
+        factor_pass.advance_tables, len(batch.entries), batch.tables, batch.entries, partials, factors, proceed,
         BLOCK=TABLE_BLOCK,
     )  # fmt: skip
     launch(
@@ -325,14 +359,17 @@ def _select(values: Tensor | Sequence[float], index: Tensor, device: torch.devic
     return factors_of(values[index if values.is_cpu else upload(index, device)], device)
 
 
-def _move_stacked(tasks: Sequence[Normalized], coefficient: Tensor, shrink: Tensor) -> None:
+def _move_stacked(tasks: Sequence[Normalized], coefficient: Tensor, shrink: Tensor, proceed: Tensor | None) -> None:
     """CELO2's last pass for parameters of one shape, dtype and normalizer. ``coefficient`` and ``shrink``: ``[N]``."""
     _, _, over, eps = tasks[0]
-    steps, values = torch.stack([task.step for task in tasks]), torch.stack([task.p for task in tasks]).float()
+    steps, old = torch.stack([task.step for task in tasks]), torch.stack([task.p for task in tasks])
+    values = old.float()
     scales = torch.rsqrt(eps + steps.square().mean(dim=over, keepdim=True))
     column = (-1, *[1] * (steps.ndim - 1))
-    values -= steps.mul_(scales * coefficient.view(column)).add_(values * shrink.view(column))
-    foreach._foreach_copy_([task.p for task in tasks], values.unbind())
+    moved = values - steps.mul_(scales * coefficient.view(column)).add_(values * shrink.view(column))
+    if proceed is not None:
+        moved = torch.where(proceed.view([1] * moved.ndim) != 0, moved.to(old.dtype), old)
+    foreach._foreach_copy_([task.p for task in tasks], moved.unbind())
 
 
 def _stride(x: Tensor) -> int:

@@ -18,10 +18,15 @@ NUMBERS_FIELDS = tl.constexpr(len(NUMBERS))
 
 @triton.jit
 def adam_elements(
-    records, gradients, programs, numbers, scale,
+    records, gradients, programs, numbers, scale, proceed,
     P_TYPE: tl.constexpr, G_TYPE: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Advance the moments, then ``p ← p − coefficient·m̂/(sqrt(v̂ + eps_root) + eps) − shrink·p``."""
+    """Advance the moments, then ``p ← p − coefficient·m̂/(sqrt(v̂ + eps_root) + eps) − shrink·p``.
+
+    Does nothing if ``proceed`` is 0."""
+    if proceed is not None:  # noqa: SIM102 — a constexpr condition
+        if tl.load(proceed) == 0:
+            return
     number_of_row = tl.load(programs + 2 * tl.program_id(0))
     row = records + number_of_row * ADAM_FIELDS
     size = integer(row, A_SIZE)

@@ -61,8 +61,9 @@ class GpuAdamPlan:
         self._tables.gradients.set(addresses)
         return self._tables
 
-    def step(self, inputs: AdamInputs, checked: bool = False) -> None:
+    def step(self, inputs: AdamInputs, checked: bool = False, proceed: Tensor | None = None) -> None:
         guard.check_adam_inputs(inputs, None if checked else self._kept, TYPES, self._device)
+        guard.check_proceed(proceed, self._device)
         tables = self.bind(inputs.values, inputs.gradients)
         scale, numbers = scale_of(inputs.scale, self._device), self._numbers(inputs)
         if is_capturing():  # the graph, which may be the caller's, reads its tables and numbers
@@ -70,7 +71,7 @@ class GpuAdamPlan:
         gradients = tables.gradients.on_device()
         for (aligned, p_type, g_type), records, programs, start in tables.kinds:
             launch(
-                adam_elements, len(programs), records, gradients[start:], programs, numbers, scale,
+                adam_elements, len(programs), records, gradients[start:], programs, numbers, scale, proceed,
                 P_TYPE=TYPES[p_type], G_TYPE=TYPES[g_type], ALIGNED=aligned, BLOCK=ADAM_BLOCK,
             )  # fmt: skip
 

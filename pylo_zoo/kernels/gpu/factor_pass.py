@@ -82,8 +82,11 @@ def tile_sums(
 
 
 @triton.jit
-def advance_tables(tables, programs, partials, factors, BLOCK: tl.constexpr):
-    """Advance ``row`` and ``col`` by the means, and compute ``col_factor``."""
+def advance_tables(tables, programs, partials, factors, proceed, BLOCK: tl.constexpr):
+    """Advance ``row`` and ``col`` by the means, and compute ``col_factor``. Does nothing if ``proceed`` is 0."""
+    if proceed is not None:  # noqa: SIM102 — a constexpr condition
+        if tl.load(proceed) == 0:
+            return
     row = tables + tl.load(programs + 2 * tl.program_id(0)) * TABLE_FIELDS
     entry = tl.load(programs + 2 * tl.program_id(0) + 1) * BLOCK + tl.arange(0, BLOCK)
     size, parts = integer(row, T_SIZE), integer(row, T_PARTS)

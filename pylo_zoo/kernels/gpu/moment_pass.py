@@ -72,11 +72,16 @@ def take_samples(records, samples):
 
 @triton.jit
 def advance_elements(
-    records, gradients, programs, scale, factors, samples, partials, rsqrt_eps, diag_eps,
+    records, gradients, programs, scale, factors, samples, partials, proceed, rsqrt_eps, diag_eps,
     FACTORED: tl.constexpr, PLAIN: tl.constexpr, VARIED: tl.constexpr, ALIGNED: tl.constexpr,
     P_TYPE: tl.constexpr, G_TYPE: tl.constexpr, SELECT: tl.constexpr, TILE_0: tl.constexpr, TILE_1: tl.constexpr,
 ):  # fmt: skip
-    """Advance the accumulators, and write sums to ``partials [programs, features + 9, means]``."""
+    """Advance the accumulators, and write sums to ``partials [programs, features + 9, means]``.
+
+    Does nothing if ``proceed`` is 0."""
+    if proceed is not None:  # noqa: SIM102 — a constexpr condition
+        if tl.load(proceed) == 0:
+            return
     number = tl.load(programs + 2 * tl.program_id(0))
     part = tl.load(programs + 2 * tl.program_id(0) + 1)
     row = records + number * ELEMENT_FIELDS

@@ -85,7 +85,7 @@ def fold_tables(
 @triton.jit
 def move_elements(
     records, gradients, programs, scale, factors, additions,
-    first, scales, deep, deep_stride, bias, bias_stride, coefficient, shrink, size_of_step, steps,
+    first, scales, deep, deep_stride, bias, bias_stride, coefficient, shrink, size_of_step, steps, proceed,
     rsqrt_eps, diag_eps, exp_mult,
     FACTORED: tl.constexpr, PLAIN: tl.constexpr, VARIED: tl.constexpr, ALIGNED: tl.constexpr,
     P_TYPE: tl.constexpr, G_TYPE: tl.constexpr, SELECT: tl.constexpr, MEANS: tl.constexpr,
@@ -101,7 +101,11 @@ def move_elements(
         bias: the first layer's bias ``[1 or tasks, H]``, for unfactored parameters. Others have it in ``additions``.
         LAYERS: number of hidden layers.
         PRECISION: input precision of tl.dot; empty for networks in registers.
+        proceed: None, or the kernel does nothing if it is 0.
     """
+    if proceed is not None:  # noqa: SIM102 — a constexpr condition
+        if tl.load(proceed) == 0:
+            return
     number = tl.load(programs + 2 * tl.program_id(0))
     block = tl.load(programs + 2 * tl.program_id(0) + 1)
     row = records + number * ELEMENT_FIELDS
