@@ -8,7 +8,7 @@ which programs run, and no call synchronizes with the device.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -20,6 +20,7 @@ from pylo_zoo.kernels.gpu import factor_pass, moment_pass, move_pass
 from pylo_zoo.kernels.gpu.adam_plan import GpuAdamPlan
 from pylo_zoo.kernels.gpu.launch import launch
 from pylo_zoo.kernels.gpu.network import IN_REGISTERS, Inputs, Network, inputs_of, is_supported, pack
+from pylo_zoo.kernels.gpu.normalized import NormalizedPass
 from pylo_zoo.kernels.gpu.plan import (
     ACROSS,
     ALONG,
@@ -31,8 +32,7 @@ from pylo_zoo.kernels.gpu.plan import (
     Batch,
     BatchPlan,
 )
-from pylo_zoo.kernels.gpu.records import TYPES, ceil_div, factors_of, scale_of, upload
-from pylo_zoo.ops.apply import foreach, together
+from pylo_zoo.kernels.gpu.records import TYPES, ceil_div, factors_of, scale_of
 from pylo_zoo.ops.capture import is_capturing
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.mlp import Layer
@@ -144,6 +144,7 @@ class GpuKernels:
 
     def __init__(self, precision: str | None = None) -> None:
         self.precision = precision or ("ieee" if torch.version.hip else "tf32x3")
+        self._normalized = NormalizedPass()
 
     def __repr__(self) -> str:
         return f"Triton {triton.__version__}"
@@ -218,15 +219,9 @@ class GpuKernels:
         device = tasks[0].p.device
         guard.check_normalized(tasks, self.dtypes, device)
         guard.check_proceed(proceed, device)
-        # torch operations, a few per shape: Newton–Schulz, which comes before this, costs far more.
-        for part in together([task.step for task in tasks]):
-            groups: dict[tuple[Any, ...], list[int]] = {}
-            for k in part:
-                groups.setdefault((tasks[k].p.shape, tasks[k].p.dtype, tasks[k].over, tasks[k].eps), []).append(k)
-            for members in groups.values():
-                index = torch.tensor(members)
-                rates, decays = (_select(each, index, device) for each in (coefficient, shrink))
-                _move_stacked([tasks[k] for k in members], rates, decays, proceed)
+        guard.check_numbers("coefficient", coefficient, len(tasks))
+        guard.check_numbers("shrink", shrink, len(tasks))
+        self._normalized.run(tasks, factors_of(coefficient, device), factors_of(shrink, device), proceed)
 
     def plan_adam(self, tasks: Sequence[Adam]) -> GpuAdamPlan:
         guard.check_adam(tasks, self.dtypes, tasks[0].p.device)
@@ -351,25 +346,6 @@ def _advance_tables(
 def _floats(device: torch.device, *shape: int) -> Tensor:
     """An uninitialized float32 tensor."""
     return torch.empty(shape, dtype=torch.float32, device=device)
-
-
-def _select(values: Tensor | Sequence[float], index: Tensor, device: torch.device) -> Tensor:
-    """The values at ``index``, which is on the host, on the device."""
-    values = torch.as_tensor(values)
-    return factors_of(values[index if values.is_cpu else upload(index, device)], device)
-
-
-def _move_stacked(tasks: Sequence[Normalized], coefficient: Tensor, shrink: Tensor, proceed: Tensor | None) -> None:
-    """CELO2's last pass for parameters of one shape, dtype and normalizer. ``coefficient`` and ``shrink``: ``[N]``."""
-    _, _, over, eps = tasks[0]
-    steps, old = torch.stack([task.step for task in tasks]), torch.stack([task.p for task in tasks])
-    values = old.float()
-    scales = torch.rsqrt(eps + steps.square().mean(dim=over, keepdim=True))
-    column = (-1, *[1] * (steps.ndim - 1))
-    moved = values - steps.mul_(scales * coefficient.view(column)).add_(values * shrink.view(column))
-    if proceed is not None:
-        moved = torch.where(proceed.view([1] * moved.ndim) != 0, moved.to(old.dtype), old)
-    foreach._foreach_copy_([task.p for task in tasks], moved.unbind())
 
 
 def _stride(x: Tensor) -> int:

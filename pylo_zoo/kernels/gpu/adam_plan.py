@@ -12,7 +12,7 @@ from pylo_zoo.kernels import guard
 from pylo_zoo.kernels.base import Adam, AdamInputs
 from pylo_zoo.kernels.gpu.adam import adam_elements
 from pylo_zoo.kernels.gpu.launch import launch
-from pylo_zoo.kernels.gpu.plan import Gradients
+from pylo_zoo.kernels.gpu.plan import Addresses
 from pylo_zoo.kernels.gpu.records import STEPS, TYPES, blocks, ceil_div, factors_of, rows, scale_of, upload
 from pylo_zoo.ops.capture import is_capturing
 
@@ -35,7 +35,7 @@ class AdamKind(NamedTuple):
 class AdamTables:
     """What the kernel reads for all parameters."""
 
-    def __init__(self, kinds: list[AdamKind], gradients: Gradients) -> None:
+    def __init__(self, kinds: list[AdamKind], gradients: Addresses) -> None:
         self.kinds, self.gradients = kinds, gradients
 
 
@@ -83,7 +83,7 @@ class GpuAdamPlan:
             record = {**addresses, "size": p.numel(), "task": k, "nesterov": self._nesterov[k]}
             kinds.setdefault((aligned, p.dtype, g.dtype), []).append(record)
         members = [[record["task"] for record in records] for records in kinds.values()]
-        of_gradients = Gradients(members, self._device)
+        of_gradients = Addresses(members, self._device)
         tables = [
             AdamKind(
                 kind,

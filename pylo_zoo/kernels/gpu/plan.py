@@ -129,7 +129,7 @@ class Place:
 class Batch:
     """Parameters of one kind: their records and block tables, on the device.
 
-    ``gradients_start`` is the place of their addresses in the plan's :class:`Gradients`.
+    ``gradients_start`` is the place of their addresses in the plan's :class:`Addresses`.
     """
 
     def __init__(
@@ -286,20 +286,25 @@ class Batch:
         return table["size"] // (table[span] * table[trailing]) * ceil_div(table[trailing], ACROSS)
 
 
-class Gradients:
-    """The gradients' addresses, which can change at each step, as a table that is uploaded if they do.
+class Addresses:
+    """Addresses of tensors that can change at each step, as a table that is uploaded if they do.
 
     Args:
-        members: the parameters of each batch, which starts at an even place, so that its part is aligned to 16 bytes.
+        members: the parameters of each batch. A batch starts at an even place, so that its part of the table is aligned
+            to 16 bytes.
         device: the kernels' device.
+
+    Attributes:
+        order: the parameter at each place; a batch with an odd number repeats its first.
+        starts: the first place of each batch.
     """
 
     def __init__(self, members: Sequence[Sequence[int]], device: torch.device) -> None:
-        self._order: list[int] = []
+        self.order: list[int] = []
         self.starts: list[int] = []
         for each in members:
-            self.starts.append(len(self._order))
-            self._order += [*each, *each[: len(each) % 2]]
+            self.starts.append(len(self.order))
+            self.order += [*each, *each[: len(each) % 2]]
         self._device = device
         self._on_host: list[int] = []
         self._changed = True
@@ -307,20 +312,22 @@ class Gradients:
 
     def set(self, addresses: Sequence[int]) -> None:
         """Set this step's addresses, in the caller's order of parameters."""
-        ordered = list(map(addresses.__getitem__, self._order))
+        ordered = list(map(addresses.__getitem__, self.order))
         self._changed = self._changed or ordered != self._on_host
         self._on_host = ordered
 
     def on_device(self) -> Tensor:
         """The table, int64."""
         if is_capturing():  # a graph needs a table of its own
-            return live(self._table, (len(self._order),), self._device, torch.int64)
+            return self._new_table()
         if self._changed:
-            self._on_device, self._changed = live(self._table, (len(self._order),), self._device, torch.int64), False
+            self._on_device, self._changed = self._new_table(), False
         return self._on_device
 
-    def _table(self) -> Tensor:
-        return torch.tensor(self._on_host, dtype=torch.int64)
+    def _new_table(self) -> Tensor:
+        return live(
+            lambda: torch.tensor(self._on_host, dtype=torch.int64), (len(self.order),), self._device, torch.int64
+        )
 
 
 class BatchPlan:
@@ -331,7 +338,7 @@ class BatchPlan:
         kinds: dict[Kind, list[int]] = {}
         for k, task in enumerate(tasks):
             kinds.setdefault(kind_of(task, rule), []).append(k)
-        self.gradients = Gradients(list(kinds.values()), tasks[0].p.device)
+        self.gradients = Addresses(list(kinds.values()), tasks[0].p.device)
         self.batches = [
             Batch(kind, members, tasks, rule, start)
             for (kind, members), start in zip(kinds.items(), self.gradients.starts, strict=True)

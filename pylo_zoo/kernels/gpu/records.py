@@ -54,12 +54,15 @@ def rows(fields: Sequence[str], records: Sequence[dict[str, int]], device: torch
     return upload(torch.tensor([[record[name] for name in fields] for record in records], dtype=torch.int64), device)
 
 
-def blocks(counts: Sequence[int], device: torch.device) -> Tensor:
-    """A block table: the row of each program and its number within the row, ``[sum(counts), 2]``, int32."""
+def blocks(counts: Sequence[int], device: torch.device, first: int = 0) -> Tensor:
+    """A block table: the row of each program and its number within the row, ``[sum(counts), 2]``, int32.
+
+    ``first`` is the number of the first row.
+    """
     each = torch.tensor(counts)
     row = torch.repeat_interleave(torch.arange(len(counts)), each)
     number = torch.arange(len(row)) - (each.cumsum(0) - each)[row]
-    return upload(torch.stack([row, number], 1).to(torch.int32), device)
+    return upload(torch.stack([row + first, number], 1).to(torch.int32), device)
 
 
 def factors_of(values: Tensor | Sequence[float], device: torch.device) -> Tensor:
