@@ -54,6 +54,9 @@ class PretendTensor(Tensor):
         wrapper.inner = inner
         return wrapper
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> PretendTensor:
+        return memo.setdefault(id(self), PretendTensor(self.inner.detach().clone()))
+
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.data_ptr, Tensor.untyped_storage):

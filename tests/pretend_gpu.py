@@ -8,6 +8,7 @@ dispatch modes of pretend_device.py or graph_double.py.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 
 import pretend_device
 import torch
+import triton
 from gpu_checks import round_as_hardware
 from pretend_device import NAME, PretendTensor, Recorder, unwrap
 from torch import Tensor
@@ -45,10 +47,29 @@ def _launch(kernel: Any, programs: Any, *arguments: Any, **options: Any) -> None
         (interceptors[-1] if interceptors else run_kernel)(kernel, programs, arguments, options)
 
 
+def speed_up_interpreter() -> None:
+    """Triton's interpreter lists all members of its modules at each call of a device function; list them once."""
+    from triton.runtime import interpreter
+
+    builtins: dict[int, list[str]] = {}
+
+    def patch(package: Any, builder: Any, scope: Any) -> None:
+        if id(package) not in builtins:
+            members = inspect.getmembers(package)
+            builtins[id(package)] = [name for name, member in members if triton.language.core.is_builtin(member)]
+        for name in builtins[id(package)]:
+            member = getattr(package, name)
+            if triton.language.core.is_builtin(member):
+                interpreter._patch_attr(package, name, member, builder, scope)
+
+    interpreter._patch_builtin = patch
+
+
 def install_gpu() -> None:
     """Give the pretend device the GPU's kernels. It cannot be undone."""
     pretend_device.install()
     round_as_hardware()
+    speed_up_interpreter()
     pylo_zoo.kernels._by_device[NAME] = GpuKernels()
     for name, module in list(sys.modules.items()):
         if name.startswith("pylo_zoo.kernels.gpu") and getattr(module, "launch", None) is real_launch:

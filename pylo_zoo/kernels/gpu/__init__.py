@@ -72,6 +72,8 @@ class Advanced(NamedTuple):
     moments: Tensor
     """Means of p², and of m, m², v and v² relative to the samples: ``[N, 9]``."""
     batches: list[AdvancedBatch]
+    kept: Sequence[Tensor]
+    """The gradients, which can be copies: the move pass reads their memory again."""
 
 
 class GpuPlan:
@@ -122,7 +124,7 @@ class GpuPlan:
             _advance(batch, table[batch.gradients_start :], self._rule, scale, samples, sums, proceed)
             for batch in plan.batches
         ]
-        return Advanced(plan, values, self._rule, scale, samples, sums, batches)
+        return Advanced(plan, values, self._rule, scale, samples, sums, batches, gradients)
 
     def _with(self, values: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Task]:
         return [task._replace(p=p, g=g) for task, p, g in zip(self._tasks, values, gradients, strict=True)]

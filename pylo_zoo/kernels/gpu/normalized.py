@@ -87,7 +87,7 @@ class NormalizedPass:
         """``coefficient`` and ``shrink``: float32 ``[N]`` on the device; ``proceed``: one int32 there, or None."""
         tables = self._tables(tasks)
         tables.steps.set([task.step.data_ptr() for task in tasks])
-        steps, device = tables.steps.on_device(), tasks[0].p.device
+        steps, device = tables.steps.on_device(fixed=True), tasks[0].p.device
         partials, scales = (
             torch.empty(size, dtype=torch.float32, device=device) for size in (tables.partials, tables.means)
         )

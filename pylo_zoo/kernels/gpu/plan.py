@@ -316,18 +316,19 @@ class Addresses:
         self._changed = self._changed or ordered != self._on_host
         self._on_host = ordered
 
-    def on_device(self) -> Tensor:
-        """The table, int64."""
+    def on_device(self, fixed: bool = False) -> Tensor:
+        """The table, int64. ``fixed``: a graph reads the memory that it was captured with, at each replay."""
         if is_capturing():  # a graph needs a table of its own
-            return self._new_table()
+            return self._new_table(list(self._on_host) if fixed else None)
         if self._changed:
             self._on_device, self._changed = self._new_table(), False
         return self._on_device
 
-    def _new_table(self) -> Tensor:
-        return live(
-            lambda: torch.tensor(self._on_host, dtype=torch.int64), (len(self.order),), self._device, torch.int64
-        )
+    def _new_table(self, fixed: list[int] | None = None) -> Tensor:
+        def read() -> Tensor:
+            return torch.tensor(self._on_host if fixed is None else fixed, dtype=torch.int64)
+
+        return live(read, (len(self.order),), self._device, torch.int64)
 
 
 class BatchPlan:
