@@ -61,7 +61,8 @@ class PretendTensor(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.data_ptr, Tensor.untyped_storage):
             return func(args[0].inner)
-        return super().__torch_function__(func, types, args, kwargs or {})
+        with torch._C.DisableTorchFunctionSubclass():  # results on the CPU stay plain tensors
+            return func(*args, **(kwargs or {}))
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -238,6 +239,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "L2 decay": {"weight_decay": 1e-4, "decay": "l2"},
     "accumulate": {"accumulate": 2},
     "master weights": {"master_weights": True},
+    "skip": {"nonfinite": "skip"},
+    "skip, clip_norm": {"nonfinite": "skip", "clip_norm": 1.0},
+    "skip, L2 decay": {"nonfinite": "skip", "weight_decay": 1e-4, "decay": "l2"},
+    "skip, accumulate": {"nonfinite": "skip", "accumulate": 2},
+    "skip, master weights": {"nonfinite": "skip", "master_weights": True},
 }
 """Arguments of the optimizers that have them; "master weights" uses bfloat16 parameters."""
 LOSSES: dict[str, Callable[[int], Any]] = {
@@ -277,6 +283,8 @@ def cases(thorough: bool) -> Iterator[tuple[str, dict[str, Any], str, bool]]:
     on_device, on_host = LOSSES
     yield "defaults", {}, on_device, False
     yield "defaults", {}, on_host, True
+    yield "skip", VARIANTS["skip"], on_device, False
+    yield "skip, accumulate", VARIANTS["skip, accumulate"], on_device, False
     if thorough:
         yield "defaults", {}, on_host, False
         yield "defaults", {}, on_device, True

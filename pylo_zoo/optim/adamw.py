@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.kernels import Adam, AdamInputs, AdamPlan
-from pylo_zoo.ops.apply import foreach
 from pylo_zoo.optim.base import Group, LearnedOptimizer, ParamStep
 from pylo_zoo.optim.kernel_batch import KernelBatch
 from pylo_zoo.optim.state_checks import join
+from pylo_zoo.optim.step_condition import StepCondition
 
 
 class AdamW(NamedTuple):
@@ -44,6 +44,7 @@ class AdamBatches:
         by_device: dict[torch.device, KernelBatch] = {}
         self.rest: list[int] = []
         self.items = items
+        self._condition = optimizer._condition
         for k, item in enumerate(items):
             kernels, device = optimizer.kernels_of(item.parameter), item.parameter.device
             if kernels is None:
@@ -78,24 +79,29 @@ class AdamBatches:
                 for k in batch.positions:
                     self._update_eager(k, update_eager)
             else:
-                _step(batch, [options(group) for group in batch.groups], rates, shrink)
+                _step(batch, [options(group) for group in batch.groups], rates, shrink, self._condition)
 
     def _update_eager(self, k: int, update: Callable[[int], None]) -> None:
+        saved = self._condition.save(self.items[k].written)
         update(k)
         self.items[k].write_back()
+        self._condition.restore(saved)
 
 
-def _count(batch: KernelBatch) -> Tensor:
+def _count(batch: KernelBatch, condition: StepCondition) -> Tensor:
     """Add 1 to the counter of each parameter; returns the new counts ``[N]`` on their device."""
     shared = batch.keep("counts", lambda: join([item.state["step"] for item in batch.items]))
     if shared is not None:
-        return shared.add_(1)
+        proceed = condition.flag(shared.device)
+        return shared.add_(1 if proceed is None else proceed)
     counters = [item.state["step"] for item in batch.items]
-    foreach._foreach_add_(counters, 1)
+    condition.advance(counters)
     return torch.stack(counters)
 
 
-def _step(batch: KernelBatch, options: Sequence[AdamW], rates: Tensor, shrink: Tensor) -> None:
+def _step(
+    batch: KernelBatch, options: Sequence[AdamW], rates: Tensor, shrink: Tensor, condition: StepCondition
+) -> None:
     gradients = batch.begin()
     states = [item.state for item in batch.items]
 
@@ -108,8 +114,8 @@ def _step(batch: KernelBatch, options: Sequence[AdamW], rates: Tensor, shrink: T
         )
 
     kernel_plan = batch.keep("plan", plan)  # checks the tensors, before anything changes
-    counts = _count(batch)
+    counts = _count(batch, condition)
     numbers = batch.spread(torch.tensor([each.numbers for each in options], dtype=torch.float64))
     inputs = AdamInputs(batch.values, gradients, numbers, counts, rates, shrink, batch.items[0].scale)
-    kernel_plan.step(inputs, checked=True)
+    kernel_plan.step(inputs, True, condition.flag(counts.device))
     batch.finish()

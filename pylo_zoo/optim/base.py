@@ -138,14 +138,14 @@ class LearnedOptimizer(ZooOptimizer):
             items = self._begin(grads)
             self._update_all(items, step, loss)
             self._end(items)
-            step += 1
+            self._condition.advance([step])
 
     def _step_fused(self, grads: Sequence[ParamGrad], step: Tensor, loss: Loss | None) -> None:
         """Runs outside compiled graphs (:mod:`~pylo_zoo.optim.compiling`)."""
         items = self._begin(grads)
         if not self._replay(items, step, loss):
             self._update_fused(items, step, loss)
-            step += 1
+            self._condition.advance([step])
         self._end(items)
 
     def _replay(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> bool:
@@ -162,7 +162,7 @@ class LearnedOptimizer(ZooOptimizer):
                 for item in items:
                     item.scale = of_scale
                 self._update_fused(items, step, of_loss)
-                step.add_(1)
+                self._condition.advance([step])
             finally:
                 for item in items:
                     item.scale = scale
@@ -174,7 +174,7 @@ class LearnedOptimizer(ZooOptimizer):
 
     def _frozen(self, run: Group) -> tuple[Hashable, ...]:
         """What a graph of this step contains besides tensors of the plan: addresses of the run's state."""
-        return tuple(run[key].data_ptr() for key in self._run_keys)
+        return (self._condition.is_active, *(run[key].data_ptr() for key in self._run_keys))
 
     def _begin(self, grads: Sequence[ParamGrad]) -> Sequence[ParamStep]:
         """The step's parameters with their gradients."""
@@ -202,8 +202,10 @@ class LearnedOptimizer(ZooOptimizer):
 
     def _update_each(self, items: Iterable[ParamStep], contexts: Iterable[Any], step: Tensor) -> None:
         for item, context in zip(items, contexts, strict=True):
+            saved = self._condition.save(item.written)
             self.update(item, step, context)
             item.write_back()
+            self._condition.restore(saved)
 
     def prepare_kernels(self) -> None:
         """Compile the kernels of the parameters' devices now instead of in the first step.

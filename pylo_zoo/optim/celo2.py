@@ -180,13 +180,14 @@ class CELO2(MLPRuleOptimizer):
 
     def _move(self, batch: KernelBatch, networks: Networks) -> None:
         layers, _ = networks.select(batch)
-        deltas = self._orthogonalize(batch.items, batch.kernels.steps(batch.advanced, layers, self._scratch))
+        proceed = self._proceed(batch)
+        deltas = self._orthogonalize(batch.items, batch.kernels.steps(batch.advanced, layers, self._scratch, proceed))
         tasks = [
             Normalized(value, delta, item.axes.matrix, NORM_EPS)
             for value, item, delta in zip(batch.values, batch.items, deltas, strict=True)
         ]
         rates, shrink = batch.factors(lambda group: group["lr"], self.decay, self._rmsmult(batch))
-        batch.kernels.move_normalized(tasks, rates, shrink)
+        batch.kernels.move_normalized(tasks, rates, shrink, proceed)
 
     def _rmsmult(self, batch: KernelBatch) -> Tensor:
         factor = self.behavior.rmsmult

@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 
 _EXCLUDED: set[type] = set()
+METHODS = (
+    *("_init_state", "_check", "_step_fused", "_count_skipped", "_count_call"),
+    *("_set_condition", "_clear_condition"),
+)
+"""What stays outside compiled graphs, if a class has it."""
 
 
 def exclude_from_compile(cls: type) -> None:
@@ -15,6 +20,6 @@ def exclude_from_compile(cls: type) -> None:
     """
     if cls not in _EXCLUDED:
         _EXCLUDED.add(cls)
-        for name in ("_init_state", "_check", "_step_fused", "_count_skipped", "_count_call"):
+        for name in METHODS:
             if hasattr(cls, name):
                 setattr(cls, name, torch.compiler.disable(getattr(cls, name)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
@@ -18,10 +17,8 @@ from pylo_zoo.optim.advice import Candidate, embedding_evidence, embedding_warni
 from pylo_zoo.optim.checks import (
     all_finite,
     as_counter,
-    as_float,
     check_parameter,
     copy_to_device,
-    describe_parameter,
     parameter_name,
     require,
     to_state_tensors,
@@ -39,6 +36,13 @@ from pylo_zoo.optim.saved_state import (
     parameter_entries,
 )
 from pylo_zoo.optim.state_checks import COUNTERS, Snapshot, StateChecks
+from pylo_zoo.optim.step_condition import (
+    StepCondition,
+    find_finite,
+    is_finite_loss,
+    is_known_on_host,
+    nonfinite_error,
+)
 from pylo_zoo.warn import warn
 
 Loss = Tensor | float
@@ -75,7 +79,7 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
         self.nonfinite: str = values["nonfinite"]
         self.backend: str = values["backend"]
         self.graphs: str = values["graphs"]
-        self.skipped_steps = 0
+        self._condition = StepCondition()
         self._pending_loss: list[Loss] = []  # a list: torch.compile before 2.13 cannot set attributes of an optimizer
         self._warned: set[str] = set()
         self._state_names: set[str] = set()  # keys of this optimizer's own entries, collected from expected_state
@@ -120,6 +124,8 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
                 a value is not finite and ``nonfinite="raise"``. Nothing has changed then.
         """
         loss = self._take_loss(closure, loss)
+        if not torch.compiler.is_compiling():
+            self._condition.clear()  # an error in the last step may have left it
         with torch.no_grad():
             grads = find_gradients(self.param_groups)
             if grads:
@@ -129,6 +135,8 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
             if grads and (self.nonfinite == "propagate" or self._is_finite(grads, loss)):
                 with without_autocast():
                     self._step(grads, loss)
+                if self._condition.is_active:
+                    self._clear_condition()
         return loss
 
     def _take_loss(self, closure: Callable[[], Loss] | Loss | None, loss: Loss | None) -> Loss | None:
@@ -190,30 +198,48 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
         )
 
     def _is_finite(self, grads: Sequence[ParamGrad], loss: Loss | None) -> bool:
-        """Whether the loss and all gradients are finite; if not, count a skipped step or raise (``nonfinite``)."""
+        """Whether the loss and all gradients are finite; if not, count a skipped step or raise (``nonfinite``).
+
+        With "skip", values on an accelerator are not read: the step runs under a condition.
+        """
         self._check_loss_value(loss)
         self._check(grads)
-        if isinstance(loss, Real):
-            loss_is_finite = math.isfinite(as_float(loss))
-        else:
-            loss_is_finite = not isinstance(loss, Tensor) or all_finite([loss])
-        if loss_is_finite and all_finite([each.gradient for each in grads]):
-            return True
+        gradients = [each.gradient for each in grads]
+        conditional = self.nonfinite == "skip" and not is_known_on_host(gradients)
+        if is_finite_loss(loss, read_all=not conditional):
+            if conditional:
+                self._set_condition(gradients, loss)
+                return True
+            if all_finite(gradients):
+                return True
         if self.nonfinite == "raise":
-            bad = [describe_parameter(p, group) for p, g, group in grads if not all_finite([g])]
-            shown = loss if isinstance(loss, Tensor) else quoted(loss)
-            raise ZooError(
-                f"A gradient is not finite: {len(bad)} of {len(grads)} are not, the first of a {bad[0]}."
-                if bad
-                else f"The loss is not finite: it is {shown}.",
-                'Find the overflow, or set nonfinite="skip" to skip such steps.',
-            )
+            raise nonfinite_error(grads, loss)
         self._count_skipped()
         return False
 
+    def _set_condition(self, gradients: Sequence[Tensor], loss: Any) -> None:
+        """Let the step depend on whether loss and gradients are finite. Runs outside compiled graphs."""
+        on_device = loss.detach() if isinstance(loss, Tensor) and not loss.is_cpu else None
+        self._condition.set(find_finite(gradients, on_device))
+        self._condition.count()
+
+    def _clear_condition(self) -> None:
+        """Runs outside compiled graphs."""
+        self._condition.clear()
+
     def _count_skipped(self) -> None:
         """Runs outside compiled graphs, which the changed attribute would recompile."""
-        self.skipped_steps += 1
+        self._condition.clear()
+        self._condition.count()
+
+    @property
+    def skipped_steps(self) -> int:
+        """Number of steps that ``nonfinite="skip"`` skipped. An accelerator counts its own, so reading waits for it."""
+        return self._condition.skipped
+
+    @skipped_steps.setter
+    def skipped_steps(self, number: int) -> None:
+        self._condition.skipped = number
 
     def _init_state(self, grads: Sequence[ParamGrad]) -> Snapshot | None:
         """Check parameters, gradients and state before the step writes anything, then create missing state.
@@ -316,7 +342,10 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         exclude_from_compile(type(self))
-        super().__setstate__(state)
+        self.__dict__.setdefault("_condition", StepCondition())
+        if "skipped_steps" in state:
+            self._condition.skipped = state["skipped_steps"]
+        super().__setstate__({name: value for name, value in state.items() if name != "skipped_steps"})
         self.defaults.pop("differentiable", None)  # added by torch for its own optimizers
         self._pending_loss = []
         self._checks = StateChecks()

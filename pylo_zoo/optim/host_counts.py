@@ -1,4 +1,4 @@
-"""What the host knows of a run's counters, for decisions that must not wait for a device."""
+"""Copies on the host of a run's counters, for decisions that must not wait for a device."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class HostCounts:
     def __init__(self) -> None:
         self._known: tuple[Any, ...] = ()
         self._step = self._calls = 0
+        self.completes_step = True  # whether this call completes a step, as far as the host can tell
         self._accumulating: set[Tensor] = set()
 
     def refresh(self, run: Mapping[str, Any], state: Mapping[Any, Mapping[str, Any]]) -> None:
@@ -55,9 +56,11 @@ class HostCounts:
         self._calls += 1
         self._accumulating.update(parameters)
 
-    def reset_calls(self) -> None:
+    def reset_calls(self, keep_parameters: bool = False) -> None:
+        """Begin to count anew; ``keep_parameters`` if they may still have accumulated gradients."""
         self._calls = 0
-        self._accumulating.clear()
+        if not keep_parameters:
+            self._accumulating.clear()
 
 
 def _is_elsewhere(counter: Any) -> bool:

@@ -34,6 +34,8 @@ LONGEST_PLAIN_RUN = 150_000
 """Up to this many steps, ``accumulate="auto"`` does not accumulate (SPEC §4)."""
 MAX_GRADIENT = 1000.0
 """Gradients are clipped elementwise to ± this value before the update (SPEC §4)."""
+SUMS = ("gradient_sum", "loss_sum", "banked")
+"""State keys of accumulated calls, of a parameter or the run."""
 LSTM_STATE = ("lstm_hidden", "lstm_cell")
 """State keys of the LSTM."""
 
@@ -176,9 +178,10 @@ class LSTMControlledOptimizer(LearnedOptimizer):
             members = self._count_call(grads)
             if not members:
                 return
-            grads, loss = self._pop_means(members)
+            grads, loss = self._means(members)
+            self._reset_sums(members)
         super()._step(grads, loss)
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and self._counts.completes_step:
             self._counts.add_step()
 
     def _frozen(self, run: Group) -> tuple[Hashable, ...]:
@@ -194,12 +197,18 @@ class LSTMControlledOptimizer(LearnedOptimizer):
     def _accumulate(self, grads: Sequence[ParamGrad], loss: Loss | None) -> None:
         """Add gradients and loss to the accumulated sums."""
         self._init_state(grads)
+        run, condition = self.param_groups[0], self._condition
+        added, loss = [g for _, g, _ in grads], scalar_like(loss, run["loss_sum"])
+        if condition.is_active:  # a sum is never −0, so adding 0 keeps its bits
+            added, loss = (
+                [condition.choose(g, torch.zeros_like(g)) for g in added],
+                condition.choose(loss, torch.zeros_like(loss)),
+            )
         states = [self.state[p] for p, _, _ in grads]
-        foreach._foreach_add_([state["gradient_sum"] for state in states], [g for _, g, _ in grads])
-        foreach._foreach_add_([state["banked"] for state in states], 1)
-        run = self.param_groups[0]
-        run["loss_sum"] += scalar_like(loss, run["loss_sum"])
-        run["banked"] += 1
+        foreach._foreach_add_([state["gradient_sum"] for state in states], added)
+        condition.advance([state["banked"] for state in states])
+        run["loss_sum"] += loss
+        condition.advance([run["banked"]])
 
     def _check(self, grads: Sequence[ParamGrad]) -> Snapshot | None:
         """Check this step's parameters and those with accumulated gradients, which the rule's step updates as well."""
@@ -222,6 +231,9 @@ class LSTMControlledOptimizer(LearnedOptimizer):
         """
         run = self.param_groups[0]
         self._counts.add_call([p for p, _, _ in grads])
+        self._counts.completes_step = True
+        if self._condition.is_active:
+            return self._condition_on_call(run)
         if self._counts.calls(run) < run["accumulate"]:
             return []
         members = [(p, group) for group in self.param_groups for p in group["params"] if p in self.state]
@@ -229,18 +241,35 @@ class LSTMControlledOptimizer(LearnedOptimizer):
         self._counts.reset_calls()
         return members
 
-    def _pop_means(self, members: Sequence[tuple[Tensor, Group]]) -> tuple[list[ParamGrad], Tensor]:
-        """The mean gradients of ``members`` and mean loss; resets the sums. A missing gradient counts as zeros."""
-        run, grads = self.param_groups[0], []
-        for p, group in members:
-            state = self.state[p]
-            grads.append(ParamGrad(p, state["gradient_sum"] / run["accumulate"], group))
-            state["gradient_sum"].zero_()
-            state["banked"].zero_()
-        loss = run["loss_sum"] / run["accumulate"]
-        run["loss_sum"].zero_()
-        run["banked"].zero_()
-        return grads, loss
+    def _condition_on_call(self, run: Group) -> list[tuple[Tensor, Group]]:
+        """Condition the step on whether this call is the last one to accumulate; returns the step's parameters.
+
+        Only the device knows how many calls it has skipped, so every call runs the step of the rule. A parameter that
+        has accumulated before gets a step even if it has no gradient in any of this step's calls.
+        """
+        due = self._condition.mask(run["banked"].device) & (run["banked"] == run["accumulate"])
+        self._condition.set(due)
+        self._counts.completes_step = self._counts.calls(run) >= run["accumulate"]
+        if self._counts.completes_step:
+            self._counts.reset_calls(keep_parameters=True)
+        members = [(p, group) for group in self.param_groups for p in group["params"] if p in self.state]
+        return [(p, group) for p, group in members if self._counts.is_accumulating(p, self.state[p])]
+
+    def _means(self, members: Sequence[tuple[Tensor, Group]]) -> tuple[list[ParamGrad], Tensor]:
+        """The mean gradients of ``members`` and the mean loss. A missing gradient counts as zeros."""
+        run = self.param_groups[0]
+        grads = [ParamGrad(p, self.state[p]["gradient_sum"] / run["accumulate"], group) for p, group in members]
+        return grads, run["loss_sum"] / run["accumulate"]
+
+    def _reset_sums(self, members: Sequence[tuple[Tensor, Group]]) -> None:
+        run = self.param_groups[0]
+        states = [run, *(self.state[p] for p, _ in members)]
+        for sums in ([state[name] for state in states if name in state] for name in SUMS):
+            if self._condition.is_active:
+                for each in sums:
+                    each.masked_fill_(self._condition.mask(each.device), 0)
+            else:
+                foreach._foreach_zero_(sums)
 
     def _begin(self, grads: Sequence[ParamGrad]) -> Sequence[ParamStep]:
         items = super()._begin(grads)
@@ -271,9 +300,11 @@ class LSTMControlledOptimizer(LearnedOptimizer):
         for item in items:
             if item.l2:
                 total_loss = total_loss + (item.l2 * item.read_value().square().sum()).to(average)
+        saved = self._condition.save([average, minimum])
         conditioning.advance_loss(average, minimum, t, total_loss, decays)
         fraction = conditioning.fraction_features(t.clamp(max=horizon - 1), horizon, average)
         losses = conditioning.loss_features(average, minimum, t + 1, decays)
+        self._condition.restore(saved)
         record("fraction_features", fraction)
         record("loss_features", losses)
 
@@ -286,6 +317,7 @@ class LSTMControlledOptimizer(LearnedOptimizer):
         record("lr_mult", control.lr_mult)
         if not getattr(self.behavior, "use_bugged_next_lstm_state", False):
             for name, old, new in zip(LSTM_STATE, (hidden, cell), (control.hidden, control.cell), strict=True):
+                new = self._condition.choose(new, old)
                 if shared:
                     old.copy_(new)
                 else:

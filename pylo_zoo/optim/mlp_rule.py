@@ -135,7 +135,9 @@ class MLPRuleOptimizer(LearnedOptimizer):
             self._move(batch, prepared)
             if type(self).after_update is not MLPRuleOptimizer.after_update:
                 for item in batch.items:
+                    saved = self._condition.save(item.written)
                     self.after_update(item)
+                    self._condition.restore(saved)
             batch.finish()
         self._update_each([items[k] for k in rest], [prepared[k] for k in rest], step)
 
@@ -183,11 +185,17 @@ class MLPRuleOptimizer(LearnedOptimizer):
             ]
             return batch.kernels.plan(tasks, self.rule, self.prepare_reads_state)
 
-        batch.advanced = batch.keep("plan", plan).advance(batch.values, gradients, batch.items[0].scale, checked=True)
+        kernel_plan, scale = batch.keep("plan", plan), batch.items[0].scale
+        batch.advanced = kernel_plan.advance(batch.values, gradients, scale, True, self._proceed(batch))
+
+    def _proceed(self, batch: KernelBatch) -> Tensor | None:
+        """The flag that kernels read before they write, if the step has a condition."""
+        return self._condition.flag(batch.items[0].parameter.device)
 
     def _move(self, batch: KernelBatch, networks: Networks) -> None:
         layers, multipliers = networks.select(batch)
-        batch.kernels.move(batch.advanced, layers, *batch.factors(_lr, self.decay, multipliers))
+        factors = batch.factors(_lr, self.decay, multipliers)
+        batch.kernels.move(batch.advanced, layers, *factors, self._proceed(batch))
 
 
 def moments_of(item: ParamStep) -> Tensor:

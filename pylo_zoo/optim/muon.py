@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from itertools import chain
 from typing import Any
 
 import torch
@@ -161,10 +162,24 @@ class Muon(ZooOptimizer):
             matrices, others = parts[-1]
             (matrices if "momentum_buffer" in self.state[each.parameter] else others).append(each)
         for matrices, others in parts:
-            if matrices:
-                self._step_muon(matrices, matrices[0].group)
-            if others:
-                self._step_fallback(others, others[0].group)
+            for update, members in ((self._step_muon, matrices), (self._step_fallback, others)):
+                if members:
+                    self._update_parts(members, update)
+
+    def _update_parts(self, grads: list[ParamGrad], update: Callable[[list[ParamGrad], Group], None]) -> None:
+        """Update one group's parameters with one rule; in parts if the step has a condition, whose copies are large."""
+        parts = [grads]
+        if self._condition.is_active:
+            parts = [[each] for each in grads]
+            if self.backend != "eager":
+                name = "momentum_buffer" if update == self._step_muon else "exp_avg"
+                tensors = [self.state[each.parameter][name] for each in grads]
+                parts = [[grads[k] for k in part] for part in together(tensors)]
+        for part in parts:
+            written = [[p, *filter(torch.is_tensor, self.state[p].values())] for p, _, _ in part]
+            saved = self._condition.save(chain(*written))
+            update(part, part[0].group)
+            self._condition.restore(saved)
 
     def _step_muon(self, grads: Sequence[ParamGrad], group: Group) -> None:
         options = {name: group[name] for name in ("lr", "weight_decay", "momentum", "nesterov", *RECIPE)}
