@@ -11,13 +11,14 @@ reads that memory again at each replay. These raise :class:`CaptureError`:
 Memory from ``empty`` is filled with NaN at each replay.
 """
 
-# torch's typing knows no tensors with other data.
+# torch's types do not include tensors with other data.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pretend_device
@@ -100,12 +101,12 @@ class CaptureMode(Recorder):
 
 def _replayed(func: Any, name: str, args: Any, kwargs: Any, outputs: Any) -> Callable[[], None] | None:
     """What a replay runs; None for operations that only rename memory."""
-    inner = tree_map(unwrap, (args, {key: _plain(value) for key, value in kwargs.items()}))
+    inner = tree_map(_memory, (args, {key: _plain(value) for key, value in kwargs.items()}))
     if func._schema.is_mutable:
         return lambda: func(*inner[0], **inner[1])
     written = [each.inner for each in tree_leaves(outputs) if isinstance(each, PretendTensor)]
     if name in ALLOCATIONS:
-        return lambda: [each.fill_(torch.nan) for each in written if each.is_floating_point()] and None
+        return partial(_scramble, written)
     sources = {each.untyped_storage().data_ptr() for each in tree_leaves(inner) if isinstance(each, Tensor)}
     if func.is_view or any(each.untyped_storage().data_ptr() in sources for each in written if each.numel()):
         return None
@@ -116,6 +117,20 @@ def _replayed(func: Any, name: str, args: Any, kwargs: Any, outputs: Any) -> Cal
             target.copy_(value)
 
     return run
+
+
+def _scramble(tensors: list[Tensor]) -> None:
+    for each in tensors:
+        if each.is_floating_point():
+            each.fill_(torch.nan)
+
+
+def _memory(value: Any) -> Any:
+    """The tensor that a replay uses. It does not keep the owner of pinned memory alive."""
+    if isinstance(value, Tensor) and not isinstance(value, PretendTensor):
+        where = value.untyped_storage(), value.storage_offset(), value.shape, value.stride()
+        return torch.empty(0, dtype=value.dtype).set_(*where)
+    return unwrap(value)
 
 
 def _plain(value: Any) -> Any:

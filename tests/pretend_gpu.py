@@ -4,7 +4,7 @@ Import this in a process with ``TRITON_INTERPRET=1`` and call :func:`install_gpu
 dispatch modes of pretend_device.py or graph_double.py.
 """
 
-# torch's typing knows no tensors with other data.
+# torch's types do not include tensors with other data.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class SharedOptions(TypedDict, total=False):
             for kernels if they are available (:mod:`pylo_zoo.kernels`). The backends agree up to rounding and share one
             state. ``"fused"`` compiles missing kernels in the constructor, ``"auto"`` in the first step.
         graphs: ``"auto"`` captures the fused step on a GPU in a CUDA graph and replays it, with the same results;
-            ``"off"`` launches its kernels one by one. Muon has no graph of its own.
+            ``"off"`` launches its kernels one by one. Muon does not capture itself.
     """
 
     nonfinite: str

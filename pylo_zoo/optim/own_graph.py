@@ -1,9 +1,8 @@
 """The fused step of an optimizer as a graph that it captures by itself and replays (``graphs="auto"``).
 
-The first step of a plan launches its kernels one by one, which compiles them and builds their tables. The second
+The first two steps of a plan launch their kernels one by one, which compiles them and builds their tables. The third
 captures the same calls and replays them, and later steps only replay. What changes from step to step is read from
-slots (:mod:`pylo_zoo.ops.slots`). If something else changed, the step launches its kernels, and the next one captures
-again.
+slots (:mod:`pylo_zoo.ops.slots`). If something else changed, steps launch their kernels until two in a row agree.
 """
 
 from __future__ import annotations

@@ -318,7 +318,7 @@ class Addresses:
 
     def on_device(self, fixed: bool = False) -> Tensor:
         """The table, int64. ``fixed``: a graph reads the memory that it was captured with, at each replay."""
-        if is_capturing():  # a graph needs a table of its own
+        if is_capturing():  # a graph needs its own table
             return self._new_table(list(self._on_host) if fixed else None)
         if self._changed:
             self._on_device, self._changed = self._new_table(), False
