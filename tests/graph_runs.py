@@ -19,14 +19,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from contract_table import CONTROLLED, LEARNED, TABLE, make
 from torch import Tensor
 
-if __name__ == "__main__":
-    from graph_double import CaptureError, DoubleCapture, GraphDouble, install_graphs
+if TYPE_CHECKING or __name__ == "__main__":
+    from graph_double import CaptureError, GraphDouble, install_graphs
     from pretend_device import Constructors, PretendTensor, Recorder, unwrap
     from pretend_gpu import install_gpu, on_device
 
@@ -56,11 +56,13 @@ class Run:
         self.steps = 0
         self.host_loss = self.bad = False
 
-    def normal(self, shape: Sequence[int], dtype: torch.dtype | None = None) -> PretendTensor:
-        return on_device(torch.randn(tuple(shape), generator=self.random).to(dtype or self.dtype))
+    def normal(self, shape: Sequence[int]) -> PretendTensor:
+        return on_device(torch.randn(tuple(shape), generator=self.random).to(self.dtype))
 
     def parameter(self, shape: Sequence[int]) -> PretendTensor:
-        return self.normal(shape).requires_grad_()
+        p = self.normal(shape)
+        p.requires_grad_()
+        return p
 
     def gradients(self) -> None:
         """New gradients at new addresses."""
@@ -492,5 +494,5 @@ def main(names: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     install_gpu()
-    double: DoubleCapture = install_graphs()
+    double = install_graphs()
     main(sys.argv[1:])

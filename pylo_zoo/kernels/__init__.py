@@ -12,7 +12,17 @@ import logging
 import torch
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.kernels.base import Adam, AdamInputs, AdamPlan, KernelPlan, Kernels, Normalized, ScratchBuffer, Task
+from pylo_zoo.kernels.base import (
+    Adam,
+    AdamInputs,
+    AdamPlan,
+    CapturablePlan,
+    KernelPlan,
+    Kernels,
+    Normalized,
+    ScratchBuffer,
+    Task,
+)
 from pylo_zoo.warn import warn
 
 BACKENDS = ("auto", "eager", "fused")
@@ -75,6 +85,7 @@ __all__ = [
     "Adam",
     "AdamInputs",
     "AdamPlan",
+    "CapturablePlan",
     "KernelPlan",
     "Kernels",
     "Normalized",

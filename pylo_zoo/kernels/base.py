@@ -110,16 +110,6 @@ class KernelPlan(Protocol):
     A plan keeps the memory of the state, decays and tables alive, and steps the state of the tasks it was made from.
     """
 
-    def bind(self, values: Sequence[Tensor], gradients: Sequence[Tensor]) -> object:
-        """Read this step's addresses, of tensors as in :meth:`advance`, for a graph that is replayed instead.
-
-        Only plans of kernels with :attr:`Kernels.graphs` have this method.
-
-        Returns:
-            The tables that a captured step contains: another object if they had to be built again.
-        """
-        ...
-
     def advance(
         self,
         values: Sequence[Tensor],
@@ -149,12 +139,20 @@ class KernelPlan(Protocol):
         ...
 
 
-class AdamPlan(Protocol):
-    """Parameters that kernels step together with AdamW. A plan keeps the memory of the moments alive."""
+class CapturablePlan(Protocol):
+    """What plans of kernels with :attr:`Kernels.graphs` can do as well."""
 
     def bind(self, values: Sequence[Tensor], gradients: Sequence[Tensor]) -> object:
-        """:meth:`KernelPlan.bind`"""
+        """Read this step's addresses, of tensors as in :meth:`KernelPlan.advance`, for the replay of a graph.
+
+        Returns:
+            The tables that a captured step contains: another object if they had to be built again.
+        """
         ...
+
+
+class AdamPlan(Protocol):
+    """Parameters that kernels step together with AdamW. A plan keeps the memory of the moments alive."""
 
     def step(self, inputs: AdamInputs, checked: bool = False, proceed: Tensor | None = None) -> None:
         """One step of every parameter, in place.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pylo_zoo.kernels import Kernels
+from pylo_zoo.kernels import CapturablePlan, Kernels
 from pylo_zoo.ops.slots import live
 from pylo_zoo.ops.transfer import number, upload, upload_numbers
 from pylo_zoo.optim.contract import Group
@@ -59,7 +59,8 @@ class KernelBatch(Kept):
     def bind(self) -> object:
         """Set :attr:`values`, and give the kernels' plan this step's tensors; returns its tables."""
         gradients = self.begin()
-        return self.kept("plan").bind(self.values, gradients)
+        plan: CapturablePlan = self.kept("plan")
+        return plan.bind(self.values, gradients)
 
     def release(self) -> None:
         """Forget the step's tensors without writing anything."""
@@ -139,25 +140,25 @@ class KernelBatch(Kept):
 
         On the kernels' device, with one upload, unless that is a CPU. Multipliers on the host must not change.
         """
-        on_host = multipliers is not None and multipliers.is_cpu
+        on_host = multipliers if multipliers is not None and multipliers.is_cpu else None
+        there = multipliers if on_host is None else None
 
         def both() -> tuple[Tensor, Tensor]:
             rates, shrink = self.rates(rate, decay)
-            return (product_of(rates, multipliers) if on_host else rates), shrink
+            return (rates if on_host is None else product_of(rates, on_host)), shrink
 
         if self.device.type == "cpu":
             rates, shrink = both()
-            return (rates if multipliers is None or on_host else product_of(rates, multipliers)), shrink
+            return (rates if there is None else product_of(rates, there)), shrink
         count = len(self.items)
         padded = -(-count // 4) * 4  # so that both rows are aligned to 16 bytes
 
         def rows() -> Tensor:
             return torch.stack([pad(each, (0, padded - count)) for each in both()])
 
-        dtype = torch.float32 if multipliers is None or on_host else multipliers.dtype
-        table = live(rows, (2, padded), self.device, dtype)
+        table = live(rows, (2, padded), self.device, torch.float32 if there is None else there.dtype)
         rates, shrink = table[0, :count], table[1, :count]
-        return (rates if multipliers is None or on_host else rates * multipliers), shrink
+        return (rates if there is None else rates * there), shrink
 
 
 def product_of(rates: Tensor, factors: Tensor) -> Tensor:
