@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pylo_zoo.kernels.base import Task
-from pylo_zoo.kernels.gpu.records import ELEMENTS, TABLES, bits, blocks, ceil_div, rows, upload
+from pylo_zoo.kernels.gpu.records import ELEMENTS, bits, blocks, ceil_div, rows, upload
 from pylo_zoo.ops.accumulators import Decays
 from pylo_zoo.ops.capture import is_capturing
 from pylo_zoo.ops.layout import Axes
@@ -147,8 +147,8 @@ class Batch:
             self._tables_of(place, tasks[place.index], decays)
             for place, decays in zip(self.places, self._decays, strict=True)
         ]
-        self._tables = self._with_offsets([table for pair in pairs for table in pair])
-        self.tables = rows(TABLES, self._tables, self.device)
+        # Records of ``row`` and ``col`` tables on the host; kernels read those of all batches together.
+        self.tables_on_host = self._with_offsets([table for pair in pairs for table in pair])
         elements = [self._element(k, tasks[place.index]) for k, place in enumerate(self.places)]
         self.elements = rows(ELEMENTS, elements, self.device)
 
@@ -167,50 +167,16 @@ class Batch:
     @cached_property
     def factor_places(self) -> Tensor:
         """Offsets of the tiles' partial sums for the outer and the inner table, ``[N, 2]``."""
-        return upload(torch.tensor([table["part"] for table in self._tables]).view(-1, 2), self.device)
-
-    @cached_property
-    def entries(self) -> Tensor:
-        """Block table of the tables' entries."""
-        return blocks([ceil_div(table["size"], TABLE_BLOCK) for table in self._tables], self.device)
-
-    @cached_property
-    def row_strips(self) -> Tensor:
-        return blocks([table["is_row"] * self._strips(table, "along", "stride") for table in self._tables], self.device)
-
-    @cached_property
-    def scale_strips(self) -> Tensor:
-        return blocks([self._strips(table, "span", "trailing") for table in self._tables], self.device)
+        return upload(torch.tensor([table["part"] for table in self.tables_on_host]).view(-1, 2), self.device)
 
     @cached_property
     def moment_tiles(self) -> Tensor:
         return blocks([place.walk[1] * place.walk[2] for place in self.places], self.device)
 
-    @cached_property
-    def groups(self) -> Tensor:
-        """First program and number of programs of each group in the moment pass, ``[groups, 2]``, int32."""
-        counts = [place.walk[1] for place in self.places for _ in range(place.walk[2])]
-        return upload(torch.tensor([starts(counts)[:-1], counts], dtype=torch.int32).T.contiguous(), self.device)
-
-    @cached_property
-    def groups_of(self) -> Tensor:
-        """Number of groups per parameter, ``[N]``, int32."""
-        return upload(torch.tensor([place.walk[2] for place in self.places], dtype=torch.int32), self.device)
-
-    @cached_property
-    def group_tasks(self) -> Tensor:
-        """The parameter of each group, in the caller's order: ``[groups]``."""
-        return upload(torch.tensor([place.index for place in self.places for _ in range(place.walk[2])]), self.device)
-
-    @cached_property
-    def place_tasks(self) -> Tensor:
-        return upload(torch.tensor([place.index for place in self.places]), self.device)
-
-    @cached_property
-    def spans(self) -> Tensor:
-        """Number of elements per mean, for each group: ``[groups, 1, 1]``."""
-        each = [float(place.means.span) for place in self.places for _ in range(place.walk[2])]
-        return upload(torch.tensor(each, dtype=torch.float32), self.device)[:, None, None]
+    @property
+    def groups(self) -> int:
+        """The number of groups in the moment pass, each with its own means."""
+        return self._group_starts[-1]
 
     def move_tiles(self, block: int) -> Tensor:
         if block not in self._moves:
@@ -252,7 +218,7 @@ class Batch:
     def _element(self, k: int, task: Task) -> dict[str, int]:
         place, decays, state = self.places[k], self._decays[k], task.state
         _, x, b, y, c = place.five
-        outer, inner = self._tables[2 * k : 2 * k + 2] if self.kind.factored else [{"entries": 0, "size": 0}] * 2
+        outer, inner = self.tables_on_host[2 * k : 2 * k + 2] if self.kind.factored else [{"entries": 0, "size": 0}] * 2
         return {
             "p": task.p.data_ptr(),
             "momentum": state["momentum"].data_ptr(),
@@ -280,10 +246,6 @@ class Batch:
             "groups": self._group_starts[k],
             "step": self.step_starts[k],
         }
-
-    @staticmethod
-    def _strips(table: dict[str, int], span: str, trailing: str) -> int:
-        return table["size"] // (table[span] * table[trailing]) * ceil_div(table[trailing], ACROSS)
 
 
 class Addresses:
@@ -332,13 +294,20 @@ class Addresses:
 
 
 class BatchPlan:
-    """All parameters of a call, in one batch per kind."""
+    """All parameters of a call, in one batch per kind.
+
+    Attributes:
+        joined: the tables of all batches (:class:`~pylo_zoo.kernels.gpu.joined.Joined`).
+        packers: :class:`~pylo_zoo.kernels.gpu.packing.Packer` by the shapes of layers.
+    """
 
     def __init__(self, tasks: Sequence[Task], rule: Rule) -> None:
         self.tasks = len(tasks)
         kinds: dict[Kind, list[int]] = {}
         for k, task in enumerate(tasks):
             kinds.setdefault(kind_of(task, rule), []).append(k)
+        self.joined: Any = None
+        self.packers: dict[Any, Any] = {}
         self.gradients = Addresses(list(kinds.values()), tasks[0].p.device)
         self.batches = [
             Batch(kind, members, tasks, rule, start)
