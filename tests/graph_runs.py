@@ -28,7 +28,7 @@ from torch import Tensor
 if TYPE_CHECKING or __name__ == "__main__":
     from graph_double import CaptureError, GraphDouble, install_graphs
     from pretend_device import Constructors, PretendTensor, Recorder, unwrap
-    from pretend_gpu import install_gpu, on_device
+    from pretend_gpu import counting, install_gpu, on_device
 
 from pylo_zoo.errors import ZooError
 
@@ -47,10 +47,16 @@ def on_pretend() -> Iterator[None]:
 class Run:
     """One optimizer over a few parameters; equal seeds give equal runs."""
 
-    def __init__(self, name: str, dtype: torch.dtype = torch.float32, **arguments: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        dtype: torch.dtype = torch.float32,
+        shapes: Sequence[Sequence[int]] = SHAPES,
+        **arguments: Any,
+    ) -> None:
         self.random = torch.Generator().manual_seed(0)
         self.dtype = dtype
-        self.params = [self.parameter(shape) for shape in SHAPES]
+        self.params = [self.parameter(shape) for shape in shapes]
         self.without: set[int] = set()
         self.optimizer = make(TABLE[name], self.params, **{"backend": "fused", **arguments})
         self.steps = 0
@@ -428,6 +434,23 @@ def control() -> None:
     raise AssertionError("freed pinned memory was not noticed")
 
 
+MIXED = ((6, 4), (5, 3), (8,), (7,), (8, 4, 3, 3), (3, 2, 3, 3))
+"""One shape of each kind: matrix, convolution or vector, aligned to 16 bytes or not."""
+
+
+def launches(name: str, most: int, **arguments: Any) -> None:
+    """A step has the same number of launches for any number of tensors, and at most ``most``. Copies count, too."""
+    counts = []
+    for many in (1, 2):
+        run = Run(name, graphs="off", shapes=MIXED * many, **arguments).step(1)
+        run.gradients()
+        with counting() as count:
+            run.optimizer.step(loss=on_device(torch.tensor(1.0)))
+        counts.append(count)
+    assert counts[0] == counts[1], counts
+    assert sum(counts[0].values()) <= most, counts[0]
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "clip_norm": {"clip_norm": 0.5},
     "accumulate": {"accumulate": 2},
@@ -452,6 +475,7 @@ CASES: dict[str, Callable[[], None]] = {
     **{f"the caller's graph, lr, {name}": partial(user_lr, name) for name in ("VeLO", "CELO2", "Muon")},
     **{f"the caller's graph, errors, {name}": partial(user_errors, name) for name in ("VeLO", "CELO2", "Muon")},
     "the caller's graph, autograd": partial(user_autograd, "VeLO"),
+    "launches, CeloAdam": partial(launches, "CeloAdam", 88),
 }
 SLOW: dict[str, Callable[[], None]] = {
     **{f"own graph, long, {name}": partial(own_graph, name, LONG, 24, 6) for name in LEARNED},
@@ -473,6 +497,10 @@ SLOW: dict[str, Callable[[], None]] = {
     },
     **{f"the caller's graph, eager, {name}": partial(user_capture, name, backend="eager") for name in TABLE},
     **{f"the caller's graph, errors, {name}": partial(user_errors, name) for name in TABLE},
+    "launches, ELO": partial(launches, "ELO", 40, clip_norm=None),
+    "launches, ELO with clipping": partial(launches, "ELO", 44),
+    "launches, CELO2's rule": partial(launches, "CELO2-base", 40),
+    "launches, VeLO": partial(launches, "VeLO", 145),
     "own graph, budget": partial(own_budget, "CeloAdam"),
 }
 

@@ -54,6 +54,9 @@ class PretendTensor(Tensor):
         wrapper.inner = inner
         return wrapper
 
+    def __format__(self, specification: str) -> str:
+        return format(self.inner.detach(), specification)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> PretendTensor:
         return memo.setdefault(id(self), PretendTensor(self.inner.detach().clone()))
 

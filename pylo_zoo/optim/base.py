@@ -334,7 +334,8 @@ class LearnedOptimizer(ZooOptimizer):
         super().__setstate__(state)
         self._meta_networks, self._axes, self._run_keys = {}, {}, ()
         self._plan, self._uses_kernels = None, False
-        self._captured_plans, self._graph_budget = [], GraphBudget()
+        self.__dict__.setdefault("_captured_plans", [])  # torch calls this in load_state_dict, and graphs stay
+        self.__dict__.setdefault("_graph_budget", GraphBudget())
 
     def expected_state(self, p: Tensor, group: Group) -> dict[str, Tensor]:
         value = torch.empty(p.shape or (1,), device=p.device, dtype=state_dtype(p))
