@@ -31,8 +31,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pylo_zoo.kernels import gpu
-from pylo_zoo.kernels.base import Adam, AdamInputs, AdamPlan, ScratchBuffer, Task
-from pylo_zoo.kernels.gpu import adam_plan
+from pylo_zoo.kernels.base import Adam, AdamInputs, AdamPlan, Normalized, ScratchBuffer, Task
+from pylo_zoo.kernels.gpu import adam_plan, normalized
 from pylo_zoo.ops.accumulators import Decays, new_accumulators
 from pylo_zoo.ops.layout import axes_of
 from pylo_zoo.ops.rule import Rule, adafac_rule, celo2_rule, velo_rule
@@ -86,12 +86,12 @@ def record_launches(precision: str) -> list[Launch]:
         launch = Launch(kernel, what, types, tuple({**absent, **options}.items()), (("num_warps", warps),))
         launches.setdefault((kernel.fn.__name__, types, str(launch.constants)), launch)
 
-    original, gpu.launch, adam_plan.launch = gpu.launch, record, record
+    original, gpu.launch, adam_plan.launch, normalized.launch = gpu.launch, record, record, record
     try:
         for what, step in _steps(gpu.GpuKernels(precision)):  # noqa: B007
             step()
     finally:
-        gpu.launch = adam_plan.launch = original
+        gpu.launch = adam_plan.launch = normalized.launch = original
     return list(launches.values())
 
 
@@ -114,7 +114,8 @@ def _steps(kernels: gpu.GpuKernels) -> Iterator[tuple[str, Any]]:
                 def step(task: Task = task, rule: Rule = rule, layers: Any = layers) -> None:
                     advanced = kernels.advance([task], rule, None)
                     if rule.per_matrix:  # these steps are orthogonalized before they are applied
-                        kernels.steps(advanced, layers, ScratchBuffer())
+                        (delta,) = kernels.steps(advanced, layers, ScratchBuffer())
+                        kernels.move_normalized([Normalized(task.p, delta, task.axes.matrix, 1e-9)], [0.1], [0.0])
                     kernels.move(advanced, layers, [0.1], [0.0])
 
                 yield f"{family}, {name}, {kind}", step

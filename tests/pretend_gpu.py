@@ -28,16 +28,8 @@ from pylo_zoo.kernels.gpu import GpuKernels
 from pylo_zoo.kernels.gpu.launch import launch as real_launch
 
 FREE = (
-    "empty",
-    "empty_strided",
-    "empty_like",
-    "new_empty",
-    "detach",
-    "lift_fresh",
-    "set_",
-    "_reshape_alias",
-    "alias",
-    "_unsafe_view",
+    *("empty", "empty_strided", "empty_like", "new_empty", "detach", "lift_fresh", "set_"),
+    *("_reshape_alias", "alias", "_unsafe_view"),
 )
 """Operations that allocate or rename memory, which needs no launch (``reshape`` copies by ``clone``)."""
 Launch = Callable[[Any, Any, tuple[Any, ...], dict[str, Any]], None]

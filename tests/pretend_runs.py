@@ -30,22 +30,24 @@ Event = Callable[["Run"], None]
 class Run:
     """A run of an optimizer over a few parameters, on the CPU or on the pretend device."""
 
-    def __init__(self, build: Callable[[Any], Any], dtype: torch.dtype, on_device: bool) -> None:
+    def __init__(self, build: Callable[[Any], Any], dtype: torch.dtype, on_device: bool, mixed: bool = False) -> None:
         self.build, self.dtype, self.generator = build, dtype, torch.Generator().manual_seed(0)
+        self.mixed = mixed  # whether every second parameter stays on the CPU
         self.move_to(on_device, [torch.randn(shape, generator=self.generator).to(dtype) for shape in SHAPES])
 
     def move_to(self, on_device: bool, values: list[Tensor]) -> None:
         """Continue with a new optimizer, over new parameters, and with the state of the last one, if any."""
         state = self.optimizer.state_dict() if hasattr(self, "optimizer") else None
         self.on_device = on_device
-        self.params = [self.place(unwrap(value).detach().clone()).requires_grad_() for value in values]
+        values = [unwrap(value).detach().clone() for value in values]
+        self.params = [self.place(value, k).requires_grad_() for k, value in enumerate(values)]
         self.optimizer = self.build(self.params)
         if state is not None:
             with self.device():
                 self.optimizer.load_state_dict(state)
 
-    def place(self, value: Tensor) -> Tensor:
-        return PretendTensor(value) if self.on_device else value
+    def place(self, value: Tensor, k: int = 0) -> Tensor:
+        return PretendTensor(value) if self.on_device and not (self.mixed and k % 2) else value
 
     def device(self) -> Any:
         return _Device()
@@ -56,7 +58,7 @@ class Run:
             g = torch.randn(p.shape, generator=self.generator).to(self.dtype)
             if k == 2 and gradient is not None:
                 g.view(-1)[5] = gradient
-            p.grad = self.place(g)
+            p.grad = self.place(g, k)
         with self.device():
             self.optimizer.step(loss=self.place(torch.tensor(loss)))
 
@@ -142,10 +144,12 @@ LARGE = (0.1, 1e38)
 """Finite, but the square of the gradient is not."""
 
 
-def compare_skipping(build: Callable[[Any], Any], dtype: torch.dtype) -> dict[int, list[str]]:
+def compare_skipping(
+    build: Callable[[Any], Any], dtype: torch.dtype, repeats: int, mixed: bool = False
+) -> dict[int, list[str]]:
     """What differs from a run on the CPU in which the same steps are skipped."""
-    one, other, found = Run(build, dtype, False), Run(build, dtype, True), {}
-    for step, (loss, gradient) in enumerate([*NONFINITE, *NONFINITE, LARGE, *NONFINITE[:1]]):
+    one, other, found = Run(build, dtype, False), Run(build, dtype, True, mixed), {}
+    for step, (loss, gradient) in enumerate([*NONFINITE * repeats, LARGE, NONFINITE[0]]):
         for run in (one, other):
             run.step(loss, gradient)
         values, others = one.values(), other.values()
@@ -202,15 +206,19 @@ def main(thorough: bool) -> None:
     install()
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
-    for (name, entry), backend in product(TABLE.items(), ("eager", "fused")):
+    for (name, entry), backend in product(TABLE.items(), ("eager", "fused") if thorough else ("fused",)):
         for variant, extra, event in cases(thorough):
             arguments = arguments_of(entry, extra, backend)
             if arguments is not None:
                 dtype = torch.bfloat16 if "master_weights" in extra else torch.float32
                 build = lambda p, a=arguments, c=entry.cls: c(p, **a)  # noqa: E731
                 skips = extra.get("nonfinite") == "skip"
-                found = compare_skipping(build, dtype) if skips else compare(build, dtype, event)
+                found = compare_skipping(build, dtype, 1 + thorough) if skips else compare(build, dtype, event)
                 results[f"{name}, {backend}, {variant}, {event}"] = found
+    for name in ("VeLO", "CELO2", "ELO", "Muon"):
+        skips = arguments_of(TABLE[name], {"nonfinite": "skip"}, "fused") or {}
+        build = lambda p, a=skips, c=TABLE[name].cls: c(p, **a)  # noqa: E731
+        results[f"{name}, on two devices"] = compare_skipping(build, torch.float32, 1, mixed=True)
     print(json.dumps(results))
 
 

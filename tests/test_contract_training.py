@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from rounding import gamma, simulate
 from torch import Tensor, nn
 
 from pylo_zoo.errors import ZooError
-from pylo_zoo.optim import ELO, MuLO
+from pylo_zoo.optim import ELO, MuLO, contract
+from pylo_zoo.optim.step_condition import StepCondition, find_finite, is_finite_loss
 
 BAD = (math.nan, math.inf, -math.inf)
 
@@ -73,9 +75,22 @@ def test_a_step_that_grad_scaler_skips_changes_no_state(entry: Entry, way: str) 
 # --- non-finite values -------------------------------------------------------------------------------------------
 
 
+def set_and_count(condition: StepCondition, gradients: Sequence[Tensor], loss: Any) -> None:
+    """:meth:`StepCondition.set_finite` that also takes losses on the CPU."""
+    condition.set(find_finite(gradients, loss if isinstance(loss, Tensor) else None))
+    condition.count()
+
+
 @holds("nonfinite")
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_skip_and_raise_touch_nothing(entry: Entry, where: str) -> None:
+@pytest.mark.parametrize("decides", ["host", "device"])
+def test_skip_and_raise_touch_nothing(entry: Entry, where: str, decides: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if decides == "device":  # as on an accelerator, with the CPU as the device
+        monkeypatch.setattr(contract, "is_known_on_host", lambda _: False)
+        monkeypatch.setattr(
+            contract, "is_finite_loss", lambda loss, read_all: not read_all or is_finite_loss(loss, True)
+        )
+        monkeypatch.setattr(StepCondition, "set_finite", set_and_count)
     params, alone = parameters(), parameters()
     skipping, other = make(entry, params, nonfinite="skip"), make(entry, alone)
     train(skipping, params, range(2))
@@ -98,6 +113,9 @@ def test_skip_and_raise_touch_nothing(entry: Entry, where: str) -> None:
             assert same_state(optimizer.state_dict(), before)
             assert same(params, alone)
         assert skipping.skipped_steps == count
+    assert copy.deepcopy(skipping).skipped_steps == pickle.loads(pickle.dumps(skipping)).skipped_steps == len(BAD)
+    skipping.load_state_dict(skipping.state_dict())
+    assert skipping.skipped_steps == len(BAD)
     train(skipping, params, range(2, 5))
     train(other, alone, range(2, 5))
     assert same(params, alone)

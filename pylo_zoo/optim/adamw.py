@@ -82,7 +82,7 @@ class AdamBatches:
                 _step(batch, [options(group) for group in batch.groups], rates, shrink, self._condition)
 
     def _update_eager(self, k: int, update: Callable[[int], None]) -> None:
-        saved = self._condition.save(self.items[k].written)
+        saved = self._condition.save_written(self.items[k])
         update(k)
         self.items[k].write_back()
         self._condition.restore(saved)

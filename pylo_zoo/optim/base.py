@@ -202,7 +202,7 @@ class LearnedOptimizer(ZooOptimizer):
 
     def _update_each(self, items: Iterable[ParamStep], contexts: Iterable[Any], step: Tensor) -> None:
         for item, context in zip(items, contexts, strict=True):
-            saved = self._condition.save(item.written)
+            saved = self._condition.save_written(item)
             self.update(item, step, context)
             item.write_back()
             self._condition.restore(saved)

@@ -200,6 +200,13 @@ def as_float(value: Any) -> float:
         return math.inf
 
 
+def is_real_scalar(value: Any) -> bool:
+    """Whether ``value`` is a real number, or a tensor of one."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex()
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def check_number(name: str, value: Any, below: float = math.inf, *, positive: bool = False) -> None:
     """Raise :class:`ZooError` unless ``value`` is a finite number in [0, ``below``); ``lr`` may be a scalar tensor.
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from pylo_zoo.errors import ZooError, count, quoted
+from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.ops.capture import is_capturing
 from pylo_zoo.ops.transfer import upload
 from pylo_zoo.optim.advice import Candidate, embedding_evidence, embedding_warning
@@ -19,12 +18,13 @@ from pylo_zoo.optim.checks import (
     as_counter,
     check_parameter,
     copy_to_device,
+    is_real_scalar,
     parameter_name,
     require,
     to_state_tensors,
 )
 from pylo_zoo.optim.compiling import exclude_from_compile
-from pylo_zoo.optim.group_options import GROUP_OPTIONS, check_group_options, prepare_group
+from pylo_zoo.optim.group_options import check_group_options, describe_group, prepare_group
 from pylo_zoo.optim.options import DEFAULTS, PER_OPTIMIZER, HasSharedOptions, SharedOptions, Unpack, check_options
 from pylo_zoo.optim.param_grad import Group, ParamGrad, find_gradients
 from pylo_zoo.optim.precision import master_copy, needs_master, without_autocast
@@ -36,13 +36,7 @@ from pylo_zoo.optim.saved_state import (
     parameter_entries,
 )
 from pylo_zoo.optim.state_checks import COUNTERS, Snapshot, StateChecks
-from pylo_zoo.optim.step_condition import (
-    StepCondition,
-    find_finite,
-    is_finite_loss,
-    is_known_on_host,
-    nonfinite_error,
-)
+from pylo_zoo.optim.step_condition import StepCondition, is_finite_loss, is_known_on_host, nonfinite_error
 from pylo_zoo.warn import warn
 
 Loss = Tensor | float
@@ -162,7 +156,7 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
             "Call step(loss), step(closure), or set_loss(loss) before each bare step().",
         )
         require(
-            _is_real_scalar(loss),
+            is_real_scalar(loss),
             f"The loss is not a real scalar: {type(loss).__name__}.",
             "Pass the batch's mean loss as a number or a tensor of one element.",
         )
@@ -219,9 +213,7 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
 
     def _set_condition(self, gradients: Sequence[Tensor], loss: Any) -> None:
         """Let the step depend on whether loss and gradients are finite. Runs outside compiled graphs."""
-        on_device = loss.detach() if isinstance(loss, Tensor) and not loss.is_cpu else None
-        self._condition.set(find_finite(gradients, on_device))
-        self._condition.count()
+        self._condition.set_finite(gradients, loss)
 
     def _clear_condition(self) -> None:
         """Runs outside compiled graphs."""
@@ -325,14 +317,8 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
 
     def __repr__(self) -> str:
         """The options of each group, without the run's state."""
-        lines = [f"{type(self).__name__} ("]
-        for number, group in enumerate(self.param_groups):
-            parameters = count(sum(p.numel() for p in group["params"]), "parameter")
-            lines.append(f"Parameter Group {number}: {parameters} in {count(len(group['params']), 'tensor')}")
-            shown = {key: value for key, value in group.items() if key in self.defaults or key in GROUP_OPTIONS}
-            hidden = ("params", "param_names", "format_version")
-            lines += [f"    {key}: {value}" for key, value in sorted(shown.items()) if key not in hidden]
-        return "\n".join([*lines, ")"])
+        groups = [describe_group(k, group, self.defaults) for k, group in enumerate(self.param_groups)]
+        return "\n".join([f"{type(self).__name__} (", *groups, ")"])
 
     # --- saving and loading --------------------------------------------------------------------------------------
 
@@ -432,10 +418,3 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
         own = {name: value for name, value in entry.items() if name in expected or name in OWN_STATE}
         others = {name: copy_to_device(value, p.device) for name, value in entry.items() if name not in own}
         return {**to_state_tensors(own, expected, p.device, owner), **others} if own or not others else others
-
-
-def _is_real_scalar(value: Any) -> bool:
-    """Whether ``value`` is a real number, or a tensor of one."""
-    if isinstance(value, Tensor):
-        return value.numel() == 1 and not value.is_complex()
-    return isinstance(value, Real) and not isinstance(value, bool)

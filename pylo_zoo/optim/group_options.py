@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pylo_zoo.errors import ZooError, nearest
+from pylo_zoo.errors import ZooError, count, nearest
 from pylo_zoo.ops.layout import LAYOUTS
 from pylo_zoo.optim.checks import check_flag, check_initialized, check_number, check_parameter, check_params, require
 from pylo_zoo.optim.options import PER_OPTIMIZER
@@ -86,3 +86,12 @@ def check_group_options(optimizer: torch.optim.Optimizer, group: dict[str, Any],
         check_initialized(p)
         if p.requires_grad:  # frozen parameters may have any dtype and layout, as in quantized models
             check_parameter(p, type(optimizer).__name__, group)
+
+
+def describe_group(number: int, group: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """The size and options of a group, without the run's state, for ``repr``."""
+    parameters = count(sum(p.numel() for p in group["params"]), "parameter")
+    title = f"Parameter Group {number}: {parameters} in {count(len(group['params']), 'tensor')}"
+    shown = {key: value for key, value in group.items() if key in defaults or key in GROUP_OPTIONS}
+    hidden = ("params", "param_names", "format_version")
+    return "\n".join([title, *(f"    {key}: {value}" for key, value in sorted(shown.items()) if key not in hidden)])

@@ -57,7 +57,7 @@ class HostCounts:
         self._accumulating.update(parameters)
 
     def reset_calls(self, keep_parameters: bool = False) -> None:
-        """Begin to count anew; ``keep_parameters`` if they may still have accumulated gradients."""
+        """Count from 0 again; ``keep_parameters`` if they may still have accumulated gradients."""
         self._calls = 0
         if not keep_parameters:
             self._accumulating.clear()

@@ -53,7 +53,9 @@ class LSTMControlledOptimizer(LearnedOptimizer):
             ``g ← g + weight_decay·p`` and ``loss ← loss + weight_decay·Σp²`` before the rule. Groups may override it.
         accumulate: number of calls of ``step`` per step of the rule, which uses their mean gradients and mean loss. The
             rule then plans for ``num_steps // accumulate`` steps. ``"auto"`` is Google's choice,
-            ``ceil(num_steps / 150_000)``, because VeLO was meta-trained on runs of up to 200,000 steps.
+            ``ceil(num_steps / 150_000)``, because VeLO was meta-trained on runs of up to 200,000 steps. On an
+            accelerator with ``nonfinite="skip"``, each call costs a step of the rule, because only the device knows how
+            many calls it has skipped.
         options: see :class:`~pylo_zoo.optim.options.SharedOptions`.
 
     State of a parameter, in addition to its accumulators: ``lstm_hidden`` and ``lstm_cell`` ``[H]``, and with

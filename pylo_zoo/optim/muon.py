@@ -168,17 +168,18 @@ class Muon(ZooOptimizer):
 
     def _update_parts(self, grads: list[ParamGrad], update: Callable[[list[ParamGrad], Group], None]) -> None:
         """Update one group's parameters with one rule; in parts if the step has a condition, whose copies are large."""
-        parts = [grads]
-        if self._condition.is_active:
-            parts = [[each] for each in grads]
-            if self.backend != "eager":
-                name = "momentum_buffer" if update == self._step_muon else "exp_avg"
-                tensors = [self.state[each.parameter][name] for each in grads]
-                parts = [[grads[k] for k in part] for part in together(tensors)]
+        if not self._condition.is_active:
+            update(grads, grads[0].group)
+            return
+        parts = [[k] for k in range(len(grads))]
+        if self.backend != "eager":
+            name = "momentum_buffer" if update == self._step_muon else "exp_avg"
+            parts = together([self.state[each.parameter][name] for each in grads])
         for part in parts:
-            written = [[p, *filter(torch.is_tensor, self.state[p].values())] for p, _, _ in part]
+            members = [grads[k] for k in part]
+            written = [[p, *filter(torch.is_tensor, self.state[p].values())] for p, _, _ in members]
             saved = self._condition.save(chain(*written))
-            update(part, part[0].group)
+            update(members, members[0].group)
             self._condition.restore(saved)
 
     def _step_muon(self, grads: Sequence[ParamGrad], group: Group) -> None:

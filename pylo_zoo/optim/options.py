@@ -26,7 +26,8 @@ class SharedOptions(TypedDict, total=False):
         nonfinite: what a step does if the loss or a gradient is NaN or infinite. ``"propagate"`` passes it to the rule,
             as torch's optimizers and the original implementations do. ``"skip"`` changes nothing (parameters,
             accumulators, loss buffer, counters) and counts the step in ``skipped_steps``. ``"raise"`` changes nothing
-            and raises. The last two read one number back from each device and break compiled graphs there.
+            and raises. The last two break compiled graphs. ``"raise"`` reads one number back from each device.
+            ``"skip"`` reads none from an accelerator: the step runs, and the device decides what it writes.
         master_weights: keep a float32 copy of each 16-bit parameter in the state and update that copy. Without it,
             steps smaller than half of a parameter's last bit (2⁻⁹ to 2⁻⁸ of its value in bfloat16) are lost. Groups may
             override it.

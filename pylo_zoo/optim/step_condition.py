@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from pylo_zoo.ops.apply import foreach
 from pylo_zoo.optim.checks import all_finite, as_float, describe_parameter
 from pylo_zoo.optim.param_grad import ParamGrad
 
+if TYPE_CHECKING:
+    from pylo_zoo.optim.step_plan import ParamStep
+
 
 def is_known_on_host(gradients: Iterable[Tensor]) -> bool:
     """Whether the host can read these gradients without waiting for a device."""
@@ -25,7 +28,7 @@ def is_known_on_host(gradients: Iterable[Tensor]) -> bool:
 
 
 def is_finite_loss(loss: Any, read_all: bool) -> bool:
-    """Whether a loss is finite, or not a number at all. Without ``read_all``, one on an accelerator counts as finite."""
+    """Whether a loss is finite; other objects count as finite, and without ``read_all``, losses on an accelerator."""
     if isinstance(loss, Real):
         return math.isfinite(as_float(loss))
     return not isinstance(loss, Tensor) or not (loss.is_cpu or read_all) or all_finite([loss])
@@ -85,6 +88,12 @@ class StepCondition:
             for flag in flags:
                 flag.copy_(applies)
 
+    def set_finite(self, gradients: Sequence[Tensor], loss: Any) -> None:
+        """Set the condition that gradients, and a loss that the host cannot read, are finite; count skipped steps."""
+        on_device = loss.detach() if isinstance(loss, Tensor) and not loss.is_cpu else None
+        self.set(find_finite(gradients, on_device))
+        self.count()
+
     def clear(self) -> None:
         self.is_active, self._source = False, None
 
@@ -112,6 +121,10 @@ class StepCondition:
     def save(self, tensors: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """The tensors, each with a copy; none without a condition."""
         return [(tensor, tensor.clone()) for tensor in tensors] if self.is_active else []
+
+    def save_written(self, item: ParamStep) -> list[tuple[Tensor, Tensor]]:
+        """:meth:`save` of the parameter and all tensors of its state."""
+        return self.save([item.parameter, *filter(torch.is_tensor, item.state.values())]) if self.is_active else []
 
     def restore(self, saved: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Restore the tensors of :meth:`save` if the step is not applied."""

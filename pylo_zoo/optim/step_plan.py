@@ -64,11 +64,6 @@ class ParamStep:
         self._bypassed_autograd = False
 
     @property
-    def written(self) -> list[Tensor]:
-        """The tensors that an update can write: the parameter and its state."""
-        return [self.parameter, *(value for value in self.state.values() if isinstance(value, Tensor))]
-
-    @property
     def p(self) -> Tensor:
         """The parameter's value in the update's dtype, ``[*shape]`` or ``[1]`` for a scalar.
 

@@ -48,7 +48,10 @@ class GeneratedMLPs(Networks):
             index = batch.index(multipliers.device)
             layers = [(w[index], b[index]) for w, b in layers]
             multipliers = multipliers[index]
-        return [(w.float(), b.float()) for w, b in layers], multipliers  # layers are float64 if any parameter is
+        kind = batch.items[0].parameter.device, torch.float32
+        if (layers[0][0].device, layers[0][0].dtype) != kind:  # on the first parameter's device, float64 if any is
+            layers = [(w.to(*kind), b.to(*kind)) for w, b in layers]
+        return layers, multipliers
 
 
 class VeLO(MLPRuleOptimizer, LSTMControlledOptimizer):
