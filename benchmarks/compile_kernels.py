@@ -32,8 +32,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pylo_zoo.kernels import gpu
-from pylo_zoo.kernels.base import Adam, AdamInputs, AdamPlan, ScratchBuffer, Task
-from pylo_zoo.kernels.gpu import adam_plan, products
+from pylo_zoo.kernels.base import Adam, AdamInputs, AdamPlan, Normalized, ScratchBuffer, Task
+from pylo_zoo.kernels.gpu import adam_plan, normalized, products
 from pylo_zoo.ops.accumulators import Decays, new_accumulators
 from pylo_zoo.ops.layout import axes_of
 from pylo_zoo.ops.rule import Rule, adafac_rule, celo2_rule, velo_rule
@@ -84,7 +84,7 @@ def record_launches(precision: str) -> list[Launch]:
         launch = launch_of(kernel, what, arguments, options)
         launches.setdefault((kernel.fn.__name__, launch.types, str(launch.constants)), launch)
 
-    modules: tuple[Any, ...] = gpu, adam_plan, products
+    modules: tuple[Any, ...] = gpu, adam_plan, normalized, products
     original = gpu.launch
     for module in modules:
         module.launch = record
@@ -132,7 +132,8 @@ def _steps(kernels: gpu.GpuKernels) -> Iterator[tuple[str, Any]]:
                 ) -> None:
                     advanced = kernels.advance([task], rule, None, moments)
                     if rule.per_matrix:  # these steps are orthogonalized before they are applied
-                        kernels.steps(advanced, layers, ScratchBuffer())
+                        (delta,) = kernels.steps(advanced, layers, ScratchBuffer())
+                        kernels.move_normalized([Normalized(task.p, delta, task.axes.matrix, 1e-9)], [0.1], [0.0])
                     kernels.move(advanced, layers, [0.1], [0.0])
 
                 yield f"{family}, {name}, {kind}", step

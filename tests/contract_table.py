@@ -232,8 +232,15 @@ PROPERTIES = {
     "compile": Property(TRAINING, "a compiled training step gives the same run; a changing `lr` does not recompile"),
     "capturable": Property(
         TRAINING,
-        "CUDA graphs (`capturable`)",
-        {"*": "not tested: no GPU was available. Counters and learning rates can be on the device, and no step waits"},
+        "a step after the first can be part of a CUDA graph that you capture (on a double of graphs: no GPU ran it)",
+    ),
+    "own_graph": Property(
+        TRAINING,
+        '`graphs="auto"`: a fused step on a GPU replays its own CUDA graph, bit-identical to `"off"` (same double)',
+        dict.fromkeys(
+            [name for name in TABLE if name not in LEARNED],
+            "torch operations read its gradients, which its own graph would have to copy; capture the training step",
+        ),
     ),
     "torch_errors": Property(TORCH, "constructor errors that all optimizers share (`get_error_inputs_for_all_optims`)"),
     "torch_direction": Property(

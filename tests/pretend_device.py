@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from contract_table import TABLE
@@ -52,6 +53,12 @@ class PretendTensor(Tensor):
         wrapper = Tensor._make_wrapper_subclass(cls, inner.shape, device=f"{NAME}:0", **options)
         wrapper.inner = inner
         return wrapper
+
+    def __format__(self, specification: str) -> str:
+        return format(self.inner.detach(), specification)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PretendTensor:
+        return memo.setdefault(id(self), PretendTensor(self.inner.detach().clone()))
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -93,15 +100,20 @@ class Constructors(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-pinned: dict[int, Tensor] = {}
-"""Tensors in pinned memory, by identity: they are copied to the device without waiting."""
+pinned: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
+"""Tensors in pinned memory, by address: they and their views are copied to the device without waiting."""
 
 
 def pin(values: Tensor) -> Tensor:
     """``Tensor.pin_memory`` of a machine with an accelerator."""
     copy = values.clone()
-    pinned[id(copy)] = copy
+    pinned[copy.untyped_storage().data_ptr()] = copy
     return copy
+
+
+def pinned_owner(values: Tensor) -> Tensor | None:
+    """The tensor whose pinned memory ``values`` is in; None for pageable memory."""
+    return None if isinstance(values, PretendTensor) else pinned.get(values.untyped_storage().data_ptr())
 
 
 def unwrap(value: Any) -> Any:
@@ -140,10 +152,10 @@ def _why_it_waits(name: str, args: Sequence[Any], tensors: Sequence[Tensor], to:
     if name in READS and on_device:
         return f"{name} reads a value"
     if name == "_to_copy" and to is not None and (bool(on_device) != _is_here(to)):
-        if _is_here(to) and id(tensors[0]) in pinned:
+        if _is_here(to) and pinned_owner(tensors[0]) is not None:
             return None
         return "a copy from the host" if _is_here(to) else "a copy to the host"
-    if name == "copy_" and on_device and on_host:
+    if name == "copy_" and on_device and on_host and (args[0] is on_host[0] or pinned_owner(on_host[0]) is None):
         return "a copy to the host" if args[0] is on_host[0] else "a copy from the host"
     if name in ("index", "index_put_", "index_put") and on_device and on_host:
         return "an index on the host"

@@ -151,6 +151,18 @@ class KernelPlan(Protocol):
         ...
 
 
+class CapturablePlan(Protocol):
+    """What plans of kernels with :attr:`Kernels.graphs` can do as well."""
+
+    def bind(self, values: Sequence[Tensor], gradients: Sequence[Tensor]) -> object:
+        """Read this step's addresses, of tensors as in :meth:`KernelPlan.advance`, for the replay of a graph.
+
+        Returns:
+            The tables that a captured step contains: another object if they had to be built again.
+        """
+        ...
+
+
 class AdamPlan(Protocol):
     """Parameters that kernels step together with AdamW. A plan keeps the memory of the moments alive."""
 
@@ -240,6 +252,8 @@ class Kernels(Protocol):
 
     dtypes: tuple[torch.dtype, ...]
     """Dtypes of parameters and gradients that the kernels support. The caller copies others to float32."""
+    graphs: bool
+    """Whether graphs can contain the kernels (:mod:`pylo_zoo.ops.capture`)."""
     bucket: int
     """Best number of elements per call, limited by the size of the cache or of copies."""
 

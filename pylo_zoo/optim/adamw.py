@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.kernels import Adam, AdamInputs, AdamPlan, Kernels
-from pylo_zoo.optim.kernel_batch import KernelBatch, product_of
+from pylo_zoo.optim.kernel_batch import KernelBatch
 from pylo_zoo.optim.param_grad import Group
 from pylo_zoo.optim.state_checks import join
 from pylo_zoo.optim.step_condition import StepCondition
@@ -63,6 +63,8 @@ class AdamBatches:
             else:
                 by_device.setdefault(device, KernelBatch(kernels)).add(k, item)
         self.batches = list(by_device.values())
+        assert optimizer._plan is not None
+        optimizer._plan.add_batches(self.batches, bool(self.rest))
 
     def step(
         self,
@@ -80,9 +82,10 @@ class AdamBatches:
         for k in self.rest:
             self._update_eager(k, update_eager)
         for batch in self.batches:
-            rates, shrink = batch.rates(lambda group: options(group).lr, lambda group: options(group).weight_decay)
-            if factors is not None:
-                rates = product_of(rates, factors[batch.index(factors.device)])
+            batch.frozen = lambda batch=batch: tuple(options(group).numbers for group in batch.groups)
+            of_batch = None if factors is None else factors[batch.index(factors.device)]
+            lr, decay = (lambda group: options(group).lr), (lambda group: options(group).weight_decay)
+            rates, shrink = batch.factors(lr, decay, of_batch)
             if not rates.is_cpu and batch.items[0].parameter.is_cpu:  # reading them would wait for the device
                 for k in batch.positions:
                     self._update_eager(k, update_eager)

@@ -7,7 +7,7 @@ A family implements :meth:`LearnedOptimizer.new_state` (the state of one paramet
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -18,10 +18,12 @@ from pylo_zoo.errors import ZooError
 from pylo_zoo.kernels import Kernels, kernels_for
 from pylo_zoo.ops.gradients import global_norm_scale
 from pylo_zoo.ops.layout import Axes, axes_of
+from pylo_zoo.ops.trace import is_listening
 from pylo_zoo.optim.advice import decay_warning
 from pylo_zoo.optim.checks import check_max_norm, check_not_partial, describe_parameter, require, to_state_tensors
 from pylo_zoo.optim.contract import Group, Loss, ParamGrad, ZooOptimizer
 from pylo_zoo.optim.options import SharedOptions, Unpack, check_options
+from pylo_zoo.optim.own_graph import GraphBudget
 from pylo_zoo.optim.precision import master_copy, state_dtype
 from pylo_zoo.optim.saved_state import OWN_STATE, parameter_entries
 from pylo_zoo.optim.state_checks import Snapshot, check_run_state
@@ -76,6 +78,8 @@ class LearnedOptimizer(ZooOptimizer):
         self._meta_networks: dict[tuple[torch.device, torch.dtype], MetaNetwork] = {}
         self._axes: dict[tuple[torch.Size, str], Axes] = {}
         self._plan: StepPlan | None = None
+        self._captured_plans: list[StepPlan] = []
+        self._graph_budget = GraphBudget()
         self._uses_kernels = False
         self._run_keys: tuple[str, ...] = ()
         self._run_states: dict[Any, dict[str, Tensor]] = {}
@@ -136,13 +140,43 @@ class LearnedOptimizer(ZooOptimizer):
             items = self._begin(grads)
             self._update_all(items, step, loss)
             self._end(items)
-        self._condition.advance([step])
+            self._condition.advance([step])
 
     def _step_fused(self, grads: Sequence[ParamGrad], step: Tensor, loss: Loss | None) -> None:
         """Runs outside compiled graphs (:mod:`~pylo_zoo.optim.compiling`)."""
         items = self._begin(grads)
-        self._update_fused(items, step, loss)
+        if not self._replay(items, step, loss):
+            self._update_fused(items, step, loss)
+            self._condition.advance([step])
         self._end(items)
+
+    def _replay(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> bool:
+        """Step with the optimizer's own graph (:mod:`~pylo_zoo.optim.own_graph`); returns whether it did."""
+        plan = self._plan
+        if plan is None or self.graphs == "off" or not (plan.batches and plan.all_in_batches) or is_listening():
+            return False
+        if not type(self).__module__.startswith("pylo_zoo.optim."):  # other code may depend on the host
+            return False
+        scale = items[0].scale
+
+        def update(of_loss: Any, of_scale: Tensor | None) -> None:
+            try:
+                for item in items:
+                    item.scale = of_scale
+                self._update_fused(items, step, of_loss)
+                self._condition.advance([step])
+            finally:
+                for item in items:
+                    item.scale = scale
+
+        run = self.param_groups[0]
+        dtype = run["loss_average"].dtype if self.needs_loss else torch.float32
+        inputs = loss if self.needs_loss else None, scale
+        return plan.graph.step(plan.batches, dtype, inputs, self._frozen(run), self._graph_budget, update)
+
+    def _frozen(self, run: Group) -> tuple[Hashable, ...]:
+        """What a graph of this step contains besides tensors of the plan: addresses of the run's state."""
+        return (self._condition.is_active, *(run[key].data_ptr() for key in self._run_keys))
 
     def _begin(self, grads: Sequence[ParamGrad]) -> Sequence[ParamStep]:
         """The step's parameters with their gradients."""
@@ -210,6 +244,17 @@ class LearnedOptimizer(ZooOptimizer):
             if group.get("step") is not first["step"]:
                 group.update({key: first[key] for key in self.run_keys})
         return snapshot
+
+    def _check_capture(self, grads: Sequence[ParamGrad], loss: Any) -> None:
+        super()._check_capture(grads, loss)
+        require(
+            self._plan is not None and self._check(grads) is self._plan.snapshot,
+            "This capture contains a step that differs from the last one: its kernels are not ready.",
+            "Run a step outside the capture, with the same parameters and kinds of gradients, then capture again.",
+        )
+        assert self._plan is not None
+        if self._plan not in self._captured_plans:  # its tables must live as long as the graph, which is the caller's
+            self._captured_plans.append(self._plan)
 
     def _new_plan(self, grads: Sequence[ParamGrad]) -> StepPlan:
         """A plan for the parameters of a step, whose state is complete."""
@@ -297,6 +342,8 @@ class LearnedOptimizer(ZooOptimizer):
         super().__setstate__(state)
         self._meta_networks, self._axes, self._run_keys, self._run_states = {}, {}, (), {}
         self._plan, self._uses_kernels = None, False
+        self.__dict__.setdefault("_captured_plans", [])  # torch calls this in load_state_dict, and graphs stay
+        self.__dict__.setdefault("_graph_budget", GraphBudget())
 
     def expected_state(self, p: Tensor, group: Group) -> dict[str, Tensor]:
         value = torch.empty(p.shape or (1,), device=p.device, dtype=state_dtype(p))

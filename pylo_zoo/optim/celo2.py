@@ -196,9 +196,12 @@ class CELO2(MLPRuleOptimizer):
             tasks = [Normalized(p, delta, item.axes.matrix, NORM_EPS) for p, delta, item in triples]
             return batch.kernels.plan_normalized(tasks)
 
-        rates, shrink = batch.rates(lambda group: group["lr"], self.decay)
-        coefficient = rates * self.behavior.rmsmult
-        batch.keep("normalized", plan).move(batch.values, deltas, coefficient, shrink, proceed)
+        rates, shrink = batch.factors(lambda group: group["lr"], self.decay, self._rmsmult(batch))
+        batch.keep("normalized", plan).move(batch.values, deltas, rates, shrink, proceed)
+
+    def _rmsmult(self, batch: KernelBatch) -> Tensor:
+        factor = self.behavior.rmsmult
+        return batch.keep("rmsmult", lambda: torch.full((len(batch.items),), factor, dtype=torch.float64))
 
     def _rule(self, group: Mapping[str, Any], axes: Axes) -> str:
         if group["rule"] is not None:

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pylo_zoo.errors import ZooError
+from pylo_zoo.errors import ZooError, quoted
+from pylo_zoo.ops.capture import is_capturing
 from pylo_zoo.ops.transfer import upload
 from pylo_zoo.optim.advice import Candidate, embedding_evidence, embedding_warning
 from pylo_zoo.optim.checks import (
@@ -77,6 +78,7 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
         values: dict[str, Any] = {**DEFAULTS, **options}
         self.nonfinite: str = values["nonfinite"]
         self.backend: str = values["backend"]
+        self.graphs: str = values["graphs"]
         self._condition = StepCondition()
         self._pending_loss: list[Loss] = []  # a list: torch.compile before 2.13 cannot set attributes of an optimizer
         self._warned: set[str] = set()
@@ -131,6 +133,8 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
             grads = find_gradients(self.param_groups)
             if grads:
                 self._check_loss(loss)
+                if not torch.compiler.is_compiling() and is_capturing():
+                    self._check_capture(grads, loss)
             else:
                 check_not_replaced(self.param_groups)
             if grads and (self.nonfinite == "propagate" or self._is_finite(grads, loss)):
@@ -179,6 +183,26 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
                 "The loss is on the meta device and has no value.",
                 "Compute the loss on a real device.",
             )
+
+    def _check_capture(self, grads: Sequence[ParamGrad], loss: Any) -> None:
+        """Raise if a graph that the caller captures cannot contain this step."""
+        require(
+            self.nonfinite != "raise",
+            'A step with nonfinite="raise" reads values, which a CUDA graph cannot.',
+            'Use nonfinite="skip" or "propagate".',
+        )
+        require(
+            not self.needs_loss or (isinstance(loss, Tensor) and not loss.is_cpu),
+            f"The loss is {quoted(loss)}, which a CUDA graph would repeat."
+            if not isinstance(loss, Tensor)
+            else "The loss is on the CPU, and a CUDA graph would repeat its value.",
+            "Pass the loss as a tensor on the GPU.",
+        )
+        require(
+            all(self._has_state(each) for each in grads),
+            "This capture contains the first step of a parameter, which creates its state.",
+            "Run a step outside the capture, then capture again.",
+        )
 
     def _is_finite(self, grads: Sequence[ParamGrad], loss: Loss | None) -> bool:
         """Whether the loss and all gradients are finite; if not, count a skipped step or raise (``nonfinite``).

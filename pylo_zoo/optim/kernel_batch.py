@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from pylo_zoo.kernels import Kernels
+from pylo_zoo.kernels import CapturablePlan, Kernels
+from pylo_zoo.ops.slots import live
 from pylo_zoo.ops.transfer import number, upload, upload_numbers
 from pylo_zoo.optim.contract import Group
 from pylo_zoo.optim.step_plan import Kept, ParamStep
@@ -26,6 +28,7 @@ class KernelBatch(Kept):
         items: the parameters.
         values: during a step, the tensors that kernels update: the parameters, or copies of those they cannot update.
         advanced: during a step, the result of the kernels' factor and moment passes.
+        frozen: numbers that launches of the step contain, for a graph; they can change between steps.
     """
 
     def __init__(self, kernels: Kernels) -> None:
@@ -35,6 +38,7 @@ class KernelBatch(Kept):
         self.items: list[ParamStep] = []
         self.values: list[Tensor] = []
         self.advanced: Any = None
+        self.frozen: Callable[[], Hashable] = tuple
         self._copied: set[int] = set()
         self._constants: tuple[Any, Tensor] | None = None
         self._rates: tuple[Any, tuple[Tensor, Tensor]] | None = None
@@ -43,6 +47,25 @@ class KernelBatch(Kept):
         item.is_direct = item.fits(self.kernels.dtypes)
         self.positions.append(position)
         self.items.append(item)
+
+    @property
+    def device(self) -> torch.device:
+        return self.items[0].parameter.device
+
+    def can_be_captured(self, device: torch.device) -> bool:
+        """Whether a graph on ``device`` can contain this step: kernels read all gradients and values in place."""
+        ready = self.kernels.graphs and "plan" in self and self.device == device
+        return ready and not self._find_copied([item.gradient for item in self.items])
+
+    def bind(self) -> object:
+        """Set :attr:`values`, and give the kernels' plan this step's tensors; returns its tables."""
+        gradients = self.begin()
+        plan: CapturablePlan = self.kept("plan")
+        return plan.bind(self.values, gradients)
+
+    def release(self) -> None:
+        """Forget the step's tensors without writing anything."""
+        self.values, self.advanced = [], None
 
     def begin(self) -> list[Tensor]:
         """Set :attr:`values`; returns the gradients, contiguous, in a dtype of the kernels."""
@@ -70,7 +93,7 @@ class KernelBatch(Kept):
             self.items[k].write_back()
         # Kernels write behind autograd's back, and backward through a graph that saved an old value must fail.
         torch.autograd.graph.increment_version(self.values)
-        self.values, self.advanced = [], None
+        self.release()
 
     def index(self, device: torch.device) -> Tensor:
         """:attr:`positions` as a tensor, copied to the device once."""
@@ -119,6 +142,36 @@ class KernelBatch(Kept):
             vectors = self.spread(per_group).to(dtype), self.spread(products).to(dtype)
             self._rates = (rates, decays, dtype), vectors
         return self._rates[1]
+
+    def factors(
+        self,
+        rate: Callable[[Group], float | Tensor],
+        decay: Callable[[Group], float],
+        multipliers: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`rates`, with the learning rates multiplied by ``multipliers`` ``[N]``, for the kernels.
+
+        On the kernels' device, with one upload, unless that is a CPU. Multipliers on the host must not change.
+        """
+        on_host = multipliers if multipliers is not None and multipliers.is_cpu else None
+        there = multipliers if on_host is None else None
+
+        def both(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+            rates, shrink = self.rates(rate, decay, dtype)
+            return (rates if on_host is None else product_of(rates, on_host)), shrink
+
+        if self.device.type == "cpu":
+            rates, shrink = both(torch.float64 if multipliers is None else multipliers.dtype)
+            return (rates if there is None else product_of(rates, there)), shrink
+        count = len(self.items)
+        padded = -(-count // 4) * 4  # so that both rows are aligned to 16 bytes
+
+        def rows() -> Tensor:
+            return torch.stack([pad(each, (0, padded - count)) for each in both()])
+
+        table = live(rows, (2, padded), self.device, torch.float32 if there is None else there.dtype)
+        rates, shrink = table[0, :count], table[1, :count]
+        return (rates if there is None else rates * there), shrink
 
 
 def product_of(rates: Tensor, factors: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -190,6 +190,9 @@ class LSTMControlledOptimizer(LearnedOptimizer):
         if not torch.compiler.is_compiling() and self._counts.completes_step:
             self._counts.add_step()
 
+    def _frozen(self, run: Group) -> tuple[Hashable, ...]:
+        return (*super()._frozen(run), self.horizon)
+
     def _init_state(self, grads: Sequence[ParamGrad]) -> Snapshot | None:
         snapshot = super()._init_state(grads)
         self._counts.refresh(self.param_groups[0], self.state)
@@ -276,6 +279,11 @@ class LSTMControlledOptimizer(LearnedOptimizer):
 
     def _begin(self, grads: Sequence[ParamGrad]) -> Sequence[ParamStep]:
         items = super()._begin(grads)
+        if not torch.compiler.is_compiling() and self._counts.step(self.param_groups[0]) >= self.horizon:
+            self._warn_once(
+                "horizon",
+                f"this run is longer than num_steps={self.num_steps}; the fraction of training keeps its last value.",
+            )
         if any(group["decay"] == "l2" for group in self.param_groups):
             for item in items:
                 item.l2 = item.group["weight_decay"] if _is_l2(item.group) else 0.0
@@ -292,11 +300,6 @@ class LSTMControlledOptimizer(LearnedOptimizer):
         run, horizon = self.param_groups[0], self.horizon
         average, minimum = run["loss_average"], run["loss_minimum"]
         earlier = 0 if torch.compiler.is_compiling() else self._counts.step(run)
-        if earlier >= horizon:
-            self._warn_once(
-                "horizon",
-                f"this run is longer than num_steps={self.num_steps}; the fraction of training keeps its last value.",
-            )
         bugged = getattr(self.behavior, "use_bugged_loss_features", False)
         decays = self._loss_decays(items, 10 if bugged else horizon, average)
         total_loss = scalar_like(loss, average)

@@ -17,7 +17,7 @@ from pylo_zoo.ops.rule import Rule
 from pylo_zoo.ops.step import learned_step
 from pylo_zoo.ops.trace import record
 from pylo_zoo.optim.base import Group, LearnedOptimizer, Loss, ParamStep
-from pylo_zoo.optim.kernel_batch import KernelBatch, product_of
+from pylo_zoo.optim.kernel_batch import KernelBatch
 from pylo_zoo.optim.step_plan import MetaNetwork
 
 
@@ -144,6 +144,7 @@ class MLPRuleOptimizer(LearnedOptimizer):
 
     def _kernel_batches(self, items: Sequence[ParamStep]) -> tuple[list[KernelBatch], list[int]]:
         """The parameters that kernels support, in batches, and the positions of the others."""
+        assert self._plan is not None
         batches: list[KernelBatch] = []
         rest: list[int] = []
         open_batches: dict[torch.device, tuple[KernelBatch, int]] = {}
@@ -160,6 +161,8 @@ class MLPRuleOptimizer(LearnedOptimizer):
                 batches.append(batch)
             batch.add(k, item)
             open_batches[device] = batch, size + count
+        hooked = type(self).after_update is not MLPRuleOptimizer.after_update  # runs on the host
+        self._plan.add_batches(batches, bool(rest) or hooked)
         return batches, rest
 
     def _moments(self, items: Sequence[ParamStep], batches: Sequence[KernelBatch], rest: Sequence[int]) -> Tensor:
@@ -192,8 +195,8 @@ class MLPRuleOptimizer(LearnedOptimizer):
 
     def _move(self, batch: KernelBatch, networks: Networks) -> None:
         layers, multipliers = networks.select(batch)
-        rates, shrink = batch.rates(_lr, self.decay, multipliers.dtype)
-        batch.kernels.move(batch.advanced, layers, product_of(rates, multipliers), shrink, self._proceed(batch))
+        factors = batch.factors(_lr, self.decay, multipliers)
+        batch.kernels.move(batch.advanced, layers, *factors, self._proceed(batch))
 
 
 def moments_of(item: ParamStep) -> Tensor:

@@ -34,15 +34,18 @@ class SharedOptions(TypedDict, total=False):
         backend: ``"eager"`` for torch operations, ``"fused"`` for the kernels of the parameters' device, or ``"auto"``
             for kernels if they are available (:mod:`pylo_zoo.kernels`). The backends agree up to rounding and share one
             state. ``"fused"`` compiles missing kernels in the constructor, ``"auto"`` in the first step.
+        graphs: ``"auto"`` captures the fused step on a GPU in a CUDA graph and replays it, with the same results;
+            ``"off"`` launches its kernels one by one. Muon does not capture itself.
     """
 
     nonfinite: str
     master_weights: bool
     backend: str
+    graphs: str
 
 
-DEFAULTS: SharedOptions = {"nonfinite": "propagate", "master_weights": False, "backend": "auto"}
-CHOICES = {"nonfinite": ("propagate", "skip", "raise"), "backend": BACKENDS}
+DEFAULTS: SharedOptions = {"nonfinite": "propagate", "master_weights": False, "backend": "auto", "graphs": "auto"}
+CHOICES = {"nonfinite": ("propagate", "skip", "raise"), "backend": BACKENDS, "graphs": ("auto", "off")}
 """The values of options that are strings."""
 PER_GROUP = frozenset(["master_weights"])
 """Options that a parameter group may override. The others are attributes of the optimizer."""

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from pylo_zoo.ops.accumulators import Decays
+from pylo_zoo.ops.capture import is_capturing
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.lstm import LSTMWeights
 from pylo_zoo.optim.contract import ParamGrad
+from pylo_zoo.optim.own_graph import OwnGraph
 from pylo_zoo.optim.precision import state_dtype, wide_value
 from pylo_zoo.optim.state_checks import Snapshot, join
+
+if TYPE_CHECKING:
+    from pylo_zoo.optim.kernel_batch import KernelBatch
 
 T = TypeVar("T")
 
@@ -139,7 +144,17 @@ class Kept:
     def keep(self, name: str, build: Callable[[], T]) -> T:
         """The value of ``build``, which is called only the first time."""
         if name not in self._kept:
-            self._kept[name] = build()
+            value = build()
+            if is_capturing():  # its tensors have no values before the first replay
+                return value
+            self._kept[name] = value
+        return self._kept[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._kept
+
+    def kept(self, name: str) -> Any:
+        """The value that :meth:`keep` has stored."""
         return self._kept[name]
 
 
@@ -152,11 +167,24 @@ class StepPlan(Kept):
     Args:
         snapshot: what the parameters, gradients and state were when this plan was made.
         items: the parameters.
+
+    Attributes:
+        batches: the parameters that kernels update, after the first step.
+        all_in_batches: whether kernels update all parameters.
+        graph: the graph that the optimizer captures by itself.
     """
 
     def __init__(self, snapshot: Snapshot | None, items: list[ParamStep]) -> None:
         super().__init__()
         self.snapshot, self.items = snapshot, items
+        self.batches: list[KernelBatch] = []
+        self.all_in_batches = True
+        self.graph = OwnGraph()
+
+    def add_batches(self, batches: Sequence[KernelBatch], rest: bool) -> None:
+        """Note which parameters kernels update; ``rest`` is whether the eager implementation updates others."""
+        self.batches += batches
+        self.all_in_batches = self.all_in_batches and not rest
 
 
 def share_memory(states: Sequence[dict[str, Tensor]], name: str) -> None:

@@ -181,6 +181,7 @@ class CpuKernels:
     """:class:`~pylo_zoo.kernels.base.Kernels` for the CPU, with torch's number of threads."""
 
     dtypes = (torch.float32,)
+    graphs = False
     bucket = 1 << 20  # 24 MB with the state: fits a last-level cache
 
     def __init__(self, library: ctypes.CDLL) -> None:

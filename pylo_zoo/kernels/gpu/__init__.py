@@ -7,6 +7,7 @@ which programs run, and no call synchronizes with the device.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,12 +17,14 @@ from torch import Tensor
 
 from pylo_zoo.kernels import guard
 from pylo_zoo.kernels.base import Adam, Normalized, ScratchBuffer, Task
-from pylo_zoo.kernels.gpu import factor_pass, moment_pass, move_pass
+from pylo_zoo.kernels.gpu import combine_pass, factor_pass, moment_pass, move_pass
 from pylo_zoo.kernels.gpu.adam_plan import GpuAdamPlan
+from pylo_zoo.kernels.gpu.joined import Joined, Part
 from pylo_zoo.kernels.gpu.launch import launch
 from pylo_zoo.kernels.gpu.moment_pass import STATISTICS
-from pylo_zoo.kernels.gpu.network import IN_REGISTERS, Inputs, Network, inputs_of, is_supported, pack
-from pylo_zoo.kernels.gpu.normalized_plan import GpuNormalizedPlan
+from pylo_zoo.kernels.gpu.network import IN_REGISTERS, Inputs, inputs_of, is_supported
+from pylo_zoo.kernels.gpu.normalized import GpuNormalizedPlan
+from pylo_zoo.kernels.gpu.packing import Packer
 from pylo_zoo.kernels.gpu.plan import (
     ACROSS,
     ALONG,
@@ -34,6 +37,7 @@ from pylo_zoo.kernels.gpu.plan import (
 )
 from pylo_zoo.kernels.gpu.records import TYPES, ceil_div, factors_of, scale_of
 from pylo_zoo.kernels.gpu.tuning import TUNING, Tuning
+from pylo_zoo.ops.capture import is_capturing
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.lstm import LSTMWeights
 from pylo_zoo.ops.mlp import Layer
@@ -46,17 +50,16 @@ MAX_UNITS = 64
 
 
 class AdvancedBatch(NamedTuple):
-    """Results of the factor and moment passes for one batch."""
+    """Results of the factor and moment passes for one batch; parts of buffers that all batches share."""
 
     batch: Batch
+    part: Part
     inputs: Inputs
     gradients: Tensor
     factors: Tensor
     """``row_factor`` and ``col_factor``, three planes per table."""
-    table_scales: Tensor
-    """The normalizer's scales of ``row``, ``col`` and their roots: ``[means, 6]``."""
     scales: Tensor
-    """The normalizer's scales of the other features: ``[groups, features, means]``."""
+    """The normalizer's scales of the features that are not tables: ``[groups, features, means]``."""
 
 
 class Advanced(NamedTuple):
@@ -70,7 +73,15 @@ class Advanced(NamedTuple):
     """Approximate means of m ``[3]`` and v: ``[N, 4]``, if the plan has moments."""
     moments: Tensor
     """Means of p², and if the plan has moments, of m, m², v and v² relative to the samples: ``[N, 1 or 9]``."""
+    sizes: Tensor
+    """The rule's factor on each step: ``[N]``."""
+    scales: Tensor
+    """Those of all batches."""
+    table_scales: Tensor
+    """The normalizer's scales of ``row``, ``col`` and their roots: ``[means, 6]``."""
     batches: list[AdvancedBatch]
+    kept: Sequence[Tensor]
+    """The gradients, which can be copies: the move pass reads their memory again."""
 
 
 class GpuPlan:
@@ -80,13 +91,25 @@ class GpuPlan:
     """
 
     def __init__(self, tasks: Sequence[Task], rule: Rule, moments: bool, tuning: Tuning) -> None:
-        self._tuning = tuning
-        self._rule, self._moments = rule, STATISTICS if moments else 1
+        self._rule, self._tuning, self._statistics = rule, tuning, STATISTICS if moments else 1
         self._device = tasks[0].p.device
         self._kept = [tensor for task in tasks for tensor in task.state.values()]
         self._tasks = [task._replace(p=torch.empty(0), g=torch.empty(0)) for task in tasks]
         self._batches: BatchPlan | None = None
+        self._captured: list[BatchPlan] = []
         self._signature: tuple[object, ...] = ()
+
+    def bind(self, values: Sequence[Tensor], gradients: Sequence[Tensor]) -> BatchPlan:
+        addresses = list(map(Tensor.data_ptr, gradients))
+        aligned = [address % 16 == 0 for address in addresses]
+        signature = list(map(Tensor.data_ptr, values)), [g.dtype for g in gradients], aligned
+        if self._batches is None or signature != self._signature:
+            plan = BatchPlan(self._with(values, gradients), self._rule, self._tuning)
+            inputs = [_inputs(batch, self._rule) for batch in plan.batches]
+            plan.joined = Joined(plan.batches, inputs, self._statistics)
+            self._batches, self._signature = plan, signature
+        self._batches.gradients.set(addresses)
+        return self._batches
 
     def advance(
         self,
@@ -101,21 +124,11 @@ class GpuPlan:
             guard.check_tasks(self._with(values, gradients), GpuKernels.dtypes, device)
         guard.check_numbers("scale", scale, 1)
         guard.check_proceed(proceed, device)
-        addresses = list(map(Tensor.data_ptr, gradients))
-        aligned = [address % 16 == 0 for address in addresses]
-        signature = list(map(Tensor.data_ptr, values)), [g.dtype for g in gradients], aligned
-        if self._batches is None or signature != self._signature:
-            self._batches, self._signature = (
-                BatchPlan(self._with(values, gradients), self._rule, self._tuning),
-                signature,
-            )
-        scale, count = scale_of(scale, device), len(values)
-        sums, samples = _floats(device, count, self._moments), _floats(device, count, 4)
-        batches = [
-            _advance(batch, batch.gradients(addresses), self._rule, scale, samples, sums, proceed)
-            for batch in self._batches.batches
-        ]
-        return Advanced(self._batches, values, self._rule, scale, samples, sums, batches)
+        plan = self.bind(values, gradients)
+        if is_capturing() and plan not in self._captured:
+            self._captured.append(plan)  # the graph, which may be the caller's, reads its tables
+        factor = plan.joined.one if scale is None else scale_of(scale, device)
+        return _advance(plan, values, gradients, self._rule, factor, proceed)
 
     def _with(self, values: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Task]:
         return [task._replace(p=p, g=g) for task, p, g in zip(self._tasks, values, gradients, strict=True)]
@@ -132,6 +145,7 @@ class GpuKernels:
     """
 
     dtypes = tuple(TYPES)
+    graphs = True
     bucket = 1 << 26
     """About 270 MB of steps, if a family stores them."""
 
@@ -181,10 +195,7 @@ class GpuKernels:
         guard.check_numbers("coefficient", coefficient, count)
         guard.check_numbers("shrink", shrink, count)
         guard.check_proceed(proceed, device)
-        factors = factors_of(coefficient, device), factors_of(shrink, device)
-        network = pack(layers)
-        for each in advanced.batches:
-            self._apply(advanced, each, network, *factors, None, proceed)
+        self._apply(advanced, layers, (factors_of(coefficient, device), factors_of(shrink, device)), None, proceed)
 
     def steps(
         self, advanced: Advanced, layers: Sequence[Layer], scratch: ScratchBuffer, proceed: Tensor | None = None
@@ -192,14 +203,13 @@ class GpuKernels:
         guard.check_layers(layers, advanced.rule, advanced.plan.tasks, advanced.moments.device, MAX_UNITS)
         guard.check_proceed(proceed, advanced.moments.device)
         # ``scratch`` is not used: torch's allocator reuses a GPU's memory.
-        network, unused = pack(layers), advanced.moments
+        unused, batches = advanced.moments, [each.batch for each in advanced.batches]
+        flat = [_floats(unused.device, batch.step_starts[-1]) for batch in batches]
+        self._apply(advanced, layers, (unused, unused), flat, proceed)
         steps: dict[int, Tensor] = {}
-        for each in advanced.batches:
-            batch = each.batch
-            flat = _floats(unused.device, batch.step_starts[-1])
-            self._apply(advanced, each, network, unused, unused, flat, proceed)
+        for batch, of_batch in zip(batches, flat, strict=True):
             for place, start in zip(batch.places, batch.step_starts, strict=False):
-                steps[place.index] = flat[start : start + place.size].view(place.shape)
+                steps[place.index] = of_batch[start : start + place.size].view(place.shape)
         return [steps[k] for k in range(advanced.plan.tasks)]
 
     def move_normalized(
@@ -226,134 +236,159 @@ class GpuKernels:
     def _apply(
         self,
         advanced: Advanced,
-        results: AdvancedBatch,
-        network: Network,
-        coefficient: Tensor,
-        shrink: Tensor,
-        steps: Tensor | None,
+        layers: Sequence[Layer],
+        factors: tuple[Tensor, Tensor],
+        steps: Sequence[Tensor] | None,
         proceed: Tensor | None,
     ) -> None:
-        """The move pass of one batch: fold the normalizer into the network, then run it."""
-        batch, rule, kind = results.batch, advanced.rule, results.batch.kind
-        tuning = self.tuning
-        wide = network.units > IN_REGISTERS and tuning.network != "registers"
-        first = network.elements(results.inputs)
-        if kind.varied:
-            first = first.expand(advanced.plan.tasks, -1, -1)[batch.place_tasks]
-        else:
-            first = first.expand(advanced.plan.tasks, -1, -1)[batch.group_tasks] * results.scales[:, : first.shape[1]]
+        """The move pass: fold the normalizer into the network, then run it on each batch."""
+        plan, rule = advanced.plan, advanced.rule
+        joined: Joined = plan.joined
+        network, weights = _packer(plan, layers, rule).pack(layers)
+        units, tuning = network.units, self.tuning
+        wide = units > IN_REGISTERS and tuning.network != "registers"
         bias, bias_stride = network.bias, _stride(network.bias)
-        additions = _floats(bias.device, batch.entries_total * network.units)
-        weights = network.tables(rule) if kind.factored else bias
-        if kind.factored and wide:
+        per_entry = 6 if wide else units
+        first, additions = joined.floats("folded", units), joined.floats("entries", per_entry)
+        launch(
+            combine_pass.fold_first, len(joined.folds), joined.folds, joined.columns, network.first,
+            _stride(network.first), network.first.shape[2], advanced.scales, first,
+            H=units, CHANNELS=combine_pass.CHANNELS,
+        )  # fmt: skip
+        if weights is not None and wide:
             launch(
-                move_pass.normalize_tables, len(batch.entries), batch.tables, batch.entries, results.table_scales,
+                move_pass.normalize_tables, len(joined.entries), joined.tables, joined.entries, advanced.table_scales,
                 additions, BLOCK=TABLE_BLOCK,
             )  # fmt: skip
-        elif kind.factored:
+        elif weights is not None:
+            for rows_of_h, entries in joined.entries_by_layout.items():
+                launch(
+                    move_pass.fold_tables, len(entries), joined.tables, entries, advanced.table_scales,
+                    weights, _stride(weights), bias, bias_stride, additions,
+                    H=units, ROWS_OF_H=rows_of_h, BLOCK=TABLE_BLOCK,
+                )  # fmt: skip
+        of_tables = bias if weights is None else weights
+        lanes, per_lane, tiles, warps = tuning.network_sizes if units > IN_REGISTERS else tuning.move_sizes
+        for k, (batch, part, inputs, gradients, of_factors, scales) in enumerate(advanced.batches):
+            kind, programs = batch.kind, batch.move_tiles(lanes * per_lane * tiles)
             launch(
-                move_pass.fold_tables, len(batch.entries), batch.tables, batch.entries, results.table_scales,
-                weights, _stride(weights), bias, bias_stride, additions,
-                H=network.units, ROWS_OF_H=kind.plain and kind.aligned, BLOCK=TABLE_BLOCK,
+                move_pass.move_elements, len(programs), batch.elements, gradients, programs, advanced.scale,
+                of_factors, additions[per_entry * part.entries :], first[units * part.folded :], scales,
+                of_tables, _stride(of_tables), network.deep, _stride(network.deep), bias, bias_stride,
+                *factors, advanced.sizes, advanced.sizes if steps is None else steps[k], proceed,
+                rule.rsqrt_eps, rule.diag_eps, rule.exp_mult,
+                FACTORED=kind.factored, PLAIN=kind.plain, VARIED=kind.varied, ALIGNED=kind.aligned,
+                P_TYPE=TYPES[kind.p], G_TYPE=TYPES[kind.g], SELECT=inputs.select, MEANS=MEANS,
+                H=units, LAYERS=network.hidden_layers, TANH=rule.activation == "tanh",
+                PRECISION=self.precision if wide else "", MOVE=steps is None,
+                CHANNELS=scales.shape[1], LANES=lanes, PER_LANE=per_lane, TILES=tiles, num_warps=warps,
             )  # fmt: skip
-        size = torch.ones_like(advanced.moments[:, 0])
-        if rule.parameter_scale:
-            size = torch.sqrt(advanced.moments[:, 0] + 1e-9)
-        size_of_block = tuning.network_sizes if network.units > IN_REGISTERS else tuning.move_sizes
-        lanes, per_lane, tiles, warps = size_of_block
-        programs = batch.move_tiles(lanes * per_lane * tiles)
-        launch(
-            move_pass.move_elements, len(programs), batch.elements, results.gradients, programs, advanced.scale,
-            results.factors, additions, first, results.scales, weights, _stride(weights),
-            network.deep, _stride(network.deep), bias, bias_stride,
-            coefficient, shrink, size, size if steps is None else steps, proceed,
-            rule.rsqrt_eps, rule.diag_eps, rule.exp_mult,
-            FACTORED=kind.factored, PLAIN=kind.plain, VARIED=kind.varied, ALIGNED=kind.aligned,
-            P_TYPE=TYPES[kind.p], G_TYPE=TYPES[kind.g], SELECT=results.inputs.select, MEANS=MEANS,
-            H=network.units, LAYERS=network.hidden_layers, TANH=rule.activation == "tanh",
-            PRECISION=self.precision if wide else "", MOVE=steps is None,
-            CHANNELS=results.scales.shape[1], LANES=lanes, PER_LANE=per_lane, TILES=tiles, num_warps=warps,
-        )  # fmt: skip
+
+
+def _packer(plan: BatchPlan, layers: Sequence[Layer], rule: Rule) -> Packer:
+    """The packer for layers of these shapes; kept by the plan."""
+    joined: Joined = plan.joined
+    key = tuple((weight.shape[-2:], bias.shape[-1:]) for weight, bias in layers)
+    packer = plan.packers.get(key)
+    if packer is None:
+        packer = Packer(layers, rule, joined.has_tables, joined.device)
+        if not is_capturing():
+            plan.packers[key] = packer
+    return packer
+
+
+def _inputs(batch: Batch, rule: Rule) -> Inputs:
+    return inputs_of(rule.features if batch.kind.factored else rule.unfactored, batch.kind.factored)
 
 
 def _advance(
-    batch: Batch,
-    gradients: Tensor,
+    plan: BatchPlan,
+    values: Sequence[Tensor],
+    gradients: Sequence[Tensor],
     rule: Rule,
     scale: Tensor,
-    samples: Tensor,
-    moments: Tensor,
     proceed: Tensor | None,
-) -> AdvancedBatch:
-    """The factor and moment passes of one batch."""
-    kind, device = batch.kind, batch.device
-    inputs = inputs_of(rule.features if kind.factored else rule.unfactored, kind.factored)
-    factors = _floats(device, 3 * batch.entries_total)
-    table_scales = _floats(device, batch.scales_total)
-    if kind.factored:
-        _advance_tables(batch, gradients, scale, factors, table_scales, rule.norm_eps, proceed)
+) -> Advanced:
+    """The factor and moment passes. Kernels that are not specialized for a kind run once for all batches."""
+    joined: Joined = plan.joined
+    device, count, table = joined.device, len(values), plan.gradients.on_device()
+    tables = [table[batch.gradients_start :] for batch in plan.batches]
+    factors, table_scales = joined.floats("entries", 3), joined.floats("table_scales")
+    _advance_tables(plan, tables, scale, factors, table_scales, rule.norm_eps, proceed)
 
-    statistics = moments.shape[1]
+    statistics = joined.statistics
+    samples, moments, sizes = _floats(device, count, 4), _floats(device, count, statistics), _floats(device, count)
     if statistics > 1:
-        launch(moment_pass.take_samples, len(batch.places), batch.elements, samples)
-    channels, means = len(inputs.select) + statistics, MEANS if kind.varied else 1
-    partials = _floats(device, len(batch.moment_tiles), channels * means)
-    tile = (MEANS_TILE, MEANS) if kind.varied else (batch.tuning.moment_lanes, PER_LANE)
+        launch(moment_pass.take_samples, len(joined.elements), joined.elements, samples)
+    partials, sums, scales = joined.floats("partials"), joined.floats("sums"), joined.floats("sums")
+    batches = []
+    for batch, part, of_batch, channels, means in zip(
+        plan.batches, joined.parts, tables, joined.channels, joined.means, strict=True
+    ):
+        kind, inputs, tuning = batch.kind, _inputs(batch, rule), batch.tuning
+        tile = (MEANS_TILE, MEANS) if kind.varied else (tuning.moment_lanes, PER_LANE)
+        launch(
+            moment_pass.advance_elements, len(batch.moment_tiles), batch.elements, of_batch,
+            batch.moment_tiles, scale, factors[3 * part.entries :], samples, partials[part.partials :], proceed,
+            rule.rsqrt_eps, rule.diag_eps,
+            FACTORED=kind.factored, PLAIN=kind.plain, VARIED=kind.varied, ALIGNED=kind.aligned,
+            P_TYPE=TYPES[kind.p], G_TYPE=TYPES[kind.g], SELECT=inputs.select, MOMENTS=statistics,
+            TILE_0=tile[0], TILE_1=tile[1], STAGES=tuning.moment_stages, num_warps=tuning.moment_warps,
+        )  # fmt: skip
+        shape = batch.groups, channels, means
+        of_groups = scales[part.sums : part.sums + math.prod(shape)].view(shape)
+        batches.append(AdvancedBatch(batch, part, inputs, of_batch, factors[3 * part.entries :], of_groups))
     launch(
-        moment_pass.advance_elements, len(batch.moment_tiles), batch.elements, gradients,
-        batch.moment_tiles, scale, factors, samples, partials, proceed,
-        rule.rsqrt_eps, rule.diag_eps,
-        FACTORED=kind.factored, PLAIN=kind.plain, VARIED=kind.varied, ALIGNED=kind.aligned,
-        P_TYPE=TYPES[kind.p], G_TYPE=TYPES[kind.g], SELECT=inputs.select, MOMENTS=statistics,
-        TILE_0=tile[0], TILE_1=tile[1], STAGES=batch.tuning.moment_stages, num_warps=batch.tuning.moment_warps,
+        combine_pass.combine_groups, (len(joined.groups), ceil_div(joined.width, 64)), joined.groups, partials, sums,
+        scales, rule.norm_eps, ROWS=64, BLOCK=64,
     )  # fmt: skip
-    groups, width = len(batch.groups), channels * means
-    sums = _floats(device, groups, channels, means)
     launch(
-        moment_pass.combine, (groups, ceil_div(width, 64)), partials, batch.groups, sums, WIDTH=width, ROWS=64, BLOCK=64
-    )
-    launch(
-        moment_pass.moments_of, len(batch.places), batch.elements, batch.groups_of, sums, moments,
-        CHANNELS=channels, MOMENTS=statistics, MEANS=means, BLOCK=32,
+        combine_pass.moments_of_all, len(joined.wholes), joined.wholes, sums, moments, sizes,
+        MOMENTS=statistics, PARAMETER_SCALE=rule.parameter_scale, BLOCK=32,
     )  # fmt: skip
-    scales = torch.rsqrt(rule.norm_eps + sums / batch.spans)
-    return AdvancedBatch(batch, inputs, gradients, factors, table_scales, scales)
+    return Advanced(plan, values, rule, scale, samples, moments, sizes, scales, table_scales, batches, gradients)
 
 
 def _advance_tables(
-    batch: Batch,
-    gradients: Tensor,
+    plan: BatchPlan,
+    gradients: Sequence[Tensor],
     scale: Tensor,
     factors: Tensor,
     scales: Tensor,
     norm_eps: float,
     proceed: Tensor | None,
 ) -> None:
-    """The factor pass of one batch: ``row`` and ``col``, their factors and the normalizer's scales."""
-    kind, tile, tuning = batch.kind, batch.tile, batch.tuning
-    partials = _floats(batch.device, batch.parts_total)
-    tiles = batch.elements, gradients, batch.factor_places, batch.factor_tiles, scale, partials
-    options: dict[str, Any] = {"G_TYPE": TYPES[kind.g], "ALIGNED": kind.aligned, "TILE_X": tile[0]}
-    if kind.trailing:
-        launch(
-            factor_pass.tile_sums, len(batch.factor_tiles), *tiles, **options,
-            TILE_Y=tile[1], TILE_C=tile[2], num_warps=8,
-        )  # fmt: skip
-    else:
-        launch(
-            factor_pass.matrix_sums, len(batch.factor_tiles), *tiles, **options,
-            ROWS=tuning.sums_warps, BLOCKS=tuning.sums_blocks, num_warps=tuning.sums_warps,
-        )  # fmt: skip
+    """The factor pass: ``row`` and ``col``, their factors and the normalizer's scales."""
+    joined: Joined = plan.joined
+    if not joined.has_tables:
+        return
+    partials = joined.floats("parts")
+    for batch, part, of_batch in zip(plan.batches, joined.parts, gradients, strict=True):
+        kind, tile, tuning = batch.kind, batch.tile, batch.tuning
+        if not kind.factored:
+            continue
+        tiles = batch.elements, of_batch, batch.factor_places, batch.factor_tiles, scale, partials[part.parts :]
+        options: dict[str, Any] = {"G_TYPE": TYPES[kind.g], "ALIGNED": kind.aligned, "TILE_X": tile[0]}
+        if kind.trailing:
+            launch(
+                factor_pass.tile_sums, len(batch.factor_tiles), *tiles, **options,
+                TILE_Y=tile[1], TILE_C=tile[2], num_warps=8,
+            )  # fmt: skip
+        else:
+            launch(
+                factor_pass.matrix_sums, len(batch.factor_tiles), *tiles, **options,
+                ROWS=tuning.sums_warps, BLOCKS=tuning.sums_blocks, num_warps=tuning.sums_warps,
+            )  # fmt: skip
     launch(
-        factor_pass.advance_tables, len(batch.entries), batch.tables, batch.entries, partials, factors, proceed,
+        factor_pass.advance_tables, len(joined.entries), joined.tables, joined.entries, partials, factors, proceed,
         BLOCK=TABLE_BLOCK,
     )  # fmt: skip
     launch(
-        factor_pass.row_factors, len(batch.row_strips), batch.tables, batch.row_strips, factors,
+        factor_pass.row_factors, len(joined.row_strips), joined.tables, joined.row_strips, factors,
         ALONG=ALONG, ACROSS=ACROSS,
     )  # fmt: skip
     launch(
-        factor_pass.table_scales, len(batch.scale_strips), batch.tables, batch.scale_strips, scales, norm_eps,
+        factor_pass.table_scales, len(joined.scale_strips), joined.tables, joined.scale_strips, scales, norm_eps,
         ALONG=ALONG, ACROSS=ACROSS,
     )  # fmt: skip
 
@@ -365,7 +400,7 @@ def _floats(device: torch.device, *shape: int) -> Tensor:
 
 def _stride(x: Tensor) -> int:
     """Elements from one parameter's entry to the next, or 0 if all parameters share one."""
-    return 0 if x.shape[0] == 1 else x[0].numel()
+    return 0 if x.shape[0] == 1 else x.stride(0)
 
 
 def find_kernels() -> GpuKernels:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from pylo_zoo.kernels.gpu.elements import fours, integer, pointer
-from pylo_zoo.kernels.gpu.records import A_G, A_MOMENTUM, A_NESTEROV, A_P, A_SECOND_MOMENT, A_SIZE, A_TASK, ADAM_FIELDS
+from pylo_zoo.kernels.gpu.records import A_MOMENTUM, A_NESTEROV, A_P, A_SECOND_MOMENT, A_SIZE, A_TASK, ADAM_FIELDS
 
 NUMBERS = ("beta1", "beta2", "correction1", "correction2", "eps", "eps_root", "coefficient", "shrink", "max_gradient")
 """float32 numbers per parameter. The corrections are ``1 − βᵗ``."""
@@ -18,7 +18,7 @@ NUMBERS_FIELDS = tl.constexpr(len(NUMBERS))
 
 @triton.jit
 def adam_elements(
-    records, programs, numbers, scale, proceed,
+    records, gradients, programs, numbers, scale, proceed,
     P_TYPE: tl.constexpr, G_TYPE: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Advance the moments, then ``p ← p − coefficient·m̂/(sqrt(v̂ + eps_root) + eps) − shrink·p``.
@@ -27,13 +27,14 @@ def adam_elements(
     if proceed is not None:  # noqa: SIM102 — a constexpr condition
         if tl.load(proceed) == 0:
             return
-    row = records + tl.load(programs + 2 * tl.program_id(0)) * ADAM_FIELDS
+    number_of_row = tl.load(programs + 2 * tl.program_id(0))
+    row = records + number_of_row * ADAM_FIELDS
     size = integer(row, A_SIZE)
     if ALIGNED:
         size = fours(size)
     e = tl.load(programs + 2 * tl.program_id(0) + 1) * BLOCK + tl.arange(0, BLOCK)
     mask = e < size
-    p_at, g_at = pointer(row, A_P, P_TYPE, ALIGNED), pointer(row, A_G, G_TYPE, ALIGNED)
+    p_at, g_at = pointer(row, A_P, P_TYPE, ALIGNED), pointer(gradients, number_of_row, G_TYPE, ALIGNED)
     m_at = pointer(row, A_MOMENTUM, tl.float32, ALIGNED)
     v_at = pointer(row, A_SECOND_MOMENT, tl.float32, ALIGNED)
     number = numbers + tl.load(row + A_TASK) * NUMBERS_FIELDS

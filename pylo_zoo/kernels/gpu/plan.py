@@ -11,17 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pylo_zoo.kernels.base import Task
-from pylo_zoo.kernels.gpu.records import ELEMENTS, TABLES, bits, blocks, ceil_div, divisor, rows, upload
+from pylo_zoo.kernels.gpu.records import ELEMENTS, bits, blocks, ceil_div, divisor, rows, upload
 from pylo_zoo.kernels.gpu.tuning import Tuning
 from pylo_zoo.ops.accumulators import Decays
+from pylo_zoo.ops.capture import is_capturing
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.rule import Rule
+from pylo_zoo.ops.slots import live
 
 TILE_C = 16
 """A tile of the factor pass is ``[TILE_C] * 3`` if the last axes are not factored."""
@@ -130,34 +132,36 @@ class Place:
 
 
 class Batch:
-    """Parameters of one kind: their records and block tables, on the device."""
+    """Parameters of one kind: their records and block tables, on the device.
 
-    def __init__(self, kind: Kind, members: Sequence[int], tasks: Sequence[Task], rule: Rule, tuning: Tuning) -> None:
-        self.kind, self.tuning = kind, tuning
+    ``gradients_start`` is the place of their addresses in the plan's :class:`Addresses`.
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        members: Sequence[int],
+        tasks: Sequence[Task],
+        rule: Rule,
+        tuning: Tuning,
+        gradients_start: int,
+    ) -> None:
+        self.kind, self.tuning, self.gradients_start = kind, tuning, gradients_start
         self.device = tasks[members[0]].p.device
         self.places = [Place(k, tuple(tasks[k].p.shape), tasks[k].axes, rule.per_matrix, tuning) for k in members]
         self.step_starts = starts([ceil_div(place.size, 4) * 4 for place in self.places])
         self._group_starts = starts([place.walk[2] for place in self.places])
         self._decays = on_device([tasks[k] for k in members])  # keeps them alive: the records have their addresses
         self._moves: dict[int, Tensor] = {}
-        self._gradients: list[int] = []
-        self._gradient_table = torch.empty(0)
 
         pairs = [
             self._tables_of(place, tasks[place.index], decays)
             for place, decays in zip(self.places, self._decays, strict=True)
         ]
-        self._tables = self._with_offsets([table for pair in pairs for table in pair])
-        self.tables = rows(TABLES, self._tables, self.device)
+        # Records of ``row`` and ``col`` tables on the host; kernels read those of all batches together.
+        self.tables_on_host = self._with_offsets([table for pair in pairs for table in pair])
         elements = [self._element(k, tasks[place.index]) for k, place in enumerate(self.places)]
         self.elements = rows(ELEMENTS, elements, self.device)
-
-    def gradients(self, addresses: Sequence[int]) -> Tensor:
-        """This batch's part of the gradients' addresses, which can change at each step: ``[N]``, int64."""
-        own = [addresses[place.index] for place in self.places]
-        if own != self._gradients:
-            self._gradients, self._gradient_table = own, upload(torch.tensor(own), self.device)
-        return self._gradient_table
 
     @property
     def tile(self) -> tuple[int, int, int]:
@@ -178,50 +182,16 @@ class Batch:
     @cached_property
     def factor_places(self) -> Tensor:
         """Offsets of the tiles' partial sums for the outer and the inner table, ``[N, 2]``."""
-        return upload(torch.tensor([table["part"] for table in self._tables]).view(-1, 2), self.device)
-
-    @cached_property
-    def entries(self) -> Tensor:
-        """Block table of the tables' entries."""
-        return blocks([ceil_div(table["size"], TABLE_BLOCK) for table in self._tables], self.device)
-
-    @cached_property
-    def row_strips(self) -> Tensor:
-        return blocks([table["is_row"] * self._strips(table, "along", "stride") for table in self._tables], self.device)
-
-    @cached_property
-    def scale_strips(self) -> Tensor:
-        return blocks([self._strips(table, "span", "trailing") for table in self._tables], self.device)
+        return upload(torch.tensor([table["part"] for table in self.tables_on_host]).view(-1, 2), self.device)
 
     @cached_property
     def moment_tiles(self) -> Tensor:
         return blocks([place.walk[1] * place.walk[2] for place in self.places], self.device)
 
-    @cached_property
-    def groups(self) -> Tensor:
-        """First program and number of programs of each group in the moment pass, ``[groups, 2]``, int32."""
-        counts = [place.walk[1] for place in self.places for _ in range(place.walk[2])]
-        return upload(torch.tensor([starts(counts)[:-1], counts], dtype=torch.int32).T.contiguous(), self.device)
-
-    @cached_property
-    def groups_of(self) -> Tensor:
-        """Number of groups per parameter, ``[N]``, int32."""
-        return upload(torch.tensor([place.walk[2] for place in self.places], dtype=torch.int32), self.device)
-
-    @cached_property
-    def group_tasks(self) -> Tensor:
-        """The parameter of each group, in the caller's order: ``[groups]``."""
-        return upload(torch.tensor([place.index for place in self.places for _ in range(place.walk[2])]), self.device)
-
-    @cached_property
-    def place_tasks(self) -> Tensor:
-        return upload(torch.tensor([place.index for place in self.places]), self.device)
-
-    @cached_property
-    def spans(self) -> Tensor:
-        """Number of elements per mean, for each group: ``[groups, 1, 1]``."""
-        each = [float(place.means.span) for place in self.places for _ in range(place.walk[2])]
-        return upload(torch.tensor(each, dtype=torch.float32), self.device)[:, None, None]
+    @property
+    def groups(self) -> int:
+        """The number of groups in the moment pass, each with its own means."""
+        return self._group_starts[-1]
 
     def move_tiles(self, block: int) -> Tensor:
         if block not in self._moves:
@@ -263,9 +233,8 @@ class Batch:
     def _element(self, k: int, task: Task) -> dict[str, int]:
         place, decays, state = self.places[k], self._decays[k], task.state
         _, x, b, y, c = place.five
-        outer, inner = (
-            self._tables[2 * k : 2 * k + 2] if self.kind.factored else [{"entries": 0, "size": 0, "is_row": 0}] * 2
-        )
+        no_table = {"entries": 0, "size": 0, "is_row": 0}
+        outer, inner = self.tables_on_host[2 * k : 2 * k + 2] if self.kind.factored else [no_table] * 2
         return {
             "p": task.p.data_ptr(),
             "momentum": state["momentum"].data_ptr(),
@@ -300,20 +269,72 @@ class Batch:
             "outer_is_row": outer["is_row"],
         }
 
-    @staticmethod
-    def _strips(table: dict[str, int], span: str, trailing: str) -> int:
-        return table["size"] // (table[span] * table[trailing]) * ceil_div(table[trailing], ACROSS)
+
+class Addresses:
+    """Addresses of tensors that can change at each step, as a table that is uploaded if they do.
+
+    Args:
+        members: the parameters of each batch. A batch starts at an even place, so that its part of the table is aligned
+            to 16 bytes.
+        device: the kernels' device.
+
+    Attributes:
+        order: the parameter at each place; a batch with an odd number repeats its first.
+        starts: the first place of each batch.
+    """
+
+    def __init__(self, members: Sequence[Sequence[int]], device: torch.device) -> None:
+        self.order: list[int] = []
+        self.starts: list[int] = []
+        for each in members:
+            self.starts.append(len(self.order))
+            self.order += [*each, *each[: len(each) % 2]]
+        self._device = device
+        self._on_host: list[int] = []
+        self._changed = True
+        self._on_device = torch.empty(0)
+
+    def set(self, addresses: Sequence[int]) -> None:
+        """Set this step's addresses, in the caller's order of parameters."""
+        ordered = list(map(addresses.__getitem__, self.order))
+        self._changed = self._changed or ordered != self._on_host
+        self._on_host = ordered
+
+    def on_device(self, fixed: bool = False) -> Tensor:
+        """The table, int64. ``fixed``: a graph reads the memory that it was captured with, at each replay."""
+        if is_capturing():  # a graph needs its own table
+            return self._new_table(list(self._on_host) if fixed else None)
+        if self._changed:
+            self._on_device, self._changed = self._new_table(), False
+        return self._on_device
+
+    def _new_table(self, fixed: list[int] | None = None) -> Tensor:
+        def read() -> Tensor:
+            return torch.tensor(self._on_host if fixed is None else fixed, dtype=torch.int64)
+
+        return live(read, (len(self.order),), self._device, torch.int64)
 
 
 class BatchPlan:
-    """All parameters of a call, in one batch per kind."""
+    """All parameters of a call, in one batch per kind.
+
+    Attributes:
+        joined: the tables of all batches (:class:`~pylo_zoo.kernels.gpu.joined.Joined`).
+        packers: :class:`~pylo_zoo.kernels.gpu.packing.Packer` by the shapes of layers.
+    """
 
     def __init__(self, tasks: Sequence[Task], rule: Rule, tuning: Tuning) -> None:
         self.tasks = len(tasks)
         kinds: dict[Kind, list[int]] = {}
         for k, task in enumerate(tasks):
             kinds.setdefault(kind_of(task, rule), []).append(k)
-        self.batches = [Batch(kind, members, tasks, rule, tuning) for kind, members in kinds.items()]
+        self.joined: Any = None
+        self.packers: dict[Any, Any] = {}
+        self.gradients = Addresses(list(kinds.values()), tasks[0].p.device)
+        self.batches = [
+            Batch(kind, members, tasks, rule, tuning, start)
+            for (kind, members), start in zip(kinds.items(), self.gradients.starts, strict=True)
+        ]
 
 
 def on_device(tasks: Sequence[Task]) -> list[Decays]:

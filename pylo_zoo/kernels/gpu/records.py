@@ -31,7 +31,7 @@ TABLES = (
     "trailing", "squares", "outer",
 )  # fmt: skip
 """Fields of a table (a ``row`` or ``col``): address, size, and offsets in shared buffers."""
-STEPS = ("p", "g", "momentum", "second_moment", "size", "task", "nesterov")
+STEPS = ("p", "momentum", "second_moment", "size", "task", "nesterov")
 """Fields of a parameter with AdamW."""
 
 (
@@ -43,7 +43,7 @@ STEPS = ("p", "g", "momentum", "second_moment", "size", "task", "nesterov")
     T_STATE, T_SIZE, T_ENTRIES, T_PART, T_PARTS, T_COUNT, T_IS_ROW, T_DECAY, T_TASK, T_ALONG, T_STRIDE, T_SPAN,
     T_TRAILING, T_SQUARES, T_OUTER,
 ) = map(tl.constexpr, range(len(TABLES)))  # fmt: skip
-A_P, A_G, A_MOMENTUM, A_SECOND_MOMENT, A_SIZE, A_TASK, A_NESTEROV = map(tl.constexpr, range(len(STEPS)))
+A_P, A_MOMENTUM, A_SECOND_MOMENT, A_SIZE, A_TASK, A_NESTEROV = map(tl.constexpr, range(len(STEPS)))
 ELEMENT_FIELDS, TABLE_FIELDS, ADAM_FIELDS = (tl.constexpr(len(fields)) for fields in (ELEMENTS, TABLES, STEPS))
 
 
@@ -56,12 +56,15 @@ def rows(fields: Sequence[str], records: Sequence[dict[str, int]], device: torch
     return upload(torch.tensor([[record[name] for name in fields] for record in records], dtype=torch.int64), device)
 
 
-def blocks(counts: Sequence[int], device: torch.device) -> Tensor:
-    """A block table: the row of each program and its number within the row, ``[sum(counts), 2]``, int32."""
+def blocks(counts: Sequence[int], device: torch.device, first: int = 0) -> Tensor:
+    """A block table: the row of each program and its number within the row, ``[sum(counts), 2]``, int32.
+
+    ``first`` is the number of the first row.
+    """
     each = torch.tensor(counts)
     row = torch.repeat_interleave(torch.arange(len(counts)), each)
     number = torch.arange(len(row)) - (each.cumsum(0) - each)[row]
-    return upload(torch.stack([row, number], 1).to(torch.int32), device)
+    return upload(torch.stack([row + first, number], 1).to(torch.int32), device)
 
 
 def factors_of(values: Tensor | Sequence[float], device: torch.device) -> Tensor:
