@@ -14,7 +14,7 @@ from pylo_zoo.optim.kernel_batch import KernelBatch
 from pylo_zoo.optim.param_grad import Group
 from pylo_zoo.optim.state_checks import join
 from pylo_zoo.optim.step_condition import StepCondition
-from pylo_zoo.optim.step_plan import ParamStep
+from pylo_zoo.optim.step_plan import ParamStep, StepPlan
 
 
 class AdamW(NamedTuple):
@@ -49,9 +49,10 @@ class AdamBatches:
     Args:
         optimizer: chooses the kernels.
         items: parameters with ``momentum`` and ``second_moment`` ``[1, *shape]`` and ``step`` in their state.
+        plan: the plan whose graph contains these parameters, or None.
     """
 
-    def __init__(self, optimizer: KernelChooser, items: Sequence[ParamStep]) -> None:
+    def __init__(self, optimizer: KernelChooser, items: Sequence[ParamStep], plan: StepPlan | None = None) -> None:
         by_device: dict[torch.device, KernelBatch] = {}
         self.rest: list[int] = []
         self.items = items
@@ -63,8 +64,8 @@ class AdamBatches:
             else:
                 by_device.setdefault(device, KernelBatch(kernels)).add(k, item)
         self.batches = list(by_device.values())
-        assert optimizer._plan is not None
-        optimizer._plan.add_batches(self.batches, bool(self.rest))
+        if plan is not None:
+            plan.add_batches(self.batches, bool(self.rest))
 
     def step(
         self,

@@ -174,7 +174,7 @@ class CELO2(MLPRuleOptimizer):
         assert self._plan is not None
         adamw, learned = self._plan.keep("routes", lambda: self._split(items))
         if adamw:
-            batches = self._plan.keep("adamw", lambda: AdamBatches(self, adamw))
+            batches = self._plan.keep("adamw", lambda: AdamBatches(self, adamw, self._plan))
             batches.step(self._options, lambda k: self._adamw(adamw[k]))
         if learned:
             super()._update_fused(learned, step, loss)

@@ -59,7 +59,7 @@ class CeloAdam(LSTMControlledOptimizer):
     def _update_fused(self, items: Sequence[ParamStep], step: Tensor, loss: Loss | None) -> None:
         assert self._plan is not None
         lr_mults: Any = self.prepare(items, step, loss)
-        batches = self._plan.keep("adamw", lambda: AdamBatches(self, items))
+        batches = self._plan.keep("adamw", lambda: AdamBatches(self, items, self._plan))
         factors = self.behavior.step_mult * lr_mults.double()
         batches.step(self._options, lambda k: self.update(items[k], step, lr_mults[k]), factors)
 

@@ -24,7 +24,7 @@ from pylo_zoo.kernels.gpu.launch import launch
 from pylo_zoo.kernels.gpu.moment_pass import STATISTICS
 from pylo_zoo.kernels.gpu.network import IN_REGISTERS, Inputs, inputs_of, is_supported
 from pylo_zoo.kernels.gpu.normalized import GpuNormalizedPlan
-from pylo_zoo.kernels.gpu.packing import Packer
+from pylo_zoo.kernels.gpu.packing import packer_of
 from pylo_zoo.kernels.gpu.plan import (
     ACROSS,
     ALONG,
@@ -244,7 +244,7 @@ class GpuKernels:
         """The move pass: fold the normalizer into the network, then run it on each batch."""
         plan, rule = advanced.plan, advanced.rule
         joined: Joined = plan.joined
-        network, weights = _packer(plan, layers, rule).pack(layers)
+        network, weights = packer_of(plan, layers, rule).pack(layers)
         units, tuning = network.units, self.tuning
         wide = units > IN_REGISTERS and tuning.network != "registers"
         bias, bias_stride = network.bias, _stride(network.bias)
@@ -283,18 +283,6 @@ class GpuKernels:
                 PRECISION=self.precision if wide else "", MOVE=steps is None,
                 CHANNELS=scales.shape[1], LANES=lanes, PER_LANE=per_lane, TILES=tiles, num_warps=warps,
             )  # fmt: skip
-
-
-def _packer(plan: BatchPlan, layers: Sequence[Layer], rule: Rule) -> Packer:
-    """The packer for layers of these shapes; kept by the plan."""
-    joined: Joined = plan.joined
-    key = tuple((weight.shape[-2:], bias.shape[-1:]) for weight, bias in layers)
-    packer = plan.packers.get(key)
-    if packer is None:
-        packer = Packer(layers, rule, joined.has_tables, joined.device)
-        if not is_capturing():
-            plan.packers[key] = packer
-    return packer
 
 
 def _inputs(batch: Batch, rule: Rule) -> Inputs:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.kernels.gpu.network import Network, pack
+from pylo_zoo.kernels.gpu.plan import BatchPlan
+from pylo_zoo.ops.capture import is_capturing
 from pylo_zoo.ops.mlp import Layer
 from pylo_zoo.ops.rule import Rule
 from pylo_zoo.ops.transfer import upload
@@ -65,3 +67,14 @@ class Packer:
             for part, shape in zip(joined.split(self._sizes, 1), self._shapes, strict=True)
         )
         return Packed(Network(first, bias, deep, self._hidden_layers), tables[0] if tables else None)
+
+
+def packer_of(plan: BatchPlan, layers: Sequence[Layer], rule: Rule) -> Packer:
+    """The packer for layers of these shapes; kept by the plan."""
+    key = tuple((weight.shape[-2:], bias.shape[-1:]) for weight, bias in layers)
+    packer = plan.packers.get(key)
+    if packer is None:
+        packer = Packer(layers, rule, plan.joined.has_tables, plan.joined.device)
+        if not is_capturing():
+            plan.packers[key] = packer
+    return packer
