@@ -465,19 +465,26 @@ def accepted(name: str, variant: str) -> bool:
     return all(argument in names or argument == "dtype" for argument in VARIANTS[variant])
 
 
+EVERY: dict[str, Callable[[], None]] = {
+    **{f"own graph, {name}": partial(own_graph, name, QUICK, 4, 2) for name in LEARNED},
+    **{f"the caller's graph, {name}": partial(user_capture, name) for name in TABLE},
+}
+FEW = ("VeLO", "CELO2", "CeloAdam", "Muon")
+"""The optimizers of the quick cases, which cover every kernel."""
 CASES: dict[str, Callable[[], None]] = {
     "control": control,
-    **{f"own graph, {name}": partial(own_graph, name, QUICK, 4, 2) for name in LEARNED},
-    **{f"own graph of VeLO, {case.__name__}": partial(case, "VeLO") for case in (own_copies, own_failure)},
+    **{name: case for name, case in EVERY.items() if name.partition(", ")[2] in FEW},
+    **{f"own graph of CeloAdam, {case.__name__}": partial(case, "CeloAdam") for case in (own_copies, own_failure)},
     "own graph of CELO2, strided gradients": partial(own_changing_kinds, "CELO2"),
     "own graph in the caller's": partial(own_in_other_capture, "ELO"),
-    **{f"the caller's graph, {name}": partial(user_capture, name) for name in TABLE},
-    **{f"the caller's graph, lr, {name}": partial(user_lr, name) for name in ("VeLO", "CELO2", "Muon")},
-    **{f"the caller's graph, errors, {name}": partial(user_errors, name) for name in ("VeLO", "CELO2", "Muon")},
-    "the caller's graph, autograd": partial(user_autograd, "VeLO"),
+    **{f"the caller's graph, lr, {name}": partial(user_lr, name) for name in ("CeloAdam", "Muon")},
+    **{f"the caller's graph, errors, {name}": partial(user_errors, name) for name in ("CeloAdam", "Muon")},
+    "the caller's graph, autograd": partial(user_autograd, "CeloAdam"),
     "launches, CeloAdam": partial(launches, "CeloAdam", 88),
 }
 SLOW: dict[str, Callable[[], None]] = {
+    **{name: case for name, case in EVERY.items() if name not in CASES},
+    **{f"the caller's graph, lr, {name}": partial(user_lr, name) for name in ("VeLO", "CELO2")},
     **{f"own graph, long, {name}": partial(own_graph, name, LONG, 24, 6) for name in LEARNED},
     **{
         f"own graph, {variant}, {name}": partial(own_graph, name, QUICK, 8, least, **VARIANTS[variant])

@@ -55,6 +55,8 @@ def upload(values: Tensor, device: torch.device) -> Tensor:
     """
     if device.type == "cpu" or not values.is_cpu:
         return values
+    if device.type == "meta":
+        return values.to(device)
     if _forbidden.get():
         raise RuntimeError(f"a step of these kernels copies {values.numel()} numbers that no slot declares.")
     if is_capturing():

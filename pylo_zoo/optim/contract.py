@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pylo_zoo.errors import ZooError, quoted
+from pylo_zoo.errors import ZooError
 from pylo_zoo.ops.capture import is_capturing
 from pylo_zoo.ops.transfer import upload
 from pylo_zoo.optim.advice import Candidate, embedding_evidence, embedding_warning
+from pylo_zoo.optim.capture_checks import check_capture
 from pylo_zoo.optim.checks import (
     all_finite,
     as_counter,
@@ -186,23 +187,7 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
 
     def _check_capture(self, grads: Sequence[ParamGrad], loss: Any) -> None:
         """Raise if a graph that the caller captures cannot contain this step."""
-        require(
-            self.nonfinite != "raise",
-            'A step with nonfinite="raise" reads values, which a CUDA graph cannot.',
-            'Use nonfinite="skip" or "propagate".',
-        )
-        require(
-            not self.needs_loss or (isinstance(loss, Tensor) and not loss.is_cpu),
-            f"The loss is {quoted(loss)}, which a CUDA graph would repeat."
-            if not isinstance(loss, Tensor)
-            else "The loss is on the CPU, and a CUDA graph would repeat its value.",
-            "Pass the loss as a tensor on the GPU.",
-        )
-        require(
-            all(self._has_state(each) for each in grads),
-            "This capture contains the first step of a parameter, which creates its state.",
-            "Run a step outside the capture, then capture again.",
-        )
+        check_capture(self.nonfinite, loss if self.needs_loss else None, all(map(self._has_state, grads)))
 
     def _is_finite(self, grads: Sequence[ParamGrad], loss: Loss | None) -> bool:
         """Whether the loss and all gradients are finite; if not, count a skipped step or raise (``nonfinite``).
