@@ -54,7 +54,8 @@ def test_division_by_multiplication_is_exact() -> None:
         packed = divisor(d)
         magic, shift = packed & 0xFFFFFFFF, packed >> 32
         assert magic == packed - (shift << 32) < 2**32
-        for multiple in {0, 1, 2, 3, 1000, (2**30 - 1) // d - 1, (2**30 - 1) // d} & set(range((2**30 - 1) // d + 1)):
+        most = (2**30 - 1) // d
+        for multiple in (each for each in (0, 1, 2, 3, 1000, most - 1, most) if 0 <= each <= most):
             for n in (multiple * d, min(multiple * d + d - 1, 2**30 - 1)):
                 assert n * magic < 2**63
                 assert n * magic >> shift == n // d
