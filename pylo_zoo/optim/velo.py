@@ -108,7 +108,7 @@ class VeLO(MLPRuleOptimizer, LSTMControlledOptimizer):
     def contexts(self, items: Sequence[ParamStep], control: Control) -> GeneratedMLPs:
         meta = self._meta_network(control.hidden.device, control.hidden.dtype)
         net: Any = meta.net
-        if self._uses_kernels and control.hidden.is_cpu and not torch.compiler.is_compiling():
+        if self._uses_kernels and not torch.compiler.is_compiling():
             written, layers = self._keep("written", items, lambda items: _layers(net, meta.bank, len(items)))
             torch.mm(control.controls, meta.bank, out=written)  # pyright: ignore[reportArgumentType]
         else:
