@@ -55,22 +55,16 @@ def test_graphs_at_length(slow_results: dict[str, str | None], case: str) -> Non
     assert slow_results[case] is None, slow_results[case]
 
 
-@pytest.mark.slow
 @holds("capturable")
-def test_a_captured_step_equals_steps_without_a_graph(
-    entry: Entry, results: dict[str, str | None], slow_results: dict[str, str | None]
-) -> None:
+def test_a_captured_step_equals_steps_without_a_graph(entry: Entry, results: dict[str, str | None]) -> None:
     name = next(name for name, other in TABLE.items() if other is entry)
-    error = {**results, **slow_results}[f"the caller's graph, {name}"]
+    error = results[f"the caller's graph, {name}"]
     assert error is None, error
 
 
-@pytest.mark.slow
 @holds("own_graph")
-def test_the_optimizers_own_graph_changes_nothing(
-    entry: Entry, results: dict[str, str | None], slow_results: dict[str, str | None]
-) -> None:
+def test_the_optimizers_own_graph_changes_nothing(entry: Entry, results: dict[str, str | None]) -> None:
     name = next(name for name, other in TABLE.items() if other is entry)
     assert name in LEARNED
-    error = {**results, **slow_results}[f"own graph, {name}"]
+    error = results[f"own graph, {name}"]
     assert error is None, error
