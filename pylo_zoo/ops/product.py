@@ -85,6 +85,7 @@ class TorchProducts:
             self._fp32 = "tf32" if precision.tf32 else "ieee"
 
     def padded(self, rows: int, columns: int) -> tuple[int, int]:
+        """The same sizes: torch's products need no padding."""
         return rows, columns
 
     def symmetric(
@@ -96,6 +97,7 @@ class TorchProducts:
         terms: Sequence[tuple[float, Tensor]] = (),
         identity: float = 0.0,
     ) -> Tensor:
+        """:meth:`Products.symmetric`."""
         if x.ndim == 2 and by_onednn(x, y):
             out = product(x, y)
             out = out if alpha == 1 else out.mul_(alpha)
@@ -110,6 +112,7 @@ class TorchProducts:
         return out
 
     def apply(self, q: Tensor, x: Tensor, out: Tensor, beta: float) -> Tensor:
+        """:meth:`Products.apply`."""
         if x.ndim == 2 and by_onednn(q, x):
             result = product(q, x.T)
             return result.add_(x, alpha=beta) if beta else result

@@ -10,11 +10,11 @@ from pylo_zoo.errors import quoted
 from pylo_zoo.optim.checks import require
 
 
-def check_capture(nonfinite: str, loss: Any, has_state: bool) -> None:
+def check_capture(reads_values: bool, loss: Any, has_state: bool) -> None:
     """Raise if a graph that the caller captures cannot contain a step.
 
     Args:
-        nonfinite: the optimizer's option.
+        reads_values: whether the step reads values, with ``nonfinite="raise"``.
         loss: the loss, or None if the rule does not read it.
         has_state: whether every parameter with a gradient has been updated before.
 
@@ -22,7 +22,7 @@ def check_capture(nonfinite: str, loss: Any, has_state: bool) -> None:
         ZooError: the step reads values, repeats a number of the host, or creates state.
     """
     require(
-        nonfinite != "raise",
+        not reads_values,
         'A step with nonfinite="raise" reads values, which a CUDA graph cannot.',
         'Use nonfinite="skip" or "propagate".',
     )

@@ -187,7 +187,8 @@ class ZooOptimizer(HasSharedOptions, torch.optim.Optimizer):
 
     def _check_capture(self, grads: Sequence[ParamGrad], loss: Any) -> None:
         """Raise if a graph that the caller captures cannot contain this step."""
-        check_capture(self.nonfinite, loss if self.needs_loss else None, all(map(self._has_state, grads)))
+        reads_values, read_loss = self.nonfinite == "raise", loss if self.needs_loss else None
+        check_capture(reads_values, read_loss, all(map(self._has_state, grads)))
 
     def _is_finite(self, grads: Sequence[ParamGrad], loss: Loss | None) -> bool:
         """Whether the loss and all gradients are finite; if not, count a skipped step or raise (``nonfinite``).
