@@ -201,7 +201,7 @@ def test_a_state_that_does_not_fit_changes_nothing(entry: Entry) -> None:
         (lambda s: s.update(other.state_dict()), "saved with weights|does not fit"),
         (
             lambda s: s.update(torch.optim.AdamW(parameters()).state_dict()),
-            "saved with weights|betas|layout|lr|does not fit",
+            "saved with weights|does not record|betas|layout|lr|does not fit",
         ),
     ]
     for change, complaint in changes[: len(changes) if entry.weights is not None else -1]:

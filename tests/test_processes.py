@@ -84,18 +84,22 @@ ZERO: dict[str, dict[str, Any]] = {
 }
 
 
+ORTHOGONALIZED = ("celo2", "elo-celo2", "muon")
+"""Newton–Schulz multiplies stacks of a process's matrices, so its roundings depend on which matrices it has."""
+
+
 def _train(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[torch.Tensor]:
-    source = torch.Generator().manual_seed(2)
+    source, like = torch.Generator().manual_seed(2), next(model.parameters())
     for _ in range(3):
         optimizer.zero_grad()
-        model(torch.randn(5, 4, generator=source)).square().mean().backward()
+        model(torch.randn(5, 4, generator=source).to(like)).square().mean().backward()
         optimizer.step()
     return [p.detach().clone() for p in model.parameters()]
 
 
-def _net() -> nn.Module:
+def _net(dtype: torch.dtype = torch.float32) -> nn.Module:
     torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 6), nn.Linear(6, 1))
+    return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 6), nn.Linear(6, 1)).to(dtype)
 
 
 def _zero(rank: int, meeting: str) -> None:
@@ -104,12 +108,17 @@ def _zero(rank: int, meeting: str) -> None:
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
     for name, options in ZERO.items():
-        net = _net()
+        dtype = torch.float64 if name in ORTHOGONALIZED else torch.float32
+        net, alone = _net(dtype), _net(dtype)
+        options = {**options, "ns_dtype": None} if name == "muon" else options  # iterate in float64
         cls: Any = Muon if name == "muon" else optimizer_class(name)
         sharded = ZeroRedundancyOptimizer(net.parameters(), cls, **options)
-        alone = _net()
-        pairs = zip(_train(sharded, net), _train(cls(alone.parameters(), **options), alone), strict=True)
-        assert all(torch.equal(p, q) for p, q in pairs), name
+        tolerance = (
+            1e-9 if name in ORTHOGONALIZED else 0.0
+        )  # a wrong step is off by about 1e-3
+        torch.testing.assert_close(
+            _train(sharded, net), _train(cls(alone.parameters(), **options), alone), rtol=tolerance, atol=tolerance
+        )
     refused: list[tuple[Any, dict[str, Any]]] = [
         (VeLO, {"weights": "velo-sample", "num_steps": 3}),
         (CELO2, {"weights": "random:celo2", "clip_norm": 1.0}),

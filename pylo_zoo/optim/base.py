@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from pylo_zoo.artifact import Artifact
-from pylo_zoo.errors import ZooError
 from pylo_zoo.kernels import Kernels, kernels_for
 from pylo_zoo.ops.gradients import global_norm_scale
 from pylo_zoo.ops.layout import Axes, axes_of
@@ -28,6 +27,7 @@ from pylo_zoo.optim.precision import master_copy, state_dtype
 from pylo_zoo.optim.saved_state import OWN_STATE, parameter_entries
 from pylo_zoo.optim.state_checks import Snapshot, check_run_state
 from pylo_zoo.optim.step_plan import MetaNetwork, ParamStep, StepPlan, share_memory
+from pylo_zoo.registry import load_registry
 from pylo_zoo.weights import load
 
 T = TypeVar("T")
@@ -67,12 +67,10 @@ class LearnedOptimizer(ZooOptimizer):
         **options: Unpack[SharedOptions],
     ) -> None:
         check_options(type(self), options)  # before weights are downloaded
+        if isinstance(weights, str) and (entry := load_registry().get(weights)) is not None:
+            self._check_family(weights, entry.family)
         self.artifact = load(weights)
-        if self.artifact.family not in self.families:
-            raise ZooError(
-                f"{type(self).__name__} cannot run {self.artifact.name!r}: it is a {self.artifact.family} checkpoint.",
-                f"Use weights of family {' or '.join(self.families)}; `pylo-zoo list` shows them.",
-            )
+        self._check_family(self.artifact.name, self.artifact.family)
         self.clip_norm = check_max_norm("clip_norm", clip_norm)
         check_not_partial(type(self).__name__, None if self.clip_norm is None else f"clip_norm={clip_norm}")
         self._meta_networks: dict[tuple[torch.device, torch.dtype], MetaNetwork] = {}
@@ -87,6 +85,13 @@ class LearnedOptimizer(ZooOptimizer):
         super().__init__(params, defaults, **options)
         if self.backend == "fused":
             self.prepare_kernels()
+
+    def _check_family(self, name: str, family: str) -> None:
+        require(
+            family in self.families,
+            f"{type(self).__name__} cannot run {name!r}: it is a {family} checkpoint.",
+            f"Use weights of family {' or '.join(self.families)}; `pylo-zoo list` shows them.",
+        )
 
     @property
     def behavior(self) -> Any:
@@ -353,6 +358,11 @@ class LearnedOptimizer(ZooOptimizer):
     def _check_saved_groups(self, incoming: Mapping[str, Any]) -> None:
         first: Group = incoming["param_groups"][0]
         saved, current = first.get("weights"), self.param_groups[0]["weights"]
+        require(
+            saved is not None,
+            f"The state is not one of {type(self).__name__}: it does not record its weights.",
+            f"Load a state that {type(self).__name__}.state_dict() returned.",
+        )
         require(
             saved == current,
             f"The state was saved with weights {saved}; this optimizer has {current}.",
