@@ -113,9 +113,7 @@ def _zero(rank: int, meeting: str) -> None:
         options = {**options, "ns_dtype": None} if name == "muon" else options  # iterate in float64
         cls: Any = Muon if name == "muon" else optimizer_class(name)
         sharded = ZeroRedundancyOptimizer(net.parameters(), cls, **options)
-        tolerance = (
-            1e-9 if name in ORTHOGONALIZED else 0.0
-        )  # a wrong step is off by about 1e-3
+        tolerance = 1e-9 if name in ORTHOGONALIZED else 0.0  # a wrong step is off by about 1e-3
         torch.testing.assert_close(
             _train(sharded, net), _train(cls(alone.parameters(), **options), alone), rtol=tolerance, atol=tolerance
         )
