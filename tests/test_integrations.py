@@ -300,7 +300,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "loops.md"
 
 @pytest.mark.parametrize("heading", ["Your own loop", "Hugging Face Trainer", "Accelerate", "Lightning"])
 @pytest.mark.filterwarnings("ignore")
-def test_an_example_of_the_page_runs(heading: str, tmp_path: Path) -> None:
+def test_an_example_of_the_page_runs(heading: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # Lightning writes checkpoints to the current directory
     library = {"Hugging Face Trainer": "transformers", "Accelerate": "accelerate", "Lightning": "lightning"}.get(
         heading
     )
