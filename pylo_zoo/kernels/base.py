@@ -283,7 +283,8 @@ class Kernels(Protocol):
         proceed: Tensor | None = None,
     ) -> Any:
         """:meth:`KernelPlan.advance` of a plan for one step."""
-        ...
+        plan = self.plan(tasks, rule, moments)
+        return plan.advance([task.p for task in tasks], [task.g for task in tasks], scale, True, proceed)
 
     def moments(self, advanced: Any) -> Tensor:
         """:func:`pylo_zoo.ops.conditioning.moments` of p and the *old* accumulators, float32 ``[N, 9]``.
@@ -333,7 +334,8 @@ class Kernels(Protocol):
         proceed: Tensor | None = None,
     ) -> None:
         """:meth:`NormalizedPlan.move` of a plan for one step."""
-        ...
+        values, steps = [task.p for task in tasks], [task.step for task in tasks]
+        self.plan_normalized(tasks).move(values, steps, coefficient, shrink, proceed)
 
     def plan_normalized(self, tasks: Sequence[Normalized]) -> NormalizedPlan:
         """Check the tasks and make a plan for CELO2's last pass.

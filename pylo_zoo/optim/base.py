@@ -26,6 +26,7 @@ from pylo_zoo.optim.own_graph import GraphBudget
 from pylo_zoo.optim.precision import master_copy, state_dtype
 from pylo_zoo.optim.saved_state import OWN_STATE, parameter_entries
 from pylo_zoo.optim.state_checks import Snapshot, check_run_state
+from pylo_zoo.optim.step_condition import new_counter
 from pylo_zoo.optim.step_plan import MetaNetwork, ParamStep, StepPlan, share_memory
 from pylo_zoo.registry import load_registry
 from pylo_zoo.weights import load
@@ -394,9 +395,4 @@ class LearnedOptimizer(ZooOptimizer):
         return to_state_tensors(entries, expected, parameters[0].device, "The state of the run")
 
 
-def new_counter(device: torch.device) -> Tensor:
-    """A counter of steps, int64 ``[]``. A captured step can advance it, because it is on the device of the step."""
-    return torch.zeros((), dtype=torch.int64, device=device)
-
-
-__all__ = ["Group", "LearnedOptimizer", "Loss", "MetaNetwork", "ParamStep", "new_counter", "state_dtype"]
+__all__ = ["Group", "LearnedOptimizer", "Loss", "MetaNetwork", "ParamStep", "state_dtype"]

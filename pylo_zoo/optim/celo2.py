@@ -23,13 +23,14 @@ from pylo_zoo.ops.product import torch_products
 from pylo_zoo.ops.rule import Rule, celo2_rule
 from pylo_zoo.ops.trace import record
 from pylo_zoo.optim.adamw import AdamBatches, AdamW
-from pylo_zoo.optim.base import Group, Loss, ParamStep, new_counter
+from pylo_zoo.optim.base import Group, Loss, ParamStep
 from pylo_zoo.optim.checks import check_betas, check_limit, check_number
 from pylo_zoo.optim.contract import ParamGrad
 from pylo_zoo.optim.kernel_batch import KernelBatch
 from pylo_zoo.optim.mlp_rule import Limits, MLPRuleOptimizer, Network, Networks, SharedMLPs
 from pylo_zoo.optim.options import SharedOptions, Unpack
 from pylo_zoo.optim.route_table import Routes, routes_of
+from pylo_zoo.optim.step_condition import new_counter
 
 NORM_EPS = 1e-9
 FOREIGN_OPTIONS = frozenset(["use_muon", "use_fallback", "algorithm", "is_embedding"])

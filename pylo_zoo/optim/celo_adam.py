@@ -14,9 +14,10 @@ from pylo_zoo.ops.adam import adam_direction
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.trace import record
 from pylo_zoo.optim.adamw import AdamBatches, AdamW
-from pylo_zoo.optim.base import Group, Loss, ParamStep, new_counter
+from pylo_zoo.optim.base import Group, Loss, ParamStep
 from pylo_zoo.optim.lstm_controlled import MAX_GRADIENT, LSTMControlledOptimizer, decoupled_decay
 from pylo_zoo.optim.options import SharedOptions, Unpack
+from pylo_zoo.optim.step_condition import new_counter
 
 EPS = 1e-8
 EPS_ROOT = 1e-10

@@ -61,6 +61,11 @@ def find_finite(gradients: Sequence[Tensor], loss: Tensor | None) -> Tensor:
     return torch.stack([flag.to(device) for flag in flags]).all()
 
 
+def new_counter(device: torch.device) -> Tensor:
+    """A counter of steps, int64 ``[]``. A captured step can advance it, because it is on the device of the step."""
+    return torch.zeros((), dtype=torch.int64, device=device)
+
+
 class StepCondition:
     """The condition of the current step, and the count of steps that were not applied.
 

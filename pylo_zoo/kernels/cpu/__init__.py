@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pylo_zoo.errors import ZooError, count
 from pylo_zoo.kernels import guard
-from pylo_zoo.kernels.base import Adam, AdamInputs, Normalized, ScratchBuffer, Task
+from pylo_zoo.kernels.base import Adam, AdamInputs, Kernels, Normalized, ScratchBuffer, Task
 from pylo_zoo.kernels.cpu import build, lstm, records
 from pylo_zoo.ops.layout import Axes
 from pylo_zoo.ops.lstm import LSTMWeights
@@ -177,7 +177,7 @@ class Advanced(NamedTuple):
         return *self.plan.arguments, ctypes.c_void_p(self.workspace.data_ptr())
 
 
-class CpuKernels:
+class CpuKernels(Kernels):
     """:class:`~pylo_zoo.kernels.base.Kernels` for the CPU, with torch's number of threads."""
 
     dtypes = (torch.float32,)
@@ -197,17 +197,6 @@ class CpuKernels:
         guard.check_tasks(tasks, self.dtypes, CPU)
         guard.check_decays(tasks)
         return CpuPlan(self._library, tasks, rule, moments)
-
-    def advance(
-        self,
-        tasks: Sequence[Task],
-        rule: Rule,
-        scale: Tensor | None,
-        moments: bool = False,
-        proceed: Tensor | None = None,
-    ) -> Advanced:
-        plan = self.plan(tasks, rule, moments)
-        return plan.advance([task.p for task in tasks], [task.g for task in tasks], scale, True, proceed)
 
     def moments(self, advanced: Advanced) -> Tensor:
         out = torch.empty(advanced.plan.count, 9, dtype=torch.float32, device="cpu")
@@ -235,16 +224,6 @@ class CpuKernels:
         out, addresses = advanced.plan.outputs(scratch, advanced.values)
         self._network(advanced, layers, _is_stopped(proceed), None, None, addresses)
         return out
-
-    def move_normalized(
-        self,
-        tasks: Sequence[Normalized],
-        coefficient: Tensor | Sequence[float],
-        shrink: Tensor | Sequence[float],
-        proceed: Tensor | None = None,
-    ) -> None:
-        values, steps = [task.p for task in tasks], [task.step for task in tasks]
-        self.plan_normalized(tasks).move(values, steps, coefficient, shrink, proceed)
 
     def plan_normalized(self, tasks: Sequence[Normalized]) -> CpuNormalizedPlan:
         guard.check_normalized(tasks, self.dtypes, CPU)

@@ -16,7 +16,7 @@ import triton
 from torch import Tensor
 
 from pylo_zoo.kernels import guard
-from pylo_zoo.kernels.base import Adam, Normalized, ScratchBuffer, Task
+from pylo_zoo.kernels.base import Adam, Kernels, Normalized, ScratchBuffer, Task
 from pylo_zoo.kernels.gpu import combine_pass, factor_pass, moment_pass, move_pass
 from pylo_zoo.kernels.gpu.adam_plan import GpuAdamPlan
 from pylo_zoo.kernels.gpu.joined import Joined, Part
@@ -134,7 +134,7 @@ class GpuPlan:
         return [task._replace(p=p, g=g) for task, p, g in zip(self._tasks, values, gradients, strict=True)]
 
 
-class GpuKernels:
+class GpuKernels(Kernels):
     """The kernels of a GPU.
 
     Args:
@@ -165,17 +165,6 @@ class GpuKernels:
         guard.check_tasks(tasks, self.dtypes, tasks[0].p.device)
         guard.check_decays(tasks)
         return GpuPlan(tasks, rule, moments, self.tuning)
-
-    def advance(
-        self,
-        tasks: Sequence[Task],
-        rule: Rule,
-        scale: Tensor | None,
-        moments: bool = False,
-        proceed: Tensor | None = None,
-    ) -> Advanced:
-        plan = self.plan(tasks, rule, moments)
-        return plan.advance([task.p for task in tasks], [task.g for task in tasks], scale, True, proceed)
 
     def moments(self, advanced: Advanced) -> Tensor:
         p2, m, m2, v, v2 = advanced.moments.split([1, 3, 3, 1, 1], dim=1)  # the last four relative to the samples
@@ -211,16 +200,6 @@ class GpuKernels:
             for place, start in zip(batch.places, batch.step_starts, strict=False):
                 steps[place.index] = of_batch[start : start + place.size].view(place.shape)
         return [steps[k] for k in range(advanced.plan.tasks)]
-
-    def move_normalized(
-        self,
-        tasks: Sequence[Normalized],
-        coefficient: Tensor | Sequence[float],
-        shrink: Tensor | Sequence[float],
-        proceed: Tensor | None = None,
-    ) -> None:
-        values, steps = [task.p for task in tasks], [task.step for task in tasks]
-        self.plan_normalized(tasks).move(values, steps, coefficient, shrink, proceed)
 
     def plan_normalized(self, tasks: Sequence[Normalized]) -> GpuNormalizedPlan:
         guard.check_normalized(tasks, self.dtypes, tasks[0].p.device)
