@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from contract_table import Entry, give_gradients, holds, loss_at, make, parameters, same, same_state, train
+from contract_table import TABLE, Entry, give_gradients, holds, loss_at, make, parameters, same, same_state, train
 from torch import Tensor, nn
 
 from pylo_zoo.errors import ZooError
@@ -49,6 +49,26 @@ def test_a_step_without_gradients_changes_nothing(entry: Entry, how: str, nonfin
     assert same(params, alone)
     assert not same(params, parameters())
     assert optimizer.skipped_steps == 0
+
+
+@pytest.mark.parametrize("entry", [TABLE["VeLO"], TABLE["Celo"], TABLE["CeloAdam"]])
+def test_a_closure_may_set_the_loss(entry: Entry) -> None:
+    """Lightning's hooks run inside the closure, so a loss that they set belongs to this step, not to the next."""
+    optimizers = []
+    for step in range(2):
+        params = parameters()
+        optimizer = make(entry, params)
+        give_gradients(params, 0)
+        if step == 0:
+            optimizer.step(loss=loss_at(0))
+        else:
+            optimizer.step(lambda optimizer=optimizer: [optimizer.set_loss(loss_at(0)), loss_at(1)][1])
+            with pytest.raises(ZooError, match="this step has none"):
+                optimizer.step()
+        optimizers.append(optimizer)
+    first, second = (each.param_groups[0]["loss_average"] for each in optimizers)
+    assert torch.equal(first, second)
+    assert not torch.equal(loss_at(0), loss_at(1))
 
 
 @holds("skipped")

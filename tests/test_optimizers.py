@@ -26,6 +26,15 @@ def test_weights_of_another_family_are_refused() -> None:
         VeLO(parameters(), num_steps=5, weights=artifact("celo2"))
 
 
+def test_a_registry_entry_of_another_family_is_refused_before_it_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(*_: Any) -> None:
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr("pylo_zoo.optim.base.load", fetch)
+    with pytest.raises(ZooError, match="VeLO cannot run 'celo2': it is a celo2 checkpoint"):
+        VeLO(parameters(), num_steps=5, weights="celo2")
+
+
 @pytest.mark.parametrize("weights", [None, 3, ["velo-sample"], "", " "])
 def test_invalid_weights_are_refused(weights: Any) -> None:
     with pytest.raises(ZooError, match=r"^weights is "):

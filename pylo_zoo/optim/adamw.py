@@ -94,9 +94,10 @@ class AdamBatches:
                 _step(batch, [options(group) for group in batch.groups], rates, shrink, self._condition)
 
     def _update_eager(self, k: int, update: Callable[[int], None]) -> None:
-        saved = self._condition.save_written(self.items[k])
+        item = self.items[k]
+        saved = self._condition.save_written([item.parameter], [item.state])
         update(k)
-        self.items[k].write_back()
+        item.write_back()
         self._condition.restore(saved)
 
 

@@ -210,7 +210,7 @@ class LearnedOptimizer(ZooOptimizer):
 
     def _update_each(self, items: Iterable[ParamStep], contexts: Iterable[Any], step: Tensor) -> None:
         for item, context in zip(items, contexts, strict=True):
-            saved = self._condition.save_written(item)
+            saved = self._condition.save_written([item.parameter], [item.state])
             self.update(item, step, context)
             item.write_back()
             self._condition.restore(saved)

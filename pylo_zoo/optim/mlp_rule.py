@@ -135,7 +135,7 @@ class MLPRuleOptimizer(LearnedOptimizer):
             self._move(batch, prepared)
             if type(self).after_update is not MLPRuleOptimizer.after_update:
                 for item in batch.items:
-                    saved = self._condition.save_written(item)
+                    saved = self._condition.save_written([item.parameter], [item.state])
                     self.after_update(item)
                     self._condition.restore(saved)
             batch.finish()

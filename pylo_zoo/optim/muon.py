@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from itertools import chain
 from typing import Any
 
 import torch
@@ -21,9 +20,9 @@ from pylo_zoo.ops.precision import NsDtype
 from pylo_zoo.optim.adamw import AdamW
 from pylo_zoo.optim.checks import check_betas, check_flag, check_number, require
 from pylo_zoo.optim.contract import Group, Loss, ParamGrad, ZooOptimizer
-from pylo_zoo.optim.muon_plan import MuonPlan, write_back
+from pylo_zoo.optim.muon_plan import MuonPlan, updated_tensors, write_back
 from pylo_zoo.optim.options import SharedOptions, Unpack
-from pylo_zoo.optim.precision import master_copy, state_dtype, wide_value
+from pylo_zoo.optim.precision import master_copy, state_dtype
 from pylo_zoo.optim.route_table import Routes, routes_of
 from pylo_zoo.optim.step_plan import share_memory
 
@@ -195,9 +194,10 @@ class Muon(ZooOptimizer):
 
     def _step_matrices(self, grads: Sequence[ParamGrad], group: Group) -> None:
         params, gradients = [p for p, _, _ in grads], [g for _, g, _ in grads]
-        saved = self._condition.save(chain(*map(self._written, params))) if self._condition.is_active else []
-        values = [_updated_tensor(p, self.state[p]) for p in params]
-        buffers = [self.state[p]["momentum_buffer"] for p in params]
+        states = [self.state[p] for p in params]
+        saved = self._condition.save_written(params, states)
+        values = updated_tensors(params, states)
+        buffers = [state["momentum_buffer"] for state in states]
         rates = {name: group[name] for name in ("lr", "weight_decay", "momentum", "nesterov")}
         choices = {"backend": self.backend, "products_for": products_for}
         muon(values, gradients, buffers, **rates, **_recipe(group), **choices)
@@ -206,15 +206,11 @@ class Muon(ZooOptimizer):
 
     def _step_fallback(self, param_grad: ParamGrad) -> None:
         p, g, group = param_grad
-        saved = self._condition.save(self._written(p))
-        value = _updated_tensor(p, self.state[p])
-        _adamw(value, g, self.state[p], group)
-        write_back([p], [value])
+        saved = self._condition.save_written([p], [self.state[p]])
+        values = updated_tensors([p], [self.state[p]])
+        _adamw(values[0], g, self.state[p], group)
+        write_back([p], values)
         self._condition.restore(saved)
-
-    def _written(self, p: Tensor) -> list[Tensor]:
-        """The tensors that an update writes."""
-        return [p, *filter(torch.is_tensor, self.state[p].values())]
 
     def _check_route(self, p: Tensor, group: Group) -> None:
         takes_muon, reason = _route(p, group)
@@ -319,11 +315,6 @@ def _use_muon(group: Group) -> bool:
         "Remove one of them.",
     )
     return use_muon
-
-
-def _updated_tensor(p: Tensor, state: dict[str, Tensor]) -> Tensor:
-    """The tensor that a step updates: the parameter or its master copy."""
-    return wide_value(p, state) if "master" in state else p
 
 
 def _recipe(group: Group) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Matrices:
         rates = group["lr"], group["weight_decay"], group["momentum"], group["nesterov"]
         for part in self._parts:
             params, g, buffers = ([tensors[k] for k in part] for tensors in (self._params, gradients, self._buffers))
-            saved = save(self._condition, params, [self._states[k] for k in part])
+            saved = self._condition.save_written(params, [self._states[k] for k in part])
             values = updated_tensors(params, [self._states[k] for k in part]) if self._copied else params
             muon_together(values, g, buffers, self._recipe[1], *rates, products_for)
             if self._copied:
@@ -101,7 +101,7 @@ class Fallback:
     def _step_some(self, part: Sequence[int], gradients: Sequence[Tensor]) -> None:
         states = [self._states[k] for k in part]
         params = [self._params[k] for k in part]
-        saved = save(self._condition, params, states)
+        saved = self._condition.save_written(params, states)
         values = updated_tensors(params, states)
         self._step_others(values, [gradients[k] for k in part], states, self._group)
         write_back(params, values)
@@ -157,13 +157,6 @@ def updated_tensors(params: Sequence[Tensor], states: States) -> list[Tensor]:
     return [wide_value(p, state) if "master" in state else p for p, state in zip(params, states, strict=True)]
 
 
-def save(condition: StepCondition, params: Sequence[Tensor], states: States) -> list[tuple[Tensor, Tensor]]:
-    """Copies of what an update of these parameters writes, if the step has a condition."""
-    if not condition.is_active:
-        return []
-    return condition.save([*params, *(each for state in states for each in state.values() if isinstance(each, Tensor))])
-
-
 def write_back(params: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Copy values that are not the parameters themselves to the parameters."""
     for p, value in zip(params, values, strict=True):
@@ -177,4 +170,4 @@ def _adam_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**moments, **{name: state[name] for name in ("step", "master") if name in state}}
 
 
-__all__ = ["MuonPlan", "write_back"]
+__all__ = ["MuonPlan", "updated_tensors", "write_back"]

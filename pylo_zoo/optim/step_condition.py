@@ -6,9 +6,9 @@ On an accelerator, ``nonfinite="skip"`` does not wait: the step runs under a :cl
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +17,6 @@ from pylo_zoo.errors import ZooError, quoted
 from pylo_zoo.ops.apply import foreach
 from pylo_zoo.optim.checks import all_finite, as_float, describe_parameter
 from pylo_zoo.optim.param_grad import ParamGrad
-
-if TYPE_CHECKING:
-    from pylo_zoo.optim.step_plan import ParamStep
 
 
 def is_known_on_host(gradients: Iterable[Tensor]) -> bool:
@@ -127,9 +124,14 @@ class StepCondition:
         """The tensors, each with a copy; none without a condition."""
         return [(tensor, tensor.clone()) for tensor in tensors] if self.is_active else []
 
-    def save_written(self, item: ParamStep) -> list[tuple[Tensor, Tensor]]:
-        """:meth:`save` of the parameter and all tensors of its state."""
-        return self.save([item.parameter, *filter(torch.is_tensor, item.state.values())]) if self.is_active else []
+    def save_written(
+        self, parameters: Sequence[Tensor], states: Iterable[Mapping[str, Any]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """:meth:`save` of parameters and all tensors of their states."""
+        if not self.is_active:
+            return []
+        entries = (value for state in states for value in state.values() if isinstance(value, Tensor))
+        return self.save([*parameters, *entries])
 
     def restore(self, saved: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Restore the tensors of :meth:`save` if the step is not applied."""
