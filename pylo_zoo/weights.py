@@ -131,6 +131,14 @@ def pull(
     return LocalArtifact(loaded, directory, pulled.commit, pulled.newer, hashes, pulled.fetched)
 
 
+def known_family(weights: str | Path | Artifact) -> str | None:
+    """The family that a registry entry states for ``weights``, before anything is fetched; None for other weights."""
+    if not isinstance(weights, str) or Path(weights).is_dir():
+        return None
+    entry = registry.load_registry().get(weights)
+    return None if entry is None else entry.family
+
+
 def _find(
     weights: str | Path, proven: bool, access: Access, *, check_for_updates: bool
 ) -> tuple[Artifact, hub.Pulled | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +18,10 @@ from rounding import gamma
 from torch import nn
 
 from pylo_zoo import converters, usage
+from pylo_zoo.artifact import write
 from pylo_zoo.errors import ZooError
 from pylo_zoo.optim import CELO2, VeLO
+from pylo_zoo.weights import load
 
 
 def test_weights_of_another_family_are_refused() -> None:
@@ -33,6 +36,12 @@ def test_a_registry_entry_of_another_family_is_refused_before_it_is_fetched(monk
     monkeypatch.setattr("pylo_zoo.optim.base.load", fetch)
     with pytest.raises(ZooError, match="VeLO cannot run 'celo2': it is a celo2 checkpoint"):
         VeLO(parameters(), num_steps=5, weights="celo2")
+
+
+def test_a_directory_with_the_name_of_an_entry_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(load("velo-sample"), tmp_path / "celo2")
+    assert VeLO(parameters(), num_steps=5, weights="celo2").artifact.family == "velo"
 
 
 @pytest.mark.parametrize("weights", [None, 3, ["velo-sample"], "", " "])

@@ -28,8 +28,7 @@ from pylo_zoo.optim.saved_state import OWN_STATE, parameter_entries
 from pylo_zoo.optim.state_checks import Snapshot, check_run_state
 from pylo_zoo.optim.step_condition import new_counter
 from pylo_zoo.optim.step_plan import MetaNetwork, ParamStep, StepPlan, share_memory
-from pylo_zoo.registry import load_registry
-from pylo_zoo.weights import load
+from pylo_zoo.weights import known_family, load
 
 T = TypeVar("T")
 
@@ -68,8 +67,8 @@ class LearnedOptimizer(ZooOptimizer):
         **options: Unpack[SharedOptions],
     ) -> None:
         check_options(type(self), options)  # before weights are downloaded
-        if isinstance(weights, str) and (entry := load_registry().get(weights)) is not None:
-            self._check_family(weights, entry.family)
+        if (family := known_family(weights)) is not None:
+            self._check_family(str(weights), family)
         self.artifact = load(weights)
         self._check_family(self.artifact.name, self.artifact.family)
         self.clip_norm = check_max_norm("clip_norm", clip_norm)
