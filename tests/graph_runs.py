@@ -238,6 +238,25 @@ def own_changing_kinds(name: str) -> None:
     same(*runs)
 
 
+def own_changing_alignment(name: str) -> None:
+    """Gradients at other multiples of an address need other tables, which a graph does not contain."""
+    runs = []
+    for graphs in ("off", "auto"):
+        double.captured.clear()
+        run = Run(name, graphs=graphs)
+        for step in range(8):
+            run.gradients()
+            g = run.params[0].grad
+            if step == 5:
+                run.params[0].grad = on_device(torch.cat([torch.zeros(1), unwrap(g).flatten()])[1:].view(g.shape))
+            run.gradients = lambda: None
+            run.step()
+            del run.gradients
+        runs.append(run)
+    assert sum(graph.replays for graph in double.captured) >= 3
+    same(*runs)
+
+
 def own_budget(name: str) -> None:
     """A run that changes all the time stops capturing."""
     double.captured.clear()
@@ -305,6 +324,24 @@ def user_capture(name: str, **arguments: Any) -> None:
             run.step()
             expected.step()
             gc.collect()
+        given.fill()
+        graph.replay()
+        other.fill()
+        with on_pretend():
+            other.training_step()
+    same(run, expected)
+
+
+def user_other_steps(name: str) -> None:
+    """Steps of other parameters outside the caller's graph leave its tables and the state's memory in place."""
+    run, expected = (Run(name, shapes=((4, 3), (5,), (3,))).step(1) for _ in range(2))
+    given, graph = user_graph(run)
+    other = Given(expected)
+    for without in ({1}, set()):
+        for each in (run, expected):
+            each.without = without
+            each.step()
+        gc.collect()
         given.fill()
         graph.replay()
         other.fill()
@@ -475,6 +512,8 @@ CASES: dict[str, Callable[[], None]] = {
     **EVERY,
     **{f"own graph of CeloAdam, {case.__name__}": partial(case, "CeloAdam") for case in (own_copies, own_failure)},
     "own graph of CELO2, strided gradients": partial(own_changing_kinds, "CELO2"),
+    "own graph of CELO2, unaligned gradients": partial(own_changing_alignment, "CELO2"),
+    **{f"the caller's graph, other steps, {name}": partial(user_other_steps, name) for name in ("Celo", "CELO2")},
     "own graph in the caller's": partial(own_in_other_capture, "ELO"),
     **{f"the caller's graph, lr, {name}": partial(user_lr, name) for name in ("CeloAdam", "Muon")},
     **{f"the caller's graph, errors, {name}": partial(user_errors, name) for name in ("CeloAdam", "Muon")},

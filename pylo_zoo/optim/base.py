@@ -265,7 +265,8 @@ class LearnedOptimizer(ZooOptimizer):
         """A plan for the parameters of a step, whose state is complete."""
         self._uses_kernels = any(self.kernels_of(each.parameter) is not None for each in grads)
         items = [self._param_step(each) for each in grads]
-        self._share_state(items)
+        if not self._captured_plans:  # a graph of the caller contains the addresses of the state
+            self._share_state(items)
         plan = StepPlan(self._checks.check(self, grads), items)
         self._end(items)
         return plan
