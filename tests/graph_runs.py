@@ -334,7 +334,7 @@ def user_capture(name: str, **arguments: Any) -> None:
 
 def user_other_steps(name: str) -> None:
     """Steps of other parameters outside the caller's graph leave its tables and the state's memory in place."""
-    run, expected = (Run(name, shapes=((4, 3), (5,), (3,))).step(1) for _ in range(2))
+    run, expected = (Run(name, shapes=((4, 3), (5,), (3,), (2,))).step(1) for _ in range(2))
     given, graph = user_graph(run)
     other = Given(expected)
     for without in ({1}, set()):
@@ -418,13 +418,12 @@ def user_errors(name: str) -> None:
     run = Run(name)
     _refused(run, "first step", Given(run).training_step)
     run.step(2)
-    if name in LEARNED:
-        run.params.append(run.parameter((3, 5)))
-        run.optimizer.add_param_group({"params": [run.params[-1]]})
-        run.step(1)
-        load(run)
-        _refused(run, "differs from the last one", Given(run).training_step)
-        run.step(2)
+    run.params.append(run.parameter((3, 5)))
+    run.optimizer.add_param_group({"params": [run.params[-1]]})
+    run.step(1)
+    load(run)
+    _refused(run, "differs from the last one", Given(run).training_step)
+    run.step(2)
     if name in CONTROLLED:
         given = Given(run)
         given.loss = 1.0
@@ -513,7 +512,10 @@ CASES: dict[str, Callable[[], None]] = {
     **{f"own graph of CeloAdam, {case.__name__}": partial(case, "CeloAdam") for case in (own_copies, own_failure)},
     "own graph of CELO2, strided gradients": partial(own_changing_kinds, "CELO2"),
     "own graph of CELO2, unaligned gradients": partial(own_changing_alignment, "CELO2"),
-    **{f"the caller's graph, other steps, {name}": partial(user_other_steps, name) for name in ("Celo", "CELO2")},
+    **{
+        f"the caller's graph, other steps, {name}": partial(user_other_steps, name)
+        for name in ("Celo", "CELO2", "Muon")
+    },
     "own graph in the caller's": partial(own_in_other_capture, "ELO"),
     **{f"the caller's graph, lr, {name}": partial(user_lr, name) for name in ("CeloAdam", "Muon")},
     **{f"the caller's graph, errors, {name}": partial(user_errors, name) for name in ("CeloAdam", "Muon")},

@@ -76,7 +76,6 @@ class LearnedOptimizer(ZooOptimizer):
         self._meta_networks: dict[tuple[torch.device, torch.dtype], MetaNetwork] = {}
         self._axes: dict[tuple[torch.Size, str], Axes] = {}
         self._plan: StepPlan | None = None
-        self._captured_plans: list[StepPlan] = []
         self._graph_budget = GraphBudget()
         self._uses_kernels = False
         self._run_keys: tuple[str, ...] = ()
@@ -252,14 +251,7 @@ class LearnedOptimizer(ZooOptimizer):
 
     def _check_capture(self, grads: Sequence[ParamGrad], loss: Any) -> None:
         super()._check_capture(grads, loss)
-        require(
-            self._plan is not None and self._check(grads) is self._plan.snapshot,
-            "This capture contains a step that differs from the last one: its kernels are not ready.",
-            "Run a step outside the capture, with the same parameters and kinds of gradients, then capture again.",
-        )
-        assert self._plan is not None
-        if self._plan not in self._captured_plans:  # its tables must live as long as the graph, which is the caller's
-            self._captured_plans.append(self._plan)
+        self._keep_captured(self._plan, grads)
 
     def _new_plan(self, grads: Sequence[ParamGrad]) -> StepPlan:
         """A plan for the parameters of a step, whose state is complete."""
@@ -348,7 +340,6 @@ class LearnedOptimizer(ZooOptimizer):
         super().__setstate__(state)
         self._meta_networks, self._axes, self._run_keys, self._run_states = {}, {}, (), {}
         self._plan, self._uses_kernels = None, False
-        self.__dict__.setdefault("_captured_plans", [])  # torch calls this in load_state_dict, and graphs stay
         self.__dict__.setdefault("_graph_budget", GraphBudget())
 
     def expected_state(self, p: Tensor, group: Group) -> dict[str, Tensor]:

@@ -81,6 +81,7 @@ class ZooOptimizer(HasSharedOptions, LoadsState):
         self._warned: set[str] = set()
         self._state_names: set[str] = set()  # keys of this optimizer's own entries, collected from expected_state
         self._checks = StateChecks()
+        self._captured_plans: list[Any] = []  # while there are any, state stays where it is in memory
         if is_built_by_zero():  # it adds the optimizer's arguments to the groups
             kept = {"params", "param_names", *defaults} - {"weights"}
             params = [{name: value for name, value in group.items() if name in kept} for group in params]
@@ -181,6 +182,20 @@ class ZooOptimizer(HasSharedOptions, LoadsState):
         """Raise if a graph that the caller captures cannot contain this step."""
         reads_values, read_loss = self.nonfinite == "raise", loss if self.needs_loss else None
         check_capture(reads_values, read_loss, all(map(self._has_state, grads)))
+
+    def _keep_captured(self, plan: Any, grads: Sequence[ParamGrad]) -> None:
+        """Keep the plan of a captured step: its tables must live as long as the graph, which is the caller's.
+
+        Raises:
+            ZooError: the plan is not the one of this step.
+        """
+        require(
+            plan is not None and self._check(grads) is plan.snapshot,
+            "This capture contains a step that differs from the last one: its kernels are not ready.",
+            "Run a step outside the capture, with the same parameters and kinds of gradients, then capture again.",
+        )
+        if plan not in self._captured_plans:
+            self._captured_plans.append(plan)
 
     def _is_finite(self, grads: Sequence[ParamGrad], loss: Loss | None) -> bool:
         """Whether the loss and all gradients are finite; if not, count a skipped step or raise (``nonfinite``).
@@ -328,6 +343,7 @@ class ZooOptimizer(HasSharedOptions, LoadsState):
         self._pending_loss = []
         self._checks = StateChecks()
         self._state_names = set()
+        self.__dict__.setdefault("_captured_plans", [])  # torch calls this in load_state_dict, and graphs stay
         self.__dict__.setdefault("_warned", set())
         for name in PER_OPTIMIZER:  # pickles of older versions lack newer options
             self.__dict__.setdefault(name, DEFAULTS.get(name))

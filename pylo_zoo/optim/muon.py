@@ -173,10 +173,15 @@ class Muon(ZooOptimizer):
             return
         if self._plan is None or snapshot is None or snapshot is not self._plan.snapshot:
             counted = [state for p, _, _ in grads if "step" in (state := self.state[p])]
-            if counted:
+            if counted and not self._captured_plans:
                 share_memory(counted, "step")
             self._plan = MuonPlan(self._checks.check(self, grads), self, grads, _adamw_together)
         self._plan.step(grads, _recipe, _fallback_options)
+
+    def _check_capture(self, grads: Sequence[ParamGrad], loss: Any) -> None:
+        super()._check_capture(grads, loss)
+        if self.backend != "eager":
+            self._keep_captured(self._plan, grads)
 
     def _step_eager(self, grads: Sequence[ParamGrad]) -> None:
         """Without a plan: ``backend="eager"``, and compiled graphs, which see one call per group."""
