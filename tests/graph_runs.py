@@ -246,9 +246,9 @@ def own_changing_alignment(name: str) -> None:
         run = Run(name, graphs=graphs)
         for step in range(8):
             run.gradients()
-            g = run.params[0].grad
+            p = run.params[0]
             if step == 5:
-                run.params[0].grad = on_device(torch.cat([torch.zeros(1), unwrap(g).flatten()])[1:].view(g.shape))
+                run.params[0].grad = on_device(torch.cat([torch.zeros(1), unwrap(p.grad).flatten()])[1:].view(p.shape))
             run.gradients = lambda: None
             run.step()
             del run.gradients
